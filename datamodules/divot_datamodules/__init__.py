@@ -1,0 +1,1 @@
+"""Data modules: the toy world, video-text shards, instruction data and cached features."""

@@ -1,0 +1,1 @@
+"""The `divot` command line, one file per subcommand."""

@@ -1,0 +1,1 @@
+"""Metrics of reconstruction, understanding and generation."""

@@ -1,0 +1,1 @@
+"""Inference from finished runs: reconstruct, ask, generate."""

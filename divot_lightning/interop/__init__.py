@@ -1,0 +1,1 @@
+"""Released Divot checkpoints: key names and conversions."""

@@ -1,0 +1,1 @@
+"""Pure torch models: nothing in here knows Lightning."""

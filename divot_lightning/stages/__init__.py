@@ -1,0 +1,1 @@
+"""Training stages, one LightningModule each, named as in the paper."""

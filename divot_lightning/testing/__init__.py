@@ -1,0 +1,1 @@
+"""Public helpers for the tests of third parties."""
