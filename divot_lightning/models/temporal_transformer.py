@@ -1,0 +1,58 @@
+"""The tokenizer's first stage behind the ViT: each patch position attends over its frames.
+
+Letters: B batch, F frames, P patch positions per frame, C channels.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from divot_lightning.models.transformer_block import BLOCK_NORM_EPS, TransformerBlock, quick_gelu
+
+OutputInit = Literal["zero", "random"]
+
+
+class TemporalTransformer(nn.Module):
+    """Mixes information over time, separately for each patch position (Divot appendix A.1, arXiv:2412.04432).
+
+    There is no residual connection around the whole stage: what the next stage sees is this stage's output projection.
+
+    Args:
+        input_dim: Channels of the ViT's patch features.
+        num_frames: Frames per clip; each has a learned position.
+        width: Channels inside.
+        layers: Number of blocks.
+        heads: Attention heads per block; divides ``width``.
+        output_dim: Channels of the output.
+        output_init: Initial weights of the output projection, see ``TokenizerConfig.temporal_output_init``.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        *,
+        num_frames: int,
+        width: int,
+        layers: int,
+        heads: int,
+        output_dim: int,
+        output_init: OutputInit = "zero",
+    ) -> None:
+        super().__init__()
+        self.input_projection = nn.Linear(input_dim, width)
+        self.frame_positions = nn.Parameter(torch.randn(num_frames, width) * width**-0.5)
+        self.blocks = nn.Sequential(*[TransformerBlock(width, heads, quick_gelu) for _ in range(layers)])
+        self.output_norm = nn.LayerNorm(width, eps=BLOCK_NORM_EPS)
+        self.output_projection = nn.Linear(width, output_dim)
+        if output_init == "zero":
+            nn.init.zeros_(self.output_projection.weight)
+            nn.init.zeros_(self.output_projection.bias)
+
+    def forward(self, patches_BFPC: Tensor) -> Tensor:
+        """Maps patch features (B, F, P, input_dim) to (B, F, P, output_dim), both float."""
+        batch, frames, positions, _ = patches_BFPC.shape
+        x_BPFC = self.input_projection(patches_BFPC).transpose(1, 2) + self.frame_positions
+        x = self.blocks(x_BPFC.reshape(batch * positions, frames, -1))
+        y_BPFC = self.output_projection(self.output_norm(x)).unflatten(0, (batch, positions))
+        return y_BPFC.transpose(1, 2)

@@ -1,0 +1,174 @@
+"""The tokenizer's image encoder: any CLIP vision model of transformers, seen as a grid of patch features.
+
+Letters: B batch, F frames, N images, P patches per image, C channels, H W pixels.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from divot_lightning.errors import UserError
+from divot_lightning.models.transformer_block import check_heads
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of the RGB channels in [0, 1] that CLIP models expect to be subtracted."""
+
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of the RGB channels in [0, 1] that CLIP models expect to be divided out."""
+
+
+@dataclass(kw_only=True)
+class VisionConfig:
+    """Which ViT encodes the frames. The defaults are the sizes of OpenCLIP ViT-H/14, the paper's choice.
+
+    Attributes:
+        pretrained: Folder of a transformers CLIP model whose vision part is loaded; its sizes replace the fields below.
+            None builds a ViT with random weights from the fields below.
+        frozen: Whether the ViT keeps its weights and stays in eval mode, as in the paper.
+        image_size: Height and width, in pixels, that frames are resized to.
+        patch_size: Height and width of a patch, in pixels; divides ``image_size``.
+        width: Channels of a patch feature.
+        layers: Number of transformer layers.
+        heads: Attention heads per layer; divides ``width``.
+        mlp_width: Hidden channels of the layers' MLPs; 0 means four times ``width``.
+        activation: Activation of the MLPs, by its transformers name.
+        layer_norm_eps: Epsilon of the LayerNorms.
+    """
+
+    pretrained: str | None = None
+    frozen: bool = True
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1280
+    layers: int = 32
+    heads: int = 16
+    mlp_width: int = 0
+    activation: str = "gelu"
+    layer_norm_eps: float = 1e-5
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of an image."""
+        return self.image_size // self.patch_size
+
+
+def check_vision_config(config: VisionConfig) -> None:
+    """Raises UserError if the sizes do not fit together."""
+    if config.patch_size < 1 or config.image_size < 1 or config.image_size % config.patch_size:
+        raise UserError(
+            f"ViT: image_size {config.image_size} does not divide into patches of patch_size {config.patch_size}; "
+            "choose an image_size that is a multiple of patch_size"
+        )
+    if config.layers < 1:
+        raise UserError(f"ViT: layers is {config.layers}; it must be at least 1")
+    check_heads("ViT", config.width, config.heads)
+
+
+def clip_pixels(images_N3HW: Tensor, image_size: int) -> Tensor:
+    """Turns images into what CLIP models expect: resized to a square and normalised per channel.
+
+    Args:
+        images_N3HW: Float in [-1, 1], any height and width.
+        image_size: Target height and width in pixels; images that have it already are not resampled.
+
+    Returns:
+        Float (N, 3, image_size, image_size), about zero mean and unit variance on natural images.
+    """
+    if images_N3HW.shape[-2:] != (image_size, image_size):
+        size = (image_size, image_size)
+        images_N3HW = functional.interpolate(images_N3HW, size, mode="bicubic", align_corners=False, antialias=True)
+    mean = images_N3HW.new_tensor(CLIP_MEAN)[:, None, None]
+    std = images_N3HW.new_tensor(CLIP_STD)[:, None, None]
+    return ((images_N3HW + 1.0) / 2.0 - mean) / std
+
+
+def _load_vision_model(folder: str) -> CLIPVisionModel:
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(
+            f"vision.pretrained: {folder!r} holds no config.json; give a local folder of a transformers CLIP model, "
+            "or null to build the ViT from sizes"
+        )
+    model = CLIPVisionModel.from_pretrained(folder)
+    assert isinstance(model, CLIPVisionModel)
+    return model
+
+
+def _build_vision_model(config: VisionConfig) -> CLIPVisionModel:
+    return CLIPVisionModel(
+        CLIPVisionConfig(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.mlp_width or 4 * config.width,
+            hidden_act=config.activation,
+            layer_norm_eps=config.layer_norm_eps,
+        )
+    )
+
+
+def _sizes_of(model: CLIPVisionModel, config: VisionConfig) -> VisionConfig:
+    sizes = model.config
+    return replace(
+        config,
+        pretrained=None,
+        image_size=sizes.image_size,
+        patch_size=sizes.patch_size,
+        width=sizes.hidden_size,
+        layers=sizes.num_hidden_layers,
+        heads=sizes.num_attention_heads,
+        mlp_width=sizes.intermediate_size,
+        activation=sizes.hidden_act,
+        layer_norm_eps=sizes.layer_norm_eps,
+    )
+
+
+def _drop_final_norm(model: CLIPVisionModel) -> None:
+    """Removes the LayerNorm that only the pooled output uses, so that no trainable weight is left without a gradient."""
+    for module in model.modules():
+        if hasattr(module, "post_layernorm"):
+            module.post_layernorm = nn.Identity()
+
+
+class VisionBackbone(nn.Module):
+    """Encodes each frame by itself into patch features.
+
+    The features are the last layer's raw output without the class token: the model's final LayerNorm belongs to its
+    pooled output and is left out, so every remaining weight is used.
+
+    Args:
+        config: Which ViT, and whether it is trained.
+
+    Attributes:
+        config: The sizes in use, with ``pretrained`` None: together with the weights it rebuilds the module without
+            the folder that the weights came from.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        if config.pretrained is None:
+            check_vision_config(config)
+            self.model = _build_vision_model(config)
+        else:
+            self.model = _load_vision_model(config.pretrained)
+        self.config = _sizes_of(self.model, config)
+        _drop_final_norm(self.model)
+        if config.frozen:
+            self.requires_grad_(False)
+        self.train(True)
+
+    def train(self, mode: bool = True) -> "VisionBackbone":
+        """Sets the training mode; a frozen ViT stays in eval mode whatever is asked."""
+        return super().train(mode and not self.config.frozen)
+
+    def forward(self, frames_BF3HW: Tensor) -> Tensor:
+        """Maps frames, float in [-1, 1], to patch features (B, F, P, C), float, unnormalised."""
+        pixels = clip_pixels(frames_BF3HW.flatten(0, 1), self.config.image_size)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
+            hidden = self.model(pixel_values=pixels).last_hidden_state
+        return hidden[:, 1:].unflatten(0, frames_BF3HW.shape[:2])
