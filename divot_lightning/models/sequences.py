@@ -2,17 +2,40 @@
 
 A sample of any task (caption, generation, question and answer, story) is a list of segments: text, clips that the
 model reads, clips that the model generates. The segments alone say what is learned, so no task is a special case.
+
+Layout (released Divot code, ``<frame_00000>...`` there are our query slots)::
+
+    <bos> text <vid> (<frame> Q slots </frame>) x N </vid> text <eos>
+
+Letters: B samples, L sequence length, Q slots per clip, M clips of the batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from divot_lightning.errors import UserError
 
 Role: TypeAlias = Literal["read", "generate"]
 Kind: TypeAlias = Literal["video", "image"]
+Mechanism: TypeAlias = Literal["query_bidirectional", "query_causal", "autoregressive"]
+Encode: TypeAlias = Callable[[str], list[int]]
+
+TAIL_LENGTH = 2
+"""Tokens behind the last slot of a clip: ``</frame> </vid>``."""
+
+IGNORED = -100
+"""Label of a position that is no target of the next-word loss (the value that PyTorch's cross entropy skips)."""
+
+SPECIAL_TOKEN_NAMES = ("<vid>", "</vid>", "<img>", "</img>", "<frame>", "</frame>")
+"""Names of the tokens that mark clips, as in the released tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +79,274 @@ class Clips:
 
 
 Segment: TypeAlias = Text | Clips
+
+
+class Position(IntEnum):
+    """What a position of a sequence is.
+
+    READ takes a projected feature as input. QUERY takes a learnable query, and the hidden state there predicts a
+    feature. FORCED (autoregressive only) takes a projected feature, which the hidden state one position earlier
+    predicts.
+    """
+
+    PAD = 0
+    TEXT = 1
+    SPECIAL = 2
+    READ = 3
+    QUERY = 4
+    FORCED = 5
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the special tokens.
+
+    Attributes:
+        opening: Id of ``<vid>`` and of ``<img>``, by kind.
+        closing: Id of ``</vid>`` and of ``</img>``, by kind.
+        frame_begin: Id of ``<frame>``; also the placeholder id of all slots, whose embedding is replaced.
+        frame_end: Id of ``</frame>``.
+        end: Id that closes a sequence.
+        begin: Id that opens a sequence, None where the text tokenizer has none.
+    """
+
+    opening: dict[str, int]
+    closing: dict[str, int]
+    frame_begin: int
+    frame_end: int
+    end: int
+    begin: int | None = None
+
+    @classmethod
+    def from_tokenizer(cls, text_tokenizer: Any) -> SpecialTokens:
+        """Reads the ids from a transformers tokenizer that knows ``SPECIAL_TOKEN_NAMES``.
+
+        Args:
+            text_tokenizer: The tokenizer; it must have an end token.
+
+        Returns:
+            The ids.
+        """
+        if text_tokenizer.eos_token_id is None:
+            raise UserError("The text tokenizer has no end token (eos_token is None); set eos_token in its folder.")
+        ids = {name: text_tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKEN_NAMES}
+        return cls(
+            opening={"video": ids["<vid>"], "image": ids["<img>"]},
+            closing={"video": ids["</vid>"], "image": ids["</img>"]},
+            frame_begin=ids["<frame>"],
+            frame_end=ids["</frame>"],
+            end=text_tokenizer.eos_token_id,
+            begin=text_tokenizer.bos_token_id,
+        )
+
+    @property
+    def clip_markers(self) -> list[int]:
+        """The ids that mark clips; a text answer never contains them."""
+        return sorted({*self.opening.values(), *self.closing.values(), self.frame_begin, self.frame_end})
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """How clips are laid out.
+
+    Attributes:
+        num_queries: Q, slots per clip.
+        mechanism: How clips are generated: learnable queries that see each other ("query_bidirectional"), or only
+            the earlier ones ("query_causal"), or feature by feature ("autoregressive").
+        max_length: Longest sequence; None for no limit.
+    """
+
+    num_queries: int
+    mechanism: Mechanism = "query_bidirectional"
+    max_length: int | None = None
+
+
+@dataclass
+class TokenSequence:
+    """One token sequence; all lists have length L.
+
+    Attributes:
+        ids: Token ids (the placeholder ``<frame>`` in slots).
+        labels: The id itself where it is a target of the next-word loss, else -100. As in transformers the loss
+            compares label i with the prediction made at i - 1.
+        roles: ``Position`` values.
+        clips: In slots the index of the clip in the sample, else -1.
+        slots: In slots the index 0..Q-1 in the clip, else -1.
+        num_clips: Clips of the sample.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    roles: list[int] = field(default_factory=list)
+    clips: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    num_clips: int = 0
+
+    def add_tokens(self, ids: list[int], *, learn: bool, role: Position) -> None:
+        """Appends text or special tokens."""
+        self.ids += ids
+        self.labels += ids if learn else [IGNORED] * len(ids)
+        self.roles += [int(role)] * len(ids)
+        self.clips += [-1] * len(ids)
+        self.slots += [-1] * len(ids)
+
+    def add_slots(self, clip: int, num_queries: int, *, placeholder: int, role: Position) -> None:
+        """Appends the Q slots of a clip."""
+        self.ids += [placeholder] * num_queries
+        self.labels += [IGNORED] * num_queries
+        self.roles += [int(role)] * num_queries
+        self.clips += [clip] * num_queries
+        self.slots += range(num_queries)
+
+    def cut(self, length: int) -> None:
+        """Drops all positions from ``length`` on."""
+        for values in (self.ids, self.labels, self.roles, self.clips, self.slots):
+            del values[length:]
+
+
+def build_sequence(
+    segments: Iterable[Segment], encode: Encode, special: SpecialTokens, layout: SequenceLayout, *, prompt: bool = False
+) -> TokenSequence:
+    """Lays out one sample of any task.
+
+    The next-word loss is on texts with ``learn``, on the opening and closing tokens of clips with ``learn``, and always
+    on the end token: caption = clips, learned text; generation pretraining = text, clips (only the end is learned);
+    generation tuning = text, clips with learn. With query mechanisms a generated clip that something follows (text or
+    another clip) is read back: behind its query block ``<frame> Q queries </frame>`` stands a read block
+    ``<frame> Q slots </frame>`` of the same features, so that what follows sees what was generated and not only the
+    queries. The autoregressive mechanism needs no such block, since its slots hold the features.
+
+    Args:
+        segments: The sample.
+        encode: Text to ids, without special tokens.
+        special: Ids of the special tokens.
+        layout: Slots per clip, mechanism, greatest length. Samples that are too long lose the ends of their texts, the
+            last text first, and never a part of a clip. An end token behind a shortened text is left out, since the
+            text does not end there.
+        prompt: Build the beginning of a sequence, for inference: without end token, and where the last segment is to
+            be generated, up to the last query (autoregressive: up to the ``<frame>`` before its last clip).
+
+    Returns:
+        The sequence.
+    """
+    segments = list(segments)
+    texts = [encode(segment.text) if isinstance(segment, Text) else [] for segment in segments]
+    sequence = _lay_out(segments, texts, special, layout, end=not prompt)
+    if prompt and segments and isinstance(segments[-1], Clips) and segments[-1].role == "generate":
+        slots = layout.num_queries if layout.mechanism == "autoregressive" else 0
+        sequence.cut(len(sequence.ids) - slots - TAIL_LENGTH)
+    excess = len(sequence.ids) - (layout.max_length or len(sequence.ids))
+    if excess <= 0:
+        return sequence
+    if prompt or excess > sum(map(len, texts)):
+        raise UserError(_too_long(len(sequence.ids), sum(map(len, texts)), sequence.num_clips, layout))
+    end_is_cut = bool(texts[-1])
+    return _lay_out(segments, _shorten(texts, excess - end_is_cut), special, layout, end=not end_is_cut)
+
+
+def _lay_out(
+    segments: list[Segment], texts: list[list[int]], special: SpecialTokens, layout: SequenceLayout, *, end: bool
+) -> TokenSequence:
+    sequence = TokenSequence()
+    if special.begin is not None:
+        sequence.add_tokens([special.begin], learn=False, role=Position.SPECIAL)
+    for index, (segment, ids) in enumerate(zip(segments, texts, strict=True)):
+        if isinstance(segment, Text):
+            sequence.add_tokens(ids, learn=segment.learn, role=Position.TEXT)
+        else:
+            _add_clips(sequence, segment, special, layout, followed=index + 1 < len(segments))
+    if end:
+        sequence.add_tokens([special.end], learn=True, role=Position.SPECIAL)
+    return sequence
+
+
+def _add_clips(
+    sequence: TokenSequence, segment: Clips, special: SpecialTokens, layout: SequenceLayout, *, followed: bool
+) -> None:
+    sequence.add_tokens([special.opening[segment.kind]], learn=segment.learn, role=Position.SPECIAL)
+    for index in range(segment.count):
+        roles = [Position.READ]
+        if segment.role == "generate" and layout.mechanism == "autoregressive":
+            roles = [Position.FORCED]
+        elif segment.role == "generate":
+            read_back = followed or index + 1 < segment.count
+            roles = [Position.QUERY, Position.READ] if read_back else [Position.QUERY]
+        for role in roles:
+            sequence.add_tokens([special.frame_begin], learn=False, role=Position.SPECIAL)
+            sequence.add_slots(sequence.num_clips, layout.num_queries, placeholder=special.frame_begin, role=role)
+            sequence.add_tokens([special.frame_end], learn=False, role=Position.SPECIAL)
+        sequence.num_clips += 1
+    sequence.add_tokens([special.closing[segment.kind]], learn=segment.learn, role=Position.SPECIAL)
+
+
+def _shorten(texts: list[list[int]], excess: int) -> list[list[int]]:
+    """Drops ``excess`` ids from the ends of the texts, the last text first."""
+    shortened = []
+    for ids in reversed(texts):
+        dropped = min(excess, len(ids))
+        excess -= dropped
+        shortened.append(ids[: len(ids) - dropped])
+    return shortened[::-1]
+
+
+def _too_long(length: int, text_length: int, num_clips: int, layout: SequenceLayout) -> str:
+    return (
+        f"A sample has {length} tokens, {text_length} of them text, but max_length is {layout.max_length}.\n"
+        f"Its {num_clips} clips ({layout.num_queries} slots each) are never cut, and without text they do not fit.\n"
+        "Raise max_length or give the sample fewer clips."
+    )
+
+
+@dataclass
+class SequenceBatch:
+    """Sequences of a batch, padded on the right.
+
+    Attributes:
+        ids_BL: Token ids, int64; pads hold the pad id.
+        labels_BL: Targets of the next-word loss, int64, -100 elsewhere.
+        roles_BL: ``Position`` values, int64; PAD where padded.
+        clips_BL: In slots the row of the clip among the M clips of the batch, int64, -1 elsewhere.
+        slots_BL: In slots the index in the clip, int64, -1 elsewhere.
+        num_clips: M.
+    """
+
+    ids_BL: Tensor
+    labels_BL: Tensor
+    roles_BL: Tensor
+    clips_BL: Tensor
+    slots_BL: Tensor
+    num_clips: int
+
+    def to(self, device: torch.device | str) -> SequenceBatch:
+        """Copies the tensors to a device."""
+        tensors = (self.ids_BL, self.labels_BL, self.roles_BL, self.clips_BL, self.slots_BL)
+        return SequenceBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors), num_clips=self.num_clips)
+
+
+def collate_sequences(sequences: list[TokenSequence], pad_id: int) -> SequenceBatch:
+    """Pads sequences to the longest one, on the right, and numbers the clips across the batch.
+
+    Args:
+        sequences: B sequences.
+        pad_id: Id at padded positions; nothing depends on it.
+
+    Returns:
+        The batch, on the CPU; clips are numbered in order of appearance, as the features of a batch are.
+    """
+    first_clip, clips = 0, []
+    for sequence in sequences:
+        clips.append([clip + first_clip if clip >= 0 else -1 for clip in sequence.clips])
+        first_clip += sequence.num_clips
+    return SequenceBatch(
+        ids_BL=_pad([sequence.ids for sequence in sequences], pad_id),
+        labels_BL=_pad([sequence.labels for sequence in sequences], IGNORED),
+        roles_BL=_pad([sequence.roles for sequence in sequences], Position.PAD),
+        clips_BL=_pad(clips, -1),
+        slots_BL=_pad([sequence.slots for sequence in sequences], -1),
+        num_clips=first_clip,
+    )
+
+
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=int(value))
