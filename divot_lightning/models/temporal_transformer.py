@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from divot_lightning.models.transformer_block import BLOCK_NORM_EPS, TransformerBlock, quick_gelu
 
-OutputInit = Literal["zero", "random"]
+TemporalInit = Literal["zero", "random"]
 
 
 class TemporalTransformer(nn.Module):
@@ -25,7 +25,7 @@ class TemporalTransformer(nn.Module):
         layers: Number of blocks.
         heads: Attention heads per block; divides ``width``.
         output_dim: Channels of the output.
-        output_init: Initial weights of the output projection, see ``TokenizerConfig.temporal_output_init``.
+        init: How the weights start, see ``TokenizerConfig.temporal_init``.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class TemporalTransformer(nn.Module):
         layers: int,
         heads: int,
         output_dim: int,
-        output_init: OutputInit = "zero",
+        init: TemporalInit = "zero",
     ) -> None:
         super().__init__()
         self.input_projection = nn.Linear(input_dim, width)
@@ -45,9 +45,17 @@ class TemporalTransformer(nn.Module):
         self.blocks = nn.Sequential(*[TransformerBlock(width, heads, quick_gelu) for _ in range(layers)])
         self.output_norm = nn.LayerNorm(width, eps=BLOCK_NORM_EPS)
         self.output_projection = nn.Linear(width, output_dim)
-        if output_init == "zero":
-            nn.init.zeros_(self.output_projection.weight)
-            nn.init.zeros_(self.output_projection.bias)
+        if init == "zero":
+            self._start_from_zero()
+
+    def _start_from_zero(self) -> None:
+        nn.init.eye_(self.input_projection.weight)
+        nn.init.zeros_(self.input_projection.bias)
+        nn.init.zeros_(self.frame_positions)
+        branch_ends = [layer for block in self.blocks for layer in (block.attention.out, block.mlp_out)]
+        for layer in (*branch_ends, self.output_projection):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, patches_BFPC: Tensor) -> Tensor:
         """Maps patch features (B, F, P, input_dim) to (B, F, P, output_dim), both float."""

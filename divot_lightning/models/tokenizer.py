@@ -13,7 +13,7 @@ from torch.nn import functional
 from divot_lightning.errors import UserError
 from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.spatiotemporal_transformer import SpatiotemporalTransformer
-from divot_lightning.models.temporal_transformer import OutputInit, TemporalTransformer
+from divot_lightning.models.temporal_transformer import TemporalInit, TemporalTransformer
 from divot_lightning.models.transformer_block import BLOCK_NORM_EPS, check_heads
 from divot_lightning.models.vision_backbone import VisionBackbone, VisionConfig
 
@@ -30,10 +30,11 @@ class TokenizerConfig:
         temporal_width: Channels of the temporal transformer; a multiple of ``temporal_heads``.
         temporal_layers: Blocks of the temporal transformer.
         temporal_heads: Attention heads of the temporal transformer.
-        temporal_output_init: Initial weights of the temporal transformer's output projection. "zero" is the released
-            code's choice; the stage has no residual around it, so at first every clip has the same tokens and the
-            layers before the projection have no gradient. "random" (torch's default) starts with tokens that depend
-            on the clip.
+        temporal_init: How the temporal transformer starts. "zero" is the released code's choice: identity input
+            projection; positions, ends of the residual branches and output projection zero. The stage has no residual
+            around it, so all clips have the same tokens at first, and the LayerNorm behind it magnifies the first
+            step's gradient about a thousandfold: train with gradient clipping. "random" is torch's default, for
+            training from scratch: tokens depend on the clip from the start.
         pool_size: Height and width of the grid that each frame's patches are averaged to; at most the ViT's own grid,
             and equal to it for no pooling.
         spatiotemporal_width: Channels of the spatio-temporal transformer; a multiple of ``spatiotemporal_heads``.
@@ -54,7 +55,7 @@ class TokenizerConfig:
     temporal_width: int = 768
     temporal_layers: int = 6
     temporal_heads: int = 12
-    temporal_output_init: OutputInit = "zero"
+    temporal_init: TemporalInit = "zero"
     pool_size: int = 5
     spatiotemporal_width: int = 1024
     spatiotemporal_layers: int = 4
@@ -95,6 +96,8 @@ def check_tokenizer_config(config: TokenizerConfig) -> None:
         )
     check_heads("temporal transformer", config.temporal_width, config.temporal_heads)
     check_heads("spatio-temporal transformer", config.spatiotemporal_width, config.spatiotemporal_heads)
+    if config.temporal_init not in ("zero", "random"):
+        raise UserError(f"tokenizer: temporal_init {config.temporal_init!r} is unknown; choose 'zero' or 'random'")
     if config.token_source not in ("perceiver", "spatiotemporal"):
         raise UserError(
             f"tokenizer: token_source {config.token_source!r} is unknown; choose 'perceiver' or 'spatiotemporal'"
@@ -147,7 +150,7 @@ class VideoTokenizer(nn.Module):
             layers=config.temporal_layers,
             heads=config.temporal_heads,
             output_dim=width,
-            output_init=config.temporal_output_init,
+            init=config.temporal_init,
         )
         self.pooled_norm = nn.LayerNorm(width, eps=BLOCK_NORM_EPS)
         self.spatiotemporal = SpatiotemporalTransformer(

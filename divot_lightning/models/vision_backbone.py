@@ -5,6 +5,7 @@ Letters: B batch, F frames, N images, P patches per image, C channels, H W pixel
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,19 +69,60 @@ def check_vision_config(config: VisionConfig) -> None:
     check_heads("ViT", config.width, config.heads)
 
 
+def _blur_kernel(factor: float, width: int, like: Tensor) -> Tensor:
+    sigma = max((factor - 1.0) / 2.0, 1e-3)
+    offsets = torch.arange(width, dtype=like.dtype, device=like.device) - width // 2
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def _kernel_width(factor: float) -> int:
+    return int(max(2.0 * (factor - 1.0), 3.0)) | 1
+
+
+def _blur_for_shrinking(images_N3HW: Tensor, factors: tuple[float, float]) -> Tensor:
+    height, width = _kernel_width(factors[0]), _kernel_width(factors[1])
+    pads = (width // 2, width // 2, height // 2, height // 2)
+    planes = functional.pad(images_N3HW.flatten(0, 1)[:, None], pads, mode="reflect")
+    planes = functional.conv2d(planes, _blur_kernel(factors[0], height, planes)[None, None, :, None])
+    planes = functional.conv2d(planes, _blur_kernel(factors[1], width, planes)[None, None, None, :])
+    return planes[:, 0].unflatten(0, images_N3HW.shape[:2])
+
+
+def resize_to_square(images_N3HW: Tensor, size: int) -> Tensor:
+    """Resizes images as the released encoder does: bicubic with the corner pixels aligned.
+
+    Before shrinking, each axis is blurred with a Gaussian of standard deviation ``(factor - 1) / 2`` pixels, where
+    ``factor`` is the old size over the new one. This is not torch's ``antialias=True``, which uses another cubic and
+    other pixel centres; weights trained behind one resizing are best used with the same one.
+
+    Args:
+        images_N3HW: Float, any height and width.
+        size: Target height and width in pixels. Images that have them already are returned as they are.
+
+    Returns:
+        Float (N, 3, size, size).
+    """
+    height, width = images_N3HW.shape[-2:]
+    if (height, width) == (size, size):
+        return images_N3HW
+    factors = (height / size, width / size)
+    if max(factors) > 1.0:
+        images_N3HW = _blur_for_shrinking(images_N3HW, factors)
+    return functional.interpolate(images_N3HW, (size, size), mode="bicubic", align_corners=True)
+
+
 def clip_pixels(images_N3HW: Tensor, image_size: int) -> Tensor:
     """Turns images into what CLIP models expect: resized to a square and normalised per channel.
 
     Args:
         images_N3HW: Float in [-1, 1], any height and width.
-        image_size: Target height and width in pixels; images that have it already are not resampled.
+        image_size: Target height and width in pixels.
 
     Returns:
         Float (N, 3, image_size, image_size), about zero mean and unit variance on natural images.
     """
-    if images_N3HW.shape[-2:] != (image_size, image_size):
-        size = (image_size, image_size)
-        images_N3HW = functional.interpolate(images_N3HW, size, mode="bicubic", align_corners=False, antialias=True)
+    images_N3HW = resize_to_square(images_N3HW, image_size)
     mean = images_N3HW.new_tensor(CLIP_MEAN)[:, None, None]
     std = images_N3HW.new_tensor(CLIP_STD)[:, None, None]
     return ((images_N3HW + 1.0) / 2.0 - mean) / std
@@ -113,7 +155,7 @@ def _build_vision_model(config: VisionConfig) -> CLIPVisionModel:
 
 
 def _sizes_of(model: CLIPVisionModel, config: VisionConfig) -> VisionConfig:
-    sizes = model.config
+    sizes: Any = model.config
     return replace(
         config,
         pretrained=None,
@@ -129,7 +171,7 @@ def _sizes_of(model: CLIPVisionModel, config: VisionConfig) -> VisionConfig:
 
 
 def _drop_final_norm(model: CLIPVisionModel) -> None:
-    """Removes the LayerNorm that only the pooled output uses, so that no trainable weight is left without a gradient."""
+    """Removes the LayerNorm that only the pooled output uses: trained, it would never get a gradient."""
     for module in model.modules():
         if hasattr(module, "post_layernorm"):
             module.post_layernorm = nn.Identity()
