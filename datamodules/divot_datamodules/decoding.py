@@ -1,0 +1,239 @@
+"""Video files to frames: only the frames that are asked for, by presentation time.
+
+A frame is shown from its time stamp to the next frame's, so a clip at 8 frames per second can be cut from a source of
+any rate, a varying one included. What cannot be decoded raises `DecodeError` with a reason; a clip is never filled up.
+
+Shape letters: F frames, H height, W width.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+Media = bytes | str | Path
+
+VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "gif", "mov", "m4v")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
+REASONS = ("undecodable", "no_video_stream", "too_short", "empty_media")
+"""Why a media file can be refused."""
+
+
+class DecodeError(Exception):
+    """A media file gives no clip.
+
+    Attributes:
+        reason: One of `REASONS`.
+        detail: What was seen, for the report.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        assert reason in REASONS, reason
+        super().__init__(reason, detail)  # both as arguments, so that the error travels between processes
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a media file says about itself.
+
+    Attributes:
+        duration: Seconds from the first frame's time stamp to the end of the last, as the header or, without one
+            there, as the packets say. What a truncated file promises may be more than what it holds.
+        fps: Average rate, frames per second.
+        num_frames: Frames that the header promises; 0 where it does not say.
+        height: Pixels.
+        width: Pixels.
+        codec: FFmpeg's name.
+    """
+
+    duration: float
+    fps: float
+    num_frames: int
+    height: int
+    width: int
+    codec: str
+
+
+@contextmanager
+def _opened(media: Media) -> Iterator[tuple[Any, Any]]:
+    """Opens a container and its first video stream, with FFmpeg's errors turned into `DecodeError`."""
+    if isinstance(media, bytes) and not media:
+        raise DecodeError("empty_media")
+    source = io.BytesIO(media) if isinstance(media, bytes) else str(media)
+    try:
+        with av.open(source, metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise DecodeError("no_video_stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # loader workers are the parallelism
+            yield container, stream
+    except (av.FFmpegError, EOFError, OSError, ValueError) as error:
+        raise DecodeError("undecodable", str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def _duration(container: Any, stream: Any) -> float:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    if container.duration:
+        return float(container.duration / av.time_base) - _start(stream)
+    ends = [p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None]
+    container.seek(0)
+    return float(max(ends, default=0) * stream.time_base) - _start(stream)
+
+
+def _start(stream: Any) -> float:
+    return float((stream.start_time or 0) * stream.time_base)
+
+
+def _fps(stream: Any) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def probe(media: Media) -> MediaInfo:
+    """Reads a media file's header.
+
+    Args:
+        media: The file's bytes or its path.
+    """
+    with _opened(media) as (container, stream):
+        return MediaInfo(
+            duration=_duration(container, stream),
+            fps=_fps(stream),
+            num_frames=stream.frames,
+            height=stream.height,
+            width=stream.width,
+            codec=stream.codec_context.name,
+        )
+
+
+def _resized(height: int, width: int, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Returns the smallest (height, width) of the same aspect that covers `size`.
+
+    >>> _resized(720, 1280, (64, 64))
+    (64, 114)
+    >>> _resized(30, 40, None)
+    (30, 40)
+    """
+    if size is None:
+        return height, width
+    scale = max(size[0] / height, size[1] / width)
+    return max(size[0], round(height * scale)), max(size[1], round(width * scale))
+
+
+class _Converter:
+    """Turns decoded frames into RGB pixels of one size; keeps the scaler, whose set-up costs more than a small frame."""
+
+    def __init__(self, size: tuple[int, int] | None) -> None:
+        self.size = size
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, frame: Any) -> Pixels:
+        height, width = _resized(frame.height, frame.width, self.size)
+        same = (height, width) == (frame.height, frame.width)
+        # swscale widens its filter when it shrinks, so that bicubic is free of aliasing in both directions.
+        picture = self.reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation=None if same else "BICUBIC"
+        ).to_ndarray()
+        if self.size is not None:
+            top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
+            picture = picture[top : top + self.size[0], left : left + self.size[1]]
+        return picture.transpose(2, 0, 1)
+
+
+def _keyframe_times(stream: Any) -> list[float]:
+    """Times of the keyframes as far as the container's index knows them."""
+    start = stream.start_time or 0
+    return [float((e.timestamp - start) * stream.time_base) for e in stream.index_entries if e.is_keyframe]
+
+
+def _shown_frames(container: Any, stream: Any, times: Sequence[float]) -> Iterator[Any]:
+    """Yields, for each of the ascending times, the decoded frame that is shown then.
+
+    Decodes from the last keyframe before the first time, and jumps again where a keyframe lies between two times.
+    """
+    fps, start = _fps(stream), _start(stream)
+    # Containers round time stamps (mkv to 1 ms, gif to 10 ms); a frame may start that much after its time.
+    slack = min(0.75 * float(stream.time_base), 0.25 / fps) + 1e-6
+    keyframes = _keyframe_times(stream)
+    frames: Iterator[Any] = iter(())
+    shown: Any = None
+    upcoming: Any = None
+    position = -float("inf")
+    for time in times:
+        key = max((k for k in keyframes if k <= time + slack), default=0.0)
+        if shown is None or key > position + 1e-6:
+            if key > 0.0:
+                container.seek(int((key + start + slack) / stream.time_base), stream=stream)
+            frames, shown, upcoming = container.decode(stream), None, None
+        while upcoming is None or upcoming.time - start <= time + slack:
+            shown, upcoming = upcoming or shown, next(frames, None)
+            if upcoming is None:
+                break
+        if shown is None and upcoming is not None:
+            shown = upcoming  # the first frame of all stands for the moments before its time stamp
+        if shown is None or (upcoming is None and not _lasts_until(shown, time, start, fps, slack)):
+            raise DecodeError("too_short", f"no frame at {time:.3f} s")
+        position = shown.time - start
+        yield shown
+
+
+def _lasts_until(frame: Any, time: float, start: float, fps: float, slack: float) -> bool:
+    length = float(frame.duration * frame.time_base) if frame.duration else 1.0 / fps
+    return bool(time < frame.time - start + length + slack)
+
+
+def decode_frames(media: Media, times: Sequence[float], size: tuple[int, int] | None = None) -> Pixels:
+    """Decodes the frames that are shown at given times.
+
+    Args:
+        media: The file's bytes or its path.
+        times: Seconds after the video's start, ascending.
+        size: Height and width in pixels: the short side is resized and the middle is cut out; None keeps the
+            source's.
+
+    Returns:
+        uint8 (len(times), 3, H, W) in [0, 255], RGB; never fewer frames than times.
+
+    Raises:
+        DecodeError: The file cannot be decoded, or shows nothing at one of the times.
+    """
+    if list(times) != sorted(times):
+        raise ValueError(f"times must ascend, got {list(times)[:8]}")
+    convert, pictures = _Converter(size), []
+    last: tuple[Any, Pixels] | None = None
+    with _opened(media) as (container, stream):
+        for frame in _shown_frames(container, stream, times):
+            if last is None or last[0] is not frame:
+                last = (frame, convert(frame))
+            pictures.append(last[1])
+    return np.stack(pictures)
+
+
+def decode_image(media: Media, size: tuple[int, int] | None = None) -> Pixels:
+    """Decodes a picture, or a video's first frame.
+
+    Args:
+        media: The file's bytes or its path.
+        size: See `decode_frames`.
+
+    Returns:
+        uint8 (3, H, W) in [0, 255], RGB.
+    """
+    with _opened(media) as (container, stream):
+        frame = next(container.decode(stream), None)
+        if frame is None:
+            raise DecodeError("undecodable", "no frame in it")
+        return _Converter(size)(frame)

@@ -1,0 +1,182 @@
+"""What a sample teaches: its texts and clips as segments, for each task and template.
+
+Pretraining forms are bare: clips then caption, caption then clip. Instruction forms follow Divot's template
+`[INST] <instruction> [/INST] <answer>` (arXiv:2412.04432, appendix A.2), with the clips before the first question.
+What is learned is stated by the segments: captions and answers; of a generated clip in the instruction form also the
+tokens that announce it, so that the model learns to begin a clip by itself.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from divot_lightning.models.sequences import Clips, Kind, Segment, Text
+
+Template = Literal["pretraining", "instruction"]
+
+CAPTION_INSTRUCTIONS = (
+    "Describe the video .",
+    "What happens in the video ?",
+    "Write a caption for this video .",
+    "Tell me what the video shows .",
+)
+VIDEO_PREFIXES = (
+    "Generate a video of",
+    "Create a video of",
+    "Make a video of",
+    "Produce a short clip of",
+    "Show me a video of",
+    "I want to see a video of",
+)
+IMAGE_PREFIXES = (
+    "Generate an image of",
+    "Create a picture of",
+    "Draw an image of",
+    "Show me a picture of",
+)
+INSTRUCTION_BEGIN, INSTRUCTION_END = "[INST] ", " [/INST]\n"
+
+
+class MissingText(Exception):
+    """A sample has no text for a task.
+
+    Attributes:
+        detail: Which text.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _caption(sample: Mapping[str, Any]) -> str:
+    caption = sample.get("caption")
+    if not isinstance(caption, str) or not caption.strip():
+        raise MissingText("no caption")
+    return caption.strip()
+
+
+def _asked(clips: Clips, instruction: str) -> list[Segment]:
+    """Clips and an instruction about them, as the user says it."""
+    return [Text(INSTRUCTION_BEGIN, learn=False), clips, Text(f" {instruction}{INSTRUCTION_END}", learn=False)]
+
+
+def caption_segments(
+    sample: Mapping[str, Any],
+    rng: np.random.Generator,
+    *,
+    template: Template = "pretraining",
+    num_clips: int = 1,
+    kind: Kind = "video",
+) -> list[Segment]:
+    """Builds "read the clips, write the caption".
+
+    Args:
+        sample: The sample's json with "caption".
+        rng: Draws among phrasings of the instruction.
+        template: Bare, or as an instruction.
+        num_clips: Clips of the sample.
+        kind: "video" or "image".
+    """
+    caption = Text(_caption(sample), learn=True)
+    clips = Clips(num_clips, "read", kind)
+    if template == "pretraining":
+        return [clips, caption]
+    return [*_asked(clips, _pick(CAPTION_INSTRUCTIONS, rng)), caption]
+
+
+def generation_segments(
+    sample: Mapping[str, Any],
+    rng: np.random.Generator,
+    *,
+    template: Template = "pretraining",
+    num_clips: int = 1,
+    kind: Kind = "video",
+) -> list[Segment]:
+    """Builds "read the caption, generate the clip"; arguments as for `caption_segments`."""
+    caption = _caption(sample)
+    if template == "pretraining":
+        return [Text(caption, learn=False), Clips(num_clips, "generate", kind)]
+    prefix = _pick(IMAGE_PREFIXES if kind == "image" else VIDEO_PREFIXES, rng)
+    prompt = Text(f"{INSTRUCTION_BEGIN}{prefix} {caption}{INSTRUCTION_END}", learn=False)
+    return [prompt, Clips(num_clips, "generate", kind, learn=True)]
+
+
+def _questions(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
+    listed = sample.get("questions") or ([sample] if "question" in sample else [])
+    pairs = [(turn.get("question"), turn.get("answer")) for turn in listed if isinstance(turn, Mapping)]
+    found = [(q.strip(), a.strip()) for q, a in pairs if isinstance(q, str) and isinstance(a, str)]
+    if not any(q and a for q, a in found):
+        raise MissingText("no question with an answer")
+    return [(q, a) for q, a in found if q and a]
+
+
+def question_segments(
+    sample: Mapping[str, Any],
+    rng: np.random.Generator,
+    *,
+    template: Template = "pretraining",
+    num_clips: int = 1,
+    kind: Kind = "video",
+) -> list[Segment]:
+    """Builds "read the clips, answer one question", drawn from the sample's.
+
+    Args:
+        sample: The sample's json with "questions", a list of {"question", "answer"}, or one "question" and "answer".
+        rng: Draws the question.
+        template: Bare, or as an instruction.
+        num_clips: Clips of the sample.
+        kind: "video" or "image".
+    """
+    questions = _questions(sample)
+    question, answer = questions[int(rng.integers(len(questions)))]
+    clips = Clips(num_clips, "read", kind)
+    if template == "pretraining":
+        return [clips, Text(question, learn=False), Text(answer, learn=True)]
+    return [*_asked(clips, question), Text(answer, learn=True)]
+
+
+def story_segments(
+    sample: Mapping[str, Any],
+    rng: np.random.Generator,
+    *,
+    template: Template = "pretraining",
+    num_clips: int = 1,
+    kind: Kind = "video",
+) -> list[Segment]:
+    """Builds an instruction followed by sentences and clips in turn, all learned but the instruction.
+
+    Args:
+        sample: The sample's json with "story": {"instruction", "texts"}, one text per clip.
+        rng: Unused; stories have one form.
+        template: Bare, or with the instruction in the template.
+        num_clips: Clips of the sample; as many as texts.
+        kind: "video" or "image".
+    """
+    story = sample.get("story")
+    texts = story.get("texts") if isinstance(story, Mapping) else None
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise MissingText("no story with texts")
+    if len(texts) != num_clips:
+        raise MissingText(f"a story of {len(texts)} texts and {num_clips} clips")
+    instruction = str(story.get("instruction", "")) if isinstance(story, Mapping) else ""
+    if template == "instruction":
+        instruction = f"{INSTRUCTION_BEGIN}{instruction}{INSTRUCTION_END}"
+    segments: list[Segment] = [Text(instruction, learn=False)]
+    for text in texts:
+        segments += [Text(text, learn=True), Clips(1, "generate", kind, learn=True)]
+    return segments
+
+
+TASKS: dict[str, Callable[..., list[Segment]]] = {
+    "caption": caption_segments,
+    "generate": generation_segments,
+    "question": question_segments,
+    "story": story_segments,
+}
+"""Task by the name that recipes use."""
