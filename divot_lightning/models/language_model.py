@@ -1,0 +1,229 @@
+"""The causal language model inside the video LLM: text tokenizer, marker tokens, weights, LoRA.
+
+The model is any unmodified transformers ``AutoModelForCausalLM`` with full or sliding-window attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from divot_lightning.errors import UserError
+from divot_lightning.models.sequences import SPECIAL_TOKEN_NAMES
+
+Attention: TypeAlias = Literal["sdpa", "eager"]
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class LoRASettings:
+    """Low-rank adapters; the defaults are those of the released Divot training configuration.
+
+    Besides the adapters the rows of the marker tokens (``<vid>`` and its like) in the embedding and in the output layer
+    are trained.
+    """
+
+    rank: int = 32
+    """Rank of the adapters."""
+    alpha: int = 32
+    """The adapters' output is scaled by alpha / rank."""
+    dropout: float = 0.05
+    """Dropout on the adapters' input."""
+    target_modules: list[str] = field(default_factory=lambda: list(TARGET_MODULES))
+    """Names of the linear layers that get an adapter."""
+    train_norms: bool = True
+    """Train the normalisation layers in full."""
+    train_embeddings: bool = False
+    """Train the whole embedding and output layer, as the released code does, not only the rows of marker tokens."""
+
+
+def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
+    """Loads a text tokenizer and adds the marker tokens that it lacks.
+
+    Args:
+        folder: A transformers tokenizer folder (or a hub name that is in the local cache).
+
+    Returns:
+        A transformers tokenizer that knows ``SPECIAL_TOKEN_NAMES``, and the ids of those it did not know.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"text_tokenizer={str(folder)!r} cannot be loaded as a transformers tokenizer ({type(error).__name__}).\n"
+            "Give a folder with tokenizer.json and tokenizer_config.json."
+        ) from error
+    known = tokenizer.get_vocab()
+    new_names = [name for name in SPECIAL_TOKEN_NAMES if name not in known]
+    tokenizer.add_tokens(new_names, special_tokens=True)
+    return tokenizer, tokenizer.convert_tokens_to_ids(new_names)
+
+
+def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
+    """Loads pretrained weights; rows of tokens that the model never saw become the mean of the rows it has.
+
+    Args:
+        folder: A transformers model folder.
+        vocabulary: Rows that the text tokenizer needs.
+        new_ids: Ids of tokens that the model never saw.
+        attention: Implementation of the attention.
+
+    Returns:
+        The causal language model.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n"
+            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if vocabulary > rows:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    initialise_new_rows(model, sorted({*new_ids, *range(rows, vocabulary)}))
+    return check_language_model(model)
+
+
+def build_untrained_language_model(
+    config: dict[str, Any], text_tokenizer: Any, attention: Attention
+) -> PreTrainedModel:
+    """Builds a model from its configuration, with random weights; the vocabulary is that of the text tokenizer.
+
+    Args:
+        config: Keys of a transformers configuration, ``model_type`` among them.
+        text_tokenizer: From ``load_text_tokenizer``.
+        attention: Implementation of the attention.
+
+    Returns:
+        The causal language model.
+    """
+    if "vocab_size" in config:
+        raise UserError(
+            f"language_model_config sets vocab_size={config['vocab_size']}, but the text tokenizer decides it.\n"
+            "Remove vocab_size."
+        )
+    special = {name: getattr(text_tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return language_model_from_config({**config, **special, "vocab_size": vocabulary_size(text_tokenizer)}, attention)
+
+
+def language_model_from_config(config: dict[str, Any], attention: Attention) -> PreTrainedModel:
+    """Builds a model from its complete configuration, with random weights.
+
+    Args:
+        config: Keys of a transformers configuration, ``model_type`` and ``vocab_size`` among them.
+        attention: Implementation of the attention.
+
+    Returns:
+        The causal language model.
+    """
+    try:
+        full = AutoConfig.for_model(**config)
+        model = AutoModelForCausalLM.from_config(full, attn_implementation=attention)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"language_model_config with model_type={config.get('model_type')!r} gives no causal language model.\n"
+            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    return check_language_model(model)
+
+
+def check_language_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Refuses models that change the logits behind their output layer, since we apply that layer ourselves.
+
+    Args:
+        model: A causal language model.
+
+    Returns:
+        The same model.
+    """
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(model.config, name, None)
+        if value not in (None, 1, 1.0):
+            raise UserError(
+                f"The language model {model.config.model_type!r} sets {name}={value}: it changes its logits\n"
+                "behind the output layer, which is not supported. Choose a model without it (Llama, Mistral, Qwen2)."
+            )
+    return model
+
+
+def vocabulary_size(text_tokenizer: Any) -> int:
+    """Gives the embedding rows that a text tokenizer needs (its ids may have gaps).
+
+    Args:
+        text_tokenizer: A transformers tokenizer.
+
+    Returns:
+        Greatest id + 1.
+    """
+    return max(text_tokenizer.get_vocab().values()) + 1
+
+
+def initialise_new_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
+    """Sets the embedding and output rows of new tokens to the mean of the other rows, as in the released code.
+
+    Args:
+        model: A causal language model.
+        new_ids: Ids of the new tokens.
+    """
+    if not new_ids:
+        return
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            old = torch.ones(layer.weight.shape[0], dtype=torch.bool)
+            old[new_ids] = False
+            layer.weight[new_ids] = layer.weight[old].mean(dim=0)
+
+
+def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[int]) -> PeftModel:
+    """Freezes the model and puts adapters in.
+
+    Args:
+        model: A causal language model.
+        settings: The adapters.
+        marker_ids: Ids of the tokens whose rows are trained.
+
+    Returns:
+        The PEFT model around it.
+    """
+    names = [_module_name(model, layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    saved = ["norm"] * settings.train_norms + names * settings.train_embeddings
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules),
+        modules_to_save=saved or None,
+        trainable_token_indices=None if settings.train_embeddings else dict.fromkeys(names, marker_ids),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            f"LoRA with target_modules={settings.target_modules} does not fit {model.config.model_type!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _module_name(model: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted).rpartition(".")[2]
+
+
+def unwrap(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Gives the causal language model itself, adapters included.
+
+    Args:
+        model: With or without the PEFT wrapper.
+
+    Returns:
+        The model whose parts can be called.
+    """
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,0 +1,481 @@
+"""The video LLM: an unmodified causal language model that reads and generates video features.
+
+Features of the tokenizer enter through a two-layer projector; features to be generated are predicted from hidden states
+by a generation head (Divot section 3.2 and appendix A.2, arXiv:2412.04432).
+
+Letters: B samples, L sequence length, M clips of the batch, Q slots per clip, D LLM width, C feature width, S slots of
+the batch that are read, G clips of the batch that are generated, T targets of the next-word loss.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from divot_lightning.errors import UserError
+from divot_lightning.heads import GenerationHead
+from divot_lightning.models.attention_mask import (
+    TransformersMask,
+    mixed_attention_mask,
+    transformers_mask,
+)
+from divot_lightning.models.language_model import (
+    Attention,
+    LoRASettings,
+    add_lora,
+    build_untrained_language_model,
+    language_model_from_config,
+    load_language_model,
+    load_text_tokenizer,
+    unwrap,
+    vocabulary_size,
+)
+from divot_lightning.models.projectors import MLPProjector
+from divot_lightning.models.sequences import (
+    IGNORED,
+    SPECIAL_TOKEN_NAMES,
+    Mechanism,
+    Position,
+    Segment,
+    SequenceBatch,
+    SequenceLayout,
+    SpecialTokens,
+    build_sequence,
+    collate_sequences,
+)
+from divot_lightning.models.video_llm_sampling import generate_features, generate_text
+
+HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
+
+
+@dataclass
+class VideoLLMConfig:
+    """The video LLM, but for its generation head."""
+
+    language_model: str | None = None
+    """Folder of a pretrained transformers causal language model; None builds one from language_model_config."""
+    language_model_config: dict[str, Any] | None = None
+    """Keys of a transformers configuration (model_type, hidden_size, ...) for a model with random weights."""
+    text_tokenizer: str | None = None
+    """Folder of the text tokenizer; None takes the one in the language_model folder."""
+    num_queries: int = 64
+    """Q, tokens per clip; equals the tokenizer's."""
+    feature_dim: int = 256
+    """C, width of the tokenizer's features."""
+    mechanism: Mechanism = "query_bidirectional"
+    """How clips are generated: queries that see each other, queries that see earlier ones, or feature by feature."""
+    lora: LoRASettings | None = None
+    """Train low-rank adapters in place of all weights of the language model."""
+    freeze_language_model: bool = False
+    """Train no weight of the language model; projector, queries and head are trained."""
+    max_length: int | None = 1400
+    """Longest training sequence in tokens; texts of longer samples are shortened. The paper's: 1400 and 1650."""
+    attention: Attention = "sdpa"
+    """Attention implementation of transformers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass
+class BuiltVideoLLMConfig(VideoLLMConfig):
+    """A video LLM as it is stored, with what is needed to build it again."""
+
+    head_class: str = ""
+    """Dotted path of the generation head's class."""
+    head_init_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the generation head."""
+
+
+@dataclass
+class VideoLLMOutput:
+    """Losses of a batch.
+
+    Attributes:
+        text_loss: Mean next-word cross entropy over all targets, scalar float32; 0 without targets.
+        head_loss: Loss of the generation head, scalar float32; 0 without clips to generate.
+        num_text_targets: Targets of the next-word loss.
+        num_generated_clips: Clips the head was trained on.
+    """
+
+    text_loss: Tensor
+    head_loss: Tensor
+    num_text_targets: int
+    num_generated_clips: int
+
+
+class VideoLLM(nn.Module):
+    """A causal language model with an input projector, learnable queries and a generation head.
+
+    The released code keeps the learnable queries as embedding rows of tokens named ``<frame_00000>...``; here they are
+    a parameter of their own, which is the same function and can be frozen or adapted alone, with or without LoRA.
+
+    Features are normalised by ``feature_mean_C`` and ``feature_std_C`` (0 and 1 until ``set_feature_statistics``)
+    wherever they enter, as input and as target, and sampled features are denormalised; a head never sees raw features.
+
+    Args:
+        config: Sizes and settings.
+        head_factory: Called with (D, C), gives the generation head. None only with a stored config.
+        folder: Component folder to take the language model's configuration and the text tokenizer from; then no
+            pretrained weights are read.
+    """
+
+    feature_mean_C: Tensor
+    feature_std_C: Tensor
+
+    def __init__(
+        self, config: VideoLLMConfig, head_factory: HeadFactory | None = None, *, folder: Path | None = None
+    ) -> None:
+        super().__init__()
+        self.settings = config
+        self.text_tokenizer, causal_lm = _language_model(config, folder)
+        self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
+        self.language_model: nn.Module = causal_lm
+        dim = causal_lm.config.hidden_size
+        self.input_projector = MLPProjector(config.feature_dim, dim, dim)
+        self.queries_QD = nn.Parameter(_initial_queries(causal_lm, config.num_queries))
+        self.head = head_factory(dim, config.feature_dim) if head_factory else _stored_head(config, dim)
+        self.register_buffer("feature_mean_C", torch.zeros(config.feature_dim))
+        self.register_buffer("feature_std_C", torch.ones(config.feature_dim))
+        if config.gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.lora is not None:
+            self.add_lora(config.lora)
+        if config.freeze_language_model:
+            self.language_model.requires_grad_(False)
+
+    @property
+    def config(self) -> BuiltVideoLLMConfig:
+        """What is stored with the weights."""
+        settings = {entry.name: getattr(self.settings, entry.name) for entry in fields(VideoLLMConfig)}
+        head_class = f"{type(self.head).__module__}.{type(self.head).__qualname__}"
+        return BuiltVideoLLMConfig(**settings, head_class=head_class, head_init_args=dict(self.head.init_args))
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model itself, adapters included."""
+        return unwrap(self.language_model)
+
+    def add_lora(self, settings: LoRASettings) -> None:
+        """Freezes the language model and adds adapters to it.
+
+        Args:
+            settings: The adapters.
+        """
+        markers = self.text_tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKEN_NAMES))
+        self.language_model = add_lora(self.causal_lm, settings, markers)
+        self.settings = replace(self.settings, lora=settings)
+
+    def merge_lora(self) -> None:
+        """Folds adapters into the weights; afterwards all weights of the language model are trainable."""
+        if self.settings.lora is not None:
+            self.language_model = self.language_model.merge_and_unload()
+            self.settings = replace(self.settings, lora=None)
+        self.language_model.requires_grad_(True)
+
+    def set_feature_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
+        """Sets how features are normalised.
+
+        Args:
+            mean_C: Mean of the tokenizer's features per channel, float.
+            std_C: Their standard deviation, float, positive.
+        """
+        self.feature_mean_C.copy_(mean_C)
+        self.feature_std_C.copy_(std_C.clamp(min=1e-6))
+
+    def save_extra(self, folder: Path) -> None:
+        """Writes what weights and config leave out: the text tokenizer and the language model's configuration.
+
+        Args:
+            folder: The component folder.
+        """
+        self.text_tokenizer.save_pretrained(folder / "text_tokenizer")
+        self.causal_lm.config.save_pretrained(folder / "language_model")
+
+    @classmethod
+    def from_component(cls, config: dict[str, Any], folder: Path) -> VideoLLM:
+        """Builds the module of a component folder, with random weights.
+
+        Args:
+            config: The stored config.
+            folder: The component folder.
+
+        Returns:
+            A module whose state has the stored keys.
+        """
+        lora = config.get("lora")
+        return cls(BuiltVideoLLMConfig(**{**config, "lora": LoRASettings(**lora) if lora else None}), folder=folder)
+
+    def forward(self, segments: list[list[Segment]], features_MQC: Tensor | None) -> VideoLLMOutput:
+        """Computes the losses of a batch.
+
+        Every trainable part takes part in every batch, with weight zero where the batch does not need it: ranks that
+        train in parallel must all produce the same gradients.
+
+        Args:
+            segments: B samples.
+            features_MQC: Features of all clips in order of appearance, unnormalised, float; None without clips.
+
+        Returns:
+            The losses.
+        """
+        batch = self.sequences(segments)
+        features_MQC = self.normalise(features_MQC, batch.num_clips)
+        hidden_BLD = self.hidden_states(batch, self.embed(batch, features_MQC))
+        text_loss, num_targets = self._text_loss(batch, hidden_BLD)
+        head_loss, num_clips = self._head_loss(batch, hidden_BLD, features_MQC)
+        return VideoLLMOutput(text_loss, head_loss, num_targets, num_clips)
+
+    def sequences(self, segments: list[list[Segment]], *, prompt: bool = False) -> SequenceBatch:
+        """Lays out samples.
+
+        Args:
+            segments: B samples.
+            prompt: Build beginnings for inference; see ``build_sequence``.
+
+        Returns:
+            The padded sequences, on the CPU.
+        """
+        config = self.settings
+        layout = SequenceLayout(config.num_queries, config.mechanism, None if prompt else config.max_length)
+        built = [build_sequence(sample, self._encode, self.special, layout, prompt=prompt) for sample in segments]
+        return collate_sequences(built, pad_id=self.special.end)
+
+    def _encode(self, text: str) -> list[int]:
+        return self.text_tokenizer.encode(text, add_special_tokens=False)
+
+    def normalise(self, features_MQC: Tensor | None, num_clips: int) -> Tensor:
+        """Checks and normalises features.
+
+        Args:
+            features_MQC: Unnormalised features, float; None stands for no clips.
+            num_clips: M that the sequences ask for.
+
+        Returns:
+            features_MQC, normalised, float32, on the model's device.
+        """
+        expected = (num_clips, self.settings.num_queries, self.settings.feature_dim)
+        if features_MQC is None:
+            features_MQC = self.feature_mean_C.new_zeros(0, *expected[1:])
+        if tuple(features_MQC.shape) != expected:
+            raise UserError(
+                f"The features have the shape {tuple(features_MQC.shape)}, but the video LLM needs {expected}:\n"
+                "clips of the batch, num_queries, feature_dim. Set num_queries and feature_dim to the tokenizer's."
+            )
+        return (features_MQC.to(self.feature_mean_C.device) - self.feature_mean_C) / self.feature_std_C
+
+    def embed(self, batch: SequenceBatch, features_MQC: Tensor) -> Tensor:
+        """Embeds sequences: words, projected features, learnable queries.
+
+        Args:
+            batch: The sequences.
+            features_MQC: Normalised features, float.
+
+        Returns:
+            embeds_BLD in the dtype of the word embeddings.
+        """
+        device = features_MQC.device
+        embeds_BLD = self.causal_lm.get_input_embeddings()(batch.ids_BL.to(device))
+        flat = embeds_BLD.flatten(0, 1)
+        read_S = _where(batch, Position.READ, Position.FORCED)
+        rows_S = (batch.clips_BL.flatten() * self.settings.num_queries + batch.slots_BL.flatten())[read_S]
+        unread = features_MQC.new_zeros(1, features_MQC.shape[-1])
+        features_SC = torch.cat([features_MQC.flatten(0, 1)[rows_S.to(device)], unread])
+        projected_SD = self.project(features_SC, flat.dtype)
+        flat = flat.index_copy(0, read_S.to(device), projected_SD[:-1])
+        query_S = _where(batch, Position.QUERY)
+        slots_S = batch.slots_BL.flatten()[query_S].to(device)
+        flat = flat.index_copy(0, query_S.to(device), self.queries_QD[slots_S].to(flat.dtype))
+        unused = projected_SD[-1].sum() + self.queries_QD.sum().to(flat.dtype)
+        return (flat + 0.0 * unused).unflatten(0, embeds_BLD.shape[:2])
+
+    def project(self, features_SC: Tensor, dtype: torch.dtype) -> Tensor:
+        """Turns features into input of the language model.
+
+        Args:
+            features_SC: Normalised features, float.
+            dtype: Dtype of the word embeddings.
+
+        Returns:
+            projected_SD in dtype.
+        """
+        return self.input_projector(features_SC.to(self.input_projector.hidden.weight.dtype)).to(dtype)
+
+    def hidden_states(self, batch: SequenceBatch, embeds_BLD: Tensor) -> Tensor:
+        """Runs the language model, without its output layer.
+
+        Args:
+            batch: The sequences.
+            embeds_BLD: From ``embed``.
+
+        Returns:
+            hidden_BLD: last hidden states, normalised by the model's last layer.
+        """
+        mask = self.attention_mask(batch, embeds_BLD)
+        model = self.causal_lm.base_model
+        return model(inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False).last_hidden_state
+
+    def attention_mask(self, batch: SequenceBatch, embeds_BLD: Tensor) -> TransformersMask:
+        """Gives the mask in the form the language model takes.
+
+        Sequences without queries that see each other need none: padding is on the right, so causal attention keeps it
+        apart, in its fast form.
+
+        Args:
+            batch: The sequences.
+            embeds_BLD: Decides dtype and device.
+
+        Returns:
+            See ``transformers_mask``; None for causal attention.
+        """
+        mechanism = self.settings.mechanism
+        if mechanism != "query_bidirectional" or not (batch.roles_BL == Position.QUERY).any():
+            return None
+        batch = batch.to(embeds_BLD.device)
+        mask_BLL = mixed_attention_mask(batch.roles_BL, batch.clips_BL, mechanism)
+        positions_L = torch.arange(mask_BLL.shape[1], device=mask_BLL.device)[None]
+        return transformers_mask(self.causal_lm.config, mask_BLL, positions_L, positions_L, embeds_BLD.dtype)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Applies the output layer.
+
+        Args:
+            hidden_TD: Hidden states.
+
+        Returns:
+            Scores of the vocabulary, (T, V), float32.
+        """
+        return self.causal_lm.get_output_embeddings()(hidden_TD).float()
+
+    def generate_text(
+        self,
+        segments: list[list[Segment]],
+        features_MQC: Tensor | None,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> list[str]:
+        """Continues prompts with text, without gradient; call it in eval mode.
+
+        Args:
+            segments: B prompts.
+            features_MQC: Features of all their clips, unnormalised, float; None without clips.
+            max_new_tokens: Most tokens per answer.
+            temperature: 0 takes the best token each time. The released code samples with 0.7 and top_p 0.5.
+            top_p: Probability mass of the tokens that are drawn from.
+            generator: Source of randomness on the model's device; None is the global one.
+
+        Returns:
+            B texts without special tokens.
+        """
+        return generate_text(
+            self,
+            segments,
+            features_MQC,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            generator=generator,
+        )
+
+    def generate_features(
+        self,
+        segments: list[list[Segment]],
+        features_MQC: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Generates the clips that samples end with, without gradient; call it in eval mode.
+
+        Queries take one forward pass per clip, the autoregressive mechanism Q steps.
+
+        Args:
+            segments: B samples, each ending with ``Clips(role="generate")``. Of several clips each one sees the
+                earlier ones.
+            features_MQC: Features of all clips before those, in order of appearance, unnormalised; None without.
+            temperature: Spread of the head's draws.
+            generator: Source of randomness on the model's device; None is the global one.
+
+        Returns:
+            features_GQC of the generated clips in order of appearance, unnormalised, float32.
+        """
+        return generate_features(self, segments, features_MQC, temperature=temperature, generator=generator)
+
+    def _text_loss(self, batch: SequenceBatch, hidden_BLD: Tensor) -> tuple[Tensor, int]:
+        labels_BL = batch.labels_BL.clone()
+        labels_BL[:, 0] = IGNORED
+        target_T = (labels_BL.flatten() != IGNORED).nonzero()[:, 0]
+        flat = hidden_BLD.flatten(0, 1)
+        if len(target_T) == 0:
+            return 0.0 * self.logits(flat[:1]).sum(), 0
+        logits_TV = self.logits(flat[(target_T - 1).to(flat.device)])
+        return functional.cross_entropy(logits_TV, labels_BL.flatten()[target_T].to(flat.device)), len(target_T)
+
+    def _head_loss(self, batch: SequenceBatch, hidden_BLD: Tensor, features_MQC: Tensor) -> tuple[Tensor, int]:
+        flat, num_queries = hidden_BLD.flatten(0, 1), self.settings.num_queries
+        generated = _where(batch, Position.QUERY, Position.FORCED)
+        if len(generated) == 0:
+            unused_1QC = features_MQC.new_zeros(1, num_queries, features_MQC.shape[-1])
+            return 0.0 * self.head(flat[:1].expand(1, num_queries, -1), unused_1QC), 0
+        clips_G = batch.clips_BL.flatten()[generated].view(-1, num_queries)[:, 0].to(flat.device)
+        predicting = generated - int(self.settings.mechanism == "autoregressive")
+        hidden_GQD = flat[predicting.to(flat.device)].view(-1, num_queries, flat.shape[-1])
+        return self.head(hidden_GQD, features_MQC[clips_G]), len(clips_G)
+
+
+def _where(batch: SequenceBatch, *roles: Position) -> Tensor:
+    """Indices into the flattened sequences of the positions with one of the roles, int64, on the CPU."""
+    return torch.isin(batch.roles_BL.flatten(), torch.tensor([int(role) for role in roles])).nonzero()[:, 0]
+
+
+def _language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
+    """The text tokenizer and the language model: stored, pretrained, or untrained."""
+    if folder is not None:
+        tokenizer, _ = load_text_tokenizer(folder / "text_tokenizer")
+        stored = json.loads((folder / "language_model" / "config.json").read_text(encoding="utf-8"))
+        return tokenizer, language_model_from_config(stored, config.attention)
+    if (config.language_model is None) == (config.language_model_config is None):
+        raise UserError(
+            f"language_model={config.language_model!r} and language_model_config={config.language_model_config!r}:\n"
+            "set exactly one of them, a folder with weights or the configuration of a model to train from scratch."
+        )
+    tokenizer_folder = config.text_tokenizer or config.language_model
+    if tokenizer_folder is None:
+        raise UserError("text_tokenizer=None: a language model trained from scratch needs a text tokenizer's folder.")
+    tokenizer, new_ids = load_text_tokenizer(tokenizer_folder)
+    if config.language_model is not None:
+        vocabulary = vocabulary_size(tokenizer)
+        return tokenizer, load_language_model(config.language_model, vocabulary, new_ids, config.attention)
+    return tokenizer, build_untrained_language_model(config.language_model_config or {}, tokenizer, config.attention)
+
+
+def _initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
+    """The mean word embedding plus noise of the words' own spread, so that queries differ from the start."""
+    weight_VD = causal_lm.get_input_embeddings().weight.detach().float()
+    noise_QD = torch.randn(num_queries, weight_VD.shape[1])
+    return weight_VD.mean(dim=0) + weight_VD.std(dim=0) * noise_QD
+
+
+def _stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead:
+    if not isinstance(config, BuiltVideoLLMConfig):
+        raise UserError("VideoLLM needs a head_factory; only a stored video LLM knows its generation head.")
+    module, _, name = config.head_class.rpartition(".")
+    try:
+        head_class = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"The generation head {config.head_class!r} of this video LLM cannot be imported: {error}.\n"
+            "Install the distribution that holds it; `divot heads` lists what is installed."
+        ) from error
+    return head_class(hidden_dim, config.feature_dim, **config.head_init_args)

@@ -1,0 +1,214 @@
+"""Text and features out of a trained video LLM.
+
+Letters: B samples, L prompt length, S keys in the cache, M clips, Q slots per clip, D LLM width, C feature width, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from divot_lightning.errors import UserError
+from divot_lightning.models.attention_mask import attention_rule, query_blocks, transformers_mask
+from divot_lightning.models.sequences import Clips, Position, Segment, SequenceBatch
+
+if TYPE_CHECKING:
+    from divot_lightning.models.video_llm import VideoLLM
+
+
+class CachedSequence:
+    """A batch of prompts whose keys and values are kept, so that each further position costs one step.
+
+    Prompts are padded on the right. Further positions stand behind the padding in the cache, but continue each prompt's
+    own numbering.
+
+    Args:
+        video_llm: The model.
+        batch: The prompts.
+        features_MQC: Normalised features of their clips, float.
+    """
+
+    def __init__(self, video_llm: VideoLLM, batch: SequenceBatch, features_MQC: Tensor) -> None:
+        self.video_llm = video_llm
+        self.cache = DynamicCache()
+        embeds_BLD = video_llm.embed(batch, features_MQC)
+        on_device = batch.to(embeds_BLD.device)
+        self.valid_BS = on_device.roles_BL != Position.PAD
+        self.lengths_B = self.valid_BS.sum(dim=1)
+        order_L = torch.arange(self.valid_BS.shape[1], device=embeds_BLD.device)
+        self.positions_BS = torch.where(self.valid_BS, order_L, -1)
+        blocks_BL = query_blocks(on_device.roles_BL, on_device.clips_BL, video_llm.settings.mechanism)
+        hidden_BLD = self._run(embeds_BLD, self.positions_BS, blocks_BL, blocks_BL)
+        self.last_hidden_BD = hidden_BLD[torch.arange(len(hidden_BLD)), self.lengths_B - 1]
+
+    def append(self, embeds_BD: Tensor) -> Tensor:
+        """Adds one position to every sequence.
+
+        Args:
+            embeds_BD: Its input.
+
+        Returns:
+            hidden_BD: the hidden states there.
+        """
+        position_B1 = self.lengths_B[:, None]
+        self.lengths_B = self.lengths_B + 1
+        self.valid_BS = torch.cat([self.valid_BS, torch.ones_like(position_B1, dtype=torch.bool)], dim=1)
+        self.positions_BS = torch.cat([self.positions_BS, position_B1], dim=1)
+        outside = torch.full_like(position_B1, -1)
+        hidden_B1D = self._run(embeds_BD[:, None], position_B1, outside, outside.expand_as(self.positions_BS))
+        self.last_hidden_BD = hidden_B1D[:, 0]
+        return self.last_hidden_BD
+
+    def _run(self, embeds_BLD: Tensor, positions_BL: Tensor, blocks_BL: Tensor, key_blocks_BS: Tensor) -> Tensor:
+        mask_BLS = attention_rule(
+            positions_BL[:, :, None],
+            self.positions_BS[:, None, :],
+            blocks_BL[:, :, None],
+            key_blocks_BS[:, None, :],
+            self.valid_BS[:, None, :],
+        )
+        causal_lm = self.video_llm.causal_lm
+        mask = transformers_mask(causal_lm.config, mask_BLS, positions_BL, self.positions_BS, embeds_BLD.dtype)
+        return causal_lm.base_model(
+            inputs_embeds=embeds_BLD,
+            attention_mask=mask,
+            position_ids=positions_BL.clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+
+
+def sample_tokens(
+    logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Chooses the next token of each sequence.
+
+    Args:
+        logits_BV: Scores, float.
+        temperature: Divides the scores; 0 takes the best token.
+        top_p: Only the most likely tokens that together reach this probability are drawn.
+        generator: Source of randomness on the device of the scores.
+
+    Returns:
+        ids_B, int64.
+
+    >>> sample_tokens(torch.tensor([[0.0, 3.0, 1.0]]), temperature=0.0, top_p=1.0).tolist()
+    [1]
+    """
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    sorted_BV, order_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
+    kept_BV = sorted_BV.masked_fill(before_BV >= top_p, 0.0)
+    kept_BV[:, 0] = sorted_BV[:, 0]
+    return order_BV.gather(1, torch.multinomial(kept_BV, 1, generator=generator))[:, 0]
+
+
+@torch.no_grad()
+def generate_text(
+    video_llm: VideoLLM,
+    segments: list[list[Segment]],
+    features_MQC: Tensor | None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[str]:
+    """Continues prompts with text; see ``VideoLLM.generate_text``."""
+    batch = video_llm.sequences(segments, prompt=True)
+    sequence = CachedSequence(video_llm, batch, video_llm.normalise(features_MQC, batch.num_clips))
+    embedding, special = video_llm.causal_lm.get_input_embeddings(), video_llm.special
+    running_B = torch.ones_like(sequence.lengths_B, dtype=torch.bool)
+    chosen = []
+    for _ in range(max_new_tokens):
+        logits_BV = video_llm.logits(sequence.last_hidden_BD)
+        logits_BV[:, special.clip_markers] = -torch.inf
+        ids_B = torch.where(running_B, sample_tokens(logits_BV, temperature, top_p, generator), special.end)
+        running_B = running_B & (ids_B != special.end)
+        if not running_B.any():
+            break
+        chosen.append(ids_B)
+        sequence.append(embedding(ids_B))
+    ids_BT = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in segments]
+    return [_decode(video_llm, ids) for ids in ids_BT]
+
+
+def _decode(video_llm: VideoLLM, ids: list[int]) -> str:
+    end = video_llm.special.end
+    ids = ids[: ids.index(end)] if end in ids else ids
+    return video_llm.text_tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@torch.no_grad()
+def generate_features(
+    video_llm: VideoLLM,
+    segments: list[list[Segment]],
+    features_MQC: Tensor | None,
+    *,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Generates the clips that samples end with; see ``VideoLLM.generate_features``."""
+    wanted = [_clips_to_generate(sample) for sample in segments]
+    given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
+    num_given = sum(given)
+    known = [list(part) for part in video_llm.normalise(features_MQC, num_given).split(given)]
+    for index in range(max(clips.count for clips in wanted)):
+        active = [row for row, clips in enumerate(wanted) if clips.count > index]
+        prompts = [[*segments[row][:-1], replace(wanted[row], count=index + 1)] for row in active]
+        new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, generator)
+        for row, clip_QC in zip(active, new_BQC, strict=True):
+            known[row].append(clip_QC)
+    generated = torch.stack([clip for row, clips in enumerate(known) for clip in clips[given[row] :]])
+    return generated * video_llm.feature_std_C + video_llm.feature_mean_C
+
+
+def _clips_to_generate(sample: list[Segment]) -> Clips:
+    if not sample or not isinstance(sample[-1], Clips) or sample[-1].role != "generate":
+        raise UserError(f"The sample ends with {sample[-1:]}; to generate, it must end with Clips(role='generate').")
+    return sample[-1]
+
+
+def _generate_clip(
+    video_llm: VideoLLM,
+    prompts: list[list[Segment]],
+    known: list[list[Tensor]],
+    temperature: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Generates the last clip of each prompt: features_BQC, normalised."""
+    batch = video_llm.sequences(prompts, prompt=True)
+    num_queries, dim = video_llm.settings.num_queries, video_llm.settings.feature_dim
+    # The clip to come has a row among the features but no slot that would read it.
+    empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
+    features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
+    if video_llm.settings.mechanism == "autoregressive":
+        return _autoregress(video_llm, batch, features_MQC, temperature, generator)
+    hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, features_MQC))
+    ends_B = (batch.roles_BL != Position.PAD).sum(dim=1)
+    columns_BQ = ends_B[:, None] - num_queries + torch.arange(num_queries)
+    hidden_BQD = hidden_BLD[torch.arange(len(prompts))[:, None], columns_BQ]
+    return video_llm.head.sample(hidden_BQD, temperature=temperature, generator=generator)
+
+
+def _autoregress(
+    video_llm: VideoLLM,
+    batch: SequenceBatch,
+    features_MQC: Tensor,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    sequence = CachedSequence(video_llm, batch, features_MQC)
+    features = []
+    for index in range(video_llm.settings.num_queries):
+        hidden_B1D = sequence.last_hidden_BD[:, None]
+        features.append(video_llm.head.sample(hidden_B1D, temperature=temperature, generator=generator)[:, 0])
+        if index + 1 < video_llm.settings.num_queries:
+            sequence.append(video_llm.project(features[-1], hidden_B1D.dtype))
+    return torch.stack(features, dim=1)
