@@ -1,0 +1,102 @@
+"""Scores that carry their protocol, and what several seeds say together."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from divot_lightning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured number and what it means.
+
+    Attributes:
+        name: What was measured, such as `reconstruction/shape`.
+        value: The number; NaN if it is undefined (no clip to measure it on).
+        count: How many clips, captions or questions it was measured on.
+        protocol: Everything that decides the number besides the model: data, split, sampling settings, rule for
+            invalid clips; JSON values only. Two scores compare only if their protocols are equal.
+    """
+
+    name: str
+    value: float
+    count: int
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SeedSummary:
+    """The same score over several training seeds.
+
+    Attributes:
+        name: Name of the scores.
+        values: One value per seed, in the order given.
+        mean: Their mean.
+        minimum: The smallest.
+        maximum: The largest.
+        count: Clips, captions or questions per seed.
+        protocol: The protocol that all of them share.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    mean: float
+    minimum: float
+    maximum: float
+    count: int
+    protocol: dict[str, Any]
+
+
+def summarise_seeds(scores: Sequence[Score]) -> SeedSummary:
+    """Puts the scores of several seeds together.
+
+    Args:
+        scores: One score per seed, with one name, count and protocol.
+
+    Returns:
+        Mean, smallest and largest value; all NaN if any value is.
+
+    Raises:
+        UserError: If there is no score, or if the scores were not measured in one way.
+
+    >>> summary = summarise_seeds([Score("colour", 0.5, 8), Score("colour", 1.0, 8)])
+    >>> summary.mean, summary.minimum, summary.maximum
+    (0.75, 0.5, 1.0)
+    """
+    if not scores:
+        raise UserError("there is no score to summarise")
+    first = scores[0]
+    for score in scores[1:]:
+        if (score.name, score.count, score.protocol) != (first.name, first.count, first.protocol):
+            raise UserError(
+                f"scores of {first.name!r} and {score.name!r} were not measured in one way:\n"
+                f"{first.count} with {first.protocol}\n{score.count} with {score.protocol}\n"
+                "Measure them again together."
+            )
+    values = tuple(score.value for score in scores)
+    undefined = any(math.isnan(value) for value in values)
+    low, high = (math.nan, math.nan) if undefined else (min(values), max(values))
+    return SeedSummary(first.name, values, math.fsum(values) / len(values), low, high, first.count, first.protocol)
+
+
+def save_scores(scores: Sequence[Score], path: Path) -> None:
+    """Writes scores as JSON, through a temporary name so that no half-written file stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps([asdict(score) for score in scores], indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+def load_scores(path: Path) -> list[Score]:
+    """Reads what `save_scores` wrote.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"there are no scores at {str(path)!r}: run the evaluation that writes them first")
+    return [Score(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
