@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.activations import ACT2FN
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.transformer_block import check_heads
@@ -66,6 +67,8 @@ def check_vision_config(config: VisionConfig) -> None:
         )
     if config.layers < 1:
         raise UserError(f"ViT: layers is {config.layers}; it must be at least 1")
+    if config.activation not in ACT2FN:
+        raise UserError(f"ViT: activation {config.activation!r} is unknown; 'gelu' and 'quick_gelu' are CLIP's")
     check_heads("ViT", config.width, config.heads)
 
 
@@ -134,8 +137,14 @@ def _load_vision_model(folder: str) -> CLIPVisionModel:
             f"vision.pretrained: {folder!r} holds no config.json; give a local folder of a transformers CLIP model, "
             "or null to build the ViT from sizes"
         )
-    model = CLIPVisionModel.from_pretrained(folder)
-    assert isinstance(model, CLIPVisionModel)
+    # The weights' own dtype would decide otherwise; the precision of training is the trainer's business.
+    model, found = CLIPVisionModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    missing = sorted(name for name in found["missing_keys"] if "post_layernorm" not in name)
+    if missing:
+        raise UserError(
+            f"vision.pretrained: {folder!r} lacks {len(missing)} weights of a CLIP vision model, such as "
+            f"{missing[0]!r}; give the folder of a CLIP model"
+        )
     return model
 
 
