@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -134,7 +134,7 @@ def _resized(height: int, width: int, size: tuple[int, int] | None) -> tuple[int
 
 
 class _Converter:
-    """Turns decoded frames into RGB pixels of one size; keeps the scaler, whose set-up costs more than a small frame."""
+    """Turns decoded frames into RGB pixels of one size; keeps the scaler, which costs more than a small frame."""
 
     def __init__(self, size: tuple[int, int] | None) -> None:
         self.size = size
@@ -150,7 +150,7 @@ class _Converter:
         if self.size is not None:
             top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
             picture = picture[top : top + self.size[0], left : left + self.size[1]]
-        return picture.transpose(2, 0, 1)
+        return cast(Pixels, picture.transpose(2, 0, 1))
 
 
 def _keyframe_times(stream: Any) -> list[float]:

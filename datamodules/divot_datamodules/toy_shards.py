@@ -17,6 +17,7 @@ from divot_datamodules.shard_writing import Sample, ShardFolder
 from divot_datamodules.text_tokenizer import toy_text_tokenizer
 from divot_datamodules.toy_world import ToyWorld, caption, questions
 from divot_datamodules.video_writing import encode_video
+from divot_lightning.errors import UserError
 
 Split = Literal["train", "validation", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "held_out")
@@ -43,6 +44,13 @@ class ToyDataSettings:
     seed: int = 0
     samples_per_shard: int = 256
     crf: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 16), ("train", 1), ("validation", 1), ("held_out", 1), ("samples_per_shard", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.size % 2:
+            raise UserError(f"size is {self.size}; h264 wants an even number of pixels.")
 
     def shards_of(self, split: Split) -> list[range]:
         """Returns the sample numbers of each shard of a split."""

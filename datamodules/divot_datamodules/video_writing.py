@@ -6,6 +6,7 @@ Shape letters: F frames, H height, W width.
 import io
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -67,9 +68,8 @@ def encode_video(
     buffer = io.BytesIO()
     with av.open(buffer, mode="w", format=_FORMATS.get(container, container)) as output:
         codec = CODECS[container]
-        stream = output.add_stream(
-            codec, rate=Fraction(fps).limit_denominator(1001), options=_codec_options(codec, crf)
-        )
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = cast(av.VideoStream, output.add_stream(codec, rate=rate, options=_codec_options(codec, crf)))
         stream.height, stream.width = video.shape[2:]
         stream.pix_fmt = pixel_format or _PIXEL_FORMATS[codec]
         stream.thread_count = 1  # more threads change the bytes and cost more than they bring on short clips
