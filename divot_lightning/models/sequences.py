@@ -38,9 +38,9 @@ SPECIAL_TOKEN_NAMES = ("<vid>", "</vid>", "<img>", "</img>", "<frame>", "</frame
 """Names of the tokens that mark clips, as in the released tokenizer."""
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Text:
-    """A piece of text.
+    """A piece of text. To be treated as a value: it is mutable only because Lightning rebuilds batches by field.
 
     Attributes:
         text: The text, without special tokens.
@@ -51,9 +51,9 @@ class Text:
     learn: bool
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Clips:
-    """Consecutive clips, set between ``<vid>`` and ``</vid>`` (``<img>`` and ``</img>`` for images).
+    """Consecutive clips, set between ``<vid>`` and ``</vid>`` (``<img>`` and ``</img>`` for images). A value, as Text.
 
     Attributes:
         count: Number of clips (2 seconds each), at least 1.
@@ -221,8 +221,8 @@ def build_sequence(
         encode: Text to ids, without special tokens.
         special: Ids of the special tokens.
         layout: Slots per clip, mechanism, greatest length. Samples that are too long lose the ends of their texts, the
-            last text first, and never a part of a clip. An end token behind a shortened text is left out, since the
-            text does not end there.
+            last text first, and never a part of a clip. If the last text has to give way, so does the end token, first
+            of all: the text does not end there.
         prompt: Build the beginning of a sequence, for inference: without end token, and where the last segment is to
             be generated, up to the last query (autoregressive: up to the ``<frame>`` before its last clip).
 

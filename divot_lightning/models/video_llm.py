@@ -175,11 +175,19 @@ class VideoLLM(nn.Module):
         self.settings = replace(self.settings, lora=settings)
 
     def merge_lora(self) -> None:
-        """Folds adapters into the weights; afterwards all weights of the language model are trainable."""
+        """Folds adapters into the weights; afterwards all weights are trainable, unless the settings freeze them."""
         if self.settings.lora is not None:
             self.language_model = self.language_model.merge_and_unload()
             self.settings = replace(self.settings, lora=None)
-        self.language_model.requires_grad_(True)
+        self.language_model.requires_grad_(not self.settings.freeze_language_model)
+
+    def set_max_length(self, max_length: int | None) -> None:
+        """Changes the longest training sequence.
+
+        Args:
+            max_length: Tokens; None for no limit.
+        """
+        self.settings = replace(self.settings, max_length=max_length)
 
     def set_feature_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
         """Sets how features are normalised.

@@ -1,0 +1,72 @@
+"""Instruction tuning: a pretrained video LLM learns to follow instructions (Divot section 3.3, arXiv:2412.04432)."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from torch import nn
+
+from divot_lightning.components import find_component, load_component
+from divot_lightning.errors import UserError
+from divot_lightning.models.language_model import LoRASettings
+from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.stages.optimization import OptimizerSettings
+from divot_lightning.stages.video_llm_stage import VideoLLMStage
+
+Part: TypeAlias = Literal["head", "input_projector", "language_model", "queries"]
+
+
+class InstructionTuning(VideoLLMStage):
+    """Trains a pretrained video LLM further, on instructions.
+
+    Adapters of the pretraining are folded into the weights, and new ones of the same settings are added.
+
+    Args:
+        previous: Run folder of the LLM pretraining.
+        optimizer: Optimiser settings.
+        freeze: Parts that are not trained. In the released configurations comprehension tuning freezes the head and
+            generation tuning the input projector.
+        lora: Adapters; None takes the settings of the pretraining, without adapters if it had none.
+        max_length: Longest training sequence in tokens; None as in the pretraining. The paper's: 1650.
+        text_loss_weight: Weight of the next-word loss; 1 in the paper.
+        head_loss_weight: Weight of the generation head's loss; 1 in the paper.
+    """
+
+    def __init__(
+        self,
+        previous: str,
+        optimizer: OptimizerSettings,
+        freeze: list[Part] | None = None,
+        lora: LoRASettings | None = None,
+        max_length: int | None = None,
+        text_loss_weight: float = 1.0,
+        head_loss_weight: float = 1.0,
+    ) -> None:
+        video_llm = load_component(find_component(previous, "video_llm"), VideoLLM)
+        adapters = lora or video_llm.settings.lora
+        video_llm.merge_lora()
+        if adapters is not None:
+            video_llm.add_lora(adapters)
+        if max_length is not None:
+            video_llm.set_max_length(max_length)
+        freeze_parts(video_llm, freeze or [])
+        super().__init__(video_llm, previous, optimizer, text_loss_weight, head_loss_weight)
+
+
+def freeze_parts(video_llm: VideoLLM, parts: list[Part]) -> None:
+    """Excludes parts from training.
+
+    Args:
+        video_llm: The model.
+        parts: Names of the parts.
+    """
+    known: dict[str, nn.Module | nn.Parameter] = {
+        "head": video_llm.head,
+        "input_projector": video_llm.input_projector,
+        "language_model": video_llm.language_model,
+        "queries": video_llm.queries_QD,
+    }
+    for part in parts:
+        if part not in known:
+            raise UserError(f"freeze names {part!r}, which is no part of the video LLM; allowed: {', '.join(known)}.")
+        known[part].requires_grad_(False)

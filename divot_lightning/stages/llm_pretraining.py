@@ -1,0 +1,54 @@
+"""LLM pretraining: next word and features of clips, learned together (Divot section 3.2, arXiv:2412.04432)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from divot_lightning.heads import GenerationHead
+from divot_lightning.models.video_llm import VideoLLM, VideoLLMConfig
+from divot_lightning.stages.optimization import OptimizerSettings
+from divot_lightning.stages.video_llm_stage import VideoLLMStage
+from divot_lightning.stages.video_llm_step import apply_feature_statistics, feature_statistics
+
+
+class LLMPretraining(VideoLLMStage):
+    """Trains a video LLM and its generation head on the features of a frozen tokenizer.
+
+    Args:
+        head: The generation head; its widths come from the model.
+        previous: Run folder of the tokenizer stage (or of one that used its tokenizer).
+        llm: The video LLM.
+        optimizer: Optimiser settings.
+        text_loss_weight: Weight of the next-word loss; 1 in the paper.
+        head_loss_weight: Weight of the generation head's loss; 1 in the paper.
+        statistics_batches: Training batches from which mean and standard deviation of the features are measured before
+            the first step; 0 leaves features as they are, as the released code does.
+    """
+
+    statistics_known: torch.Tensor
+
+    def __init__(
+        self,
+        head: Callable[[int, int], GenerationHead],
+        previous: str,
+        llm: VideoLLMConfig,
+        optimizer: OptimizerSettings,
+        text_loss_weight: float = 1.0,
+        head_loss_weight: float = 1.0,
+        statistics_batches: int = 16,
+    ) -> None:
+        super().__init__(VideoLLM(llm, head), previous, optimizer, text_loss_weight, head_loss_weight)
+        self.statistics_batches = statistics_batches
+        self.register_buffer("statistics_known", torch.tensor(False))
+
+    def on_fit_start(self) -> None:
+        """Measures the feature statistics, once: a resumed run finds them in its checkpoint."""
+        if self.statistics_batches == 0 or bool(self.statistics_known):
+            return
+        self.trainer.fit_loop.setup_data()
+        batches = self.trainer.train_dataloader
+        sums = feature_statistics(batches, self.statistics_batches, self.tokenizer, self.video_llm)
+        apply_feature_statistics(self.video_llm, self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        self.statistics_known.fill_(True)

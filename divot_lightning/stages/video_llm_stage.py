@@ -1,0 +1,98 @@
+"""What both stages of the video LLM do alike: steps, optimiser, checkpoints without the frozen tokenizer, exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.stages.optimization import OptimizerSettings, configure_adamw
+from divot_lightning.stages.video_llm_step import (
+    add_frozen,
+    clip_features,
+    drop_frozen,
+    load_frozen_tokenizer,
+    loss_record,
+    video_llm_step,
+)
+
+
+class VideoLLMStage(LightningModule):
+    """Trains a video LLM on the features of a frozen tokenizer.
+
+    Args:
+        video_llm: The model to train.
+        previous: Run folder that trained or used the tokenizer.
+        optimizer: Optimiser settings.
+        text_loss_weight: Weight of the next-word loss.
+        head_loss_weight: Weight of the generation head's loss.
+    """
+
+    def __init__(
+        self,
+        video_llm: VideoLLM,
+        previous: str,
+        optimizer: OptimizerSettings,
+        text_loss_weight: float,
+        head_loss_weight: float,
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.tokenizer_folder = load_frozen_tokenizer(previous)
+        self.video_llm = video_llm
+        self.optimizer_settings = optimizer
+        self.weights = {"text_loss_weight": text_loss_weight, "head_loss_weight": head_loss_weight}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Computes the loss of a batch.
+
+        Args:
+            batch: "segments", "key", and "video" or "features".
+            batch_idx: Not used.
+
+        Returns:
+            The weighted loss.
+        """
+        return self._step("train", batch)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Computes the loss of a validation batch; arguments as in ``training_step``."""
+        return self._step("validation", batch)
+
+    def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
+        features_MQC = clip_features(batch, self.tokenizer, self.video_llm)
+        loss, output = video_llm_step(self.video_llm, batch, features_MQC, **self.weights)
+        distributed = split != "train"
+        self.log_dict(
+            loss_record(split, loss, output), batch_size=len(batch["segments"]), prog_bar=True, sync_dist=distributed
+        )
+        return loss
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Moves the tensors of a batch; segments stay as they are."""
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+    def configure_optimizers(self) -> Any:
+        """Gives the optimiser and its schedule."""
+        return configure_adamw(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves the frozen tokenizer out."""
+        drop_frozen(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the frozen tokenizer from its run."""
+        add_frozen(checkpoint, self.tokenizer)
+
+    def exported_components(self) -> dict[str, nn.Module]:
+        """Gives what this stage trained."""
+        return {"video_llm": self.video_llm}
+
+    def used_components(self) -> dict[str, Path]:
+        """Gives the frozen parts this stage relied on."""
+        return {"tokenizer": self.tokenizer_folder}
