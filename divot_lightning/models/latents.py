@@ -1,0 +1,105 @@
+"""Where the video diffusion runs: latents of single frames.
+
+The paper uses Stable Diffusion's frozen VAE (`AutoencoderLatents`). The toy scale uses `BlockDCTLatents`, which need no
+weights: the orthonormal discrete cosine transform of JPEG, keeping the lowest frequencies of every block.
+
+Shape letters: B batch, F frames, H height, W width, h latent height, w latent width, c latent channels.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from divot_lightning.errors import UserError
+
+# Rows: luma, red-blue and green-magenta axes of RGB, made orthonormal, so that errors keep their size.
+_OPPONENT_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+
+
+def dct_matrix(size: int) -> Tensor:
+    """Returns the orthonormal DCT-II matrix, (size, size), frequencies by positions.
+
+    >>> bool(torch.allclose(dct_matrix(8) @ dct_matrix(8).T, torch.eye(8), atol=1e-6))
+    True
+    """
+    frequency, position = torch.arange(size)[:, None], torch.arange(size)[None]
+    matrix = torch.cos(math.pi * (position + 0.5) * frequency / size) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def lowest_frequencies(size: int, count: int) -> list[tuple[int, int]]:
+    """Returns the `count` lowest (row, column) frequencies of a block, by diagonals as JPEG orders them.
+
+    >>> lowest_frequencies(8, 3)
+    [(0, 0), (0, 1), (1, 0)]
+    """
+    every = [(row, column) for row in range(size) for column in range(size)]
+    return sorted(every, key=lambda place: (sum(place), place[0]))[:count]
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """Settings of the latents.
+
+    Attributes:
+        kind: `vae` as in the paper, or `block_dct`, which needs no weights (toy).
+        pretrained: Folder of a `diffusers` AutoencoderKL; `vae` only.
+        block_size: Side of a block in pixels; `block_dct` only.
+        luma_frequencies: Kept frequencies of the luma; `block_dct` only.
+        chroma_frequencies: Kept frequencies of each of the two chroma axes; `block_dct` only.
+    """
+
+    kind: Literal["vae", "block_dct"] = "vae"
+    pretrained: str | None = None
+    block_size: int = 8
+    luma_frequencies: int = 15
+    chroma_frequencies: int = 6
+
+
+class BlockDCTLatents(nn.Module):
+    """Latents without weights: low frequencies of blocks in opponent colours.
+
+    The transform is orthonormal, so an error in latents is the same error in pixels, and what it drops is a fixed,
+    measurable loss: 29.5 dB on the toy world at 32 x 32 with the default 27 channels, with which its oracle still reads
+    every clip.
+    """
+
+    basis: Tensor
+
+    def __init__(self, config: LatentsConfig) -> None:
+        super().__init__()
+        self.block_size = config.block_size
+        colours = _OPPONENT_COLOURS / _OPPONENT_COLOURS.norm(dim=1, keepdim=True)
+        dct = dct_matrix(config.block_size)
+        counts = (config.luma_frequencies, config.chroma_frequencies, config.chroma_frequencies)
+        basis = [
+            torch.einsum("r,y,x->ryx", colours[axis], dct[row], dct[column])
+            for axis, count in enumerate(counts)
+            for row, column in lowest_frequencies(config.block_size, count)
+        ]
+        self.channels = len(basis)
+        # Divided by sqrt(block size): at 8 pixels, toy latents then have a standard deviation near that of the SD VAE's.
+        self.register_buffer("basis", torch.stack(basis), persistent=False)
+        self.scale = 1.0 / math.sqrt(config.block_size / 8)
+
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        """Turns pixels in [-1, 1] into latents (B, F, c, h, w), H and W multiples of the block size."""
+        batch, frames, _, height, width = video_BFCHW.shape
+        if height % self.block_size or width % self.block_size:
+            raise UserError(
+                f"frames of {height}x{width} pixels do not divide into blocks of {self.block_size}\n"
+                f"allowed: multiples of {self.block_size}; change the data's size or latents.block_size"
+            )
+        folded = video_BFCHW.flatten(0, 1)
+        latents = nn.functional.conv2d(folded, self.basis.to(folded), stride=self.block_size) * self.scale
+        return latents.unflatten(0, (batch, frames))
+
+    def decode(self, latents_BFchw: Tensor) -> Tensor:
+        """Turns latents back into pixels (B, F, 3, H, W), nominally in [-1, 1]."""
+        folded = latents_BFchw.flatten(0, 1) / self.scale
+        video = nn.functional.conv_transpose2d(folded, self.basis.to(folded), stride=self.block_size)
+        return video.unflatten(0, latents_BFchw.shape[:2])
