@@ -52,7 +52,7 @@ def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, video_llm: V
     if "features" in batch:
         features = batch["features"]
     elif "video" in batch:
-        features = tokenizer(tokenizer.select_frames(to_unit_range(batch["video"])))
+        features = tokenizer(to_unit_range(tokenizer.select_frames(batch["video"])))
     else:
         return None
     settings = video_llm.settings
