@@ -1,0 +1,1 @@
+"""`divot quickstart`: the whole pipeline as restartable steps, each a process of its own."""

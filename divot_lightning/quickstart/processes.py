@@ -1,0 +1,82 @@
+"""Child processes: started so that they end with their parent, watched for memory, stopped so that they can save."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+KIB_PER_MIB = 1024
+SAVE_SECONDS = 30.0
+"""How long a stopped process may take to save and leave."""
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to terminate this process when its parent dies, however that happens."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def start_process(
+    command: Sequence[str], log: IO[bytes], *, threads: int, keep_open: Sequence[int] = ()
+) -> "subprocess.Popen[bytes]":
+    """Starts a process that writes into a log and computes with a given number of threads.
+
+    Args:
+        command: Its words.
+        log: Where its output and its errors go.
+        threads: Threads for torch and everything else that follows OMP_NUM_THREADS.
+        keep_open: File descriptors that it inherits.
+
+    Returns:
+        The process, in a session of its own, so that Ctrl-C reaches the parent alone and the parent decides.
+    """
+    environment = os.environ | _thread_settings(threads)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        pass_fds=tuple(keep_open),
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
+
+
+def _thread_settings(threads: int) -> Mapping[str, str]:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {name: str(threads) for name in names} | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def resident_mib(pid: int) -> float:
+    """Returns the resident memory of a process and its descendants in MiB, 0 where /proc does not tell.
+
+    Pages that processes share are counted in each of them, so this is an upper bound.
+    """
+    folder = Path(f"/proc/{pid}")
+    try:
+        pages = int((folder / "statm").read_text().split()[1])
+        children = [child for task in (folder / "task").iterdir() for child in (task / "children").read_text().split()]
+    except (OSError, IndexError):
+        return 0.0
+    own = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return own + sum(resident_mib(int(child)) for child in children)
+
+
+def stop_processes(processes: Sequence["subprocess.Popen[bytes]"], patience: float = SAVE_SECONDS) -> None:
+    """Interrupts processes as Ctrl-C would, so that training saves; kills what is still there after `patience`."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + patience
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,244 @@
+"""Runs steps side by side, remembers which are done, and goes on where a killed job stopped."""
+
+import fcntl
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+from divot_lightning.errors import UserError
+from divot_lightning.quickstart.processes import resident_mib, start_process, stop_processes
+from divot_lightning.quickstart.progress import Display, StepMeter, clock, read_progress
+from divot_lightning.quickstart.steps import Step, check_plan
+
+POLL_SECONDS = 0.2
+LOCK_SECONDS = 30.0
+"""How long to wait for the processes of a killed job to leave."""
+RECORD_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What `<folder>/steps/<name>.json` says about a step.
+
+    Attributes:
+        name: Its name.
+        command: Its words.
+        done: Whether it ended well.
+        seconds: Wall time over all attempts, to within a few seconds if it was killed.
+        peak_mib: Largest resident memory of its processes.
+        together_mib: Largest resident memory of all steps that ran at one time while this one did.
+        attempts: How often it was started.
+        started: When it was first started, seconds since 1970.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    done: bool
+    seconds: float
+    peak_mib: float
+    together_mib: float
+    attempts: int
+    started: float
+
+
+@dataclass
+class _Running:
+    step: Step
+    process: "subprocess.Popen[bytes]"
+    log: IO[bytes]
+    meter: StepMeter
+    record: StepRecord
+    began: float
+    written: float = field(default=0.0)
+
+
+def read_record(folder: Path, name: str) -> StepRecord | None:
+    """Returns the record of a step, None if it was never started."""
+    path = folder / "steps" / f"{name}.json"
+    if not path.is_file():
+        return None
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    return StepRecord(**entry | {"command": tuple(entry["command"])})
+
+
+class StepRunner:
+    """Runs a plan inside a folder.
+
+    Args:
+        steps: The plan; of several steps that could start, the one that stands first does.
+        folder: Holds `steps/` with a log and a record per step.
+        jobs: How many slots steps share.
+        display: Shows what goes on.
+    """
+
+    def __init__(self, steps: Sequence[Step], folder: Path, *, jobs: int = 2, display: Display | None = None) -> None:
+        check_plan(steps)
+        if jobs < 1:
+            raise UserError(f"--jobs is {jobs}; it must be at least 1")
+        self.steps, self.folder, self.jobs = list(steps), folder, jobs
+        self.display = display or Display()
+        self.running: dict[str, _Running] = {}
+        self.began = time.monotonic()
+
+    def run(self) -> list[StepRecord]:
+        """Runs what is not done yet.
+
+        Returns:
+            The record of every step, in the order of the plan.
+
+        Raises:
+            UserError: If another job uses the folder, if a step that is done was made by another command, or if a step
+                fails; the steps that ran beside it are stopped and go on at the next start.
+        """
+        (self.folder / "steps").mkdir(parents=True, exist_ok=True)
+        with (self.folder / "steps" / "lock").open("w") as lock:
+            self._lock(lock)
+            done = self._done()
+            if done:
+                self.display.say(f"{len(done)} of {len(self.steps)} steps are done already")
+            try:
+                self._loop(done, lock.fileno())
+            finally:
+                self._stop()
+        return [record for step in self.steps if (record := read_record(self.folder, step.name))]
+
+    def _loop(self, done: set[str], lock: int) -> None:
+        while len(done) < len(self.steps):
+            self._start_ready(done, lock)
+            self._note_memory()
+            for name in list(self.running):
+                if self._poll(self.running[name]):
+                    done.add(name)
+            footer = f"{len(done)} of {len(self.steps)} steps done, elapsed {clock(time.monotonic() - self.began)}"
+            self.display.show([running.meter for running in self.running.values()], footer)
+            time.sleep(POLL_SECONDS if self.running else 0)
+
+    def _done(self) -> set[str]:
+        done = set()
+        for step in self.steps:
+            record = read_record(self.folder, step.name)
+            if record is None or not record.done:
+                continue
+            if record.command != step.command:
+                raise UserError(
+                    f"{self.folder} holds step {step.name!r} made by another command:\n{_words(record.command)}\n"
+                    f"now it is: {_words(step.command)}\nGive another --folder, or remove this one."
+                )
+            done.add(step.name)
+        return done
+
+    def _lock(self, lock: IO[str]) -> None:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"another quickstart is working in {self.folder}\nWait for it, or give another --folder."
+                    ) from None
+                time.sleep(POLL_SECONDS)
+
+    def _start_ready(self, done: set[str], lock: int) -> None:
+        free = self.jobs - sum(min(running.step.slots, self.jobs) for running in self.running.values())
+        for place, step in enumerate(self.steps, start=1):
+            slots = min(step.slots, self.jobs)
+            if step.name in done or step.name in self.running or not done.issuperset(step.after) or slots > free:
+                continue
+            self.running[step.name] = self._start(step, f"{place}/{len(self.steps)}", slots, lock)
+            free -= slots
+
+    def _start(self, step: Step, position: str, threads: int, lock: int) -> _Running:
+        command = self._command(step)
+        former = read_record(self.folder, step.name) or self._new_record(step)
+        record = replace(former, command=step.command, attempts=former.attempts + 1)
+        # A new log for each attempt: the bar of the former one would be taken for this one's.
+        path = self._log(step.name)
+        if path.is_file():
+            path.replace(path.with_suffix(f".{former.attempts}.log"))
+        log = path.open("wb")
+        log.write(f"$ {' '.join(command)}\n".encode())
+        log.flush()
+        self._write(record)
+        process = start_process(command, log, threads=threads, keep_open=(lock,))
+        now = time.monotonic()
+        return _Running(step, process, log, StepMeter(step.name, position, now), record, now, now)
+
+    def _new_record(self, step: Step) -> StepRecord:
+        return StepRecord(step.name, step.command, False, 0.0, 0.0, 0.0, 0, time.time())
+
+    def _note_memory(self) -> None:
+        mib = {name: resident_mib(running.process.pid) for name, running in self.running.items()}
+        together = sum(mib.values())
+        for name, running in self.running.items():
+            peak, beside = max(running.record.peak_mib, mib[name]), max(running.record.together_mib, together)
+            running.record = replace(running.record, peak_mib=peak, together_mib=beside)
+
+    def _command(self, step: Step) -> tuple[str, ...]:
+        """Chooses between a new start and going on, and clears what a former attempt left."""
+        if step.run is not None and list((step.run / "checkpoints").glob("step_*.ckpt")):
+            return step.resume
+        for path in (*step.outputs, *((step.run,) if step.run else ())):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        return step.command
+
+    def _poll(self, running: _Running) -> bool:
+        """Looks after a running step; True if it just ended well."""
+        now, step = time.monotonic(), running.step
+        status = running.process.poll()
+        if status is None:
+            running.meter.update(read_progress(self._log(step.name), step.run), now)
+            if now - running.written > RECORD_SECONDS:
+                self._keep_time(running, now, done=False)
+            return False
+        running.log.close()
+        del self.running[step.name]
+        self._keep_time(running, now, done=status == 0)
+        if status != 0:
+            raise UserError(self._failure(step, status))
+        seconds, mib = running.record.seconds, running.record.peak_mib
+        self.display.say(f"{running.meter.position:>6}  {step.name:<32} done in {clock(seconds)}, {mib:.0f} MiB")
+        return True
+
+    def _keep_time(self, running: _Running, now: float, *, done: bool) -> None:
+        seconds = running.record.seconds + now - max(running.written, running.began)
+        running.record, running.written = replace(running.record, seconds=seconds, done=done), now
+        self._write(running.record)
+
+    def _write(self, record: StepRecord) -> None:
+        path = self.folder / "steps" / f"{record.name}.json"
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
+        temporary.replace(path)
+
+    def _failure(self, step: Step, status: int) -> str:
+        log = self._log(step.name)
+        text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+        lines = [line for line in text.splitlines() if line.strip()]
+        return (
+            f"step {step.name!r} failed with exit status {status}:\n{lines[-1][:300]}\n"
+            f"All it said: {log}\nThe same command goes on from here."
+        )
+
+    def _log(self, name: str) -> Path:
+        return self.folder / "steps" / f"{name}.log"
+
+    def _stop(self) -> None:
+        stop_processes([running.process for running in self.running.values()])
+        now = time.monotonic()
+        for running in self.running.values():
+            running.log.close()
+            self._keep_time(running, now, done=False)
+        self.running.clear()
+
+
+def _words(command: Sequence[str]) -> str:
+    return " ".join(command)[:300]
