@@ -3,6 +3,8 @@
 Letters: B batch, F frames, N images, P patches per image, C channels, H W pixels.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.activations import ACT2FN
+from transformers.utils import logging as transformers_logging
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.transformer_block import check_heads
@@ -131,14 +134,26 @@ def clip_pixels(images_N3HW: Tensor, image_size: int) -> Tensor:
     return ((images_N3HW + 1.0) / 2.0 - mean) / std
 
 
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keeps transformers from listing every weight of a CLIP model's text part as unexpected."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
 def _load_vision_model(folder: str) -> CLIPVisionModel:
     if not (Path(folder) / "config.json").is_file():
         raise UserError(
             f"vision.pretrained: {folder!r} holds no config.json; give a local folder of a transformers CLIP model, "
             "or null to build the ViT from sizes"
         )
-    # The weights' own dtype would decide otherwise; the precision of training is the trainer's business.
-    model, found = CLIPVisionModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    with _quiet_transformers():
+        # The weights' own dtype would decide otherwise; the precision of training is the trainer's business.
+        model, found = CLIPVisionModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     missing = sorted(name for name in found["missing_keys"] if "post_layernorm" not in name)
     if missing:
         raise UserError(

@@ -39,6 +39,12 @@ def test_frames_and_grid_have_positions(axis, positions):
     assert difference() < 1e-5
 
 
+def test_epsilon_of_the_last_norm_is_the_released_one_which_is_not_the_blocks():
+    model = tiny()
+    assert model.norm.eps == 1e-5
+    assert {block.attention_norm.eps for block in model.blocks} == {1e-6}
+
+
 def test_parameter_count_of_the_paper():
     with torch.device("meta"):
         model = SpatiotemporalTransformer(1024, num_frames=5, num_positions=25, layers=4, heads=8)

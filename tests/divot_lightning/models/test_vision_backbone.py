@@ -1,5 +1,7 @@
+import logging
 import math
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -36,6 +38,17 @@ def tiny(**changes):
 def clip_folder(tmp_path):
     CLIPVisionModel(CLIPVisionConfig(**SIZES)).save_pretrained(tmp_path / "vit")
     return tmp_path / "vit"
+
+
+@contextmanager
+def propagated(name):
+    """Lets caplog see a logger that keeps its records to itself."""
+    logger = logging.getLogger(name)
+    before, logger.propagate = logger.propagate, True
+    try:
+        yield
+    finally:
+        logger.propagate = before
 
 
 def blurred_by_loop(image, factor):
@@ -100,10 +113,13 @@ def test_features_are_the_last_hidden_state_without_the_class_token(clip_folder)
         torch.testing.assert_close(backbone(frames)[1], expected)
 
 
-def test_vision_part_of_a_whole_clip_model_is_loaded(tmp_path):
+def test_vision_part_of_a_whole_clip_model_is_loaded_without_a_list_of_the_rest(tmp_path, caplog):
     whole = CLIPModel(CLIPConfig(vision_config=SIZES, text_config={**TEXT_SIZES, "vocab_size": 20}))
     whole.save_pretrained(tmp_path)
-    backbone = VisionBackbone(VisionConfig(pretrained=str(tmp_path)))
+    caplog.clear()
+    with propagated("transformers"):
+        backbone = VisionBackbone(VisionConfig(pretrained=str(tmp_path)))
+    assert "text_model" not in caplog.text
     theirs = {name.removeprefix("vision_model."): value for name, value in whole.state_dict().items()}
     assert all(torch.equal(value, theirs[name]) for name, value in backbone.model.state_dict().items())
 
