@@ -10,9 +10,10 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from divot_lightning.models.video_llm import VideoLLM
-from divot_lightning.stages.optimization import OptimizerSettings, configure_adamw
+from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
 from divot_lightning.stages.video_llm_step import (
     add_frozen,
+    check_widths,
     clip_features,
     drop_frozen,
     load_frozen_tokenizer,
@@ -42,6 +43,7 @@ class VideoLLMStage(LightningModule):
     ) -> None:
         super().__init__()
         self.tokenizer, self.tokenizer_folder = load_frozen_tokenizer(previous)
+        check_widths(self.tokenizer, video_llm)
         self.video_llm = video_llm
         self.optimizer_settings = optimizer
         self.weights = {"text_loss_weight": text_loss_weight, "head_loss_weight": head_loss_weight}
@@ -63,7 +65,7 @@ class VideoLLMStage(LightningModule):
         return self._step("validation", batch)
 
     def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
-        features_MQC = clip_features(batch, self.tokenizer, self.video_llm)
+        features_MQC = clip_features(batch, self.tokenizer)
         loss, output = video_llm_step(self.video_llm, batch, features_MQC, **self.weights)
         distributed = split != "train"
         self.log_dict(
@@ -79,7 +81,7 @@ class VideoLLMStage(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Gives the optimiser and its schedule."""
-        return configure_adamw(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+        return configure_optimizer(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen tokenizer out."""

@@ -37,32 +37,39 @@ def load_frozen_tokenizer(run: str) -> tuple[VideoTokenizer, Path]:
     return tokenizer.requires_grad_(False).eval(), folder
 
 
+def check_widths(tokenizer: VideoTokenizer, video_llm: VideoLLM) -> None:
+    """Refuses a tokenizer whose features the video LLM does not take.
+
+    Args:
+        tokenizer: The frozen tokenizer.
+        video_llm: The video LLM.
+    """
+    gives = (tokenizer.config.tokens_per_clip, tokenizer.config.token_dim)
+    takes = (video_llm.settings.num_queries, video_llm.settings.feature_dim)
+    if gives != takes:
+        raise UserError(
+            f"The tokenizer gives {gives[0]} tokens of width {gives[1]}, but the video LLM has "
+            f"num_queries={takes[0]} and feature_dim={takes[1]}.\n"
+            "Set both to the tokenizer's, or give another tokenizer run as previous."
+        )
+
+
 @torch.no_grad()
-def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, video_llm: VideoLLM) -> Tensor | None:
+def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer) -> Tensor | None:
     """Gives the features of all clips of a batch: the cached ones, or those of the frozen tokenizer.
 
     Args:
         batch: With "features", float (M, Q, C), or "video", uint8 (M, F, 3, H, W), or neither if it has no clips.
         tokenizer: The frozen tokenizer.
-        video_llm: Its feature_dim and num_queries must equal the features'.
 
     Returns:
         features_MQC, float, or None.
     """
     if "features" in batch:
-        features = batch["features"]
-    elif "video" in batch:
-        features = tokenizer(to_unit_range(tokenizer.select_frames(batch["video"])))
-    else:
-        return None
-    settings = video_llm.settings
-    if tuple(features.shape[1:]) != (settings.num_queries, settings.feature_dim):
-        raise UserError(
-            f"The tokenizer gives {features.shape[1]} tokens of width {features.shape[2]}, but the video LLM has "
-            f"num_queries={settings.num_queries} and feature_dim={settings.feature_dim}.\n"
-            "Set both to the tokenizer's, or give the run whose tokenizer made the features."
-        )
-    return features
+        return batch["features"]
+    if "video" in batch:
+        return tokenizer(to_unit_range(tokenizer.select_frames(batch["video"])))
+    return None
 
 
 def video_llm_step(
@@ -127,7 +134,7 @@ def feature_statistics(
     sums = torch.zeros(3, video_llm.settings.feature_dim, dtype=torch.float64, device=device)
     for batch in islice(batches, num_batches):
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-        features = clip_features(tensors, tokenizer, video_llm)
+        features = clip_features(tensors, tokenizer)
         if features is not None:
             flat = features.flatten(0, 1).double()
             sums += torch.stack([torch.full_like(flat[0], len(flat)), flat.sum(dim=0), flat.square().sum(dim=0)])

@@ -1,0 +1,128 @@
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch import Callback
+from torch.utils.data import DataLoader
+
+from divot_lightning.components import find_component, load_component
+from divot_lightning.errors import UserError
+from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.stages.export import ComponentExport
+from divot_lightning.stages.llm_pretraining import LLMPretraining
+from divot_lightning.stages.optimization import OptimizerSettings
+
+OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=1)
+
+
+def trainer(folder, steps, **settings):
+    options = {"max_steps": steps, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    options |= {"enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": folder}
+    return Trainer(**{**options, **settings})
+
+
+def encoded(stage, batches):
+    video = torch.cat([batch["video"] for batch in batches if "video" in batch])
+    return stage.tokenizer(video.float() / 127.5 - 1)
+
+
+def test_training_lowers_the_loss_and_writes_a_component(tokenizer_run, make_config, batches, loader, head, tmp_path):
+    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
+    run = trainer(tmp_path, 40, callbacks=[ComponentExport(tmp_path / "run")])
+    run.fit(stage, loader)
+    metrics = run.callback_metrics
+    assert {"train/loss", "train/text_loss", "train/head_loss"} <= set(metrics)
+    assert metrics["train/head_loss"] < 0.9
+    loaded = load_component(find_component(tmp_path / "run", "video_llm"), VideoLLM)
+    features = encoded(stage, batches[:1])
+    first, second = stage.video_llm(batches[0]["segments"], features), loaded(batches[0]["segments"], features)
+    torch.testing.assert_close(first.text_loss, second.text_loss)
+    torch.testing.assert_close(first.head_loss, second.head_loss)
+    assert find_component(tmp_path / "run", "tokenizer") == tokenizer_run / "tokenizer"
+
+
+def test_features_are_normalised_by_the_statistics_of_the_first_batches(
+    tokenizer_run, make_config, batches, loader, head, tmp_path
+):
+    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=2)
+    trainer(tmp_path, 1).fit(stage, loader)
+    features = encoded(stage, batches[:2]).flatten(0, 1)
+    torch.testing.assert_close(stage.video_llm.feature_mean_C, features.mean(dim=0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(stage.video_llm.feature_std_C, features.std(dim=0, correction=0), atol=1e-5, rtol=1e-4)
+
+
+def test_without_statistics_features_stay_as_they_are(tokenizer_run, make_config, loader, head, tmp_path):
+    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=0)
+    trainer(tmp_path, 1).fit(stage, loader)
+    assert stage.video_llm.feature_mean_C.eq(0).all()
+    assert stage.video_llm.feature_std_C.eq(1).all()
+
+
+def test_a_resumed_run_keeps_its_statistics_and_goes_on_as_if_never_stopped(
+    tokenizer_run, make_config, loader, head, tmp_path, monkeypatch
+):
+    def stage():
+        torch.manual_seed(3)
+        return LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=2)
+
+    class SaveAfterFirstEpoch(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "first.ckpt")
+
+    whole, resumed = stage(), stage()
+    trainer(tmp_path, 8, max_epochs=-1, callbacks=[SaveAfterFirstEpoch()]).fit(whole, loader)
+    state = torch.load(tmp_path / "first.ckpt", weights_only=True)["state_dict"]
+    assert not [key for key in state if key.startswith("tokenizer.")]
+    with monkeypatch.context() as patch:
+        patch.setattr("divot_lightning.stages.llm_pretraining.feature_statistics", lambda *_: pytest.fail("again"))
+        trainer(tmp_path, 8, max_epochs=-1).fit(resumed, loader, ckpt_path=tmp_path / "first.ckpt")
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
+
+
+def test_cached_features_train_as_the_videos_do(tokenizer_run, make_config, batches, head):
+    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
+    stage.log_dict = lambda *args, **kwargs: None
+    cached = {"segments": batches[0]["segments"], "features": encoded(stage, batches[:1])}
+    torch.testing.assert_close(stage.training_step(cached, 0), stage.training_step(batches[0], 0))
+
+
+def test_the_loss_weights_weigh(tokenizer_run, make_config, batches, head):
+    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, 2.0, 0.5)
+    stage.log_dict = lambda *args, **kwargs: None
+    parts = stage.video_llm(batches[0]["segments"], encoded(stage, batches[:1]))
+    expected = 2.0 * parts.text_loss + 0.5 * parts.head_loss
+    torch.testing.assert_close(stage.training_step(batches[0], 0), expected)
+
+
+def test_the_tokenizer_stays_frozen(tokenizer_run, make_config, loader, head, tmp_path):
+    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
+    trainer(tmp_path, 2).fit(stage, loader)
+    stored = load_component(tokenizer_run / "tokenizer", VideoTokenizer).state_dict()
+    for name, value in stage.tokenizer.state_dict().items():
+        assert torch.equal(value, stored[name])
+    assert not stage.tokenizer.training
+
+
+def test_validation_logs_under_its_own_name(tokenizer_run, make_config, loader, head, tmp_path):
+    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
+    run = trainer(tmp_path, 1)
+    run.validate(stage, loader, verbose=False)
+    assert set(run.callback_metrics) == {"validation/loss", "validation/text_loss", "validation/head_loss"}
+
+
+def test_a_tokenizer_of_another_size_is_refused(tokenizer_run, make_config, head):
+    with pytest.raises(UserError, match=r"3 tokens of width 8.*num_queries=4 and feature_dim=8"):
+        LLMPretraining(head, str(tokenizer_run), make_config(num_queries=4), OPTIMIZER)
+
+
+def test_a_missing_previous_run_is_named(make_config, head):
+    with pytest.raises(UserError, match="no_such_run"):
+        LLMPretraining(head, "no_such_run", make_config(), OPTIMIZER)
+
+
+def test_batches_without_clips_give_no_statistics(tokenizer_run, make_config, batches, head, tmp_path):
+    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
+    with pytest.raises(UserError, match="hold 0 features"):
+        trainer(tmp_path, 1).fit(stage, DataLoader(batches[-1:], batch_size=None))
