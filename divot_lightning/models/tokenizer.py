@@ -129,12 +129,11 @@ def sparse_frame_indices(total: int, count: int) -> list[int]:
 class VideoTokenizer(nn.Module):
     """Turns clips into tokens: ViT, temporal transformer, pooling, spatio-temporal transformer, Perceiver resampler.
 
-    Args:
-        config: All sizes.
+    The attribute ``config`` holds the sizes in use, with ``vision.pretrained`` None and the ViT's own sizes filled in:
+    together with the weights it rebuilds the tokenizer anywhere.
 
-    Attributes:
-        config: The sizes in use. ``vision.pretrained`` is None and the ViT's sizes are filled in, so that config and
-            weights together rebuild the tokenizer anywhere.
+    Args:
+        config: Sizes of the tokenizer.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:

@@ -207,12 +207,11 @@ class VisionBackbone(nn.Module):
     The features are the last layer's raw output without the class token: the model's final LayerNorm belongs to its
     pooled output and is left out, so every remaining weight is used.
 
+    The attribute ``config`` holds the sizes in use, with ``pretrained`` None: together with the weights it rebuilds the
+    module without the folder that the weights came from.
+
     Args:
         config: Which ViT, and whether it is trained.
-
-    Attributes:
-        config: The sizes in use, with ``pretrained`` None: together with the weights it rebuilds the module without
-            the folder that the weights came from.
     """
 
     def __init__(self, config: VisionConfig) -> None:

@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from divot_lightning.components import load_component, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer, sparse_frame_indices
 from divot_lightning.models.vision_backbone import VisionConfig
@@ -158,6 +160,17 @@ def test_config_survives_json_and_rebuilds_the_tokenizer():
     assert twin.config == tokenizer.config
     twin.load_state_dict(tokenizer.state_dict())
     assert torch.equal(twin(video), tokenizer(video))
+
+
+def test_a_tokenizer_with_a_pretrained_vit_moves_as_a_component_without_the_vit_folder(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    CLIPVisionModel(CLIPVisionConfig(image_size=16, patch_size=4, **sizes)).save_pretrained(tmp_path / "vit")
+    tokenizer, video = VideoTokenizer(tiny(vision={"pretrained": str(tmp_path / "vit"), "frozen": True})), clip()
+    save_component(tokenizer, tmp_path / "tokenizer")
+    shutil.rmtree(tmp_path / "vit")
+    twin = load_component(tmp_path / "tokenizer", VideoTokenizer)
+    assert torch.equal(twin(video), tokenizer(video))
+    assert not any(parameter.requires_grad for parameter in twin.vision.parameters())
 
 
 def test_sizes_of_a_pretrained_vit_replace_the_given_ones(tmp_path):
