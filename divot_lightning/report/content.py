@@ -1,0 +1,148 @@
+"""What a report shows, before it becomes HTML.
+
+Shape letters: F frames, H height, W width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number at the top.
+
+    Attributes:
+        label: What it is.
+        value: How it reads, such as `97 %`.
+        target: How its target reads, empty without one.
+        met: Whether the target is met, None without one.
+    """
+
+    label: str
+    value: str
+    target: str = ""
+    met: bool | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: points in ascending order of x."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves that share their axes.
+
+    Attributes:
+        title: Heading.
+        lines: The curves.
+        x_label: What x counts.
+        logarithmic: Whether y is drawn on a logarithmic scale; all values must be positive then.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    x_label: str = "step"
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: its text, whether it is right or met (None: neither), and a second line in small print."""
+
+    text: str
+    good: bool | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first column names the row.
+
+    Attributes:
+        title: Heading.
+        columns: Headings of the columns.
+        rows: Cells, as many as columns; plain strings are cells without a mark.
+        note: How the numbers were measured.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell | str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A moving picture.
+
+    Attributes:
+        video: uint8 (F, 3, H, W).
+        label: Text below it.
+        good: Whether it shows what it should, None if that is no question.
+    """
+
+    video: Pixels
+    label: str = ""
+    good: bool | None = None
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """Pictures that belong together, such as a model's clips for one prompt."""
+
+    title: str
+    pictures: Sequence[Picture]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A clip with what a model said about it.
+
+    Attributes:
+        video: uint8 (F, 3, H, W).
+        sayings: Asked, expected, said, and whether that is right.
+    """
+
+    video: Pixels
+    sayings: Sequence[tuple[str, str, str, bool]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report; empty parts are left out.
+
+    Attributes:
+        title: Heading.
+        introduction: One paragraph.
+        headlines: Numbers at the top.
+        tables: Score tables.
+        reconstructions: Rows of original beside reconstruction.
+        answers: Captions and answers on clips.
+        generations: Rows of generated clips, one per prompt and system.
+        charts: Loss curves.
+        steps: Table of the steps' times.
+        conditions: Hardware, versions, settings, as (name, value).
+        notes: What a reader must know to judge the numbers.
+    """
+
+    title: str
+    introduction: str = ""
+    headlines: Sequence[Headline] = ()
+    tables: Sequence[Table] = ()
+    reconstructions: Sequence[PictureRow] = ()
+    answers: Sequence[Answered] = ()
+    generations: Sequence[PictureRow] = ()
+    charts: Sequence[Chart] = ()
+    steps: Table | None = None
+    conditions: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = field(default_factory=tuple)

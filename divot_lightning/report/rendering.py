@@ -1,0 +1,37 @@
+"""A report as one HTML file that needs nothing else."""
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from divot_lightning.report.charts import NUM_COLOURS, chart_svg
+from divot_lightning.report.content import Cell, Report
+from divot_lightning.report.pictures import data_uri
+
+
+def _as_cell(cell: Cell | str) -> Cell:
+    return Cell(cell) if isinstance(cell, str) else cell
+
+
+def render_report(report: Report) -> str:
+    """Returns the report as HTML: styles, charts and moving pictures are inside, nothing is loaded from elsewhere."""
+    environment = Environment(
+        loader=PackageLoader("divot_lightning.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["moving"] = data_uri
+    environment.filters["cell"] = _as_cell
+    environment.filters["chart"] = lambda chart: Markup(chart_svg(chart))
+    return environment.get_template("template.html.j2").render(report=report, num_colours=NUM_COLOURS)
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Writes the report; the file appears under its name only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(render_report(report), encoding="utf-8")
+    unfinished.replace(path)
