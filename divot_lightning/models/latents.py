@@ -1,6 +1,6 @@
 """Where the video diffusion runs: latents of single frames.
 
-The paper uses Stable Diffusion's frozen VAE (`AutoencoderLatents`). The toy scale uses `BlockDCTLatents`, which need no
+The paper uses Stable Diffusion's frozen VAE (`VAELatents`). The toy scale uses `BlockDCTLatents`, which need no
 weights: the orthonormal discrete cosine transform of JPEG, keeping the lowest frequencies of every block.
 
 Shape letters: B batch, F frames, H height, W width, h latent height, w latent width, c latent channels.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
@@ -51,6 +52,8 @@ class LatentsConfig:
         block_size: Side of a block in pixels; `block_dct` only.
         luma_frequencies: Kept frequencies of the luma; `block_dct` only.
         chroma_frequencies: Kept frequencies of each of the two chroma axes; `block_dct` only.
+        scale: Latents are multiplied by it, so that their standard deviation is near 1; 0.18215 for Stable Diffusion's
+            VAE, 1.5 for the default block transform on the toy world (standard deviation 0.665).
     """
 
     kind: Literal["vae", "block_dct"] = "vae"
@@ -58,6 +61,7 @@ class LatentsConfig:
     block_size: int = 8
     luma_frequencies: int = 15
     chroma_frequencies: int = 6
+    scale: float = 0.18215
 
 
 class BlockDCTLatents(nn.Module):
@@ -82,9 +86,8 @@ class BlockDCTLatents(nn.Module):
             for row, column in lowest_frequencies(config.block_size, count)
         ]
         self.channels = len(basis)
-        # Divided by sqrt(block size): at 8 pixels, toy latents then have a standard deviation near that of the SD VAE's.
+        self.scale = config.scale
         self.register_buffer("basis", torch.stack(basis), persistent=False)
-        self.scale = 1.0 / math.sqrt(config.block_size / 8)
 
     def encode(self, video_BFCHW: Tensor) -> Tensor:
         """Turns pixels in [-1, 1] into latents (B, F, c, h, w), H and W multiples of the block size."""
@@ -95,11 +98,56 @@ class BlockDCTLatents(nn.Module):
                 f"allowed: multiples of {self.block_size}; change the data's size or latents.block_size"
             )
         folded = video_BFCHW.flatten(0, 1)
-        latents = nn.functional.conv2d(folded, self.basis.to(folded), stride=self.block_size) * self.scale
-        return latents.unflatten(0, (batch, frames))
+        latents = nn.functional.conv2d(folded, self.basis.to(folded), stride=self.block_size)
+        return latents.unflatten(0, (batch, frames)) * self.scale
 
     def decode(self, latents_BFchw: Tensor) -> Tensor:
         """Turns latents back into pixels (B, F, 3, H, W), nominally in [-1, 1]."""
         folded = latents_BFchw.flatten(0, 1) / self.scale
         video = nn.functional.conv_transpose2d(folded, self.basis.to(folded), stride=self.block_size)
         return video.unflatten(0, latents_BFchw.shape[:2])
+
+
+class VAELatents(nn.Module):
+    """Latents of a frozen `diffusers` image VAE, frame by frame.
+
+    Frames go through it one at a time, as in the released code, which keeps the memory of 16 frames at 256 x 256 flat.
+    """
+
+    def __init__(self, vae: AutoencoderKL, scale: float) -> None:
+        super().__init__()
+        self.vae = vae.requires_grad_(False).eval()
+        self.scale = scale
+        self.channels = int(vae.config.latent_channels)
+        self.block_size = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def train(self, mode: bool = True) -> "VAELatents":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode(self, video_BFCHW: Tensor) -> Tensor:
+        """Turns pixels in [-1, 1] into latents (B, F, c, h, w): a draw from the VAE's posterior, scaled."""
+        frames = [self.vae.encode(frame).latent_dist.sample() for frame in video_BFCHW.unbind(1)]
+        return torch.stack(frames, dim=1) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents_BFchw: Tensor) -> Tensor:
+        """Turns latents back into pixels (B, F, 3, H, W), nominally in [-1, 1]."""
+        frames = [self.vae.decode(frame / self.scale).sample for frame in latents_BFchw.unbind(1)]
+        return torch.stack(frames, dim=1)
+
+
+def build_latents(config: LatentsConfig) -> BlockDCTLatents | VAELatents:
+    """Builds the latents that the settings name; reads the VAE's folder for `vae`."""
+    if config.kind == "block_dct":
+        return BlockDCTLatents(config)
+    if config.pretrained is None:
+        raise UserError(
+            "latents.kind is 'vae', so latents.pretrained must name the folder of a diffusers AutoencoderKL"
+        )
+    try:
+        vae = AutoencoderKL.from_pretrained(config.pretrained, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"latents.pretrained {config.pretrained!r} is no AutoencoderKL folder: {error}") from error
+    return VAELatents(vae, config.scale)

@@ -1,0 +1,98 @@
+"""Tokenizer pretraining: tokenizer and de-tokenizer together (Divot section 3.1, arXiv:2412.04432)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from divot_lightning.errors import UserError
+from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
+
+
+class TokenizerPretraining(LightningModule):
+    """Learns tokens because a video diffusion model must denoise the clip from them.
+
+    There is no condition dropout here, on purpose (appendix A.1): the diffusion model shall never learn to do without.
+
+    Args:
+        tokenizer: The tokenizer.
+        detokenizer: The de-tokenizer; its number and width of tokens have to be the tokenizer's.
+        optimizer: Optimizer settings.
+        terminal_share: Share of each batch that is moved to the last, pure-noise step of the diffusion. There the
+            tokens are all that the network can go by, so that they are learned soonest. 0, uniform times, is the
+            paper's way.
+        terminal_share_end: The same for the second half of the training; none keeps `terminal_share`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TokenizerConfig,
+        detokenizer: DetokenizerConfig,
+        optimizer: OptimizerSettings,
+        terminal_share: float = 0.0,
+        terminal_share_end: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_token_sizes(tokenizer, detokenizer)
+        self.tokenizer = VideoTokenizer(tokenizer)
+        self.detokenizer = VideoDetokenizer(detokenizer)
+        self.optimizer_settings = optimizer
+        self.terminal_share = terminal_share
+        self.terminal_share_end = terminal_share if terminal_share_end is None else terminal_share_end
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Returns the denoising loss of clips given their own tokens."""
+        video = to_unit_range(batch["video"])
+        second_half = 2 * self.global_step >= self.trainer.estimated_stepping_batches
+        share = self.terminal_share_end if second_half else self.terminal_share
+        loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_share=share)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(video))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Logs the loss with uniform times, and the one at pure noise, where only the tokens help."""
+        video = to_unit_range(batch["video"])
+        log_validation(self, self.detokenizer, video, self.tokenizer(video), batch_idx)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Builds optimizer and schedule."""
+        return configure_optimizer(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+
+    def exported_components(self) -> dict[str, nn.Module]:
+        """Returns tokenizer and de-tokenizer."""
+        return {"tokenizer": self.tokenizer, "detokenizer": self.detokenizer}
+
+    def used_components(self) -> dict[str, Path]:
+        """Returns nothing: this is the first stage."""
+        return {}
+
+
+def log_validation(
+    stage: LightningModule, detokenizer: VideoDetokenizer, video_BFCHW: Tensor, tokens_BQC: Tensor, batch_idx: int
+) -> None:
+    """Logs a de-tokenizer's validation losses, with the same noise at every validation."""
+    for name, share in (("validation/loss", 0.0), ("validation/loss_at_pure_noise", 1.0)):
+        generator = torch.Generator(video_BFCHW.device).manual_seed(batch_idx)
+        loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_share=share, generator=generator)
+        stage.log(name, loss, batch_size=len(video_BFCHW), sync_dist=True)
+
+
+def check_token_sizes(tokenizer: TokenizerConfig, detokenizer: DetokenizerConfig) -> None:
+    """Refuses a de-tokenizer for other tokens than the tokenizer gives.
+
+    Raises:
+        UserError: Number or width of the tokens differ.
+    """
+    given = (tokenizer.tokens_per_clip, tokenizer.token_dim)
+    needed = (detokenizer.num_tokens, detokenizer.token_dim)
+    if given != needed:
+        raise UserError(
+            f"the tokenizer gives {given[0]} tokens of width {given[1]}, the de-tokenizer needs {needed[0]} of "
+            f"{needed[1]}\nset detokenizer.num_tokens and detokenizer.token_dim to the tokenizer's"
+        )
