@@ -1,0 +1,46 @@
+"""`divot fit`: train one stage from a recipe."""
+
+import sys
+
+from divot_lightning.cli.training_args import resolve_recipes, wants_help, with_full_help
+from divot_lightning.errors import UserError
+from divot_lightning.recipe_files import recipe_names, recipes_dir
+
+HELP = """usage: divot fit --config RECIPE [--key value ...]
+
+Train one stage. The recipe is a YAML file or the name of a shipped one; options win over the recipe.
+
+  --config RECIPE               may be given several times, later ones win
+  --run FOLDER                  where everything goes; must not hold another run
+  --model.KEY, --data.KEY       settings of the stage and of its data
+  --model.head NAME             a generation head: mse, diffusion, gmm, ... (see `divot heads`)
+  --trainer.max_steps N         any setting of Lightning's Trainer: devices, precision, strategy ...
+  --checkpoint.every_steps N    --checkpoint.keep_all true
+  --seed_everything N
+  --print_config                show every setting as resolved, and stop
+  --help_all                    every option; --model.help CLASS for those of one class
+
+A run folder holds config.yaml, metrics.csv, tensorboard/, checkpoints/ and the trained components.
+Stopped? Go on with: divot resume RUN
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run `divot fit`.
+
+    Args:
+        argv: The words after `divot fit`.
+
+    Returns:
+        The exit status.
+    """
+    if wants_help(argv):
+        sys.stdout.write(f"{HELP}\nrecipes in {recipes_dir()}:\n  " + "\n  ".join(recipe_names()) + "\n")
+        return 0
+    if not argv:
+        raise UserError(f"which recipe? usage: divot fit --config RECIPE\nshipped: {', '.join(recipe_names())}")
+    argv = with_full_help(resolve_recipes(argv))
+
+    from divot_lightning.cli.training import start
+
+    return start(argv)

@@ -1,0 +1,106 @@
+"""The `divot` command: a table of subcommands, one module each, imported only when it is asked for.
+
+Nothing here imports torch, so that `divot --help` and a mistyped command answer at once.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from divot_lightning import __version__
+from divot_lightning.errors import UserError
+
+COMMANDS: dict[str, str] = {
+    "quickstart": "toy data, every stage, the three heads compared, one report.html",
+    "fit": "train one stage: divot fit --config toy/tokenizer_pretraining",
+    "resume": "go on with a run that was stopped: divot resume RUN",
+    "validate": "measure a run on its validation data: divot validate RUN",
+    "test": "measure a run on its test data: divot test RUN",
+    "reconstruct": "clips through tokenizer and de-tokenizer, mp4s out",
+    "ask": "questions about clips, answers out",
+    "generate": "clips from text, mp4s out",
+    "heads": "list the generation heads that are installed",
+    "data": "make, pack, inspect and encode shards: divot data toy|pack|inspect|encode",
+}
+"""Every subcommand with its line in `divot --help`; `<name>` is served by `divot_lightning.cli.<name>:main`."""
+
+MAX_ERROR_LINES = 5
+"""What a user reads before scrolling."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one `divot` command.
+
+    Args:
+        argv: The words after `divot`; those of the process when None.
+
+    Returns:
+        The exit status: 0 done, 2 the user can mend something, 130 stopped by Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(help_text())
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"divot-lightning {__version__}\n")
+        return 0
+    return run_guarded(words[0], words[1:])
+
+
+def run_guarded(command: str, argv: list[str]) -> int:
+    """Run `command`; a `UserError` becomes at most five lines on stderr, Ctrl-C the status 130.
+
+    `DIVOT_TRACEBACK=1` in the environment shows where a `UserError` came from.
+    """
+    try:
+        if command not in COMMANDS:
+            raise UserError(_unknown_command(command))
+        module = importlib.import_module(f"divot_lightning.cli.{command}")
+        return int(module.main(argv))
+    except UserError as error:
+        if os.environ.get("DIVOT_TRACEBACK") == "1":
+            traceback.print_exc()
+        sys.stderr.write(error_text(error))
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+
+
+def error_text(error: Exception) -> str:
+    r"""Give the text shown for `error`: `error: ...`, at most `MAX_ERROR_LINES` lines.
+
+    Example:
+        >>> error_text(ValueError("size is 3; allowed: 16, 32"))
+        'error: size is 3; allowed: 16, 32\n'
+    """
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    return "error: " + "\n".join(lines[:MAX_ERROR_LINES]) + "\n"
+
+
+def help_text() -> str:
+    """Give what `divot --help` prints."""
+    width = max(map(len, COMMANDS))
+    table = "\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())
+    return f"""usage: divot COMMAND [OPTIONS]
+
+Train, compare and use Divot: a diffusion-powered video tokenizer and the video LLM on top of it.
+
+commands:
+{table}
+
+`divot COMMAND --help` tells more; `divot --version` prints the version.
+"""
+
+
+def _unknown_command(command: str) -> str:
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    hint = f" Did you mean 'divot {near[0]}'?" if near else ""
+    return f"there is no command {command!r}.{hint}\ncommands: {', '.join(COMMANDS)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

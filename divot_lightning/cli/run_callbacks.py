@@ -1,0 +1,177 @@
+"""What happens around training steps: the run folder is opened, checkpoints are taken, a bar shows the way to go."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+from divot_lightning.cli.run_folder import CHECKPOINTS, CONFIG, FINISHED
+from divot_lightning.cli.run_logging import CsvMetrics
+
+SLOW_REFRESH_SECONDS = 15.0
+"""Between two lines of the bar where nobody watches: output to a file or a pipe."""
+
+
+class RunOpening(Callback):
+    """Writes `<run>/config.yaml` when the first step is done, so that nothing is left behind by a run that never ran.
+
+    Args:
+        run: The run folder.
+        config: The text of `config.yaml`.
+    """
+
+    def __init__(self, run: Path, config: str) -> None:
+        self.run = run
+        self.config = config
+        self.first_step = 0
+        self.opened = False
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is trained, up to where, and into which folder."""
+        self.first_step = trainer.global_step
+        sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
+        trained = sum(size for size, learns in sizes if learns) / 1e6
+        frozen = sum(size for size, learns in sizes if not learns) / 1e6
+        sys.stderr.write(
+            f"{type(pl_module).__name__}: {trained:.2f} M trained and {frozen:.2f} M frozen parameters, "
+            f"steps {self.first_step} to {total_steps(trainer) or 'endless'}, into {self.run}\n"
+        )
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Open the folder after the first step."""
+        if self.opened:
+            return
+        self.opened = True
+        self.run.mkdir(parents=True, exist_ok=True)
+        (self.run / FINISHED).unlink(missing_ok=True)
+        (self.run / CONFIG).write_text(self.config, encoding="utf-8")
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvMetrics):
+                logger.forget_from(self.first_step)
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Saves `<run>/checkpoints/step_<n>.ckpt` every so many steps, at the end and on Ctrl-C; `last.ckpt` links to it.
+
+    Args:
+        run: The run folder.
+        every_steps: Optimizer steps between two checkpoints.
+        keep_all: Keep every checkpoint, not only the newest.
+    """
+
+    def __init__(self, run: Path, every_steps: int, keep_all: bool) -> None:
+        super().__init__(
+            dirpath=run / CHECKPOINTS,
+            filename="step_{step:08d}",
+            auto_insert_metric_name=False,
+            every_n_train_steps=every_steps,
+            save_top_k=-1 if keep_all else 1,
+            save_last="link",
+            enable_version_counter=False,
+        )
+
+    @property
+    def state_key(self) -> str:
+        """One key whatever the settings, so that they may change at a resume."""
+        return "StepCheckpoint"
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step, which need not be a multiple of `every_steps`."""
+        self._save_now(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save on Ctrl-C. Other exceptions may hit one rank alone, where saving together would wait forever."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+            self._save_now(trainer)
+
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        # Lightning would keep the checkpoint that a run was resumed from for ever.
+        return Path(previous) != Path(current) and Path(previous).parent == Path(current).parent
+
+    def _save_now(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
+
+class StepProgress(ProgressBar):
+    """One bar from step 0 to `max_steps` with rate and time left, whatever the data set calls an epoch.
+
+    Where stderr is no terminal, it writes a line every `SLOW_REFRESH_SECONDS`.
+
+    Args:
+        title: What stands left of the bar.
+    """
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+        self.bar: tqdm | None = None
+        self.enabled = True
+        self.shown = 0.0
+
+    def disable(self) -> None:
+        """Stay silent; Lightning calls this on all ranks but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self.enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar at the step that a resumed run stands at."""
+        self.bar = tqdm(
+            total=total_steps(trainer),
+            initial=trainer.global_step,
+            desc=self.title,
+            unit="step",
+            disable=not self.enabled,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else SLOW_REFRESH_SECONDS,
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar to the optimizer step that is done."""
+        assert self.bar is not None
+        if time.monotonic() - self.shown > self.bar.mininterval:
+            self.shown = time.monotonic()
+            metrics = self.get_metrics(trainer, pl_module)
+            metrics.pop("v_num", None)
+            self.bar.set_postfix(metrics, refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the bar where it is, so that messages start on a line of their own."""
+        self._close()
+
+    @rank_zero_only
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Write text above the bar."""
+        tqdm.write(" ".join(map(str, args)), file=sys.stderr)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def total_steps(trainer: Trainer) -> int | None:
+    """Give the optimizer steps of the whole run, or None when neither steps nor epochs bound it."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if steps != float("inf") else None

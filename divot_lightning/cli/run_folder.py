@@ -1,0 +1,89 @@
+"""What a run folder holds, and what may be done with it. No torch, so that a wrong folder is refused at once.
+
+A run folder:
+
+- `config.yaml`: the resolved settings, written when the first step is done
+- `metrics.csv`: one row per logged step; `tensorboard/`: the same for TensorBoard
+- `checkpoints/`: `step_00000200.ckpt` ..., `last.ckpt` points to the newest
+- a folder per trained component, and `components.json`: where the others came from
+- `finished.json`: written when training reached its last step
+"""
+
+import zipfile
+from pathlib import Path
+
+from divot_lightning.errors import UserError
+
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+FINISHED = "finished.json"
+
+
+def require_free(run: Path) -> None:
+    """Refuse a folder that already holds something.
+
+    Raises:
+        UserError: `run` holds another run, or other files.
+    """
+    if not run.exists():
+        return
+    if not run.is_dir():
+        raise UserError(f"--run {run} is a file; give a folder that does not exist yet.")
+    entries = sorted(path.name for path in run.iterdir())
+    if not entries:
+        return
+    shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")
+    if (run / CONFIG).is_file():
+        raise UserError(
+            f"{run} already holds another run ({describe(run)}): {shown}\n"
+            f"To go on with it: divot resume {run}\nTo start a new one: --run ANOTHER_FOLDER"
+        )
+    raise UserError(f"--run {run} is not empty and is no run: {shown}\nGive another folder: --run ANOTHER_FOLDER")
+
+
+def require_run(run: Path) -> None:
+    """Refuse a folder that holds no run.
+
+    Raises:
+        UserError: `run` is missing or has no `config.yaml`.
+    """
+    if not run.is_dir():
+        raise UserError(f"there is no run folder {run}.\nTo start a run: divot fit --config RECIPE --run {run}")
+    if not (run / CONFIG).is_file():
+        raise UserError(
+            f"{run} holds no run: it has no {CONFIG}.\nTo start a run: divot fit --config RECIPE --run ANOTHER_FOLDER"
+        )
+
+
+def describe(run: Path) -> str:
+    """Say in a few words how far the run came."""
+    if (run / FINISHED).is_file():
+        return "finished"
+    newest = newest_checkpoint(run)
+    return f"stopped after step {checkpoint_step(newest)}" if newest else "stopped before its first checkpoint"
+
+
+def checkpoint_name(step: int) -> str:
+    """Give the file name of the checkpoint taken after `step` optimizer steps."""
+    return f"step_{step:08d}.ckpt"
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Give the number of optimizer steps behind a checkpoint.
+
+    Example:
+        >>> checkpoint_step(Path("checkpoints/step_00000200.ckpt"))
+        200
+    """
+    return int(checkpoint.stem.removeprefix("step_"))
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """Give the newest checkpoint that was written to its end, or None.
+
+    A file that was cut off by a kill has no zip directory at its end and is passed over.
+    """
+    found = sorted((run / CHECKPOINTS).glob("step_*.ckpt"), key=checkpoint_step, reverse=True)
+    return next((path for path in found if path.is_dir() or zipfile.is_zipfile(path)), None)

@@ -1,0 +1,119 @@
+"""The two loggers of a run: `metrics.csv` and `tensorboard/`, both written from the first logged step on."""
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard import SummaryWriter
+
+from divot_lightning.cli.run_folder import METRICS, TENSORBOARD
+
+
+class RunLogger(Logger):
+    """What both loggers share: they write into the run folder and keep no settings (`config.yaml` has them).
+
+    Args:
+        run: The run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__()
+        self.run = run
+
+    @property
+    def name(self) -> str:
+        """The name of the run folder."""
+        return self.run.name
+
+    @property
+    def version(self) -> str:
+        """Empty: a run folder holds one run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.run)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the run's `config.yaml` is the record."""
+
+
+class CsvMetrics(RunLogger):
+    """Writes `<run>/metrics.csv`: columns step, epoch and one per metric; a cell is empty where it was not logged.
+
+    Each row is on disk as soon as it was logged. A resumed run goes on in the same file; rows of steps that
+    are trained again are dropped by `forget_from`.
+    """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(run)
+        self.path = run / METRICS
+        self.rows: list[dict[str, str]] = []
+        self.columns = ["step", "epoch"]
+
+    def forget_from(self, step: int) -> None:
+        """Take over the rows that an earlier start of this run wrote before `step`, and no later ones."""
+        if not self.path.is_file():
+            return
+        with self.path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            self.columns = list(reader.fieldnames or self.columns)
+            self.rows = [row for row in reader if int(row["step"]) < step]
+        self._rewrite()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one row.
+
+        Args:
+            metrics: Scalars by name.
+            step: Optimizer steps done before this one.
+        """
+        row = {"step": str(step or 0), **{name: f"{float(value):.8g}" for name, value in metrics.items()}}
+        if "epoch" in row:
+            row["epoch"] = str(int(metrics["epoch"]))
+        new = [name for name in row if name not in self.columns]
+        self.columns += new
+        self.rows.append(row)
+        if new or not self.path.is_file():
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+
+    def _rewrite(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class TensorBoardMetrics(RunLogger):
+    """Writes `<run>/tensorboard/` from the first logged step on.
+
+    Lightning's own logger makes its folder before the data are looked at, so that a recipe with a wrong path would
+    leave half a run behind.
+    """
+
+    writer: SummaryWriter | None = None
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write each metric as a scalar at `step`."""
+        if self.writer is None:
+            self.writer = SummaryWriter(str(self.run / TENSORBOARD))
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, float(value), step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the file."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None

@@ -1,0 +1,158 @@
+"""The training command line: recipe and command line in, trainer with its run folder out."""
+
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
+
+from divot_lightning import __version__
+from divot_lightning.cli.messages import condense
+from divot_lightning.cli.recipe_heads import head_names
+from divot_lightning.cli.run_callbacks import RunOpening, StepCheckpoint, StepProgress
+from divot_lightning.cli.run_folder import require_free
+from divot_lightning.cli.run_logging import CsvMetrics, TensorBoardMetrics
+from divot_lightning.errors import UserError
+from divot_lightning.registry import load_all, resolve_head_name
+from divot_lightning.stages.export import ComponentExport
+
+DEFAULT_SEED = 0
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+"""Steps bound a run, not epochs: training streams have no end."""
+
+
+@dataclass
+class CheckpointSettings:
+    """When a run's state is saved.
+
+    Attributes:
+        every_steps: Optimizer steps between two checkpoints; the last step and Ctrl-C save too.
+        keep_all: Keep every checkpoint instead of the newest only.
+    """
+
+    every_steps: int = 200
+    keep_all: bool = False
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with a run folder: `--run`, `--checkpoint.every_steps`, short messages, our loggers and callbacks.
+
+    Args:
+        argv: Options as on the command line, `--config` with paths of existing files.
+        command: What stands in usage lines, such as `divot fit`.
+        mode: "start" needs a folder that holds nothing yet; "measure" writes nothing into it.
+    """
+
+    def __init__(self, argv: Sequence[str], command: str, mode: Literal["start", "resume", "measure"]) -> None:
+        self.mode = mode
+        quiet()
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=DEFAULT_SEED,
+            parser_kwargs={"prog": command, "exit_on_error": False, "allow_abbrev": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=list(argv),
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the settings of the run folder."""
+        parser.add_argument("--run", type=str, required=True, help="Folder for everything this run writes.")
+        parser.add_class_arguments(CheckpointSettings, "checkpoint")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; what does not fit becomes a `UserError` of a few lines.
+
+        Heads are loaded and looked up first: then their short names are known, and an unknown one is told from the
+        registry, which knows what is installed.
+        """
+        for name in head_names(args):
+            resolve_head_name(name)
+        load_all()
+        argv0, sys.argv = sys.argv, sys.argv[:1]
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise UserError(condense(str(error), parser)) from error
+        finally:
+            sys.argv = argv0
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse an occupied folder before anything expensive is built."""
+        if self.mode == "start" and getattr(rank_zero_only, "rank", 0) == 0:
+            require_free(self.run_folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with the loggers and callbacks of a run; those of the recipe come on top."""
+        settings = {**self.config_init.trainer, "default_root_dir": str(self.run_folder), **kwargs}
+        settings["callbacks"] = [*(settings["callbacks"] or []), *self._run_callbacks(settings)]
+        settings["logger"] = self._run_loggers(settings["logger"])
+        settings["enable_checkpointing"] = self.mode != "measure"
+        return Trainer(**settings)
+
+    @property
+    def run_folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run)
+
+    def saved_config(self) -> str:
+        """Give the text of `<run>/config.yaml`: every setting as resolved."""
+        command = shlex.join(["divot", "resume", str(self.run_folder)])
+        body = self.parser.dump(self.config, skip_none=False, format="yaml")
+        return f"# written by divot-lightning {__version__}; go on with: {command}\n{body}"
+
+    def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
+        if self.mode == "measure":
+            return []
+        run, checkpoint = self.run_folder, self.config_init.checkpoint
+        callbacks: list[Callback] = [
+            RunOpening(run, self.saved_config()),
+            StepCheckpoint(run, checkpoint.every_steps, checkpoint.keep_all),
+            ComponentExport(run),
+        ]
+        if settings["enable_progress_bar"] is not False:
+            callbacks.append(StepProgress(run.name))
+        return callbacks
+
+    def _run_loggers(self, given: Any) -> Any:
+        if self.mode == "measure" or given is False:
+            return False
+        own = [CsvMetrics(self.run_folder), TensorBoardMetrics(self.run_folder)]
+        others = [] if given in (None, True) else given if isinstance(given, list) else [given]
+        return [*own, *others]
+
+
+def quiet() -> None:
+    """Silence what says nothing to a user: Lightning's device lines and tips, and advice for other ways of working."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*you defined a `validation_step` but have no `val_dataloader`.*",
+        ".*dataloader is not resumable.*",
+        ".*instantiate_classes.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*did not contain values for support_fp32.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
