@@ -48,9 +48,7 @@ def test_every_pair_equals_the_rule(samples_, mechanism, num_queries):
 @given(st.lists(samples, min_size=1, max_size=3), st.sampled_from(MECHANISMS))
 def test_the_flex_attention_rule_is_the_same(samples_, mechanism):
     batch = batch_of(samples_, mechanism)
-    mask_mod = flex_mask_mod(
-        query_blocks(batch.roles_BL, batch.clips_BL, mechanism), batch.roles_BL != Position.PAD
-    )
+    mask_mod = flex_mask_mod(query_blocks(batch.roles_BL, batch.clips_BL, mechanism), batch.roles_BL != Position.PAD)
     b, length = batch.roles_BL.shape
     rows = [torch.arange(b)[:, None, None], torch.tensor(0)]
     columns = [torch.arange(length)[None, :, None], torch.arange(length)[None, None, :]]
