@@ -4,7 +4,7 @@ import glob as globbing
 import io
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,8 @@ import webdataset
 from webdataset.tariterators import tar_file_iterator
 
 from divot_datamodules.decoding import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from divot_datamodules.ledger import Defect
+from divot_datamodules.shard_writing import read_index
 from divot_lightning.errors import UserError
 
 FEATURE_SUFFIX = "features.safetensors"
@@ -193,3 +195,34 @@ def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
             yield member["fname"], member["data"]
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ShardError(f"it breaks off ({_first_line(error)})") from error
+
+
+def expected_samples(shard: str) -> int | None:
+    """Returns how many samples the index beside a local shard promises; None where there is no index."""
+    path = Path(shard)
+    index = read_index(path.parent) if path.is_file() else None
+    entries = index.get("shards", []) if index else []
+    return next((entry["samples"] for entry in entries if entry["name"] == path.name), None)
+
+
+def read_samples(shard: str, note: Callable[[Defect], object], *, allow_pipe: bool = False) -> Iterator[RawSample]:
+    """Reads a shard's samples as far as it can be read, and notes a shard that breaks off.
+
+    The number of samples is compared with the index, since a tar that is cut at a header reads like one that ends.
+
+    Args:
+        shard: Path or URL.
+        note: Called with a defect of the shard, "broken_shard" or "incomplete_shard".
+        allow_pipe: See `expand_shards`.
+    """
+    found = 0
+    try:
+        for raw in read_shard(shard, allow_pipe=allow_pipe):
+            found += 1
+            yield raw
+    except ShardError as error:
+        note(Defect("broken_shard", shard, "", str(error)))
+        return
+    expected = expected_samples(shard)
+    if expected is not None and found < expected:
+        note(Defect("incomplete_shard", shard, "", f"{found} of {expected} samples"))

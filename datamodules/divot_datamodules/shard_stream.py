@@ -6,8 +6,8 @@ shards in each pass, then a seeded shuffle of undecoded samples.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -15,8 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from divot_datamodules.ledger import Defect, Ledger
 from divot_datamodules.samples import Item, Sample, SampleDecoder, SampleError, sample_rng
-from divot_datamodules.shard_reading import RawSample, ShardError, read_shard
-from divot_datamodules.shard_writing import read_index
+from divot_datamodules.shard_reading import RawSample, read_samples
 
 T = TypeVar("T")
 MakeItems = Callable[[Sample, np.random.Generator], list[Item]]
@@ -202,21 +201,11 @@ class ShardStream(IterableDataset[Item]):
                 yield from ((RawSample(sample.key, shard, number), sample) for number, sample in kept)
                 continue
             numbers: set[int] = set()
-            try:
-                for raw in read_shard(shard, allow_pipe=self.allow_pipe):
-                    numbers.add(raw.number)
-                    yield raw, self._cache.get(raw)
-            except ShardError as error:
-                self.ledger.record(Defect("broken_shard", shard, "", str(error)), place.name)
-            else:
-                self._note_missing(shard, len(numbers), place)
+            note = partial(self.ledger.record, writer=place.name)
+            for raw in read_samples(shard, note, allow_pipe=self.allow_pipe):
+                numbers.add(raw.number)
+                yield raw, self._cache.get(raw)
             self._cache.note_shard(shard, numbers)
-
-    def _note_missing(self, shard: str, found: int, place: Place) -> None:
-        """Compares with the index, since a tar cut at a header reads like one that ends there."""
-        expected = expected_samples(shard)
-        if expected is not None and found < expected:
-            self.ledger.record(Defect("incomplete_shard", shard, "", f"{found} of {expected} samples"), place.name)
 
     def _items(self, raw: RawSample, sample: Sample | None, place: Place, pass_number: int) -> list[Item]:
         """Decodes if need be; [] if the sample is unusable, which the ledger then knows."""
@@ -232,11 +221,3 @@ class ShardStream(IterableDataset[Item]):
             self._cache.drop(raw)
             self.ledger.record(Defect(error.reason, raw.shard, raw.key, error.detail), place.name)
             return []
-
-
-def expected_samples(shard: str) -> int | None:
-    """Returns how many samples the index beside a local shard promises; None where there is no index."""
-    path = Path(shard)
-    index = read_index(path.parent) if path.is_file() else None
-    entries = index.get("shards", []) if index else []
-    return next((entry["samples"] for entry in entries if entry["name"] == path.name), None)

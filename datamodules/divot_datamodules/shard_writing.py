@@ -46,8 +46,9 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardEntry:
     """
     unfinished = path.with_name(path.name + ".part")
     count = 0
-    # An open file, not a name: the writer takes names such as "pipe:..." for commands.
-    with unfinished.open("wb") as stream, webdataset.TarWriter(stream, encoder=False, mtime=0) as tar:
+    # An open file, not a name: the writer takes names such as "pipe:..." for commands. PAX allows long names.
+    settings = {"encoder": False, "mtime": 0, "format": "PAX_FORMAT"}
+    with unfinished.open("wb") as stream, webdataset.TarWriter(stream, **settings) as tar:
         for key, members in samples:
             tar.write({"__key__": key, **members})
             count += 1
@@ -105,7 +106,7 @@ class ShardFolder:
                 f"{self.folder} already holds shards of other settings: {differing}.\n"
                 "Choose another output folder, or delete this one."
             )
-        self._index["shards"] = existing["shards"]
+        self._index = existing
         self._refuse_damaged_shards()
 
     def _difference(self, existing: Mapping[str, Any]) -> str:
@@ -119,6 +120,18 @@ class ShardFolder:
             path = self.folder / entry.name
             if not path.is_file() or path.stat().st_size != entry.bytes:
                 raise UserError(f"{path} is missing or not as its index says; delete {self.folder} and make it again.")
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the index as it is now."""
+        return dict(self._index)
+
+    def restart(self) -> None:
+        """Removes the shards of an interrupted call whose work cannot be continued in its middle."""
+        assert not self.complete, "the folder is finished"
+        for entry in self.entries():
+            (self.folder / entry.name).unlink()
+        self._index["shards"] = []
+        (self.folder / _UNFINISHED_NAME).unlink(missing_ok=True)
 
     def entries(self) -> list[ShardEntry]:
         """Returns the finished shards."""

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from divot_datamodules.clip_sampling import ClipSettings
+from divot_datamodules.encoding import check_features
 from divot_datamodules.ledger import Budget, Ledger
 from divot_datamodules.samples import Item, Sample, SampleDecoder, TaskMixture, collate, tokenizer_items
 from divot_datamodules.shard_reading import check_shard, expand_shards
@@ -142,6 +143,8 @@ class VideoTextData(lightning.LightningDataModule):
             )
         for shard in shards:
             check_shard(shard, allow_pipe=self.allow_pipe)
+        if self.tokenizer is not None:
+            check_features(shards, self.tokenizer)
         self.ledgers[name] = Ledger(name, self._ledger_folder(), self.budget)
         mixture = self.training_mixture if name == "train" else self.validation_mixture
         return ShardStream(
