@@ -1,0 +1,45 @@
+"""`divot reconstruct`: clips through tokenizer and de-tokenizer, mp4s out."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from divot_lightning.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Builds the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="divot reconstruct",
+        description="Encode clips with a run's tokenizer and draw them again with its de-tokenizer. Writes KEY.mp4, "
+        "KEY_original.mp4 and KEY_compare.mp4, with the two beside each other.",
+    )
+    parser.add_argument("run", help="run folder of a stage that trains or uses a tokenizer and a de-tokenizer")
+    parser.add_argument("input", nargs="+", help="videos or pictures, or shards: folder, tar, glob or URL")
+    parser.add_argument("--output", required=True, help="folder for the files")
+    parser.add_argument("--num", type=int, default=8, help="clips, the first ones of the inputs (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the de-tokenizer's noise (default: 0)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The words after `divot reconstruct`.
+
+    Returns:
+        The exit status.
+    """
+    args = parser().parse_args(argv)
+    if args.num < 1:
+        raise UserError(f"--num is {args.num}; it must be at least 1")
+    from tqdm import tqdm
+
+    from divot_lightning.inference.reconstruct import reconstruct_files
+
+    files = reconstruct_files(args.run, args.input, args.output, num=args.num, seed=args.seed, device=args.device)
+    count = sum(1 for _ in tqdm(files, desc="clips", unit="clip"))
+    sys.stdout.write(f"{args.output}: {count} clips; look at *_compare.mp4\n")
+    return 0

@@ -1,0 +1,137 @@
+"""Clips are read from files and shards, go through both models and come out as videos."""
+
+import numpy as np
+import pytest
+import torch
+
+from divot_datamodules.clip_sampling import ClipSettings
+from divot_datamodules.decoding import probe
+from divot_datamodules.toy_world import ToyWorld
+from divot_datamodules.video_writing import write_video
+from divot_lightning.components import save_component
+from divot_lightning.errors import UserError
+from divot_lightning.inference.reconstruct import (
+    Reconstructor,
+    comparison,
+    null_tokens,
+    read_clips,
+    reconstruct_files,
+)
+from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.latents import LatentsConfig
+from divot_lightning.models.noise_schedule import SamplingConfig
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_dit import VideoDiTConfig
+from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.testing.toy_shards import make_toy_shards
+
+
+def tiny_tokenizer() -> VideoTokenizer:
+    vision = VisionConfig(image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
+    return VideoTokenizer(
+        TokenizerConfig(
+            vision=vision, temporal_width=8, temporal_layers=1, temporal_heads=2, temporal_init="random", pool_size=2,
+            spatiotemporal_width=8, spatiotemporal_layers=1, spatiotemporal_heads=2, num_tokens=3, resampler_layers=1,
+            resampler_heads=2, resampler_head_dim=4, token_dim=4,
+        )
+    )  # fmt: skip
+
+
+def tiny_detokenizer(guidance: float = 2.0) -> VideoDetokenizer:
+    return VideoDetokenizer(
+        DetokenizerConfig(
+            latents=LatentsConfig(kind="block_dct"),
+            denoiser=VideoDiTConfig(width=8, layers=1, heads=2, patch_frames=4),
+            sampling=SamplingConfig(steps=2, guidance=guidance), size=32, num_tokens=3, token_dim=4,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    detokenizer = tiny_detokenizer()
+    for value in detokenizer.denoiser.parameters():  # it starts as zero, which no token would change
+        torch.nn.init.normal_(value, std=0.5)
+    save_component(tiny_tokenizer(), folder / "tokenizer")
+    save_component(detokenizer, folder / "detokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_toy_shards(tmp_path_factory.mktemp("toy"), train=4, validation=1, held_out=1)
+
+
+CLIP = ClipSettings(height=32, width=32)
+
+
+def test_shards_and_files_give_the_rendered_pixels(tmp_path, shards):
+    world = ToyWorld()
+    video = world.render(world.sample("train", np.random.default_rng(0)))
+    write_video(tmp_path / "mine.mp4", video, 8, crf=0)
+    clips = list(read_clips([str(tmp_path / "mine.mp4"), str(shards / "held_out")], CLIP))
+    assert [key for key, _ in clips] == ["mine", "held_out-000000"]
+    assert np.abs(clips[0][1].astype(int) - video).max() <= 4
+    assert world.read(clips[1][1]).valid
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "broken.mp4"])
+def test_unreadable_files_are_named(tmp_path, name):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match=name):
+        list(read_clips([str(tmp_path / name)], CLIP))
+
+
+def test_empty_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no \.tar"):
+        list(read_clips([str(tmp_path)], CLIP))
+
+
+def test_batches_do_not_change_tokens(run):
+    video = torch.randint(0, 256, (5, 16, 3, 32, 32), dtype=torch.uint8)
+    whole, parts = Reconstructor.from_run(run), Reconstructor.from_run(run, batch_size=2)
+    torch.testing.assert_close(whole.encode(video), parts.encode(video))
+    assert [len(batch) for batch in parts.decode(parts.encode(video))] == [2, 2, 1]
+
+
+def test_decoding_is_reproducible_and_depends_on_the_tokens(run):
+    models = Reconstructor.from_run(run)
+    tokens = models.encode(torch.randint(0, 256, (2, 16, 3, 32, 32), dtype=torch.uint8))
+
+    def decode(tokens):
+        return next(models.decode(tokens, torch.Generator().manual_seed(3)))
+
+    assert decode(tokens).dtype == torch.uint8
+    assert torch.equal(decode(tokens), decode(tokens))
+    assert not torch.equal(decode(tokens), decode(tokens.flip(0)))
+
+
+def test_null_tokens_are_those_of_a_grey_clip(run):
+    tokenizer = Reconstructor.from_run(run).tokenizer
+    grey = tokenizer(torch.zeros(1, 16, 3, 32, 32))[0]
+    torch.testing.assert_close(null_tokens(tokenizer, 32), grey)
+
+
+def test_comparison_is_enlarged_by_whole_pixels():
+    left, right = (np.full((2, 3, 32, 32), shade, dtype=np.uint8) for shade in (10, 200))
+    both = comparison(left, right)
+    assert both.shape == (2, 3, 256, 8 * 66)
+    assert (both[..., :256] == 10).all()
+    assert (both[..., -256:] == 200).all()
+
+
+def test_three_videos_are_written_for_each_clip(run, shards, tmp_path):
+    done = list(reconstruct_files(run, [str(shards / "train")], tmp_path / "out", num=3))
+    assert [path.name for path in done] == [f"train-{number:06d}_compare.mp4" for number in range(3)]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"train-{n:06d}{kind}.mp4" for n in range(3) for kind in ("", "_original", "_compare")}
+    assert probe(tmp_path / "out" / "train-000000.mp4").width == 32
+    assert probe(done[0]).height == 256
+
+
+def test_run_without_detokenizer_is_refused(run, tmp_path):
+    save_component(tiny_tokenizer(), tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="no detokenizer"):
+        Reconstructor.from_run(tmp_path)
