@@ -17,6 +17,8 @@ from divot_lightning.errors import UserError
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
+DEFECTS = "defects"
+"""Lists of unusable samples; the only thing that a run which never took a step may leave behind."""
 TENSORBOARD = "tensorboard"
 FINISHED = "finished.json"
 
@@ -31,7 +33,7 @@ def require_free(run: Path) -> None:
         return
     if not run.is_dir():
         raise UserError(f"--run {run} is a file; give a folder that does not exist yet.")
-    entries = sorted(path.name for path in run.iterdir())
+    entries = sorted(path.name for path in run.iterdir() if path.name != DEFECTS)
     if not entries:
         return
     shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")

@@ -151,6 +151,8 @@ def quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*you defined a `validation_step` but have no `val_dataloader`.*",
         ".*dataloader is not resumable.*",
+        r".*module\(s\) in eval mode at the start of training.*",
+        ".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",
         ".*instantiate_classes.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*did not contain values for support_fp32.*",
