@@ -24,7 +24,7 @@ Media = bytes | str | Path
 VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "gif", "mov", "m4v")
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
-REASONS = ("undecodable", "no_video_stream", "too_short", "empty_media")
+REASONS = ("undecodable", "corrupt", "no_video_stream", "too_short", "empty_media")
 """Why a media file can be refused."""
 
 
@@ -159,7 +159,7 @@ def _keyframe_times(stream: Any) -> list[float]:
     return [float((e.timestamp - start) * stream.time_base) for e in stream.index_entries if e.is_keyframe]
 
 
-def _shown_frames(container: Any, stream: Any, times: Sequence[float]) -> Iterator[Any]:
+def _shown_frames(container: Any, stream: Any, times: Sequence[float], keyframes: Sequence[float]) -> Iterator[Any]:
     """Yields, for each of the ascending times, the decoded frame that is shown then.
 
     Decodes from the last keyframe before the first time, and jumps again where a keyframe lies between two times.
@@ -167,7 +167,6 @@ def _shown_frames(container: Any, stream: Any, times: Sequence[float]) -> Iterat
     fps, start = _fps(stream), _start(stream)
     # Containers round time stamps (mkv to 1 ms, gif to 10 ms); a frame may start that much after its time.
     slack = min(0.75 * float(stream.time_base), 0.25 / fps) + 1e-6
-    keyframes = _keyframe_times(stream)
     frames: Iterator[Any] = iter(())
     shown: Any = None
     upcoming: Any = None
@@ -186,6 +185,8 @@ def _shown_frames(container: Any, stream: Any, times: Sequence[float]) -> Iterat
             shown = upcoming  # the first frame of all stands for the moments before its time stamp
         if shown is None or (upcoming is None and not _lasts_until(shown, time, start, fps, slack)):
             raise DecodeError("too_short", f"no frame at {time:.3f} s")
+        if shown.is_corrupt:
+            raise DecodeError("corrupt", f"the frame at {shown.time - start:.3f} s")
         position = shown.time - start
         yield shown
 
@@ -212,10 +213,20 @@ def decode_frames(media: Media, times: Sequence[float], size: tuple[int, int] | 
     """
     if list(times) != sorted(times):
         raise ValueError(f"times must ascend, got {list(times)[:8]}")
+    try:
+        return _decode(media, times, size, seek=True)
+    except DecodeError as error:
+        if error.reason != "corrupt":
+            raise
+        # Some streams decode only from their start: old x264 files in 4:4:4 tell their version in the first frame.
+        return _decode(media, times, size, seek=False)
+
+
+def _decode(media: Media, times: Sequence[float], size: tuple[int, int] | None, *, seek: bool) -> Pixels:
     convert, pictures = _Converter(size), []
     last: tuple[Any, Pixels] | None = None
     with _opened(media) as (container, stream):
-        for frame in _shown_frames(container, stream, times):
+        for frame in _shown_frames(container, stream, times, _keyframe_times(stream) if seek else []):
             if last is None or last[0] is not frame:
                 last = (frame, convert(frame))
             pictures.append(last[1])
@@ -236,4 +247,6 @@ def decode_image(media: Media, size: tuple[int, int] | None = None) -> Pixels:
         frame = next(container.decode(stream), None)
         if frame is None:
             raise DecodeError("undecodable", "no frame in it")
+        if frame.is_corrupt:
+            raise DecodeError("corrupt", "the first frame")
         return _Converter(size)(frame)
