@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from divot_lightning.errors import UserError
@@ -63,7 +63,7 @@ def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
     known = tokenizer.get_vocab()
     new_names = [name for name in SPECIAL_TOKEN_NAMES if name not in known]
     tokenizer.add_tokens(new_names, special_tokens=True)
-    return tokenizer, tokenizer.convert_tokens_to_ids(new_names)
+    return tokenizer, [tokenizer.get_vocab()[name] for name in new_names]
 
 
 def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
@@ -85,7 +85,7 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
             f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n"
             f"{type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = len(word_embeddings(model))
     if vocabulary > rows:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     initialise_new_rows(model, sorted({*new_ids, *range(rows, vocabulary)}))
@@ -176,10 +176,10 @@ def initialise_new_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
     if not new_ids:
         return
     with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            old = torch.ones(layer.weight.shape[0], dtype=torch.bool)
+        for weight_VD in (word_embeddings(model), model.get_output_embeddings().get_parameter("weight")):
+            old = torch.ones(len(weight_VD), dtype=torch.bool)
             old[new_ids] = False
-            layer.weight[new_ids] = layer.weight[old].mean(dim=0)
+            weight_VD[new_ids] = weight_VD[old].mean(dim=0)
 
 
 def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[int]) -> PeftModel:
@@ -202,6 +202,7 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[in
         target_modules=list(settings.target_modules),
         modules_to_save=saved or None,
         trainable_token_indices=None if settings.train_embeddings else dict.fromkeys(names, marker_ids),
+        ensure_weight_tying=settings.train_embeddings and bool(model.config.tie_word_embeddings),
         task_type="CAUSAL_LM",
     )
     try:
@@ -213,17 +214,43 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[in
         ) from error
 
 
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Folds adapters and trained rows into the weights.
+
+    Args:
+        model: From ``add_lora``.
+
+    Returns:
+        The transformers model without adapters.
+    """
+    assert isinstance(model, PeftModel)
+    merge_and_unload: Any = model.merge_and_unload
+    return merge_and_unload()
+
+
 def _module_name(model: nn.Module, wanted: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is wanted).rpartition(".")[2]
 
 
-def unwrap(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def word_embeddings(model: PreTrainedModel) -> Tensor:
+    """Gives the input embeddings of a model without adapters.
+
+    Args:
+        model: A causal language model.
+
+    Returns:
+        weight_VD.
+    """
+    return model.get_input_embeddings().get_parameter("weight")
+
+
+def unwrap(model: nn.Module) -> Any:
     """Gives the causal language model itself, adapters included.
 
     Args:
         model: With or without the PEFT wrapper.
 
     Returns:
-        The model whose parts can be called.
+        The transformers model whose parts can be called.
     """
     return model.get_base_model() if isinstance(model, PeftModel) else model

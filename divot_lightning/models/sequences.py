@@ -13,7 +13,7 @@ Letters: B samples, L sequence length, Q slots per clip, M clips of the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Literal, TypeAlias
 
@@ -319,8 +319,8 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str) -> SequenceBatch:
         """Copies the tensors to a device."""
-        tensors = (self.ids_BL, self.labels_BL, self.roles_BL, self.clips_BL, self.slots_BL)
-        return SequenceBatch(*(tensor.to(device, non_blocking=True) for tensor in tensors), num_clips=self.num_clips)
+        names = ("ids_BL", "labels_BL", "roles_BL", "clips_BL", "slots_BL")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 def collate_sequences(sequences: list[TokenSequence], pad_id: int) -> SequenceBatch:

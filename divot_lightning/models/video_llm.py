@@ -36,8 +36,10 @@ from divot_lightning.models.language_model import (
     language_model_from_config,
     load_language_model,
     load_text_tokenizer,
+    merge_lora,
     unwrap,
     vocabulary_size,
+    word_embeddings,
 )
 from divot_lightning.models.projectors import MLPProjector
 from divot_lightning.models.sequences import (
@@ -160,8 +162,8 @@ class VideoLLM(nn.Module):
         return BuiltVideoLLMConfig(**settings, head_class=head_class, head_init_args=dict(self.head.init_args))
 
     @property
-    def causal_lm(self) -> PreTrainedModel:
-        """The transformers model itself, adapters included."""
+    def causal_lm(self) -> Any:
+        """The transformers model itself (``PreTrainedModel``), adapters included."""
         return unwrap(self.language_model)
 
     def add_lora(self, settings: LoRASettings) -> None:
@@ -177,7 +179,7 @@ class VideoLLM(nn.Module):
     def merge_lora(self) -> None:
         """Folds adapters into the weights; afterwards all weights are trainable, unless the settings freeze them."""
         if self.settings.lora is not None:
-            self.language_model = self.language_model.merge_and_unload()
+            self.language_model = merge_lora(self.language_model)
             self.settings = replace(self.settings, lora=None)
         self.language_model.requires_grad_(not self.settings.freeze_language_model)
 
@@ -470,7 +472,7 @@ def _language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, P
 
 def _initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
     """The mean word embedding plus noise of the words' own spread, so that queries differ from the start."""
-    weight_VD = causal_lm.get_input_embeddings().weight.detach().float()
+    weight_VD = word_embeddings(causal_lm).detach().float()
     noise_QD = torch.randn(num_queries, weight_VD.shape[1])
     return weight_VD.mean(dim=0) + weight_VD.std(dim=0) * noise_QD
 

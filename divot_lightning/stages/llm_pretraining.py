@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ class LLMPretraining(VideoLLMStage):
         if self.statistics_batches == 0 or bool(self.statistics_known):
             return
         self.trainer.fit_loop.setup_data()
-        batches = self.trainer.train_dataloader
+        batches: Any = self.trainer.train_dataloader
         sums = feature_statistics(batches, self.statistics_batches, self.tokenizer, self.video_llm)
         apply_feature_statistics(self.video_llm, self.trainer.strategy.reduce(sums, reduce_op="sum"))
         self.statistics_known.fill_(True)
