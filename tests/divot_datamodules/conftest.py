@@ -1,0 +1,119 @@
+"""Clips whose pixels tell which frame of the source they are."""
+
+import io
+import json
+import tarfile
+
+import av
+import numpy as np
+import pytest
+
+from divot_datamodules.video_writing import encode_video
+
+BITS = 8
+
+
+def _numbered_video(count, size=32):
+    """Frames whose number stands in binary in eight columns, black or white."""
+    video = np.zeros((count, 3, size, size), dtype=np.uint8)
+    width = size // BITS
+    for number in range(count):
+        for bit in range(BITS):
+            video[number, :, :, bit * width : (bit + 1) * width] = 255 * (number >> bit & 1)
+    return video
+
+
+def _frame_numbers(video):
+    """Reads the numbers back from frames of any size that were not cropped."""
+    columns = np.asarray(video).mean(axis=(1, 2)).reshape(len(video), BITS, -1)
+    width = columns.shape[2]
+    middle = columns[:, :, width // 4 : width - width // 4].mean(axis=2)
+    return [int(sum(1 << bit for bit in range(BITS) if row[bit] > 127)) for row in middle]
+
+
+@pytest.fixture
+def numbered_video():
+    return _numbered_video
+
+
+@pytest.fixture
+def frame_numbers():
+    return _frame_numbers
+
+
+@pytest.fixture
+def numbered_file():
+    """Makes a video file of numbered frames."""
+
+    def make(count=16, fps=8, container="mp4", size=32):
+        return encode_video(_numbered_video(count, size), fps, container=container)
+
+    return make
+
+
+@pytest.fixture
+def variable_rate_file():
+    """Makes an mp4 whose frame i is shown from the i-th of the given milliseconds."""
+
+    def make(milliseconds):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="mp4") as output:
+            stream = output.add_stream("libx264", rate=1000, options={"crf": "4"})
+            stream.width = stream.height = 32
+            stream.pix_fmt = "yuv444p"
+            for pixels, time in zip(_numbered_video(len(milliseconds)), milliseconds, strict=True):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), format="rgb24")
+                frame.pts = time
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def picture_file():
+    """Makes a jpg or png of one colour."""
+
+    def make(colour=(200, 40, 90), size=(40, 30), kind="JPEG"):
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        Image.new("RGB", size, colour).save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
+        return buffer.getvalue()
+
+    return make
+
+
+@pytest.fixture
+def write_tar():
+    """Writes a tar from (name, bytes) pairs, as they come."""
+
+    def write(path, members):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def video_shards(tmp_path, write_tar, numbered_file):
+    """Writes shards of good samples with captions and returns their folder."""
+
+    def write(shards=2, samples=3, folder="shards", extra=()):
+        media = numbered_file()
+        for shard in range(shards):
+            members = []
+            for number in range(samples):
+                key = f"s{shard}n{number}"
+                text = {"caption": f"caption {key}", "questions": [{"question": "which ?", "answer": key}]}
+                members += [(f"{key}.mp4", media), (f"{key}.json", json.dumps(text).encode())]
+            write_tar(tmp_path / folder / f"{shard:03d}.tar", [*members, *extra])
+        return tmp_path / folder
+
+    return write

@@ -1,0 +1,197 @@
+import io
+import pickle
+import random
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from divot_datamodules import decoding
+from divot_datamodules.decoding import DecodeError, decode_frames, decode_image, probe
+from divot_datamodules.video_writing import encode_video
+
+REAL_VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
+CONTAINERS = ["mp4", "mkv", "webm", "avi", "gif"]
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("fps", [8, 12, 25, 29.97])
+def test_the_frames_shown_at_the_times_come_back(container, fps, numbered_file, frame_numbers):
+    data = numbered_file(70, fps, container)
+    rng = random.Random(0)
+    for _ in range(3):
+        chosen = sorted(rng.sample(range(70), 9))
+        # A third into each frame's time; containers round time stamps by far less.
+        times = [(number + 0.35) / fps for number in chosen]
+        assert frame_numbers(decode_frames(data, times)) == chosen
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("fps", [8, 25])
+def test_a_time_at_a_frames_very_beginning_means_that_frame(container, fps, numbered_file, frame_numbers):
+    data = numbered_file(40, fps, container)
+    assert frame_numbers(decode_frames(data, [n / fps for n in range(40)])) == list(range(40))
+
+
+def test_frames_behind_other_keyframes_are_the_same_as_when_all_is_decoded(numbered_video, frame_numbers):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=10, options={"crf": "4", "g": "10", "bf": "2"})
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv444p"
+        for pixels in numbered_video(100):
+            picture = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode(None))
+    for times in ([7.25], [0.0, 0.55, 6.65, 9.95], [3.05, 3.15, 3.25], [2.95, 3.05]):
+        assert frame_numbers(decode_frames(buffer.getvalue(), times)) == [int(time * 10) for time in times]
+
+
+def test_variable_rates_are_read_by_presentation_time(variable_rate_file, frame_numbers):
+    data = variable_rate_file([0, 100, 150, 600, 1000, 1010, 2000])
+    times = [0.05, 0.12, 0.2, 0.59, 0.61, 1.005, 1.5, 1.99, 2.0]
+    assert frame_numbers(decode_frames(data, times)) == [0, 1, 2, 2, 3, 4, 5, 5, 6]
+
+
+def test_a_time_may_come_twice(numbered_file, frame_numbers):
+    assert frame_numbers(decode_frames(numbered_file(), [0.3, 0.3, 0.4])) == [2, 2, 3]
+
+
+def test_paths_and_bytes_give_the_same(tmp_path, numbered_file):
+    data = numbered_file()
+    (tmp_path / "clip.mp4").write_bytes(data)
+    assert np.array_equal(decode_frames(data, [0.5]), decode_frames(tmp_path / "clip.mp4", [0.5]))
+
+
+def test_the_short_side_is_resized_and_the_middle_cut_out():
+    video = np.zeros((2, 3, 40, 80), np.uint8)
+    video[:, 0, :, 20:60] = 255  # the middle square is red
+    data = encode_video(video, 8, crf=0)
+    small = decode_frames(data, [0.0], (20, 20))
+    assert small.shape == (1, 3, 20, 20)
+    assert small[0, 0].min() > 200
+    assert small[0, 1:].max() < 60
+    assert decode_frames(data, [0.0], (20, 40))[0, 0, :, :8].max() < 60
+    assert decode_frames(data, [0.0], (60, 60)).shape == (1, 3, 60, 60)
+
+
+def test_shrinking_averages_what_it_drops():
+    video = np.zeros((1, 3, 64, 64), np.uint8)
+    video[..., ::2] = 255
+    small = decode_frames(encode_video(video, 8, crf=0), [0.0], (16, 16))
+    assert abs(small.mean() - 127) < 8
+    assert small.std() < 12
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_beyond_the_end_is_too_short_and_never_filled_up(container, numbered_file):
+    data = numbered_file(16, 8, container)
+    with pytest.raises(DecodeError, match="too_short.*2.1"):
+        decode_frames(data, [0.0, 2.1])
+
+
+def noise_file(path, count, size=64):
+    """An mp4 whose index comes first, so that a truncated file still promises all frames."""
+    noise = np.random.default_rng(0).integers(0, 255, (count, size, size, 3), dtype=np.uint8)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as output:
+        stream = output.add_stream("libx264", rate=8, options={"crf": "20", "g": "16", "bf": "0"})
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for picture in noise:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+def test_a_truncated_file_that_promises_more_gives_no_short_clip(tmp_path):
+    data = noise_file(tmp_path / "noise.mp4", 32)
+    times = [index / 8 for index in range(32)]
+    assert len(decode_frames(data, times)) == 32
+    for part in (0.4, 0.6, 0.8, 0.99):
+        cut = data[: int(len(data) * part)]
+        assert probe(cut).num_frames == 32
+        with pytest.raises(DecodeError, match="too_short|undecodable|corrupt"):
+            decode_frames(cut, times)
+
+
+def test_damaged_frames_are_refused(tmp_path):
+    data = bytearray(noise_file(tmp_path / "noise.mp4", 16))
+    middle = len(data) // 2
+    data[middle : middle + 4000] = np.random.default_rng(1).bytes(4000)
+    with pytest.raises(DecodeError, match="corrupt|undecodable"):
+        decode_frames(bytes(data), [index / 8 for index in range(16)])
+
+
+def test_a_stream_that_decodes_only_from_its_start_is_read_from_there(monkeypatch, numbered_file, frame_numbers):
+    real, calls = decoding._decode, []
+
+    def corrupt_after_a_seek(*args, seek):
+        calls.append(seek)
+        if seek:
+            raise DecodeError("corrupt")
+        return real(*args, seek=seek)
+
+    monkeypatch.setattr(decoding, "_decode", corrupt_after_a_seek)
+    assert frame_numbers(decode_frames(numbered_file(), [1.0])) == [8]
+    assert calls == [True, False]
+
+
+def test_seeking_changes_no_frame_of_real_videos(tmp_path):
+    noise_file(tmp_path / "noise.mp4", 64)
+    for path in [tmp_path / "noise.mp4", *sorted(REAL_VIDEOS.glob("*.mp4"))]:
+        end = probe(path).duration
+        times = [end * 0.6, end * 0.62, end * 0.9]
+        sequential = decoding._decode(path, times, (32, 32), seek=False)
+        assert np.array_equal(decode_frames(path, times, (32, 32)), sequential), path.name
+
+
+def test_a_file_without_its_index_is_undecodable(numbered_file):
+    data = numbered_file()
+    with pytest.raises(DecodeError, match="undecodable"):
+        decode_frames(data[: len(data) // 2], [0.0])
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "empty_media"), (b"no video at all " * 99, "undecodable"), (b"\0" * 999, "undecodable")]
+)
+def test_rubbish_has_a_reason(data, reason):
+    with pytest.raises(DecodeError, match=reason) as caught:
+        decode_frames(data, [0.0])
+    assert caught.value.reason == reason
+
+
+def test_sound_alone_is_no_video():
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="wav") as output:
+        stream = output.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+        frame.rate = 8000
+        output.mux(stream.encode(frame))
+    with pytest.raises(DecodeError, match="no_video_stream"):
+        probe(buffer.getvalue())
+
+
+def test_errors_travel_between_processes():
+    error = pickle.loads(pickle.dumps(DecodeError("too_short", "1 s of 2 s")))
+    assert (error.reason, str(error)) == ("too_short", "too_short: 1 s of 2 s")
+
+
+def test_descending_times_are_our_own_mistake(numbered_file):
+    with pytest.raises(ValueError, match=r"ascend.*0\.5, 0\.1"):
+        decode_frames(numbered_file(), [0.5, 0.1])
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_headers_tell_length_and_rate(container, numbered_file):
+    info = probe(numbered_file(50, 25, container))
+    assert (info.height, info.width) == (32, 32)
+    assert info.duration == pytest.approx(2.0, abs=0.011)
+    assert info.fps == pytest.approx(25, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_pictures_decode(kind, picture_file):
+    picture = decode_image(picture_file((200, 40, 90), (40, 30), kind), (16, 16))
+    assert picture.shape == (3, 16, 16)
+    assert np.abs(picture.mean(axis=(1, 2)) - [200, 40, 90]).max() < 5
