@@ -1,1 +1,6 @@
 """Public helpers for the tests of third parties."""
+
+from divot_lightning.testing.head_conformance import HeadConformance
+from divot_lightning.testing.run_distributed import DistributedError, run_distributed
+
+__all__ = ["DistributedError", "HeadConformance", "run_distributed"]

@@ -1,0 +1,313 @@
+"""The contract of a generation head as a test class to subclass.
+
+Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width.
+"""
+
+import copy
+import importlib.util
+import json
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from divot_lightning.heads import GenerationHead
+from divot_lightning.testing.run_distributed import run_distributed
+
+
+class HeadConformance(ABC):
+    """Tests a head against the contract; pytest collects the subclass, whose name starts with `Test`.
+
+        class TestMyHead(HeadConformance):
+            def make_head(self, hidden_dim, feature_dim):
+                return MyHead(hidden_dim, feature_dim, width=32)
+
+    Every test builds a head of its own, so make it small. The ZeRO test needs `deepspeed` (`pip install
+    divot-lightning[deepspeed]`) and runs on the CPU.
+
+    Attributes:
+        hidden_dim: D of the heads under test.
+        feature_dim: C of the heads under test.
+        learning_steps: Adam steps that `test_learns_a_constant_target` may take.
+        learning_rate: Learning rate of these steps.
+        learning_tolerance: Mean distance from the constant that samples may have afterwards.
+        zero_stages: ZeRO stages that `test_trains_under_zero_in_two_processes` runs.
+    """
+
+    hidden_dim: ClassVar[int] = 24
+    feature_dim: ClassVar[int] = 6
+    learning_steps: ClassVar[int] = 300
+    learning_rate: ClassVar[float] = 3e-3
+    learning_tolerance: ClassVar[float] = 0.3
+    zero_stages: ClassVar[tuple[int, ...]] = (2, 3)
+
+    @abstractmethod
+    def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
+        """Builds the head under test.
+
+        Args:
+            hidden_dim: D.
+            feature_dim: C.
+
+        Returns:
+            The head, freshly initialised, on the CPU, in float32.
+        """
+
+    def test_loss_is_a_finite_float32_scalar(self) -> None:
+        """A scalar in float32 that is a number."""
+        loss = _loss(self._head(), *self._batch())
+        assert loss.shape == (), f"loss has shape {tuple(loss.shape)}; it must be a scalar"
+        assert loss.dtype == torch.float32, f"loss is {loss.dtype}; it must be float32"
+        assert loss.isfinite(), f"loss is {loss.item()}"
+
+    def test_calling_the_head_gives_its_loss(self) -> None:
+        """Stages call the head itself, so that hooks of sharding wrappers run."""
+        head, batch = self._head(), self._batch()
+        torch.manual_seed(0)
+        called = head(*batch)
+        assert_close(called, _loss(head, *batch))
+
+    def test_gradient_reaches_the_hidden_states(self) -> None:
+        """The LLM learns from the head."""
+        head = self._trained_a_little()
+        hidden_BQD, target_BQC = self._batch()
+        gradient_BQD = _gradient(head, hidden_BQD, target_BQC)
+        assert gradient_BQD.isfinite().all(), "the gradient of the hidden states is not finite"
+        assert (gradient_BQD.abs().amax(dim=-1) > 0).all(), "some token's hidden state gets no gradient"
+
+    def test_gradient_reaches_every_parameter(self) -> None:
+        """After one step, as layers that start at zero hold back the gradient of what is behind them."""
+        head = self._trained_a_little()
+        head.zero_grad()
+        _loss(head, *self._batch()).backward()
+        missing = [name for name, p in head.named_parameters() if p.requires_grad and p.grad is None]
+        assert not missing, f"no gradient for: {', '.join(missing)}"
+        bad = [name for name, p in head.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        assert not bad, f"gradient not finite for: {', '.join(bad)}"
+
+    def test_masked_tokens_change_neither_loss_nor_gradients(self) -> None:
+        """Whatever they hold, NaN included."""
+        head = self._trained_a_little()
+        (hidden_BQD, target_BQC), mask_BQ = self._batch(), self._mask()
+        other_hidden_BQD, other_target_BQC = hidden_BQD.clone(), target_BQC.clone()
+        other_hidden_BQD[~mask_BQ] = 7.0
+        other_target_BQC[~mask_BQ] = float("nan")
+        expected, got = (
+            _loss_and_gradients(head, hidden, target, mask_BQ)
+            for hidden, target in ((hidden_BQD, target_BQC), (other_hidden_BQD, other_target_BQC))
+        )
+        assert_close(got, expected, msg=lambda text: f"masked tokens matter: {text}")
+
+    def test_masked_tokens_get_no_gradient(self) -> None:
+        """The hidden state of a masked token is left alone."""
+        hidden_BQD, target_BQC = self._batch()
+        gradient_BQD = _gradient(self._trained_a_little(), hidden_BQD, target_BQC, self._mask())
+        assert (gradient_BQD[~self._mask()] == 0).all(), "a masked token's hidden state gets a gradient"
+
+    def test_mask_of_ones_is_no_mask(self) -> None:
+        """As booleans and as numbers."""
+        head, (hidden_BQD, target_BQC) = self._trained_a_little(), self._batch()
+        expected = _loss(head, hidden_BQD, target_BQC)
+        ones_BQ = torch.ones(hidden_BQD.shape[:2])
+        assert_close(_loss(head, hidden_BQD, target_BQC, ones_BQ.bool()), expected)
+        assert_close(_loss(head, hidden_BQD, target_BQC, ones_BQ.long()), expected)
+
+    def test_batch_without_counting_tokens_has_loss_zero(self) -> None:
+        """With a graph behind it: under ZeRO-3 every rank must run the same modules."""
+        hidden_BQD, target_BQC = self._batch()
+        mask_BQ = torch.zeros(hidden_BQD.shape[:2], dtype=torch.bool)
+        loss = _loss(self._head(), hidden_BQD.requires_grad_(), target_BQC, mask_BQ)
+        assert loss.item() == 0, f"no token counts, yet the loss is {loss.item()}"
+        assert loss.requires_grad, "the loss is cut off from the graph"
+
+    def test_loss_is_computed_in_float32_under_autocast(self) -> None:
+        """Equal to the loss without autocast, also for hidden states that come in bfloat16."""
+        head, (hidden_BQD, target_BQC) = self._trained_a_little(), self._batch()
+        rounded_BQD = hidden_BQD.bfloat16()
+        expected = _loss(head, rounded_BQD.float(), target_BQC)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = _loss(head, rounded_BQD, target_BQC)
+        assert got.dtype == torch.float32, f"loss is {got.dtype} under autocast; put it under float32_island"
+        assert_close(got, expected, atol=1e-5, rtol=1e-5, msg=lambda text: f"autocast reaches the loss: {text}")
+
+    def test_loss_is_computed_in_float32_with_bfloat16_parameters(self) -> None:
+        """Equal to the loss of a float32 head with the same rounded parameters."""
+        head, (hidden_BQD, target_BQC) = self._trained_a_little().bfloat16(), self._batch()
+        expected = _loss(copy.deepcopy(head).float(), hidden_BQD, target_BQC)
+        got = _loss(head, hidden_BQD.bfloat16().float(), target_BQC)
+        reference = _loss(copy.deepcopy(head).float(), hidden_BQD.bfloat16().float(), target_BQC)
+        assert got.dtype == torch.float32, f"loss is {got.dtype} with bfloat16 parameters"
+        assert_close(got, reference, atol=1e-5, rtol=1e-4)
+        assert (got - expected).abs() < 0.05 * (1 + expected.abs()), "rounding the hidden states changes too much"
+        got.backward()
+
+    def test_samples_have_the_shape_of_features(self) -> None:
+        """(B, Q, C), float32, finite, without gradient, for bfloat16 hidden states too."""
+        head, (hidden_BQD, target_BQC) = self._trained_a_little(), self._batch()
+        for hidden in (hidden_BQD, hidden_BQD.bfloat16(), hidden_BQD[:1, :1]):
+            features_BQC = head.sample(hidden)
+            wanted = (*hidden.shape[:2], target_BQC.shape[-1])
+            assert features_BQC.shape == wanted, f"sampled {tuple(features_BQC.shape)}; must be {wanted}"
+            assert features_BQC.dtype == torch.float32, f"samples are {features_BQC.dtype}; must be float32"
+            assert features_BQC.isfinite().all(), "samples are not finite"
+            assert not features_BQC.requires_grad, "samples carry a gradient"
+
+    def test_samples_follow_the_generator(self) -> None:
+        """Same seed, same features, whatever the global generator; another seed, others unless deterministic."""
+        head = self._trained_a_little()
+        first = self._sample(head, seed=1)
+        torch.rand(3)
+        assert torch.equal(first, self._sample(head, seed=1)), "sampling draws from another source than `generator`"
+        same = torch.equal(first, self._sample(head, seed=2))
+        assert same == head.deterministic, f"deterministic={head.deterministic}, yet equal across seeds is {same}"
+
+    def test_temperature_is_accepted(self) -> None:
+        """From 0 to above 1, with finite features."""
+        head = self._trained_a_little()
+        for temperature in (0.0, 0.5, 1.5):
+            features_BQC = head.sample(self._batch()[0], temperature=temperature)
+            assert features_BQC.isfinite().all(), f"samples are not finite at temperature {temperature}"
+
+    def test_settings_rebuild_the_head(self) -> None:
+        """`init_args` survives JSON and gives a head of the same shape."""
+        head = self._head()
+        settings = json.loads(json.dumps(head.init_args))
+        assert not {"hidden_dim", "feature_dim"} & set(settings), "widths belong to the model, not to init_args"
+        twin = type(head)(self.hidden_dim, self.feature_dim, **settings)
+        assert twin.init_args == head.init_args
+        shapes, twin_shapes = ({k: v.shape for k, v in h.state_dict().items()} for h in (head, twin))
+        assert twin_shapes == shapes, "the rebuilt head has other parameters"
+
+    def test_state_dict_holds_the_whole_head(self) -> None:
+        """A rebuilt head with the saved state has the same loss and the same samples."""
+        head = self._trained_a_little()
+        torch.manual_seed(99)
+        twin = type(head)(self.hidden_dim, self.feature_dim, **head.init_args)
+        twin.load_state_dict(head.state_dict())
+        assert_close(_loss(twin, *self._batch()), _loss(head, *self._batch()))
+        assert_close(self._sample(twin, seed=3), self._sample(head, seed=3))
+
+    def test_copies_keep_their_settings(self) -> None:
+        """A deep copy, as an average of weights takes it, is a whole head."""
+        head = self._head()
+        assert copy.deepcopy(head).init_args == head.init_args
+
+    def test_learns_a_constant_target(self) -> None:
+        """After some steps, samples lie near the one vector that was ever shown."""
+        head = self._head()
+        target_C = torch.linspace(-1.5, 1.5, self.feature_dim)
+        self._train(head, target_C, self.learning_steps)
+        distance = (self._sample(head, seed=0) - target_C).abs().mean().item()
+        assert distance < self.learning_tolerance, f"samples are {distance:.3f} away from the constant target"
+
+    def test_trains_under_zero_in_two_processes(self) -> None:
+        """A step of SGD under DeepSpeed ZeRO equals a plain step on the mean of the ranks' losses."""
+        assert importlib.util.find_spec("deepspeed"), (
+            "this test needs deepspeed: pip install divot-lightning[deepspeed]"
+        )
+        head = self._trained_a_little()
+        batches = [self._batch(seed=rank) for rank in range(2)]
+        expected = _plain_step(copy.deepcopy(head), batches)
+        atol = 1e-4 * max(update.abs().max().item() for update in expected.values())
+        for rank, by_stage in enumerate(run_distributed(_zero_steps, 2, head, batches, self.zero_stages)):
+            for stage, updates in by_stage.items():
+                where = f"rank {rank}, ZeRO-{stage}: "
+                assert_close(updates, expected, atol=atol, rtol=1e-3, msg=where.__add__)
+
+    def _head(self) -> GenerationHead:
+        torch.manual_seed(0)
+        return self.make_head(self.hidden_dim, self.feature_dim)
+
+    def _trained_a_little(self) -> GenerationHead:
+        """A head whose layers that start at zero have left it."""
+        head = self._head()
+        self._train(head, self._batch()[1][0, 0], num_steps=3)
+        return head
+
+    def _train(self, head: GenerationHead, target_C: Tensor, num_steps: int) -> None:
+        optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
+        torch.manual_seed(1)
+        for step in range(num_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * (1 - step / num_steps)
+            hidden_BQD = torch.randn(4, 5, self.hidden_dim)
+            loss = head(hidden_BQD, target_C.expand(4, 5, -1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def _batch(self, seed: int = 0) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        hidden_BQD = torch.randn(3, 5, self.hidden_dim, generator=generator)
+        return hidden_BQD, torch.randn(3, 5, self.feature_dim, generator=generator)
+
+    def _mask(self) -> Tensor:
+        """All, some and none of a clip's tokens count."""
+        return torch.tensor([[True] * 5, [True, False, True, False, False], [False] * 5])
+
+    def _sample(self, head: GenerationHead, seed: int) -> Tensor:
+        return head.sample(self._batch()[0], generator=torch.Generator().manual_seed(seed))
+
+
+def _loss(head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+    """The loss with the same noise at each call."""
+    torch.manual_seed(0)
+    return head.loss(hidden_BQD, target_BQC, mask_BQ)
+
+
+def _gradient(head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+    hidden_BQD = hidden_BQD.clone().requires_grad_()
+    return torch.autograd.grad(_loss(head, hidden_BQD, target_BQC, mask_BQ), hidden_BQD)[0]
+
+
+def _loss_and_gradients(head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor) -> list[Tensor]:
+    hidden_BQD = hidden_BQD.clone().requires_grad_()
+    loss = _loss(head, hidden_BQD, target_BQC, mask_BQ)
+    parameters = [p for p in head.parameters() if p.requires_grad]
+    return [loss.detach(), *torch.autograd.grad(loss, [hidden_BQD, *parameters])]
+
+
+def _plain_step(head: GenerationHead, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Returns what a step of SGD with learning rate 1 on the mean of the losses adds to each parameter."""
+    losses = [_rank_loss(head, rank, *batch) for rank, batch in enumerate(batches)]
+    torch.stack(losses).mean().backward()
+    return {name: torch.zeros_like(p) if p.grad is None else -p.grad for name, p in head.named_parameters()}
+
+
+def _rank_loss(head: nn.Module, rank: int, hidden_BQD: Tensor, target_BQC: Tensor) -> Tensor:
+    """The loss with noise that belongs to the rank."""
+    torch.manual_seed(rank)
+    loss: Tensor = head(hidden_BQD, target_BQC)
+    return loss
+
+
+def _zero_steps(
+    rank: int, head: GenerationHead, batches: list[tuple[Tensor, Tensor]], stages: tuple[int, ...]
+) -> dict[int, dict[str, Tensor]]:
+    """Takes one step under each ZeRO stage and returns what it adds to each parameter."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiles for a minute and serves inference only
+    return {stage: _zero_step(deepspeed, rank, copy.deepcopy(head), batches[rank], stage) for stage in stages}
+
+
+def _zero_step(
+    deepspeed: Any, rank: int, head: GenerationHead, batch: tuple[Tensor, Tensor], stage: int
+) -> dict[str, Tensor]:
+    before = copy.deepcopy(head.state_dict())
+    engine, *_ = deepspeed.initialize(
+        model=head,
+        optimizer=torch.optim.SGD(head.parameters(), lr=1.0),
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_clipping": 0.0,
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+        },
+    )
+    engine.backward(_rank_loss(engine, rank, *batch))
+    engine.step()
+    with deepspeed.zero.GatheredParameters(list(head.parameters())):
+        return {name: p.detach() - before[name] for name, p in head.named_parameters()}

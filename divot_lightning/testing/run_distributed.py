@@ -1,0 +1,185 @@
+"""Runs a function in several processes that can talk to each other, on any machine, for tests.
+
+Each process is a fresh interpreter with a gloo process group on the loopback device. Functions and classes that
+live in a test file are found by that file, so it need not be importable.
+"""
+
+import importlib.util
+import io
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+_WORKER = "import sys; from divot_lightning.testing.run_distributed import run_worker; run_worker(sys.argv[1])"
+_GRACE_SECONDS = 5.0
+
+
+class DistributedError(RuntimeError):
+    """A process failed or did not finish in time; the message holds each failed rank's traceback or output."""
+
+
+def run_distributed(function: Callable[..., Any], num_processes: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+    """Calls `function(rank, *args)` in each of several processes and collects what it returns.
+
+    In each process `torch.distributed` is initialised with gloo, the usual variables (RANK, LOCAL_RANK, WORLD_SIZE,
+    MASTER_ADDR, MASTER_PORT) are set, DeepSpeed runs on the CPU and torch has one thread.
+
+    Args:
+        function: A function at the top level of a module or test file.
+        num_processes: Number of processes, at least 1.
+        *args: What can be pickled; functions and classes from a test file too.
+        timeout: Seconds until all processes are ended.
+
+    Returns:
+        The results in the order of ranks.
+
+    Raises:
+        DistributedError: A rank raised, died or was not done in time; all others are ended too.
+    """
+    with tempfile.TemporaryDirectory(prefix="run_distributed") as name:
+        folder = Path(name)
+        job = io.BytesIO()
+        _Pickler(job).dump((function, args))
+        (folder / "job.pkl").write_bytes(pickle.dumps((sys.path, job.getvalue())))
+        port = _free_port()
+        processes = [_start(folder, rank, num_processes, port) for rank in range(num_processes)]
+        try:
+            finished = _wait(processes, timeout)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        _raise_for_failures(folder, processes, finished, timeout)
+        return [pickle.loads((folder / f"result{rank}.pkl").read_bytes()) for rank in range(num_processes)]
+
+
+def run_worker(folder_name: str) -> None:
+    """Is what each process runs; not for use by tests.
+
+    Args:
+        folder_name: Where the job lies and the result goes.
+    """
+    folder, rank = Path(folder_name), int(os.environ["RANK"])
+    try:
+        search_path, job = pickle.loads((folder / "job.pkl").read_bytes())
+        sys.path[:] = search_path
+        import torch
+        from torch import distributed
+
+        torch.set_num_threads(1)
+        function, args = pickle.loads(job)
+        store = f"file://{folder}/store"
+        distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
+        result = function(rank, *args)
+        distributed.barrier()
+        distributed.destroy_process_group()
+        buffer = io.BytesIO()
+        _Pickler(buffer).dump(result)
+        (folder / f"result{rank}.pkl").write_bytes(buffer.getvalue())
+    except BaseException:
+        (folder / f"error{rank}.txt").write_text(traceback.format_exc())
+        sys.stdout.flush()
+        os._exit(1)  # peers that wait for this rank must not keep it alive
+
+
+def _start(folder: Path, rank: int, num_processes: int, port: int) -> subprocess.Popen[bytes]:
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+        "DS_ACCELERATOR": "cpu",
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    with open(folder / f"output{rank}.txt", "wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-c", _WORKER, str(folder)], env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], timeout: float) -> list[bool]:
+    """Waits for all, or a little longer than for the first failure; returns which are done by themselves."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+        if any(process.poll() for process in processes):
+            deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        time.sleep(0.02)
+    return [process.poll() is not None for process in processes]
+
+
+def _raise_for_failures(
+    folder: Path, processes: Sequence[subprocess.Popen[bytes]], finished: list[bool], timeout: float
+) -> None:
+    reports = []
+    for rank, process in enumerate(processes):
+        error = folder / f"error{rank}.txt"
+        output = (folder / f"output{rank}.txt").read_text(errors="replace")[-2000:]
+        if error.exists():
+            reports.append(f"rank {rank} raised:\n{error.read_text()}")
+        elif not finished[rank]:
+            reports.append(f"rank {rank} was not done (limit {timeout:g} s); its last output:\n{output}")
+        elif process.returncode != 0:
+            reports.append(f"rank {rank} ended with code {process.returncode}; its last output:\n{output}")
+    if reports:
+        raise DistributedError("\n".join(reports))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class _Pickler(pickle.Pickler):
+    """Writes functions and classes with the file they come from, so that test files need not be importable."""
+
+    def reducer_override(self, item: Any) -> Any:
+        if not isinstance(item, type | FunctionType) or "<" in item.__qualname__ or item.__module__ == __name__:
+            return NotImplemented
+        file = getattr(sys.modules.get(item.__module__), "__file__", None)
+        return NotImplemented if file is None else (_load, (item.__module__, file, item.__qualname__))
+
+
+def _load(module: str, file: str, qualname: str) -> Any:
+    """Finds a class or function in a module, which is loaded from its file if it cannot be imported."""
+    found: Any = _imported(module, file) or _loaded_from_file(module, file)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _imported(module: str, file: str) -> ModuleType | None:
+    if module == "__main__":
+        return None
+    try:
+        found = import_module(module)
+    except ImportError:
+        return None
+    return found if getattr(found, "__file__", None) == file else None
+
+
+def _loaded_from_file(module: str, file: str) -> ModuleType:
+    name = f"_from_{module}" if module == "__main__" else module
+    if getattr(sys.modules.get(name), "__file__", None) == file:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded

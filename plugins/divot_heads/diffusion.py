@@ -1,0 +1,121 @@
+"""A diffusion loss on each token, with a small denoiser conditioned on the hidden state.
+
+Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width, N rows (tokens times noise draws).
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Generator, Tensor
+
+from divot_heads.denoiser import MLPDenoiser
+from divot_lightning.errors import UserError
+from divot_lightning.heads import GenerationHead, clear_masked, float32_island, masked_mean
+
+Prediction = Literal["epsilon", "v"]
+
+
+class DiffusionHead(GenerationHead):
+    """Denoises each token by itself, given its hidden state, as MAR does (arXiv:2406.11838).
+
+    Objective (b) of Divot (arXiv:2412.04432, section 3.2), which leaves the size of the denoiser, the schedule
+    and the number of steps open: width and depth default to MAR's, the schedule is cosine with 1000 steps.
+    Tokens are drawn independently of each other.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        feature_dim: int,
+        prediction: Prediction = "v",
+        width: int = 1024,
+        depth: int = 3,
+        draws_per_token: int = 4,
+        sampling_steps: int = 100,
+    ) -> None:
+        """Builds the denoiser.
+
+        Args:
+            hidden_dim: D, width of the LLM's hidden states.
+            feature_dim: C, width of the features.
+            prediction: What the denoiser predicts: the noise ("epsilon") or the velocity ("v").
+            width: Width of the denoiser, even.
+            depth: Residual blocks of the denoiser.
+            draws_per_token: Noise draws per token and loss; more make the gradient calmer at the head's cost only.
+            sampling_steps: Denoising steps per sample, 1 to 1000.
+        """
+        super().__init__(hidden_dim, feature_dim)
+        if prediction not in get_args(Prediction):
+            raise UserError(f"prediction={prediction!r} is not allowed; choose one of: epsilon, v")
+        if draws_per_token < 1:
+            raise UserError(f"draws_per_token={draws_per_token} is not allowed; give 1 or more")
+        if not 1 <= sampling_steps <= 1000:
+            raise UserError(f"sampling_steps={sampling_steps} is not allowed; give 1 to 1000")
+        self.prediction = prediction
+        self.draws_per_token = draws_per_token
+        self.sampling_steps = sampling_steps
+        self.denoiser = MLPDenoiser(feature_dim, hidden_dim, width, depth)
+
+    @float32_island
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        """Returns the mean squared error of the prediction over C, draws and tokens; see `GenerationHead.loss`."""
+        scheduler: Any = cosine_scheduler(self.prediction)  # diffusers annotates less than it takes
+        draws = (self.draws_per_token, 1, 1, 1)
+        clean_RBQC = clear_masked(target_BQC, mask_BQ).repeat(draws)
+        clean_NC = clean_RBQC.flatten(0, -2)
+        condition_ND = clear_masked(hidden_BQD, mask_BQ).repeat(draws).flatten(0, -2)
+        noise_NC = torch.randn_like(clean_NC)
+        timestep_N = torch.randint(len(scheduler.alphas_cumprod), (len(clean_NC),), device=clean_NC.device)
+        noisy_NC = scheduler.add_noise(clean_NC, noise_NC, timestep_N)
+        wanted_NC = noise_NC if self.prediction == "epsilon" else scheduler.get_velocity(clean_NC, noise_NC, timestep_N)
+        error_NC = self.denoiser(noisy_NC, timestep_N, condition_ND) - wanted_NC
+        error_BQ = error_NC.square().mean(dim=-1).view(clean_RBQC.shape[:-1]).mean(dim=0)
+        return masked_mean(error_BQ, mask_BQ)
+
+    @torch.no_grad()
+    @float32_island
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        """Denoises from Gaussian noise (DDIM with eta 1, that is, ancestral sampling).
+
+        Args:
+            hidden_BQD: Hidden states at the queries.
+            temperature: Multiplies all noise, that which sampling starts from and that which each step adds.
+            generator: Source of randomness on the device of `hidden_BQD`.
+
+        Returns:
+            features_BQC, float32.
+        """
+        scheduler: Any = cosine_scheduler(self.prediction)  # diffusers annotates less than it takes
+        scheduler.set_timesteps(self.sampling_steps, device=hidden_BQD.device)
+        condition_ND = hidden_BQD.flatten(0, -2)
+        shape = (len(condition_ND), self.feature_dim)
+        features_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
+        for timestep in scheduler.timesteps:
+            prediction_NC = self.denoiser(features_NC, timestep.expand(len(features_NC)), condition_ND)
+            noise_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
+            step = scheduler.step(prediction_NC, timestep, features_NC, eta=1.0, variance_noise=noise_NC)
+            features_NC = step.prev_sample
+        return features_NC.view(*hidden_BQD.shape[:-1], self.feature_dim)
+
+
+def cosine_scheduler(prediction: Prediction) -> DDIMScheduler:
+    """Builds the noise schedule: 1000 steps, cosine (arXiv:2102.09672, section 3.2), nothing clipped.
+
+    Sampling starts at the last step for "v". For "epsilon" it starts one stride earlier (leading spacing), since at
+    the last step the clean estimate divides the error of the predicted noise by 5e-5.
+
+    Args:
+        prediction: What the denoiser predicts.
+
+    Returns:
+        A fresh scheduler of `diffusers`.
+    """
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="epsilon" if prediction == "epsilon" else "v_prediction",
+        timestep_spacing="leading" if prediction == "epsilon" else "trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )

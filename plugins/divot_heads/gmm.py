@@ -1,0 +1,246 @@
+"""A mixture of diagonal Gaussians per token: the head of the paper.
+
+Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width, K mixture components,
+P = 2*K*C + K parameters per token, N tokens in one row.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.functional import softplus
+
+from divot_heads.projector import two_layer_projector
+from divot_lightning.errors import UserError
+from divot_lightning.heads import GenerationHead, clear_masked, float32_island
+
+VARIANCE_FLOOR = 1e-5
+"""Smallest variance of a component, as released."""
+
+_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
+"""Elements of one (tokens, K, C) intermediate: about what a core's cache holds, and 64 MB on a GPU."""
+
+
+class GMMHead(GenerationHead):
+    """Predicts K diagonal Gaussians per token and samples one; the head of the paper.
+
+    Objective (c) of arXiv:2412.04432, sections 3.2 and A.2, with the released layout (means | variances | logits),
+    softplus variances with a floor of 1e-5, and the negative log-likelihood divided by C.
+    """
+
+    def __init__(
+        self, hidden_dim: int, feature_dim: int, num_components: int = 16, variance_scale: float = 0.1
+    ) -> None:
+        """Builds the projector from D to 2*K*C + K.
+
+        Args:
+            hidden_dim: D, width of the LLM's hidden states.
+            feature_dim: C, width of the features.
+            num_components: K, Gaussians per token, at least 1; 16 in the paper.
+            variance_scale: Multiplies the variances when sampling, at least 0; 0.1 in the released code.
+        """
+        super().__init__(hidden_dim, feature_dim)
+        if num_components < 1:
+            raise UserError(f"num_components={num_components} is not allowed; a mixture has at least 1 component")
+        if variance_scale < 0:
+            raise UserError(f"variance_scale={variance_scale} is not allowed; give 0 or more (released: 0.1)")
+        self.num_components = num_components
+        self.variance_scale = variance_scale
+        self.proj = two_layer_projector(hidden_dim, 2 * num_components * feature_dim + num_components)
+
+    @float32_island
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        """Returns the negative log-likelihood per feature dimension, in nats; see `GenerationHead.loss`."""
+        params_BQP = self.proj(clear_masked(hidden_BQD, mask_BQ))
+        return gmm_nll(params_BQP, clear_masked(target_BQC, mask_BQ), self.num_components, mask_BQ)
+
+    @torch.no_grad()
+    @float32_island
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        """Draws a component, then its Gaussian; temperature as in `gmm_sample`."""
+        return gmm_sample(
+            self.proj(hidden_BQD),
+            self.num_components,
+            variance_scale=self.variance_scale,
+            temperature=temperature,
+            generator=generator,
+        )
+
+
+def split_gmm_params(params_BQP: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Splits a head's output into the parameters of the mixture.
+
+    Args:
+        params_BQP: (..., 2*K*C + K), float: K*C means, then K*C raw variances, then K logits.
+        num_components: K.
+
+    Returns:
+        means_BQKC, variances_BQKC (softplus, at least 1e-5) and logits_BQK (unnormalised).
+
+    >>> means, variances, logits = split_gmm_params(torch.zeros(1, 1, 2 * 3 * 4 + 3), 3)
+    >>> tuple(means.shape), round(variances.max().item(), 4), tuple(logits.shape)
+    ((1, 1, 3, 4), 0.6931, (1, 1, 3))
+    """
+    means_BQKC, raw_BQKC, logits_BQK = _split_raw(params_BQP, num_components)
+    return means_BQKC, softplus(raw_BQKC).clamp(min=VARIANCE_FLOOR), logits_BQK
+
+
+def gmm_nll(params_BQP: Tensor, target_BQC: Tensor, num_components: int, mask_BQ: Tensor | None = None) -> Tensor:
+    """Returns the negative log-likelihood of the mixture per feature dimension, averaged over the tokens.
+
+    Loss and gradient come from one pass over the tokens in chunks, so no (tokens, K, C) intermediate is kept for
+    the backward pass: besides its inputs it holds one gradient of the size of `params_BQP`.
+
+    Args:
+        params_BQP: (..., 2*K*C + K), float32; see `split_gmm_params`.
+        target_BQC: (..., C), float32.
+        num_components: K.
+        mask_BQ: (...), True or 1 where a token counts; None counts all.
+
+    Returns:
+        A scalar, float32, in nats per dimension; 0 if no token counts. Differentiable once.
+
+    >>> standard = math.log(math.e - 1)  # softplus of it is a variance of 1
+    >>> params = torch.tensor([0.0, 0.0, standard, standard, 0.0])
+    >>> round(gmm_nll(params[None], torch.zeros(1, 2), num_components=1).item(), 4)  # log(2 pi) / 2
+    0.9189
+    """
+    params_NP, target_NC = params_BQP.flatten(0, -2), target_BQC.flatten(0, -2)
+    if mask_BQ is None:
+        weights_N = target_NC.new_full((len(target_NC),), 1.0 / max(len(target_NC), 1))
+    else:
+        counts_N = mask_BQ.flatten().to(target_NC.dtype)
+        weights_N = counts_N / counts_N.sum().clamp(min=1.0)
+    loss: Tensor = _MixtureNLL.apply(params_NP, target_NC, weights_N, num_components)
+    return loss
+
+
+def gmm_sample(
+    params_BQP: Tensor,
+    num_components: int,
+    *,
+    variance_scale: float = 1.0,
+    temperature: float = 1.0,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Draws one component per token by its weight, then from that component's Gaussian.
+
+    Args:
+        params_BQP: (..., 2*K*C + K), float32; see `split_gmm_params`.
+        num_components: K.
+        variance_scale: Multiplies the variances; the released code takes 0.1.
+        temperature: Divides the logits and multiplies the standard deviations; 0 gives the mean of the most
+            probable component.
+        generator: Source of randomness on the device of `params_BQP`.
+
+    Returns:
+        features_BQC, float32.
+    """
+    means_BQKC, variances_BQKC, logits_BQK = split_gmm_params(params_BQP, num_components)
+    if temperature == 0:
+        chosen_BQ = logits_BQK.argmax(dim=-1)
+    else:
+        weights_NK = (logits_BQK / temperature).softmax(dim=-1).flatten(0, -2)
+        chosen_BQ = torch.multinomial(weights_NK, 1, generator=generator).view(logits_BQK.shape[:-1])
+    index_BQ1C = chosen_BQ[..., None, None].expand(*chosen_BQ.shape, 1, means_BQKC.shape[-1])
+    mean_BQC = means_BQKC.gather(-2, index_BQ1C).squeeze(-2)
+    variance_BQC = variances_BQKC.gather(-2, index_BQ1C).squeeze(-2) * variance_scale
+    noise_BQC = torch.randn(mean_BQC.shape, generator=generator, device=mean_BQC.device, dtype=mean_BQC.dtype)
+    return mean_BQC + variance_BQC.sqrt() * temperature * noise_BQC
+
+
+def gmm_mean(params_BQP: Tensor, num_components: int) -> Tensor:
+    """Returns the expectation of the mixture (the released `gmm_predict`).
+
+    Args:
+        params_BQP: (..., 2*K*C + K), float32; see `split_gmm_params`.
+        num_components: K.
+
+    Returns:
+        features_BQC, float32.
+    """
+    means_BQKC, _, logits_BQK = _split_raw(params_BQP, num_components)
+    return (logits_BQK.softmax(dim=-1).unsqueeze(-1) * means_BQKC).sum(dim=-2)
+
+
+def _split_raw(params_BQP: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns means_BQKC, raw_BQKC (before the softplus) and logits_BQK as views."""
+    half, rest = divmod(params_BQP.shape[-1] - num_components, 2)
+    feature_dim, uneven = divmod(half, num_components)
+    assert rest == uneven == 0, f"{params_BQP.shape[-1]} is not 2*K*C + K for K = {num_components}"
+    means, raw, logits_BQK = params_BQP.split([half, half, num_components], dim=-1)
+    shape = (num_components, feature_dim)
+    return means.unflatten(-1, shape), raw.unflatten(-1, shape), logits_BQK
+
+
+class _MixtureNLL(torch.autograd.Function):
+    """Weighted NLL / C whose gradient is taken in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, params_NP: Tensor, target_NC: Tensor, weights_N: Tensor, num_components: int
+    ) -> Tensor:
+        needs_params, needs_target = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        grad_params_NP = torch.empty_like(params_NP) if needs_params or needs_target else None
+        grad_target_NC = torch.empty_like(target_NC) if needs_target else None
+        chunk = max(1, _CHUNK_ELEMENTS.get(params_NP.device.type, 2**20) // max(params_NP.shape[-1] // 2, 1))
+        loss = params_NP.new_zeros(())
+        for start in range(0, len(params_NP), chunk):
+            rows = slice(start, start + chunk)
+            loss += _chunk_nll(
+                params_NP[rows],
+                target_NC[rows],
+                weights_N[rows] / target_NC.shape[-1],
+                num_components,
+                None if grad_params_NP is None else grad_params_NP[rows],
+                None if grad_target_NC is None else grad_target_NC[rows],
+            )
+        ctx.save_for_backward(grad_params_NP, grad_target_NC)  # type: ignore[arg-type]
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        grad_params_NP, grad_target_NC = ctx.saved_tensors
+        scaled_params_NP = None if grad_params_NP is None else grad_params_NP * grad_loss
+        scaled_target_NC = None if grad_target_NC is None else grad_target_NC * grad_loss
+        return scaled_params_NP, scaled_target_NC, None, None
+
+
+def _chunk_nll(
+    params_NP: Tensor,
+    target_NC: Tensor,
+    weights_N: Tensor,
+    num_components: int,
+    grad_params_NP: Tensor | None,
+    grad_target_NC: Tensor | None,
+) -> Tensor:
+    """Returns the weighted NLL of some tokens and writes its gradients into the given rows.
+
+    With v = max(softplus(s), floor), u = (x - m) / v and r the responsibilities: d/dm = -r u, d/dx = sum r u,
+    d/dv = r (1/v - u^2) / 2 and dv/ds = sigmoid(s) above the floor, d/dlogit = w - r.
+    """
+    means_NKC, raw_NKC, logits_NK = _split_raw(params_NP, num_components)
+    inverse_NKC = softplus(raw_NKC).clamp_(min=VARIANCE_FLOOR).reciprocal_()
+    difference_NKC = target_NC.unsqueeze(1) - means_NKC
+    scaled_NKC = difference_NKC * inverse_NKC
+    log_weights_NK = logits_NK.log_softmax(dim=-1)
+    mahalanobis_NK = torch.linalg.vecdot(difference_NKC, scaled_NKC)
+    log_inverse_NK = inverse_NKC.log().sum(dim=-1)
+    constant = target_NC.shape[-1] * math.log(2 * math.pi)
+    joint_NK = log_weights_NK + 0.5 * (log_inverse_NK - mahalanobis_NK - constant)
+    log_likelihood_N = joint_NK.logsumexp(dim=-1)
+    if grad_params_NP is not None:
+        weights_N1 = weights_N.unsqueeze(-1)
+        shares_NK = (joint_NK - log_likelihood_N.unsqueeze(-1)).exp_() * weights_N1
+        grad_means_NKC, grad_raw_NKC, grad_logits_NK = _split_raw(grad_params_NP, num_components)
+        torch.sub(log_weights_NK.exp() * weights_N1, shares_NK, out=grad_logits_NK)
+        torch.addcmul(inverse_NKC, scaled_NKC, scaled_NKC, value=-1.0, out=grad_raw_NKC)
+        grad_raw_NKC *= (0.5 * shares_NK).unsqueeze(-1)
+        grad_raw_NKC *= raw_NKC.sigmoid() * (inverse_NKC < 1.0 / VARIANCE_FLOOR)
+        torch.mul(scaled_NKC, -shares_NK.unsqueeze(-1), out=grad_means_NKC)
+        if grad_target_NC is not None:
+            torch.sum(grad_means_NKC, dim=1, out=grad_target_NC).neg_()
+    return -(weights_N * log_likelihood_N).sum()

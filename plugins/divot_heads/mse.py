@@ -1,0 +1,44 @@
+"""Regression of the features: the plainest head, and the one that shows what averaging costs.
+
+Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from divot_heads.projector import two_layer_projector
+from divot_lightning.heads import GenerationHead, clear_masked, float32_island, masked_mean
+
+
+class MSEHead(GenerationHead):
+    """Predicts each feature by regression; every sample is the average of all clips that fit the text.
+
+    Objective (a) of arXiv:2412.04432, section 3.2. Its loss is the squared error, averaged over C and the tokens.
+    """
+
+    deterministic: ClassVar[bool] = True
+
+    def __init__(self, hidden_dim: int, feature_dim: int) -> None:
+        """Builds the projector.
+
+        Args:
+            hidden_dim: D, width of the LLM's hidden states.
+            feature_dim: C, width of the features.
+        """
+        super().__init__(hidden_dim, feature_dim)
+        self.proj = two_layer_projector(hidden_dim, feature_dim)
+
+    @float32_island
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        """Returns the mean squared error; see `GenerationHead.loss`."""
+        predicted_BQC = self.proj(clear_masked(hidden_BQD, mask_BQ))
+        error_BQC = predicted_BQC - clear_masked(target_BQC, mask_BQ)
+        return masked_mean(error_BQC.square().mean(dim=-1), mask_BQ)
+
+    @torch.no_grad()
+    @float32_island
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        """Returns the prediction; there is nothing random, so temperature and generator change nothing."""
+        return self.proj(hidden_BQD)

@@ -1,0 +1,121 @@
+"""Flow matching over the tokens of a clip, jointly.
+
+Shape letters: B batch, R noise draws per clip, Q tokens of one clip, D LLM width, C feature width.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Generator, Tensor
+
+from divot_head_flow.transformer import TokenTransformer
+from divot_lightning.errors import UserError
+from divot_lightning.heads import GenerationHead, clear_masked, float32_island, masked_mean
+
+Times = Literal["logit_normal", "uniform"]
+Solver = Literal["euler", "midpoint"]
+
+
+class FlowHead(GenerationHead):
+    """Carries noise to features along straight lines, all tokens of a clip together (rectified flow).
+
+    Learns the velocity of the line from noise to features (arXiv:2209.03003) with a transformer that sees the
+    whole clip. Heads that draw each token by itself tear a clip apart when its tokens share one latent, such as
+    where the object is; here the tokens agree.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        feature_dim: int,
+        width: int = 128,
+        depth: int = 3,
+        num_attention_heads: int = 4,
+        draws_per_clip: int = 2,
+        times: Times = "logit_normal",
+        sampling_steps: int = 20,
+        solver: Solver = "midpoint",
+    ) -> None:
+        """Builds the transformer.
+
+        Args:
+            hidden_dim: D, width of the LLM's hidden states.
+            feature_dim: C, width of the features.
+            width: Width of the transformer, a multiple of `num_attention_heads` and even.
+            depth: Blocks of the transformer.
+            num_attention_heads: Attention heads of each block.
+            draws_per_clip: Noise and time draws per clip and loss; more make the gradient calmer at the head's
+                cost only.
+            times: How training draws times: "logit_normal" prefers the middle (arXiv:2403.03206, section 3.1).
+            sampling_steps: Evaluations of the transformer per sample; "midpoint" takes two for each of its steps.
+            solver: How sampling integrates the velocity.
+        """
+        super().__init__(hidden_dim, feature_dim)
+        _check("times", times, get_args(Times))
+        _check("solver", solver, get_args(Solver))
+        if width % (2 * num_attention_heads):
+            raise UserError(f"width={width} is not allowed; give a multiple of {2 * num_attention_heads}")
+        if draws_per_clip < 1:
+            raise UserError(f"draws_per_clip={draws_per_clip} is not allowed; give 1 or more")
+        if sampling_steps < 2:
+            raise UserError(f"sampling_steps={sampling_steps} is not allowed; give 2 or more")
+        self.draws_per_clip = draws_per_clip
+        self.times = times
+        self.sampling_steps = sampling_steps
+        self.solver = solver
+        self.transformer = TokenTransformer(feature_dim, hidden_dim, width, depth, num_attention_heads)
+
+    @float32_island
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        """Returns the mean squared error of the velocity over C, draws and tokens; see `GenerationHead.loss`."""
+        condition_BQW = self.transformer.condition(clear_masked(hidden_BQD, mask_BQ))
+        errors_RBQ = [
+            self._velocity_error(condition_BQW, clear_masked(target_BQC, mask_BQ), mask_BQ)
+            for _ in range(self.draws_per_clip)
+        ]
+        return masked_mean(torch.stack(errors_RBQ).mean(dim=0), mask_BQ)
+
+    @torch.no_grad()
+    @float32_island
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        """Integrates the velocity from noise (time 0) to features (time 1).
+
+        Args:
+            hidden_BQD: Hidden states at the queries.
+            temperature: Multiplies the noise that sampling starts from; the flow itself adds none.
+            generator: Source of randomness on the device of `hidden_BQD`.
+
+        Returns:
+            features_BQC, float32.
+        """
+        condition_BQW = self.transformer.condition(hidden_BQD)
+        shape = (*hidden_BQD.shape[:-1], self.feature_dim)
+        features_BQC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
+        num_steps = self.sampling_steps // (2 if self.solver == "midpoint" else 1)
+        size = 1.0 / num_steps
+        for step in range(num_steps):
+            velocity_BQC = self._velocity(features_BQC, step * size, condition_BQW)
+            if self.solver == "midpoint":
+                middle_BQC = features_BQC + 0.5 * size * velocity_BQC
+                velocity_BQC = self._velocity(middle_BQC, (step + 0.5) * size, condition_BQW)
+            features_BQC = features_BQC + size * velocity_BQC
+        return features_BQC
+
+    def _velocity_error(self, condition_BQW: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None) -> Tensor:
+        """Returns the squared error per token at one random time per clip."""
+        time_B = torch.randn(len(target_BQC), device=target_BQC.device)
+        time_B = time_B.sigmoid() if self.times == "logit_normal" else torch.rand_like(time_B)
+        noise_BQC = torch.randn_like(target_BQC)
+        noisy_BQC = torch.lerp(noise_BQC, target_BQC, time_B[:, None, None])
+        velocity_BQC = self.transformer(noisy_BQC, time_B, condition_BQW, mask_BQ)
+        return (velocity_BQC - (target_BQC - noise_BQC)).square().mean(dim=-1)
+
+    def _velocity(self, features_BQC: Tensor, time: float, condition_BQW: Tensor) -> Tensor:
+        time_B = torch.full((len(features_BQC),), time, device=features_BQC.device)
+        velocity_BQC: Tensor = self.transformer(features_BQC, time_B, condition_BQW)
+        return velocity_BQC
+
+
+def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name}={value!r} is not allowed; choose one of: {', '.join(allowed)}")

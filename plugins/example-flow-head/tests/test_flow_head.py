@@ -1,0 +1,46 @@
+"""The contract of a generation head, and what a joint head is for."""
+
+import pytest
+import torch
+from divot_head_flow import FlowHead
+
+from divot_lightning.errors import UserError
+from divot_lightning.heads import GenerationHead
+from divot_lightning.testing import HeadConformance
+
+
+class TestFlowHead(HeadConformance):
+    """The contract."""
+
+    def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
+        """Builds a small head."""
+        return FlowHead(hidden_dim, feature_dim, width=32, depth=2, num_attention_heads=2)
+
+
+@pytest.mark.parametrize("solver", ["euler", "midpoint"])
+@pytest.mark.parametrize("times", ["logit_normal", "uniform"])
+def test_tokens_of_one_clip_agree_on_what_they_share(times: str, solver: str) -> None:
+    """Every token of a clip is +1 or every token is -1; which it is, no hidden state tells."""
+    torch.manual_seed(0)
+    head = FlowHead(4, 2, width=32, depth=2, num_attention_heads=2, times=times, solver=solver)
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    for _ in range(200):
+        sign_B11 = torch.randint(2, (32, 1, 1)) * 2.0 - 1.0
+        loss = head(torch.zeros(32, 4, 4), sign_B11.expand(32, 4, 2))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    features_BQC = head.sample(torch.zeros(64, 4, 4), generator=torch.Generator().manual_seed(0))
+    positive_B = (features_BQC > 0).float().mean(dim=(1, 2))
+    assert ((positive_B < 0.1) | (positive_B > 0.9)).float().mean() > 0.9
+    assert 0.2 < positive_B.mean() < 0.8
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("times", "cosine"), ("solver", "rk4"), ("width", 130), ("draws_per_clip", 0), ("sampling_steps", 1)],
+)
+def test_setting_out_of_range_is_refused_with_its_value(setting: str, value: object) -> None:
+    """The message holds what was given."""
+    with pytest.raises(UserError, match=f"{setting}={value!r}"):
+        FlowHead(8, 4, **{setting: value})

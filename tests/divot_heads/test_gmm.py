@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from divot_heads import gmm
+from divot_heads.gmm import GMMHead, gmm_mean, gmm_nll, gmm_sample, split_gmm_params
+from divot_lightning.errors import UserError
+
+GOLDEN = Path(__file__).parents[1] / "data" / "gmm.safetensors"
+NUM_COMPONENTS = 4
+
+
+@pytest.fixture
+def golden() -> dict[str, Tensor]:
+    """Recorded from the released model code (TencentARC/Divot at bbb9c92), 4 components of 16 dimensions."""
+    return load_file(GOLDEN)
+
+
+def reference_nll(params: Tensor, target: Tensor, num_components: int) -> Tensor:
+    """The same loss from torch.distributions, one number per token."""
+    means, variances, logits = split_gmm_params(params, num_components)
+    mixture = MixtureSameFamily(Categorical(logits=logits), Independent(Normal(means, variances.sqrt()), 1))
+    return -mixture.log_prob(target) / target.shape[-1]
+
+
+def test_parameters_are_laid_out_as_released(golden):
+    means, variances, logits = split_gmm_params(golden["params"], NUM_COMPONENTS)
+    torch.testing.assert_close(means, golden["means"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(variances, golden["variances"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits, golden["logits"], atol=1e-5, rtol=0)
+
+
+def test_loss_and_gradient_equal_the_released_ones(golden):
+    params = golden["params"].requires_grad_()
+    loss = gmm_nll(params, golden["target"], NUM_COMPONENTS)
+    loss.backward()
+    torch.testing.assert_close(loss, golden["loss"].squeeze(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(params.grad, golden["grad_params"], atol=1e-5, rtol=0)
+
+
+def test_expectation_equals_the_released_one(golden):
+    expectation = gmm_mean(golden["params"], NUM_COMPONENTS)
+    torch.testing.assert_close(expectation, golden["expectation"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("chunk_elements", [1, 100, 10**6])
+def test_loss_and_both_gradients_equal_those_of_torch_distributions(monkeypatch, chunk_elements, masked):
+    monkeypatch.setitem(gmm._CHUNK_ELEMENTS, "cpu", chunk_elements)
+    torch.manual_seed(0)
+    params = (3 * torch.randn(3, 7, 2 * 5 * 6 + 5)).double().requires_grad_()
+    target = torch.randn(3, 7, 6).double().requires_grad_()
+    mask = torch.rand(3, 7) > 0.4 if masked else None
+    per_token = reference_nll(params, target, 5)
+    expected = per_token.mean() if mask is None else per_token[mask].mean()
+    expected_grads = torch.autograd.grad(expected * 2.5, (params, target))
+    loss = gmm_nll(params, target, 5, mask)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss * 2.5, (params, target)), expected_grads)
+
+
+def test_gradient_of_a_variance_at_the_floor_is_zero():
+    params = torch.tensor([[0.5, -30.0, 0.0]], requires_grad=True)
+    gmm_nll(params, torch.zeros(1, 1), 1).backward()
+    assert params.grad[0, 1] == 0
+    assert params.grad[0, 0] != 0
+
+
+def test_loss_needs_no_gradient_buffers_without_grad():
+    params = torch.randn(2, 3, 2 * 2 * 4 + 2)
+    with torch.no_grad():
+        loss = gmm_nll(params, torch.randn(2, 3, 4), 2)
+    assert not loss.requires_grad
+
+
+def one_component(mean: float, variance: float) -> Tensor:
+    """Mixture parameters of one component in one dimension."""
+    return torch.tensor([mean, torch.tensor(variance).expm1().log().item(), 0.0])
+
+
+def test_samples_have_the_scaled_variance_of_their_component():
+    params = one_component(3.0, 2.0).expand(20_000, 1, 3)
+    samples = gmm_sample(params, 1, variance_scale=0.1, generator=torch.Generator().manual_seed(0))
+    assert samples.mean().item() == pytest.approx(3.0, abs=0.02)
+    assert samples.var().item() == pytest.approx(0.2, rel=0.05)
+
+
+def test_temperature_multiplies_the_standard_deviation():
+    params = one_component(0.0, 1.0).expand(20_000, 1, 3)
+    samples = gmm_sample(params, 1, temperature=0.5, generator=torch.Generator().manual_seed(0))
+    assert samples.std().item() == pytest.approx(0.5, rel=0.05)
+
+
+def test_components_are_drawn_by_their_weights():
+    logits = torch.tensor([0.8, 0.2]).log()
+    params = torch.cat([torch.tensor([-5.0, 5.0, -4.0, -4.0]), logits]).expand(20_000, 1, 6)
+    samples = gmm_sample(params, 2, generator=torch.Generator().manual_seed(0))
+    assert (samples > 0).float().mean().item() == pytest.approx(0.2, abs=0.02)
+
+
+def test_temperature_zero_gives_the_mean_of_the_likeliest_component():
+    params = torch.tensor([-5.0, 5.0, 1.0, 1.0, 0.0, 2.0]).expand(3, 2, 6)
+    assert torch.equal(gmm_sample(params, 2, temperature=0.0), torch.full((3, 2, 1), 5.0))
+
+
+def test_head_at_the_released_sizes_has_8208_outputs():
+    with torch.device("meta"):
+        head = GMMHead(4096, 256)
+    assert [tuple(p.shape) for p in head.proj.parameters()] == [(8208, 4096), (8208,), (8208, 8208), (8208,)]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("num_components", 0), ("variance_scale", -0.1)])
+def test_setting_out_of_range_is_refused_with_its_value(setting, value):
+    with pytest.raises(UserError, match=f"{setting}={value}"):
+        GMMHead(8, 4, **{setting: value})
+
+
+def test_released_output_projector_gives_the_recorded_parameters():
+    state, recorded = (load_file(GOLDEN.with_name(f"agent_{part}.safetensors")) for part in ("state", "io"))
+    head = GMMHead(hidden_dim=32, feature_dim=16, num_components=NUM_COMPONENTS)
+    prefix = "output_resampler."
+    head.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    torch.testing.assert_close(head.proj(recorded["hidden"]), recorded["gmm_params"], atol=1e-5, rtol=0)
