@@ -16,6 +16,7 @@ from divot_lightning.stages.video_llm_step import (
     check_widths,
     clip_features,
     drop_frozen,
+    find_drawing_part,
     load_frozen_tokenizer,
     loss_record,
     video_llm_step,
@@ -42,6 +43,7 @@ class VideoLLMStage(LightningModule):
         head_loss_weight: float,
     ) -> None:
         super().__init__()
+        self.previous = previous
         self.tokenizer, self.tokenizer_folder = load_frozen_tokenizer(previous)
         check_widths(self.tokenizer, video_llm)
         self.video_llm = video_llm
@@ -96,5 +98,5 @@ class VideoLLMStage(LightningModule):
         return {"video_llm": self.video_llm}
 
     def used_components(self) -> dict[str, Path]:
-        """Gives the frozen parts this stage relied on."""
-        return {"tokenizer": self.tokenizer_folder}
+        """Gives the frozen tokenizer, and the de-tokenizer that belongs to it, which draws what is generated."""
+        return {"tokenizer": self.tokenizer_folder, **find_drawing_part(self.previous, self.tokenizer_folder)}

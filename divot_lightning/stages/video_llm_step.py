@@ -37,6 +37,23 @@ def load_frozen_tokenizer(run: str) -> tuple[VideoTokenizer, Path]:
     return tokenizer.requires_grad_(False).eval(), folder
 
 
+def find_drawing_part(run: str, tokenizer_folder: Path) -> dict[str, Path]:
+    """Finds the de-tokenizer of a run, which these stages hand on without using it.
+
+    Args:
+        run: Run folder, or a component folder.
+        tokenizer_folder: The tokenizer's folder.
+
+    Returns:
+        Its folder under "detokenizer"; empty if the run has none.
+    """
+    try:
+        folder = find_component(run, "detokenizer")
+    except UserError:
+        return {}
+    return {} if folder == tokenizer_folder else {"detokenizer": folder}
+
+
 def check_widths(tokenizer: VideoTokenizer, video_llm: VideoLLM) -> None:
     """Refuses a tokenizer whose features the video LLM does not take.
 

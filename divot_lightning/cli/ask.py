@@ -1,0 +1,54 @@
+"""`divot ask`: questions about videos, answers out."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from divot_lightning.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Builds the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="divot ask",
+        description="Answer questions about videos or pictures with a run's video LLM; without a question, describe "
+        "them. Videos are cut into 2-second clips.",
+    )
+    parser.add_argument("run", help="run folder of LLM pretraining or instruction tuning")
+    parser.add_argument("video", nargs="+", help="videos or pictures")
+    parser.add_argument("--question", action="append", default=[], help="may be given several times")
+    parser.add_argument("--template", choices=("pretraining", "instruction"), help="form of the prompt (the run's own)")
+    parser.add_argument("--max-clips", type=int, default=20, help="clips of a video, at most (default: 20)")
+    parser.add_argument("--jsonl", action="store_true", help="one JSON object per answer: video, question, answer")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The words after `divot ask`.
+
+    Returns:
+        The exit status.
+    """
+    args = parser().parse_args(argv)
+    if args.max_clips < 1:
+        raise UserError(f"--max-clips is {args.max_clips}; it must be at least 1")
+    from divot_lightning.inference.ask import Asker
+
+    asker = Asker.from_run(args.run, template=args.template, device=args.device)
+    questions = args.question or [""]
+    alone = len(args.video) * len(questions) == 1
+    for video in args.video:
+        for question, text in zip(questions, asker.ask_file(video, questions, max_clips=args.max_clips), strict=True):
+            sys.stdout.write(_line(video, question, text, jsonl=args.jsonl, alone=alone) + "\n")
+    return 0
+
+
+def _line(video: str, question: str, answer: str, *, jsonl: bool, alone: bool) -> str:
+    if jsonl:
+        return json.dumps({"video": video, "question": question or None, "answer": answer}, ensure_ascii=False)
+    return answer if alone else "\t".join(part for part in (video, question, answer) if part)

@@ -1,0 +1,51 @@
+"""`divot generate`: clips from text, videos out."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from divot_lightning.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Builds the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="divot generate",
+        description="Generate 2-second clips from text with a run's video LLM and draw them with a de-tokenizer.",
+    )
+    parser.add_argument("run", help="run folder of LLM pretraining or instruction tuning")
+    parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    parser.add_argument("--output", required=True, help="file ending in .mp4, .gif, ...; several clips are numbered")
+    parser.add_argument("--detokenizer", help="run folder with another de-tokenizer, such as an adapted one")
+    parser.add_argument("--num", type=int, default=1, help="clips per prompt (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="spread of the features (default: 1)")
+    parser.add_argument("--template", choices=("pretraining", "instruction"), help="form of the prompt (the run's own)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The words after `divot generate`.
+
+    Returns:
+        The exit status.
+    """
+    args = parser().parse_args(argv)
+    if args.num < 1:
+        raise UserError(f"--num is {args.num}; it must be at least 1")
+    if args.temperature < 0:
+        raise UserError(f"--temperature is {args.temperature}; it must be at least 0")
+    if not all(prompt.strip() for prompt in args.prompt):
+        raise UserError("--prompt is empty; say what the clip shall show")
+    from divot_lightning.inference.generate import ClipGenerator, generate_files, output_paths
+
+    output_paths(args.output, args.num * len(args.prompt))
+    generator = ClipGenerator.from_run(args.run, args.detokenizer, template=args.template, device=args.device)
+    options = {"num": args.num, "temperature": args.temperature, "seed": args.seed}
+    for path in generate_files(generator, args.prompt, args.output, **options):
+        sys.stdout.write(f"{path}\n")
+    return 0

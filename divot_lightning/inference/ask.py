@@ -1,0 +1,219 @@
+"""Questions about videos, answered by a trained video LLM.
+
+Shape letters: N clips of a video, F frames, H height, W width, Q tokens per clip, C feature width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from divot_datamodules.clip_sampling import ClipSettings, image_clip
+from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, Pixels, decode_frames, probe
+from divot_datamodules.tasks import Template, caption_segments, question_segments
+from divot_lightning.components import find_component, load_component
+from divot_lightning.errors import UserError
+from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_template
+from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.sequences import Kind, Segment
+from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.video_llm import VideoLLM
+
+MAX_CLIPS = 20
+"""Clips of a video that the paper's evaluation shows (section 4.1, arXiv:2412.04432)."""
+
+UNSAID = "-"
+"""Stands where a training sample has the text that is asked for; never shown to the model."""
+
+
+def clip_times(duration: float, clip: ClipSettings, max_clips: int = MAX_CLIPS) -> list[list[float]]:
+    """Chooses the moments of a whole video's clips, by the rule of the released evaluation.
+
+    Up to ``max_clips`` consecutive clips cover the video, and its last piece is squeezed: the same number of frames,
+    closer together. Of a longer video each of ``max_clips`` equal segments gives the clip at its start.
+
+    Args:
+        duration: Seconds of the video.
+        clip: Frames and rate of a clip.
+        max_clips: Most clips.
+
+    Returns:
+        For each clip its moments, in seconds after the video's start, ascending.
+
+    >>> clip_times(3.0, ClipSettings(frames=4, fps=2))
+    [[0.0, 0.5, 1.0, 1.5], [2.0, 2.25, 2.5, 2.75]]
+    >>> clip_times(10.0, ClipSettings(frames=4, fps=2), max_clips=2)
+    [[0.0, 0.5, 1.0, 1.5], [5.0, 5.5, 6.0, 6.5]]
+    """
+    step, tolerance = 1.0 / clip.fps, 0.5 / clip.fps
+    if duration >= max_clips * clip.seconds:
+        return _steps([index * duration / max_clips for index in range(max_clips)], step, clip.frames)
+    count = max(1, ceil((duration - tolerance) / clip.seconds))
+    start = (count - 1) * clip.seconds
+    rest = duration - start
+    last_step = step if rest >= clip.seconds - tolerance else rest / clip.frames
+    before = _steps([index * clip.seconds for index in range(count - 1)], step, clip.frames)
+    return [*before, *_steps([start], last_step, clip.frames)]
+
+
+def _steps(starts: list[float], step: float, count: int) -> list[list[float]]:
+    return [[start + index * step for index in range(count)] for start in starts]
+
+
+def read_video(path: str | Path, clip: ClipSettings, max_clips: int = MAX_CLIPS) -> tuple[Pixels, Kind]:
+    """Reads all clips of a video, or a picture as one clip.
+
+    Args:
+        path: The file.
+        clip: How clips are cut.
+        max_clips: Most clips.
+
+    Returns:
+        uint8 (N, F, 3, H, W), and what the file is.
+
+    Raises:
+        UserError: The file is missing or gives no clip; names it, and why.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES:
+            return image_clip(path, clip).video[None], "image"
+        times = clip_times(probe(path).duration, clip, max_clips)
+        frames = decode_frames(path, [time for moments in times for time in moments], (clip.height, clip.width))
+    except DecodeError as error:
+        raise UserError(f"{path} gives no clip: {error}") from error
+    return frames.reshape(len(times), clip.frames, *frames.shape[1:]), "video"
+
+
+def question_prompt(question: str, num_clips: int, template: Template, kind: Kind = "video") -> list[Segment]:
+    """Gives what a training sample with this question has before the answer.
+
+    Args:
+        question: The question.
+        num_clips: Clips of the video.
+        template: The form of the prompts that the model was trained on.
+        kind: "video" or "image".
+
+    Returns:
+        The segments.
+    """
+    sample = {"question": question, "answer": UNSAID}
+    rng = np.random.default_rng(0)
+    return question_segments(sample, rng, template=template, num_clips=num_clips, kind=kind)[:-1]
+
+
+def caption_prompt(num_clips: int, template: Template, kind: Kind = "video") -> list[Segment]:
+    """Gives what a training sample has before the caption; arguments as in ``question_prompt``."""
+    rng = np.random.default_rng(0)
+    return caption_segments({"caption": UNSAID}, rng, template=template, num_clips=num_clips, kind=kind)[:-1]
+
+
+def answer(
+    video_llm: VideoLLM,
+    prompts: Sequence[list[Segment]],
+    features: Sequence[Tensor],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    batch_size: int = 64,
+) -> list[str]:
+    """Answers prompts, in batches of similar length.
+
+    Args:
+        video_llm: In evaluation mode.
+        prompts: From ``question_prompt`` or ``caption_prompt``.
+        features: For each prompt the features of its clips, (N, Q, C), unnormalised.
+        max_new_tokens: Most tokens per answer.
+        temperature: 0 takes the best token each time.
+        top_p: Probability mass of the tokens that are drawn from.
+        generator: Source of randomness on the model's device.
+        batch_size: Prompts at a time.
+
+    Returns:
+        One text per prompt.
+    """
+    order = sorted(range(len(prompts)), key=lambda row: len(features[row]))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        texts = video_llm.generate_text(
+            [prompts[row] for row in rows],
+            torch.cat([features[row] for row in rows]),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            generator=generator,
+        )
+        for row, text in zip(rows, texts, strict=True):
+            answers[row] = text
+    return answers
+
+
+@dataclass
+class Asker:
+    """A tokenizer and a video LLM that fit together, ready to answer.
+
+    Attributes:
+        tokenizer: In evaluation mode.
+        video_llm: In evaluation mode.
+        clip: How clips are cut.
+        template: The form of the prompts that the model was trained on.
+    """
+
+    tokenizer: VideoTokenizer
+    video_llm: VideoLLM
+    clip: ClipSettings
+    template: Template = "pretraining"
+
+    @classmethod
+    def from_run(cls, run: str | Path, *, template: Template | None = None, device: str = "cpu") -> "Asker":
+        """Loads both from a run that trained a video LLM.
+
+        Args:
+            run: Run folder.
+            template: None takes the run's.
+            device: Where the models run.
+
+        Returns:
+            The asker.
+        """
+        tokenizer = load_tokenizer(run)
+        video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval()
+        clip = run_clip_settings(run, tokenizer)
+        return cls(tokenizer.to(device), video_llm.to(device), clip, template or run_template(run))
+
+    @torch.no_grad()
+    def encode(self, video_NFCHW: Tensor, *, batch_size: int = 64) -> Tensor:
+        """Gives the features of clips: uint8 (N, F, 3, H, W) in, (N, Q, C) float32 on the CPU out."""
+        device = next(self.tokenizer.parameters()).device
+        parts = [self.tokenizer(to_unit_range(part.to(device))) for part in video_NFCHW.split(batch_size)]
+        return torch.cat(parts).float().cpu()
+
+    def ask_file(self, path: str | Path, questions: Sequence[str], *, max_clips: int = MAX_CLIPS) -> list[str]:
+        """Answers questions about one video or picture.
+
+        Args:
+            path: The file.
+            questions: The questions; "" asks for a caption.
+            max_clips: Most clips of a video.
+
+        Returns:
+            One answer per question.
+        """
+        video, kind = read_video(path, self.clip, max_clips)
+        features = self.encode(torch.from_numpy(np.ascontiguousarray(video)))
+        prompts = [
+            question_prompt(question, len(features), self.template, kind)
+            if question
+            else caption_prompt(len(features), self.template, kind)
+            for question in questions
+        ]
+        return answer(self.video_llm, prompts, [features] * len(questions))

@@ -1,0 +1,187 @@
+"""Clips from text: the video LLM predicts features, the de-tokenizer draws them.
+
+Shape letters: M prompts, F frames, H height, W width, Q tokens per clip, C feature width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from divot_datamodules.tasks import Template, generation_segments
+from divot_datamodules.video_writing import CODECS, write_video
+from divot_lightning.components import find_component, load_component
+from divot_lightning.errors import UserError
+from divot_lightning.inference.reconstruct import FRAMES_PER_SECOND, Reconstructor
+from divot_lightning.inference.run_settings import load_tokenizer, run_template
+from divot_lightning.models.detokenizer import VideoDetokenizer
+from divot_lightning.models.sequences import Segment
+from divot_lightning.models.video_llm import VideoLLM
+
+
+def generation_prompt(text: str, template: Template) -> list[Segment]:
+    """Gives the segments that ask for a clip, as a training sample with this caption has them.
+
+    Args:
+        text: What the clip shall show.
+        template: The form of the prompts that the model was trained on.
+
+    Returns:
+        The segments, the clip to generate last.
+    """
+    return generation_segments({"caption": text}, np.random.default_rng(0), template=template)
+
+
+def generate_clip_features(
+    video_llm: VideoLLM,
+    texts: Sequence[str],
+    *,
+    template: Template = "pretraining",
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Tensor:
+    """Predicts one clip per text.
+
+    Args:
+        video_llm: In evaluation mode.
+        texts: What the clips shall show; the same text may stand several times.
+        template: The form of the prompts that the model was trained on.
+        temperature: Spread of the head's draws.
+        seed: Of the head's draws.
+        batch_size: Texts at a time.
+
+    Returns:
+        features_MQC, unnormalised, float32, on the CPU.
+    """
+    generator = torch.Generator(video_llm.feature_mean_C.device).manual_seed(seed)
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        prompts = [generation_prompt(text, template) for text in texts[start : start + batch_size]]
+        parts.append(video_llm.generate_features(prompts, temperature=temperature, generator=generator).float().cpu())
+    return torch.cat(parts)
+
+
+@dataclass
+class ClipGenerator:
+    """A video LLM and a de-tokenizer that fit together, ready to generate.
+
+    Attributes:
+        video_llm: In evaluation mode.
+        drawing: Tokenizer and de-tokenizer.
+        template: The form of the prompts that the model was trained on.
+    """
+
+    video_llm: VideoLLM
+    drawing: Reconstructor
+    template: Template = "pretraining"
+
+    @classmethod
+    def from_run(
+        cls,
+        run: str | Path,
+        detokenizer: str | Path | None = None,
+        *,
+        template: Template | None = None,
+        device: str = "cpu",
+    ) -> "ClipGenerator":
+        """Loads all parts.
+
+        Args:
+            run: Run folder that trained a video LLM.
+            detokenizer: Run folder that trained a de-tokenizer; None takes the one that belongs to ``run``.
+            template: None takes the run's.
+            device: Where the models run.
+
+        Returns:
+            The generator.
+        """
+        video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval()
+        drawer = load_component(_detokenizer_folder(run, detokenizer), VideoDetokenizer).eval()
+        gives = (video_llm.settings.num_queries, video_llm.settings.feature_dim)
+        takes = (drawer.config.num_tokens, drawer.config.token_dim)
+        if gives != takes:
+            raise UserError(
+                f"The video LLM in {run} gives {gives[0]} features of width {gives[1]}, but the de-tokenizer takes "
+                f"{takes[0]} of width {takes[1]}.\nGive a de-tokenizer of the same tokenizer."
+            )
+        drawing = Reconstructor(load_tokenizer(run).to(device), drawer.to(device))
+        return cls(video_llm.to(device), drawing, template or run_template(run))
+
+    def generate_clips(self, texts: Sequence[str], *, temperature: float = 1.0, seed: int = 0) -> Iterator[Tensor]:
+        """Generates one clip per text.
+
+        Args:
+            texts: What the clips shall show.
+            temperature: Spread of the head's draws.
+            seed: Of the head's draws and of the de-tokenizer's noise.
+
+        Yields:
+            uint8 (F, 3, H, W) on the CPU, in the order of the texts.
+        """
+        features_MQC = generate_clip_features(
+            self.video_llm, texts, template=self.template, temperature=temperature, seed=seed
+        )
+        for batch in self.drawing.decode(features_MQC, torch.Generator().manual_seed(seed)):
+            yield from batch
+
+
+def _detokenizer_folder(run: str | Path, detokenizer: str | Path | None) -> Path:
+    if detokenizer is not None:
+        return find_component(detokenizer, "detokenizer")
+    try:
+        return find_component(run, "detokenizer")
+    except UserError as error:
+        raise UserError(f"{str(error).splitlines()[0]}\nGive a run that trained one: --detokenizer RUN") from error
+
+
+def output_paths(output: str | Path, count: int) -> list[Path]:
+    """Names the files of several clips.
+
+    Args:
+        output: The file; its suffix names the container.
+        count: Number of clips.
+
+    Returns:
+        The file itself for one clip, else numbered ones.
+
+    >>> [str(path) for path in output_paths("a/x.mp4", 2)]
+    ['a/x-0.mp4', 'a/x-1.mp4']
+    """
+    output = Path(output)
+    if output.suffix.lower().lstrip(".") not in CODECS:
+        raise UserError(f"--output {output} names no kind of video; end it with one of: .{', .'.join(CODECS)}")
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
+
+
+def generate_files(
+    generator: ClipGenerator,
+    prompts: Sequence[str],
+    output: str | Path,
+    *,
+    num: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> Iterator[Path]:
+    """Writes ``num`` clips for each prompt.
+
+    Args:
+        generator: The models.
+        prompts: What the clips shall show.
+        output: See ``output_paths``.
+        num: Clips per prompt.
+        temperature: Spread of the head's draws.
+        seed: Of all randomness.
+
+    Yields:
+        Each path, as soon as the file is there; all clips of a prompt before the next prompt's.
+    """
+    texts = [prompt for prompt in prompts for _ in range(num)]
+    clips = generator.generate_clips(texts, temperature=temperature, seed=seed)
+    for path, video in zip(output_paths(output, len(texts)), clips, strict=True):
+        yield write_video(path, video.numpy(), FRAMES_PER_SECOND)

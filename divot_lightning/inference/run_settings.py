@@ -1,0 +1,61 @@
+"""How a run's data were prepared, read from its resolved settings, so that inference prepares its input alike."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from divot_datamodules.clip_sampling import ClipSettings
+from divot_datamodules.tasks import Template
+from divot_lightning.components import find_component, load_component
+from divot_lightning.errors import UserError
+from divot_lightning.models.tokenizer import VideoTokenizer
+
+CONFIG_FILE = "config.yaml"
+
+
+def read_data_settings(run: str | Path) -> dict[str, Any]:
+    """Gives the data module's arguments of a run.
+
+    Args:
+        run: Run folder.
+
+    Returns:
+        The arguments; empty where the folder has no settings, as one that only holds components.
+    """
+    file = Path(run) / CONFIG_FILE
+    if not file.is_file():
+        return {}
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        return dict(settings.get("data", {}).get("init_args", {}))
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as the settings of a run ({type(error).__name__}).") from error
+
+
+def run_template(run: str | Path) -> Template:
+    """Gives the form of the prompts that a run was trained on, "pretraining" where it does not say."""
+    return "instruction" if read_data_settings(run).get("template") == "instruction" else "pretraining"
+
+
+def run_clip_settings(run: str | Path, tokenizer: VideoTokenizer) -> ClipSettings:
+    """Gives how clips are cut for a run; where it does not say, in the size that the tokenizer's ViT reads.
+
+    Args:
+        run: Run folder.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        The settings; short videos are squeezed, not refused.
+    """
+    size = tokenizer.config.vision.image_size
+    stored = read_data_settings(run).get("clip") or {}
+    known = {entry.name for entry in fields(ClipSettings)}
+    stated = {name: value for name, value in stored.items() if name in known}
+    return ClipSettings(**{"height": size, "width": size, **stated, "short_videos": "squeeze"})
+
+
+def load_tokenizer(run: str | Path) -> VideoTokenizer:
+    """Loads the tokenizer that a run trained or used, in evaluation mode."""
+    return load_component(find_component(run, "tokenizer"), VideoTokenizer).eval()

@@ -1,0 +1,32 @@
+import subprocess
+import sys
+
+import pytest
+
+from divot_lightning.cli.ask import _line, main
+from divot_lightning.errors import UserError
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from divot_lightning.cli import ask\n"
+        "try: ask.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_number_of_clips_is_checked():
+    with pytest.raises(UserError, match="--max-clips is 0"):
+        main(["run", "x.mp4", "--max-clips", "0"])
+
+
+def test_a_missing_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        main([str(tmp_path / "nowhere"), "x.mp4"])
+
+
+def test_one_answer_stands_alone_and_several_say_whose_they_are():
+    assert _line("a.mp4", "What ?", "red", jsonl=False, alone=True) == "red"
+    assert _line("a.mp4", "What ?", "red", jsonl=False, alone=False) == "a.mp4\tWhat ?\tred"
+    expected = '{"video": "a.mp4", "question": null, "answer": "a red circle"}'
+    assert _line("a.mp4", "", "a red circle", jsonl=True, alone=True) == expected

@@ -1,0 +1,35 @@
+import subprocess
+import sys
+
+import pytest
+
+from divot_lightning.cli.generate import main
+from divot_lightning.errors import UserError
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from divot_lightning.cli import generate\n"
+        "try: generate.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--num", "0"], "--num is 0"),
+        (["--temperature", "-1"], r"--temperature is -1\.0"),
+        (["--prompt", " "], "--prompt is empty"),
+        (["--output", "clip.txt"], r"clip\.txt"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_loaded(words, named):
+    with pytest.raises(UserError, match=named):
+        main(["no_run", "--prompt", "a red circle", "--output", "x.mp4", *words])
+
+
+def test_a_missing_run_is_named_and_nothing_is_written(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        main([str(tmp_path / "nowhere"), "--prompt", "a red circle", "--output", str(tmp_path / "x.mp4")])
+    assert list(tmp_path.iterdir()) == []

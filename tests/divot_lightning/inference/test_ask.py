@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from divot_datamodules.clip_sampling import ClipSettings
+from divot_datamodules.tasks import caption_segments, question_segments
+from divot_datamodules.toy_world import ToyWorld
+from divot_datamodules.video_writing import write_video
+from divot_lightning.errors import UserError
+from divot_lightning.inference.ask import (
+    Asker,
+    answer,
+    caption_prompt,
+    clip_times,
+    question_prompt,
+    read_video,
+)
+from divot_lightning.models.sequences import Clips, Text
+
+
+@given(st.floats(0.1, 120.0), st.integers(1, 20))
+def test_clips_cover_a_video_in_order_and_never_leave_it(duration, max_clips):
+    clip = ClipSettings()
+    clips = clip_times(duration, clip, max_clips)
+    assert 1 <= len(clips) <= max_clips
+    times = [time for moments in clips for time in moments]
+    assert times == sorted(times)
+    assert all(len(moments) == clip.frames for moments in clips)
+    assert times[-1] < duration + 0.5 / clip.fps
+    if duration <= max_clips * clip.seconds:
+        assert duration - times[-1] <= 1.5 / clip.fps + 1e-6  # covered to the end
+
+
+def test_a_long_video_gives_the_start_of_each_of_twenty_segments():
+    clips = clip_times(100.0, ClipSettings())
+    assert [moments[0] for moments in clips] == [5.0 * index for index in range(20)]
+    assert all(moments[1] - moments[0] == pytest.approx(0.125) for moments in clips)
+
+
+def test_forty_seconds_are_twenty_clips_without_gaps():
+    clips = clip_times(40.0, ClipSettings())
+    assert [time for moments in clips for time in moments] == pytest.approx([i / 8 for i in range(320)])
+
+
+@pytest.mark.parametrize("template", ["pretraining", "instruction"])
+def test_prompts_are_what_training_samples_have_before_the_answer(template):
+    sample = {"question": "What colour is it ?", "answer": "red", "caption": "a red circle"}
+    rng = np.random.default_rng(0)
+    asked = question_segments(sample, rng, template=template, num_clips=2)
+    assert [*question_prompt(sample["question"], 2, template), Text("red", learn=True)] == asked
+    described = caption_segments(sample, np.random.default_rng(0), template=template)
+    assert [*caption_prompt(1, template), Text("a red circle", learn=True)] == described
+
+
+@pytest.fixture
+def video(tmp_path):
+    world = ToyWorld()
+    frames = [world.render(world.sample("train", np.random.default_rng(seed))) for seed in (0, 1)]
+    return write_video(tmp_path / "two_clips.mp4", np.concatenate(frames), 8)
+
+
+def test_a_video_is_read_clip_by_clip(video):
+    frames, kind = read_video(video, ClipSettings())
+    assert frames.shape == (2, 16, 3, 32, 32)
+    assert kind == "video"
+    assert read_video(video, ClipSettings(), max_clips=1)[0].shape[0] == 1
+
+
+def test_a_picture_is_one_clip(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "red.png")
+    frames, kind = read_video(tmp_path / "red.png", ClipSettings())
+    assert frames.shape == (1, 16, 3, 32, 32)
+    assert kind == "image"
+
+
+def test_batching_changes_no_answer(llm_run):
+    asker = Asker.from_run(llm_run)
+    features = [torch.randn(count, 3, 4) for count in (2, 1, 3, 1)]
+    prompts = [question_prompt("What colour is it ?", len(part), "instruction") for part in features]
+    together = answer(asker.video_llm, prompts, features, max_new_tokens=5)
+    alone = [answer(asker.video_llm, [p], [f], max_new_tokens=5)[0] for p, f in zip(prompts, features, strict=True)]
+    in_twos = answer(asker.video_llm, prompts, features, max_new_tokens=5, batch_size=2)
+    assert together == alone == in_twos
+    assert len(set(together)) > 1
+
+
+def test_a_file_is_asked_and_described(llm_run, video):
+    asker = Asker.from_run(llm_run, template="instruction")
+    answers = asker.ask_file(video, ["What colour is it ?", ""])
+    features = asker.encode(torch.from_numpy(read_video(video, asker.clip)[0]))
+    prompts = [question_prompt("What colour is it ?", 2, "instruction"), caption_prompt(2, "instruction")]
+    assert answers == answer(asker.video_llm, prompts, [features, features])
+
+
+def test_the_kind_of_the_file_reaches_the_prompt():
+    assert Clips(1, "read", "image") in question_prompt("What ?", 1, "instruction", "image")
+
+
+def test_files_that_give_no_clip_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"nothing\.mp4"):
+        read_video(tmp_path / "nothing.mp4", ClipSettings())
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(UserError, match=r"text\.mp4 gives no clip: undecodable"):
+        read_video(tmp_path / "text.mp4", ClipSettings())
+
+
+def test_the_command_prints_answers(llm_run, video, capsys):
+    from divot_lightning.cli.ask import main
+
+    assert main([str(llm_run), str(video), "--question", "What colour is it ?", "--jsonl"]) == 0
+    import json
+
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["answer"] == Asker.from_run(llm_run).ask_file(video, ["What colour is it ?"])[0]

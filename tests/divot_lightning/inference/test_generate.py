@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from divot_datamodules.decoding import decode_frames
+from divot_datamodules.tasks import generation_segments
+from divot_lightning.components import save_component
+from divot_lightning.errors import UserError
+from divot_lightning.inference.generate import (
+    ClipGenerator,
+    generate_clip_features,
+    generate_files,
+    generation_prompt,
+    output_paths,
+)
+from divot_lightning.models.sequences import Clips
+
+
+@pytest.fixture(scope="module")
+def generator(llm_run):
+    return ClipGenerator.from_run(llm_run)
+
+
+@pytest.mark.parametrize("template", ["pretraining", "instruction"])
+def test_the_prompt_is_a_training_sample(template):
+    prompt = generation_prompt("a red circle", template)
+    assert prompt[-1] == Clips(1, "generate", learn=template == "instruction")
+    assert "a red circle" in prompt[0].text
+    import numpy as np
+
+    assert prompt == generation_segments({"caption": "a red circle"}, np.random.default_rng(0), template=template)
+
+
+def test_one_clip_per_text_and_equal_for_equal_seeds(generator):
+    texts = ["a red circle", "a blue square"]
+    first, again, other = (list(generator.generate_clips(texts, seed=seed)) for seed in (1, 1, 2))
+    assert [clip.shape for clip in first] == [(16, 3, 32, 32)] * 2
+    assert first[0].dtype == torch.uint8
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_many_texts_go_through_in_batches(generator):
+    features = generate_clip_features(generator.video_llm, ["a red circle"] * 5, batch_size=2)
+    assert features.shape == (5, 3, 4)
+    assert len(features.unique(dim=0)) == 5
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+def test_files_hold_the_clips(generator, tmp_path, suffix):
+    paths = list(generate_files(generator, ["a red circle"], tmp_path / f"out.{suffix}", num=2))
+    assert [path.name for path in paths] == [f"out-0.{suffix}", f"out-1.{suffix}"]
+    for path in paths:
+        assert decode_frames(path, [0.0, 1.0]).shape == (2, 3, 32, 32)
+
+
+def test_a_file_that_is_no_video_is_refused():
+    with pytest.raises(UserError, match=r"out\.txt names no kind of video.*\.mp4"):
+        output_paths("out.txt", 1)
+
+
+def test_a_run_without_detokenizer_says_how_to_give_one(generator, llm_run, tmp_path):
+    save_component(generator.video_llm, tmp_path / "video_llm")
+    save_component(generator.drawing.tokenizer, tmp_path / "tokenizer")
+    with pytest.raises(UserError, match=r"has no detokenizer(.|\n)*--detokenizer RUN"):
+        ClipGenerator.from_run(tmp_path)
+    assert ClipGenerator.from_run(tmp_path, llm_run).video_llm.settings.num_queries == 3
+
+
+def test_a_detokenizer_of_other_tokens_is_refused(generator, llm_run, tmp_path):
+    config = generator.drawing.detokenizer.config
+    from dataclasses import replace
+
+    other = type(generator.drawing.detokenizer)(replace(config, num_tokens=5))
+    save_component(other, tmp_path / "detokenizer")
+    with pytest.raises(UserError, match=r"3 features of width 4.*5 of width 4"):
+        ClipGenerator.from_run(llm_run, tmp_path)
+
+
+def test_the_command_writes_files_and_prints_their_paths(llm_run, tmp_path, capsys):
+    from divot_lightning.cli.generate import main
+
+    output = tmp_path / "new" / "clip.mp4"
+    assert main([str(llm_run), "--prompt", "a red circle", "--output", str(output), "--num", "2"]) == 0
+    names = capsys.readouterr().out.split()
+    assert names == [str(output.with_name(f"clip-{index}.mp4")) for index in range(2)]
+    assert sorted(map(str, output.parent.iterdir())) == names
