@@ -68,9 +68,9 @@ class Ledger:
         self.name, self.budget = name, budget or Budget()
         self._temporary = tempfile.TemporaryDirectory(prefix="divot-ledger-") if folder is None else None
         self.folder = Path(self._temporary.name) if self._temporary else Path(folder or ".")
-        # Shared memory: inherited by worker processes, whether forked or spawned.
-        self._seen = multiprocessing.Value("q", 0)
-        self._bad = multiprocessing.Value("q", 0)
+        # Shared memory; made for spawned processes it works with forked ones as well, but not the other way round.
+        context = multiprocessing.get_context("spawn")
+        self._seen, self._bad = context.Value("q", 0), context.Value("q", 0)
         self._known: set[tuple[str, str, str]] | None = None
 
     def __getstate__(self) -> dict[str, object]:

@@ -7,12 +7,12 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
 import webdataset
-from webdataset.tariterators import tar_file_iterator
 
 from divot_datamodules.decoding import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from divot_datamodules.ledger import Defect
@@ -171,30 +171,37 @@ def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:
     current: RawSample | None = None
     number = 0
     with closing(open_shard(shard, allow_pipe=allow_pipe)) as stream:
-        for name, data in _members(stream):
-            named = split_member_name(name)
-            if named is None:
-                continue
-            key, suffix = named
+        for key, suffix, read in _members(stream):
             if current is None or current.key != key:
                 if current is not None:
-                    yield current
+                    yield current  # before the next member's content, which may break off
                 current = RawSample(key, shard, number)
                 number += 1
-            current.members[suffix] = data
+            current.members[suffix] = read()
         if current is not None:
             yield current
 
 
-def _members(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
+def _members(stream: BinaryIO) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
+    """Yields key, suffix and how to read the content of each member that belongs to a sample."""
     try:
-        iterator: Iterator[dict[str, Any]] = tar_file_iterator(
-            cast(Any, stream), select_files=lambda name: split_member_name(name) is not None
-        )
-        for member in iterator:
-            yield member["fname"], member["data"]
+        with tarfile.open(fileobj=stream, mode="r|*") as tar:
+            for member in tar:
+                cast(Any, tar).members = []  # the list of all members would grow with the shard
+                named = split_member_name(member.name) if member.isreg() else None
+                if named is not None:
+                    yield *named, partial(_content, tar, member)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ShardError(f"it breaks off ({_first_line(error)})") from error
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    try:
+        return file.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ShardError(f"it breaks off in {member.name} ({_first_line(error)})") from error
 
 
 def expected_samples(shard: str) -> int | None:

@@ -58,7 +58,7 @@ def test_a_written_file_is_complete_or_absent(tmp_path, suffix):
 
 
 def test_unknown_containers_are_refused(tmp_path):
-    with pytest.raises(UserError, match="'wmv'.*mp4"):
+    with pytest.raises(UserError, match=r"'wmv'.*mp4"):
         write_video(tmp_path / "clip.wmv", toy_clip(), 8)
     assert not list(tmp_path.iterdir())
 

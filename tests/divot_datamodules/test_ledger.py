@@ -1,0 +1,95 @@
+import json
+import multiprocessing
+import pickle
+
+import pytest
+
+from divot_datamodules.ledger import Budget, Defect, Ledger
+from divot_lightning.errors import UserError
+
+
+def defect(number, reason="too_short"):
+    return Defect(reason, "a.tar", f"k{number}", "0.1 s of 2 s")
+
+
+def test_defects_are_counted_by_reason_and_listed_with_shard_and_key(tmp_path):
+    ledger = Ledger("train", tmp_path)
+    for number in range(3):
+        ledger.record(defect(number))
+    ledger.record(defect(9, "undecodable"), writer="rank1-worker0")
+    assert ledger.counts() == {"too_short": 3, "undecodable": 1}
+    lines = (tmp_path / "defects-train-main.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == {"reason": "too_short", "shard": "a.tar", "key": "k0", "detail": "0.1 s of 2 s"}
+    assert (tmp_path / "defects-train-rank1-worker0.jsonl").is_file()
+
+
+def test_a_defect_that_comes_by_in_each_pass_counts_once(tmp_path):
+    ledger = Ledger("train", tmp_path)
+    for _ in range(5):
+        ledger.record(defect(0))
+    assert ledger.bad == 1
+    assert len(Ledger("train", tmp_path).defects()) == 1
+
+
+def test_without_defects_nothing_is_written(tmp_path):
+    Ledger("train", tmp_path / "new").saw_sample()
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_a_folder_the_counts_are_kept_for_the_process():
+    ledger = Ledger("train")
+    ledger.record(defect(0))
+    assert ledger.counts() == {"too_short": 1}
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_worker_processes_share_the_counts(tmp_path, method):
+    context = multiprocessing.get_context(method)
+    ledger = Ledger("train", tmp_path, Budget(1.0))
+    workers = [context.Process(target=ledger.record, args=(defect(number), f"worker{number}")) for number in range(3)]
+    workers += [context.Process(target=ledger.saw_sample)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert (ledger.seen, ledger.bad, len(ledger.defects())) == (1, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("budget", "bad", "seen", "whole_pass", "exceeded"),
+    [
+        (Budget(0.05), 10, 200, False, False),
+        (Budget(0.05), 11, 200, False, True),
+        (Budget(0.05), 1, 1, False, False),
+        (Budget(0.05), 1, 19, True, True),
+        (Budget(0.05), 1, 20, True, False),
+        (Budget(1.0, 3), 3, 1000, False, False),
+        (Budget(1.0, 3), 4, 1000, False, True),
+        (Budget(0.0), 1, 1000, False, True),
+    ],
+)
+def test_the_budget(budget, bad, seen, whole_pass, exceeded):
+    assert budget.exceeded(bad, seen, whole_pass=whole_pass) is exceeded
+
+
+def test_a_used_up_budget_reports_in_few_lines(tmp_path):
+    ledger = Ledger("train", tmp_path, Budget(1.0, max_bad_samples=2))
+    ledger.record(defect(0))
+    ledger.record(defect(1))
+    with pytest.raises(UserError, match=r"3 of 0 samples of 'train'.*too_short 3") as caught:
+        ledger.record(defect(2))
+    text = str(caught.value)
+    assert len(text.splitlines()) <= 5
+    for part in ("a.tar", "'k0'", "0.1 s of 2 s", str(tmp_path), "max_bad_fraction"):
+        assert part in text
+
+
+def test_a_pass_without_a_usable_sample_ends_the_run():
+    with pytest.raises(UserError, match="4 of 4 samples"):
+        Ledger("train", budget=Budget(1.0)).finish_pass(bad=4, seen=4)
+    with pytest.raises(UserError, match="none was read"):
+        Ledger("train", budget=Budget(1.0)).finish_pass(bad=0, seen=0)
+
+
+def test_defects_are_plain_data():
+    assert pickle.loads(pickle.dumps(defect(1))) == defect(1)

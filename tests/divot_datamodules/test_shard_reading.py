@@ -1,0 +1,143 @@
+import gzip
+import pickle
+import sys
+
+import fsspec
+import pytest
+
+from divot_datamodules.shard_reading import (
+    ShardError,
+    check_shard,
+    expand_shards,
+    open_shard,
+    read_samples,
+    read_shard,
+    split_member_name,
+)
+from divot_datamodules.shard_writing import ShardFolder
+from divot_lightning.errors import UserError
+
+
+def read(path):
+    return [(raw.key, raw.number, raw.members) for raw in read_shard(str(path))]
+
+
+def test_members_are_grouped_by_key(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("k1.mp4", b"v1"), ("k1.json", b"{}"), ("k2.webm", b"v2"), ("k2.TXT", b"t")])
+    assert read(path) == [("k1", 0, {"mp4": b"v1", "json": b"{}"}), ("k2", 1, {"webm": b"v2", "txt": b"t"})]
+
+
+def test_keys_with_dots_stay_whole(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("clip.v1.mp4", b"v"), ("clip.v1.json", b"{}"), ("clip.v2.mp4", b"w")])
+    assert [(key, sorted(members)) for key, _, members in read(path)] == [
+        ("clip.v1", ["json", "mp4"]),
+        ("clip.v2", ["mp4"]),
+    ]
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "model.pth", "code.pyd", "readme", "a.py", ".mp4", "x.mp4.bak"])
+def test_other_members_belong_to_no_sample(name):
+    assert split_member_name(name) is None
+
+
+class Bomb:
+    def __reduce__(self):
+        return (sys.exit, ("unpickled",))
+
+
+def test_a_pickle_in_a_shard_does_nothing(tmp_path, write_tar):
+    bomb = pickle.dumps(Bomb())
+    members = [("k.pkl", bomb), ("k.pyd", bomb), ("k.pth", bomb), ("k.mp4", b"v")]
+    assert read(write_tar(tmp_path / "a.tar", members)) == [("k", 0, {"mp4": b"v"})]
+
+
+def test_compressed_shards_are_read(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("k.mp4", b"v" * 5000)])
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+    check_shard(str(tmp_path / "a.tar.gz"))
+    assert read(tmp_path / "a.tar.gz") == read(path)
+
+
+def test_urls_are_opened_through_fsspec(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("k.mp4", b"v")])
+    with fsspec.open("memory://bucket/a.tar", "wb") as file:
+        file.write(path.read_bytes())
+    check_shard("memory://bucket/a.tar")
+    assert read("memory://bucket/a.tar") == [("k", 0, {"mp4": b"v"})]
+
+
+def test_folders_globs_braces_and_lists_name_shards(tmp_path, write_tar):
+    names = [str(write_tar(tmp_path / f"{number:03d}.tar", [("k.mp4", b"v")])) for number in range(3)]
+    assert expand_shards(tmp_path) == names
+    assert expand_shards(str(tmp_path / "*.tar")) == names
+    assert expand_shards(str(tmp_path / "{000..002}.tar")) == names
+    assert expand_shards([names[2], names[0]]) == [names[2], names[0]]
+    assert expand_shards("s3://bucket/x-{00..02}.tar") == [f"s3://bucket/x-0{number}.tar" for number in range(3)]
+
+
+def test_nothing_found_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"holds no \.tar"):
+        expand_shards(tmp_path)
+    with pytest.raises(UserError, match=r"no shard matches .*nothing\*"):
+        expand_shards(str(tmp_path / "nothing*.tar"))
+
+
+@pytest.mark.parametrize("shard", ["pipe:touch {}", "pipe: touch {}"])
+def test_commands_run_only_when_allowed(tmp_path, shard):
+    victim = tmp_path / "ran"
+    command = shard.format(victim)
+    with pytest.raises(UserError, match="allow_pipe"):
+        expand_shards([command])
+    with pytest.raises(UserError, match="allow_pipe"):
+        open_shard(command)
+    assert not victim.exists()
+    assert expand_shards([command], allow_pipe=True) == [command]
+
+
+def test_allowed_commands_give_shards(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [("k.mp4", b"v")])
+    assert [raw.key for raw in read_shard(f"pipe:cat {path}", allow_pipe=True)] == ["k"]
+
+
+def test_a_url_cannot_smuggle_a_command_into_an_opener(tmp_path):
+    victim = tmp_path / "ran"
+    with pytest.raises(ShardError, match="shell"):
+        open_shard(f"ais://x'; touch {victim}; echo '")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"this is no tar" * 99, "is no tar"), (b"", "is no tar"), (b"\0" * 10240, "holds no members|is no tar")],
+)
+def test_what_is_no_tar_is_named_before_training(tmp_path, content, message):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        check_shard(str(tmp_path / "a.tar"))
+    assert "a.tar" in str(caught.value)
+
+
+def test_a_missing_shard_is_named():
+    with pytest.raises(UserError, match=r"nowhere/a\.tar cannot be used: it does not exist"):
+        check_shard("nowhere/a.tar")
+    with pytest.raises(UserError, match="memory://nowhere"):
+        check_shard("memory://nowhere/a.tar")
+
+
+def test_a_shard_cut_in_a_body_gives_what_was_whole_and_says_so(tmp_path, write_tar):
+    path = write_tar(tmp_path / "a.tar", [(f"k{number}.mp4", b"v" * 3000) for number in range(4)])
+    path.write_bytes(path.read_bytes()[: 512 + 3072 + 512 + 1000])
+    notes = []
+    assert [raw.key for raw in read_samples(str(path), notes.append)] == ["k0"]
+    assert [(note.reason, note.shard) for note in notes] == [("broken_shard", str(path))]
+
+
+def test_a_shard_cut_in_a_header_is_found_by_its_index(tmp_path):
+    folder = ShardFolder(tmp_path, kind="video", settings={})
+    folder.write(0, [(f"k{number}", {"mp4": b"v" * 500}) for number in range(4)])
+    folder.finish()
+    path = tmp_path / "shard-000000.tar"
+    path.write_bytes(path.read_bytes()[: 2 * 1024 + 100])
+    notes = []
+    assert [raw.key for raw in read_samples(str(path), notes.append)] == ["k0", "k1"]
+    assert [(note.reason, note.detail) for note in notes] == [("incomplete_shard", "2 of 4 samples")]
