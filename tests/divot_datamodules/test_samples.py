@@ -1,0 +1,170 @@
+import collections
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from divot_datamodules.clip_sampling import ClipSettings
+from divot_datamodules.samples import (
+    Sample,
+    SampleDecoder,
+    SampleError,
+    TaskMixture,
+    collate,
+    read_text,
+    sample_rng,
+    tokenizer_items,
+)
+from divot_datamodules.shard_reading import RawSample
+from divot_lightning.errors import UserError
+from divot_lightning.models.sequences import Clips, Text
+
+
+def raw(members, key="k"):
+    return RawSample(key, "a.tar", 0, members)
+
+
+def decode(members):
+    return SampleDecoder(ClipSettings(height=16, width=16))(raw(members), None)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "avi", "gif"])
+def test_videos_of_every_container_become_one_clip(suffix, numbered_file):
+    sample = decode({suffix: numbered_file(container=suffix), "json": b'{"caption": "x"}'})
+    assert sample.video.shape == (1, 16, 3, 16, 16)
+    assert sample.video.dtype == torch.uint8
+    assert (sample.kind, sample.text, sample.num_clips) == ("video", {"caption": "x"}, 1)
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("jpg", "JPEG"), ("png", "PNG")])
+def test_pictures_become_a_clip_of_equal_frames(suffix, kind, picture_file):
+    sample = decode({suffix: picture_file(kind=kind), "txt": b"a pink wall\n"})
+    assert sample.kind == "image"
+    assert sample.text == {"caption": "a pink wall"}
+    assert torch.equal(sample.video, sample.video[:, :1].expand(1, 16, 3, 16, 16))
+
+
+def test_numbered_clips_come_in_their_order(numbered_file, picture_file):
+    members = {f"clip{number}.mp4": numbered_file(16 + number) for number in (10, 2, 0)}
+    sample = decode(members)
+    assert sample.num_clips == 3
+    assert not sample.only_choice
+
+
+def test_features_are_read_for_one_and_for_several_clips():
+    tokens = torch.randn(2, 3, 4)
+    for stored, clips in ((tokens[0], 1), (tokens, 2)):
+        sample = decode({"features.safetensors": save({"tokens": stored.clone()}), "json": b'{"kind": "image"}'})
+        assert torch.equal(sample.features, tokens[:clips])
+        assert (sample.kind, sample.video) == ("image", None)
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({"json": b"{}"}, "missing_media"),
+        ({"mp4": b""}, "empty_media"),
+        ({"mp4": b"rubbish"}, "undecodable"),
+        ({"mp4": b"x", "json": b"{"}, "bad_json"),
+        ({"mp4": b"x", "json": b"[1]"}, "bad_json"),
+        ({"mp4": b"x", "json": b'"\xff"'}, "not_utf8"),
+        ({"mp4": b"x", "txt": b"caf\xe9"}, "not_utf8"),
+        ({"features.safetensors": b"rubbish"}, "bad_features"),
+        ({"features.safetensors": save({"other": torch.zeros(2, 2)})}, "bad_features"),
+        ({"features.safetensors": save({"tokens": torch.zeros(2)})}, "bad_features"),
+        ({"features.safetensors": save({"tokens": torch.zeros(2, 2).half()})}, "bad_features"),
+    ],
+)
+def test_unusable_samples_have_a_reason(members, reason):
+    with pytest.raises(SampleError) as caught:
+        decode(members)
+    assert caught.value.reason == reason
+    assert pickle.loads(pickle.dumps(caught.value)).reason == reason
+
+
+def test_too_short_videos_have_a_reason(numbered_file):
+    with pytest.raises(SampleError, match="too_short"):
+        decode({"mp4": numbered_file(8)})
+
+
+def test_json_goes_before_txt():
+    assert read_text({"json": b'{"caption": "a"}', "txt": b"b"}) == {"caption": "a"}
+    assert read_text({}) == {}
+
+
+def test_a_samples_draws_depend_on_seed_pass_and_key_only():
+    draws = {sample_rng(seed, number, key).random() for seed in (0, 1) for number in (0, 1) for key in ("a", "b")}
+    assert len(draws) == 8
+    assert sample_rng(3, 4, "ключ").random() == sample_rng(3, 4, "ключ").random()
+
+
+TEXT = {"caption": "a", "questions": [{"question": "q", "answer": "b"}]}
+
+
+def task_of(segments):
+    if isinstance(segments[0], Text):
+        return "generate"
+    return "question" if len(segments) == 3 else "caption"
+
+
+def test_tasks_are_drawn_by_their_weights():
+    mixture = TaskMixture({"caption": 1.0, "generate": 2.0, "question": 5.0})
+    sample = Sample("k", TEXT, features=torch.zeros(1, 2, 3))
+    counts = collections.Counter(task_of(mixture.segments(sample, np.random.default_rng(n))) for n in range(4000))
+    for task, share in {"caption": 1 / 8, "generate": 2 / 8, "question": 5 / 8}.items():
+        assert counts[task] / 4000 == pytest.approx(share, abs=0.03)
+
+
+def test_a_sample_takes_part_in_what_its_texts_allow():
+    mixture = TaskMixture({"caption": 0.1, "question": 100.0})
+    sample = Sample("k", {"caption": "a"}, features=torch.zeros(1, 2, 3))
+    assert task_of(mixture.segments(sample, np.random.default_rng(0))) == "caption"
+    with pytest.raises(SampleError, match="missing_caption.*no caption"):
+        mixture.segments(Sample("k", {}, features=torch.zeros(1, 2, 3)), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [({"captions": 1.0}, "'captions'.*known tasks"), ({"caption": 0.0}, "0.0.*greater than 0"), ({}, "empty")],
+)
+def test_wrong_task_weights_are_refused(weights, message):
+    with pytest.raises(UserError, match=message):
+        TaskMixture(weights)
+
+
+def test_pixel_items_are_single_clips():
+    video = torch.zeros(2, 16, 3, 4, 4, dtype=torch.uint8)
+    assert [item["key"] for item in tokenizer_items(Sample("k", {}, video=video[:1]))] == ["k"]
+    assert [item["key"] for item in tokenizer_items(Sample("k", {}, video=video))] == ["k.clip0", "k.clip1"]
+    with pytest.raises(UserError, match=r"'k'.*features"):
+        tokenizer_items(Sample("k", {}, features=torch.zeros(1, 2, 3)))
+
+
+def test_batches_hold_all_clips_in_order_of_appearance():
+    items = [
+        {"key": "a", "segments": [Clips(2, "read")], "features": torch.full((2, 3, 4), 1.0)},
+        {"key": "b", "segments": [Clips(1, "read")], "features": torch.full((1, 3, 4), 2.0)},
+    ]
+    batch = collate(items)
+    assert batch["key"] == ["a", "b"]
+    assert batch["segments"] == [[Clips(2, "read")], [Clips(1, "read")]]
+    assert batch["features"][:, 0, 0].tolist() == [1.0, 1.0, 2.0]
+    videos = [{"key": key, "video": torch.zeros(16, 3, 4, 4, dtype=torch.uint8)} for key in "ab"]
+    assert collate(videos)["video"].shape == (2, 16, 3, 4, 4)
+
+
+def test_features_and_videos_are_not_mixed():
+    items = [
+        {"key": "a", "segments": [], "features": torch.zeros(1, 3, 4)},
+        {"key": "b", "segments": [], "video": torch.zeros(1, 16, 3, 4, 4)},
+    ]
+    with pytest.raises(UserError, match="mix"):
+        collate(items)
+
+
+def test_json_of_any_depth_survives():
+    text = {"caption": "x", "attributes": {"colour": "red"}, "start": [1.5, 2]}
+    assert read_text({"json": json.dumps(text).encode()}) == text

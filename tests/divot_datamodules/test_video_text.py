@@ -1,0 +1,192 @@
+import logging
+from itertools import islice
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+from safetensors.torch import save
+
+from divot_datamodules.clip_sampling import ClipSettings
+from divot_datamodules.shard_writing import ShardFolder
+from divot_datamodules.video_text import VideoTextData
+from divot_lightning.errors import UserError
+from divot_lightning.models.sequences import Clips, Text
+
+ALL = [f"s{s}n{n}" for s in range(2) for n in range(3)]
+
+
+def train_batches(data, count):
+    data.setup("fit")
+    return list(islice(iter(data.train_dataloader()), count))
+
+
+def test_tokenizer_batches(video_shards):
+    (batch,) = train_batches(VideoTextData(str(video_shards()), batch_size=6), 1)
+    assert set(batch) == {"key", "video"}
+    assert batch["video"].shape == (6, 16, 3, 32, 32)
+    assert batch["video"].dtype == torch.uint8
+    assert sorted(batch["key"]) == ALL
+
+
+def test_language_batches(video_shards):
+    data = VideoTextData(
+        str(video_shards()), batch_size=6, tasks={"caption": 1.0}, clip=ClipSettings(height=16, width=24)
+    )
+    (batch,) = train_batches(data, 1)
+    assert batch["video"].shape == (6, 16, 3, 16, 24)
+    assert batch["segments"] == [[Clips(1, "read"), Text(f"caption {key}", True)] for key in batch["key"]]
+
+
+def test_language_batches_from_cached_features(tmp_path):
+    folder = ShardFolder(tmp_path, kind="features", settings={"tokenizer_sha256": "x"})
+    tokens = {f"k{number}": torch.full((3, 4), float(number)) for number in range(4)}
+    folder.write(0, [(k, {"features.safetensors": save({"tokens": t}), "txt": k.encode()}) for k, t in tokens.items()])
+    folder.finish()
+    (batch,) = train_batches(VideoTextData(str(tmp_path), batch_size=4, tasks={"generate": 1.0}), 1)
+    assert set(batch) == {"key", "segments", "features"}
+    assert torch.equal(batch["features"], torch.stack([tokens[key] for key in batch["key"]]))
+    with pytest.raises(UserError, match="cached features"):
+        train_batches(VideoTextData(str(tmp_path), batch_size=4), 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_validation_is_in_order_with_any_number_of_workers(video_shards, workers):
+    folder = str(video_shards(shards=2, samples=3, extra=[("zbad.mp4", b"rubbish")]))
+    data = VideoTextData(None, folder, batch_size=2, num_workers=workers, max_bad_fraction=1.0)
+    data.setup("validate")
+    for _ in range(2):
+        assert [batch["key"] for batch in data.val_dataloader()] == [
+            ["s0n0", "s0n1"],
+            ["s0n2"],
+            ["s1n0", "s1n1"],
+            ["s1n2"],
+        ]
+
+
+def test_workers_share_the_training_shards(video_shards):
+    batches = train_batches(VideoTextData(str(video_shards()), batch_size=3, num_workers=2), 2)
+    assert sorted(key for batch in batches for key in batch["key"]) == ALL
+
+
+def test_a_task_may_differ_in_validation(video_shards):
+    folder = str(video_shards())
+    data = VideoTextData(folder, folder, batch_size=6, tasks={"generate": 1}, validation_tasks={"question": 1})
+    data.setup("fit")
+    (batch,) = list(data.val_dataloader())
+    assert [segments[-1].text for segments in batch["segments"]] == batch["key"]
+    assert next(iter(data.train_dataloader()))["segments"][0][-1] == Clips(1, "generate")
+
+
+def test_instruction_template(video_shards):
+    data = VideoTextData(str(video_shards()), batch_size=1, tasks={"caption": 1.0}, template="instruction")
+    assert train_batches(data, 1)[0]["segments"][0][0] == Text("[INST] ", False)
+
+
+def test_fewer_shards_than_readers_is_refused_with_the_numbers(video_shards):
+    with pytest.raises(UserError, match=r"2 training shards for 3 readers \(1 processes x 3 workers\)"):
+        VideoTextData(str(video_shards()), num_workers=3).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (None, "no training shards"),
+        ([], r"data\.train is an empty list"),
+        ("nowhere/a.tar", r"nowhere/a\.tar cannot be used: it does not exist"),
+        ("nowhere/*.tar", "no shard matches"),
+        ("pipe:cat a.tar", "allow_pipe"),
+    ],
+)
+def test_what_cannot_be_read_is_named_before_training(train, message):
+    with pytest.raises(UserError, match=message) as caught:
+        VideoTextData(train).setup("fit")
+    assert len(str(caught.value).splitlines()) <= 5
+
+
+def test_a_shard_that_is_no_tar_is_named_before_training(video_shards):
+    folder = video_shards()
+    (folder / "001.tar").write_bytes(b"rubbish" * 1000)
+    with pytest.raises(UserError, match=r"001\.tar is no tar"):
+        VideoTextData(str(folder)).setup("fit")
+
+
+def test_unknown_tasks_are_refused():
+    with pytest.raises(UserError, match="'captoin'"):
+        VideoTextData("x", tasks={"captoin": 1.0})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_used_up_budget_ends_training_with_a_short_report(video_shards, tmp_path, workers):
+    folder = video_shards(extra=[(f"z{number}.mp4", b"rubbish") for number in range(4)])
+    data = VideoTextData(str(folder), batch_size=2, num_workers=workers, ledger_folder=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"^4 of 7 samples of 'train'|^8 of 14 samples of 'train'") as caught:
+        train_batches(data, 50)
+    assert len(str(caught.value).splitlines()) <= 5
+    assert list((tmp_path / "run").glob("defects-train-*.jsonl"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_within_the_budget_training_goes_on_and_the_loss_is_reported(video_shards, tmp_path, caplog, workers):
+    folder = video_shards(extra=[("zbad.mp4", b"rubbish")])
+    data = VideoTextData(
+        str(folder), batch_size=2, num_workers=workers, max_bad_fraction=0.3, ledger_folder=str(tmp_path / "run")
+    )
+    assert all(len(batch["key"]) == 2 for batch in train_batches(data, 30))
+    assert data.ledgers["train"].counts() == {"undecodable": 2}
+    with caplog.at_level(logging.WARNING):
+        data.teardown()
+    assert "train left out: undecodable 2" in caplog.text
+
+
+class Watcher(lightning.LightningModule):
+    """Counts what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trained, self.validated, self.tested = [], [], []
+
+    def training_step(self, batch, index):
+        self.trained += batch["key"]
+        return self.weight * batch["video"].float().mean()
+
+    def validation_step(self, batch, index):
+        self.validated += batch["key"]
+
+    def test_step(self, batch, index):
+        self.tested += batch["key"]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_lightning_trains_validates_and_tests_on_it(video_shards, tmp_path):
+    folder = str(video_shards())
+    data, model = VideoTextData(folder, folder, folder, batch_size=4, shuffle_buffer=3), Watcher()
+    trainer = lightning.Trainer(
+        max_steps=6,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, datamodule=data)
+    trainer.test(model, datamodule=data, verbose=False)
+    assert sorted(model.trained) == sorted(ALL * 4)
+    assert model.validated == ALL * 2
+    assert model.tested == ALL
+
+
+def test_the_command_line_reaches_nested_settings():
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(VideoTextData, "data")
+    words = ["--data.train=a", "--data.clip.height=64", "--data.tasks={caption: 1, generate: 2}"]
+    data = parser.instantiate_classes(parser.parse_args(words)).data
+    assert (data.clip.height, data.clip.width) == (64, 32)
+    assert data.training_mixture.weights == {"caption": 1.0, "generate": 2.0}
