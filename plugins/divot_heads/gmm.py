@@ -19,8 +19,8 @@ from divot_lightning.heads import GenerationHead, clear_masked, float32_island
 VARIANCE_FLOOR = 1e-5
 """Smallest variance of a component, as released."""
 
-_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
-"""Elements of one (tokens, K, C) intermediate: about what a core's cache holds, and 64 MB on a GPU."""
+_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}
+"""Elements of one (tokens, K, C) intermediate: about what a core's cache holds, and 16 MB on a GPU."""
 
 
 class GMMHead(GenerationHead):

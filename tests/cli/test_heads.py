@@ -1,0 +1,54 @@
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from divot_lightning.cli.heads import format_heads, main
+
+
+def test_every_installed_head_is_shown_with_origin_file_and_purpose(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    header, *lines = shown.splitlines()
+    assert header.split() == ["name", "class", "distribution", "version", "file"]
+    (gmm,) = [line for line in lines if line.startswith("gmm ")]
+    assert gmm.split()[1:3] == ["divot_heads.gmm.GMMHead", "divot-lightning"]
+    assert gmm.endswith("gmm.py")
+    assert lines[lines.index(gmm) + 1].strip().startswith("Predicts K diagonal Gaussians per token")
+    assert "broken" not in shown
+
+
+def test_broken_plugin_is_shown_as_broken_with_its_reason(tmp_path, monkeypatch, capsys):
+    info = tmp_path / "broken_dist-0.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-dist\nVersion: 0.3\n")
+    (info / "entry_points.txt").write_text("[divot_lightning.heads]\nbad = module_of_bad:BadHead\n")
+    (tmp_path / "module_of_bad.py").write_text("raise RuntimeError('needs a licence')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert "broken: bad  module_of_bad.BadHead  broken-dist 0.3" in shown
+    assert "RuntimeError: needs a licence" in shown
+    assert "divot_heads.mse.MSEHead" in shown
+
+
+def test_no_head_at_all_tells_how_to_install():
+    assert "pip install -e ." in format_heads([])
+
+
+def test_help_is_shown_without_importing_torch():
+    code = (
+        "import sys; from divot_lightning.cli.heads import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as done: print('code', done.code, 'torch' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "usage: divot heads" in shown
+    assert shown.strip().endswith("code 0 False")
+
+
+def test_unknown_option_is_refused():
+    with pytest.raises(SystemExit, match="2"):
+        main(["--verbose"])

@@ -1,0 +1,81 @@
+"""Follows docs/write_your_own_head.md as a reader would, in a folder and a place of installation of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GUIDE = Path(__file__).parents[2] / "docs" / "write_your_own_head.md"
+BLOCK = re.compile(r"^```(\w+) title=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def blocks() -> dict[str, str]:
+    """The guide's code blocks by title."""
+    return {title: code for _, title, code in BLOCK.findall(GUIDE.read_text())}
+
+
+@pytest.fixture(scope="module")
+def project(blocks, tmp_path_factory) -> Path:
+    """The guide's distribution, written and installed beside this environment, not into it."""
+    folder = tmp_path_factory.mktemp("divot-head-laplace")
+    for title, code in blocks.items():
+        if "." in title:
+            (folder / title).parent.mkdir(parents=True, exist_ok=True)
+            (folder / title).write_text(code)
+    assert blocks["install"].split() == ["pip", "install", "--no-deps", "-e", "."]
+    run(folder, f"{sys.executable} -m pip install -q --no-deps --no-build-isolation --target site .")
+    return folder
+
+
+def run(folder: Path, command: str) -> str:
+    """Runs a command line in the folder as if the distribution were installed here; returns what it writes."""
+    environment = os.environ | {
+        "PYTHONPATH": str(folder / "site"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_commands_of_the_guide_list_the_head_and_pass_its_conformance_tests(project, blocks):
+    heads, tests = blocks["check"].strip().splitlines()
+    shown = run(project, heads)
+    assert re.search(r"^laplace +divot_head_laplace\.LaplaceHead +divot-head-laplace +0\.1\.0 ", shown, re.MULTILINE)
+    assert "Predicts a location and a scale per feature." in shown
+    assert "broken" not in shown
+    assert re.search(r"\b2[0-9] passed", run(project, tests))
+
+
+@pytest.mark.parametrize("words", ["--model.head laplace", "--model.head LaplaceHead", "--config recipe.yaml"])
+def test_recipe_and_options_of_the_guide_choose_the_head(project, words):
+    code = f"""
+import warnings
+from collections.abc import Callable
+from jsonargparse import ArgumentParser
+from divot_lightning.heads import GenerationHead
+from divot_lightning.registry import load_all
+
+class Stage:
+    def __init__(self, head: Callable[[int, int], GenerationHead]) -> None:
+        print(type(head(8, 4)).__module__, head(8, 4).init_args)
+
+warnings.simplefilter("ignore")
+load_all()
+parser = ArgumentParser()
+parser.add_argument("--config", action="config")
+parser.add_class_arguments(Stage, "model")
+parser.instantiate_classes(parser.parse_args({(words + " --model.head.smallest_scale 0.01").split()!r}))
+"""
+    (project / "choose.py").write_text(code)
+    assert run(project, "python choose.py").split(maxsplit=1) == ["divot_head_laplace", "{'smallest_scale': 0.01}\n"]
+
+
+def test_python_blocks_of_the_guide_all_have_a_title():
+    assert "```python\n" not in GUIDE.read_text()
+    assert "```bash\n" not in GUIDE.read_text()
