@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
 
+from divot_lightning.heads import GenerationHead
+
 MAX_VALUE_CHARACTERS = 80
 """A value is shown up to here."""
+
+MAX_LIST_CHARACTERS = 400
+"""A list of allowed words is shown up to here."""
 
 NOT_SETTINGS = ("help", "config", "print_config", "print_shtab")
 """Options that no recipe may hold."""
@@ -26,7 +31,9 @@ _UNKNOWN_WORDS = re.compile(r"unrecognized arguments: (.+)")
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _IMPORT_FAILED = re.compile(r"No module named '[^']+'|module '\S+' has no attribute '\S+'|cannot import name .+")
-_EXPECTED = re.compile(r"Expected a (?:<class '([^']+)'>|(.+?))(?:\. Got value: (.*))?$")
+_EXPECTED = re.compile(r"Expected a (?:<class '([^']+)'>|typing\.Literal\[(.+)\]|(.+?))(?:\. Got value: (.*))?$")
+_NO_GROUP = re.compile(r"Unable to load config '(.*)'")
+_NESTED = re.compile(r"NestedArg\(key='(.+)', val=(.+)\)")
 _GIVEN = re.compile(r"Given value: (.*)")
 
 
@@ -58,7 +65,7 @@ def condense(message: str, parser: ArgumentParser) -> str:
     keys = _KEY.findall(message)
     classes = [left or right for left, right in _CLASS.findall(_before_repetition(message))]
     refusal = Refusal(".".join(keys), classes[-1] if classes else None, message)
-    for explain in (_unknown_key, _unknown_words, _missing_key, _no_such_class, _failed_import, _wrong_type):
+    for explain in _EXPLANATIONS:
         text = explain(refusal, parser)
         if text:
             return text
@@ -77,32 +84,43 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 
 def _unknown_key(refusal: Refusal, parser: ArgumentParser) -> str | None:
-    option, in_group = _UNKNOWN.search(refusal.text), _UNKNOWN_IN_GROUP.search(refusal.text)
-    if not option and not in_group:
+    path = _unknown_path(refusal.text)
+    if path is None:
         return None
-    group, name = ("", option[1]) if option else in_group.groups()  # type: ignore[union-attr]
     allowed = _settings(refusal.class_path, parser)
-    parts = [part for part in (group + "." + name).split(".") if part]
-    depth = next((i for i in range(len(parts)) if parts[i] not in allowed.get(".".join(parts[:i]), [])), len(parts) - 1)
-    siblings = allowed.get(".".join(parts[:depth]), [])
-    place = ".".join(part for part in (refusal.key, *parts[: depth + 1]) if part)
+    known = next((i for i in range(len(path)) if path[i] not in allowed.get(".".join(path[:i]), [])), len(path) - 1)
+    siblings = allowed.get(".".join(path[:known]), [])
+    place = ".".join(part for part in (refusal.key, *path[: known + 1]) if part)
     owner = f" of {refusal.class_path.rsplit('.', 1)[-1]}" if refusal.class_path else ""
-    hint = did_you_mean(parts[depth], siblings)
-    return f"{place!r} is no setting{owner}.{hint}\nallowed here: {_clip(', '.join(siblings), 400)}"
+    hint = did_you_mean(path[known], siblings if refusal.key else [*siblings, *NOT_SETTINGS])
+    listed = _clip(", ".join(siblings), MAX_LIST_CHARACTERS) or "nothing"
+    return f"{place!r} is no setting{owner}.{hint}\nallowed here: {listed}"
 
 
-def _unknown_words(refusal: Refusal, parser: ArgumentParser) -> str | None:
+def _unknown_path(text: str) -> list[str] | None:
+    """Give the unknown key, relative to the class or parser that refused it."""
+    if found := _UNKNOWN.search(text):
+        return found[1].split(".")
+    if found := _UNKNOWN_IN_GROUP.search(text):
+        return f"{found[1]}.{found[2]}".split(".")
+    if found := _UNKNOWN_WORDS.search(text):
+        word = found[1].split()[0].split("=")[0]
+        return word.lstrip("-").split(".") if word.startswith("-") else None
+    return None
+
+
+def _stray_word(refusal: Refusal, parser: ArgumentParser) -> str | None:
     found = _UNKNOWN_WORDS.search(refusal.text)
+    return f"{found[1].split()[0]!r} was not understood: settings are given as --key value." if found else None
+
+
+def _not_a_group(refusal: Refusal, parser: ArgumentParser) -> str | None:
+    found = _NO_GROUP.search(refusal.text)
     if not found:
         return None
-    word = found[1].split()[0]
-    if not word.startswith("-"):
-        return f"{word!r} was not understood: settings are given as --key value."
-    path = word.lstrip("-").split("=")[0].split(".")
-    allowed = _settings(None, parser)
-    siblings = allowed.get(".".join(path[:-1])) or allowed[""]
-    hint = did_you_mean(path[-1], [*siblings, "config", "print_config", "help"])
-    return f"{word!r} is no setting.{hint}\nallowed here: {_clip(', '.join(siblings), 400)}"
+    key = ".".join(dict.fromkeys(_KEY.findall(refusal.text)))
+    allowed = _settings(refusal.class_path, parser).get(key.split(".", 1)[-1], [])
+    return f"{key!r} is {found[1]}, but it is a group of settings: {', '.join(allowed)}\nSet one: --{key}.NAME VALUE"
 
 
 def _missing_key(refusal: Refusal, parser: ArgumentParser) -> str | None:
@@ -131,19 +149,23 @@ def _failed_import(refusal: Refusal, parser: ArgumentParser) -> str | None:
 
 def _wrong_type(refusal: Refusal, parser: ArgumentParser) -> str | None:
     innermost = refusal.text[refusal.text.rfind("Parser key") :]
-    expected, given = [], None
+    expected: list[str] = []
+    given: str | None = None
     for line in innermost.splitlines():
         found = _EXPECTED.search(line.strip().removeprefix("- "))
         if found and found[1] != "NoneType":
-            expected.append(found[1] or found[2])
-            given = given or found[3]
+            expected.append(found[1] or (found[2] or found[3]).replace(", ", " or "))
+            given = given or found[4]
         value = _GIVEN.search(line)
         given = given or (value[1] if value else None)
         if given is not None and expected:
             break
     if not expected or given is None:
         return None
-    return f"{refusal.key!r} is {_clip(given, MAX_VALUE_CHARACTERS)}; allowed: {' or '.join(dict.fromkeys(expected))}"
+    allowed = " or ".join(dict.fromkeys(expected))
+    if nested := _NESTED.search(given):
+        return f"'{refusal.key}.{nested[1]}' is no setting: {refusal.key!r} takes a value: {allowed}"
+    return f"{refusal.key!r} is {_clip(given, MAX_VALUE_CHARACTERS)}; allowed: {_clip(allowed, MAX_LIST_CHARACTERS)}"
 
 
 def _shorten(refusal: Refusal) -> str:
@@ -167,7 +189,10 @@ def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[
     if class_path:
         parser = ArgumentParser(exit_on_error=False)
         try:
-            parser.add_class_arguments(import_object(class_path), fail_untyped=False)
+            owner = import_object(class_path)
+            # the widths of a head come from the model
+            skip = {"hidden_dim", "feature_dim"} if issubclass(owner, GenerationHead) else None
+            parser.add_class_arguments(owner, fail_untyped=False, skip=skip)
         except (ImportError, ValueError, AttributeError, TypeError):
             return {"": []}
     tree: dict[str, list[str]] = {"": []}
@@ -187,3 +212,14 @@ def _before_repetition(message: str) -> str:
 
 def _clip(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 4] + " ..."
+
+
+_EXPLANATIONS = (
+    _unknown_key,
+    _stray_word,
+    _missing_key,
+    _not_a_group,
+    _no_such_class,
+    _failed_import,
+    _wrong_type,
+)

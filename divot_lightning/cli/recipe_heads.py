@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from divot_lightning.errors import UserError
+
 HEAD_OPTIONS = (
     "--model.head",
     "--model.init_args.head",
@@ -39,12 +41,25 @@ def head_names(argv: Sequence[str]) -> list[str]:
     return [name for name in names if name and name not in ("null", "None") and not name.startswith("{")]
 
 
-def _heads_of_recipe(recipe: Path) -> list[str]:
+def read_recipe(recipe: Path) -> dict[str, Any]:
+    """Read a recipe as nested dictionaries.
+
+    Raises:
+        UserError: The file is no YAML, or holds no settings.
+    """
     try:
         settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return []  # the parser tells what is wrong with it
-    head = _get(settings, "model", "init_args", "head")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        where = str(getattr(error, "problem_mark", "")).strip()
+        reason = getattr(error, "problem", None) or error
+        raise UserError(f"recipe {recipe} is no YAML: {reason}\n{where}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"recipe {recipe} holds no settings but {settings!r:.60}; a recipe is lines of key: value")
+    return settings
+
+
+def _heads_of_recipe(recipe: Path) -> list[str]:
+    head = _get(read_recipe(recipe), "model", "init_args", "head")
     name = _get(head, "class_path") if isinstance(head, dict) else head
     return [name] if isinstance(name, str) else []
 

@@ -102,6 +102,14 @@ class TrainingCLI(LightningCLI):
         if self.mode == "start" and getattr(rank_zero_only, "rank", 0) == 0:
             require_free(self.run_folder)
 
+    def instantiate_classes(self) -> None:
+        """Build stage, data and trainer; a `UserError` of theirs comes out as it is."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse tries each type of a Union and wraps what the class itself said
+            raise _innermost_user_error(error) or error from None
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the loggers and callbacks of a run; those of the recipe come on top."""
         settings = {**self.config_init.trainer, "default_root_dir": str(self.run_folder), **kwargs}
@@ -118,7 +126,7 @@ class TrainingCLI(LightningCLI):
     def saved_config(self) -> str:
         """Give the text of `<run>/config.yaml`: every setting as resolved."""
         command = shlex.join(["divot", "resume", str(self.run_folder)])
-        body = self.parser.dump(self.config, skip_none=False, format="yaml")
+        body = self.parser.dump(self.config, skip_unset=False, format="yaml")
         return f"# written by divot-lightning {__version__}; go on with: {command}\n{body}"
 
     def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
@@ -153,8 +161,17 @@ def quiet() -> None:
         ".*dataloader is not resumable.*",
         r".*module\(s\) in eval mode at the start of training.*",
         ".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*The dirpath has changed from.*",
         ".*instantiate_classes.*",
+        ".*only one JsonargparseDeprecationWarning.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*did not contain values for support_fp32.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _innermost_user_error(error: BaseException | None) -> UserError | None:
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,87 @@
+"""The dispatcher: what it lists, what it imports, how it tells errors."""
+
+import importlib
+import importlib.util
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from divot_lightning import __version__
+from divot_lightning.cli.main import COMMANDS, error_text, main
+from divot_lightning.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["fit", "--help"], ["resume", "--help"], ["validate", "--help"], ["nonsense"], ["resume", "x"]],
+)
+def test_what_needs_no_model_imports_no_torch(words: list[str]) -> None:
+    code = f"import sys; from divot_lightning.cli.main import main; main({words!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_help_lists_every_command_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, text in COMMANDS.items():
+        assert any(line.split() == [name, *text.split()] for line in lines)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_its_module(command: str) -> None:
+    assert importlib.util.find_spec(f"divot_lightning.cli.{command}") is not None
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_short_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main([command, "--help"])
+    except SystemExit as stop:  # argparse leaves this way
+        status = stop.code
+    assert not status
+    assert f"divot {command}" in capsys.readouterr().out
+
+
+def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resum", "x"]) == 2
+    assert "Did you mean 'divot resume'?" in capsys.readouterr().err
+
+
+def test_a_long_message_is_cut_to_five_lines() -> None:
+    assert error_text(ValueError("\n".join("abcdefgh"))) == "error: a\nb\nc\nd\ne\n"
+
+
+def test_user_error_has_no_traceback_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _serve(monkeypatch, UserError("size is 3"))
+    assert main(["fit"]) == 2
+    assert capsys.readouterr().err == "error: size is 3\n"
+    monkeypatch.setenv("DIVOT_TRACEBACK", "1")
+    assert main(["fit"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_gives_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    _serve(monkeypatch, KeyboardInterrupt())
+    assert main(["fit"]) == 130
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    _serve(monkeypatch, RuntimeError("ours"))
+    with pytest.raises(RuntimeError, match="ours"):
+        main(["fit"])
+
+
+def _serve(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", lambda name: SimpleNamespace(main=fail))
