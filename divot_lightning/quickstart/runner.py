@@ -19,6 +19,7 @@ POLL_SECONDS = 0.2
 LOCK_SECONDS = 30.0
 """How long to wait for the processes of a killed job to leave."""
 RECORD_SECONDS = 5.0
+TOTAL_FILE = "total_seconds.txt"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,13 @@ class StepRunner:
         self.steps, self.folder, self.jobs = list(steps), folder, jobs
         self.display = display or Display()
         self.running: dict[str, _Running] = {}
-        self.began = time.monotonic()
+        self.former_seconds = 0.0
+        self.began = self.noted = time.monotonic()
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall time of this job, former starts included."""
+        return self.former_seconds + time.monotonic() - self.began
 
     def run(self) -> list[StepRecord]:
         """Runs what is not done yet.
@@ -101,22 +108,38 @@ class StepRunner:
             done = self._done()
             if done:
                 self.display.say(f"{len(done)} of {len(self.steps)} steps are done already")
+            self.former_seconds = self._read_total()
+            self.began = time.monotonic()
             try:
                 self._loop(done, lock.fileno())
             finally:
                 self._stop()
+                self._write_total()
         return [record for step in self.steps if (record := read_record(self.folder, step.name))]
 
     def _loop(self, done: set[str], lock: int) -> None:
         while len(done) < len(self.steps):
             self._start_ready(done, lock)
             self._note_memory()
+            if time.monotonic() - self.noted > RECORD_SECONDS:
+                self._write_total()
             for name in list(self.running):
                 if self._poll(self.running[name]):
                     done.add(name)
-            footer = f"{len(done)} of {len(self.steps)} steps done, elapsed {clock(time.monotonic() - self.began)}"
+            footer = f"{len(done)} of {len(self.steps)} steps done, elapsed {clock(self.total_seconds)}"
             self.display.show([running.meter for running in self.running.values()], footer)
             time.sleep(POLL_SECONDS if self.running else 0)
+
+    def _read_total(self) -> float:
+        path = self.folder / "steps" / TOTAL_FILE
+        return float(path.read_text(encoding="ascii")) if path.is_file() else 0.0
+
+    def _write_total(self) -> None:
+        self.noted = time.monotonic()
+        path = self.folder / "steps" / TOTAL_FILE
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(f"{self.total_seconds:.1f}", encoding="ascii")
+        unfinished.replace(path)
 
     def _done(self) -> set[str]:
         done = set()

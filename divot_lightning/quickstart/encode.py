@@ -1,0 +1,34 @@
+"""Caches the features of all splits in one process.
+
+`python -m divot_lightning.quickstart.encode TOKENIZER DATA OUTPUT` does the same as `divot data encode` once per
+split, without starting Python and torch three times.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from divot_lightning.cli.data_encode import main as encode
+
+SPLITS = ("train", "validation", "held_out")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Encodes all splits.
+
+    Args:
+        argv: Run folder of the tokenizer, data folder, output folder.
+
+    Returns:
+        The exit status.
+    """
+    tokenizer, data, output = argv
+    for split in SPLITS:
+        shards = ["--input", str(Path(data) / split), "--output", str(Path(output) / split)]
+        if status := encode(["--tokenizer", tokenizer, *shards]):
+            return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

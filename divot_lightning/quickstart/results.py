@@ -1,0 +1,86 @@
+"""The files of a quickstart, as the report needs them. No torch in here."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from divot_lightning.evaluation.scores import Score, SeedSummary, load_scores, summarise_seeds
+from divot_lightning.quickstart.plan import Layout, QuickstartSettings, llm_run
+from divot_lightning.report.content import Line, Pixels
+
+
+class Results:
+    """Reads what the steps wrote.
+
+    Args:
+        layout: Where things are.
+        settings: Heads and seeds.
+    """
+
+    def __init__(self, layout: Layout, settings: QuickstartSettings) -> None:
+        self.layout, self.settings = layout, settings
+
+    def scores_of(self, name: str, kind: str, prefix: str) -> dict[str, Score]:
+        """Returns those scores of a measurement whose names begin with `<prefix>/`, by the rest of the name."""
+        every = load_scores(self.layout.results(name) / kind / "scores.json")
+        return {score.name.partition("/")[2]: score for score in every if score.name.startswith(f"{prefix}/")}
+
+    def scores(self, name: str, kind: str) -> dict[str, Score]:
+        """Returns the scores that a measurement of a kind is for."""
+        return self.scores_of(name, kind, kind)
+
+    def over_seeds(self, head: str, kind: str) -> dict[str, SeedSummary]:
+        """Returns the scores of a head over all seeds.
+
+        Seeds differ in the noise seed of their protocol, and in how many clips the spread could be measured on.
+        """
+        seeds = [self.scores(llm_run(head, seed), kind) for seed in self.settings.seeds]
+        return {
+            name: summarise_seeds([Score(name, scores[name].value, score.count, score.protocol) for scores in seeds])
+            for name, score in seeds[0].items()
+        }
+
+    def texts(self, name: str, kind: str) -> list[dict[str, Any]]:
+        """Returns what a measurement kept of each clip."""
+        path = self.layout.results(name) / kind / "texts.json"
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def clips(self, name: str, kind: str, what: str = "made") -> Pixels:
+        """Returns the clips of a measurement, uint8 (N, F, 3, H, W)."""
+        with np.load(self.layout.results(name) / kind / "clips.npz") as arrays:
+            return np.asarray(arrays[what])
+
+    def curve(self, run: str, column: str, name: str) -> Line:
+        """Returns a column of a run's metrics as a curve; without points if it was not logged."""
+        path = self.layout.run(run) / "metrics.csv"
+        if not path.is_file():
+            return Line(name, [], [])
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [(row["step"], row.get(column)) for row in csv.DictReader(file)]
+        points = [(float(step), float(value)) for step, value in rows if value]
+        finite = [(step, value) for step, value in points if math.isfinite(value)]
+        return Line(name, [step for step, _ in finite], [value for _, value in finite])
+
+
+def spread_of(values: Sequence[float]) -> str:
+    """Formats the range of values.
+
+    >>> spread_of([0.5, 0.75])
+    '0.50 to 0.75'
+    """
+    return f"{number(min(values))} to {number(max(values))}"
+
+
+def number(value: float) -> str:
+    """Formats a score with two to three telling digits.
+
+    >>> number(0.973), number(21.63), number(612.2), number(float("nan"))
+    ('0.97', '21.6', '612', '-')
+    """
+    if math.isnan(value):
+        return "-"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
