@@ -30,11 +30,11 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
     ("words", "told"),
     [
         (
-            ["--model.widht", "3"],
-            ["'model.widht'", "TinyStage", "Did you mean 'width'?", "allowed here: optimizer, width"],
+            ["--model.widthh", "3"],
+            ["'model.widthh'", "TinyStage", "Did you mean 'width'?", "allowed here: optimizer, width"],
         ),
         (["--model.optimizer.lrr", "3"], ["'model.optimizer.lrr'", "Did you mean 'lr'?", "lr, betas"]),
-        (["--data.clips.sise", "3"], ["'data.clips.sise'", "TinyData", "size, names"]),
+        (["--data.clips.sizee", "3"], ["'data.clips.sizee'", "TinyData", "size, names"]),
         (["--trainer.max_step", "3"], ["'trainer.max_step'", "Did you mean 'max_steps'?"]),
         (["--modle.width", "3"], ["'modle'", "Did you mean 'model'?"]),
         (["--model.width", "wide"], ["'model.width' is wide", "allowed: int"]),

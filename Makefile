@@ -1,0 +1,54 @@
+# `make quickstart` and `make test` need Python 3.11 or later, pip, make and a C++ compiler; each sets up .venv first.
+
+PYTHON := $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# one torch thread per test process: more only get in each other's way
+TEST_PROCESSES ?= 2
+# such as --extra-index-url https://download.pytorch.org/whl/cpu for torch without CUDA
+PIP_ARGS ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+.PHONY: help setup quickstart test check format clean
+
+help:
+	@echo "make quickstart   set up, then the whole pipeline on the toy world; report in runs/quickstart/report.html"
+	@echo "make test         set up, then all tests"
+	@echo "make check        set up, then ruff, ruff format, mypy, codespell"
+	@echo "make format       mend what ruff can mend"
+	@echo "make setup        .venv with what constraints.txt pins"
+	@echo "make clean        remove .venv and caches"
+
+setup: $(VENV)/installed
+
+quickstart: $(VENV)/installed
+	$(BIN)/divot quickstart $(QUICKSTART_ARGS)
+
+test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build
+
+$(VENV)/torch: constraints.txt
+	@echo "setting up $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(PIP) torch
+	@touch $@
+
+# torch goes first: DeepSpeed looks for it while it is built, and DS_BUILD_OPS=0 leaves its kernels to be built on use
+$(VENV)/installed: $(VENV)/torch pyproject.toml plugins/example-flow-head/pyproject.toml
+	DS_BUILD_OPS=0 $(PIP) -e ".[dev,deepspeed]"
+	$(PIP) -e plugins/example-flow-head
+	@touch $@

@@ -1,0 +1,101 @@
+"""Every shipped recipe says what it is for, parses against the live signatures, and trains."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from divot_lightning.cli.main import main
+from divot_lightning.cli.training_cli import TrainingCLI
+from divot_lightning.recipe_files import recipe_names, recipes_dir
+from divot_lightning.testing.toy_shards import make_toy_shards
+
+HEADER = ("purpose", "command", "needs", "hardware", "expected", "paper")
+STAGES = (
+    "tokenizer_pretraining",
+    "detokenizer_refinement",
+    "llm_pretraining",
+    "instruction_tuning",
+    "detokenizer_adaptation",
+)
+"""Each takes the folder of an earlier one."""
+
+TWO_STEPS = (
+    "--trainer.max_steps=2",
+    "--trainer.val_check_interval=2",
+    "--trainer.limit_val_batches=1",
+    "--trainer.log_every_n_steps=1",
+    "--data.batch_size=2",
+)
+
+
+class ParsingOnly(TrainingCLI):
+    """The command line up to the point where it would build the model."""
+
+    def instantiate_classes(self) -> None:
+        self.trainer = None
+
+
+@pytest.fixture(autouse=True)
+def _no_words_of_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["divot"])
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The working directory that all recipes of this file run in, with toy data where recipes look for them."""
+    folder = tmp_path_factory.mktemp("workplace")
+    make_toy_shards(folder / "data/toy")
+    make_toy_shards(folder / "data/real_size", size=64)
+    (folder / "data/real").symlink_to(folder / "data/real_size/train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_header_has_every_field_in_order(name: str) -> None:
+    lines = (recipes_dir() / f"{name}.yaml").read_text().splitlines()
+    header = [line for line in lines[: len(HEADER)] if line.startswith("# ")]
+    assert [line[2:].split(":")[0] for line in header] == list(HEADER)
+    assert all(line.split(":", 1)[1].strip() for line in header)
+    assert f"divot fit --config {name}" in header[1]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_parses(name: str) -> None:
+    cli = ParsingOnly(["--config", str(recipes_dir() / f"{name}.yaml")], "divot fit", "start")
+    assert cli.config.run == f"runs/{name}"
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("toy/")])
+def test_toy_recipe_is_one_of_the_stages(name: str) -> None:
+    assert name.removeprefix("toy/") in STAGES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_toy_recipe_trains_on_the_folders_of_the_former_ones(workplace: Path, stage: str) -> None:
+    assert main(["fit", "--config", f"toy/{stage}", *TWO_STEPS]) == 0
+    run = workplace / "runs/toy" / stage
+    assert json.loads((run / "finished.json").read_text())["steps"] == 2
+    assert list(run.glob("*/model.safetensors"))
+
+
+@pytest.mark.parametrize("head", ["mse", "diffusion", "gmm", "flow"])
+def test_llm_recipe_trains_every_head(workplace: Path, head: str) -> None:
+    run = workplace / "runs" / head
+    assert main(["fit", "--config", "toy/llm_pretraining", *TWO_STEPS, "--model.head", head, "--run", str(run)]) == 0
+    described = json.loads((run / "video_llm/config.json").read_text())
+    assert head in described["config"]["head_class"].lower()
+
+
+def test_real_recipe_trains_at_64_pixels(workplace: Path) -> None:
+    assert main(["fit", "--config", "real/tokenizer_pretraining", *TWO_STEPS]) == 0
+
+
+def test_a_stage_resumes_from_its_run_folder(workplace: Path) -> None:
+    run = workplace / "runs/toy/llm_pretraining"
+    assert main(["resume", str(run), "--trainer.max_steps", "3"]) == 0
+    assert json.loads((run / "finished.json").read_text())["steps"] == 3
