@@ -31,9 +31,12 @@ class ShardLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yields batches that hold at least one sample."""
+        iterator = super().__iter__()
         try:
-            yield from (batch for batch in super().__iter__() if batch is not None)
+            yield from (batch for batch in iterator if batch is not None)
         except UserError as error:
+            # Left to the garbage collector, the queues close before the workers hear of the end: 5 seconds for each.
+            getattr(iterator, "_shutdown_workers", lambda: None)()
             # A worker's error arrives with the worker's traceback around its message.
             raise UserError(str(error).rpartition("divot_lightning.errors.UserError: ")[2].strip()) from None
 
