@@ -28,20 +28,23 @@ class LoRASettings:
 
     Besides the adapters the rows of the marker tokens (``<vid>`` and its like) in the embedding and in the output layer
     are trained.
+
+    Attributes:
+        rank: Rank of the adapters.
+        alpha: The adapters' output is scaled by alpha / rank.
+        dropout: Dropout on the adapters' input.
+        target_modules: Names of the linear layers that get an adapter.
+        train_norms: Train the normalisation layers in full.
+        train_embeddings: Train the whole embedding and output layer, as the released code does, not only the rows of
+            marker tokens.
     """
 
     rank: int = 32
-    """Rank of the adapters."""
     alpha: int = 32
-    """The adapters' output is scaled by alpha / rank."""
     dropout: float = 0.05
-    """Dropout on the adapters' input."""
     target_modules: list[str] = field(default_factory=lambda: list(TARGET_MODULES))
-    """Names of the linear layers that get an adapter."""
     train_norms: bool = True
-    """Train the normalisation layers in full."""
     train_embeddings: bool = False
-    """Train the whole embedding and output layer, as the released code does, not only the rows of marker tokens."""
 
 
 def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:

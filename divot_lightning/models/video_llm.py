@@ -9,17 +9,14 @@ the batch that are read, G clips of the batch that are generated, T targets of t
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from divot_lightning.errors import UserError
 from divot_lightning.heads import GenerationHead
@@ -28,24 +25,11 @@ from divot_lightning.models.attention_mask import (
     mixed_attention_mask,
     transformers_mask,
 )
-from divot_lightning.models.language_model import (
-    Attention,
-    LoRASettings,
-    add_lora,
-    build_untrained_language_model,
-    language_model_from_config,
-    load_language_model,
-    load_text_tokenizer,
-    merge_lora,
-    unwrap,
-    vocabulary_size,
-    word_embeddings,
-)
+from divot_lightning.models.language_model import LoRASettings, add_lora, merge_lora, unwrap
 from divot_lightning.models.projectors import MLPProjector
 from divot_lightning.models.sequences import (
     IGNORED,
     SPECIAL_TOKEN_NAMES,
-    Mechanism,
     Position,
     Segment,
     SequenceBatch,
@@ -54,47 +38,11 @@ from divot_lightning.models.sequences import (
     build_sequence,
     collate_sequences,
 )
+from divot_lightning.models.video_llm_config import BuiltVideoLLMConfig, VideoLLMConfig
+from divot_lightning.models.video_llm_parts import build_language_model, build_stored_head, initial_queries
 from divot_lightning.models.video_llm_sampling import generate_features, generate_text
 
 HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
-
-
-@dataclass
-class VideoLLMConfig:
-    """The video LLM, but for its generation head."""
-
-    language_model: str | None = None
-    """Folder of a pretrained transformers causal language model; None builds one from language_model_config."""
-    language_model_config: dict[str, Any] | None = None
-    """Keys of a transformers configuration (model_type, hidden_size, ...) for a model with random weights."""
-    text_tokenizer: str | None = None
-    """Folder of the text tokenizer; None takes the one in the language_model folder."""
-    num_queries: int = 64
-    """Q, tokens per clip; equals the tokenizer's."""
-    feature_dim: int = 256
-    """C, width of the tokenizer's features."""
-    mechanism: Mechanism = "query_bidirectional"
-    """How clips are generated: queries that see each other, queries that see earlier ones, or feature by feature."""
-    lora: LoRASettings | None = None
-    """Train low-rank adapters in place of all weights of the language model."""
-    freeze_language_model: bool = False
-    """Train no weight of the language model; projector, queries and head are trained."""
-    max_length: int | None = 1400
-    """Longest training sequence in tokens; texts of longer samples are shortened. The paper's: 1400 and 1650."""
-    attention: Attention = "sdpa"
-    """Attention implementation of transformers."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-
-
-@dataclass
-class BuiltVideoLLMConfig(VideoLLMConfig):
-    """A video LLM as it is stored, with what is needed to build it again."""
-
-    head_class: str = ""
-    """Dotted path of the generation head's class."""
-    head_init_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the generation head."""
 
 
 @dataclass
@@ -117,6 +65,8 @@ class VideoLLMOutput:
 class VideoLLM(nn.Module):
     """A causal language model with an input projector, learnable queries and a generation head.
 
+    Any ``AutoModelForCausalLM`` of transformers serves, unmodified: embeddings in, hidden states out.
+
     The released code keeps the learnable queries as embedding rows of tokens named ``<frame_00000>...``; here they are
     a parameter of their own, which is the same function and can be frozen or adapted alone, with or without LoRA.
 
@@ -138,13 +88,13 @@ class VideoLLM(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = config
-        self.text_tokenizer, causal_lm = _language_model(config, folder)
+        self.text_tokenizer, causal_lm = build_language_model(config, folder)
         self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
         self.language_model: nn.Module = causal_lm
         dim = causal_lm.config.hidden_size
         self.input_projector = MLPProjector(config.feature_dim, dim, dim)
-        self.queries_QD = nn.Parameter(_initial_queries(causal_lm, config.num_queries))
-        self.head = head_factory(dim, config.feature_dim) if head_factory else _stored_head(config, dim)
+        self.queries_QD = nn.Parameter(initial_queries(causal_lm, config.num_queries))
+        self.head = head_factory(dim, config.feature_dim) if head_factory else build_stored_head(config, dim)
         self.register_buffer("feature_mean_C", torch.zeros(config.feature_dim))
         self.register_buffer("feature_std_C", torch.ones(config.feature_dim))
         if config.gradient_checkpointing:
@@ -221,8 +171,12 @@ class VideoLLM(nn.Module):
         Returns:
             A module whose state has the stored keys.
         """
-        lora = config.get("lora")
-        return cls(BuiltVideoLLMConfig(**{**config, "lora": LoRASettings(**lora) if lora else None}), folder=folder)
+        try:
+            lora = LoRASettings(**config["lora"]) if config.get("lora") else None
+            stored = BuiltVideoLLMConfig(**{**config, "lora": lora})
+        except TypeError as error:
+            raise UserError(f"The settings in {folder} do not fit a VideoLLM: {error}") from error
+        return cls(stored, folder=folder)
 
     def forward(self, segments: list[list[Segment]], features_MQC: Tensor | None) -> VideoLLMOutput:
         """Computes the losses of a batch.
@@ -447,45 +401,3 @@ class VideoLLM(nn.Module):
 def _where(batch: SequenceBatch, *roles: Position) -> Tensor:
     """Indices into the flattened sequences of the positions with one of the roles, int64, on the CPU."""
     return torch.isin(batch.roles_BL.flatten(), torch.tensor([int(role) for role in roles])).nonzero()[:, 0]
-
-
-def _language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
-    """The text tokenizer and the language model: stored, pretrained, or untrained."""
-    if folder is not None:
-        tokenizer, _ = load_text_tokenizer(folder / "text_tokenizer")
-        stored = json.loads((folder / "language_model" / "config.json").read_text(encoding="utf-8"))
-        return tokenizer, language_model_from_config(stored, config.attention)
-    if (config.language_model is None) == (config.language_model_config is None):
-        raise UserError(
-            f"language_model={config.language_model!r} and language_model_config={config.language_model_config!r}:\n"
-            "set exactly one of them, a folder with weights or the configuration of a model to train from scratch."
-        )
-    tokenizer_folder = config.text_tokenizer or config.language_model
-    if tokenizer_folder is None:
-        raise UserError("text_tokenizer=None: a language model trained from scratch needs a text tokenizer's folder.")
-    tokenizer, new_ids = load_text_tokenizer(tokenizer_folder)
-    if config.language_model is not None:
-        vocabulary = vocabulary_size(tokenizer)
-        return tokenizer, load_language_model(config.language_model, vocabulary, new_ids, config.attention)
-    return tokenizer, build_untrained_language_model(config.language_model_config or {}, tokenizer, config.attention)
-
-
-def _initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
-    """The mean word embedding plus noise of the words' own spread, so that queries differ from the start."""
-    weight_VD = word_embeddings(causal_lm).detach().float()
-    noise_QD = torch.randn(num_queries, weight_VD.shape[1])
-    return weight_VD.mean(dim=0) + weight_VD.std(dim=0) * noise_QD
-
-
-def _stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead:
-    if not isinstance(config, BuiltVideoLLMConfig):
-        raise UserError("VideoLLM needs a head_factory; only a stored video LLM knows its generation head.")
-    module, _, name = config.head_class.rpartition(".")
-    try:
-        head_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"The generation head {config.head_class!r} of this video LLM cannot be imported: {error}.\n"
-            "Install the distribution that holds it; `divot heads` lists what is installed."
-        ) from error
-    return head_class(hidden_dim, config.feature_dim, **config.head_init_args)

@@ -1,4 +1,5 @@
 import copy
+import json
 
 import pytest
 import torch
@@ -356,13 +357,15 @@ def test_generating_needs_a_clip_to_generate(make):
         make().generate_features([WORDS])
 
 
-def test_a_head_that_is_gone_is_named(make, tmp_path):
-    import json
-
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"head_class": "no_such_plugin.Head"}, r"'no_such_plugin\.Head'"), ({"num_querys": 3}, "'num_querys'")],
+)
+def test_stored_settings_that_do_not_fit_are_named(make, tmp_path, change, named):
     save_component(make(), tmp_path / "video_llm")
     file = tmp_path / "video_llm" / "config.json"
     stored = json.loads(file.read_text())
-    stored["config"]["head_class"] = "no_such_plugin.Head"
+    stored["config"] |= change
     file.write_text(json.dumps(stored))
-    with pytest.raises(UserError, match=r"'no_such_plugin\.Head'"):
+    with pytest.raises(UserError, match=named):
         load_component(tmp_path / "video_llm", VideoLLM)

@@ -98,7 +98,7 @@ def test_the_tuned_model_and_its_tokenizer_are_handed_on(pretrained, tokenizer_r
 
 
 def test_an_unknown_part_is_named(pretrained):
-    with pytest.raises(UserError, match="'tail'.*head, input_projector, language_model, queries"):
+    with pytest.raises(UserError, match=r"'tail'.*head, input_projector, language_model, queries"):
         InstructionTuning(str(pretrained()), OPTIMIZER, freeze=["tail"])
 
 

@@ -1,0 +1,57 @@
+"""Settings of the video LLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from divot_lightning.models.language_model import Attention, LoRASettings
+from divot_lightning.models.sequences import Mechanism
+
+
+@dataclass
+class VideoLLMConfig:
+    """The video LLM, but for its generation head.
+
+    Attributes:
+        language_model: Folder of a pretrained transformers causal language model; None builds an untrained one from
+            language_model_config.
+        language_model_config: Keys of a transformers configuration (model_type, hidden_size, ...) for a model with
+            random weights.
+        text_tokenizer: Folder of the text tokenizer; None takes the one in the language_model folder.
+        num_queries: Tokens per clip; equals the tokenizer's.
+        feature_dim: Width of the tokenizer's features.
+        mechanism: How clips are generated: queries that see each other, queries that see earlier ones, or feature by
+            feature.
+        lora: Low-rank adapters, trained in place of all weights of the language model; none by default.
+        freeze_language_model: Train no weight of the language model; projector, queries and head are trained.
+        max_length: Longest training sequence in tokens; texts of longer samples are shortened. The paper's are 1400 in
+            pretraining and 1650 in instruction tuning.
+        attention: Attention implementation of transformers.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+    """
+
+    language_model: str | None = None
+    language_model_config: dict[str, Any] | None = None
+    text_tokenizer: str | None = None
+    num_queries: int = 64
+    feature_dim: int = 256
+    mechanism: Mechanism = "query_bidirectional"
+    lora: LoRASettings | None = None
+    freeze_language_model: bool = False
+    max_length: int | None = 1400
+    attention: Attention = "sdpa"
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class BuiltVideoLLMConfig(VideoLLMConfig):
+    """A video LLM as it is stored, with what is needed to build its head again.
+
+    Attributes:
+        head_class: Dotted path of the generation head's class.
+        head_init_args: Settings of the generation head.
+    """
+
+    head_class: str = ""
+    head_init_args: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,94 @@
+"""Builds the parts of a video LLM from its settings, or from what is stored of it.
+
+Letters: Q queries per clip, D LLM width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from divot_lightning.errors import UserError
+from divot_lightning.heads import GenerationHead
+from divot_lightning.models.language_model import (
+    build_untrained_language_model,
+    language_model_from_config,
+    load_language_model,
+    load_text_tokenizer,
+    vocabulary_size,
+    word_embeddings,
+)
+from divot_lightning.models.video_llm_config import BuiltVideoLLMConfig, VideoLLMConfig
+
+
+def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
+    """Gives the text tokenizer and the language model: stored, pretrained, or untrained.
+
+    Args:
+        config: The settings.
+        folder: Component folder of a stored video LLM, whose weights are loaded later; else None.
+
+    Returns:
+        The transformers tokenizer and the transformers model.
+    """
+    if folder is not None:
+        tokenizer, _ = load_text_tokenizer(folder / "text_tokenizer")
+        stored = json.loads((folder / "language_model" / "config.json").read_text(encoding="utf-8"))
+        return tokenizer, language_model_from_config(stored, config.attention)
+    if (config.language_model is None) == (config.language_model_config is None):
+        raise UserError(
+            f"language_model={config.language_model!r} and language_model_config={config.language_model_config!r}:\n"
+            "set exactly one of them, a folder with weights or the configuration of a model to train from scratch."
+        )
+    tokenizer_folder = config.text_tokenizer or config.language_model
+    if tokenizer_folder is None:
+        raise UserError("text_tokenizer=None: a language model trained from scratch needs a text tokenizer's folder.")
+    tokenizer, new_ids = load_text_tokenizer(tokenizer_folder)
+    if config.language_model is not None:
+        vocabulary = vocabulary_size(tokenizer)
+        return tokenizer, load_language_model(config.language_model, vocabulary, new_ids, config.attention)
+    return tokenizer, build_untrained_language_model(config.language_model_config or {}, tokenizer, config.attention)
+
+
+def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
+    """Draws queries about the mean word embedding, with the words' own spread, so that they differ from the start.
+
+    Args:
+        causal_lm: The language model.
+        num_queries: How many.
+
+    Returns:
+        queries_QD, float32.
+    """
+    weight_VD = word_embeddings(causal_lm).detach().float()
+    noise_QD = torch.randn(num_queries, weight_VD.shape[1])
+    return weight_VD.mean(dim=0) + weight_VD.std(dim=0) * noise_QD
+
+
+def build_stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead:
+    """Builds the head of a stored video LLM, with random weights.
+
+    Args:
+        config: The stored settings.
+        hidden_dim: D.
+
+    Returns:
+        The head.
+    """
+    if not isinstance(config, BuiltVideoLLMConfig):
+        raise UserError("VideoLLM needs a head_factory; only a stored video LLM knows its generation head.")
+    module, _, name = config.head_class.rpartition(".")
+    try:
+        head_class = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"The generation head {config.head_class!r} of this video LLM cannot be imported: {error}.\n"
+            "Install the distribution that holds it; `divot heads` lists what is installed."
+        ) from error
+    return head_class(hidden_dim, config.feature_dim, **config.head_init_args)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from divot_datamodules.text_tokenizer import word_level_tokenizer
+from divot_lightning.models.language_model import (
+    LoRASettings,
+    add_lora,
+    initialise_new_rows,
+    load_text_tokenizer,
+    merge_lora,
+    unwrap,
+    vocabulary_size,
+    word_embeddings,
+)
+from divot_lightning.models.sequences import SPECIAL_TOKEN_NAMES
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 10}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES)).eval()
+
+
+def test_only_missing_marker_tokens_are_new(tmp_path):
+    tokenizer = word_level_tokenizer(["a b"])
+    tokenizer.save_pretrained(tmp_path)
+    assert load_text_tokenizer(tmp_path)[1] == []
+    loaded, _ = load_text_tokenizer(tmp_path)
+    assert vocabulary_size(loaded) == len(loaded)
+    assert len({loaded.convert_tokens_to_ids(name) for name in SPECIAL_TOKEN_NAMES}) == len(SPECIAL_TOKEN_NAMES)
+
+
+def test_new_rows_are_the_mean_of_the_others(model):
+    old = word_embeddings(model).detach().clone()
+    initialise_new_rows(model, [8, 9])
+    torch.testing.assert_close(word_embeddings(model)[8:], old[:8].mean(dim=0).expand(2, -1))
+    assert torch.equal(word_embeddings(model)[:8], old[:8])
+
+
+def test_fresh_adapters_change_nothing(model):
+    ids = torch.arange(10)[None]
+    before = model(ids).logits
+    adapted = add_lora(model, LoRASettings(rank=2, dropout=0.0), [3, 5])
+    torch.testing.assert_close(unwrap(adapted)(ids).logits, before)
+    assert unwrap(model) is model
+
+
+def test_merging_keeps_the_trained_rows(model):
+    old = word_embeddings(model).detach().clone()
+    adapted = add_lora(model, LoRASettings(rank=2, dropout=0.0), [3, 5])
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "embed_tokens" in name and "trainable_tokens_delta" in name:
+                value += 1.0
+    merged = word_embeddings(merge_lora(adapted))
+    assert ((merged - old).abs().sum(dim=1) > 0).nonzero()[:, 0].tolist() == [3, 5]

@@ -1,0 +1,81 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from divot_lightning.components import find_component, load_component, save_component
+from divot_lightning.errors import UserError
+from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.video_llm import VideoLLM, VideoLLMOutput
+from divot_lightning.stages.video_llm_step import (
+    add_frozen,
+    apply_feature_statistics,
+    clip_features,
+    drop_frozen,
+    feature_statistics,
+    find_drawing_part,
+    load_frozen_tokenizer,
+    loss_record,
+)
+
+
+def test_a_batch_without_clips_has_no_features(tokenizer_run):
+    tokenizer, _ = load_frozen_tokenizer(str(tokenizer_run))
+    assert clip_features({"segments": []}, tokenizer) is None
+
+
+def test_videos_are_encoded_from_their_sparse_frames_without_gradient(tokenizer_run, batches):
+    tokenizer, _ = load_frozen_tokenizer(str(tokenizer_run))
+    features = clip_features(batches[0], tokenizer)
+    sparse = batches[0]["video"][:, [0, 4, 8, 12, 15]].float() / 127.5 - 1
+    torch.testing.assert_close(features, tokenizer(sparse))
+    assert not features.requires_grad
+
+
+def test_sums_of_parts_give_the_statistics_of_the_whole(tokenizer_run, make_config, head):
+    tokenizer, _ = load_frozen_tokenizer(str(tokenizer_run))
+    video_llm = VideoLLM(make_config(), head)
+    parts = [torch.randn(count, 3, 8) * 5 + 100 for count in (2, 4)]
+    sums = sum(feature_statistics([{"features": part}], 1, tokenizer, video_llm) for part in parts)
+    apply_feature_statistics(video_llm, sums)
+    whole = torch.cat(parts).flatten(0, 1)
+    torch.testing.assert_close(video_llm.feature_mean_C, whole.mean(dim=0))
+    torch.testing.assert_close(video_llm.feature_std_C, whole.std(dim=0, correction=0))
+
+
+def test_only_the_asked_number_of_batches_is_read(tokenizer_run, make_config, head):
+    tokenizer, _ = load_frozen_tokenizer(str(tokenizer_run))
+    batches = iter([{"features": torch.randn(1, 3, 8)}] * 5)
+    sums = feature_statistics(batches, 2, tokenizer, VideoLLM(make_config(), head))
+    assert sums[0, 0] == 6
+    assert len(list(batches)) == 3
+
+
+def test_parts_without_targets_are_not_logged_as_zero():
+    zero = torch.zeros(())
+    assert set(loss_record("train", zero, VideoLLMOutput(zero, zero, 3, 0))) == {"train/loss", "train/text_loss"}
+    assert set(loss_record("train", zero, VideoLLMOutput(zero, zero, 0, 1))) == {"train/loss", "train/head_loss"}
+
+
+def test_a_checkpoint_loses_and_regains_the_tokenizer(tokenizer_run):
+    tokenizer, _ = load_frozen_tokenizer(str(tokenizer_run))
+    state = {**{f"tokenizer.{key}": value for key, value in tokenizer.state_dict().items()}, "other": torch.ones(1)}
+    checkpoint = {"state_dict": dict(state)}
+    drop_frozen(checkpoint)
+    assert set(checkpoint["state_dict"]) == {"other"}
+    add_frozen(checkpoint, tokenizer)
+    assert set(checkpoint["state_dict"]) == set(state)
+
+
+def test_the_detokenizer_of_the_previous_run_is_handed_on(tokenizer_run):
+    tokenizer_folder = find_component(tokenizer_run, "tokenizer")
+    assert find_drawing_part(str(tokenizer_run), tokenizer_folder) == {}
+    assert find_drawing_part(str(tokenizer_folder), tokenizer_folder) == {}
+    stand_in = load_component(tokenizer_folder, VideoTokenizer)
+    save_component(stand_in, tokenizer_run / "detokenizer")
+    assert find_drawing_part(str(tokenizer_run), tokenizer_folder) == {"detokenizer": tokenizer_run / "detokenizer"}
+
+
+def test_too_few_features_for_statistics_are_refused():
+    with pytest.raises(UserError, match="hold 1 features"):
+        apply_feature_statistics(SimpleNamespace(), torch.ones(3, 4))
