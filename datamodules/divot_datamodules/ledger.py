@@ -133,6 +133,12 @@ class Ledger:
         )
         return list(dict.fromkeys(Defect(**json.loads(line)) for line in lines))
 
+    def clear(self) -> None:
+        """Forgets what a former run of the same name noted in the folder."""
+        for path in self.folder.glob(f"defects-{self.name}-*.jsonl"):
+            path.unlink()
+        self._known = None
+
     def counts(self) -> dict[str, int]:
         """Returns the number of defects by reason, the most frequent first."""
         return dict(Counter(defect.reason for defect in self.defects()).most_common())

@@ -218,6 +218,7 @@ def pack(source: str | Path, output: str | Path, settings: PackSettings, *, prog
         facts = folder.facts()
         return PackReport(facts["num_samples"], facts["with_text"], len(folder.entries()), ledger.defects(), True)
     folder.restart()
+    ledger.clear()
     counted = {"with_text": 0}
 
     def counting(samples: Iterator[Sample]) -> Iterator[Sample]:

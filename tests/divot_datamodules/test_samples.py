@@ -122,7 +122,7 @@ def test_a_sample_takes_part_in_what_its_texts_allow():
     mixture = TaskMixture({"caption": 0.1, "question": 100.0})
     sample = Sample("k", {"caption": "a"}, features=torch.zeros(1, 2, 3))
     assert task_of(mixture.segments(sample, np.random.default_rng(0))) == "caption"
-    with pytest.raises(SampleError, match="missing_caption.*no caption"):
+    with pytest.raises(SampleError, match=r"missing_caption.*no caption"):
         mixture.segments(Sample("k", {}, features=torch.zeros(1, 2, 3)), np.random.default_rng(0))
 
 

@@ -1,0 +1,77 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from divot_datamodules.video_writing import write_video
+from divot_lightning.cli.data import COMMANDS, main
+from divot_lightning.cli.main import main as divot
+from divot_lightning.errors import UserError
+from divot_lightning.testing.toy_shards import make_toy_shards
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_of_a_command_does_not_import_torch(command):
+    code = (
+        "import sys\nfrom divot_lightning.cli.data import main\n"
+        f"try:\n    main([{command!r}, '--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_unknown_commands_are_named():
+    with pytest.raises(UserError, match=r"'data toys'.*Did you mean 'divot data toy'"):
+        main(["toys"])
+
+
+def test_toy_makes_data_once_and_refuses_another_size(tmp_path, capsys):
+    words = ["data", "toy", str(tmp_path), "--train", "4", "--validation", "2", "--held-out", "2"]
+    assert divot(words) == 0
+    assert "4 training, 2 validation, 2 held-out clips of 32 x 32 pixels; made" in capsys.readouterr().out
+    assert divot(words) == 0
+    assert "already there" in capsys.readouterr().out
+    assert divot([*words, "--size", "64"]) == 2
+    assert "size is 32, not 64" in capsys.readouterr().err
+
+
+def test_pack_inspect_and_contact_sheet(tmp_path, capsys):
+    import numpy as np
+
+    noise = np.random.default_rng(0).integers(0, 255, (40, 3, 48, 64), dtype=np.uint8)
+    write_video(tmp_path / "in" / "clip.mp4", noise, 8)
+    write_video(tmp_path / "in" / "short.mp4", noise[:4], 8)
+    (tmp_path / "in" / "list.jsonl").write_text(
+        "\n".join(json.dumps({"video": name, "caption": "noise"}) for name in ("clip.mp4", "short.mp4"))
+    )
+    words = ["data", "pack", str(tmp_path / "in" / "list.jsonl"), str(tmp_path / "out"), "--clip-seconds", "2"]
+    assert divot(words) == 0
+    shown = capsys.readouterr().out
+    assert "2 samples (2 with texts) in 1 shards; made" in shown
+    assert "short: too_short (0.50 s of 2.00 s)" in shown
+    assert divot(["data", "inspect", str(tmp_path / "out"), "--contact-sheet", str(tmp_path / "sheet.png")]) == 0
+    shown = capsys.readouterr().out
+    assert "48x64 2" in shown
+    assert "defects     none" in shown
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_inspect_fails_on_defects(tmp_path, capsys):
+    make_toy_shards(tmp_path, train=4, validation=1, held_out=1)
+    (tmp_path / "train" / "shard-000000.tar").write_bytes(b"rubbish" * 1000)
+    assert divot(["data", "inspect", str(tmp_path)]) == 1
+    assert "broken_shard 1" in capsys.readouterr().out
+
+
+def test_encode_needs_a_tokenizer(tmp_path, capsys):
+    make_toy_shards(tmp_path, train=4, validation=1, held_out=1)
+    words = ["--tokenizer", "nowhere", "--input", str(tmp_path / "train"), "--output", str(tmp_path / "out")]
+    assert divot(["data", "encode", *words]) == 2
+    assert "nowhere" in capsys.readouterr().err
