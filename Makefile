@@ -25,7 +25,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/divot quickstart $(QUICKSTART_ARGS)
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ class RunOpening(Callback):
     def __init__(self, run: Path, config: str) -> None:
         self.run = run
         self.config = config
-        self.first_step = 0
+        self.first_step: int | None = None
         self.opened = False
 
     @rank_zero_only
@@ -48,6 +48,15 @@ class RunOpening(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Open the folder after the first step."""
+        self._open(trainer)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the folder of a run that had no step to take: `max_steps: 0` hands on untrained components."""
+        if not trainer.interrupted:
+            self._open(trainer)
+
+    def _open(self, trainer: Trainer) -> None:
         if self.opened:
             return
         self.opened = True
@@ -56,7 +65,7 @@ class RunOpening(Callback):
         (self.run / CONFIG).write_text(self.config, encoding="utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, CsvMetrics):
-                logger.forget_from(self.first_step)
+                logger.forget_from(trainer.global_step if self.first_step is None else self.first_step)
 
 
 class StepCheckpoint(ModelCheckpoint):

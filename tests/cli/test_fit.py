@@ -32,6 +32,13 @@ def test_a_run_folder_holds_config_metrics_checkpoints_and_components(divot: Div
     assert (RUN / "finished.json").is_file()
 
 
+def test_a_run_of_no_steps_hands_on_untrained_components(divot: Divot, tiny: Settings) -> None:
+    assert divot("fit", tiny, "--trainer.max_steps", "0") == 0
+    assert (RUN / "layer/model.safetensors").is_file()
+    assert (RUN / "config.yaml").is_file()
+    assert divot("resume", str(RUN)) == 0
+
+
 def test_only_the_newest_checkpoint_is_kept_and_last_points_to_it(divot: Divot, tiny: Settings) -> None:
     assert divot("fit", tiny) == 0
     assert sorted(path.name for path in (RUN / "checkpoints").iterdir()) == ["last.ckpt", "step_00000006.ckpt"]

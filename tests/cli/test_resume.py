@@ -85,6 +85,7 @@ def test_a_run_killed_while_it_wrote_its_components_writes_them(divot: Divot, ti
     assert divot("resume", str(RUN)) == 0
     assert (RUN / "finished.json").is_file()
     assert (RUN / "layer/model.safetensors").is_file()
+    assert list(_losses(RUN)) == ["1", "3", "5"]
 
 
 def test_a_moved_run_goes_on_where_it_is_now(divot: Divot, tiny: Settings) -> None:
