@@ -20,7 +20,7 @@ from divot_datamodules.samples import Sample, SampleDecoder, SampleError
 from divot_datamodules.shard_reading import (
     FEATURE_SUFFIX,
     RawSample,
-    check_shard,
+    check_shards,
     expand_shards,
     expected_samples,
     read_samples,
@@ -123,8 +123,7 @@ def encode_shards(
     clip = clip or ClipSettings()
     component = find_component(tokenizer, "tokenizer")
     shards = expand_shards(source)
-    for shard in shards:
-        check_shard(shard)
+    check_shards(shards)
     # Names alone would not notice that a folder was made anew with other settings.
     indexes = [read_index(folder) for folder in dict.fromkeys(Path(s).parent for s in shards if "://" not in s)]
     identity = {

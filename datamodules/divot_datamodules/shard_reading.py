@@ -5,6 +5,7 @@ import io
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -156,6 +157,13 @@ def check_shard(shard: str, *, allow_pipe: bool = False) -> None:
         raise UserError(f"the shard {shard} is no tar ({_first_line(error)}); remove it or write it again.") from error
     except ShardError as error:
         raise UserError(f"the shard {shard} cannot be used: {error}; look at the path in the recipe.") from error
+
+
+def check_shards(shards: Sequence[str], *, allow_pipe: bool = False) -> None:
+    """Checks many shards, several at a time since remote ones answer slowly; raises for the first that fails."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for _ in pool.map(partial(check_shard, allow_pipe=allow_pipe), shards):
+            pass
 
 
 def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:

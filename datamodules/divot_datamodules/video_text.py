@@ -15,7 +15,7 @@ from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.encoding import check_features
 from divot_datamodules.ledger import Budget, Ledger
 from divot_datamodules.samples import Item, Sample, SampleDecoder, TaskMixture, collate, tokenizer_items
-from divot_datamodules.shard_reading import check_shard, expand_shards
+from divot_datamodules.shard_reading import check_shards, expand_shards
 from divot_datamodules.shard_stream import ShardStream
 from divot_datamodules.tasks import Template
 from divot_lightning.errors import UserError
@@ -144,8 +144,7 @@ class VideoTextData(lightning.LightningDataModule):
                 f"{max(1, self.num_workers)} workers); each reader needs one.\n"
                 "Make more shards (`--samples-per-shard`), or lower data.num_workers."
             )
-        for shard in shards:
-            check_shard(shard, allow_pipe=self.allow_pipe)
+        check_shards(shards, allow_pipe=self.allow_pipe)
         if self.tokenizer is not None:
             check_features(shards, self.tokenizer)
         self.ledgers[name] = Ledger(name, self._ledger_folder(), self.budget)

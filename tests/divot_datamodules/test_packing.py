@@ -174,4 +174,9 @@ def test_settings_without_effect_are_refused(settings, message):
 
 
 def test_keys_have_no_dots():
-    assert [safe_key(name) for name in ("a.b.c", "x/y z", "...", "ключ")] == ["a_b_c", "x/y_z", "sample", "ключ"]
+    assert [safe_key(name) for name in ("a.b.c", "x/y z", "...", "\u043a\u043b\u044e\u0447")] == [
+        "a_b_c",
+        "x/y_z",
+        "sample",
+        "\u043a\u043b\u044e\u0447",
+    ]
