@@ -82,9 +82,9 @@ def _headlines(results: Results, records: Sequence[StepRecord], seconds: float) 
         for name, target in TARGETS[kind].items():
             value = _value(scores[name])
             lines.append(Headline(f"{kind}: {name}", f"{value:.0%}", f">= {target:.0%}", value >= target))
-    peak = max(record.together_mib for record in records)
-    lines.append(Headline("wall time", clock(seconds)))
-    return [*lines, Headline("peak memory", f"{peak / 1024:.1f} GiB")] if peak else lines
+    peak = max(record.together_mib for record in records) / 1024
+    lines.append(Headline("wall time", clock(seconds), "<= 20 min", seconds <= 1200))
+    return [*lines, Headline("peak memory", f"{peak:.1f} GiB", "<= 4 GiB", peak <= 4)] if peak else lines
 
 
 def _value(score: Score | SeedSummary) -> float:

@@ -7,6 +7,7 @@ from divot_lightning.quickstart.results import Results
 from divot_lightning.report.content import Answered, Chart, Picture, PictureRow
 from divot_lightning.report.pictures import side_by_side
 
+SPLITS = {"train": "training", "validation": "validation"}
 SHOWN_RECONSTRUCTIONS = 8
 SHOWN_ANSWERS = 6
 SHOWN_PROMPTS = 4
@@ -86,13 +87,25 @@ def loss_charts(results: Results) -> list[Chart]:
         Chart(title, [results.curve(run, column, name) for name, column in losses.items()], logarithmic=True)
         for title, run in runs.items()
     ]
-    words = [results.curve(llm_run(head, seeds[0]), "train/text_loss", head) for head in heads]
+    words = [
+        results.curve(llm_run(head, seeds[0]), f"{split}/text_loss", f"{head}, {what}")
+        for split, what in SPLITS.items()
+        for head in heads
+    ]
     charts.append(Chart("LLM pretraining: next word", words, logarithmic=True))
     for head in heads:
-        lines = [results.curve(llm_run(head, seed), "train/head_loss", f"seed {seed}") for seed in seeds]
+        lines = [
+            results.curve(llm_run(head, seed), f"{split}/head_loss", f"seed {seed}, {what}")
+            for split, what in SPLITS.items()
+            for seed in seeds
+        ]
         charts.append(Chart(f"LLM pretraining: {head} head", lines))
     tuning = {"trained tokenizer": "instruction", "random-init tokenizer": "control_instruction"}
-    lines = [results.curve(run, "train/text_loss", name) for name, run in tuning.items()]
+    lines = [
+        results.curve(run, f"{split}/text_loss", f"{name}, {what}")
+        for split, what in SPLITS.items()
+        for name, run in tuning.items()
+    ]
     charts.append(Chart("Instruction tuning: next word", lines, logarithmic=True))
     return [drawable for chart in charts if (drawable := _drawable(chart)).lines]
 

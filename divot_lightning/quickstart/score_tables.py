@@ -14,6 +14,7 @@ TARGETS: dict[str, dict[str, float]] = {
     "captions": {"exact": 0.8},
 }
 """What held-out clips should reach, by the oracle and by exact match."""
+LABELS = {"start_error_pixels": "start error (pixels)", "psnr": "PSNR (dB)"}
 GENERATION_COLUMNS = {
     "all": "all right", "colour": "colour", "shape": "shape", "direction": "direction", "speed": "speed",
     "invalid": "invalid", "spread": "spread", "frechet": "Frechet distance",
@@ -39,8 +40,20 @@ def _beside_control(
     rows: list[list[Cell | str]] = []
     for name, score in ours.items():
         target = targets.get(name)
-        rows.append([name.replace("_", " "), _graded(score, target), number(control[name].value), _target(target)])
-    return Table(title, ["", "trained", "random-init tokenizer", "target"], rows, note)
+        cells: list[Cell | str] = [
+            LABELS.get(name, name),
+            _graded(score, target),
+            number(control[name].value),
+            _target(target),
+        ]
+        rows.append(cells if targets else cells[:3])
+    columns = ["", "trained", "random-init tokenizer", "target"]
+    return Table(title, columns if targets else columns[:3], rows, note)
+
+
+def _seeds(results: Results) -> str:
+    count = len(results.settings.seeds)
+    return "one training seed." if count == 1 else f"mean over {count} training seeds, below it smallest to largest."
 
 
 def reconstruction_table(results: Results) -> Table:
@@ -72,8 +85,10 @@ def caption_table(results: Results) -> Table:
     control = results.scores("control_captions", "captions")
     rows.append([f"{MAIN_HEAD} on a random-init tokenizer", *(number(control[name].value) for name in names)])
     rows.append(["target", *(_target(targets.get(name)) for name in names)])
-    seeds = f"Mean over {len(results.settings.seeds)} training seeds, below it smallest to largest. "
-    note = seeds + "Captions after LLM pretraining with each head, greedy; a caption that does not parse is invalid."
+    note = (
+        "Captions after LLM pretraining with each head, decoded greedily; one that does not parse is invalid. Heads: "
+        f"{_seeds(results)}"
+    )
     return Table("Captions", ["", *names], rows, note)
 
 
@@ -97,7 +112,7 @@ def generation_table(results: Results) -> Table:
         "says; invalid clips are wrong. Spread: standard deviation of start positions within one caption over that of "
         "the real clips (1 is best; the caption does not tell the position), over valid clips. Frechet distance in a "
         "fixed space of hand-made features, lower is better, biased upwards for few clips; the first row is its "
-        f"floor. Heads: mean over {len(results.settings.seeds)} training seeds, below it smallest to largest."
+        f"floor. Heads: {_seeds(results)}"
     )
     return Table("Generation", ["", *GENERATION_COLUMNS.values()], rows, note)
 

@@ -42,7 +42,7 @@ def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
 def _number(value: float) -> str:
     if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:.6g}"
+    return f"{value:.4g}"
 
 
 class _Scale:
@@ -65,7 +65,8 @@ class _Scale:
         powers = range(math.floor(self.low), math.ceil(self.high) + 1)
         marks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
         inside = [mark for mark in marks if self.low <= math.log10(mark) <= self.high]
-        return inside if len(inside) >= 2 else [10**tick for tick in nice_ticks(self.low, self.high, 3)]
+        # A narrow range is nearly linear.
+        return inside if len(inside) >= 3 else nice_ticks(10**self.low, 10**self.high, 4)
 
 
 def chart_svg(chart: Chart) -> str:

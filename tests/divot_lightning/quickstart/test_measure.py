@@ -1,0 +1,121 @@
+"""Measurements with tiny untrained models: every kind writes its scores and what the report needs of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from divot_datamodules.toy_world import ATTRIBUTES
+from divot_heads.mse import MSEHead
+from divot_lightning.components import save_component
+from divot_lightning.evaluation.scores import load_scores
+from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.latents import LatentsConfig
+from divot_lightning.models.noise_schedule import SamplingConfig
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_dit import VideoDiTConfig
+from divot_lightning.models.video_llm import VideoLLM, VideoLLMConfig
+from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.quickstart.clips import load_clips
+from divot_lightning.quickstart.encode import main as encode
+from divot_lightning.quickstart.measure import main
+from divot_lightning.testing.toy_shards import make_toy_shards
+
+HELD_OUT = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with data, cached features, and a run that has all components, none of them trained."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    make_toy_shards(folder / "data", train=24, validation=2, held_out=HELD_OUT)
+    torch.manual_seed(0)
+    vision = VisionConfig(image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
+    sizes = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}
+    sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 2, "num_tokens": 3}
+    sizes |= {"resampler_layers": 1, "resampler_heads": 2, "resampler_head_dim": 4, "token_dim": 4}
+    save_component(VideoTokenizer(TokenizerConfig(vision=vision, **sizes)), folder / "run" / "tokenizer")
+    config = DetokenizerConfig(
+        latents=LatentsConfig(kind="block_dct"),
+        denoiser=VideoDiTConfig(width=8, layers=1, heads=2, patch_frames=4),
+        sampling=SamplingConfig(steps=2, guidance=1.0),
+        size=32,
+        num_tokens=3,
+        token_dim=4,
+    )
+    save_component(VideoDetokenizer(config), folder / "run" / "detokenizer")
+    llama = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    llama |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    settings = VideoLLMConfig(
+        language_model_config=llama,
+        text_tokenizer=str(folder / "data" / "text_tokenizer"),
+        num_queries=3,
+        feature_dim=4,
+    )
+    save_component(VideoLLM(settings, MSEHead), folder / "run" / "video_llm")
+    assert encode([str(folder / "run"), str(folder / "data"), str(folder / "features")]) == 0
+    return folder
+
+
+def measure(folder, kind: str, output) -> dict[str, float]:
+    words = [kind, "--clips", str(folder / "data" / "held_out"), "--features", str(folder / "features" / "held_out")]
+    words += ["--train", str(folder / "features" / "train"), "--run", str(folder / "run")]
+    assert main([*words, "--detokenizer", str(folder / "run"), "--output", str(output)]) == 0
+    return {score.name: score.value for score in load_scores(output / kind / "scores.json")}
+
+
+def test_features_of_all_splits_are_cached(folder):
+    clips = load_clips(folder / "features" / "held_out")
+    assert clips.media.shape == (HELD_OUT, 3, 4)
+    assert clips.keys == load_clips(folder / "data" / "held_out").keys
+
+
+def test_reconstruction(folder, tmp_path):
+    scores = measure(folder, "reconstruction", tmp_path)
+    assert scores["reconstruction/invalid"] == 1.0
+    assert {"reconstruction/psnr", "generation/frechet"} <= set(scores)
+    with np.load(tmp_path / "reconstruction" / "clips.npz") as arrays:
+        assert arrays["original"].shape == arrays["made"].shape == (HELD_OUT, 16, 3, 32, 32)
+
+
+def test_real_clips_are_all_right(folder, tmp_path):
+    scores = measure(folder, "world", tmp_path)
+    assert [scores[f"generation/{name}"] for name in (*ATTRIBUTES, "all")] == [1.0] * 5
+
+
+def test_generation(folder, tmp_path):
+    scores = measure(folder, "generation", tmp_path)
+    assert scores["generation/all"] == 0.0
+    texts = json.loads((tmp_path / "generation" / "texts.json").read_text())
+    assert [text["caption"] for text in texts] == [t["caption"] for t in load_clips(folder / "data" / "held_out").texts]
+
+
+def test_captions_and_questions(folder, tmp_path):
+    assert "captions/exact" in measure(folder, "captions", tmp_path)
+    assert set(measure(folder, "questions", tmp_path)) == {f"questions/{name}" for name in ("all", *ATTRIBUTES)}
+    rows = json.loads((tmp_path / "questions" / "texts.json").read_text())
+    assert len(rows) == len(ATTRIBUTES) * HELD_OUT
+    assert {"key", "question", "expected", "said"} == set(rows[0])
+
+
+def test_what_is_asked_is_never_shown_to_the_model(folder, tmp_path, monkeypatch):
+    seen = []
+
+    def generate_text(self, segments, features, **settings):
+        seen.extend(part.text for sample in segments for part in sample if hasattr(part, "text"))
+        return [""] * len(segments)
+
+    monkeypatch.setattr(VideoLLM, "generate_text", generate_text)
+    measure(folder, "captions", tmp_path)
+    measure(folder, "questions", tmp_path)
+    texts = load_clips(folder / "data" / "held_out").texts
+    truths = {text["caption"] for text in texts} | {turn["answer"] for text in texts for turn in text["questions"]}
+    assert seen
+    assert not truths.intersection(word.strip() for word in seen)
+
+
+def test_probe(folder, tmp_path):
+    scores = measure(folder, "probe", tmp_path)
+    assert set(scores) == {f"probe/{name}" for name in ATTRIBUTES}
+    assert all(0.0 <= value <= 1.0 for value in scores.values())
