@@ -44,6 +44,9 @@ from divot_lightning.models.video_llm_sampling import generate_features, generat
 
 HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
 
+SMALLEST_STD = 1e-4
+"""Channels that vary less are not magnified further; the tokenizer's are LayerNorm outputs, near 1."""
+
 
 @dataclass
 class VideoLLMOutput:
@@ -146,10 +149,10 @@ class VideoLLM(nn.Module):
 
         Args:
             mean_C: Mean of the tokenizer's features per channel, float.
-            std_C: Their standard deviation, float, positive.
+            std_C: Their standard deviation, float; values below ``SMALLEST_STD`` are raised to it.
         """
         self.feature_mean_C.copy_(mean_C)
-        self.feature_std_C.copy_(std_C.clamp(min=1e-6))
+        self.feature_std_C.copy_(std_C.clamp(min=SMALLEST_STD))
 
     def save_extra(self, folder: Path) -> None:
         """Writes what weights and config leave out: the text tokenizer and the language model's configuration.
@@ -234,7 +237,8 @@ class VideoLLM(nn.Module):
                 f"The features have the shape {tuple(features_MQC.shape)}, but the video LLM needs {expected}:\n"
                 "clips of the batch, num_queries, feature_dim. Set num_queries and feature_dim to the tokenizer's."
             )
-        return (features_MQC.to(self.feature_mean_C.device) - self.feature_mean_C) / self.feature_std_C
+        features_MQC = features_MQC.to(self.feature_mean_C.device, torch.float32)
+        return (features_MQC - self.feature_mean_C) / self.feature_std_C
 
     def embed(self, batch: SequenceBatch, features_MQC: Tensor) -> Tensor:
         """Embeds sequences: words, projected features, learnable queries.

@@ -9,7 +9,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.models.video_llm import VideoLLM, VideoLLMOutput
 from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
 from divot_lightning.stages.video_llm_step import (
     add_frozen,
@@ -60,20 +60,22 @@ class VideoLLMStage(LightningModule):
         Returns:
             The weighted loss.
         """
-        return self._step("train", batch)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Computes the loss of a validation batch; arguments as in ``training_step``."""
-        return self._step("validation", batch)
-
-    def _step(self, split: str, batch: dict[str, Any]) -> Tensor:
-        features_MQC = clip_features(batch, self.tokenizer)
-        loss, output = video_llm_step(self.video_llm, batch, features_MQC, **self.weights)
-        distributed = split != "train"
-        self.log_dict(
-            loss_record(split, loss, output), batch_size=len(batch["segments"]), prog_bar=True, sync_dist=distributed
-        )
+        loss, output = self._step(batch)
+        for name, (value, count) in loss_record("train", loss, output, len(batch["segments"])).items():
+            if count:
+                self.log(name, value, batch_size=count, prog_bar=True)
         return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Logs the losses of a validation batch, averaged over samples, targets and clips; arguments as above."""
+        loss, output = self._step(batch)
+        for name, (value, count) in loss_record("validation", loss, output, len(batch["segments"])).items():
+            # Processes must log the same names, or they would wait for each other for ever.
+            if count or self.trainer.world_size > 1:
+                self.log(name, value, batch_size=count, sync_dist=True, prog_bar=True)
+
+    def _step(self, batch: dict[str, Any]) -> tuple[Tensor, VideoLLMOutput]:
+        return video_llm_step(self.video_llm, batch, clip_features(batch, self.tokenizer), **self.weights)
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int

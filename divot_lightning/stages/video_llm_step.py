@@ -113,23 +113,24 @@ def video_llm_step(
     return text_loss_weight * output.text_loss + head_loss_weight * output.head_loss, output
 
 
-def loss_record(split: str, loss: Tensor, output: VideoLLMOutput) -> dict[str, Tensor]:
-    """Names what a step logs; a part without targets is left out, so that it does not count as zero.
+def loss_record(split: str, loss: Tensor, output: VideoLLMOutput, num_samples: int) -> dict[str, tuple[Tensor, int]]:
+    """Names what a step logs.
 
     Args:
         split: "train" or "validation".
         loss: The weighted loss.
         output: Its parts.
+        num_samples: Samples of the batch.
 
     Returns:
-        Detached scalars by name.
+        Detached scalars by name, each with the number of things it is the mean over; 0 where a batch has none, so that
+        its value must not count.
     """
-    record = {f"{split}/loss": loss.detach()}
-    if output.num_text_targets:
-        record[f"{split}/text_loss"] = output.text_loss.detach()
-    if output.num_generated_clips:
-        record[f"{split}/head_loss"] = output.head_loss.detach()
-    return record
+    return {
+        f"{split}/loss": (loss.detach(), num_samples),
+        f"{split}/text_loss": (output.text_loss.detach(), output.num_text_targets),
+        f"{split}/head_loss": (output.head_loss.detach(), output.num_generated_clips),
+    }
 
 
 @torch.no_grad()

@@ -85,14 +85,14 @@ def test_a_resumed_run_keeps_its_statistics_and_goes_on_as_if_never_stopped(
 
 def test_cached_features_train_as_the_videos_do(tokenizer_run, make_config, batches, head):
     stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
-    stage.log_dict = lambda *args, **kwargs: None
+    stage.log = lambda *args, **kwargs: None
     cached = {"segments": batches[0]["segments"], "features": encoded(stage, batches[:1])}
     torch.testing.assert_close(stage.training_step(cached, 0), stage.training_step(batches[0], 0))
 
 
 def test_the_loss_weights_weigh(tokenizer_run, make_config, batches, head):
     stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, 2.0, 0.5)
-    stage.log_dict = lambda *args, **kwargs: None
+    stage.log = lambda *args, **kwargs: None
     parts = stage.video_llm(batches[0]["segments"], encoded(stage, batches[:1]))
     expected = 2.0 * parts.text_loss + 0.5 * parts.head_loss
     torch.testing.assert_close(stage.training_step(batches[0], 0), expected)
@@ -107,11 +107,29 @@ def test_the_tokenizer_stays_frozen(tokenizer_run, make_config, loader, head, tm
     assert not stage.tokenizer.training
 
 
-def test_validation_logs_under_its_own_name(tokenizer_run, make_config, loader, head, tmp_path):
+def test_validation_losses_are_means_over_targets_and_clips(
+    tokenizer_run, make_config, batches, loader, head, tmp_path
+):
     stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
     run = trainer(tmp_path, 1)
     run.validate(stage, loader, verbose=False)
     assert set(run.callback_metrics) == {"validation/loss", "validation/text_loss", "validation/head_loss"}
+    outputs = [
+        stage.video_llm(batch["segments"], encoded(stage, [batch]) if "video" in batch else None) for batch in batches
+    ]
+    targets = torch.tensor([float(output.num_text_targets) for output in outputs])
+    losses = torch.stack([output.text_loss for output in outputs])
+    torch.testing.assert_close(run.callback_metrics["validation/text_loss"], (losses * targets).sum() / targets.sum())
+    heads = torch.stack([output.head_loss for output in outputs[:3]])
+    torch.testing.assert_close(run.callback_metrics["validation/head_loss"], heads.mean())
+
+
+def test_a_text_batch_does_not_log_a_head_loss(tokenizer_run, make_config, batches, head, tmp_path):
+    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=0)
+    run = trainer(tmp_path, 1)
+    run.fit(stage, DataLoader(batches[-1:], batch_size=None))
+    assert "train/head_loss" not in run.callback_metrics
+    assert "train/text_loss" in run.callback_metrics
 
 
 def test_a_tokenizer_of_another_size_is_refused(tokenizer_run, make_config, head):
