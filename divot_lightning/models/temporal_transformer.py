@@ -42,17 +42,18 @@ class TemporalTransformer(nn.Module):
         super().__init__()
         self.input_projection = nn.Linear(input_dim, width)
         self.frame_positions = nn.Parameter(torch.randn(num_frames, width) * width**-0.5)
-        self.blocks = nn.Sequential(*[TransformerBlock(width, heads, quick_gelu) for _ in range(layers)])
+        blocks = [TransformerBlock(width, heads, quick_gelu) for _ in range(layers)]
+        self.blocks = nn.Sequential(*blocks)
         self.output_norm = nn.LayerNorm(width, eps=BLOCK_NORM_EPS)
         self.output_projection = nn.Linear(width, output_dim)
         if init == "zero":
-            self._start_from_zero()
+            self._start_from_zero(blocks)
 
-    def _start_from_zero(self) -> None:
+    def _start_from_zero(self, blocks: list[TransformerBlock]) -> None:
         nn.init.eye_(self.input_projection.weight)
         nn.init.zeros_(self.input_projection.bias)
         nn.init.zeros_(self.frame_positions)
-        branch_ends = [layer for block in self.blocks for layer in (block.attention.out, block.mlp_out)]
+        branch_ends = [layer for block in blocks for layer in (block.attention.out, block.mlp_out)]
         for layer in (*branch_ends, self.output_projection):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -47,7 +47,7 @@ class MuonWithAdamW(Optimizer):
         settings: Rates and decay.
     """
 
-    def __init__(self, matrices: list[Tensor], groups: list[dict[str, Any]], settings: OptimizerSettings) -> None:
+    def __init__(self, matrices: list[nn.Parameter], groups: list[dict[str, Any]], settings: OptimizerSettings) -> None:
         self.parts: list[Optimizer] = [
             Muon(
                 matrices,
