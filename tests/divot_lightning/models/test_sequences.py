@@ -176,8 +176,11 @@ def test_collating_pads_on_the_right_and_numbers_clips_across_the_batch():
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [({"count": 0, "role": "read"}, "count=0"), ({"count": 1, "role": "watch"}, "'watch'")]
-    + [({"count": 1, "role": "read", "kind": "gif"}, "'gif'")],
+    [
+        ({"count": 0, "role": "read"}, "count=0"),
+        ({"count": 1, "role": "watch"}, "'watch'"),
+        ({"count": 1, "role": "read", "kind": "gif"}, "'gif'"),
+    ],
 )
 def test_impossible_clips_are_refused(arguments, named):
     with pytest.raises(UserError, match=named):
