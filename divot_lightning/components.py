@@ -126,7 +126,8 @@ def find_component(run: str | Path, name: str) -> Path:
         return _verified(run, name, record[name])
     if not run.is_dir():
         raise UserError(f"there is no run folder {run}\nrun the stage that makes it, or correct the path")
-    there = sorted({*record, *(folder.parent.name for folder in run.glob(f"*/{CONFIG_FILE}"))})
+    # No name with a dot in front: those are left behind by a save that was cut off.
+    there = sorted({*record, *(file.parent.name for file in run.glob(f"[!.]*/{CONFIG_FILE}"))})
     raise UserError(
         f"{run} has no {name}; it has: {', '.join(there) or 'no component'}\n"
         "give the run folder of a finished stage that trains or uses one"
@@ -161,7 +162,8 @@ def weights_sha256(folder: str | Path) -> str:
 
 
 def _verified(run: Path, name: str, source: dict[str, str]) -> Path:
-    folder = Path(os.path.normpath(run / source["folder"]))
+    # The recorded path starts at the run itself, which may have been reached through a link.
+    folder = Path(os.path.normpath(run.resolve() / source["folder"]))
     if not (folder / WEIGHTS_FILE).is_file():
         raise UserError(f"{run} uses the {name} in {folder}, which is gone; put it back or train the stage again")
     found = weights_sha256(folder)
@@ -176,7 +178,9 @@ def _verified(run: Path, name: str, source: dict[str, str]) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         described = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return {"class": described["class"], "config": described["config"]}
+        if not (isinstance(described["class"], str) and isinstance(described["config"], dict)):
+            raise TypeError
+        return described
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is no component folder: {CONFIG_FILE} is missing or damaged ({type(error).__name__})"
