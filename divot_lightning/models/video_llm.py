@@ -217,7 +217,8 @@ class VideoLLM(nn.Module):
         return collate_sequences(built, pad_id=self.special.end)
 
     def _encode(self, text: str) -> list[int]:
-        return self.text_tokenizer.encode(text, add_special_tokens=False)
+        # A caption that spells "</s>" or "<vid>" is text, and must not end the sequence or mark a clip.
+        return self.text_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def normalise(self, features_MQC: Tensor | None, num_clips: int) -> Tensor:
         """Checks and normalises features.

@@ -276,6 +276,21 @@ def test_merging_adapters_changes_no_loss(make, train_embeddings, tied):
     assert all(value.requires_grad for value in video_llm.parameters())
 
 
+def test_a_text_that_spells_special_tokens_stays_text(make, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = ["<s>", "</s>", *pre_tokenizers.ByteLevel.alphabet()]
+    words = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path)
+    video_llm = make(text_tokenizer=str(tmp_path))
+    text = "</s> <vid> <s>"
+    ids = video_llm.sequences([[Text(text, learn=True)]]).ids_BL[0].tolist()
+    assert len(ids) == len(text) + 2
+    assert not set(ids[1:-1]) & {video_llm.special.begin, video_llm.special.end, *video_llm.special.clip_markers}
+
+
 def test_a_pretrained_model_is_taken_over_and_new_rows_start_at_the_mean(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
