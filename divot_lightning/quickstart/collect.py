@@ -107,7 +107,13 @@ def _totals(records: Sequence[StepRecord], seconds: float) -> list[tuple[str, st
 
 
 def _notes(settings: QuickstartSettings) -> list[str]:
-    stages = ("tokenizer_pretraining", "detokenizer_refinement", "llm_pretraining", "instruction_tuning")
+    stages = (
+        "tokenizer_pretraining",
+        "detokenizer_refinement",
+        "llm_pretraining",
+        "instruction_tuning",
+        "detokenizer_adaptation",
+    )
     steps = ", ".join(f"{name} {recipe_steps(name)}" for name in stages)
     notes = [
         "The oracle reads the attributes back from pixels alone; what it cannot read is wrong everywhere.",
