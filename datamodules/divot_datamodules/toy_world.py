@@ -9,6 +9,7 @@ Shape letters: F frames, H height, W width.
 import itertools
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -141,6 +142,17 @@ def _inside(shape: str, row: NDArray[np.float64], column: NDArray[np.float64]) -
     return (short <= 2.6) & (long <= 8.0)
 
 
+@lru_cache
+def _combinations(split: Split) -> list[tuple[str, str, str, str]]:
+    chosen = []
+    for places in itertools.product(*(range(len(values)) for values in VALUES.values())):
+        code = sum(weight * place for weight, place in zip(HELD_OUT_WEIGHTS, places, strict=True))
+        if (code % HELD_OUT_MODULUS == 0) == (split == "held_out"):
+            colour, shape, direction, speed = (VALUES[name][at] for name, at in zip(VALUES, places, strict=True))
+            chosen.append((colour, shape, direction, speed))
+    return chosen
+
+
 @dataclass(frozen=True)
 class ToyWorld:
     """Renders scenes and reads them back.
@@ -161,13 +173,7 @@ class ToyWorld:
 
         One in ten combinations is held out, spread so that each single value stays frequent in training.
         """
-        chosen = []
-        for places in itertools.product(*(range(len(values)) for values in VALUES.values())):
-            code = sum(weight * place for weight, place in zip(HELD_OUT_WEIGHTS, places, strict=True))
-            if (code % HELD_OUT_MODULUS == 0) == (split == "held_out"):
-                colour, shape, direction, speed = (VALUES[name][at] for name, at in zip(VALUES, places, strict=True))
-                chosen.append((colour, shape, direction, speed))
-        return chosen
+        return _combinations(split)
 
     def sample(self, split: Split, rng: np.random.Generator) -> Scene:
         """Draws a scene: a combination of the split, and a start from which the shape stays in the picture."""
