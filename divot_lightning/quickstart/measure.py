@@ -33,6 +33,8 @@ from divot_lightning.models.video_llm import VideoLLM
 from divot_lightning.quickstart.clips import Clips, load_clips
 
 BATCH_SIZE = 64
+THEN = "then"
+"""Stands between two measurements of one process."""
 
 
 def draw(models: Reconstructor, tokens_NQC: Tensor, seed: int) -> tuple[Tensor, list[Reading]]:
@@ -207,14 +209,39 @@ KINDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one measurement.
+    """Runs measurements.
 
     Args:
-        argv: The words after the module's name.
+        argv: The words after the module's name; the word `then` stands between two measurements.
 
     Returns:
         The exit status.
     """
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for words in _split_at(argv, THEN):
+            args = _parser().parse_args(words)
+            for kind in args.kinds:
+                KINDS[kind](argparse.Namespace(**vars(args), kind=kind))
+    return 0
+
+
+def _split_at(words: Sequence[str], mark: str) -> list[list[str]]:
+    """Splits words at a mark.
+
+    >>> _split_at(["a", "then", "b", "c"], "then")
+    [['a'], ['b', 'c']]
+    """
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == mark:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m divot_lightning.quickstart.measure")
     parser.add_argument("kinds", choices=KINDS, nargs="+")
     parser.add_argument("--clips", required=True, help="shards of held-out clips")
@@ -225,12 +252,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--train", help="feature shards that the probe is fitted on")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        for kind in args.kinds:
-            KINDS[kind](argparse.Namespace(**vars(args), kind=kind))
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

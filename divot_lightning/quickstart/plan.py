@@ -5,6 +5,7 @@ earlier start earlier where several could; what the comparison needs first stand
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class QuickstartSettings:
         seeds: Training seeds of each head.
         steps: Training steps of every stage; None for those of the recipes.
         batch_size: Samples per step; None for those of the recipes.
+        few_processes: Whether measurements share processes, which takes less time if each of them is small.
     """
 
     train: int = 4096
@@ -41,6 +43,7 @@ class QuickstartSettings:
     seeds: tuple[int, ...] = (0, 1)
     steps: int | None = None
     batch_size: int | None = None
+    few_processes: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Returns the settings as JSON has them."""
@@ -48,7 +51,9 @@ class QuickstartSettings:
 
 
 FULL = QuickstartSettings()
-FAST = QuickstartSettings(train=32, validation=8, held_out=8, seeds=(0,), steps=FAST_STEPS, batch_size=4)
+FAST = QuickstartSettings(
+    train=32, validation=8, held_out=8, seeds=(0,), steps=FAST_STEPS, batch_size=4, few_processes=True
+)
 """Every step at a size that says nothing about quality, to see that all of it works."""
 
 MAIN_HEAD = "gmm"
@@ -155,7 +160,17 @@ def make_plan(folder: Path, settings: QuickstartSettings = FULL) -> list[Step]:
         The steps, each behind those that it waits for.
     """
     plan = _Plan(Layout(folder), settings)
-    return [_data(plan), *_tokenizers(plan), *_language_models(plan), *_measurements(plan)]
+    measurements = _measurements(plan)
+    if settings.few_processes:
+        measurements = [_together("measure_first", measurements[::2]), _together("measure_rest", measurements[1::2])]
+    return [_data(plan), *_tokenizers(plan), *_language_models(plan), *measurements]
+
+
+def _together(name: str, steps: Sequence[Step]) -> Step:
+    """Puts measurements into one process: to import torch takes longer than a small measurement."""
+    words = [word for step in steps for word in ("then", *step.command[len(MEASURE) :])][1:]
+    after = tuple(dict.fromkeys(name for step in steps for name in step.after))
+    return Step(name, (*MEASURE, *words), after, outputs=tuple(path for step in steps for path in step.outputs))
 
 
 def _data(plan: _Plan) -> Step:

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import IO
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-KIB_PER_MIB = 1024
 SAVE_SECONDS = 30.0
 """How long a stopped process may take to save and leave."""
 
 
-def _end_with_parent() -> None:
-    """Asks Linux to terminate this process when its parent dies, however that happens."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def _prepare_child() -> None:
+    """Runs in the child before its program starts."""
+    # A job in the background ignores SIGINT, and its children would inherit that: they could not be asked to save.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":
+        # The kernel terminates it when its parent dies, however that happens.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def start_process(
@@ -44,7 +47,7 @@ def start_process(
         env=environment,
         pass_fds=tuple(keep_open),
         start_new_session=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        preexec_fn=_prepare_child,
     )
 
 
@@ -69,7 +72,10 @@ def resident_mib(pid: int) -> float:
 
 
 def stop_processes(processes: Sequence["subprocess.Popen[bytes]"], patience: float = SAVE_SECONDS) -> None:
-    """Interrupts processes as Ctrl-C would, so that training saves; kills what is still there after `patience`."""
+    """Interrupts processes as Ctrl-C would, so that training saves; kills what is still there after `patience`.
+
+    Killed are they with all that they started, since each leads a session of its own.
+    """
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
@@ -78,5 +84,5 @@ def stop_processes(processes: Sequence["subprocess.Popen[bytes]"], patience: flo
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -119,3 +119,13 @@ def test_probe(folder, tmp_path):
     scores = measure(folder, "probe", tmp_path)
     assert set(scores) == {f"probe/{name}" for name in ATTRIBUTES}
     assert all(0.0 <= value <= 1.0 for value in scores.values())
+
+
+def test_several_measurements_share_a_process(folder, tmp_path):
+    words = ["--clips", str(folder / "data" / "held_out"), "--output"]
+    assert (
+        main(["world", *words, str(tmp_path / "a"), "then", "world", *words, str(tmp_path / "b"), "--seed", "1"]) == 0
+    )
+    assert load_scores(tmp_path / "a" / "world" / "scores.json") != load_scores(
+        tmp_path / "b" / "world" / "scores.json"
+    )

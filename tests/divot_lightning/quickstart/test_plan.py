@@ -1,5 +1,6 @@
 """The plan is runnable in order, trains with the shipped recipes, and writes only below its folder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,9 @@ def test_no_two_steps_write_the_same_place():
     assert len(written) == len(set(written))
 
 
-def test_paths_that_are_read_are_written_by_a_step_that_is_waited_for():
-    plan = {step.name: step for step in make_plan(FOLDER, FULL)}
+@pytest.mark.parametrize("settings", [FULL, FAST])
+def test_paths_that_are_read_are_written_by_a_step_that_is_waited_for(settings):
+    plan = {step.name: step for step in make_plan(FOLDER, settings)}
 
     def before(step: Step) -> set[str]:
         return {step.name}.union(*(before(plan[name]) for name in step.after))
@@ -87,11 +89,22 @@ def test_paths_that_are_read_are_written_by_a_step_that_is_waited_for():
                 assert any(Path(word).is_relative_to(path) for path in written), (step.name, word)
 
 
-def test_measurements_are_known_kinds():
-    for step in make_plan(FOLDER, FULL):
+@pytest.mark.parametrize("settings", [FULL, FAST])
+def test_measurements_are_of_known_kinds(settings):
+    for step in make_plan(FOLDER, settings):
         if "divot_lightning.quickstart.measure" in step.command:
-            kinds = [word for word in step.command[3:] if not word.startswith("--")]
-            assert kinds[0] in KINDS
+            places = [at for at, word in enumerate(step.command) if at == 2 or word == "then"]
+            assert {step.command[at + 1] for at in places} <= set(KINDS)
+
+
+def test_measurements_that_share_processes_are_the_same_ones():
+    def measured(settings: QuickstartSettings) -> set[Path]:
+        steps = [step for step in make_plan(FOLDER, settings) if step.name.startswith("measure")]
+        assert all(step.after for step in steps)
+        return {path for step in steps for path in step.outputs}
+
+    assert measured(FAST) == measured(replace(FAST, few_processes=False))
+    assert len(make_plan(FOLDER, FAST)) < len(make_plan(FOLDER, replace(FAST, few_processes=False)))
 
 
 def test_instruction_tuning_starts_from_the_main_head():
