@@ -17,6 +17,7 @@ from divot_lightning.models.noise_schedule import (
     NoiseScheduleConfig,
     SamplingConfig,
     build_scheduler,
+    ddim_step,
     draw_timesteps,
     guide,
     training_target,
@@ -156,7 +157,7 @@ class VideoDetokenizer(nn.Module):
             draws = torch.rand(len(tokens_BQC), device=tokens_BQC.device, generator=generator)
             tokens_BQC = torch.where((draws < condition_dropout)[:, None, None], null_tokens_QC, tokens_BQC)
         with torch.no_grad():
-            clean = self.latents.encode(video_BFCHW)
+            clean = self.latents.encode(video_BFCHW, generator)
         noise = torch.randn(clean.shape, device=clean.device, dtype=clean.dtype, generator=generator)
         steps = self.config.noise_schedule.num_steps
         timestep_B = draw_timesteps(len(clean), steps, terminal_share, device=clean.device, generator=generator)
@@ -198,14 +199,17 @@ class VideoDetokenizer(nn.Module):
         grid = self.config.size // self.latents.block_size
         shape = (len(tokens_BQC), self.config.num_frames, self.latents.channels, grid, grid)
         state = torch.randn(shape, generator=generator).to(tokens_BQC)
-        for step in scheduler.timesteps:
-            times = step.to(state.device).expand(len(state))
+        steps = scheduler.timesteps.tolist()
+        for step, following in zip(steps, [*steps[1:], None], strict=True):
+            times = torch.full((len(state),), step, device=state.device)
             prediction = self.denoiser(state, times, condition)
             if guided:
                 unconditional = self.denoiser(state, times, null)
                 prediction = guide(prediction, unconditional, sampling.guidance, sampling.guidance_rescale)
             fresh = torch.randn(shape, generator=generator).to(state) if sampling.eta > 0 else None
-            state = scheduler.step(prediction, int(step), state, eta=sampling.eta, variance_noise=fresh).prev_sample
+            state = ddim_step(
+                scheduler, prediction, state, step=step, following=following, eta=sampling.eta, noise=fresh
+            )
         return self.latents.decode(state)
 
 

@@ -89,8 +89,8 @@ class BlockDCTLatents(nn.Module):
         self.scale = config.scale
         self.register_buffer("basis", torch.stack(basis), persistent=False)
 
-    def encode(self, video_BFCHW: Tensor) -> Tensor:
-        """Turns pixels in [-1, 1] into latents (B, F, c, h, w), H and W multiples of the block size."""
+    def encode(self, video_BFCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Turns pixels in [-1, 1] into latents (B, F, c, h, w), H and W multiples of the block size; draws nothing."""
         batch, frames, _, height, width = video_BFCHW.shape
         if height % self.block_size or width % self.block_size:
             raise UserError(
@@ -126,9 +126,9 @@ class VAELatents(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def encode(self, video_BFCHW: Tensor) -> Tensor:
+    def encode(self, video_BFCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Turns pixels in [-1, 1] into latents (B, F, c, h, w): a draw from the VAE's posterior, scaled."""
-        frames = [self.vae.encode(frame).latent_dist.sample() for frame in video_BFCHW.unbind(1)]
+        frames = [self.vae.encode(frame).latent_dist.sample(generator) for frame in video_BFCHW.unbind(1)]
         return torch.stack(frames, dim=1) * self.scale
 
     @torch.no_grad()

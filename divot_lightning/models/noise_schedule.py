@@ -40,7 +40,7 @@ class SamplingConfig:
         guidance_rescale: Share by which the guided prediction's contrast is set back to the conditional one's
             (arXiv:2305.08891, section 3.4).
         eta: Noise added at each step; 0 is deterministic, 1 is DDPM's.
-        spacing: Which training steps are visited; `trailing` starts at the zero-SNR step, `leading` (released) below it.
+        spacing: Which training steps are visited; `trailing` starts at the zero-SNR step, `leading` (released) below.
     """
 
     steps: int = 50
@@ -84,6 +84,48 @@ def training_target(scheduler: DDIMScheduler, clean: Tensor, noise: Tensor, time
     if prediction == "v_prediction":
         return scheduler.get_velocity(clean, noise, timestep_B)
     return noise if prediction == "epsilon" else clean
+
+
+def ddim_step(
+    scheduler: DDIMScheduler,
+    prediction: Tensor,
+    state: Tensor,
+    *,
+    step: int,
+    following: int | None,
+    eta: float = 0.0,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Goes one step of DDIM (Song et al. 2021, arXiv:2010.02502, equation 12).
+
+    The scheduler's own `step` goes from t to t - num_steps // steps, whichever step is visited next. Where the two
+    differ (linspace; trailing steps whose number does not divide num_steps) it leaves noise behind.
+
+    Args:
+        scheduler: Knows the signal shares and what the network predicts.
+        prediction: What the network gives for the state.
+        state: Noisy sample.
+        step: The state's time.
+        following: The time that is visited next; none after the last one, which gives the clean sample.
+        eta: Noise added, as a share of DDPM's.
+        noise: Standard normal, of the state's shape; needed with eta above 0.
+
+    Returns:
+        The sample at the following time.
+    """
+    here = float(scheduler.alphas_cumprod[step])
+    there = 1.0 if following is None else float(scheduler.alphas_cumprod[following])
+    signal, spread = here**0.5, (1.0 - here) ** 0.5
+    kind = scheduler.config.prediction_type
+    if kind == "v_prediction":
+        clean, error = signal * state - spread * prediction, signal * prediction + spread * state
+    elif kind == "epsilon":
+        clean, error = (state - spread * prediction) / signal, prediction
+    else:
+        clean, error = prediction, (state - signal * prediction) / spread
+    sigma = eta * ((1.0 - there) / (1.0 - here) * (1.0 - here / there)) ** 0.5
+    moved = there**0.5 * clean + max(0.0, 1.0 - there - sigma**2) ** 0.5 * error
+    return moved if noise is None else moved + sigma * noise
 
 
 def draw_timesteps(

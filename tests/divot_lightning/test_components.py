@@ -252,7 +252,11 @@ def test_settings_that_the_class_does_not_know_are_named(tmp_path):
     assert "witdh" in message_of(load_component, tmp_path / "part", Part)
 
 
-INCOMPLETE = ['{"class": "torch.nn.Linear"}', '{"class": 3, "config": {}}', '{"class": "torch.nn.Linear", "config": [1]}']
+INCOMPLETE = [
+    '{"class": "torch.nn.Linear"}',
+    '{"class": 3, "config": {}}',
+    '{"class": "torch.nn.Linear", "config": [1]}',
+]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1]", *INCOMPLETE])
