@@ -30,6 +30,9 @@ COMMANDS: dict[str, str] = {
 MAX_ERROR_LINES = 5
 """What a user reads before scrolling."""
 
+MAX_LINE_CHARACTERS = 500
+"""A longer line of a message, such as a list of everything that a library knows, is cut here."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `divot` command.
@@ -78,7 +81,8 @@ def error_text(error: Exception) -> str:
         'error: size is 3; allowed: 16, 32\n'
     """
     lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
-    return "error: " + "\n".join(lines[:MAX_ERROR_LINES]) + "\n"
+    clipped = [line if len(line) <= MAX_LINE_CHARACTERS else line[: MAX_LINE_CHARACTERS - 4] + " ..." for line in lines]
+    return "error: " + "\n".join(clipped[:MAX_ERROR_LINES]) + "\n"
 
 
 def help_text() -> str:

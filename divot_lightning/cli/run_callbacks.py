@@ -128,6 +128,7 @@ class StepProgress(ProgressBar):
         self.bar: tqdm | None = None
         self.enabled = True
         self.shown = 0.0
+        self.refresh_seconds = 0.2 if sys.stderr.isatty() else SLOW_REFRESH_SECONDS
 
     def disable(self) -> None:
         """Stay silent; Lightning calls this on all ranks but the first."""
@@ -146,7 +147,7 @@ class StepProgress(ProgressBar):
             unit="step",
             disable=not self.enabled,
             dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else SLOW_REFRESH_SECONDS,
+            mininterval=self.refresh_seconds,
         )
 
     def on_train_batch_end(
@@ -154,7 +155,7 @@ class StepProgress(ProgressBar):
     ) -> None:
         """Move the bar to the optimizer step that is done."""
         assert self.bar is not None
-        if time.monotonic() - self.shown > self.bar.mininterval:
+        if time.monotonic() - self.shown > self.refresh_seconds:
             self.shown = time.monotonic()
             metrics = self.get_metrics(trainer, pl_module)
             metrics.pop("v_num", None)

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from divot_lightning import __version__
 from divot_lightning.cli.messages import condense
@@ -116,7 +117,10 @@ class TrainingCLI(LightningCLI):
         settings["callbacks"] = [*(settings["callbacks"] or []), *self._run_callbacks(settings)]
         settings["logger"] = self._run_loggers(settings["logger"])
         settings["enable_checkpointing"] = self.mode != "measure"
-        return Trainer(**settings)
+        try:
+            return Trainer(**settings)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"the trainer cannot be set up like this: {error}") from error
 
     @property
     def run_folder(self) -> Path:

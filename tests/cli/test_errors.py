@@ -52,6 +52,7 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         ),
         (["--model.previous", "runs/nowhere"], ["there is no run folder runs/nowhere"]),
         (["--data.train", "missing"], ["there are no shards in missing"]),
+        (["--trainer.strategy", "teleport"], ["the trainer cannot be set up like this", "teleport", "deepspeed"]),
         (["stray"], ["'stray'", "--key value"]),
         (["--config", "toy/llm_pretrainin"], ["'toy/llm_pretrainin'", "toy/llm_pretraining"]),
         (["--config"], ["--config needs a recipe"]),

@@ -1,6 +1,9 @@
 """`divot fit`: what a run folder holds afterwards, what wins, what is shown."""
 
 import csv
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +129,15 @@ def test_validate_and_test_measure_the_newest_checkpoint_and_write_nothing(
 def test_validation_losses_stand_in_the_metrics(divot: Divot, tiny: Settings) -> None:
     assert divot("fit", tiny, "--trainer.val_check_interval", "3") == 0
     assert [row["step"] for row in _rows() if row["validation/loss"]] == ["2", "5"]
+
+
+def test_two_processes_write_one_run_folder(divot: Divot, tiny: Settings, tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(tiny))
+    command = [sys.executable, "-m", "divot_lightning", "fit", "--config", "two.yaml", "--trainer.devices", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, timeout=120, cwd=tmp_path, env=environment, capture_output=True)
+    assert [row["step"] for row in _rows()] == ["1", "3", "5"]
+    assert (RUN / "finished.json").is_file()
 
 
 def test_metrics_written_before_a_step_survive_it_and_later_ones_do_not(tmp_path: Path) -> None:

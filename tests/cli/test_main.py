@@ -58,6 +58,10 @@ def test_a_long_message_is_cut_to_five_lines() -> None:
     assert error_text(ValueError("\n".join("abcdefgh"))) == "error: a\nb\nc\nd\ne\n"
 
 
+def test_a_long_line_is_cut() -> None:
+    assert len(error_text(ValueError("x" * 10_000))) < 600
+
+
 def test_user_error_has_no_traceback_unless_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
