@@ -1,6 +1,7 @@
 """How far steps are, and lines that show it."""
 
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -130,6 +131,9 @@ class Display:
         self.shown = now
         self._clear()
         lines = [meter.line(now) for meter in meters] + [footer]
+        if self.live:  # a line that wraps would be two when it is redrawn
+            columns = shutil.get_terminal_size().columns - 1
+            lines = [line[:columns] for line in lines]
         self.stream.write("".join(line + "\n" for line in lines))
         self.stream.flush()
         self.drawn = len(lines) if self.live else 0

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,9 @@ class Results:
         return self.scores_of(name, kind, kind)
 
     def over_seeds(self, head: str, kind: str) -> dict[str, SeedSummary]:
-        """Returns the scores of a head over all seeds.
-
-        Seeds differ in the noise seed of their protocol, and in how many clips the spread could be measured on.
-        """
+        """Returns the scores of a head over all seeds, which must have been measured in one way but for the seed."""
         seeds = [self.scores(llm_run(head, seed), kind) for seed in self.settings.seeds]
-        return {
-            name: summarise_seeds([Score(name, scores[name].value, score.count, score.protocol) for scores in seeds])
-            for name, score in seeds[0].items()
-        }
+        return {name: summarise_seeds([_without_seed(scores[name]) for scores in seeds]) for name in seeds[0]}
 
     def texts(self, name: str, kind: str) -> list[dict[str, Any]]:
         """Returns what a measurement kept of each clip."""
@@ -64,6 +59,12 @@ class Results:
         points = [(float(step), float(value)) for step, value in rows if value]
         finite = [(step, value) for step, value in points if math.isfinite(value)]
         return Line(name, [step for step, _ in finite], [value for _, value in finite])
+
+
+def _without_seed(score: Score) -> Score:
+    """Drops what differs between seeds of one protocol: the seed, and on how many clips a spread could be measured."""
+    protocol = {name: value for name, value in score.protocol.items() if name != "noise_seed"}
+    return replace(score, protocol=protocol, count=0 if score.name.endswith("/spread") else score.count)
 
 
 def spread_of(values: Sequence[float]) -> str:

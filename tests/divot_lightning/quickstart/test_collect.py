@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from divot_datamodules.toy_world import ATTRIBUTES
+from divot_lightning.errors import UserError
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.quickstart.collect import build_report
-from divot_lightning.quickstart.plan import QuickstartSettings, make_plan
-from divot_lightning.quickstart.results import number
+from divot_lightning.quickstart.plan import Layout, QuickstartSettings, make_plan
+from divot_lightning.quickstart.results import Results, number
 from divot_lightning.quickstart.runner import StepRecord
 from divot_lightning.report.content import Cell, Report, Table
 from divot_lightning.report.rendering import render_report
@@ -121,3 +122,12 @@ def test_report_can_be_rendered(report):
 @pytest.mark.parametrize(("value", "text"), [(float("nan"), "-"), (0.123, "0.12"), (12.34, "12.3"), (1234.5, "1234")])
 def test_numbers_have_their_telling_digits(value, text):
     assert number(value) == text
+
+
+def test_seeds_that_were_measured_differently_are_not_summarised(tmp_path):
+    settings = QuickstartSettings(heads=("mse",))
+    for seed, steps in ((0, 10), (1, 50)):
+        scores = [Score("generation/all", 0.5, CLIPS, {"noise_seed": seed, "steps": steps})]
+        save_scores(scores, tmp_path / "results" / f"llm_mse_{seed}" / "generation" / "scores.json")
+    with pytest.raises(UserError, match="'steps': 50"):
+        Results(Layout(tmp_path), settings).over_seeds("mse", "generation")

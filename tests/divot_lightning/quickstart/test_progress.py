@@ -36,11 +36,19 @@ def test_line_holds_bar_rate_and_time_left():
     assert "[##########..........]  50%  200/400  10.0/s  left 0:20  elapsed 0:20" in line
 
 
-def test_live_display_redraws_and_keeps_what_was_said():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_lines_never_wrap_on_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    display = Display(Terminal())
+    display.show([StepMeter("a step with a long name", "1/9", 0.0)], "footer")
+    assert all(len(line) < 30 for line in display.stream.getvalue().splitlines())
+
+
+def test_live_display_redraws_and_keeps_what_was_said():
     display = Display(Terminal())
     display.show([], "footer one")
     display.say("step done")
