@@ -156,5 +156,7 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float, rescale: flo
     """
     guided = unconditional + scale * (conditional - unconditional)
     axes = tuple(range(1, guided.ndim))
-    matched = guided * conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+    # An untrained network predicts the same everywhere, without any contrast.
+    contrast = guided.std(axes, keepdim=True).clamp(min=1e-8)
+    matched = guided * conditional.std(axes, keepdim=True) / contrast
     return torch.lerp(guided, matched, rescale)

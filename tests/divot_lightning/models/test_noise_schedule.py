@@ -140,6 +140,13 @@ def test_full_rescaling_gives_back_the_contrast_of_each_sample():
     torch.testing.assert_close(guided.std(1), conditional.std(1))
 
 
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_predictions_without_contrast_stay_finite(value):
+    flat = torch.full((2, 6), value)
+    assert guide(flat, flat, 7.5, 0.7).isfinite().all()
+    assert torch.equal(guide(flat, flat, 7.5, 0.0), flat)
+
+
 def test_leading_steps_are_the_released_samplers():
     scheduler = build_scheduler(NoiseScheduleConfig(), "leading")
     scheduler.set_timesteps(50)
