@@ -16,7 +16,7 @@ from divot_lightning.models.tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM
 from divot_lightning.stages.detokenizer_refinement import null_clip_tokens
 from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
-from divot_lightning.stages.tokenizer_pretraining import log_validation
+from divot_lightning.stages.tokenizer_pretraining import check_token_sizes, log_validation
 
 NearestPer = Literal["clip", "token"]
 
@@ -59,9 +59,10 @@ class DetokenizerAdaptation(LightningModule):
             "tokenizer": find_component(previous, "tokenizer"),
             "video_llm": find_component(previous, "video_llm"),
         }
-        self.tokenizer = load_component(self.sources["tokenizer"], VideoTokenizer).requires_grad_(False)
-        self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False)
+        self.tokenizer = load_component(self.sources["tokenizer"], VideoTokenizer).requires_grad_(False).eval()
+        self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False).eval()
         self.detokenizer = load_component(find_component(detokenizer, "detokenizer"), VideoDetokenizer)
+        check_token_sizes(self.tokenizer.config, self.detokenizer.config)
         self.optimizer_settings = optimizer
         self.candidates = candidates
         self.nearest_per = nearest_per
@@ -91,7 +92,7 @@ class DetokenizerAdaptation(LightningModule):
 
     @torch.no_grad()
     def sampled_features(self, batch: dict[str, Any], video_MFCHW: Tensor) -> Tensor:
-        """Samples features for the clips to generate, (M, Q, C): of several candidates the nearest to the clip's own."""
+        """Samples features for the clips to generate, (M, Q, C): of several candidates the nearest to a clip's own."""
         drawn = [
             self.video_llm.generate_features(batch["segments"], temperature=self.temperature)
             for _ in range(self.candidates)

@@ -5,8 +5,11 @@ from torch.utils.data import DataLoader
 from divot_datamodules.text_tokenizer import word_level_tokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning.components import save_component
+from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.latents import LatentsConfig
 from divot_lightning.models.sequences import Clips, Text
 from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_dit import VideoDiTConfig
 from divot_lightning.models.video_llm import VideoLLMConfig
 from divot_lightning.models.vision_backbone import VisionConfig
 
@@ -14,16 +17,54 @@ NUM_QUERIES, FEATURE_DIM = 3, 8
 
 
 @pytest.fixture
-def tokenizer_run(tmp_path):
-    """The run folder of a tokenizer stage, with random weights."""
-    torch.manual_seed(0)
+def tokenizer_config():
+    """Settings of a tiny tokenizer."""
     vision = VisionConfig(frozen=False, image_size=8, patch_size=4, width=8, layers=1, heads=2)
     sizes = {"temporal_width": 6, "temporal_layers": 1, "temporal_heads": 1, "temporal_init": "random", "pool_size": 2}
     sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 1}
     sizes |= {"num_tokens": NUM_QUERIES, "resampler_layers": 1, "resampler_heads": 1, "resampler_head_dim": 4}
-    config = TokenizerConfig(vision=vision, token_dim=FEATURE_DIM, **sizes)
-    save_component(VideoTokenizer(config), tmp_path / "tokenizer_run" / "tokenizer")
+    return TokenizerConfig(vision=vision, token_dim=FEATURE_DIM, **sizes)
+
+
+@pytest.fixture
+def tokenizer_run(tmp_path, tokenizer_config):
+    """The run folder of a tokenizer stage, with random weights."""
+    torch.manual_seed(0)
+    save_component(VideoTokenizer(tokenizer_config), tmp_path / "tokenizer_run" / "tokenizer")
     return tmp_path / "tokenizer_run"
+
+
+@pytest.fixture
+def detokenizer_config():
+    """Settings of a tiny de-tokenizer for the tokens of `tokenizer_config`."""
+    return DetokenizerConfig(
+        latents=LatentsConfig("block_dct", block_size=4, luma_frequencies=4, chroma_frequencies=1, scale=1.5),
+        denoiser=VideoDiTConfig(width=12, layers=1, heads=2, patch_frames=4, condition_in_modulation=True),
+        size=8,
+        num_tokens=NUM_QUERIES,
+        token_dim=FEATURE_DIM,
+    )
+
+
+@pytest.fixture
+def pretraining_run(tokenizer_run, detokenizer_config):
+    """The run folder of a tokenizer pretraining; no weight of the de-tokenizer is zero, as after some training."""
+    detokenizer = VideoDetokenizer(detokenizer_config)
+    for value in detokenizer.parameters():
+        value.data += 0.2 * torch.randn_like(value)
+    save_component(detokenizer, tokenizer_run / "detokenizer")
+    return tokenizer_run
+
+
+@pytest.fixture
+def clips():
+    """Batches of two clips."""
+    generator = torch.Generator().manual_seed(4)
+    shape = (2, 16, 3, 8, 8)
+    return [
+        {"video": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), "key": [f"a{i}", f"b{i}"]}
+        for i in range(3)
+    ]
 
 
 @pytest.fixture
