@@ -40,6 +40,6 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.inference.reconstruct import reconstruct_files
 
     files = reconstruct_files(args.run, args.input, args.output, num=args.num, seed=args.seed, device=args.device)
-    count = sum(1 for _ in tqdm(files, desc="clips", unit="clip"))
+    count = sum(1 for _ in tqdm(files, total=args.num, desc="clips", unit="clip"))
     sys.stdout.write(f"{args.output}: {count} clips; look at *_compare.mp4\n")
     return 0

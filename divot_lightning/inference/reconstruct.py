@@ -16,7 +16,7 @@ from torch import Tensor
 from divot_datamodules.clip_sampling import ClipSettings, decode_clip, image_clip
 from divot_datamodules.decoding import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DecodeError, Pixels
 from divot_datamodules.samples import SampleDecoder, SampleError
-from divot_datamodules.shard_reading import expand_shards, read_shard
+from divot_datamodules.shard_reading import RawSample, ShardError, check_shard, expand_shards, read_shard
 from divot_datamodules.video_writing import write_video
 from divot_lightning.components import find_component, load_component
 from divot_lightning.errors import UserError
@@ -127,7 +127,8 @@ def read_clips(inputs: Sequence[str], clip: ClipSettings) -> Iterator[tuple[str,
 def _shard_clips(source: str, clip: ClipSettings) -> Iterator[tuple[str, Pixels]]:
     decode = SampleDecoder(clip)
     for shard in expand_shards(source):
-        for raw in read_shard(shard):
+        check_shard(shard)
+        for raw in _readable(shard):
             try:
                 video = decode(raw, None).video
             except SampleError as error:
@@ -138,6 +139,13 @@ def _shard_clips(source: str, clip: ClipSettings) -> Iterator[tuple[str, Pixels]
                 raise UserError(f"{shard} holds features; give the shards of videos that they were made from")
             for number, pixels in enumerate(video.numpy()):
                 yield (raw.key if len(video) == 1 else f"{raw.key}.clip{number}"), pixels
+
+
+def _readable(shard: str) -> Iterator[RawSample]:
+    try:
+        yield from read_shard(shard)
+    except ShardError as error:
+        raise UserError(f"the shard {shard} cannot be read on: {error}; write it again") from error
 
 
 def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:
@@ -169,11 +177,16 @@ def reconstruct_files(
         seed: Of the de-tokenizer's noise.
         device: Where the models run.
 
-    Yields:
-        The path of each comparison, as soon as it is there.
+    Returns:
+        An iterator that writes the files clip by clip and gives the path of each comparison; run and inputs are read
+        before it is returned.
     """
     models = Reconstructor.from_run(run, device=device)
     clips = list(islice(read_clips(inputs, models.clip), num))
+    return _write_clips(models, clips, Path(output), seed)
+
+
+def _write_clips(models: Reconstructor, clips: list[tuple[str, Pixels]], output: Path, seed: int) -> Iterator[Path]:
     names = _file_names(key for key, _ in clips)
     originals = torch.from_numpy(np.stack([video for _, video in clips]))
     generator = torch.Generator().manual_seed(seed)
@@ -181,12 +194,12 @@ def reconstruct_files(
     for batch in models.decode(models.encode(originals), generator):
         for video in batch.numpy():
             original, name = clips[done][1], names[done]
-            write_video(Path(output) / f"{name}.mp4", video, FRAMES_PER_SECOND)
-            write_video(Path(output) / f"{name}_original.mp4", original, FRAMES_PER_SECOND)
+            write_video(output / f"{name}.mp4", video, FRAMES_PER_SECOND)
+            write_video(output / f"{name}_original.mp4", original, FRAMES_PER_SECOND)
             both = comparison(original, video)
             even = both[:, :, : both.shape[2] // 2 * 2, : both.shape[3] // 2 * 2]
             # Half-resolution chroma, which every player knows; enlarged clips lose nothing by it.
-            yield write_video(Path(output) / f"{name}_compare.mp4", even, FRAMES_PER_SECOND, pixel_format="yuv420p")
+            yield write_video(output / f"{name}_compare.mp4", even, FRAMES_PER_SECOND, pixel_format="yuv420p")
             done += 1
 
 

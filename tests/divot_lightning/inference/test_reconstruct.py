@@ -89,6 +89,21 @@ def test_empty_folder_is_named(tmp_path):
         list(read_clips([str(tmp_path)], CLIP))
 
 
+def test_missing_and_truncated_shards_are_named(tmp_path, shards):
+    with pytest.raises(UserError, match=r"nowhere/x\.tar"):
+        list(read_clips([str(tmp_path / "nowhere" / "x.tar")], CLIP))
+    whole = next((shards / "train").glob("*.tar")).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[:1500])
+    with pytest.raises(UserError, match=r"cut\.tar"):
+        list(read_clips([str(tmp_path / "cut.tar")], CLIP))
+
+
+def test_inputs_are_read_before_anything_is_written(run, tmp_path):
+    with pytest.raises(UserError, match=r"missing\.mp4"):
+        reconstruct_files(run, ["missing.mp4"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_batches_do_not_change_tokens(run):
     video = torch.randint(0, 256, (5, 16, 3, 32, 32), dtype=torch.uint8)
     whole, parts = Reconstructor.from_run(run), Reconstructor.from_run(run, batch_size=2)
