@@ -12,12 +12,14 @@ from torch.nn import functional
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.perceiver import PerceiverResampler
+from divot_lightning.models.positions import start_with_positions
 from divot_lightning.models.spatiotemporal_transformer import SpatiotemporalTransformer
 from divot_lightning.models.temporal_transformer import TemporalInit, TemporalTransformer
 from divot_lightning.models.transformer_block import BLOCK_NORM_EPS, check_heads
 from divot_lightning.models.vision_backbone import VisionBackbone, VisionConfig
 
 TokenSource = Literal["perceiver", "spatiotemporal"]
+PositionInit = Literal["random", "sin_cos"]
 
 
 @dataclass(kw_only=True)
@@ -35,6 +37,8 @@ class TokenizerConfig:
             around it, so all clips have the same tokens at first, and the LayerNorm behind it magnifies the first
             step's gradient about a thousandfold: train with gradient clipping. "random" is torch's default, for
             training from scratch: tokens depend on the clip from the start.
+        position_init: How learned positions start. "random" is small and random, as released. "sin_cos" is for a small
+            tokenizer that is trained from nothing in minutes; see `start_with_positions`.
         pool_size: Height and width of the grid that each frame's patches are averaged to; at most the ViT's own grid,
             and equal to it for no pooling.
         spatiotemporal_width: Channels of the spatio-temporal transformer; a multiple of ``spatiotemporal_heads``.
@@ -56,6 +60,7 @@ class TokenizerConfig:
     temporal_layers: int = 6
     temporal_heads: int = 12
     temporal_init: TemporalInit = "zero"
+    position_init: PositionInit = "random"
     pool_size: int = 5
     spatiotemporal_width: int = 1024
     spatiotemporal_layers: int = 4
@@ -98,6 +103,8 @@ def check_tokenizer_config(config: TokenizerConfig) -> None:
     check_heads("spatio-temporal transformer", config.spatiotemporal_width, config.spatiotemporal_heads)
     if config.temporal_init not in ("zero", "random"):
         raise UserError(f"tokenizer: temporal_init {config.temporal_init!r} is unknown; choose 'zero' or 'random'")
+    if config.position_init not in ("random", "sin_cos"):
+        raise UserError(f"tokenizer: position_init {config.position_init!r} is unknown; choose 'random' or 'sin_cos'")
     if config.token_source not in ("perceiver", "spatiotemporal"):
         raise UserError(
             f"tokenizer: token_source {config.token_source!r} is unknown; choose 'perceiver' or 'spatiotemporal'"
@@ -160,6 +167,8 @@ class VideoTokenizer(nn.Module):
             heads=config.spatiotemporal_heads,
         )
         self.to_tokens = _token_layer(config)
+        if config.position_init == "sin_cos":
+            start_with_positions(self)
 
     def select_frames(self, video_BF3HW: Tensor) -> Tensor:
         """Picks the sparse frames (B, num_frames, 3, H, W) out of a dense clip; 0, 4, 8, 12, 15 of 16 in the paper."""

@@ -11,6 +11,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
+from divot_lightning.models.positions import sin_cos_positions
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class VideoDiT(nn.Module):
         patch_dim = channels * config.patch_frames * config.patch_size**2
         counts = (frames // self.patch[0], grid[0] // self.patch[1], grid[1] // self.patch[2])
         self.embed = nn.Linear(patch_dim, width)
-        self.register_parameter("position_LD", nn.Parameter(_sin_cos_positions(counts, width)))
+        self.register_parameter("position_LD", nn.Parameter(sin_cos_positions(counts, width)))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Linear(condition_dim, width)
         self.modulation = nn.Linear(condition_tokens * condition_dim, width) if config.condition_in_modulation else None
@@ -144,12 +145,3 @@ def _from_patches(patches_BLP: Tensor, patch: tuple[int, int, int], shape: torch
     f, p, q = patch
     split = patches_BLP.reshape(batch, frames // f, height // p, width // q, f, channels, p, q)
     return split.permute(0, 1, 4, 5, 2, 6, 3, 7).reshape(shape)
-
-
-def _sin_cos_positions(counts: tuple[int, int, int], width: int) -> Tensor:
-    """Returns (L, D) embeddings: a third of the width each for time, row and column, sine and cosine."""
-    share = width // 6 * 2
-    axes = torch.meshgrid(*(torch.arange(count, dtype=torch.float32) for count in counts), indexing="ij")
-    parts = [get_timestep_embedding(axis.flatten(), share, max_period=100) for axis in axes]
-    embedding = torch.cat(parts, dim=1)
-    return nn.functional.pad(embedding, (0, width - embedding.shape[1]))
