@@ -88,6 +88,19 @@ def test_gradients_reach_all_parameters_after_one_step(in_modulation):
     assert without == []
 
 
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_attention_is_that_of_each_head_by_itself(heads):
+    query, key, value = torch.randn(2, 4, 12), torch.randn(2, 7, 12), torch.randn(2, 7, 12)
+    size = 12 // heads
+    expected = torch.empty(2, 4, 12)
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        scores = query[..., part] @ key[..., part].transpose(1, 2) / size**0.5
+        expected[..., part] = scores.softmax(dim=-1) @ value[..., part]
+    block = model(heads=heads).blocks[0]
+    torch.testing.assert_close(block._attend(query, key, value), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_positions_tell_all_patches_apart():
     positions = model(random=False, width=24).position_LD.detach()
     distance = torch.cdist(positions, positions) + 10 * torch.eye(len(positions))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -118,4 +119,11 @@ def test_training_on_replaces_the_component(tmp_path):
 
 def test_a_module_that_hands_nothing_on_is_left_alone(tmp_path):
     fit(Plain(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_interrupted_is_not_finished(tmp_path):
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.state.status = TrainerStatus.INTERRUPTED
+    ComponentExport(tmp_path / "run").on_fit_end(trainer, Stage())
     assert not (tmp_path / "run").exists()
