@@ -248,8 +248,8 @@ def test_a_class_that_cannot_be_imported_is_named(tmp_path, path):
 
 def test_settings_that_the_class_does_not_know_are_named(tmp_path):
     saved(tmp_path / "part")
-    rewrite_config(tmp_path / "part", config={"witdh": 3})
-    assert "witdh" in message_of(load_component, tmp_path / "part", Part)
+    rewrite_config(tmp_path / "part", config={"breadth": 3})
+    assert "breadth" in message_of(load_component, tmp_path / "part", Part)
 
 
 INCOMPLETE = [
