@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # one torch thread per test process: more only get in each other's way
 TEST_PROCESSES ?= 2
-# such as --extra-index-url https://download.pytorch.org/whl/cpu for torch without CUDA
+# for pip, such as the index of PyTorch's CPU wheels where no CUDA is wanted
 PIP_ARGS ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
@@ -22,7 +22,7 @@ help:
 setup: $(VENV)/installed
 
 quickstart: $(VENV)/installed
-	$(BIN)/divot quickstart $(QUICKSTART_ARGS)
+	$(BIN)/divot quickstart --heads mse diffusion gmm flow $(QUICKSTART_ARGS)
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)

@@ -20,6 +20,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--folder", help="for everything (default: runs/quickstart, with --fast runs/quickstart_fast)")
     parser.add_argument("--fast", action="store_true", help="a few steps per stage, to see that all of it works")
+    parser.add_argument(
+        "--heads",
+        nargs="+",
+        metavar="HEAD",
+        help="generation heads to compare, by short name; gmm is always among them (default: mse diffusion gmm)",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each (default: 2)")
     return parser
 
@@ -35,18 +41,23 @@ def main(argv: Sequence[str]) -> int:
     """
     args = parser().parse_args(argv)
     folder = Path(args.folder or ("runs/quickstart_fast" if args.fast else "runs/quickstart"))
-    return run_quickstart(folder, fast=args.fast, jobs=args.jobs)
+    return run_quickstart(folder, fast=args.fast, jobs=args.jobs, heads=args.heads)
 
 
-def run_quickstart(folder: Path, *, fast: bool, jobs: int) -> int:
+def run_quickstart(folder: Path, *, fast: bool, jobs: int, heads: Sequence[str] | None = None) -> int:
     """Runs all steps that are not done, then writes the report."""
+    from dataclasses import replace
+
     from divot_lightning.quickstart.collect import build_report
-    from divot_lightning.quickstart.plan import FAST, FULL, Layout, make_plan
+    from divot_lightning.quickstart.plan import FAST, FULL, MAIN_HEAD, Layout, make_plan
     from divot_lightning.quickstart.runner import StepRunner
     from divot_lightning.quickstart.stopping import stop_on_terminate
     from divot_lightning.report.rendering import write_report
 
     settings = FAST if fast else FULL
+    if heads is not None:
+        _check_heads(heads, MAIN_HEAD)
+        settings = replace(settings, heads=tuple(dict.fromkeys(heads)))
     runner = StepRunner(make_plan(folder, settings), folder, jobs=jobs)
     _claim(folder, settings.as_json())
     stop_on_terminate()
@@ -55,6 +66,23 @@ def run_quickstart(folder: Path, *, fast: bool, jobs: int) -> int:
     write_report(build_report(folder, settings, records, runner.total_seconds), layout.report)
     sys.stdout.write(f"{layout.report}: open it in a browser\n")
     return 0
+
+
+def _check_heads(heads: Sequence[str], main_head: str) -> None:
+    """Refuses heads that are not installed, and a choice without the one that the later stages train with.
+
+    Raises:
+        UserError: Which.
+    """
+    from divot_lightning.registry import installed_heads, resolve_head_name
+
+    short_names = {head.name for head in installed_heads()}
+    for name in heads:
+        resolve_head_name(name)
+        if name not in short_names:
+            raise UserError(f"--heads {name}: give the short name; installed: {', '.join(sorted(short_names))}")
+    if main_head not in heads:
+        raise UserError(f"--heads {' '.join(heads)} lacks {main_head}, which the later stages train with; add it")
 
 
 def _claim(folder: Path, settings: dict[str, object]) -> None:

@@ -11,7 +11,7 @@ from divot_lightning.quickstart.illustrations import (
     loss_charts,
     reconstruction_rows,
 )
-from divot_lightning.quickstart.plan import FULL, MAIN_HEAD, Layout, QuickstartSettings, recipe_steps
+from divot_lightning.quickstart.plan import MAIN_HEAD, Layout, QuickstartSettings, recipe_steps
 from divot_lightning.quickstart.progress import clock
 from divot_lightning.quickstart.results import Results
 from divot_lightning.quickstart.runner import StepRecord
@@ -39,7 +39,7 @@ def build_report(folder: Path, settings: QuickstartSettings, records: Sequence[S
     """
     results = Results(Layout(folder), settings)
     return Report(
-        title="Divot quickstart: the toy world" + ("" if settings == FULL else ", smoke run"),
+        title="Divot quickstart: the toy world" + ("" if settings.steps is None else ", smoke run"),
         introduction=_introduction(settings),
         headlines=_headlines(results, records, seconds),
         tables=[

@@ -56,6 +56,9 @@ FAST = QuickstartSettings(
 )
 """Every step at a size that says nothing about quality, to see that all of it works."""
 
+HEAD_OPTIONS: dict[str, dict[str, Any]] = {"diffusion": {"model.head.width": 256, "model.head.draws_per_token": 2}}
+"""Sizes of heads whose defaults are too large for two CPU cores; all else is as the recipe or the head has it."""
+
 MAIN_HEAD = "gmm"
 """The paper's choice: what instruction tuning, de-tokenizer adaptation and the random-init control are trained with."""
 
@@ -205,6 +208,7 @@ def _language_models(plan: _Plan) -> list[Step]:
     def pretraining(name: str, tokenizer: str, head: str, seed: int) -> Step:
         options = {
             "model.head": head,
+            **HEAD_OPTIONS.get(head, {}),
             "model.previous": plan.layout.run(tokenizer),
             "model.llm.text_tokenizer": plan.layout.data / "text_tokenizer",
             "seed_everything": seed,

@@ -36,3 +36,13 @@ def test_failed_step_is_reported_and_settings_are_kept(tmp_path, monkeypatch):
         quickstart.main(["--folder", str(tmp_path / "new"), "--fast"])
     assert json.loads((tmp_path / "new" / "quickstart.json").read_text()) == plan.FAST.as_json()
     assert runner.read_record(tmp_path / "new", "data") is not None
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [(["gmm", "gmn"], "gmn"), (["mse", "diffusion"], "lacks gmm"), (["gmm", "GMMHead"], "GMMHead.*short name")],
+)
+def test_heads_that_cannot_be_compared_are_refused_and_nothing_is_written(tmp_path, heads, message):
+    with pytest.raises(UserError, match=message):
+        quickstart.main(["--folder", str(tmp_path / "new"), "--heads", *heads])
+    assert not (tmp_path / "new").exists()

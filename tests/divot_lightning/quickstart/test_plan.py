@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.quickstart.measure import KINDS
-from divot_lightning.quickstart.plan import FAST, FULL, MAIN_HEAD, QuickstartSettings, make_plan, recipe_steps
+from divot_lightning.quickstart.plan import (
+    FAST,
+    FULL,
+    HEAD_OPTIONS,
+    MAIN_HEAD,
+    QuickstartSettings,
+    make_plan,
+    recipe_steps,
+)
 from divot_lightning.quickstart.steps import Step, check_plan
 from divot_lightning.recipe_files import recipe_names
 
@@ -40,6 +48,7 @@ def test_every_head_is_trained_with_every_seed():
 def test_settings_of_the_recipes_are_left_alone_but_for_paths_head_and_seed():
     allowed = {"config", "run", "model.head", "seed_everything", "data.seed", "model.previous", "data.train"}
     allowed |= {"data.validation", "data.tokenizer", "model.llm.text_tokenizer", "model.detokenizer"}
+    allowed |= {option for sizes in HEAD_OPTIONS.values() for option in sizes}
     for step in fits():
         extra = set(options(step)) - allowed
         assert extra == ({"trainer.max_steps"} if step.name in ("control_tokenizer", "control_detokenizer") else set())
