@@ -31,12 +31,6 @@ COMPARISON_HEIGHT = 256
 """Comparisons of smaller clips are enlarged to about this many rows, so that players show them sharp."""
 
 
-def null_tokens(tokenizer: VideoTokenizer, size: int) -> Tensor:
-    """Returns the tokens of an all-zero (mid-grey) clip, the unconditional input of guidance: (Q, C) float."""
-    device = next(tokenizer.parameters()).device
-    return tokenizer(torch.zeros(1, tokenizer.config.num_frames, 3, size, size, device=device))[0]
-
-
 @dataclass
 class Reconstructor:
     """A tokenizer and a de-tokenizer that fit together, ready for use.
@@ -87,7 +81,7 @@ class Reconstructor:
         """
         config = self.detokenizer.config
         guided = (sampling or config.sampling).guidance != 1.0
-        null_QC = null_tokens(self.tokenizer, config.size) if guided else None
+        null_QC = self.tokenizer.null_tokens(config.size, config.size) if guided else None
         device = next(self.detokenizer.parameters()).device
         for tokens_BQC in tokens_NQC.split(self.batch_size):
             video_BFCHW = self.detokenizer.decode(

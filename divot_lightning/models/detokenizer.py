@@ -5,18 +5,21 @@ K condition tokens, E condition width.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.latents import LatentsConfig, build_latents
+from divot_lightning.models.latents import BlockDCTLatents, LatentsConfig, VAELatents, build_latents
 from divot_lightning.models.noise_schedule import (
     NoiseScheduleConfig,
     SamplingConfig,
     build_scheduler,
+    check_sampling,
     ddim_step,
     draw_timesteps,
     guide,
@@ -24,6 +27,9 @@ from divot_lightning.models.noise_schedule import (
 )
 from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.video_dit import VideoDiT, VideoDiTConfig
+
+VAE_FOLDER = "vae"
+"""Inside a component folder: the sizes of the VAE; its weights are among the component's."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,14 @@ class VideoDetokenizer(nn.Module):
 
     Args:
         config: All settings.
+        latents: In place of those that the settings name.
     """
 
-    def __init__(self, config: DetokenizerConfig) -> None:
+    def __init__(self, config: DetokenizerConfig, latents: BlockDCTLatents | VAELatents | None = None) -> None:
         super().__init__()
         self.config = config
-        self.latents = build_latents(config.latents)
+        check_sampling(config.noise_schedule, config.sampling)
+        self.latents = latents or build_latents(config.latents)
         if config.size % self.latents.block_size:
             raise UserError(
                 f"de-tokenizer: size {config.size} is not a multiple of the latents' {self.latents.block_size} pixels"
@@ -118,6 +126,20 @@ class VideoDetokenizer(nn.Module):
         self.resampler = _condition_resampler(config)
         self.denoiser = _denoiser(config, self.latents.channels, config.size // self.latents.block_size)
         self.scheduler = build_scheduler(config.noise_schedule)
+
+    def save_extra(self, folder: Path) -> None:
+        """Writes the VAE's sizes beside the weights, so that its own folder is not needed again."""
+        if isinstance(self.latents, VAELatents):
+            self.latents.vae.save_config(folder / VAE_FOLDER)
+
+    @classmethod
+    def from_component(cls, config: dict[str, Any], folder: Path) -> "VideoDetokenizer":
+        """Builds the module of a component folder, with random weights."""
+        settings = DetokenizerConfig(**config)
+        if settings.latents.kind == "block_dct":
+            return cls(settings)
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / VAE_FOLDER))
+        return cls(settings, VAELatents(vae, settings.latents.scale))
 
     def condition(self, tokens_BQC: Tensor) -> Tensor:
         """Turns tokens into what the denoiser attends to, (B, K, E)."""
@@ -187,6 +209,7 @@ class VideoDetokenizer(nn.Module):
             Clips (B, F, 3, H, W), float, nominally in [-1, 1].
         """
         sampling = sampling or self.config.sampling
+        check_sampling(self.config.noise_schedule, sampling)
         guided = sampling.guidance != 1.0
         if guided and null_tokens_QC is None:
             raise UserError(

@@ -57,11 +57,12 @@ def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
         A transformers tokenizer that knows ``SPECIAL_TOKEN_NAMES``, and the ids of those it did not know.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(
             f"text_tokenizer={str(folder)!r} cannot be loaded as a transformers tokenizer ({type(error).__name__}).\n"
-            "Give a folder with tokenizer.json and tokenizer_config.json."
+            "Give a folder with tokenizer.json and tokenizer_config.json, or a hub name that was downloaded before\n"
+            "(hf download NAME): training itself asks no network."
         ) from error
     known = tokenizer.get_vocab()
     new_names = [name for name in SPECIAL_TOKEN_NAMES if name not in known]
@@ -82,7 +83,7 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
         The causal language model.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(
             f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n"

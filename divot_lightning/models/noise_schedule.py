@@ -7,6 +7,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from divot_lightning.errors import UserError
+
 
 @dataclass(frozen=True)
 class NoiseScheduleConfig:
@@ -61,6 +63,19 @@ def signal_shares(config: NoiseScheduleConfig) -> Tensor:
         return shares
     # SNR = share / (1 - share), solved for the share after dividing the SNR by shift^2.
     return shares / (shares + (1.0 - shares) * config.snr_shift**2)
+
+
+def check_sampling(schedule: NoiseScheduleConfig, sampling: SamplingConfig) -> None:
+    """Refuses to sample from where the prediction says nothing about the clip.
+
+    Raises:
+        UserError: The noise is predicted and sampling starts at a step that is nothing but noise.
+    """
+    if schedule.prediction == "epsilon" and schedule.zero_terminal_snr and sampling.spacing != "leading":
+        raise UserError(
+            f"sampling.spacing {sampling.spacing!r} starts at the zero-SNR step, where prediction 'epsilon' says nothing "
+            "about the clip\nset spacing to 'leading', the prediction to 'v_prediction' or zero_terminal_snr to false"
+        )
 
 
 def build_scheduler(config: NoiseScheduleConfig, spacing: str = "trailing") -> DDIMScheduler:

@@ -7,6 +7,7 @@ C channels, H W pixels.
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -184,6 +185,12 @@ class VideoTokenizer(nn.Module):
             functional.adaptive_avg_pool2d(maps, pool).flatten(2).transpose(1, 2).unflatten(0, x_BFPC.shape[:2])
         )
         return self.to_tokens(self.spatiotemporal(self.pooled_norm(pooled_BFGC)))
+
+    @torch.no_grad()
+    def null_tokens(self, height: int, width: int) -> Tensor:
+        """Computes the tokens (Q, token_dim) of an all-zero, mid-grey clip: guidance's unconditional branch."""
+        weight = next(self.parameters())
+        return self(weight.new_zeros(1, self.config.num_frames, 3, height, width))[0]
 
     def forward(self, video_BF3HW: Tensor) -> Tensor:
         """Encodes clips.

@@ -5,7 +5,6 @@ Letters: Q queries per clip, D LLM width, V vocabulary.
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from divot_lightning.models.language_model import (
     word_embeddings,
 )
 from divot_lightning.models.video_llm_config import BuiltVideoLLMConfig, VideoLLMConfig
+from divot_lightning.registry import build_head
 
 
 def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
@@ -83,12 +83,4 @@ def build_stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead
     """
     if not isinstance(config, BuiltVideoLLMConfig):
         raise UserError("VideoLLM needs a head_factory; only a stored video LLM knows its generation head.")
-    module, _, name = config.head_class.rpartition(".")
-    try:
-        head_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"The generation head {config.head_class!r} of this video LLM cannot be imported: {error}.\n"
-            "Install the distribution that holds it; `divot heads` lists what is installed."
-        ) from error
-    return head_class(hidden_dim, config.feature_dim, **config.head_init_args)
+    return build_head(config.head_class, config.head_init_args, hidden_dim, config.feature_dim)

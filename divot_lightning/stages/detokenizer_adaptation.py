@@ -14,7 +14,6 @@ from divot_lightning.models.detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM
-from divot_lightning.stages.detokenizer_refinement import null_clip_tokens
 from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
 from divot_lightning.stages.tokenizer_pretraining import check_token_sizes, log_validation
 
@@ -85,7 +84,7 @@ class DetokenizerAdaptation(LightningModule):
             self.sampled_features(batch, video),
             terminal_share=self.terminal_share,
             condition_dropout=self.condition_dropout,
-            null_tokens_QC=null_clip_tokens(self.tokenizer, video),
+            null_tokens_QC=self.tokenizer.null_tokens(*video.shape[-2:]),
         )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(video))
         return loss

@@ -55,7 +55,7 @@ class DetokenizerRefinement(LightningModule):
         video = to_unit_range(batch["video"])
         with torch.no_grad():
             tokens = self.tokenizer(video)
-            null_tokens = null_clip_tokens(self.tokenizer, video)
+            null_tokens = self.tokenizer.null_tokens(*video.shape[-2:])
         loss = self.detokenizer.loss(
             video,
             tokens,
@@ -82,9 +82,3 @@ class DetokenizerRefinement(LightningModule):
     def used_components(self) -> dict[str, Path]:
         """Returns the tokenizer that it was refined for."""
         return {"tokenizer": self.tokenizer_folder}
-
-
-@torch.no_grad()
-def null_clip_tokens(tokenizer: VideoTokenizer, like_BFCHW: Tensor) -> Tensor:
-    """Returns the tokens (Q, C) of an all-zero clip of the given clips' size: guidance's unconditional branch."""
-    return tokenizer(torch.zeros_like(like_BFCHW[:1]))[0]

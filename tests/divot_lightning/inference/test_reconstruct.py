@@ -13,7 +13,6 @@ from divot_lightning.errors import UserError
 from divot_lightning.inference.reconstruct import (
     Reconstructor,
     comparison,
-    null_tokens,
     read_clips,
     reconstruct_files,
 )
@@ -121,12 +120,6 @@ def test_decoding_is_reproducible_and_depends_on_the_tokens(run):
     assert decode(tokens).dtype == torch.uint8
     assert torch.equal(decode(tokens), decode(tokens))
     assert not torch.equal(decode(tokens), decode(tokens.flip(0)))
-
-
-def test_null_tokens_are_those_of_a_grey_clip(run):
-    tokenizer = Reconstructor.from_run(run).tokenizer
-    grey = tokenizer(torch.zeros(1, 16, 3, 32, 32))[0]
-    torch.testing.assert_close(null_tokens(tokenizer, 32), grey)
 
 
 def test_comparison_is_enlarged_by_whole_pixels():

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -352,3 +353,13 @@ def test_a_frozen_vae_carries_the_latents(tmp_path, video, tokens):
     assert all(value.grad is None for value in detokenizer.latents.parameters())
     assert not detokenizer.latents.vae.training
     assert detokenizer.decode(tokens, generator=seeded()).shape == video.shape
+
+
+def test_a_component_with_a_vae_needs_the_vae_folder_only_once(tmp_path, video, tokens):
+    AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
+    detokenizer = make(latents=LatentsConfig("vae", str(tmp_path / "vae")), size=SIZE)
+    save_component(detokenizer, tmp_path / "detokenizer")
+    shutil.rmtree(tmp_path / "vae")
+    again = load_component(tmp_path / "detokenizer", VideoDetokenizer)
+    losses = [each.loss(video, tokens, generator=seeded()) for each in (detokenizer, again)]
+    assert torch.equal(*losses)

@@ -4,9 +4,12 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
+from divot_lightning.errors import UserError
 from divot_lightning.models.noise_schedule import (
     NoiseScheduleConfig,
+    SamplingConfig,
     build_scheduler,
+    check_sampling,
     ddim_step,
     draw_timesteps,
     guide,
@@ -190,3 +193,11 @@ def test_a_step_is_diffusers_own_where_that_visits_the_same_steps(prediction, et
         ours = ddim_step(scheduler, given, state, step=times[at], following=following, eta=eta, noise=noise)
         theirs = scheduler.step(given, times[at], state, eta=eta, variance_noise=noise).prev_sample
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_sampling_from_pure_noise_by_noise_prediction_is_refused(spacing):
+    with pytest.raises(UserError, match=rf"{spacing}.*zero-SNR"):
+        check_sampling(NoiseScheduleConfig(prediction="epsilon"), SamplingConfig(spacing=spacing))
+    check_sampling(NoiseScheduleConfig(prediction="epsilon"), SamplingConfig(spacing="leading"))
+    check_sampling(NoiseScheduleConfig(prediction="epsilon", zero_terminal_snr=False), SamplingConfig(spacing=spacing))

@@ -7,7 +7,7 @@ from divot_lightning.components import find_component, load_component, save_comp
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer import VideoDetokenizer
 from divot_lightning.models.tokenizer import VideoTokenizer
-from divot_lightning.stages.detokenizer_refinement import DetokenizerRefinement, null_clip_tokens
+from divot_lightning.stages.detokenizer_refinement import DetokenizerRefinement
 from divot_lightning.stages.export import ComponentExport
 from divot_lightning.stages.optimization import OptimizerSettings
 
@@ -91,11 +91,11 @@ def test_the_papers_dropout_is_the_default_and_validation_has_none(stage, clips,
     assert seen == [(True, 0.05), (False, 0.0), (False, 0.0)]
 
 
-def test_null_tokens_do_not_depend_on_the_clips(stage):
+def test_null_tokens_are_those_of_an_all_zero_clip(stage):
     given = torch.randn(3, 16, 3, 8, 8)
-    null = null_clip_tokens(stage.tokenizer, given)
+    null = stage.tokenizer.null_tokens(8, 8)
     assert null.shape == (3, 8)
-    assert torch.equal(null, null_clip_tokens(stage.tokenizer, -given[:1]))
+    torch.testing.assert_close(null, stage.tokenizer(torch.zeros_like(given))[1])
 
 
 def test_the_run_hands_on_its_detokenizer_and_records_the_tokenizer(stage, pretraining_run, clips, tmp_path):
