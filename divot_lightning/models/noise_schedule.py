@@ -74,7 +74,8 @@ def check_sampling(schedule: NoiseScheduleConfig, sampling: SamplingConfig) -> N
     if schedule.prediction == "epsilon" and schedule.zero_terminal_snr and sampling.spacing != "leading":
         raise UserError(
             f"sampling.spacing {sampling.spacing!r} starts at the zero-SNR step, where prediction 'epsilon' says "
-            "nothing about the clip\nset spacing to 'leading', the prediction to 'v_prediction' or zero_terminal_snr to false"
+            "nothing about the clip\n"
+            "set spacing to 'leading', the prediction to 'v_prediction' or zero_terminal_snr to false"
         )
 
 
