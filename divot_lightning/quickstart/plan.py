@@ -56,7 +56,10 @@ FAST = QuickstartSettings(
 )
 """Every step at a size that says nothing about quality, to see that all of it works."""
 
-HEAD_OPTIONS: dict[str, dict[str, Any]] = {"diffusion": {"model.head.width": 256, "model.head.draws_per_token": 2}}
+HEAD_OPTIONS: dict[str, dict[str, Any]] = {
+    "diffusion": {"model.head.width": 256, "model.head.draws_per_token": 1},
+    "flow": {"model.head.draws_per_clip": 1},
+}
 """Sizes of heads whose defaults are too large for two CPU cores; all else is as the recipe or the head has it."""
 
 MAIN_HEAD = "gmm"
