@@ -137,11 +137,13 @@ def test_a_killed_job_leaves_no_child_behind_and_goes_on(tmp_path, how):
     script = tmp_path / "job.py"
     script.write_text(
         textwrap.dedent(f"""
-        import pathlib, sys
+        import pathlib, signal, sys
         from divot_lightning.quickstart.runner import StepRunner
         from divot_lightning.quickstart.steps import Step
         from divot_lightning.quickstart.stopping import stop_on_terminate
 
+        # A shell that starts the tests in the background has them ignore SIGINT, and children inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         stop_on_terminate()
         folder = pathlib.Path({str(tmp_path)!r})
         wait = "echo $$ > {tmp_path}/pid; [ -e {tmp_path}/go ] || exec sleep 60"
