@@ -17,7 +17,7 @@ class OptimizerSettings:
 
     Attributes:
         name: `adamw` as in the paper, or `muon`: Muon for the matrices inside the network, AdamW for all the rest.
-            Muon reaches the same reconstruction loss in about a third of the steps on the toy world
+            On the toy world Muon reaches the same reconstruction loss in less than half of the steps
             (docs/experiments.md); it keeps whole matrices together and so does not run under ZeRO.
         lr: Peak learning rate of AdamW.
         matrix_lr: Peak learning rate of Muon, scaled to AdamW's update size; `muon` only.
