@@ -22,7 +22,7 @@ help:
 setup: $(VENV)/installed
 
 quickstart: $(VENV)/installed
-	$(BIN)/divot quickstart --heads mse diffusion gmm flow $(QUICKSTART_ARGS)
+	$(BIN)/divot quickstart $(QUICKSTART_ARGS)
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
