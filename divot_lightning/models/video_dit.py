@@ -25,9 +25,8 @@ class VideoDiTConfig:
         layers: Number of blocks.
         heads: Attention heads; they divide the width.
         condition_in_modulation: Adds a projection of all condition tokens, side by side, to the time embedding that
-            modulates every block, beside the cross-attention. The paper conditions by cross-attention only (`false`);
-            on two CPU cores in minutes that alone leaves the plateau of the mean picture too late
-            (docs/experiments.md).
+            modulates every block, beside the cross-attention. The paper conditions by cross-attention only (`false`).
+            The toy recipes set it; what it alone contributes there has not been measured.
     """
 
     patch_frames: int = 2

@@ -18,7 +18,7 @@ class OptimizerSettings:
     Attributes:
         name: `adamw` as in the paper, or `muon`: Muon for the matrices inside the network, AdamW for all the rest.
             On the toy world Muon reaches the same reconstruction loss in less than half of the steps
-            (docs/experiments.md); it keeps whole matrices together and so does not run under ZeRO.
+            (docs/experiments.md); it needs whole matrices and has not been run under ZeRO.
         lr: Peak learning rate of AdamW.
         matrix_lr: Peak learning rate of Muon, scaled to AdamW's update size; `muon` only.
         betas: AdamW's decay rates of the first and second moment.
