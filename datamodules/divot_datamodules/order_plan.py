@@ -1,0 +1,273 @@
+"""The order of training samples as a pure function of the recipe: which samples step n takes, for every n.
+
+Nothing here depends on ranks, workers or what was read before. Every process can compute every step, so a step takes
+the same samples in any layout, and going on after a stop is arithmetic.
+
+A source is passed over again and again. In each pass its units (shards) are permuted and laid end to end; a fixed
+number of streams read this sequence side by side, each its own contiguous part, and a window of the samples that come
+next from all streams together is shuffled. Undecoded samples are what is shuffled, so the window costs no memory.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from divot_lightning.errors import UserError
+
+Indices = NDArray[np.int64]
+
+
+class Slot(NamedTuple):
+    """One place in the order.
+
+    Attributes:
+        number: Counts all slots of the training; never used twice, so it seeds what is drawn for this sample.
+        source: Which source.
+        pass_number: How often the source was passed over before.
+        unit: Which of the source's units (shards).
+        sample: Which of the unit's samples.
+    """
+
+    number: int
+    source: int
+    pass_number: int
+    unit: int
+    sample: int
+
+
+@lru_cache(maxsize=16)
+def _permutation(size: int, *seed: int) -> Indices:
+    return np.random.default_rng(seed).permutation(size)
+
+
+@dataclass(frozen=True)
+class SourceOrder:
+    """The endless order of one source's samples; each pass holds every sample once.
+
+    Attributes:
+        counts: Samples of each unit; at least one sample in all.
+        seed: Decides the order.
+        streams: Logical streams that read side by side, at least 1; more mix better, fewer read more in sequence.
+        shuffle: Samples of the window that is shuffled, at least 1.
+    """
+
+    counts: tuple[int, ...]
+    seed: int = 0
+    streams: int = 64
+    shuffle: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.streams < 1:
+            raise UserError(f"streams is {self.streams}; it must be at least 1.")
+        if self.shuffle < 1:
+            raise UserError(f"the shuffle window is {self.shuffle} samples; it must be at least 1 (1: no shuffle).")
+        assert min(self.counts, default=0) >= 0
+        if self.size == 0:
+            raise UserError(f"a source of {len(self.counts)} units holds no samples; it needs at least one.")
+
+    @cached_property
+    def size(self) -> int:
+        """Samples of one pass."""
+        return sum(self.counts)
+
+    @cached_property
+    def _passes(self) -> dict[int, tuple[Indices, Indices]]:
+        return {}
+
+    def _pass_order(self, pass_number: int) -> tuple[Indices, Indices]:
+        """Returns the permuted units and where each of them ends when they are laid end to end."""
+        if pass_number not in self._passes:
+            while len(self._passes) > 2:
+                del self._passes[next(iter(self._passes))]
+            units = np.random.default_rng([self.seed, pass_number]).permutation(len(self.counts))
+            self._passes[pass_number] = units, np.cumsum(np.array(self.counts, dtype=np.int64)[units])
+        return self._passes[pass_number]
+
+    def locate(self, index: int) -> tuple[int, int, int]:
+        """Finds the sample at one place of the order.
+
+        Args:
+            index: Counts from the first sample of the first pass, at least 0.
+
+        Returns:
+            Pass number, unit, sample.
+
+        >>> order = SourceOrder(counts=(3, 2), streams=2)
+        >>> sorted(order.locate(index)[1:] for index in range(5))
+        [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+        """
+        pass_number, place = divmod(index, self.size)
+        units, ends = self._pass_order(pass_number)
+        position = self._stream_position(self._shuffled(place, pass_number))
+        at = int(np.searchsorted(ends, position, side="right"))
+        unit = int(units[at])
+        return pass_number, unit, position - int(ends[at]) + self.counts[unit]
+
+    def _shuffled(self, place: int, pass_number: int) -> int:
+        window, offset = divmod(place, self.shuffle)
+        first = window * self.shuffle
+        order = _permutation(min(self.shuffle, self.size - first), self.seed, pass_number, window)
+        return first + int(order[offset])
+
+    def _stream_position(self, place: int) -> int:
+        """Deals places to the streams in turn; each stream has its contiguous part of the pass."""
+        streams = min(self.streams, self.size)
+        length, longer = divmod(self.size, streams)
+        row, stream = divmod(place, streams)
+        return stream * length + min(stream, longer) + row
+
+
+def share_out(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tuple[int, tuple[int, ...]]:
+    """Tells whose turn is number n when turns are shared out by weight as evenly as can be.
+
+    The first source takes its share of all turns (Bresenham's line), the second its share of what is left, and so on.
+    No source is ever more than one turn per source away from its share.
+
+    Args:
+        number: n, at least 0.
+        weights: Greater than 0.
+        phase: In [0, 1): where the lines start.
+
+    Returns:
+        Whose turn it is, and how many turns each had before.
+
+    >>> [share_out(n, (2.0, 1.0))[0] for n in range(6)]
+    [0, 1, 0, 0, 1, 0]
+    >>> share_out(6, (2.0, 1.0))[1]
+    (4, 2)
+    """
+    remaining = [*accumulate(reversed(weights))][::-1]
+    turn, before, left, mine = -1, [], number, True
+    for source, (weight, total) in enumerate(zip(weights, remaining, strict=True)):
+        last = source == len(weights) - 1
+        taken = left if last else math.floor(left * (weight / total) + phase)
+        takes_this = last or math.floor((left + 1) * (weight / total) + phase) > taken
+        if mine and takes_this:
+            turn, mine = source, False
+        before.append(taken)
+        left -= taken
+    return turn, tuple(before)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a plan begins to count with its batch sizes; a run that goes on with others begins at its position.
+
+    Attributes:
+        step: The first step.
+        samples: Samples of each source that the steps before took; () for none.
+    """
+
+    step: int = 0
+    samples: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class OrderPlan:
+    """Which samples each training step takes, all processes together.
+
+    Attributes:
+        sources: The sources.
+        batch_sizes: One number: every step mixes samples of all sources by weight. One for each source: every step
+            takes one source, and the weights are shares of the steps.
+        weights: Greater than 0; () for one source.
+        exact: Steps never reach over the end of a pass: its last step takes what is left. For one source.
+        origin: Where the counting begins.
+    """
+
+    sources: tuple[SourceOrder, ...]
+    batch_sizes: tuple[int, ...]
+    weights: tuple[float, ...] = ()
+    exact: bool = False
+    origin: Origin = Origin()
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            object.__setattr__(self, "weights", (1.0,) * len(self.sources))
+        for weight in self.weights:
+            if not 0 < weight < math.inf:
+                raise UserError(
+                    f"a source has the weight {weight}; it must be greater than 0 (or leave the source out)."
+                )
+        for size in self.batch_sizes:
+            if size < 1:
+                raise UserError(f"a batch size is {size}; it must be at least 1.")
+        if self.exact and len(self.sources) > 1:
+            raise UserError(
+                f"{len(self.sources)} sources are mixed by weight, so no epoch covers each exactly once.\n"
+                "Set epoch to endless, or train on one source."
+            )
+        assert len(self.weights) == len(self.sources)
+        assert len(self.batch_sizes) in (1, len(self.sources))
+        assert not (self.exact and self.origin.step), "an exact epoch begins at step 0"
+
+    @property
+    def mixes_samples(self) -> bool:
+        """Whether a step takes samples of all sources."""
+        return len(self.batch_sizes) == 1
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Steps of one pass if passes are exact, else None."""
+        return -(-self.sources[0].size // self.batch_sizes[0]) if self.exact else None
+
+    def batch(self, step: int) -> list[Slot]:
+        """Returns the samples of a step, in order; the share of a rank is `[rank::world_size]`.
+
+        Args:
+            step: Not before the plan's origin.
+        """
+        if self.exact:
+            return self._exact_batch(step)
+        before = self.samples_before(step)
+        first = sum(before)
+        if self.mixes_samples:
+            numbers = range(first, first + self.batch_sizes[0])
+            return [self._mixed_slot(number) for number in numbers]
+        source, _ = share_out(step, self.weights)
+        return [self._slot(first + j, source, before[source] + j) for j in range(self.batch_sizes[source])]
+
+    def samples_before(self, step: int) -> tuple[int, ...]:
+        """Returns how many samples of each source the steps before this one took."""
+        assert step >= self.origin.step, f"step {step} lies before the plan's origin {self.origin.step}"
+        if self.exact:
+            epoch, rest = divmod(step, self.steps_per_epoch or 1)
+            return (epoch * self.sources[0].size + rest * self.batch_sizes[0],)
+        taken = self.origin.samples or (0,) * len(self.sources)
+        if self.mixes_samples:
+            number = sum(taken) + (step - self.origin.step) * self.batch_sizes[0]
+            return share_out(number, self.weights)[1]
+        now, then = share_out(step, self.weights)[1], share_out(self.origin.step, self.weights)[1]
+        counts = zip(taken, now, then, self.batch_sizes, strict=True)
+        return tuple(samples + (steps - earlier) * size for samples, steps, earlier, size in counts)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what decides the order apart from batch sizes, JSON-able, so that a resumed run can compare it."""
+        orders = [
+            {"units": len(s.counts), "samples": s.size, "seed": s.seed, "streams": s.streams, "shuffle": s.shuffle}
+            for s in self.sources
+        ]
+        return {
+            "sources": orders,
+            "weights": list(self.weights),
+            "exact": self.exact,
+            "mixes_samples": self.mixes_samples,
+        }
+
+    def _exact_batch(self, step: int) -> list[Slot]:
+        (first,) = self.samples_before(step)
+        size = self.sources[0].size
+        end = min(first + self.batch_sizes[0], (first // size + 1) * size)
+        return [self._slot(number, 0, number) for number in range(first, end)]
+
+    def _mixed_slot(self, number: int) -> Slot:
+        source, before = share_out(number, self.weights)
+        return self._slot(number, source, before[source])
+
+    def _slot(self, number: int, source: int, index: int) -> Slot:
+        return Slot(number, source, *self.sources[source].locate(index))
