@@ -48,10 +48,10 @@ def run_quickstart(folder: Path, *, fast: bool, jobs: int, heads: Sequence[str] 
     """Runs all steps that are not done, then writes the report."""
     from dataclasses import replace
 
+    from divot_lightning.jobs.runner import StepRunner
+    from divot_lightning.jobs.stopping import stop_on_terminate
     from divot_lightning.quickstart.collect import build_report
     from divot_lightning.quickstart.plan import FAST, FULL, MAIN_HEAD, Layout, make_plan
-    from divot_lightning.quickstart.runner import StepRunner
-    from divot_lightning.quickstart.stopping import stop_on_terminate
     from divot_lightning.report.rendering import write_report
 
     settings = FAST if fast else FULL

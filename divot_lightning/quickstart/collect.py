@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from divot_lightning.evaluation.scores import Score, SeedSummary
+from divot_lightning.jobs.progress import clock
+from divot_lightning.jobs.runner import StepRecord
 from divot_lightning.quickstart.conditions import describe_machine
 from divot_lightning.quickstart.illustrations import (
     answered_clips,
@@ -12,9 +14,7 @@ from divot_lightning.quickstart.illustrations import (
     reconstruction_rows,
 )
 from divot_lightning.quickstart.plan import MAIN_HEAD, Layout, QuickstartSettings, recipe_steps
-from divot_lightning.quickstart.progress import clock
 from divot_lightning.quickstart.results import Results
-from divot_lightning.quickstart.runner import StepRecord
 from divot_lightning.quickstart.score_tables import (
     TARGETS,
     caption_table,

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from divot_lightning.quickstart.steps import Step
+from divot_lightning.jobs.steps import Step
 from divot_lightning.recipe_files import find_recipe
 
 DIVOT = (sys.executable, "-m", "divot_lightning")

@@ -6,8 +6,9 @@ import pytest
 
 from divot_lightning.cli import quickstart
 from divot_lightning.errors import UserError
-from divot_lightning.quickstart import plan, runner
-from divot_lightning.quickstart.steps import Step
+from divot_lightning.jobs import runner
+from divot_lightning.jobs.steps import Step
+from divot_lightning.quickstart import plan
 
 
 def test_folder_with_other_things_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from divot_lightning.jobs.steps import Step, check_plan
 from divot_lightning.quickstart.measure import KINDS
 from divot_lightning.quickstart.plan import (
     FAST,
@@ -15,7 +16,6 @@ from divot_lightning.quickstart.plan import (
     make_plan,
     recipe_steps,
 )
-from divot_lightning.quickstart.steps import Step, check_plan
 from divot_lightning.recipe_files import recipe_names
 
 FOLDER = Path("some/folder")

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from divot_lightning.jobs.runner import read_record
 from divot_lightning.quickstart.plan import FAST, make_plan
-from divot_lightning.quickstart.runner import read_record
 
 
 @pytest.mark.slow

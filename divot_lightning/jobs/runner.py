@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
+from divot_lightning.cli.run_folder import newest_checkpoint
 from divot_lightning.errors import UserError
-from divot_lightning.quickstart.processes import resident_mib, start_process, stop_processes
-from divot_lightning.quickstart.progress import Display, StepMeter, clock, read_progress
-from divot_lightning.quickstart.steps import Step, check_plan
+from divot_lightning.jobs.processes import resident_mib, start_process, stop_processes
+from divot_lightning.jobs.progress import Display, StepMeter, clock, read_progress
+from divot_lightning.jobs.steps import Step, check_plan
 
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 30.0
@@ -35,6 +36,7 @@ class StepRecord:
         together_mib: Largest resident memory of all steps that ran at one time while this one did.
         attempts: How often it was started.
         started: When it was first started, seconds since 1970.
+        failure: What it said last if its latest attempt failed; "" else.
     """
 
     name: str
@@ -45,6 +47,7 @@ class StepRecord:
     together_mib: float
     attempts: int
     started: float
+    failure: str = ""
 
 
 @dataclass
@@ -75,14 +78,25 @@ class StepRunner:
         folder: Holds `steps/` with a log and a record per step.
         jobs: How many slots steps share.
         display: Shows what goes on.
+        keep_going: Whether a failed step stops only those that wait for it; else it stops the job.
     """
 
-    def __init__(self, steps: Sequence[Step], folder: Path, *, jobs: int = 2, display: Display | None = None) -> None:
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        folder: Path,
+        *,
+        jobs: int = 2,
+        display: Display | None = None,
+        keep_going: bool = False,
+    ) -> None:
         check_plan(steps)
         if jobs < 1:
             raise UserError(f"--jobs is {jobs}; it must be at least 1")
         self.steps, self.folder, self.jobs = list(steps), folder, jobs
         self.display = display or Display()
+        self.keep_going = keep_going
+        self.failed: set[str] = set()
         self.running: dict[str, _Running] = {}
         self.former_seconds = 0.0
         self.began = self.noted = time.monotonic()
@@ -96,11 +110,12 @@ class StepRunner:
         """Runs what is not done yet.
 
         Returns:
-            The record of every step, in the order of the plan.
+            The record of every step that was started, in the order of the plan.
 
         Raises:
             UserError: If another job uses the folder, if a step that is done was made by another command, or if a step
-                fails; the steps that ran beside it are stopped and go on at the next start.
+                fails and the job does not keep going; the steps that ran beside it are stopped and go on at the next
+                start.
         """
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
         with (self.folder / "steps" / "lock").open("w") as lock:
@@ -118,7 +133,8 @@ class StepRunner:
         return [record for step in self.steps if (record := read_record(self.folder, step.name))]
 
     def _loop(self, done: set[str], lock: int) -> None:
-        while len(done) < len(self.steps):
+        while len(done) + len(self.failed) < len(self.steps):
+            self._give_up_waiting()
             self._start_ready(done, lock)
             self._note_memory()
             if time.monotonic() - self.noted > RECORD_SECONDS:
@@ -129,6 +145,12 @@ class StepRunner:
             footer = f"{len(done)} of {len(self.steps)} steps done, elapsed {clock(self.total_seconds)}"
             self.display.show([running.meter for running in self.running.values()], footer)
             time.sleep(POLL_SECONDS if self.running else 0)
+
+    def _give_up_waiting(self) -> None:
+        """Counts steps as failed that wait for a failed one; plans are sorted, so one walk finds them all."""
+        for step in self.steps:
+            if self.failed.intersection(step.after):
+                self.failed.add(step.name)
 
     def _read_total(self) -> float:
         path = self.folder / "steps" / TOTAL_FILE
@@ -163,7 +185,7 @@ class StepRunner:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"another quickstart is working in {self.folder}\nWait for it, or give another --folder."
+                        f"another job is working in {self.folder}\nWait for it, or give another --folder."
                     ) from None
                 time.sleep(POLL_SECONDS)
 
@@ -171,7 +193,9 @@ class StepRunner:
         free = self.jobs - sum(min(running.step.slots, self.jobs) for running in self.running.values())
         for place, step in enumerate(self.steps, start=1):
             slots = min(step.slots, self.jobs)
-            if step.name in done or step.name in self.running or not done.issuperset(step.after) or slots > free:
+            if step.name in done | self.failed or step.name in self.running or slots > free:
+                continue
+            if not done.issuperset(step.after):
                 continue
             self.running[step.name] = self._start(step, f"{place}/{len(self.steps)}", slots, lock)
             free -= slots
@@ -179,7 +203,7 @@ class StepRunner:
     def _start(self, step: Step, position: str, threads: int, lock: int) -> _Running:
         command = self._command(step)
         former = read_record(self.folder, step.name) or self._new_record(step)
-        record = replace(former, command=step.command, attempts=former.attempts + 1)
+        record = replace(former, command=step.command, attempts=former.attempts + 1, failure="")
         # A new log for each attempt: the bar of the former one would be taken for this one's.
         path = self._log(step.name)
         if path.is_file():
@@ -204,7 +228,7 @@ class StepRunner:
 
     def _command(self, step: Step) -> tuple[str, ...]:
         """Chooses between a new start and going on, and clears what a former attempt left."""
-        if step.run is not None and list((step.run / "checkpoints").glob("step_*.ckpt")):
+        if step.run is not None and newest_checkpoint(step.run) is not None:
             return step.resume
         for path in (*step.outputs, *((step.run,) if step.run else ())):
             if path.is_dir():
@@ -226,10 +250,19 @@ class StepRunner:
         del self.running[step.name]
         self._keep_time(running, now, done=status == 0)
         if status != 0:
-            raise UserError(self._failure(step, status))
+            return self._fail(running, self._failure(step, status))
         seconds, mib = running.record.seconds, running.record.peak_mib
         self.display.say(f"{running.meter.position:>6}  {step.name:<32} done in {clock(seconds)}, {mib:.0f} MiB")
         return True
+
+    def _fail(self, running: _Running, failure: str) -> bool:
+        running.record = replace(running.record, failure=failure)
+        self._write(running.record)
+        if not self.keep_going:
+            raise UserError(failure)
+        self.failed.add(running.step.name)
+        self.display.say(failure)
+        return False
 
     def _keep_time(self, running: _Running, now: float, *, done: bool) -> None:
         seconds = running.record.seconds + now - max(running.written, running.began)

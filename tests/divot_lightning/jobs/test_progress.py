@@ -2,7 +2,7 @@
 
 import io
 
-from divot_lightning.quickstart.progress import Display, Progress, StepMeter, read_progress
+from divot_lightning.jobs.progress import Display, Progress, StepMeter, read_progress
 
 
 def test_the_last_bar_in_the_log_counts(tmp_path):

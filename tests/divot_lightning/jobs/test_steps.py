@@ -3,7 +3,7 @@
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.quickstart.steps import Step, check_plan
+from divot_lightning.jobs.steps import Step, check_plan
 
 
 def test_plan_in_order_is_accepted():

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.quickstart import runner as runner_module
-from divot_lightning.quickstart.progress import Display
-from divot_lightning.quickstart.runner import StepRunner, read_record
-from divot_lightning.quickstart.steps import Step
+from divot_lightning.jobs import runner as runner_module
+from divot_lightning.jobs.progress import Display
+from divot_lightning.jobs.runner import StepRunner, read_record
+from divot_lightning.jobs.steps import Step
 
 
 def shell(name: str, script: str, **settings) -> Step:
@@ -76,20 +76,36 @@ def test_failed_step_is_reported_and_the_next_start_goes_on_from_there(tmp_path)
     assert [record.attempts for record in records] == [1, 2]
 
 
+def test_a_job_that_keeps_going_loses_only_what_waits_for_the_failed_step(tmp_path):
+    steps = [
+        shell("broken", "echo no luck; exit 3"),
+        shell("waits", "true", after=("broken",)),
+        shell("waits_longer", "true", after=("waits",)),
+        shell("other", "true"),
+    ]
+    runner = StepRunner(steps, tmp_path, display=Display(io.StringIO()), keep_going=True)
+    records = {record.name: record for record in runner.run()}
+    assert records["other"].done
+    assert runner.failed == {"broken", "waits", "waits_longer"}
+    assert not records["broken"].done
+    assert "no luck" in records["broken"].failure
+    assert records.keys() == {"broken", "other"}
+
+
 def test_what_an_unfinished_step_left_is_cleared_before_it_starts_again(tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "half.tar").touch()
     run([shell("data", f"[ ! -e {tmp_path}/shards ]", outputs=(tmp_path / "shards",))], tmp_path)
 
 
-def test_run_with_a_checkpoint_is_resumed_and_one_without_is_begun_anew(tmp_path):
+def test_run_with_a_checkpoint_is_resumed_and_one_without_is_begun_anew(tmp_path, monkeypatch):
     def fit(name: str) -> Step:
         run_folder = tmp_path / name
         return shell(name, f"[ ! -e {run_folder} ] && echo anew > {tmp_path}/{name}.how", run=run_folder,
                      resume=("/bin/sh", "-c", f"echo resumed > {tmp_path}/{name}.how"))  # fmt: skip
 
-    (tmp_path / "with" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "with" / "checkpoints" / "step_00000010.ckpt").touch()
+    monkeypatch.setattr(runner_module, "newest_checkpoint", lambda run: run if run.name == "with" else None)
+    (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()
     run([fit("with"), fit("without")], tmp_path)
     assert (tmp_path / "with.how").read_text() == "resumed\n"
@@ -106,13 +122,13 @@ def test_two_jobs_in_one_folder_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(runner_module, "LOCK_SECONDS", 0.0)
     with pytest.raises(UserError, match="failed"):
         run([shell("outer", "true"), shell("inner", _nested(tmp_path), after=("outer",))], tmp_path)
-    assert "another quickstart is working" in (tmp_path / "steps" / "inner.log").read_text()
+    assert "another job is working" in (tmp_path / "steps" / "inner.log").read_text()
 
 
 def _nested(folder: Path) -> str:
     code = (
-        "from pathlib import Path; from divot_lightning.quickstart import runner; "
-        "from divot_lightning.quickstart.steps import Step; runner.LOCK_SECONDS = 0.0; "
+        "from pathlib import Path; from divot_lightning.jobs import runner; "
+        "from divot_lightning.jobs.steps import Step; runner.LOCK_SECONDS = 0.0; "
         f"runner.StepRunner([Step('x', ('true',))], Path('{folder}')).run()"
     )
     return f'{sys.executable} -c "{code}"'
@@ -138,9 +154,9 @@ def test_a_killed_job_leaves_no_child_behind_and_goes_on(tmp_path, how):
     script.write_text(
         textwrap.dedent(f"""
         import pathlib, signal, sys
-        from divot_lightning.quickstart.runner import StepRunner
-        from divot_lightning.quickstart.steps import Step
-        from divot_lightning.quickstart.stopping import stop_on_terminate
+        from divot_lightning.jobs.runner import StepRunner
+        from divot_lightning.jobs.steps import Step
+        from divot_lightning.jobs.stopping import stop_on_terminate
 
         # A shell that starts the tests in the background has them ignore SIGINT, and children inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)

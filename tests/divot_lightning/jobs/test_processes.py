@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from divot_lightning.quickstart.processes import resident_mib, start_process, stop_processes
+from divot_lightning.jobs.processes import resident_mib, start_process, stop_processes
 
 
 @pytest.fixture
