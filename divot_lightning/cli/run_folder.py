@@ -7,6 +7,8 @@ A run folder:
 - `checkpoints/`: `step_00000200.ckpt` ..., `last.ckpt` points to the newest
 - a folder per trained component, and `components.json`: where the others came from
 - `finished.json`: written when training reached its last step
+- `stopped.json`: written when a signal stopped it, gone when it goes on
+- `run.lock`: there while a process trains
 """
 
 import zipfile
@@ -18,9 +20,11 @@ CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
 DEFECTS = "defects"
-"""Lists of unusable samples; the only thing that a run which never took a step may leave behind."""
+"""Lists of unusable samples; besides a lock the only thing that a run which never took a step may leave behind."""
 TENSORBOARD = "tensorboard"
 FINISHED = "finished.json"
+LOCK = "run.lock"
+STOPPED = "stopped.json"
 
 
 def require_free(run: Path) -> None:
@@ -33,7 +37,7 @@ def require_free(run: Path) -> None:
         return
     if not run.is_dir():
         raise UserError(f"--run {run} is a file; give a folder that does not exist yet.")
-    entries = sorted(path.name for path in run.iterdir() if path.name != DEFECTS)
+    entries = sorted(path.name for path in run.iterdir() if path.name not in (DEFECTS, LOCK, STOPPED))
     if not entries:
         return
     shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")
