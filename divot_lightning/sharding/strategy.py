@@ -1,0 +1,157 @@
+"""DeepSpeed ZeRO as a Lightning strategy that also runs without a GPU and counts accumulated gradients once."""
+
+import importlib.util
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import Tensor
+from torch.optim import Optimizer
+
+from divot_lightning.errors import UserError
+
+BUCKET_ELEMENTS = 50_000_000
+"""Gradients sent at a time: 200 MB in float32. Lightning's default, four times as much, costs memory for no speed."""
+
+
+class DivotDeepSpeedStrategy(DeepSpeedStrategy):
+    """Shards optimizer state (stage 1), gradients (2) and parameters (3) over all processes.
+
+    Differs from Lightning's strategy in these: it runs on CPUs with gloo; accumulated gradients are divided by their
+    number once, not twice; gradients are clipped only if the trainer says so; parameters are sharded while the stage
+    builds them (`divot_lightning.sharding.building`), not after; any sampler and any loader will do.
+
+    Args:
+        stage: What is sharded: 1, 2 or 3.
+        offload_optimizer: Keep optimizer state in the host's memory and step there.
+        offload_parameters: Keep sharded parameters there too; stage 3 only.
+        torch_adam: With offload, step with torch's AdamW instead of DeepSpeed's compiled kernel: slower, needs no
+            compiler.
+        bucket_elements: Gradients or parameters sent at a time, in elements.
+        persistence_elements: Parameters smaller than this stay whole on every process under stage 3.
+        timeout_minutes: A collective that waits for longer ends the run.
+        config: DeepSpeed settings on top of these, merged into them section by section.
+    """
+
+    def __init__(
+        self,
+        stage: Literal[1, 2, 3] = 2,
+        offload_optimizer: bool = False,
+        offload_parameters: bool = False,
+        torch_adam: bool = False,
+        bucket_elements: int = BUCKET_ELEMENTS,
+        persistence_elements: int = 100_000,
+        timeout_minutes: float = 30.0,
+        config: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        require_deepspeed()
+        if stage not in (1, 2, 3):
+            raise UserError(f"ZeRO stage {stage} is not known; choose 1, 2 or 3 (strategies divot_zero1, 2, 3)")
+        if offload_parameters and stage != 3:
+            raise UserError(f"offload_parameters needs ZeRO stage 3, not {stage}; set stage to 3 or leave it out")
+        super().__init__(
+            stage=stage,
+            offload_optimizer=offload_optimizer,
+            offload_parameters=offload_parameters,
+            allgather_bucket_size=bucket_elements,
+            reduce_bucket_size=bucket_elements,
+            # For DeepSpeed's throughput lines only; Lightning would ask a batch sampler that we do not have.
+            logging_batch_size_per_gpu=1,
+            timeout=timedelta(minutes=timeout_minutes),
+            **kwargs,
+        )
+        assert isinstance(self.config, dict)
+        zero = self.config["zero_optimization"]
+        zero["stage3_param_persistence_threshold"] = persistence_elements
+        if offload_optimizer and torch_adam:
+            self.config["zero_force_ds_cpu_optimizer"] = False
+        merge_settings(self.config, config or {})
+        self.offloads = bool(zero.get("offload_optimizer"))
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        assert isinstance(self.config, dict)
+        return int(self.config["zero_optimization"]["stage"])
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device of this process; on CPUs with the index that DeepSpeed asks for."""
+        device = super().root_device
+        return torch.device("cpu", 0) if device.type == "cpu" else device
+
+    def setup_environment(self) -> None:
+        """Starts communication; on CPUs without the checks that Lightning makes for CUDA."""
+        if not isinstance(self.accelerator, CPUAccelerator):
+            super().setup_environment()
+            return
+        prepare_deepspeed_for_cpu()
+        DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        """Starts the process group."""
+        if not isinstance(self.accelerator, CPUAccelerator):
+            super().setup_distributed()
+            return
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Backpropagates; Lightning has divided by the accumulated steps already, so DeepSpeed must not."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    @contextmanager
+    def model_sharded_context(self) -> Generator[None, None, None]:
+        """Is entered around `configure_model`."""
+        with super().model_sharded_context():
+            yield
+
+
+def require_deepspeed() -> None:
+    """Refuses where DeepSpeed is not installed, and keeps it off CUDA where there is none.
+
+    Raises:
+        UserError: How to install it.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "strategy divot_zero*: DeepSpeed is not installed\n"
+            "pip install 'divot-lightning[deepspeed]', or take another strategy such as ddp"
+        )
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def prepare_deepspeed_for_cpu() -> None:
+    """Makes DeepSpeed compute on the CPU and leaves out a communication kernel that only inference needs."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    if get_accelerator().device_name() != "cpu":
+        set_accelerator(CPU_Accelerator())
+    # It would be compiled at the start of every first run, for up to a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def merge_settings(settings: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Writes changes into nested settings, in place.
+
+    >>> settings = {"a": {"x": 1, "y": 2}}
+    >>> merge_settings(settings, {"a": {"y": 3}, "b": 4})
+    >>> settings
+    {'a': {'x': 1, 'y': 3}, 'b': 4}
+    """
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(settings.get(name), dict):
+            merge_settings(settings[name], value)
+        else:
+            settings[name] = value
