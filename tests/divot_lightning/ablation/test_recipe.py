@@ -1,0 +1,69 @@
+"""A recipe that cannot be meant is refused with the word that is wrong."""
+
+import copy
+
+import pytest
+import yaml
+
+from divot_lightning.ablation.recipe import load_recipe, parse_recipe
+from divot_lightning.errors import UserError
+
+RECIPE = yaml.safe_load(
+    """
+title: Heads
+pipeline:
+  - {name: data, divot: "data toy {folder}", options: {train: 8}}
+  - {name: llm, fit: toy/llm_pretraining, options: {data.train: "{data}/train"}}
+  - {name: scores, measure: captions, options: {run: "{llm}"}}
+vary:
+  head:
+    mse: {llm: {model.head: mse}}
+    gmm: {llm: {model.head: gmm}}
+seeds: {values: [0, 1], options: {llm: [seed_everything]}}
+scores: {captions/exact: higher}
+"""
+)
+
+
+def changed(**changes):
+    return copy.deepcopy(RECIPE) | changes
+
+
+def test_a_recipe_is_read_as_written():
+    recipe = parse_recipe(RECIPE)
+    assert [step.kind for step in recipe.pipeline] == ["divot", "fit", "measure"]
+    assert list(recipe.vary["head"]) == ["mse", "gmm"]
+    assert recipe.seeds == (0, 1)
+    assert recipe.seed_options == {"llm": ("seed_everything",)}
+    assert recipe.matched_by == "steps"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vary": {}}, "`vary` is missing"),
+        ({"varied": {}}, "'varied'; known"),
+        ({"pipeline": [{"fit": "x"}]}, "needs a name"),
+        ({"pipeline": [{"name": "a", "fit": "x", "divot": "y"}]}, r"exactly one of .* it has \['fit', 'divot'\]"),
+        ({"pipeline": [{"name": "a", "fit": "x", "optoins": {}}]}, "'optoins'"),
+        ({"pipeline": [{"name": "a", "fit": "x"}] * 2}, "share a name: a, a"),
+        ({"vary": {"head": {"m/se": {}}}}, "variant 'm/se'"),
+        ({"vary": {"head": {"mse": {"lllm": {}}}}}, r"changes \['lllm'\]"),
+        ({"vary": {"head": {}}}, "axis 'head' names no variants"),
+        ({"matched_by": "hours"}, "matched_by is 'hours'"),
+        ({"matched_by": "tokens"}, "`amount` has to say"),
+        ({"amount": 4}, "belong together"),
+        ({"amount": 4, "matched_steps": ["llms"]}, r"`matched_steps` names \['llms'\]"),
+        ({"seeds": {"values": [0, 1]}}, "2 seeds, but"),
+        ({"scores": {"captions/exact": "up"}}, "'up'; say whether"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        parse_recipe(changed(**changes))
+
+
+def test_a_file_that_is_no_recipe_is_named(tmp_path):
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"list.yaml holds a list"):
+        load_recipe(str(tmp_path / "list.yaml"))
