@@ -48,51 +48,89 @@ def frechet_distance(mean1_K: Tensor, cov1_KK: Tensor, mean2_K: Tensor, cov2_KK:
     return distance.clamp_min(0.0)
 
 
-class FrechetDistance(Metric):
-    """Frechet distance between real and generated clips, from streamed sums.
+def merge_moments(counts_P: Tensor, means_PK: Tensor, scatters_PKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Puts the moments of several parts of a sample together, Chan, Golub & LeVeque 1979.
 
-    Each feature is divided by its standard deviation over the real clips, so that pixels, shares and colours weigh
-    alike; the real clips must therefore be the same for all systems that are compared. The estimate is biased upwards
-    for few clips: compare equal counts, and state the distance between two sets of real clips as the floor.
+    Sums of squares around each part's own mean lose no digits where features are large beside their spread.
 
     Args:
-        features: Maps clips (B, ...) to features (B, K). It must not be learned by the systems that are compared.
+        counts_P: Samples of each part, float64; parts may be empty.
+        means_PK: Mean of each part.
+        scatters_PKK: Sum over each part of the outer products of the deviations from its mean.
+
+    Returns:
+        Count, mean (K,) and scatter (K, K) of all.
+
+    >>> ones = torch.ones(2, dtype=torch.float64)
+    >>> [value.item() for value in merge_moments(ones, torch.tensor([[1.0], [3.0]]).double(), torch.zeros(2, 1, 1))]
+    [2.0, 2.0, 2.0]
+    """
+    count = counts_P.sum()
+    mean_K = (counts_P[:, None] * means_PK).sum(dim=0) / count.clamp_min(1.0)
+    offsets_PK = means_PK - mean_K
+    scatter_KK = scatters_PKK.sum(dim=0) + (counts_P[:, None] * offsets_PK).T @ offsets_PK
+    return count, mean_K, scatter_KK
+
+
+class FrechetDistance(Metric):
+    """Frechet distance between real and generated clips, from streamed moments in float64.
+
+    With the features of a network this is the Frechet video distance (Unterthiner et al. 2018, arXiv:1812.01717). The
+    estimate is biased upwards for few clips: compare equal counts, and state the distance between two sets of real
+    clips as the floor.
+
+    Args:
+        features: Maps clips (B, ...) to features (B, K). It must not be learned by the systems that are compared. None
+            takes features instead of clips.
         num_features: K.
+        scaled: Whether each feature is divided by its standard deviation over the real clips, so that pixels, shares
+            and colours weigh alike; the real clips must then be the same for all systems that are compared. The
+            published distance over a network's features is not scaled.
     """
 
     higher_is_better = False
     is_differentiable = False
-    full_state_update = False
+    full_state_update = True  # the states of a part cannot be reduced by a sum
 
-    def __init__(self, features: FeatureFunction, num_features: int) -> None:
+    def __init__(self, features: FeatureFunction | None, num_features: int, *, scaled: bool = True) -> None:
         super().__init__()
         self.features = features
+        self.scaled = scaled
         for kind in ("real", "generated"):
-            zeros = torch.zeros(num_features, dtype=torch.float64)
-            outer = torch.zeros(num_features, num_features, dtype=torch.float64)
-            self.add_state(f"{kind}_sum", zeros, dist_reduce_fx="sum")
-            self.add_state(f"{kind}_outer", outer, dist_reduce_fx="sum")
-            self.add_state(f"{kind}_count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            zeros = {"count": (), "mean": (num_features,), "scatter": (num_features, num_features)}
+            for name, shape in zeros.items():
+                self.add_state(f"{kind}_{name}", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx=None)
 
+    @torch.no_grad()
     def update(self, clips: Tensor, *, real: bool) -> None:
-        """Adds clips (B, ...) to the real or to the generated set."""
-        features_BK = self.features(clips).to(torch.float64)
+        """Adds clips (B, ...), or their features (B, K), to the real or to the generated set."""
         kind = "real" if real else "generated"
-        setattr(self, f"{kind}_sum", getattr(self, f"{kind}_sum") + features_BK.sum(dim=0))
-        setattr(self, f"{kind}_outer", getattr(self, f"{kind}_outer") + features_BK.T @ features_BK)
-        setattr(self, f"{kind}_count", getattr(self, f"{kind}_count") + len(features_BK))
+        before = self._state(kind)
+        features_BK = clips if self.features is None else self.features(clips)
+        part_BK = features_BK.to(before[1].device, torch.float64)
+        mean_K = part_BK.sum(dim=0) / max(1, len(part_BK))
+        offsets_BK = part_BK - mean_K
+        now = (torch.full_like(before[0], len(part_BK)), mean_K, offsets_BK.T @ offsets_BK)
+        merged = merge_moments(*(torch.stack(pair) for pair in zip(before, now, strict=True)))
+        for name, value in zip(("count", "mean", "scatter"), merged, strict=True):
+            setattr(self, f"{kind}_{name}", value)
+
+    def _state(self, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+        count, mean, scatter = (cast(Tensor, getattr(self, f"{kind}_{name}")) for name in ("count", "mean", "scatter"))
+        # Between processes the states are gathered side by side.
+        return merge_moments(count, mean, scatter) if count.ndim else (count, mean, scatter)
 
     def _moments(self, kind: str) -> tuple[Tensor, Tensor]:
-        count = cast(Tensor, getattr(self, f"{kind}_count"))
+        count, mean_K, scatter_KK = self._state(kind)
         if count < 2:
             raise UserError(f"the Frechet distance needs at least 2 {kind} clips, it was given {int(count)}")
-        mean_K = getattr(self, f"{kind}_sum") / count
-        cov_KK = (getattr(self, f"{kind}_outer") - count * torch.outer(mean_K, mean_K)) / (count - 1)
-        return mean_K, cov_KK
+        return mean_K, scatter_KK / (count - 1)
 
     def compute(self) -> Tensor:
         """Returns the distance, scalar float64."""
         (real_mean_K, real_cov_KK), (mean_K, cov_KK) = self._moments("real"), self._moments("generated")
+        if not self.scaled:
+            return frechet_distance(real_mean_K, real_cov_KK, mean_K, cov_KK)
         # A feature that is constant over the real clips keeps its own unit.
         scale_K = real_cov_KK.diagonal().clamp_min(0.0).sqrt()
         scale_K = torch.where(scale_K > 1e-9, scale_K, torch.ones_like(scale_K))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from divot_datamodules.toy_world import ATTRIBUTES, Reading, Scene, ToyWorld
 from divot_lightning.evaluation.frechet import FrechetDistance
-from divot_lightning.evaluation.image_quality import clip_psnr
+from divot_lightning.evaluation.image_quality import ClipPSNR
 from divot_lightning.evaluation.scores import Score
 from divot_lightning.evaluation.toy_features import NUM_TOY_FEATURES, toy_clip_features
 from divot_lightning.evaluation.toy_oracle import Expected, count_correct, start_error, start_spread
@@ -51,9 +51,9 @@ def reconstruction_scores(
         texts: The samples' json, with `attributes` and `start`.
         protocol: What decides the numbers besides.
     """
-    psnr = clip_psnr()
+    psnr = ClipPSNR()
     for made, original in zip(made_NFCHW.split(32), originals_NFCHW.split(32), strict=True):
-        psnr.update(made.double(), original.double())
+        psnr.update(made, original)
     distance, valid = start_error(readings, [tuple(text["start"]) for text in texts])
     scores = oracle_scores("reconstruction", readings, [text["attributes"] for text in texts], protocol)
     scores.append(Score("reconstruction/start_error_pixels", distance, valid, {**protocol, "clips": "valid ones only"}))

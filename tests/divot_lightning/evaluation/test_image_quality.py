@@ -1,17 +1,81 @@
-"""PSNR is the mean over clips of each clip's own decibels."""
+"""Closeness of clips equals its definition, clip by clip."""
+
+import importlib.util
 
 import numpy as np
+import pytest
 import torch
 
-from divot_lightning.evaluation.image_quality import clip_psnr
+from divot_lightning.errors import UserError
+from divot_lightning.evaluation.image_quality import ClipLPIPS, ClipPSNR, ClipSSIM
 
 
-def test_psnr_is_averaged_over_clips():
+@pytest.fixture
+def clips():
+    """Three clips, and the same with little, some and much noise."""
     generator = np.random.default_rng(0)
-    real = generator.integers(0, 256, (3, 4, 3, 8, 8)).astype(np.float64)
-    made = np.clip(real + generator.normal(size=real.shape) * np.array([1, 5, 40])[:, None, None, None, None], 0, 255)
-    expected = np.mean([10 * np.log10(255**2 / np.mean((a - b) ** 2)) for a, b in zip(real, made, strict=True)])
-    metric = clip_psnr()
-    for at in range(3):
-        metric.update(torch.from_numpy(made[at : at + 1]), torch.from_numpy(real[at : at + 1]))
+    real = generator.integers(0, 256, (3, 4, 3, 16, 12)).astype(np.float64)
+    noise = generator.normal(size=real.shape) * np.array([1, 5, 40])[:, None, None, None, None]
+    return torch.from_numpy(real), torch.from_numpy(np.clip(real + noise, 0, 255))
+
+
+def ssim_of_one_channel(a, b):
+    """Wang et al. 2004, by loops: Gaussian window of 11 pixels, sigma 1.5, around every pixel."""
+    a, b = (np.pad(picture, 5, mode="reflect") for picture in (a, b))
+    offsets = np.arange(11) - 5
+    weights = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window = np.outer(weights, weights) / weights.sum() ** 2
+    values = []
+    for row in range(a.shape[0] - 10):
+        for column in range(a.shape[1] - 10):
+            x, y = a[row : row + 11, column : column + 11], b[row : row + 11, column : column + 11]
+            mx, my = (window * x).sum(), (window * y).sum()
+            vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+            vxy = (window * (x - mx) * (y - my)).sum()
+            c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+            values.append((2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+    return values
+
+
+def test_psnr_is_averaged_over_clips(clips):
+    real, made = clips
+    expected = np.mean([10 * np.log10(255**2 / ((a - b) ** 2).mean().item()) for a, b in zip(made, real, strict=True)])
+    metric = ClipPSNR()
+    metric.update(made[:1], real[:1])
+    metric.update(made[1:], real[1:])
     np.testing.assert_allclose(metric.compute().item(), expected, rtol=1e-6)
+
+
+def test_ssim_equals_its_formula_by_loops(clips):
+    real, made = clips
+    expected = np.mean(
+        [
+            ssim_of_one_channel(made[n, f, c].numpy(), real[n, f, c].numpy())
+            for n in range(3)
+            for f in range(4)
+            for c in range(3)
+        ]
+    )
+    metric = ClipSSIM()
+    metric.update(made, real)
+    np.testing.assert_allclose(metric.compute().item(), expected, rtol=1e-6)
+
+
+def test_equal_clips_are_perfectly_similar(clips):
+    metric = ClipSSIM()
+    metric.update(clips[0], clips[0])
+    assert metric.compute().item() == pytest.approx(1.0)
+
+
+def test_frames_smaller_than_the_window_are_refused_with_their_size():
+    with pytest.raises(UserError, match="8x16"):
+        ClipSSIM().update(torch.zeros(1, 2, 3, 8, 16), torch.zeros(1, 2, 3, 8, 16))
+
+
+def test_lpips_without_its_network_says_what_to_install(monkeypatch):
+    import torchmetrics.image.lpip as library
+
+    if importlib.util.find_spec("torchvision"):
+        monkeypatch.setattr(library, "_TORCHVISION_AVAILABLE", False)
+    with pytest.raises(UserError, match="'vgg' of torchvision"):
+        ClipLPIPS("vgg")
