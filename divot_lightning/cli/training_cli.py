@@ -23,6 +23,7 @@ from divot_lightning.cli.run_folder import require_free
 from divot_lightning.cli.run_logging import CsvMetrics, TensorBoardMetrics
 from divot_lightning.errors import UserError
 from divot_lightning.registry import load_all, resolve_head_name
+from divot_lightning.sharding.registration import register_strategies
 from divot_lightning.stages.export import ComponentExport
 
 DEFAULT_SEED = 0
@@ -61,6 +62,7 @@ class TrainingCLI(LightningCLI):
     def __init__(self, argv: Sequence[str], command: str, mode: Literal["start", "resume", "measure"]) -> None:
         self.mode = mode
         quiet()
+        register_strategies()
         super().__init__(
             LightningModule,
             LightningDataModule,
