@@ -7,7 +7,7 @@ Shape letters: F frames, H height, W width.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,20 @@ Media = bytes | str | Path
 VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "gif", "mov", "m4v")
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
-REASONS = ("undecodable", "corrupt", "no_video_stream", "too_short", "empty_media")
-"""Why a media file can be refused."""
+REASONS = (
+    "missing_media",
+    "empty_media",
+    "undecodable",
+    "no_video_stream",
+    "too_large",
+    "too_short",
+    "corrupt",
+)
+"""Why a media file can be refused: it is not there; it is empty; it cannot be opened; it has no pictures; its pictures
+are larger than allowed; it shows nothing at a moment that is asked for; it breaks or is damaged on the way there."""
+
+MAX_PIXELS = 7680 * 4320
+"""Largest picture that is decoded unless a caller says otherwise, height x width: 8K television."""
 
 
 class DecodeError(Exception):
@@ -67,21 +79,47 @@ class MediaInfo:
     codec: str
 
 
-@contextmanager
-def _opened(media: Media) -> Iterator[tuple[Any, Any]]:
-    """Opens a container and its first video stream, with FFmpeg's errors turned into `DecodeError`."""
+def _open(media: Media, options: dict[str, str]) -> Any:
+    """Opens a container, with FFmpeg's errors turned into `DecodeError`."""
     if isinstance(media, bytes) and not media:
         raise DecodeError("empty_media")
     source = io.BytesIO(media) if isinstance(media, bytes) else str(media)
     try:
-        with av.open(source, metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise DecodeError("no_video_stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # loader workers are the parallelism
-            yield container, stream
+        return av.open(source, metadata_errors="replace", options=options)
+    except FileNotFoundError as error:
+        raise DecodeError("missing_media", f"there is no file {media!s}") from error
     except (av.FFmpegError, EOFError, OSError, ValueError) as error:
-        raise DecodeError("undecodable", str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        if not isinstance(media, bytes) and Path(media).is_file() and Path(media).stat().st_size == 0:
+            raise DecodeError("empty_media") from error
+        raise DecodeError("undecodable", _first_line(error)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _opened(media: Media, max_pixels: int) -> Iterator[tuple[Any, Any]]:
+    """Opens a container and its first video stream; what goes wrong on the way is `DecodeError` "corrupt"."""
+    # FFmpeg itself must know the limit: it decodes a picture of some formats before it tells their size.
+    with _open(media, {"max_pixels": str(max_pixels)}) as container:
+        if not container.streams.video:
+            raise DecodeError("no_video_stream")
+        stream = container.streams.video[0]
+        height, width = (stream.height, stream.width) if stream.width else _size_without_limit(media)
+        if height * width > max_pixels:
+            raise DecodeError("too_large", f"{height} x {width} pixels, more than {max_pixels}")
+        stream.codec_context.thread_count = 1  # loader workers are the parallelism
+        try:
+            yield container, stream
+        except (av.FFmpegError, EOFError) as error:
+            raise DecodeError("corrupt", _first_line(error)) from error
+
+
+def _size_without_limit(media: Media) -> tuple[int, int]:
+    """Returns height and width of a file whose size the limit kept FFmpeg from telling; (0, 0) if it has none."""
+    with _open(media, {}) as container:
+        return container.streams.video[0].height, container.streams.video[0].width
 
 
 def _duration(container: Any, stream: Any) -> float:
@@ -102,21 +140,26 @@ def _fps(stream: Any) -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def probe(media: Media) -> MediaInfo:
+def _info(container: Any, stream: Any) -> MediaInfo:
+    return MediaInfo(
+        duration=_duration(container, stream),
+        fps=_fps(stream),
+        num_frames=stream.frames,
+        height=stream.height,
+        width=stream.width,
+        codec=stream.codec_context.name,
+    )
+
+
+def probe(media: Media, *, max_pixels: int = MAX_PIXELS) -> MediaInfo:
     """Reads a media file's header.
 
     Args:
         media: The file's bytes or its path.
+        max_pixels: Largest height x width.
     """
-    with _opened(media) as (container, stream):
-        return MediaInfo(
-            duration=_duration(container, stream),
-            fps=_fps(stream),
-            num_frames=stream.frames,
-            height=stream.height,
-            width=stream.width,
-            codec=stream.codec_context.name,
-        )
+    with _opened(media, max_pixels) as (container, stream):
+        return _info(container, stream)
 
 
 def _resized(height: int, width: int, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -196,7 +239,9 @@ def _lasts_until(frame: Any, time: float, start: float, fps: float, slack: float
     return bool(time < frame.time - start + length + slack)
 
 
-def decode_frames(media: Media, times: Sequence[float], size: tuple[int, int] | None = None) -> Pixels:
+def decode_frames(
+    media: Media, times: Sequence[float], size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Pixels:
     """Decodes the frames that are shown at given times.
 
     Args:
@@ -204,6 +249,7 @@ def decode_frames(media: Media, times: Sequence[float], size: tuple[int, int] | 
         times: Seconds after the video's start, ascending.
         size: Height and width in pixels: the short side is resized and the middle is cut out; None keeps the
             source's.
+        max_pixels: Largest height x width of the source; a larger one is refused before it is decoded.
 
     Returns:
         uint8 (len(times), 3, H, W) in [0, 255], RGB; never fewer frames than times.
@@ -211,39 +257,65 @@ def decode_frames(media: Media, times: Sequence[float], size: tuple[int, int] | 
     Raises:
         DecodeError: The file cannot be decoded, or shows nothing at one of the times.
     """
-    if list(times) != sorted(times):
-        raise ValueError(f"times must ascend, got {list(times)[:8]}")
-    try:
-        return _decode(media, times, size, seek=True)
-    except DecodeError as error:
-        if error.reason != "corrupt":
-            raise
-        # Some streams decode only from their start: old x264 files in 4:4:4 tell their version in the first frame.
-        return _decode(media, times, size, seek=False)
+    return decode_chosen(media, lambda info: times, size, max_pixels=max_pixels)
 
 
-def _decode(media: Media, times: Sequence[float], size: tuple[int, int] | None, *, seek: bool) -> Pixels:
+def decode_chosen(
+    media: Media,
+    choose: Callable[[MediaInfo], Sequence[float]],
+    size: tuple[int, int] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> Pixels:
+    """Decodes frames whose times depend on the file's header; opens the file once.
+
+    Args:
+        media: The file's bytes or its path.
+        choose: Gives the times, see `decode_frames`; called once.
+        size: See `decode_frames`.
+        max_pixels: See `decode_frames`.
+
+    Returns:
+        uint8 (number of times, 3, H, W); see `decode_frames`.
+    """
+    with _opened(media, max_pixels) as (container, stream):
+        times = choose(_info(container, stream))
+        if list(times) != sorted(times):
+            raise ValueError(f"times must ascend, got {list(times)[:8]}")
+        try:
+            return _decode(container, stream, times, size, seek=True)
+        except (av.FFmpegError, EOFError):
+            pass
+        except DecodeError as error:
+            if error.reason != "corrupt":
+                raise
+    # Some streams decode only from their start: old x264 files in 4:4:4 tell their version in the first frame.
+    with _opened(media, max_pixels) as (container, stream):
+        return _decode(container, stream, times, size, seek=False)
+
+
+def _decode(container: Any, stream: Any, times: Sequence[float], size: tuple[int, int] | None, *, seek: bool) -> Pixels:
     convert, pictures = _Converter(size), []
     last: tuple[Any, Pixels] | None = None
-    with _opened(media) as (container, stream):
-        for frame in _shown_frames(container, stream, times, _keyframe_times(stream) if seek else []):
-            if last is None or last[0] is not frame:
-                last = (frame, convert(frame))
-            pictures.append(last[1])
+    for frame in _shown_frames(container, stream, times, _keyframe_times(stream) if seek else []):
+        if last is None or last[0] is not frame:
+            last = (frame, convert(frame))
+        pictures.append(last[1])
     return np.stack(pictures)
 
 
-def decode_image(media: Media, size: tuple[int, int] | None = None) -> Pixels:
+def decode_image(media: Media, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decodes a picture, or a video's first frame.
 
     Args:
         media: The file's bytes or its path.
         size: See `decode_frames`.
+        max_pixels: See `decode_frames`.
 
     Returns:
         uint8 (3, H, W) in [0, 255], RGB.
     """
-    with _opened(media) as (container, stream):
+    with _opened(media, max_pixels) as (container, stream):
         frame = next(container.decode(stream), None)
         if frame is None:
             raise DecodeError("undecodable", "no frame in it")

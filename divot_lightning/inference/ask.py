@@ -5,14 +5,13 @@ Shape letters: N clips of a video, F frames, H height, W width, Q tokens per cli
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.clip_sampling import ClipSettings, image_clip
+from divot_datamodules.clip_sampling import MAX_CLIPS, ClipSettings, clip_times, image_clip
 from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, Pixels, decode_frames, probe
 from divot_datamodules.tasks import Template, caption_segments, question_segments
 from divot_lightning.components import find_component, load_component
@@ -23,45 +22,8 @@ from divot_lightning.models.sequences import Kind, Segment
 from divot_lightning.models.tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM
 
-MAX_CLIPS = 20
-"""Clips of a video that the paper's evaluation shows (section 4.1, arXiv:2412.04432)."""
-
 UNSAID = "-"
 """Stands where a training sample has the text that is asked for; never shown to the model."""
-
-
-def clip_times(duration: float, clip: ClipSettings, max_clips: int = MAX_CLIPS) -> list[list[float]]:
-    """Chooses the moments of a whole video's clips, by the rule of the released evaluation.
-
-    Up to ``max_clips`` consecutive clips cover the video, and its last piece is squeezed: the same number of frames,
-    closer together. Of a longer video each of ``max_clips`` equal segments gives the clip at its start.
-
-    Args:
-        duration: Seconds of the video.
-        clip: Frames and rate of a clip.
-        max_clips: Most clips.
-
-    Returns:
-        For each clip its moments, in seconds after the video's start, ascending.
-
-    >>> clip_times(3.0, ClipSettings(frames=4, fps=2))
-    [[0.0, 0.5, 1.0, 1.5], [2.0, 2.25, 2.5, 2.75]]
-    >>> clip_times(10.0, ClipSettings(frames=4, fps=2), max_clips=2)
-    [[0.0, 0.5, 1.0, 1.5], [5.0, 5.5, 6.0, 6.5]]
-    """
-    step, tolerance = 1.0 / clip.fps, 0.5 / clip.fps
-    if duration >= max_clips * clip.seconds:
-        return _steps([index * duration / max_clips for index in range(max_clips)], step, clip.frames)
-    count = max(1, ceil((duration - tolerance) / clip.seconds))
-    start = (count - 1) * clip.seconds
-    rest = duration - start
-    last_step = step if rest >= clip.seconds - tolerance else rest / clip.frames
-    before = _steps([index * clip.seconds for index in range(count - 1)], step, clip.frames)
-    return [*before, *_steps([start], last_step, clip.frames)]
-
-
-def _steps(starts: list[float], step: float, count: int) -> list[list[float]]:
-    return [[start + index * step for index in range(count)] for start in starts]
 
 
 def read_video(path: str | Path, clip: ClipSettings, max_clips: int = MAX_CLIPS) -> tuple[Pixels, Kind]:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from divot_lightning.errors import UserError
 from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.positions import start_with_positions
+from divot_lightning.models.sparse_frames import sparse_frame_indices
 from divot_lightning.models.spatiotemporal_transformer import SpatiotemporalTransformer
 from divot_lightning.models.temporal_transformer import TemporalInit, TemporalTransformer
 from divot_lightning.models.transformer_block import BLOCK_NORM_EPS, check_heads
@@ -110,28 +111,6 @@ def check_tokenizer_config(config: TokenizerConfig) -> None:
         raise UserError(
             f"tokenizer: token_source {config.token_source!r} is unknown; choose 'perceiver' or 'spatiotemporal'"
         )
-
-
-def sparse_frame_indices(total: int, count: int) -> list[int]:
-    """Chooses which of a clip's frames the tokenizer reads: evenly spaced from the first one, then the last one.
-
-    The step is ``total // (count - 1)`` rounded down, and the last frame always closes the clip (the released rule).
-
-    >>> sparse_frame_indices(16, 5)
-    [0, 4, 8, 12, 15]
-    >>> sparse_frame_indices(5, 5)
-    [0, 1, 2, 3, 4]
-
-    Args:
-        total: Frames of the clip, at least ``count``.
-        count: Frames to choose.
-    """
-    if total < count:
-        raise UserError(f"tokenizer: the clip has {total} frames; it reads {count}, so give at least {count}")
-    if count == 1:
-        return [0]
-    step = total // (count - 1) if total > count else 1
-    return [index * step for index in range(count - 1)] + [total - 1]
 
 
 class VideoTokenizer(nn.Module):

@@ -1,8 +1,19 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from divot_datamodules.clip_sampling import ClipSettings, decode_clip, image_clip, sample_clip_times
-from divot_datamodules.decoding import DecodeError
+from divot_datamodules import clip_sampling
+from divot_datamodules.clip_sampling import (
+    ClipSettings,
+    clip_times,
+    decode_clip,
+    decode_clips,
+    image_clip,
+    sample_clip_times,
+)
+from divot_datamodules.decoding import DecodeError, decode_chosen
+from divot_lightning.errors import UserError
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv", "webm", "avi", "gif"])
@@ -60,3 +71,92 @@ def test_a_picture_becomes_a_clip_that_stands_still(picture_file):
     assert clip.video.shape == (16, 3, 16, 24)
     assert clip.only_choice
     assert (clip.video == clip.video[0]).all()
+
+
+@given(st.floats(0.1, 120.0), st.integers(1, 20))
+def test_clips_cover_a_video_in_order_and_never_leave_it(duration, max_clips):
+    clip = ClipSettings()
+    clips = clip_times(duration, clip, max_clips)
+    assert 1 <= len(clips) <= max_clips
+    times = [time for moments in clips for time in moments]
+    assert times == sorted(times)
+    assert all(len(moments) == clip.frames for moments in clips)
+    assert times[-1] < duration + 0.5 / clip.fps
+    if duration <= max_clips * clip.seconds:
+        assert duration - times[-1] <= 1.5 / clip.fps + 1e-6  # covered to the end
+
+
+def test_a_long_video_gives_the_start_of_each_of_twenty_segments():
+    clips = clip_times(100.0, ClipSettings())
+    assert [moments[0] for moments in clips] == [5.0 * index for index in range(20)]
+    assert all(moments[1] - moments[0] == pytest.approx(0.125) for moments in clips)
+
+
+def test_forty_seconds_are_twenty_clips_without_gaps():
+    clips = clip_times(40.0, ClipSettings())
+    assert [time for moments in clips for time in moments] == pytest.approx([i / 8 for i in range(320)])
+
+
+@pytest.mark.parametrize(("count", "fps", "starts"), [(64, 8, [0, 16, 32, 48]), (128, 8, [0, 25, 51, 76, 102])])
+def test_a_whole_video_gives_its_consecutive_clips_or_the_starts_of_equal_segments(
+    count, fps, starts, numbered_file, frame_numbers
+):
+    clips = decode_clips(numbered_file(count, fps), ClipSettings(), np.random.default_rng(0), max_clips=5)
+    assert clips.video.shape == (len(starts), 16, 3, 32, 32)
+    assert clips.only_choice
+    assert [frame_numbers(video) for video in clips.video] == [list(range(s, s + 16)) for s in starts]
+
+
+def test_the_last_piece_of_a_whole_video_is_squeezed(numbered_file, frame_numbers):
+    clips = decode_clips(numbered_file(24, 8), ClipSettings(), max_clips=20)
+    assert [frame_numbers(video) for video in clips.video] == [list(range(16)), [16 + n // 2 for n in range(16)]]
+
+
+def test_many_clips_are_decoded_in_one_pass_over_the_file(monkeypatch, numbered_file):
+    calls = []
+    monkeypatch.setattr(
+        clip_sampling, "decode_chosen", lambda *args, **kwargs: calls.append(1) or decode_chosen(*args, **kwargs)
+    )
+    assert len(decode_clips(numbered_file(64, 8), ClipSettings(), max_clips=20).video) == 4
+    assert calls == [1]
+
+
+def test_a_whole_video_shorter_than_a_clip_follows_the_same_rule_as_one_clip(numbered_file, frame_numbers):
+    with pytest.raises(DecodeError, match=r"too_short.*1\.00 s of 2\.00 s"):
+        decode_clips(numbered_file(8, 8), ClipSettings(), max_clips=20)
+    squeezed = decode_clips(numbered_file(16, 16), ClipSettings(short_videos="squeeze"), max_clips=20)
+    assert [frame_numbers(video) for video in squeezed.video] == [list(range(16))]
+
+
+@pytest.mark.parametrize("container", ["mp4", "webm", "gif"])
+@pytest.mark.parametrize("max_clips", [1, 3])
+def test_sparse_frames_are_bit_for_bit_those_of_the_dense_clip(container, max_clips, numbered_file):
+    data = numbered_file(100, 24, container)
+    dense, sparse = (
+        decode_clips(data, ClipSettings(24, 24, sparse_frames=count), np.random.default_rng(3), max_clips=max_clips)
+        for count in (None, 5)
+    )
+    assert sparse.video.shape[1] == 5
+    assert np.array_equal(sparse.video, dense.video[:, [0, 4, 8, 12, 15]])
+
+
+def test_sparse_pictures_have_as_many_frames(picture_file):
+    assert image_clip(picture_file(), ClipSettings(16, 16, sparse_frames=5)).video.shape == (5, 3, 16, 16)
+
+
+@pytest.mark.parametrize("count", [0, 17])
+def test_more_sparse_frames_than_a_clip_has_are_refused(count):
+    with pytest.raises(UserError, match=rf"sparse_frames is {count}; a clip has 16"):
+        ClipSettings(sparse_frames=count)
+
+
+def test_a_picture_takes_the_memory_of_one_frame(picture_file):
+    assert image_clip(picture_file(), ClipSettings()).video.strides[0] == 0
+
+
+def test_larger_sources_than_allowed_are_refused(numbered_file, picture_file):
+    settings = ClipSettings(max_pixels=32 * 32 - 1)
+    with pytest.raises(DecodeError, match=r"too_large: 32 x 32 pixels, more than 1023"):
+        decode_clip(numbered_file(), settings)
+    with pytest.raises(DecodeError, match=r"too_large: 30 x 40 pixels"):
+        image_clip(picture_file(), settings)

@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.tasks import caption_segments, question_segments
@@ -13,35 +11,10 @@ from divot_lightning.inference.ask import (
     Asker,
     answer,
     caption_prompt,
-    clip_times,
     question_prompt,
     read_video,
 )
 from divot_lightning.models.sequences import Clips, Text
-
-
-@given(st.floats(0.1, 120.0), st.integers(1, 20))
-def test_clips_cover_a_video_in_order_and_never_leave_it(duration, max_clips):
-    clip = ClipSettings()
-    clips = clip_times(duration, clip, max_clips)
-    assert 1 <= len(clips) <= max_clips
-    times = [time for moments in clips for time in moments]
-    assert times == sorted(times)
-    assert all(len(moments) == clip.frames for moments in clips)
-    assert times[-1] < duration + 0.5 / clip.fps
-    if duration <= max_clips * clip.seconds:
-        assert duration - times[-1] <= 1.5 / clip.fps + 1e-6  # covered to the end
-
-
-def test_a_long_video_gives_the_start_of_each_of_twenty_segments():
-    clips = clip_times(100.0, ClipSettings())
-    assert [moments[0] for moments in clips] == [5.0 * index for index in range(20)]
-    assert all(moments[1] - moments[0] == pytest.approx(0.125) for moments in clips)
-
-
-def test_forty_seconds_are_twenty_clips_without_gaps():
-    clips = clip_times(40.0, ClipSettings())
-    assert [time for moments in clips for time in moments] == pytest.approx([i / 8 for i in range(320)])
 
 
 @pytest.mark.parametrize("template", ["pretraining", "instruction"])

@@ -7,7 +7,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from divot_lightning.components import load_component, save_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer, sparse_frame_indices
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.vision_backbone import VisionConfig
 
 
@@ -54,32 +54,6 @@ def test_a_clip_becomes_the_stated_number_of_tokens(changes, tokens):
 def test_frames_of_any_size_are_resized():
     tokenizer = VideoTokenizer(tiny())
     assert tokenizer(clip(size=24)).shape == tokenizer(torch.rand(2, 5, 3, 12, 20)).shape == (2, 3, 8)
-
-
-@pytest.mark.parametrize(
-    ("total", "count", "expected"),
-    [
-        (16, 5, [0, 4, 8, 12, 15]),
-        (5, 5, [0, 1, 2, 3, 4]),
-        (6, 5, [0, 1, 2, 3, 5]),
-        (8, 5, [0, 2, 4, 6, 7]),
-        (9, 3, [0, 4, 8]),
-        (4, 2, [0, 3]),
-        (3, 1, [0]),
-    ],
-)
-def test_sparse_frames_start_first_end_last_and_are_evenly_spaced_between(total, count, expected):
-    assert sparse_frame_indices(total, count) == expected
-
-
-def test_sparse_indices_rise_strictly_within_any_clip():
-    for total in range(1, 40):
-        for count in range(1, total + 1):
-            indices = sparse_frame_indices(total, count)
-            assert len(indices) == count
-            assert indices == sorted(set(indices))
-            assert indices[0] == 0
-            assert indices[-1] == total - 1 or count == 1
 
 
 def test_a_dense_clip_and_its_sparse_frames_have_the_same_tokens():
