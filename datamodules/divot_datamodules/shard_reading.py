@@ -17,7 +17,6 @@ import webdataset
 
 from divot_datamodules.decoding import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from divot_datamodules.ledger import Defect
-from divot_datamodules.shard_writing import read_index
 from divot_lightning.errors import UserError
 
 FEATURE_SUFFIX = "features.safetensors"
@@ -37,17 +36,28 @@ class RawSample:
         key: Its name in the shard, folders included.
         shard: Path or URL of the shard.
         number: Its place in the shard.
-        members: Contents by suffix.
+        members: Contents by suffix: bytes, or for media of a jsonl the file's absolute `Path`.
     """
 
     key: str
     shard: str
     number: int
-    members: dict[str, bytes] = field(default_factory=dict)
+    members: dict[str, Any] = field(default_factory=dict)
 
 
 class ShardError(Exception):
-    """A shard cannot be read (on); the message says why."""
+    """A shard cannot be read (on); the message says why.
+
+    Attributes:
+        reason: Short fixed name; the ledger counts by it.
+    """
+
+    def __init__(self, message: str, reason: str = "unreadable_shard") -> None:
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def split_member_name(name: str) -> tuple[str, str] | None:
@@ -84,7 +94,7 @@ def expand_shards(source: str | Path | Sequence[str | Path], *, allow_pipe: bool
         if not allow_pipe:
             raise UserError(f"the shard {text!r} is a command; set allow_pipe to true only if you trust the recipe.")
         return [text]
-    if _is_url(text):
+    if is_url(text):
         return list(webdataset.shardlists.expand_urls(text))
     if Path(text).is_dir():
         found = sorted(str(path) for path in Path(text).glob("*.tar"))
@@ -105,7 +115,8 @@ def _expand_glob(pattern: str) -> list[str]:
     return found
 
 
-def _is_url(shard: str) -> bool:
+def is_url(shard: str) -> bool:
+    """Tells a URL from a path."""
     return "://" in shard
 
 
@@ -121,7 +132,7 @@ def open_shard(shard: str, *, allow_pipe: bool = False) -> BinaryIO:
     if shard.startswith("pipe:") and not allow_pipe:
         raise UserError(f"the shard {shard!r} is a command; set allow_pipe to true only if you trust the recipe.")
     try:
-        if not _is_url(shard) and not shard.startswith("pipe:"):
+        if not is_url(shard) and not shard.startswith("pipe:"):
             return Path(shard).open("rb")
         scheme = shard.split("://")[0]
         if scheme in fsspec.available_protocols():
@@ -132,12 +143,13 @@ def open_shard(shard: str, *, allow_pipe: bool = False) -> BinaryIO:
     except ShardError:
         raise
     except FileNotFoundError as error:
-        raise ShardError("it does not exist") from error
+        raise ShardError("it does not exist", "missing_shard") from error
     except Exception as error:  # openers of many libraries, each with its own exceptions
-        raise ShardError(f"it cannot be opened ({_first_line(error)})") from error
+        raise ShardError(f"it cannot be opened ({first_line(error)})") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Returns the beginning of an error's message, or the error's name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -154,7 +166,7 @@ def check_shard(shard: str, *, allow_pipe: bool = False) -> None:
             if tar.next() is None:
                 raise ShardError("it holds no members")
     except tarfile.TarError as error:
-        raise UserError(f"the shard {shard} is no tar ({_first_line(error)}); remove it or write it again.") from error
+        raise UserError(f"the shard {shard} is no tar ({first_line(error)}); remove it or write it again.") from error
     except ShardError as error:
         raise UserError(f"the shard {shard} cannot be used: {error}; look at the path in the recipe.") from error
 
@@ -200,7 +212,7 @@ def _members(stream: BinaryIO) -> Iterator[tuple[str, str, Callable[[], bytes]]]
                 if named is not None:
                     yield *named, partial(_content, tar, member)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ShardError(f"it breaks off ({_first_line(error)})") from error
+        raise ShardError(f"it breaks off ({first_line(error)})") from error
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -209,11 +221,13 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     try:
         return file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ShardError(f"it breaks off in {member.name} ({_first_line(error)})") from error
+        raise ShardError(f"it breaks off in {member.name} ({first_line(error)})") from error
 
 
 def expected_samples(shard: str) -> int | None:
     """Returns how many samples the index beside a local shard promises; None where there is no index."""
+    from divot_datamodules.shard_writing import read_index  # which reads shards itself, for their index
+
     path = Path(shard)
     index = read_index(path.parent) if path.is_file() else None
     entries = index.get("shards", []) if index else []

@@ -1,0 +1,131 @@
+"""Copies of shards of which no part can be read by itself: commands, servers without ranges, compressed tars."""
+
+import bz2
+import gzip
+import hashlib
+import logging
+import lzma
+import shutil
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import fsspec
+
+from divot_datamodules.file_locks import exclusively
+from divot_datamodules.shard_reading import ShardError, first_line, open_shard
+from divot_datamodules.shard_storage import ATTEMPTS, LocalShard, RemoteShard, file_system_options
+from divot_lightning.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PIECE = 2**20
+_OPENERS: dict[bytes, Callable[[BinaryIO], IO[bytes]]] = {
+    b"\x1f\x8b": lambda file: cast(IO[bytes], gzip.open(file)),
+    b"BZh": lambda file: cast(IO[bytes], bz2.open(file)),
+    b"\xfd7zXZ": lambda file: cast(IO[bytes], lzma.open(file)),
+}
+
+
+class ShardCopies:
+    """Copies shards into a folder, each once, and refuses to use more disk than allowed.
+
+    Args:
+        folder: Where the copies go; kept from run to run.
+        max_bytes: Of all copies together.
+        allow_pipe: See `divot_datamodules.shard_reading.expand_shards`.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, *, allow_pipe: bool = False) -> None:
+        self.folder, self.max_bytes, self.allow_pipe = folder, max_bytes, allow_pipe
+        self._used, self._lock = 0, threading.Lock()
+
+    def get(self, shard: str, stamp: str = "") -> tuple[LocalShard, str]:
+        """Copies a shard, uncompressed, unless that was done before.
+
+        Args:
+            shard: Path, URL or command.
+            stamp: What is known of its version; another version is copied anew.
+
+        Returns:
+            The copy, and why it is not whole; "" if it is.
+        """
+        name = hashlib.sha256(f"{shard}\n{stamp}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        path = self.folder / f"{name}.tar"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        problem = ""
+        with exclusively(path):
+            if path.is_file():
+                self._count(path.stat().st_size, shard)
+            else:
+                logger.info("%s gives no parts of itself; it is copied into %s once", shard, self.folder)
+                path, problem = self._fetch(shard, path)
+        return LocalShard(str(path), shard), problem
+
+    def _fetch(self, shard: str, path: Path) -> tuple[Path, str]:
+        """Copies; what a source gave before it broke off for good is kept under a name that is not used again."""
+        partial = path.with_suffix(".part")
+        for attempt in range(ATTEMPTS):
+            before = self._used
+            try:
+                with closing(self._stream(shard)) as stream, partial.open("wb") as file:
+                    self._copy(stream, file, shard)
+                return partial.replace(path), ""
+            except ShardError:
+                raise
+            except UserError:
+                partial.unlink()
+                raise
+            except Exception as error:  # openers of many libraries, each with its own exceptions
+                problem = first_line(error)
+                if attempt < ATTEMPTS - 1:
+                    self._used = before
+        return partial, problem
+
+    def _stream(self, shard: str) -> BinaryIO:
+        if shard.startswith(("http://", "https://")):
+            # A block size of 0 makes fsspec read front to back.
+            return cast(BinaryIO, fsspec.open(shard, "rb", block_size=0, **file_system_options(shard)).open())
+        return open_shard(shard, allow_pipe=self.allow_pipe)
+
+    def _copy(self, stream: BinaryIO, file: BinaryIO, shard: str) -> None:
+        head = stream.read(8)
+        opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
+        joined = cast(BinaryIO, _Joined(head, stream))
+        content = opener(joined) if opener else joined
+        while piece := content.read(PIECE):
+            self._count(len(piece), shard)
+            file.write(piece)
+
+    def _count(self, size: int, shard: str) -> None:
+        with self._lock:
+            self._used += size
+        free = shutil.disk_usage(self.folder).free
+        if self._used > self.max_bytes or free < PIECE:
+            raise UserError(
+                f"the shard {shard} can only be read as a copy, and the copies in {self.folder}\n"
+                f"would take more than the {self.max_bytes / 2**30:.1f} GiB allowed ({free / 2**30:.1f} GiB are free).\n"
+                "Raise copies_gb, or put the shards, uncompressed, where ranges can be read (a disk, s3, an http server)."
+            )
+
+
+class _Joined:
+    """The beginning of a stream that was read already, then the rest."""
+
+    def __init__(self, head: bytes, stream: Any) -> None:
+        self._head, self._stream = head, stream
+
+    def read(self, count: int = -1) -> bytes:
+        if not self._head:
+            return cast(bytes, self._stream.read(count))
+        piece = self._head if count < 0 else self._head[:count]
+        self._head = self._head[len(piece) :]
+        return piece + cast(bytes, self._stream.read()) if count < 0 else piece
+
+
+def is_compressed(shard: LocalShard | RemoteShard) -> bool:
+    """Tells whether a shard is a compressed file, of which parts cannot be read."""
+    head = shard.read(0, min(8, shard.size))
+    return any(head.startswith(magic) for magic in _OPENERS)
