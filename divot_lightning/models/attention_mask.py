@@ -1,16 +1,16 @@
-"""Who attends to whom: causal text, and queries of one clip that see each other.
+"""Who attends to whom: causal text, queries of one clip that see each other, samples that share a row and no more.
 
-A position attends to itself, to every valid position before it, and, with the mechanism ``query_bidirectional``, to all
-queries of its own clip (Divot section 3.2, arXiv:2412.04432). All functions take *block* numbers: equal non-negative
-numbers mark the queries of one clip, -1 everything else.
+A position attends to itself, to every position of its sample before it, and, with the mechanism
+``query_bidirectional``, to all queries of its own clip (Divot section 3.2, arXiv:2412.04432). *Blocks* number the
+clips: equal non-negative numbers mark the queries of one clip, -1 everything else.
 
-Letters: B samples, L query positions, S key positions.
+Letters: B rows, L query positions, S key positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -37,68 +37,77 @@ def query_blocks(roles_BL: Tensor, clips_BL: Tensor, mechanism: Mechanism) -> Te
     return torch.where(roles_BL == Position.QUERY, clips_BL, -1)
 
 
-def attention_rule(
-    query_position: Tensor, key_position: Tensor, query_block: Tensor, key_block: Tensor, key_valid: Tensor
-) -> Tensor:
+class Places(NamedTuple):
+    """What the rule has to know of positions; three int64 tensors that broadcast with each other.
+
+    Attributes:
+        order: Order in the row.
+        sample: Number of the sample that the position belongs to, -1 for padding.
+        block: From ``query_blocks``.
+    """
+
+    order: Tensor
+    sample: Tensor
+    block: Tensor
+
+
+def attention_rule(query: Places, key: Places) -> Tensor:
     """States the rule for pairs of positions, by broadcasting.
 
-    A position sees itself even if it is padding, so that no softmax is over nothing.
+    Padding is seen by itself only, so that no softmax is over nothing.
 
     Args:
-        query_position: Position of the one that looks, int64.
-        key_position: Position of the one looked at, int64.
-        query_block: Block of the one that looks, int64.
-        key_block: Block of the one looked at, int64.
-        key_valid: Whether the one looked at is no padding, bool.
+        query: The ones that look.
+        key: The ones looked at.
 
     Returns:
-        Whether it is seen, bool.
+        Whether they are seen, bool.
 
-    >>> position, block = torch.arange(4), torch.tensor([-1, 0, 0, -1])
-    >>> valid = torch.tensor([True, True, True, False])
-    >>> attention_rule(position[:, None], position, block[:, None], block, valid).int().tolist()
-    [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    >>> order, sample, block = torch.arange(5), torch.tensor([0, 0, 0, 1, -1]), torch.tensor([-1, 7, 7, -1, -1])
+    >>> query = Places(order[:, None], sample[:, None], block[:, None])
+    >>> attention_rule(query, Places(order, sample, block)).int().tolist()
+    [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
     """
-    same_block = (query_block == key_block) & (query_block >= 0)
-    visible = (key_position <= query_position) | same_block
-    return (visible & key_valid) | (query_position == key_position)
+    same_sample = (query.sample == key.sample) & (key.sample >= 0)
+    same_block = (query.block == key.block) & (query.block >= 0)
+    return ((key.order <= query.order) & same_sample) | same_block | (query.order == key.order)
 
 
-def mixed_attention_mask(roles_BL: Tensor, clips_BL: Tensor, mechanism: Mechanism) -> Tensor:
-    """Gives the full mask of padded sequences.
+def mixed_attention_mask(samples_BL: Tensor, blocks_BL: Tensor) -> Tensor:
+    """Gives the full mask of rows.
 
     Args:
-        roles_BL: ``Position`` values, int64; PAD is never seen by others.
-        clips_BL: Clip of each slot, int64, -1 elsewhere.
-        mechanism: How clips are generated.
+        samples_BL: Number of the sample at each position, int64; -1 where padded.
+        blocks_BL: From ``query_blocks``.
 
     Returns:
         mask_BLL, bool: mask[b, q, k] says whether q attends to k.
     """
-    position_L = torch.arange(roles_BL.shape[1], device=roles_BL.device)
-    blocks_BL = query_blocks(roles_BL, clips_BL, mechanism)
+    order_L = torch.arange(samples_BL.shape[1], device=samples_BL.device)
     return attention_rule(
-        position_L[None, :, None],
-        position_L[None, None, :],
-        blocks_BL[:, :, None],
-        blocks_BL[:, None, :],
-        (roles_BL != Position.PAD)[:, None, :],
+        Places(order_L[None, :, None], samples_BL[:, :, None], blocks_BL[:, :, None]),
+        Places(order_L[None, None, :], samples_BL[:, None, :], blocks_BL[:, None, :]),
     )
 
 
-def flex_mask_mod(blocks_BL: Tensor, valid_BL: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def flex_mask_mod(samples_BL: Tensor, blocks_BL: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Gives the same rule as a ``mask_mod`` for ``torch.nn.attention.flex_attention.create_block_mask``.
 
+    FlexAttention has no backward pass on CPUs, so ``VideoLLMConfig.attention`` does not offer it.
+
     Args:
+        samples_BL: Number of the sample at each position, int64; -1 where padded.
         blocks_BL: From ``query_blocks``.
-        valid_BL: True where not padded, bool.
 
     Returns:
         The function of (batch, head, query, key) indices.
     """
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return attention_rule(query, key, blocks_BL[batch, query], blocks_BL[batch, key], valid_BL[batch, key])
+        return attention_rule(
+            Places(query, samples_BL[batch, query], blocks_BL[batch, query]),
+            Places(key, samples_BL[batch, key], blocks_BL[batch, key]),
+        )
 
     return mask_mod
 

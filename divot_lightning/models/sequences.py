@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from itertools import accumulate, repeat
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -45,10 +46,12 @@ class Text:
     Attributes:
         text: The text, without special tokens.
         learn: Whether its tokens are targets of the next-word loss.
+        ends: Whether the end token closes it, learned if the text is: an answer in a conversation that goes on.
     """
 
     text: str
     learn: bool
+    ends: bool = False
 
 
 @dataclass(unsafe_hash=True)
@@ -230,7 +233,7 @@ def build_sequence(
         The sequence.
     """
     segments = list(segments)
-    texts = [encode(segment.text) if isinstance(segment, Text) else [] for segment in segments]
+    texts = [_text_ids(segment, encode, special) for segment in segments]
     sequence = _lay_out(segments, texts, special, layout, end=not prompt)
     if prompt and segments and isinstance(segments[-1], Clips) and segments[-1].role == "generate":
         slots = layout.num_queries if layout.mechanism == "autoregressive" else 0
@@ -242,6 +245,12 @@ def build_sequence(
         raise UserError(_too_long(len(sequence.ids), sum(map(len, texts)), sequence.num_clips, layout))
     end_is_cut = bool(texts[-1])
     return _lay_out(segments, _shorten(texts, excess - end_is_cut), special, layout, end=not end_is_cut)
+
+
+def _text_ids(segment: Segment, encode: Encode, special: SpecialTokens) -> list[int]:
+    if not isinstance(segment, Text):
+        return []
+    return [*encode(segment.text), *([special.end] if segment.ends else [])]
 
 
 def _lay_out(
@@ -299,7 +308,7 @@ def _too_long(length: int, text_length: int, num_clips: int, layout: SequenceLay
 
 @dataclass
 class SequenceBatch:
-    """Sequences of a batch, padded on the right.
+    """Sequences of a batch in rows, padded on the right. A row holds one sequence, or several that are packed.
 
     Attributes:
         ids_BL: Token ids, int64; pads hold the pad id.
@@ -307,6 +316,8 @@ class SequenceBatch:
         roles_BL: ``Position`` values, int64; PAD where padded.
         clips_BL: In slots the row of the clip among the M clips of the batch, int64, -1 elsewhere.
         slots_BL: In slots the index in the clip, int64, -1 elsewhere.
+        samples_BL: Number of the sample in the batch, int64, -1 where padded.
+        positions_BL: Place in the sample, int64, from 0; 0 where padded.
         num_clips: M.
     """
 
@@ -315,38 +326,55 @@ class SequenceBatch:
     roles_BL: Tensor
     clips_BL: Tensor
     slots_BL: Tensor
+    samples_BL: Tensor
+    positions_BL: Tensor
     num_clips: int
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds more than one sample."""
+        return bool((self.samples_BL > self.samples_BL[:, :1]).any())
 
     def to(self, device: torch.device | str) -> SequenceBatch:
         """Copies the tensors to a device."""
-        names = ("ids_BL", "labels_BL", "roles_BL", "clips_BL", "slots_BL")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
-def collate_sequences(sequences: list[TokenSequence], pad_id: int) -> SequenceBatch:
-    """Pads sequences to the longest one, on the right, and numbers the clips across the batch.
+def collate_sequences(
+    sequences: list[TokenSequence], pad_id: int, rows: list[list[int]] | None = None
+) -> SequenceBatch:
+    """Sets sequences into rows, pads them to the longest row, on the right, and numbers the clips across the batch.
 
     Args:
-        sequences: B sequences.
+        sequences: At least one sequence.
         pad_id: Id at padded positions; nothing depends on it.
+        rows: The sequences of each row by number, see ``pack_rows``; None gives each one a row of its own.
 
     Returns:
-        The batch, on the CPU; clips are numbered in order of appearance, as the features of a batch are.
+        The batch, on the CPU; clips are numbered in order of the sequences, as the features of a batch are.
     """
-    first_clip, clips = 0, []
-    for sequence in sequences:
-        clips.append([clip + first_clip if clip >= 0 else -1 for clip in sequence.clips])
-        first_clip += sequence.num_clips
+    rows = rows or [[number] for number in range(len(sequences))]
+    first_clips = [0, *accumulate(sequence.num_clips for sequence in sequences)]
+
+    def pad(value: int, values_of: Callable[[int, TokenSequence], Iterable[int]]) -> Tensor:
+        filled = [[value for number in row for value in values_of(number, sequences[number])] for row in rows]
+        tensors = [torch.tensor(row, dtype=torch.int64) for row in filled]
+        return pad_sequence(tensors, batch_first=True, padding_value=value)
+
     return SequenceBatch(
-        ids_BL=_pad([sequence.ids for sequence in sequences], pad_id),
-        labels_BL=_pad([sequence.labels for sequence in sequences], IGNORED),
-        roles_BL=_pad([sequence.roles for sequence in sequences], Position.PAD),
-        clips_BL=_pad(clips, -1),
-        slots_BL=_pad([sequence.slots for sequence in sequences], -1),
-        num_clips=first_clip,
+        ids_BL=pad(pad_id, lambda number, sequence: sequence.ids),
+        labels_BL=pad(IGNORED, lambda number, sequence: sequence.labels),
+        roles_BL=pad(int(Position.PAD), lambda number, sequence: sequence.roles),
+        clips_BL=pad(-1, lambda number, sequence: _renumbered(sequence.clips, first_clips[number])),
+        slots_BL=pad(-1, lambda number, sequence: sequence.slots),
+        samples_BL=pad(-1, lambda number, sequence: repeat(number, len(sequence.ids))),
+        positions_BL=pad(0, lambda number, sequence: range(len(sequence.ids))),
+        num_clips=first_clips[-1],
     )
 
 
-def _pad(rows: list[list[int]], value: int) -> Tensor:
-    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    return pad_sequence(tensors, batch_first=True, padding_value=int(value))
+def _renumbered(clips: list[int], first: int) -> list[int]:
+    return [clip + first if clip >= 0 else -1 for clip in clips]

@@ -3,8 +3,8 @@
 Features of the tokenizer enter through a two-layer projector; features to be generated are predicted from hidden states
 by a generation head (Divot section 3.2 and appendix A.2, arXiv:2412.04432).
 
-Letters: B samples, L sequence length, M clips of the batch, Q slots per clip, D LLM width, C feature width, S slots of
-the batch that are read, G clips of the batch that are generated, T targets of the next-word loss.
+Letters: B samples or rows, L row length, M clips of the batch, Q slots per clip, D LLM width, C feature width, S slots
+of the batch that are read, G clips of the batch that are generated, T targets of the next-word loss.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from divot_lightning.heads import GenerationHead
 from divot_lightning.models.attention_mask import (
     TransformersMask,
     mixed_attention_mask,
+    query_blocks,
     transformers_mask,
 )
 from divot_lightning.models.language_model import LoRASettings, add_lora, merge_lora, unwrap
 from divot_lightning.models.projectors import MLPProjector
+from divot_lightning.models.row_packing import pack_rows
 from divot_lightning.models.sequences import (
     IGNORED,
     SPECIAL_TOKEN_NAMES,
@@ -35,11 +37,17 @@ from divot_lightning.models.sequences import (
     SequenceBatch,
     SequenceLayout,
     SpecialTokens,
+    TokenSequence,
     build_sequence,
     collate_sequences,
 )
 from divot_lightning.models.video_llm_config import BuiltVideoLLMConfig, VideoLLMConfig
-from divot_lightning.models.video_llm_parts import build_language_model, build_stored_head, initial_queries
+from divot_lightning.models.video_llm_parts import (
+    LearnableQueries,
+    build_language_model,
+    build_stored_head,
+    initial_queries,
+)
 from divot_lightning.models.video_llm_sampling import generate_features, generate_text
 
 HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
@@ -71,7 +79,7 @@ class VideoLLM(nn.Module):
     Any ``AutoModelForCausalLM`` of transformers serves, unmodified: embeddings in, hidden states out.
 
     The released code keeps the learnable queries as embedding rows of tokens named ``<frame_00000>...``; here they are
-    a parameter of their own, which is the same function and can be frozen or adapted alone, with or without LoRA.
+    a module of their own, which is the same function and can be frozen or adapted alone, with or without LoRA.
 
     Features are normalised by ``feature_mean_C`` and ``feature_std_C`` (0 and 1 until ``set_feature_statistics``)
     wherever they enter, as input and as target, and sampled features are denormalised; a head never sees raw features.
@@ -93,10 +101,11 @@ class VideoLLM(nn.Module):
         self.settings = config
         self.text_tokenizer, causal_lm = build_language_model(config, folder)
         self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
-        self.language_model: nn.Module = causal_lm
         dim = causal_lm.config.hidden_size
-        self.input_projector = MLPProjector(config.feature_dim, dim, dim)
-        self.queries_QD = nn.Parameter(initial_queries(causal_lm, config.num_queries))
+        input_projector = MLPProjector(config.feature_dim, dim, dim)
+        self.queries = LearnableQueries(initial_queries(causal_lm, config.num_queries))
+        self.language_model: nn.Module = causal_lm
+        self.input_projector = input_projector
         self.head = head_factory(dim, config.feature_dim) if head_factory else build_stored_head(config, dim)
         self.register_buffer("feature_mean_C", torch.zeros(config.feature_dim))
         self.register_buffer("feature_std_C", torch.ones(config.feature_dim))
@@ -205,8 +214,8 @@ class VideoLLM(nn.Module):
         """Lays out samples.
 
         Args:
-            segments: B samples.
-            prompt: Build beginnings for inference; see ``build_sequence``.
+            segments: B samples; none at all give a row that teaches nothing.
+            prompt: Build beginnings for inference, each in a row of its own; see ``build_sequence``.
 
         Returns:
             The padded sequences, on the CPU.
@@ -214,7 +223,11 @@ class VideoLLM(nn.Module):
         config = self.settings
         layout = SequenceLayout(config.num_queries, config.mechanism, None if prompt else config.max_length)
         built = [build_sequence(sample, self._encode, self.special, layout, prompt=prompt) for sample in segments]
-        return collate_sequences(built, pad_id=self.special.end)
+        rows = None
+        if config.packing and not prompt:
+            lengths = [len(sequence.ids) for sequence in built]
+            rows = pack_rows(lengths, config.max_length, self.causal_lm.config.hidden_size)
+        return collate_sequences(built or [_empty_sequence(self.special)], pad_id=self.special.end, rows=rows)
 
     def _encode(self, text: str) -> list[int]:
         # A caption that spells "</s>" or "<vid>" is text, and must not end the sequence or mark a clip.
@@ -262,8 +275,9 @@ class VideoLLM(nn.Module):
         flat = flat.index_copy(0, read_S.to(device), projected_SD[:-1])
         query_S = _where(batch, Position.QUERY)
         slots_S = batch.slots_BL.flatten()[query_S].to(device)
-        flat = flat.index_copy(0, query_S.to(device), self.queries_QD[slots_S].to(flat.dtype))
-        unused = projected_SD[-1].sum() + self.queries_QD.sum().to(flat.dtype)
+        queries_SD = self.queries(torch.cat([slots_S, slots_S.new_zeros(1)])).to(flat.dtype)
+        flat = flat.index_copy(0, query_S.to(device), queries_SD[:-1])
+        unused = projected_SD[-1].sum() + queries_SD[-1].sum()
         return (flat + 0.0 * unused).unflatten(0, embeds_BLD.shape[:2])
 
     def project(self, features_SC: Tensor, dtype: torch.dtype) -> Tensor:
@@ -289,14 +303,15 @@ class VideoLLM(nn.Module):
             hidden_BLD: last hidden states, normalised by the model's last layer.
         """
         mask = self.attention_mask(batch, embeds_BLD)
+        places = {"position_ids": batch.positions_BL.to(embeds_BLD.device)} if batch.packed else {}
         model = self.causal_lm.base_model
-        return model(inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False).last_hidden_state
+        return model(inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False, **places).last_hidden_state
 
     def attention_mask(self, batch: SequenceBatch, embeds_BLD: Tensor) -> TransformersMask:
         """Gives the mask in the form the language model takes.
 
-        Sequences without queries that see each other need none: padding is on the right, so causal attention keeps it
-        apart, in its fast form.
+        Rows of one sample without queries that see each other need none: padding is on the right, so causal attention
+        keeps it apart, in its fast form.
 
         Args:
             batch: The sequences.
@@ -305,13 +320,13 @@ class VideoLLM(nn.Module):
         Returns:
             See ``transformers_mask``; None for causal attention.
         """
-        mechanism = self.settings.mechanism
-        if mechanism != "query_bidirectional" or not (batch.roles_BL == Position.QUERY).any():
+        blocks_BL = query_blocks(batch.roles_BL, batch.clips_BL, self.settings.mechanism)
+        if not batch.packed and not (blocks_BL >= 0).any():
             return None
-        batch = batch.to(embeds_BLD.device)
-        mask_BLL = mixed_attention_mask(batch.roles_BL, batch.clips_BL, mechanism)
-        positions_L = torch.arange(mask_BLL.shape[1], device=mask_BLL.device)[None]
-        return transformers_mask(self.causal_lm.config, mask_BLL, positions_L, positions_L, embeds_BLD.dtype)
+        device = embeds_BLD.device
+        mask_BLL = mixed_attention_mask(batch.samples_BL.to(device), blocks_BL.to(device))
+        order_L = torch.arange(mask_BLL.shape[1], device=device)[None]
+        return transformers_mask(self.causal_lm.config, mask_BLL, order_L, order_L, embeds_BLD.dtype)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Applies the output layer.
@@ -382,8 +397,8 @@ class VideoLLM(nn.Module):
         return generate_features(self, segments, features_MQC, temperature=temperature, generator=generator)
 
     def _text_loss(self, batch: SequenceBatch, hidden_BLD: Tensor) -> tuple[Tensor, int]:
-        labels_BL = batch.labels_BL.clone()
-        labels_BL[:, 0] = IGNORED
+        # A sample's first position is predicted by nothing: what stands before it belongs to another sample.
+        labels_BL = batch.labels_BL.masked_fill(batch.positions_BL == 0, IGNORED)
         target_T = (labels_BL.flatten() != IGNORED).nonzero()[:, 0]
         flat = hidden_BLD.flatten(0, 1)
         if len(target_T) == 0:
@@ -397,10 +412,18 @@ class VideoLLM(nn.Module):
         if len(generated) == 0:
             unused_1QC = features_MQC.new_zeros(1, num_queries, features_MQC.shape[-1])
             return 0.0 * self.head(flat[:1].expand(1, num_queries, -1), unused_1QC), 0
-        clips_G = batch.clips_BL.flatten()[generated].view(-1, num_queries)[:, 0].to(flat.device)
-        predicting = generated - int(self.settings.mechanism == "autoregressive")
-        hidden_GQD = flat[predicting.to(flat.device)].view(-1, num_queries, flat.shape[-1])
-        return self.head(hidden_GQD, features_MQC[clips_G]), len(clips_G)
+        generated_GQ = generated.view(-1, num_queries)
+        clips_G = batch.clips_BL.flatten()[generated_GQ[:, 0]]
+        # Clips in the order of the features, so that a head that draws noise draws the same for any rows.
+        clips_G, order_G = clips_G.sort()
+        predicting_GQ = generated_GQ[order_G] - int(self.settings.mechanism == "autoregressive")
+        return self.head(flat[predicting_GQ.to(flat.device)], features_MQC[clips_G.to(flat.device)]), len(clips_G)
+
+
+def _empty_sequence(special: SpecialTokens) -> TokenSequence:
+    sequence = TokenSequence()
+    sequence.add_tokens([special.end], learn=False, role=Position.SPECIAL)
+    return sequence
 
 
 def _where(batch: SequenceBatch, *roles: Position) -> Tensor:

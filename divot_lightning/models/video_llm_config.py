@@ -27,6 +27,8 @@ class VideoLLMConfig:
         freeze_language_model: Train no weight of the language model; projector, queries and head are trained.
         max_length: Longest training sequence in tokens; texts of longer samples are shortened. The paper's are 1400 in
             pretraining and 1650 in instruction tuning.
+        packing: Let samples of a training batch share rows of at most max_length tokens where that is cheaper than
+            padding to the longest sample; they do not see each other, and losses and gradients stay the same.
         attention: Attention implementation of transformers.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
     """
@@ -40,6 +42,7 @@ class VideoLLMConfig:
     lora: LoRASettings | None = None
     freeze_language_model: bool = False
     max_length: int | None = 1400
+    packing: bool = False
     attention: Attention = "sdpa"
     gradient_checkpointing: bool = False
 

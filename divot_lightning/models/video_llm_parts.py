@@ -1,6 +1,6 @@
 """Builds the parts of a video LLM from its settings, or from what is stored of it.
 
-Letters: Q queries per clip, D LLM width, V vocabulary.
+Letters: Q queries per clip, D LLM width, V vocabulary, S slots of the batch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from divot_lightning.errors import UserError
@@ -54,6 +54,24 @@ def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[A
         vocabulary = vocabulary_size(tokenizer)
         return tokenizer, load_language_model(config.language_model, vocabulary, new_ids, config.attention)
     return tokenizer, build_untrained_language_model(config.language_model_config or {}, tokenizer, config.attention)
+
+
+class LearnableQueries(nn.Module):
+    """The queries at whose places a clip's features are predicted.
+
+    They are a module, so that the hooks of sharding wrappers run wherever they are looked up.
+
+    Args:
+        initial_QD: Their first values, float.
+    """
+
+    def __init__(self, initial_QD: Tensor) -> None:
+        super().__init__()
+        self.weight_QD = nn.Parameter(initial_QD)
+
+    def forward(self, slots_S: Tensor) -> Tensor:
+        """Gives the queries of slots, int64 indices in the clip, as (S, D)."""
+        return self.weight_QD[slots_S]
 
 
 def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:

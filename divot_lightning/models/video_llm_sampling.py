@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.attention_mask import attention_rule, query_blocks, transformers_mask
+from divot_lightning.models.attention_mask import Places, attention_rule, query_blocks, transformers_mask
 from divot_lightning.models.sequences import Clips, Position, Segment, SequenceBatch
 
 if TYPE_CHECKING:
@@ -37,13 +37,15 @@ class CachedSequence:
         self.video_llm = video_llm
         self.cache = DynamicCache()
         embeds_BLD = video_llm.embed(batch, features_MQC)
-        on_device = batch.to(embeds_BLD.device)
-        self.valid_BS = on_device.roles_BL != Position.PAD
-        self.lengths_B = self.valid_BS.sum(dim=1)
-        order_L = torch.arange(self.valid_BS.shape[1], device=embeds_BLD.device)
-        self.positions_BS = torch.where(self.valid_BS, order_L, -1)
-        blocks_BL = query_blocks(on_device.roles_BL, on_device.clips_BL, video_llm.settings.mechanism)
-        hidden_BLD = self._run(embeds_BLD, self.positions_BS, blocks_BL, blocks_BL)
+        batch = batch.to(embeds_BLD.device)
+        valid_BL = batch.roles_BL != Position.PAD
+        self.lengths_B = valid_BL.sum(dim=1)
+        self.keys = Places(
+            order=torch.where(valid_BL, batch.positions_BL, -1),
+            sample=batch.samples_BL,
+            block=query_blocks(batch.roles_BL, batch.clips_BL, video_llm.settings.mechanism),
+        )
+        hidden_BLD = self._run(embeds_BLD, self.keys)
         self.last_hidden_BD = hidden_BLD[torch.arange(len(hidden_BLD)), self.lengths_B - 1]
 
     def append(self, embeds_BD: Tensor) -> Tensor:
@@ -55,29 +57,22 @@ class CachedSequence:
         Returns:
             hidden_BD: the hidden states there.
         """
-        position_B1 = self.lengths_B[:, None]
+        order_B1 = self.lengths_B[:, None]
+        new = Places(order_B1, torch.arange(len(order_B1), device=order_B1.device)[:, None], -torch.ones_like(order_B1))
         self.lengths_B = self.lengths_B + 1
-        self.valid_BS = torch.cat([self.valid_BS, torch.ones_like(position_B1, dtype=torch.bool)], dim=1)
-        self.positions_BS = torch.cat([self.positions_BS, position_B1], dim=1)
-        outside = torch.full_like(position_B1, -1)
-        hidden_B1D = self._run(embeds_BD[:, None], position_B1, outside, outside.expand_as(self.positions_BS))
-        self.last_hidden_BD = hidden_B1D[:, 0]
+        self.keys = Places(*(torch.cat(pair, dim=1) for pair in zip(self.keys, new, strict=True)))
+        self.last_hidden_BD = self._run(embeds_BD[:, None], new)[:, 0]
         return self.last_hidden_BD
 
-    def _run(self, embeds_BLD: Tensor, positions_BL: Tensor, blocks_BL: Tensor, key_blocks_BS: Tensor) -> Tensor:
-        mask_BLS = attention_rule(
-            positions_BL[:, :, None],
-            self.positions_BS[:, None, :],
-            blocks_BL[:, :, None],
-            key_blocks_BS[:, None, :],
-            self.valid_BS[:, None, :],
-        )
+    def _run(self, embeds_BLD: Tensor, queries: Places) -> Tensor:
+        query = Places(*(values_BL[:, :, None] for values_BL in queries))
+        mask_BLS = attention_rule(query, Places(*(values_BS[:, None, :] for values_BS in self.keys)))
         causal_lm = self.video_llm.causal_lm
-        mask = transformers_mask(causal_lm.config, mask_BLS, positions_BL, self.positions_BS, embeds_BLD.dtype)
+        mask = transformers_mask(causal_lm.config, mask_BLS, queries.order, self.keys.order, embeds_BLD.dtype)
         return causal_lm.base_model(
             inputs_embeds=embeds_BLD,
             attention_mask=mask,
-            position_ids=positions_BL.clamp(min=0),
+            position_ids=queries.order.clamp(min=0),
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state

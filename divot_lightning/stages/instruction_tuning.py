@@ -60,11 +60,11 @@ def freeze_parts(video_llm: VideoLLM, parts: list[Part]) -> None:
         video_llm: The model.
         parts: Names of the parts.
     """
-    known: dict[str, nn.Module | nn.Parameter] = {
+    known: dict[str, nn.Module] = {
         "head": video_llm.head,
         "input_projector": video_llm.input_projector,
         "language_model": video_llm.language_model,
-        "queries": video_llm.queries_QD,
+        "queries": video_llm.queries,
     }
     for part in parts:
         if part not in known:

@@ -13,46 +13,55 @@ from divot_lightning.models.attention_mask import (
     sliding_window,
     transformers_mask,
 )
+from divot_lightning.models.row_packing import pack_rows
 from divot_lightning.models.sequences import Clips, Position, SequenceLayout, Text, build_sequence, collate_sequences
 
 from .test_sequences import MECHANISMS, SPECIAL, encode, samples
 
 
-def batch_of(samples_, mechanism, num_queries=2):
+def batch_of(samples_, mechanism, num_queries=2, packing=False):
     layout = SequenceLayout(num_queries, mechanism)
-    return collate_sequences([build_sequence(sample, encode, SPECIAL, layout) for sample in samples_], pad_id=0)
+    built = [build_sequence(sample, encode, SPECIAL, layout) for sample in samples_]
+    lengths = [len(sequence.ids) for sequence in built]
+    return collate_sequences(built, pad_id=0, rows=pack_rows(lengths, None, width=8) if packing else None)
 
 
-def sees(roles, clips, mechanism, query, key):
-    """The rule for one pair."""
+def mask_of(batch, mechanism):
+    return mixed_attention_mask(batch.samples_BL, query_blocks(batch.roles_BL, batch.clips_BL, mechanism))
+
+
+def sees(places, mechanism, query, key):
+    """The rule for one pair of (role, clip, sample)."""
     if query == key:
         return True
-    if roles[key] == Position.PAD:
+    (role, clip, sample), (key_role, key_clip, key_sample) = places[query], places[key]
+    if key_role == Position.PAD or key_sample != sample:
         return False
-    both_queries = roles[query] == roles[key] == Position.QUERY
-    if mechanism == "query_bidirectional" and both_queries and clips[query] == clips[key]:
+    if mechanism == "query_bidirectional" and role == key_role == Position.QUERY and clip == key_clip:
         return True
     return key < query
 
 
-@given(st.lists(samples, min_size=1, max_size=3), st.sampled_from(MECHANISMS), st.integers(1, 3))
-def test_every_pair_equals_the_rule(samples_, mechanism, num_queries):
-    batch = batch_of(samples_, mechanism, num_queries)
-    mask_BLL = mixed_attention_mask(batch.roles_BL, batch.clips_BL, mechanism)
+@given(st.lists(samples, min_size=1, max_size=5), st.sampled_from(MECHANISMS), st.integers(1, 3), st.booleans())
+def test_every_pair_equals_the_rule(samples_, mechanism, num_queries, packing):
+    batch = batch_of(samples_, mechanism, num_queries, packing)
+    mask_BLL = mask_of(batch, mechanism)
     length = batch.roles_BL.shape[1]
-    for row, (roles, clips) in enumerate(zip(batch.roles_BL.tolist(), batch.clips_BL.tolist(), strict=True)):
-        expected = [[sees(roles, clips, mechanism, q, k) for k in range(length)] for q in range(length)]
+    rows = zip(batch.roles_BL.tolist(), batch.clips_BL.tolist(), batch.samples_BL.tolist(), strict=True)
+    for row, columns in enumerate(rows):
+        places = list(zip(*columns, strict=True))
+        expected = [[sees(places, mechanism, q, k) for k in range(length)] for q in range(length)]
         assert mask_BLL[row].tolist() == expected
 
 
-@given(st.lists(samples, min_size=1, max_size=3), st.sampled_from(MECHANISMS))
-def test_the_flex_attention_rule_is_the_same(samples_, mechanism):
-    batch = batch_of(samples_, mechanism)
-    mask_mod = flex_mask_mod(query_blocks(batch.roles_BL, batch.clips_BL, mechanism), batch.roles_BL != Position.PAD)
+@given(st.lists(samples, min_size=1, max_size=5), st.sampled_from(MECHANISMS), st.booleans())
+def test_the_flex_attention_rule_is_the_same(samples_, mechanism, packing):
+    batch = batch_of(samples_, mechanism, packing=packing)
+    mask_mod = flex_mask_mod(batch.samples_BL, query_blocks(batch.roles_BL, batch.clips_BL, mechanism))
     b, length = batch.roles_BL.shape
     rows = [torch.arange(b)[:, None, None], torch.tensor(0)]
     columns = [torch.arange(length)[None, :, None], torch.arange(length)[None, None, :]]
-    assert torch.equal(mask_mod(*rows, *columns), mixed_attention_mask(batch.roles_BL, batch.clips_BL, mechanism))
+    assert torch.equal(mask_mod(*rows, *columns), mask_of(batch, mechanism))
 
 
 def test_rows_without_any_key_give_finite_attention():
@@ -109,8 +118,10 @@ def windows(name, length):
 def test_unmodified_models_attend_exactly_where_the_mask_says(name, attention):
     model = build(name, attention)
     sample = [Text("1 2 3", False), Clips(1, "generate"), Text("4", True), Clips(1, "generate")]
-    batch = batch_of([sample], "query_bidirectional", num_queries=3)
-    mask_BLL = mixed_attention_mask(batch.roles_BL, batch.clips_BL, "query_bidirectional")
+    layout = SequenceLayout(3, "query_bidirectional")
+    built = [build_sequence(part, encode, SPECIAL, layout) for part in (sample, [Text("5 6", True)])]
+    batch = collate_sequences(built, pad_id=0, rows=[[0, 1]])
+    mask_BLL = mask_of(batch, "query_bidirectional")
     order_L = torch.arange(mask_BLL.shape[1])[None]
     mask = transformers_mask(model.config, mask_BLL, order_L, order_L, torch.float32)
     length = mask_BLL.shape[1]

@@ -74,7 +74,7 @@ PARTS = {
     "head": "head.",
     "input_projector": "input_projector.",
     "language_model": "language_model.",
-    "queries": "queries_QD",
+    "queries": "queries.",
 }
 
 
