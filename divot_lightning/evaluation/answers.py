@@ -1,0 +1,152 @@
+"""Which option an answer chooses, and whether an open answer is right."""
+
+import re
+import string
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from divot_lightning.errors import UserError
+
+ChoiceRule = Literal["letter_or_text", "first_letter"]
+LETTERS = string.ascii_uppercase
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
+
+
+def parse_choice(answer: str, options: Sequence[str], rule: ChoiceRule = "letter_or_text") -> int | None:
+    """Reads which option an answer chooses.
+
+    Args:
+        answer: What the model said.
+        options: The options, (A) being the first.
+        rule: "letter_or_text" takes a letter in brackets, else one that stands alone, else the only option whose text
+            the answer says; a text with several different letters or options chooses none. "first_letter" is the rule
+            of the VideoLLaMA 2 evaluation: the first capital letter of an option anywhere, even within a word.
+
+    Returns:
+        The place of the option, None if the answer chooses none.
+
+    >>> parse_choice("(B) a red car", ["a cat", "a red car"])
+    1
+    >>> parse_choice("It is a red car.", ["a cat", "a red car"])
+    1
+    >>> parse_choice("Answer: B", ["a cat", "a red car"], "first_letter")
+    0
+    """
+    letters = LETTERS[: len(options)]
+    if rule == "first_letter":
+        found = re.search(f"[{letters}]", answer)
+        return letters.index(found[0]) if found else None
+    for pattern in (rf"\(([{letters}])\)", rf"(?<![\w'])([{letters}])(?![\w'])"):
+        # "A" is also an article: alone it is a choice only where no word follows it.
+        named = {match[1] for match in re.finditer(pattern, answer) if not _is_article(answer, match)}
+        if named:
+            return letters.index(named.pop()) if len(named) == 1 else None
+    return _option_said(normalise_answer(answer), [normalise_answer(option) for option in options])
+
+
+def _is_article(answer: str, match: re.Match[str]) -> bool:
+    return match[0] == "A" and re.match(r"\s+[a-z]", answer[match.end() :]) is not None
+
+
+def _option_said(answer: str, options: list[str]) -> int | None:
+    if answer in options:
+        return options.index(answer) if options.count(answer) == 1 else None
+    said = [place for place, option in enumerate(options) if option and f" {option} " in f" {answer} "]
+    # An option that contains another one says that one too.
+    longest = [p for p in said if not any(options[p] != options[q] and options[p] in options[q] for q in said)]
+    return longest[0] if len(longest) == 1 else None
+
+
+def normalise_answer(text: str) -> str:
+    """Returns an answer without case, punctuation, articles and spelt-out numbers up to ten.
+
+    >>> normalise_answer("The  Two dogs!")
+    '2 dogs'
+    """
+    words = re.sub(r"[^\w\s]", " ", text.lower())
+    return " ".join(_NUMBERS.get(word, word) for word in _ARTICLES.sub(" ", words).split())
+
+
+class ChoiceAccuracy(Metric):
+    """Share of multiple-choice questions answered rightly, over all, per group, and the mean of the groups' shares.
+
+    Args:
+        groups: Names of the groups, such as MVBench's tasks; each counts the same in the mean of groups.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    right: Tensor
+    total: Tensor
+    unparsed: Tensor
+
+    def __init__(self, groups: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        for name in ("right", "total"):
+            self.add_state(name, torch.zeros(1 + len(groups), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("unparsed", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, chosen: Sequence[int | None], correct: Sequence[int], groups: Sequence[str] = ()) -> None:
+        """Adds questions.
+
+        Args:
+            chosen: The option that each answer chooses, None if it chooses none, which is wrong.
+            correct: The right options.
+            groups: The group of each question, if there are any.
+        """
+        if self.groups and len(groups) != len(chosen):
+            raise UserError(f"{len(chosen)} answers were given with {len(groups)} groups; give one for each")
+        for at, (choice, wanted) in enumerate(zip(chosen, correct, strict=True)):
+            places = [0, 1 + self.groups.index(groups[at])] if self.groups else [0]
+            self.right[places] += choice == wanted
+            self.total[places] += 1
+            self.unparsed += choice is None
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns shares in [0, 1]: `all`, `unparsed`, each group, and `mean_of_groups` if there are groups."""
+        shares = self.right / self.total
+        named = {name: shares[at] for at, name in enumerate(("all", *self.groups))}
+        if self.groups:
+            named["mean_of_groups"] = shares[1:][self.total[1:] > 0].mean()
+        return {**named, "unparsed": self.unparsed / self.total[0]}
+
+
+class OpenAnswerAccuracy(Metric):
+    """Share of open answers that are right: `exact` to the character, `normalised`, and `judged` by a judge.
+
+    An answer that no judge has seen counts as not judged, and `judged` is the share among those that were.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(5, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self, answers: Sequence[str], correct: Sequence[str], verdicts: Sequence[bool | None] | None = None
+    ) -> None:
+        """Adds answers, the right ones, and what a judge said about each, None where it did not."""
+        judged = verdicts if verdicts is not None else [None] * len(answers)
+        for answer, wanted, verdict in zip(answers, correct, judged, strict=True):
+            exact = answer.strip() == wanted.strip()
+            same = normalise_answer(answer) == normalise_answer(wanted)
+            row = [exact, same, verdict is True, verdict is not None, True]
+            self.counts += torch.tensor(row, device=self.counts.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns shares in [0, 1], NaN where there was nothing."""
+        exact, same, yes, judged, total = self.counts
+        return {"exact": exact / total, "normalised": same / total, "judged": yes / judged}
