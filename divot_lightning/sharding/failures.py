@@ -1,0 +1,109 @@
+"""Why a process of a job failed, told by the process that started it, as the last thing that a user sees. No torch."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER_VARIABLE = "DIVOT_FAILURES"
+"""Names the folder where the processes that the first one started leave their reasons."""
+
+ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
+"""Names the file whose message torchrun shows in its table of failures."""
+
+
+class RankFailed(RuntimeError):
+    """Another process of the job failed; the message says which one and why.
+
+    Args:
+        message: What a user reads.
+        exit_code: The exit status of the job.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Failure(NamedTuple):
+    """What a process left behind."""
+
+    when: float
+    rank: int
+    by_user: bool
+    text: str
+
+
+def note_failure(error: BaseException, text: str, *, by_user: bool) -> bool:
+    """Leaves the reason of a failure where whoever started this process looks for it.
+
+    Args:
+        error: What was raised.
+        text: What a user should read.
+        by_user: Whether the user can mend it.
+
+    Returns:
+        Whether somebody will show it, so that this process need not.
+    """
+    _note_for_torchrun(error, text)
+    folder, rank = os.environ.get(FOLDER_VARIABLE), int(os.environ.get("LOCAL_RANK", "0"))
+    if not folder or rank == 0 or not Path(folder).is_dir():
+        return False
+    _write_json(Path(folder) / f"rank{rank}.json", Failure(time.time(), rank, by_user, text)._asdict())
+    return True
+
+
+def first_failure(folder: Path, exit_codes: dict[int, int | None]) -> RankFailed | None:
+    """Gives the reason why a job ends: what a user can mend first, then what was noted first.
+
+    Args:
+        folder: Where failures were noted.
+        exit_codes: Exit status by local rank, None while a process runs, negative if a signal ended it.
+    """
+    failed = {rank: code for rank, code in exit_codes.items() if code}
+    if not failed:
+        return None
+    notes = sorted(
+        (note for note in map(_read, folder.glob("rank*.json")) if note), key=lambda n: (not n.by_user, n.when)
+    )
+    for note in notes:
+        if note.rank in failed:
+            return RankFailed(f"rank {note.rank}: {note.text}", 2 if note.by_user else 1)
+    rank, code = next(iter(failed.items()))
+    return RankFailed(f"rank {rank} {describe_exit(code)}", 1)
+
+
+def describe_exit(code: int) -> str:
+    """Says how a process ended.
+
+    >>> describe_exit(-11)
+    'was ended by SIGSEGV'
+    >>> describe_exit(3)
+    'ended with status 3'
+    """
+    if code >= 0:
+        return f"ended with status {code}"
+    name = signal.Signals(-code).name
+    return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+def _note_for_torchrun(error: BaseException, text: str) -> None:
+    file = os.environ.get(ERROR_FILE_VARIABLE)
+    if file:
+        extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        _write_json(Path(file), {"message": {"message": f"{type(error).__name__}: {text}", "extraInfo": extra}})
+
+
+def _write_json(file: Path, content: dict[str, object]) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(content), encoding="utf-8")
+    new.rename(file)
+
+
+def _read(file: Path) -> Failure | None:
+    try:
+        return Failure(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,159 @@
+"""Lightning's launcher of one process per device, with an eye on them: who fails first ends the job, and is heard."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from divot_lightning.errors import UserError
+from divot_lightning.sharding.failures import FOLDER_VARIABLE, RankFailed, first_failure
+
+LOOK_SECONDS = 0.2
+"""Between two looks at the processes."""
+
+SECONDARY_SECONDS = 3.0
+"""For so long the first process, when it fails, waits to learn whether another one failed before it."""
+
+LEAVE_SECONDS = 60.0
+"""For so long the first process waits for the others to leave at the end."""
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class WatchedLauncher(_SubprocessScriptLauncher):
+    """Starts a process per device and ends the whole job within seconds when one of them fails.
+
+    Lightning looks every five seconds and then kills the first process, which cannot say why any more. Here the first
+    process prints the reason of the one that failed and leaves with its exit status. To be used inside `watched`.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.procs: list[subprocess.Popen[bytes]] = []
+        self.notes: tempfile.TemporaryDirectory[str] | None = None
+        self.settled = threading.Event()
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
+        """Starts the processes, unless a cluster has, and calls the function in this one; arguments as Lightning's."""
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if self.cluster_environment.creates_processes_externally:
+            end_with_parent()
+        else:
+            self.notes = tempfile.TemporaryDirectory(prefix="divot_failures")
+            os.environ[FOLDER_VARIABLE] = self.notes.name
+            self._call_children_scripts()
+            threading.Thread(target=self._watch, daemon=True, name="rank-watch").start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def failure(self, patience: float = 0.0) -> RankFailed | None:
+        """Gives the reason why a started process failed, waiting up to `patience` seconds for one that does."""
+        deadline = time.monotonic() + patience
+        while True:
+            codes = {rank: process.poll() for rank, process in enumerate(self.procs, start=1)}
+            found = first_failure(Path(self.notes.name), codes) if self.notes else None
+            if found or time.monotonic() >= deadline or not self.procs:
+                return found
+            time.sleep(LOOK_SECONDS / 4)
+
+    def kill(self, signum: int) -> None:
+        """Sends a signal to the started processes."""
+        for process in self.procs:
+            process.send_signal(signum)
+
+    def wait(self) -> None:
+        """Waits until the started processes have left, and kills those that do not."""
+        deadline = time.monotonic() + LEAVE_SECONDS
+        for process in self.procs:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def close(self) -> None:
+        """Ends the watch."""
+        self.settled.set()
+        if self.notes:
+            os.environ.pop(FOLDER_VARIABLE, None)
+            self.notes.cleanup()
+
+    def _watch(self) -> None:
+        while not self.settled.wait(LOOK_SECONDS):
+            failed = self.failure()
+            # The first process mostly notices by itself, by a broken connection, and tells the reason on its way out.
+            if failed and not self.settled.wait(SECONDARY_SECONDS):
+                self.kill(signal.SIGKILL)
+                sys.stderr.write(f"\nerror: {failed}\n")
+                sys.stderr.flush()
+                os._exit(failed.exit_code)
+
+
+@contextmanager
+def watched(trainer: Trainer) -> Iterator[None]:
+    """Surrounds `trainer.fit` and the like: what happened in another process comes out as `RankFailed`.
+
+    Raises:
+        RankFailed: Another process failed first.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, WatchedLauncher):
+        yield
+        return
+    try:
+        yield
+    except UserError:
+        launcher.kill(signal.SIGKILL)
+        raise
+    except Exception as error:
+        failed = launcher.failure(SECONDARY_SECONDS)
+        launcher.kill(signal.SIGKILL)
+        if failed:
+            raise failed from error
+        raise
+    except BaseException:
+        launcher.wait()
+        raise
+    else:
+        launcher.wait()
+    finally:
+        launcher.close()
+
+
+def watch_processes(trainer: Trainer) -> None:
+    """Replaces Lightning's launcher of a process per device by `WatchedLauncher`."""
+    launcher = trainer.strategy.launcher
+    if type(launcher) is _SubprocessScriptLauncher:
+        trainer.strategy._launcher = WatchedLauncher(
+            launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
+        )
+
+
+def is_started_by_rank_zero() -> bool:
+    """Tells whether the job's first process has started this one, and not a cluster or torchrun."""
+    return FOLDER_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
+def end_with_parent() -> None:
+    """Lets the kernel (Linux) end this process when the one that started it dies, however that happens.
+
+    A process of the first one is killed, since its job cannot go on. One of torchrun's is asked to stop, so that the
+    ranks save together.
+    """
+    if sys.platform != "linux":
+        return
+    if is_started_by_rank_zero():
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

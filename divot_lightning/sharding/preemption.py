@@ -1,0 +1,179 @@
+"""Stops a run when a signal asks for it: all ranks agree on a step, save once and leave with a documented code.
+
+Saving is a collective, so it cannot happen inside a signal handler: ranks are caught at different points and would wait
+for each other for ever. Here a handler only notes the signal. After every optimizer step the ranks compare their notes,
+and if any of them has one, all stop at that step.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import distributed
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What asks a run to stop: the end of a job or of a spot machine, a scheduler's warning, Ctrl-C."""
+
+STOPPED_EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: stopped by a signal with everything saved; the same command goes on."""
+
+INTERRUPTED_EXIT_CODE = 130
+"""Stopped by Ctrl-C, as shells count it; saved as well."""
+
+
+class StopSignals:
+    """Notes the first signal that asks this process to stop; does nothing else in the handler.
+
+    Ctrl-C counts as a request only between the first and the last step; before, and the second time, it is Python's
+    own KeyboardInterrupt.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.training = False
+        self.saving = False
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handles the signals; those before come back unless a stop was asked for.
+
+        A process that stops goes on ignoring further requests up to its end: a second signal would spoil its exit code.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            self.training = False
+            for number, handler in before.items():
+                if self.received is None or number == signal.SIGINT:
+                    signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again = self.received == signal.SIGINT and not self.saving
+        if number == signal.SIGINT and (again or not self.training):
+            raise KeyboardInterrupt
+        self.received = self.received or signal.Signals(number)
+
+
+class StopOnSignal(Checkpoint):
+    """Ends training after the step at which any rank was asked to, with one checkpoint.
+
+    It is a `Checkpoint` so that Lightning calls it after all other callbacks, when the step is done for them too. A
+    validation that was due at this very step is left out.
+
+    Args:
+        signals: What this process was asked.
+        save: Saves a checkpoint of the step that is done, unless there is one; called on all ranks.
+        record: File for step and signal, written by the first rank once the checkpoint is there.
+    """
+
+    def __init__(self, signals: StopSignals, save: Callable[[Trainer], None], record: Path) -> None:
+        self.signals = signals
+        self.save = save
+        self.record = record
+        self.stopped_by: signal.Signals | None = None
+        self.group: Any = None
+        self.last_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops before the first step if a signal came while the model was loaded: there is nothing new to save."""
+        self.group = cpu_group()
+        self.last_step = trainer.global_step
+        self.signals.training = True
+        self.stopped_by = agreed_signal(self.signals.received, self.group)
+        if self.stopped_by:
+            self._write_record(trainer)
+            raise SIGTERMException
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Asks all ranks when an optimizer step is done; saves, and lets Lightning end the loop, if one has to stop."""
+        if trainer.global_step == self.last_step:
+            return
+        self.last_step = trainer.global_step
+        self.stopped_by = agreed_signal(self.signals.received, self.group)
+        if self.stopped_by is None:
+            return
+        self.signals.received = self.stopped_by
+        self.signals.saving = True
+        self.save(trainer)
+        self._write_record(trainer)
+        trainer._signal_connector.received_sigterm = True  # Lightning leaves once it has logged this step
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves out the validation between the last step and the end of the loop."""
+        if self.stopped_by is not None:
+            raise SIGTERMException
+
+    def _write_record(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or not self.record.parent.is_dir():
+            return
+        assert self.stopped_by is not None
+        content = {
+            "step": trainer.global_step,
+            "signal": self.stopped_by.name,
+            "exit_code": exit_code(self.stopped_by),
+            "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+        self.record.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+class NoSignalHandlers:
+    """Takes the place of Lightning's signal handlers, which save or broadcast inside a handler.
+
+    Attributes:
+        received_sigterm: Lightning's training loop ends after the step at which it is set.
+    """
+
+    def __init__(self) -> None:
+        self.received_sigterm = False
+
+    def register_signal_handlers(self) -> None:
+        """Registers none."""
+
+    def teardown(self) -> None:
+        """Has nothing to restore."""
+
+
+def agreed_signal(received: signal.Signals | None, group: Any = None) -> signal.Signals | None:
+    """Gives the signal that any rank has received, the same on all of them: of several the one with highest number.
+
+    Args:
+        received: What this rank has received.
+        group: Ranks that talk over the CPU; all ranks call this together.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return received
+    number = torch.tensor([int(received or 0)], dtype=torch.int32)
+    distributed.all_reduce(number, distributed.ReduceOp.MAX, group=group)
+    return signal.Signals(int(number)) if number.item() else None
+
+
+def cpu_group() -> Any:
+    """Gives a process group whose messages go over the CPU, so that asking a question never waits for a GPU."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return None
+    return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+
+
+def exit_code(stopped_by: signal.Signals) -> int:
+    """Gives the exit status of a run that a signal stopped.
+
+    >>> exit_code(signal.SIGTERM), exit_code(signal.SIGINT)
+    (75, 130)
+    """
+    return INTERRUPTED_EXIT_CODE if stopped_by == signal.SIGINT else STOPPED_EXIT_CODE
