@@ -6,7 +6,6 @@ from pathlib import Path
 from divot_lightning.evaluation.scores import Score, SeedSummary
 from divot_lightning.jobs.progress import clock
 from divot_lightning.jobs.runner import StepRecord
-from divot_lightning.quickstart.conditions import describe_machine
 from divot_lightning.quickstart.illustrations import (
     answered_clips,
     generation_rows,
@@ -23,6 +22,7 @@ from divot_lightning.quickstart.score_tables import (
     question_table,
     reconstruction_table,
 )
+from divot_lightning.report.conditions import describe_machine
 from divot_lightning.report.content import Headline, Report, Table
 
 TABLES = (reconstruction_table, question_table, caption_table, generation_table, probe_table)

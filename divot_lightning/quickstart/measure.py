@@ -24,7 +24,7 @@ from divot_datamodules.toy_world import ATTRIBUTES, Reading, ToyWorld
 from divot_lightning.components import find_component, load_component
 from divot_lightning.evaluation.probe import probe_accuracy
 from divot_lightning.evaluation.scores import Score, save_scores
-from divot_lightning.evaluation.text_match import ExactMatch, ToyCaptionAccuracy
+from divot_lightning.evaluation.text_match import ExactMatch, ToyCaptionAccuracy, normalise_text
 from divot_lightning.evaluation.toy_protocol import fresh_clips, generation_scores, reconstruction_scores
 from divot_lightning.inference.generate import ClipGenerator, generate_clip_features
 from divot_lightning.inference.reconstruct import Reconstructor
@@ -55,10 +55,13 @@ def draw(models: Reconstructor, tokens_NQC: Tensor, seed: int) -> tuple[Tensor, 
     return torch.cat(videos), readings
 
 
-def _save(args: argparse.Namespace, scores: Sequence[Score], texts: Any, **arrays: Any) -> None:
+def _save(
+    args: argparse.Namespace, scores: Sequence[Score], texts: Any, items: dict[str, list[float]], **arrays: Any
+) -> None:
     output = args.output / args.kind
     output.mkdir(parents=True, exist_ok=True)
     (output / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    (output / "items.json").write_text(json.dumps(items), encoding="utf-8")
     if arrays:
         np.savez_compressed(output / "clips.npz", **arrays)
     save_scores(scores, output / "scores.json")  # the last one: where it is, everything is
@@ -66,6 +69,16 @@ def _save(args: argparse.Namespace, scores: Sequence[Score], texts: Any, **array
 
 def _right(reading: Reading, attributes: dict[str, str]) -> bool:
     return reading.valid and all(getattr(reading, name) == attributes[name] for name in ATTRIBUTES)
+
+
+def _oracle_items(name: str, clips: Clips, readings: Sequence[Reading]) -> dict[str, list[float]]:
+    """Returns for each clip whether it is right, by score: what comparisons of two models are paired by."""
+    truths = [text["attributes"] for text in clips.texts]
+    pairs = list(zip(readings, truths, strict=True))
+    items = {"all": [float(_right(reading, truth)) for reading, truth in pairs]}
+    for what in ATTRIBUTES:
+        items[what] = [float(reading.valid and getattr(reading, what) == truth[what]) for reading, truth in pairs]
+    return {f"{name}/{what}": values for what, values in items.items()}
 
 
 def _shown(clips: Clips, readings: Sequence[Reading]) -> list[dict[str, Any]]:
@@ -85,7 +98,8 @@ def measure_reconstruction(args: argparse.Namespace) -> None:
     scores = reconstruction_scores(clips.media, made, readings, clips.texts, protocol)
     # What generation could reach through this de-tokenizer if its tokens were perfect.
     scores += generation_scores(clips.media, made, readings, clips.texts, protocol)
-    _save(args, scores, _shown(clips, readings), original=clips.media, made=made)
+    items = _oracle_items("reconstruction", clips, readings)
+    _save(args, scores, _shown(clips, readings), items, original=clips.media, made=made)
 
 
 def measure_world(args: argparse.Namespace) -> None:
@@ -94,7 +108,7 @@ def measure_world(args: argparse.Namespace) -> None:
     world = ToyWorld(size=args.size, num_frames=clips.media.shape[1])
     made, _ = fresh_clips(clips.texts, world, args.seed)
     readings = [world.read(video.numpy()) for video in tqdm(made, desc="clips", unit="clip", mininterval=1.0)]
-    _save(args, generation_scores(clips.media, made, readings, clips.texts, {"split": _split(args)}), [])
+    _save(args, generation_scores(clips.media, made, readings, clips.texts, {"split": _split(args)}), [], {})
 
 
 def measure_generation(args: argparse.Namespace) -> None:
@@ -107,7 +121,7 @@ def measure_generation(args: argparse.Namespace) -> None:
     made, readings = draw(models, tokens_NQC, args.seed)
     protocol = _protocol(args, models) | {"temperature": 1.0, "prompts": "the caption of each held-out clip"}
     scores = generation_scores(clips.media, made, readings, clips.texts, protocol)
-    _save(args, scores, _shown(clips, readings), made=made)
+    _save(args, scores, _shown(clips, readings), _oracle_items("generation", clips, readings), made=made)
 
 
 def measure_captions(args: argparse.Namespace) -> None:
@@ -119,7 +133,11 @@ def measure_captions(args: argparse.Namespace) -> None:
     protocol = {"split": _split(args), "decoding": "greedy", "template": "pretraining"}
     scores = [Score(f"captions/{what}", value.item(), len(said), protocol) for what, value in metric.compute().items()]
     rows = [{"key": k, "expected": t, "said": s} for k, t, s in zip(clips.keys, truths, said, strict=True)]
-    _save(args, scores, rows)
+    _save(args, scores, rows, {"captions/exact": _exact(rows)})
+
+
+def _exact(rows: Sequence[dict[str, str]]) -> list[float]:
+    return [float(normalise_text(row["said"]) == normalise_text(row["expected"])) for row in rows]
 
 
 def measure_questions(args: argparse.Namespace) -> None:
@@ -142,7 +160,7 @@ def measure_questions(args: argparse.Namespace) -> None:
     counts = {"all": len(rows)} | dict.fromkeys(ATTRIBUTES, len(rows) // len(ATTRIBUTES))
     results = metric.compute()
     scores = [Score(f"questions/{what}", results[what].item(), count, protocol) for what, count in counts.items()]
-    _save(args, scores, rows)
+    _save(args, scores, rows, {"questions/all": _exact(rows)})
 
 
 def measure_probe(args: argparse.Namespace) -> None:
@@ -154,7 +172,7 @@ def measure_probe(args: argparse.Namespace) -> None:
         labels = [[text["attributes"][name] for text in clips.texts] for clips in (train, test)]
         value = probe_accuracy(train.media.flatten(1), labels[0], test.media.flatten(1), labels[1])
         scores.append(Score(f"probe/{name}", value, len(test.keys), protocol))
-    _save(args, scores, [])
+    _save(args, scores, [], {})
 
 
 def _question(text: dict[str, Any], attribute: str) -> dict[str, str]:

@@ -1,9 +1,6 @@
 """The files of a quickstart, as the report needs them. No torch in here."""
 
-import csv
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +9,7 @@ import numpy as np
 from divot_lightning.evaluation.scores import Score, SeedSummary, load_scores, summarise_seeds
 from divot_lightning.quickstart.plan import Layout, QuickstartSettings, llm_run
 from divot_lightning.report.content import Line, Pixels
+from divot_lightning.report.numbers import read_curve
 
 
 class Results:
@@ -51,37 +49,10 @@ class Results:
 
     def curve(self, run: str, column: str, name: str) -> Line:
         """Returns a column of a run's metrics as a curve; without points if it was not logged."""
-        path = self.layout.run(run) / "metrics.csv"
-        if not path.is_file():
-            return Line(name, [], [])
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [(row["step"], row.get(column)) for row in csv.DictReader(file)]
-        points = [(float(step), float(value)) for step, value in rows if value]
-        finite = [(step, value) for step, value in points if math.isfinite(value)]
-        return Line(name, [step for step, _ in finite], [value for _, value in finite])
+        return read_curve(self.layout.run(run), column, name)
 
 
 def _without_seed(score: Score) -> Score:
     """Drops what differs between seeds of one protocol: the seed, and on how many clips a spread could be measured."""
     protocol = {name: value for name, value in score.protocol.items() if name != "noise_seed"}
     return replace(score, protocol=protocol, count=0 if score.name.endswith("/spread") else score.count)
-
-
-def spread_of(values: Sequence[float]) -> str:
-    """Formats the range of values.
-
-    >>> spread_of([0.5, 0.75])
-    '0.50 to 0.75'
-    """
-    return f"{number(min(values))} to {number(max(values))}"
-
-
-def number(value: float) -> str:
-    """Formats a score with two to three telling digits.
-
-    >>> number(0.973), number(21.63), number(612.2), number(float("nan"))
-    ('0.97', '21.6', '612', '-')
-    """
-    if math.isnan(value):
-        return "-"
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from divot_datamodules.toy_world import ATTRIBUTES
 from divot_lightning.evaluation.scores import Score, SeedSummary
 from divot_lightning.quickstart.plan import MAIN_HEAD
-from divot_lightning.quickstart.results import Results, number, spread_of
+from divot_lightning.quickstart.results import Results
 from divot_lightning.report.content import Cell, Table
+from divot_lightning.report.numbers import number, spread_of
 
 TARGETS: dict[str, dict[str, float]] = {
     "reconstruction": {"colour": 0.95, "shape": 0.85, "direction": 0.95, "speed": 0.95},

@@ -129,3 +129,22 @@ def test_several_measurements_share_a_process(folder, tmp_path):
     assert load_scores(tmp_path / "a" / "world" / "scores.json") != load_scores(
         tmp_path / "b" / "world" / "scores.json"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("reconstruction", ["--run", "{0}/run"]),
+        ("generation", ["--run", "{0}/run", "--detokenizer", "{0}/run"]),
+        ("captions", ["--run", "{0}/run", "--features", "{0}/features/held_out"]),
+    ],
+)
+def test_items_have_the_scores_as_their_means(folder, tmp_path, kind, options):
+    words = [word.format(folder) for word in options]
+    assert main([kind, "--clips", str(folder / "data" / "held_out"), "--output", str(tmp_path), *words]) == 0
+    scores = {score.name: score for score in load_scores(tmp_path / kind / "scores.json")}
+    items = json.loads((tmp_path / kind / "items.json").read_text())
+    assert items
+    for name, values in items.items():
+        assert len(values) == HELD_OUT
+        assert np.mean(values) == pytest.approx(scores[name].value)

@@ -1,0 +1,161 @@
+"""What the cells of an ablation came to: scores, items, cost, failures. No torch in here.
+
+Shape letters: S seeds, I items.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from divot_lightning.ablation.comparison import Values
+from divot_lightning.ablation.grid import Cell, CellStep, Grid
+from divot_lightning.errors import UserError
+from divot_lightning.evaluation.scores import Score, load_scores
+from divot_lightning.jobs.runner import read_record
+
+SEED_KEYS = ("noise_seed",)
+"""Entries of a protocol that follow the seed of a cell; all else has to be the same in all cells."""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What one cell came to.
+
+    Attributes:
+        cell: The cell.
+        scores: Its scores by name; empty if it failed or is not done.
+        items: By score name, one value per clip, caption or question, where the measurement keeps them.
+        failure: Which step failed and what it said; "" if none did.
+        seconds: Wall time of the training steps that no other cell shares.
+        peak_mib: Largest resident memory of these.
+        parameters: Parameters of the components that these trained.
+    """
+
+    cell: Cell
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    items: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    failure: str = ""
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+    parameters: int = 0
+
+
+def collect(grid: Grid, folder: Path) -> list[CellResult]:
+    """Reads what is there of all cells.
+
+    Args:
+        grid: The cells.
+        folder: Of the ablation.
+
+    Raises:
+        UserError: Cells were measured in different ways.
+    """
+    results = [_collect_cell(cell, grid.steps[cell.name], folder) for cell in grid.cells]
+    _refuse_mixed_protocols(results)
+    return results
+
+
+def _collect_cell(cell: Cell, steps: Mapping[str, CellStep], folder: Path) -> CellResult:
+    failure, missing = _failure(steps, folder)
+    result = CellResult(cell, failure=failure)
+    for own in (step for step in steps.values() if step.step.run is not None and not step.shared):
+        record = read_record(folder, own.step.name)
+        if record is not None:
+            result = replace(
+                result,
+                seconds=result.seconds + record.seconds,
+                peak_mib=max(result.peak_mib, record.peak_mib),
+                parameters=result.parameters + num_parameters(own.folder),
+            )
+    if failure or missing:
+        return result
+    scores: dict[str, Score] = {}
+    items: dict[str, Sequence[float]] = {}
+    for step in steps.values():
+        for path in sorted(step.folder.rglob("scores.json")) if step.step.run is None else ():
+            scores |= {score.name: score for score in load_scores(path)}
+            beside = path.with_name("items.json")
+            items |= json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    return replace(result, scores=scores, items=items)
+
+
+def _failure(steps: Mapping[str, CellStep], folder: Path) -> tuple[str, bool]:
+    """Returns what the first failed step said, and whether a step is not done."""
+    missing = False
+    for name, step in steps.items():
+        record = read_record(folder, step.step.name)
+        if record is not None and record.failure:
+            return f"{name}: {record.failure.splitlines()[1]}", True
+        missing = missing or record is None or not record.done
+    return "", missing
+
+
+def num_parameters(run: Path) -> int:
+    """Counts the values in the safetensors files of a run's components, from their headers alone."""
+    total = 0
+    for path in run.glob("[!.]*/model.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        total += sum(math.prod(shape) for shape in shapes)
+    return total
+
+
+def _refuse_mixed_protocols(results: Sequence[CellResult]) -> None:
+    first: dict[str, tuple[str, Score]] = {}
+    for result in results:
+        for name, score in result.scores.items():
+            other, expected = first.setdefault(name, (result.cell.name, score))
+            ours, theirs = (_comparable(one) for one in (score, expected))
+            if ours != theirs:
+                differing = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+                raise UserError(
+                    f"{name} was not measured in one way in {other} and {result.cell.name}: "
+                    f"{', '.join(differing)} differ.\nScores of different protocols do not go into one table."
+                )
+
+
+def _comparable(score: Score) -> dict[str, object]:
+    return {**{k: v for k, v in score.protocol.items() if k not in SEED_KEYS}, "count": _fixed_count(score)}
+
+
+def _fixed_count(score: Score) -> object:
+    # Scores over valid clips only count another number in each cell, by their own rule.
+    return "valid" if any("valid" in str(value) for value in score.protocol.values()) else score.count
+
+
+def by_group(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+    """Returns the results of all seeds by combination of variants, in the order of the recipe."""
+    groups: dict[str, list[CellResult]] = {}
+    for result in results:
+        groups.setdefault(result.cell.group, []).append(result)
+    return groups
+
+
+def paired_values(score: str, ours: Sequence[CellResult], others: Sequence[CellResult]) -> tuple[Values, Values] | None:
+    """Returns the values of two groups on the seeds that both have, (S, I) each; I is 1 without items.
+
+    Args:
+        score: Its name.
+        ours: Results of one group.
+        others: Results of the other.
+
+    Returns:
+        Both, or None if they have no seed in common.
+    """
+    pairs = [(a, b) for a in ours for b in others if a.cell.seed == b.cell.seed]
+    pairs = [(a, b) for a, b in pairs if score in a.scores and score in b.scores]
+    if not pairs:
+        return None
+    rows = [(_values(score, a), _values(score, b)) for a, b in pairs]
+    if len({len(row) for pair in rows for row in pair}) > 1:
+        rows = [([a.scores[score].value], [b.scores[score].value]) for a, b in pairs]
+    return np.array([a for a, _ in rows], dtype=float), np.array([b for _, b in rows], dtype=float)
+
+
+def _values(score: str, result: CellResult) -> list[float]:
+    return list(result.items.get(score) or [result.scores[score].value])
