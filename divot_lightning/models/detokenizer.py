@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKL
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
@@ -26,6 +27,7 @@ from divot_lightning.models.noise_schedule import (
     training_target,
 )
 from divot_lightning.models.perceiver import PerceiverResampler
+from divot_lightning.models.randomness import Randomness, uniform_rows
 from divot_lightning.models.video_dit import VideoDiT, VideoDiTConfig
 
 VAE_FOLDER = "vae"
@@ -159,7 +161,7 @@ class VideoDetokenizer(nn.Module):
         terminal_share: float = 0.0,
         condition_dropout: float = 0.0,
         null_tokens_QC: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Randomness = None,
     ) -> Tensor:
         """Computes the denoising loss: mean squared error of the prediction, v in the paper.
 
@@ -169,18 +171,19 @@ class VideoDetokenizer(nn.Module):
             terminal_share: Share of the batch at the last, pure-noise step, where tokens are all there is to go by.
             condition_dropout: Share of the batch whose tokens are replaced by the null tokens.
             null_tokens_QC: Tokens of an all-zero clip; needed with dropout.
-            generator: Source of randomness on the video's device.
+            generator: Source of randomness on the video's device, or one per clip on the CPU, so that a clip's loss
+                does not depend on the batch that it is in.
 
         Returns:
             The loss, scalar float32.
         """
         if condition_dropout > 0:
             assert null_tokens_QC is not None
-            draws = torch.rand(len(tokens_BQC), device=tokens_BQC.device, generator=generator)
+            draws = uniform_rows(len(tokens_BQC), generator, tokens_BQC.device)
             tokens_BQC = torch.where((draws < condition_dropout)[:, None, None], null_tokens_QC, tokens_BQC)
         with torch.no_grad():
             clean = self.latents.encode(video_BFCHW, generator)
-        noise = torch.randn(clean.shape, device=clean.device, dtype=clean.dtype, generator=generator)
+        noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
         steps = self.config.noise_schedule.num_steps
         timestep_B = draw_timesteps(len(clean), steps, terminal_share, device=clean.device, generator=generator)
         noisy = self.scheduler.add_noise(clean, noise, timestep_B)

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
+from divot_lightning.models.randomness import Randomness
 
 # Rows: luma, red-blue and green-magenta axes of RGB, made orthonormal, so that errors keep their size.
 _OPPONENT_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
@@ -90,7 +91,7 @@ class BlockDCTLatents(nn.Module):
         self.scale = config.scale
         self.register_buffer("basis", torch.stack(basis), persistent=False)
 
-    def encode(self, video_BFCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
         """Turns pixels in [-1, 1] into latents (B, F, c, h, w), H and W multiples of the block size; draws nothing."""
         batch, frames, _, height, width = video_BFCHW.shape
         if height % self.block_size or width % self.block_size:
@@ -127,7 +128,7 @@ class VAELatents(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def encode(self, video_BFCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
         """Turns pixels in [-1, 1] into latents (B, F, c, h, w): a draw from the VAE's posterior, scaled."""
         frames = [self.vae.encode(frame).latent_dist.sample(generator) for frame in video_BFCHW.unbind(1)]
         return torch.stack(frames, dim=1) * self.scale

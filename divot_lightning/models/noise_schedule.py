@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from divot_lightning.errors import UserError
+from divot_lightning.models.randomness import Randomness, integer_rows, uniform_rows
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def ddim_step(
 
 
 def draw_timesteps(
-    count: int, num_steps: int, terminal_share: float, *, device: torch.device, generator: torch.Generator | None
+    count: int, num_steps: int, terminal_share: float, *, device: torch.device, generator: Randomness
 ) -> Tensor:
     """Draws training times, (count,) int64.
 
@@ -154,10 +155,10 @@ def draw_timesteps(
         num_steps: Times are 0 to num_steps - 1, uniformly.
         terminal_share: Share of draws that are moved to the last time, in [0, 1].
         device: Where to.
-        generator: Source of randomness on that device.
+        generator: Source of randomness on that device, or one per draw on the CPU.
     """
-    uniform = torch.randint(0, num_steps, (count,), device=device, generator=generator)
-    moved = torch.rand(count, device=device, generator=generator) < terminal_share
+    uniform = integer_rows(num_steps, count, generator, device)
+    moved = uniform_rows(count, generator, device) < terminal_share
     return torch.where(moved, num_steps - 1, uniform)
 
 

@@ -17,6 +17,7 @@ from divot_lightning.models.detokenizer import (
 )
 from divot_lightning.models.latents import LatentsConfig
 from divot_lightning.models.noise_schedule import NoiseScheduleConfig, SamplingConfig, signal_shares
+from divot_lightning.models.randomness import sample_generators
 from divot_lightning.models.video_dit import VideoDiTConfig
 
 FRAMES, SIZE, TOKENS, DIM = 4, 8, 3, 5
@@ -363,3 +364,19 @@ def test_a_component_with_a_vae_needs_the_vae_folder_only_once(tmp_path, video, 
     again = load_component(tmp_path / "detokenizer", VideoDetokenizer)
     losses = [each.loss(video, tokens, generator=seeded()) for each in (detokenizer, again)]
     assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("kind", ["block_dct", "vae"])
+def test_with_its_own_randomness_a_clips_loss_does_not_depend_on_its_batch(tmp_path, video, tokens, null, kind):
+    AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
+    changes = {"latents": LatentsConfig("vae", str(tmp_path / "vae"))} if kind == "vae" else {}
+    detokenizer = make(**changes)
+    settings = {"terminal_share": 0.5, "condition_dropout": 0.5, "null_tokens_QC": null}
+
+    def loss(slots):
+        generators = sample_generators(0, "train", slots)
+        return detokenizer.loss(video[slots], tokens[slots], generator=generators, **settings)
+
+    alone = torch.stack([loss([slot]) for slot in range(6)])
+    torch.testing.assert_close(loss([4, 1, 3, 0, 2, 5]), alone.mean(), rtol=1e-5, atol=1e-6)
+    assert len(set(alone.tolist())) == 6
