@@ -22,7 +22,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.sparse_frames import sparse_frame_indices
 
 MAX_CLIPS = 20
-"""Most clips of a video that the paper's LLM reads, in training and evaluation (Divot section 4.1, arXiv:2412.04432)."""
+"""Most clips of a video that the LLM reads, in training and evaluation (Divot section 4.1, arXiv:2412.04432)."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,12 @@ def decode_clips(
     return DecodedClips(frames.reshape(-1, len(settings.frame_numbers), *frames.shape[1:]), only_choice)
 
 
+def image_picture(media: Media, settings: ClipSettings) -> Pixels:
+    """Decodes a picture, uint8 (3, H, W); a clip of it shows it in all frames."""
+    return decode_image(media, settings.size, max_pixels=settings.max_pixels)
+
+
 def image_clip(media: Media, settings: ClipSettings) -> DecodedClip:
     """Turns a picture into a clip that shows it all the time, as Divot does with images; the frames share memory."""
-    picture = decode_image(media, settings.size, max_pixels=settings.max_pixels)
+    picture = image_picture(media, settings)
     return DecodedClip(np.broadcast_to(picture, (len(settings.frame_numbers), *picture.shape)), True)

@@ -321,4 +321,4 @@ def decode_image(media: Media, size: tuple[int, int] | None = None, *, max_pixel
             raise DecodeError("undecodable", "no frame in it")
         if frame.is_corrupt:
             raise DecodeError("corrupt", "the first frame")
-        return _Converter(size)(frame)
+        return np.ascontiguousarray(_Converter(size)(frame))

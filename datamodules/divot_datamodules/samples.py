@@ -7,19 +7,25 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from divot_datamodules.clip_sampling import ClipSettings, decode_clip, image_clip
+from divot_datamodules.clip_sampling import ClipSettings, decode_clips, image_picture
 from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError
 from divot_datamodules.shard_reading import FEATURE_SUFFIX, MEDIA_SUFFIXES, RawSample
-from divot_datamodules.tasks import TASKS, MissingText, Template
+from divot_datamodules.tasks import ONE_CLIP_TASKS, TASKS, MissingText, Template
 from divot_lightning.errors import UserError
-from divot_lightning.models.sequences import Segment
+from divot_lightning.models.sequences import Kind, Segment
+
+Members = Mapping[str, bytes | Path]
+
+TOKENIZER_FIELD = "tokenizer_sha256"
+"""Where a file of cached features says which tokenizer made it, in its safetensors metadata."""
 
 
 class SampleError(Exception):
@@ -50,7 +56,7 @@ class Sample:
 
     key: str
     text: dict[str, Any]
-    kind: Literal["video", "image"] = "video"
+    kind: Kind = "video"
     video: Tensor | None = None
     features: Tensor | None = None
     only_choice: bool = True
@@ -64,7 +70,9 @@ class Sample:
     @property
     def num_bytes(self) -> int:
         """Memory of the media."""
-        return sum(media.nbytes for media in (self.video, self.features) if media is not None)
+        kept = (media for media in (self.video, self.features) if media is not None)
+        # The frames of a picture share their memory.
+        return sum(min(media.nbytes, media.untyped_storage().nbytes()) for media in kept)
 
 
 def sample_rng(seed: int, pass_number: int, key: str) -> np.random.Generator:
@@ -72,7 +80,17 @@ def sample_rng(seed: int, pass_number: int, key: str) -> np.random.Generator:
     return np.random.default_rng([seed, pass_number, zlib.crc32(key.encode("utf-8", "surrogateescape"))])
 
 
-def read_text(members: Mapping[str, bytes]) -> dict[str, Any]:
+def _content(member: bytes | Path) -> bytes:
+    """Returns a member's bytes; jsonl samples name files."""
+    if isinstance(member, bytes):
+        return member
+    try:
+        return member.read_bytes()
+    except OSError as error:
+        raise SampleError("missing_media", f"{member} cannot be read: {error.strerror}") from error
+
+
+def read_text(members: Members) -> dict[str, Any]:
     """Reads a sample's json, or its txt as a caption; {} if it has neither.
 
     Raises:
@@ -80,18 +98,18 @@ def read_text(members: Mapping[str, bytes]) -> dict[str, Any]:
     """
     try:
         if "json" in members:
-            text = json.loads(members["json"].decode("utf-8"))
+            text = json.loads(_content(members["json"]).decode("utf-8"))
             if not isinstance(text, dict):
                 raise SampleError("bad_json", f"a {type(text).__name__}, not an object")
             return text
-        return {"caption": members["txt"].decode("utf-8").strip()} if "txt" in members else {}
+        return {"caption": _content(members["txt"]).decode("utf-8").strip()} if "txt" in members else {}
     except UnicodeDecodeError as error:
         raise SampleError("not_utf8", str(error)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError("bad_json", str(error)) from error
 
 
-def _media(members: Mapping[str, bytes]) -> list[tuple[str, bytes]]:
+def media_members(members: Members) -> list[tuple[str, bytes | Path]]:
     """Returns a sample's media with their suffix: its numbered clips in order, or the one file it has."""
     numbered = sorted((s for s in members if s.startswith("clip")), key=lambda s: int(s.split(".")[0][4:]))
     names = numbered or [suffix for suffix in MEDIA_SUFFIXES if suffix in members][:1]
@@ -104,9 +122,14 @@ class SampleDecoder:
 
     Attributes:
         clip: How clips are cut.
+        max_clips: 1: a video gives one clip, from a start that is drawn. More: it gives the clips that stand for all of
+            it, see `divot_datamodules.clip_sampling.clip_times`. The numbered videos of a story give one clip each.
+        tokenizer_sha256: Refuse cached features that say they come from another tokenizer; None for no check.
     """
 
     clip: ClipSettings = field(default_factory=ClipSettings)
+    max_clips: int = 1
+    tokenizer_sha256: str | None = None
 
     def __call__(self, raw: RawSample, rng: np.random.Generator | None) -> Sample:
         """Decodes one sample.
@@ -120,31 +143,54 @@ class SampleDecoder:
         """
         text = read_text(raw.members)
         if FEATURE_SUFFIX in raw.members:
-            kind: Literal["video", "image"] = "image" if text.get("kind") == "image" else "video"
-            return Sample(raw.key, text, kind, features=_read_features(raw.members[FEATURE_SUFFIX]))
-        media = _media(raw.members)
+            kind: Kind = "image" if text.get("kind") == "image" else "video"
+            features = read_features(_content(raw.members[FEATURE_SUFFIX]), self.tokenizer_sha256)
+            return Sample(raw.key, text, kind, features=features)
+        media = media_members(raw.members)
         if not media:
             raise SampleError("missing_media", f"has {sorted(raw.members)}")
-        images = [suffix in IMAGE_SUFFIXES for suffix, _ in media]
+        clips = [self._clips(suffix, data, rng, 1 if len(media) > 1 else self.max_clips) for suffix, data in media]
+        video = torch.cat([video for video, _ in clips]) if len(clips) > 1 else clips[0][0]
+        kind = "image" if all(suffix in IMAGE_SUFFIXES for suffix, _ in media) else "video"
+        return Sample(raw.key, text, kind, video=video, only_choice=all(only_choice for _, only_choice in clips))
+
+    def _clips(
+        self, suffix: str, media: bytes | Path, rng: np.random.Generator | None, max_clips: int
+    ) -> tuple[Tensor, bool]:
+        """Returns the clips of one file, uint8 (N, F, 3, H, W), and whether it gives no others."""
         try:
-            clips = [
-                image_clip(data, self.clip) if image else decode_clip(data, self.clip, rng)
-                for image, (_, data) in zip(images, media, strict=True)
-            ]
+            if suffix in IMAGE_SUFFIXES:
+                picture = torch.from_numpy(image_picture(media, self.clip))
+                return picture.expand(1, len(self.clip.frame_numbers), *picture.shape), True
+            clips = decode_clips(media, self.clip, rng, max_clips=max_clips)
+            return torch.from_numpy(clips.video), clips.only_choice
         except DecodeError as error:
             raise SampleError(error.reason, error.detail) from error
-        video = torch.from_numpy(np.stack([clip.video for clip in clips]))
-        only_choice = all(clip.only_choice for clip in clips)
-        return Sample(raw.key, text, "image" if all(images) else "video", video=video, only_choice=only_choice)
 
 
-def _read_features(data: bytes) -> Tensor:
+def read_features(data: bytes, tokenizer_sha256: str | None = None) -> Tensor:
+    """Reads a sample's cached features.
+
+    Args:
+        data: A safetensors file with "tokens"; nothing in it can run code.
+        tokenizer_sha256: Refuse features that say they come from another tokenizer; None for no check.
+
+    Returns:
+        float32 (N, Q, C).
+
+    Raises:
+        SampleError: "bad_features", "foreign_features".
+    """
     try:
         tokens = load_safetensors(data)["tokens"]
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except Exception as error:  # safetensors raises its own error type, which it does not export everywhere
         raise SampleError("bad_features", str(error)) from error
     if tokens.ndim not in (2, 3) or tokens.dtype != torch.float32:
         raise SampleError("bad_features", f"{tokens.dtype} {tuple(tokens.shape)}")
+    made_by = header.get("__metadata__", {}).get(TOKENIZER_FIELD)
+    if tokenizer_sha256 is not None and made_by is not None and made_by != tokenizer_sha256:
+        raise SampleError("foreign_features", f"made by tokenizer {made_by[:16]}..., not {tokenizer_sha256[:16]}...")
     return tokens.reshape(-1, *tokens.shape[-2:])
 
 
@@ -170,41 +216,76 @@ class TaskMixture:
             raise UserError(f"tasks is empty; name at least one of {', '.join(TASKS)} with its weight.")
 
     def segments(self, sample: Sample, rng: np.random.Generator) -> list[Segment]:
-        """Builds a sample's segments.
+        """Builds a sample's segments; see `draw`, which also tells which clips they are about."""
+        return self.draw(sample, rng)[0]
+
+    def draw(self, sample: Sample, rng: np.random.Generator) -> tuple[list[Segment], slice]:
+        """Draws a task and builds a sample's segments.
 
         Args:
             sample: Decoded.
             rng: Draws the task and what the task leaves open.
 
+        Returns:
+            The segments, and the sample's clips that they are about: all, or the one that a text-to-clip task drew.
+
         Raises:
-            SampleError: "missing_caption" if its texts allow none of the tasks.
+            SampleError: If its texts allow none of the tasks: "missing_caption", "missing_question" or
+                "missing_story", by the first task of the mixture.
         """
         names = list(self.weights)
         # The whole order is drawn, so that a task that is impossible gives way to the others by their weights.
         keys = rng.exponential(size=len(names)) / np.array([self.weights[name] for name in names])
-        missing = []
+        missing: dict[str, MissingText] = {}
         for name in (names[place] for place in np.argsort(keys)):
             try:
-                return TASKS[name](
+                segments = TASKS[name](
                     sample.text, rng, template=self.template, num_clips=sample.num_clips, kind=sample.kind
                 )
             except MissingText as error:
-                missing.append(f"{name}: {error.detail}")
-        raise SampleError("missing_caption", "; ".join(missing))
+                missing[name] = error
+                continue
+            if name not in ONE_CLIP_TASKS or sample.num_clips == 1:
+                return segments, slice(None)
+            clip = int(rng.integers(sample.num_clips))
+            return segments, slice(clip, clip + 1)
+        details = "; ".join(f"{name}: {missing[name].detail}" for name in names)
+        raise SampleError(missing[names[0]].reason, details)
 
 
 Item = dict[str, Any]
 
 
-def tokenizer_items(sample: Sample) -> list[Item]:
-    """Turns a sample into items for the (de-)tokenizer stages: each of its clips by itself."""
+def tokenizer_items(sample: Sample, rng: np.random.Generator | None = None) -> list[Item]:
+    """Turns a sample into the item of the (de-)tokenizer stages: one of its clips, so that batches stay as planned.
+
+    Args:
+        sample: With video.
+        rng: Draws the clip of a sample that has several; without it the first.
+    """
     if sample.video is None:
         raise UserError(
             f"sample {sample.key!r} holds cached features, but this stage trains on pixels; "
             "give it the shards that the features were made from."
         )
-    suffixes = [""] if sample.num_clips == 1 else [f".clip{number}" for number in range(sample.num_clips)]
-    return [{"key": sample.key + suffix, "video": clip} for suffix, clip in zip(suffixes, sample.video, strict=True)]
+    if sample.num_clips == 1:
+        return [{"key": sample.key, "video": sample.video[0]}]
+    clip = 0 if rng is None else int(rng.integers(sample.num_clips))
+    return [{"key": f"{sample.key}.clip{clip}", "video": sample.video[clip]}]
+
+
+def llm_items(sample: Sample, rng: np.random.Generator, mixture: TaskMixture) -> list[Item]:
+    """Turns a sample into the item of the LLM stages: segments, and the clips that they are about.
+
+    Args:
+        sample: With video or features.
+        rng: Draws the task, its wording, and the clip of a text-to-clip task.
+        mixture: The tasks.
+    """
+    segments, clips = mixture.draw(sample, rng)
+    media = {"video": sample.video, "features": sample.features}
+    used = {name: value[clips] for name, value in media.items() if value is not None}
+    return [{"key": sample.key, "segments": segments, **used}]
 
 
 def collate(items: list[Item]) -> dict[str, Any]:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.encoding import check_features
 from divot_datamodules.ledger import Budget, Ledger
-from divot_datamodules.samples import Item, Sample, SampleDecoder, TaskMixture, collate, tokenizer_items
+from divot_datamodules.samples import Item, SampleDecoder, TaskMixture, collate, llm_items, tokenizer_items
 from divot_datamodules.shard_reading import check_shards, expand_shards
 from divot_datamodules.shard_stream import ShardStream
 from divot_datamodules.tasks import Template
@@ -44,15 +43,6 @@ class ShardLoader(DataLoader[Any]):
 def _collate_usable(items: list[Item | None]) -> dict[str, Any] | None:
     usable = [item for item in items if item is not None]
     return collate(usable) if usable else None
-
-
-def _llm_items(mixture: TaskMixture, sample: Sample, rng: np.random.Generator) -> list[Item]:
-    media = {"video": sample.video} if sample.features is None else {"features": sample.features}
-    return [{"key": sample.key, "segments": mixture.segments(sample, rng), **media}]
-
-
-def _pixel_items(sample: Sample, rng: np.random.Generator) -> list[Item]:
-    return tokenizer_items(sample)
 
 
 class VideoTextData(lightning.LightningDataModule):
@@ -152,7 +142,7 @@ class VideoTextData(lightning.LightningDataModule):
         return ShardStream(
             shards=shards,
             decoder=SampleDecoder(self.clip),
-            make_items=_pixel_items if mixture is None else partial(_llm_items, mixture),
+            make_items=tokenizer_items if mixture is None else partial(llm_items, mixture=mixture),
             ledger=self.ledgers[name],
             training=name == "train",
             seed=self.seed,

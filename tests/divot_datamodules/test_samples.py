@@ -14,6 +14,8 @@ from divot_datamodules.samples import (
     SampleError,
     TaskMixture,
     collate,
+    llm_items,
+    read_features,
     read_text,
     sample_rng,
     tokenizer_items,
@@ -54,12 +56,43 @@ def test_numbered_clips_come_in_their_order(numbered_file, picture_file):
     assert not sample.only_choice
 
 
-def test_features_are_read_for_one_and_for_several_clips():
-    tokens = torch.randn(2, 3, 4)
-    for stored, clips in ((tokens[0], 1), (tokens, 2)):
-        sample = decode({"features.safetensors": save({"tokens": stored.clone()}), "json": b'{"kind": "image"}'})
-        assert torch.equal(sample.features, tokens[:clips])
-        assert (sample.kind, sample.video) == ("image", None)
+def test_a_long_video_gives_as_many_clips_as_are_asked_for(numbered_file):
+    data = numbered_file(96)
+    whole = SampleDecoder(ClipSettings(16, 16), max_clips=4)(raw({"mp4": data}), np.random.default_rng(0))
+    assert (whole.num_clips, whole.only_choice) == (4, True)
+    one = SampleDecoder(ClipSettings(16, 16))(raw({"mp4": data}), np.random.default_rng(0))
+    assert (one.num_clips, one.only_choice) == (1, False)
+
+
+def test_the_videos_of_a_story_give_one_clip_each(numbered_file):
+    members = {f"clip{number}.mp4": numbered_file(64) for number in range(3)}
+    assert SampleDecoder(ClipSettings(16, 16), max_clips=4)(raw(members), None).num_clips == 3
+
+
+def test_members_may_be_files(tmp_path, numbered_file, picture_file):
+    (tmp_path / "v.mp4").write_bytes(numbered_file())
+    (tmp_path / "p.jpg").write_bytes(picture_file())
+    (tmp_path / "t.json").write_text('{"caption": "x"}')
+    for suffix, name, data in (("mp4", "v.mp4", numbered_file()), ("jpg", "p.jpg", picture_file())):
+        sample = decode({suffix: tmp_path / name, "json": tmp_path / "t.json"})
+        assert torch.equal(sample.video, decode({suffix: data}).video)
+        assert sample.text == {"caption": "x"}
+    with pytest.raises(SampleError, match=r"missing_media.*gone\.mp4"):
+        decode({"mp4": tmp_path / "gone.mp4"})
+    with pytest.raises(SampleError, match=r"missing_media.*gone\.txt"):
+        decode({"mp4": tmp_path / "v.mp4", "txt": tmp_path / "gone.txt"})
+
+
+def test_the_frames_of_a_picture_are_counted_once(picture_file):
+    assert decode({"jpg": picture_file()}).num_bytes == 3 * 16 * 16
+
+
+def test_features_that_name_another_tokenizer_are_refused():
+    data = save({"tokens": torch.zeros(2, 3)}, {"tokenizer_sha256": "a" * 64})
+    assert read_features(data).shape == read_features(data, "a" * 64).shape == (1, 2, 3)
+    assert read_features(save({"tokens": torch.zeros(2, 3)}), "b" * 64).shape == (1, 2, 3)
+    with pytest.raises(SampleError, match=r"foreign_features.*aaaa.*not bbbb"):
+        SampleDecoder(tokenizer_sha256="b" * 64)(raw({"features.safetensors": data}), None)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +103,7 @@ def test_features_are_read_for_one_and_for_several_clips():
         ({"mp4": b"rubbish"}, "undecodable"),
         ({"mp4": b"x", "json": b"{"}, "bad_json"),
         ({"mp4": b"x", "json": b"[1]"}, "bad_json"),
+        ({"mp4": b"x", "json": b"[" * 100_000}, "bad_json"),
         ({"mp4": b"x", "json": b'"\xff"'}, "not_utf8"),
         ({"mp4": b"x", "txt": b"caf\xe9"}, "not_utf8"),
         ({"features.safetensors": b"rubbish"}, "bad_features"),
@@ -124,8 +158,14 @@ def test_a_sample_takes_part_in_what_its_texts_allow():
     mixture = TaskMixture({"caption": 0.1, "question": 100.0})
     sample = Sample("k", {"caption": "a"}, features=torch.zeros(1, 2, 3))
     assert task_of(mixture.segments(sample, np.random.default_rng(0))) == "caption"
-    with pytest.raises(SampleError, match=r"missing_caption.*no caption"):
-        mixture.segments(Sample("k", {}, features=torch.zeros(1, 2, 3)), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("task", ["caption", "question", "story"])
+def test_samples_without_any_text_that_is_asked_for_are_counted_by_the_first_task(task):
+    mixture = TaskMixture({task: 0.001, "generate": 1.0, "conversation": 1000.0})
+    for seed in range(5):
+        with pytest.raises(SampleError, match=rf"missing_{task}.*generate: no caption; conversation: no question"):
+            mixture.segments(Sample("k", {}, features=torch.zeros(1, 2, 3)), np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize(
@@ -137,12 +177,26 @@ def test_wrong_task_weights_are_refused(weights, message):
         TaskMixture(weights)
 
 
-def test_pixel_items_are_single_clips():
-    video = torch.zeros(2, 16, 3, 4, 4, dtype=torch.uint8)
-    assert [item["key"] for item in tokenizer_items(Sample("k", {}, video=video[:1]))] == ["k"]
-    assert [item["key"] for item in tokenizer_items(Sample("k", {}, video=video))] == ["k.clip0", "k.clip1"]
+def test_a_pixel_item_is_one_clip_which_the_generator_draws():
+    video = torch.arange(3, dtype=torch.uint8)[:, None, None, None, None].expand(3, 16, 3, 4, 4)
+    (only,) = tokenizer_items(Sample("k", {}, video=video[:1]), np.random.default_rng(0))
+    assert (only["key"], only["video"].shape) == ("k", (16, 3, 4, 4))
+    drawn = [tokenizer_items(Sample("k", {}, video=video), np.random.default_rng(seed)) for seed in range(40)]
+    assert {(item["key"], int(item["video"][0, 0, 0, 0])) for (item,) in drawn} == {(f"k.clip{n}", n) for n in range(3)}
     with pytest.raises(UserError, match=r"'k'.*features"):
         tokenizer_items(Sample("k", {}, features=torch.zeros(1, 2, 3)))
+
+
+@pytest.mark.parametrize("name", ["video", "features"])
+def test_reading_takes_all_clips_and_generating_the_one_that_is_drawn(name):
+    media = torch.arange(5.0)[:, None, None].expand(5, 2, 3)
+    sample = Sample("k", TEXT, **{name: media})
+    (read,) = llm_items(sample, np.random.default_rng(0), TaskMixture({"caption": 1.0}))
+    assert read["segments"][0] == Clips(5, "read")
+    assert torch.equal(read[name], media)
+    drawn = [llm_items(sample, np.random.default_rng(n), TaskMixture({"generate": 1.0}))[0] for n in range(60)]
+    assert all(item["segments"][-1] == Clips(1, "generate") and len(item[name]) == 1 for item in drawn)
+    assert {float(item[name][0, 0, 0]) for item in drawn} == {0.0, 1.0, 2.0, 3.0, 4.0}
 
 
 def test_batches_hold_all_clips_in_order_of_appearance():

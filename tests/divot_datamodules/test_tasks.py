@@ -73,6 +73,61 @@ def test_a_single_question_may_stand_beside_the_caption():
     assert tasks.question_segments(sample, rng())[1:] == [Text("who ?", False), Text("she", True)]
 
 
+RELEASED = {
+    "conversations": [
+        {"from": "human", "value": "<video>\nwhat colour ?"},
+        {"from": "gpt", "value": "red"},
+        {"from": "human", "value": "what shape ?"},
+        {"from": "gpt", "value": "circle"},
+    ]
+}
+
+
+@pytest.mark.parametrize("sample", [SAMPLE, RELEASED])
+def test_a_conversation_has_all_turns_behind_the_clips_and_teaches_all_answers(sample):
+    segments = tasks.conversation_segments(sample, rng(), template="instruction", num_clips=3)
+    assert joined(segments) == "[INST] <3> what colour ? [/INST]\nred[INST] what shape ? [/INST]\ncircle"
+    assert [segment.text for segment in segments if segment.learn] == ["red", "circle"]
+    bare = tasks.conversation_segments(sample, rng())
+    assert joined(bare) == "<1>what colour ?redwhat shape ?circle"
+
+
+def test_every_answer_of_a_conversation_ends_and_the_last_one_with_the_sequence():
+    answers = [segment for segment in tasks.conversation_segments(SAMPLE, rng()) if segment.learn]
+    assert [answer.ends for answer in answers] == [True, False]
+
+
+@pytest.mark.parametrize("sample", [SAMPLE, RELEASED])
+def test_a_drawn_question_has_the_form_of_the_released_data_or_of_ours(sample):
+    seen = {joined(tasks.question_segments(sample, rng(seed))) for seed in range(20)}
+    assert seen == {"<1>what colour ?red", "<1>what shape ?circle"}
+
+
+def turns(*said):
+    return {"conversations": [{"from": speaker, "value": value} for speaker, value in said]}
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ({"conversations": "what ?"}, "not turns"),
+        ({"conversations": []}, "not turns"),
+        ({"conversations": [3]}, "not turns"),
+        (turns(("human", "a")), "not turns"),
+        (turns(("gpt", "a"), ("human", "b")), "not turns"),
+        (turns(("human", "a"), ("gpt", "b"), ("gpt", "c"), ("human", "d")), "not turns"),
+        (turns(("human", "a"), ("gpt", " ")), "turn 1 .* is empty"),
+        (turns(("human", "<video>\n"), ("gpt", "a")), "turn 0 .* is empty"),
+        (turns(("human", "a"), ("gpt", 5)), "turn 1 .* is empty"),
+    ],
+)
+def test_conversations_that_make_no_sense_are_missing(sample, message):
+    for task in ("question", "conversation"):
+        with pytest.raises(MissingText, match=message) as caught:
+            tasks.TASKS[task](sample, rng())
+        assert caught.value.reason == "missing_question"
+
+
 @pytest.mark.parametrize(
     ("task", "sample", "message"),
     [

@@ -149,6 +149,15 @@ def test_the_last_text_gives_way_first_and_takes_the_end_with_it():
     assert build_sequence(sample, encode, SPECIAL, SequenceLayout(1, max_length=3)).ids == [BEGIN, 1, 2]
 
 
+def test_an_answer_within_a_conversation_learns_its_end():
+    said = [Clips(1, "read"), Text("1", False), Text("2 3", True, ends=True), Text("4", False), Text("5", True)]
+    ids = build_sequence(said, encode, SPECIAL, SequenceLayout(1)).ids
+    assert ids[-6:] == [2, 3, END, 4, 5, END]
+    assert learned(said) == [2, 3, END, 5, END]
+    assert build_sequence(said, encode, SPECIAL, SequenceLayout(1, max_length=len(ids) - 3)).ids == ids[:-3]
+    assert build_sequence(said, encode, SPECIAL, SequenceLayout(1, max_length=len(ids) - 4)).ids == ids[:-4]
+
+
 def test_a_shortened_prompt_keeps_the_clip_and_the_end():
     sample = [Text("1 2 3", learn=False), Clips(1, "generate")]
     sequence = build_sequence(sample, encode, SPECIAL, SequenceLayout(1, max_length=8))
