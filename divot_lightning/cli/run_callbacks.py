@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from divot_lightning.cli.run_folder import CHECKPOINTS, CONFIG, FINISHED
+from divot_lightning.cli.run_folder import CONFIG, FINISHED
 from divot_lightning.cli.run_logging import CsvMetrics
 
 SLOW_REFRESH_SECONDS = 15.0
@@ -62,55 +62,10 @@ class RunOpening(Callback):
         self.opened = True
         self.run.mkdir(parents=True, exist_ok=True)
         (self.run / FINISHED).unlink(missing_ok=True)
-        (self.run / CONFIG).write_text(self.config, encoding="utf-8")
+        write_config(self.run, self.config)
         for logger in trainer.loggers:
             if isinstance(logger, CsvMetrics):
                 logger.forget_from(trainer.global_step if self.first_step is None else self.first_step)
-
-
-class StepCheckpoint(ModelCheckpoint):
-    """Saves `<run>/checkpoints/step_<n>.ckpt` every so many steps, at the end and on Ctrl-C; `last.ckpt` links to it.
-
-    Args:
-        run: The run folder.
-        every_steps: Optimizer steps between two checkpoints.
-        keep_all: Keep every checkpoint, not only the newest.
-    """
-
-    def __init__(self, run: Path, every_steps: int, keep_all: bool) -> None:
-        super().__init__(
-            dirpath=run / CHECKPOINTS,
-            filename="step_{step:08d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=every_steps,
-            save_top_k=-1 if keep_all else 1,
-            save_last="link",
-            enable_version_counter=False,
-        )
-
-    @property
-    def state_key(self) -> str:
-        """One key whatever the settings, so that they may change at a resume."""
-        return "StepCheckpoint"
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step, which need not be a multiple of `every_steps`."""
-        self._save_now(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save on Ctrl-C. Other exceptions may hit one rank alone, where saving together would wait forever."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
-            self._save_now(trainer)
-
-    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
-        # Lightning would keep the checkpoint that a run was resumed from for ever.
-        return Path(previous) != Path(current) and Path(previous).parent == Path(current).parent
-
-    def _save_now(self, trainer: Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
 
 
 class StepProgress(ProgressBar):

@@ -4,17 +4,17 @@ A run folder:
 
 - `config.yaml`: the resolved settings, written when the first step is done
 - `metrics.csv`: one row per logged step; `tensorboard/`: the same for TensorBoard
-- `checkpoints/`: `step_00000200.ckpt` ..., `last.ckpt` points to the newest
+- `checkpoints/`: folders `step_00000200` ..., see `divot_lightning.sharding.checkpoint`
 - a folder per trained component, and `components.json`: where the others came from
 - `finished.json`: written when training reached its last step
 - `stopped.json`: written when a signal stopped it, gone when it goes on
 - `run.lock`: there while a process trains
 """
 
-import zipfile
 from pathlib import Path
 
 from divot_lightning.errors import UserError
+from divot_lightning.sharding.manifest import is_complete
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -72,24 +72,26 @@ def describe(run: Path) -> str:
 
 
 def checkpoint_name(step: int) -> str:
-    """Give the file name of the checkpoint taken after `step` optimizer steps."""
-    return f"step_{step:08d}.ckpt"
+    """Give the name of the folder with the checkpoint taken after `step` optimizer steps."""
+    return f"step_{step:08d}"
 
 
 def checkpoint_step(checkpoint: Path) -> int:
     """Give the number of optimizer steps behind a checkpoint.
 
     Example:
-        >>> checkpoint_step(Path("checkpoints/step_00000200.ckpt"))
+        >>> checkpoint_step(Path("checkpoints/step_00000200"))
         200
     """
-    return int(checkpoint.stem.removeprefix("step_"))
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """Give the checkpoints that were written to their end, the newest first."""
+    found = [path for path in (run / CHECKPOINTS).glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+    return [path for path in sorted(found, key=checkpoint_step, reverse=True) if is_complete(path)]
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """Give the newest checkpoint that was written to its end, or None.
-
-    A file that was cut off by a kill has no zip directory at its end and is passed over.
-    """
-    found = sorted((run / CHECKPOINTS).glob("step_*.ckpt"), key=checkpoint_step, reverse=True)
-    return next((path for path in found if path.is_dir() or zipfile.is_zipfile(path)), None)
+    """Give the newest checkpoint that was written to its end, or None."""
+    return next(iter(complete_checkpoints(run)), None)

@@ -1,29 +1,35 @@
 """The training command line: recipe and command line in, trainer with its run folder out."""
 
+import contextlib
 import logging
 import shlex
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from divot_lightning import __version__
 from divot_lightning.cli.messages import condense
 from divot_lightning.cli.recipe_heads import head_names
-from divot_lightning.cli.run_callbacks import RunOpening, StepCheckpoint, StepProgress
-from divot_lightning.cli.run_folder import require_free
+from divot_lightning.cli.run_callbacks import RunOpening, StepProgress
+from divot_lightning.cli.run_folder import STOPPED, require_free
+from divot_lightning.cli.run_lock import run_lock
 from divot_lightning.cli.run_logging import CsvMetrics, TensorBoardMetrics
 from divot_lightning.errors import UserError
 from divot_lightning.registry import load_all, resolve_head_name
+from divot_lightning.sharding.environment import is_first_process
+from divot_lightning.sharding.launcher import watch_processes
+from divot_lightning.sharding.preemption import NoSignalHandlers, StopOnSignal, StopSignals
 from divot_lightning.sharding.registration import register_strategies
+from divot_lightning.sharding.rng_state import RandomStates
+from divot_lightning.sharding.run_checkpoint import use_checkpoint_folders
+from divot_lightning.sharding.step_checkpoint import CheckpointSettings, StepCheckpoint
 from divot_lightning.stages.export import ComponentExport
 
 DEFAULT_SEED = 0
@@ -37,19 +43,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 """Steps bound a run, not epochs: training streams have no end."""
 
 
-@dataclass
-class CheckpointSettings:
-    """When a run's state is saved.
-
-    Attributes:
-        every_steps: Optimizer steps between two checkpoints; the last step and Ctrl-C save too.
-        keep_all: Keep every checkpoint instead of the newest only.
-    """
-
-    every_steps: int = 200
-    keep_all: bool = False
-
-
 class TrainingCLI(LightningCLI):
     """LightningCLI with a run folder: `--run`, `--checkpoint.every_steps`, short messages, our loggers and callbacks.
 
@@ -57,10 +50,23 @@ class TrainingCLI(LightningCLI):
         argv: Options as on the command line, `--config` with paths of existing files.
         command: What stands in usage lines, such as `divot fit`.
         mode: "start" needs a folder that holds nothing yet; "measure" writes nothing into it.
+        held: Takes the lock of the run folder, if given.
+
+    Attributes:
+        stop_signals: What this process was asked by signals.
+        stop_on_signal: The callback that ends training for them.
     """
 
-    def __init__(self, argv: Sequence[str], command: str, mode: Literal["start", "resume", "measure"]) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        command: str,
+        mode: Literal["start", "resume", "measure"],
+        held: contextlib.ExitStack | None = None,
+    ) -> None:
         self.mode = mode
+        self.held = held
+        self.stop_signals = StopSignals()
         quiet()
         register_strategies()
         super().__init__(
@@ -102,7 +108,9 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse an occupied folder before anything expensive is built."""
-        if self.mode == "start" and getattr(rank_zero_only, "rank", 0) == 0:
+        if self.mode == "start" and is_first_process():
+            if self.held:
+                self.held.enter_context(run_lock(self.run_folder))
             require_free(self.run_folder)
 
     def instantiate_classes(self) -> None:
@@ -120,9 +128,11 @@ class TrainingCLI(LightningCLI):
         settings["logger"] = self._run_loggers(settings["logger"])
         settings["enable_checkpointing"] = self.mode != "measure"
         try:
-            return Trainer(**settings)
+            trainer = Trainer(**settings)
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"the trainer cannot be set up like this: {error}") from error
+        use_checkpoint_folders(trainer)
+        return trainer
 
     @property
     def run_folder(self) -> Path:
@@ -141,7 +151,8 @@ class TrainingCLI(LightningCLI):
         run, checkpoint = self.run_folder, self.config_init.checkpoint
         callbacks: list[Callback] = [
             RunOpening(run, self.saved_config()),
-            StepCheckpoint(run, checkpoint.every_steps, checkpoint.keep_all),
+            RandomStates(),
+            StepCheckpoint(run, checkpoint),
             ComponentExport(run),
         ]
         if settings["enable_progress_bar"] is not False:

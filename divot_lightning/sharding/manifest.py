@@ -1,0 +1,135 @@
+"""What makes a checkpoint folder whole: `manifest.json`, the sizes and SHA-256 of all its files, written last.
+
+No torch, so that looking for a run's newest checkpoint costs nothing.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from divot_lightning.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Raised when a change makes older checkpoints unreadable."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and content of a file.
+
+    Attributes:
+        bytes: Its size.
+        sha256: Its SHA-256 in hexadecimal.
+    """
+
+    bytes: int
+    sha256: str
+
+
+def write_manifest(folder: Path, files: dict[str, FileRecord], about: dict[str, Any]) -> None:
+    """Completes a folder: all that is in it is on the disk when the manifest is.
+
+    Args:
+        folder: Holds the files already.
+        files: All of them by name.
+        about: What else is worth knowing without opening a file, such as the step.
+    """
+    content = {"format": FORMAT, **about, "files": {name: asdict(record) for name, record in sorted(files.items())}}
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Reads a manifest.
+
+    Returns:
+        Its content, "files" as `FileRecord` by name; None where there is none that can be read.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = {str(name): FileRecord(**record) for name, record in content["files"].items()}
+        return {**content, "format": int(content["format"]), "files": files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def is_complete(folder: Path) -> bool:
+    """Tells whether a checkpoint was written to its end: its manifest is there and all files have their sizes.
+
+    Contents are compared only when a checkpoint is loaded, since that means reading all of it.
+    """
+    manifest = read_manifest(folder)
+    return manifest is not None and all(
+        _size(folder / name) == record.bytes for name, record in manifest["files"].items()
+    )
+
+
+def require_manifest(folder: Path) -> dict[str, Any]:
+    """Reads the manifest of a checkpoint that is about to be loaded.
+
+    Raises:
+        UserError: The folder is no complete checkpoint, or one of another format.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(
+            f"{folder} is no complete checkpoint: it has no readable {MANIFEST}\n"
+            "give a folder checkpoints/step_... of a run"
+        )
+    if manifest["format"] != FORMAT:
+        raise UserError(
+            f"{folder} has format {manifest['format']}, this version reads format {FORMAT}\n"
+            "go on with the version of divot-lightning that wrote it"
+        )
+    return manifest
+
+
+def find_damage(folder: Path, files: dict[str, FileRecord]) -> list[str]:
+    """Compares files with their records.
+
+    Args:
+        folder: The checkpoint.
+        files: Those to read, by name.
+
+    Returns:
+        A sentence per file that is missing or has another size or content.
+    """
+    damage = []
+    for name, record in files.items():
+        found = _size(folder / name)
+        if found is None:
+            damage.append(f"{name} is missing")
+        elif found != record.bytes:
+            damage.append(f"{name} has {found} instead of {record.bytes} bytes")
+        elif file_sha256(folder / name) != record.sha256:
+            damage.append(f"{name} has another content than was written")
+    return damage
+
+
+def file_sha256(file: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk, which `fsync` of the files alone does not."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None

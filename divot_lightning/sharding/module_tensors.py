@@ -1,0 +1,102 @@
+"""Sorts the tensors of a stage by what a checkpoint has to do with them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from divot_lightning.errors import UserError
+
+
+@runtime_checkable
+class KnowsSources(Protocol):
+    """A stage that says where its frozen weights come from."""
+
+    def frozen_sources(self) -> Mapping[str, str | Path]:
+        """Returns folders by module path, such as `{"video_llm.language_model": "models/mistral-7b"}`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModuleTensors:
+    """The tensors of a stage by full name; tied ones stand under their first name.
+
+    Attributes:
+        trained: Parameters that require gradients.
+        stored: Frozen parameters that nothing but a checkpoint keeps, such as untrained ones.
+        sourced: Frozen parameters by module path that came from a folder, which keeps them.
+        buffers: Persistent buffers.
+        sources: The folders by module path.
+    """
+
+    trained: dict[str, nn.Parameter]
+    stored: dict[str, nn.Parameter]
+    sourced: dict[str, dict[str, nn.Parameter]]
+    buffers: dict[str, Tensor]
+    sources: dict[str, str]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds of the stage itself."""
+        return {**self.trained, **self.stored, **self.buffers}
+
+
+def sort_tensors(stage: nn.Module) -> ModuleTensors:
+    """Sorts the tensors of a stage.
+
+    Raises:
+        UserError: A module keeps state that is no tensor.
+    """
+    sources = frozen_sources(stage)
+    trained: dict[str, nn.Parameter] = {}
+    stored: dict[str, nn.Parameter] = {}
+    sourced: dict[str, dict[str, nn.Parameter]] = {module: {} for module in sources}
+    for name, parameter in stage.named_parameters():
+        if parameter.requires_grad:
+            trained[name] = parameter
+            continue
+        module = _source_of(name, sources)
+        (stored if module is None else sourced[module])[name] = parameter
+    return ModuleTensors(trained, stored, sourced, _persistent_buffers(stage), sources)
+
+
+def frozen_sources(stage: nn.Module) -> dict[str, str]:
+    """Gives the folders that frozen weights came from, by module path.
+
+    A stage without `frozen_sources` is asked for its `used_components`: those that are modules of it.
+    """
+    if isinstance(stage, KnowsSources):
+        return {module: str(folder) for module, folder in stage.frozen_sources().items()}
+    used: Mapping[str, Path] = getattr(stage, "used_components", dict)()
+    return {name: str(folder) for name, folder in used.items() if isinstance(getattr(stage, name, None), nn.Module)}
+
+
+def full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Gives the shape of a whole tensor, which ZeRO-3 keeps besides the partition."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def copy_into(target: Tensor, value: Tensor) -> None:
+    """Overwrites a tensor in place, in its own dtype and on its own device."""
+    with torch.no_grad():
+        target.copy_(value)
+
+
+def _source_of(name: str, sources: Mapping[str, str]) -> str | None:
+    fitting = [module for module in sources if name == module or name.startswith(f"{module}.")]
+    return max(fitting, key=len, default=None)
+
+
+def _persistent_buffers(stage: nn.Module) -> dict[str, Tensor]:
+    parameters = {name for name, _ in stage.named_parameters(remove_duplicate=False)}
+    rest = {name: value for name, value in stage.state_dict(keep_vars=True).items() if name not in parameters}
+    for name, value in rest.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"{name} is a {type(value).__name__}; checkpoints hold tensors only\n"
+                "keep it as a registered buffer, or leave it out of state_dict()"
+            )
+    return rest

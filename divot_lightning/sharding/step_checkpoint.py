@@ -1,0 +1,146 @@
+"""When a run's state is saved, and which checkpoints stay."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+
+from divot_lightning.cli.run_folder import CHECKPOINTS, checkpoint_name, checkpoint_step, complete_checkpoints
+from divot_lightning.errors import UserError
+from divot_lightning.sharding.checkpoint import CheckpointNotWritten
+from divot_lightning.sharding.retention import (
+    read_scores,
+    remove_folder,
+    remove_leftovers,
+    steps_to_remove,
+    write_score,
+)
+from divot_lightning.sharding.run_checkpoint import save_together
+
+
+@dataclass
+class CheckpointSettings:
+    """When a run's state is saved, and which checkpoints stay.
+
+    Attributes:
+        every_steps: Optimizer steps between two checkpoints; the last step, Ctrl-C and signals save too.
+        keep_all: Keep every checkpoint.
+        keep_last: Checkpoints that are kept because they are the newest.
+        keep_every: Keep also those at every so many steps; none by default.
+        keep_best: Keep also this many with the best `metric`.
+        metric: What `keep_best` goes by: a name that validation logs.
+        mode: Whether a small or a great `metric` is good.
+        on_full_disk: Whether a checkpoint that cannot be written stops the run, or is reported and left out.
+    """
+
+    every_steps: int = 200
+    keep_all: bool = False
+    keep_last: int = 1
+    keep_every: int | None = None
+    keep_best: int = 0
+    metric: str = "validation/loss"
+    mode: Literal["min", "max"] = "min"
+    on_full_disk: Literal["continue", "stop"] = "stop"
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that make no sense."""
+        for name, least in (("every_steps", 1), ("keep_last", 1), ("keep_every", 1), ("keep_best", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"checkpoint.{name} is {value}; it must be at least {least}")
+
+
+class StepCheckpoint(Checkpoint):
+    """Saves `<run>/checkpoints/step_<n>` every so many steps, at the end and on Ctrl-C, and removes what is not kept.
+
+    Args:
+        run: The run folder.
+        settings: When to save and what to keep.
+    """
+
+    def __init__(self, run: Path, settings: CheckpointSettings) -> None:
+        self.folder = run / CHECKPOINTS
+        self.run = run
+        self.settings = settings
+        self.saved_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clears away what a killed process left; what the run goes on from is not saved again."""
+        self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            remove_leftovers(self.folder)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves when it is time."""
+        if trainer.global_step % self.settings.every_steps == 0:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the metric for the checkpoint of this step, which is taken now if there is none."""
+        if not self.settings.keep_best or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        score = trainer.callback_metrics.get(self.settings.metric)
+        if score is None:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise UserError(
+                f"checkpoint.metric is {self.settings.metric!r}, which validation does not log\nit logs: {known}"
+            )
+        self.save(trainer)
+        if trainer.is_global_zero and trainer.global_step > 0:
+            write_score(self.folder, trainer.global_step, float(score))
+            self._remove_others()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last step, which need not be a multiple of `every_steps`."""
+        self.save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves on Ctrl-C. Other exceptions may hit one rank alone, where saving together would wait forever."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Saves the current step, once; all ranks call it together.
+
+        Raises:
+            CheckpointNotWritten: It could not be written, and `on_full_disk` says stop.
+        """
+        step = trainer.global_step
+        if step == self.saved_step:
+            return
+        self.saved_step = step
+        try:
+            save_together(trainer, self.folder / checkpoint_name(step))
+        except CheckpointNotWritten as failure:
+            if self.settings.on_full_disk == "stop":
+                raise
+            _warn(f"step {step} goes on without a checkpoint: {failure}\n")
+            return
+        if trainer.is_global_zero:
+            self._remove_others()
+
+    def _remove_others(self) -> None:
+        if self.settings.keep_all:
+            return
+        folders = {checkpoint_step(folder): folder for folder in complete_checkpoints(self.run)}
+        for step in steps_to_remove(
+            folders,
+            read_scores(self.folder),
+            keep_last=self.settings.keep_last,
+            keep_every=self.settings.keep_every,
+            keep_best=self.settings.keep_best,
+            mode=self.settings.mode,
+        ):
+            remove_folder(folders[step])
+
+
+@rank_zero_only
+def _warn(message: str) -> None:
+    sys.stderr.write(message)
