@@ -5,8 +5,12 @@ import gzip
 import hashlib
 import logging
 import lzma
+import os
 import shutil
+import tempfile
 import threading
+import uuid
+import weakref
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -22,10 +26,11 @@ from divot_lightning.errors import UserError
 logger = logging.getLogger(__name__)
 
 PIECE = 2**20
+_LOCK = threading.Lock()
 _OPENERS: dict[bytes, Callable[[BinaryIO], IO[bytes]]] = {
-    b"\x1f\x8b": lambda file: cast(IO[bytes], gzip.open(file)),
-    b"BZh": lambda file: cast(IO[bytes], bz2.open(file)),
-    b"\xfd7zXZ": lambda file: cast(IO[bytes], lzma.open(file)),
+    b"\x1f\x8b": lambda file: cast(IO[bytes], gzip.GzipFile(fileobj=file)),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
 }
 
 
@@ -33,14 +38,24 @@ class ShardCopies:
     """Copies shards into a folder, each once, and refuses to use more disk than allowed.
 
     Args:
-        folder: Where the copies go; kept from run to run.
+        folder: Where the copies go, kept from run to run; None for a temporary folder.
         max_bytes: Of all copies together.
         allow_pipe: See `divot_datamodules.shard_reading.expand_shards`.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, *, allow_pipe: bool = False) -> None:
-        self.folder, self.max_bytes, self.allow_pipe = folder, max_bytes, allow_pipe
-        self._used, self._lock = 0, threading.Lock()
+    def __init__(self, folder: Path | None, max_bytes: int, *, allow_pipe: bool = False) -> None:
+        self._folder, self.max_bytes, self.allow_pipe = folder, max_bytes, allow_pipe
+        self._used = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where the copies go; a temporary folder is made when it is first needed."""
+        with _LOCK:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="divot-copies-"))
+                weakref.finalize(self, _remove, self._folder, os.getpid())
+            self._folder.mkdir(parents=True, exist_ok=True)
+            return self._folder
 
     def get(self, shard: str, stamp: str = "") -> tuple[LocalShard, str]:
         """Copies a shard, uncompressed, unless that was done before.
@@ -53,9 +68,7 @@ class ShardCopies:
             The copy, and why it is not whole; "" if it is.
         """
         name = hashlib.sha256(f"{shard}\n{stamp}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        path = self.folder / f"{name}.tar"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        problem = ""
+        path, problem = self.folder / f"{name}.tar", ""
         with exclusively(path):
             if path.is_file():
                 self._count(path.stat().st_size, shard)
@@ -66,7 +79,7 @@ class ShardCopies:
 
     def _fetch(self, shard: str, path: Path) -> tuple[Path, str]:
         """Copies; what a source gave before it broke off for good is kept under a name that is not used again."""
-        partial = path.with_suffix(".part")
+        partial = path.with_suffix(f".{uuid.uuid4().hex}.part")  # locks do not work everywhere
         for attempt in range(ATTEMPTS):
             before = self._used
             try:
@@ -76,7 +89,7 @@ class ShardCopies:
             except ShardError:
                 raise
             except UserError:
-                partial.unlink()
+                partial.unlink(missing_ok=True)
                 raise
             except Exception as error:  # openers of many libraries, each with its own exceptions
                 problem = first_line(error)
@@ -100,15 +113,21 @@ class ShardCopies:
             file.write(piece)
 
     def _count(self, size: int, shard: str) -> None:
-        with self._lock:
+        with _LOCK:
             self._used += size
-        free = shutil.disk_usage(self.folder).free
+        folder = self.folder
+        free = shutil.disk_usage(folder).free
         if self._used > self.max_bytes or free < PIECE:
             raise UserError(
-                f"the shard {shard} can only be read as a copy, and the copies in {self.folder}\n"
-                f"would take more than the {self.max_bytes / 2**30:.1f} GiB allowed ({free / 2**30:.1f} GiB are free).\n"
-                "Raise copies_gb, or put the shards, uncompressed, where ranges can be read (a disk, s3, an http server)."
+                f"the shard {shard} can only be read as a copy, and the copies in {folder}\nwould take more "
+                f"than the {self.max_bytes / 2**30:.3g} GiB allowed ({free / 2**30:.3g} GiB are free).\n"
+                "Raise copies_gb, or put the shards, uncompressed, where parts can be read (a disk, s3, most servers)."
             )
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # not in a forked worker
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Joined:

@@ -9,6 +9,7 @@ from typing import Any
 
 import webdataset
 
+from divot_datamodules.shard_index_files import index_path, write_index
 from divot_lightning.errors import UserError
 
 Sample = tuple[str, Mapping[str, bytes]]
@@ -40,6 +41,8 @@ def shard_name(number: int) -> str:
 def write_shard(path: Path, samples: Iterable[Sample]) -> ShardEntry:
     """Writes samples into one tar under a temporary name and renames it; equal samples give equal bytes.
 
+    Beside it goes an index, so that whoever reads the shard need not scan it; see `divot_datamodules.shard_index`.
+
     Args:
         path: The tar's final path; its folder exists.
         samples: What goes in, in order.
@@ -53,6 +56,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardEntry:
             tar.write({"__key__": key, **members})
             count += 1
     unfinished.replace(path)
+    write_index(path)
     return ShardEntry(path.name, count, path.stat().st_size)
 
 
@@ -130,6 +134,7 @@ class ShardFolder:
         assert not self.complete, "the folder is finished"
         for entry in self.entries():
             (self.folder / entry.name).unlink()
+            Path(index_path(str(self.folder / entry.name))).unlink(missing_ok=True)
         self._index["shards"] = []
         (self.folder / _UNFINISHED_NAME).unlink(missing_ok=True)
 

@@ -4,10 +4,17 @@ A unit is a shard or a jsonl file. Sources are made in the training process and 
 open file over a fork, and what they know of the samples lies in few arrays.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
+from divot_datamodules.jsonl_source import JsonlSource
 from divot_datamodules.ledger import Defect
-from divot_datamodules.shard_reading import RawSample
+from divot_datamodules.shard_reading import RawSample, expand_shards, is_url
+from divot_datamodules.tar_source import TarSource
+from divot_lightning.errors import UserError
+
+__all__ = ["JsonlSource", "SampleSource", "TarSource", "find_jsonl", "open_source"]
 
 
 class SampleSource(Protocol):
@@ -46,3 +53,60 @@ class SampleSource(Protocol):
             divot_datamodules.samples.SampleError: It cannot be read, such as "missing_shard", "shard_changed".
         """
         ...
+
+
+def open_source(
+    path: str | Path | Sequence[str | Path],
+    *,
+    media_root: str | Path | None = None,
+    index_folder: Path | None = None,
+    allow_pipe: bool = False,
+    copies_gb: float = 20.0,
+    progress: bool = True,
+) -> SampleSource:
+    """Opens tar shards or jsonl files, and indexes what has no index yet.
+
+    Args:
+        path: Folder, tar, glob, brace expansion, URL or jsonl, or a list of these; tars or jsonl files, not both.
+        media_root: Of jsonl files: folder or URL that relative paths start from; None for each jsonl's folder.
+        index_folder: Of tars: see `TarSource`.
+        allow_pipe: Of tars: see `TarSource`.
+        copies_gb: Of tars: see `TarSource`.
+        progress: Of tars: see `TarSource`.
+
+    Raises:
+        UserError: Nothing of it can be read, or the settings do not fit.
+    """
+    files = find_jsonl(path)
+    if files:
+        return JsonlSource(files, media_root=media_root)
+    if media_root is not None:
+        raise UserError(
+            f"media_root is {str(media_root)!r}, but {path} are tars, which hold their media; leave it out."
+        )
+    shards = expand_shards(path, allow_pipe=allow_pipe)
+    if not shards:
+        raise UserError(f"{path!r} names no shard; give a folder, a tar, a glob, a URL or a jsonl.")
+    return TarSource(shards, index_folder=index_folder, allow_pipe=allow_pipe, copies_gb=copies_gb, progress=progress)
+
+
+def find_jsonl(path: str | Path | Sequence[str | Path]) -> list[str]:
+    """Lists the jsonl files that a recipe names; [] if it names tars.
+
+    Args:
+        path: See `open_source`; a folder counts as jsonl files if it holds such, and no tar.
+    """
+    parts = [path] if isinstance(path, str | Path) else list(path)
+    found = [_jsonl_of(str(part)) for part in parts]
+    if any(found) and not all(found):
+        raise UserError(f"{path} mixes jsonl files and tars; make them two sources.")
+    return [file for files in found for file in files]
+
+
+def _jsonl_of(part: str) -> list[str]:
+    folder = Path(part)
+    if not is_url(part) and folder.is_dir():
+        return [] if any(folder.glob("*.tar")) else sorted(str(file) for file in folder.glob("*.jsonl"))
+    if not part.endswith(".jsonl") or part.startswith("pipe:"):
+        return []
+    return expand_shards(part)
