@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from divot_lightning import __version__
 from divot_lightning.errors import UserError
+from divot_lightning.sharding.failures import RankFailed, note_failure
 
 COMMANDS: dict[str, str] = {
     "quickstart": "toy data, every stage, the three heads compared, one report.html",
@@ -19,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "resume": "go on with a run that was stopped: divot resume RUN",
     "validate": "measure a run on its validation data: divot validate RUN",
     "test": "measure a run on its test data: divot test RUN",
+    "ablate": "one thing changed at a time, one table: divot ablate ablations/heads",
     "reconstruct": "clips through tokenizer and de-tokenizer, mp4s out",
     "ask": "questions about clips, answers out",
     "generate": "clips from text, mp4s out",
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `divot`; those of the process when None.
 
     Returns:
-        The exit status: 0 done, 2 the user can mend something, 130 stopped by Ctrl-C.
+        The exit status: 0 done, 1 a failure, 2 the user can mend something, 75 stopped by a signal with everything
+        saved, 130 stopped by Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
@@ -66,8 +69,16 @@ def run_guarded(command: str, argv: list[str]) -> int:
     except UserError as error:
         if os.environ.get("DIVOT_TRACEBACK") == "1":
             traceback.print_exc()
-        sys.stderr.write(error_text(error))
+        text = error_text(error)
+        if not note_failure(error, text.removeprefix("error: ").rstrip(), by_user=True):
+            sys.stderr.write(text)
         return 2
+    except RankFailed as error:
+        sys.stderr.write(error_text(error))
+        return error.exit_code
+    except Exception as error:
+        note_failure(error, f"{type(error).__name__}: {error}", by_user=False)
+        raise
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130

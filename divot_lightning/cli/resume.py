@@ -1,14 +1,28 @@
-"""`divot resume`: go on with a run that was stopped."""
+"""`divot resume`: start a run, or go on with it where it was stopped; one command for both."""
 
+import contextlib
 import sys
+from pathlib import Path
 
-from divot_lightning.cli.run_folder import FINISHED, newest_checkpoint
-from divot_lightning.cli.training_args import run_args, split_run, wants_help
+from divot_lightning.cli.run_folder import CONFIG, FINISHED, require_run
+from divot_lightning.cli.run_lock import run_lock
+from divot_lightning.cli.training_args import find_run_folder, names_recipe, resolve_recipes, run_args, wants_help
+from divot_lightning.sharding.environment import is_first_process
 
-HELP = """usage: divot resume RUN [--key value ...]
+HELP = """usage: divot resume RUN [--config RECIPE] [--key value ...]
+       divot resume --config RECIPE --run RUN [--key value ...]
 
-Go on with a run from its newest checkpoint, with the settings in RUN/config.yaml; options win over them.
+Go on with a run from its newest complete checkpoint, with any number of processes. With a recipe the same command
+also starts the run where there is none yet, so it can stand unedited in a job that is queued again and again.
+
+What counts: the command line over the recipe, the recipe over the settings in RUN/config.yaml. What differs from
+those is printed. Optimizer moments, the place in the schedule and in the data come from the checkpoint; learning
+rates and the schedule's form follow the settings.
+
 A run that finished says so. To train a finished run for longer: divot resume RUN --trainer.max_steps N
+
+exit status: 0 finished, 75 stopped by SIGTERM or SIGUSR1 with everything saved, 130 stopped by Ctrl-C and saved,
+             2 something that you can mend, 1 anything else
 """
 
 
@@ -24,11 +38,20 @@ def main(argv: list[str]) -> int:
     if wants_help(argv):
         sys.stdout.write(HELP)
         return 0
-    run, overrides = split_run(argv, "resume")
-    if (run / FINISHED).is_file() and not overrides:
+    run, words = find_run_folder(argv)
+    if not names_recipe(words):
+        require_run(run)
+    with run_lock(run) if is_first_process() else contextlib.nullcontext():
+        return _train(run, words)
+
+
+def _train(run: Path, words: list[str]) -> int:
+    if (run / FINISHED).is_file() and not words:
         sys.stdout.write(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n")
         return 0
 
-    from divot_lightning.cli.training import go_on
+    from divot_lightning.cli.training import go_on, start
 
-    return go_on(run_args(run, overrides), newest_checkpoint(run))
+    if (run / CONFIG).is_file():
+        return go_on(run, run_args(run, words))
+    return start([*resolve_recipes(words), "--run", str(run)], "divot resume")

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from divot_lightning.cli.run_folder import CONFIG, FINISHED
+from divot_lightning.cli.config_changes import write_config
+from divot_lightning.cli.run_folder import FINISHED
 from divot_lightning.cli.run_logging import CsvMetrics
 
 SLOW_REFRESH_SECONDS = 15.0

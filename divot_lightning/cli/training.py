@@ -1,42 +1,61 @@
 """Start, go on with and measure a run: what `divot fit`, `resume`, `validate` and `test` share."""
 
+import contextlib
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from divot_lightning.cli.run_folder import checkpoint_step
+from divot_lightning.cli.config_changes import LENGTH, Change, changed_settings
+from divot_lightning.cli.run_folder import CONFIG, FINISHED, STOPPED, checkpoint_step, newest_checkpoint
 from divot_lightning.cli.training_cli import TrainingCLI
+from divot_lightning.errors import UserError
+from divot_lightning.sharding.environment import is_first_process
+from divot_lightning.sharding.launcher import is_started_by_rank_zero, watched
+from divot_lightning.sharding.preemption import INTERRUPTED_EXIT_CODE, exit_code
+
+MAX_CHANGES_SHOWN = 20
 
 
-def start(argv: list[str]) -> int:
-    """Train a new run.
+def start(argv: list[str], command: str = "divot fit") -> int:
+    """Train a new run; `divot resume` holds the lock of its folder already, `divot fit` takes it here.
 
     Args:
         argv: Options, `--config` with paths of files.
+        command: What the user typed.
 
     Returns:
         The exit status.
     """
-    cli = TrainingCLI(argv, "divot fit", "start")
-    return _fit(cli, None)
+    with contextlib.ExitStack() as held:
+        cli = TrainingCLI(argv, command, "start", held if command == "divot fit" else None)
+        return _fit(cli, None, [])
 
 
-def go_on(argv: list[str], checkpoint: Path | None) -> int:
-    """Train an existing run from `checkpoint` on, or from its start when it has none.
+def go_on(run: Path, argv: list[str]) -> int:
+    """Train an existing run from its newest checkpoint on, or from its start when it has none.
 
     Args:
-        argv: Options that repeat the run.
-        checkpoint: A checkpoint of this run.
+        run: The run folder; this process holds its lock.
+        argv: Options that repeat the run, and what changes.
 
     Returns:
         The exit status.
     """
+    before = (run / CONFIG).read_text(encoding="utf-8")
     cli = TrainingCLI(argv, "divot resume", "resume")
-    step = checkpoint_step(checkpoint) if checkpoint else 0
-    sys.stderr.write(f"{cli.run_folder}: going on after step {step}\n")
-    return _fit(cli, checkpoint)
+    changes = changed_settings(before, cli.saved_config())
+    if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
+        _say(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n", sys.stdout)
+        return 0
+    checkpoint = newest_checkpoint(run)
+    _say(f"{run}: going on after step {checkpoint_step(checkpoint) if checkpoint else 0}\n")
+    for change in changes[:MAX_CHANGES_SHOWN]:
+        _say(f"  changed {change}\n")
+    if len(changes) > MAX_CHANGES_SHOWN:
+        _say(f"  and {len(changes) - MAX_CHANGES_SHOWN} more settings\n")
+    return _fit(cli, checkpoint, changes)
 
 
 def measure(argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
@@ -51,17 +70,44 @@ def measure(argv: list[str], verb: Literal["validate", "test"], checkpoint: Path
         The exit status.
     """
     cli = TrainingCLI(argv, f"divot {verb}", "measure")
-    getattr(cli.trainer, verb)(cli.model, cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
+    with watched(cli.trainer):
+        getattr(cli.trainer, verb)(cli.model, cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
     return 0
 
 
-def _fit(cli: TrainingCLI, checkpoint: Path | None) -> int:
+def _fit(cli: TrainingCLI, checkpoint: Path | None, changes: list[Change]) -> int:
     ckpt_path = str(checkpoint) if checkpoint else None
+    if is_first_process():
+        (cli.run_folder / STOPPED).unlink(missing_ok=True)
     try:
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path, weights_only=False)
+        with cli.stop_signals.handled(), watched(cli.trainer):
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path, weights_only=False)
+    except UserError as error:
+        raise _with_model_changes(error, cli, changes) from error
     except SystemExit:
         if cli.trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
-        sys.stderr.write(f"stopped after step {cli.trainer.global_step}; go on with: divot resume {cli.run_folder}\n")
-        return 130
+        return _report_stop(cli)
     return 0
+
+
+def _report_stop(cli: TrainingCLI) -> int:
+    step, stopped_by = cli.trainer.global_step, cli.stop_on_signal.stopped_by
+    how = f"stopped by {stopped_by.name}" if stopped_by else "stopped"
+    _say(f"{how} after step {step}; go on with: divot resume {cli.run_folder}\n")
+    if is_started_by_rank_zero():
+        return 0  # the first process speaks for the job; a failed one would end it
+    return exit_code(stopped_by) if stopped_by else INTERRUPTED_EXIT_CODE
+
+
+def _with_model_changes(error: UserError, cli: TrainingCLI, changes: list[Change]) -> UserError:
+    """Names the changed settings behind a checkpoint that does not fit the stage."""
+    named = [str(change) for change in changes if change.key.startswith("model.")]
+    if not named or cli.stop_on_signal.began:
+        return error
+    return UserError(f"{error}\nchanged since: {'; '.join(named)}; what shapes the model cannot change at a resume")
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    if is_first_process():
+        (stream or sys.stderr).write(text)

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+from divot_lightning.cli.recipe_heads import read_recipe
 from divot_lightning.cli.run_folder import CONFIG, require_run
 from divot_lightning.errors import UserError
 from divot_lightning.recipe_files import find_recipe
+
+RECIPE_OPTIONS = ("--config", "-c")
 
 
 def resolve_recipes(argv: list[str]) -> list[str]:
@@ -20,7 +23,7 @@ def resolve_recipes(argv: list[str]) -> list[str]:
     words = iter(argv)
     for word in words:
         option, equals, value = word.partition("=")
-        if option not in ("--config", "-c"):
+        if option not in RECIPE_OPTIONS:
             resolved.append(word)
             continue
         name = value if equals else next(words, None)
@@ -41,6 +44,39 @@ def split_run(argv: list[str], command: str) -> tuple[Path, list[str]]:
     run = Path(argv[0])
     require_run(run)
     return run, argv[1:]
+
+
+def find_run_folder(argv: list[str]) -> tuple[Path, list[str]]:
+    """Find the run folder of `divot resume`: the leading word, the last `--run`, or the last recipe that names one.
+
+    Args:
+        argv: Options as typed.
+
+    Returns:
+        The folder, which need not exist, and the other words.
+
+    Raises:
+        UserError: Nothing names a folder.
+    """
+    if argv and not argv[0].startswith("-"):
+        return Path(argv[0]), argv[1:]
+    named: list[str | None] = [*_values(argv, ("--run",))]
+    if not named:
+        named = [read_recipe(find_recipe(name)).get("run") for name in _values(argv, RECIPE_OPTIONS)]
+    folder = next((name for name in reversed(named) if name), None)
+    if folder is None:
+        raise UserError("which run? usage: divot resume RUN [--config RECIPE] [--key value ...]")
+    return Path(folder), argv
+
+
+def names_recipe(argv: list[str]) -> bool:
+    """Tell whether `--config` is among the words."""
+    return any(word.partition("=")[0] in RECIPE_OPTIONS for word in argv)
+
+
+def _values(argv: list[str], options: tuple[str, ...]) -> list[str]:
+    split = [(word.partition("="), following) for word, following in zip(argv, [*argv[1:], ""], strict=True)]
+    return [value if equals else following for (option, equals, value), following in split if option in options]
 
 
 def run_args(run: Path, overrides: list[str]) -> list[str]:

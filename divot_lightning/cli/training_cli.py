@@ -132,6 +132,8 @@ class TrainingCLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"the trainer cannot be set up like this: {error}") from error
         use_checkpoint_folders(trainer)
+        watch_processes(trainer)
+        trainer._signal_connector = NoSignalHandlers()  # type: ignore[assignment]
         return trainer
 
     @property
@@ -149,10 +151,13 @@ class TrainingCLI(LightningCLI):
         if self.mode == "measure":
             return []
         run, checkpoint = self.run_folder, self.config_init.checkpoint
+        saving = StepCheckpoint(run, checkpoint)
+        self.stop_on_signal = StopOnSignal(self.stop_signals, saving.save, run / STOPPED)
         callbacks: list[Callback] = [
             RunOpening(run, self.saved_config()),
             RandomStates(),
-            StepCheckpoint(run, checkpoint),
+            saving,
+            self.stop_on_signal,
             ComponentExport(run),
         ]
         if settings["enable_progress_bar"] is not False:

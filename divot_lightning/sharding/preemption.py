@@ -78,6 +78,10 @@ class StopOnSignal(Checkpoint):
         signals: What this process was asked.
         save: Saves a checkpoint of the step that is done, unless there is one; called on all ranks.
         record: File for step and signal, written by the first rank once the checkpoint is there.
+
+    Attributes:
+        stopped_by: The signal that all ranks stopped for, None while they go on.
+        began: Whether everything was loaded and training began.
     """
 
     def __init__(self, signals: StopSignals, save: Callable[[Trainer], None], record: Path) -> None:
@@ -87,12 +91,13 @@ class StopOnSignal(Checkpoint):
         self.stopped_by: signal.Signals | None = None
         self.group: Any = None
         self.last_step = 0
+        self.began = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops before the first step if a signal came while the model was loaded: there is nothing new to save."""
         self.group = cpu_group()
         self.last_step = trainer.global_step
-        self.signals.training = True
+        self.signals.training = self.began = True
         self.stopped_by = agreed_signal(self.signals.received, self.group)
         if self.stopped_by:
             self._write_record(trainer)

@@ -1,0 +1,14 @@
+"""Which process of a job this is, before anything is built. No torch."""
+
+import os
+
+
+def is_first_process() -> bool:
+    """Tells whether this is the job's first process, which alone writes a run's records.
+
+    Torchrun gives every process its RANK. Otherwise the variables of SLURM, of Lightning's launcher (LOCAL_RANK) and
+    of launching by hand on several nodes (NODE_RANK) are asked; the first process has 0, or nothing, in all of them.
+    """
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
