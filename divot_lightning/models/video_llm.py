@@ -10,13 +10,12 @@ of the batch that are read, G clips of the batch that are generated, T targets o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from divot_lightning.errors import UserError
 from divot_lightning.heads import GenerationHead
@@ -30,7 +29,6 @@ from divot_lightning.models.language_model import LoRASettings, add_lora, merge_
 from divot_lightning.models.projectors import MLPProjector
 from divot_lightning.models.row_packing import pack_rows
 from divot_lightning.models.sequences import (
-    IGNORED,
     SPECIAL_TOKEN_NAMES,
     Position,
     Segment,
@@ -42,6 +40,7 @@ from divot_lightning.models.sequences import (
     collate_sequences,
 )
 from divot_lightning.models.video_llm_config import BuiltVideoLLMConfig, VideoLLMConfig
+from divot_lightning.models.video_llm_losses import VideoLLMOutput, generation_loss, next_word_loss, where_role
 from divot_lightning.models.video_llm_parts import (
     LearnableQueries,
     build_language_model,
@@ -54,23 +53,6 @@ HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
 
 SMALLEST_STD = 1e-4
 """Channels that vary less are not magnified further; the tokenizer's are LayerNorm outputs, near 1."""
-
-
-@dataclass
-class VideoLLMOutput:
-    """Losses of a batch.
-
-    Attributes:
-        text_loss: Mean next-word cross entropy over all targets, scalar float32; 0 without targets.
-        head_loss: Loss of the generation head, scalar float32; 0 without clips to generate.
-        num_text_targets: Targets of the next-word loss.
-        num_generated_clips: Clips the head was trained on.
-    """
-
-    text_loss: Tensor
-    head_loss: Tensor
-    num_text_targets: int
-    num_generated_clips: int
 
 
 class VideoLLM(nn.Module):
@@ -206,8 +188,9 @@ class VideoLLM(nn.Module):
         batch = self.sequences(segments)
         features_MQC = self.normalise(features_MQC, batch.num_clips)
         hidden_BLD = self.hidden_states(batch, self.embed(batch, features_MQC))
-        text_loss, num_targets = self._text_loss(batch, hidden_BLD)
-        head_loss, num_clips = self._head_loss(batch, hidden_BLD, features_MQC)
+        text_loss, num_targets = next_word_loss(self.logits, batch, hidden_BLD)
+        mechanism = self.settings.mechanism
+        head_loss, num_clips = generation_loss(self.head, batch, hidden_BLD, features_MQC, mechanism=mechanism)
         return VideoLLMOutput(text_loss, head_loss, num_targets, num_clips)
 
     def sequences(self, segments: list[list[Segment]], *, prompt: bool = False) -> SequenceBatch:
@@ -267,13 +250,13 @@ class VideoLLM(nn.Module):
         device = features_MQC.device
         embeds_BLD = self.causal_lm.get_input_embeddings()(batch.ids_BL.to(device))
         flat = embeds_BLD.flatten(0, 1)
-        read_S = _where(batch, Position.READ, Position.FORCED)
+        read_S = where_role(batch, Position.READ, Position.FORCED)
         rows_S = (batch.clips_BL.flatten() * self.settings.num_queries + batch.slots_BL.flatten())[read_S]
         unread = features_MQC.new_zeros(1, features_MQC.shape[-1])
         features_SC = torch.cat([features_MQC.flatten(0, 1)[rows_S.to(device)], unread])
         projected_SD = self.project(features_SC, flat.dtype)
         flat = flat.index_copy(0, read_S.to(device), projected_SD[:-1])
-        query_S = _where(batch, Position.QUERY)
+        query_S = where_role(batch, Position.QUERY)
         slots_S = batch.slots_BL.flatten()[query_S].to(device)
         queries_SD = self.queries(torch.cat([slots_S, slots_S.new_zeros(1)])).to(flat.dtype)
         flat = flat.index_copy(0, query_S.to(device), queries_SD[:-1])
@@ -348,16 +331,19 @@ class VideoLLM(nn.Module):
         temperature: float = 0.0,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        synced: bool = False,
     ) -> list[str]:
         """Continues prompts with text, without gradient; call it in eval mode.
 
         Args:
-            segments: B prompts.
+            segments: B prompts, or none.
             features_MQC: Features of all their clips, unnormalised, float; None without clips.
             max_new_tokens: Most tokens per answer.
             temperature: 0 takes the best token each time. The released code samples with 0.7 and top_p 0.5.
             top_p: Probability mass of the tokens that are drawn from.
             generator: Source of randomness on the model's device; None is the global one.
+            synced: All ranks call this together, and go on until the last one is done: where the model's weights are
+                sharded over ranks, a rank that stopped would leave the others waiting.
 
         Returns:
             B texts without special tokens.
@@ -370,6 +356,7 @@ class VideoLLM(nn.Module):
             temperature=temperature,
             top_p=top_p,
             generator=generator,
+            synced=synced,
         )
 
     def generate_features(
@@ -379,53 +366,29 @@ class VideoLLM(nn.Module):
         *,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        synced: bool = False,
     ) -> Tensor:
         """Generates the clips that samples end with, without gradient; call it in eval mode.
 
         Queries take one forward pass per clip, the autoregressive mechanism Q steps.
 
         Args:
-            segments: B samples, each ending with ``Clips(role="generate")``. Of several clips each one sees the
-                earlier ones.
+            segments: B samples, or none, each ending with ``Clips(role="generate")``. Of several clips each one sees
+                the earlier ones.
             features_MQC: Features of all clips before those, in order of appearance, unnormalised; None without.
             temperature: Spread of the head's draws.
             generator: Source of randomness on the model's device; None is the global one.
+            synced: All ranks call this together, and generate as often as the one with the most clips per sample.
 
         Returns:
             features_GQC of the generated clips in order of appearance, unnormalised, float32.
         """
-        return generate_features(self, segments, features_MQC, temperature=temperature, generator=generator)
-
-    def _text_loss(self, batch: SequenceBatch, hidden_BLD: Tensor) -> tuple[Tensor, int]:
-        # A sample's first position is predicted by nothing: what stands before it belongs to another sample.
-        labels_BL = batch.labels_BL.masked_fill(batch.positions_BL == 0, IGNORED)
-        target_T = (labels_BL.flatten() != IGNORED).nonzero()[:, 0]
-        flat = hidden_BLD.flatten(0, 1)
-        if len(target_T) == 0:
-            return 0.0 * self.logits(flat[:1]).sum(), 0
-        logits_TV = self.logits(flat[(target_T - 1).to(flat.device)])
-        return functional.cross_entropy(logits_TV, labels_BL.flatten()[target_T].to(flat.device)), len(target_T)
-
-    def _head_loss(self, batch: SequenceBatch, hidden_BLD: Tensor, features_MQC: Tensor) -> tuple[Tensor, int]:
-        flat, num_queries = hidden_BLD.flatten(0, 1), self.settings.num_queries
-        generated = _where(batch, Position.QUERY, Position.FORCED)
-        if len(generated) == 0:
-            unused_1QC = features_MQC.new_zeros(1, num_queries, features_MQC.shape[-1])
-            return 0.0 * self.head(flat[:1].expand(1, num_queries, -1), unused_1QC), 0
-        generated_GQ = generated.view(-1, num_queries)
-        clips_G = batch.clips_BL.flatten()[generated_GQ[:, 0]]
-        # Clips in the order of the features, so that a head that draws noise draws the same for any rows.
-        clips_G, order_G = clips_G.sort()
-        predicting_GQ = generated_GQ[order_G] - int(self.settings.mechanism == "autoregressive")
-        return self.head(flat[predicting_GQ.to(flat.device)], features_MQC[clips_G.to(flat.device)]), len(clips_G)
+        return generate_features(
+            self, segments, features_MQC, temperature=temperature, generator=generator, synced=synced
+        )
 
 
 def _empty_sequence(special: SpecialTokens) -> TokenSequence:
     sequence = TokenSequence()
     sequence.add_tokens([special.end], learn=False, role=Position.SPECIAL)
     return sequence
-
-
-def _where(batch: SequenceBatch, *roles: Position) -> Tensor:
-    """Indices into the flattened sequences of the positions with one of the roles, int64, on the CPU."""
-    return torch.isin(batch.roles_BL.flatten(), torch.tensor([int(role) for role in roles])).nonzero()[:, 0]

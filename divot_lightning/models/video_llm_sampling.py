@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import DynamicCache
 
 from divot_lightning.errors import UserError
@@ -104,6 +104,24 @@ def sample_tokens(
     return order_BV.gather(1, torch.multinomial(kept_BV, 1, generator=generator))[:, 0]
 
 
+def most_over_ranks(value: int, device: torch.device, *, synced: bool) -> int:
+    """Gives the greatest value that a rank has, so that ranks take the same number of steps.
+
+    Args:
+        value: This rank's value.
+        device: A device that the process group can send from.
+        synced: Whether all ranks call this together; if not, or without a process group, the value is its own.
+
+    Returns:
+        The same number on every rank.
+    """
+    if not (synced and distributed.is_available() and distributed.is_initialized()):
+        return value
+    most = torch.tensor(value, device=device)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    return int(most)
+
+
 @torch.no_grad()
 def generate_text(
     video_llm: VideoLLM,
@@ -114,24 +132,27 @@ def generate_text(
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    synced: bool = False,
 ) -> list[str]:
     """Continues prompts with text; see ``VideoLLM.generate_text``."""
     batch = video_llm.sequences(segments, prompt=True)
     sequence = CachedSequence(video_llm, batch, video_llm.normalise(features_MQC, batch.num_clips))
     embedding, special = video_llm.causal_lm.get_input_embeddings(), video_llm.special
-    running_B = torch.ones_like(sequence.lengths_B, dtype=torch.bool)
+    running_B = torch.full_like(sequence.lengths_B, bool(segments), dtype=torch.bool)
     chosen = []
     for _ in range(max_new_tokens):
         logits_BV = video_llm.logits(sequence.last_hidden_BD)
         logits_BV[:, special.clip_markers] = -torch.inf
-        ids_B = torch.where(running_B, sample_tokens(logits_BV, temperature, top_p, generator), special.end)
+        ids_B = torch.full_like(sequence.lengths_B, special.end)
+        if running_B.any():
+            ids_B = torch.where(running_B, sample_tokens(logits_BV, temperature, top_p, generator), ids_B)
         running_B = running_B & (ids_B != special.end)
-        if not running_B.any():
+        if not most_over_ranks(int(running_B.any()), ids_B.device, synced=synced):
             break
         chosen.append(ids_B)
         sequence.append(embedding(ids_B))
     ids_BT = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in segments]
-    return [_decode(video_llm, ids) for ids in ids_BT]
+    return [_decode(video_llm, ids) for ids in ids_BT[: len(segments)]]
 
 
 def _decode(video_llm: VideoLLM, ids: list[int]) -> str:
@@ -148,20 +169,32 @@ def generate_features(
     *,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    synced: bool = False,
 ) -> Tensor:
     """Generates the clips that samples end with; see ``VideoLLM.generate_features``."""
     wanted = [_clips_to_generate(sample) for sample in segments]
     given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
-    num_given = sum(given)
-    known = [list(part) for part in video_llm.normalise(features_MQC, num_given).split(given)]
-    for index in range(max(clips.count for clips in wanted)):
+    normal_MQC = video_llm.normalise(features_MQC, sum(given))
+    known = [list(part) for part in normal_MQC.split(given)]
+    num_rounds = max((clips.count for clips in wanted), default=0)
+    for index in range(most_over_ranks(num_rounds, normal_MQC.device, synced=synced)):
         active = [row for row, clips in enumerate(wanted) if clips.count > index]
+        if not active:
+            _keep_in_step(video_llm)
+            continue
         prompts = [[*segments[row][:-1], replace(wanted[row], count=index + 1)] for row in active]
         new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, generator)
         for row, clip_QC in zip(active, new_BQC, strict=True):
             known[row].append(clip_QC)
-    generated = torch.stack([clip for row, clips in enumerate(known) for clip in clips[given[row] :]])
+    new_clips = [clip for row, clips in enumerate(known) for clip in clips[given[row] :]]
+    generated = torch.stack(new_clips) if new_clips else normal_MQC.new_zeros(0, *normal_MQC.shape[1:])
     return generated * video_llm.feature_std_C + video_llm.feature_mean_C
+
+
+def _keep_in_step(video_llm: VideoLLM) -> None:
+    """Generates a clip that nobody wants, with randomness of its own, while other ranks generate theirs."""
+    generator = torch.Generator(video_llm.feature_mean_C.device)
+    _generate_clip(video_llm, [[Clips(1, "generate")]], [[]], 1.0, generator)
 
 
 def _clips_to_generate(sample: list[Segment]) -> Clips:
