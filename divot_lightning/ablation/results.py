@@ -5,6 +5,7 @@ Shape letters: S seeds, I items.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.scores import Score, load_scores
 from divot_lightning.jobs.runner import read_record
 
+_VALID_ONLY = re.compile(r"\bvalid (clips|ones)\b")
 SEED_KEYS = ("noise_seed",)
 """Entries of a protocol that follow the seed of a cell; all else has to be the same in all cells."""
 
@@ -125,7 +127,7 @@ def _comparable(score: Score) -> dict[str, object]:
 
 def _fixed_count(score: Score) -> object:
     # Scores over valid clips only count another number in each cell, by their own rule.
-    return "valid" if any("valid" in str(value) for value in score.protocol.values()) else score.count
+    return "valid" if any(_VALID_ONLY.search(str(value)) for value in score.protocol.values()) else score.count
 
 
 def by_group(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:

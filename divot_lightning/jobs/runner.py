@@ -79,6 +79,8 @@ class StepRunner:
         jobs: How many slots steps share.
         display: Shows what goes on.
         keep_going: Whether a failed step stops only those that wait for it; else it stops the job.
+        part: Name of the part of a larger job that this runner does; parts of other names may run in the same folder
+            at the same time.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class StepRunner:
         jobs: int = 2,
         display: Display | None = None,
         keep_going: bool = False,
+        part: str = "",
     ) -> None:
         check_plan(steps)
         if jobs < 1:
@@ -96,6 +99,7 @@ class StepRunner:
         self.steps, self.folder, self.jobs = list(steps), folder, jobs
         self.display = display or Display()
         self.keep_going = keep_going
+        self.part = part
         self.failed: set[str] = set()
         self.running: dict[str, _Running] = {}
         self.former_seconds = 0.0
@@ -118,7 +122,7 @@ class StepRunner:
                 start.
         """
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
-        with (self.folder / "steps" / "lock").open("w") as lock:
+        with (self.folder / "steps" / f"{self.part}lock").open("w") as lock:
             self._lock(lock)
             done = self._done()
             if done:
@@ -153,12 +157,12 @@ class StepRunner:
                 self.failed.add(step.name)
 
     def _read_total(self) -> float:
-        path = self.folder / "steps" / TOTAL_FILE
+        path = self.folder / "steps" / f"{self.part}{TOTAL_FILE}"
         return float(path.read_text(encoding="ascii")) if path.is_file() else 0.0
 
     def _write_total(self) -> None:
         self.noted = time.monotonic()
-        path = self.folder / "steps" / TOTAL_FILE
+        path = self.folder / "steps" / f"{self.part}{TOTAL_FILE}"
         unfinished = path.with_suffix(".part")
         unfinished.write_text(f"{self.total_seconds:.1f}", encoding="ascii")
         unfinished.replace(path)
@@ -279,8 +283,10 @@ class StepRunner:
         log = self._log(step.name)
         text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
         lines = [line for line in text.splitlines() if line.strip()]
+        # Our own errors may take several lines, of which the first says what is wrong.
+        said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
         return (
-            f"step {step.name!r} failed with exit status {status}:\n{lines[-1][:300]}\n"
+            f"step {step.name!r} failed with exit status {status}:\n{said[:300]}\n"
             f"All it said: {log}\nThe same command goes on from here."
         )
 

@@ -1,0 +1,90 @@
+"""Measures what one training step of a recipe costs: `python -m divot_lightning.ablation.cost OUTPUT --config ...`.
+
+Operations are counted by torch's flop counter over whole steps: forward, backward and optimizer.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.flop_counter import FlopCounterMode
+
+from divot_lightning.ablation.report import write_text
+from divot_lightning.cli.training_args import resolve_recipes
+from divot_lightning.cli.training_cli import TrainingCLI
+from divot_lightning.models.sequences import Position
+
+MEASURED_STEPS = 4
+
+
+class CostMeter(Callback):
+    """Counts operations and tokens of training steps.
+
+    Attributes:
+        flops: Floating point operations of each step.
+        tokens: Positions of each step's sequences that are no padding; 0 in stages without a language model.
+    """
+
+    def __init__(self) -> None:
+        self.flops: list[int] = []
+        self.tokens: list[int] = []
+        self._counter = FlopCounterMode(display=False)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Starts to count."""
+        self.tokens.append(num_tokens(pl_module, batch))
+        self._counter = FlopCounterMode(display=False)
+        self._counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes the count."""
+        self._counter.__exit__(None, None, None)
+        self.flops.append(self._counter.get_total_flops())
+
+
+def num_tokens(stage: LightningModule, batch: dict[str, Any]) -> int:
+    """Counts the positions of a batch's sequences that are no padding."""
+    if "segments" not in batch:
+        return 0
+    video_llm: Any = stage.video_llm
+    return int((video_llm.sequences(batch["segments"]).roles_BL != Position.PAD).sum())
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains a few steps and writes what one of them costs on average.
+
+    Args:
+        argv: The output file, then the words after `divot fit`.
+
+    Returns:
+        The exit status.
+    """
+    torch.set_num_threads(1)
+    output, *words = argv
+    cli = TrainingCLI(resolve_recipes(list(words)), "divot ablate", "measure")
+    meter = CostMeter()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=MEASURED_STEPS,
+        callbacks=[meter],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(cli.model, cli.datamodule)
+    steps = len(meter.flops)
+    cost = {"flops": sum(meter.flops) / steps, "tokens": sum(meter.tokens) / steps, "steps": steps}
+    write_text(Path(output), json.dumps(cost) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

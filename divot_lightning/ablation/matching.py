@@ -1,0 +1,101 @@
+"""How long each cell trains, so that all have the same steps, samples, tokens or operations. No torch in here."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from divot_lightning.ablation.grid import Grid
+from divot_lightning.ablation.recipe import AblationRecipe
+from divot_lightning.errors import UserError
+from divot_lightning.jobs.runner import StepRunner
+from divot_lightning.jobs.steps import Step
+from divot_lightning.recipe_files import find_recipe
+
+COST = (sys.executable, "-m", "divot_lightning.ablation.cost")
+COST_FILE = "cost.json"
+
+
+def steps_for_amount(
+    recipe: AblationRecipe, options: Mapping[str, Any], costs: Mapping[str, Mapping[str, float]], cell: str
+) -> int:
+    """Returns how many steps a cell trains.
+
+    Args:
+        recipe: With `matched_by` and `amount`.
+        options: Options of the training step in this cell, with its "recipe".
+        costs: By cell what a training step costs: "tokens" and "flops"; for those two ways of matching only.
+        cell: The cell's name.
+
+    Returns:
+        The number of steps that comes nearest to the amount, at least 1.
+    """
+    assert recipe.amount is not None
+    per_step = {
+        "steps": lambda: 1.0,
+        "samples": lambda: float(batch_size(options)),
+        "tokens": lambda: costs[cell]["tokens"],
+        "compute": lambda: costs[cell]["flops"],
+    }[recipe.matched_by]()
+    if per_step <= 0:
+        raise UserError(f"a training step of cell {cell!r} has no {recipe.matched_by}; match by steps or samples.")
+    return max(1, round(recipe.amount / per_step))
+
+
+def batch_size(options: Mapping[str, Any]) -> int:
+    """Returns the samples per step of a training step: its option, or what its recipe says."""
+    if "data.batch_size" in options:
+        return int(options["data.batch_size"])
+    content = yaml.safe_load(find_recipe(options["recipe"]).read_text(encoding="utf-8"))
+    found = ((content.get("data") or {}).get("init_args") or {}).get("batch_size")
+    if found is None:
+        raise UserError(f"the recipe {options['recipe']} states no data.batch_size, by which samples are matched.")
+    return int(found)
+
+
+def measured_costs(
+    recipe: AblationRecipe, grid: Grid, name: str, folder: Path, jobs: int
+) -> dict[str, dict[str, float]]:
+    """Measures what a training step costs in each cell, once everything that it needs is there.
+
+    Args:
+        recipe: The ablation.
+        grid: Its cells as planned so far.
+        name: The pipeline step that is matched.
+        folder: Of the ablation.
+        jobs: Processes side by side.
+
+    Returns:
+        By cell "tokens" (of the language model's sequences) and "flops" (forward, backward and optimizer) of a step;
+        empty if they are not needed.
+    """
+    if recipe.matched_by in ("steps", "samples"):
+        return {}
+    probes = {cell.name: _probe(grid, cell.name, name) for cell in grid.cells}
+    needed = {name for probe in probes.values() for name in _ancestors(grid, probe)}
+    steps = [step for step in grid.all_steps() if step.name in needed]
+    unique = {probe.name: probe for probe in probes.values()}
+    StepRunner([*steps, *unique.values()], folder, jobs=jobs, part="cost").run()
+    return {cell: json.loads(probe.outputs[0].read_text(encoding="utf-8")) for cell, probe in probes.items()}
+
+
+def _probe(grid: Grid, cell: str, name: str) -> Step:
+    trained = grid.steps[cell][name]
+    output = trained.folder.with_name(f"{trained.folder.name}.{COST_FILE}")
+    words = trained.step.command[trained.step.command.index("fit") + 1 :]
+    return Step(f"{trained.step.name}.cost", (*COST, str(output), *words), trained.step.after, outputs=(output,))
+
+
+def _ancestors(grid: Grid, probe: Step) -> set[str]:
+    known = {step.name: step for step in grid.all_steps()}
+    found: set[str] = set()
+    waiting = list(probe.after)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += known[name].after
+    return found

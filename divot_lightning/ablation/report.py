@@ -1,0 +1,125 @@
+"""An ablation's report page: tables, all cells' curves in one picture, samples side by side. No torch in here."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from divot_lightning.ablation.grid import Grid
+from divot_lightning.ablation.recipe import AblationRecipe
+from divot_lightning.ablation.results import CellResult
+from divot_lightning.ablation.tables import (
+    cost_table,
+    difference_table,
+    failure_table,
+    reference_tables,
+    score_table,
+)
+from divot_lightning.report.conditions import describe_machine
+from divot_lightning.report.content import Chart, Picture, PictureRow, Report, Table
+from divot_lightning.report.numbers import read_curve
+from divot_lightning.report.pictures import side_by_side
+
+SHOWN_PROMPTS = 6
+
+
+def all_tables(recipe: AblationRecipe, results: Sequence[CellResult]) -> list[Table]:
+    """Returns the tables in the order of the report."""
+    failures = failure_table(results)
+    ours = [score_table(recipe, results), difference_table(recipe, results), cost_table(results)]
+    return [*ours, *([failures] if failures else []), *reference_tables(recipe)]
+
+
+def build_report(
+    recipe: AblationRecipe,
+    grid: Grid,
+    results: Sequence[CellResult],
+    conditions: Sequence[tuple[str, str]] = (),
+) -> Report:
+    """Puts the report together.
+
+    Args:
+        recipe: The ablation.
+        grid: Its cells and their folders.
+        results: What they came to.
+        conditions: More facts, as (name, value).
+    """
+    return Report(
+        title=f"Ablation: {recipe.title}",
+        introduction=recipe.question,
+        tables=all_tables(recipe, results),
+        reconstructions=_pictures(grid, results, "reconstruction"),
+        generations=_pictures(grid, results, "generation"),
+        charts=_charts(recipe, grid),
+        conditions=[*describe_machine(), *conditions],
+        notes=_notes(recipe, results),
+    )
+
+
+def _charts(recipe: AblationRecipe, grid: Grid) -> list[Chart]:
+    charts = []
+    for step, columns in recipe.curves.items():
+        for column in columns:
+            lines = [read_curve(grid.steps[cell.name][step].folder, column, cell.name) for cell in grid.cells]
+            drawn = [line for line in lines if line.x]
+            positive = all(value > 0 for line in drawn for value in line.y)
+            if drawn:
+                charts.append(Chart(f"{step}: {column}", drawn, logarithmic=positive))
+    return charts
+
+
+def _pictures(grid: Grid, results: Sequence[CellResult], kind: str) -> list[PictureRow]:
+    """Returns for the first prompts the clips of all combinations, each made with the first seed."""
+    done = [result for result in results if result.scores and result.cell.seed == results[0].cell.seed]
+    every = {result.cell.group: _clips(grid, result, kind) for result in done}
+    made = {group: found for group, found in every.items() if found is not None}
+    if not made:
+        return []
+    first_texts = next(iter(made.values()))[1]
+    rows = []
+    for at in range(min(SHOWN_PROMPTS, len(first_texts))):
+        pictures = [Picture(clips[at], group, texts[at].get("right")) for group, (clips, texts) in made.items()]
+        rows.append(PictureRow(first_texts[at]["caption"], pictures))
+    return rows
+
+
+def _clips(grid: Grid, result: CellResult, kind: str) -> tuple[Any, list[dict[str, Any]]] | None:
+    for step in grid.steps[result.cell.name].values():
+        path = step.folder / kind / "clips.npz"
+        if path.is_file():
+            texts = json.loads(path.with_name("texts.json").read_text(encoding="utf-8"))
+            with np.load(path) as arrays:
+                clips = arrays["made"][:SHOWN_PROMPTS]
+                if "original" in arrays:
+                    clips = [side_by_side(pair) for pair in zip(arrays["original"], clips, strict=False)]
+            return clips, texts
+    return None
+
+
+def _notes(recipe: AblationRecipe, results: Sequence[CellResult]) -> list[str]:
+    unfinished = [result.cell.name for result in results if not result.scores]
+    notes = [
+        "Every cell is an ordinary run: its folder holds config.yaml, and `divot fit --config CELL/config.yaml --run "
+        "ANOTHER_FOLDER` trains it again alone.",
+        f"Seeds: {', '.join(map(str, recipe.seeds))}. A range over few seeds is no confidence interval.",
+    ]
+    if unfinished:
+        notes.append(f"Not done or failed: {', '.join(unfinished)}. The same command goes on with what is missing.")
+    if recipe.reference:
+        notes.append("Published tables stand beside ours for orientation: other data, models and metrics.")
+    return notes
+
+
+def table_page(recipe: AblationRecipe, conditions: Sequence[tuple[str, str]]) -> str:
+    """Returns the head of the Markdown results: title, question, what they were obtained on."""
+    facts = "\n".join(f"- {name}: {value}" for name, value in [*describe_machine(), *conditions])
+    return f"## {recipe.title}\n\n{recipe.question}\n\n{facts}\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that appears only when it is complete."""
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

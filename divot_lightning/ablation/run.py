@@ -1,0 +1,139 @@
+"""Runs an ablation, all of it or a part, and writes what it came to. No torch in here."""
+
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from divot_lightning.ablation.grid import Cell, Grid, cell_options, make_cells, make_grid
+from divot_lightning.ablation.matching import measured_costs, steps_for_amount
+from divot_lightning.ablation.recipe import AblationRecipe
+from divot_lightning.ablation.report import all_tables, build_report, table_page, write_text
+from divot_lightning.ablation.results import CellResult, collect
+from divot_lightning.ablation.tables import as_csv, as_markdown, baseline_of
+from divot_lightning.errors import UserError
+from divot_lightning.jobs.runner import StepRunner
+from divot_lightning.jobs.steps import Step
+from divot_lightning.report.rendering import write_report
+
+REPORT, TABLE, ROWS = "report.html", "table.md", "results.csv"
+SHARED = "shared"
+"""The part of an ablation that several cells need; it has to be done before cells can run by themselves."""
+
+
+def run_ablation(recipe: AblationRecipe, folder: Path, *, jobs: int, part: str = "") -> list[CellResult]:
+    """Runs what is not done yet, then writes table and report.
+
+    Args:
+        recipe: The ablation.
+        folder: Holds everything.
+        jobs: Processes side by side.
+        part: "" for all; "shared" for what several cells need; or the name of one cell.
+
+    Returns:
+        What the cells came to so far.
+
+    Raises:
+        UserError: The folder holds another ablation, or the part is unknown or comes too early.
+    """
+    baseline_of(recipe, [CellResult(cell) for cell in make_cells(recipe)])
+    _claim(recipe, folder)
+    grid = _matched_grid(recipe, folder, jobs)
+    runner = StepRunner(_part(grid, part), folder, jobs=jobs, keep_going=True, part=part)
+    runner.run()
+    results = collect(grid, folder)
+    write_results(recipe, grid, results, folder)
+    return results
+
+
+def _matched_grid(recipe: AblationRecipe, folder: Path, jobs: int) -> Grid:
+    """Plans the cells; for `tokens` and `compute` the cost of a training step is measured in each cell before."""
+    max_steps: dict[str, dict[str, int]] = {cell.name: {} for cell in make_cells(recipe)}
+    for name in recipe.matched_steps:
+        costs = measured_costs(recipe, make_grid(recipe, folder, max_steps), name, folder, jobs)
+        for cell in make_cells(recipe):
+            max_steps[cell.name][name] = steps_for_amount(recipe, _batch_options(recipe, cell, name), costs, cell.name)
+    return make_grid(recipe, folder, max_steps)
+
+
+def _batch_options(recipe: AblationRecipe, cell: Cell, step: str) -> Mapping[str, Any]:
+    what = next(entry.what for entry in recipe.pipeline if entry.name == step)
+    return {"recipe": what, **cell_options(recipe, cell)[step]}
+
+
+def _part(grid: Grid, part: str) -> list[Step]:
+    if not part:
+        return grid.all_steps()
+    if part == SHARED:
+        return grid.shared_steps()
+    if part not in grid.steps:
+        raise UserError(f"there is no cell {part!r}; the cells are {', '.join(grid.steps)}.")
+    return [step.step for step in grid.steps[part].values()]
+
+
+def _claim(recipe: AblationRecipe, folder: Path) -> None:
+    """Writes the recipe into the folder, or refuses one that holds another ablation."""
+    path = folder / "recipe.yaml"
+    text = yaml.safe_dump(_plain(recipe.__dict__), sort_keys=False)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise UserError(f"{folder} holds an ablation of another recipe ({path}).\nGive another --folder.")
+    if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--folder {folder} is there and holds no ablation; give one that does not exist yet.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return _plain(value.__dict__) if hasattr(value, "__dict__") else value
+
+
+def write_results(recipe: AblationRecipe, grid: Grid, results: list[CellResult], folder: Path) -> None:
+    """Writes `results.csv`, `table.md` and `report.html`."""
+    conditions = [("Date", datetime.now(UTC).date().isoformat()), ("Code", code_version())]
+    write_text(folder / ROWS, as_csv(results))
+    if any(result.scores for result in results):
+        tables = as_markdown(all_tables(recipe, results))
+        write_text(folder / TABLE, f"{table_page(recipe, conditions)}\n{tables}")
+        write_report(build_report(recipe, grid, results, conditions), folder / REPORT)
+
+
+def code_version() -> str:
+    """Returns the version, with the commit where the code lies in a git checkout."""
+    here = Path(__file__).parent
+    asked = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        said = None
+    commit = f", commit {said.stdout.strip()}" if said is not None and said.returncode == 0 else ""
+    return f"divot-lightning {version('divot-lightning')}{commit}"
+
+
+def slurm_script(recipe_name: str, folder: Path, cells: int) -> str:
+    """Returns a job script that runs the cells as an array, one per job, after the shared steps are done.
+
+    Args:
+        recipe_name: As given on the command line.
+        folder: Of the ablation.
+        cells: Their number.
+    """
+    command = f"divot ablate {recipe_name} --folder {folder}"
+    return f"""#!/bin/bash
+# First, once:   {command} --part shared
+# Then:          sbatch {folder}/array.sh
+# At the end:    {command}          (nothing is left to run; writes table and report)
+#SBATCH --job-name=ablation
+#SBATCH --array=0-{cells - 1}
+#SBATCH --requeue
+#SBATCH --output={folder}/slurm-%A_%a.out
+# partition, time, GPUs and memory of one cell: add yours here
+srun {command} --part "$(divot ablate {recipe_name} --folder {folder} --list | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")"
+"""

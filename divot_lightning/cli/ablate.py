@@ -1,0 +1,70 @@
+"""`divot ablate`: the same pipeline with one thing changed at a time."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from divot_lightning.errors import UserError
+
+DESCRIPTION = (
+    "Run an ablation: every cell is an ordinary run, what cells have in common is done once, a stopped ablation goes "
+    "on with what is missing, a failed cell stops no other. Writes results.csv, table.md and report.html."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the options."""
+    options = argparse.ArgumentParser(prog="divot ablate", description=DESCRIPTION)
+    options.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe, such as ablations/heads")
+    options.add_argument("--folder", help="for everything (default: runs/ablations/<name of the recipe>)")
+    options.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each (default: 2)")
+    options.add_argument(
+        "--part",
+        default="",
+        metavar="CELL",
+        help="one cell only, or `shared` for what several cells need; cells can run at one time, after `shared`",
+    )
+    options.add_argument("--list", action="store_true", help="write the names of the cells, a line each, and stop")
+    options.add_argument("--slurm", action="store_true", help="write FOLDER/array.sh, a SLURM array job, and stop")
+    return options
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The words after `divot ablate`.
+
+    Returns:
+        The exit status: 1 if a cell failed.
+    """
+    from divot_lightning.ablation.grid import make_grid
+    from divot_lightning.ablation.recipe import load_recipe
+    from divot_lightning.ablation.run import REPORT, TABLE, run_ablation, slurm_script
+
+    args = parser().parse_args(argv)
+    if args.jobs < 1:
+        raise UserError(f"--jobs is {args.jobs}; it must be at least 1.")
+    recipe = load_recipe(args.recipe)
+    folder = Path(args.folder or f"runs/ablations/{Path(args.recipe).stem}")
+    cells = [cell.name for cell in make_grid(recipe, folder).cells]
+    if args.list:
+        sys.stdout.write("".join(f"{name}\n" for name in cells))
+        return 0
+    if args.slurm:
+        script = slurm_script(args.recipe, folder, len(cells))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "array.sh").write_text(script, encoding="utf-8")
+        sys.stdout.write(f"{folder / 'array.sh'}: read its first lines\n")
+        return 0
+    from divot_lightning.jobs.stopping import stop_on_terminate
+
+    stop_on_terminate()
+    results = run_ablation(recipe, folder, jobs=args.jobs, part=args.part)
+    failed = [result for result in results if result.failure]
+    for result in failed:
+        sys.stderr.write(f"failed: {result.cell.name}: {result.failure}\n")
+    if (folder / TABLE).is_file():
+        sys.stdout.write(f"{(folder / TABLE).read_text(encoding='utf-8')}\n{folder / REPORT}: open it in a browser\n")
+    return 1 if failed else 0

@@ -1,0 +1,121 @@
+"""Tables show what was measured, what failed, and compare only what was measured in one way."""
+
+import csv
+import io
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from divot_lightning.ablation.grid import make_grid
+from divot_lightning.ablation.results import collect, num_parameters, paired_values
+from divot_lightning.ablation.tables import (
+    as_csv,
+    as_markdown,
+    baseline_of,
+    cost_table,
+    difference_table,
+    failure_table,
+    reference_tables,
+    score_table,
+)
+from divot_lightning.errors import UserError
+from divot_lightning.evaluation.scores import Score, save_scores
+from tests.divot_lightning.ablation.test_grid import recipe
+
+ITEMS = {"mse-seed0": [1, 0, 0, 0], "mse-seed1": [1, 1, 0, 0], "gmm-seed0": [1, 1, 1, 0], "gmm-seed1": [1, 1, 1, 1]}
+
+
+def write_cells(folder, grid, protocol=None):
+    """Writes what finished cells leave behind."""
+    (folder / "steps").mkdir()
+    for name, items in ITEMS.items():
+        for what in grid.steps[name].values():
+            record = {"name": what.step.name, "command": what.step.command, "done": True, "seconds": 2.0}
+            record |= {"peak_mib": 100.0, "together_mib": 100.0, "attempts": 1, "started": 0.0, "failure": ""}
+            (folder / "steps" / f"{what.step.name}.json").write_text(json.dumps(record))
+        output = grid.steps[name]["scores"].folder / "captions"
+        described = {"split": "held_out", "noise_seed": int(name[-1])} | ((protocol or {}).get(name) or {})
+        save_scores([Score("captions/exact", sum(items) / 4, 4, described)], output / "scores.json")
+        (output / "items.json").write_text(json.dumps({"captions/exact": items}))
+
+
+def text(cell):
+    return cell if isinstance(cell, str) else cell.text
+
+
+@pytest.fixture
+def grid(tmp_path):
+    return make_grid(recipe(baseline="mse"), tmp_path)
+
+
+def test_a_row_is_the_mean_and_range_over_seeds(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    table = score_table(recipe(), collect(grid, tmp_path))
+    assert [[text(cell) for cell in row] for row in table.rows] == [["mse", "0.38"], ["gmm", "0.88"]]
+    assert table.rows[0][1].detail == "0.25 to 0.50"
+
+
+def test_differences_are_paired_by_seed_and_item(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    results = collect(grid, tmp_path)
+    ours, theirs = paired_values("captions/exact", results[2:], results[:2])
+    assert ours.tolist() == [ITEMS["gmm-seed0"], ITEMS["gmm-seed1"]]
+    assert theirs.tolist() == [ITEMS["mse-seed0"], ITEMS["mse-seed1"]]
+    table = difference_table(recipe(baseline="mse"), results)
+    assert [text(cell) for cell in table.rows[0]] == ["gmm", "+0.50"]
+
+
+def test_a_failed_cell_is_shown_and_the_others_stand(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    path = tmp_path / "steps" / "cells.gmm-seed1.llm.json"
+    failure = "step 'x' failed with exit status 1:\nno such head\nlog"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"done": False, "failure": failure}))
+    results = collect(grid, tmp_path)
+    assert text(failure_table(results).rows[0][1]) == "llm: no such head"
+    rows = score_table(recipe(), results).rows
+    assert rows[1][0].detail == "1 of 2 failed"
+    assert text(rows[1][1]) == "0.75"
+    assert "no such head" in as_csv(results)
+
+
+def test_scores_of_other_protocols_are_refused(tmp_path, grid):
+    write_cells(tmp_path, grid, {"gmm-seed0": {"split": "validation"}})
+    with pytest.raises(UserError, match=r"captions/exact .* mse-seed0 and gmm-seed0: split differ"):
+        collect(grid, tmp_path)
+
+
+def test_csv_has_a_row_for_every_cell_and_score(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    rows = list(csv.DictReader(io.StringIO(as_csv(collect(grid, tmp_path)))))
+    assert [(row["cell"], float(row["value"])) for row in rows] == [
+        (name, sum(items) / 4) for name, items in ITEMS.items()
+    ]
+
+
+def test_cost_counts_what_a_cell_trained_by_itself(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    assert [text(cell) for cell in cost_table(collect(grid, tmp_path)).rows[0]] == ["mse", "2", "100", "0.00"]
+
+
+def test_parameters_are_read_from_the_files_headers(tmp_path):
+    (tmp_path / "video_llm").mkdir()
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, tmp_path / "video_llm" / "model.safetensors")
+    assert num_parameters(tmp_path) == 17
+
+
+def test_published_tables_are_marked_as_another_scale():
+    entry = {"title": "table 8", "columns": ["head", "FVD"], "rows": [["GMM", 366.6]], "note": "7B"}
+    table = reference_tables(recipe(reference=[entry]))[0]
+    assert table.title == "Published, at another scale: table 8"
+    assert "| GMM | 366.6 |" in as_markdown([table])
+
+
+def test_an_unknown_baseline_or_score_is_refused(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    results = collect(grid, tmp_path)
+    with pytest.raises(UserError, match="baseline is 'flow'; the combinations are mse, gmm"):
+        baseline_of(recipe(baseline="flow"), results)
+    with pytest.raises(UserError, match="no cell has: captions/exactt"):
+        score_table(recipe(scores={"captions/exactt": "higher"}), results)
