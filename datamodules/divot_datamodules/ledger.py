@@ -1,10 +1,10 @@
 """The account of samples that could not be used: how many, why, in which shard, under which key.
 
-Loader workers are processes: each one writes its own file, and the two counters that the budget needs are shared.
+One process writes one file: a training process writes what its own share of the data lost, worker processes write
+nothing. What one process sees is also what its budget is applied to.
 """
 
 import json
-import multiprocessing
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from divot_lightning.errors import UserError
+
+_EARLY = 200
+"""Samples that a share of losses is taken of at least, so that an early defect does not end a run."""
 
 
 @dataclass(frozen=True)
@@ -36,92 +39,99 @@ class Budget:
     """How much may be lost before a run ends.
 
     Attributes:
-        max_bad_fraction: Largest share of unusable samples in one pass; before a pass is over, the share is taken of
-            at least 200 samples, so that an early defect does not end a run.
-        max_bad_samples: Largest number of unusable samples; None for no limit.
+        max_bad_fraction: Largest share of unusable samples among those that came by; at the beginning the share is
+            taken of at least 200 samples, or of all there are if they are fewer.
+        max_bad_samples: Largest number of different unusable samples; None for no limit.
     """
 
     max_bad_fraction: float = 0.05
     max_bad_samples: int | None = None
 
-    def exceeded(self, bad: int, seen: int, *, whole_pass: bool = False) -> bool:
-        """Tells whether `bad` of `seen` samples are too many.
+    def exceeded(self, lost: int, seen: int, distinct: int, *, total: int | None = None) -> bool:
+        """Tells whether too much was lost.
 
-        >>> Budget(0.05).exceeded(10, 20), Budget(0.05).exceeded(10, 20, whole_pass=True)
+        Args:
+            lost: Samples that came by and could not be used, one that comes again counted again.
+            seen: Samples that came by.
+            distinct: Different samples among the lost ones.
+            total: Number of samples that there are, where it is known.
+
+        >>> Budget(0.05).exceeded(10, 20, 10), Budget(0.05).exceeded(10, 20, 10, total=20)
         (False, True)
         """
-        if self.max_bad_samples is not None and bad > self.max_bad_samples:
+        if self.max_bad_samples is not None and distinct > self.max_bad_samples:
             return True
-        return bad > self.max_bad_fraction * (seen if whole_pass else max(seen, 200))
+        return lost > self.max_bad_fraction * max(seen, _EARLY if total is None else min(_EARLY, total))
 
 
 class Ledger:
-    """Counts defects of one data source across processes.
+    """Counts defects of one data source and keeps the list of them, each once.
 
     Args:
         name: Of the source, such as "train"; part of the file names.
         folder: Where the jsonl files go; None for a temporary folder.
         budget: How much may be lost.
+        writer: Name of this process, unique among those that share the folder.
+        total: Samples of one pass over this process's share, where it is known.
     """
 
-    def __init__(self, name: str, folder: str | Path | None = None, budget: Budget | None = None) -> None:
-        self.name, self.budget = name, budget or Budget()
+    def __init__(
+        self,
+        name: str,
+        folder: str | Path | None = None,
+        budget: Budget | None = None,
+        *,
+        writer: str = "main",
+        total: int | None = None,
+    ) -> None:
+        self.name, self.budget, self.writer, self.total = name, budget or Budget(), writer, total
         self._temporary = tempfile.TemporaryDirectory(prefix="divot-ledger-") if folder is None else None
         self.folder = Path(self._temporary.name) if self._temporary else Path(folder or ".")
-        # Shared memory; made for spawned processes it works with forked ones as well, but not the other way round.
-        context = multiprocessing.get_context("spawn")
-        self._seen, self._bad = context.Value("q", 0), context.Value("q", 0)
+        self.seen = 0
+        self.lost = 0
         self._known: set[tuple[str, str, str]] | None = None
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_temporary": None, "_known": None}
-
     @property
-    def seen(self) -> int:
-        """Samples read so far, good or bad, in all processes."""
-        return int(self._seen.value)
+    def path(self) -> Path:
+        """The file that this process writes."""
+        return self.folder / f"defects-{self.name}-{self.writer}.jsonl"
 
     @property
     def bad(self) -> int:
-        """Distinct defects so far, in all processes."""
-        return int(self._bad.value)
+        """Different defects known so far, those of former runs in the same folder included."""
+        return len(self._identities())
 
     def saw_sample(self) -> None:
-        """Counts a sample that was read."""
-        with self._seen.get_lock():
-            self._seen.value += 1
+        """Counts a sample that came by."""
+        self.seen += 1
 
-    def record(self, defect: Defect, writer: str = "main") -> None:
-        """Notes a defect, once, however often the sample comes by.
+    def record(self, defect: Defect) -> None:
+        """Notes a defect: counts it each time, and lists it once, however often the sample comes by.
 
         Args:
             defect: What is wrong.
-            writer: Name of the writing process, unique among those that run at one time.
 
         Raises:
             UserError: The budget is used up.
         """
+        self.lost += 1
         identity = (defect.reason, defect.shard, defect.key)
-        if self._known is None:
-            self._known = {(d.reason, d.shard, d.key) for d in self.defects()}
-        if identity not in self._known:
-            self._known.add(identity)
+        if identity not in self._identities():
+            self._identities().add(identity)
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / f"defects-{self.name}-{writer}.jsonl").open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(defect)) + "\n")
-            with self._bad.get_lock():
-                self._bad.value += 1
-        if self.budget.exceeded(self.bad, self.seen):
-            raise UserError(self.report(self.bad, self.seen))
+        if self.budget.exceeded(self.lost, self.seen, self.bad, total=self.total):
+            raise UserError(self.report(self.lost, self.seen))
 
     def finish_pass(self, bad: int, seen: int) -> None:
-        """Checks the budget at the end of a pass over (a worker's part of) the shards.
+        """Checks the budget at the end of a pass whose length was not known before.
 
         Args:
             bad: Unusable samples in this pass.
-            seen: Samples read in this pass.
+            seen: Samples that came by in this pass.
         """
-        if seen == 0 or bad == seen or self.budget.exceeded(bad, seen, whole_pass=True):
+        if seen == 0 or bad == seen or self.budget.exceeded(bad, seen, self.bad, total=seen):
             raise UserError(self.report(bad, seen))
 
     def defects(self) -> list[Defect]:
@@ -131,7 +141,7 @@ class Ledger:
             for path in sorted(self.folder.glob(f"defects-{self.name}-*.jsonl"))
             for line in path.read_text(encoding="utf-8").splitlines()
         )
-        return list(dict.fromkeys(Defect(**json.loads(line)) for line in lines))
+        return list({(d.reason, d.shard, d.key): d for d in (Defect(**json.loads(line)) for line in lines)}.values())
 
     def clear(self) -> None:
         """Forgets what a former run of the same name noted in the folder."""
@@ -157,3 +167,8 @@ class Ledger:
             f"First: {first} ({defects[0].detail if defects else 'no samples in the shards'}).\n"
             f"{where}Mend the data (`divot data inspect` lists the defects) or raise max_bad_fraction."
         )
+
+    def _identities(self) -> set[tuple[str, str, str]]:
+        if self._known is None:
+            self._known = {(d.reason, d.shard, d.key) for d in self.defects()}
+        return self._known

@@ -1,195 +1,320 @@
-"""Tar shards of videos (or cached features) with texts, as a LightningDataModule for all stages."""
+"""Shards or jsonl lists of videos (or cached features) with texts, as a LightningDataModule for all stages."""
 
 import logging
-from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import lightning
 import torch
-from torch.utils.data import DataLoader
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from divot_datamodules.clip_sampling import ClipSettings
+from divot_datamodules.data_position import PositionCallback, TrainPosition
+from divot_datamodules.decode_pool import Decoding, make_decoding
+from divot_datamodules.decoded_cache import DecodedCache
 from divot_datamodules.encoding import check_features
 from divot_datamodules.ledger import Budget, Ledger
-from divot_datamodules.samples import Item, SampleDecoder, TaskMixture, collate, llm_items, tokenizer_items
-from divot_datamodules.shard_reading import check_shards, expand_shards
-from divot_datamodules.shard_stream import ShardStream
+from divot_datamodules.plan_edits import read_edits
+from divot_datamodules.plan_loader import (
+    BatchReader,
+    EvaluationLoader,
+    MakeItems,
+    OpenSource,
+    TrainLoader,
+    decode_function,
+)
+from divot_datamodules.samples import SampleDecoder
+from divot_datamodules.shard_reading import expand_shards
+from divot_datamodules.source_settings import Source, SourcesSetting, facts_of, items_of, listed_sources, make_plan
+from divot_datamodules.sources import open_source
 from divot_datamodules.tasks import Template
+from divot_datamodules.training_processes import TrainingProcesses
 from divot_lightning.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Shards = str | list[str]
+DATA_FOLDER = "data"
+"""Within a run: indexes of shards that have none beside them, and edits of the order."""
 _DEFAULT_CLIP = ClipSettings()
 
 
-class ShardLoader(DataLoader[Any]):
-    """A DataLoader of a `ShardStream` that leaves out unusable samples and reports a used-up budget in few lines."""
+@dataclass(frozen=True)
+class OpenData:
+    """Training, validation or test data, opened.
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Yields batches that hold at least one sample."""
-        iterator = super().__iter__()
-        try:
-            yield from (batch for batch in iterator if batch is not None)
-        except UserError as error:
-            # Left to the garbage collector, the queues close before the workers hear of the end: 5 seconds for each.
-            getattr(iterator, "_shutdown_workers", lambda: None)()
-            # A worker's error arrives with the worker's traceback around its message.
-            raise UserError(str(error).rpartition("divot_lightning.errors.UserError: ")[2].strip()) from None
+    Attributes:
+        sources: Of the recipe.
+        opened: The same, opened.
+        ledger: Of what cannot be used.
+    """
 
-
-def _collate_usable(items: list[Item | None]) -> dict[str, Any] | None:
-    usable = [item for item in items if item is not None]
-    return collate(usable) if usable else None
+    sources: list[Source]
+    opened: list[OpenSource]
+    ledger: Ledger
 
 
-class VideoTextData(lightning.LightningDataModule):
-    """Reads tar shards of `<key>.mp4|webm|mkv|avi|gif|jpg` (or cached features) with `<key>.json|txt`.
+class VideoTextData(LightningDataModule):
+    """Reads `<key>.mp4|webm|mkv|avi|gif|jpg` (or cached features) with `<key>.json|txt` from tars, or from jsonl lists.
 
-    Training is an endless stream that passes over the shards in ever new order, so a recipe sets `max_steps`;
-    validation and test are one pass in order.
+    The order of training is a plan: a step takes the same samples whatever the number of processes and workers, and a
+    resumed run goes on with the sample after the last one that was used. Validation and test are one pass in order.
 
     Args:
-        train: Folder, tar, glob, brace expansion or URL of the training shards, or a list of these.
+        train: Folder, tar, glob, brace expansion, URL or jsonl of the training data, or a list of these; or a list of
+            sources with a weight each, such as {path: a.tar, weight: 2.0, tasks: {caption: 1.0}}.
         validation: The same for validation; none without it.
         test: The same for `divot test`.
-        batch_size: Samples per training process and step.
-        num_workers: Processes that decode, per training process; 0 decodes in the training process.
+        batch_size: Samples of a step, all processes together (of one batch, where gradients are accumulated).
+        num_workers: Processes that decode, per training process; 0 decodes in the training process, where no
+            deadline can be kept and a crash of a decoder is one of the run.
         clip: Size and rate of the clips.
+        max_clips: Most clips of a video: 1 gives one from a drawn start, more give clips that stand for all of it.
         tasks: None for the tokenizer and de-tokenizer stages, which need no texts; else the tasks of the LLM stages
-            with their weights, such as {"caption": 1.0, "generate": 1.0}; known: caption, generate, question, story.
+            with their weights, such as {"caption": 1.0, "generate": 1.0}; known: caption, generate, question,
+            conversation, story.
         validation_tasks: Other weights for validation and test; None for those of training.
         template: Whether the tasks have their bare pretraining form or Divot's instruction template.
-        shuffle_buffer: Undecoded samples that the shuffle draws from, per reading process.
+        epoch: "endless" passes over the data again and again, so a recipe sets `max_steps`; "exact" ends an epoch with
+            the last sample of a single source, each used once, in a step that may be smaller.
+        streams: Logical streams that read each source side by side.
+        shuffle_buffer: Undecoded samples of the window that is shuffled.
         seed: Decides the order and all draws.
+        prefetch: Samples that a training process asks its workers for ahead; None for two steps of them.
+        decode_deadline: Seconds that reading and decoding one sample may take in a worker; beyond it the worker is
+            replaced and the sample counts as unusable.
         cache_decoded_mb: Memory for decoded clips per training process, so that later passes over a small set need no
             decoding; 0 for none. A video that is longer than a clip is decoded anew for each random clip.
-        max_bad_fraction: Largest share of unusable samples; beyond it the run ends with a report.
-        max_bad_samples: Largest number of unusable samples; None for no limit.
+        max_bad_fraction: Largest share of unusable samples among those that one training process sees; beyond it the
+            run ends with a report.
+        max_bad_samples: Largest number of unusable samples that one training process may know of; None for no limit.
         ledger_folder: Where the lists of unusable samples go; by default `defects` in the trainer's root folder.
+        index_folder: Where indexes go of shards that have none beside them; by default `data/index` in the trainer's
+            root folder.
         tokenizer: Run or component folder of the tokenizer that cached features must come from; None for no check.
+        media_root: Of jsonl lists: folder that relative media paths start from; None for the jsonl's own.
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
     """
 
     def __init__(
         self,
-        train: Shards | None = None,
-        validation: Shards | None = None,
-        test: Shards | None = None,
+        train: SourcesSetting = None,
+        validation: SourcesSetting = None,
+        test: SourcesSetting = None,
         *,
         batch_size: int = 16,
         num_workers: int = 0,
         clip: ClipSettings = _DEFAULT_CLIP,
+        max_clips: int = 1,
         tasks: dict[str, float] | None = None,
         validation_tasks: dict[str, float] | None = None,
         template: Template = "pretraining",
+        epoch: Literal["endless", "exact"] = "endless",
+        streams: int = 64,
         shuffle_buffer: int = 1000,
         seed: int = 0,
+        prefetch: int | None = None,
+        decode_deadline: float = 30.0,
         cache_decoded_mb: int = 0,
         max_bad_fraction: float = 0.05,
         max_bad_samples: int | None = None,
         ledger_folder: str | None = None,
+        index_folder: str | None = None,
         tokenizer: str | None = None,
+        media_root: str | None = None,
         allow_pipe: bool = False,
     ) -> None:
         super().__init__()
-        self.sources = {"train": train, "validation": validation, "test": test}
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.clip, self.seed, self.shuffle_buffer = clip, seed, shuffle_buffer
-        self.training_mixture = TaskMixture(tasks, template) if tasks is not None else None
-        other = validation_tasks if validation_tasks is not None else tasks
-        self.validation_mixture = TaskMixture(other, template) if other is not None else None
-        self.cache_bytes = cache_decoded_mb * 2**20
+        if not decode_deadline > 0:
+            raise UserError(f"decode_deadline is {decode_deadline}; it must be greater than 0 seconds.")
+        settings = {"train": train, "validation": validation, "test": test}
+        self.sources = {name: listed_sources(name, setting) for name, setting in settings.items()}
+        other_tasks = validation_tasks if validation_tasks is not None else tasks
+        self.items = {
+            name: items_of(name, sources, tasks if name == "train" else other_tasks, template)
+            for name, sources in self.sources.items()
+        }
+        self.batch_size, self.num_workers, self.prefetch = batch_size, num_workers, prefetch
+        self.clip, self.max_clips, self.seed = clip, max_clips, seed
+        self.exact, self.streams, self.shuffle_buffer = epoch == "exact", streams, shuffle_buffer
+        self.decode_deadline = decode_deadline
         self.budget = Budget(max_bad_fraction, max_bad_samples)
-        self.ledger_folder = ledger_folder
-        self.tokenizer = tokenizer
-        self.allow_pipe = allow_pipe
+        self.ledger_folder, self.index_folder = ledger_folder, index_folder
+        self.tokenizer, self.media_root, self.allow_pipe = tokenizer, media_root, allow_pipe
         self.ledgers: dict[str, Ledger] = {}
-        self._streams: dict[str, ShardStream] = {}
+        self.position: TrainPosition | None = None
+        self._cache = DecodedCache(cache_decoded_mb * 2**20)
+        self._open: dict[str, OpenData] = {}
+        self._decoder: Decoding | None = None
+        self._state: dict[str, Any] | None = None
+        self._callback: PositionCallback | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Checks what this stage reads, before any model is trained: shards exist, are tars, and are enough.
+        """Opens what this stage reads and refuses what cannot work, before any step is taken.
 
         Args:
             stage: Lightning's: "fit", "validate", "test" or None for all.
         """
         names = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"]}
         for name in names.get(stage or "", list(self.sources)):
-            if self.sources[name] is not None and name not in self._streams:
-                self._streams[name] = self._make_stream(name)
-        if stage == "fit" and "train" not in self._streams:
+            if self.sources[name] and name not in self._open:
+                self._open[name] = self._open_data(name)
+                self._close_decoder()  # workers know the data that were open when they were forked
+        if stage == "fit" and "train" not in self._open:
             raise UserError("no training shards; set data.train to a folder, a tar, a glob or a URL.")
+        if "train" in self._open and self.position is None:
+            self.position = self._make_position(self._open["train"])
+        if self.trainer is not None and self.position is not None:
+            self._watch(self.trainer, self.position)
 
-    def _make_stream(self, name: str) -> ShardStream:
-        shards = expand_shards(self.sources[name] or [], allow_pipe=self.allow_pipe)
-        if not shards:
-            raise UserError(f"data.{name} is an empty list of shards; give a folder, a tar, a glob or a URL.")
-        rank, world_size = self._rank_and_world_size()
-        readers = world_size * max(1, self.num_workers)
-        if name == "train" and len(shards) < readers:
-            raise UserError(
-                f"{len(shards)} training shards for {readers} readers ({world_size} processes x "
-                f"{max(1, self.num_workers)} workers); each reader needs one.\n"
-                "Make more shards (`--samples-per-shard`), or lower data.num_workers."
-            )
-        check_shards(shards, allow_pipe=self.allow_pipe)
-        if self.tokenizer is not None:
-            check_features(shards, self.tokenizer)
-        self.ledgers[name] = Ledger(name, self._ledger_folder(), self.budget)
-        mixture = self.training_mixture if name == "train" else self.validation_mixture
-        return ShardStream(
-            shards=shards,
-            decoder=SampleDecoder(self.clip),
-            make_items=tokenizer_items if mixture is None else partial(llm_items, mixture=mixture),
-            ledger=self.ledgers[name],
-            training=name == "train",
-            seed=self.seed,
-            shuffle_buffer=self.shuffle_buffer,
-            batch_size=self.batch_size,
-            cache_bytes=self.cache_bytes,
+    def _open_data(self, name: str) -> OpenData:
+        processes, sources = self._processes, self.sources[name]
+        own = [source.batch_size for source in sources if name == "train" and source.batch_size is not None]
+        processes.check_share(own or [self.batch_size])
+        with processes.one_first():
+            opened = [self._open_source(*pair) for pair in zip(sources, self.items[name], strict=True)]
+        processes.check_same(f"data.{name}", [one.source.fingerprint for one in opened])
+        size = sum(sum(one.source.counts) for one in opened)
+        if not size:
+            raise UserError(f"data.{name} holds no usable sample: {sources[0].name}.\nSee `divot data inspect`.")
+        self.ledgers[name] = Ledger(
+            name,
+            self._folder("defects", self.ledger_folder),
+            self.budget,
+            writer=f"rank{processes.rank}",
+            total=-(-size // processes.count),
+        )
+        if processes.rank == 0:
+            for defect in (defect for one in opened for defect in one.source.defects):
+                self.ledgers[name].record(defect)
+        return OpenData(sources, opened, self.ledgers[name])
+
+    def _open_source(self, source: Source, make_items: MakeItems) -> OpenSource:
+        opened = open_source(
+            source.path,
+            media_root=source.media_root or self.media_root,
+            index_folder=self._folder(f"{DATA_FOLDER}/index", self.index_folder),
             allow_pipe=self.allow_pipe,
-            rank=rank,
-            world_size=world_size,
         )
+        if self.tokenizer is not None:
+            check_features(expand_shards(source.path, allow_pipe=self.allow_pipe), self.tokenizer)
+        max_clips = source.max_clips if source.max_clips is not None else self.max_clips
+        return OpenSource(opened, SampleDecoder(self.clip, max_clips=max_clips), make_items)
 
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-
-    def _ledger_folder(self) -> Path | None:
-        if self.ledger_folder is not None:
-            return Path(self.ledger_folder)
-        return Path(self.trainer.default_root_dir) / "defects" if self.trainer is not None else None
-
-    def _loader(self, name: str) -> ShardLoader | list[Any]:
-        if name not in self._streams:
-            return []
-        return ShardLoader(
-            self._streams[name],
+    def _make_position(self, data: OpenData) -> TrainPosition:
+        plan = make_plan(
+            data.sources,
+            data.opened,
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=_collate_usable,
+            exact=self.exact,
+            seed=self.seed,
+            streams=self.streams,
+            shuffle=self.shuffle_buffer,
+        )
+        facts = [facts_of(source, one.source) for source, one in zip(data.sources, data.opened, strict=True)]
+        edits = read_edits(self._folder(DATA_FOLDER))
+        for edit in edits if self._processes.rank == 0 else []:
+            logger.warning("steps %s are left out since %s: %s", edit.steps, edit.date, edit.reason)
+        position = TrainPosition(plan, facts, edits)
+        if self._state is not None:
+            position.load_state_dict(self._state)
+        return position
+
+    def _watch(self, trainer: Trainer, position: TrainPosition) -> None:
+        callbacks: list[Callback] = vars(trainer)["callbacks"]
+        if self._callback is None or self._callback not in callbacks:
+            self._callback = PositionCallback(position)
+            callbacks.insert(0, self._callback)  # before checkpoints are taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns where training stands in the order of its data; see `divot_datamodules.data_position`."""
+        return self.position.state_dict() if self.position is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where a checkpoint stood; refused if the data changed. Has no effect on validation and test."""
+        self._state = state_dict
+        if self.position is not None:
+            self.position.load_state_dict(state_dict)
+
+    def train_dataloader(self) -> TrainLoader | list[Any]:
+        """Returns the training batches."""
+        if self.position is None:
+            return []
+        processes = self._processes
+        reader = self._reader("train", max(self.position.plan.batch_sizes))
+        loader = TrainLoader(reader, self.position, processes.rank, processes.count, moves=self.trainer is None)
+        if self._callback is not None:
+            self._callback.loader = loader
+        return loader
+
+    def val_dataloader(self) -> EvaluationLoader | list[Any]:
+        """Returns the validation batches, one pass in order; nothing if there are no validation data."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> EvaluationLoader | list[Any]:
+        """Returns the test batches, one pass in order."""
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, name: str) -> EvaluationLoader | list[Any]:
+        if name not in self._open:
+            return []
+        processes = self._processes
+        return EvaluationLoader(self._reader(name, self.batch_size), self.batch_size, processes.rank, processes.count)
+
+    def _reader(self, name: str, batch_size: int) -> BatchReader:
+        data = self._open[name]
+        return BatchReader(
+            data=name,
+            sources=data.opened,
+            decoding=self._decoding,
+            ledger=data.ledger,
+            cache=self._cache,
+            seed=self.seed,
+            prefetch=self._prefetched(batch_size),
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0 and name == "train",
         )
 
-    def train_dataloader(self) -> ShardLoader | list[Any]:
-        """Returns the endless training batches."""
-        return self._loader("train")
+    def _prefetched(self, batch_size: int) -> int:
+        share = batch_size // self._processes.count
+        if not self.num_workers:
+            return 0
+        return self.prefetch if self.prefetch is not None else max(2 * share, share + 2 * self.num_workers)
 
-    def val_dataloader(self) -> ShardLoader | list[Any]:
-        """Returns the validation batches, one pass in order; nothing if there are no validation shards."""
-        return self._loader("validation")
+    def _decoding(self) -> Decoding:
+        """Returns who decodes; workers are forked when the first sample is asked for."""
+        if self._decoder is None:
+            most = max(self.batch_size, *(self.position.plan.batch_sizes if self.position is not None else (0,)))
+            clips = max(one.decoder.max_clips for data in self._open.values() for one in data.opened)
+            self._decoder = make_decoding(
+                decode_function({name: data.opened for name, data in self._open.items()}, self.seed),
+                num_workers=self.num_workers,
+                deadline=self.decode_deadline,
+                places=2 * (self._prefetched(most) + most),
+                place_bytes=clips * len(self.clip.frame_numbers) * 3 * self.clip.height * self.clip.width,
+            )
+        return self._decoder
 
-    def test_dataloader(self) -> ShardLoader | list[Any]:
-        """Returns the test batches, one pass in order."""
-        return self._loader("test")
+    def _close_decoder(self) -> None:
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+
+    @property
+    def _processes(self) -> TrainingProcesses:
+        return TrainingProcesses(self.trainer)
+
+    def _folder(self, name: str, given: str | None = None) -> Path | None:
+        if given is not None:
+            return Path(given)
+        return Path(self.trainer.default_root_dir) / name if self.trainer is not None else None
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Ends the workers."""
+        self._close_decoder()
 
     def teardown(self, stage: str | None = None) -> None:
-        """Reports what was left out."""
-        for name, ledger in self.ledgers.items():
+        """Ends the workers and reports what was left out."""
+        self._close_decoder()
+        for name, ledger in self.ledgers.items() if self._processes.rank == 0 else []:
             counts = ledger.counts()
             if counts:
                 reasons = ", ".join(f"{reason} {number}" for reason, number in counts.items())

@@ -8,6 +8,7 @@ A run folder:
 - a folder per trained component, and `components.json`: where the others came from
 - `finished.json`: written when training reached its last step
 - `stopped.json`: written when a signal stopped it, gone when it goes on
+- `data/`: indexes of the training data, and the edits of their order that `divot data skip` made
 - `run.lock`: there while a process trains
 """
 
@@ -20,7 +21,8 @@ CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 CHECKPOINTS = "checkpoints"
 DEFECTS = "defects"
-"""Lists of unusable samples; besides a lock the only thing that a run which never took a step may leave behind."""
+"""Lists of unusable samples; besides indexes and a lock all that a run which never took a step may leave behind."""
+DATA = "data"
 TENSORBOARD = "tensorboard"
 FINISHED = "finished.json"
 LOCK = "run.lock"
@@ -37,7 +39,7 @@ def require_free(run: Path) -> None:
         return
     if not run.is_dir():
         raise UserError(f"--run {run} is a file; give a folder that does not exist yet.")
-    entries = sorted(path.name for path in run.iterdir() if path.name not in (DEFECTS, LOCK, STOPPED))
+    entries = sorted(path.name for path in run.iterdir() if path.name not in (DEFECTS, DATA, LOCK, STOPPED))
     if not entries:
         return
     shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")

@@ -23,7 +23,8 @@ def train_batches(data, count):
 
 def test_tokenizer_batches(video_shards):
     (batch,) = train_batches(VideoTextData(str(video_shards()), batch_size=6), 1)
-    assert set(batch) == {"key", "video"}
+    assert set(batch) == {"key", "video", "slot", "counted", "position"}
+    assert (batch["slot"].tolist(), batch["counted"], batch["position"]) == (list(range(6)), 6, 1)
     assert batch["video"].shape == (6, 16, 3, 32, 32)
     assert batch["video"].dtype == torch.uint8
     assert sorted(batch["key"]) == ALL
@@ -44,7 +45,7 @@ def test_language_batches_from_cached_features(tmp_path):
     folder.write(0, [(k, {"features.safetensors": save({"tokens": t}), "txt": k.encode()}) for k, t in tokens.items()])
     folder.finish()
     (batch,) = train_batches(VideoTextData(str(tmp_path), batch_size=4, tasks={"generate": 1.0}), 1)
-    assert set(batch) == {"key", "segments", "features"}
+    assert {"key", "segments", "features"} < set(batch)
     assert torch.equal(batch["features"], torch.stack([tokens[key] for key in batch["key"]]))
     with pytest.raises(UserError, match="cached features"):
         train_batches(VideoTextData(str(tmp_path), batch_size=4), 1)
@@ -62,11 +63,7 @@ def test_validation_is_in_order_with_any_number_of_workers(video_shards, workers
             ["s1n0", "s1n1"],
             ["s1n2"],
         ]
-
-
-def test_workers_share_the_training_shards(video_shards):
-    batches = train_batches(VideoTextData(str(video_shards()), batch_size=3, num_workers=2), 2)
-    assert sorted(key for batch in batches for key in batch["key"]) == ALL
+    data.teardown()
 
 
 def test_a_task_may_differ_in_validation(video_shards):
@@ -83,17 +80,12 @@ def test_instruction_template(video_shards):
     assert train_batches(data, 1)[0]["segments"][0][0] == Text("[INST] ", False)
 
 
-def test_fewer_shards_than_readers_is_refused_with_the_numbers(video_shards):
-    with pytest.raises(UserError, match=r"2 training shards for 3 readers \(1 processes x 3 workers\)"):
-        VideoTextData(str(video_shards()), num_workers=3).setup("fit")
-
-
 @pytest.mark.parametrize(
     ("train", "message"),
     [
         (None, "no training shards"),
         ([], r"data\.train is an empty list"),
-        ("nowhere/a.tar", r"nowhere/a\.tar cannot be used: it does not exist"),
+        ("nowhere/a.tar", r"nowhere/a\.tar"),
         ("nowhere/*.tar", "no shard matches"),
         ("pipe:cat a.tar", "allow_pipe"),
     ],
@@ -104,11 +96,14 @@ def test_what_cannot_be_read_is_named_before_training(train, message):
     assert len(str(caught.value).splitlines()) <= 5
 
 
-def test_a_shard_that_is_no_tar_is_named_before_training(video_shards):
+def test_a_shard_that_is_no_tar_ends_a_run_before_training_unless_the_budget_allows_it(video_shards, tmp_path):
     folder = video_shards()
     (folder / "001.tar").write_bytes(b"rubbish" * 1000)
-    with pytest.raises(UserError, match=r"001\.tar is no tar"):
+    with pytest.raises(UserError, match=r"cannot be used.*\n.*001\.tar"):
         VideoTextData(str(folder)).setup("fit")
+    data = VideoTextData(str(folder), batch_size=3, max_bad_fraction=1.0)
+    assert sorted(train_batches(data, 1)[0]["key"]) == ALL[:3]
+    assert [defect.shard for defect in data.ledgers["train"].defects()] == [str(folder / "001.tar")]
 
 
 def test_unknown_tasks_are_refused():
@@ -120,19 +115,22 @@ def test_unknown_tasks_are_refused():
 def test_a_used_up_budget_ends_training_with_a_short_report(video_shards, tmp_path, workers):
     folder = video_shards(extra=[(f"z{number}.mp4", b"rubbish") for number in range(4)])
     data = VideoTextData(str(folder), batch_size=2, num_workers=workers, ledger_folder=str(tmp_path / "run"))
-    with pytest.raises(UserError, match=r"^4 of 7 samples of 'train'|^8 of 14 samples of 'train'") as caught:
+    with pytest.raises(UserError, match=r"^1 of \d+ samples of 'train'") as caught:
         train_batches(data, 50)
+    data.teardown()
     assert len(str(caught.value).splitlines()) <= 5
-    assert list((tmp_path / "run").glob("defects-train-*.jsonl"))
+    assert list((tmp_path / "run").glob("defects-train-rank0.jsonl"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_within_the_budget_training_goes_on_and_the_loss_is_reported(video_shards, tmp_path, caplog, workers):
     folder = video_shards(extra=[("zbad.mp4", b"rubbish")])
     data = VideoTextData(
-        str(folder), batch_size=2, num_workers=workers, max_bad_fraction=0.3, ledger_folder=str(tmp_path / "run")
+        str(folder), batch_size=4, num_workers=workers, max_bad_fraction=0.9, ledger_folder=str(tmp_path / "run")
     )
-    assert all(len(batch["key"]) == 2 for batch in train_batches(data, 30))
+    batches = train_batches(data, 8)
+    assert {key for batch in batches for key in batch["key"]} == set(ALL)
+    assert sum(batch["counted"] for batch in batches) == 32 - 8  # 4 passes over 8 samples, 2 of them unusable
     assert data.ledgers["train"].counts() == {"undecodable": 2}
     with caplog.at_level(logging.WARNING):
         data.teardown()
@@ -189,4 +187,4 @@ def test_the_command_line_reaches_nested_settings():
     words = ["--data.train=a", "--data.clip.height=64", "--data.tasks={caption: 1, generate: 2}"]
     data = parser.instantiate_classes(parser.parse_args(words)).data
     assert (data.clip.height, data.clip.width) == (64, 32)
-    assert data.training_mixture.weights == {"caption": 1.0, "generate": 2.0}
+    assert data.items["train"][0].keywords["mixture"].weights == {"caption": 1.0, "generate": 2.0}
