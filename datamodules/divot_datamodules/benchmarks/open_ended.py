@@ -1,0 +1,77 @@
+"""Readers of open-ended question benchmarks: MSVD-QA and ActivityNet-QA."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from divot_datamodules.benchmarks.items import BenchmarkData, BenchmarkFolder, BenchmarkItem, MediaFolder, field_of
+from divot_lightning.errors import UserError
+
+_FOLDERS = ("videos", "all_test", "YouTubeClips", ".")
+
+
+def read_msvd_qa(folder: str | Path, split: str) -> BenchmarkData:
+    """Reads MSVD-QA (Xu et al. 2017) in either of its published forms.
+
+    `<split>_qa.json`: a list of {"id", "video_id", "question", "answer"}, with `youtube_mapping.txt` (lines `<name>
+    vid<video_id>`) that says which video is meant; or the pair of files of `read_activitynet_qa`. Videos in `videos` or
+    `YouTubeClips`.
+
+    Args:
+        folder: Where these are.
+        split: "train", "val" or "test".
+    """
+    files = BenchmarkFolder(folder, "msvd_qa")
+    if files.has(f"{split}_q.json"):
+        return _read_pair(files, split)
+    entries, videos = files.read_json(f"{split}_qa.json"), files.videos(*_FOLDERS)
+    names = {words[1]: words[0] for line in files.read_lines("youtube_mapping.txt") if len(words := line.split()) == 2}
+
+    def items() -> Iterator[BenchmarkItem]:
+        for number, entry in enumerate(entries):
+            where = f"msvd_qa: entry {number} of {split}_qa.json"
+            video = f"vid{field_of(entry, 'video_id', int, where)}"
+            media, media_name = videos.find(names.get(video, video), video)
+            question, answer = (field_of(entry, name, str, where) for name in ("question", "answer"))
+            identity = str(field_of(entry, "id", int, where))
+            yield BenchmarkItem(identity, media, media_name, question, answer=answer)
+
+    return files.data(items())
+
+
+def read_activitynet_qa(folder: str | Path, split: str) -> BenchmarkData:
+    """Reads ActivityNet-QA (arXiv:1906.02467).
+
+    `<split>_q.json`: a list of {"question_id", "video_name", "question"}; `<split>_a.json`: a list of {"question_id",
+    "answer"}. Videos `v_<video_name>` or `<video_name>` in `videos` or `all_test`.
+
+    Args:
+        folder: Where these are.
+        split: "train", "val" or "test".
+    """
+    return _read_pair(BenchmarkFolder(folder, "activitynet_qa"), split)
+
+
+def _read_pair(files: BenchmarkFolder, split: str) -> BenchmarkData:
+    asked, answered = files.read_json(f"{split}_q.json"), files.read_json(f"{split}_a.json")
+    answers = _answers(answered, f"{files.benchmark}: an entry of {split}_a.json")
+    return files.data(_pair_items(asked, answers, files.videos(*_FOLDERS), f"{files.benchmark}: {split}_q.json"))
+
+
+def _pair_items(
+    asked: list[object], answers: dict[str, str], videos: MediaFolder, where: str
+) -> Iterator[BenchmarkItem]:
+    for number, entry in enumerate(asked):
+        place = f"{where}, entry {number}"
+        identity = str(field_of(entry, "question_id", (str, int), place))
+        video, question = (field_of(entry, name, str, place) for name in ("video_name", "question"))
+        if identity not in answers:
+            raise UserError(f"{place}: the question {identity!r} has no answer in the file of answers")
+        media, media_name = videos.find(f"v_{video}", video)
+        yield BenchmarkItem(identity, media, media_name, question, answer=answers[identity])
+
+
+def _answers(entries: list[object], where: str) -> dict[str, str]:
+    return {
+        str(field_of(entry, "question_id", (str, int), where)): field_of(entry, "answer", str, where)
+        for entry in entries
+    }
