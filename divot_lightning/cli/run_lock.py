@@ -41,8 +41,9 @@ def run_lock(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(run / LOCK)
     except OSError as error:
-        reason = "a file" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        raise UserError(f"--run {run} cannot be written: {reason}\nGive another folder.") from error
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "is a file, or lies below one" if is_file else f"cannot be written: {error.strerror}"
+        raise UserError(f"--run {run} {reason}; give another folder.") from error
     try:
         yield
     finally:

@@ -1,5 +1,7 @@
 """The words after `divot fit`, `validate`, `test` and `resume`, before torch is imported."""
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 from divot_lightning.cli.recipe_heads import read_recipe
@@ -60,7 +62,7 @@ def find_run_folder(argv: list[str]) -> tuple[Path, list[str]]:
     """
     if argv and not argv[0].startswith("-"):
         return Path(argv[0]), argv[1:]
-    named: list[str | None] = [*_values(argv, ("--run",))]
+    named: list[str | None] = list(_values(argv, ("--run",)))
     if not named:
         named = [read_recipe(find_recipe(name)).get("run") for name in _values(argv, RECIPE_OPTIONS)]
     folder = next((name for name in reversed(named) if name), None)
@@ -74,9 +76,11 @@ def names_recipe(argv: list[str]) -> bool:
     return any(word.partition("=")[0] in RECIPE_OPTIONS for word in argv)
 
 
-def _values(argv: list[str], options: tuple[str, ...]) -> list[str]:
-    split = [(word.partition("="), following) for word, following in zip(argv, [*argv[1:], ""], strict=True)]
-    return [value if equals else following for (option, equals, value), following in split if option in options]
+def _values(argv: list[str], options: tuple[str, ...]) -> Iterator[str]:
+    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        option, equals, value = word.partition("=")
+        if option in options:
+            yield value if equals else following
 
 
 def run_args(run: Path, overrides: list[str]) -> list[str]:

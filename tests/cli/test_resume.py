@@ -1,13 +1,17 @@
-"""`divot resume`: goes on where a run was stopped."""
+"""`divot resume`: starts where there is nothing, goes on where a run was stopped, with what the command says."""
 
 import csv
+import json
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from divot_lightning.cli.run_folder import newest_checkpoint
 
@@ -16,13 +20,33 @@ Settings = dict[str, Any]
 RUN = Path("runs/tiny")
 
 
-def _losses(run: Path) -> dict[str, str]:
+def _rows(run: Path = RUN) -> list[dict[str, str]]:
     with (run / "metrics.csv").open(newline="") as file:
-        return {row["step"]: row["train/loss"] for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
+
+
+def _column(name: str, run: Path = RUN) -> dict[int, float]:
+    return {int(row["step"]): float(row[name]) for row in _rows(run)}
+
+
+def _tensors(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the newest checkpoint: weights and optimizer state."""
+    folder = newest_checkpoint(run)
+    assert folder is not None
+    return {name: value for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
 
 
 def _interrupted(divot: Divot, tiny: Settings, at: int) -> None:
     assert divot("fit", tiny, "--data.interrupt_at", str(at)) == 130
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """A process that stopped ignores further signals up to its end; this one has other tests to run."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_ctrl_c_saves_where_it_stopped_and_says_how_to_go_on(
@@ -34,29 +58,108 @@ def test_ctrl_c_saves_where_it_stopped_and_says_how_to_go_on(
     assert f"divot resume {RUN}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_the_step_and_leaves_with_75(divot: Divot, tiny: Settings, name: str) -> None:
+    assert divot("fit", tiny, "--data.interrupt_at", "3", "--data.interrupt_by", name) == 75
+    stopped = json.loads((RUN / "stopped.json").read_text())
+    assert (stopped["signal"], stopped["exit_code"]) == (name, 75)
+    assert newest_checkpoint(RUN) == RUN / f"checkpoints/step_{stopped['step']:08d}"
+    assert divot("resume", str(RUN), "--data.interrupt_at", "null") == 0
+    assert not (RUN / "stopped.json").exists()
+
+
 def test_a_resumed_run_ends_as_one_that_never_stopped(divot: Divot, tiny: Settings) -> None:
-    _interrupted(divot, tiny, at=5)
+    tiny["trainer"]["log_every_n_steps"] = 1
+    _interrupted(divot, tiny, at=3)
     assert divot("resume", str(RUN), "--data.interrupt_at", "null") == 0
     assert divot("fit", tiny, "--run", "straight") == 0
-    assert _losses(RUN) == _losses(Path("straight"))
-    both = [torch.load(newest_checkpoint(run), weights_only=False) for run in (RUN, Path("straight"))]
-    assert both[0]["global_step"] == both[1]["global_step"] == 6
-    for name, value in both[0]["state_dict"].items():
-        torch.testing.assert_close(value, both[1]["state_dict"][name], rtol=0, atol=0)
+    straight = Path("straight")
+    assert _column("train/loss") == _column("train/loss", straight)
+    assert list(_column("train/loss")) == list(range(6))
+    assert _column("train/lr") == _column("train/lr", straight)
+    resumed, expected = _tensors(RUN), _tensors(straight)
+    assert resumed.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+
+
+def test_one_command_starts_goes_on_and_says_when_it_has_finished(
+    divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny["data"]["init_args"]["interrupt_at"] = 3
+    command = ("resume", tiny, "--run", str(RUN), "--checkpoint.every_steps", "2")
+    statuses = [divot(*command) for _ in range(3)]
+    assert statuses[0] == 130
+    assert statuses[-1] == 0
+    assert "changed" not in capsys.readouterr().err
+    before = {path: path.stat().st_mtime_ns for path in RUN.rglob("*")}
+    assert divot(*command) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in RUN.rglob("*")} == before
+
+
+def test_the_run_folder_may_be_named_first_or_by_the_recipe(divot: Divot, tiny: Settings) -> None:
+    assert divot("resume", "elsewhere", tiny) == 0
+    assert Path("elsewhere/finished.json").is_file()
+    assert divot("resume", tiny) == 0
+    assert (RUN / "finished.json").is_file()
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_run(
+    divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny["trainer"]["log_every_n_steps"] = 1
+    assert divot("fit", tiny, "--trainer.max_steps", "3", "--data.batch_size", "2") == 0
+    changed = ("--trainer.max_steps", "8", "--model.optimizer.lr", "0.5")
+    capsys.readouterr()
+    recipe = {"model": {"init_args": {"optimizer": {"lr": 0.3, "betas": [0.5, 0.6]}}}, "data": tiny["data"]}
+    recipe["data"]["init_args"]["batch_size"] = 3
+    assert divot("resume", str(RUN), recipe, *changed) == 0
+    shown = capsys.readouterr().err
+    for line in (
+        "model.optimizer.lr: 0.01 -> 0.5",
+        "model.optimizer.betas: [0.9, 0.99] -> [0.5, 0.6]",
+        "trainer.max_steps: 3 -> 8",
+        "data.batch_size: 2 -> 3",
+    ):
+        assert f"changed {line}\n" in shown
+    assert shown.count("changed ") == 4
+    rates = [rate for step, rate in sorted(_column("train/lr").items()) if step >= 3]
+    assert rates == pytest.approx([0.5 * (1 - step / 8) for step in range(3, 8)])
+    assert {size for step, size in _column("train/batch_size").items() if step >= 3} == {3.0}
+    steps = [value.item() for name, value in _tensors(RUN).items() if name.endswith("/step")]
+    assert set(steps) == {8.0}  # the moments went on, they did not start again
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["lr"] == 0.5
+    assert yaml.safe_load((RUN / "config.0001.yaml").read_text())["model"]["init_args"]["optimizer"]["lr"] == 0.01
+
+
+def test_a_setting_that_shapes_the_model_cannot_change(
+    divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert divot("fit", tiny) == 0
+    words = ("--model.width", "5", "--data.clips.size", "5", "--trainer.max_steps", "8")
+    assert divot("resume", str(RUN), *words) == 2
+    shown = capsys.readouterr().err
+    assert "layer.linear.weight" in shown
+    assert "model.width: 4 -> 5" in shown
+    assert len(shown[shown.index("error: ") :].splitlines()) <= 5
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["model"]["init_args"]["width"] == 4
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(divot: Divot, tiny: Settings) -> None:
     _interrupted(divot, tiny, at=5)
     shutil.rmtree(RUN / "checkpoints")
     assert divot("resume", str(RUN), "--data.interrupt_at", "null") == 0
-    assert list(_losses(RUN)) == ["1", "3", "5"]
+    assert list(_column("train/loss")) == [1, 3, 5]
 
 
-def test_a_checkpoint_cut_off_by_a_kill_is_passed_over(divot: Divot, tiny: Settings) -> None:
+def test_a_checkpoint_that_lacks_its_end_is_passed_over(divot: Divot, tiny: Settings) -> None:
     assert divot("fit", tiny) == 0
     whole = newest_checkpoint(RUN)
     assert whole is not None
-    (RUN / "checkpoints/step_00000009.ckpt").write_bytes(whole.read_bytes()[:-100])
+    shutil.copytree(whole, RUN / "checkpoints/step_00000009")
+    assert newest_checkpoint(RUN) == RUN / "checkpoints/step_00000009"
+    (RUN / "checkpoints/step_00000009/trainer.pt").write_bytes((whole / "trainer.pt").read_bytes()[:-100])
     assert newest_checkpoint(RUN) == whole
 
 
@@ -73,8 +176,8 @@ def test_a_finished_run_says_so_and_stays_as_it_is(
 def test_a_finished_run_can_be_trained_for_longer(divot: Divot, tiny: Settings) -> None:
     assert divot("fit", tiny) == 0
     assert divot("resume", str(RUN), "--trainer.max_steps", "10") == 0
-    assert list(_losses(RUN)) == ["1", "3", "5", "7", "9"]
-    assert [path.name for path in (RUN / "checkpoints").glob("step_*")] == ["step_00000010.ckpt"]
+    assert list(_column("train/loss")) == [1, 3, 5, 7, 9]
+    assert [path.name for path in (RUN / "checkpoints").glob("step_*")] == ["step_00000010"]
     assert (RUN / "finished.json").is_file()
 
 
@@ -85,7 +188,7 @@ def test_a_run_killed_while_it_wrote_its_components_writes_them(divot: Divot, ti
     assert divot("resume", str(RUN)) == 0
     assert (RUN / "finished.json").is_file()
     assert (RUN / "layer/model.safetensors").is_file()
-    assert list(_losses(RUN)) == ["1", "3", "5"]
+    assert list(_column("train/loss")) == [1, 3, 5]
 
 
 def test_a_moved_run_goes_on_where_it_is_now(divot: Divot, tiny: Settings) -> None:

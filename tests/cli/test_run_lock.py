@@ -51,5 +51,5 @@ def test_a_lock_leaves_nothing_behind_where_nothing_was_written(tmp_path: Path) 
 
 def test_a_file_in_place_of_the_run_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(UserError, match=r"run cannot be written: a file"), run_lock(tmp_path / "run"):
+    with pytest.raises(UserError, match=r"run is a file"), run_lock(tmp_path / "run"):
         pass

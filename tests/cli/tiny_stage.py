@@ -1,11 +1,14 @@
 """A stage and its data that train in milliseconds; recipes in the tests name them as `tiny_stage.TinyStage`."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -49,6 +52,8 @@ class TinyStage(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss = self.layer.linear(batch).square().mean()
         self.log("train/loss", loss, prog_bar=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("train/batch_size", float(len(batch)))
         return loss
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -57,8 +62,11 @@ class TinyStage(LightningModule):
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         self.log("test/loss", self.layer.linear(batch).square().mean())
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=self.settings.lr, betas=self.settings.betas)
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.settings.lr, betas=self.settings.betas)
+        last = max(1, self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / last)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def exported_components(self) -> dict[str, nn.Module]:
         return {"layer": self.layer}
@@ -68,15 +76,16 @@ class TinyStage(LightningModule):
 
 
 class Endless(IterableDataset[Tensor]):
-    def __init__(self, width: int, fail_at: int | None) -> None:
+    def __init__(self, width: int, interrupt_at: int | None, interrupt_by: str) -> None:
         self.width = width
-        self.fail_at = fail_at
+        self.interrupt_at = interrupt_at
+        self.interrupt_by = signal.Signals[interrupt_by]
 
     def __iter__(self) -> Iterator[Tensor]:
         count = 0
         while True:
-            if count == self.fail_at:
-                raise KeyboardInterrupt
+            if count == self.interrupt_at:
+                os.kill(os.getpid(), self.interrupt_by)
             yield torch.ones(self.width)
             count += 1
 
@@ -88,16 +97,24 @@ class TinyClips:
 
 
 class TinyData(LightningDataModule):
-    def __init__(self, train: str | list[str], clips: TinyClips, interrupt_at: int | None = None) -> None:
+    def __init__(
+        self,
+        train: str | list[str],
+        clips: TinyClips,
+        batch_size: int = 1,
+        interrupt_at: int | None = None,
+        interrupt_by: str = "SIGINT",
+    ) -> None:
         super().__init__()
-        self.train, self.clips, self.interrupt_at = train, clips, interrupt_at
+        self.train, self.clips, self.batch_size = train, clips, batch_size
+        self.interrupt_at, self.interrupt_by = interrupt_at, interrupt_by
 
     def setup(self, stage: str) -> None:
         if self.train == "missing":
             raise UserError("there are no shards in missing")
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        return DataLoader(Endless(self.clips.size, self.interrupt_at))
+        return DataLoader(Endless(self.clips.size, self.interrupt_at, self.interrupt_by), self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Tensor]:
         return DataLoader([torch.ones(self.clips.size)] * 3)
