@@ -82,6 +82,13 @@ class ShardIndex:
     keys: Keys
     defects: list[tuple[str, str, str]] = field(default_factory=list)
 
+    def broken_off(self, problem: str) -> None:
+        """Notes that the shard ends where it does only because it could not be fetched further."""
+        ends = ("not_a_tar", "empty_shard", "cut_in_header", "cut_in_body", "cut_between_members")
+        keys = [key for reason, key, _ in self.defects if reason in ends] or [""]
+        others = [defect for defect in self.defects if defect[0] not in ends]
+        self.defects = [*others, *(("broken_off", key, problem) for key in keys)]
+
     def to_bytes(self) -> bytes:
         """Returns the index as a file's content, which `index_from_bytes` reads."""
         facts = {"format": FORMAT, "size": self.size, "stamp": self.stamp, "defects": self.defects}
@@ -131,7 +138,7 @@ class _Headers:
 
     def __init__(self, shard: ShardBytes) -> None:
         self.shard, self.position, self.last, self.short = shard, 0, b"", False
-        self._start, self._piece = 0, b""
+        self._start, self._piece, self._ahead = 0, b"", shard.readahead
 
     def tell(self) -> int:
         return self.position
@@ -146,21 +153,22 @@ class _Headers:
             raise tarfile.ReadError(f"a header of {count} bytes")
         end = min(self.position + count, self.shard.size)
         if not (self._start <= self.position and end <= self._start + len(self._piece)):
-            self._start = self.position
-            ahead = max(end, min(self.position + self.shard.readahead, self.shard.size))
-            self._piece = self._read(self.position, ahead, end)
+            self._start, self._piece = self.position, self._read(self.position, end)
         self.last = self._piece[self.position - self._start : max(end, self.position) - self._start]
         self.short = len(self.last) < count
         self.position += len(self.last)
         return self.last
 
-    def _read(self, start: int, ahead: int, end: int) -> bytes:
-        if start >= end:
-            return b""
-        try:
-            return self.shard.read(start, ahead)
-        except ShardError:
-            return self.shard.read(start, end)  # what lies ahead may be what cannot be read
+    def _read(self, start: int, end: int) -> bytes:
+        while start < end:
+            ahead = min(start + self._ahead, self.shard.size)
+            if ahead <= end:
+                return self.shard.read(start, end)
+            try:
+                return self.shard.read(start, ahead)
+            except ShardError:
+                self._ahead = (ahead - start) // 2  # what cannot be read may lie ahead
+        return b""
 
 
 @dataclass
@@ -227,7 +235,7 @@ def scan_tar(shard: ShardBytes) -> ShardIndex:
     except ShardError as error:
         if not runs and error.reason not in STRUCTURE_REASONS:
             raise
-        problem = error
+        problem = error if error.reason in STRUCTURE_REASONS else ShardError(str(error), "broken_off")
     found, defects = _usable(runs, shard.size, problem)
     ranges = np.array([(run.start, run.end) for run in found], np.int64).reshape(-1, 2)
     return ShardIndex(shard.size, shard.stamp, ranges, Keys.of([run.key for run in found]), defects)

@@ -101,6 +101,7 @@ class TarSource:
                 desc=f"indexing shards ({hint})",
                 unit="shard",
                 delay=SLOW_SECONDS,
+                leave=False,
                 disable=not progress,
             ) as bar,
         ):
@@ -117,7 +118,7 @@ class TarSource:
         except ShardError as error:
             return None, _no_samples(error.reason, str(error))
         if problem:
-            index.defects.append(("broken_off", "", problem))
+            index.broken_off(problem)
         return shard, index
 
     def _open(self, name: str) -> tuple[LocalShard | RemoteShard, str]:
