@@ -47,6 +47,7 @@ def test_packed_equals_unpacked_loss_and_gradients(make, mechanism, model, atten
     check_packed_equals_unpacked(make, mechanism=mechanism, model=model, attention=attention, language_model=window)
 
 
+ABSOLUTE_POSITIONS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 WINDOWED_LAYER = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
 
 
@@ -56,6 +57,7 @@ WINDOWED_LAYER = {"use_sliding_window": True, "sliding_window": 6, "max_window_l
         {"lora": LORA},
         {"gradient_checkpointing": True},
         {"model": "qwen2", "language_model": WINDOWED_LAYER},
+        {"model": "gpt2", "language_model": ABSOLUTE_POSITIONS},
         {"max_length": 60},
         {"freeze_language_model": True},
     ],
