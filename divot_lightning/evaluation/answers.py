@@ -3,15 +3,14 @@
 import re
 import string
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.settings import ChoiceRule
 
-ChoiceRule = Literal["letter_or_text", "first_letter"]
 LETTERS = string.ascii_uppercase
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")

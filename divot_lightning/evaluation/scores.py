@@ -20,12 +20,14 @@ class Score:
         count: How many clips, captions or questions it was measured on.
         protocol: Everything that decides the number besides the model: data, split, sampling settings, rule for
             invalid clips; JSON values only. Two scores compare only if their protocols are equal.
+        model: What was measured: content hashes of its weights, and where they lay; JSON values only.
     """
 
     name: str
     value: float
     count: int
     protocol: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

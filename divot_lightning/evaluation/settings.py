@@ -1,0 +1,160 @@
+"""What `divot evaluate` can be told; each field is an option and a key of a recipe. No torch in here."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from divot_datamodules.clip_sampling import MAX_CLIPS
+from divot_lightning.errors import UserError
+
+ChoiceRule = Literal["letter_or_text", "first_letter"]
+
+CHOICE_PROMPT = (
+    "Question: {question}\nOptions:\n{options}\n"
+    "Answer with the option's letter from the given choices directly and only give the best option."
+)
+"""The multiple-choice prompt of VideoLLaMA 2 (arXiv:2406.07476), whose evaluation Divot follows; Divot's own is not
+stated. Its open-ended questions are asked as they stand."""
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Who judges open-ended answers besides the comparison of words.
+
+    Attributes:
+        kind: "none", "local" for a transformers model, "endpoint" for an OpenAI-compatible one. An endpoint's key is
+            read from the environment variable DIVOT_JUDGE_API_KEY and nowhere else.
+        model: Folder of the local model, or the model's name at the endpoint.
+        url: Base of the endpoint, such as http://127.0.0.1:8000/v1.
+        prompt_file: A text file with {question}, {correct} and {answer}, instead of our prompt.
+        concurrency: Requests to an endpoint at a time.
+        max_requests: Requests to an endpoint in all.
+    """
+
+    kind: Literal["none", "local", "endpoint"] = "none"
+    model: str = ""
+    url: str = ""
+    prompt_file: str | None = None
+    concurrency: int = 4
+    max_requests: int = 20_000
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How clips are generated and what they are measured with.
+
+    Attributes:
+        detokenizer: Run folder that trained the de-tokenizer; null takes the one of the run.
+        clip_model: transformers folder of a CLIP model for the similarity with the prompt; null measures none.
+        video_features: Feature network of the Frechet video distance: a TorchScript file such as i3d_torchscript.pt, or
+            package.module:name; null measures none.
+        video_feature_options: Arguments of the network; null takes I3D's for a file.
+    """
+
+    detokenizer: str | None = None
+    clip_model: str | None = None
+    video_features: str | None = None
+    video_feature_options: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """A benchmark and how a run is asked.
+
+    Attributes:
+        benchmark: egoschema, perception_test, mvbench, msvd_qa, activitynet_qa, msrvtt (captions), msrvtt-generation,
+            toy (generation), toy-questions or toy-captions.
+        data: Folder of the benchmark; docs/evaluation.md says what must lie in it.
+        split: Of the benchmark; null takes its usual one.
+        output: Folder of predictions and scores; null takes RUN/evaluation/BENCHMARK.
+        prompt: Text with {question}, and {options} for multiple choice; null takes the benchmark's.
+        template: Form of the prompts that the model was trained on; null takes the run's.
+        max_clips: Clips of a video at most, five frames each (Divot section 4.1: 20).
+        temperature: 0 is greedy; null takes 0 for answers and 1 for the head's draws of generated clips.
+        top_p: Probability mass of the words that are drawn from.
+        max_new_tokens: Longest answer.
+        seed: Of everything that is drawn; each item has its own generator.
+        choice_rule: How an option is read from an answer: "letter_or_text", or "first_letter" as VideoLLaMA 2 does.
+        unparsed_as: Place of the option that an answer without a choice counts as; null counts it as wrong, VideoLLaMA
+            2 counts it as option 2, counted from 0.
+        missing: "refuse" when videos are not there, or "skip" their items, which the score then says.
+        limit: First items only.
+        judge: Who judges open-ended answers.
+        generation: How clips are generated and measured.
+        device: cpu or cuda.
+    """
+
+    benchmark: str
+    data: str
+    split: str | None = None
+    output: str | None = None
+    prompt: str | None = None
+    template: Literal["pretraining", "instruction"] | None = None
+    max_clips: int = MAX_CLIPS
+    temperature: float | None = None
+    top_p: float = 1.0
+    max_new_tokens: int = 64
+    seed: int = 0
+    choice_rule: ChoiceRule = "letter_or_text"
+    unparsed_as: int | None = None
+    missing: Literal["refuse", "skip"] = "refuse"
+    limit: int | None = None
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    device: str = "cpu"
+
+
+def check_settings(settings: EvaluationSettings, task: str) -> None:
+    """Refuses settings that cannot work, or would have no effect, for a task.
+
+    Args:
+        settings: What was asked for.
+        task: "choice", "open", "caption" or "generation".
+
+    Raises:
+        UserError: Names the setting.
+    """
+    for name in ("max_clips", "max_new_tokens", "limit"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    if not 0.0 < settings.top_p <= 1.0:
+        raise UserError(f"top_p is {settings.top_p}; it must be above 0 and at most 1")
+    if settings.temperature is not None and settings.temperature < 0:
+        raise UserError(f"temperature is {settings.temperature}; it must be 0 or more")
+    _check_prompt(settings.prompt, task)
+    _refuse_idle(settings, task)
+    wanted = {"local": ("model",), "endpoint": ("model", "url")}.get(settings.judge.kind, ())
+    for name in wanted:
+        if not getattr(settings.judge, name):
+            raise UserError(f"judge.kind is {settings.judge.kind!r}, which needs judge.{name}")
+
+
+def _check_prompt(prompt: str | None, task: str) -> None:
+    if prompt is None:
+        return
+    fields = {"choice": ("question", "options"), "open": ("question",)}.get(task, ())
+    try:
+        prompt.format(**dict.fromkeys(fields, ""))
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{name}}}" for name in fields) or "none"
+        raise UserError(f"prompt {prompt!r} has a field {error} that is not known; known here: {known}") from error
+    missing = next((name for name in fields if f"{{{name}}}" not in prompt), None)
+    if missing:
+        raise UserError(f"prompt {prompt!r} lacks {{{missing}}}")
+
+
+def _refuse_idle(settings: EvaluationSettings, task: str) -> None:
+    default = EvaluationSettings("", "")
+    used = {
+        "judge": ("open",),
+        "generation": ("generation",),
+        "choice_rule": ("choice",),
+        "unparsed_as": ("choice",),
+        "prompt": ("choice", "open", "caption"),
+        "max_clips": ("choice", "open", "caption"),
+        "max_new_tokens": ("choice", "open", "caption"),
+        "top_p": ("choice", "open", "caption"),
+    }
+    for name, tasks in used.items():
+        if task not in tasks and getattr(settings, name) != getattr(default, name):
+            raise UserError(f"{name} has no effect on {settings.benchmark}; leave it out")
