@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from divot_lightning.errors import UserError
+from divot_lightning.sharding.zero_checkpoint import CheckpointFolders
 
 BUCKET_ELEMENTS = 50_000_000
 """Gradients sent at a time: 200 MB in float32. Lightning's default, four times as much, costs memory for no speed."""
 
 
-class DivotDeepSpeedStrategy(DeepSpeedStrategy):
+class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
     """Shards optimizer state (stage 1), gradients (2) and parameters (3) over all processes.
 
     Differs from Lightning's strategy in these: it runs on CPUs with gloo; accumulated gradients are divided by their
