@@ -6,8 +6,8 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ def make_cells(recipe: AblationRecipe) -> tuple[Cell, ...]:
 def cell_options(recipe: AblationRecipe, cell: Cell) -> dict[str, dict[str, Any]]:
     """Returns the options of each step in a cell: the pipeline's, then the variants', then the seed.
 
+    A variant's option `fit` is no option but another recipe for the step.
+
     Raises:
         UserError: Two axes change one option.
     """
@@ -127,7 +129,8 @@ def make_grid(recipe: AblationRecipe, folder: Path, max_steps: Mapping[str, Mapp
     for name, steps in (max_steps or {}).items():
         for step, number in steps.items():
             options[name][step]["trainer.max_steps"] = number
-    identities = {cell.name: _identities(recipe, options[cell.name]) for cell in cells}
+    pipelines = {cell.name: _pipeline(recipe, options[cell.name]) for cell in cells}
+    identities = {cell.name: _identities(pipelines[cell.name]) for cell in cells}
     uses = Counter(identity for of_cell in identities.values() for identity in of_cell.values())
     steps_of: dict[str, dict[str, CellStep]] = {}
     for cell in cells:
@@ -137,24 +140,31 @@ def make_grid(recipe: AblationRecipe, folder: Path, max_steps: Mapping[str, Mapp
             own = Path("cells", cell.name, name)
             folders[name] = folder / (Path("shared", f"{name}-{identity}") if shared[name] else own)
         steps_of[cell.name] = {
-            step.name: CellStep(
-                _step(step, options[cell.name][step.name], folders, folder), folders[step.name], shared[step.name]
-            )
-            for step in recipe.pipeline
+            step.name: CellStep(_step(step, folders, folder), folders[step.name], shared[step.name])
+            for step in pipelines[cell.name]
         }
     return Grid(cells, steps_of)
 
 
-def _references(step: PipelineStep, options: Mapping[str, Any], names: Mapping[str, Any]) -> list[str]:
-    text = json.dumps([step.what, dict(options)], default=str)
+def _pipeline(recipe: AblationRecipe, options: Mapping[str, Mapping[str, Any]]) -> list[PipelineStep]:
+    """Returns the steps as one cell has them."""
+    steps = []
+    for step in recipe.pipeline:
+        rest = dict(options[step.name])
+        steps.append(replace(step, what=str(rest.pop("fit", step.what)), options=rest))
+    return steps
+
+
+def _references(step: PipelineStep, names: Iterable[str]) -> list[str]:
+    text = json.dumps([step.what, dict(step.options)], default=str)
     return [name for name in names if f"{{{name}}}" in text]
 
 
-def _identities(recipe: AblationRecipe, options: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def _identities(pipeline: Sequence[PipelineStep]) -> dict[str, str]:
     known: dict[str, str] = {}
-    for step in recipe.pipeline:
-        text = json.dumps([step.kind, step.what, dict(options[step.name])], sort_keys=True, default=str)
-        for other in _references(step, options[step.name], options):
+    for step in pipeline:
+        text = json.dumps([step.kind, step.what, dict(step.options)], sort_keys=True, default=str)
+        for other in _references(step, [step.name for step in pipeline]):
             if other not in known:
                 raise UserError(f"step {step.name!r} refers to {other!r}, which does not stand before it.")
             text = text.replace(f"{{{other}}}", f"<{known[other]}>")
@@ -162,7 +172,7 @@ def _identities(recipe: AblationRecipe, options: Mapping[str, Mapping[str, Any]]
     return known
 
 
-def _step(step: PipelineStep, options: Mapping[str, Any], folders: Mapping[str, Path], root: Path) -> Step:
+def _step(step: PipelineStep, folders: Mapping[str, Path], root: Path) -> Step:
     own = folders[step.name]
 
     def filled(value: Any) -> str:
@@ -171,8 +181,8 @@ def _step(step: PipelineStep, options: Mapping[str, Any], folders: Mapping[str, 
             text = text.replace(f"{{{name}}}", str(path))
         return text
 
-    words = [word for key, value in options.items() for word in (f"--{key}", filled(value))]
-    after = tuple(step_name(folders[name], root) for name in _references(step, options, folders))
+    words = [word for key, value in step.options.items() for word in (f"--{key}", filled(value))]
+    after = tuple(step_name(folders[name], root) for name in _references(step, folders))
     name = step_name(own, root)
     if step.kind == "fit":
         command = (*DIVOT, "fit", "--config", filled(step.what), "--run", str(own), *words)

@@ -26,7 +26,7 @@ def steps_for_amount(
 
     Args:
         recipe: With `matched_by` and `amount`.
-        options: Options of the training step in this cell, with its "recipe".
+        options: Options of the training step in this cell, with its recipe under "fit".
         costs: By cell what a training step costs: "tokens" and "flops"; for those two ways of matching only.
         cell: The cell's name.
 
@@ -49,10 +49,10 @@ def batch_size(options: Mapping[str, Any]) -> int:
     """Returns the samples per step of a training step: its option, or what its recipe says."""
     if "data.batch_size" in options:
         return int(options["data.batch_size"])
-    content = yaml.safe_load(find_recipe(options["recipe"]).read_text(encoding="utf-8"))
+    content = yaml.safe_load(find_recipe(options["fit"]).read_text(encoding="utf-8"))
     found = ((content.get("data") or {}).get("init_args") or {}).get("batch_size")
     if found is None:
-        raise UserError(f"the recipe {options['recipe']} states no data.batch_size, by which samples are matched.")
+        raise UserError(f"the recipe {options['fit']} states no data.batch_size, by which samples are matched.")
     return int(found)
 
 

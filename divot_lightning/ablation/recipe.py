@@ -17,7 +17,8 @@ A recipe is a pipeline of steps and what is varied in it::
     baseline: gmm
     scores: {generation/all: higher, generation/frechet: lower}
 
-`{folder}` is a step's own folder, `{name}` that of another step.
+`{folder}` is a step's own folder, `{name}` that of another step. `extends: ablations/heads` takes everything that is
+not said from another recipe, and `options: {llm: {...}}` changes options of its steps.
 """
 
 import re
@@ -103,15 +104,37 @@ def load_recipe(name: str) -> AblationRecipe:
     """
     path = find_recipe(name)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return parse_recipe(_read(path, ()))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """Reads a recipe with everything that it takes from the one that it extends."""
+    if path in readers:
+        raise UserError(f"recipes extend each other in a circle: {', '.join(map(str, (*readers, path)))}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; an ablation recipe is a mapping with `pipeline`.")
-    try:
-        return parse_recipe(content)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    if "extends" in content:
+        content = {**_read(find_recipe(str(content.pop("extends"))), (*readers, path)), **content}
+    changes = content.pop("options", None) or {}
+    return {**content, "pipeline": _with_options(content.get("pipeline") or [], changes)}
+
+
+def _with_options(pipeline: list[dict[str, Any]], changes: Mapping[str, Options]) -> list[dict[str, Any]]:
+    unknown = sorted(set(changes) - {step.get("name") for step in pipeline})
+    if unknown:
+        raise UserError(f"`options` names {unknown}, which are no steps of the pipeline.")
+    return [
+        {**step, "options": {**(step.get("options") or {}), **changes[step["name"]]}}
+        if step.get("name") in changes
+        else step
+        for step in pipeline
+    ]
 
 
 def parse_recipe(content: Mapping[str, Any]) -> AblationRecipe:

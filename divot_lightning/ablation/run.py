@@ -62,7 +62,7 @@ def _matched_grid(recipe: AblationRecipe, folder: Path, jobs: int) -> Grid:
 
 def _batch_options(recipe: AblationRecipe, cell: Cell, step: str) -> Mapping[str, Any]:
     what = next(entry.what for entry in recipe.pipeline if entry.name == step)
-    return {"recipe": what, **cell_options(recipe, cell)[step]}
+    return {"fit": what, **cell_options(recipe, cell)[step]}
 
 
 def _part(grid: Grid, part: str) -> list[Step]:

@@ -82,3 +82,10 @@ def test_a_reference_to_a_later_step_is_refused():
     pipeline = [{"name": "llm", "fit": "x", "options": {"data.train": "{data}"}}, {"name": "data", "divot": "data toy"}]
     with pytest.raises(UserError, match="'llm' refers to 'data'"):
         make_grid(recipe(pipeline=pipeline), OUT)
+
+
+def test_a_variant_can_take_another_recipe_for_a_step():
+    grid = make_grid(recipe(vary={"how": {"plain": {}, "tuned": {"llm": {"fit": "toy/instruction_tuning"}}}}), OUT)
+    commands = [grid.steps[f"{name}-seed0"]["llm"].step.command for name in ("plain", "tuned")]
+    assert [command[5] for command in commands] == ["toy/llm_pretraining", "toy/instruction_tuning"]
+    assert "--fit" not in commands[1]

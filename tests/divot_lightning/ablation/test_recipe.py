@@ -67,3 +67,24 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path):
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(UserError, match=r"list.yaml holds a list"):
         load_recipe(str(tmp_path / "list.yaml"))
+
+
+def test_a_recipe_takes_from_the_one_it_extends_and_changes_options(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(RECIPE))
+    changes = {"extends": str(tmp_path / "base.yaml"), "title": "Other", "options": {"data": {"train": 16}}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(changes))
+    recipe = load_recipe(str(tmp_path / "other.yaml"))
+    assert recipe.title == "Other"
+    assert recipe.pipeline[0].options == {"train": 16}
+    assert recipe.pipeline[1:] == parse_recipe(RECIPE).pipeline[1:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"options": {"dataa": {}}}, r"`options` names \['dataa'\]"), ({"extends": "{here}"}, "in a circle")],
+)
+def test_an_impossible_extension_is_refused(tmp_path, changes, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | changes).replace("{here}", str(path)))
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(path))
