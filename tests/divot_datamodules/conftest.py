@@ -3,11 +3,19 @@
 import io
 import json
 import tarfile
+import zlib
 
 import av
 import numpy as np
 import pytest
+import torch
 
+from divot_datamodules.decode_pool import LazyDecoding
+from divot_datamodules.decoded_cache import DecodedCache
+from divot_datamodules.ledger import Budget, Ledger
+from divot_datamodules.plan_loader import BatchReader, OpenSource, decode_function
+from divot_datamodules.samples import Sample, SampleError, tokenizer_items
+from divot_datamodules.shard_reading import RawSample
 from divot_datamodules.video_writing import encode_video
 
 BITS = 8
@@ -117,3 +125,55 @@ def video_shards(tmp_path, write_tar, numbered_file):
         return tmp_path / folder
 
     return write
+
+
+class CountedSource:
+    """A source without bytes: its samples are their keys, and it notes which were read."""
+
+    def __init__(self, counts, name="", bad=()):
+        self.counts, self.name, self.bad = tuple(counts), name, set(bad)
+        self.defects, self.fingerprint = [], f"{name}{self.counts}"
+        self.reads = []
+
+    def unit_name(self, unit):
+        return f"{self.name}{unit}.tar"
+
+    def key(self, unit, sample):
+        return f"{self.name}u{unit}s{sample}"
+
+    def read(self, unit, sample):
+        self.reads.append(self.key(unit, sample))
+        if self.key(unit, sample) in self.bad:
+            raise SampleError("undecodable", "as asked")
+        return RawSample(self.key(unit, sample), self.unit_name(unit), sample, {})
+
+
+def _number_of_key(raw, rng):
+    """Decodes a counted sample to pixels that tell its key, and what was drawn for it."""
+    value = zlib.crc32(raw.key.encode()) % 200 + (int(rng.integers(50)) if rng is not None else 0)
+    return Sample(raw.key, {}, video=torch.full((1, 2, 3, 2, 2), value, dtype=torch.uint8))
+
+
+@pytest.fixture
+def counted_source():
+    return CountedSource
+
+
+@pytest.fixture
+def counted_reader():
+    """Makes a reader of counted sources, which decodes in this process unless told otherwise."""
+
+    def make(*sources, data="train", ledger=None, seed=0, make_decoding=LazyDecoding, **settings):
+        opened = [OpenSource(source, _number_of_key, tokenizer_items) for source in sources]
+        decoding = make_decoding(decode_function({data: opened}, seed))
+        return BatchReader(
+            data=data,
+            sources=opened,
+            decoding=lambda: decoding,
+            ledger=ledger or Ledger(data, budget=Budget(1.0)),
+            cache=settings.pop("cache", DecodedCache(0)),
+            seed=seed,
+            **settings,
+        )
+
+    return make
