@@ -1,13 +1,14 @@
-"""Shards of videos to shards of features: a frozen tokenizer runs once instead of in every step of the LLM stages.
+"""Videos to shards of features: a frozen tokenizer runs once instead of in every step of the LLM stages.
 
 Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C feature width.
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save as save_safetensors
@@ -15,22 +16,45 @@ from torch import Tensor
 from tqdm import tqdm
 
 from divot_datamodules.clip_sampling import ClipSettings
+from divot_datamodules.feature_checks import clip_identity
 from divot_datamodules.ledger import Budget, Defect, Ledger
-from divot_datamodules.samples import Sample, SampleDecoder, SampleError
-from divot_datamodules.shard_reading import (
-    FEATURE_SUFFIX,
-    RawSample,
-    check_shards,
-    expand_shards,
-    expected_samples,
-    read_samples,
-)
+from divot_datamodules.samples import TOKENIZER_FIELD, Sample, SampleDecoder, SampleError
+from divot_datamodules.shard_reading import FEATURE_SUFFIX
 from divot_datamodules.shard_writing import Sample as Members
-from divot_datamodules.shard_writing import ShardFolder, read_index
+from divot_datamodules.shard_writing import ShardFolder
+from divot_datamodules.sources import SampleSource, open_source
 from divot_lightning.components import find_component, load_component, weights_sha256
 from divot_lightning.errors import UserError
-from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer import VideoTokenizer
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+"""As Lightning names what a stage trains with."""
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How videos become features.
+
+    Attributes:
+        clip: How clips are cut; only the frames that the tokenizer reads are decoded.
+        max_clips: 1: a video gives the clip in its middle. More: it gives the clips that stand for all of it, as in
+            training; see `divot_datamodules.clip_sampling.clip_times`.
+        precision: Of the tokenizer; that of the training, if features are to be bit for bit those of encoding there.
+        samples_per_shard: At most; a shard of videos that holds more becomes several.
+    """
+
+    clip: ClipSettings = field(default_factory=ClipSettings)
+    max_clips: int = 1
+    precision: Precision = "32-true"
+    samples_per_shard: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("max_clips", "samples_per_shard"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.precision not in ("32-true", "bf16-mixed", "bf16-true"):
+            raise UserError(f"precision is {self.precision!r}; choose '32-true', 'bf16-mixed' or 'bf16-true'.")
 
 
 @dataclass(frozen=True)
@@ -50,123 +74,123 @@ class EncodeReport:
     already_there: bool = False
 
 
-@torch.no_grad()
-def encode_clips(tokenizer: VideoTokenizer, video_NFCHW: Tensor) -> Tensor:
-    """Computes the tokens of stored clips.
+@dataclass(frozen=True)
+class _Encoder:
+    """A tokenizer and what its features are called."""
 
-    Args:
-        tokenizer: In evaluation mode.
-        video_NFCHW: uint8 in [0, 255].
+    tokenizer: VideoTokenizer
+    sha256: str
+    precision: Precision
 
-    Returns:
-        Tokens (N, Q, C), float32, on the CPU.
-    """
-    device = next(tokenizer.parameters()).device
-    return tokenizer(to_unit_range(video_NFCHW.to(device))).float().cpu()
+    @classmethod
+    def load(cls, component: Path, sha256: str, device: str, precision: Precision) -> "_Encoder":
+        dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+        return cls(load_component(component, VideoTokenizer).to(device, dtype).eval(), sha256, precision)
+
+    def members(self, samples: list[Sample]) -> Iterator[Members]:
+        """Yields each sample with its features in place of its videos."""
+        videos = [sample.video for sample in samples if sample.video is not None]
+        device = next(self.tokenizer.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            tokens_NQC = encode_clips(self.tokenizer, torch.cat(videos)).cpu()
+        for sample, tokens in zip(samples, tokens_NQC.split([len(video) for video in videos]), strict=True):
+            yield self._member(sample, tokens)
+
+    def _member(self, sample: Sample, tokens_NQC: Tensor) -> Members:
+        text = {**sample.text, "kind": "image"} if sample.kind == "image" else sample.text
+        tokens = tokens_NQC[0] if len(tokens_NQC) == 1 else tokens_NQC
+        data = save_safetensors({"tokens": tokens.contiguous()}, {TOKENIZER_FIELD: self.sha256})
+        return sample.key, {FEATURE_SUFFIX: data, "json": json.dumps(text).encode()}
 
 
-def _decoded(raws: Iterable[RawSample], decoder: SampleDecoder, ledger: Ledger) -> Iterator[tuple[RawSample, Sample]]:
-    for raw in raws:
+def _decoded(
+    source: SampleSource, unit: int, places: range, decoder: SampleDecoder, ledger: Ledger
+) -> Iterator[Sample]:
+    for place in places:
         ledger.saw_sample()
         try:
-            sample = decoder(raw, None)
+            sample = decoder(source.read(unit, place), None)
             if sample.video is None:
-                raise UserError(f"{raw.shard} holds features already; encode the shards of videos.")
-            yield raw, sample
+                raise UserError(f"{source.unit_name(unit)} holds features already; encode the shards of videos.")
+            yield sample
         except SampleError as error:
-            ledger.record(Defect(error.reason, raw.shard, raw.key, error.detail))
+            defect = Defect(error.reason, source.unit_name(unit), source.key(unit, place), error.detail)
+            ledger.record(defect)
 
 
-def _members(sample: Sample, tokens_NQC: Tensor) -> Members:
-    text = {**sample.text, "kind": "image"} if sample.kind == "image" else sample.text
-    tokens = tokens_NQC[0] if len(tokens_NQC) == 1 else tokens_NQC
-    data = save_safetensors({"tokens": tokens.contiguous()})
-    return sample.key, {FEATURE_SUFFIX: data, "json": json.dumps(text).encode()}
+def _pieces(source: SampleSource, samples_per_shard: int) -> list[tuple[int, range]]:
+    """Returns unit and places of each feature shard."""
+    return [
+        (unit, range(start, min(start + samples_per_shard, count)))
+        for unit, count in enumerate(source.counts)
+        for start in range(0, count, samples_per_shard)
+    ]
 
 
-def _encoded(
-    samples: Iterator[tuple[RawSample, Sample]], tokenizer: VideoTokenizer, batch_size: int, bar: "tqdm[None]"
-) -> Iterator[Members]:
-    while batch := [sample for _, sample in islice(samples, batch_size)]:
-        videos = [sample.video for sample in batch if sample.video is not None]
-        tokens_NQC = encode_clips(tokenizer, torch.cat(videos))
-        for sample, tokens in zip(batch, tokens_NQC.split([len(video) for video in videos]), strict=True):
-            yield _members(sample, tokens)
-            bar.update()
+def _identity(sha256: str, source: SampleSource, settings: EncodeSettings) -> dict[str, Any]:
+    """Returns everything that decides the features; names alone would not notice that shards were made anew."""
+    return {
+        "tokenizer_sha256": sha256,
+        "source": source.fingerprint,
+        "clip": clip_identity(settings.clip),
+        **{name: value for name, value in asdict(settings).items() if name != "clip"},
+    }
 
 
 def encode_shards(
     tokenizer: str | Path,
     source: str | Path,
     output: str | Path,
+    settings: EncodeSettings | None = None,
     *,
-    clip: ClipSettings | None = None,
+    media_root: str | Path | None = None,
     batch_size: int = 32,
     budget: Budget | None = None,
     device: str = "cpu",
     progress: bool = False,
 ) -> EncodeReport:
-    """Runs a trained tokenizer over shards and writes feature shards; continues where an interrupted call stopped.
+    """Runs a trained tokenizer over videos and writes feature shards; continues where an interrupted call stopped.
 
-    A video longer than a clip gives the clip in its middle; cut long videos with `divot data pack --clip-seconds`.
+    Clips are always the same: a stage that trains on the videos themselves draws where a single clip starts.
 
     Args:
         tokenizer: Run or component folder.
-        source: Shards of videos; see `divot_datamodules.shard_reading.expand_shards`.
-        output: Folder of the feature shards; one for each shard that is read.
-        clip: How clips are cut.
-        batch_size: Samples at a time.
+        source: Shards or a jsonl of videos; see `divot_datamodules.sources.open_source`.
+        output: Folder of the feature shards.
+        settings: What decides the features.
+        media_root: Of a jsonl: folder that relative paths start from.
+        batch_size: Samples at a time; decides no feature.
         budget: How much may be lost.
         device: Where the tokenizer runs.
         progress: Whether to show a bar with rate and time left.
     """
-    clip = clip or ClipSettings()
+    settings, output = settings or EncodeSettings(), Path(output)
     component = find_component(tokenizer, "tokenizer")
-    shards = expand_shards(source)
-    check_shards(shards)
-    # Names alone would not notice that a folder was made anew with other settings.
-    indexes = [read_index(folder) for folder in dict.fromkeys(Path(s).parent for s in shards if "://" not in s)]
-    identity = {
-        "tokenizer_sha256": weights_sha256(component),
-        "source": [Path(shard).name for shard in shards],
-        "source_settings": [index["settings"] if index else None for index in indexes],
-    }
-    folder = ShardFolder(output, kind="features", settings={**identity, "clip": asdict(clip)})
-    ledger = Ledger("encode", output, budget)
+    opened = open_source(source, media_root=media_root, index_folder=output / "source_index", progress=progress)
+    sha256 = weights_sha256(component)
+    folder = ShardFolder(output, kind="features", settings=_identity(sha256, opened, settings))
+    ledger = Ledger("encode", output, budget, total=sum(opened.counts))
+    pieces = _pieces(opened, settings.samples_per_shard)
     if folder.complete:
-        return EncodeReport(folder.facts()["num_samples"], len(shards), ledger.defects(), already_there=True)
-    module = load_component(component, VideoTokenizer).to(device).eval()
-    counts = [expected_samples(shard) for shard in shards]
-    total = sum(count for count in counts if count is not None) if None not in counts else None
-    with tqdm(total=total, desc="features", unit="sample", disable=not progress) as bar:
-        for number, shard in enumerate(shards):
-            if folder.has(number):
-                bar.update(counts[number] or 0)
-                continue
-            decoded = _decoded(read_samples(shard, ledger.record), SampleDecoder(clip), ledger)
-            folder.write(number, _encoded(decoded, module, batch_size, bar))
-    samples = sum(entry.samples for entry in folder.entries())
-    ledger.finish_pass(len(ledger.defects()), samples + len(ledger.defects()))
+        return EncodeReport(folder.facts()["num_samples"], len(pieces), ledger.defects(), already_there=True)
+    for defect in opened.defects:
+        ledger.record(defect)
+    encoder = _Encoder.load(component, sha256, device, settings.precision)
+    frames = encoder.tokenizer.config.num_frames
+    decoder = SampleDecoder(replace(settings.clip, sparse_frames=frames), settings.max_clips)
+    with tqdm(total=sum(opened.counts), desc="features", unit="sample", disable=not progress) as bar:
+        for number, (unit, places) in enumerate(pieces):
+            if not folder.has(number):
+                samples = _decoded(opened, unit, places, decoder, ledger)
+                folder.write(number, _encoded(samples, encoder, batch_size, bar))
+            bar.update(places.stop + sum(opened.counts[:unit]) - bar.n)
+    written = sum(entry.samples for entry in folder.entries())
+    ledger.finish_pass(len(ledger.defects()), written + len(ledger.defects()))
     folder.finish()
-    return EncodeReport(samples, len(shards), ledger.defects())
+    return EncodeReport(written, len(pieces), ledger.defects())
 
 
-def check_features(shards: Iterable[str], tokenizer: str | Path) -> None:
-    """Refuses feature shards that another tokenizer made; shards of videos pass.
-
-    Args:
-        shards: Local paths; URLs pass, since their index is not read.
-        tokenizer: Run or component folder.
-    """
-    component: Path | None = None
-    for folder in dict.fromkeys(Path(shard).parent for shard in shards if "://" not in shard):
-        index = read_index(folder)
-        if index is None or index.get("kind") != "features":
-            continue
-        component = component or find_component(tokenizer, "tokenizer")
-        made_by, wanted = index["settings"]["tokenizer_sha256"], weights_sha256(component)
-        if made_by != wanted:
-            raise UserError(
-                f"the features in {folder} come from another tokenizer (sha256 {made_by[:16]}...)\n"
-                f"than {component} ({wanted[:16]}...).\nRun `divot data encode --tokenizer {tokenizer}` again."
-            )
+def _encoded(samples: Iterator[Sample], encoder: _Encoder, batch_size: int, bar: "tqdm[None]") -> Iterator[Members]:
+    while batch := list(islice(samples, batch_size)):
+        yield from encoder.members(batch)
+        bar.update(len(batch))

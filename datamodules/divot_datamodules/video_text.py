@@ -12,7 +12,7 @@ from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.data_position import PositionCallback, TrainPosition
 from divot_datamodules.decode_pool import Decoding, make_decoding
 from divot_datamodules.decoded_cache import DecodedCache
-from divot_datamodules.encoding import check_features
+from divot_datamodules.feature_checks import check_features
 from divot_datamodules.ledger import Budget, Ledger
 from divot_datamodules.plan_edits import read_edits
 from divot_datamodules.plan_loader import (
@@ -24,7 +24,6 @@ from divot_datamodules.plan_loader import (
     decode_function,
 )
 from divot_datamodules.samples import SampleDecoder
-from divot_datamodules.shard_reading import expand_shards
 from divot_datamodules.source_settings import Source, SourcesSetting, facts_of, items_of, listed_sources, make_plan
 from divot_datamodules.sources import open_source
 from divot_datamodules.tasks import Template
@@ -90,7 +89,7 @@ class VideoTextData(LightningDataModule):
         ledger_folder: Where the lists of unusable samples go; by default `defects` in the trainer's root folder.
         index_folder: Where indexes go of shards that have none beside them; by default `data/index` in the trainer's
             root folder.
-        tokenizer: Run or component folder of the tokenizer that cached features must come from; None for no check.
+        tokenizer: Run or component folder of the tokenizer that cached features must come from; None for the stage's.
         media_root: Of jsonl lists: folder that relative media paths start from; None for the jsonl's own.
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
     """
@@ -195,10 +194,17 @@ class VideoTextData(LightningDataModule):
             index_folder=self._folder(f"{DATA_FOLDER}/index", self.index_folder),
             allow_pipe=self.allow_pipe,
         )
-        if self.tokenizer is not None:
-            check_features(expand_shards(source.path, allow_pipe=self.allow_pipe), self.tokenizer)
         max_clips = source.max_clips if source.max_clips is not None else self.max_clips
-        return OpenSource(opened, SampleDecoder(self.clip, max_clips=max_clips), make_items)
+        units = [opened.unit_name(unit) for unit in range(len(opened.counts))]
+        tokenizer = self._tokenizer
+        made_by = check_features(units, tokenizer, self.clip, max_clips) if tokenizer is not None else None
+        return OpenSource(opened, SampleDecoder(self.clip, max_clips, made_by), make_items)
+
+    @property
+    def _tokenizer(self) -> str | Path | None:
+        """The tokenizer that cached features must come from: that of the recipe, or the stage's own."""
+        stage = self.trainer.lightning_module if self.trainer is not None else None
+        return self.tokenizer or getattr(stage, "tokenizer_folder", None)
 
     def _make_position(self, data: OpenData) -> TrainPosition:
         plan = make_plan(

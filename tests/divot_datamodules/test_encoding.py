@@ -1,18 +1,22 @@
 import json
+from itertools import islice
 
 import pytest
 import torch
 
-from divot_datamodules.encoding import check_features, encode_shards
+from divot_datamodules import encoding
+from divot_datamodules.clip_sampling import ClipSettings
+from divot_datamodules.encoding import EncodeSettings, encode_shards
 from divot_datamodules.ledger import Budget
-from divot_datamodules.shard_reading import expand_shards, read_shard
+from divot_datamodules.samples import SampleDecoder
 from divot_datamodules.shard_writing import read_index
+from divot_datamodules.sources import open_source
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.components import save_component, weights_sha256
 from divot_lightning.errors import UserError
-from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.stages.video_llm_step import clip_features
 
 
 def tiny_tokenizer(seed=0):
@@ -43,37 +47,93 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def test_cached_features_are_those_of_the_tokenizer(run, video_shards, tmp_path):
-    folder = video_shards()
-    report = encode_shards(run, folder, tmp_path / "features", batch_size=4)
-    assert (report.samples, report.shards, report.defects) == (6, 2, [])
-    data = VideoTextData(None, str(tmp_path / "features"), batch_size=6, tasks={"caption": 1.0})
-    videos = VideoTextData(None, str(folder), batch_size=6, tasks={"caption": 1.0})
-    batches = []
-    for module in (data, videos):
-        module.setup("validate")
-        batches.append(next(iter(module.val_dataloader())))
-    cached, online = batches
-    assert cached["key"] == online["key"]
+def first_batch(path, **settings):
+    data = VideoTextData(None, str(path), batch_size=5, max_bad_fraction=1.0, **settings)
+    data.setup("validate")
+    return next(iter(data.val_dataloader()))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("max_clips", [1, 3])
+def test_batches_of_cached_features_equal_encoding_online_bit_for_bit(
+    mixed, max_clips, run, tmp_path, write_tar, numbered_file, picture_file
+):
+    members = [(f"v{n}.mp4", numbered_file(count)) for n, count in enumerate((16, 40, 64))]
+    members += [("p.jpg", picture_file()), ("s.clip0.mp4", numbered_file(16)), ("s.clip1.mp4", numbered_file(30))]
+    members += [(f"{key}.txt", key.encode()) for key in ("v0", "v1", "v2", "p", "s")]
+    write_tar(tmp_path / "in" / "0.tar", sorted(members, key=lambda member: member[0].split(".")[0]))
+    settings = EncodeSettings(max_clips=max_clips, precision="bf16-mixed" if mixed else "32-true")
+    encode_shards(run, tmp_path / "in", tmp_path / "out", settings, batch_size=2)
+    chosen = {"tasks": {"caption": 1.0, "generate": 1.0}, "max_clips": max_clips}
+    online, sparse = (
+        first_batch(tmp_path / "in", clip=ClipSettings(sparse_frames=frames), **chosen) for frames in (None, 5)
+    )
+    cached = first_batch(tmp_path / "out", tokenizer=str(run), **chosen)
+    assert cached["key"] == online["key"] == ["p", "s", "v0", "v1", "v2"]
     assert cached["segments"] == online["segments"]
-    with torch.no_grad():
-        expected = tiny_tokenizer()(to_unit_range(online["video"]))
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        for batch in (online, sparse):
+            assert torch.equal(cached["features"], clip_features(batch, tiny_tokenizer()))
     assert cached["features"].dtype == torch.float32
-    torch.testing.assert_close(cached["features"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_training_step_on_cached_features_takes_the_clips_of_the_step_on_videos(run, video_shards, tmp_path):
+    folder = video_shards(shards=3, samples=4)
+    encode_shards(run, folder, tmp_path / "out")
+    batches = []
+    for path in (folder, tmp_path / "out"):
+        data = VideoTextData(str(path), batch_size=5, tasks={"caption": 1.0, "generate": 1.0})
+        data.setup("fit")
+        batches.append(list(islice(data.train_dataloader(), 4)))
+    for online, cached in zip(*batches, strict=True):
+        assert (cached["key"], cached["segments"]) == (online["key"], online["segments"])
+        assert torch.equal(clip_features(cached, tiny_tokenizer()), clip_features(online, tiny_tokenizer()))
+
+
+def test_only_the_frames_that_the_tokenizer_reads_are_decoded(run, video_shards, tmp_path, monkeypatch):
+    shapes = []
+    real = encoding.encode_clips
+    monkeypatch.setattr(
+        encoding, "encode_clips", lambda tokenizer, video: shapes.append(video.shape) or real(tokenizer, video)
+    )
+    encode_shards(run, video_shards(shards=1, samples=2), tmp_path / "out")
+    assert shapes == [(2, 5, 3, 32, 32)]
 
 
 def test_pictures_and_several_clips_are_encoded(run, tmp_path, write_tar, picture_file, numbered_file):
     members = [("p.jpg", picture_file()), ("tale.clip0.mp4", numbered_file()), ("tale.clip1.mp4", numbered_file())]
     write_tar(tmp_path / "in" / "0.tar", members)
     encode_shards(run, tmp_path / "in", tmp_path / "out")
-    (shard,) = expand_shards(tmp_path / "out")
-    first, second = read_shard(shard)
+    source = open_source(tmp_path / "out")
+    first, second = (source.read(0, place) for place in range(2))
     assert json.loads(first.members["json"]) == {"kind": "image"}
-    data = VideoTextData(None, shard, batch_size=2, tasks={"story": 1.0}, max_bad_fraction=1.0)
     assert second.key == "tale"
-    data.setup("validate")
-    decoder = data._streams["validation"].decoder
-    assert [decoder(raw, None).features.shape for raw in (first, second)] == [(1, 3, 4), (2, 3, 4)]
+    assert [SampleDecoder()(raw, None).features.shape for raw in (first, second)] == [(1, 3, 4), (2, 3, 4)]
+
+
+def test_a_jsonl_is_encoded_in_several_shards(run, tmp_path, numbered_file):
+    (tmp_path / "v.mp4").write_bytes(numbered_file())
+    line = json.dumps({"video": "v.mp4", "caption": "numbers"}) + "\n"
+    (tmp_path / "list.jsonl").write_text(line * 5)
+    settings = EncodeSettings(samples_per_shard=2)
+    assert encode_shards(run, tmp_path / "list.jsonl", tmp_path / "out", settings).shards == 3
+    source = open_source(tmp_path / "out")
+    assert source.counts == (2, 2, 1)
+    assert json.loads(source.read(2, 0).members["json"]) == {"caption": "numbers"}
+    assert source.key(2, 0) == "line5"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_clips": 0}, "max_clips is 0"),
+        ({"samples_per_shard": -1}, "samples_per_shard is -1"),
+        ({"precision": "16"}, "precision is '16'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        EncodeSettings(**changes)
 
 
 def test_the_index_names_the_tokenizer_and_a_second_call_does_nothing(run, video_shards, tmp_path):
@@ -85,26 +145,7 @@ def test_the_index_names_the_tokenizer_and_a_second_call_does_nothing(run, video
     assert encode_shards(run, folder, tmp_path / "out").already_there
 
 
-def test_features_of_another_tokenizer_are_refused(run, video_shards, tmp_path):
-    encode_shards(run, video_shards(), tmp_path / "out")
-    save_component(tiny_tokenizer(seed=1), tmp_path / "other" / "tokenizer")
-    check_features(expand_shards(tmp_path / "out"), run)
-    data = VideoTextData(str(tmp_path / "out"), tasks={"caption": 1.0}, tokenizer=str(tmp_path / "other"))
-    with pytest.raises(UserError, match=r"out come from another tokenizer") as caught:
-        data.setup("fit")
-    assert len(str(caught.value).splitlines()) <= 5
-    with pytest.raises(UserError, match="tokenizer_sha256"):
-        encode_shards(tmp_path / "other", video_shards(), tmp_path / "out")
-    VideoTextData(str(tmp_path / "out"), tasks={"caption": 1.0}, tokenizer=str(run)).setup("fit")
-
-
-def test_shards_of_videos_pass_the_check(run, video_shards):
-    check_features(expand_shards(video_shards()), run)
-
-
 def test_an_interrupted_call_is_continued(run, video_shards, tmp_path, monkeypatch):
-    from divot_datamodules import encoding
-
     folder, real, calls = video_shards(shards=3), encoding.encode_clips, []
 
     def stop_at_second(tokenizer, video):
@@ -122,7 +163,7 @@ def test_an_interrupted_call_is_continued(run, video_shards, tmp_path, monkeypat
 
 def test_unusable_samples_are_left_out_within_the_budget(run, video_shards, tmp_path):
     folder = video_shards(extra=[("zbad.mp4", b"rubbish")])
-    with pytest.raises(UserError, match="2 of 8 samples"):
+    with pytest.raises(UserError, match="1 of 4 samples"):
         encode_shards(run, folder, tmp_path / "out")
     assert read_index(tmp_path / "out") is None
     report = encode_shards(run, folder, tmp_path / "out", budget=Budget(0.5))
