@@ -229,14 +229,17 @@ def scan_tar(shard: ShardBytes) -> ShardIndex:
     """
     runs: list[_Run] = []
     problem: ShardError | None = None
+    headers, reach = _Headers(shard), shard.size
     try:
-        for member in _members(_Headers(shard)):
+        for member in _members(headers):
             _add(runs, member)
     except ShardError as error:
         if not runs and error.reason not in STRUCTURE_REASONS:
             raise
-        problem = error if error.reason in STRUCTURE_REASONS else ShardError(str(error), "broken_off")
-    found, defects = _usable(runs, shard.size, problem)
+        problem = error
+        if error.reason not in STRUCTURE_REASONS:
+            problem, reach = ShardError(str(error), "broken_off"), headers.position
+    found, defects = _usable(runs, reach, problem)
     ranges = np.array([(run.start, run.end) for run in found], np.int64).reshape(-1, 2)
     return ShardIndex(shard.size, shard.stamp, ranges, Keys.of([run.key for run in found]), defects)
 
@@ -255,10 +258,16 @@ def _add(runs: list[_Run], member: tarfile.TarInfo) -> None:
         runs.append(_Run(key, member.offset, end, content_end, [suffix]))
 
 
-def _usable(runs: list[_Run], size: int, problem: ShardError | None) -> tuple[list[_Run], list[tuple[str, str, str]]]:
-    """Parts the runs that are whole samples from those that are not, and says why not."""
+def _usable(runs: list[_Run], reach: int, problem: ShardError | None) -> tuple[list[_Run], list[tuple[str, str, str]]]:
+    """Parts the runs that are whole samples from those that are not, and says why not.
+
+    Args:
+        runs: All that was found.
+        reach: Bytes of the shard that can be read.
+        problem: Why the shard ends where it should not, if so.
+    """
     wrong: dict[str, tuple[str, str]] = {}
-    if problem is not None and problem.reason != "data_after_end" and runs and not _is_whole(runs, size):
+    if problem is not None and problem.reason != "data_after_end" and runs and not _is_whole(runs, reach):
         wrong[runs[-1].key] = (problem.reason, str(problem))
     for key, (reason, detail) in _misplaced(runs).items():
         wrong.setdefault(key, (reason, detail))
@@ -272,14 +281,14 @@ def _usable(runs: list[_Run], size: int, problem: ShardError | None) -> tuple[li
         defects.append(("empty_shard", "", "no member belongs to a sample"))
     found = [run for run in runs if run.key not in wrong]
     for run in found:
-        run.end = min(run.end, size)
+        run.end = min(run.end, reach)
     return found, defects
 
 
-def _is_whole(runs: list[_Run], size: int) -> bool:
+def _is_whole(runs: list[_Run], reach: int) -> bool:
     """Tells whether the last sample before a cut has all that another sample of the shard has."""
     last = runs[-1]
-    return last.content_end <= size and any(set(run.suffixes) <= set(last.suffixes) for run in runs[:-1])
+    return last.content_end <= reach and any(set(run.suffixes) <= set(last.suffixes) for run in runs[:-1])
 
 
 def _misplaced(runs: list[_Run]) -> dict[str, tuple[str, str]]:

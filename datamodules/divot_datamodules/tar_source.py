@@ -152,8 +152,9 @@ def members_of(data: bytes, key: str) -> dict[str, bytes]:
         SampleError: "shard_changed" if this is not the sample; "too_large" if its text is.
     """
     members: dict[str, bytes] = {}
+    padding = bytes(-len(data) % tarfile.BLOCKSIZE)  # a shard may be cut in the padding behind its last member
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        with tarfile.open(fileobj=io.BytesIO(data + padding if padding else data), mode="r:") as tar:
             for member in tar:
                 named = split_member_name(member.name) if member.isreg() else None
                 if named is None:
