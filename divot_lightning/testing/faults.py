@@ -1,0 +1,162 @@
+"""Breaks runs on purpose: kills, signals, errors on one rank, full disks, damaged files. Public, for tests.
+
+`python -m divot_lightning.testing.faults ...` is the `divot` command with a fault at an exact place:
+
+    with Job.divot("resume", "--config", "recipe.yaml", fault=Fault("kill", step=5, rank=1)) as job:
+        assert job.wait() == 1
+        print(job.output)
+
+`divot_lightning.testing.jobs.Job` also sends signals to a running command from outside, to one rank or to all.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+VARIABLE = "DIVOT_FAULT"
+"""Holds the fault as JSON, for all processes of a job."""
+
+Action = Literal["kill", "SIGTERM", "SIGUSR1", "SIGINT", "user_error", "crash", "hang", "full_disk"]
+Moment = Literal["start", "step", "save"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong, where and when.
+
+    Attributes:
+        action: `kill` is `kill -9`; `user_error` and `crash` raise; `hang` stays for an hour; `full_disk` lets every
+            write fail that makes a file longer than `bytes_left`.
+        step: Optimizer steps done when it happens.
+        rank: On which rank; None for all.
+        moment: `start` when training starts, `step` when the step is done and before it is saved, `save` when its
+            checkpoint starts to be written.
+        delay: Seconds after the moment, during which the process goes on; for `kill` and signals.
+        bytes_left: See `full_disk`.
+    """
+
+    action: Action
+    step: int = 0
+    rank: int | None = 0
+    moment: Moment = "step"
+    delay: float = 0.0
+    bytes_left: int = 64_000
+
+    def happen(self) -> None:
+        """Does it, now or after the delay."""
+        if self.delay:
+            threading.Timer(self.delay, self._act).start()
+        else:
+            self._act()
+
+    def _act(self) -> None:
+        from divot_lightning.errors import UserError
+
+        if self.action == "user_error":
+            raise UserError(f"a fault was asked for at step {self.step}; ask for none")
+        if self.action == "crash":
+            raise RuntimeError(f"a fault was asked for at step {self.step}")
+        if self.action == "hang":
+            time.sleep(3600.0)
+        elif self.action == "full_disk":
+            limit_file_size(self.bytes_left)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL if self.action == "kill" else signal.Signals[self.action])
+
+
+def damage_file(file: Path, *, at: int | None = None, keep_bytes: int | None = None) -> None:
+    """Flips a byte, or cuts the end off.
+
+    Args:
+        file: The file.
+        at: Position of the byte that changes; the middle by default.
+        keep_bytes: Cut the file to this length instead.
+    """
+    if keep_bytes is not None:
+        os.truncate(file, keep_bytes)
+        return
+    with file.open("r+b") as stream:
+        position = file.stat().st_size // 2 if at is None else at
+        stream.seek(position)
+        old = stream.read(1)
+        stream.seek(position)
+        stream.write(bytes([old[0] ^ 0xFF]))
+
+
+def limit_file_size(size: int) -> None:
+    """Lets every write of this process fail that makes a file longer than `size` bytes, for the rest of its life.
+
+    The error is EFBIG where a full disk gives ENOSPC, and it needs no rights. It also hits a log that it writes to.
+    """
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # or the kernel would end the process
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@contextlib.contextmanager
+def limited_file_size(size: int) -> Iterator[None]:
+    """Surrounds writes that fail; see `limit_file_size`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit_file_size(size)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def fault_callback(fault: Fault) -> Any:
+    """Builds the Lightning callback that lets a fault happen."""
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+    class FaultCallback(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            self._at("start", trainer)
+
+        def on_train_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
+            self._at("step", trainer)
+
+        def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+            self._at("save", trainer)
+
+        def _at(self, moment: Moment, trainer: Trainer) -> None:
+            if (moment, trainer.global_step) == (fault.moment, fault.step) and fault.rank in (
+                None,
+                trainer.global_rank,
+            ):
+                fault.happen()
+
+    return FaultCallback()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a `divot` command with the fault that the environment names, if any."""
+    from divot_lightning.cli import training
+    from divot_lightning.cli.main import main as divot
+    from divot_lightning.cli.training_cli import TrainingCLI
+
+    text = os.environ.get(VARIABLE)
+    if text:
+        fault = Fault(**json.loads(text))
+
+        class FaultyCLI(TrainingCLI):
+            def instantiate_trainer(self, **kwargs: Any) -> Any:
+                trainer = super().instantiate_trainer(**kwargs)
+                trainer.callbacks.insert(0, fault_callback(fault))  # type: ignore[attr-defined]
+                return trainer
+
+        training.TrainingCLI = FaultyCLI  # type: ignore[misc]
+    return divot(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Runs a command with all the processes that it starts, and sends signals to some of them or all. Public, for tests."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from divot_lightning.testing.faults import VARIABLE, Fault
+
+_JOB_VARIABLE = "DIVOT_TEST_JOB"
+"""Marks all processes of a job, however they were started and whether their parents still live."""
+
+
+class Job:
+    """A command with all processes that it starts, in a session of its own; `with` kills what is left of them (Linux).
+
+    Args:
+        command: Its words.
+        cwd: Its working directory.
+        environment: Variables on top of this process's.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._name = uuid.uuid4().hex
+        self._torchrun = "torch.distributed.run" in command
+        self._final_output: str | None = None
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
+        self.process = subprocess.Popen(
+            list(command),
+            cwd=cwd,
+            env={"OMP_NUM_THREADS": "1", **os.environ, **(environment or {}), _JOB_VARIABLE: self._name},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    @classmethod
+    def divot(
+        cls,
+        *words: str,
+        fault: Fault | None = None,
+        torchrun: int | None = None,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> "Job":
+        """Starts a `divot` command.
+
+        Args:
+            *words: Its words.
+            fault: What goes wrong in it.
+            torchrun: Start so many processes with torchrun, instead of Lightning doing so.
+            cwd: Its working directory.
+            environment: Variables on top of this process's.
+        """
+        launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}", "-m"] if torchrun else []
+        command = [sys.executable, "-m", *launcher, "divot_lightning.testing.faults", *words]
+        variables = {VARIABLE: json.dumps(asdict(fault))} if fault else {}
+        return cls(command, cwd=cwd, environment={**variables, **(environment or {})})
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.send(signal.SIGKILL)
+        self.process.wait()
+        self._final_output = self.output
+        self._log.close()
+
+    @property
+    def output(self) -> str:
+        """What all processes have written so far, to stdout and stderr."""
+        if self._final_output is not None:
+            return self._final_output
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
+
+    def wait(self, timeout: float = 120.0) -> int:
+        """Waits for the end.
+
+        Returns:
+            The exit status, negative if a signal ended it.
+
+        Raises:
+            TimeoutError: It takes longer; the message holds the output.
+        """
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"still running after {timeout:g} s; its output:\n{self.output}") from None
+
+    def wait_for(self, file: Path, timeout: float = 120.0) -> None:
+        """Waits until a file is there.
+
+        Raises:
+            TimeoutError: The job ended before, or it takes longer; the message holds the output.
+        """
+        deadline = time.monotonic() + timeout
+        while not file.exists():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise TimeoutError(f"no {file} from a job with status {self.process.poll()}:\n{self.output}")
+            time.sleep(0.02)
+
+    def processes(self) -> dict[int, dict[str, str]]:
+        """Gives the variables that each living process of the job was started with, oldest process first."""
+        numbers = sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+        found = {pid: _environment(pid) for pid in numbers}
+        return {pid: variables for pid, variables in found.items() if variables.get(_JOB_VARIABLE) == self._name}
+
+    def ranks(self) -> dict[int, int]:
+        """Gives the process of each rank on this machine, found by its variable RANK or LOCAL_RANK.
+
+        Processes that a rank starts inherit its variables; the oldest one is the rank. Without such variables it is
+        the process that starts the others, unless that is torchrun.
+        """
+        found: dict[int, int] = {}
+        for pid, variables in self.processes().items():
+            rank = variables.get("RANK", variables.get("LOCAL_RANK"))
+            if rank is None and pid == self.process.pid and not self._torchrun:
+                rank = "0"
+            if rank is not None:
+                found.setdefault(int(rank), pid)
+        return found
+
+    def send(self, number: signal.Signals, rank: int | None = None) -> None:
+        """Sends a signal to one rank, or to all processes of the job, as a scheduler does."""
+        for pid in self.processes() if rank is None else [self.ranks()[rank]]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def _environment(pid: int) -> dict[str, str]:
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(word.split("=", 1) for word in words if "=" in word)
