@@ -40,6 +40,16 @@ class TensorAccess(Protocol):
     """Reads and writes the tensors of a stage by name; `WholeTensors` and `PartitionedTensors` do."""
 
     tensors: ModuleTensors
+    masters: list[Tensor]
+    """What the optimizer steps on this rank; copies of it may be kept, such as averages."""
+
+    def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
+        """Gives a trained parameter, taken from copies of `masters`, to the rank `owner`; all ranks call it."""
+        ...
+
+    def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
+        """Overwrites a trained parameter in copies of `masters`; every rank gives the whole value."""
+        ...
 
     def spec(self, tensor: Tensor) -> TensorSpec:
         """Says how a tensor of the stage is stored."""

@@ -5,6 +5,7 @@ is the float32 tensor that the optimizer steps; its states have the same form. A
 across several: `Fragment` says where.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -82,7 +83,7 @@ class PartitionedTensors:
             if not hasattr(tensor, "ds_id") or distributed.get_rank() == 0:
                 copy_into(tensor, value)
 
-    def read_copy(self, name: str, copies: list[Tensor], owner: int) -> Tensor | None:
+    def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
         """Gives a parameter to the rank `owner`, taken from tensors of the form of `masters`."""
         parameter = self.tensors.trained[name]
         fragment = self.fragments[name]
@@ -95,7 +96,7 @@ class PartitionedTensors:
             distributed.reduce(whole, dst=owner)
         return whole.view(shape) if distributed.get_rank() == owner else None
 
-    def write_copy(self, name: str, value: Tensor, copies: list[Tensor]) -> None:
+    def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
         """Overwrites a parameter in tensors of the form of `masters`."""
         fragment = self.fragments[name]
         if fragment.length:

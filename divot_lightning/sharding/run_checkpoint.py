@@ -54,9 +54,10 @@ def save_run(strategy: Strategy, access: TensorAccess, checkpoint: dict[str, Any
         "optimizer": optimizer_record(access),
     }
     state = {key: value for key, value in checkpoint.items() if key not in _LEFT_OUT and _SETTINGS not in key}
+    averages = [entry for found in _averages(trainer) for entry in found.entries(access)]
     save_folder(
         folder,
-        stage_entries(access),
+        [*stage_entries(access), *averages],
         state={**state, "layout": layout},
         provenance=_frozen_record(stage).describe(access.tensors, access.read, ranks),
         about={"step": trainer.global_step, "world_size": trainer.world_size},
@@ -115,10 +116,14 @@ class FolderCheckpointIO(CheckpointIO):
         self.keep_failure = False
         self.failure: CheckpointNotWritten | None = None
 
+    def tensor_access(self) -> WholeTensors:
+        """Gives access to the tensors of the stage and its optimizers by name."""
+        return WholeTensors(sort_tensors(_stage(self.strategy)), self.strategy.optimizers)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Writes a folder."""
         try:
-            save_run(self.strategy, self._access(), checkpoint, Path(path), Ranks())
+            save_run(self.strategy, self.tensor_access(), checkpoint, Path(path), Ranks())
         except CheckpointNotWritten as failure:
             if not self.keep_failure:
                 raise
@@ -128,8 +133,8 @@ class FolderCheckpointIO(CheckpointIO):
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Restores the stage from a folder; optimizers follow when Lightning asks for them."""
-        reader, state = load_run(self.strategy, self._access(), Path(path), Ranks.all())
-        later = _Later(lambda: restore_training(self.strategy, self._access(), reader, state))
+        reader, state = load_run(self.strategy, self.tensor_access(), Path(path), Ranks.all())
+        later = _Later(lambda: restore_training(self.strategy, self.tensor_access(), reader, state))
         stage = _stage(self.strategy)
         # Lightning loads this dictionary into the stage, which already is in the restored state.
         return {
@@ -145,9 +150,6 @@ class FolderCheckpointIO(CheckpointIO):
         from divot_lightning.sharding.retention import remove_folder
 
         remove_folder(Path(path))
-
-    def _access(self) -> WholeTensors:
-        return WholeTensors(sort_tensors(_stage(self.strategy)), self.strategy.optimizers)
 
 
 class _Later:
@@ -168,9 +170,11 @@ def use_checkpoint_folders(trainer: Trainer) -> None:
         UserError: Its strategy has checkpoints of its own.
     """
     strategy = trainer.strategy
-    if isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not _is_deepspeed(strategy):
+    if hasattr(strategy, "keep_failure"):
+        return
+    if type(strategy) in (SingleDeviceStrategy, DDPStrategy):
         strategy.checkpoint_io = FolderCheckpointIO(strategy)
-    elif not hasattr(strategy, "keep_failure"):
+    else:
         raise UserError(
             f"--trainer.strategy {type(strategy).__name__} has checkpoints that divot resume cannot go on from\n"
             "choose auto, ddp, divot_zero1, divot_zero2 or divot_zero3"
@@ -183,7 +187,7 @@ def save_together(trainer: Trainer, folder: Path) -> None:
     Raises:
         CheckpointNotWritten: On all ranks, if one of them could not write.
     """
-    keeper: Any = trainer.strategy.checkpoint_io if not _is_deepspeed(trainer.strategy) else trainer.strategy
+    keeper = _keeper(trainer.strategy)
     keeper.failure, keeper.keep_failure = None, True
     try:
         trainer.save_checkpoint(folder)
@@ -194,13 +198,23 @@ def save_together(trainer: Trainer, folder: Path) -> None:
         raise failure
 
 
+def tensor_access(strategy: Strategy) -> TensorAccess:
+    """Gives access to the tensors of a stage and its optimizers by name, for a strategy with checkpoint folders."""
+    access: TensorAccess = _keeper(strategy).tensor_access()
+    return access
+
+
 def is_fitting(strategy: Strategy) -> bool:
     """Tells training, which needs optimizers, from measuring."""
     return _stage(strategy).trainer.state.fn == TrainerFn.FITTING
 
 
-def _is_deepspeed(strategy: Strategy) -> bool:
-    return any(base.__name__ == "DeepSpeedStrategy" for base in type(strategy).__mro__)
+def _keeper(strategy: Strategy) -> Any:
+    return strategy if hasattr(strategy, "keep_failure") else strategy.checkpoint_io
+
+
+def _averages(trainer: Trainer) -> list[Any]:
+    return [callback for callback in trainer.callbacks if hasattr(callback, "averages")]  # type: ignore[attr-defined]
 
 
 def _stage(strategy: Strategy) -> LightningModule:

@@ -22,6 +22,8 @@ class WholeTensors:
 
     def __init__(self, tensors: ModuleTensors, optimizers: Sequence[Optimizer]) -> None:
         self.tensors = tensors
+        self.masters: list[Tensor] = list(tensors.trained.values())
+        self._number = {name: number for number, name in enumerate(tensors.trained)}
         self._owner = {
             id(parameter): optimizer
             for optimizer in leaf_optimizers(optimizers)
@@ -40,6 +42,14 @@ class WholeTensors:
     def write(self, tensor: Tensor, value: Tensor) -> None:
         """Overwrites a tensor of the stage."""
         copy_into(tensor, value)
+
+    def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor:
+        """Gives a parameter taken from copies of `masters`; `owner` as for `read`."""
+        return copies[self._number[name]].detach()
+
+    def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
+        """Overwrites a parameter in copies of `masters`."""
+        copy_into(copies[self._number[name]], value)
 
     def optimizer_entries(self) -> dict[str, OptimizerEntry]:
         """Says by parameter which optimizer it has and which states that keeps now."""

@@ -28,7 +28,7 @@ class CheckpointFolders:
         """Writes a folder; each rank its share."""
         strategy: Any = self
         try:
-            save_run(strategy, self._access(), checkpoint, Path(strategy.broadcast(filepath)), Ranks.all())
+            save_run(strategy, self.tensor_access(), checkpoint, Path(strategy.broadcast(filepath)), Ranks.all())
         except CheckpointNotWritten as failure:
             if not self.keep_failure:
                 raise
@@ -37,7 +37,7 @@ class CheckpointFolders:
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
         """Restores the stage from a folder; in training its optimizer and schedules too."""
         strategy: Any = self
-        access = self._access()
+        access = self.tensor_access()
         reader, state = load_run(strategy, access, Path(checkpoint_path), Ranks.all())
         if is_fitting(strategy):
             restore_training(strategy, access, reader, state)
@@ -53,8 +53,5 @@ class CheckpointFolders:
 
     def tensor_access(self) -> PartitionedTensors:
         """Gives access to the tensors of the stage and its optimizer by name."""
-        return self._access()
-
-    def _access(self) -> PartitionedTensors:
         strategy: Any = self
         return PartitionedTensors(sort_tensors(strategy.lightning_module), strategy.model)
