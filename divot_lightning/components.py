@@ -15,11 +15,13 @@ import shutil
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from divot_lightning.errors import UserError
+from divot_lightning.sharding.building import fill, is_sharding, without_memory
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -27,6 +29,7 @@ RECORD_FILE = "components.json"
 MAX_NAMES_SHOWN = 3
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
+ConfigType = TypeVar("ConfigType")
 
 
 def save_component(module: nn.Module, folder: str | Path) -> None:
@@ -64,7 +67,7 @@ def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType
         expected: Class the module must have.
 
     Returns:
-        The module, on the CPU, in training mode.
+        The module, on the CPU, in training mode; sharded where `divot_lightning.sharding.building` says so.
 
     Raises:
         UserError: The folder is no component folder, holds another class, or its weights do not fit.
@@ -72,12 +75,39 @@ def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType
     folder = Path(folder)
     described = _read_config(folder)
     actual = _import_class(described["class"], folder)
-    if not issubclass(actual, expected):
-        raise UserError(f"{folder} holds a {actual.__name__}, but a {expected.__name__} is needed; give its folder")
-    module = _build(actual, described["config"], folder)
+    _require(actual, expected, folder)
+    # What is drawn for weights that are overwritten at once must not change what is drawn after.
+    with torch.random.fork_rng(devices=[]), without_memory():
+        module = _build(actual, described["config"], folder)
     load_weights(module, folder / WEIGHTS_FILE)
     assert isinstance(module, expected)
     return module
+
+
+def read_settings(folder: str | Path, expected: type[nn.Module], config_class: type[ConfigType]) -> ConfigType:
+    """Reads a component's settings without building it.
+
+    Args:
+        folder: The component folder.
+        expected: Class the component must have.
+        config_class: Class of its settings.
+
+    Raises:
+        UserError: As `load_component`, but for the weights.
+    """
+    folder = Path(folder)
+    described = _read_config(folder)
+    _require(_import_class(described["class"], folder), expected, folder)
+    known = {entry.name for entry in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    try:
+        return config_class(**{name: value for name, value in described["config"].items() if name in known})
+    except TypeError as error:
+        raise UserError(f"the settings in {folder / CONFIG_FILE} do not fit {expected.__name__}: {error}") from error
+
+
+def _require(actual: type[nn.Module], expected: type[nn.Module], folder: Path) -> None:
+    if not issubclass(actual, expected):
+        raise UserError(f"{folder} holds a {actual.__name__}, but a {expected.__name__} is needed; give its folder")
 
 
 def load_weights(module: nn.Module, file: str | Path) -> None:
@@ -96,11 +126,19 @@ def load_weights(module: nn.Module, file: str | Path) -> None:
         for name, value in module.state_dict().items()
         if name in sizes and sizes[name] != tuple(value.shape)
     ]
-    missing, unexpected = ([], []) if wrong else load_model(module, str(file), strict=False)
+    missing, unexpected = ([], []) if wrong else _load(module, Path(file))
     problems = {"missing": missing, "not expected": unexpected, "of another size": wrong}
     if any(problems.values()):
         lines = [f"{what}: {_shorten(sorted(names))}" for what, names in problems.items() if names]
         raise UserError("\n".join([f"the weights in {file} do not fit a {type(module).__name__}", *lines]))
+
+
+def _load(module: nn.Module, file: Path) -> tuple[list[str], list[str]]:
+    if is_sharding():
+        found = fill(module, [file])
+        return found.missing, found.unexpected
+    missing, unexpected = load_model(module, str(file), strict=False)
+    return list(missing), list(unexpected)
 
 
 def find_component(run: str | Path, name: str) -> Path:

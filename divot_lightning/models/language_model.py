@@ -11,11 +11,21 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.sequences import SPECIAL_TOKEN_NAMES
+from divot_lightning.sharding.building import (
+    fill,
+    fill_from_first,
+    gathered,
+    is_sharding,
+    peft_that_gathers,
+    weight_files,
+    without_memory,
+)
 
 Attention: TypeAlias = Literal["sdpa", "eager"]
 
@@ -82,6 +92,8 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
     Returns:
         The causal language model.
     """
+    if is_sharding():
+        return _load_sharded(folder, vocabulary, new_ids, attention)
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -92,6 +104,25 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
     rows = len(word_embeddings(model))
     if vocabulary > rows:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    initialise_new_rows(model, sorted({*new_ids, *range(rows, vocabulary)}))
+    return check_language_model(model)
+
+
+def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
+    """Loads pretrained weights tensor by tensor into shards; as `load_language_model` otherwise."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"language_model={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    rows = config.vocab_size
+    config.vocab_size = max(vocabulary, rows)
+    with torch.random.fork_rng(devices=[]), without_memory():
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    files = weight_files(Path(folder))
+    if not files or fill(model, files).missing:
+        # The files have other names than the model, which only transformers can translate, all at once.
+        first = torch.distributed.get_rank() == 0
+        fill_from_first(model, AutoModelForCausalLM.from_pretrained(folder, local_files_only=True) if first else None)
     initialise_new_rows(model, sorted({*new_ids, *range(rows, vocabulary)}))
     return check_language_model(model)
 
@@ -179,8 +210,8 @@ def initialise_new_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
     """
     if not new_ids:
         return
-    with torch.no_grad():
-        for weight_VD in (word_embeddings(model), model.get_output_embeddings().get_parameter("weight")):
+    for weight_VD in (word_embeddings(model), model.get_output_embeddings().get_parameter("weight")):
+        with torch.no_grad(), gathered([weight_VD], write=True):
             old = torch.ones(len(weight_VD), dtype=torch.bool)
             old[new_ids] = False
             weight_VD[new_ids] = weight_VD[old].mean(dim=0)
@@ -210,7 +241,8 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[in
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        with peft_that_gathers():
+            return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
             f"LoRA with target_modules={settings.target_modules} does not fit {model.config.model_type!r}: "
@@ -228,8 +260,12 @@ def merge_lora(model: nn.Module) -> nn.Module:
         The transformers model without adapters.
     """
     assert isinstance(model, PeftModel)
-    merge_and_unload: Any = model.merge_and_unload
-    return merge_and_unload()
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            with gathered(layer.parameters(), write=True):
+                layer.merge()
+    unload: Any = model.unload
+    return unload()
 
 
 def _module_name(model: nn.Module, wanted: nn.Module) -> str:

@@ -30,6 +30,13 @@ def sample_generators(seed: int, purpose: str, slots: Sequence[int]) -> list[tor
     return [torch.Generator().manual_seed(int.from_bytes(digest) >> 1) for digest in digests]
 
 
+def move_generators(generator: Randomness, device: torch.device) -> Randomness:
+    """Gives generators of a list that start alike on a device; a single one stays as it is."""
+    if not isinstance(generator, list):
+        return generator
+    return [torch.Generator(device).manual_seed(source.initial_seed()) for source in generator]
+
+
 def uniform_rows(count: int, generator: Randomness, device: torch.device) -> Tensor:
     """Draws numbers in [0, 1), (count,) float32; one from each generator where there is a list."""
     return _rows(lambda size, source, where: torch.rand(size, generator=source, device=where), count, generator, device)

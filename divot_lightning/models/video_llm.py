@@ -27,6 +27,7 @@ from divot_lightning.models.attention_mask import (
 )
 from divot_lightning.models.language_model import LoRASettings, add_lora, merge_lora, unwrap
 from divot_lightning.models.projectors import MLPProjector
+from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.row_packing import pack_rows
 from divot_lightning.models.sequences import (
     SPECIAL_TOKEN_NAMES,
@@ -365,7 +366,7 @@ class VideoLLM(nn.Module):
         features_MQC: Tensor | None = None,
         *,
         temperature: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: Randomness = None,
         synced: bool = False,
     ) -> Tensor:
         """Generates the clips that samples end with, without gradient; call it in eval mode.
@@ -377,7 +378,8 @@ class VideoLLM(nn.Module):
                 the earlier ones.
             features_MQC: Features of all clips before those, in order of appearance, unnormalised; None without.
             temperature: Spread of the head's draws.
-            generator: Source of randomness on the model's device; None is the global one.
+            generator: Source of randomness on the model's device; None is the global one. A list has one per sample, so
+                that what a sample gives does not depend on its batch.
             synced: All ranks call this together, and generate as often as the one with the most clips per sample.
 
         Returns:

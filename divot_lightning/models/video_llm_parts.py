@@ -25,6 +25,7 @@ from divot_lightning.models.language_model import (
 )
 from divot_lightning.models.video_llm_config import BuiltVideoLLMConfig, VideoLLMConfig
 from divot_lightning.registry import build_head
+from divot_lightning.sharding.building import gathered
 
 
 def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
@@ -84,9 +85,11 @@ def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
     Returns:
         queries_QD, float32.
     """
-    weight_VD = word_embeddings(causal_lm).detach().float()
-    noise_QD = torch.randn(num_queries, weight_VD.shape[1])
-    return weight_VD.mean(dim=0) + weight_VD.std(dim=0) * noise_QD
+    weight = word_embeddings(causal_lm)
+    with gathered([weight]):
+        weight_VD = weight.detach().float()
+        noise_QD = torch.randn(num_queries, weight_VD.shape[1], device=weight_VD.device)
+        return weight_VD.mean(dim=0) + weight_VD.std(dim=0) * noise_QD
 
 
 def build_stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead:

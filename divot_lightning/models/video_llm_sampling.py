@@ -14,7 +14,9 @@ from torch import Tensor, distributed
 from transformers import DynamicCache
 
 from divot_lightning.errors import UserError
+from divot_lightning.heads import GenerationHead
 from divot_lightning.models.attention_mask import Places, attention_rule, query_blocks, transformers_mask
+from divot_lightning.models.randomness import Randomness, move_generators
 from divot_lightning.models.sequences import Clips, Position, Segment, SequenceBatch
 
 if TYPE_CHECKING:
@@ -168,7 +170,7 @@ def generate_features(
     features_MQC: Tensor | None,
     *,
     temperature: float = 1.0,
-    generator: torch.Generator | None = None,
+    generator: Randomness = None,
     synced: bool = False,
 ) -> Tensor:
     """Generates the clips that samples end with; see ``VideoLLM.generate_features``."""
@@ -176,6 +178,7 @@ def generate_features(
     given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
     normal_MQC = video_llm.normalise(features_MQC, sum(given))
     known = [list(part) for part in normal_MQC.split(given)]
+    sources = move_generators(generator, normal_MQC.device)
     num_rounds = max((clips.count for clips in wanted), default=0)
     for index in range(most_over_ranks(num_rounds, normal_MQC.device, synced=synced)):
         active = [row for row, clips in enumerate(wanted) if clips.count > index]
@@ -183,7 +186,8 @@ def generate_features(
             _keep_in_step(video_llm)
             continue
         prompts = [[*segments[row][:-1], replace(wanted[row], count=index + 1)] for row in active]
-        new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, generator)
+        source = [sources[row] for row in active] if isinstance(sources, list) else sources
+        new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, source)
         for row, clip_QC in zip(active, new_BQC, strict=True):
             known[row].append(clip_QC)
     new_clips = [clip for row, clips in enumerate(known) for clip in clips[given[row] :]]
@@ -208,7 +212,7 @@ def _generate_clip(
     prompts: list[list[Segment]],
     known: list[list[Tensor]],
     temperature: float,
-    generator: torch.Generator | None,
+    generator: Randomness,
 ) -> Tensor:
     """Generates the last clip of each prompt: features_BQC, normalised."""
     batch = video_llm.sequences(prompts, prompt=True)
@@ -222,7 +226,15 @@ def _generate_clip(
     ends_B = (batch.roles_BL != Position.PAD).sum(dim=1)
     columns_BQ = ends_B[:, None] - num_queries + torch.arange(num_queries)
     hidden_BQD = hidden_BLD[torch.arange(len(prompts))[:, None], columns_BQ]
-    return video_llm.head.sample(hidden_BQD, temperature=temperature, generator=generator)
+    return _sample(video_llm.head, hidden_BQD, temperature, generator)
+
+
+def _sample(head: GenerationHead, hidden_BQD: Tensor, temperature: float, generator: Randomness) -> Tensor:
+    """Draws features, sample by sample where each has randomness of its own."""
+    if not isinstance(generator, list):
+        return head.sample(hidden_BQD, temperature=temperature, generator=generator)
+    rows = zip(hidden_BQD.split(1), generator, strict=True)
+    return torch.cat([head.sample(row, temperature=temperature, generator=source) for row, source in rows])
 
 
 def _autoregress(
@@ -230,13 +242,13 @@ def _autoregress(
     batch: SequenceBatch,
     features_MQC: Tensor,
     temperature: float,
-    generator: torch.Generator | None,
+    generator: Randomness,
 ) -> Tensor:
     sequence = CachedSequence(video_llm, batch, features_MQC)
     features = []
     for index in range(video_llm.settings.num_queries):
         hidden_B1D = sequence.last_hidden_BD[:, None]
-        features.append(video_llm.head.sample(hidden_B1D, temperature=temperature, generator=generator)[:, 0])
+        features.append(_sample(video_llm.head, hidden_B1D, temperature, generator)[:, 0])
         if index + 1 < video_llm.settings.num_queries:
             sequence.append(video_llm.project(features[-1], hidden_B1D.dtype))
     return torch.stack(features, dim=1)

@@ -4,23 +4,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from divot_lightning.components import find_component, load_component
+from divot_lightning.components import find_component, load_component, read_settings
 from divot_lightning.errors import UserError
-from divot_lightning.models.detokenizer import VideoDetokenizer
+from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM
-from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
-from divot_lightning.stages.tokenizer_pretraining import check_token_sizes, log_validation
+from divot_lightning.sharding.building import has_shards
+from divot_lightning.stages.global_mean import LossPart
+from divot_lightning.stages.optimization import OptimizerSettings
+from divot_lightning.stages.stage import Stage, batch_generators, num_counted
+from divot_lightning.stages.tokenizer_pretraining import check_token_sizes, validation_losses
 
 NearestPer = Literal["clip", "token"]
 
 
-class DetokenizerAdaptation(LightningModule):
+class DetokenizerAdaptation(Stage):
     """Adapts the de-tokenizer to features that are sampled from a trained video LLM, which is frozen.
 
     The paper conditions on one sample per caption. That works as far as a caption decides the clip; where it leaves
@@ -40,6 +41,8 @@ class DetokenizerAdaptation(LightningModule):
         terminal_share: See `TokenizerPretraining`; 0 is the paper's way.
     """
 
+    frozen = ("tokenizer", "video_llm")
+
     def __init__(
         self,
         previous: str,
@@ -51,69 +54,84 @@ class DetokenizerAdaptation(LightningModule):
         condition_dropout: float = 0.05,
         terminal_share: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer)
         if candidates < 1:
             raise UserError(f"candidates is {candidates}; it must be at least 1 (1 is the paper's way)")
         self.sources = {
             "tokenizer": find_component(previous, "tokenizer"),
             "video_llm": find_component(previous, "video_llm"),
         }
-        self.tokenizer = load_component(self.sources["tokenizer"], VideoTokenizer).requires_grad_(False).eval()
-        self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False).eval()
-        self.detokenizer = load_component(find_component(detokenizer, "detokenizer"), VideoDetokenizer)
-        check_token_sizes(self.tokenizer.config, self.detokenizer.config)
-        self.optimizer_settings = optimizer
+        self.detokenizer_folder = find_component(detokenizer, "detokenizer")
+        check_token_sizes(
+            read_settings(self.sources["tokenizer"], VideoTokenizer, TokenizerConfig),
+            read_settings(self.detokenizer_folder, VideoDetokenizer, DetokenizerConfig),
+        )
         self.candidates = candidates
         self.nearest_per = nearest_per
         self.temperature = temperature
         self.condition_dropout = condition_dropout
         self.terminal_share = terminal_share
 
-    def train(self, mode: bool = True) -> "DetokenizerAdaptation":
-        """Switches the de-tokenizer; what is frozen stays in evaluation mode."""
-        super().train(mode)
-        self.tokenizer.eval()
-        self.video_llm.eval()
-        return self
+    def build(self) -> None:
+        """Loads the three networks from the runs before."""
+        self.tokenizer = load_component(self.sources["tokenizer"], VideoTokenizer).requires_grad_(False)
+        self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False)
+        self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Returns the denoising loss of clips given features sampled for their captions."""
+        agreement = self.agree("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         loss = self.detokenizer.loss(
             video,
-            self.sampled_features(batch, video),
+            self.sampled_features(batch, video, "train", agreement.most_samples),
             terminal_share=self.terminal_share,
             condition_dropout=self.condition_dropout,
             null_tokens_QC=self.tokenizer.null_tokens(*video.shape[-2:]),
+            generator=batch_generators(batch, "train"),
         )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(video))
-        return loss
+        return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
 
     @torch.no_grad()
-    def sampled_features(self, batch: dict[str, Any], video_MFCHW: Tensor) -> Tensor:
-        """Samples features for the clips to generate, (M, Q, C): of several candidates the nearest to a clip's own."""
-        drawn = [
-            self.video_llm.generate_features(batch["segments"], temperature=self.temperature)
-            for _ in range(self.candidates)
-        ]
+    def sampled_features(
+        self, batch: dict[str, Any], video_MFCHW: Tensor, purpose: str = "train", most_samples: int = 0
+    ) -> Tensor:
+        """Samples features for the clips to generate: of several candidates the nearest to a clip's own.
+
+        Args:
+            batch: With "segments", each ending with one clip to generate.
+            video_MFCHW: The clips, float in [-1, 1].
+            purpose: What the randomness is for.
+            most_samples: Samples of the process with most of them.
+
+        Returns:
+            features_MQC, float32.
+        """
+        segments = list(batch["segments"])
+        # Heads draw sample by sample, so processes that hold shards of one draw for equally many samples.
+        missing = most_samples - len(segments) if has_shards(self.video_llm) else 0
+        drawn = []
+        for number in range(self.candidates):
+            generators = batch_generators(batch, f"{purpose} candidate {number}")
+            if generators is not None:
+                generators += [torch.Generator() for _ in range(missing)]
+            features = self.video_llm.generate_features(
+                segments + segments[-1:] * missing,
+                temperature=self.temperature,
+                generator=generators,
+                synced=has_shards(self.video_llm),
+            )
+            drawn.append(features[: len(segments)])
         if self.candidates == 1:
             return drawn[0]
         return nearest_candidates(torch.stack(drawn), self.tokenizer(video_MFCHW), self.nearest_per)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the losses with sampled features, without dropout."""
+        agreement = self.agree("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
-        log_validation(self, self.detokenizer, video, self.sampled_features(batch, video), batch_idx)
-
-    def transfer_batch_to_device(
-        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
-    ) -> dict[str, Any]:
-        """Moves the tensors of a batch; segments stay as they are."""
-        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Builds optimizer and schedule."""
-        return configure_optimizer(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+        features = self.sampled_features(batch, video, "validation", agreement.most_samples)
+        self.log_validation(validation_losses(self.detokenizer, video, features, batch, batch_idx))
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Returns the adapted de-tokenizer."""

@@ -4,19 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from divot_lightning.components import find_component, load_component
-from divot_lightning.models.detokenizer import VideoDetokenizer
+from divot_lightning.components import find_component, load_component, read_settings
+from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer import VideoTokenizer
-from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
-from divot_lightning.stages.tokenizer_pretraining import check_token_sizes, log_validation
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.stages.global_mean import LossPart
+from divot_lightning.stages.optimization import OptimizerSettings
+from divot_lightning.stages.stage import Stage, batch_generators, num_counted
+from divot_lightning.stages.tokenizer_pretraining import check_token_sizes, validation_losses
 
 
-class DetokenizerRefinement(LightningModule):
+class DetokenizerRefinement(Stage):
     """Refines the de-tokenizer for a frozen tokenizer and prepares it for classifier-free guidance.
 
     Args:
@@ -27,6 +27,8 @@ class DetokenizerRefinement(LightningModule):
         terminal_share: See `TokenizerPretraining`; 0 is the paper's way.
     """
 
+    frozen = ("tokenizer",)
+
     def __init__(
         self,
         previous: str,
@@ -34,24 +36,24 @@ class DetokenizerRefinement(LightningModule):
         condition_dropout: float = 0.05,
         terminal_share: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer)
         self.tokenizer_folder = find_component(previous, "tokenizer")
-        tokenizer = load_component(self.tokenizer_folder, VideoTokenizer)
-        self.detokenizer = load_component(find_component(previous, "detokenizer"), VideoDetokenizer)
-        check_token_sizes(tokenizer.config, self.detokenizer.config)
-        self.tokenizer = tokenizer.requires_grad_(False).eval()
-        self.optimizer_settings = optimizer
+        self.detokenizer_folder = find_component(previous, "detokenizer")
+        check_token_sizes(
+            read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig),
+            read_settings(self.detokenizer_folder, VideoDetokenizer, DetokenizerConfig),
+        )
         self.condition_dropout = condition_dropout
         self.terminal_share = terminal_share
 
-    def train(self, mode: bool = True) -> "DetokenizerRefinement":
-        """Switches the de-tokenizer; the frozen tokenizer stays in evaluation mode."""
-        super().train(mode)
-        self.tokenizer.eval()
-        return self
+    def build(self) -> None:
+        """Loads both networks from the run before."""
+        self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
+        self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Returns the denoising loss with condition dropout."""
+        self.agree("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         with torch.no_grad():
             tokens = self.tokenizer(video)
@@ -62,18 +64,15 @@ class DetokenizerRefinement(LightningModule):
             terminal_share=self.terminal_share,
             condition_dropout=self.condition_dropout,
             null_tokens_QC=null_tokens,
+            generator=batch_generators(batch, "train"),
         )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(video))
-        return loss
+        return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the losses without dropout."""
+        self.agree("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
-        log_validation(self, self.detokenizer, video, self.tokenizer(video), batch_idx)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Builds optimizer and schedule."""
-        return configure_optimizer(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+        self.log_validation(validation_losses(self.detokenizer, video, self.tokenizer(video), batch, batch_idx))
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Returns the refined de-tokenizer."""

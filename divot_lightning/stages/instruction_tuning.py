@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
-from divot_lightning.components import find_component, load_component
+from divot_lightning.components import find_component, load_component, read_settings
 from divot_lightning.errors import UserError
 from divot_lightning.models.language_model import LoRASettings
 from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.models.video_llm_config import VideoLLMConfig
 from divot_lightning.stages.optimization import OptimizerSettings
 from divot_lightning.stages.video_llm_stage import VideoLLMStage
 
@@ -42,15 +43,29 @@ class InstructionTuning(VideoLLMStage):
         text_loss_weight: float = 1.0,
         head_loss_weight: float = 1.0,
     ) -> None:
-        video_llm = load_component(find_component(previous, "video_llm"), VideoLLM)
-        adapters = lora or video_llm.settings.lora
+        for part in freeze or []:
+            if part not in get_args(Part):
+                allowed = ", ".join(get_args(Part))
+                raise UserError(f"freeze names {part!r}, which is no part of the video LLM; allowed: {allowed}.")
+        folder = find_component(previous, "video_llm")
+        config = read_settings(folder, VideoLLM, VideoLLMConfig)
+        super().__init__(config, previous, optimizer, text_loss_weight, head_loss_weight)
+        self.video_llm_folder = folder
+        self.freeze_names = freeze or []
+        self.lora = lora
+        self.max_length = max_length
+
+    def build_video_llm(self) -> VideoLLM:
+        """Loads the video LLM, folds its adapters in, adds new ones and freezes parts."""
+        video_llm = load_component(self.video_llm_folder, VideoLLM)
+        adapters = self.lora or video_llm.settings.lora
         video_llm.merge_lora()
         if adapters is not None:
             video_llm.add_lora(adapters)
-        if max_length is not None:
-            video_llm.set_max_length(max_length)
-        freeze_parts(video_llm, freeze or [])
-        super().__init__(video_llm, previous, optimizer, text_loss_weight, head_loss_weight)
+        if self.max_length is not None:
+            video_llm.set_max_length(self.max_length)
+        freeze_parts(video_llm, self.freeze_names)
+        return video_llm
 
 
 def freeze_parts(video_llm: VideoLLM, parts: list[Part]) -> None:
@@ -67,6 +82,4 @@ def freeze_parts(video_llm: VideoLLM, parts: list[Part]) -> None:
         "queries": video_llm.queries,
     }
     for part in parts:
-        if part not in known:
-            raise UserError(f"freeze names {part!r}, which is no part of the video LLM; allowed: {', '.join(known)}.")
         known[part].requires_grad_(False)

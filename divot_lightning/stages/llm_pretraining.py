@@ -40,13 +40,21 @@ class LLMPretraining(VideoLLMStage):
         head_loss_weight: float = 1.0,
         statistics_batches: int = 16,
     ) -> None:
-        super().__init__(VideoLLM(llm, head), previous, optimizer, text_loss_weight, head_loss_weight)
+        super().__init__(llm, previous, optimizer, text_loss_weight, head_loss_weight)
+        self.llm = llm
+        self.head = head
         self.statistics_batches = statistics_batches
         self.register_buffer("statistics_known", torch.tensor(False))
 
+    def build_video_llm(self) -> VideoLLM:
+        """Builds the video LLM, pretrained or not, and an untrained head."""
+        return VideoLLM(self.llm, self.head)
+
     def on_fit_start(self) -> None:
         """Measures the feature statistics, once: a resumed run finds them in its checkpoint."""
-        if self.statistics_batches == 0 or bool(self.statistics_known):
+        # DeepSpeed restores a checkpoint after this hook.
+        resumed = bool(self.statistics_known) or self.trainer.ckpt_path is not None
+        if self.statistics_batches == 0 or resumed:
             return
         self.trainer.fit_loop.setup_data()
         batches: Any = self.trainer.train_dataloader

@@ -26,6 +26,8 @@ class OptimizerSettings:
         weight_decay: Decoupled weight decay, for matrices only.
         warmup_steps: Steps in which the rate rises linearly.
         final_lr_fraction: The cosine ends at this share of the peak.
+        max_nonfinite_steps: Steps whose loss or gradient is not finite are left out and written into
+            `<run>/nonfinite.jsonl`; more than so many of them end the run.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -36,6 +38,7 @@ class OptimizerSettings:
     weight_decay: float = 0.05
     warmup_steps: int = 500
     final_lr_fraction: float = 0.05
+    max_nonfinite_steps: int = 20
 
 
 class MuonWithAdamW(Optimizer):

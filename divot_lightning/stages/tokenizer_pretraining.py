@@ -4,18 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
+from divot_lightning.stages.global_mean import LossPart
+from divot_lightning.stages.optimization import OptimizerSettings
+from divot_lightning.stages.stage import Stage, batch_generators, num_counted
 
 
-class TokenizerPretraining(LightningModule):
+class TokenizerPretraining(Stage):
     """Learns tokens because a video diffusion model must denoise the clip from them.
 
     There is no condition dropout here, on purpose (appendix A.1): the diffusion model shall never learn to do without.
@@ -38,31 +39,33 @@ class TokenizerPretraining(LightningModule):
         terminal_share: float = 0.0,
         terminal_share_end: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer)
         check_token_sizes(tokenizer, detokenizer)
-        self.tokenizer = VideoTokenizer(tokenizer)
-        self.detokenizer = VideoDetokenizer(detokenizer)
-        self.optimizer_settings = optimizer
+        self.tokenizer_config = tokenizer
+        self.detokenizer_config = detokenizer
         self.terminal_share = terminal_share
         self.terminal_share_end = terminal_share if terminal_share_end is None else terminal_share_end
 
+    def build(self) -> None:
+        """Builds both networks, untrained but for a ViT and a VAE that come from folders."""
+        self.tokenizer = VideoTokenizer(self.tokenizer_config)
+        self.detokenizer = VideoDetokenizer(self.detokenizer_config)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Returns the denoising loss of clips given their own tokens."""
+        self.agree("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         second_half = 2 * self.global_step >= self.trainer.estimated_stepping_batches
         share = self.terminal_share_end if second_half else self.terminal_share
-        loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_share=share)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(video))
-        return loss
+        generators = batch_generators(batch, "train")
+        loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_share=share, generator=generators)
+        return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the loss with uniform times, and the one at pure noise, where only the tokens help."""
+        self.agree("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
-        log_validation(self, self.detokenizer, video, self.tokenizer(video), batch_idx)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Builds optimizer and schedule."""
-        return configure_optimizer(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+        self.log_validation(validation_losses(self.detokenizer, video, self.tokenizer(video), batch, batch_idx))
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Returns tokenizer and de-tokenizer."""
@@ -73,14 +76,18 @@ class TokenizerPretraining(LightningModule):
         return {}
 
 
-def log_validation(
-    stage: LightningModule, detokenizer: VideoDetokenizer, video_BFCHW: Tensor, tokens_BQC: Tensor, batch_idx: int
-) -> None:
-    """Logs a de-tokenizer's validation losses, with the same noise at every validation."""
-    for name, share in (("validation/loss", 0.0), ("validation/loss_at_pure_noise", 1.0)):
-        generator = torch.Generator(video_BFCHW.device).manual_seed(batch_idx)
-        loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_share=share, generator=generator)
-        stage.log(name, loss, batch_size=len(video_BFCHW), sync_dist=True)
+def validation_losses(
+    detokenizer: VideoDetokenizer, video_BFCHW: Tensor, tokens_BQC: Tensor, batch: dict[str, Any], batch_idx: int
+) -> dict[str, LossPart]:
+    """Computes a de-tokenizer's validation losses, with the same noise at every validation."""
+    losses = {}
+    for name, share in (("loss", 0.0), ("loss_at_pure_noise", 1.0)):
+        generators: Randomness = batch_generators(batch, "validation")
+        if generators is None:
+            generators = torch.Generator(video_BFCHW.device).manual_seed(batch_idx)
+        loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_share=share, generator=generators)
+        losses[name] = LossPart(loss, num_counted(batch))
+    return losses
 
 
 def check_token_sizes(tokenizer: TokenizerConfig, detokenizer: DetokenizerConfig) -> None:

@@ -1,91 +1,88 @@
-"""What both stages of the video LLM do alike: steps, optimiser, checkpoints without the frozen tokenizer, exports."""
+"""What both stages of the video LLM do alike: steps, checkpoints without the frozen tokenizer, exports."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 
-from divot_lightning.models.video_llm import VideoLLM, VideoLLMOutput
-from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
+from divot_lightning.components import find_component, load_component, read_settings
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.models.video_llm_config import VideoLLMConfig
+from divot_lightning.sharding.agreement import Agreement
+from divot_lightning.sharding.building import has_shards
+from divot_lightning.stages.global_mean import LossPart
+from divot_lightning.stages.optimization import OptimizerSettings
+from divot_lightning.stages.stage import Stage
 from divot_lightning.stages.video_llm_step import (
     add_frozen,
     check_widths,
     clip_features,
     drop_frozen,
     find_drawing_part,
-    load_frozen_tokenizer,
-    loss_record,
-    video_llm_step,
+    loss_parts,
 )
 
 
-class VideoLLMStage(LightningModule):
+class VideoLLMStage(Stage):
     """Trains a video LLM on the features of a frozen tokenizer.
 
     Args:
-        video_llm: The model to train.
+        config: Settings of the model to train.
         previous: Run folder that trained or used the tokenizer.
         optimizer: Optimiser settings.
         text_loss_weight: Weight of the next-word loss.
         head_loss_weight: Weight of the generation head's loss.
     """
 
+    frozen = ("tokenizer",)
+
     def __init__(
         self,
-        video_llm: VideoLLM,
+        config: VideoLLMConfig,
         previous: str,
         optimizer: OptimizerSettings,
         text_loss_weight: float,
         head_loss_weight: float,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer)
         self.previous = previous
-        self.tokenizer, self.tokenizer_folder = load_frozen_tokenizer(previous)
-        check_widths(self.tokenizer, video_llm)
-        self.video_llm = video_llm
-        self.optimizer_settings = optimizer
+        self.tokenizer_folder = find_component(previous, "tokenizer")
+        check_widths(read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig), config)
         self.weights = {"text_loss_weight": text_loss_weight, "head_loss_weight": head_loss_weight}
+
+    def build_video_llm(self) -> VideoLLM:
+        """Builds the model to train."""
+        raise TypeError(f"{type(self).__name__} has no build_video_llm()")
+
+    def build(self) -> None:
+        """Loads the frozen tokenizer and builds the video LLM."""
+        self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
+        self.video_llm = self.build_video_llm()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Computes the loss of a batch.
 
         Args:
             batch: "segments", "key", and "video" or "features".
-            batch_idx: Not used.
+            batch_idx: Number of the batch in the epoch.
 
         Returns:
             The weighted loss.
         """
-        loss, output = self._step(batch)
-        for name, (value, count) in loss_record("train", loss, output, len(batch["segments"])).items():
-            if count:
-                self.log(name, value, batch_size=count, prog_bar=True)
-        return loss
+        return self.training_loss(self._step(batch, self.agree("train", batch, batch_idx)), batch)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the losses of a validation batch, averaged over samples, targets and clips; arguments as above."""
-        loss, output = self._step(batch)
-        for name, (value, count) in loss_record("validation", loss, output, len(batch["segments"])).items():
-            # Processes must log the same names, or they would wait for each other for ever.
-            if count or self.trainer.world_size > 1:
-                self.log(name, value, batch_size=count, sync_dist=True, prog_bar=True)
+        """Logs the losses of a validation batch, averaged over targets and clips; arguments as above."""
+        self.log_validation(self._step(batch, self.agree("validation", batch, batch_idx)))
 
-    def _step(self, batch: dict[str, Any]) -> tuple[Tensor, VideoLLMOutput]:
-        return video_llm_step(self.video_llm, batch, clip_features(batch, self.tokenizer), **self.weights)
-
-    def transfer_batch_to_device(
-        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
-    ) -> dict[str, Any]:
-        """Moves the tensors of a batch; segments stay as they are."""
-        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-    def configure_optimizers(self) -> Any:
-        """Gives the optimiser and its schedule."""
-        return configure_optimizer(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+    def _step(self, batch: dict[str, Any], agreement: Agreement) -> dict[str, LossPart]:
+        # Processes that hold shards of the tokenizer run it equally often, whoever has clips.
+        at_least = agreement.most_clips if has_shards(self.tokenizer) else 0
+        features = clip_features(batch, self.tokenizer, at_least)
+        return loss_parts(self.video_llm(batch["segments"], features), batch, **self.weights)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the frozen tokenizer out."""

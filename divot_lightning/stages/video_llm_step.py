@@ -13,28 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from divot_lightning.components import find_component, load_component
+from divot_lightning.components import find_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.clip_encoding import encode_clips
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM, VideoLLMOutput
+from divot_lightning.models.video_llm_config import VideoLLMConfig
+from divot_lightning.sharding.agreement import StepPlan, agree
+from divot_lightning.sharding.building import has_shards
+from divot_lightning.stages.global_mean import LossPart
+from divot_lightning.stages.stage import num_counted
 
 FROZEN_PREFIX = "tokenizer."
 """Keys of the frozen tokenizer in a stage's state; checkpoints leave them out, since its run has them."""
-
-
-def load_frozen_tokenizer(run: str) -> tuple[VideoTokenizer, Path]:
-    """Loads the tokenizer that a run trained or used.
-
-    Args:
-        run: Run folder, or the component folder itself.
-
-    Returns:
-        The tokenizer, frozen and in eval mode, and its folder.
-    """
-    folder = find_component(run, "tokenizer")
-    tokenizer = load_component(folder, VideoTokenizer)
-    return tokenizer.requires_grad_(False).eval(), folder
 
 
 def find_drawing_part(run: str, tokenizer_folder: Path) -> dict[str, Path]:
@@ -54,15 +45,15 @@ def find_drawing_part(run: str, tokenizer_folder: Path) -> dict[str, Path]:
     return {} if folder == tokenizer_folder else {"detokenizer": folder}
 
 
-def check_widths(tokenizer: VideoTokenizer, video_llm: VideoLLM) -> None:
+def check_widths(tokenizer: TokenizerConfig, video_llm: VideoLLMConfig) -> None:
     """Refuses a tokenizer whose features the video LLM does not take.
 
     Args:
-        tokenizer: The frozen tokenizer.
-        video_llm: The video LLM.
+        tokenizer: Settings of the frozen tokenizer.
+        video_llm: Settings of the video LLM.
     """
-    gives = (tokenizer.config.tokens_per_clip, tokenizer.config.token_dim)
-    takes = (video_llm.settings.num_queries, video_llm.settings.feature_dim)
+    gives = (tokenizer.tokens_per_clip, tokenizer.token_dim)
+    takes = (video_llm.num_queries, video_llm.feature_dim)
     if gives != takes:
         raise UserError(
             f"The tokenizer gives {gives[0]} tokens of width {gives[1]}, but the video LLM has "
@@ -72,65 +63,56 @@ def check_widths(tokenizer: VideoTokenizer, video_llm: VideoLLM) -> None:
 
 
 @torch.no_grad()
-def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer) -> Tensor | None:
+def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: int = 0) -> Tensor | None:
     """Gives the features of all clips of a batch: the cached ones, or those of the frozen tokenizer.
 
     Args:
         batch: With "features", float (M, Q, C), or "video", uint8 (M, F, 3, H, W), or neither if it has no clips.
         tokenizer: The frozen tokenizer.
+        at_least: Clips to encode; what the batch lacks is filled up with black ones, whose features are dropped.
 
     Returns:
-        features_MQC, float, or None.
+        features_MQC, float, or None; the same bits for the same clips, cached or not (see ``encode_clips``).
     """
-    if "features" in batch:
-        return batch["features"]
-    if "video" in batch:
-        return tokenizer(to_unit_range(tokenizer.select_frames(batch["video"])))
-    return None
+    video = batch.get("video")
+    num_clips = 0 if video is None else len(video)
+    if num_clips < at_least:
+        size = tokenizer.config.vision.image_size
+        shape = (tokenizer.config.num_frames, 3, size, size) if video is None else tuple(video.shape[1:])
+        device = next(tokenizer.parameters()).device
+        black = torch.zeros(at_least - num_clips, *shape, dtype=torch.uint8, device=device)
+        video = black if video is None else torch.cat([video, black])
+    if video is None:
+        return batch.get("features")
+    encoded = encode_clips(tokenizer, video)[:num_clips]
+    return encoded if num_clips else batch.get("features")
 
 
-def video_llm_step(
-    video_llm: VideoLLM,
-    batch: dict[str, Any],
-    features_MQC: Tensor | None,
-    *,
-    text_loss_weight: float,
-    head_loss_weight: float,
-) -> tuple[Tensor, VideoLLMOutput]:
-    """Computes the weighted loss of a batch.
+def loss_parts(
+    output: VideoLLMOutput, batch: dict[str, Any], *, text_loss_weight: float, head_loss_weight: float
+) -> dict[str, LossPart]:
+    """Gives the losses of a batch with what they are means over.
 
     Args:
-        video_llm: The model.
-        batch: With "segments".
-        features_MQC: From ``clip_features``.
+        output: What the model made of the batch.
+        batch: Nothing of a filler counts.
         text_loss_weight: Weight of the next-word loss.
         head_loss_weight: Weight of the generation head's loss.
 
     Returns:
-        The loss, scalar float32, and its parts.
+        Losses by name.
     """
-    output = video_llm(batch["segments"], features_MQC)
-    return text_loss_weight * output.text_loss + head_loss_weight * output.head_loss, output
-
-
-def loss_record(split: str, loss: Tensor, output: VideoLLMOutput, num_samples: int) -> dict[str, tuple[Tensor, int]]:
-    """Names what a step logs.
-
-    Args:
-        split: "train" or "validation".
-        loss: The weighted loss.
-        output: Its parts.
-        num_samples: Samples of the batch.
-
-    Returns:
-        Detached scalars by name, each with the number of things it is the mean over; 0 where a batch has none, so that
-        its value must not count.
-    """
+    counts = int(num_counted(batch) > 0)
     return {
-        f"{split}/loss": (loss.detach(), num_samples),
-        f"{split}/text_loss": (output.text_loss.detach(), output.num_text_targets),
-        f"{split}/head_loss": (output.head_loss.detach(), output.num_generated_clips),
+        "text_loss": LossPart(output.text_loss, counts * output.num_text_targets, text_loss_weight),
+        "head_loss": LossPart(output.head_loss, counts * output.num_generated_clips, head_loss_weight),
     }
+
+
+def most_clips(batch: dict[str, Any], index: int) -> int:
+    """Tells how many clips the process with most of them encodes for the feature statistics."""
+    clips = len(batch["video"]) if "video" in batch else 0
+    return agree(StepPlan("feature statistics", 0, index, -1, list(batch.get("key", [])), clips, 0)).most_clips
 
 
 @torch.no_grad()
@@ -150,10 +132,10 @@ def feature_statistics(
     """
     device = video_llm.feature_mean_C.device
     sums = torch.zeros(3, video_llm.settings.feature_dim, dtype=torch.float64, device=device)
-    for batch in islice(batches, num_batches):
+    for index, batch in enumerate(islice(batches, num_batches)):
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-        features = clip_features(tensors, tokenizer)
-        if features is not None:
+        features = clip_features(tensors, tokenizer, most_clips(batch, index) if has_shards(tokenizer) else 0)
+        if features is not None and batch.get("counted", 1):
             flat = features.flatten(0, 1).double()
             sums += torch.stack([torch.full_like(flat[0], len(flat)), flat.sum(dim=0), flat.square().sum(dim=0)])
     return sums

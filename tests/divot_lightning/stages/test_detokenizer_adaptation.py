@@ -18,6 +18,11 @@ from divot_lightning.stages.optimization import OptimizerSettings
 OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=1)
 
 
+def built(stage):
+    stage.configure_model()
+    return stage
+
+
 def trainer(steps, **settings):
     options = {"max_steps": steps, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     options |= {"enable_model_summary": False, "enable_checkpointing": False}
@@ -40,7 +45,7 @@ def llm_run(tmp_path, pretraining_run, make_config):
 @pytest.fixture
 def make_stage(llm_run, pretraining_run):
     def make(**settings):
-        return DetokenizerAdaptation(str(llm_run), str(pretraining_run), OPTIMIZER, **settings)
+        return built(DetokenizerAdaptation(str(llm_run), str(pretraining_run), OPTIMIZER, **settings))
 
     return make
 

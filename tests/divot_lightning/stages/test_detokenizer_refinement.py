@@ -14,6 +14,11 @@ from divot_lightning.stages.optimization import OptimizerSettings
 OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=1)
 
 
+def built(stage):
+    stage.configure_model()
+    return stage
+
+
 def trainer(steps, **settings):
     options = {"max_steps": steps, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     options |= {"enable_model_summary": False, "enable_checkpointing": False}
@@ -22,7 +27,7 @@ def trainer(steps, **settings):
 
 @pytest.fixture
 def stage(pretraining_run):
-    return DetokenizerRefinement(str(pretraining_run), OPTIMIZER)
+    return built(DetokenizerRefinement(str(pretraining_run), OPTIMIZER))
 
 
 def same(module, folder, kind):
@@ -38,7 +43,7 @@ def test_it_starts_from_the_weights_of_the_run_before(stage, pretraining_run):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_the_detokenizer_learns_and_the_tokenizer_stays_to_the_bit(pretraining_run, clips, name):
     settings = OptimizerSettings(name=name, lr=3e-3, warmup_steps=1)
-    stage = DetokenizerRefinement(str(pretraining_run), settings)
+    stage = built(DetokenizerRefinement(str(pretraining_run), settings))
     trainer(2).fit(stage, DataLoader(clips, batch_size=None))
     assert all(same(stage.tokenizer, pretraining_run / "tokenizer", VideoTokenizer).values())
     assert all(value.grad is None for value in stage.tokenizer.parameters())
@@ -59,7 +64,7 @@ def test_the_tokenizer_is_in_evaluation_mode_while_the_detokenizer_trains(stage,
 
 
 def test_the_condition_is_dropped_for_the_tokens_of_a_grey_clip(pretraining_run, clips):
-    stage = DetokenizerRefinement(str(pretraining_run), OPTIMIZER, condition_dropout=1.0)
+    stage = built(DetokenizerRefinement(str(pretraining_run), OPTIMIZER, condition_dropout=1.0))
     seen = []
     stage.detokenizer.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
     trainer(1).fit(stage, DataLoader(clips, batch_size=None))
@@ -70,7 +75,7 @@ def test_the_condition_is_dropped_for_the_tokens_of_a_grey_clip(pretraining_run,
 
 
 def test_without_dropout_every_clip_keeps_its_tokens(pretraining_run, clips):
-    stage = DetokenizerRefinement(str(pretraining_run), OPTIMIZER, condition_dropout=0.0)
+    stage = built(DetokenizerRefinement(str(pretraining_run), OPTIMIZER, condition_dropout=0.0))
     seen = []
     stage.detokenizer.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
     trainer(1).fit(stage, DataLoader(clips, batch_size=None))
@@ -110,7 +115,7 @@ def test_the_run_hands_on_its_detokenizer_and_records_the_tokenizer(stage, pretr
 def test_a_refined_run_can_be_refined_again(stage, pretraining_run, clips, tmp_path):
     run = tmp_path / "refined"
     trainer(1, callbacks=[ComponentExport(run)]).fit(stage, DataLoader(clips, batch_size=None))
-    again = DetokenizerRefinement(str(run), OPTIMIZER)
+    again = built(DetokenizerRefinement(str(run), OPTIMIZER))
     assert all(same(again.detokenizer, run / "detokenizer", VideoDetokenizer).values())
     assert again.used_components() == {"tokenizer": pretraining_run / "tokenizer"}
 

@@ -14,6 +14,11 @@ OPTIMIZER = OptimizerSettings(lr=1e-2, warmup_steps=1)
 LORA = LoRASettings(rank=2, alpha=2, dropout=0.0)
 
 
+def built(stage):
+    stage.configure_model()
+    return stage
+
+
 @pytest.fixture
 def pretrained(tokenizer_run, make_config, head, tmp_path):
     """Makes the run folder of a pretraining, with weights as they are after some training."""
@@ -47,7 +52,7 @@ def losses(video_llm, batch):
 def test_tuning_starts_where_pretraining_ended(pretrained, batches, lora):
     run = pretrained(lora=lora)
     before = load_component(run / "video_llm", VideoLLM)
-    stage = InstructionTuning(str(run), OPTIMIZER)
+    stage = built(InstructionTuning(str(run), OPTIMIZER))
     torch.testing.assert_close(losses(stage.video_llm, batches[0]), losses(before, batches[0]))
     assert stage.video_llm.settings.lora == lora
     assert stage.video_llm.feature_mean_C.eq(0.5).all()
@@ -58,13 +63,13 @@ def test_new_adapters_sit_on_merged_weights(pretrained):
     before = load_component(run / "video_llm", VideoLLM)
     before.merge_lora()
     merged = before.causal_lm.model.layers[0].self_attn.q_proj.weight
-    layer = InstructionTuning(str(run), OPTIMIZER).video_llm.causal_lm.model.layers[0].self_attn.q_proj
+    layer = built(InstructionTuning(str(run), OPTIMIZER)).video_llm.causal_lm.model.layers[0].self_attn.q_proj
     torch.testing.assert_close(layer.base_layer.weight, merged)
     assert layer.lora_B["default"].weight.eq(0).all()
 
 
 def test_adapters_can_be_added_to_a_model_trained_without(pretrained, loader, tmp_path):
-    stage = InstructionTuning(str(pretrained()), OPTIMIZER, lora=LORA, max_length=30)
+    stage = built(InstructionTuning(str(pretrained()), OPTIMIZER, lora=LORA, max_length=30))
     assert stage.video_llm.settings.max_length == 30
     fit(stage, loader, tmp_path)
     assert stage.video_llm.causal_lm.model.layers[0].mlp.up_proj.lora_B["default"].weight.ne(0).any()
@@ -80,7 +85,7 @@ PARTS = {
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_frozen_part_stays_and_the_others_move(pretrained, loader, tmp_path, part):
-    stage = InstructionTuning(str(pretrained()), OPTIMIZER, freeze=[part])
+    stage = built(InstructionTuning(str(pretrained()), OPTIMIZER, freeze=[part]))
     before = {name: value.clone() for name, value in stage.video_llm.named_parameters()}
     fit(stage, loader, tmp_path)
     for name, value in stage.video_llm.named_parameters():
@@ -89,11 +94,11 @@ def test_a_frozen_part_stays_and_the_others_move(pretrained, loader, tmp_path, p
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_the_tuned_model_and_its_tokenizer_are_handed_on(pretrained, tokenizer_run, batches, loader, tmp_path, lora):
-    stage = InstructionTuning(str(pretrained(lora=lora)), OPTIMIZER)
+    stage = built(InstructionTuning(str(pretrained(lora=lora)), OPTIMIZER))
     fit(stage, loader, tmp_path, callbacks=[ComponentExport(tmp_path / "tuned")])
     loaded = load_component(tmp_path / "tuned" / "video_llm", VideoLLM)
     torch.testing.assert_close(losses(loaded, batches[0]), losses(stage.video_llm, batches[0]))
-    again = InstructionTuning(str(tmp_path / "tuned"), OPTIMIZER)
+    again = built(InstructionTuning(str(tmp_path / "tuned"), OPTIMIZER))
     assert again.tokenizer_folder.resolve() == (tokenizer_run / "tokenizer").resolve()
 
 

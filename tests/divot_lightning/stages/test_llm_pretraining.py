@@ -15,6 +15,11 @@ from divot_lightning.stages.optimization import OptimizerSettings
 OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=1)
 
 
+def built(stage):
+    stage.configure_model()
+    return stage
+
+
 def trainer(folder, steps, **settings):
     options = {"max_steps": steps, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     options |= {"enable_model_summary": False, "enable_checkpointing": False, "default_root_dir": folder}
@@ -27,7 +32,7 @@ def encoded(stage, batches):
 
 
 def test_training_lowers_the_loss_and_writes_a_component(tokenizer_run, make_config, batches, loader, head, tmp_path):
-    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
+    stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER))
     run = trainer(tmp_path, 40, callbacks=[ComponentExport(tmp_path / "run")])
     run.fit(stage, loader)
     metrics = run.callback_metrics
@@ -44,7 +49,7 @@ def test_training_lowers_the_loss_and_writes_a_component(tokenizer_run, make_con
 def test_features_are_normalised_by_the_statistics_of_the_first_batches(
     tokenizer_run, make_config, batches, loader, head, tmp_path
 ):
-    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=2)
+    stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=2))
     trainer(tmp_path, 1).fit(stage, loader)
     features = encoded(stage, batches[:2]).flatten(0, 1)
     torch.testing.assert_close(stage.video_llm.feature_mean_C, features.mean(dim=0), atol=1e-5, rtol=1e-4)
@@ -52,7 +57,7 @@ def test_features_are_normalised_by_the_statistics_of_the_first_batches(
 
 
 def test_without_statistics_features_stay_as_they_are(tokenizer_run, make_config, loader, head, tmp_path):
-    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=0)
+    stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=0))
     trainer(tmp_path, 1).fit(stage, loader)
     assert stage.video_llm.feature_mean_C.eq(0).all()
     assert stage.video_llm.feature_std_C.eq(1).all()
@@ -65,7 +70,7 @@ def test_a_resumed_run_keeps_its_statistics_and_goes_on_as_if_never_stopped(
 
     def stage():
         torch.manual_seed(3)
-        return LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=2)
+        return built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=2))
 
     class SaveAfterFirstEpoch(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
@@ -84,14 +89,14 @@ def test_a_resumed_run_keeps_its_statistics_and_goes_on_as_if_never_stopped(
 
 
 def test_cached_features_train_as_the_videos_do(tokenizer_run, make_config, batches, head):
-    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
+    stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER))
     stage.log = lambda *args, **kwargs: None
     cached = {"segments": batches[0]["segments"], "features": encoded(stage, batches[:1])}
     torch.testing.assert_close(stage.training_step(cached, 0), stage.training_step(batches[0], 0))
 
 
 def test_the_loss_weights_weigh(tokenizer_run, make_config, batches, head):
-    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, 2.0, 0.5)
+    stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, 2.0, 0.5))
     stage.log = lambda *args, **kwargs: None
     parts = stage.video_llm(batches[0]["segments"], encoded(stage, batches[:1]))
     expected = 2.0 * parts.text_loss + 0.5 * parts.head_loss
@@ -99,7 +104,7 @@ def test_the_loss_weights_weigh(tokenizer_run, make_config, batches, head):
 
 
 def test_the_tokenizer_stays_frozen(tokenizer_run, make_config, loader, head, tmp_path):
-    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
+    stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER))
     trainer(tmp_path, 2).fit(stage, loader)
     stored = load_component(tokenizer_run / "tokenizer", VideoTokenizer).state_dict()
     for name, value in stage.tokenizer.state_dict().items():
@@ -110,7 +115,7 @@ def test_the_tokenizer_stays_frozen(tokenizer_run, make_config, loader, head, tm
 def test_validation_losses_are_means_over_targets_and_clips(
     tokenizer_run, make_config, batches, loader, head, tmp_path
 ):
-    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
+    stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER))
     run = trainer(tmp_path, 1)
     run.validate(stage, loader, verbose=False)
     assert set(run.callback_metrics) == {"validation/loss", "validation/text_loss", "validation/head_loss"}
@@ -125,7 +130,7 @@ def test_validation_losses_are_means_over_targets_and_clips(
 
 
 def test_a_text_batch_does_not_log_a_head_loss(tokenizer_run, make_config, batches, head, tmp_path):
-    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=0)
+    stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, statistics_batches=0))
     run = trainer(tmp_path, 1)
     run.fit(stage, DataLoader(batches[-1:], batch_size=None))
     assert "train/head_loss" not in run.callback_metrics
@@ -143,6 +148,6 @@ def test_a_missing_previous_run_is_named(make_config, head):
 
 
 def test_batches_without_clips_give_no_statistics(tokenizer_run, make_config, batches, head, tmp_path):
-    stage = LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER)
+    stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER))
     with pytest.raises(UserError, match="hold 0 features"):
         trainer(tmp_path, 1).fit(stage, DataLoader(batches[-1:], batch_size=None))

@@ -15,6 +15,11 @@ from divot_lightning.stages.tokenizer_pretraining import TokenizerPretraining
 OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=1)
 
 
+def built(stage):
+    stage.configure_model()
+    return stage
+
+
 def trainer(steps, **settings):
     options = {"max_steps": steps, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     options |= {"enable_model_summary": False, "enable_checkpointing": False}
@@ -24,7 +29,7 @@ def trainer(steps, **settings):
 @pytest.fixture
 def stage(tokenizer_config, detokenizer_config):
     torch.manual_seed(0)
-    return TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER)
+    return built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER))
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def test_both_networks_learn_together(stage, clips):
 def test_training_lowers_the_loss_on_one_batch(tokenizer_config, detokenizer_config, clips, name):
     torch.manual_seed(0)
     settings = OptimizerSettings(name=name, lr=1e-2, matrix_lr=1e-2, warmup_steps=1)
-    stage = TokenizerPretraining(tokenizer_config, detokenizer_config, settings)
+    stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, settings))
     clips[0]["video"][0], clips[0]["video"][1] = 80, 175  # a dark clip and a bright one
 
     def loss():
@@ -88,7 +93,7 @@ def test_pixels_reach_the_models_between_minus_one_and_one(stage, clips, calls):
 
 @pytest.mark.parametrize(("end", "expected"), [(None, [0.7] * 5), (0.2, [0.7, 0.7, 0.7, 0.2, 0.2])])
 def test_the_terminal_share_changes_in_the_middle(tokenizer_config, detokenizer_config, clips, calls, end, expected):
-    stage = TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER, 0.7, end)
+    stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER, 0.7, end))
     trainer(5, max_epochs=-1).fit(stage, DataLoader(clips, batch_size=None))
     assert [call["terminal_share"] for call in calls] == expected
 

@@ -7,6 +7,7 @@ from divot_lightning.components import find_component, load_component, save_comp
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM, VideoLLMOutput
+from divot_lightning.stages.global_mean import LossPart
 from divot_lightning.stages.video_llm_step import (
     add_frozen,
     apply_feature_statistics,
@@ -14,18 +15,17 @@ from divot_lightning.stages.video_llm_step import (
     drop_frozen,
     feature_statistics,
     find_drawing_part,
-    load_frozen_tokenizer,
-    loss_record,
+    loss_parts,
 )
 
 
 def test_a_batch_without_clips_has_no_features(tokenizer_run):
-    tokenizer, _ = load_frozen_tokenizer(str(tokenizer_run))
+    tokenizer = load_component(tokenizer_run / "tokenizer", VideoTokenizer).eval()
     assert clip_features({"segments": []}, tokenizer) is None
 
 
 def test_videos_are_encoded_from_their_sparse_frames_without_gradient(tokenizer_run, batches):
-    tokenizer, _ = load_frozen_tokenizer(str(tokenizer_run))
+    tokenizer = load_component(tokenizer_run / "tokenizer", VideoTokenizer).eval()
     features = clip_features(batches[0], tokenizer)
     sparse = batches[0]["video"][:, [0, 4, 8, 12, 15]].float() / 127.5 - 1
     torch.testing.assert_close(features, tokenizer(sparse))
@@ -33,7 +33,7 @@ def test_videos_are_encoded_from_their_sparse_frames_without_gradient(tokenizer_
 
 
 def test_sums_of_parts_give_the_statistics_of_the_whole(tokenizer_run, make_config, head):
-    tokenizer, _ = load_frozen_tokenizer(str(tokenizer_run))
+    tokenizer = load_component(tokenizer_run / "tokenizer", VideoTokenizer).eval()
     video_llm = VideoLLM(make_config(), head)
     parts = [torch.randn(count, 3, 8) * 5 + 100 for count in (2, 4)]
     sums = sum(feature_statistics([{"features": part}], 1, tokenizer, video_llm) for part in parts)
@@ -44,25 +44,33 @@ def test_sums_of_parts_give_the_statistics_of_the_whole(tokenizer_run, make_conf
 
 
 def test_only_the_asked_number_of_batches_is_read(tokenizer_run, make_config, head):
-    tokenizer, _ = load_frozen_tokenizer(str(tokenizer_run))
+    tokenizer = load_component(tokenizer_run / "tokenizer", VideoTokenizer).eval()
     batches = iter([{"features": torch.randn(1, 3, 8)}] * 5)
     sums = feature_statistics(batches, 2, tokenizer, VideoLLM(make_config(), head))
     assert sums[0, 0] == 6
     assert len(list(batches)) == 3
 
 
-def test_losses_are_recorded_with_what_they_are_the_mean_over():
-    parts = VideoLLMOutput(torch.tensor(1.0), torch.tensor(2.0), 7, 0)
-    record = loss_record("train", torch.tensor(3.0), parts, 4)
-    assert record == {
-        "train/loss": (torch.tensor(3.0), 4),
-        "train/text_loss": (torch.tensor(1.0), 7),
-        "train/head_loss": (torch.tensor(2.0), 0),
+@pytest.mark.parametrize("counted", [4, 0])
+def test_losses_come_with_what_they_are_the_mean_over_and_a_filler_counts_for_nothing(counted):
+    output = VideoLLMOutput(torch.tensor(1.0), torch.tensor(2.0), 7, 3)
+    parts = loss_parts(output, {"segments": [[]] * 4, "counted": counted}, text_loss_weight=0.5, head_loss_weight=2.0)
+    assert parts == {
+        "text_loss": LossPart(torch.tensor(1.0), 7 if counted else 0, 0.5),
+        "head_loss": LossPart(torch.tensor(2.0), 3 if counted else 0, 2.0),
     }
 
 
+def test_a_batch_is_filled_up_with_clips_that_nobody_sees(tokenizer_run, batches):
+    tokenizer = load_component(tokenizer_run / "tokenizer", VideoTokenizer).eval()
+    torch.testing.assert_close(clip_features(batches[0], tokenizer, 7), clip_features(batches[0], tokenizer))
+    assert clip_features({"segments": []}, tokenizer, 3) is None
+    cached = {"features": torch.ones(2, 3, 8)}
+    assert clip_features(cached, tokenizer, 3) is cached["features"]
+
+
 def test_a_checkpoint_loses_and_regains_the_tokenizer(tokenizer_run):
-    tokenizer, _ = load_frozen_tokenizer(str(tokenizer_run))
+    tokenizer = load_component(tokenizer_run / "tokenizer", VideoTokenizer).eval()
     state = {**{f"tokenizer.{key}": value for key, value in tokenizer.state_dict().items()}, "other": torch.ones(1)}
     checkpoint = {"state_dict": dict(state)}
     drop_frozen(checkpoint)

@@ -1,0 +1,237 @@
+"""Modules that are sharded over processes while they are built (ZeRO stage 3), so that no process holds them whole.
+
+DeepSpeed's `zero.Init` shards each module as soon as its own constructor ends; whatever the constructor around it then
+does to the weights (zero gates, positions, tied weights) is lost without a word. Here a module with weights on disk is
+built without memory for its parameters, which are then read, sent and sharded one by one; one without is built as usual
+and sharded part by part.
+"""
+
+import json
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, distributed, nn
+
+_SHARDER: ContextVar["Sharder | None"] = ContextVar("sharder", default=None)
+
+
+class Sharder:
+    """Turns parameters into shards.
+
+    Args:
+        settings: DeepSpeed's settings, with ZeRO stage 3.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        from deepspeed.zero import Init
+
+        self.settings = settings
+        self.half = next((dtype for name, dtype in _HALVES.items() if settings.get(name, {}).get("enabled")), None)
+        # Without a module of its own: only its way of converting parameters is needed.
+        self._init = Init(module=nn.Module(), config_dict_or_path=settings, dtype=self.half)
+
+    def shard(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Leaves each process its share of parameters that are whole; the first process's values count."""
+        for parameter in parameters:
+            if not is_sharded(parameter):
+                if self.half is not None:
+                    parameter.data = parameter.data.to(self.half)
+                self._init._convert_to_zero_parameters([parameter])
+
+
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def sharded_building(sharder: Sharder) -> Generator[None, None, None]:
+    """Shards what is built within."""
+    token = _SHARDER.set(sharder)
+    try:
+        yield
+    finally:
+        _SHARDER.reset(token)
+
+
+def is_sharding() -> bool:
+    """Tells whether what is built now is to be sharded."""
+    return _SHARDER.get() is not None
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Tells whether this process holds only its share of a parameter."""
+    return hasattr(parameter, "ds_id")
+
+
+def has_shards(module: nn.Module) -> bool:
+    """Tells whether all processes must run a module together, since each holds a share of its parameters."""
+    return any(is_sharded(parameter) for parameter in module.parameters())
+
+
+def shard_rest(module: nn.Module) -> None:
+    """Shards those parameters of a module that are still whole; does nothing without ZeRO stage 3."""
+    sharder = _SHARDER.get()
+    if sharder is not None:
+        sharder.shard(module.parameters())
+
+
+def gathered(parameters: Iterable[Tensor], *, write: bool = False) -> AbstractContextManager[None]:
+    """Makes sharded parameters whole within; all processes enter it together. Others are left as they are.
+
+    Args:
+        parameters: Sharded or not.
+        write: Keep what the first process writes into them; else they must only be read.
+    """
+    sharded = [parameter for parameter in parameters if is_sharded(parameter)]
+    if not sharded:
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    context: AbstractContextManager[None] = GatheredParameters(sharded, modifier_rank=0 if write else None)
+    return context
+
+
+def without_memory() -> AbstractContextManager[None]:
+    """Is entered to build a module whose parameters `fill` will read: then they take no memory. Buffers do."""
+    return _parameters_on_meta() if is_sharding() else nullcontext()
+
+
+@contextmanager
+def _parameters_on_meta() -> Generator[None, None, None]:
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        # One that is there already is being tied, and must stay the same object.
+        if param is not None and param.device.type != "meta":
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+@contextmanager
+def peft_that_gathers() -> Generator[None, None, None]:
+    """Lets PEFT know that weights may be sharded, so that it makes those whole that it copies."""
+    sharder = _SHARDER.get()
+    if sharder is None:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    known = HfDeepSpeedConfig(sharder.settings)  # transformers keeps a weak reference to it
+    yield
+    del known
+
+
+class Found(NamedTuple):
+    """What `fill` made of the names: those of the module that are not stored, and those that it does not have."""
+
+    missing: list[str]
+    unexpected: list[str]
+
+
+def fill(module: nn.Module, files: Iterable[Path]) -> Found:
+    """Reads a module's parameters and persistent buffers tensor by tensor, and shards them; see `without_memory`.
+
+    Args:
+        module: Built without memory.
+        files: Safetensors with the module's names; of a tied parameter any one of its names will do. A stored tensor
+            with fewer rows than its parameter fills the first ones.
+
+    Returns:
+        Which names did not fit; where some are missing, nothing was read.
+    """
+    sharder = _SHARDER.get()
+    assert sharder is not None
+    sources = {name: file for file in files for name in _names(file)}
+    groups = list(_aliases(module))
+    buffers = {name: value for name, value in module.state_dict().items() if name in dict(module.named_buffers())}
+    missing = [group[0].name for group in groups if not any(place.name in sources for place in group)]
+    missing += [name for name in buffers if name not in sources]
+    known = {place.name for group in groups for place in group} | set(buffers)
+    found = Found(missing, sorted(set(sources) - known))
+    if missing:
+        return found
+    for group in groups:
+        name = next(place.name for place in group if place.name in sources)
+        _place(group, lambda name=name: _read(sources[name], name), sharder)  # type: ignore[misc]
+    for name, value in buffers.items():
+        value.copy_(_read(sources[name], name))
+    return found
+
+
+def fill_from_first(module: nn.Module, source: nn.Module | None) -> None:
+    """Takes parameters and buffers over from a whole module that the first process has, and shards them.
+
+    Args:
+        module: Built without memory.
+        source: The whole module, on the first process; None on others.
+    """
+    sharder = _SHARDER.get()
+    assert sharder is not None
+    stored = dict(source.state_dict()) if source is not None else {}
+    for group in _aliases(module):
+        _place(group, lambda name=group[0].name: stored[name], sharder)  # type: ignore[misc]
+    for name, value in module.named_buffers():
+        if source is not None:
+            value.copy_(source.get_buffer(name))
+        distributed.broadcast(value, 0)
+
+
+class _Place(NamedTuple):
+    owner: nn.Module
+    attribute: str
+    name: str
+
+
+def _aliases(module: nn.Module) -> Iterator[list[_Place]]:
+    """Gives the places of each parameter; a tied one has several."""
+    groups: dict[int, list[_Place]] = {}
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        for attribute, parameter in owner._parameters.items():
+            if parameter is not None:
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                groups.setdefault(id(parameter), []).append(_Place(owner, attribute, name))
+    yield from groups.values()
+
+
+def _place(group: list[_Place], read: Callable[[], Tensor], sharder: Sharder) -> None:
+    empty = group[0].owner._parameters[group[0].attribute]
+    assert empty is not None
+    values = torch.zeros(empty.shape, dtype=sharder.half or empty.dtype, device="cpu")
+    if distributed.get_rank() == 0:
+        stored = read()
+        values[: len(stored)].copy_(stored) if stored.ndim else values.copy_(stored)
+    parameter = nn.Parameter(values, requires_grad=empty.requires_grad)
+    sharder.shard([parameter])
+    for owner, attribute, _ in group:
+        owner._parameters[attribute] = parameter
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(str(file), "pt") as stored:
+        return list(stored.keys())
+
+
+def _read(file: Path, name: str) -> Tensor:
+    # Opened for each tensor: an open file's pages stay in memory, all that were read.
+    with safe_open(str(file), "pt") as stored:
+        return stored.get_tensor(name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Finds the safetensors files of a pretrained model's folder; none where it has other files or none."""
+    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    if index is not None:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / name for name in sorted(names)]
+    whole = [folder / name for name in ("model.safetensors", "diffusion_pytorch_model.safetensors")]
+    return [file for file in whole if file.is_file()][:1]

@@ -1,0 +1,73 @@
+"""Steps whose loss or gradient is not a number: left out by all processes alike, written down, and limited."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import distributed
+
+from divot_lightning.errors import UserError
+
+RECORD_FILE = "nonfinite.jsonl"
+_KEYS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """What one process held in a step that was left out.
+
+    Attributes:
+        rank: The process.
+        loss: Its loss, as text since JSON has no NaN.
+        keys: Its samples.
+    """
+
+    rank: int
+    loss: str
+    keys: list[str]
+
+
+def gather_culprits(loss: float, keys: list[str], finite: bool) -> list[Culprit]:
+    """Collects what the processes held whose loss is not finite; all processes call it together.
+
+    Args:
+        loss: This process's loss.
+        keys: This process's samples.
+        finite: Whether its loss is finite.
+
+    Returns:
+        In the order of ranks, on every process.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [] if finite else [Culprit(0, str(loss), keys)]
+    mine = None if finite else Culprit(distributed.get_rank(), str(loss), keys)
+    every: list[Culprit | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(every, mine)
+    return [culprit for culprit in every if culprit is not None]
+
+
+def write_record(run: Path, step: int, what: str, culprits: list[Culprit]) -> None:
+    """Appends a line to `<run>/nonfinite.jsonl`; one process of a job does.
+
+    Args:
+        run: The run folder.
+        step: The optimizer step that was left out.
+        what: "loss" or "gradient".
+        culprits: Who held what.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    line = {"step": step, "what": what, "ranks": [vars(culprit) for culprit in culprits]}
+    with (run / RECORD_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def over_budget(run: Path, count: int, allowed: int, step: int, what: str, culprits: list[Culprit]) -> UserError:
+    """Words the end of a run that left out too many steps."""
+    keys = [key for culprit in culprits for key in culprit.keys]
+    more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
+    return UserError(
+        f"{count} steps had a loss or gradient that is not finite, more than max_nonfinite_steps={allowed}\n"
+        f"the last: {what} of step {step}, samples {', '.join(keys[:_KEYS_SHOWN])}{more}\n"
+        f"all are in {run / RECORD_FILE}; look at these samples, lower optimizer.lr, clip gradients\n"
+        "(trainer.gradient_clip_val), or allow more of them (optimizer.max_nonfinite_steps)"
+    )

@@ -1,0 +1,198 @@
+"""What all stages do alike around their own steps: building, agreeing, global means, gradient norm, skipped steps."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from divot_lightning.models.randomness import sample_generators
+from divot_lightning.sharding.agreement import Agreement, StepPlan, agree
+from divot_lightning.sharding.building import shard_rest
+from divot_lightning.stages.global_mean import GlobalLoss, LossPart, global_mean
+from divot_lightning.stages.nonfinite import gather_culprits, over_budget, write_record
+from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
+
+Split = Literal["train", "validation"]
+
+
+class Stage(LightningModule):
+    """A training stage: subclasses check their settings in `__init__` and build their modules in `build`.
+
+    A subclass's `training_step` and `validation_step` call `agree` before their modules run and give their losses to
+    `training_loss` or `log_validation`, which make them independent of how samples are dealt out to processes.
+
+    Attributes:
+        frozen: Names of the modules that are not trained and stay in evaluation mode.
+
+    Args:
+        optimizer: Optimizer settings.
+    """
+
+    frozen: tuple[str, ...] = ()
+    nonfinite_steps: Tensor
+
+    def __init__(self, optimizer: OptimizerSettings) -> None:
+        super().__init__()
+        self.optimizer_settings = optimizer
+        self.is_built = False
+        self.step_dropped = False
+        self.gradient_norm: float | None = None
+        self.step_keys: list[str] = []
+        # In checkpoints, since the budget is one for the whole run.
+        self.register_buffer("nonfinite_steps", torch.tensor(0))
+
+    def build(self) -> None:
+        """Builds the modules and loads their weights."""
+        raise TypeError(f"{type(self).__name__} has no build()")
+
+    def configure_model(self) -> None:
+        """Builds the modules, once; under ZeRO stage 3 each process keeps its share of what is built."""
+        if self.is_built:
+            return
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            seed = os.environ.get("PL_GLOBAL_SEED")
+            if seed is not None:
+                # Initial weights follow from the seed alone, whatever was drawn before under this or that strategy.
+                torch.manual_seed(int(seed))
+            self.build()
+        shard_rest(self)
+        self.is_built = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Stage":
+        """Switches what is trained; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen if self.is_built else ():
+            getattr(self, name).eval()
+        return self
+
+    def agree(self, split: Split, batch: dict[str, Any], batch_idx: int) -> Agreement:
+        """Compares with the other processes what is about to be done; see `divot_lightning.sharding.agreement`."""
+        plan = StepPlan(
+            work=f"{type(self).__name__} {split} step",
+            step=self.global_step if self._trainer is not None else 0,
+            batch_index=batch_idx,
+            position=int(batch.get("position", -1)),
+            keys=list(batch.get("key", [])),
+            clips=len(batch["video"]) if "video" in batch else 0,
+            samples=num_samples(batch),
+        )
+        return agree(plan)
+
+    def training_loss(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> Tensor:
+        """Turns the losses of this process into what it backpropagates, and logs their means over all processes.
+
+        Args:
+            parts: Losses by name.
+            batch: What they are of.
+
+        Returns:
+            The loss. Where a process has one that is not finite, all leave the optimizer step out: the loss is then one
+            that no parameter has a part in.
+        """
+        result = global_mean(parts)
+        self.step_keys += list(batch.get("key", []))
+        if not result.finite:
+            self._drop_step("loss", gather_culprits(result.loss.item(), self.step_keys, _all_finite(parts)))
+        else:
+            self._log("train", parts, result)
+        return result.loss.new_zeros((), requires_grad=True) if self.step_dropped else result.loss
+
+    def log_validation(self, parts: Mapping[str, LossPart]) -> None:
+        """Logs means over all processes and batches."""
+        self._log("validation", parts, global_mean(parts))
+
+    def _log(self, split: Split, parts: Mapping[str, LossPart], result: GlobalLoss) -> None:
+        if "loss" not in parts and result.parts:
+            samples = max(count for _, count in result.parts.values())
+            self.log(f"{split}/loss", result.mean, prog_bar=True, batch_size=samples)
+        for name, (value, count) in result.parts.items():
+            self.log(f"{split}/{name}", value, prog_bar=True, batch_size=count)
+
+    def _drop_step(self, what: str, culprits: list[Any]) -> None:
+        self.step_dropped = True
+        self.nonfinite_steps += 1
+        count, allowed = int(self.nonfinite_steps), self.optimizer_settings.max_nonfinite_steps
+        run = Path(self.trainer.default_root_dir)
+        if self.trainer.is_global_zero:
+            write_record(run, self.global_step, what, culprits)
+        if count > allowed:
+            raise over_budget(run, count, allowed, self.global_step, what, culprits)
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Starts an optimizer step afresh: of accumulated batches, one that is not finite spoils all."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.step_dropped = False
+            self.step_keys = []
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Measures the gradient, before it is clipped; clears it where the step is left out."""
+        if hasattr(self.trainer.strategy, "step_outcome"):
+            return
+        gradients = [value.grad for value in self.parameters() if value.grad is not None]
+        self.gradient_norm = float(nn.utils.get_total_norm(gradients)) if gradients else None
+        self._note_gradient()
+        if self.step_dropped:
+            # Optimizers pass over parameters without a gradient, decay and moments included.
+            optimizer.zero_grad(set_to_none=True)
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Logs the global gradient norm, before clipping, of every optimizer step that was taken."""
+        strategy: Any = self.trainer.strategy
+        if hasattr(strategy, "step_outcome"):
+            self.gradient_norm, strategy.step_outcome = strategy.step_outcome, None
+            self._note_gradient()
+        if self.gradient_norm is not None and not self.step_dropped:
+            self.log("train/gradient_norm", self.gradient_norm, batch_size=1)
+        self.gradient_norm = None
+
+    def _note_gradient(self) -> None:
+        """Leaves a step out whose gradient is not finite; the norm is the same on all processes."""
+        norm = self.gradient_norm
+        if norm is not None and not self.step_dropped and not torch.tensor(norm).isfinite():
+            self._drop_step("gradient", gather_culprits(norm, self.step_keys, finite=False))
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Moves the tensors of a batch; segments, keys and slot numbers stay as they are."""
+        return {
+            name: value.to(device) if isinstance(value, Tensor) and name != "slot" else value
+            for name, value in batch.items()
+        }
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Builds optimizer and schedule."""
+        return configure_optimizer(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+
+
+def num_samples(batch: dict[str, Any]) -> int:
+    """Counts the samples of a batch, those of a filler too."""
+    return len(batch["segments"]) if "segments" in batch else len(batch["video"])
+
+
+def num_counted(batch: dict[str, Any]) -> int:
+    """Counts the samples that count: none in a filler, which only keeps processes in step."""
+    return int(batch.get("counted", num_samples(batch)))
+
+
+def batch_generators(batch: dict[str, Any], purpose: str) -> list[torch.Generator] | None:
+    """Gives each sample of a batch its randomness, from the run's seed and its slot number.
+
+    Args:
+        batch: With "slot", int64 (B,); without it draws come from the global generator.
+        purpose: What is drawn.
+    """
+    if "slot" not in batch:
+        return None
+    return sample_generators(int(os.environ.get("PL_GLOBAL_SEED", "0")), purpose, batch["slot"].tolist())
+
+
+def _all_finite(parts: Mapping[str, LossPart]) -> bool:
+    return all(bool(part.mean.isfinite()) for part in parts.values())
