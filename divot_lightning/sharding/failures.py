@@ -13,6 +13,12 @@ FOLDER_VARIABLE = "DIVOT_FAILURES"
 ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 """Names the file whose message torchrun shows in its table of failures."""
 
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "communicator was aborted")
+"""Words of errors that a process gets when another one has failed."""
+
+LATER_SECONDS = 60
+"""How much later such an error is dated for torchrun."""
+
 
 class RankFailed(RuntimeError):
     """Another process of the job failed; the message says which one and why.
@@ -28,11 +34,20 @@ class RankFailed(RuntimeError):
 
 
 class Failure(NamedTuple):
-    """What a process left behind."""
+    """What a process left behind.
+
+    Attributes:
+        when: Seconds since the epoch.
+        rank: Its local rank.
+        by_user: Whether the user can mend it.
+        lost_peer: Whether it failed because another process was gone.
+        text: What a user should read.
+    """
 
     when: float
     rank: int
     by_user: bool
+    lost_peer: bool
     text: str
 
 
@@ -47,16 +62,17 @@ def note_failure(error: BaseException, text: str, *, by_user: bool) -> bool:
     Returns:
         Whether somebody will show it, so that this process need not.
     """
-    _note_for_torchrun(error, text)
+    lost_peer = any(words in str(error) for words in LOST_PEER)
+    _note_for_torchrun(error, text, lost_peer)
     folder, rank = os.environ.get(FOLDER_VARIABLE), int(os.environ.get("LOCAL_RANK", "0"))
     if not folder or rank == 0 or not Path(folder).is_dir():
         return False
-    _write_json(Path(folder) / f"rank{rank}.json", Failure(time.time(), rank, by_user, text)._asdict())
+    _write_json(Path(folder) / f"rank{rank}.json", Failure(time.time(), rank, by_user, lost_peer, text)._asdict())
     return True
 
 
 def first_failure(folder: Path, exit_codes: dict[int, int | None]) -> RankFailed | None:
-    """Gives the reason why a job ends: what a user can mend first, then what was noted first.
+    """Gives the reason why a job ends: what a user can mend first, what follows from a lost peer last.
 
     Args:
         folder: Where failures were noted.
@@ -65,9 +81,8 @@ def first_failure(folder: Path, exit_codes: dict[int, int | None]) -> RankFailed
     failed = {rank: code for rank, code in exit_codes.items() if code}
     if not failed:
         return None
-    notes = sorted(
-        (note for note in map(_read, folder.glob("rank*.json")) if note), key=lambda n: (not n.by_user, n.when)
-    )
+    notes = [note for note in map(_read, folder.glob("rank*.json")) if note]
+    notes.sort(key=lambda note: (not note.by_user, note.lost_peer, note.when))
     for note in notes:
         if note.rank in failed:
             return RankFailed(f"rank {note.rank}: {note.text}", 2 if note.by_user else 1)
@@ -89,10 +104,12 @@ def describe_exit(code: int) -> str:
     return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def _note_for_torchrun(error: BaseException, text: str) -> None:
+def _note_for_torchrun(error: BaseException, text: str, lost_peer: bool) -> None:
     file = os.environ.get(ERROR_FILE_VARIABLE)
     if file:
-        extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        # torchrun calls the failure with the earliest second the cause of all
+        when = int(time.time()) + (LATER_SECONDS if lost_peer else 0)
+        extra = {"py_callstack": text, "timestamp": str(when)}
         _write_json(Path(file), {"message": {"message": f"{type(error).__name__}: {text}", "extraInfo": extra}})
 
 

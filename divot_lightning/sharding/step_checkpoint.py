@@ -56,7 +56,7 @@ class CheckpointSettings:
 
 
 class StepCheckpoint(Checkpoint):
-    """Saves `<run>/checkpoints/step_<n>` every so many steps, at the end and on Ctrl-C, and removes what is not kept.
+    """Saves `<run>/checkpoints/step_<n>` every so many steps, and at the end, and removes what is not kept.
 
     Args:
         run: The run folder.
@@ -100,11 +100,6 @@ class StepCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the last step, which need not be a multiple of `every_steps`."""
         self.save(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves on Ctrl-C. Other exceptions may hit one rank alone, where saving together would wait forever."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
-            self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
         """Saves the current step, once; all ranks call it together.
