@@ -11,15 +11,13 @@ from typing import Any
 from tqdm import tqdm
 
 from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, MediaInfo, decode_frames, decode_image, probe
+from divot_datamodules.jsonl_source import MEDIA_FIELDS
 from divot_datamodules.ledger import Budget, Defect, Ledger
 from divot_datamodules.samples import SampleError, read_text
 from divot_datamodules.shard_reading import MEDIA_SUFFIXES
 from divot_datamodules.shard_writing import Sample, ShardFolder
 from divot_datamodules.video_writing import encode_video
 from divot_lightning.errors import UserError
-
-MEDIA_FIELDS = ("video", "image")
-"""Fields of a jsonl line that hold the path, relative to the jsonl."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class PackSettings:
 
     Attributes:
         clip_seconds: Cut videos into consecutive pieces of this length and leave out what remains at the end; None
-            packs the files as they are.
+            packs the files as they are. The videos of a story are packed as they are.
         fps: Frames per second of the pieces.
         size: Short side of the pieces in pixels; None keeps the source's.
         samples_per_shard: At most.
@@ -50,17 +48,17 @@ class PackSettings:
 
 @dataclass(frozen=True)
 class Source:
-    """One file to pack.
+    """One sample to pack.
 
     Attributes:
         key: Unique; without dots, since many readers take what follows the first dot for the suffix.
-        path: The media file.
+        paths: The media file, or the several of a story in order.
         text: What goes into the sample's json; {} for none.
         problem: What is wrong with its text already, if anything.
     """
 
     key: str
-    path: Path
+    paths: tuple[Path, ...]
     text: dict[str, Any] = field(default_factory=dict)
     problem: SampleError | None = None
 
@@ -123,9 +121,9 @@ def _folder_sources(folder: Path) -> Iterator[Source]:
         texts = {suffix: path.with_suffix(f".{suffix}") for suffix in ("json", "txt")}
         members = {suffix: text.read_bytes() for suffix, text in texts.items() if text.is_file()}
         try:
-            yield Source(key, path, read_text(members))
+            yield Source(key, (path,), read_text(members))
         except SampleError as error:
-            yield Source(key, path, problem=error)
+            yield Source(key, (path,), problem=error)
 
 
 def _jsonl_sources(file: Path) -> Iterator[Source]:
@@ -135,14 +133,23 @@ def _jsonl_sources(file: Path) -> Iterator[Source]:
             continue
         try:
             text = read_text({"json": line})
+            names = _media_names(text)
         except SampleError as error:
-            yield Source(f"line{number}", file, problem=error)
+            yield Source(f"line{number}", (file,), problem=error)
             continue
-        name = next((text.pop(field_) for field_ in MEDIA_FIELDS if isinstance(text.get(field_), str)), None)
-        if name is None:
-            yield Source(f"line{number}", file, problem=SampleError("missing_media", "no field 'video' or 'image'"))
-            continue
-        yield Source(_unique(safe_key(Path(name).with_suffix("").as_posix()), taken), file.parent / name, text)
+        key = _unique(safe_key(Path(names[0]).with_suffix("").as_posix()), taken)
+        rest = {name: value for name, value in text.items() if name not in MEDIA_FIELDS}
+        yield Source(key, tuple(file.parent / name for name in names), rest)
+
+
+def _media_names(text: Mapping[str, Any]) -> list[str]:
+    """Returns the paths that a line names, in order."""
+    given = [text[name] for name in MEDIA_FIELDS if text.get(name)]
+    names = given[0] if len(given) == 1 and isinstance(given[0], list) else given
+    if len(given) != 1 or not all(isinstance(name, str) for name in names):
+        fields = ", ".join(MEDIA_FIELDS)
+        raise SampleError("missing_media", f"a path in exactly one of the fields {fields} is needed, or a list of them")
+    return list(names)
 
 
 def _piece_size(info: MediaInfo, short_side: int | None) -> tuple[int, int]:
@@ -159,21 +166,36 @@ def _pieces(source: Source, info: MediaInfo, settings: PackSettings) -> Iterator
         raise DecodeError("too_short", f"{info.duration:.2f} s of {settings.clip_seconds:.2f} s")
     for number in range(count):
         times = [number * settings.clip_seconds + frame / settings.fps for frame in range(frames)]
-        video = decode_frames(source.path, times, _piece_size(info, settings.size))
+        video = decode_frames(source.paths[0], times, _piece_size(info, settings.size))
         yield f"{source.key}_{number:04d}", encode_video(video, settings.fps)
 
 
-def _media_members(source: Source, settings: PackSettings) -> Iterator[tuple[str, str, bytes]]:
-    """Yields key, suffix and bytes of what a file gives."""
-    suffix = source.path.suffix.lower().lstrip(".")
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower().lstrip(".")
     if suffix not in MEDIA_SUFFIXES:
         raise DecodeError("undecodable", f"suffix {suffix!r} is none of {', '.join(MEDIA_SUFFIXES)}")
-    if suffix in IMAGE_SUFFIXES or settings.clip_seconds is None:
-        decode_image(source.path)  # opens and decodes, so that nothing broken is packed
-        yield source.key, suffix, source.path.read_bytes()
-        return
-    for key, data in _pieces(source, probe(source.path), settings):
-        yield key, "mp4", data
+    return suffix
+
+
+def _whole(path: Path) -> bytes:
+    """Reads a file that opens and decodes, so that nothing broken is packed."""
+    if not path.is_file():
+        raise SampleError("missing_media", f"the file {path} does not exist")
+    decode_image(path)
+    return path.read_bytes()
+
+
+def _media_samples(source: Source, settings: PackSettings) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yields key and media of the samples that a source gives: one, or the pieces of its video."""
+    suffixes = [_suffix(path) for path in source.paths]
+    if len(source.paths) > 1:
+        files = zip(suffixes, source.paths, strict=True)
+        yield source.key, {f"clip{place}.{suffix}": _whole(path) for place, (suffix, path) in enumerate(files)}
+    elif suffixes[0] in IMAGE_SUFFIXES or settings.clip_seconds is None:
+        yield source.key, {suffixes[0]: _whole(source.paths[0])}
+    else:
+        for key, data in _pieces(source, probe(source.paths[0]), settings):
+            yield key, {"mp4": data}
 
 
 def _samples(
@@ -183,19 +205,18 @@ def _samples(
         try:
             if source.problem is not None:
                 raise source.problem
-            if not source.path.is_file():
-                raise SampleError("missing_media", "the file does not exist")
-            for key, suffix, data in _media_members(source, settings):
-                members: Mapping[str, bytes] = {"json": json.dumps(source.text).encode()} if source.text else {}
-                yield key, {suffix: data, **members}
+            texts: Mapping[str, bytes] = {"json": json.dumps(source.text).encode()} if source.text else {}
+            for key, media in _media_samples(source, settings):
+                yield key, {**media, **texts}
         except (DecodeError, SampleError) as error:
-            on_defect(Defect(error.reason, str(source.path), source.key, error.detail))
+            on_defect(Defect(error.reason, str(source.paths[0]), source.key, error.detail))
 
 
 def _fingerprint(sources: list[Source]) -> str:
     """Returns a hash of names, sizes and texts, so that a changed input is noticed without reading the media."""
     facts = [
-        (source.key, source.path.stat().st_size if source.path.is_file() else None, source.text) for source in sources
+        (source.key, [path.stat().st_size if path.is_file() else None for path in source.paths], source.text)
+        for source in sources
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -206,7 +227,8 @@ def pack(source: str | Path, output: str | Path, settings: PackSettings, *, prog
     A file that cannot be decoded is left out and reported; texts go in as they are.
 
     Args:
-        source: A folder, or a jsonl with a path in "video" or "image" and texts in the other fields.
+        source: A folder, or a jsonl with a path in "video" or "image", or several in order in "videos" or "images", and
+            texts in the other fields.
         output: The shard folder.
         settings: How.
         progress: Whether to show a bar with rate and time left.

@@ -10,8 +10,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot data pack",
         description="Pack videos and pictures into shards. A folder: media files, each with a .json or .txt of the "
-        'same name. A jsonl: one object per line, the path in "video" or "image" (relative to the jsonl), texts such '
-        'as "caption", "question", "answer" in the other fields.',
+        'same name. A jsonl: one object per line, the path in "video" or "image" (relative to the jsonl), or a '
+        'list of them in "videos" or "images"; texts such as "caption", "question", "answer", "conversations", "story" '
+        "in the other fields.",
     )
     parser.add_argument("source", help="folder or .jsonl")
     parser.add_argument("output", help="folder of the shards")

@@ -121,17 +121,17 @@ def test_a_second_call_does_nothing_and_a_changed_input_is_refused(media_folder,
 def test_an_interrupted_call_starts_again(media_folder, tmp_path, monkeypatch):
     from divot_datamodules import packing
 
-    real = packing._media_members
+    real = packing._media_samples
 
     def stop_at_c(source, settings):
         if source.key == "cats/b_v1":
             raise KeyboardInterrupt
         return real(source, settings)
 
-    monkeypatch.setattr(packing, "_media_members", stop_at_c)
+    monkeypatch.setattr(packing, "_media_samples", stop_at_c)
     with pytest.raises(KeyboardInterrupt):
         pack(media_folder, tmp_path / "out", PackSettings(samples_per_shard=1))
-    monkeypatch.setattr(packing, "_media_members", real)
+    monkeypatch.setattr(packing, "_media_samples", real)
     pack(media_folder, tmp_path / "out", PackSettings(samples_per_shard=1))
     assert set(packed(tmp_path / "out")) == {"a", "cats/b_v1", "c"}
 
@@ -179,4 +179,31 @@ def test_keys_have_no_dots():
         "x/y_z",
         "sample",
         "\u043a\u043b\u044e\u0447",
+    ]
+
+
+def test_the_videos_of_a_story_are_packed_in_their_order(tmp_path, numbered_file, picture_file):
+    for name, data in (("a.mp4", numbered_file(16)), ("b.mkv", numbered_file(20, container="mkv"))):
+        (tmp_path / name).write_bytes(data)
+    story = {"instruction": "tell", "texts": ["one", "two"]}
+    lines = [
+        {"videos": ["b.mkv", "a.mp4"], "story": story},
+        {"videos": ["b.mkv", "gone.mp4"]},
+        {"videos": ["a.mp4"], "caption": "only one"},
+        {"videos": ["a.mp4"], "video": "a.mp4"},
+        {"videos": [3]},
+        {"videos": []},
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    report = pack(tmp_path / "list.jsonl", tmp_path / "out", PackSettings(clip_seconds=1.0))
+    first, *rest = read_shard(str(tmp_path / "out" / "shard-000000.tar"))
+    assert (first.key, set(first.members)) == ("b", {"clip0.mkv", "clip1.mp4", "json"})
+    assert first.members["clip1.mp4"] == numbered_file(16)
+    assert json.loads(first.members["json"]) == {"story": story}
+    assert [raw.key for raw in rest] == ["a_0000", "a_0001"]
+    assert sorted((defect.reason, defect.key) for defect in report.defects) == [
+        ("missing_media", "b_1"),
+        ("missing_media", "line4"),
+        ("missing_media", "line5"),
+        ("missing_media", "line6"),
     ]
