@@ -14,6 +14,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.sharding.environment import is_first_process
 from divot_lightning.sharding.launcher import is_started_by_rank_zero, watched
 from divot_lightning.sharding.preemption import INTERRUPTED_EXIT_CODE, exit_code
+from divot_lightning.sharding.same_start import Start
 
 MAX_CHANGES_SHOWN = 20
 
@@ -77,6 +78,7 @@ def measure(argv: list[str], verb: Literal["validate", "test"], checkpoint: Path
 
 def _fit(cli: TrainingCLI, checkpoint: Path | None, changes: list[Change]) -> int:
     ckpt_path = str(checkpoint) if checkpoint else None
+    cli.same_start.start = Start.of(checkpoint, cli.saved_config())
     if is_first_process():
         (cli.run_folder / STOPPED).unlink(missing_ok=True)
     try:

@@ -29,6 +29,7 @@ from divot_lightning.sharding.preemption import NoSignalHandlers, StopOnSignal, 
 from divot_lightning.sharding.registration import register_strategies
 from divot_lightning.sharding.rng_state import RandomStates
 from divot_lightning.sharding.run_checkpoint import use_checkpoint_folders
+from divot_lightning.sharding.same_start import SameStart
 from divot_lightning.sharding.step_checkpoint import CheckpointSettings, StepCheckpoint
 from divot_lightning.stages.export import ComponentExport
 
@@ -153,7 +154,9 @@ class TrainingCLI(LightningCLI):
         run, checkpoint = self.run_folder, self.config_init.checkpoint
         saving = StepCheckpoint(run, checkpoint)
         self.stop_on_signal = StopOnSignal(self.stop_signals, saving.save, run / STOPPED)
+        self.same_start = SameStart()
         callbacks: list[Callback] = [
+            self.same_start,
             RunOpening(run, self.saved_config()),
             RandomStates(),
             saving,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from divot_lightning.cli.main import main
 from divot_lightning.cli.run_lock import run_lock
 from divot_lightning.errors import UserError
 
@@ -23,7 +24,9 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
-def test_the_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+def test_the_second_process_is_refused_until_the_first_is_killed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "runs/one"
     with subprocess.Popen(
         [sys.executable, "-c", _HOLDER, str(run)], stdout=subprocess.PIPE, start_new_session=True
@@ -33,6 +36,9 @@ def test_the_second_process_is_refused_until_the_first_is_killed(tmp_path: Path)
         who = re.escape(f"process {holder.pid} on {socket.gethostname()}, since 20")
         with pytest.raises(UserError, match=who), run_lock(run):
             pass
+        (run / "config.yaml").write_text("")
+        assert main(["resume", str(run)]) == 2
+        assert f"{run} is in use by process {holder.pid}" in capsys.readouterr().err
         holder.kill()
         holder.wait()
         with run_lock(run):  # its worker still lives, its file is still there
