@@ -7,14 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from divot_lightning.ablation.grid import make_grid
+from divot_lightning.ablation.recipe import load_recipe
 from divot_lightning.cli.main import main
+from divot_lightning.cli.training_args import resolve_recipes
 from divot_lightning.cli.training_cli import TrainingCLI
 from divot_lightning.recipe_files import recipe_names, recipes_dir
 from divot_lightning.testing.toy_shards import make_toy_shards
 
 HEADER = ("purpose", "command", "needs", "hardware", "expected", "paper")
+STAGE_RECIPES = [name for name in recipe_names() if not name.startswith(("ablations/", "evaluation/"))]
+ABLATIONS = [name for name in recipe_names() if name.startswith("ablations/")]
 FORMER = {
     "tokenizer_pretraining": [],
+    "captioning_pretraining": [],
     "detokenizer_refinement": ["tokenizer_pretraining"],
     "llm_pretraining": ["tokenizer_pretraining"],
     "instruction_tuning": ["llm_pretraining"],
@@ -55,7 +61,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", STAGE_RECIPES)
 def test_header_has_every_field_in_order(name: str) -> None:
     lines = (recipes_dir() / f"{name}.yaml").read_text().splitlines()
     header = [line for line in lines[: len(HEADER)] if line.startswith("# ")]
@@ -64,10 +70,32 @@ def test_header_has_every_field_in_order(name: str) -> None:
     assert f"divot fit --config {name}" in header[1]
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", STAGE_RECIPES)
 def test_recipe_parses(name: str) -> None:
     cli = ParsingOnly(["--config", str(recipes_dir() / f"{name}.yaml")], "divot fit", "start")
     assert cli.config.run == f"runs/{name}"
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_training_step_of_an_ablation_parses(name: str, tmp_path: Path) -> None:
+    grid = make_grid(load_recipe(name), tmp_path)
+    commands = {step.command for step in grid.all_steps() if step.run is not None}
+    assert commands
+    seen = set()
+    for command in sorted(commands):
+        words = list(command[command.index("fit") + 1 :])
+        kind = tuple(word for word in words if word.startswith("--")), words[words.index("--config") + 1]
+        if kind not in seen:
+            ParsingOnly(resolve_recipes(words), "divot fit", "start")
+        seen.add(kind)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_says_what_it_is_for(name: str) -> None:
+    lines = (recipes_dir() / f"{name}.yaml").read_text().splitlines()
+    fields = [line[2:].split(":")[0] for line in lines if line.startswith("# ") and not line.startswith("#  ")]
+    assert fields == ["purpose", "command", "needs", "hardware", "paper"]
+    assert f"divot ablate {name}" in lines[fields.index("command")] + lines[fields.index("command") + 1]
 
 
 def test_every_stage_has_its_toy_recipe() -> None:
