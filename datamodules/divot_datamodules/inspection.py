@@ -1,88 +1,26 @@
-"""What shards hold and what is wrong in them, ahead of training.
+"""What shards and jsonl files hold and what is wrong in them, ahead of training."""
 
-Shape letters: F frames, H height, W width.
-"""
-
-from collections import Counter
+import multiprocessing
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from statistics import median
+from typing import Any, cast
 
 import numpy as np
+import torch
+from pebble import ProcessExpired, ProcessPool
 from torch import Tensor
 
-from divot_datamodules.clip_sampling import ClipSettings
-from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, probe
+from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, MediaInfo, probe
+from divot_datamodules.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
 from divot_datamodules.ledger import Defect
-from divot_datamodules.samples import Sample, SampleDecoder, SampleError
-from divot_datamodules.shard_reading import (
-    MEDIA_SUFFIXES,
-    RawSample,
-    check_shard,
-    expand_shards,
-    read_samples,
-)
+from divot_datamodules.samples import Sample, SampleDecoder, SampleError, TaskMixture
+from divot_datamodules.shard_reading import MEDIA_SUFFIXES, RawSample, expand_shards
+from divot_datamodules.sources import JsonlSource, SampleSource, TarSource, find_jsonl
 from divot_lightning.errors import UserError
-
-SHEET_SAMPLES, SHEET_FRAMES, SHEET_SIDE = 16, 4, 96
-
-
-@dataclass
-class ShardReport:
-    """What was seen.
-
-    Attributes:
-        shards: Number of shards.
-        bytes: Their size; only what is local counts.
-        samples: Number of samples, good or bad.
-        suffixes: Number of members by suffix.
-        resolutions: Number of videos by "height x width".
-        rates: Number of videos by frames per second.
-        durations: Seconds of each video.
-        captions: Samples with a caption.
-        questions: Questions in all.
-        defects: What is wrong.
-        pictures: Clips for the contact sheet, uint8 (F, 3, H, W), with their captions.
-    """
-
-    shards: int = 0
-    bytes: int = 0
-    samples: int = 0
-    suffixes: Counter[str] = field(default_factory=Counter)
-    resolutions: Counter[str] = field(default_factory=Counter)
-    rates: Counter[str] = field(default_factory=Counter)
-    durations: list[float] = field(default_factory=list)
-    captions: int = 0
-    questions: int = 0
-    defects: list[Defect] = field(default_factory=list)
-    pictures: list[tuple[Tensor, str]] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """Returns the report as text."""
-        found = [
-            f"shards      {self.shards} ({self.bytes / 2**20:.1f} MiB)",
-            f"samples     {self.samples}",
-            f"members     {_counted(self.suffixes)}",
-        ]
-        if self.durations:
-            low, high = min(self.durations), max(self.durations)
-            found += [
-                f"seconds     {low:.2f} to {high:.2f}, median {median(self.durations):.2f}",
-                f"pixels      {_counted(self.resolutions)} (height x width)",
-                f"frames/s    {_counted(self.rates)}",
-            ]
-        found += [f"texts       {self.captions} captions, {self.questions} questions"]
-        reasons = Counter(defect.reason for defect in self.defects)
-        found += [f"defects     {_counted(reasons)}" if reasons else "defects     none"]
-        return found + [
-            f"  {d.reason}: {d.shard} {d.key}{' (' + d.detail + ')' if d.detail else ''}" for d in self.defects
-        ]
-
-
-def _counted(counts: Counter[str], limit: int = 6) -> str:
-    shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(limit))
-    return shown + (f" and {len(counts) - limit} more" if len(counts) > limit else "") or "none"
 
 
 def find_shards(source: str) -> list[str]:
@@ -95,89 +33,158 @@ def find_shards(source: str) -> list[str]:
     return expand_shards(source)
 
 
-def inspect_shards(
-    shards: list[str], clip: ClipSettings | None = None, on_sample: Callable[[], None] | None = None
-) -> ShardReport:
-    """Reads shards, decodes one clip of each sample as training would, and counts.
+def open_for_inspection(source: str, *, media_root: str | None = None) -> SampleSource:
+    """Opens shards, those of subfolders included, or jsonl files; what cannot be read is for the report.
 
     Args:
-        shards: Paths and URLs.
-        clip: The clips that training would ask for.
+        source: See `divot_datamodules.sources.open_source`.
+        media_root: See `divot_datamodules.sources.open_source`.
+    """
+    files = find_jsonl(source)
+    if files:
+        return JsonlSource(files, media_root=media_root)
+    return TarSource(find_shards(source), may_be_empty=True)
+
+
+@dataclass
+class _Look:
+    """What was seen in one sample."""
+
+    suffixes: list[str] = field(default_factory=list)
+    videos: list[MediaInfo] = field(default_factory=list)
+    text: dict[str, Any] = field(default_factory=dict)
+    picture: Tensor | None = None
+    error: SampleError | None = None
+
+
+@dataclass
+class _Inspector:
+    """Reads and decodes a sample as training would, and tells what was seen."""
+
+    source: SampleSource
+    decoder: SampleDecoder
+    tasks: TaskMixture | None
+
+    def __call__(self, unit: int, number: int, with_picture: bool) -> _Look:
+        look = _Look()
+        try:
+            raw = self.source.read(unit, number)
+            look.suffixes = list(raw.members)
+            sample = self.decoder(raw, None)
+            if self.tasks is not None:
+                self.tasks.segments(sample, np.random.default_rng(0))
+            look.videos = [probe(media, max_pixels=self.decoder.clip.max_pixels) for media in _videos(raw)]
+            look.text, look.picture = sample.text, _picture(sample) if with_picture else None
+        except (SampleError, DecodeError) as error:
+            look.error = SampleError(error.reason, error.detail)
+        except UserError:
+            raise
+        except Exception as error:  # files of all kinds, read by libraries of all kinds
+            look.error = SampleError("unexpected_error", f"{type(error).__name__}: {error}"[:300])
+        return look
+
+
+def _videos(raw: RawSample) -> list[bytes | Path]:
+    endings = {suffix: suffix.split(".")[-1] for suffix in raw.members}
+    return [raw.members[s] for s, end in endings.items() if end in MEDIA_SUFFIXES and end not in IMAGE_SUFFIXES]
+
+
+def _picture(sample: Sample) -> Tensor | None:
+    if sample.video is None:
+        return None
+    video = sample.video[0]
+    chosen = np.linspace(0, len(video) - 1, SHEET_FRAMES).round().astype(int)
+    return video[chosen].clone()
+
+
+def inspect_source(
+    source: SampleSource,
+    decoder: SampleDecoder | None = None,
+    *,
+    tasks: TaskMixture | None = None,
+    workers: int = 0,
+    deadline: float = 30.0,
+    on_sample: Callable[[], object] | None = None,
+) -> ShardReport:
+    """Reads and decodes each sample as training would, and counts.
+
+    Args:
+        source: The samples.
+        decoder: As training would use it.
+        tasks: As training would use them; a sample whose texts allow none is a defect. None for no such check.
+        workers: Processes; 0 for this one, in which no deadline can be kept.
+        deadline: Seconds for one sample; one that takes longer is a defect, and its process is replaced.
         on_sample: Called after each sample, for a progress bar.
     """
-    report, decoder = ShardReport(), SampleDecoder(clip or ClipSettings())
-    for shard in shards:
-        report.shards += 1
-        report.bytes += Path(shard).stat().st_size if Path(shard).is_file() else 0
-        for raw in _samples(shard, report):
-            report.samples += 1
-            report.suffixes.update(list(raw.members))
-            try:
-                _look_at(raw, decoder, report)
-            except (SampleError, DecodeError) as error:
-                report.defects.append(Defect(error.reason, shard, raw.key, error.detail))
-            if on_sample is not None:
-                on_sample()
+    report = ShardReport(shards=len(source.counts), defects=list(source.defects))
+    report.samples = sum(source.counts) + sum(bool(defect.key) for defect in source.defects)
+    names = [source.unit_name(unit) for unit in range(len(source.counts))]
+    report.bytes = sum(Path(name).stat().st_size for name in names if Path(name).is_file())
+    inspector = _Inspector(source, decoder or SampleDecoder(), tasks)
+    for unit, number, look in _looks(inspector, report, workers, deadline):
+        _count(look, names[unit], source.key(unit, number), report)
+        if on_sample is not None:
+            on_sample()
     return report
 
 
-def _samples(shard: str, report: ShardReport) -> Iterator[RawSample]:
-    try:
-        check_shard(shard)
-    except UserError as error:
-        report.defects.append(Defect("broken_shard", shard, "", str(error).splitlines()[0]))
-        return
-    yield from read_samples(shard, report.defects.append)
-
-
-def _look_at(raw: RawSample, decoder: SampleDecoder, report: ShardReport) -> None:
-    for suffix, data in raw.members.items():
-        ending = suffix.split(".")[-1]
-        if ending in MEDIA_SUFFIXES and ending not in IMAGE_SUFFIXES:
-            info = probe(data)
-            report.durations.append(info.duration)
-            report.resolutions[f"{info.height}x{info.width}"] += 1
-            report.rates[f"{info.fps:.4g}"] += 1
-    sample = decoder(raw, None)
-    caption = sample.text.get("caption")
+def _count(look: _Look, shard: str, key: str, report: ShardReport) -> None:
+    report.suffixes.update(look.suffixes)
+    for info in look.videos:
+        report.durations.append(info.duration)
+        report.resolutions[f"{info.height}x{info.width}"] += 1
+        report.rates[f"{info.fps:.4g}"] += 1
+    caption, questions = look.text.get("caption"), look.text.get("questions")
     report.captions += bool(caption)
-    questions = sample.text.get("questions")
-    report.questions += len(questions) if isinstance(questions, list) else "question" in sample.text
-    _keep_picture(sample, str(caption or sample.key), report)
+    report.questions += len(questions) if isinstance(questions, list) else "question" in look.text
+    if look.picture is not None and len(report.pictures) < SHEET_SAMPLES:
+        report.pictures.append((look.picture, str(caption or key)))
+    if look.error is not None:
+        report.defects.append(Defect(look.error.reason, shard, key, look.error.detail))
 
 
-def _keep_picture(sample: Sample, caption: str, report: ShardReport) -> None:
-    if sample.video is not None and len(report.pictures) < SHEET_SAMPLES:
-        video = sample.video[0]
-        chosen = np.linspace(0, len(video) - 1, SHEET_FRAMES).round().astype(int)
-        report.pictures.append((video[chosen].clone(), caption))
+def _looks(
+    inspector: _Inspector, report: ShardReport, workers: int, deadline: float
+) -> Iterator[tuple[int, int, _Look]]:
+    """Yields unit, sample and what was seen, in order; at most a few samples per worker are on their way."""
+    places = ((unit, number) for unit, count in enumerate(inspector.source.counts) for number in range(count))
+    if workers == 0:
+        for unit, number in places:
+            yield unit, number, inspector(unit, number, len(report.pictures) < SHEET_SAMPLES)
+        return
+    context = multiprocessing.get_context("fork")
+    with ProcessPool(workers, initializer=_begin_worker, initargs=(inspector,), context=context) as pool:
+        waiting: deque[tuple[int, int, Future[_Look]]] = deque()
+        while True:
+            for unit, number in islice(places, 4 * workers - len(waiting)):
+                with_picture = len(report.pictures) < SHEET_SAMPLES
+                scheduled = pool.schedule(_work, args=(unit, number, with_picture), timeout=deadline)
+                waiting.append((unit, number, cast("Future[_Look]", scheduled)))
+            if not waiting:
+                return
+            unit, number, future = waiting.popleft()
+            yield unit, number, _result(future, deadline)
 
 
-def write_contact_sheet(report: ShardReport, path: str | Path) -> None:
-    """Writes a picture with some frames of the first samples and their captions.
+def _result(future: "Future[_Look]", deadline: float) -> _Look:
+    try:
+        return future.result()
+    except TimeoutError:
+        return _Look(error=SampleError("deadline", f"not decoded within {deadline:g} s"))
+    except ProcessExpired as error:
+        detail = f"the process that decoded it ended with code {error.exitcode}"
+        return _Look(error=SampleError("worker_died", detail))
 
-    Args:
-        report: Of shards that hold videos.
-        path: A .png or .jpg.
-    """
-    from PIL import Image, ImageDraw
 
-    if not report.pictures:
-        raise UserError(f"there is no clip to show, so {path} is not written.")
-    columns, line = 2, 14
-    rows = -(-len(report.pictures) // columns)
-    width, height = SHEET_FRAMES * SHEET_SIDE + 8, SHEET_SIDE + line + 8
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for place, (frames, caption) in enumerate(report.pictures):
-        left, top = place % columns * width, place // columns * height
-        draw.text((left + 2, top), caption.encode("latin-1", "replace").decode("latin-1")[:64], fill="black")
-        for number, frame in enumerate(frames.permute(0, 2, 3, 1).numpy()):
-            picture = Image.fromarray(frame)
-            scale = SHEET_SIDE / max(picture.size)
-            picture = picture.resize(
-                (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.NEAREST
-            )
-            sheet.paste(picture, (left + number * SHEET_SIDE, top + line))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+_inspector: _Inspector | None = None
+
+
+def _begin_worker(inspector: _Inspector) -> None:
+    global _inspector
+    torch.set_num_threads(1)
+    _inspector = inspector
+
+
+def _work(unit: int, number: int, with_picture: bool) -> _Look:
+    assert _inspector is not None
+    return _inspector(unit, number, with_picture)

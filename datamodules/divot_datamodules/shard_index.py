@@ -103,6 +103,11 @@ class ShardIndex:
         return buffer.getvalue()
 
 
+def no_samples(reason: str, detail: str) -> ShardIndex:
+    """Returns the index of a shard that cannot be read at all, with the defect that it has."""
+    return ShardIndex(0, "", np.zeros((0, 2), np.int64), Keys.of([]), [(reason, "", detail)])
+
+
 def index_from_bytes(data: bytes) -> ShardIndex | None:
     """Reads an index; None if it is damaged or of another format. Nothing in it is unpickled."""
     try:

@@ -6,9 +6,12 @@ import tarfile
 import uuid
 from pathlib import Path
 
-from divot_datamodules.shard_index import STRUCTURE_REASONS, ShardIndex, index_from_bytes, scan_tar
-from divot_datamodules.shard_reading import ShardError, expected_samples, is_url, split_member_name
-from divot_datamodules.shard_storage import LocalShard, ShardBytes, read_whole
+import fsspec
+
+from divot_datamodules.shard_index import STRUCTURE_REASONS, ShardIndex, index_from_bytes, no_samples, scan_tar
+from divot_datamodules.shard_reading import ShardError, expected_samples, first_line, is_url, split_member_name
+from divot_datamodules.shard_storage import LocalShard, RemoteShard, ShardBytes, read_whole
+from divot_lightning.errors import UserError
 
 SUFFIX = ".index.npz"
 MAX_INDEX_BYTES = 2**31
@@ -27,8 +30,11 @@ def index_path(shard: str) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that others see all of it or none, whoever writes it at the same time."""
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    unfinished.write_bytes(data)
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_index(shard: str | Path) -> ShardIndex:
@@ -46,6 +52,57 @@ def write_index(shard: str | Path) -> ShardIndex:
     index.stamp = ""
     write_atomically(Path(index_path(str(shard))), index.to_bytes())
     return index
+
+
+def put_index_beside(shard: str) -> tuple[ShardIndex, bool]:
+    """Makes sure that the index beside a shard, local or behind a URL, is there and is the shard's.
+
+    Args:
+        shard: Path or URL of an uncompressed tar.
+
+    Returns:
+        The index, and whether it was made. Of a shard that cannot be read, or not by parts, none is made: it has no
+        samples and a defect.
+
+    Raises:
+        UserError: It cannot be put there.
+    """
+    try:
+        file = RemoteShard(shard) if is_url(shard) else LocalShard(shard)
+        if isinstance(file, RemoteShard) and not file.ranges:
+            raise ShardError("it can only be read as a whole, so that an index beside it is of no use", "no_parts")
+        beside = load_index(index_path(shard))
+        if beside is not None and fits(beside, file):
+            return beside, False
+        index = scan_tar(file)
+    except ShardError as error:
+        return no_samples(error.reason, str(error)), False
+    index.stamp = ""
+    _name_what_is_lost(index, file, beside)
+    if any(reason in ("not_a_tar", "broken_off") for reason, _, _ in index.defects):
+        return index, False
+    try:
+        _write(index_path(shard), index.to_bytes())
+    except Exception as error:  # each file system has exceptions of its own
+        raise UserError(
+            f"{index_path(shard)} cannot be written ({first_line(error)}).\nIndex where the shards can be written, or "
+            "leave it: the first training run makes the indexes and keeps them in its folder."
+        ) from error
+    return index, True
+
+
+def _write(name: str, data: bytes) -> None:
+    if not is_url(name):
+        write_atomically(Path(name), data)
+        return
+    system, path = fsspec.core.url_to_fs(name)
+    system.pipe_file(path, data)  # object stores show all of it or none
+
+
+def load_index(name: str) -> ShardIndex | None:
+    """Reads an index from a path or URL; None if it is not there or damaged."""
+    data = read_whole(name, MAX_INDEX_BYTES)
+    return index_from_bytes(data) if data is not None else None
 
 
 def fits(index: ShardIndex, shard: ShardBytes) -> bool:
@@ -90,12 +147,12 @@ class IndexFiles:
         Raises:
             ShardError: The shard cannot be read.
         """
-        kept = self._load(str(self._kept_path(shard))) if self.folder else None
+        kept = load_index(str(self._kept_path(shard))) if self.folder else None
         if kept is not None and fits(kept, shard):
             return kept
         # A copy has another name than its file, and what lies beside the original is of the original.
         is_copy = isinstance(shard, LocalShard) and shard.path != shard.name
-        beside = None if is_copy else self._load(index_path(shard.name))
+        beside = None if is_copy else load_index(index_path(shard.name))
         if beside is not None and fits(beside, shard):
             if is_url(shard.name):
                 beside.stamp = shard.stamp
@@ -117,10 +174,6 @@ class IndexFiles:
         assert self.folder is not None
         digest = hashlib.sha256(shard.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         return self.folder / f"{digest}{SUFFIX}"
-
-    def _load(self, name: str) -> ShardIndex | None:
-        data = read_whole(name, MAX_INDEX_BYTES)
-        return index_from_bytes(data) if data is not None else None
 
 
 def _name_what_is_lost(index: ShardIndex, shard: ShardBytes, before: ShardIndex | None) -> None:

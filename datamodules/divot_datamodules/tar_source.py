@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
-import numpy as np
 from tqdm import tqdm
 
 from divot_datamodules.ledger import Defect
 from divot_datamodules.samples import SampleError
 from divot_datamodules.shard_copies import ShardCopies, is_compressed
-from divot_datamodules.shard_index import Keys, ShardIndex
+from divot_datamodules.shard_index import ShardIndex, no_samples
 from divot_datamodules.shard_index_files import IndexFiles
 from divot_datamodules.shard_reading import TEXT_SUFFIXES, RawSample, ShardError, is_url, split_member_name
 from divot_datamodules.shard_storage import LocalShard, RemoteShard
@@ -43,6 +42,7 @@ class TarSource:
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
         copies_gb: Most disk that copies may take, in GiB.
         progress: Whether to show a bar if indexing takes long.
+        may_be_empty: Whether shards of which none can be read are a source without samples, for reports.
 
     Raises:
         UserError: No shard can be read, or the copies take too much disk.
@@ -56,6 +56,7 @@ class TarSource:
         allow_pipe: bool = False,
         copies_gb: float = 20.0,
         progress: bool = True,
+        may_be_empty: bool = False,
     ) -> None:
         self._names = list(shards)
         self._indexes = IndexFiles(index_folder)
@@ -69,7 +70,8 @@ class TarSource:
             for reason, key, detail in index.defects
         ]
         self.fingerprint = _fingerprint(self._names, [index for _, index in self._units])
-        _report(self._names, self.counts, self.defects)
+        if not may_be_empty:
+            _report(self._names, self.counts, self.defects)
 
     def unit_name(self, unit: int) -> str:
         """Returns path or URL of a shard."""
@@ -116,7 +118,7 @@ class TarSource:
             shard, problem = self._open(name)
             index = self._indexes.get(shard)
         except ShardError as error:
-            return None, _no_samples(error.reason, str(error))
+            return None, no_samples(error.reason, str(error))
         if problem:
             index.broken_off(problem)
         return shard, index
@@ -132,10 +134,6 @@ class TarSource:
 
 def _scheme(url: str) -> str:
     return url.split("://")[0].split("::")[-1]
-
-
-def _no_samples(reason: str, detail: str) -> ShardIndex:
-    return ShardIndex(0, "", np.zeros((0, 2), np.int64), Keys.of([]), [(reason, "", detail)])
 
 
 def members_of(data: bytes, key: str) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""`divot data`: make, pack, inspect and encode shards."""
+"""`divot data`: make, pack, inspect, index and encode shards."""
 
 import difflib
 import importlib
@@ -11,7 +11,9 @@ COMMANDS: dict[str, str] = {
     "toy": "make the toy world's shards: divot data toy data/toy",
     "pack": "pack a folder or a jsonl of videos into shards: divot data pack clips/ shards/",
     "inspect": "show what shards hold and what is wrong in them: divot data inspect shards/",
+    "index": "note where each sample lies, so that training starts at once: divot data index shards/",
     "encode": "run a trained tokenizer over shards once: divot data encode --tokenizer RUN --input A --output B",
+    "skip": "take steps out of a stopped run's training order: divot data skip RUN --steps 120:140",
 }
 """Every subcommand with its line in the help; `<name>` is served by `divot_lightning.cli.data_<name>:main`."""
 

@@ -66,8 +66,31 @@ def test_pack_inspect_and_contact_sheet(tmp_path, capsys):
 def test_inspect_fails_on_defects(tmp_path, capsys):
     make_toy_shards(tmp_path, train=4, validation=1, held_out=1)
     (tmp_path / "train" / "shard-000000.tar").write_bytes(b"rubbish" * 1000)
-    assert divot(["data", "inspect", str(tmp_path)]) == 1
-    assert "broken_shard 1" in capsys.readouterr().out
+    assert divot(["data", "inspect", str(tmp_path), "--list", str(tmp_path / "defects.jsonl"), "--workers", "0"]) == 1
+    assert f"  {'not_a_tar':<22}{1:>7}" in capsys.readouterr().out
+    assert '"reason": "not_a_tar"' in (tmp_path / "defects.jsonl").read_text()
+
+
+def test_inspect_finds_texts_that_a_task_misses(tmp_path, capsys):
+    make_toy_shards(tmp_path, train=1, validation=1, held_out=1)
+    words = ["data", "inspect", str(tmp_path), "--workers", "0", "--tasks"]
+    assert divot([*words, "caption,question"]) == 0
+    assert divot([*words, "story"]) == 1
+    assert f"  {'missing_story':<22}{3:>7}" in capsys.readouterr().out
+    assert divot([*words, "captoin"]) == 2
+    assert "captoin" in capsys.readouterr().err
+
+
+def test_index_makes_what_is_missing(tmp_path, capsys):
+    make_toy_shards(tmp_path, train=4, validation=1, held_out=1)
+    assert divot(["data", "index", str(tmp_path)]) == 0
+    assert "6 samples in 6 shards; 0 indexes made, 6 were there; 0 defects" in capsys.readouterr().out
+    (tmp_path / "train" / "shard-000000.tar.index.npz").unlink()
+    (tmp_path / "train" / "shard-000001.tar").write_bytes(b"rubbish" * 1000)
+    assert divot(["data", "index", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "5 samples in 6 shards; 1 indexes made, 5 were there; 1 defects" in shown
+    assert f"not_a_tar: {tmp_path / 'train' / 'shard-000001.tar'}" in shown
 
 
 def test_encode_needs_a_tokenizer(tmp_path, capsys):
