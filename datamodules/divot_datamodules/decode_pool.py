@@ -273,10 +273,10 @@ def _begin_worker(decode: Decode, arena: MediaArena, parent: int) -> None:
     global _worker
     torch.set_num_threads(1)
     _worker = decode, arena
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Ends this worker when the training process is gone, even if it was killed."""
     while os.getppid() == parent:
         time.sleep(1.0)

@@ -1,6 +1,8 @@
 """What shards and jsonl files hold and what is wrong in them, ahead of training."""
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -14,6 +16,7 @@ import torch
 from pebble import ProcessExpired, ProcessPool
 from torch import Tensor
 
+from divot_datamodules.decode_pool import end_with
 from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, MediaInfo, probe
 from divot_datamodules.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
 from divot_datamodules.ledger import Defect
@@ -153,7 +156,7 @@ def _looks(
             yield unit, number, inspector(unit, number, len(report.pictures) < SHEET_SAMPLES)
         return
     context = multiprocessing.get_context("fork")
-    with ProcessPool(workers, initializer=_begin_worker, initargs=(inspector,), context=context) as pool:
+    with ProcessPool(workers, initializer=_begin_worker, initargs=(inspector, os.getpid()), context=context) as pool:
         waiting: deque[tuple[int, int, Future[_Look]]] = deque()
         while True:
             for unit, number in islice(places, 4 * workers - len(waiting)):
@@ -179,10 +182,11 @@ def _result(future: "Future[_Look]", deadline: float) -> _Look:
 _inspector: _Inspector | None = None
 
 
-def _begin_worker(inspector: _Inspector) -> None:
+def _begin_worker(inspector: _Inspector, parent: int) -> None:
     global _inspector
     torch.set_num_threads(1)
     _inspector = inspector
+    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
 
 def _work(unit: int, number: int, with_picture: bool) -> _Look:

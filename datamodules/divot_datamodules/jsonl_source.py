@@ -99,7 +99,7 @@ class JsonlSource:
         """
         text = read_text({"json": self._line(unit, sample)})
         root = self._root if self._root is not None else os.path.dirname(self._names[unit])
-        members: dict[str, Any] = dict(_media(text, root))
+        members: dict[str, bytes | Path] = dict(_media(text, root))
         rest = {name: value for name, value in text.items() if name not in MEDIA_FIELDS}
         members["json"] = json.dumps(rest).encode()
         return RawSample(self.key(unit, sample), self._names[unit], sample, members)

@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 
 from divot_datamodules.shard_index import STRUCTURE_REASONS, ShardIndex, index_from_bytes, no_samples, scan_tar
-from divot_datamodules.shard_reading import ShardError, expected_samples, first_line, is_url, split_member_name
+from divot_datamodules.shard_reading import ShardError, first_line, is_url, split_member_name
 from divot_datamodules.shard_storage import LocalShard, RemoteShard, ShardBytes, read_whole
 from divot_lightning.errors import UserError
 
@@ -78,7 +78,7 @@ def put_index_beside(shard: str) -> tuple[ShardIndex, bool]:
     except ShardError as error:
         return no_samples(error.reason, str(error)), False
     index.stamp = ""
-    _name_what_is_lost(index, file, beside)
+    _name_what_is_lost(index, beside)
     if any(reason in ("not_a_tar", "broken_off") for reason, _, _ in index.defects):
         return index, False
     try:
@@ -160,7 +160,7 @@ class IndexFiles:
             return beside
         index = scan_tar(shard)
         self.made += 1
-        _name_what_is_lost(index, shard, beside)
+        _name_what_is_lost(index, beside)
         if all(reason in STRUCTURE_REASONS for reason, _, _ in index.defects):  # others may be gone the next time
             self._keep(index, shard)
         return index
@@ -176,8 +176,8 @@ class IndexFiles:
         return self.folder / f"{digest}{SUFFIX}"
 
 
-def _name_what_is_lost(index: ShardIndex, shard: ShardBytes, before: ShardIndex | None) -> None:
-    """Of a shard that breaks off, adds what an index of the whole one, or the folder's, knows of the rest."""
+def _name_what_is_lost(index: ShardIndex, before: ShardIndex | None) -> None:
+    """Of a shard that breaks off, adds what an index of the whole one knows of the rest."""
     broken = next((defect for defect in index.defects if defect[0].startswith(("cut_", "broken_"))), None)
     if broken is None:
         return
@@ -188,8 +188,3 @@ def _name_what_is_lost(index: ShardIndex, shard: ShardBytes, before: ShardIndex 
     if lost:
         index.defects = [defect for defect in index.defects if defect != (reason, "", detail)]
         index.defects += [(reason, key, detail) for key in lost]
-        return
-    expected = None if is_url(shard.name) else expected_samples(shard.name)
-    if expected is not None:
-        note = f"{detail}; {len(index.keys)} of {expected} samples can be read"
-        index.defects[index.defects.index(broken)] = (*broken[:2], note)

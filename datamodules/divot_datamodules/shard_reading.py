@@ -5,7 +5,6 @@ import io
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +15,6 @@ import fsspec
 import webdataset
 
 from divot_datamodules.decoding import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from divot_datamodules.ledger import Defect
 from divot_lightning.errors import UserError
 
 FEATURE_SUFFIX = "features.safetensors"
@@ -42,7 +40,7 @@ class RawSample:
     key: str
     shard: str
     number: int
-    members: dict[str, Any] = field(default_factory=dict)
+    members: dict[str, bytes | Path] = field(default_factory=dict)
 
 
 class ShardError(Exception):
@@ -171,13 +169,6 @@ def check_shard(shard: str, *, allow_pipe: bool = False) -> None:
         raise UserError(f"the shard {shard} cannot be used: {error}; look at the path in the recipe.") from error
 
 
-def check_shards(shards: Sequence[str], *, allow_pipe: bool = False) -> None:
-    """Checks many shards, several at a time since remote ones answer slowly; raises for the first that fails."""
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        for _ in pool.map(partial(check_shard, allow_pipe=allow_pipe), shards):
-            pass
-
-
 def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:
     """Reads a shard's samples in order; only members with known suffixes are looked at.
 
@@ -222,36 +213,3 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
         return file.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ShardError(f"it breaks off in {member.name} ({first_line(error)})") from error
-
-
-def expected_samples(shard: str) -> int | None:
-    """Returns how many samples the index beside a local shard promises; None where there is no index."""
-    from divot_datamodules.shard_writing import read_index  # which reads shards itself, for their index
-
-    path = Path(shard)
-    index = read_index(path.parent) if path.is_file() else None
-    entries = index.get("shards", []) if index else []
-    return next((entry["samples"] for entry in entries if entry["name"] == path.name), None)
-
-
-def read_samples(shard: str, note: Callable[[Defect], object], *, allow_pipe: bool = False) -> Iterator[RawSample]:
-    """Reads a shard's samples as far as it can be read, and notes a shard that breaks off.
-
-    The number of samples is compared with the index, since a tar that is cut at a header reads like one that ends.
-
-    Args:
-        shard: Path or URL.
-        note: Called with a defect of the shard, "broken_shard" or "incomplete_shard".
-        allow_pipe: See `expand_shards`.
-    """
-    found = 0
-    try:
-        for raw in read_shard(shard, allow_pipe=allow_pipe):
-            found += 1
-            yield raw
-    except ShardError as error:
-        note(Defect("broken_shard", shard, "", str(error)))
-        return
-    expected = expected_samples(shard)
-    if expected is not None and found < expected:
-        note(Defect("incomplete_shard", shard, "", f"{found} of {expected} samples"))

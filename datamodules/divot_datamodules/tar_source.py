@@ -136,7 +136,7 @@ def _scheme(url: str) -> str:
     return url.split("://")[0].split("::")[-1]
 
 
-def members_of(data: bytes, key: str) -> dict[str, bytes]:
+def members_of(data: bytes, key: str) -> dict[str, bytes | Path]:
     """Parts a sample's bytes from a tar into its members.
 
     Args:
@@ -149,7 +149,7 @@ def members_of(data: bytes, key: str) -> dict[str, bytes]:
     Raises:
         SampleError: "shard_changed" if this is not the sample; "too_large" if its text is.
     """
-    members: dict[str, bytes] = {}
+    members: dict[str, bytes | Path] = {}
     padding = bytes(-len(data) % tarfile.BLOCKSIZE)  # a shard may be cut in the padding behind its last member
     try:
         with tarfile.open(fileobj=io.BytesIO(data + padding if padding else data), mode="r:") as tar:

@@ -10,11 +10,9 @@ from divot_datamodules.shard_reading import (
     check_shard,
     expand_shards,
     open_shard,
-    read_samples,
     read_shard,
     split_member_name,
 )
-from divot_datamodules.shard_writing import ShardFolder
 from divot_lightning.errors import UserError
 
 
@@ -127,17 +125,7 @@ def test_a_missing_shard_is_named():
 def test_a_shard_cut_in_a_body_gives_what_was_whole_and_says_so(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [(f"k{number}.mp4", b"v" * 3000) for number in range(4)])
     path.write_bytes(path.read_bytes()[: 512 + 3072 + 512 + 1000])
-    notes = []
-    assert [raw.key for raw in read_samples(str(path), notes.append)] == ["k0"]
-    assert [(note.reason, note.shard) for note in notes] == [("broken_shard", str(path))]
-
-
-def test_a_shard_cut_in_a_header_is_found_by_its_index(tmp_path):
-    folder = ShardFolder(tmp_path, kind="video", settings={})
-    folder.write(0, [(f"k{number}", {"mp4": b"v" * 500}) for number in range(4)])
-    folder.finish()
-    path = tmp_path / "shard-000000.tar"
-    path.write_bytes(path.read_bytes()[: 2 * 1024 + 100])
-    notes = []
-    assert [raw.key for raw in read_samples(str(path), notes.append)] == ["k0", "k1"]
-    assert [(note.reason, note.detail) for note in notes] == [("incomplete_shard", "2 of 4 samples")]
+    raws = read_shard(str(path))
+    assert next(raws).key == "k0"
+    with pytest.raises(ShardError, match=r"breaks off in k1\.mp4"):
+        next(raws)
