@@ -1,0 +1,115 @@
+"""What the processes of one training agree on, and a run of several against a run of one."""
+
+from types import SimpleNamespace
+
+import lightning
+import pytest
+import torch
+
+from divot_datamodules.training_processes import TrainingProcesses
+from divot_datamodules.video_text import VideoTextData
+from divot_lightning.errors import UserError
+from divot_lightning.testing.run_distributed import run_distributed
+
+
+def processes(count):
+    return TrainingProcesses(SimpleNamespace(global_rank=0, local_rank=0, world_size=count))
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "message"),
+    [
+        (6, 4, r"batch_size is 6, which 4 processes cannot share.*\n.*Take 4 or 8; .*divide it: 1, 2, 3, 6\."),
+        (2, 4, r"batch_size is 2, which 4 processes cannot share.*\n.*Take 4; .*divide it: 1, 2\."),
+        (0, 1, "batch_size is 0"),
+    ],
+)
+def test_sizes_that_cannot_be_shared_are_refused_with_those_that_can(size, count, message):
+    with pytest.raises(UserError, match=message):
+        processes(count).check_share([4, size])
+
+
+def test_sizes_that_can_be_shared_pass():
+    processes(4).check_share([4, 8])
+    TrainingProcesses(None).check_share([7])
+
+
+class Watcher(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trained, self.validated = [], []
+
+    def training_step(self, batch, index):
+        self.trained.append((batch["slot"].tolist(), batch["key"], batch["counted"]))
+        return self.weight * batch["video"].float().mean()
+
+    def validation_step(self, batch, index):
+        self.validated.append(batch["key"] if batch["counted"] else [])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def train(rank, shards, folder, devices):
+    """Trains an exact epoch of 7 samples in steps of 2 and validates; returns what this process saw."""
+    data = VideoTextData(shards, shards, batch_size=2, num_workers=rank, epoch="exact", seed=3)
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    model = Watcher()
+    trainer.fit(model, datamodule=data)
+    return model.trained, model.validated
+
+
+def test_two_processes_take_together_what_one_takes(video_shards, tmp_path):
+    shards = str(video_shards(shards=1, samples=7))
+    alone, validated_alone = train(0, shards, str(tmp_path / "one"), 1)
+    together = run_distributed(train, 2, shards, str(tmp_path / "two"), 2)
+    assert [len(trained) for trained, _ in together] == [8, 8]  # two epochs of 4 steps on each
+    for step, (first, second) in enumerate(zip(*(trained for trained, _ in together), strict=True)):
+        slots, keys, counted = alone[step]
+        assert first[2] + second[2] == counted
+        parts = [part for part in (first, second) if part[2]]
+        assert [slot for part in parts for slot in part[0]] == slots
+        assert [key for part in parts for key in part[1]] == keys
+    assert sorted(key for _, keys, _ in alone[:4] for key in keys) == [f"s0n{number}" for number in range(7)]
+    validated = [first + second for first, second in zip(*(validated for _, validated in together), strict=True)]
+    assert validated == validated_alone
+
+
+def fake(local_rank, calls, seen=("x",)):
+    strategy = SimpleNamespace(barrier=lambda name: calls.append("barrier"), broadcast=lambda value: list(seen))
+    return TrainingProcesses(
+        SimpleNamespace(local_rank=local_rank, global_rank=local_rank, world_size=2, strategy=strategy)
+    )
+
+
+@pytest.mark.parametrize(("local_rank", "order"), [(0, ["work", "barrier"]), (1, ["barrier", "work"])])
+def test_one_process_goes_first(local_rank, order):
+    calls = []
+    with fake(local_rank, calls).one_first():
+        calls.append("work")
+    assert calls == order
+
+
+def test_the_others_do_not_wait_for_one_that_failed():
+    calls = []
+    with pytest.raises(UserError), fake(0, calls).one_first():
+        raise UserError("no shards")
+    assert calls == ["barrier"]
+
+
+def test_other_data_on_another_machine_are_refused():
+    fake(1, [], seen=["x"]).check_same("data.train", ["x"])
+    with pytest.raises(UserError, match=r"process 1 sees other data\.train than process 0"):
+        fake(1, [], seen=["x"]).check_same("data.train", ["y"])
