@@ -17,44 +17,39 @@ from divot_lightning.sharding.ranks import Ranks
 class RandomStates(Callback):
     """Keeps the random states of all ranks in checkpoints.
 
-    With another number of processes than before there are no states to put back: each process then starts from a seed
-    made of the run's seed, the step and its rank. Validation leaves the states as they were, so that training does not
-    depend on when it is validated.
+    Training steps draw from states of their own: what is drawn between two of them (by validation, by data loaders that
+    are built anew or run in this process) does not change the next one, and so cannot differ after a resume. With
+    another number of processes than before there are no states to put back: each process then starts from a seed made
+    of the run's seed, the step and its rank.
     """
 
     def __init__(self) -> None:
-        self._pending: dict[str, Any] | None = None
-        self._before_validation: dict[str, Any] | None = None
+        self._next: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the states of all ranks."""
-        checkpoint["random_states"] = Ranks.all().gather(random_state())
+        """Adds the states with which the next training step starts, of all ranks."""
+        checkpoint["random_states"] = Ranks.all().gather(self._next or random_state())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes this rank's state, for later."""
+        """Takes this rank's state."""
         states = checkpoint.get("random_states", [])
         if len(states) == trainer.world_size:
-            self._pending = states[trainer.global_rank]
+            self._next = states[trainer.global_rank]
         elif states:
             rank_zero_info(f"{len(states)} processes then, {trainer.world_size} now: random states start anew")
             seed = int(torch.initial_seed() % 2**63)
-            self._pending = fresh_state(seed, checkpoint["global_step"], trainer.global_rank)
+            self._next = fresh_state(seed, checkpoint["global_step"], trainer.global_rank)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Puts the state back, once."""
-        if self._pending is not None:
-            set_random_state(self._pending)
-            self._pending = None
+        """Goes on where the last training step ended."""
+        if self._next is not None:
+            set_random_state(self._next)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers where training stands."""
-        self._before_validation = random_state()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Goes back to where training stands."""
-        if self._before_validation is not None:
-            set_random_state(self._before_validation)
-            self._before_validation = None
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remembers where this training step ended."""
+        self._next = random_state()
 
 
 def random_state() -> dict[str, Any]:

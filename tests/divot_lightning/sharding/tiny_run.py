@@ -30,7 +30,7 @@ class Base(nn.Linear):
 
 
 class Net(nn.Module):
-    """Frozen base from a folder, frozen part from nowhere, adapter, odd sizes, a buffer that counts, tied weights."""
+    """Frozen base from a folder, frozen part from nowhere, adapter, odd sizes, a counting buffer, tied weights."""
 
     def __init__(self, dropout: float, base_seed: int) -> None:
         super().__init__()
@@ -46,7 +46,8 @@ class Net(nn.Module):
         self.register_buffer("seen", torch.zeros(2))
 
     def forward(self, value: Tensor) -> Tensor:
-        self.seen += torch.tensor([1.0, 0.5])
+        if self.training:
+            self.seen += torch.tensor([1.0, 0.5])
         hidden = self.dropout(torch.tanh(self.adapter(self.untrained(self.base(value)))))
         return self.out(hidden) + self.again(hidden)
 
@@ -88,11 +89,11 @@ class TinyStage(LightningModule):
 
 
 class Samples(IterableDataset[dict[str, Tensor]]):
-    def __init__(self, start: int, rank: int, world: int, batch: int) -> None:
-        self.start, self.rank, self.world, self.batch = start, rank, world, batch
+    def __init__(self, data: "PlacedData", rank: int, world: int) -> None:
+        self.data, self.rank, self.world, self.batch = data, rank, world, data.batch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        step = self.start
+        step = self.data.position
         while True:
             keys = torch.arange(step * self.batch, (step + 1) * self.batch)[self.rank :: self.world]
             values = [torch.randn(WIDTH, generator=torch.Generator().manual_seed(int(key))) for key in keys]
@@ -109,7 +110,7 @@ class PlacedData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.trainer is not None
-        samples = Samples(self.position, self.trainer.global_rank, self.trainer.world_size, self.batch)
+        samples = Samples(self, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(samples, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Any]:
