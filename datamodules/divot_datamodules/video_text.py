@@ -165,6 +165,16 @@ class VideoTextData(LightningDataModule):
         if self.trainer is not None and self.position is not None:
             self._watch(self.trainer, self.position)
 
+    def sizes(self) -> dict[str, list[tuple[str, int, int]]]:
+        """Returns what was opened: by "train", "validation", "test" each source with its shards and usable samples."""
+        return {
+            name: [
+                (str(source.path), len(one.source.counts), sum(one.source.counts))
+                for source, one in zip(data.sources, data.opened, strict=True)
+            ]
+            for name, data in self._open.items()
+        }
+
     def _open_data(self, name: str) -> OpenData:
         processes, sources = self._processes, self.sources[name]
         own = [source.batch_size for source in sources if name == "train" and source.batch_size is not None]
