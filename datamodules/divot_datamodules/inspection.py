@@ -36,17 +36,18 @@ def find_shards(source: str) -> list[str]:
     return expand_shards(source)
 
 
-def open_for_inspection(source: str, *, media_root: str | None = None) -> SampleSource:
+def open_for_inspection(source: str, *, media_root: str | None = None, copies_gb: float = 20.0) -> SampleSource:
     """Opens shards, those of subfolders included, or jsonl files; what cannot be read is for the report.
 
     Args:
         source: See `divot_datamodules.sources.open_source`.
         media_root: See `divot_datamodules.sources.open_source`.
+        copies_gb: See `divot_datamodules.sources.open_source`.
     """
     files = find_jsonl(source)
     if files:
         return JsonlSource(files, media_root=media_root)
-    return TarSource(find_shards(source), may_be_empty=True)
+    return TarSource(find_shards(source), copies_gb=copies_gb, may_be_empty=True)
 
 
 @dataclass

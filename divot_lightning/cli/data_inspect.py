@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", help="also find samples whose texts allow none of these, such as caption,question")
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per CPU, at most 8)")
     parser.add_argument("--deadline", type=float, default=30.0, help="seconds that a sample may take (default: 30)")
+    parser.add_argument("--copies-gb", type=float, default=20.0, help="disk for shards read as copies (default: 20)")
     parser.add_argument("--list", metavar="JSONL", help="write all defects, one per line; the report names some")
     parser.add_argument("--contact-sheet", metavar="PNG", help="write a picture of the first samples")
     return parser
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         max_pixels=args.max_pixels or MAX_PIXELS,
     )
     tasks = TaskMixture({name.strip(): 1.0 for name in args.tasks.split(",")}) if args.tasks else None
-    source = open_for_inspection(args.source, media_root=args.media_root)
+    source = open_for_inspection(args.source, media_root=args.media_root, copies_gb=args.copies_gb)
     with tqdm(desc="samples", unit="sample", total=sum(source.counts)) as bar:
         report = inspect_source(
             source,

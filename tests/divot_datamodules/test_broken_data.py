@@ -1,0 +1,53 @@
+import os
+
+import pytest
+
+from divot_datamodules import video_text
+from divot_datamodules.video_text import VideoTextData
+from divot_lightning.errors import UserError
+from divot_lightning.testing.broken_shards import HangingDecoder, make_broken_shards
+
+
+@pytest.fixture
+def broken(tmp_path):
+    return make_broken_shards(tmp_path / "broken")
+
+
+def open_data(broken, folder, **settings):
+    data = VideoTextData(
+        train=broken.shards,
+        clip=broken.clip,
+        tasks={"caption": 1.0},
+        epoch="exact",
+        batch_size=4,
+        max_bad_samples=1000,
+        ledger_folder=str(folder / "defects"),
+        index_folder=str(folder / "index"),
+        **{"max_bad_fraction": 1.0, **settings},
+    )
+    data.setup("fit")
+    return data
+
+
+def test_one_epoch_uses_exactly_what_is_good_and_accounts_for_everything_else(broken, tmp_path, monkeypatch):
+    monkeypatch.setattr(video_text, "SampleDecoder", HangingDecoder)
+    data = open_data(broken, tmp_path, num_workers=2, decode_deadline=3.0)
+    broken.remove_vanishing()
+    batches = list(data.train_dataloader())
+    data.teardown()
+    keys = sorted(key for batch in batches for key in batch["key"][: batch["counted"]])
+    gone = broken.good[broken.vanishing]
+    assert keys == sorted(key for good in broken.good.values() for key in good if good is not gone)
+    assert all(batch["video"].shape[1:] == (16, 3, 32, 32) for batch in batches)
+    found = [(defect.reason, defect.shard, defect.key) for defect in data.ledgers["train"].defects()]
+    assert sorted(found) == sorted((reason, shard, key) for reason, shard, key, _ in broken.expected)
+    assert not broken.bomb.exists()
+
+
+def test_more_losses_than_allowed_end_the_run_with_a_report(broken, tmp_path):
+    broken.shards = [shard for shard in broken.shards if "bad_media" in shard]
+    with pytest.raises(UserError, match=r"bad_media\.tar") as caught:
+        list(open_data(broken, tmp_path, max_bad_fraction=0.05).train_dataloader())
+    assert "at most 5.0%" in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 5
+    assert os.listdir(tmp_path / "defects")
