@@ -1,0 +1,37 @@
+"""`divot preflight`: what a recipe will need, told before anything is allocated."""
+
+import sys
+
+from divot_lightning.cli.training_args import resolve_recipes, wants_help
+from divot_lightning.errors import UserError
+
+HELP = """usage: divot preflight --config RECIPE [--key value ...]
+
+Tell what a recipe will need before it is run anywhere: parameters by module, memory per process, checkpoint size,
+batch arithmetic, data, room on the disk. Options as in divot fit, for another machine than this one as well:
+
+  --trainer.devices N --trainer.num_nodes M --trainer.strategy divot_zero3 --trainer.precision bf16-mixed
+
+Weights are neither read nor downloaded: of pretrained models only config.json is needed. The data are opened and the
+first batch is decoded, to find what a step keeps for its backward pass.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run `divot preflight`.
+
+    Args:
+        argv: The words after `divot preflight`.
+
+    Returns:
+        The exit status: 0, or 1 if the run would not fit on the disk.
+    """
+    if wants_help(argv):
+        sys.stdout.write(HELP)
+        return 0
+    if not argv:
+        raise UserError("which recipe? usage: divot preflight --config RECIPE [--key value ...]")
+
+    from divot_lightning.cli.preflight_report import preflight
+
+    return preflight(resolve_recipes(argv))

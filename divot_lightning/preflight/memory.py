@@ -1,0 +1,113 @@
+"""How many bytes a process needs for a stage, by strategy and precision; arithmetic only.
+
+What DeepSpeed keeps is read off its optimizers (version 0.19): whole parameters in the precision of training, a float32
+master copy and the optimizer's states of its share, gradients whole under stage 1 and its share of them under 2 and 3.
+"""
+
+from dataclasses import dataclass
+
+FLOAT32_BYTES = 4
+HALF_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a stage is spread over processes.
+
+    Attributes:
+        world_size: Number of processes.
+        zero_stage: ZeRO stage, 0 without DeepSpeed.
+        precision: Lightning's name: `32-true`, `bf16-mixed`, `bf16-true` ...
+        offload_optimizer: Master copy and states are in the host's memory.
+        offload_parameters: Sharded parameters are there too.
+        bucket_elements: Gradients sent at a time by DeepSpeed, in elements.
+    """
+
+    world_size: int = 1
+    zero_stage: int = 0
+    precision: str = "32-true"
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    bucket_elements: int = 50_000_000
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of a parameter; DeepSpeed also keeps them in half precision under `-mixed`."""
+        half = self.precision.startswith(("bf16", "16")) and (self.zero_stage > 0 or self.precision.endswith("true"))
+        return HALF_BYTES if half else FLOAT32_BYTES
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one process on its device, and in the host's memory where offload puts them there.
+
+    Attributes:
+        weights: Parameters, trained and frozen.
+        gradients: Of the trained ones, and what is on its way to others.
+        optimizer: Master copy, states and a moving average.
+        host: What offload moved.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    host: int = 0
+
+    @property
+    def device(self) -> int:
+        """All on the device."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def rank_memory(trained: int, frozen: int, states: int, layout: Layout, *, averaged: bool = False) -> RankMemory:
+    """Predicts the memory of one process.
+
+    Args:
+        trained: Elements of parameters that are trained.
+        frozen: Elements of those that are not.
+        states: Elements of the optimizer's states; AdamW has two per trained element.
+        layout: The layout.
+        averaged: Whether a moving average of the trained parameters is kept.
+
+    Example:
+        >>> rank_memory(1000, 0, 2000, Layout()).device == 4 * (1000 + 1000 + 2000)
+        True
+        >>> rank_memory(1000, 0, 2000, Layout(2, zero_stage=3, precision="bf16-mixed"))
+        RankMemory(weights=1000, gradients=2000, optimizer=6000, host=0)
+    """
+    size, world = layout.parameter_bytes, layout.world_size
+    if layout.zero_stage == 0:
+        buckets = trained * size if world > 1 else 0  # DDP's, beside the gradients themselves
+        average = trained * FLOAT32_BYTES if averaged else 0
+        return RankMemory((trained + frozen) * size, trained * size + buckets, states * size + average)
+    share = -(-trained // world)
+    average = share * FLOAT32_BYTES if averaged else 0
+    weights = (trained + frozen) * size // (world if layout.zero_stage == 3 else 1)
+    bucket = min(layout.bucket_elements, trained) * size if layout.zero_stage > 1 else 0
+    gradients = (trained if layout.zero_stage == 1 else share) * size + (0 if world == 1 else bucket)
+    optimizer = share * FLOAT32_BYTES + -(-states // world) * FLOAT32_BYTES
+    host = (optimizer if layout.offload_optimizer else 0) + (weights if layout.offload_parameters else 0)
+    return RankMemory(
+        weights=0 if layout.offload_parameters else weights,
+        gradients=gradients,
+        optimizer=(0 if layout.offload_optimizer else optimizer) + average,
+        host=host,
+    )
+
+
+def checkpoint_bytes(
+    trained: int, stored: int, buffers: int, states: int, layout: Layout, *, averaged: bool = False
+) -> int:
+    """Predicts the size of a checkpoint folder without what is small: names, settings, random states.
+
+    Args:
+        trained: Elements of parameters that are trained.
+        stored: Elements of frozen ones that come from no folder.
+        buffers: Bytes of persistent buffers.
+        states: Elements of the optimizer's states.
+        layout: The layout; under DeepSpeed the float32 master copy is stored.
+        averaged: Whether a moving average of the trained parameters is kept.
+    """
+    size = FLOAT32_BYTES if layout.zero_stage else layout.parameter_bytes
+    average = trained * FLOAT32_BYTES if averaged else 0
+    return (trained + states) * size + average + stored * layout.parameter_bytes + buffers

@@ -1,0 +1,164 @@
+"""Gathers what a recipe needs: sizes of modules, memory per process, checkpoint, batch and data."""
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+
+from divot_lightning.errors import UserError
+from divot_lightning.preflight.activations import activation_bytes
+from divot_lightning.preflight.memory import Layout, RankMemory, checkpoint_bytes, rank_memory
+from divot_lightning.preflight.shapes import build_shapes
+from divot_lightning.sharding.module_tensors import sort_tensors
+from divot_lightning.sharding.optimizer_state import family, leaf_optimizers
+
+STATES_PER_ELEMENT = {"AdamW": 2, "Muon": 1, "SGD": 1}
+"""Tensors as large as the parameter that an optimizer keeps; others are taken for two."""
+
+
+@dataclass(frozen=True)
+class ModelNeeds:
+    """What the stage needs.
+
+    Attributes:
+        modules: Elements trained and frozen by module.
+        memory: Of one process, without activations.
+        checkpoint: Bytes of a checkpoint.
+        activations: Bytes saved for the backward pass of one process's batch; None if it could not be found.
+        no_activations: Why not.
+    """
+
+    modules: dict[str, tuple[int, int]]
+    memory: RankMemory
+    checkpoint: int
+    activations: int | None = None
+    no_activations: str = ""
+
+
+@dataclass(frozen=True)
+class DataNeeds:
+    """What the data hold, as their datamodule tells.
+
+    Attributes:
+        sizes: By "train" and so on: path, shards and usable samples of each source.
+        batch: One process's first batch, None if there is none.
+        problem: Why nothing could be read.
+    """
+
+    sizes: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
+    batch: dict[str, Any] | None = None
+    problem: str = ""
+
+
+def model_needs(
+    stage: LightningModule, layout: Layout, *, averaged: bool, max_steps: int, batch: dict[str, Any] | None
+) -> ModelNeeds:
+    """Builds a stage as shapes and adds up what it needs.
+
+    Args:
+        stage: Not built yet; it stays on the meta device.
+        layout: How it is spread over processes.
+        averaged: Whether a moving average is kept.
+        max_steps: Steps of the run.
+        batch: One process's batch for the activations, if there is one.
+
+    Raises:
+        UserError: The stage cannot be built like this.
+    """
+    stage.trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=max_steps,
+        logger=False,
+        enable_checkpointing=False,
+        barebones=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    stage = build_shapes(stage)
+    tensors = sort_tensors(stage)
+    trained, stored = _elements(tensors.trained.values()), _elements(tensors.stored.values())
+    frozen = stored + sum(_elements(module.values()) for module in tensors.sourced.values())
+    buffers = sum(value.nbytes for value in tensors.buffers.values())
+    states = optimizer_states(stage)
+    activations, why = _activations(stage, batch, layout)
+    return ModelNeeds(
+        modules={name: module_sizes(module) for name, module in stage.named_children()},
+        memory=rank_memory(trained, frozen, states, layout, averaged=averaged),
+        checkpoint=checkpoint_bytes(trained, stored, buffers, states, layout, averaged=averaged),
+        activations=activations,
+        no_activations=why,
+    )
+
+
+def module_sizes(module: torch.nn.Module) -> tuple[int, int]:
+    """Gives a module's elements that are trained and that are frozen."""
+    parameters = list(module.parameters())
+    return _elements(p for p in parameters if p.requires_grad), _elements(p for p in parameters if not p.requires_grad)
+
+
+def optimizer_states(stage: LightningModule) -> int:
+    """Counts the elements of the states that the stage's optimizers will keep."""
+    made: Any = stage.configure_optimizers()
+    optimizer = made["optimizer"] if isinstance(made, dict) else made
+    return sum(
+        STATES_PER_ELEMENT.get(family(part), 2) * _elements(p for group in part.param_groups for p in group["params"])
+        for part in leaf_optimizers([optimizer])
+    )
+
+
+def data_needs(data: LightningDataModule, stage: LightningModule, world_size: int) -> DataNeeds:
+    """Opens the data as the first process of a job would, and takes its first batch.
+
+    Args:
+        data: Nothing is written into a run folder.
+        stage: Its settings decide what may be read.
+        world_size: Number of processes.
+
+    Raises:
+        UserError: The processes cannot share the batches, or the data cannot be used.
+    """
+    if not hasattr(data, "sizes"):
+        return DataNeeds(problem=f"{type(data).__name__} does not tell its sizes")
+    with tempfile.TemporaryDirectory() as folder:
+        data.trainer = _first_of(world_size, stage, folder)
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        sizes = data.sizes()
+        data.teardown("fit")
+        return DataNeeds(sizes, batch)
+
+
+def _first_of(world_size: int, stage: LightningModule, folder: str) -> Any:
+    strategy = SimpleNamespace(broadcast=lambda seen: seen, barrier=lambda *names: None)
+    return SimpleNamespace(
+        world_size=world_size,
+        global_rank=0,
+        local_rank=0,
+        default_root_dir=folder,
+        lightning_module=stage,
+        strategy=strategy,
+        callbacks=[],
+    )
+
+
+def _activations(stage: LightningModule, batch: dict[str, Any] | None, layout: Layout) -> tuple[int | None, str]:
+    if batch is None:
+        return None, "no batch to go by"
+    if layout.parameter_bytes == 2:
+        stage = stage.to(torch.bfloat16)
+    try:
+        return activation_bytes(stage, batch), ""
+    except UserError:
+        raise
+    except Exception as error:
+        # a stage of somebody else may read values, which are not there
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+
+
+def _elements(parameters: Iterable[torch.Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

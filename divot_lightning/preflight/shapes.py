@@ -1,0 +1,76 @@
+"""Builds a stage as shapes only: parameters on torch's meta device, weight files neither read nor downloaded."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from lightning import LightningModule
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
+
+from divot_lightning import components
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Within, modules get parameters without memory, and pretrained ones are built from their settings alone."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and param.device.type != "meta":
+            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
+        register(self, name, param)
+
+    with contextlib.ExitStack() as replaced:
+        for owner, name, new in (
+            (nn.Module, "register_parameter", register_on_meta),
+            (components, "load_weights", _leave_weights),
+            (AutoModelForCausalLM, "from_pretrained", staticmethod(_language_model)),
+            (CLIPVisionModel, "from_pretrained", staticmethod(_vision_model)),
+            (AutoencoderKL, "from_pretrained", staticmethod(_autoencoder)),
+        ):
+            replaced.enter_context(_replaced(owner, name, new))
+        yield
+
+
+def build_shapes(stage: LightningModule) -> LightningModule:
+    """Builds a stage's modules without memory for their parameters and moves the rest there too."""
+    with without_weights(), torch.no_grad():
+        stage.configure_model()
+    return stage.to("meta")
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
+    own = vars(owner).get(name)
+    setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+def _leave_weights(module: nn.Module, file: str | Path) -> None:
+    """Stands for `load_weights`."""
+
+
+def _language_model(folder: str, *, attn_implementation: str | None = None, **ignored: Any) -> nn.Module:
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+    return model
+
+
+def _vision_model(folder: str, **ignored: Any) -> tuple[nn.Module, dict[str, list[str]]]:
+    config = CLIPVisionConfig.from_pretrained(folder, local_files_only=True)
+    return CLIPVisionModel(config), {"missing_keys": []}
+
+
+def _autoencoder(folder: str, **ignored: Any) -> nn.Module:
+    build: Callable[..., nn.Module] = AutoencoderKL.from_config
+    return build(AutoencoderKL.load_config(folder, local_files_only=True))
