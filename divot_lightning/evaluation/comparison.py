@@ -48,27 +48,29 @@ def load_evaluation(place: str | Path) -> Evaluation:
     return Evaluation(str(place), {score.name: score for score in scores}, {row["id"]: row for row in rows})
 
 
-def differences(first: Any, second: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Lists where two values of JSON differ.
+def differing(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Finds where several values of JSON are not all the same.
 
     Args:
-        first: One value.
-        second: The other.
-        name: What they are called.
+        values: Objects of JSON.
 
     Returns:
-        Dotted names with both values, `(not stated)` where one has none.
+        By dotted name, what each of them has there, `(not stated)` where it has nothing.
 
-    >>> differences({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4})
-    [('b.c', 2, 3), ('d', '(not stated)', 4)]
+    >>> differing([{"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4}])
+    {'b.c': [2, 3], 'd': ['(not stated)', 4]}
     """
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        found = []
-        for key in dict.fromkeys([*first, *second]):
-            inner = f"{name}.{key}" if name else str(key)
-            found += differences(first.get(key, ABSENT), second.get(key, ABSENT), inner)
-        return found
-    return [] if first == second else [(name, first, second)]
+    flat = [_flat(value) for value in values]
+    names = dict.fromkeys(name for part in flat for name in part)
+    found = {name: [part.get(name, ABSENT) for part in flat] for name in names}
+    return {name: each for name, each in found.items() if any(value != each[0] for value in each)}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {name: value} if name else {}
+    parts = (_flat(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items())
+    return {key: inner for part in parts for key, inner in part.items()}
 
 
 def paired_values(first: Evaluation, second: Evaluation, score: str) -> tuple[np.ndarray, np.ndarray]:
@@ -94,11 +96,22 @@ def score_difference(first: Evaluation, second: Evaluation, score: str) -> tuple
     return paired_difference(other[None], one[None]), len(one)
 
 
-def protocols_differ(evaluations: Sequence[Evaluation], score: str) -> list[tuple[str, Any, Any]]:
-    """Lists where the protocol or the count of any of the evaluations differs from the first's."""
-    first, *others = ({"count": e.scores[score].count, **e.scores[score].protocol} for e in evaluations)
-    found = [difference for other in others for difference in differences(first, other)]
-    return list({name: (name, before, now) for name, before, now in reversed(found)}.values())[::-1]
+def protocol_differences(evaluations: Sequence[Evaluation], score: str) -> dict[str, list[Any]]:
+    """Finds where the protocols or the counts of a score differ, see `differing`."""
+    return differing([{"count": e.scores[score].count, **e.scores[score].protocol} for e in evaluations])
+
+
+def shared_scores(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Returns the names of the scores that all evaluations have.
+
+    Raises:
+        UserError: There is none.
+    """
+    names = [name for name in evaluations[0].scores if all(name in other.scores for other in evaluations)]
+    if not names:
+        both = " and ".join(f"{e.name} ({', '.join(list(e.scores)[:4])})" for e in evaluations)
+        raise UserError(f"no score is in all of them: {both}")
+    return names
 
 
 def score_table(evaluations: Sequence[Evaluation], *, mixed_protocols: bool = False) -> list[list[str]]:
@@ -116,17 +129,13 @@ def score_table(evaluations: Sequence[Evaluation], *, mixed_protocols: bool = Fa
     Raises:
         UserError: They have no score in common, or protocols differ and may not.
     """
-    names = [name for name in evaluations[0].scores if all(name in other.scores for other in evaluations)]
-    if not names:
-        both = " and ".join(f"{e.name} ({', '.join(list(e.scores)[:4])})" for e in evaluations)
-        raise UserError(f"no score is in all of them: {both}")
-    header = ["score", *(letter for letter, _ in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", evaluations, strict=False))]
+    header = ["score", *letters(len(evaluations))]
     pair = len(evaluations) == 2
     rows = [[*header, "B - A", f"{COVERAGE:.0%} interval", "items"] if pair else header]
-    for name in names:
-        different = protocols_differ(evaluations, name)
+    for name in shared_scores(evaluations):
+        different = protocol_differences(evaluations, name)
         if different and not mixed_protocols:
-            what = ", ".join(part for part, _, _ in different)
+            what = ", ".join(different)
             raise UserError(
                 f"{name} was not measured in one way, what differs: {what[:300]}\n"
                 "To see both nevertheless: --mixed-protocols"
@@ -136,6 +145,15 @@ def score_table(evaluations: Sequence[Evaluation], *, mixed_protocols: bool = Fa
             cells += _difference_cells(*score_difference(evaluations[0], evaluations[1], name))
         rows.append(cells)
     return rows
+
+
+def letters(count: int) -> list[str]:
+    """Returns what evaluations are called in a table.
+
+    >>> letters(3)
+    ['A', 'B', 'C']
+    """
+    return [chr(ord("A") + number) for number in range(count)]
 
 
 def _difference_cells(difference: Difference, items: int) -> list[str]:

@@ -73,12 +73,11 @@ class PredictionStore:
             unfinished.write_text(json.dumps(protocol, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             unfinished.replace(path)
             return
-        from divot_lightning.evaluation.comparison import differences
+        from divot_lightning.evaluation.comparison import differing
 
-        found = json.loads(path.read_text(encoding="utf-8"))
-        different = differences(found, json.loads(json.dumps(protocol)))
+        different = differing([json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(protocol))])
         if different:
-            name, before, now = different[0]
+            name, (before, now) = next(iter(different.items()))
             more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
             raise UserError(
                 f"{self.folder} holds predictions that were made in another way{more}:\n"

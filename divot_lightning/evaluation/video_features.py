@@ -20,6 +20,10 @@ I3D_OPTIONS: dict[str, Any] = {"rescale": True, "resize": True, "return_features
 gives 400 features of Kinetics-400 I3D (Carreira & Zisserman 2017)."""
 
 
+MAX_FEATURES = 8192
+"""A network with more gives no usable distance: its covariance would need as many clips, and gigabytes."""
+
+
 @dataclass(frozen=True)
 class VideoFeatures:
     """Clips to features, and what that means.
@@ -51,6 +55,11 @@ class VideoFeatures:
             raise UserError(
                 f"the feature network {self.source.get('network')} gives {tuple(features_BK.shape)} for "
                 f"{len(video_BFCHW)} clips; it must give (clips, features)"
+            )
+        if features_BK.shape[1] > MAX_FEATURES:
+            raise UserError(
+                f"the feature network {self.source.get('network')} gives {features_BK.shape[1]} features per clip; a "
+                f"Frechet distance takes at most {MAX_FEATURES}"
             )
         return features_BK.double().cpu()
 

@@ -1,9 +1,13 @@
 """Small models that the tests of metrics and judges make for themselves."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+
+from divot_lightning.evaluation.judge_endpoint import KEY_VARIABLE
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +38,119 @@ def clip_folder(tmp_path_factory):
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
+
+
+class Endpoint:
+    """A server on the loopback device that says yes where the answer is `dog`; `script` holds what comes first."""
+
+    def __init__(self):
+        self.requests, self.keys, self.script, self.at_once, self.most_at_once = [], [], [], 0, 0
+        lock, endpoint = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    endpoint.requests.append((self.path, body))
+                    endpoint.keys.append(self.headers["Authorization"])
+                    endpoint.at_once += 1
+                    endpoint.most_at_once = max(endpoint.most_at_once, endpoint.at_once)
+                    status, headers, text = endpoint.script.pop(0) if endpoint.script else (200, {}, None)
+                if text is None:
+                    prompt = body["messages"][0]["content"]
+                    reply = "Yes" if "Model's answer: dog" in prompt else "No."
+                    text = json.dumps({"choices": [{"message": {"content": reply}}]})
+                threading.Event().wait(0.02)
+                with lock:
+                    endpoint.at_once -= 1
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.server.shutdown()
+    endpoint.server.server_close()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A run folder with a tokenizer, a de-tokenizer and a video LLM, all tiny and untrained."""
+    from divot_datamodules.text_tokenizer import toy_text_tokenizer
+    from divot_heads.gmm import GMMHead
+    from divot_lightning.components import save_component
+    from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
+    from divot_lightning.models.latents import LatentsConfig
+    from divot_lightning.models.noise_schedule import SamplingConfig
+    from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
+    from divot_lightning.models.video_dit import VideoDiTConfig
+    from divot_lightning.models.video_llm import VideoLLM, VideoLLMConfig
+    from divot_lightning.models.vision_backbone import VisionConfig
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    vision = VisionConfig(image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
+    sizes = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}
+    sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 2}
+    sizes |= {"resampler_layers": 1, "resampler_heads": 2, "resampler_head_dim": 4, "num_tokens": 3, "token_dim": 4}
+    save_component(VideoTokenizer(TokenizerConfig(vision=vision, **sizes)), folder / "tokenizer")
+    config = DetokenizerConfig(
+        latents=LatentsConfig(kind="block_dct"),
+        denoiser=VideoDiTConfig(width=8, layers=1, heads=2, patch_frames=4),
+        sampling=SamplingConfig(steps=2),
+        size=32,
+        num_tokens=3,
+        token_dim=4,
+    )
+    detokenizer = VideoDetokenizer(config)
+    for value in detokenizer.denoiser.parameters():
+        torch.nn.init.normal_(value, std=0.5)
+    save_component(detokenizer, folder / "detokenizer")
+    toy_text_tokenizer().save_pretrained(folder / "text")
+    llama = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = VideoLLMConfig(
+        language_model_config={**llama, "intermediate_size": 16},
+        text_tokenizer=str(folder / "text"),
+        num_queries=3,
+        feature_dim=4,
+    )
+    video_llm = VideoLLM(settings, GMMHead)
+    for value in video_llm.parameters():
+        value.data += 0.3 * torch.randn_like(value)
+    save_component(video_llm, folder / "video_llm")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory):
+    """Toy shards with five held-out clips."""
+    from divot_lightning.testing.toy_shards import make_toy_shards
+
+    return make_toy_shards(tmp_path_factory.mktemp("toy"), train=1, validation=1, held_out=5)
+
+
+@pytest.fixture(scope="session")
+def video_bytes():
+    """Makes an mp4 at 8 frames per second whose frame i has the grey level 10 + 7 i."""
+    import numpy as np
+
+    from divot_datamodules.video_writing import encode_video
+
+    def make(count=16, size=32):
+        levels = (10 + 7 * np.arange(count)).astype(np.uint8)
+        return encode_video(np.broadcast_to(levels[:, None, None, None], (count, 3, size, size)).copy(), 8)
+
+    return make

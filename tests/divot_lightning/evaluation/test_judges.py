@@ -1,8 +1,6 @@
 """Judges give verdicts; an endpoint is asked a bounded number of times and never twice for the same."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -19,52 +17,6 @@ from divot_lightning.evaluation.judges import (
 )
 
 SAME, OTHER = OpenAnswer("what ?", "a dog", "dog"), OpenAnswer("what ?", "a dog", "cat")
-
-
-class Endpoint:
-    """A server on the loopback device that says yes where the answer is `dog`; `script` holds what comes first."""
-
-    def __init__(self):
-        self.requests, self.keys, self.script, self.at_once, self.most_at_once = [], [], [], 0, 0
-        lock, endpoint = threading.Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    endpoint.requests.append((self.path, body))
-                    endpoint.keys.append(self.headers["Authorization"])
-                    endpoint.at_once += 1
-                    endpoint.most_at_once = max(endpoint.most_at_once, endpoint.at_once)
-                    status, headers, text = endpoint.script.pop(0) if endpoint.script else (200, {}, None)
-                if text is None:
-                    prompt = body["messages"][0]["content"]
-                    reply = "Yes" if "Model's answer: dog" in prompt else "No."
-                    text = json.dumps({"choices": [{"message": {"content": reply}}]})
-                threading.Event().wait(0.02)
-                with lock:
-                    endpoint.at_once -= 1
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def endpoint(monkeypatch):
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    endpoint = Endpoint()
-    yield endpoint
-    endpoint.server.shutdown()
-    endpoint.server.server_close()
 
 
 def test_verdicts_come_in_the_order_of_the_answers(endpoint, tmp_path):

@@ -74,6 +74,11 @@ def test_a_network_that_does_not_give_one_vector_per_clip_is_refused():
         load_video_features("torch.nn:Identity")(clips())
 
 
+def test_a_network_with_more_features_than_a_covariance_can_hold_is_refused():
+    with pytest.raises(UserError, match="gives 9216 features"):
+        load_video_features("torch.nn:Flatten")(torch.zeros(2, 3, 3, 32, 32, dtype=torch.uint8))
+
+
 def test_a_failing_network_says_with_what_options(script):
     with pytest.raises(UserError, match="'rescal': True"):
         load_video_features(str(script), options={"rescal": True})(clips())

@@ -1,0 +1,85 @@
+"""`divot compare`: scores beside each other, and what differs in how they were measured."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from divot_lightning.errors import UserError
+
+MAX_SHOWN = 60
+"""A value of a protocol is shown up to here."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Builds the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="divot compare",
+        description="Show the scores of evaluations beside each other, with what differs in their models and "
+        "protocols; of two, also the difference with a bootstrap interval over the items that both have.",
+    )
+    parser.add_argument("evaluation", nargs="+", help="folders that divot evaluate wrote, or files of scores")
+    parser.add_argument(
+        "--mixed-protocols",
+        action="store_true",
+        help="show scores that were not measured in one way in one table; their names are marked with *",
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The words after `divot compare`.
+
+    Returns:
+        The exit status: 1 if protocols differ and the values were not put into one table.
+    """
+    args = parser().parse_args(argv)
+    if len(args.evaluation) < 2:
+        raise UserError(f"one evaluation was given, {args.evaluation[0]}; give two or more to compare")
+    from divot_lightning.evaluation.comparison import (
+        differing,
+        letters,
+        load_evaluation,
+        protocol_differences,
+        score_table,
+        shared_scores,
+    )
+
+    found = [load_evaluation(place) for place in args.evaluation]
+    names = shared_scores(found)
+    for letter, evaluation in zip(letters(len(found)), found, strict=True):
+        sys.stdout.write(f"{letter}: {evaluation.name}\n")
+    models = differing([evaluation.scores[names[0]].model for evaluation in found])
+    protocols = {what: values for name in names for what, values in protocol_differences(found, name).items()}
+    sys.stdout.write(_section("models", models) + _section("protocols", protocols))
+    if protocols and not args.mixed_protocols:
+        sys.stdout.write("\nThey were not measured in one way; to see the values nevertheless: --mixed-protocols\n")
+        return 1
+    sys.stdout.write("\n" + _aligned(score_table(found, mixed_protocols=args.mixed_protocols)))
+    return 0
+
+
+def _section(title: str, different: dict[str, list[Any]]) -> str:
+    if not different:
+        return f"\n{title}: the same\n"
+    lines = [f"  {name}: {' | '.join(_shown(value) for value in values)}" for name, values in different.items()]
+    return "\n".join([f"\n{title} differ:", *lines, ""])
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = (
+        "  ".join(f"{cell:<{width}}" if at == 0 else f"{cell:>{width}}" for at, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    )
+    return "".join(f"{line.rstrip()}\n" for line in lines)

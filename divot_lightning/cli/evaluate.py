@@ -1,0 +1,55 @@
+"""`divot evaluate`: a run on a benchmark, predictions and scores out."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from divot_lightning.cli.training_args import resolve_recipes
+from divot_lightning.errors import UserError
+from divot_lightning.evaluation.settings import EvaluationSettings
+
+DESCRIPTION = (
+    "Measure a run on a benchmark: `divot evaluate RUN --benchmark mvbench --data FOLDER`, or with a recipe: "
+    "`divot evaluate RUN --config evaluation/mvbench --data FOLDER`. Writes predictions.jsonl and scores.json; stopped "
+    "at any moment, the same command goes on. Under torchrun the processes share the items."
+)
+
+
+def parser() -> ArgumentParser:
+    """Builds the command's parser."""
+    parser = ArgumentParser(prog="divot evaluate", description=DESCRIPTION, exit_on_error=False)
+    parser.add_argument("run", type=str, help="run folder of LLM pretraining or instruction tuning")
+    parser.add_argument("--config", action="config", help="a recipe of settings, such as evaluation/mvbench")
+    parser.add_class_arguments(EvaluationSettings, fail_untyped=False)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The words after `divot evaluate`.
+
+    Returns:
+        The exit status.
+    """
+    options = parser()
+    try:
+        given = options.instantiate(options.parse_args(resolve_recipes(list(argv))))
+    except ArgumentError as error:
+        from divot_lightning.cli.messages import condense
+
+        raise UserError(condense(str(error), options)) from error
+    if not Path(given.run).is_dir():
+        raise UserError(f"there is no run folder {given.run}")
+    from divot_lightning.evaluation.run import evaluate
+
+    names = EvaluationSettings.__dataclass_fields__
+    scores, folder = evaluate(given.run, EvaluationSettings(**{name: given[name] for name in names}))
+    for score in scores:
+        sys.stdout.write(f"{score.name}\t{score.value:.4f}\t{score.count}\n")
+    if scores:
+        sys.stdout.write(f"predictions and scores: {folder}\n")
+    return 0

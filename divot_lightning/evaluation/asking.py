@@ -1,0 +1,141 @@
+"""Asks a trained video LLM a benchmark's questions.
+
+Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C feature width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from divot_datamodules.benchmarks.items import BenchmarkItem
+from divot_datamodules.benchmarks.table import Task
+from divot_datamodules.decoding import DecodeError
+from divot_lightning.evaluation.answers import LETTERS, parse_choice
+from divot_lightning.evaluation.item_media import read_item
+from divot_lightning.evaluation.predictions import Row
+from divot_lightning.evaluation.settings import CHOICE_PROMPT, EvaluationSettings
+from divot_lightning.inference.ask import Asker, answer, caption_prompt, question_prompt
+from divot_lightning.models.sequences import Segment
+
+RESIZE = "short side by bicubic interpolation, middle cut out"
+
+
+def fill_question(item: BenchmarkItem, prompt: str) -> str:
+    r"""Returns what is asked about an item.
+
+    Args:
+        item: With options where the prompt has them.
+        prompt: Text with {question}, and {options} for multiple choice.
+
+    >>> fill_question(BenchmarkItem("1", None, "v", "which ?", ("red", "blue")), "{question}|{options}")
+    'which ?|(A) red\n(B) blue'
+    """
+    options = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, item.options, strict=False))
+    return prompt.format(question=item.question, options=options)
+
+
+class QuestionRunner:
+    """A run's models, asked about one video at a time.
+
+    Args:
+        run: Run folder of a stage that trains a video LLM.
+        settings: Of the evaluation.
+        task: "choice", "open" or "caption".
+        device: Where the models run.
+    """
+
+    components: tuple[str, ...] = ("video_llm", "tokenizer")
+
+    def __init__(self, run: str | Path, settings: EvaluationSettings, task: Task, device: str) -> None:
+        self.settings, self.task = settings, task
+        self.asker = Asker.from_run(run, template=settings.template, device=device)
+        # The tokenizer reads only these frames of a clip, so only they are decoded.
+        self.clip = replace(self.asker.clip, sparse_frames=self.asker.tokenizer.config.num_frames)
+        self.prompt = settings.prompt or {"choice": CHOICE_PROMPT, "open": "{question}"}.get(task)
+
+    def describe(self) -> dict[str, Any]:
+        """Says what decides the answers besides the models, as JSON values."""
+        temperature, clip = self.settings.temperature or 0.0, self.clip
+        sampled = {"temperature": temperature, "top_p": self.settings.top_p, "seed": self.settings.seed}
+        return {
+            "prompt": self.prompt or "the instruction for captions that the template has",
+            "template": self.asker.template,
+            "decoding": {
+                **(sampled if temperature else {"greedy": True}),
+                "max_new_tokens": self.settings.max_new_tokens,
+            },
+            "clips": {
+                "max_clips": self.settings.max_clips,
+                "frames": len(clip.frame_numbers),
+                "seconds": clip.seconds,
+                "height": clip.height,
+                "width": clip.width,
+                "resize": RESIZE,
+            },
+        }
+
+    def run(self, items: Sequence[tuple[int, BenchmarkItem]]) -> list[Row]:
+        """Answers the questions about one video.
+
+        Args:
+            items: Numbers within the benchmark, and items of the same video and part.
+
+        Returns:
+            One row per item; where the video cannot be decoded, with an `error` instead of an answer.
+        """
+        try:
+            video = read_item(items[0][1], self.clip, self.settings.max_clips)
+        except DecodeError as error:
+            return [{**_row(item), "error": str(error)} for _, item in items]
+        features = self.asker.encode(torch.from_numpy(video))
+        prompts = [self._segments(item, len(features)) for _, item in items]
+        said = self._answers([number for number, _ in items], prompts, features)
+        return [self._finished(item, text) for (_, item), text in zip(items, said, strict=True)]
+
+    def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
+        if self.prompt is None:
+            return caption_prompt(num_clips, self.asker.template)
+        return question_prompt(fill_question(item, self.prompt), num_clips, self.asker.template)
+
+    def _answers(self, numbers: Sequence[int], prompts: list[list[Segment]], features: Tensor) -> list[str]:
+        longest, temperature = self.settings.max_new_tokens, self.settings.temperature or 0.0
+        if not temperature:
+            return answer(self.asker.video_llm, prompts, [features] * len(prompts), max_new_tokens=longest)
+        device, said = self.asker.video_llm.feature_mean_C.device, []
+        for number, prompt in zip(numbers, prompts, strict=True):
+            # One by one, each with draws of its own: whichever process answers, and whatever was finished before.
+            generator = torch.Generator(device).manual_seed(item_seed(self.settings.seed, number))
+            said += answer(
+                self.asker.video_llm,
+                [prompt],
+                [features],
+                max_new_tokens=longest,
+                temperature=temperature,
+                top_p=self.settings.top_p,
+                generator=generator,
+            )
+        return said
+
+    def _finished(self, item: BenchmarkItem, text: str) -> Row:
+        row = {**_row(item), "said": text}
+        if self.task == "choice":
+            row["chosen"] = parse_choice(text, item.options, self.settings.choice_rule)
+        return row
+
+
+def item_seed(seed: int, number: int) -> int:
+    """Returns the seed of one item's draws: different for each item, the same in whichever process it is.
+
+    >>> item_seed(0, 0) == item_seed(0, 0), item_seed(0, 1) == item_seed(1, 0)
+    (True, False)
+    """
+    return (seed * 1_000_003 + number) % 2**63
+
+
+def _row(item: BenchmarkItem) -> Row:
+    known = {"id": item.id, "media": item.media_name, "group": item.group, "question": item.question}
+    return {name: value for name, value in known.items() if value}

@@ -1,0 +1,176 @@
+"""From predictions to scores; the value of each item stands in its row, so that two evaluations can be paired."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torchmetrics import Metric
+
+from divot_datamodules.benchmarks.items import BenchmarkItem
+from divot_datamodules.benchmarks.table import Benchmark
+from divot_datamodules.toy_world import ATTRIBUTES, Reading
+from divot_lightning.evaluation.answers import ChoiceAccuracy, OpenAnswerAccuracy, normalise_answer
+from divot_lightning.evaluation.caption_metrics import BLEU_ORDERS, CaptionBLEU, CaptionROUGE, rouge_of_caption
+from divot_lightning.evaluation.frechet import FrechetDistance
+from divot_lightning.evaluation.predictions import Row
+from divot_lightning.evaluation.settings import EvaluationSettings
+from divot_lightning.evaluation.text_match import ToyCaptionAccuracy
+from divot_lightning.evaluation.toy_oracle import count_correct, start_spread
+
+AnyMetric = TypeVar("AnyMetric", bound=Metric)
+
+Values = dict[str, tuple[float, int]]
+"""Value and number of items, by score."""
+
+Pairs = list[tuple[BenchmarkItem, Row]]
+
+
+def measure(
+    benchmark: Benchmark, items: Sequence[BenchmarkItem], rows: Sequence[Row], settings: EvaluationSettings
+) -> Values:
+    """Computes the scores of finished predictions.
+
+    Args:
+        benchmark: Which.
+        items: Its items.
+        rows: The row of each, in the same order; gets the item's own values as `scores`, without the benchmark's name.
+        settings: Of the evaluation.
+
+    Returns:
+        Values by name without the benchmark's. What the benchmark keeps to itself has none.
+    """
+    pairs = list(zip(items, rows, strict=True))
+    failed = sum("error" in row for row in rows)
+    values = _MEASURES[benchmark.task](benchmark, pairs, settings)
+    return {**values, "unreadable": (failed / len(pairs), len(pairs))}
+
+
+def _alone(metric: AnyMetric) -> AnyMetric:
+    """Returns a metric that has seen all items, so that its process need not ask the others, who are not here."""
+    metric.distributed_available_fn = lambda: False
+    return metric
+
+
+def _measure_choices(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
+    known = [(item, row) for item, row in pairs if item.choice is not None]
+    if not known:
+        return {}
+    groups = list(dict.fromkeys(item.group for item, _ in known))
+    metric = _alone(ChoiceAccuracy(groups if len(groups) > 1 else ()))
+    for item, row in known:
+        assert item.choice is not None
+        chosen = row.get("chosen")
+        counted = settings.unparsed_as if chosen is None and "error" not in row else chosen
+        row["scores"] = {"all": float(counted == item.choice)}
+        if metric.groups:
+            row["scores"][item.group] = row["scores"]["all"]
+        metric.update([counted], [item.choice], [item.group] if metric.groups else ())
+    counts = {group: sum(item.group == group for item, _ in known) for group in metric.groups}
+    values = {name: (value.item(), counts.get(name, len(known))) for name, value in metric.compute().items()}
+    unparsed = sum(row.get("chosen") is None and "error" not in row for _, row in known)
+    return {**values, "unparsed": (unparsed / len(known), len(known))}
+
+
+def _measure_answers(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
+    metric, groups = _alone(OpenAnswerAccuracy()), dict.fromkeys(item.group for item, _ in pairs if item.group)
+    for item, row in pairs:
+        said, wanted = row.get("said", ""), str(item.answer)
+        # A video that cannot be read is a wrong answer to the judge too, who is not asked about it.
+        verdict = False if "error" in row and settings.judge.kind != "none" else row.get("judged")
+        metric.update([said], [wanted], [verdict])
+        same = float(normalise_answer(said) == normalise_answer(wanted))
+        row["scores"] = {"exact": float(said.strip() == wanted.strip()), "normalised": same}
+        if verdict is not None:
+            row["scores"]["judged"] = float(verdict)
+        if item.group:
+            row["scores"][f"normalised/{item.group}"] = same
+    judged = sum("judged" in row["scores"] for _, row in pairs)
+    values = {
+        name: (value.item(), judged if name == "judged" else len(pairs)) for name, value in metric.compute().items()
+    }
+    if not judged:
+        del values["judged"]
+    for group in groups:
+        of_group = [row["scores"]["normalised"] for item, row in pairs if item.group == group]
+        values[f"normalised/{group}"] = (math.fsum(of_group) / len(of_group), len(of_group))
+    return values
+
+
+def _measure_captions(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
+    said = [row.get("said", "") for _, row in pairs]
+    wanted = [item.references for item, _ in pairs]
+    values: Values = {}
+    for order in BLEU_ORDERS:
+        bleu = _alone(CaptionBLEU(order))
+        bleu.update(said, wanted)
+        values[f"bleu_{order}"] = (bleu.compute().item(), len(pairs))
+    rouge = _alone(CaptionROUGE())
+    rouge.update(said, wanted)
+    values["rouge_l"] = (rouge.compute().item(), len(pairs))
+    for text, references, (_, row) in zip(said, wanted, pairs, strict=True):
+        row["scores"] = {"rouge_l": rouge_of_caption(text, references)}
+    if benchmark.toy:
+        toy = _alone(ToyCaptionAccuracy())
+        toy.update(said, [references[0] for references in wanted])
+        values |= {name: (value.item(), len(pairs)) for name, value in toy.compute().items()}
+    return values
+
+
+def _measure_clips(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
+    made = [(item, row) for item, row in pairs if "error" not in row]
+    rows, values = [row for _, row in made], Values()
+    for row in rows:
+        row["scores"] = {}
+    if rows and "clip_similarity" in rows[0]:
+        for row in rows:
+            row["scores"]["clip_similarity"] = row["clip_similarity"]
+        similarities = [row["clip_similarity"] for row in rows]
+        values["clip_similarity"] = (math.fsum(similarities) / len(rows), len(rows))
+    if rows and "features" in rows[0]:
+        values["frechet_video_distance"] = (_frechet(rows, "features", scaled=False), len(rows))
+    if benchmark.toy:
+        values |= _measure_toy_clips(made)
+    return values
+
+
+def _measure_toy_clips(pairs: Pairs) -> Values:
+    readings = [_reading(row["reading"]) for _, row in pairs]
+    expected = [item.facts["attributes"] for item, _ in pairs]
+    counts = count_correct(readings, expected)
+    total = counts.pop("count")
+    values: Values = {name: (count / total if total else math.nan, total) for name, count in counts.items()}
+    for (_, row), reading, wanted in zip(pairs, readings, expected, strict=True):
+        right = {name: float(reading.valid and getattr(reading, name) == wanted[name]) for name in ATTRIBUTES}
+        row["scores"] |= {**right, "all": float(all(right.values()))}
+    captions = [item.facts["prompt"] for item, _ in pairs]
+    spread, counted = start_spread(readings, captions)
+    truths = [Reading(True, start=tuple(item.facts["start"])) for item, _ in pairs]
+    real_spread, _ = start_spread(truths, captions)
+    values["spread"] = (spread / real_spread if real_spread else math.nan, counted)
+    values["frechet"] = (_frechet([row for _, row in pairs], "toy_features", scaled=True), total)
+    return values
+
+
+def _reading(stored: dict[str, Any]) -> Reading:
+    start = stored["start"]
+    return Reading(**{**stored, "start": None if start is None else tuple(start)})
+
+
+def _frechet(rows: Sequence[Row], name: str, *, scaled: bool) -> float:
+    """Returns the distance between what was made and the real clips, NaN for less than two."""
+    if len(rows) < 2:
+        return math.nan
+    made, real = (torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in (name, f"real_{name}"))
+    metric = _alone(FrechetDistance(None, made.shape[1], scaled=scaled))
+    metric.update(real, real=True)
+    metric.update(made, real=False)
+    return metric.compute().item()
+
+
+_MEASURES: dict[str, Callable[[Benchmark, Pairs, EvaluationSettings], Values]] = {
+    "choice": _measure_choices,
+    "open": _measure_answers,
+    "caption": _measure_captions,
+    "generation": _measure_clips,
+}

@@ -1,0 +1,61 @@
+"""The clips of a benchmark's item: of a whole video, of a part of it, or of a folder of frames.
+
+Shape letters: N clips, F frames, H height, W width.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from divot_datamodules.benchmarks.items import BenchmarkItem
+from divot_datamodules.clip_sampling import ClipSettings, clip_times
+from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, MediaInfo, Pixels, decode_chosen, decode_image
+
+
+def read_item(item: BenchmarkItem, clip: ClipSettings, max_clips: int) -> Pixels:
+    """Reads the clips of an item, by the rule of `clip_times` over the part of the video that is meant.
+
+    Args:
+        item: Its media must be there.
+        clip: How clips are cut.
+        max_clips: Most clips.
+
+    Returns:
+        uint8 (N, F, 3, H, W).
+
+    Raises:
+        DecodeError: The media cannot be decoded, or end before the part that is meant.
+    """
+    assert item.media is not None
+    if item.frame_rate is not None:
+        assert isinstance(item.media, Path)
+        frames = _decode_folder(item.media, item.frame_rate, item.bounds, clip, max_clips)
+    else:
+
+        def choose(info: MediaInfo) -> list[float]:
+            return _moments(info.duration, item.bounds, clip, max_clips)
+
+        frames = decode_chosen(item.media, choose, clip.size, max_pixels=clip.max_pixels)
+    return frames.reshape(-1, len(clip.frame_numbers), *frames.shape[1:])
+
+
+def _moments(duration: float, bounds: tuple[float, float] | None, clip: ClipSettings, max_clips: int) -> list[float]:
+    start, end = bounds or (0.0, duration)
+    end = min(end, duration)
+    if start >= end:
+        raise DecodeError("too_short", f"the part from {start:g} s on, of {duration:.2f} s")
+    clips = clip_times(end - start, clip, max_clips)
+    return [start + moments[number] for moments in clips for number in clip.frame_numbers]
+
+
+def _decode_folder(
+    folder: Path, rate: float, bounds: tuple[float, float] | None, clip: ClipSettings, max_clips: int
+) -> Pixels:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+    if not files:
+        raise DecodeError("empty_media", f"no picture in {folder.name}")
+    moments = _moments(len(files) / rate, bounds, clip, max_clips)
+    # A small slack, so that a moment that is meant to be a frame's own start does not fall before it.
+    numbers = [min(int(moment * rate + 1e-6), len(files) - 1) for moment in moments]
+    pictures = {number: decode_image(files[number], clip.size, max_pixels=clip.max_pixels) for number in set(numbers)}
+    return np.stack([pictures[number] for number in numbers])

@@ -1,0 +1,64 @@
+"""The processes of an evaluation: started by torchrun or SLURM, or only one."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+Item = TypeVar("Item")
+
+PATIENCE = timedelta(days=7)
+"""How long one process waits for the slowest; they work without talking until the end."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all.
+
+    Attributes:
+        rank: Its number.
+        count: How many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Returns this process's part of what all have listed alike."""
+        return list(items[self.rank :: self.count])
+
+    def wait(self) -> None:
+        """Waits until all are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Joins the processes that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or distributed.is_initialized():
+        started = distributed.is_initialized()
+        yield Processes(distributed.get_rank(), distributed.get_world_size()) if started else Processes()
+        return
+    distributed.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield Processes(distributed.get_rank(), count)
+    finally:
+        distributed.destroy_process_group()
+
+
+def local_device(device: str) -> str:
+    """Returns the device of this process: with several GPUs on a machine, `cuda` means its own.
+
+    >>> local_device("cpu")
+    'cpu'
+    """
+    if device != "cuda" or not torch.cuda.is_available():
+        return device
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
