@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from heapq import heapify, heapreplace
 
+TRIED_ONE_BY_ONE = 32
+"""Numbers of rows up to which each one is tried; beyond, every 32nd part, since 3% more rows are as good."""
+
 
 def rows_cost(num_rows: int, length: int, width: int) -> int:
     """Gives what a layer spends on a batch, in units of 2 D multiplications.
@@ -48,15 +51,16 @@ def pack_rows(lengths: list[int], longest_row: int | None, width: int) -> list[l
     best = [[number] for number in range(len(lengths))]
     longest = max(lengths, default=0)
     lowest_cost = rows_cost(len(lengths), longest, width)
-    for num_rows in range(1, len(lengths)):
-        if rows_cost(num_rows, longest, width) >= lowest_cost:
-            break
+    num_rows = 0 if longest_row is None else max(0, sum(lengths) - 1) // max(longest, longest_row)
+    while True:
+        num_rows += 1 + num_rows // TRIED_ONE_BY_ONE
+        if num_rows >= len(lengths) or rows_cost(num_rows, longest, width) >= lowest_cost:
+            return sorted(sorted(row) for row in best)
         rows, length = _fill(lengths, num_rows)
         fits = longest_row is None or length <= max(longest, longest_row)
         cost = rows_cost(num_rows, length, width)
         if fits and cost < lowest_cost:
             best, lowest_cost = rows, cost
-    return sorted(sorted(row) for row in best)
 
 
 def _fill(lengths: list[int], num_rows: int) -> tuple[list[list[int]], int]:
