@@ -66,7 +66,8 @@ class ShardReport:
                 f"frames/s    {_counted(self.rates)}",
             ]
         found += [f"texts       {self.captions} captions, {self.questions} questions"]
-        return found + self._defect_lines()
+        # A name in a tar need not be UTF-8, but what is printed must be.
+        return [line.encode("utf-8", "backslashreplace").decode() for line in found + self._defect_lines()]
 
     def _defect_lines(self) -> list[str]:
         if not self.defects:

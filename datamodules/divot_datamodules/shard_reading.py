@@ -69,8 +69,10 @@ def split_member_name(name: str) -> tuple[str, str] | None:
     ('tale', 'clip0.mp4')
     >>> split_member_name("weights.pth") is None
     True
+    >>> split_member_name("cats/._clip.mp4") is None  # what tar on a Mac puts beside each file
+    True
     """
-    match = _MEMBER.fullmatch(name)
+    match = _MEMBER.fullmatch(name) if not name.rpartition("/")[2].startswith("._") else None
     return (match["key"], match["suffix"].lower()) if match else None
 
 

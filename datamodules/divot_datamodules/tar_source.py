@@ -40,7 +40,7 @@ class TarSource:
         index_folder: Keeps the indexes of shards that have none beside them, and copies of shards of which no part
             can be read by itself; None keeps nothing.
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
-        copies_gb: Most disk that copies may take, in GiB.
+        copies_gb: Most disk that the copies of these shards may take, in GiB.
         progress: Whether to show a bar if indexing takes long.
         may_be_empty: Whether shards of which none can be read are a source without samples, for reports.
 

@@ -39,5 +39,6 @@ def main(argv: Sequence[str]) -> int:
         f"{args.source}: {samples} samples in {len(shards)} shards; {made} indexes made, "
         f"{len(shards) - made} were there; {len(defects)} defects\n"
     )
-    sys.stdout.write("".join(line + "\n" for line in defects))
+    # A name in a tar need not be UTF-8, but what is printed must be.
+    sys.stdout.write("".join(line + "\n" for line in defects).encode("utf-8", "backslashreplace").decode())
     return 1 if defects else 0

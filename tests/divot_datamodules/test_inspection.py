@@ -74,6 +74,12 @@ def test_a_jsonl_is_inspected_like_shards(tmp_path, numbered_file):
     assert [(defect.reason, defect.key) for defect in report.defects] == [("missing_media", "line2")]
 
 
+def test_names_that_are_not_utf8_are_reported(tmp_path, write_tar):
+    report = inspect(write_tar(tmp_path / "a.tar", [("caf\udce9.mp4", b"")]))
+    assert report.defects[0].key == "caf\udce9"
+    assert "caf\\udce9" in "\n".join(report.lines()).encode("utf-8").decode()
+
+
 def test_shards_of_which_none_can_be_read_are_reported(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"rubbish" * 999)
     report = inspect(tmp_path)

@@ -1,4 +1,3 @@
-import gzip
 import io
 import os
 import shutil
@@ -15,7 +14,6 @@ from divot_datamodules import shard_storage
 from divot_datamodules.samples import SampleDecoder, SampleError, TaskMixture
 from divot_datamodules.shard_index_files import IndexFiles, index_path, write_index
 from divot_datamodules.shard_storage import OPEN_FILES, LocalShard
-from divot_datamodules.sources import open_source
 from divot_datamodules.tar_source import MAX_TEXT_BYTES, TarSource
 from divot_lightning.errors import UserError
 from divot_lightning.testing.broken_shards import make_broken_shards
@@ -160,6 +158,13 @@ def test_the_fingerprint_tells_other_data_but_not_another_folder(tmp_path, write
     assert TarSource(shards[:2]).fingerprint != fingerprint
 
 
+def test_what_a_mac_puts_beside_files_is_no_sample_and_separates_none(tmp_path, write_tar):
+    members = [(f"{dots}{name}", b"x") for name in ("a.mp4", "a.txt", "b.txt") for dots in ("._", "")]
+    source = TarSource([str(write_tar(tmp_path / "a.tar", members))])
+    assert contents(source) == [[("a", {"mp4": b"x", "txt": b"x"}), ("b", {"txt": b"x"})]]
+    assert source.defects == []
+
+
 def test_texts_have_a_limit(tmp_path, write_tar):
     source = TarSource([str(write_tar(tmp_path / "a.tar", [("a.json", b" " * (MAX_TEXT_BYTES + 1))]))])
     with pytest.raises(SampleError, match=str(MAX_TEXT_BYTES + 1)) as caught:
@@ -233,46 +238,6 @@ def test_shards_behind_urls_give_the_same_by_parts(broken, no_pauses):
         start, end = server.requests[0][2:]
         assert [request[:2] for request in server.requests] == [("GET", "good.tar")]
         assert end - start < 12_000
-
-
-def test_servers_without_parts_and_compressed_shards_are_copied_once(tmp_path, write_tar, no_pauses):
-    shards = shards_of(tmp_path, write_tar)
-    expected = contents(TarSource(shards))
-    for shard in shards[:2]:
-        Path(shard + ".gz").write_bytes(gzip.compress(Path(shard).read_bytes()))
-    with serve_shards(tmp_path, ranges=False) as server:
-        names = [f"{server.url}/000.tar.gz", str(tmp_path / "001.tar.gz"), f"{server.url}/002.tar"]
-        first = TarSource(names, index_folder=tmp_path / "index")
-        server.requests.clear()
-        second = TarSource(names, index_folder=tmp_path / "index")
-        assert [method for method, *_ in server.requests].count("GET") <= 2  # whether parts are given is asked anew
-    assert contents(first) == contents(second) == expected
-    assert first.fingerprint == second.fingerprint
-    assert len(list((tmp_path / "index" / "copies").glob("*.tar"))) == 3
-
-
-def test_a_command_is_run_only_where_allowed_and_read_as_a_copy(tmp_path, write_tar):
-    shards = shards_of(tmp_path, write_tar, shards=1)
-    name = f"pipe:cat {shards[0]}"
-    with pytest.raises(UserError, match="allow_pipe"):
-        open_source(name)
-    with pytest.raises(UserError, match="allow_pipe"):
-        TarSource([name])
-    source = open_source(name, allow_pipe=True)
-    assert contents(source) == contents(TarSource(shards))
-    (copies,) = {Path(shard.path).parent for shard, _ in source._units}
-    del source
-    assert not copies.exists()
-
-
-def test_copies_take_no_more_disk_than_allowed(tmp_path, write_tar):
-    shards = shards_of(tmp_path, write_tar)
-    with pytest.raises(UserError, match=r"Raise copies_gb") as caught:
-        TarSource(
-            [f"pipe:cat {s}" for s in shards], allow_pipe=True, copies_gb=15e3 / 2**30, index_folder=tmp_path / "i"
-        )
-    assert str(tmp_path / "i") in str(caught.value)
-    assert sum(path.stat().st_size for path in (tmp_path / "i" / "copies").iterdir()) <= 15e3
 
 
 @pytest.mark.parametrize("ranges", [True, False])
