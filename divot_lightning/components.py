@@ -12,6 +12,8 @@ import inspect
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,8 +38,23 @@ def save_component(module: nn.Module, folder: str | Path) -> None:
     """Writes a component folder; it appears whole or not at all, and replaces one of the same name.
 
     Args:
-        module: Has a `config` dataclass that JSON can hold.
+        module: Has a `config` dataclass that JSON can hold; every process that calls this holds it whole.
         folder: Where to.
+    """
+    with new_component(module, folder) as weights_file:
+        save_model(module, str(weights_file))
+
+
+@contextmanager
+def new_component(module: nn.Module, folder: str | Path) -> Iterator[Path]:
+    """Writes a component folder but for its weights, which are written within; then the folder appears.
+
+    Args:
+        module: As for `save_component`; its parameters are not looked at.
+        folder: Where to.
+
+    Yields:
+        The file for the weights.
     """
     folder = Path(folder)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -51,7 +68,7 @@ def save_component(module: nn.Module, folder: str | Path) -> None:
         "config": dataclasses.asdict(config),
     }
     (unfinished / CONFIG_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    save_model(module, str(unfinished / WEIGHTS_FILE))
+    yield unfinished / WEIGHTS_FILE
     save_extra = getattr(module, "save_extra", None)
     if save_extra is not None:
         save_extra(unfinished)

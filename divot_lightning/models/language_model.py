@@ -22,7 +22,6 @@ from divot_lightning.sharding.building import (
     fill_from_first,
     gathered,
     is_sharding,
-    peft_that_gathers,
     weight_files,
     without_memory,
 )
@@ -241,13 +240,22 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[in
         task_type="CAUSAL_LM",
     )
     try:
-        with peft_that_gathers():
+        # PEFT copies these; the weights that get adapters it only measures.
+        with gathered(_copied_weights(model, names, settings)):
             return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
             f"LoRA with target_modules={settings.target_modules} does not fit {model.config.model_type!r}: "
             f"{str(error).splitlines()[0]}"
         ) from error
+
+
+def _copied_weights(model: PreTrainedModel, embeddings: list[str], settings: LoRASettings) -> list[Tensor]:
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if any(part in embeddings or (settings.train_norms and part.endswith("norm")) for part in name.split("."))
+    ]
 
 
 def merge_lora(model: nn.Module) -> nn.Module:

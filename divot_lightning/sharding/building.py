@@ -28,12 +28,11 @@ class Sharder:
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        from deepspeed.zero import Init
+        import deepspeed
 
-        self.settings = settings
         self.half = next((dtype for name, dtype in _HALVES.items() if settings.get(name, {}).get("enabled")), None)
         # Without a module of its own: only its way of converting parameters is needed.
-        self._init = Init(module=nn.Module(), config_dict_or_path=settings, dtype=self.half)
+        self._init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings, dtype=self.half)
 
     def shard(self, parameters: Iterable[nn.Parameter]) -> None:
         """Leaves each process its share of parameters that are whole; the first process's values count."""
@@ -89,9 +88,11 @@ def gathered(parameters: Iterable[Tensor], *, write: bool = False) -> AbstractCo
     sharded = [parameter for parameter in parameters if is_sharded(parameter)]
     if not sharded:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    context: AbstractContextManager[None] = GatheredParameters(sharded, modifier_rank=0 if write else None)
+    context: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
+        sharded, modifier_rank=0 if write else None
+    )
     return context
 
 
@@ -115,20 +116,6 @@ def _parameters_on_meta() -> Generator[None, None, None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-@contextmanager
-def peft_that_gathers() -> Generator[None, None, None]:
-    """Lets PEFT know that weights may be sharded, so that it makes those whole that it copies."""
-    sharder = _SHARDER.get()
-    if sharder is None:
-        yield
-        return
-    from transformers.integrations import HfDeepSpeedConfig
-
-    known = HfDeepSpeedConfig(sharder.settings)  # transformers keeps a weak reference to it
-    yield
-    del known
 
 
 class Found(NamedTuple):
@@ -165,7 +152,17 @@ def fill(module: nn.Module, files: Iterable[Path]) -> Found:
         _place(group, lambda name=name: _read(sources[name], name), sharder)  # type: ignore[misc]
     for name, value in buffers.items():
         value.copy_(_read(sources[name], name))
+    _forget_originals(module)
     return found
+
+
+def _forget_originals(module: nn.Module) -> None:
+    """Empties what PEFT copied from weights that had no values; it keeps it to undo a merge, which nobody does here."""
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                assert type(owner).__name__ == "BufferDict", f"{name} of {type(owner).__name__} was never computed"
+                owner._buffers[name] = torch.zeros_like(buffer, device="cpu")
 
 
 def fill_from_first(module: nn.Module, source: nn.Module | None) -> None:

@@ -12,9 +12,11 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from divot_lightning.errors import UserError
+from divot_lightning.sharding.building import Sharder, sharded_building
 from divot_lightning.sharding.zero_checkpoint import CheckpointFolders
 
 BUCKET_ELEMENTS = 50_000_000
@@ -75,6 +77,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
             self.config["zero_force_ds_cpu_optimizer"] = False
         merge_settings(self.config, config or {})
         self.offloads = bool(zero.get("offload_optimizer"))
+        self.step_outcome: float | None = None
 
     @property
     def stage(self) -> int:
@@ -111,9 +114,69 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Generator[None, None, None]:
-        """Is entered around `configure_model`."""
-        with super().model_sharded_context():
+        """Is entered around `configure_model`: under stage 3 what is built there is sharded."""
+        if self.stage != 3:
             yield
+            return
+        self._init_config_if_needed()
+        assert isinstance(self.config, dict)
+        with sharded_building(Sharder(self.config)):
+            yield
+
+    def _initialize_deepspeed_train(self, model: Module) -> None:
+        buffers = float32_buffers(model)
+        super()._initialize_deepspeed_train(model)
+        restore_buffers(buffers)
+        self._let_steps_be_left_out()
+
+    def _initialize_deepspeed_inference(self, model: Module) -> None:
+        buffers = float32_buffers(model)
+        super()._initialize_deepspeed_inference(model)
+        restore_buffers(buffers)
+
+    def optimizer_step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """Steps, or only accumulates, as DeepSpeed counts; notes the gradient's norm of a step."""
+        steps = self.deepspeed_engine.global_steps
+        result = super().optimizer_step(optimizer, *args, **kwargs)
+        if self.deepspeed_engine.global_steps > steps:
+            norm = self.deepspeed_engine.get_global_grad_norm()
+            self.step_outcome = None if norm is None else float(norm)
+        return result
+
+    def _let_steps_be_left_out(self) -> None:
+        """Lets a stage that says `step_dropped` have the step left out, on the way of gradients that are no number."""
+        optimizer: Any = self.deepspeed_engine.optimizer
+        name = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        measure = getattr(optimizer, name)
+
+        def norm_or_nothing(*args: Any, **kwargs: Any) -> Any:
+            if getattr(self.lightning_module, "step_dropped", False):
+                nothing = torch.tensor(float("nan"), device=self.root_device)
+                return [nothing] if self.stage == 3 else nothing
+            return measure(*args, **kwargs)
+
+        setattr(optimizer, name, norm_or_nothing)
+
+
+def float32_buffers(model: Module) -> list[tuple[Module, str, Tensor]]:
+    """Notes the float32 buffers of a model, which DeepSpeed turns into halves together with the weights.
+
+    Statistics, positions and frequencies lose their meaning in bfloat16.
+    """
+    return [
+        (owner, name, buffer)
+        for owner in model.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None and buffer.dtype == torch.float32
+    ]
+
+
+def restore_buffers(buffers: list[tuple[Module, str, Tensor]]) -> None:
+    """Puts float32 buffers back, on the device that they have been moved to."""
+    for owner, name, buffer in buffers:
+        moved = owner._buffers[name]
+        assert moved is not None
+        owner._buffers[name] = buffer.to(moved.device)
 
 
 def require_deepspeed() -> None:

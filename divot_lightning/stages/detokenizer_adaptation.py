@@ -78,6 +78,10 @@ class DetokenizerAdaptation(Stage):
         self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False)
         self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
+    def frozen_sources(self) -> dict[str, str | Path]:
+        """Gives the folders of tokenizer and video LLM, and of the de-tokenizer for its VAE."""
+        return {**self.sources, "detokenizer.latents": self.detokenizer_folder}
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Returns the denoising loss of clips given features sampled for their captions."""
         agreement = self.agree("train", batch, batch_idx)

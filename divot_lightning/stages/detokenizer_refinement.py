@@ -51,6 +51,10 @@ class DetokenizerRefinement(Stage):
         self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
         self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
+    def frozen_sources(self) -> dict[str, str | Path]:
+        """Gives the folders of the tokenizer, and of the de-tokenizer for its VAE."""
+        return {"tokenizer": self.tokenizer_folder, "detokenizer.latents": self.detokenizer_folder}
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Returns the denoising loss with condition dropout."""
         self.agree("train", batch, batch_idx)

@@ -2,17 +2,21 @@
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 
 from divot_lightning import __version__
-from divot_lightning.components import record_components, save_component
+from divot_lightning.components import new_component, record_components
+from divot_lightning.sharding.checkpoint import TensorAccess
+from divot_lightning.sharding.module_tensors import sort_tensors
+from divot_lightning.sharding.tensor_file import TensorFile
+from divot_lightning.sharding.whole_tensors import WholeTensors
 
 FINISHED_FILE = "finished.json"
 
@@ -45,17 +49,23 @@ class ComponentExport(Callback):
         """Starts the clock."""
         self.started = time.monotonic()
 
-    @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the components, then the record, then the mark that all of it is there."""
+        """Writes the components, then the record, then the mark that all of it is there; all processes take part."""
         if trainer.interrupted or not isinstance(pl_module, HandsOn):
             return
-        self.run.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero:
+            self.run.mkdir(parents=True, exist_ok=True)
+        access = tensor_access(trainer, pl_module)
         for name, module in pl_module.exported_components().items():
-            save_component(module, self.run / name)
-        record_components(self.run, pl_module.used_components())
+            export_component(module, self.run / name, access, first=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            self._finish(trainer, pl_module)
+        trainer.strategy.barrier("components are written")
+
+    def _finish(self, trainer: Trainer, stage: HandsOn) -> None:
+        record_components(self.run, stage.used_components())
         finished = {
-            "stage": type(pl_module).__name__,
+            "stage": type(stage).__name__,
             "steps": trainer.global_step,
             "seconds_since_start_or_resume": round(time.monotonic() - self.started, 1),
             "versions": {
@@ -65,3 +75,34 @@ class ComponentExport(Callback):
             },
         }
         (self.run / FINISHED_FILE).write_text(json.dumps(finished, indent=1) + "\n", encoding="utf-8")
+
+
+def tensor_access(trainer: Trainer, stage: LightningModule) -> TensorAccess:
+    """Gives access to the whole tensors of a stage, whichever way they are held."""
+    access = getattr(trainer.strategy, "tensor_access", None)
+    return WholeTensors(sort_tensors(stage), []) if access is None else access()
+
+
+def export_component(module: nn.Module, folder: Path, access: TensorAccess, *, first: bool) -> None:
+    """Writes a component folder tensor by tensor; all processes call it together.
+
+    Args:
+        module: Has a `config`; see `divot_lightning.components`.
+        folder: Where to.
+        access: Gives the first process whole tensors.
+        first: Whether this is the first process, which writes.
+    """
+    buffers = dict(module.named_buffers())
+    kept = {name: buffers[name] for name in module.state_dict() if name in buffers}
+    tensors: dict[str, Tensor] = {**dict(module.named_parameters()), **kept}
+    specs = {name: access.spec(tensor) for name, tensor in tensors.items()}
+    with new_component(module, folder) if first else nullcontext(None) as weights_file:
+        file = TensorFile(weights_file, specs) if weights_file is not None else None
+        # Largest elements first, as the file wants them; all processes must read in the same order.
+        for name in sorted(specs, key=lambda name: -specs[name].dtype.itemsize):
+            tensor = access.read(tensors[name], 0)
+            if file is not None:
+                assert tensor is not None
+                file.write(name, tensor)
+        if file is not None and isinstance(error := file.close(), OSError):
+            raise error

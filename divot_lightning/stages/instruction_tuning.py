@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from torch import nn
@@ -66,6 +67,10 @@ class InstructionTuning(VideoLLMStage):
             video_llm.set_max_length(self.max_length)
         freeze_parts(video_llm, self.freeze_names)
         return video_llm
+
+    def frozen_sources(self) -> dict[str, str | Path]:
+        """Gives the folders of the tokenizer, and of the pretraining for what is not tuned."""
+        return {**super().frozen_sources(), "video_llm": self.video_llm_folder}
 
 
 def freeze_parts(video_llm: VideoLLM, parts: list[Part]) -> None:

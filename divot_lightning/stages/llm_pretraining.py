@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,11 @@ class LLMPretraining(VideoLLMStage):
     def build_video_llm(self) -> VideoLLM:
         """Builds the video LLM, pretrained or not, and an untrained head."""
         return VideoLLM(self.llm, self.head)
+
+    def frozen_sources(self) -> dict[str, str | Path]:
+        """Gives the folder of the tokenizer, and of a pretrained language model for what adapters leave frozen."""
+        pretrained = self.llm.language_model
+        return {**super().frozen_sources(), **({"video_llm.language_model": pretrained} if pretrained else {})}
 
     def on_fit_start(self) -> None:
         """Measures the feature statistics, once: a resumed run finds them in its checkpoint."""

@@ -10,6 +10,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from divot_lightning.sharding.module_tensors import full_shape
+
 
 @dataclass
 class OptimizerSettings:
@@ -141,8 +143,8 @@ def _decay_groups(parameters: Iterable[Tensor], settings: OptimizerSettings) -> 
     """Decays matrices; gains, biases and other vectors are left alone."""
     every = list(parameters)
     groups = [
-        {"params": [value for value in every if value.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [value for value in every if value.ndim <= 1], "weight_decay": 0.0},
+        {"params": [value for value in every if len(full_shape(value)) > 1], "weight_decay": settings.weight_decay},
+        {"params": [value for value in every if len(full_shape(value)) <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -152,4 +154,4 @@ _OUTER_NAMES = ("embed", "position", "queries", "latents", "head.", "shift_scale
 
 
 def _is_inner_matrix(name: str, value: Tensor) -> bool:
-    return value.ndim == 2 and not any(part in name for part in _OUTER_NAMES)
+    return len(full_shape(value)) == 2 and not any(part in name for part in _OUTER_NAMES)

@@ -11,9 +11,11 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import sample_generators
 from divot_lightning.sharding.agreement import Agreement, StepPlan, agree
 from divot_lightning.sharding.building import shard_rest
+from divot_lightning.sharding.strategy import DivotDeepSpeedStrategy
 from divot_lightning.stages.global_mean import GlobalLoss, LossPart, global_mean
 from divot_lightning.stages.nonfinite import gather_culprits, over_budget, write_record
 from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
@@ -85,6 +87,10 @@ class Stage(LightningModule):
         )
         return agree(plan)
 
+    def frozen_sources(self) -> Mapping[str, str | Path]:
+        """Gives the folders that frozen weights come from, by module path; checkpoints do not store them again."""
+        return {}
+
     def training_loss(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> Tensor:
         """Turns the losses of this process into what it backpropagates, and logs their means over all processes.
 
@@ -133,7 +139,7 @@ class Stage(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Measures the gradient, before it is clipped; clears it where the step is left out."""
-        if hasattr(self.trainer.strategy, "step_outcome"):
+        if self._zero is not None:
             return
         gradients = [value.grad for value in self.parameters() if value.grad is not None]
         self.gradient_norm = float(nn.utils.get_total_norm(gradients)) if gradients else None
@@ -144,13 +150,17 @@ class Stage(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the global gradient norm, before clipping, of every optimizer step that was taken."""
-        strategy: Any = self.trainer.strategy
-        if hasattr(strategy, "step_outcome"):
-            self.gradient_norm, strategy.step_outcome = strategy.step_outcome, None
+        if self._zero is not None:
+            self.gradient_norm, self._zero.step_outcome = self._zero.step_outcome, None
             self._note_gradient()
         if self.gradient_norm is not None and not self.step_dropped:
             self.log("train/gradient_norm", self.gradient_norm, batch_size=1)
         self.gradient_norm = None
+
+    @property
+    def _zero(self) -> DivotDeepSpeedStrategy | None:
+        strategy: Any = self.trainer.strategy
+        return strategy if isinstance(strategy, DivotDeepSpeedStrategy) else None
 
     def _note_gradient(self) -> None:
         """Leaves a step out whose gradient is not finite; the norm is the same on all processes."""
@@ -169,6 +179,11 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Builds optimizer and schedule."""
+        if self.optimizer_settings.name == "muon" and self._zero is not None:
+            raise UserError(
+                "optimizer.name 'muon' needs whole matrices, and ZeRO deals them out to the processes in pieces\n"
+                "set --model.optimizer.name adamw, or train with --trainer.strategy ddp"
+            )
         return configure_optimizer(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
 
 

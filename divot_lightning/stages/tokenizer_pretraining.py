@@ -51,6 +51,16 @@ class TokenizerPretraining(Stage):
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
         self.detokenizer = VideoDetokenizer(self.detokenizer_config)
 
+    def frozen_sources(self) -> dict[str, str | Path]:
+        """Gives the folders of a frozen ViT and of a VAE."""
+        vision, latents = self.tokenizer_config.vision, self.detokenizer_config.latents
+        sources: dict[str, str | Path] = {}
+        if vision.frozen and vision.pretrained is not None:
+            sources["tokenizer.vision"] = vision.pretrained
+        if latents.pretrained is not None:
+            sources["detokenizer.latents"] = latents.pretrained
+        return sources
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Returns the denoising loss of clips given their own tokens."""
         self.agree("train", batch, batch_idx)

@@ -62,6 +62,10 @@ class VideoLLMStage(Stage):
         self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
         self.video_llm = self.build_video_llm()
 
+    def frozen_sources(self) -> dict[str, str | Path]:
+        """Gives the folder of the tokenizer."""
+        return {"tokenizer": self.tokenizer_folder}
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Computes the loss of a batch.
 

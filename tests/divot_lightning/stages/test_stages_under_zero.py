@@ -1,0 +1,162 @@
+"""Every stage under ZeRO with real processes: the same losses, gradients and components as in one process."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch import seed_everything
+from torch import distributed
+from torch.utils.data import DataLoader
+
+from divot_heads.gmm import GMMHead
+from divot_lightning.components import record_components, save_component
+from divot_lightning.models.language_model import LoRASettings
+from divot_lightning.models.sequences import Clips, Text
+from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.sharding.strategy import DivotDeepSpeedStrategy
+from divot_lightning.stages.detokenizer_adaptation import DetokenizerAdaptation
+from divot_lightning.stages.detokenizer_refinement import DetokenizerRefinement
+from divot_lightning.stages.export import ComponentExport
+from divot_lightning.stages.instruction_tuning import InstructionTuning
+from divot_lightning.stages.llm_pretraining import LLMPretraining
+from divot_lightning.stages.optimization import OptimizerSettings
+from divot_lightning.stages.tokenizer_pretraining import TokenizerPretraining
+from divot_lightning.testing import run_distributed
+
+STAGES = ("tokenizer", "refinement", "pretraining", "tuning", "adaptation")
+OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=2)
+STEPS = 3
+
+
+@dataclass
+class Settings:
+    """What the processes need to build the stages; everything can be pickled."""
+
+    folder: Path
+    tokenizer: Any
+    detokenizer: Any
+    llm: Any
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+def make_stage(name, settings):
+    run, llm_run = str(settings.folder / "tokenizer_run"), str(settings.folder / "llm_run")
+    makers = {
+        "tokenizer": lambda: TokenizerPretraining(settings.tokenizer, settings.detokenizer, OPTIMIZER, 0.3),
+        "refinement": lambda: DetokenizerRefinement(run, OPTIMIZER, condition_dropout=0.5),
+        "pretraining": lambda: LLMPretraining(GMMHead, run, settings.llm, OPTIMIZER, statistics_batches=2),
+        "tuning": lambda: InstructionTuning(llm_run, OPTIMIZER, freeze=["input_projector"]),
+        "adaptation": lambda: DetokenizerAdaptation(llm_run, run, OPTIMIZER, candidates=2, nearest_per="token"),
+    }
+    return makers[name]()
+
+
+def sample(number, kind):
+    """A sample: its segments, and its clips. Text lengths and the number of clips differ."""
+    generator = torch.Generator().manual_seed(number)
+    caption = Text(("a red circle moves left", "blue square", "what ?")[number % 3], True)
+    options = [[Clips(1, "read"), caption], [caption], [Text("right ?", False), Clips(1, "generate")]]
+    segments = options[2] if kind != "llm" else options[number % 5 % 3]
+    clips = sum(part.count for part in segments if isinstance(part, Clips))
+    video = torch.randint(0, 256, (clips, 16, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return {"segments": segments, "video": video, "slot": number, "key": f"sample{number}"}
+
+
+def batch_of(samples):
+    video = torch.cat([each["video"] for each in samples])
+    batch = {name: [each[name] for each in samples] for name in ("segments", "key")}
+    batch |= {"slot": torch.tensor([each["slot"] for each in samples]), "counted": len(samples)}
+    return {**batch, "video": video} if len(video) else batch
+
+
+def batches_of(rank, world, kind, sizes=(7, 7, 7, 7, 7, 7)):
+    """This rank's part of the batches; every global batch is the same for any number of ranks."""
+    batches, first = [], 0
+    for size in sizes:
+        mine = [sample(number, kind) for number in range(first, first + size)][rank::world]
+        filler = {**batch_of([sample(0, kind)]), "counted": 0}
+        batches.append(batch_of(mine) if mine else filler)
+        first += size
+        batches[-1]["position"] = len(batches)
+    return batches
+
+
+def fit(name, settings, strategy, run=None, **options):
+    """Trains a stage and gives the losses and gradient norms of its steps, then those of a validation."""
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    kind = "llm" if name in ("pretraining", "tuning") else "clips"
+    seed_everything(5, verbose=False)
+    stage, seen = make_stage(name, settings), []
+    log = stage.log
+    stage.log = lambda key, value, **rest: (seen.append((key, float(value))), log(key, value, **rest))[1]
+    train = DataLoader(batches_of(rank, world, kind), batch_size=None)
+    validate = DataLoader(batches_of(rank, world, kind, sizes=(5, 1)), batch_size=None)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        **{"max_steps": STEPS, "accelerator": "cpu", "enable_checkpointing": False, **quiet, **options},
+        devices=1 if strategy == "auto" else world,
+        strategy=strategy,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        val_check_interval=options.get("accumulate_grad_batches", 1) * STEPS,
+        callbacks=[ComponentExport(run)] if run else [],
+        default_root_dir=settings.folder,
+    )
+    trainer.fit(stage, train, validate)
+    averaged = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("validation")}
+    return {"train": [row for row in seen if row[0].startswith("train")], "validation": averaged}
+
+
+def zero(stage, **changes):
+    # Nothing is small enough to stay whole, so that stage 3 shards all of a tiny model.
+    return DivotDeepSpeedStrategy(stage=stage, persistence_elements=0, bucket_elements=10_000, **changes)
+
+
+def fit_all(rank, settings, names, stages, folder):
+    """What each process does: all stages under each ZeRO stage, one after the other."""
+    results = {}
+    for number in stages:
+        for name in names:
+            accumulate = 2 if (name, number) in (("tokenizer", 1), ("pretraining", 2), ("refinement", 3)) else 1
+            run = folder / f"zero{number}_{distributed.get_world_size()}" / name
+            results[name, number, accumulate] = fit(
+                name, settings, zero(number), run, accumulate_grad_batches=accumulate, gradient_clip_val=0.5
+            )
+    return results
+
+
+@pytest.fixture
+def settings(tmp_path, pretraining_run, tokenizer_config, detokenizer_config, make_config):
+    torch.manual_seed(2)
+    lora = LoRASettings(rank=2, alpha=2, dropout=0.0)
+    video_llm = VideoLLM(make_config(lora=lora), GMMHead)
+    for parameter in video_llm.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    save_component(video_llm, tmp_path / "llm_run" / "video_llm")
+    record_components(tmp_path / "llm_run", {"tokenizer": pretraining_run / "tokenizer"})
+    return Settings(tmp_path, tokenizer_config, detokenizer_config, make_config(gradient_checkpointing=True))
+
+
+def assert_same(actual, expected, label):
+    assert [key for key, _ in actual["train"]] == [key for key, _ in expected["train"]], label
+    for (key, value), (_, wanted) in zip(actual["train"], expected["train"], strict=True):
+        assert value == pytest.approx(wanted, rel=1e-5, abs=1e-6), (label, key)
+    assert actual["validation"] == pytest.approx(expected["validation"], rel=1e-5, abs=1e-6), label
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_stage_trains_under_zero_as_in_one_process(settings, world, tmp_path):
+    stages = (1, 2, 3) if world == 2 else (3,)
+    every = run_distributed(fit_all, world, settings, STAGES, stages, tmp_path, timeout=400)
+    alone: dict[Any, Any] = {}
+    for (name, number, accumulate), result in every[0].items():
+        key = (name, accumulate)
+        if key not in alone:
+            options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": 0.5}
+            alone[key] = fit(name, settings, "auto", tmp_path / f"alone{accumulate}" / name, **options)
+        assert_same(result, alone[key], (name, number, accumulate, world))
+    print(json.dumps({str(key): value for key, value in alone.items()}, indent=1))
