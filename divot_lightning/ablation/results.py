@@ -15,6 +15,7 @@ import numpy as np
 from divot_lightning.ablation.comparison import Values
 from divot_lightning.ablation.grid import Cell, CellStep, Grid
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.predictions import MERGED, read_rows
 from divot_lightning.evaluation.scores import Score, load_scores
 from divot_lightning.jobs.runner import read_record
 
@@ -80,9 +81,21 @@ def _collect_cell(cell: Cell, steps: Mapping[str, CellStep], folder: Path) -> Ce
     for step in steps.values():
         for path in sorted(step.folder.rglob("scores.json")) if step.step.run is None else ():
             scores |= {score.name: score for score in load_scores(path)}
-            beside = path.with_name("items.json")
-            items |= json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+            items |= _read_items(path.parent)
     return replace(result, scores=scores, items=items)
+
+
+def _read_items(folder: Path) -> dict[str, list[float]]:
+    """Reads the value of every item: of a toy measurement, or of the predictions of `divot evaluate`."""
+    if (folder / "items.json").is_file():
+        found: dict[str, list[float]] = json.loads((folder / "items.json").read_text(encoding="utf-8"))
+        return found
+    if not (folder / MERGED).is_file():
+        return {}
+    benchmark = load_scores(folder / "scores.json")[0].name.partition("/")[0]
+    rows = [row["scores"] for row in read_rows(folder / MERGED)]
+    names = set.intersection(*(set(row) for row in rows)) if rows else set()
+    return {f"{benchmark}/{name}": [float(row[name]) for row in rows] for name in sorted(names)}
 
 
 def _failure(steps: Mapping[str, CellStep], folder: Path) -> tuple[str, bool]:

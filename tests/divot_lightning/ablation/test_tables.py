@@ -67,6 +67,17 @@ def test_differences_are_paired_by_seed_and_item(tmp_path, grid):
     assert [text(cell) for cell in table.rows[0]] == ["gmm", "+0.50"]
 
 
+def test_items_are_also_those_of_evaluations(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    for name, items in ITEMS.items():
+        folder = grid.steps[name]["scores"].folder / "captions"
+        (folder / "items.json").unlink()
+        rows = [json.dumps({"key": str(at), "scores": {"exact": value}}) for at, value in enumerate(items)]
+        (folder / "predictions.jsonl").write_text("\n".join(rows) + "\n")
+    results = collect(grid, tmp_path)
+    assert {result.cell.name: result.items["captions/exact"] for result in results} == ITEMS
+
+
 def test_a_failed_cell_is_shown_and_the_others_stand(tmp_path, grid):
     write_cells(tmp_path, grid)
     path = tmp_path / "steps" / "cells.gmm-seed1.llm.json"
