@@ -1,29 +1,37 @@
-"""Frames per second of the data module against decoding the same clips one after another.
+"""Frames per second of the data module against decoding the same clips one after another on the same cores.
 
-Run: python benchmarks/loader.py [--size 256] [--clips 64] [--workers 0 1 2]
+Run: python benchmarks/loader.py [--size 256] [--clips 96] [--workers 0 1 2] [--repeats 5]
 
-All figures come from one run on one machine; the ratios are the result, and JSON on stdout holds both.
+Each figure is a ratio of two times taken in turn: the loader's, and that of as many plain processes as it has workers,
+which decode the very same clips from memory and do nothing else. "cpu" is the same ratio of processor time, all
+processes together: what the cores allow once they are all busy, and steadier where other programs use them too. JSON
+on stdout holds median, least and largest.
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
 
 from divot_datamodules.clip_sampling import ClipSettings, decode_clip
-from divot_datamodules.decoding import decode_frames, probe
-from divot_datamodules.shard_reading import expand_shards, read_shard
+from divot_datamodules.plan_loader import Batch, draw
 from divot_datamodules.shard_writing import ShardFolder
 from divot_datamodules.video_text import VideoTextData
 from divot_datamodules.video_writing import encode_video
 
-SHARDS = 4
+SHARDS, BATCH, AHEAD = 4, 8, 4
+WAYS = {"16_of_n": None, "5_of_16": 5}
 
 
 def moving_picture(frames: int, size: int, seed: int) -> np.ndarray:
@@ -34,57 +42,107 @@ def moving_picture(frames: int, size: int, seed: int) -> np.ndarray:
     return torch.stack(shifts).clamp(0, 255).to(torch.uint8).numpy()
 
 
-def write_shards(folder: Path, clips: int, size: int, seconds: int, fps: int) -> None:
+def write_shards(folder: Path, clips: int, size: int, seconds: int, fps: int) -> dict[str, bytes]:
     """Writes clips of another rate than the one that is sampled, as real videos have it."""
-    shards = ShardFolder(folder, kind="video", settings={})
+    shards, media = ShardFolder(folder, kind="video", settings={}), {}
     step = -(-clips // SHARDS)
     for number in range(SHARDS):
-        keys = range(number * step, min((number + 1) * step, clips))
-        videos = ((f"k{key}", moving_picture(seconds * fps, size, key)) for key in keys)
-        shards.write(number, ((key, {"mp4": encode_video(v, fps, pixel_format="yuv420p")}) for key, v in videos))
+        keys = [f"k{key}" for key in range(number * step, min((number + 1) * step, clips))]
+        for key in keys:
+            media[key] = encode_video(moving_picture(seconds * fps, size, int(key[1:])), fps, pixel_format="yuv420p")
+        shards.write(number, [(key, {"mp4": media[key]}) for key in keys])
     shards.finish()
+    return media
 
 
-def frames_per_second(frames: int, started: float) -> float:
-    return frames / (time.perf_counter() - started)
+def decode_all(work: list[tuple[bytes, int]], clip: ClipSettings) -> None:
+    for data, slot in work:
+        decode_clip(data, clip, draw(0, slot, 0))
+
+
+def cpu_seconds(processes: Iterable[BaseProcess] = ()) -> float:
+    """Returns the processor time of this process, of ended children and of those given."""
+    own = os.times()
+    ticks = 0
+    for process in processes:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    spent = own.user + own.system + own.children_user + own.children_system
+    return spent + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def plain_seconds(work: list[tuple[bytes, int]], clip: ClipSettings, processes: int) -> tuple[float, float]:
+    """Decodes in this process, or in several that share the clips evenly; returns wall and processor time."""
+    started, spent = time.perf_counter(), cpu_seconds()
+    if processes <= 1:
+        decode_all(work, clip)
+    else:
+        context = multiprocessing.get_context("fork")
+        others = [context.Process(target=decode_all, args=(work[n::processes], clip)) for n in range(processes)]
+        for other in others:
+            other.start()
+        for other in others:
+            other.join()
+    return time.perf_counter() - started, cpu_seconds() - spent
+
+
+def loader_seconds(batches: Iterator[Batch], count: int) -> tuple[float, float]:
+    """Takes batches; returns wall and processor time."""
+    workers = multiprocessing.active_children()
+    started, spent = time.perf_counter(), cpu_seconds(workers)
+    for _ in islice(batches, count):
+        pass
+    return time.perf_counter() - started, cpu_seconds(workers) - spent
+
+
+def compare(
+    folder: Path, media: dict[str, bytes], clip: ClipSettings, workers: int, repeats: int
+) -> dict[str, list[float]]:
+    """Returns the ratios of the repeats."""
+    data = VideoTextData(str(folder), batch_size=BATCH, num_workers=workers, clip=clip, shuffle_buffer=16)
+    data.setup("fit")
+    assert data.position is not None
+    source = data._open["train"].opened[0].source
+    batches, steps = iter(data.train_dataloader()), len(media) // BATCH
+    found: dict[str, list[float]] = {"wall": [], "cpu": []}
+    for _ in range(repeats):
+        for _ahead in range(AHEAD):  # these were decoded while the clock stood still
+            batch = next(batches)
+        first = batch["position"]
+        slots = [slot for step in range(first, first + steps) for slot in data.position.plan.batch(step)]
+        work = [(media[source.key(slot.unit, slot.sample)], slot.number) for slot in slots]
+        taken, plain = loader_seconds(batches, steps), plain_seconds(work, clip, workers)
+        for kind, ours, theirs in zip(found, taken, plain, strict=True):
+            found[kind].append(theirs / ours)
+    data.teardown()
+    return found
+
+
+def summary(ratios: list[float]) -> dict[str, float]:
+    return {name: round(of(ratios), 3) for name, of in (("median", median), ("least", min), ("largest", max))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--seconds", type=int, default=6)
+    parser.add_argument("--clips", type=int, default=96)
+    parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--fps", type=int, default=24)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    clip = ClipSettings(height=args.size, width=args.size)
+    result: dict[str, object] = {"size": args.size, "clips": args.clips}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "shards"
-        write_shards(folder, args.clips, args.size, args.seconds, args.fps)
-        media = [raw.members["mp4"] for shard in expand_shards(folder) for raw in read_shard(shard)]
-        started = time.perf_counter()
-        for data in media:
-            decode_clip(data, clip, np.random.default_rng(0))
-        plain = frames_per_second(len(media) * clip.frames, started)
-        started = time.perf_counter()
-        for data in media:
-            count = round(probe(data).duration * args.fps)
-            decode_frames(data, [(index + 0.5) / args.fps for index in range(count)], (args.size, args.size))
-        whole = frames_per_second(len(media) * clip.frames, started)
-        result: dict[str, object] = {"sequential": round(plain, 1), "needed_over_whole": round(plain / whole, 3)}
-        for workers in args.workers:
-            module = VideoTextData(str(folder), batch_size=8, num_workers=workers, clip=clip, shuffle_buffer=16)
-            module.setup("fit")
-            batches = iter(module.train_dataloader())
-            next(batches)  # starts the workers
-            started = time.perf_counter()
-            steps = args.clips // 8
-            for _ in islice(batches, steps):
-                pass
-            rate = frames_per_second(steps * 8 * clip.frames, started)
-            result[f"workers_{workers}"] = round(rate, 1)
-            result[f"workers_{workers}_over_sequential"] = round(rate / plain, 3)
+        media = write_shards(folder, args.clips, args.size, args.seconds, args.fps)
+        for way, sparse in WAYS.items():
+            clip = ClipSettings(height=args.size, width=args.size, sparse_frames=sparse)
+            for workers in args.workers:
+                found = compare(folder, media, clip, workers, args.repeats)
+                name = f"{way}, {workers} workers, over plain decoding"
+                result[name] = {kind: summary(ratios) for kind, ratios in found.items()}
+                sys.stderr.write(f"{name}: {result[name]}\n")
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 
