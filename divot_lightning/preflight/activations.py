@@ -48,7 +48,7 @@ def _without_communication(stage: LightningModule) -> Iterator[None]:
         return torch.stack([part.mean for part in parts.values()]).sum()
 
     attention, autocast = functional.scaled_dot_product_attention, torch.autocast
-    stage.training_loss = MethodType(sum_losses, stage)
+    vars(stage)["training_loss"] = MethodType(sum_losses, stage)
     functional.scaled_dot_product_attention = _attention
     torch.autocast = lambda device, *args, **kwargs: (  # type: ignore[assignment,misc]
         contextlib.nullcontext() if device == "meta" else autocast(device, *args, **kwargs)
@@ -56,7 +56,7 @@ def _without_communication(stage: LightningModule) -> Iterator[None]:
     try:
         yield
     finally:
-        del stage.training_loss
+        del vars(stage)["training_loss"]
         functional.scaled_dot_product_attention = attention
         torch.autocast = autocast  # type: ignore[misc]
 

@@ -1,0 +1,74 @@
+"""`divot preflight`: what it says, against a run of the same recipe."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from divot_lightning.cli import preflight_report
+from divot_lightning.cli.run_folder import newest_checkpoint
+from divot_lightning.preflight.memory import Layout
+from divot_lightning.testing.toy_shards import make_toy_shards
+
+Divot = Callable[..., int]
+RECIPE = ("--config", "toy/tokenizer_pretraining", "--data.batch_size", "4", "--trainer.max_steps", "1")
+
+
+def _mib(text: str, name: str) -> float:
+    found = re.search(rf"^ *{name} +([\d.]+) MiB", text, re.MULTILINE)
+    assert found, text
+    return float(found[1])
+
+
+def test_it_predicts_the_checkpoint_and_leaves_nothing_behind(
+    divot: Divot, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_toy_shards(Path("data/toy"))
+    before = sorted(Path().rglob("*"))
+    assert divot("preflight", *RECIPE) == 0
+    told = capsys.readouterr().out
+    assert [path for path in sorted(Path().rglob("*")) if path not in before] == []
+    assert "batch          4 samples\n" in told
+    assert re.search(r"^train +\d+ samples in \d+ shards: data/toy/train$", told, re.MULTILINE)
+    assert divot("fit", *RECIPE, "--run", "measured", "--trainer.limit_val_batches", "0") == 0
+    checkpoint = newest_checkpoint(Path("measured"))
+    assert checkpoint is not None
+    size = sum(file.stat().st_size for file in checkpoint.iterdir())
+    assert _mib(told, "checkpoint") == pytest.approx(size / 2**20, rel=0.15)
+    assert _mib(told, "weights") < _mib(told, "checkpoint")
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(
+    divot: Divot, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_toy_shards(Path("data/toy"))
+    words = ("--trainer.devices", "3", "--trainer.num_nodes", "2", "--trainer.strategy", "divot_zero2")
+    assert divot("preflight", *RECIPE, *words) == 2
+    assert "batch_size is 4, which 6 processes cannot share evenly" in capsys.readouterr().err
+
+
+def test_a_disk_without_room_is_told_and_shown_by_the_status(
+    divot: Divot, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight_report, "free_bytes", lambda folder: 10)
+    assert divot("preflight", tiny) == 1
+    told = capsys.readouterr().out
+    assert "NOT ENOUGH" in told
+    assert "TinyData does not tell its sizes" in told
+
+
+def test_settings_of_the_trainer_decide_the_layout() -> None:
+    class Settings:
+        devices, num_nodes, strategy, precision, accelerator = 4, 2, "divot_zero3_offload", "bf16-true", "cuda"
+
+    expected = Layout(8, zero_stage=3, precision="bf16-true", offload_optimizer=True, offload_parameters=True)
+    assert preflight_report.read_layout(Settings) == expected
+    Settings.strategy, Settings.devices, Settings.num_nodes = "ddp", [0, 2], 1
+    assert preflight_report.read_layout(Settings) == Layout(2, precision="bf16-true")
+
+
+def test_without_a_recipe_it_says_how_it_is_used(divot: Divot, capsys: pytest.CaptureFixture[str]) -> None:
+    assert divot("preflight") == 2
+    assert "divot preflight --config RECIPE" in capsys.readouterr().err

@@ -1,0 +1,144 @@
+"""What is predicted for a stage, against the same stage when it is built and trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+
+from divot_datamodules.text_tokenizer import word_level_tokenizer
+from divot_heads.gmm import GMMHead
+from divot_lightning.components import save_component
+from divot_lightning.models.detokenizer import DetokenizerConfig
+from divot_lightning.models.latents import LatentsConfig
+from divot_lightning.models.sequences import Clips, Text
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_dit import VideoDiTConfig
+from divot_lightning.models.video_llm import VideoLLMConfig
+from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.preflight.memory import Layout, checkpoint_bytes, rank_memory
+from divot_lightning.preflight.needs import model_needs
+from divot_lightning.stages.llm_pretraining import LLMPretraining
+from divot_lightning.stages.optimization import OptimizerSettings
+from divot_lightning.stages.stage import Stage
+from divot_lightning.stages.tokenizer_pretraining import TokenizerPretraining
+
+VISION = VisionConfig(frozen=False, image_size=16, patch_size=4, width=32, layers=2, heads=2)
+TOKENIZER = TokenizerConfig(
+    vision=VISION,
+    token_dim=8,
+    temporal_width=16,
+    temporal_layers=1,
+    temporal_heads=2,
+    temporal_init="random",
+    pool_size=2,
+    spatiotemporal_width=32,
+    spatiotemporal_layers=1,
+    spatiotemporal_heads=2,
+    num_tokens=4,
+    resampler_layers=1,
+    resampler_heads=2,
+    resampler_head_dim=8,
+)
+DETOKENIZER = DetokenizerConfig(
+    latents=LatentsConfig("block_dct", block_size=4, luma_frequencies=4, chroma_frequencies=1, scale=1.5),
+    denoiser=VideoDiTConfig(width=32, layers=2, heads=2, patch_frames=4, condition_in_modulation=True),
+    size=16,
+    num_tokens=4,
+    token_dim=8,
+)
+
+
+def _tokenizer_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
+    video = torch.zeros(4, 16, 3, 16, 16, dtype=torch.uint8)
+    return TokenizerPretraining(TOKENIZER, DETOKENIZER, OptimizerSettings(name=optimizer)), {"video": video}
+
+
+def _llm_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
+    if not (folder / "run").exists():
+        save_component(VideoTokenizer(TOKENIZER), folder / "run/tokenizer")
+        word_level_tokenizer(["a red circle moves left"]).save_pretrained(folder / "text")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = VideoLLMConfig(
+        language_model_config={"model_type": "llama", **sizes},
+        text_tokenizer=str(folder / "text"),
+        num_queries=4,
+        feature_dim=8,
+    )
+    segments = [[Clips(1, "read"), Text("a red circle", True)], [Text("a circle", False), Clips(1, "generate")]] * 4
+    video = torch.zeros(8, 16, 3, 16, 16, dtype=torch.uint8)
+    stage = LLMPretraining(GMMHead, str(folder / "run"), config, OptimizerSettings(name=optimizer))
+    return stage, {"segments": segments, "video": video}
+
+
+def _measure(stage: Stage, batch: dict[str, Any]) -> dict[str, int]:
+    """Trains one step for real and adds up what is there."""
+    stage.trainer = Trainer(accelerator="cpu", max_steps=10, logger=False, enable_checkpointing=False)
+    stage.configure_model()
+    optimizer: Any = stage.configure_optimizers()["optimizer"]  # type: ignore[index]
+    parameters = {value.untyped_storage()._cdata for value in stage.parameters()}
+    saved: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    stage.training_loss = lambda parts, batch: sum(part.mean for part in parts.values())  # type: ignore[assignment]
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = stage.training_step(batch, 0)
+    activations = sum(value.untyped_storage().nbytes() for key, value in saved.items() if key not in parameters)
+    loss.backward()
+    optimizer.step()
+    leaves = getattr(optimizer, "parts", [optimizer])
+    states = [value for part in leaves for state in part.state.values() for value in state.values()]
+    return {
+        "weights": sum(value.nbytes for value in stage.parameters()),
+        "gradients": sum(value.grad.nbytes for value in stage.parameters() if value.grad is not None),
+        "optimizer": sum(value.nbytes for value in states if torch.is_tensor(value) and value.ndim > 0),
+        "activations": activations,
+    }
+
+
+@pytest.mark.parametrize("make", [_tokenizer_stage, _llm_stage])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_memory_is_as_predicted(make: Any, optimizer: str, tmp_path: Path) -> None:
+    stage, batch = make(tmp_path, optimizer)
+    needs = model_needs(stage, Layout(), averaged=False, max_steps=10, batch=batch)
+    assert all(value.device.type == "meta" for value in stage.parameters())
+    measured = _measure(*make(tmp_path, optimizer))
+    for part in ("weights", "gradients", "optimizer"):
+        assert getattr(needs.memory, part) == measured[part], part
+    assert needs.activations == pytest.approx(measured["activations"], rel=0.15)
+
+
+def test_a_stage_that_reads_values_is_reported_without_activations(tmp_path: Path) -> None:
+    class Reading(TokenizerPretraining):
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+            return super().training_step(batch, batch_idx) * next(self.parameters()).sum().item()
+
+    stage = Reading(TOKENIZER, DETOKENIZER, OptimizerSettings())
+    batch = {"video": torch.zeros(1, 16, 3, 16, 16, dtype=torch.uint8)}
+    needs = model_needs(stage, Layout(), averaged=False, max_steps=10, batch=batch)
+    assert needs.activations is None
+    assert "RuntimeError" in needs.no_activations
+
+
+def test_zero_shares_out_what_its_stage_names() -> None:
+    whole = [rank_memory(800, 80, 1600, Layout(4, zero_stage=stage, bucket_elements=0)) for stage in (1, 2, 3)]
+    assert [memory.weights for memory in whole] == [3520, 3520, 880]
+    assert [memory.gradients for memory in whole] == [3200, 800, 800]
+    assert {memory.optimizer for memory in whole} == {4 * (800 + 1600) // 4}
+    offloaded = rank_memory(
+        800, 80, 1600, Layout(4, zero_stage=3, offload_optimizer=True, offload_parameters=True, bucket_elements=0)
+    )
+    assert (offloaded.weights, offloaded.optimizer, offloaded.host) == (0, 0, 880 + 2400)
+
+
+def test_half_precision_halves_what_is_not_kept_in_float32() -> None:
+    assert rank_memory(100, 0, 200, Layout(precision="bf16-true")).optimizer == 400
+    assert rank_memory(100, 0, 200, Layout(precision="bf16-mixed")).weights == 400
+    zero = Layout(precision="bf16-mixed", zero_stage=2)
+    assert rank_memory(100, 0, 200, zero).weights == 200
+    assert rank_memory(100, 0, 200, zero, averaged=True).optimizer == 4 * (100 + 200 + 100)
+    assert checkpoint_bytes(100, 10, 7, 200, zero) == 4 * 300 + 2 * 10 + 7
