@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import fsspec
 
+from divot_datamodules import shard_storage
 from divot_datamodules.file_locks import exclusively
 from divot_datamodules.shard_reading import ShardError, first_line, open_shard
 from divot_datamodules.shard_storage import ATTEMPTS, LocalShard, RemoteShard, file_system_options
@@ -95,6 +97,7 @@ class ShardCopies:
                 problem = first_line(error)
                 if attempt < ATTEMPTS - 1:
                     self._used = before
+                    time.sleep(shard_storage.PAUSE_SECONDS * 2**attempt)
         return partial, problem
 
     def _stream(self, shard: str) -> BinaryIO:

@@ -170,7 +170,7 @@ class _Headers:
             if ahead <= end:
                 return self.shard.read(start, end)
             try:
-                return self.shard.read(start, ahead)
+                return self.shard.read(start, ahead, once=True)
             except ShardError:
                 self._ahead = (ahead - start) // 2  # what cannot be read may lie ahead
         return b""

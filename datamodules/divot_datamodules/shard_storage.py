@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from stat import S_ISREG
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import fsspec
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 OPEN_FILES = 16
 """Files that a process keeps open; streams of the order come back to the same shards."""
 
-ATTEMPTS, PAUSE_SECONDS = 3, 0.2
-"""How often a remote read is tried, and the pause after the first failure, which doubles."""
+ATTEMPTS, PAUSE_SECONDS = 5, 0.5
+"""How often a remote read is tried, and the pause after the first failure, which doubles: 7.5 seconds in all."""
 
 CONNECT_SECONDS, SILENCE_SECONDS = 30.0, 60.0
 """How long an http server may take to answer, and to send on; without limits a dead one would stop the run."""
@@ -42,8 +42,13 @@ class ShardBytes(Protocol):
     stamp: str
     readahead: int
 
-    def read(self, start: int, end: int) -> bytes:
+    def read(self, start: int, end: int, *, once: bool = False) -> bytes:
         """Reads exactly [start, end).
+
+        Args:
+            start: First byte.
+            end: Byte after the last.
+            once: Whether to give up at the first failure of a server.
 
         Raises:
             ShardError: "missing_shard", "unreadable_shard", or "shard_changed" if fewer bytes are there.
@@ -116,7 +121,7 @@ class LocalShard:
             raise ShardError("it is no file", "unreadable_shard")  # opening a named pipe would wait for a writer
         self.size, self.stamp = status.st_size, f"changed {status.st_mtime_ns}"
 
-    def read(self, start: int, end: int) -> bytes:
+    def read(self, start: int, end: int, *, once: bool = False) -> bytes:
         """Reads exactly [start, end); see `ShardBytes`."""
         try:
             data = _OPEN_FILES.read(self.path, start, end)
@@ -164,12 +169,14 @@ class RemoteShard:
         self.stamp = str(next((stamp for stamp in stamps if stamp), ""))
         self.ranges = self.size > 1 and _gives_ranges(url, facts)
 
-    def read(self, start: int, end: int) -> bytes:
+    def read(self, start: int, end: int, *, once: bool = False) -> bytes:
         """Reads exactly [start, end); see `ShardBytes`."""
         if start == end:
             return b""
         try:
-            data = _tried(lambda: _find(self.name)[0].cat_file(_find(self.name)[1], start=start, end=end))
+            data = _tried(
+                lambda: _find(self.name)[0].cat_file(_find(self.name)[1], start=start, end=end), 1 if once else ATTEMPTS
+            )
         except Exception as error:  # each file system has exceptions of its own
             raise _shard_error(error) from error
         return _whole(data, start, end)
@@ -190,6 +197,11 @@ def _find(url: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(url, **file_system_options(url))
 
 
+def _fetch(url: str, start: int, end: int) -> bytes:
+    system, path = _find(url)
+    return cast(bytes, system.cat_file(path, start=start, end=end))
+
+
 def _gives_ranges(url: str, facts: dict[str, Any]) -> bool:
     """Tells whether a server gives the bytes that are asked for; some give all, whatever is asked."""
     if not url.startswith(("http://", "https://")):
@@ -201,9 +213,9 @@ def _gives_ranges(url: str, facts: dict[str, Any]) -> bool:
     return False
 
 
-def _tried(read: Callable[[], T]) -> T:
+def _tried(read: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     """Calls until it works: servers of shards fail now and then."""
-    for attempt in range(ATTEMPTS - 1):
+    for attempt in range(attempts - 1):
         try:
             return read()
         except Exception as error:  # each file system has exceptions of its own

@@ -2,10 +2,12 @@ import os
 
 import pytest
 
-from divot_datamodules import video_text
+from divot_datamodules import shard_storage, video_text
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
 from divot_lightning.testing.broken_shards import HangingDecoder, make_broken_shards
+from divot_lightning.testing.shard_server import serve_shards
+from divot_lightning.testing.toy_shards import make_toy_shards
 
 
 @pytest.fixture
@@ -51,3 +53,27 @@ def test_more_losses_than_allowed_end_the_run_with_a_report(broken, tmp_path):
     assert "at most 5.0%" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 5
     assert os.listdir(tmp_path / "defects")
+
+
+def test_workers_read_from_a_server_that_loses_and_hangs_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(shard_storage, "PAUSE_SECONDS", 0.0)
+    make_toy_shards(tmp_path, train=12)
+    names = sorted(path.name for path in (tmp_path / "train").glob("*.tar"))
+    with serve_shards(tmp_path / "train", hang_up_after={names[1]: 1000}) as server:
+        data = VideoTextData(
+            train=[f"{server.url}/{name}" for name in (*names, "none.tar")],
+            epoch="exact",
+            batch_size=3,
+            num_workers=2,
+            max_bad_fraction=1.0,
+            ledger_folder=str(tmp_path / "defects"),
+            index_folder=str(tmp_path / "index"),
+        )
+        data.setup("fit")  # the indexes come from the server as well, so that what is kept back has names
+        (tmp_path / "train" / names[2]).unlink()
+        batches = list(data.train_dataloader())
+        data.teardown()
+    assert sorted(key for batch in batches for key in batch["key"][: batch["counted"]]) == [
+        f"train-{number:06d}" for number in (0, 1, 2, 9, 10, 11)
+    ]
+    assert data.ledgers["train"].counts() == {"broken_off": 3, "missing_shard": 4}

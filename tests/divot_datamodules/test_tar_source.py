@@ -89,7 +89,7 @@ def test_exactly_the_bytes_of_a_sample_are_read(tmp_path, write_tar, monkeypatch
     (shard,) = shards_of(tmp_path, write_tar, shards=1)
     source, reads = TarSource([shard]), []
     monkeypatch.setattr(
-        LocalShard, "read", lambda self, a, b, read=LocalShard.read: reads.append(b - a) or read(self, a, b)
+        LocalShard, "read", lambda self, a, b, once=False, read=LocalShard.read: reads.append(b - a) or read(self, a, b)
     )
     assert source.read(0, 2).members == {"txt": b"xx"}
     assert reads == [1024]
@@ -281,6 +281,6 @@ def test_a_large_shard_is_indexed_by_its_headers(tmp_path, monkeypatch):
             file.seek(2**30, io.SEEK_CUR)  # a hole, which takes no disk
         file.write(bytes(1024))
     reads, read = [], LocalShard.read
-    monkeypatch.setattr(LocalShard, "read", lambda self, a, b: reads.append(b - a) or read(self, a, b))
+    monkeypatch.setattr(LocalShard, "read", lambda self, a, b, once=False: reads.append(b - a) or read(self, a, b))
     assert TarSource([str(tmp_path / "a.tar")]).counts == (8,)
     assert sum(reads) < 2**22
