@@ -92,6 +92,8 @@ class VideoTextData(LightningDataModule):
         tokenizer: Run or component folder of the tokenizer that cached features must come from; None for the stage's.
         media_root: Of jsonl lists: folder that relative media paths start from; None for the jsonl's own.
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
+        copies_gb: Most disk, in GiB, for copies of shards of which no part can be read by itself: commands, servers
+            without ranges, compressed tars.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class VideoTextData(LightningDataModule):
         tokenizer: str | None = None,
         media_root: str | None = None,
         allow_pipe: bool = False,
+        copies_gb: float = 20.0,
     ) -> None:
         super().__init__()
         if not decode_deadline > 0:
@@ -139,6 +142,7 @@ class VideoTextData(LightningDataModule):
         self.budget = Budget(max_bad_fraction, max_bad_samples)
         self.ledger_folder, self.index_folder = ledger_folder, index_folder
         self.tokenizer, self.media_root, self.allow_pipe = tokenizer, media_root, allow_pipe
+        self.copies_gb = copies_gb
         self.ledgers: dict[str, Ledger] = {}
         self.position: TrainPosition | None = None
         self._cache = DecodedCache(cache_decoded_mb * 2**20)
@@ -203,6 +207,8 @@ class VideoTextData(LightningDataModule):
             media_root=source.media_root or self.media_root,
             index_folder=self._folder(f"{DATA_FOLDER}/index", self.index_folder),
             allow_pipe=self.allow_pipe,
+            copies_gb=self.copies_gb,
+            progress=self._processes.rank == 0,
         )
         max_clips = source.max_clips if source.max_clips is not None else self.max_clips
         units = [opened.unit_name(unit) for unit in range(len(opened.counts))]
