@@ -197,9 +197,14 @@ class _Converter:
 
 
 def _keyframe_times(stream: Any) -> list[float]:
-    """Times of the keyframes as far as the container's index knows them."""
-    start = stream.start_time or 0
-    return [float((e.timestamp - start) * stream.time_base) for e in stream.index_entries if e.is_keyframe]
+    """Times of the keyframes as far as the container's index knows them, right for decoding no more than needed.
+
+    An mp4's index has times of decoding, which run ahead of presentation by as much for every keyframe as for the
+    first one. Where that is not so, a seek lands on the keyframe before.
+    """
+    entries = stream.index_entries
+    start = min((stream.start_time or 0, *(entry.timestamp for entry in list(entries)[:1])))
+    return [float((entry.timestamp - start) * stream.time_base) for entry in entries if entry.is_keyframe]
 
 
 def _shown_frames(container: Any, stream: Any, times: Sequence[float], keyframes: Sequence[float]) -> Iterator[Any]:
@@ -213,18 +218,22 @@ def _shown_frames(container: Any, stream: Any, times: Sequence[float], keyframes
     frames: Iterator[Any] = iter(())
     shown: Any = None
     upcoming: Any = None
+    sought = False
     position = -float("inf")
     for time in times:
         key = max((k for k in keyframes if k <= time + slack), default=0.0)
         if shown is None or key > position + 1e-6:
-            if key > 0.0:
-                container.seek(int((key + start + slack) / stream.time_base), stream=stream)
+            sought = key > 0.0
+            if sought:
+                container.seek(int((time + start + slack) / stream.time_base), stream=stream)
             frames, shown, upcoming = container.decode(stream), None, None
         while upcoming is None or upcoming.time - start <= time + slack:
             shown, upcoming = upcoming or shown, next(frames, None)
             if upcoming is None:
                 break
         if shown is None and upcoming is not None:
+            if sought:
+                raise DecodeError("corrupt", f"the index leads behind {time:.3f} s")
             shown = upcoming  # the first frame of all stands for the moments before its time stamp
         if shown is None or (upcoming is None and not _lasts_until(shown, time, start, fps, slack)):
             raise DecodeError("too_short", f"no frame at {time:.3f} s")

@@ -34,18 +34,83 @@ def test_a_time_at_a_frames_very_beginning_means_that_frame(container, fps, numb
     assert frame_numbers(decode_frames(data, [n / fps for n in range(40)])) == list(range(40))
 
 
-def test_frames_behind_other_keyframes_are_the_same_as_when_all_is_decoded(numbered_video, frame_numbers):
+GROUPS = {"crf": "4", "g": "10", "keyint_min": "10", "bf": "2", "sc_threshold": "0"}
+
+
+def grouped_file(numbered_video, container="mp4"):
+    """100 frames at 10 per second, a keyframe at each second, with B-frames."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=10, options={"crf": "4", "g": "10", "bf": "2"})
+    with av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream("libx264", rate=10, options=GROUPS)
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv444p"
         for pixels in numbered_video(100):
             picture = np.ascontiguousarray(pixels.transpose(1, 2, 0))
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         output.mux(stream.encode(None))
-    for times in ([7.25], [0.0, 0.55, 6.65, 9.95], [3.05, 3.15, 3.25], [2.95, 3.05]):
-        assert frame_numbers(decode_frames(buffer.getvalue(), times)) == [int(time * 10) for time in times]
+    return buffer.getvalue()
+
+
+GROUPED_TIMES = ([7.25], [0.0, 0.55, 6.65, 9.95], [3.05, 3.15, 3.25], [2.95, 3.05], [5.0, 9.0], [4.99])
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
+@pytest.mark.parametrize("times", GROUPED_TIMES)
+def test_frames_behind_other_keyframes_are_the_same_as_when_all_is_decoded(
+    container, times, numbered_video, frame_numbers, monkeypatch
+):
+    data = grouped_file(numbered_video, container)
+    found = frame_numbers(decode_frames(data, times))
+    monkeypatch.setattr(decoding, "_keyframe_times", lambda stream: [])
+    assert found == frame_numbers(decode_frames(data, times))
+    if container != "avi":  # which has no place for the times of frames that are stored in another order
+        assert found == [int(time * 10 + 1e-6) for time in times]
+
+
+class Counting:
+    """A container that counts the frames that are taken out of it."""
+
+    def __init__(self, container):
+        self.container, self.count = container, 0
+
+    def seek(self, *args, **kwargs):
+        self.container.seek(*args, **kwargs)
+
+    def decode(self, stream):
+        for frame in self.container.decode(stream):
+            self.count += 1
+            yield frame
+
+
+@pytest.mark.parametrize("times", GROUPED_TIMES)
+def test_decoding_starts_at_the_last_keyframe_before_a_frame(times, numbered_video):
+    with decoding._opened(grouped_file(numbered_video), decoding.MAX_PIXELS) as (container, stream):
+        keys = decoding._keyframe_times(stream)
+        assert keys == pytest.approx(list(range(10)))
+        counting = Counting(container)
+        list(decoding._shown_frames(counting, stream, times, keys))
+    numbers = [int(time * 10 + 1e-6) for time in times]
+    # Of each group of ten, the frames up to the last that is shown and the one behind it, which tells how long it is.
+    groups = {number // 10: number % 10 + 2 for number in numbers}
+    assert counting.count <= sum(groups.values())
+
+
+def test_a_seek_that_lands_too_late_gives_no_wrong_frame(monkeypatch, numbered_video, frame_numbers):
+    data = grouped_file(numbered_video)
+    real = decoding._shown_frames
+
+    def late(container, stream, times, keyframes):
+        if not keyframes:
+            return real(container, stream, times, keyframes)
+
+        class Late(Counting):
+            def seek(self, target, **kwargs):
+                self.container.seek(target + int(3 / stream.time_base), **kwargs)
+
+        return real(Late(container), stream, times, keyframes)
+
+    monkeypatch.setattr(decoding, "_shown_frames", late)
+    assert frame_numbers(decode_frames(data, [2.5, 6.5])) == [25, 65]
 
 
 def test_variable_rates_are_read_by_presentation_time(variable_rate_file, frame_numbers):

@@ -1,0 +1,152 @@
+"""Decoding only the frames that are needed against decoding whole files.
+
+Run: python benchmarks/decoding.py [--videos FOLDER] [--seconds 20] [--keyframe-interval 48] [--repeats 5]
+
+For each way to cut clips: how many times faster the needed frames are decoded than whole files, alone and with the
+conversion of the same frames to 256 pixels, beside the ratio that the keyframes allow: all frames of the files over
+those from the keyframes before the needed ones on. All figures come from one run on one machine; JSON on stdout.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+
+from divot_datamodules import decoding
+from divot_datamodules.clip_sampling import ClipSettings, clip_times, sample_clip_times
+
+SIZE = 256
+
+
+def write_video(path: Path, seconds: int, fps: int, keyframe_interval: int, seed: int) -> None:
+    """Writes a smooth random picture that slides, with B-frames as players' files have them."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (1, 3, 20, 32)).astype(np.float32)
+    picture = torch.nn.functional.interpolate(torch.from_numpy(coarse), (360, 640), mode="bicubic")[0]
+    pixels = picture.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    with av.open(str(path), "w") as output:
+        options = {"preset": "veryfast", "crf": "20", "g": str(keyframe_interval), "keyint_min": str(keyframe_interval)}
+        stream = output.add_stream("libx264", rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        for number in range(seconds * fps):
+            shifted = np.ascontiguousarray(np.roll(pixels, (number, 2 * number), (0, 1)))
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(shifted, format="rgb24")))
+        output.mux(stream.encode(None))
+
+
+def frame_times(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the times of all frames and of the keyframes, ascending, from the packets."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        start, base = stream.start_time or 0, float(stream.time_base or 1)
+        packets = [p for p in container.demux(stream) if p.pts is not None]
+        times = np.array([((p.pts or 0) - start) * base for p in packets])
+        return np.sort(times), np.sort(times[[p.is_keyframe for p in packets]])
+
+
+def shown_frames(path: Path, times: Sequence[float]) -> list[int]:
+    """Returns the number of the frame that is shown at each time."""
+    frames, _ = frame_times(path)
+    return [max(0, int(np.searchsorted(frames, time_ + 1e-6, side="right")) - 1) for time_ in times]
+
+
+def frames_to_decode(path: Path, times: Sequence[float]) -> int:
+    """Counts the frames from the keyframe before each needed frame up to it."""
+    frames, keys = frame_times(path)
+    needed: set[int] = set()
+    for shown in shown_frames(path, times):
+        key = keys[int(np.searchsorted(keys, frames[shown] + 1e-6, side="right")) - 1]
+        needed |= set(range(int(np.searchsorted(frames, key - 1e-6)), shown + 1))
+    return len(needed)
+
+
+def decode_whole(path: Path, needed: set[int]) -> int:
+    """Decodes every frame of a file and converts those that are needed; returns the number of frames."""
+    number = 0
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        reformatter = VideoReformatter()
+        for number, frame in enumerate(container.decode(video=0), start=1):
+            if number - 1 in needed:
+                scale = SIZE / min(frame.height, frame.width)
+                width, height = round(frame.width * scale), round(frame.height * scale)
+                reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+    return number
+
+
+def decode_needed(path: Path, times: Sequence[float]) -> int:
+    """Decodes what the needed frames take and converts nothing."""
+    with decoding._opened(path, decoding.MAX_PIXELS) as (container, stream):
+        return len(list(decoding._shown_frames(container, stream, times, decoding._keyframe_times(stream))))
+
+
+def seconds_of(work: Callable[[Path, Any], object], chosen: Sequence[tuple[Path, Any]]) -> float:
+    """Returns how long the work takes over all files."""
+    started = time.perf_counter()
+    for path, wanted in chosen:
+        work(path, wanted)
+    return time.perf_counter() - started
+
+
+def compare(chosen: list[tuple[Path, list[float]]], repeats: int) -> dict[str, object]:
+    """Returns the ratios of one way to cut clips; medians, with the lowest and highest."""
+    shown = [(path, set(shown_frames(path, times))) for path, times in chosen]
+    nothing: list[tuple[Path, set[int]]] = [(path, set()) for path, _ in chosen]
+    alone, converted = [], []
+    for _ in range(repeats):
+        alone.append(seconds_of(decode_whole, nothing) / seconds_of(decode_needed, chosen))
+        needed = seconds_of(lambda path, times: decoding.decode_frames(path, times, (SIZE, SIZE)), chosen)
+        converted.append(seconds_of(decode_whole, shown) / needed)
+    frames = sum(len(frame_times(path)[0]) for path, _ in chosen)
+    return {
+        "keyframes_allow": round(frames / sum(frames_to_decode(path, times) for path, times in chosen), 2),
+        "decoding_times_faster": [round(f(alone), 2) for f in (statistics.median, min, max)],
+        "with_conversion_times_faster": [round(f(converted), 2) for f in (statistics.median, min, max)],
+    }
+
+
+def ways(duration: float, fps: float, rng: np.random.Generator) -> dict[str, list[float]]:
+    """Returns the needed moments of each way to cut clips."""
+    dense = ClipSettings(short_videos="squeeze")
+    sparse = replace(dense, sparse_frames=5)
+    one = sample_clip_times(duration, fps, dense, rng)[0]
+    many = [moments[number] for moments in clip_times(duration, sparse, 4) for number in sparse.frame_numbers]
+    return {"16_of_n": one, "5_of_16": [one[number] for number in sparse.frame_numbers], "5_of_16_x_4_clips": many}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--videos", type=Path, help="folder of mp4 files in place of generated ones")
+    parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--fps", type=int, default=24)
+    parser.add_argument("--keyframe-interval", type=int, default=48, help="frames")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        paths = sorted(args.videos.glob("*.mp4")) if args.videos else []
+        for number in range(0 if paths else args.count):
+            paths.append(Path(name) / f"{number}.mp4")
+            write_video(paths[-1], args.seconds, args.fps, args.keyframe_interval, number)
+        rng = np.random.default_rng(0)
+        infos = [decoding.probe(path) for path in paths]
+        plans = [ways(info.duration, info.fps, rng) for info in infos]
+        result: dict[str, object] = {"files": len(paths)}
+        for way in plans[0]:
+            chosen = [(path, plan[way]) for path, plan in zip(paths, plans, strict=True)]
+            result[way] = compare(chosen, args.repeats)
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
