@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from divot_lightning.cli.run_folder import newest_checkpoint
+from divot_lightning.testing.jobs import Job
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]
@@ -131,6 +133,20 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_run(
     assert set(steps) == {8.0}  # the moments went on, they did not start again
     assert yaml.safe_load((RUN / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["lr"] == 0.5
     assert yaml.safe_load((RUN / "config.0001.yaml").read_text())["model"]["init_args"]["optimizer"]["lr"] == 0.01
+
+
+def test_the_command_line_wins_under_zero_as_well(divot: Divot, tiny: Settings) -> None:
+    tiny["trainer"]["log_every_n_steps"] = 1
+    assert divot("fit", tiny, "--trainer.max_steps", "3") == 0
+    words = shlex.split(
+        "--trainer.max_steps 8 --model.optimizer.lr 0.5 --trainer.strategy divot_zero2 --trainer.devices 2"
+    )
+    with Job.divot("resume", str(RUN), *words, environment={"PYTHONPATH": str(Path(__file__).parent)}) as job:
+        assert job.wait() == 0, job.output
+    assert "changed model.optimizer.lr: 0.01 -> 0.5" in job.output
+    rates = [rate for step, rate in sorted(_column("train/lr").items()) if step >= 3]
+    assert rates == pytest.approx([0.5 * (1 - step / 8) for step in range(3, 8)])
+    assert {value.item() for name, value in _tensors(RUN).items() if name.endswith("/step")} == {8.0}
 
 
 def test_a_setting_that_shapes_the_model_cannot_change(
