@@ -45,7 +45,7 @@ def test_a_recipe_is_read_as_written():
         ({"varied": {}}, "'varied'; known"),
         ({"pipeline": [{"fit": "x"}]}, "needs a name"),
         ({"pipeline": [{"name": "a", "fit": "x", "divot": "y"}]}, r"exactly one of .* it has \['fit', 'divot'\]"),
-        ({"pipeline": [{"name": "a", "fit": "x", "optoins": {}}]}, "'optoins'"),
+        ({"pipeline": [{"name": "a", "fit": "x", "optionz": {}}]}, "'optionz'"),
         ({"pipeline": [{"name": "a", "fit": "x"}] * 2}, "share a name: a, a"),
         ({"vary": {"head": {"m/se": {}}}}, "variant 'm/se'"),
         ({"vary": {"head": {"mse": {"lllm": {}}}}}, r"changes \['lllm'\]"),

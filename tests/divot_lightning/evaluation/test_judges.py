@@ -136,7 +136,7 @@ def test_verdicts_are_read(reply, verdict):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "shown"), [("{question} {correct}", "{answer}"), ("{question} {corect}", "corect"), ("{} {0}", "field")]
+    ("prompt", "shown"), [("{question} {correct}", "{answer}"), ("{question} {rightt}", "rightt"), ("{} {0}", "field")]
 )
 def test_prompts_that_do_not_show_everything_are_refused(prompt, shown):
     with pytest.raises(UserError, match=shown):

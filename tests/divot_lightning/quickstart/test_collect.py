@@ -14,8 +14,8 @@ from divot_lightning.jobs.runner import StepRecord
 from divot_lightning.quickstart.collect import build_report
 from divot_lightning.quickstart.plan import Layout, QuickstartSettings, make_plan
 from divot_lightning.quickstart.results import Results
-from divot_lightning.report.numbers import number
 from divot_lightning.report.content import Cell, Report, Table
+from divot_lightning.report.numbers import number
 from divot_lightning.report.rendering import render_report
 
 SETTINGS = QuickstartSettings(held_out=4)
