@@ -138,13 +138,22 @@ class WeightAverage(Callback):
 @contextmanager
 def averaged_weights(trainer: Trainer) -> Iterator[None]:
     """Puts averaged weights into the model if the run averages them and shall use them; all ranks do it together."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    found = next((callback for callback in callbacks if isinstance(callback, WeightAverage)), None)
-    if found is None or not found.use:
+    found = _average_in_use(trainer)
+    if found is None:
         yield
     else:
         with found.applied():
             yield
+
+
+def hands_on_average(trainer: Trainer) -> bool:
+    """Tells whether `averaged_weights` puts averaged weights into the model."""
+    return _average_in_use(trainer) is not None
+
+
+def _average_in_use(trainer: Trainer) -> WeightAverage | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, WeightAverage) and callback.use), None)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from divot_lightning.components import new_component, record_components
 from divot_lightning.sharding.checkpoint import TensorAccess
 from divot_lightning.sharding.module_tensors import sort_tensors
 from divot_lightning.sharding.tensor_file import TensorFile
+from divot_lightning.sharding.weight_average import averaged_weights, hands_on_average
 from divot_lightning.sharding.whole_tensors import WholeTensors
 
 FINISHED_FILE = "finished.json"
@@ -56,8 +57,9 @@ class ComponentExport(Callback):
         if trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
         access = tensor_access(trainer, pl_module)
-        for name, module in pl_module.exported_components().items():
-            export_component(module, self.run / name, access, first=trainer.is_global_zero)
+        with averaged_weights(trainer):
+            for name, module in pl_module.exported_components().items():
+                export_component(module, self.run / name, access, first=trainer.is_global_zero)
         if trainer.is_global_zero:
             self._finish(trainer, pl_module)
         trainer.strategy.barrier("components are written")
@@ -67,6 +69,7 @@ class ComponentExport(Callback):
         finished = {
             "stage": type(stage).__name__,
             "steps": trainer.global_step,
+            "weights": "averaged" if hands_on_average(trainer) else "trained",
             "seconds_since_start_or_resume": round(time.monotonic() - self.started, 1),
             "versions": {
                 "divot-lightning": __version__,

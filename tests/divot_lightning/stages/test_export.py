@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from divot_lightning.components import find_component, load_component, read_record, save_component
+from divot_lightning.sharding.run_checkpoint import FolderCheckpointIO
+from divot_lightning.sharding.weight_average import WeightAverage
 from divot_lightning.stages.export import ComponentExport
 
 
@@ -71,6 +73,7 @@ def fit(stage, run, *callbacks, steps=3):
         callbacks=[ComponentExport(run), *callbacks],
         **options,
     )
+    trainer.strategy.checkpoint_io = FolderCheckpointIO(trainer.strategy)
     trainer.fit(stage, DataLoader(data, batch_size=None))
 
 
@@ -83,6 +86,29 @@ def test_a_finished_run_holds_the_trained_weights_and_says_so(tmp_path):
     assert (finished["stage"], finished["steps"]) == ("Stage", 3)
     assert finished["versions"]["torch"] == torch.__version__
     assert 0 <= finished["seconds_since_start_or_resume"] < 60
+
+
+class Watch(Callback):
+    """Averages the weights of a stage by hand."""
+
+    def on_train_start(self, trainer, stage):
+        self.average = stage.part.layer.weight.detach().clone()
+
+    def on_train_batch_end(self, trainer, stage, *_):
+        decay = min(0.5, (1 + trainer.global_step) / (10 + trainer.global_step))
+        self.average = decay * self.average + (1 - decay) * stage.part.layer.weight.detach()
+
+
+@pytest.mark.parametrize("use", [True, False])
+def test_averaged_weights_are_handed_on_where_they_are_used_and_the_mark_says_so(tmp_path, use):
+    stage, watch = Stage(), Watch()
+    fit(stage, tmp_path, WeightAverage(decay=0.5, use=use), watch, steps=8)
+    loaded = load_component(tmp_path / "part", Part)
+    trained = stage.part.layer.weight.detach()
+    assert not torch.allclose(watch.average, trained)
+    torch.testing.assert_close(loaded.layer.weight.detach(), watch.average if use else trained)
+    finished = json.loads((tmp_path / "finished.json").read_text())
+    assert finished["weights"] == ("averaged" if use else "trained")
 
 
 def test_what_it_used_is_recorded(tmp_path):
