@@ -1,5 +1,6 @@
 """One evaluation from beginning to end: items, predictions on all processes, judging, scores with their protocol."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from divot_datamodules.benchmarks.items import BenchmarkData, BenchmarkItem
 from divot_datamodules.benchmarks.table import Benchmark, find_benchmark
+from divot_lightning.cli.run_folder import FINISHED
 from divot_lightning.components import find_component, weights_sha256
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.asking import QuestionRunner
@@ -69,7 +71,11 @@ def evaluate(run: str | Path, settings: EvaluationSettings) -> tuple[list[Score]
             else QuestionRunner(run, settings, benchmark.task, device)
         )
         model = describe_model(run, runner.components, settings.generation.detokenizer)
-        protocol = {**_describe_data(settings.benchmark, split, data, skipped), **runner.describe()}
+        protocol = {
+            **_describe_data(settings.benchmark, split, data, skipped),
+            "weights": weights_kind(run, runner.components, settings.generation.detokenizer),
+            **runner.describe(),
+        }
         rows = _predict(
             runner, data.items, PredictionStore(folder, processes.rank), processes, protocol | {"model": model}
         )
@@ -94,11 +100,23 @@ def check_judge(settings: JudgeSettings) -> tuple[JudgeSettings, str]:
 
 def describe_model(run: str | Path, components: Sequence[str], detokenizer: str | None) -> dict[str, Any]:
     """Returns the content hashes of the components that are measured, and where they lie."""
-    described: dict[str, Any] = {"run": str(run)}
-    for name in components:
-        source = detokenizer if name == "detokenizer" and detokenizer else run
-        described[name] = weights_sha256(find_component(source, name))
-    return described
+    found = {name: weights_sha256(folder) for name, folder in _folders(run, components, detokenizer).items()}
+    return {"run": str(run), **found}
+
+
+def weights_kind(run: str | Path, components: Sequence[str], detokenizer: str | None) -> dict[str, str]:
+    """Says of each component whether its run handed on averaged weights, "trained" where the run does not say so."""
+    kinds = {}
+    for name, folder in _folders(run, components, detokenizer).items():
+        mark = folder.parent / FINISHED
+        finished = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
+        kinds[name] = str(finished.get("weights", "trained"))
+    return kinds
+
+
+def _folders(run: str | Path, components: Sequence[str], detokenizer: str | None) -> dict[str, Path]:
+    sources = {name: detokenizer if name == "detokenizer" and detokenizer else run for name in components}
+    return {name: find_component(source, name) for name, source in sources.items()}
 
 
 def _items(benchmark: Benchmark, settings: EvaluationSettings, split: str) -> tuple[BenchmarkData, int]:

@@ -49,6 +49,20 @@ def test_a_score_carries_what_it_means(tiny_run, toy_data, tmp_path, capsys):
     assert "torch" in score.protocol["versions"]
 
 
+def test_averaged_weights_are_another_protocol(tiny_run, toy_data, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    (run / "finished.json").write_text(json.dumps({"weights": "averaged"}))
+    kinds = []
+    for number, folder in enumerate((tiny_run, run)):
+        output = tmp_path / f"out{number}"
+        evaluate(folder, EvaluationSettings("toy-questions", str(toy_data), output=str(output), limit=1))
+        kinds.append(load_scores(output / "scores.json")[0].protocol["weights"])
+    assert kinds == [dict.fromkeys(("video_llm", "tokenizer"), kind) for kind in ("trained", "averaged")]
+
+
 def test_a_stopped_evaluation_goes_on_with_what_is_missing(tiny_run, toy_data, tmp_path):
     settings = EvaluationSettings("toy-questions", str(toy_data), output=str(tmp_path / "out"), max_new_tokens=3)
     evaluate(tiny_run, settings)

@@ -1,0 +1,37 @@
+"""Every shipped evaluation recipe says what it is for and holds settings that work."""
+
+from pathlib import Path
+
+import pytest
+
+from divot_datamodules.benchmarks.table import BENCHMARKS, find_benchmark
+from divot_lightning.cli.evaluate import parser
+from divot_lightning.evaluation.settings import EvaluationSettings, check_settings
+from divot_lightning.recipe_files import recipe_names, recipes_dir
+
+RECIPES = [name for name in recipe_names() if name.startswith("evaluation/")]
+HEADER = ["purpose", "command", "needs", "hardware", "expected", "paper"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_header_says_what_it_is_for(name: str) -> None:
+    lines = (recipes_dir() / f"{name}.yaml").read_text().splitlines()
+    fields = [line[2:].split(":")[0] for line in lines if line.startswith("# ") and not line.startswith("#  ")]
+    assert fields == HEADER
+    assert f"--config {name}" in lines[1]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_settings_work_for_the_benchmark(name: str) -> None:
+    words = ["RUN", "--config", str(recipes_dir() / f"{name}.yaml")]
+    if name in ("evaluation/msvd_qa", "evaluation/activitynet_qa"):  # their headers say so
+        words += ["--judge.url", "http://127.0.0.1/v1", "--judge.model", "m"]
+    given = parser().instantiate(parser().parse_args(words))
+    settings = EvaluationSettings(**{field: given[field] for field in EvaluationSettings.__dataclass_fields__})
+    benchmark, _ = find_benchmark(settings.benchmark, settings.split)
+    check_settings(settings, benchmark.task)
+
+
+def test_the_guide_names_every_benchmark() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    assert [name for name in BENCHMARKS if f"`{name}`" not in guide] == []
