@@ -1,0 +1,85 @@
+"""Seconds from `divot resume` to the first step that is done, after a kill, beside a fresh start of the same recipe.
+
+Run: python benchmarks/resume.py [--devices 2 --strategy divot_zero2] [--repeats 3]
+
+A toy run of the LLM stage is started, killed with `kill -9` after its first checkpoint, and resumed; each time the
+clock stops when the first step stands in `metrics.csv`. Importing torch and Lightning is measured beside it, since most
+of both times goes there.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from divot_lightning.testing.jobs import Job
+from divot_lightning.testing.toy_shards import make_toy_shards
+
+RUN = Path("runs/measured")
+IMPORTS = "import torch, lightning.pytorch, transformers, diffusers"
+
+
+def seconds_to_first_step(words: list[str]) -> float:
+    """Starts the run, or goes on with it, and gives the seconds until a step is logged; ends it with `kill -9`."""
+    metrics, checkpoints = RUN / "metrics.csv", RUN / "checkpoints"
+    metrics.unlink(missing_ok=True)
+    before = {path.name for path in checkpoints.glob("step_*")}
+    start = time.perf_counter()
+    with Job.divot("resume", str(RUN), *words) as job:
+        job.wait_for(metrics)
+        seconds = time.perf_counter() - start
+        while {path.name for path in checkpoints.glob("step_*")} <= before:  # a step further at each start
+            time.sleep(0.05)
+        job.send(signal.SIGKILL)
+    return seconds
+
+
+def import_seconds() -> float:
+    """Gives the seconds of a process that only imports."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True)
+    return time.perf_counter() - start
+
+
+def measure(words: list[str], repeats: int) -> dict[str, float]:
+    """Gives the medians."""
+    fresh, resumed = [], []
+    for _ in range(repeats):
+        shutil.rmtree(RUN, ignore_errors=True)
+        fresh.append(seconds_to_first_step(words))
+        resumed.append(seconds_to_first_step(words))
+    return {
+        "imports alone": statistics.median(import_seconds() for _ in range(repeats)),
+        "fresh start to first step": statistics.median(fresh),
+        "divot resume to first step": statistics.median(resumed),
+    }
+
+
+def main() -> None:
+    """Prints a table of seconds and of ratios to the fresh start."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", default="1")
+    parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        make_toy_shards(Path("data/toy"))
+        prepare = ["fit", "--config", "toy/tokenizer_pretraining", "--trainer.max_steps", "0"]
+        subprocess.run([sys.executable, "-m", "divot_lightning", *prepare], check=True, stderr=subprocess.DEVNULL)
+        words = ["--config", "toy/llm_pretraining", "--model.optimizer.name", "adamw", "--data.batch_size", "8"]
+        words += ["--trainer.log_every_n_steps", "1", "--checkpoint.every_steps", "3", "--trainer.devices"]
+        seconds = measure([*words, given.devices, "--trainer.strategy", given.strategy], given.repeats)
+    fresh = seconds["fresh start to first step"]
+    for name, value in seconds.items():
+        sys.stdout.write(f"{name:<28} {value:6.1f} s  {value / fresh:5.2f} x\n")
+
+
+if __name__ == "__main__":
+    main()
