@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from divot_lightning.errors import UserError
 
 MOST_REBUILDS = 3
 """Times in a row that all workers are replaced without a sample in between, before the run ends."""
+MOST_STOPS = 8
+"""Times that a sample's worker may be ended by SIGTERM."""
 _SMALLEST_PLACE = 2**22
 """Bytes; a page of a place costs memory only once it was used, so that features find room as well."""
 _GRACE_SECONDS = 15.0
@@ -237,8 +240,12 @@ class PooledSample:
 
     def _worker_died(self, error: ProcessExpired) -> None:
         self.deaths += 1
-        if self.deaths > 1:
-            raise SampleError("worker_died", f"the process that decoded it ended with code {error.exitcode}, twice")
+        # Whoever stops a job may signal its workers as well; the sample is not to blame for that.
+        asked_to_stop = error.exitcode in (signal.SIGTERM, -signal.SIGTERM)
+        if self.deaths > (MOST_STOPS if asked_to_stop else 1):
+            raise SampleError(
+                "worker_died", f"the process that decoded it ended with code {error.exitcode}, {self.deaths} times"
+            )
         self.future = self.pool.schedule(self.request, self.place)
 
     def _unpack(self, answer: Any) -> Sample:

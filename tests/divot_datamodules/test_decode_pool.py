@@ -19,6 +19,15 @@ from divot_lightning.errors import UserError
 DEADLINE = 0.5
 
 
+TRIES = multiprocessing.get_context("fork").Value("i", 0)
+
+
+def counted_tries():
+    with TRIES.get_lock():
+        TRIES.value += 1
+        return TRIES.value
+
+
 def request(number):
     return Request("train", Slot(number, 0, 0, 0, number))
 
@@ -38,6 +47,9 @@ def decode(wanted):
         raise UserError("a setting is wrong")
     if number == 15:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as a decoder stuck in C does not hear it
+        time.sleep(60)
+    if number == 16 and counted_tries() <= 3:
+        os.kill(os.getpid(), signal.SIGTERM)  # as whoever stops a job signals all of its processes
         time.sleep(60)
     video = torch.full((1, 2, 3, 4, 4), number, dtype=torch.uint8)
     return Sample(f"k{number}", {"pid": os.getpid(), "threads": torch.get_num_threads()}, video=video)
@@ -69,6 +81,11 @@ def test_what_goes_wrong_costs_one_sample(pool):
     assert [outcome(one) for one in pending] == [reasons.get(number, f"k{number}") for number in numbers]
     assert time.monotonic() - begin < 30
     assert outcome(pool.submit(request(6))) == "k6"
+
+
+def test_a_sample_is_not_lost_when_its_workers_are_asked_to_stop(pool):
+    assert outcome(pool.submit(request(16))) == "k16"
+    assert TRIES.value == 4
 
 
 def test_samples_arrive_whole_whether_they_fit_into_shared_memory_or_not(pool):
