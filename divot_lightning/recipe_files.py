@@ -19,6 +19,13 @@ def recipe_names() -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
+def stage_recipe_names() -> list[str]:
+    """Give the names of the shipped recipes that `divot fit` takes: the toy's first, then the others, each sorted."""
+    other = ("ablations/", "evaluation/")
+    names = [name for name in recipe_names() if not name.startswith(other)]
+    return sorted(names, key=lambda name: (not name.startswith("toy/"), name))
+
+
 def find_recipe(name: str) -> Path:
     """Give the file behind `--config name`: a path as it stands, or the name of a shipped recipe.
 

@@ -14,6 +14,8 @@ Values = NDArray[np.float64]
 
 NUM_RESAMPLES = 10_000
 COVERAGE = 0.95
+MAX_DRAWS = 10_000_000
+"""Numbers drawn at a time, which bounds memory."""
 MIN_SEEDS = 3
 """Fewest seeds whose resampling says anything by itself: of two seeds there are only three different resamples."""
 
@@ -75,12 +77,18 @@ def paired_difference(variant_SI: Values, baseline_SI: Values, seed: int = 0) ->
 def _resampled_means(difference_SI: Values, rng: np.random.Generator, over: Sequence[str]) -> Values:
     """Draws how often each seed and item is taken, rather than which: a mean is then a product of matrices."""
     seeds, items = difference_SI.shape
-    weights_RS = _weights(rng, seeds, "seeds" in over)
-    weights_RI = _weights(rng, items, "items" in over)
-    means: Values = np.einsum("rs,si,ri->r", weights_RS, difference_SI, weights_RI, optimize=True)
+    # Benchmarks have ten thousand items and more: the draws of all resamples together would take gigabytes.
+    step = max(1, MAX_DRAWS // (seeds + items))
+    parts = []
+    for start in range(0, NUM_RESAMPLES, step):
+        count = min(step, NUM_RESAMPLES - start)
+        weights_RS = _weights(rng, seeds, count, "seeds" in over)
+        weights_RI = _weights(rng, items, count, "items" in over)
+        parts.append(np.einsum("rs,si,ri->r", weights_RS, difference_SI, weights_RI, optimize=True))
+    means: Values = np.concatenate(parts)
     return means
 
 
-def _weights(rng: np.random.Generator, size: int, resample: bool) -> Values:
+def _weights(rng: np.random.Generator, size: int, count: int, resample: bool) -> Values:
     even = np.full(size, 1 / size)
-    return rng.multinomial(size, even, NUM_RESAMPLES) / size if resample else np.tile(even, (NUM_RESAMPLES, 1))
+    return rng.multinomial(size, even, count) / size if resample else np.tile(even, (count, 1))

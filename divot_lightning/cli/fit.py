@@ -4,7 +4,7 @@ import sys
 
 from divot_lightning.cli.training_args import resolve_recipes, wants_help, with_full_help
 from divot_lightning.errors import UserError
-from divot_lightning.recipe_files import recipe_names, recipes_dir
+from divot_lightning.recipe_files import recipes_dir, stage_recipe_names
 
 HELP = """usage: divot fit --config RECIPE [--key value ...]
 
@@ -35,10 +35,14 @@ def main(argv: list[str]) -> int:
         The exit status.
     """
     if wants_help(argv):
-        sys.stdout.write(f"{HELP}\nrecipes in {recipes_dir()}:\n  " + "\n  ".join(recipe_names()) + "\n")
+        sys.stdout.write(f"{HELP}\nrecipes in {recipes_dir()}:\n  " + "\n  ".join(stage_recipe_names()) + "\n")
         return 0
     if not argv:
-        raise UserError(f"which recipe? usage: divot fit --config RECIPE\nshipped: {', '.join(recipe_names())}")
+        toy = [name for name in stage_recipe_names() if name.startswith("toy/")]
+        raise UserError(
+            f"which recipe? usage: divot fit --config RECIPE\nshipped: {', '.join(toy)}\n"
+            "and the paper's: see `divot fit --help`"
+        )
     argv = with_full_help(resolve_recipes(argv))
 
     from divot_lightning.cli.training import start

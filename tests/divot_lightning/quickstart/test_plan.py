@@ -37,7 +37,8 @@ def test_plan_can_be_run_in_order(settings):
 
 def test_every_stage_is_trained_by_a_shipped_recipe():
     recipes = {options(step)["config"] for step in fits()}
-    assert recipes == {name for name in recipe_names() if name.startswith("toy/")}
+    only_ablated = {"toy/captioning_pretraining"}
+    assert recipes == {name for name in recipe_names() if name.startswith("toy/")} - only_ablated
 
 
 def test_every_head_is_trained_with_every_seed():
