@@ -15,9 +15,10 @@ from divot_lightning.testing.jobs import Job
 _FAMILY = """
 import os, subprocess, sys, time
 os.environ["LOCAL_RANK"] = "1"
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print("started", flush=True)
-open(sys.argv[1], "w").close()
+# The child says so itself: in the midst of being started a process has no variables yet.
+child = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", child, sys.argv[1]])
 time.sleep(60)
 """
 
