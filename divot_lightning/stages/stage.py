@@ -44,6 +44,7 @@ class Stage(LightningModule):
         self.optimizer_settings = optimizer
         self.is_built = False
         self.step_dropped = False
+        self.step_number = 0
         self.gradient_norm: float | None = None
         self.step_keys: list[str] = []
         # In checkpoints, since the budget is one for the whole run.
@@ -127,15 +128,16 @@ class Stage(LightningModule):
         count, allowed = int(self.nonfinite_steps), self.optimizer_settings.max_nonfinite_steps
         run = Path(self.trainer.default_root_dir)
         if self.trainer.is_global_zero:
-            write_record(run, self.global_step, what, culprits)
+            write_record(run, self.step_number, what, culprits)
         if count > allowed:
-            raise over_budget(run, count, allowed, self.global_step, what, culprits)
+            raise over_budget(run, count, allowed, self.step_number, what, culprits)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Starts an optimizer step afresh: of accumulated batches, one that is not finite spoils all."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.step_dropped = False
             self.step_keys = []
+            self.step_number = self.global_step
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Measures the gradient, before it is clipped; clears it where the step is left out."""

@@ -55,7 +55,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 EXACT: dict[int, list[tuple[str, str]]] = {
     2: [("ddp", "dropout"), *product(STRATEGIES[1:], KINDS)],
-    3: [(name, "dropout") for name in STRATEGIES],
+    # Not DDP: after its first backward pass it sorts its buckets anew, and three or more ranks then sum in another order.
+    3: [(name, "dropout") for name in STRATEGIES[1:]],
 }
 
 
@@ -64,7 +65,6 @@ def _folder(root: str, layout: Layout, kind: str = "elastic") -> Path:
 
 
 def _run(root: Path, layout: Layout, steps: int, resume: Path | None = None, dropout: float = 0.0, **rest: Any) -> Any:
-    averages = WeightAverage(decay=0.5)
     done = train(
         root,
         steps,
@@ -72,7 +72,7 @@ def _run(root: Path, layout: Layout, steps: int, resume: Path | None = None, dro
         devices=layout[1],
         resume=resume,
         stage=TinyStage(dropout=dropout),
-        callbacks=[averages],
+        callbacks=[WeightAverage(decay=0.5)],
         settings=CheckpointSettings(every_steps=STOP, keep_all=True),
         **rest,
     )
@@ -80,8 +80,13 @@ def _run(root: Path, layout: Layout, steps: int, resume: Path | None = None, dro
         "losses": done["losses"],
         "parameters": done["parameters"][steps],
         "seen": done["stage"].net.seen.clone(),
-        "averages": {} if not averages.averages else [value.clone() for value in averages.averages],
+        "averages": _averages(root),
     }
+
+
+def _averages(root: Path) -> dict[str, torch.Tensor]:
+    reader = CheckpointReader(step_folder(root, END), Ranks())
+    return {name: reader.get("ema", name) for name in reader.names("ema")}
 
 
 def write_checkpoints(root: str, world: int) -> dict[Layout, Any]:
@@ -249,14 +254,10 @@ def test_a_run_goes_on_with_other_processes_as_if_it_never_stopped(runs: dict[st
 
 @pytest.mark.parametrize("layout", [(name, world) for name in STRATEGIES[1:] for world in WORLDS])
 def test_averages_stay_the_same_with_other_processes(runs: dict[str, Any], layout: Layout) -> None:
-    def averages(folder: Path) -> dict[str, torch.Tensor]:
-        reader = CheckpointReader(step_folder(folder, END), Ranks())
-        return {name: reader.get("ema", name) for name in reader.names("ema")}
-
-    expected = averages(_folder(runs["root"], ("ddp", 1)))
+    expected = _averages(_folder(runs["root"], ("ddp", 1)))
     for before, after in ELASTIC:
         if after == layout:
-            found = averages(Path(runs["root"]) / "resumed" / f"{before}{after}")
+            found = _averages(Path(runs["root"]) / "resumed" / f"{before}{after}")
             assert found.keys() == expected.keys()
             for name, value in expected.items():
                 torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6)
@@ -272,7 +273,9 @@ def test_at_the_same_number_of_processes_a_resumed_run_is_equal_bit_for_bit(
         assert resumed["losses"] == [row for row in straight["losses"] if row[0] >= STOP]
         for key, value in straight["parameters"].items():
             assert torch.equal(resumed["parameters"][key], value), key
-        assert all(map(torch.equal, resumed["averages"], straight["averages"]))
+        assert resumed["averages"].keys() == straight["averages"].keys() != set()
+        for key, value in straight["averages"].items():
+            assert torch.equal(resumed["averages"][key], value), key
         assert torch.equal(resumed["seen"], straight["seen"])
 
 

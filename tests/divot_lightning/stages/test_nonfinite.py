@@ -79,7 +79,7 @@ def fit(kinds, strategy, folder, accumulate=1, spoilt_rank=1, **settings):
         "weights": stage.weights,
         "rates": stage.rates,
         "count": int(stage.nonfinite_steps),
-        "keys": trainer.global_step,
+        "steps": trainer.global_step,
     }
 
 
