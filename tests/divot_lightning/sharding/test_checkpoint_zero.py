@@ -55,7 +55,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 EXACT: dict[int, list[tuple[str, str]]] = {
     2: [("ddp", "dropout"), *product(STRATEGIES[1:], KINDS)],
-    # Not DDP: after its first backward pass it sorts its buckets anew, and three or more ranks then sum in another order.
+    # Not DDP: after its first backward pass it sorts its buckets anew, and three ranks then sum in another order.
     3: [(name, "dropout") for name in STRATEGIES[1:]],
 }
 
