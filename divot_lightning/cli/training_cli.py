@@ -192,6 +192,7 @@ def quiet() -> None:
         ".*only one JsonargparseDeprecationWarning.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*did not contain values for support_fp32.*",
+        ".*torch.distributed.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -18,6 +18,8 @@ from divot_lightning.testing.faults import VARIABLE, Fault
 _JOB_VARIABLE = "DIVOT_TEST_JOB"
 """Marks all processes of a job, however they were started and whether their parents still live."""
 
+_RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+
 
 class Job:
     """A command with all processes that it starts, in a session of its own; `with` kills what is left of them (Linux).
@@ -118,14 +120,14 @@ class Job:
         return {pid: variables for pid, variables in found.items() if variables.get(_JOB_VARIABLE) == self._name}
 
     def ranks(self) -> dict[int, int]:
-        """Gives the process of each rank on this machine, found by its variable RANK or LOCAL_RANK.
+        """Gives the process of each rank on this machine, found by a variable of its launcher.
 
         Processes that a rank starts inherit its variables; the oldest one is the rank. Without such variables it is
         the process that starts the others, unless that is torchrun.
         """
         found: dict[int, int] = {}
         for pid, variables in self.processes().items():
-            rank = variables.get("RANK", variables.get("LOCAL_RANK"))
+            rank = next((variables[name] for name in _RANK_VARIABLES if name in variables), None)
             if rank is None and pid == self.process.pid and not self._torchrun:
                 rank = "0"
             if rank is not None:

@@ -66,8 +66,8 @@ def test_every_source_file_is_in(wheel: Path) -> None:
 
 
 def test_every_recipe_is_in(wheel: Path) -> None:
-    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
-    packed = {name.removeprefix("divot_lightning/") for name in _names(wheel) if name.endswith(".yaml")}
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.*")}
+    packed = {name.removeprefix("divot_lightning/") for name in _names(wheel) if name.endswith((".yaml", ".sh"))}
     assert packed == recipes
 
 
