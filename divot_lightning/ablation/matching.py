@@ -11,7 +11,7 @@ import yaml
 from divot_lightning.ablation.grid import Grid
 from divot_lightning.ablation.recipe import AblationRecipe
 from divot_lightning.errors import UserError
-from divot_lightning.jobs.runner import StepRunner
+from divot_lightning.jobs.runner import StepRunner, read_record
 from divot_lightning.jobs.steps import Step
 from divot_lightning.recipe_files import find_recipe
 
@@ -57,7 +57,7 @@ def batch_size(options: Mapping[str, Any]) -> int:
 
 
 def measured_costs(
-    recipe: AblationRecipe, grid: Grid, name: str, folder: Path, jobs: int
+    recipe: AblationRecipe, grid: Grid, name: str, folder: Path, jobs: int, *, part: str = ""
 ) -> dict[str, dict[str, float]]:
     """Measures what a training step costs in each cell, once everything that it needs is there.
 
@@ -67,19 +67,33 @@ def measured_costs(
         name: The pipeline step that is matched.
         folder: Of the ablation.
         jobs: Processes side by side.
+        part: The cell that is run alone, whose ablation must have been measured before; "" for all.
 
     Returns:
         By cell "tokens" (of the language model's sequences) and "flops" (forward, backward and optimizer) of a step;
         empty if they are not needed.
+
+    Raises:
+        UserError: A cell is run alone and the costs are not there yet.
     """
     if recipe.matched_by in ("steps", "samples"):
         return {}
     probes = {cell.name: _probe(grid, cell.name, name) for cell in grid.cells}
+    if part and not all(_is_done(probe, folder) for probe in probes.values()):
+        raise UserError(
+            f"cell {part!r} is matched by {recipe.matched_by}, and what a training step costs is not measured yet.\n"
+            "Before cells run alone, once: the same command with --part shared"
+        )
     needed = {name for probe in probes.values() for name in _ancestors(grid, probe)}
     steps = [step for step in grid.all_steps() if step.name in needed]
     unique = {probe.name: probe for probe in probes.values()}
     StepRunner([*steps, *unique.values()], folder, jobs=jobs, part="cost").run()
     return {cell: json.loads(probe.outputs[0].read_text(encoding="utf-8")) for cell, probe in probes.items()}
+
+
+def _is_done(step: Step, folder: Path) -> bool:
+    record = read_record(folder, step.name)
+    return record is not None and record.done
 
 
 def _probe(grid: Grid, cell: str, name: str) -> Step:

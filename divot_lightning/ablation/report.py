@@ -1,24 +1,24 @@
 """An ablation's report page: tables, all cells' curves in one picture, samples side by side. No torch in here."""
 
 import json
+import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from divot_lightning.ablation.grid import Grid
+from divot_lightning.ablation.grid import Cell, Grid
 from divot_lightning.ablation.recipe import AblationRecipe
 from divot_lightning.ablation.results import CellResult
 from divot_lightning.ablation.tables import (
-    cost_table,
-    difference_table,
     failure_table,
     reference_tables,
-    score_table,
+    result_table,
 )
 from divot_lightning.report.conditions import describe_machine
-from divot_lightning.report.content import Chart, Picture, PictureRow, Report, Table
+from divot_lightning.report.content import Chart, Line, Picture, PictureRow, Report, Table
 from divot_lightning.report.numbers import read_curve
 from divot_lightning.report.pictures import side_by_side
 
@@ -28,8 +28,7 @@ SHOWN_PROMPTS = 6
 def all_tables(recipe: AblationRecipe, results: Sequence[CellResult]) -> list[Table]:
     """Returns the tables in the order of the report."""
     failures = failure_table(results)
-    ours = [score_table(recipe, results), difference_table(recipe, results), cost_table(results)]
-    return [*ours, *([failures] if failures else []), *reference_tables(recipe)]
+    return [result_table(recipe, results), *([failures] if failures else []), *reference_tables(recipe)]
 
 
 def build_report(
@@ -62,40 +61,60 @@ def _charts(recipe: AblationRecipe, grid: Grid) -> list[Chart]:
     charts = []
     for step, columns in recipe.curves.items():
         for column in columns:
-            lines = [read_curve(grid.steps[cell.name][step].folder, column, cell.name) for cell in grid.cells]
-            drawn = [line for line in lines if line.x]
+            drawn = [line for line in _curves(recipe, grid, step, column) if line.x]
             positive = all(value > 0 for line in drawn for value in line.y)
             if drawn:
                 charts.append(Chart(f"{step}: {column}", drawn, logarithmic=positive))
     return charts
 
 
+def _curves(recipe: AblationRecipe, grid: Grid, step: str, column: str) -> list[Line]:
+    """Reads a curve of every cell: a combination has one colour, its seeds differ in their dashes."""
+    groups = list(dict.fromkeys(cell.group for cell in grid.cells))
+    curves = []
+    for cell in grid.cells:
+        line = read_curve(grid.steps[cell.name][step].folder, column, cell.name)
+        curves.append(replace(line, colour=groups.index(cell.group), dashes=recipe.seeds.index(cell.seed)))
+    return curves
+
+
 def _pictures(grid: Grid, results: Sequence[CellResult], kind: str) -> list[PictureRow]:
-    """Returns for the first prompts the clips of all combinations, each made with the first seed."""
-    done = [result for result in results if result.scores and result.cell.seed == results[0].cell.seed]
-    every = {result.cell.group: _clips(grid, result, kind) for result in done}
-    made = {group: found for group, found in every.items() if found is not None}
+    """Returns for the first prompts the clips of all combinations, each made with the first seed.
+
+    Combinations that share the model that made them have one picture.
+    """
+    done = [result.cell for result in results if result.scores and result.cell.seed == results[0].cell.seed]
+    groups: dict[Path, list[str]] = {}
+    for cell in done:
+        for folder in _folders_of_clips(grid, cell, kind):
+            groups.setdefault(folder, []).append(cell.group)
+    labels = {
+        folder: "all" if len(done) > 1 and len(of) == len(done) else ", ".join(of) for folder, of in groups.items()
+    }
+    made = {labels[folder]: _clips(folder) for folder in groups}
     if not made:
         return []
     first_texts = next(iter(made.values()))[1]
     rows = []
     for at in range(min(SHOWN_PROMPTS, len(first_texts))):
-        pictures = [Picture(clips[at], group, texts[at].get("right")) for group, (clips, texts) in made.items()]
+        pictures = [Picture(clips[at], label, texts[at].get("right")) for label, (clips, texts) in made.items()]
         rows.append(PictureRow(first_texts[at]["caption"], pictures))
     return rows
 
 
-def _clips(grid: Grid, result: CellResult, kind: str) -> tuple[Any, list[dict[str, Any]]] | None:
-    for step in grid.steps[result.cell.name].values():
-        path = step.folder / kind / "clips.npz"
-        if path.is_file():
-            texts = json.loads(path.with_name("texts.json").read_text(encoding="utf-8"))
-            with np.load(path) as arrays:
-                clips = arrays["made"][:SHOWN_PROMPTS]
-                if "original" in arrays:
-                    clips = [side_by_side(pair) for pair in zip(arrays["original"], clips, strict=False)]
-            return clips, texts
-    return None
+def _folders_of_clips(grid: Grid, cell: Cell, kind: str) -> list[Path]:
+    """Returns the folder of a cell's clips, if it has one."""
+    folders = [step.folder / kind for step in grid.steps[cell.name].values()]
+    return [folder for folder in folders if (folder / "clips.npz").is_file()][:1]
+
+
+def _clips(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
+    texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    with np.load(folder / "clips.npz") as arrays:
+        clips = arrays["made"][:SHOWN_PROMPTS]
+        if "original" in arrays:
+            clips = [side_by_side(pair) for pair in zip(arrays["original"], clips, strict=False)]
+    return clips, texts
 
 
 def _notes(recipe: AblationRecipe, results: Sequence[CellResult]) -> list[str]:
@@ -120,6 +139,7 @@ def table_page(recipe: AblationRecipe, conditions: Sequence[tuple[str, str]]) ->
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that appears only when it is complete."""
-    unfinished = path.with_name(path.name + ".part")
+    # Cells that run at one time write the same results: each under a name of its own until it is complete.
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

@@ -9,18 +9,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from divot_lightning.ablation.comparison import Values
 from divot_lightning.ablation.grid import Cell, CellStep, Grid
+from divot_lightning.cli.run_folder import FINISHED
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.comparison import differing
 from divot_lightning.evaluation.predictions import MERGED, read_rows
 from divot_lightning.evaluation.scores import Score, load_scores
-from divot_lightning.jobs.runner import read_record
+from divot_lightning.jobs.runner import StepRecord, read_record
 
 _VALID_ONLY = re.compile(r"\bvalid (clips|ones)\b")
-SEED_KEYS = ("noise_seed",)
+SEED_KEYS = ("noise_seed", "seed")
 """Entries of a protocol that follow the seed of a cell; all else has to be the same in all cells."""
 
 
@@ -33,8 +36,9 @@ class CellResult:
         scores: Its scores by name; empty if it failed or is not done.
         items: By score name, one value per clip, caption or question, where the measurement keeps them.
         failure: Which step failed and what it said; "" if none did.
-        seconds: Wall time of the training steps that no other cell shares.
+        seconds: Time of the training steps that no other cell shares, without what their processes need to begin.
         peak_mib: Largest resident memory of these.
+        peak_gpu_mib: Largest memory of their tensors on a GPU; 0 without one.
         parameters: Parameters of the components that these trained.
     """
 
@@ -44,21 +48,28 @@ class CellResult:
     failure: str = ""
     seconds: float = 0.0
     peak_mib: float = 0.0
+    peak_gpu_mib: float = 0.0
     parameters: int = 0
 
 
-def collect(grid: Grid, folder: Path) -> list[CellResult]:
+def collect(grid: Grid, folder: Path, *, mixed_protocols: bool = False) -> list[CellResult]:
     """Reads what is there of all cells.
 
     Args:
         grid: The cells.
         folder: Of the ablation.
+        mixed_protocols: Whether scores may have been measured in different ways.
 
     Raises:
-        UserError: Cells were measured in different ways.
+        UserError: They were, and may not.
     """
     results = [_collect_cell(cell, grid.steps[cell.name], folder) for cell in grid.cells]
-    _refuse_mixed_protocols(results)
+    mixed = {} if mixed_protocols else protocol_differences(results)
+    for name, different in mixed.items():
+        raise UserError(
+            f"{name} was not measured in one way in all cells, what differs: {', '.join(different)[:300]}.\n"
+            "Scores of different protocols do not go into one table; to see them nevertheless: --mixed-protocols"
+        )
     return results
 
 
@@ -68,10 +79,12 @@ def _collect_cell(cell: Cell, steps: Mapping[str, CellStep], folder: Path) -> Ce
     for own in (step for step in steps.values() if step.step.run is not None and not step.shared):
         record = read_record(folder, own.step.name)
         if record is not None:
+            finished = _read_finished(own.folder)
             result = replace(
                 result,
-                seconds=result.seconds + record.seconds,
+                seconds=result.seconds + _training_seconds(finished, record),
                 peak_mib=max(result.peak_mib, record.peak_mib),
+                peak_gpu_mib=max(result.peak_gpu_mib, finished.get("peak_gpu_mib", 0.0)),
                 parameters=result.parameters + num_parameters(own.folder),
             )
     if failure or missing:
@@ -83,6 +96,20 @@ def _collect_cell(cell: Cell, steps: Mapping[str, CellStep], folder: Path) -> Ce
             scores |= {score.name: score for score in load_scores(path)}
             items |= _read_items(path.parent)
     return replace(result, scores=scores, items=items)
+
+
+def _read_finished(run: Path) -> dict[str, Any]:
+    path = run / FINISHED
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _training_seconds(finished: Mapping[str, Any], record: StepRecord) -> float:
+    """Returns how long a run trained; of one that was stopped, what its last steps say of all of them."""
+    seconds, steps = finished.get("seconds_since_start_or_resume"), finished.get("steps", 0)
+    since = finished.get("steps_since_start_or_resume", steps if record.attempts == 1 else 0)
+    if seconds is None or (steps and not since):
+        return record.seconds
+    return float(seconds) * steps / since if since else float(seconds)
 
 
 def _read_items(folder: Path) -> dict[str, list[float]]:
@@ -120,22 +147,22 @@ def num_parameters(run: Path) -> int:
     return total
 
 
-def _refuse_mixed_protocols(results: Sequence[CellResult]) -> None:
-    first: dict[str, tuple[str, Score]] = {}
+def protocol_differences(results: Sequence[CellResult]) -> dict[str, list[str]]:
+    """Finds scores that were not measured in one way in all cells.
+
+    Returns:
+        By score what differs, as dotted names; nothing for scores that compare.
+    """
+    protocols: dict[str, list[dict[str, object]]] = {}
     for result in results:
         for name, score in result.scores.items():
-            other, expected = first.setdefault(name, (result.cell.name, score))
-            ours, theirs = (_comparable(one) for one in (score, expected))
-            if ours != theirs:
-                differing = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
-                raise UserError(
-                    f"{name} was not measured in one way in {other} and {result.cell.name}: "
-                    f"{', '.join(differing)} differ.\nScores of different protocols do not go into one table."
-                )
+            protocols.setdefault(name, []).append({**score.protocol, "count": _fixed_count(score)})
+    found = {name: [key for key in differing(each) if not _follows_seed(key)] for name, each in protocols.items()}
+    return {name: keys for name, keys in found.items() if keys}
 
 
-def _comparable(score: Score) -> dict[str, object]:
-    return {**{k: v for k, v in score.protocol.items() if k not in SEED_KEYS}, "count": _fixed_count(score)}
+def _follows_seed(key: str) -> bool:
+    return key.rpartition(".")[2] in SEED_KEYS
 
 
 def _fixed_count(score: Score) -> object:

@@ -16,7 +16,7 @@ from divot_lightning.ablation.report import all_tables, build_report, table_page
 from divot_lightning.ablation.results import CellResult, collect
 from divot_lightning.ablation.tables import as_csv, as_markdown, baseline_of
 from divot_lightning.errors import UserError
-from divot_lightning.jobs.runner import StepRunner
+from divot_lightning.jobs.runner import StepRunner, read_record
 from divot_lightning.jobs.steps import Step
 from divot_lightning.report.rendering import write_report
 
@@ -25,7 +25,9 @@ SHARED = "shared"
 """The part of an ablation that several cells need; it has to be done before cells can run by themselves."""
 
 
-def run_ablation(recipe: AblationRecipe, folder: Path, *, jobs: int, part: str = "") -> list[CellResult]:
+def run_ablation(
+    recipe: AblationRecipe, folder: Path, *, jobs: int, part: str = "", mixed_protocols: bool = False
+) -> list[CellResult]:
     """Runs what is not done yet, then writes table and report.
 
     Args:
@@ -33,28 +35,31 @@ def run_ablation(recipe: AblationRecipe, folder: Path, *, jobs: int, part: str =
         folder: Holds everything.
         jobs: Processes side by side.
         part: "" for all; "shared" for what several cells need; or the name of one cell.
+        mixed_protocols: Whether cells that were measured in different ways may stand in one table, which marks them.
 
     Returns:
         What the cells came to so far.
 
     Raises:
-        UserError: The folder holds another ablation, or the part is unknown or comes too early.
+        UserError: The folder holds another ablation, the part is unknown or comes too early, or cells were measured in
+            different ways.
     """
     baseline_of(recipe, [CellResult(cell) for cell in make_cells(recipe)])
     _claim(recipe, folder)
-    grid = _matched_grid(recipe, folder, jobs)
-    runner = StepRunner(_part(grid, part), folder, jobs=jobs, keep_going=True, part=part)
+    _check_part(recipe, part)
+    grid = _matched_grid(recipe, folder, jobs, "" if part == SHARED else part)
+    runner = StepRunner(_part(grid, part, folder), folder, jobs=jobs, keep_going=True, part=part)
     runner.run()
-    results = collect(grid, folder)
+    results = collect(grid, folder, mixed_protocols=mixed_protocols)
     write_results(recipe, grid, results, folder)
     return results
 
 
-def _matched_grid(recipe: AblationRecipe, folder: Path, jobs: int) -> Grid:
+def _matched_grid(recipe: AblationRecipe, folder: Path, jobs: int, part: str) -> Grid:
     """Plans the cells; for `tokens` and `compute` the cost of a training step is measured in each cell before."""
     max_steps: dict[str, dict[str, int]] = {cell.name: {} for cell in make_cells(recipe)}
     for name in recipe.matched_steps:
-        costs = measured_costs(recipe, make_grid(recipe, folder, max_steps), name, folder, jobs)
+        costs = measured_costs(recipe, make_grid(recipe, folder, max_steps), name, folder, jobs, part=part)
         for cell in make_cells(recipe):
             max_steps[cell.name][name] = steps_for_amount(recipe, _batch_options(recipe, cell, name), costs, cell.name)
     return make_grid(recipe, folder, max_steps)
@@ -65,14 +70,27 @@ def _batch_options(recipe: AblationRecipe, cell: Cell, step: str) -> Mapping[str
     return {"fit": what, **cell_options(recipe, cell)[step]}
 
 
-def _part(grid: Grid, part: str) -> list[Step]:
+def _check_part(recipe: AblationRecipe, part: str) -> None:
+    cells = [cell.name for cell in make_cells(recipe)]
+    if part not in ("", SHARED, *cells):
+        raise UserError(f"there is no cell {part!r}; the cells are {', '.join(cells)}.")
+
+
+def _part(grid: Grid, part: str, folder: Path) -> list[Step]:
     if not part:
         return grid.all_steps()
     if part == SHARED:
         return grid.shared_steps()
-    if part not in grid.steps:
-        raise UserError(f"there is no cell {part!r}; the cells are {', '.join(grid.steps)}.")
-    return [step.step for step in grid.steps[part].values()]
+    steps = grid.steps[part].values()
+    # Two cells that ran a shared step at one time would clear each other's results.
+    for step in (step.step for step in steps if step.shared):
+        record = read_record(folder, step.name)
+        if record is None or not record.done:
+            raise UserError(
+                f"cell {part!r} needs {step.name!r}, which other cells need as well and which is not done.\n"
+                "Before cells run alone, once: the same command with --part shared"
+            )
+    return [step.step for step in steps]
 
 
 def _claim(recipe: AblationRecipe, folder: Path) -> None:

@@ -5,12 +5,12 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from divot_lightning.ablation.comparison import COVERAGE, Difference, paired_difference
 from divot_lightning.ablation.recipe import AblationRecipe, Better
-from divot_lightning.ablation.results import CellResult, by_group, paired_values
+from divot_lightning.ablation.results import CellResult, by_group, paired_values, protocol_differences
 from divot_lightning.errors import UserError
 from divot_lightning.report.content import Cell, Table
 from divot_lightning.report.numbers import number, spread_of
@@ -43,75 +43,88 @@ def baseline_of(recipe: AblationRecipe, results: Sequence[CellResult]) -> str:
     return recipe.baseline or groups[0]
 
 
-def score_table(recipe: AblationRecipe, results: Sequence[CellResult]) -> Table:
-    """Returns mean and range over seeds of every score, a row per combination of variants."""
-    scores = shown_scores(recipe, results)
-    rows: list[list[Cell | str]] = []
-    for group, cells in by_group(results).items():
-        values = {name: [cell.scores[name].value for cell in cells if name in cell.scores] for name in scores}
-        missing = sum(not cell.scores for cell in cells)
-        label = Cell(group, None if not missing else False, f"{missing} of {len(cells)} failed" if missing else "")
-        rows.append([label, *map(_mean_and_range, values.values())])
-    columns = ["", *(f"{name} ({ARROWS[better]})" for name, better in scores.items())]
-    note = (
-        f"Mean over seeds {', '.join(map(str, recipe.seeds))}, below it the smallest and the largest. "
-        f"Matched by {recipe.matched_by}{f': {recipe.amount:g}' if recipe.amount else ''}."
-    )
-    return Table("Scores", columns, rows, note)
+def result_table(recipe: AblationRecipe, results: Sequence[CellResult]) -> Table:
+    """Returns the one table of an ablation, a row per combination of variants.
 
-
-def _mean_and_range(values: Sequence[float]) -> Cell:
-    if not values:
-        return Cell("failed", False)
-    return Cell(number(math.fsum(values) / len(values)), None, spread_of(values) if len(values) > 1 else "")
-
-
-def difference_table(recipe: AblationRecipe, results: Sequence[CellResult]) -> Table:
-    """Returns the paired difference of every combination from the baseline, with its bootstrap interval."""
-    scores, baseline = shown_scores(recipe, results), baseline_of(recipe, results)
-    groups = by_group(results)
+    For every score its mean, its range over seeds and its paired difference from the baseline with the bootstrap
+    interval; beside them what the combination's training cost.
+    """
+    scores, baseline, groups = shown_scores(recipe, results), baseline_of(recipe, results), by_group(results)
+    mixed = protocol_differences(results)
+    cost = {name: value for name, value in COSTS.items() if name != GPU or any(r.peak_gpu_mib for r in results)}
     rows: list[list[Cell | str]] = []
     for group, cells in groups.items():
-        if group != baseline:
-            pairs = {name: paired_values(name, cells, groups[baseline]) for name in scores}
-            found = {name: paired_difference(*pair) if pair else None for name, pair in pairs.items()}
-            rows.append([group, *(_difference_cell(found[name], scores[name]) for name in scores)])
-    note = (
-        f"Mean paired difference; in brackets the {COVERAGE:.0%} bootstrap interval over the clips, captions or "
-        "questions that both were measured on (and over seeds, from three on). A score without items, such as a "
-        "Frechet distance, has no interval with fewer than three seeds. Marked: the interval lies on one side of zero."
-    )
-    return Table(f"Difference from {baseline}", ["", *scores], rows, note)
+        others = [] if group == baseline else groups[baseline]
+        measured = [_score_cell(name, scores[name], cells, others) for name in scores]
+        rows.append([_label(group, cells, baseline), *measured, *(value(cells) for value in cost.values())])
+    names = [f"{name}{' *' if name in mixed else ''} ({ARROWS[better]})" for name, better in scores.items()]
+    return Table("Scores and cost", ["", *names, *cost], rows, _note(recipe, baseline, mixed))
 
 
-def _difference_cell(difference: Difference | None, better: Better) -> Cell:
+def _note(recipe: AblationRecipe, baseline: str, mixed: Mapping[str, Sequence[str]]) -> str:
+    amount = f": {recipe.amount:g}" if recipe.amount else ""
+    seeds = f"Mean over seeds {', '.join(map(str, recipe.seeds))}, below it the smallest and the largest, then the"
+    parts = [
+        f"{seeds if len(recipe.seeds) > 1 else 'Below a score the'} mean paired difference from {baseline} with its "
+        f"{COVERAGE:.0%} bootstrap interval over the clips, captions or questions that both were measured on (and over "
+        "seeds, from three on). Coloured: the interval lies on one side of zero. A score without items, such as a "
+        "Frechet distance, has no interval with fewer than three seeds.",
+        f"Matched by {recipe.matched_by}{amount}.",
+        "Cost: of the training that a cell does by itself; seconds are those of training (cells may have run side by "
+        "side), memory is resident memory, parameters are those of the stored components.",
+    ]
+    parts += [f"* not measured in one way: {name} differs in {', '.join(keys)}." for name, keys in mixed.items()]
+    return " ".join(parts)
+
+
+def _label(group: str, cells: Sequence[CellResult], baseline: str) -> Cell:
+    failed = sum(bool(cell.failure) for cell in cells)
+    waiting = sum(not cell.scores and not cell.failure for cell in cells)
+    said = ["baseline"] if group == baseline else []
+    said += [f"{count} of {len(cells)} {what}" for count, what in ((failed, "failed"), (waiting, "not done")) if count]
+    return Cell(group, False if failed else None, "\n".join(said))
+
+
+def _score_cell(name: str, better: Better, cells: Sequence[CellResult], others: Sequence[CellResult]) -> Cell:
+    values = [cell.scores[name].value for cell in cells if name in cell.scores]
+    if not values:
+        return Cell("failed", False) if any(cell.failure for cell in cells) else Cell("not done")
+    mean = math.fsum(values) / len(values)
+    lines = [spread_of(values)] if len(values) > 1 and not math.isnan(mean) else []
+    pair = paired_values(name, cells, others)
+    difference = paired_difference(*pair) if pair else None
     if difference is None or math.isnan(difference.mean):
-        return Cell("-")
-    interval = "" if math.isnan(difference.low) else f"[{_signed(difference.low)}, {_signed(difference.high)}]"
+        return Cell(number(mean), None, "\n".join(lines))
+    lines.append(_difference_text(difference))
     good = (difference.mean > 0) == (better == "higher") if difference.clear else None
-    return Cell(_signed(difference.mean), good, interval or "no interval")
+    return Cell(number(mean), good, "\n".join(lines))
+
+
+def _difference_text(difference: Difference) -> str:
+    interval = "" if math.isnan(difference.low) else f" [{_signed(difference.low)}, {_signed(difference.high)}]"
+    return f"{_signed(difference.mean)}{interval}"
 
 
 def _signed(value: float) -> str:
     return ("+" if value > 0 else "") + number(value)
 
 
-def cost_table(results: Sequence[CellResult]) -> Table:
-    """Returns time, memory and parameters of what each combination trained by itself."""
-    rows: list[list[Cell | str]] = []
-    for group, cells in by_group(results).items():
-        seconds = [cell.seconds for cell in cells if cell.seconds]
-        row = [
-            f"{sum(seconds) / len(seconds):.0f}" if seconds else "-",
-            f"{max(cell.peak_mib for cell in cells):.0f}",
-            f"{max(cell.parameters for cell in cells) / 1e6:.2f}",
-        ]
-        rows.append([group, *row])
-    note = (
-        "Training steps that no other cell shares: mean wall time in seconds (cells may have run side by side), "
-        "largest resident memory in MiB, parameters of the stored components in millions."
-    )
-    return Table("Cost", ["", "seconds", "peak MiB", "million parameters"], rows, note)
+def _seconds(cells: Sequence[CellResult]) -> str:
+    known = [cell.seconds for cell in cells if cell.seconds and not cell.failure]
+    return f"{math.fsum(known) / len(known):.0f}" if known else "-"
+
+
+def _largest(values: Sequence[float], form: str) -> str:
+    return format(max(values), form) if max(values) else "-"
+
+
+GPU = "peak GPU MiB"
+COSTS: dict[str, Callable[[Sequence[CellResult]], str]] = {
+    "seconds": _seconds,
+    "peak MiB": lambda cells: _largest([cell.peak_mib for cell in cells], ".0f"),
+    GPU: lambda cells: _largest([cell.peak_gpu_mib for cell in cells], ".0f"),
+    "million parameters": lambda cells: _largest([cell.parameters / 1e6 for cell in cells], ".2f"),
+}
 
 
 def failure_table(results: Sequence[CellResult]) -> Table | None:
@@ -119,7 +132,7 @@ def failure_table(results: Sequence[CellResult]) -> Table | None:
     rows: list[list[Cell | str]] = [
         [Cell(result.cell.name, False), result.failure] for result in results if result.failure
     ]
-    return Table("Failed cells", ["", "step and last line of its log"], rows) if rows else None
+    return Table("Failed cells", ["", "step and last line of its log"], rows, prose=True) if rows else None
 
 
 def reference_tables(recipe: AblationRecipe) -> list[Table]:
@@ -148,16 +161,17 @@ def as_csv(results: Sequence[CellResult]) -> str:
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
-    """Returns tables as Markdown; the second line of a cell follows in brackets."""
+    """Returns tables as Markdown; the further lines of a cell follow in brackets."""
     return "\n".join(_markdown(table) for table in tables)
 
 
 def _markdown(table: Table) -> str:
     def text(cell: Cell | str) -> str:
         cell = Cell(cell) if isinstance(cell, str) else cell
-        detail = f" {cell.detail}" if cell.detail.startswith("[") else f" ({cell.detail})" if cell.detail else ""
+        detail = f" ({'; '.join(cell.detail.splitlines())})" if cell.detail else ""
         return f"{cell.text}{detail}".replace("|", "\\|")
 
-    head = ["| " + " | ".join(table.columns) + " |", "|---" + "|---:" * (len(table.columns) - 1) + "|"]
+    rest = "|---" if table.prose else "|---:"
+    head = ["| " + " | ".join(table.columns) + " |", "|---" + rest * (len(table.columns) - 1) + "|"]
     rows = ["| " + " | ".join(map(text, row)) + " |" for row in table.rows]
     return "\n".join([f"### {table.title}", "", *head, *rows, "", table.note, ""])

@@ -25,6 +25,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="CELL",
         help="one cell only, or `shared` for what several cells need; cells can run at one time, after `shared`",
     )
+    options.add_argument(
+        "--mixed-protocols",
+        action="store_true",
+        help="put scores that were not measured in one way into one table nevertheless; they are marked with *",
+    )
     options.add_argument("--list", action="store_true", help="write the names of the cells, a line each, and stop")
     options.add_argument("--slurm", action="store_true", help="write FOLDER/array.sh, a SLURM array job, and stop")
     return options
@@ -37,11 +42,11 @@ def main(argv: Sequence[str]) -> int:
         argv: The words after `divot ablate`.
 
     Returns:
-        The exit status: 1 if a cell failed.
+        The exit status: 1 if a cell failed, of all or the one that was asked for.
     """
     from divot_lightning.ablation.grid import make_grid
     from divot_lightning.ablation.recipe import load_recipe
-    from divot_lightning.ablation.run import REPORT, TABLE, run_ablation, slurm_script
+    from divot_lightning.ablation.run import REPORT, SHARED, TABLE, run_ablation, slurm_script
 
     args = parser().parse_args(argv)
     if args.jobs < 1:
@@ -61,8 +66,9 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.jobs.stopping import stop_on_terminate
 
     stop_on_terminate()
-    results = run_ablation(recipe, folder, jobs=args.jobs, part=args.part)
-    failed = [result for result in results if result.failure]
+    results = run_ablation(recipe, folder, jobs=args.jobs, part=args.part, mixed_protocols=args.mixed_protocols)
+    # A cell that runs alone answers for itself: a job array shows which of its tasks failed.
+    failed = [result for result in results if result.failure and args.part in (SHARED, "", result.cell.name)]
     for result in failed:
         sys.stderr.write(f"failed: {result.cell.name}: {result.failure}\n")
     if (folder / TABLE).is_file():

@@ -5,7 +5,8 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -80,7 +81,7 @@ class StepRunner:
         display: Shows what goes on.
         keep_going: Whether a failed step stops only those that wait for it; else it stops the job.
         part: Name of the part of a larger job that this runner does; parts of other names may run in the same folder
-            at the same time.
+            at the same time, the whole job ("") may not.
     """
 
     def __init__(
@@ -122,24 +123,23 @@ class StepRunner:
                 start.
         """
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
-        with (self.folder / "steps" / f"{self.part}lock").open("w") as lock:
-            self._lock(lock)
+        with self._locked() as locks:
             done = self._done()
             if done:
                 self.display.say(f"{len(done)} of {len(self.steps)} steps are done already")
             self.former_seconds = self._read_total()
             self.began = time.monotonic()
             try:
-                self._loop(done, lock.fileno())
+                self._loop(done, locks)
             finally:
                 self._stop()
                 self._write_total()
         return [record for step in self.steps if (record := read_record(self.folder, step.name))]
 
-    def _loop(self, done: set[str], lock: int) -> None:
+    def _loop(self, done: set[str], locks: Sequence[int]) -> None:
         while len(done) + len(self.failed) < len(self.steps):
             self._give_up_waiting()
-            self._start_ready(done, lock)
+            self._start_ready(done, locks)
             self._note_memory()
             if time.monotonic() - self.noted > RECORD_SECONDS:
                 self._write_total()
@@ -181,11 +181,21 @@ class StepRunner:
             done.add(step.name)
         return done
 
-    def _lock(self, lock: IO[str]) -> None:
+    @contextmanager
+    def _locked(self) -> Iterator[tuple[int, ...]]:
+        """Keeps other jobs out: a part those of its own name and the whole job, the whole job all of them."""
+        kinds = {"lock": fcntl.LOCK_SH if self.part else fcntl.LOCK_EX} | {f"{self.part}lock": fcntl.LOCK_EX}
+        with ExitStack() as files:
+            locks = {name: files.enter_context((self.folder / "steps" / name).open("w")) for name in kinds}
+            for name, kind in kinds.items():
+                self._lock(locks[name], kind)
+            yield tuple(lock.fileno() for lock in locks.values())
+
+    def _lock(self, lock: IO[str], kind: int) -> None:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fcntl.flock(lock, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise UserError(
@@ -193,7 +203,7 @@ class StepRunner:
                     ) from None
                 time.sleep(POLL_SECONDS)
 
-    def _start_ready(self, done: set[str], lock: int) -> None:
+    def _start_ready(self, done: set[str], locks: Sequence[int]) -> None:
         free = self.jobs - sum(min(running.step.slots, self.jobs) for running in self.running.values())
         for place, step in enumerate(self.steps, start=1):
             slots = min(step.slots, self.jobs)
@@ -201,10 +211,10 @@ class StepRunner:
                 continue
             if not done.issuperset(step.after):
                 continue
-            self.running[step.name] = self._start(step, f"{place}/{len(self.steps)}", slots, lock)
+            self.running[step.name] = self._start(step, f"{place}/{len(self.steps)}", slots, locks)
             free -= slots
 
-    def _start(self, step: Step, position: str, threads: int, lock: int) -> _Running:
+    def _start(self, step: Step, position: str, threads: int, locks: Sequence[int]) -> _Running:
         command = self._command(step)
         former = read_record(self.folder, step.name) or self._new_record(step)
         record = replace(former, command=step.command, attempts=former.attempts + 1, failure="")
@@ -216,7 +226,7 @@ class StepRunner:
         log.write(f"$ {' '.join(command)}\n".encode())
         log.flush()
         self._write(record)
-        process = start_process(command, log, threads=threads, keep_open=(lock,))
+        process = start_process(command, log, threads=threads, keep_open=locks)
         now = time.monotonic()
         return _Running(step, process, log, StepMeter(step.name, position, now), record, now, now)
 

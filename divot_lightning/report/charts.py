@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 from divot_lightning.errors import UserError
@@ -9,8 +10,10 @@ from divot_lightning.report.content import Chart, Line
 
 WIDTH, HEIGHT = 640, 280
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
-NUM_COLOURS = 6
-"""Colours of the page's style sheet; further lines take them again, dashed."""
+NUM_COLOURS = 8
+"""Colours of the page's style sheet; further lines take them again, in other dashes."""
+NUM_DASHES = 4
+"""Patterns of dashes of the page's style sheet, the first of which is none."""
 MAX_POINTS = 240
 
 
@@ -36,7 +39,17 @@ def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
     size = math.ceil(len(points) / limit) if points else 1
     groups = [points[at : at + size] for at in range(0, len(points), size)]
     means = [tuple(math.fsum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]
-    return Line(line.name, [x for x, _ in means], [y for _, y in means])
+    return replace(line, x=[x for x, _ in means], y=[y for _, y in means])
+
+
+def line_style(line: Line, place: int) -> str:
+    """Returns the classes of a line's colour and dashes, for the curve and for its key.
+
+    >>> line_style(Line("a", [], []), 9), line_style(Line("b", [], [], colour=2, dashes=3), 0)
+    ('c1 d1', 'c2 d3')
+    """
+    colour = place if line.colour is None else line.colour
+    return f"c{colour % NUM_COLOURS} d{(line.dashes + colour // NUM_COLOURS) % NUM_DASHES}"
 
 
 def _number(value: float) -> str:
@@ -81,16 +94,16 @@ def chart_svg(chart: Chart) -> str:
     Raises:
         UserError: If there is nothing to draw, or a logarithm of what is not positive.
     """
-    lines = [line for line in map(thin_out, chart.lines) if line.x]
+    lines = [(place, line) for place, line in enumerate(map(thin_out, chart.lines)) if line.x]
     if not lines:
         raise UserError(f"chart {chart.title!r} has no finite point to draw")
-    lowest = min(min(line.y) for line in lines)
+    lowest = min(min(line.y) for _, line in lines)
     if chart.logarithmic and lowest <= 0:
         raise UserError(f"chart {chart.title!r} holds {lowest}, which has no place on a logarithmic axis")
-    across = _Scale([x for line in lines for x in line.x], LEFT, WIDTH - RIGHT)
-    up = _Scale([y for line in lines for y in line.y], HEIGHT - BOTTOM, TOP, logarithmic=chart.logarithmic)
+    across = _Scale([x for _, line in lines for x in line.x], LEFT, WIDTH - RIGHT)
+    up = _Scale([y for _, line in lines for y in line.y], HEIGHT - BOTTOM, TOP, logarithmic=chart.logarithmic)
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">'
-    drawn = "".join(_draw_line(line, place, across, up) for place, line in enumerate(lines))
+    drawn = "".join(_draw_line(line, place, across, up) for place, line in lines)
     return f"{head}{_draw_axes(across, up, chart.x_label)}{drawn}</svg>"
 
 
@@ -109,10 +122,10 @@ def _draw_axes(across: _Scale, up: _Scale, x_label: str) -> str:
 
 
 def _draw_line(line: Line, place: int, across: _Scale, up: _Scale) -> str:
-    colour, dashed = f"c{place % NUM_COLOURS}", " dashed" if place >= NUM_COLOURS else ""
+    style = line_style(line, place)
     points = [(across(x), up(y)) for x, y in zip(line.x, line.y, strict=True)]
     if len(points) == 1:
-        return f'<circle class="dot {colour}" cx="{points[0][0]}" cy="{points[0][1]}" r="3"/>'
+        return f'<circle class="dot {style}" cx="{points[0][0]}" cy="{points[0][1]}" r="3"/>'
     path = " ".join(f"{x},{y}" for x, y in points)
     title = f"<title>{escape(line.name)}</title>"
-    return f'<polyline class="line {colour}{dashed}" points="{path}">{title}</polyline>'
+    return f'<polyline class="line {style}" points="{path}">{title}</polyline>'

@@ -31,11 +31,21 @@ class Headline:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: points in ascending order of x."""
+    """One curve.
+
+    Attributes:
+        name: What it shows.
+        x: In ascending order.
+        y: As many values.
+        colour: Place of its colour; curves that belong together may share one. None takes the curve's own place.
+        dashes: Place of its pattern of dashes, 0 for none.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    colour: int | None = None
+    dashes: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: its text, whether it is right or met (None: neither), and a second line in small print."""
+    """A table cell: its text, whether it is right or met (None: neither), and further lines in small print."""
 
     text: str
     good: bool | None = None
@@ -73,12 +83,14 @@ class Table:
         columns: Headings of the columns.
         rows: Cells, as many as columns; plain strings are cells without a mark.
         note: How the numbers were measured.
+        prose: Whether the cells hold sentences, which wrap, instead of numbers.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
     note: str = ""
+    prose: bool = False
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,15 @@ class ComponentExport(Callback):
     def __init__(self, run: Path) -> None:
         self.run = run
         self.started = time.monotonic()
+        self.first_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
         self.started = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes where a resumed run stands."""
+        self.first_step = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the components, then the record, then the mark that all of it is there; all processes take part."""
@@ -71,6 +76,8 @@ class ComponentExport(Callback):
             "steps": trainer.global_step,
             "weights": "averaged" if hands_on_average(trainer) else "trained",
             "seconds_since_start_or_resume": round(time.monotonic() - self.started, 1),
+            "steps_since_start_or_resume": trainer.global_step - self.first_step,
+            **peak_gpu_memory(),
             "versions": {
                 "divot-lightning": __version__,
                 "torch": torch.__version__,
@@ -78,6 +85,13 @@ class ComponentExport(Callback):
             },
         }
         (self.run / FINISHED_FILE).write_text(json.dumps(finished, indent=1) + "\n", encoding="utf-8")
+
+
+def peak_gpu_memory() -> dict[str, float]:
+    """Returns the largest memory that tensors of this process took on its GPU, in MiB; nothing without a GPU."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return {}
+    return {"peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1)}
 
 
 def tensor_access(trainer: Trainer, stage: LightningModule) -> TensorAccess:

@@ -59,7 +59,8 @@ def test_an_ablation_runs_goes_on_and_shows_what_failed(tmp_path, capsys):
     assert "none-seed0" in page
 
     before = (folder / "cells/none-seed0/tokenizer/finished.json").stat().st_mtime_ns
-    assert main([*words, "--part", "none-seed0"]) == 1
+    assert main([*words, "--part", "none-seed0"]) == 0
+    assert main([*words, "--part", "impossible-seed0"]) == 1
     assert (folder / "cells/none-seed0/tokenizer/finished.json").stat().st_mtime_ns == before
 
 
@@ -74,6 +75,17 @@ def test_an_unknown_cell_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
     with pytest.raises(UserError, match="there is no cell 'gmm-seed9'"):
         run_ablation(recipe(), tmp_path / "out", jobs=1, part="gmm-seed9")
+
+
+def test_a_cell_alone_waits_for_what_other_cells_need_too(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(run_module.StepRunner, "run", lambda self: started.extend(self.steps))
+    with pytest.raises(UserError, match=r"cell 'gmm-seed0' needs 'shared\.data-\w+'.*\n.*--part shared"):
+        run_ablation(recipe(), tmp_path / "out", jobs=1, part="gmm-seed0")
+    by_tokens = recipe(matched_by="tokens", amount=100, matched_steps=["llm"])
+    with pytest.raises(UserError, match=r"cell 'gmm-seed0' is matched by tokens.*\n.*--part shared"):
+        run_ablation(by_tokens, tmp_path / "other", jobs=1, part="gmm-seed0")
+    assert started == []
 
 
 def test_an_array_job_has_one_task_per_cell(tmp_path, capsys):

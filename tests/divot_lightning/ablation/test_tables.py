@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,14 +16,13 @@ from divot_lightning.ablation.tables import (
     as_csv,
     as_markdown,
     baseline_of,
-    cost_table,
-    difference_table,
     failure_table,
     reference_tables,
-    score_table,
+    result_table,
 )
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.scores import Score, save_scores
+from divot_lightning.report.content import Cell
 from tests.divot_lightning.ablation.test_grid import recipe
 
 ITEMS = {"mse-seed0": [1, 0, 0, 0], "mse-seed1": [1, 1, 0, 0], "gmm-seed0": [1, 1, 1, 0], "gmm-seed1": [1, 1, 1, 1]}
@@ -50,11 +51,26 @@ def grid(tmp_path):
     return make_grid(recipe(baseline="mse"), tmp_path)
 
 
-def test_a_row_is_the_mean_and_range_over_seeds(tmp_path, grid):
+def test_a_row_is_mean_range_difference_and_cost(tmp_path, grid):
     write_cells(tmp_path, grid)
-    table = score_table(recipe(), collect(grid, tmp_path))
-    assert [[text(cell) for cell in row] for row in table.rows] == [["mse", "0.38"], ["gmm", "0.88"]]
+    table = result_table(recipe(baseline="mse"), collect(grid, tmp_path))
+    assert list(table.columns) == ["", "captions/exact (up)", "seconds", "peak MiB", "million parameters"]
+    assert [[text(cell) for cell in row] for row in table.rows] == [
+        ["mse", "0.38", "2", "100", "-"],
+        ["gmm", "0.88", "2", "100", "-"],
+    ]
     assert table.rows[0][1].detail == "0.25 to 0.50"
+    assert table.rows[0][0].detail == "baseline"
+    range_line, difference = table.rows[1][1].detail.splitlines()
+    assert range_line == "0.75 to 1.00"
+    assert difference.startswith("+0.50 [")
+
+
+def test_undefined_scores_have_neither_range_nor_difference(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    results = collect(grid, tmp_path)
+    nothing = [replace(r, scores={"captions/exact": Score("captions/exact", math.nan, 0)}, items={}) for r in results]
+    assert [row[1] for row in result_table(recipe(baseline="mse"), nothing).rows] == [Cell("-")] * 2
 
 
 def test_differences_are_paired_by_seed_and_item(tmp_path, grid):
@@ -63,8 +79,6 @@ def test_differences_are_paired_by_seed_and_item(tmp_path, grid):
     ours, theirs = paired_values("captions/exact", results[2:], results[:2])
     assert ours.tolist() == [ITEMS["gmm-seed0"], ITEMS["gmm-seed1"]]
     assert theirs.tolist() == [ITEMS["mse-seed0"], ITEMS["mse-seed1"]]
-    table = difference_table(recipe(baseline="mse"), results)
-    assert [text(cell) for cell in table.rows[0]] == ["gmm", "+0.50"]
 
 
 def test_items_are_also_those_of_evaluations(tmp_path, grid):
@@ -85,16 +99,48 @@ def test_a_failed_cell_is_shown_and_the_others_stand(tmp_path, grid):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"done": False, "failure": failure}))
     results = collect(grid, tmp_path)
     assert text(failure_table(results).rows[0][1]) == "llm: no such head"
-    rows = score_table(recipe(), results).rows
+    rows = result_table(recipe(), results).rows
     assert rows[1][0].detail == "1 of 2 failed"
+    assert rows[1][0].good is False
     assert text(rows[1][1]) == "0.75"
     assert "no such head" in as_csv(results)
 
 
-def test_scores_of_other_protocols_are_refused(tmp_path, grid):
+def test_a_cell_that_is_not_done_has_not_failed(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    for seed in (0, 1):
+        (tmp_path / "steps" / f"cells.gmm-seed{seed}.scores.json").unlink()
+    results = collect(grid, tmp_path)
+    row = result_table(recipe(), results).rows[1]
+    assert row[0] == Cell("gmm", None, "2 of 2 not done")
+    assert row[1] == Cell("not done")
+    assert failure_table(results) is None
+
+
+def test_scores_of_other_protocols_are_refused_or_marked(tmp_path, grid):
     write_cells(tmp_path, grid, {"gmm-seed0": {"split": "validation"}})
-    with pytest.raises(UserError, match=r"captions/exact .* mse-seed0 and gmm-seed0: split differ"):
+    with pytest.raises(UserError, match=r"captions/exact was not measured in one way .* differs: split\.\n.*--mixed"):
         collect(grid, tmp_path)
+    table = result_table(recipe(), collect(grid, tmp_path, mixed_protocols=True))
+    assert table.columns[1] == "captions/exact * (up)"
+    assert "captions/exact differs in split" in table.note
+
+
+def test_the_seed_of_a_cell_is_no_other_protocol_wherever_it_stands(tmp_path, grid):
+    write_cells(tmp_path, grid, {name: {"decoding": {"seed": int(name[-1])}} for name in ITEMS})
+    assert len(collect(grid, tmp_path)) == len(ITEMS)
+
+
+def test_the_time_of_a_stopped_run_is_scaled_from_its_last_start(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    run = grid.steps["gmm-seed0"]["llm"].folder
+    run.mkdir(parents=True)
+    finished = {"steps": 100, "seconds_since_start_or_resume": 5.0, "steps_since_start_or_resume": 25}
+    (run / "finished.json").write_text(json.dumps({**finished, "peak_gpu_mib": 7.0}))
+    results = collect(grid, tmp_path)
+    assert [result.seconds for result in results] == [2.0, 2.0, 20.0, 2.0]
+    table = result_table(recipe(), results)
+    assert [text(row[table.columns.index("peak GPU MiB")]) for row in table.rows] == ["-", "7"]
 
 
 def test_csv_has_a_row_for_every_cell_and_score(tmp_path, grid):
@@ -103,11 +149,6 @@ def test_csv_has_a_row_for_every_cell_and_score(tmp_path, grid):
     assert [(row["cell"], float(row["value"])) for row in rows] == [
         (name, sum(items) / 4) for name, items in ITEMS.items()
     ]
-
-
-def test_cost_counts_what_a_cell_trained_by_itself(tmp_path, grid):
-    write_cells(tmp_path, grid)
-    assert [text(cell) for cell in cost_table(collect(grid, tmp_path)).rows[0]] == ["mse", "2", "100", "0.00"]
 
 
 def test_parameters_are_read_from_the_files_headers(tmp_path):
@@ -129,4 +170,4 @@ def test_an_unknown_baseline_or_score_is_refused(tmp_path, grid):
     with pytest.raises(UserError, match="baseline is 'flow'; the combinations are mse, gmm"):
         baseline_of(recipe(baseline="flow"), results)
     with pytest.raises(UserError, match="no cell has: captions/exactt"):
-        score_table(recipe(scores={"captions/exactt": "higher"}), results)
+        result_table(recipe(scores={"captions/exactt": "higher"}), results)

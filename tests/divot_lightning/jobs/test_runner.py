@@ -125,11 +125,22 @@ def test_two_jobs_in_one_folder_are_refused(tmp_path, monkeypatch):
     assert "another job is working" in (tmp_path / "steps" / "inner.log").read_text()
 
 
-def _nested(folder: Path) -> str:
+@pytest.mark.parametrize(
+    ("outer", "inner", "runs"),
+    [("a", "b", True), ("a", "a", False), ("a", "", False), ("", "a", False)],
+)
+def test_parts_of_a_job_run_beside_each_other_but_not_beside_themselves_or_the_whole(tmp_path, outer, inner, runs):
+    steps = [shell("outer", "true"), shell("inner", _nested(tmp_path, inner), after=("outer",))]
+    runner = StepRunner(steps, tmp_path, display=Display(io.StringIO()), keep_going=True, part=outer)
+    records = {record.name: record for record in runner.run()}
+    assert records["inner"].done == runs
+
+
+def _nested(folder: Path, part: str = "") -> str:
     code = (
         "from pathlib import Path; from divot_lightning.jobs import runner; "
         "from divot_lightning.jobs.steps import Step; runner.LOCK_SECONDS = 0.0; "
-        f"runner.StepRunner([Step('x', ('true',))], Path('{folder}')).run()"
+        f"runner.StepRunner([Step('x', ('true',))], Path('{folder}'), part='{part}').run()"
     )
     return f'{sys.executable} -c "{code}"'
 

@@ -84,6 +84,19 @@ def test_nothing_is_loaded_from_elsewhere():
         assert token not in html, token
 
 
+def test_an_oracle_is_named_only_where_it_judged():
+    judged, plain = ([PictureRow("p", [Picture(clip(), "gmm", good)])] for good in (True, None))
+    assert "oracle" in render_report(Report(title="t", generations=judged))
+    assert "oracle" not in render_report(Report(title="t", generations=plain, reconstructions=plain))
+
+
+def test_a_curve_and_its_key_look_alike():
+    lines = [Line("none", [], []), *(Line(f"a{n}", [0, 1], [1, 2], colour=1, dashes=n) for n in range(3))]
+    page = render_report(Report(title="t", charts=[Chart("loss", lines)]))
+    for style in ("c1 d0", "c1 d1", "c1 d2"):
+        assert page.count(f'class="line {style}"') == 2
+
+
 def test_links_lead_somewhere():
     page = Page(render_report(full_report()))
     places = {attributes["id"] for _, attributes in page.tags if "id" in attributes}

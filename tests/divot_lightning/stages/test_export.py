@@ -86,6 +86,7 @@ def test_a_finished_run_holds_the_trained_weights_and_says_so(tmp_path):
     assert (finished["stage"], finished["steps"]) == ("Stage", 3)
     assert finished["versions"]["torch"] == torch.__version__
     assert 0 <= finished["seconds_since_start_or_resume"] < 60
+    assert finished["steps_since_start_or_resume"] == 3
 
 
 class Watch(Callback):
