@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.tasks import caption_segments, question_segments
 from divot_datamodules.toy_world import ATTRIBUTES, Reading, ToyWorld
 from divot_lightning.components import find_component, load_component
@@ -31,8 +32,10 @@ from divot_lightning.inference.reconstruct import Reconstructor
 from divot_lightning.models.sequences import Segment, Text
 from divot_lightning.models.video_llm import VideoLLM
 from divot_lightning.quickstart.clips import Clips, load_clips
+from divot_lightning.quickstart.score_facts import describe_clips, describe_data, describe_run, shard_hashes
 
 BATCH_SIZE = 64
+MAX_NEW_TOKENS = 24
 THEN = "then"
 """Stands between two measurements of one process."""
 
@@ -56,7 +59,12 @@ def draw(models: Reconstructor, tokens_NQC: Tensor, seed: int) -> tuple[Tensor, 
 
 
 def _save(
-    args: argparse.Namespace, scores: Sequence[Score], texts: Any, items: dict[str, list[float]], **arrays: Any
+    args: argparse.Namespace,
+    scores: Sequence[Score],
+    texts: Any,
+    items: dict[str, list[float]],
+    model: dict[str, Any] | None = None,
+    **arrays: Any,
 ) -> None:
     output = args.output / args.kind
     output.mkdir(parents=True, exist_ok=True)
@@ -64,7 +72,8 @@ def _save(
     (output / "items.json").write_text(json.dumps(items), encoding="utf-8")
     if arrays:
         np.savez_compressed(output / "clips.npz", **arrays)
-    save_scores(scores, output / "scores.json")  # the last one: where it is, everything is
+    described = [replace(score, model=model or {}) for score in scores]
+    save_scores(described, output / "scores.json")  # the last one: where it is, everything is
 
 
 def _right(reading: Reading, attributes: dict[str, str]) -> bool:
@@ -94,12 +103,13 @@ def measure_reconstruction(args: argparse.Namespace) -> None:
     models = Reconstructor.from_run(args.run)
     clips = load_clips(args.clips, models.detokenizer.config.size)
     made, readings = draw(models, models.encode(clips.media), args.seed)
-    protocol = _protocol(args, models)
+    weights, model = describe_run(args.run, ("tokenizer", "detokenizer"))
+    protocol = _protocol(args, models) | weights
     scores = reconstruction_scores(clips.media, made, readings, clips.texts, protocol)
     # What generation could reach through this de-tokenizer if its tokens were perfect.
     scores += generation_scores(clips.media, made, readings, clips.texts, protocol)
     items = _oracle_items("reconstruction", clips, readings)
-    _save(args, scores, _shown(clips, readings), items, original=clips.media, made=made)
+    _save(args, scores, _shown(clips, readings), items, model, original=clips.media, made=made)
 
 
 def measure_world(args: argparse.Namespace) -> None:
@@ -108,7 +118,8 @@ def measure_world(args: argparse.Namespace) -> None:
     world = ToyWorld(size=args.size, num_frames=clips.media.shape[1])
     made, _ = fresh_clips(clips.texts, world, args.seed)
     readings = [world.read(video.numpy()) for video in tqdm(made, desc="clips", unit="clip", mininterval=1.0)]
-    _save(args, generation_scores(clips.media, made, readings, clips.texts, {"split": _split(args)}), [], {})
+    protocol = describe_data(args.clips) | describe_clips(ClipSettings(args.size, args.size))
+    _save(args, generation_scores(clips.media, made, readings, clips.texts, protocol), [], {})
 
 
 def measure_generation(args: argparse.Namespace) -> None:
@@ -119,9 +130,11 @@ def measure_generation(args: argparse.Namespace) -> None:
     captions = [text["caption"] for text in clips.texts]
     tokens_NQC = generate_clip_features(generator.video_llm, captions, template=template, seed=args.seed)
     made, readings = draw(models, tokens_NQC, args.seed)
-    protocol = _protocol(args, models) | {"temperature": 1.0, "prompts": "the caption of each held-out clip"}
+    weights, model = describe_run(args.run, ("video_llm", "tokenizer", "detokenizer"), args.detokenizer)
+    protocol = _protocol(args, models) | weights | {"temperature": 1.0, "template": template}
+    protocol |= {"prompts": "the caption of each held-out clip"}
     scores = generation_scores(clips.media, made, readings, clips.texts, protocol)
-    _save(args, scores, _shown(clips, readings), _oracle_items("generation", clips, readings), made=made)
+    _save(args, scores, _shown(clips, readings), _oracle_items("generation", clips, readings), model, made=made)
 
 
 def measure_captions(args: argparse.Namespace) -> None:
@@ -130,10 +143,10 @@ def measure_captions(args: argparse.Namespace) -> None:
     truths = [text["caption"] for text in clips.texts]
     metric = ToyCaptionAccuracy()
     metric.update(said, truths)
-    protocol = {"split": _split(args), "decoding": "greedy", "template": "pretraining"}
+    protocol, model = _asked(args, "pretraining")
     scores = [Score(f"captions/{what}", value.item(), len(said), protocol) for what, value in metric.compute().items()]
     rows = [{"key": k, "expected": t, "said": s} for k, t, s in zip(clips.keys, truths, said, strict=True)]
-    _save(args, scores, rows, {"captions/exact": _exact(rows)})
+    _save(args, scores, rows, {"captions/exact": _exact(rows)}, model)
 
 
 def _exact(rows: Sequence[dict[str, str]]) -> list[float]:
@@ -156,23 +169,24 @@ def measure_questions(args: argparse.Namespace) -> None:
             {"key": key, "question": turn["question"], "expected": turn["answer"], "said": answer}
             for key, turn, answer in zip(clips.keys, turns, said, strict=True)
         ]
-    protocol = {"split": _split(args), "decoding": "greedy", "template": "instruction"}
+    protocol, model = _asked(args, "instruction")
     counts = {"all": len(rows)} | dict.fromkeys(ATTRIBUTES, len(rows) // len(ATTRIBUTES))
     results = metric.compute()
     scores = [Score(f"questions/{what}", results[what].item(), count, protocol) for what, count in counts.items()]
-    _save(args, scores, rows, {"questions/all": _exact(rows)})
+    _save(args, scores, rows, {"questions/all": _exact(rows)}, model)
 
 
 def measure_probe(args: argparse.Namespace) -> None:
     """Reads the attributes from cached tokens with a linear probe."""
     train, test = load_clips(args.train), load_clips(args.features)
-    protocol = {"split": _split(args), "probe": "ridge on all tokens of a clip", "training_clips": len(train.keys)}
+    protocol = describe_data(args.clips) | {"probe": "ridge on all tokens of a clip", "training_clips": len(train.keys)}
+    model = {"features": shard_hashes(args.features), "train": shard_hashes(args.train)}
     scores = []
     for name in tqdm(ATTRIBUTES, desc="attributes"):
         labels = [[text["attributes"][name] for text in clips.texts] for clips in (train, test)]
         value = probe_accuracy(train.media.flatten(1), labels[0], test.media.flatten(1), labels[1])
         scores.append(Score(f"probe/{name}", value, len(test.keys), protocol))
-    _save(args, scores, [], {})
+    _save(args, scores, [], {}, model)
 
 
 def _question(text: dict[str, Any], attribute: str) -> dict[str, str]:
@@ -196,7 +210,7 @@ def _continue(
         prompts.append(segments[:learned])
     said, at = [], 0
     for part in _batches(prompts, "texts"):
-        said += video_llm.generate_text(part, clips.media[at : at + len(part)], max_new_tokens=24)
+        said += video_llm.generate_text(part, clips.media[at : at + len(part)], max_new_tokens=MAX_NEW_TOKENS)
         at += len(part)
     return clips, said
 
@@ -208,12 +222,16 @@ def _batches(items: list[Any], unit: str) -> Iterator[list[Any]]:
             bar.update(min(BATCH_SIZE, len(items) - at))
 
 
-def _split(args: argparse.Namespace) -> str:
-    return Path(args.clips).name
-
-
 def _protocol(args: argparse.Namespace, models: Reconstructor) -> dict[str, Any]:
-    return {"split": _split(args), "sampling": asdict(models.detokenizer.config.sampling), "noise_seed": args.seed}
+    drawn = {"sampling": asdict(models.detokenizer.config.sampling), "noise_seed": args.seed}
+    return describe_data(args.clips) | describe_clips(models.clip) | drawn
+
+
+def _asked(args: argparse.Namespace, template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the protocol of answers to cached features, and what was asked."""
+    weights, model = describe_run(args.run, ("video_llm",), features={"features": args.features})
+    decoding = {"greedy": True, "max_new_tokens": MAX_NEW_TOKENS}
+    return describe_data(args.clips) | weights | {"decoding": decoding, "template": template}, model
 
 
 KINDS: dict[str, Callable[[argparse.Namespace], None]] = {

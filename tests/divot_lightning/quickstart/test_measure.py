@@ -8,7 +8,8 @@ import torch
 
 from divot_datamodules.toy_world import ATTRIBUTES
 from divot_heads.mse import MSEHead
-from divot_lightning.components import save_component
+from divot_lightning.components import save_component, weights_sha256
+from divot_lightning.evaluation.protocol import file_sha256
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.latents import LatentsConfig
@@ -119,6 +120,27 @@ def test_probe(folder, tmp_path):
     scores = measure(folder, "probe", tmp_path)
     assert set(scores) == {f"probe/{name}" for name in ATTRIBUTES}
     assert all(0.0 <= value <= 1.0 for value in scores.values())
+
+
+@pytest.mark.parametrize("kind", ["reconstruction", "generation", "captions", "questions", "probe", "world"])
+def test_a_score_says_what_it_means(folder, tmp_path, kind):
+    measure(folder, kind, tmp_path)
+    score = load_scores(tmp_path / kind / "scores.json")[0]
+    shards = {path.name: file_sha256(path) for path in (folder / "data" / "held_out").glob("*.tar")}
+    assert shards
+    assert score.protocol["files"] == shards
+    assert score.protocol["split"] == "held_out"
+    assert score.protocol["versions"]["torch"] == torch.__version__
+    models = {"reconstruction": ["tokenizer", "detokenizer"], "generation": ["video_llm", "tokenizer", "detokenizer"]}
+    models |= {"captions": ["video_llm"], "questions": ["video_llm"]}
+    for name in models.get(kind, []):
+        assert score.model[name] == weights_sha256(folder / "run" / name)
+        assert score.protocol["weights"][name] == "trained"
+    if kind in ("captions", "questions", "probe"):
+        features = sorted((folder / "features" / "held_out").glob("*.tar"))
+        assert score.model["features"] == {path.name: file_sha256(path) for path in features}
+    else:
+        assert score.protocol["clips"]["frames"] == 16
 
 
 def test_several_measurements_share_a_process(folder, tmp_path):
