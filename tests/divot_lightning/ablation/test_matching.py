@@ -43,7 +43,8 @@ def test_the_cost_of_a_step_counts_tokens_and_operations(tmp_path):
     words = ["--config", "toy/tokenizer_pretraining", "--run", str(tmp_path / "run"), "--data.batch_size", "2"]
     costs = []
     for width in ("64", "128"):
-        more = ["--data.train", str(tmp_path / "data" / "train"), "--model.detokenizer.denoiser.width", width]
+        more = [f"--data.{split}={tmp_path / 'data' / split}" for split in ("train", "validation")]
+        more += ["--model.detokenizer.denoiser.width", width]
         assert measure_cost([str(tmp_path / "cost.json"), *words, *more]) == 0
         costs.append(json.loads((tmp_path / "cost.json").read_text()))
     assert costs[0]["tokens"] == 0

@@ -19,7 +19,12 @@ TINY = {
         {
             "name": "tokenizer",
             "fit": "toy/tokenizer_pretraining",
-            "options": {"data.train": "{data}/train", "data.batch_size": 2, "trainer.log_every_n_steps": 1},
+            "options": {
+                "data.train": "{data}/train",
+                "data.validation": "{data}/validation",
+                "data.batch_size": 2,
+                "trainer.log_every_n_steps": 1,
+            },
         },
         {"name": "scores", "measure": "reconstruction", "options": {"run": "{tokenizer}", "clips": "{data}/held_out"}},
     ],
