@@ -189,7 +189,7 @@ def _step(step: PipelineStep, folders: Mapping[str, Path], root: Path) -> Step:
         return Step(name, command, after, run=own, resume=(*DIVOT, "resume", str(own)))
     if step.kind == "measure":
         return Step(name, (*MEASURE, *step.what.split(), "--output", str(own), *words), after, outputs=(own,))
-    return Step(name, (*DIVOT, *shlex.split(filled(step.what)), *words), after, outputs=(own,))
+    return Step(name, (*DIVOT, *map(filled, shlex.split(step.what)), *words), after, outputs=(own,))
 
 
 def step_name(folder: Path, root: Path) -> str:

@@ -16,6 +16,7 @@ from divot_datamodules.clip_sampling import decode_clip
 from divot_datamodules.decoding import DecodeError
 from divot_lightning.evaluation.asking import RESIZE, item_seed
 from divot_lightning.evaluation.clip_similarity import ClipTextSimilarity
+from divot_lightning.evaluation.kept_clips import keep_clip
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.protocol import folder_sha256
 from divot_lightning.evaluation.settings import EvaluationSettings
@@ -35,13 +36,14 @@ class GenerationRunner:
         settings: Of the evaluation.
         toy: Whether the clips are those of the toy world.
         device: Where the models run.
+        folder: Of the evaluation.
     """
 
     components: tuple[str, ...] = ("video_llm", "tokenizer", "detokenizer")
 
-    def __init__(self, run: str | Path, settings: EvaluationSettings, toy: bool, device: str) -> None:
+    def __init__(self, run: str | Path, settings: EvaluationSettings, toy: bool, device: str, folder: Path) -> None:
         chosen = settings.generation
-        self.settings, self.toy = settings, toy
+        self.settings, self.toy, self.folder = settings, toy, folder
         self.temperature = 1.0 if settings.temperature is None else settings.temperature
         self.generator = ClipGenerator.from_run(run, chosen.detokenizer, template=settings.template, device=device)
         self.similarity = ClipTextSimilarity(chosen.clip_model, device) if chosen.clip_model else None
@@ -89,6 +91,8 @@ class GenerationRunner:
             return {**row, "error": str(error)}
         seed = item_seed(self.settings.seed, number)
         (clip_FCHW,) = self.generator.generate_clips([row["prompt"]], temperature=self.temperature, seed=seed)
+        if number < self.settings.generation.kept_clips:
+            keep_clip(self.folder, number, clip_FCHW.numpy())
         return {**row, **self._measured(clip_FCHW[None], real, row["prompt"])}
 
     def _measured(self, made_1FCHW: Tensor, real_1FCHW: Tensor, prompt: str) -> Row:

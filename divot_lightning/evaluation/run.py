@@ -20,6 +20,7 @@ from divot_lightning.evaluation.comparison import SCORES
 from divot_lightning.evaluation.drawing import GenerationRunner
 from divot_lightning.evaluation.judge_endpoint import JudgeEndpoint
 from divot_lightning.evaluation.judges import JUDGE_PROMPT, Judge, LocalJudge, OpenAnswer
+from divot_lightning.evaluation.kept_clips import gather_clips
 from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.processes import Processes, joined_processes, local_device
 from divot_lightning.evaluation.protocol import file_sha256, library_versions, listing_sha256
@@ -66,7 +67,7 @@ def evaluate(run: str | Path, settings: EvaluationSettings) -> tuple[list[Score]
         data, skipped = _items(benchmark, settings, split)
         device = local_device(settings.device)
         runner: Runner = (
-            GenerationRunner(run, settings, benchmark.toy, device)
+            GenerationRunner(run, settings, benchmark.toy, device, folder)
             if benchmark.task == "generation"
             else QuestionRunner(run, settings, benchmark.task, device)
         )
@@ -214,6 +215,7 @@ def _finish(
     ]
     store = PredictionStore(folder)
     store.merge(rows)
+    gather_clips(folder, rows)
     if benchmark.task == "choice":
         write_submission(settings.benchmark, folder, items, rows)
     save_scores(scores, folder / SCORES)

@@ -14,10 +14,13 @@ from divot_lightning.errors import UserError
 from divot_lightning.report.content import Pixels
 
 FRAMES_PER_SECOND = 8
+LOSSLESS_PIXELS = 128 * 128
+"""Larger frames are compressed with losses that can hardly be seen: a page holds many of them."""
+QUALITY = 80
 
 
 def webp_bytes(video: Pixels, frames_per_second: float = FRAMES_PER_SECOND) -> bytes:
-    """Encodes a clip as a lossless animated WebP that plays for ever.
+    """Encodes a clip as an animated WebP that plays for ever, a small clip without losses.
 
     Args:
         video: uint8 (F, 3, H, W).
@@ -34,9 +37,9 @@ def webp_bytes(video: Pixels, frames_per_second: float = FRAMES_PER_SECOND) -> b
     frames = [Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))) for frame in video]
     buffer = io.BytesIO()
     duration = round(1000 / frames_per_second)
-    frames[0].save(
-        buffer, "WEBP", save_all=True, append_images=frames[1:], duration=duration, loop=0, lossless=True, method=4
-    )
+    small = frames[0].width * frames[0].height <= LOSSLESS_PIXELS
+    form = {"lossless": True} if small else {"quality": QUALITY}
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=duration, loop=0, method=4, **form)
     return buffer.getvalue()
 
 

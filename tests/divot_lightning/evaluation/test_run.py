@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from divot_datamodules.benchmarks.multiple_choice import MVBENCH_TASKS
+from divot_datamodules.toy_world import ATTRIBUTES
 from divot_lightning.cli.main import main
 from divot_lightning.components import weights_sha256
 from divot_lightning.errors import UserError
@@ -207,7 +209,8 @@ def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tm
     from divot_lightning.inference.generate import ClipGenerator
     from divot_lightning.quickstart.clips import load_clips
 
-    evaluate(tiny_run, EvaluationSettings("toy", str(toy_data), output=str(tmp_path), seed=3))
+    for limit in (2, None):  # what is kept is kept when items are added
+        evaluate(tiny_run, EvaluationSettings("toy", str(toy_data), output=str(tmp_path), seed=3, limit=limit))
     real = load_clips(toy_data / "held_out")
     generator = ClipGenerator.from_run(tiny_run)
     made = torch.stack(
@@ -220,6 +223,14 @@ def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tm
     for name, value in values_of(tmp_path).items():
         if name != "unreadable":
             assert value == pytest.approx(expected[f"generation/{name}"], rel=1e-6, nan_ok=True)
+    with np.load(tmp_path / "generation" / "clips.npz") as kept:
+        np.testing.assert_array_equal(kept["made"], made[:6].numpy())
+    texts = json.loads((tmp_path / "generation" / "texts.json").read_text())
+    readings = zip(read_clips(made), real.texts, strict=True)
+    rights = [all(getattr(r, name) == text["attributes"][name] for name in ATTRIBUTES) for r, text in readings]
+    known = zip(real.texts, rights, strict=True)
+    assert texts == [{"number": n, "caption": t["caption"], "right": r} for n, (t, r) in enumerate(known)][:6]
+    assert not (tmp_path / ".clips").exists()
     assert values_of(tmp_path)["frechet"] == pytest.approx(frechet(real.media, made), rel=1e-6)
 
 
@@ -251,6 +262,8 @@ def test_clips_from_captions_have_a_similarity_and_a_distance(tiny_run, msrvtt, 
     real, made = (torch.tensor([row[key] for row in rows]).double() for key in ("real_features", "features"))
     assert made.shape == (3, 3)
     assert values["frechet_video_distance"] > (real.mean(0) - made.mean(0)).square().sum().item() > 0
+    texts = json.loads((tmp_path / "out" / "generation" / "texts.json").read_text())
+    assert texts == [{"number": n, "caption": row["prompt"], "right": None} for n, row in enumerate(rows)]
     protocol = load_scores(tmp_path / "out" / "scores.json")[0].protocol
     assert protocol["video_features"]["network"] == "i3d.pt"
     assert len(protocol["video_features"]["sha256"]) == 64

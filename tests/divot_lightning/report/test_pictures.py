@@ -24,6 +24,15 @@ def test_every_pixel_survives():
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), frame.transpose(1, 2, 0))
 
 
+def test_a_large_clip_is_nearly_the_same_in_far_fewer_bytes():
+    rows, columns = np.mgrid[:160, :160]
+    smooth = np.stack([np.stack([rows, columns, (rows + columns) // 2]) + at for at in range(4)]).astype(np.uint8)
+    encoded = webp_bytes(smooth)
+    assert len(encoded) < smooth.nbytes / 20
+    shown = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    assert np.abs(shown.astype(int) - smooth[0].transpose(1, 2, 0)).mean() < 3
+
+
 def test_frames_last_as_long_as_the_rate_says():
     image = Image.open(io.BytesIO(webp_bytes(clip(), 8)))
     image.load()
