@@ -10,6 +10,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "divot_zero3": {"stage": 3},
     "divot_zero2_offload": {"stage": 2, "offload_optimizer": True},
     "divot_zero3_offload": {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
+    "divot_zero2_offload_torch": {"stage": 2, "offload_optimizer": True, "torch_adam": True},
+    "divot_zero3_offload_torch": {
+        "stage": 3,
+        "offload_optimizer": True,
+        "offload_parameters": True,
+        "torch_adam": True,
+    },
 }
 """Names for the command line, with what they set; see `DivotDeepSpeedStrategy`."""
 

@@ -13,10 +13,11 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor
 from torch.nn import Module
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from divot_lightning.errors import UserError
 from divot_lightning.sharding.building import Sharder, sharded_building
+from divot_lightning.sharding.offload import offloaded_adamw
 from divot_lightning.sharding.zero_checkpoint import CheckpointFolders
 
 BUCKET_ELEMENTS = 50_000_000
@@ -57,6 +58,8 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         require_deepspeed()
         if stage not in (1, 2, 3):
             raise UserError(f"ZeRO stage {stage} is not known; choose 1, 2 or 3 (strategies divot_zero1, 2, 3)")
+        if torch_adam and not offload_optimizer:
+            raise UserError("torch_adam has no effect without offload_optimizer; set that too or leave it out")
         if offload_parameters and stage != 3:
             raise UserError(f"offload_parameters needs ZeRO stage 3, not {stage}; set stage to 3 or leave it out")
         super().__init__(
@@ -73,10 +76,11 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         zero = self.config["zero_optimization"]
         zero["stage3_param_persistence_threshold"] = persistence_elements
-        if offload_optimizer and torch_adam:
+        if torch_adam:
             self.config["zero_force_ds_cpu_optimizer"] = False
         merge_settings(self.config, config or {})
         self.offloads = bool(zero.get("offload_optimizer"))
+        self.torch_adam = torch_adam
         self.step_outcome: float | None = None
 
     @property
@@ -84,6 +88,14 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         """The ZeRO stage."""
         assert isinstance(self.config, dict)
         return int(self.config["zero_optimization"]["stage"])
+
+    def adamw(self) -> type[Optimizer]:
+        """Gives the AdamW that a stage builds: with offload DeepSpeed's, which steps where the states are.
+
+        Raises:
+            UserError: It cannot be compiled here.
+        """
+        return offloaded_adamw() if self.offloads and not self.torch_adam else AdamW
 
     @property
     def root_device(self) -> torch.device:

@@ -104,13 +104,16 @@ def cosine_with_warmup(step: int, *, warmup_steps: int, total_steps: int, final_
     return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def configure_optimizer(module: nn.Module, settings: OptimizerSettings, total_steps: int) -> OptimizerLRSchedulerConfig:
+def configure_optimizer(
+    module: nn.Module, settings: OptimizerSettings, total_steps: int, adamw: type[Optimizer] = AdamW
+) -> OptimizerLRSchedulerConfig:
     """Builds what a stage's `configure_optimizers` returns, for the parameters that require gradients.
 
     Args:
         module: The stage.
         settings: The optimizer.
         total_steps: Optimizer steps of the whole run.
+        adamw: What steps for `adamw`; takes the arguments of torch's.
 
     Returns:
         Optimizer and a schedule that is stepped after every optimizer step.
@@ -125,7 +128,9 @@ def configure_optimizer(module: nn.Module, settings: OptimizerSettings, total_st
         )
     else:
         groups = _decay_groups((value for _, value in named), settings)
-        optimizer = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+        # a type, whose subclasses take arguments of their own
+        make: Any = adamw
+        optimizer = make(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
     def share(step: int) -> float:
         return cosine_with_warmup(

@@ -9,7 +9,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import sample_generators
@@ -186,7 +186,9 @@ class Stage(LightningModule):
                 "optimizer.name 'muon' needs whole matrices, and ZeRO deals them out to the processes in pieces\n"
                 "set --model.optimizer.name adamw, or train with --trainer.strategy ddp"
             )
-        return configure_optimizer(self, self.optimizer_settings, int(self.trainer.estimated_stepping_batches))
+        adamw = self._zero.adamw() if self._zero is not None else AdamW
+        steps = int(self.trainer.estimated_stepping_batches)
+        return configure_optimizer(self, self.optimizer_settings, steps, adamw)
 
 
 def num_samples(batch: dict[str, Any]) -> int:
