@@ -1,5 +1,6 @@
 """Runs an ablation, all of it or a part, and writes what it came to. No torch in here."""
 
+import shlex
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from divot_lightning.jobs.steps import Step
 from divot_lightning.report.rendering import write_report
 
 REPORT, TABLE, ROWS = "report.html", "table.md", "results.csv"
+STOPPED = 130
+"""Exit status of a command that was told to stop, as shells have it for Ctrl-C."""
 SHARED = "shared"
 """The part of an ablation that several cells need; it has to be done before cells can run by themselves."""
 
@@ -45,7 +48,7 @@ def run_ablation(
             different ways.
     """
     baseline_of(recipe, [CellResult(cell) for cell in make_cells(recipe)])
-    _claim(recipe, folder)
+    claim(recipe, folder)
     _check_part(recipe, part)
     grid = _matched_grid(recipe, folder, jobs, "" if part == SHARED else part)
     runner = StepRunner(_part(grid, part, folder), folder, jobs=jobs, keep_going=True, part=part)
@@ -93,8 +96,12 @@ def _part(grid: Grid, part: str, folder: Path) -> list[Step]:
     return [step.step for step in steps]
 
 
-def _claim(recipe: AblationRecipe, folder: Path) -> None:
-    """Writes the recipe into the folder, or refuses one that holds another ablation."""
+def claim(recipe: AblationRecipe, folder: Path) -> None:
+    """Writes the recipe into the folder, or refuses one that holds another ablation.
+
+    Raises:
+        UserError: It does.
+    """
     path = folder / "recipe.yaml"
     text = yaml.safe_dump(_plain(recipe.__dict__), sort_keys=False)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
@@ -143,15 +150,26 @@ def slurm_script(recipe_name: str, folder: Path, cells: int) -> str:
         folder: Of the ablation.
         cells: Their number.
     """
-    command = f"divot ablate {recipe_name} --folder {folder}"
+    place = shlex.quote(str(folder))
+    command = f"divot ablate {shlex.quote(recipe_name)} --folder {place}"
     return f"""#!/bin/bash
 # First, once:   {command} --part shared
-# Then:          sbatch {folder}/array.sh
+# Then:          sbatch {place}/array.sh
 # At the end:    {command}          (nothing is left to run; writes table and report)
 #SBATCH --job-name=ablation
 #SBATCH --array=0-{cells - 1}
 #SBATCH --requeue
+#SBATCH --signal=TERM@300
+#SBATCH --open-mode=append
 #SBATCH --output={folder}/slurm-%A_%a.out
 # partition, time, GPUs and memory of one cell: add yours here
-srun {command} --part "$(divot ablate {recipe_name} --folder {folder} --list | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")"
+cell=$({command} --list | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
+srun {command} --part "$cell"
+status=$?
+# Five minutes before the time is over the cell is told to save and leave; it goes on in a job of the same number.
+if [ "$status" -eq {STOPPED} ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+  exit 0
+fi
+exit "$status"
 """

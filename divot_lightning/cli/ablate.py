@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     """
     from divot_lightning.ablation.grid import make_grid
     from divot_lightning.ablation.recipe import load_recipe
-    from divot_lightning.ablation.run import REPORT, SHARED, TABLE, run_ablation, slurm_script
+    from divot_lightning.ablation.run import REPORT, SHARED, TABLE, claim, run_ablation, slurm_script
 
     args = parser().parse_args(argv)
     if args.jobs < 1:
@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write("".join(f"{name}\n" for name in cells))
         return 0
     if args.slurm:
+        claim(recipe, folder)
         script = slurm_script(args.recipe, folder, len(cells))
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "array.sh").write_text(script, encoding="utf-8")
         sys.stdout.write(f"{folder / 'array.sh'}: read its first lines\n")
         return 0

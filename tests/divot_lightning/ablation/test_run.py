@@ -1,12 +1,16 @@
 """An ablation runs through the command line: shared steps once, a failed cell alone, nothing twice."""
 
 import csv
+import os
 import re
+import subprocess
 
 import pytest
 import yaml
 
 from divot_lightning.ablation import run as run_module
+from divot_lightning.ablation.grid import make_cells
+from divot_lightning.ablation.recipe import load_recipe
 from divot_lightning.ablation.run import run_ablation
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
@@ -93,10 +97,32 @@ def test_a_cell_alone_waits_for_what_other_cells_need_too(tmp_path, monkeypatch)
     assert started == []
 
 
-def test_an_array_job_has_one_task_per_cell(tmp_path, capsys):
+@pytest.mark.parametrize(("status", "left", "queued"), [(0, 0, False), (1, 1, False), (130, 0, True)])
+def test_a_task_of_the_array_runs_its_cell_and_queues_itself_again_if_it_was_stopped(tmp_path, status, left, queued):
+    folder = tmp_path / "an ablation"
+    assert main(["ablate", "ablations/heads", "--folder", str(folder), "--slurm"]) == 0
+    cells = [cell.name for cell in make_cells(load_recipe("ablations/heads"))]
+    stubs = {
+        "divot": f'case "$*" in *--list) echo {" ".join(cells)} | tr " " "\\n";; *) echo $6 > "$OUT"; exit {status}; esac',
+        "srun": 'exec "$@"',
+        "scontrol": 'echo "$@" >> "$OUT"',
+    }
+    for name, script in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    known = {"SLURM_ARRAY_TASK_ID": "4", "SLURM_JOB_ID": "77", "OUT": str(tmp_path / "out")}
+    environment = os.environ | known | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert subprocess.run(["bash", folder / "array.sh"], env=environment, timeout=120).returncode == left
+    assert (tmp_path / "out").read_text().split() == [cells[4], *(["requeue", "77"] if queued else [])]
+
+
+def test_an_array_job_has_one_task_per_cell_and_its_folder_takes_the_ablation(tmp_path, capsys, monkeypatch):
     assert main(["ablate", "ablations/heads", "--list"]) == 0
     cells = capsys.readouterr().out.split()
-    assert main(["ablate", "ablations/heads", "--folder", str(tmp_path / "out"), "--slurm"]) == 0
+    words = ["ablate", "ablations/heads", "--folder", str(tmp_path / "out")]
+    assert main([*words, "--slurm"]) == 0
     script = (tmp_path / "out" / "array.sh").read_text()
     assert f"--array=0-{len(cells) - 1}" in script
     assert "--requeue" in script
+    monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
+    assert main([*words, "--part", "shared"]) == 0
