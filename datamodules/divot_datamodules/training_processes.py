@@ -1,12 +1,16 @@
 """The training processes as the data see them: who takes which share, who indexes first, whether all agree."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 
 from divot_lightning.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,32 @@ class TrainingProcesses:
                     "of a step in all processes together.\n"
                     f"Take {near}; or as many processes as divide it: {', '.join(fitting[:8])}."
                 )
+
+    def check_end(self, *, exact: bool, validates: bool) -> None:
+        """Refuses a training that never ends, and warns of validation that never comes.
+
+        Args:
+            exact: Whether epochs end.
+            validates: Whether there are validation data.
+
+        Raises:
+            UserError: The order is endless and nothing else ends training.
+        """
+        if self.trainer is None or exact or isinstance(self.trainer.limit_train_batches, int):
+            return
+        loop = self.trainer.fit_loop
+        timed = any(isinstance(callback, Timer) for callback in vars(self.trainer)["callbacks"])
+        if loop.max_epochs != -1 and loop.max_steps == -1 and not timed:
+            raise UserError(
+                "max_steps is not set and data.epoch is endless, so training would not end: an epoch without an end "
+                f"is never over, and max_epochs {loop.max_epochs} never reached.\n"
+                "Set trainer.max_steps, or data.epoch to exact."
+            )
+        if validates and self.trainer.val_check_interval == 1.0:
+            logger.warning(
+                "validation data are given, but there will be no validation before training ends: it comes at the end "
+                "of an epoch, and data.epoch is endless. Set trainer.val_check_interval to a number of steps."
+            )
 
     @contextmanager
     def one_first(self) -> Iterator[None]:

@@ -128,6 +128,10 @@ class VideoTextData(LightningDataModule):
         super().__init__()
         if not decode_deadline > 0:
             raise UserError(f"decode_deadline is {decode_deadline}; it must be greater than 0 seconds.")
+        if num_workers < 0:
+            raise UserError(f"num_workers is {num_workers}; it must be at least 0 (0: decode in the training process).")
+        if prefetch is not None and prefetch < 0:
+            raise UserError(f"prefetch is {prefetch}; it must be at least 0 samples, or null for two steps of them.")
         settings = {"train": train, "validation": validation, "test": test}
         self.sources = {name: listed_sources(name, setting) for name, setting in settings.items()}
         other_tasks = validation_tasks if validation_tasks is not None else tasks
@@ -164,6 +168,8 @@ class VideoTextData(LightningDataModule):
                 self._close_decoder()  # workers know the data that were open when they were forked
         if stage == "fit" and "train" not in self._open:
             raise UserError("no training shards; set data.train to a folder, a tar, a glob or a URL.")
+        if stage == "fit":
+            self._processes.check_end(exact=self.exact, validates="validation" in self._open)
         if "train" in self._open and self.position is None:
             self.position = self._make_position(self._open["train"])
         if self.trainer is not None and self.position is not None:

@@ -184,6 +184,7 @@ def quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*you defined a `validation_step` but have no `val_dataloader`.*",
         ".*dataloader is not resumable.*",
+        r".*Total length of `list` across ranks is zero.*",  # no validation data
         r".*module\(s\) in eval mode at the start of training.*",
         ".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",
         ".*callbacks used to create the checkpoint need to be provided.*",

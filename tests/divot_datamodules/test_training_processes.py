@@ -34,6 +34,32 @@ def test_sizes_that_can_be_shared_pass():
     TrainingProcesses(None).check_share([7])
 
 
+def lightning_trainer(**settings):
+    return lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **settings)
+
+
+def test_an_endless_order_needs_an_end_of_training():
+    processes = TrainingProcesses(lightning_trainer(max_epochs=7))
+    with pytest.raises(UserError, match=r"max_epochs 7 never reached\.\nSet trainer\.max_steps"):
+        processes.check_end(exact=False, validates=False)
+    processes.check_end(exact=True, validates=False)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_steps": 9}, {"max_epochs": 2, "max_time": "00:00:01:00"}, {"max_epochs": 2, "limit_train_batches": 5}],
+)
+def test_an_endless_order_may_end_by_steps_time_or_limited_epochs(settings):
+    TrainingProcesses(lightning_trainer(**settings)).check_end(exact=False, validates=False)
+
+
+@pytest.mark.parametrize(("interval", "warned"), [(1.0, True), (4, False)])
+def test_validation_that_would_never_come_is_told(interval, warned, caplog):
+    settings = {"val_check_interval": interval, "check_val_every_n_epoch": 1 if interval == 1.0 else None}
+    TrainingProcesses(lightning_trainer(max_steps=9, **settings)).check_end(exact=False, validates=True)
+    assert ("there will be no validation" in caplog.text) == warned
+
+
 class Watcher(lightning.LightningModule):
     def __init__(self):
         super().__init__()

@@ -106,6 +106,14 @@ def test_a_shard_that_is_no_tar_ends_a_run_before_training_unless_the_budget_all
     assert [defect.shard for defect in data.ledgers["train"].defects()] == [str(folder / "001.tar")]
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"), [({"num_workers": -1}, "num_workers is -1"), ({"prefetch": -3}, "prefetch is -3")]
+)
+def test_layouts_that_cannot_work_are_refused(setting, message):
+    with pytest.raises(UserError, match=message):
+        VideoTextData("x", **setting)
+
+
 def test_unknown_tasks_are_refused():
     with pytest.raises(UserError, match="'captoin'"):
         VideoTextData("x", tasks={"captoin": 1.0})
