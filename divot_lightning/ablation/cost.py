@@ -82,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
     trainer.fit(cli.model, cli.datamodule)
     steps = len(meter.flops)
     cost = {"flops": sum(meter.flops) / steps, "tokens": sum(meter.tokens) / steps, "steps": steps}
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_text(Path(output), json.dumps(cost) + "\n")
     return 0
 

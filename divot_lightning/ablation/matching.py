@@ -58,7 +58,7 @@ def batch_size(options: Mapping[str, Any]) -> int:
 
 def measured_costs(
     recipe: AblationRecipe, grid: Grid, name: str, folder: Path, jobs: int, *, part: str = ""
-) -> dict[str, dict[str, float]]:
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Measures what a training step costs in each cell, once everything that it needs is there.
 
     Args:
@@ -70,25 +70,34 @@ def measured_costs(
         part: The cell that is run alone, whose ablation must have been measured before; "" for all.
 
     Returns:
-        By cell "tokens" (of the language model's sequences) and "flops" (forward, backward and optimizer) of a step;
-        empty if they are not needed.
+        By cell "tokens" (of the language model's sequences) and "flops" (forward, backward and optimizer) of a step,
+        empty if they are not needed; and for cells that could not be measured what they said.
 
     Raises:
         UserError: A cell is run alone and the costs are not there yet.
     """
     if recipe.matched_by in ("steps", "samples"):
-        return {}
+        return {}, {}
     probes = {cell.name: _probe(grid, cell.name, name) for cell in grid.cells}
-    if part and not all(_is_done(probe, folder) for probe in probes.values()):
+    if part and not any(read_record(folder, probe.name) for probe in probes.values()):
         raise UserError(
             f"cell {part!r} is matched by {recipe.matched_by}, and what a training step costs is not measured yet.\n"
             "Before cells run alone, once: the same command with --part shared"
         )
-    needed = {name for probe in probes.values() for name in _ancestors(grid, probe)}
-    steps = [step for step in grid.all_steps() if step.name in needed]
-    unique = {probe.name: probe for probe in probes.values()}
-    StepRunner([*steps, *unique.values()], folder, jobs=jobs, part="cost").run()
-    return {cell: json.loads(probe.outputs[0].read_text(encoding="utf-8")) for cell, probe in probes.items()}
+    if not part:
+        needed = {name for probe in probes.values() for name in _ancestors(grid, probe)}
+        steps = [step for step in grid.all_steps() if step.name in needed]
+        unique = {probe.name: probe for probe in probes.values()}
+        StepRunner([*steps, *unique.values()], folder, jobs=jobs, part="cost", keep_going=True).run()
+    done = {cell: probe for cell, probe in probes.items() if _is_done(probe, folder)}
+    costs = {cell: json.loads(probe.outputs[0].read_text(encoding="utf-8")) for cell, probe in done.items()}
+    return costs, {cell: _said(probe, folder) for cell, probe in probes.items() if cell not in done}
+
+
+def _said(probe: Step, folder: Path) -> str:
+    record = read_record(folder, probe.name)
+    reason = record.failure.splitlines()[1] if record is not None and record.failure else "not measured"
+    return f"what a training step costs: {reason}"
 
 
 def _is_done(step: Step, folder: Path) -> bool:

@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -50,22 +51,34 @@ def run_ablation(
     baseline_of(recipe, [CellResult(cell) for cell in make_cells(recipe)])
     claim(recipe, folder)
     _check_part(recipe, part)
-    grid = _matched_grid(recipe, folder, jobs, "" if part == SHARED else part)
-    runner = StepRunner(_part(grid, part, folder), folder, jobs=jobs, keep_going=True, part=part)
-    runner.run()
+    grid, failures = _matched_grid(recipe, folder, jobs, "" if part == SHARED else part)
+    steps = [step for step in _part(grid, part, folder) if step.name in _names_of(grid, failures)]
+    StepRunner(steps, folder, jobs=jobs, keep_going=True, part=part).run()
     results = collect(grid, folder, mixed_protocols=mixed_protocols)
+    results = [replace(r, failure=r.failure or failures.get(r.cell.name, "")) for r in results]
     write_results(recipe, grid, results, folder)
     return results
 
 
-def _matched_grid(recipe: AblationRecipe, folder: Path, jobs: int, part: str) -> Grid:
-    """Plans the cells; for `tokens` and `compute` the cost of a training step is measured in each cell before."""
+def _matched_grid(recipe: AblationRecipe, folder: Path, jobs: int, part: str) -> tuple[Grid, dict[str, str]]:
+    """Plans the cells; for `tokens` and `compute` the cost of a training step is measured in each cell before.
+
+    Returns:
+        The cells, and for those whose cost could not be measured, which must not train, what was said.
+    """
     max_steps: dict[str, dict[str, int]] = {cell.name: {} for cell in make_cells(recipe)}
+    failures: dict[str, str] = {}
     for name in recipe.matched_steps:
-        costs = measured_costs(recipe, make_grid(recipe, folder, max_steps), name, folder, jobs, part=part)
-        for cell in make_cells(recipe):
+        costs, failed = measured_costs(recipe, make_grid(recipe, folder, max_steps), name, folder, jobs, part=part)
+        failures = failed | failures
+        for cell in (cell for cell in make_cells(recipe) if cell.name not in failures):
             max_steps[cell.name][name] = steps_for_amount(recipe, _batch_options(recipe, cell, name), costs, cell.name)
-    return make_grid(recipe, folder, max_steps)
+    return make_grid(recipe, folder, max_steps), failures
+
+
+def _names_of(grid: Grid, failures: Mapping[str, str]) -> set[str]:
+    """Returns the names of the steps of all cells that can be run."""
+    return {s.step.name for cell, steps in grid.steps.items() if cell not in failures for s in steps.values()}
 
 
 def _batch_options(recipe: AblationRecipe, cell: Cell, step: str) -> Mapping[str, Any]:

@@ -91,6 +91,7 @@ class ClipLPIPS(ItemMean):
         """Compares clips (B, F, 3, H, W) pairwise."""
         frames = [clips.float().flatten(0, 1) / PIXEL_RANGE for clips in (made_BFCHW, original_BFCHW)]
         self.lpips.update(*frames)
-        distances = torch.cat(self.lpips.all_scores)
+        # Of a single frame torchmetrics keeps a number instead of a list of one.
+        distances = torch.cat([scores.reshape(-1) for scores in self.lpips.all_scores])
         self.lpips.reset()
         self.add(distances.view(made_BFCHW.shape[:2]).mean(dim=1))

@@ -45,8 +45,8 @@ def test_the_cost_of_a_step_counts_tokens_and_operations(tmp_path):
     for width in ("64", "128"):
         more = [f"--data.{split}={tmp_path / 'data' / split}" for split in ("train", "validation")]
         more += ["--model.detokenizer.denoiser.width", width]
-        assert measure_cost([str(tmp_path / "cost.json"), *words, *more]) == 0
-        costs.append(json.loads((tmp_path / "cost.json").read_text()))
+        assert measure_cost([str(tmp_path / "cell" / "cost.json"), *words, *more]) == 0
+        costs.append(json.loads((tmp_path / "cell" / "cost.json").read_text()))
     assert costs[0]["tokens"] == 0
     assert costs[0]["flops"] < costs[1]["flops"]
     assert not (tmp_path / "run").exists()

@@ -1,19 +1,23 @@
 """An ablation runs through the command line: shared steps once, a failed cell alone, nothing twice."""
 
 import csv
+import json
 import os
 import re
 import subprocess
+from dataclasses import asdict
 
 import pytest
 import yaml
 
+from divot_lightning.ablation import matching
 from divot_lightning.ablation import run as run_module
 from divot_lightning.ablation.grid import make_cells
 from divot_lightning.ablation.recipe import load_recipe
 from divot_lightning.ablation.run import run_ablation
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
+from divot_lightning.jobs.runner import StepRecord
 from tests.divot_lightning.ablation.test_grid import recipe
 
 TINY = {
@@ -97,13 +101,44 @@ def test_a_cell_alone_waits_for_what_other_cells_need_too(tmp_path, monkeypatch)
     assert started == []
 
 
+class CostsOfGMMFail:
+    """Runs no step, but leaves what measuring the costs leaves where the GMM cells cannot be built."""
+
+    def __init__(self, steps, folder, **settings):
+        self.steps, self.folder = steps, folder
+
+    def run(self):
+        (self.folder / "steps").mkdir(exist_ok=True)
+        for step in self.steps:
+            failure = "step failed:\nno such setting\nlog" if "gmm" in step.name else ""
+            for output in step.outputs if not failure else ():
+                output.parent.mkdir(parents=True, exist_ok=True)
+                output.write_text('{"tokens": 10.0, "flops": 1.0}')
+            record = StepRecord(step.name, step.command, not failure, 1.0, 1.0, 1.0, 1, 0.0, failure)
+            (self.folder / "steps" / f"{step.name}.json").write_text(json.dumps(asdict(record)))
+
+
+def test_a_cell_whose_cost_cannot_be_measured_fails_alone_and_does_not_train(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(matching, "StepRunner", CostsOfGMMFail)
+    monkeypatch.setattr(run_module.StepRunner, "run", lambda self: started.extend(self.steps))
+    by_tokens = recipe(matched_by="tokens", amount=500, matched_steps=["llm"])
+    results = run_ablation(by_tokens, tmp_path / "out", jobs=1)
+    failed = {result.cell.name: result.failure for result in results if result.failure}
+    assert failed == {f"gmm-seed{n}": "what a training step costs: no such setting" for n in (0, 1)}
+    trained = {step.name: " ".join(step.command) for step in started if step.name.endswith(".llm")}
+    assert list(trained) == ["cells.mse-seed0.llm", "cells.mse-seed1.llm"]
+    assert "--trainer.max_steps 50" in trained["cells.mse-seed0.llm"]
+
+
 @pytest.mark.parametrize(("status", "left", "queued"), [(0, 0, False), (1, 1, False), (130, 0, True)])
 def test_a_task_of_the_array_runs_its_cell_and_queues_itself_again_if_it_was_stopped(tmp_path, status, left, queued):
     folder = tmp_path / "an ablation"
     assert main(["ablate", "ablations/heads", "--folder", str(folder), "--slurm"]) == 0
     cells = [cell.name for cell in make_cells(load_recipe("ablations/heads"))]
+    listing = f'case "$*" in *--list) echo {" ".join(cells)} | tr " " "\\n"; exit;; esac'
     stubs = {
-        "divot": f'case "$*" in *--list) echo {" ".join(cells)} | tr " " "\\n";; *) echo $6 > "$OUT"; exit {status}; esac',
+        "divot": f'{listing}\necho $6 > "$OUT"; exit {status}',
         "srun": 'exec "$@"',
         "scontrol": 'echo "$@" >> "$OUT"',
     }

@@ -1,13 +1,16 @@
 """Closeness of clips equals its definition, clip by clip."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torchmetrics.functional.image import lpips
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.image_quality import ClipLPIPS, ClipPSNR, ClipSSIM
+from tests.divot_lightning.evaluation.random_lpips import random_alexnet_features, random_network
 
 
 @pytest.fixture
@@ -70,6 +73,35 @@ def test_equal_clips_are_perfectly_similar(clips):
 def test_frames_smaller_than_the_window_are_refused_with_their_size():
     with pytest.raises(UserError, match="8x16"):
         ClipSSIM().update(torch.zeros(1, 2, 3, 8, 16), torch.zeros(1, 2, 3, 8, 16))
+
+
+def lpips_by_hand(a, b):
+    """Zhang et al. 2018: weighted squared distances of unit feature vectors, averaged over places, of five layers."""
+    linear = torch.load(Path(lpips.__file__).parent / "lpips_models" / "alex.pth", map_location="cpu")
+    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
+    a, b = ((2 * picture / 255 - 1 - shift) / scale for picture in (a, b))
+    total, layer = 0.0, 0
+    for module in random_alexnet_features():
+        a, b = module(a), module(b)
+        if isinstance(module, torch.nn.ReLU):
+            unit_a, unit_b = (x / (x.square().sum(dim=0) + 1e-8).sqrt() for x in (a, b))
+            weights = linear[f"lin{layer}.model.1.weight"].view(-1, 1, 1)
+            total += ((unit_a - unit_b).square() * weights).sum(dim=0).mean().item()
+            layer += 1
+    assert layer == 5
+    return total
+
+
+def test_lpips_equals_its_formula(clips):
+    real, made = (torch.nn.functional.interpolate(part.flatten(0, 1), (32, 48)).float() for part in clips)
+    with random_network():
+        metric = ClipLPIPS()
+    metric.update(made[:4].unflatten(0, (2, 2)), real[:4].unflatten(0, (2, 2)))
+    metric.update(made[4:5][None], real[4:5][None])
+    with torch.no_grad():
+        by_frame = [lpips_by_hand(a, b) for a, b in zip(made[:5], real[:5], strict=True)]
+    by_clip = [np.mean(by_frame[:2]), np.mean(by_frame[2:4]), by_frame[4]]
+    np.testing.assert_allclose(metric.compute().item(), np.mean(by_clip), rtol=1e-5)
 
 
 def test_lpips_without_its_network_says_what_to_install(monkeypatch):

@@ -26,12 +26,16 @@ def metrics(clip_folder):
     from divot_lightning.evaluation.caption_metrics import CaptionBLEU, CaptionROUGE
     from divot_lightning.evaluation.clip_similarity import ClipSimilarity, ClipTextSimilarity
     from divot_lightning.evaluation.frechet import FrechetDistance
-    from divot_lightning.evaluation.image_quality import ClipPSNR, ClipSSIM
+    from divot_lightning.evaluation.image_quality import ClipLPIPS, ClipPSNR, ClipSSIM
     from divot_lightning.evaluation.text_match import ExactMatch, ToyCaptionAccuracy
     from divot_lightning.evaluation.toy_features import NUM_TOY_FEATURES, toy_clip_features
     from divot_lightning.evaluation.toy_oracle import ToyOracleAccuracy
+    from tests.divot_lightning.evaluation.random_lpips import random_network
 
+    with random_network():
+        lpips = ClipLPIPS()
     return {
+        "lpips": lpips,
         "psnr": ClipPSNR(),
         "ssim": ClipSSIM(),
         "clipsim": ClipSimilarity(ClipTextSimilarity(clip_folder)),
@@ -52,6 +56,7 @@ def update(metric, name, at, real, made):
     attributes = {"colour": "red", "shape": "circle", "direction": "up", "speed": "slowly"}
     arguments = {
         "psnr": [(made, real)],
+        "lpips": [(made, real)],
         "ssim": [(made, real)],
         "clipsim": [(made, [word])],
         "choice": [([ANSWERS[at]], [1], ["xy"[at % 2]])],
