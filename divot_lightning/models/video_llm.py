@@ -136,6 +136,14 @@ class VideoLLM(nn.Module):
         """
         self.settings = replace(self.settings, max_length=max_length)
 
+    def set_packing(self, packing: bool) -> None:
+        """Changes whether samples of a training batch may share rows.
+
+        Args:
+            packing: See `divot_lightning.models.video_llm_config.VideoLLMConfig`.
+        """
+        self.settings = replace(self.settings, packing=packing)
+
     def set_feature_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
         """Sets how features are normalised.
 

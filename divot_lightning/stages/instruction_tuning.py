@@ -30,6 +30,7 @@ class InstructionTuning(VideoLLMStage):
             generation tuning the input projector.
         lora: Adapters; None takes the settings of the pretraining, without adapters if it had none.
         max_length: Longest training sequence in tokens; None as in the pretraining. The paper's: 1650.
+        packing: Let samples of a batch share rows, which changes no loss; None as in the pretraining.
         text_loss_weight: Weight of the next-word loss; 1 in the paper.
         head_loss_weight: Weight of the generation head's loss; 1 in the paper.
     """
@@ -41,6 +42,7 @@ class InstructionTuning(VideoLLMStage):
         freeze: list[Part] | None = None,
         lora: LoRASettings | None = None,
         max_length: int | None = None,
+        packing: bool | None = None,
         text_loss_weight: float = 1.0,
         head_loss_weight: float = 1.0,
     ) -> None:
@@ -55,6 +57,7 @@ class InstructionTuning(VideoLLMStage):
         self.freeze_names = freeze or []
         self.lora = lora
         self.max_length = max_length
+        self.packing = packing
 
     def build_video_llm(self) -> VideoLLM:
         """Loads the video LLM, folds its adapters in, adds new ones and freezes parts."""
@@ -65,6 +68,8 @@ class InstructionTuning(VideoLLMStage):
             video_llm.add_lora(adapters)
         if self.max_length is not None:
             video_llm.set_max_length(self.max_length)
+        if self.packing is not None:
+            video_llm.set_packing(self.packing)
         freeze_parts(video_llm, self.freeze_names)
         return video_llm
 

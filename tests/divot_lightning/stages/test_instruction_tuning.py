@@ -5,6 +5,7 @@ from lightning import Trainer
 from divot_lightning.components import load_component, record_components, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.language_model import LoRASettings
+from divot_lightning.models.sequences import Text
 from divot_lightning.models.video_llm import VideoLLM
 from divot_lightning.stages.export import ComponentExport
 from divot_lightning.stages.instruction_tuning import InstructionTuning
@@ -73,6 +74,19 @@ def test_adapters_can_be_added_to_a_model_trained_without(pretrained, loader, tm
     assert stage.video_llm.settings.max_length == 30
     fit(stage, loader, tmp_path)
     assert stage.video_llm.causal_lm.model.layers[0].mlp.up_proj.lora_B["default"].weight.ne(0).any()
+
+
+@pytest.mark.parametrize("pretraining", [False, True])
+def test_samples_may_share_rows_whatever_the_pretraining_did(pretrained, pretraining):
+    run = pretrained(packing=pretraining)
+    samples = [[Text("a red circle moves left", learn=True)], *[[Text("what ?", learn=True)]] * 3]
+    rows = [
+        len(built(InstructionTuning(str(run), OPTIMIZER, packing=choice)).video_llm.sequences(samples).ids_BL)
+        for choice in (None, False, True)
+    ]
+    assert rows[1] == 4
+    assert rows[2] < 4
+    assert rows[0] == rows[2 if pretraining else 1]
 
 
 PARTS = {
