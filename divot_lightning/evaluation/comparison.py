@@ -158,4 +158,5 @@ def letters(count: int) -> list[str]:
 
 def _difference_cells(difference: Difference, items: int) -> list[str]:
     interval = "" if math.isnan(difference.low) else f"{difference.low:+.4f} to {difference.high:+.4f}"
-    return [f"{difference.mean:+.4f}", interval, str(items) if items else ""]
+    mean = "" if math.isnan(difference.mean) else f"{difference.mean:+.4f}"
+    return [mean, interval, str(items) if items else ""]

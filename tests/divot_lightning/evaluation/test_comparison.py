@@ -66,6 +66,13 @@ def test_a_score_without_items_has_a_difference_and_no_interval(pair):
     assert items == 0
 
 
+def test_an_undefined_score_has_no_difference(pair, tmp_path):
+    for folder in ("a", "b"):
+        save_scores([Score("b/spread", math.nan, 0, {"benchmark": "b"})], tmp_path / folder / "scores.json")
+    table = score_table([load_evaluation(tmp_path / folder) for folder in ("a", "b")])
+    assert table[1] == ["b/spread", "nan", "nan", "", "", ""]
+
+
 def test_only_items_that_both_have_are_paired(pair, tmp_path):
     rest = [json.dumps(row) for row in list(pair[1].rows.values())[:50]]
     (tmp_path / "b" / "predictions.jsonl").write_text("\n".join(rest) + "\n")
