@@ -1,25 +1,21 @@
 """What shards and jsonl files hold and what is wrong in them, ahead of training."""
 
-import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
-from pebble import ProcessExpired, ProcessPool
 from torch import Tensor
 
-from divot_datamodules.decode_pool import end_with
+from divot_datamodules.decode_pool import Decode, DecodePool, PooledSample, Request
 from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, MediaInfo, probe
 from divot_datamodules.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
 from divot_datamodules.ledger import Defect
+from divot_datamodules.media_arena import MediaArena
+from divot_datamodules.order_plan import Slot
 from divot_datamodules.samples import Sample, SampleDecoder, SampleError, TaskMixture
 from divot_datamodules.shard_reading import MEDIA_SUFFIXES, RawSample, expand_shards
 from divot_datamodules.sources import JsonlSource, SampleSource, TarSource, find_jsonl
@@ -50,6 +46,10 @@ def open_for_inspection(source: str, *, media_root: str | None = None, copies_gb
     return TarSource(find_shards(source), copies_gb=copies_gb, may_be_empty=True)
 
 
+PICTURED = "with picture"
+"""Data of a request that wants a picture for the contact sheet."""
+
+
 @dataclass
 class _Look:
     """What was seen in one sample."""
@@ -69,16 +69,16 @@ class _Inspector:
     decoder: SampleDecoder
     tasks: TaskMixture | None
 
-    def __call__(self, unit: int, number: int, with_picture: bool) -> _Look:
+    def __call__(self, request: Request) -> _Look:
         look = _Look()
         try:
-            raw = self.source.read(unit, number)
+            raw = self.source.read(request.slot.unit, request.slot.sample)
             look.suffixes = list(raw.members)
             sample = self.decoder(raw, None)
             if self.tasks is not None:
                 self.tasks.segments(sample, np.random.default_rng(0))
             look.videos = [probe(media, max_pixels=self.decoder.clip.max_pixels) for media in _videos(raw)]
-            look.text, look.picture = sample.text, _picture(sample) if with_picture else None
+            look.text, look.picture = sample.text, _picture(sample) if request.data == PICTURED else None
         except (SampleError, DecodeError) as error:
             look.error = SampleError(error.reason, error.detail)
         except UserError:
@@ -151,45 +151,32 @@ def _looks(
     inspector: _Inspector, report: ShardReport, workers: int, deadline: float
 ) -> Iterator[tuple[int, int, _Look]]:
     """Yields unit, sample and what was seen, in order; at most a few samples per worker are on their way."""
-    places = ((unit, number) for unit, count in enumerate(inspector.source.counts) for number in range(count))
+    places = ((unit, sample) for unit, count in enumerate(inspector.source.counts) for sample in range(count))
+    requests = (
+        Request(PICTURED if len(report.pictures) < SHEET_SAMPLES else "", Slot(number, 0, 0, *place))
+        for number, place in enumerate(places)
+    )
     if workers == 0:
-        for unit, number in places:
-            yield unit, number, inspector(unit, number, len(report.pictures) < SHEET_SAMPLES)
+        for request in requests:
+            yield request.slot.unit, request.slot.sample, inspector(request)
         return
-    context = multiprocessing.get_context("fork")
-    with ProcessPool(workers, initializer=_begin_worker, initargs=(inspector, os.getpid()), context=context) as pool:
-        waiting: deque[tuple[int, int, Future[_Look]]] = deque()
+    # What was seen travels as a sample does; there is no memory to share, so the few pictures go through the pipe.
+    pool = DecodePool(cast(Decode, inspector), workers, deadline, MediaArena(0, 1))
+    waiting: deque[PooledSample] = deque()
+    try:
         while True:
-            for unit, number in islice(places, 4 * workers - len(waiting)):
-                with_picture = len(report.pictures) < SHEET_SAMPLES
-                scheduled = pool.schedule(_work, args=(unit, number, with_picture), timeout=deadline)
-                waiting.append((unit, number, cast("Future[_Look]", scheduled)))
+            waiting.extend(pool.submit(request) for request in islice(requests, 4 * workers - len(waiting)))
             if not waiting:
                 return
-            unit, number, future = waiting.popleft()
-            yield unit, number, _result(future, deadline)
+            pending = waiting.popleft()
+            yield pending.request.slot.unit, pending.request.slot.sample, _result(pending)
+            pending.release()
+    finally:
+        pool.close()
 
 
-def _result(future: "Future[_Look]", deadline: float) -> _Look:
+def _result(pending: PooledSample) -> _Look:
     try:
-        return future.result()
-    except TimeoutError:
-        return _Look(error=SampleError("deadline", f"not decoded within {deadline:g} s"))
-    except ProcessExpired as error:
-        detail = f"the process that decoded it ended with code {error.exitcode}"
-        return _Look(error=SampleError("worker_died", detail))
-
-
-_inspector: _Inspector | None = None
-
-
-def _begin_worker(inspector: _Inspector, parent: int) -> None:
-    global _inspector
-    torch.set_num_threads(1)
-    _inspector = inspector
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-
-
-def _work(unit: int, number: int, with_picture: bool) -> _Look:
-    assert _inspector is not None
-    return _inspector(unit, number, with_picture)
+        return cast(_Look, pending.result())
+    except SampleError as error:
+        return _Look(error=error)

@@ -115,14 +115,33 @@ class Ledger:
             UserError: The budget is used up.
         """
         self.lost += 1
+        self._list(defect)
+        if self.budget.exceeded(self.lost, self.seen, self.bad, total=self.total):
+            raise UserError(self.report(self.lost, self.seen))
+
+    def record_found(self, defects: Iterable[Defect], lost: int, usable: int) -> None:
+        """Notes what is known to be lost before any sample came by; it does not count among those that come by.
+
+        Args:
+            defects: What indexing found.
+            lost: How many samples that costs, whole shards included.
+            usable: How many samples are left.
+
+        Raises:
+            UserError: The lost ones are more of all than the budget allows.
+        """
+        for defect in defects:
+            self._list(defect)
+        if lost and self.budget.exceeded(lost, lost + usable, self.bad, total=lost + usable):
+            raise UserError(self.report(lost, lost + usable))
+
+    def _list(self, defect: Defect) -> None:
         identity = (defect.reason, defect.shard, defect.key)
         if identity not in self._identities():
             self._identities().add(identity)
             self.folder.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(defect)) + "\n")
-        if self.budget.exceeded(self.lost, self.seen, self.bad, total=self.total):
-            raise UserError(self.report(self.lost, self.seen))
 
     def finish_pass(self, bad: int, seen: int) -> None:
         """Checks the budget at the end of a pass whose length was not known before.

@@ -14,7 +14,7 @@ from divot_datamodules.shard_reading import RawSample, expand_shards, is_url
 from divot_datamodules.tar_source import TarSource
 from divot_lightning.errors import UserError
 
-__all__ = ["JsonlSource", "SampleSource", "TarSource", "find_jsonl", "open_source"]
+__all__ = ["JsonlSource", "SampleSource", "TarSource", "estimate_losses", "find_jsonl", "open_source"]
 
 
 class SampleSource(Protocol):
@@ -53,6 +53,19 @@ class SampleSource(Protocol):
             divot_datamodules.samples.SampleError: It cannot be read, such as "missing_shard", "shard_changed".
         """
         ...
+
+
+def estimate_losses(source: SampleSource) -> int:
+    """Estimates how many samples indexing found to be lost.
+
+    A unit that gives nothing counts as many as the others hold on average; of a unit that gives something each defect
+    counts one.
+    """
+    named = {source.unit_name(unit) for unit, count in enumerate(source.counts) if not count}
+    empty = named & {defect.shard for defect in source.defects}
+    readable = len(source.counts) - len(named)
+    each = max(1, round(sum(source.counts) / readable)) if readable else 1
+    return each * len(empty) + sum(defect.shard not in empty for defect in source.defects)
 
 
 def open_source(

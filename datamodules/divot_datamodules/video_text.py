@@ -25,7 +25,7 @@ from divot_datamodules.plan_loader import (
 )
 from divot_datamodules.samples import SampleDecoder
 from divot_datamodules.source_settings import Source, SourcesSetting, facts_of, items_of, listed_sources, make_plan
-from divot_datamodules.sources import open_source
+from divot_datamodules.sources import estimate_losses, open_source
 from divot_datamodules.tasks import Template
 from divot_datamodules.training_processes import TrainingProcesses
 from divot_lightning.errors import UserError
@@ -203,8 +203,8 @@ class VideoTextData(LightningDataModule):
             total=-(-size // processes.count),
         )
         if processes.rank == 0:
-            for defect in (defect for one in opened for defect in one.source.defects):
-                self.ledgers[name].record(defect)
+            found = [defect for one in opened for defect in one.source.defects]
+            self.ledgers[name].record_found(found, sum(estimate_losses(one.source) for one in opened), size)
         return OpenData(sources, opened, self.ledgers[name])
 
     def _open_source(self, source: Source, make_items: MakeItems) -> OpenSource:

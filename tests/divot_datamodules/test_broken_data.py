@@ -33,7 +33,7 @@ def open_data(broken, folder, **settings):
 
 def test_one_epoch_uses_exactly_what_is_good_and_accounts_for_everything_else(broken, tmp_path, monkeypatch):
     monkeypatch.setattr(video_text, "SampleDecoder", HangingDecoder)
-    data = open_data(broken, tmp_path, num_workers=2, decode_deadline=3.0)
+    data = open_data(broken, tmp_path, num_workers=2, decode_deadline=6.0)
     broken.remove_vanishing()
     batches = list(data.train_dataloader())
     data.teardown()

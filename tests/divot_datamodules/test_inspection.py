@@ -1,4 +1,7 @@
 import json
+import multiprocessing
+import os
+import signal
 
 import pytest
 from PIL import Image
@@ -33,7 +36,7 @@ def test_good_shards_are_counted(video_shards, picture_file):
 def test_everything_that_training_loses_is_found_ahead_of_it(tmp_path):
     made = make_broken_shards(tmp_path)
     report = inspect_source(
-        TarSource(made.shards), HangingDecoder(made.clip), tasks=TaskMixture({"caption": 1.0}), workers=1, deadline=2.0
+        TarSource(made.shards), HangingDecoder(made.clip), tasks=TaskMixture({"caption": 1.0}), workers=1, deadline=6.0
     )
     found = [(defect.reason, defect.shard, defect.key) for defect in report.defects]
     assert set(found) == made.found_when("indexing", "decoding", "task", "deadline")
@@ -49,6 +52,29 @@ def test_workers_see_what_one_process_sees(tmp_path):
     assert alone.defects == together.defects
     assert alone.lines() == together.lines()
     assert [caption for _, caption in alone.pictures] == [caption for _, caption in together.pictures]
+
+
+class DyingDecoder(SampleDecoder):
+    """Ends its process at two samples: each time at one, the first time only at the other."""
+
+    deaths = multiprocessing.get_context("fork").Value("i", 0)
+
+    def __call__(self, raw, rng):
+        if raw.key == "s0n1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        with self.deaths.get_lock():
+            first = raw.key == "s1n0" and self.deaths.value == 0
+            self.deaths.value += first
+        if first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(raw, rng)
+
+
+def test_a_sample_is_tried_again_when_its_process_dies_as_in_training(video_shards):
+    report = inspect(video_shards(shards=2, samples=3), decoder=DyingDecoder(), workers=1, deadline=120.0)
+    assert DyingDecoder.deaths.value == 1
+    assert [(defect.reason, defect.key) for defect in report.defects] == [("worker_died", "s0n1")]
+    assert "code -9, 2 times" in report.defects[0].detail
 
 
 def test_the_report_counts_by_reason_and_names_shard_and_key(tmp_path):

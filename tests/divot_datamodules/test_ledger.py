@@ -30,6 +30,18 @@ def test_a_defect_that_comes_by_in_each_pass_counts_once(tmp_path):
     assert len(Ledger("train", tmp_path).defects()) == 1
 
 
+def test_what_indexing_lost_is_a_share_of_everything_there_is(tmp_path):
+    found = [Defect("missing_shard", f"{number}.tar", "") for number in range(12)]
+    ledger = Ledger("train", tmp_path, Budget(0.05), total=1000)
+    ledger.record_found(found, lost=1200, usable=100_000)
+    assert ledger.counts() == {"missing_shard": 12}
+    ledger.saw_sample()
+    ledger.record(Defect("too_short", "20.tar", "k"))  # the budget of samples that come by is still whole
+    assert (ledger.lost, ledger.seen) == (1, 1)
+    with pytest.raises(UserError, match=r"^1200 of 11200 samples of 'train' cannot be used"):
+        Ledger("train", tmp_path / "other", Budget(0.05)).record_found(found, lost=1200, usable=10_000)
+
+
 def test_without_defects_nothing_is_written(tmp_path):
     Ledger("train", tmp_path / "new").saw_sample()
     assert not (tmp_path / "new").exists()

@@ -106,6 +106,15 @@ def test_a_shard_that_is_no_tar_ends_a_run_before_training_unless_the_budget_all
     assert [defect.shard for defect in data.ledgers["train"].defects()] == [str(folder / "001.tar")]
 
 
+def test_a_lost_shard_counts_as_many_samples_as_the_others_hold(video_shards, tmp_path):
+    folder = video_shards(shards=4, samples=3)
+    (folder / "003.tar").write_bytes(b"rubbish" * 1000)
+    shards = [*(str(path) for path in sorted(folder.glob("*.tar"))), str(folder / "gone.tar")]
+    with pytest.raises(UserError, match=r"^6 of 15 samples .* not_a_tar 1, missing_shard 1"):
+        VideoTextData(shards, max_bad_fraction=0.39).setup("fit")
+    VideoTextData(shards, max_bad_fraction=0.4).setup("fit")
+
+
 @pytest.mark.parametrize(
     ("setting", "message"), [({"num_workers": -1}, "num_workers is -1"), ({"prefetch": -3}, "prefetch is -3")]
 )
