@@ -145,18 +145,23 @@ def _reference(entry: Mapping[str, Any]) -> Table:
     return Table(f"Published, at another scale: {entry['title']}", list(entry["columns"]), rows, entry.get("note", ""))
 
 
+CSV_COLUMNS = ("cell", "group", "seed", "score", "value", "count", "protocol_sha256", "failure")
+CSV_COSTS = ("seconds", "peak_mib", "peak_gpu_mib", "parameters")
+
+
 def as_csv(results: Sequence[CellResult]) -> str:
-    """Returns one row per cell and score, with the hash of its protocol; failed cells have their message."""
+    """Returns one row per cell and score, with the hash of its protocol and the cell's cost; why a cell failed."""
     stream = io.StringIO()
     writer = csv.writer(stream)
-    writer.writerow(["cell", "group", "seed", "score", "value", "count", "protocol_sha256", "failure"])
+    writer.writerow([*CSV_COLUMNS, *CSV_COSTS])
     for result in results:
-        cell = result.cell
+        cell, cost = result.cell, [getattr(result, name) for name in CSV_COSTS]
         if not result.scores:
-            writer.writerow([cell.name, cell.group, cell.seed, "", "", "", "", result.failure or "not done"])
+            failure = result.failure or "not done"
+            writer.writerow([cell.name, cell.group, cell.seed, "", "", "", "", failure, *cost])
         for name, score in result.scores.items():
             known = hashlib.sha256(json.dumps(score.protocol, sort_keys=True).encode()).hexdigest()[:16]
-            writer.writerow([cell.name, cell.group, cell.seed, name, score.value, score.count, known, ""])
+            writer.writerow([cell.name, cell.group, cell.seed, name, score.value, score.count, known, "", *cost])
     return stream.getvalue()
 
 

@@ -71,6 +71,12 @@ def test_an_ablation_runs_goes_on_and_shows_what_failed(tmp_path, capsys):
     assert page.count("data:image/webp") >= 8
     assert "none-seed0" in page
 
+    again = tmp_path / "again"
+    assert main(["fit", "--config", str(folder / "cells/most-seed0/tokenizer/config.yaml"), "--run", str(again)]) == 0
+    for part in ("tokenizer", "detokenizer"):
+        weights = [run / part / "model.safetensors" for run in (folder / "cells/most-seed0/tokenizer", again)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
     before = (folder / "cells/none-seed0/tokenizer/finished.json").stat().st_mtime_ns
     assert main([*words, "--part", "none-seed0"]) == 0
     assert main([*words, "--part", "impossible-seed0"]) == 1

@@ -149,6 +149,7 @@ def test_csv_has_a_row_for_every_cell_and_score(tmp_path, grid):
     assert [(row["cell"], float(row["value"])) for row in rows] == [
         (name, sum(items) / 4) for name, items in ITEMS.items()
     ]
+    assert {(row["seconds"], row["peak_mib"], row["parameters"]) for row in rows} == {("2.0", "100.0", "0")}
 
 
 def test_parameters_are_read_from_the_files_headers(tmp_path):
