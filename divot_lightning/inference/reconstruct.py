@@ -16,7 +16,8 @@ from torch import Tensor
 from divot_datamodules.clip_sampling import ClipSettings, decode_clip, image_clip
 from divot_datamodules.decoding import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DecodeError, Pixels
 from divot_datamodules.samples import SampleDecoder, SampleError
-from divot_datamodules.shard_reading import RawSample, ShardError, check_shard, expand_shards, read_shard
+from divot_datamodules.shard_reading import expand_shards
+from divot_datamodules.sources import find_jsonl, open_source
 from divot_datamodules.video_writing import write_video
 from divot_lightning.components import find_component, load_component
 from divot_lightning.errors import UserError
@@ -94,7 +95,7 @@ def read_clips(inputs: Sequence[str], clip: ClipSettings) -> Iterator[tuple[str,
     """Reads clips from shards and from media files.
 
     Args:
-        inputs: Each a video or picture, or shards: a folder, a tar, a glob or a URL.
+        inputs: Each a video or picture, or shards: a folder, a tar, a glob or a URL; or a jsonl.
         clip: How clips are cut; of a longer video the clip in its middle.
 
     Yields:
@@ -119,27 +120,26 @@ def read_clips(inputs: Sequence[str], clip: ClipSettings) -> Iterator[tuple[str,
 
 
 def _shard_clips(source: str, clip: ClipSettings) -> Iterator[tuple[str, Pixels]]:
+    """Yields clips shard by shard, so that no more shards are opened than are needed; a defect ends it."""
     decode = SampleDecoder(clip)
-    for shard in expand_shards(source):
-        check_shard(shard)
-        for raw in _readable(shard):
+    for name in [source] if find_jsonl(source) else expand_shards(source):
+        shard = open_source(name, progress=False)
+        for number in range(shard.counts[0]):
+            key = shard.key(0, number)
             try:
-                video = decode(raw, None).video
+                video = decode(shard.read(0, number), None).video
             except SampleError as error:
-                raise UserError(
-                    f"sample {raw.key!r} of {shard} gives no clip: {error.reason} {error.detail}"
-                ) from error
+                raise UserError(f"sample {key!r} of {name} gives no clip: {error.reason} {error.detail}") from error
             if video is None:
-                raise UserError(f"{shard} holds features; give the shards of videos that they were made from")
-            for number, pixels in enumerate(video.numpy()):
-                yield (raw.key if len(video) == 1 else f"{raw.key}.clip{number}"), pixels
-
-
-def _readable(shard: str) -> Iterator[RawSample]:
-    try:
-        yield from read_shard(shard)
-    except ShardError as error:
-        raise UserError(f"the shard {shard} cannot be read on: {error}; write it again") from error
+                raise UserError(f"{name} holds features; give the shards of videos that they were made from")
+            for place, pixels in enumerate(video.numpy()):
+                yield (key if len(video) == 1 else f"{key}.clip{place}"), pixels
+        if shard.defects:
+            first = shard.defects[0]
+            raise UserError(
+                f"{name} holds more than can be read: {first.reason} {first.key} ({first.detail}).\n"
+                f"Write it again; `divot data inspect {name}` lists its defects."
+            )
 
 
 def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:

@@ -1,5 +1,7 @@
 """Clips are read from files and shards, go through both models and come out as videos."""
 
+import tarfile
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from divot_lightning.models.noise_schedule import SamplingConfig
 from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_dit import VideoDiTConfig
 from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.testing.broken_shards import moving_clip, write_members
 from divot_lightning.testing.toy_shards import make_toy_shards
 
 
@@ -95,6 +98,24 @@ def test_missing_and_truncated_shards_are_named(tmp_path, shards):
     (tmp_path / "cut.tar").write_bytes(whole[:1500])
     with pytest.raises(UserError, match=r"cut\.tar"):
         list(read_clips([str(tmp_path / "cut.tar")], CLIP))
+
+
+def test_a_shard_cut_in_a_header_gives_what_is_whole_and_is_named(tmp_path):
+    path = write_members(tmp_path / "cut.tar", [("a.mp4", moving_clip(0)), ("b.mp4", moving_clip(1))])
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[1].offset
+    path.write_bytes(path.read_bytes()[: offset + 100])
+    clips = read_clips([str(path)], CLIP)
+    assert next(clips)[0] == "a"
+    with pytest.raises(UserError, match=r"cut\.tar holds more than can be read: cut_in_header"):
+        next(clips)
+
+
+def test_the_media_of_a_jsonl_are_read(tmp_path):
+    world = ToyWorld()
+    write_video(tmp_path / "mine.mp4", world.render(world.sample("train", np.random.default_rng(0))), 8, crf=0)
+    (tmp_path / "list.jsonl").write_text('{"video": "mine.mp4"}\n')
+    assert [key for key, _ in read_clips([str(tmp_path / "list.jsonl")], CLIP)] == ["line1"]
 
 
 def test_inputs_are_read_before_anything_is_written(run, tmp_path):
