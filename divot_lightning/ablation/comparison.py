@@ -57,7 +57,7 @@ def paired_difference(variant_SI: Values, baseline_SI: Values, seed: int = 0) ->
     Returns:
         Mean and percentile interval.
 
-    >>> better, worse = np.ones((3, 50)), np.zeros((3, 50))
+    >>> better, worse = np.ones((4, 64)), np.zeros((4, 64))
     >>> paired_difference(better, worse)
     Difference(mean=1.0, low=1.0, high=1.0, pairs='items and seeds')
     """

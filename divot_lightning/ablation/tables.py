@@ -15,6 +15,8 @@ from divot_lightning.errors import UserError
 from divot_lightning.report.content import Cell, Table
 from divot_lightning.report.numbers import number, spread_of
 
+DECIMALS = 3
+"""CLIP similarities of good and bad models differ in the second decimal."""
 ARROWS: dict[Better, str] = {"higher": "up", "lower": "down"}
 
 
@@ -90,14 +92,14 @@ def _score_cell(name: str, better: Better, cells: Sequence[CellResult], others: 
     if not values:
         return Cell("failed", False) if any(cell.failure for cell in cells) else Cell("not done")
     mean = math.fsum(values) / len(values)
-    lines = [spread_of(values)] if len(values) > 1 and not math.isnan(mean) else []
+    lines = [spread_of(values, DECIMALS)] if len(values) > 1 and not math.isnan(mean) else []
     pair = paired_values(name, cells, others)
     difference = paired_difference(*pair) if pair else None
     if difference is None or math.isnan(difference.mean):
-        return Cell(number(mean), None, "\n".join(lines))
+        return Cell(number(mean, DECIMALS), None, "\n".join(lines))
     lines.append(_difference_text(difference))
     good = (difference.mean > 0) == (better == "higher") if difference.clear else None
-    return Cell(number(mean), good, "\n".join(lines))
+    return Cell(number(mean, DECIMALS), good, "\n".join(lines))
 
 
 def _difference_text(difference: Difference) -> str:
@@ -106,7 +108,7 @@ def _difference_text(difference: Difference) -> str:
 
 
 def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + number(value)
+    return ("+" if value > 0 else "") + number(value, DECIMALS)
 
 
 def _seconds(cells: Sequence[CellResult]) -> str:

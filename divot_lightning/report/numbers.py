@@ -8,24 +8,28 @@ from pathlib import Path
 from divot_lightning.report.content import Line
 
 
-def spread_of(values: Sequence[float]) -> str:
-    """Formats the range of values.
+def spread_of(values: Sequence[float], decimals: int = 2) -> str:
+    """Formats the range of values, see `number`.
 
     >>> spread_of([0.5, 0.75])
     '0.50 to 0.75'
     """
-    return f"{number(min(values))} to {number(max(values))}"
+    return f"{number(min(values), decimals)} to {number(max(values), decimals)}"
 
 
-def number(value: float) -> str:
+def number(value: float, decimals: int = 2) -> str:
     """Formats a score with two to three telling digits.
+
+    Args:
+        value: The score.
+        decimals: Digits behind the point of values below 10.
 
     >>> number(0.973), number(21.63), number(612.2), number(float("nan"))
     ('0.97', '21.6', '612', '-')
     """
     if math.isnan(value):
         return "-"
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
+    return f"{value:.{decimals}f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def read_curve(run: Path, column: str, name: str) -> Line:

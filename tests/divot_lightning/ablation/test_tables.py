@@ -56,14 +56,14 @@ def test_a_row_is_mean_range_difference_and_cost(tmp_path, grid):
     table = result_table(recipe(baseline="mse"), collect(grid, tmp_path))
     assert list(table.columns) == ["", "captions/exact (up)", "seconds", "peak MiB", "million parameters"]
     assert [[text(cell) for cell in row] for row in table.rows] == [
-        ["mse", "0.38", "2", "100", "-"],
-        ["gmm", "0.88", "2", "100", "-"],
+        ["mse", "0.375", "2", "100", "-"],
+        ["gmm", "0.875", "2", "100", "-"],
     ]
-    assert table.rows[0][1].detail == "0.25 to 0.50"
+    assert table.rows[0][1].detail == "0.250 to 0.500"
     assert table.rows[0][0].detail == "baseline"
     range_line, difference = table.rows[1][1].detail.splitlines()
-    assert range_line == "0.75 to 1.00"
-    assert difference.startswith("+0.50 [")
+    assert range_line == "0.750 to 1.000"
+    assert difference.startswith("+0.500 [")
 
 
 def test_undefined_scores_have_neither_range_nor_difference(tmp_path, grid):
@@ -102,7 +102,7 @@ def test_a_failed_cell_is_shown_and_the_others_stand(tmp_path, grid):
     rows = result_table(recipe(), results).rows
     assert rows[1][0].detail == "1 of 2 failed"
     assert rows[1][0].good is False
-    assert text(rows[1][1]) == "0.75"
+    assert text(rows[1][1]) == "0.750"
     assert "no such head" in as_csv(results)
 
 
