@@ -1,6 +1,7 @@
 """The two loggers of a run: `metrics.csv` and `tensorboard/`, both written from the first logged step on."""
 
 import csv
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class CsvMetrics(RunLogger):
     """Writes `<run>/metrics.csv`: columns step, epoch and one per metric; a cell is empty where it was not logged.
 
     Each row is on disk as soon as it was logged. A resumed run goes on in the same file; rows of steps that
-    are trained again are dropped by `forget_from`.
+    are trained again are dropped by `forget_from`. Rows that a full disk did not take follow when it has room.
     """
 
     def __init__(self, run: Path) -> None:
@@ -55,6 +56,7 @@ class CsvMetrics(RunLogger):
         self.path = run / METRICS
         self.rows: list[dict[str, str]] = []
         self.columns = ["step", "epoch"]
+        self.is_behind = False
 
     def forget_from(self, step: int) -> None:
         """Take over the rows that an earlier start of this run wrote before `step`, and no later ones."""
@@ -80,18 +82,26 @@ class CsvMetrics(RunLogger):
         new = [name for name in row if name not in self.columns]
         self.columns += new
         self.rows.append(row)
-        if new or not self.path.is_file():
-            self._rewrite()
-        else:
-            with self.path.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.columns).writerow(row)
+        try:
+            if new or self.is_behind or not self.path.is_file():
+                self._rewrite()
+            else:
+                with self.path.open("a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, self.columns).writerow(row)
+            self.is_behind = False
+        except OSError as error:
+            if not self.is_behind:
+                sys.stderr.write(f"{self.path} cannot be written for now, which stops nothing: {error}\n")
+            self.is_behind = True
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        new = self.path.with_suffix(".new")
+        with new.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
+        new.replace(self.path)
 
 
 class TensorBoardMetrics(RunLogger):
@@ -102,18 +112,34 @@ class TensorBoardMetrics(RunLogger):
     """
 
     writer: SummaryWriter | None = None
+    failed = False
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write each metric as a scalar at `step`."""
-        if self.writer is None:
-            self.writer = SummaryWriter(str(self.run / TENSORBOARD))
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, float(value), step)
+        if self.failed:
+            return
+        try:
+            if self.writer is None:
+                self.writer = SummaryWriter(str(self.run / TENSORBOARD))
+            for name, value in metrics.items():
+                self.writer.add_scalar(name, float(value), step)
+        except OSError as error:
+            self._give_up(error)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the file."""
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
+        writer, self.writer = self.writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        # Its thread ends with the first write that fails.
+        self.failed, self.writer = True, None
+        sys.stderr.write(
+            f"{self.run / TENSORBOARD} gets no more until the run is resumed; {METRICS} goes on: {error}\n"
+        )

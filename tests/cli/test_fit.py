@@ -14,6 +14,7 @@ import yaml
 from divot_lightning.cli.run_folder import newest_checkpoint
 from divot_lightning.cli.run_logging import CsvMetrics
 from divot_lightning.recipe_files import find_recipe, recipe_names, recipes_dir
+from divot_lightning.testing.faults import limited_file_size
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]
@@ -135,7 +136,7 @@ def test_two_processes_write_one_run_folder(divot: Divot, tiny: Settings, tmp_pa
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(tiny))
     command = [sys.executable, "-m", "divot_lightning", "fit", "--config", "two.yaml", "--trainer.devices", "2"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, timeout=120, cwd=tmp_path, env=environment, capture_output=True)
+    subprocess.run(command, check=True, timeout=300, cwd=tmp_path, env=environment, capture_output=True)
     assert [row["step"] for row in _rows()] == ["1", "3", "5"]
     assert (RUN / "finished.json").is_file()
 
@@ -158,3 +159,18 @@ def test_shipped_recipes_are_found_with_and_without_folder_and_suffix() -> None:
     assert "toy/llm_pretraining" in recipe_names()
     for name in ("toy/llm_pretraining", "toy/llm_pretraining.yaml", "recipes/toy/llm_pretraining.yaml"):
         assert find_recipe(name).resolve() == expected.resolve()
+
+
+def test_rows_that_a_full_disk_did_not_take_follow_when_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = CsvMetrics(tmp_path)
+    metrics.log_metrics({"loss": 1.0}, 0)
+    with limited_file_size(20):
+        metrics.log_metrics({"loss": 2.0}, 1)
+        metrics.log_metrics({"loss": 3.0, "new": 1.0}, 2)
+    assert capsys.readouterr().err.count("cannot be written for now") == 1
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2, "what was there stays"
+    metrics.log_metrics({"loss": 4.0}, 3)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [float(row["loss"]) for row in rows] == [1.0, 2.0, 3.0, 4.0]

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import resource
 import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from divot_lightning.cli import training
 from divot_lightning.cli.run_folder import newest_checkpoint
+from divot_lightning.testing.faults import VARIABLE, Fault
+from divot_lightning.testing.faults import main as faults_main
 from divot_lightning.testing.jobs import Job
 
 Divot = Callable[..., int]
@@ -177,6 +182,44 @@ def test_a_checkpoint_that_lacks_its_end_is_passed_over(divot: Divot, tiny: Sett
     assert newest_checkpoint(RUN) == RUN / "checkpoints/step_00000009"
     (RUN / "checkpoints/step_00000009/trainer.pt").write_bytes((whole / "trainer.pt").read_bytes()[:-100])
     assert newest_checkpoint(RUN) == whole
+
+
+def _fit_on_a_full_disk(recipe: Settings, *words: str) -> int:
+    """Runs `divot fit` while the disk is full from the checkpoint of step 4 on; gives its status."""
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    fault = Fault("full_disk", step=4, rank=None, moment="save", bytes_left=300)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, json.dumps(asdict(fault)))
+        patch.setattr(training, "TrainingCLI", training.TrainingCLI)  # so that it is put back
+        often = ("--checkpoint.every_steps", "2", "--trainer.log_every_n_steps", "1")
+        try:
+            return faults_main(["fit", "--config", "recipe.yaml", *often, *words])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
+    divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _fit_on_a_full_disk(tiny) == 2
+    assert "a checkpoint could not be written" in capsys.readouterr().err
+    assert newest_checkpoint(RUN) == RUN / "checkpoints/step_00000002"
+    assert divot("resume", str(RUN)) == 0
+    assert list(_column("train/loss")) == list(range(6))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
+def test_a_full_disk_is_reported_and_the_run_goes_on_if_told_so(
+    tiny: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny["trainer"]["max_steps"] = 100
+    assert _fit_on_a_full_disk(tiny, "--checkpoint.on_full_disk", "continue") == 0
+    told = capsys.readouterr().err
+    assert "step 4 goes on without a checkpoint" in told
+    assert "step 100 goes on without a checkpoint" in told
+    assert "metrics.csv cannot be written for now" in told
+    assert newest_checkpoint(RUN) == RUN / "checkpoints/step_00000002"
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(
