@@ -101,12 +101,13 @@ def test_missing_and_truncated_shards_are_named(tmp_path, shards):
 
 
 def test_a_shard_cut_in_a_header_gives_what_is_whole_and_is_named(tmp_path):
-    path = write_members(tmp_path / "cut.tar", [("a.mp4", moving_clip(0)), ("b.mp4", moving_clip(1))])
+    members = [member for key in "abc" for member in ((f"{key}.mp4", moving_clip(0)), (f"{key}.json", b"{}"))]
+    path = write_members(tmp_path / "cut.tar", members)
     with tarfile.open(path) as tar:
-        offset = tar.getmembers()[1].offset
+        offset = tar.getmembers()[4].offset
     path.write_bytes(path.read_bytes()[: offset + 100])
     clips = read_clips([str(path)], CLIP)
-    assert next(clips)[0] == "a"
+    assert [next(clips)[0], next(clips)[0]] == ["a", "b"]
     with pytest.raises(UserError, match=r"cut\.tar holds more than can be read: cut_in_header"):
         next(clips)
 
