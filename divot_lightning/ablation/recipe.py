@@ -174,6 +174,13 @@ def parse_recipe(content: Mapping[str, Any]) -> AblationRecipe:
     return recipe
 
 
+def restore_recipe(fields: Mapping[str, Any]) -> AblationRecipe:
+    """Builds a recipe from its fields as plain values, as the folder of an ablation keeps it."""
+    pipeline = tuple(PipelineStep(**step) for step in fields["pipeline"])
+    lists = {name: tuple(fields[name]) for name in ("seeds", "matched_steps", "reference")}
+    return AblationRecipe(**{**fields, **lists, "pipeline": pipeline})
+
+
 def _refuse_unknown(where: str, given: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(given) - known)
     if unknown:

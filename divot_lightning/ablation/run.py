@@ -13,7 +13,7 @@ import yaml
 
 from divot_lightning.ablation.grid import Cell, Grid, cell_options, make_cells, make_grid
 from divot_lightning.ablation.matching import measured_costs, steps_for_amount
-from divot_lightning.ablation.recipe import AblationRecipe
+from divot_lightning.ablation.recipe import AblationRecipe, restore_recipe
 from divot_lightning.ablation.report import all_tables, build_report, table_page, write_text
 from divot_lightning.ablation.results import CellResult, collect
 from divot_lightning.ablation.tables import as_csv, as_markdown, baseline_of
@@ -112,17 +112,33 @@ def _part(grid: Grid, part: str, folder: Path) -> list[Step]:
 def claim(recipe: AblationRecipe, folder: Path) -> None:
     """Writes the recipe into the folder, or refuses one that holds another ablation.
 
+    The ablation may have grown: more seeds or variants, another text, other scores. What it had must stay as it was.
+
     Raises:
-        UserError: It does.
+        UserError: The folder holds another ablation, or something else.
     """
     path = folder / "recipe.yaml"
-    text = yaml.safe_dump(_plain(recipe.__dict__), sort_keys=False)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise UserError(f"{folder} holds an ablation of another recipe ({path}).\nGive another --folder.")
-    if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
+    if path.is_file():
+        changed = _changed_step(restore_recipe(yaml.safe_load(path.read_text(encoding="utf-8"))), recipe, folder)
+        if changed:
+            raise UserError(
+                f"{folder} holds an ablation of another recipe ({path}): what differs is {changed}.\n"
+                "Seeds and variants may be added to it; for anything else give another --folder."
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--folder {folder} is there and holds no ablation; give one that does not exist yet.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    write_text(path, yaml.safe_dump(_plain(recipe.__dict__), sort_keys=False))
+
+
+def _changed_step(before: AblationRecipe, now: AblationRecipe, folder: Path) -> str:
+    """Names what a recipe no longer has or does in another way, "" for nothing."""
+    for name in ("matched_by", "amount", "matched_steps"):
+        if getattr(before, name) != getattr(now, name):
+            return name
+    commands = {step.name: step.command for step in make_grid(now, folder).all_steps()}
+    old = make_grid(before, folder).all_steps()
+    return next((f"step {step.name}" for step in old if commands.get(step.name) != step.command), "")
 
 
 def _plain(value: Any) -> Any:

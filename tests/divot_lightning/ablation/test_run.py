@@ -19,6 +19,7 @@ from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.jobs.runner import StepRecord
 from tests.divot_lightning.ablation.test_grid import recipe
+from tests.divot_lightning.ablation.test_recipe import RECIPE
 
 TINY = {
     "title": "terminal share",
@@ -86,8 +87,24 @@ def test_an_ablation_runs_goes_on_and_shows_what_failed(tmp_path, capsys):
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
     run_ablation(recipe(), tmp_path / "out", jobs=1)
-    with pytest.raises(UserError, match="holds an ablation of another recipe"):
-        run_ablation(recipe(title="other"), tmp_path / "out", jobs=1)
+    wider = {"head": {**RECIPE["vary"]["head"], "gmm": {"llm": {"model.head": "gmm", "model.head.width": 7}}}}
+    with pytest.raises(UserError, match=r"holds an ablation of another recipe.*differs is step cells\.gmm-seed0\.llm"):
+        run_ablation(recipe(vary=wider), tmp_path / "out", jobs=1)
+    with pytest.raises(UserError, match=r"differs is step cells\.\w+-seed1"):
+        run_ablation(recipe(seeds={**RECIPE["seeds"], "values": [0]}), tmp_path / "out", jobs=1)
+    with pytest.raises(UserError, match="differs is matched_by"):
+        run_ablation(recipe(matched_by="samples", amount=8, matched_steps=["llm"]), tmp_path / "out", jobs=1)
+
+
+def test_an_ablation_takes_more_seeds_and_variants_and_another_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
+    run_ablation(recipe(), tmp_path / "out", jobs=1)
+    more = {"head": {**RECIPE["vary"]["head"], "flow": {"llm": {"model.head": "flow"}}}}
+    seeds = {**RECIPE["seeds"], "values": [0, 1, 2]}
+    results = run_ablation(recipe(vary=more, seeds=seeds, title="more"), tmp_path / "out", jobs=1)
+    assert len(results) == 9
+    with pytest.raises(UserError, match="another recipe"):
+        run_ablation(recipe(), tmp_path / "out", jobs=1)
 
 
 def test_an_unknown_cell_is_refused(tmp_path, monkeypatch):
