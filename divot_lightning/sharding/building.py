@@ -17,6 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, distributed, nn
 
+from divot_lightning.errors import UserError
+
 _SHARDER: ContextVar["Sharder | None"] = ContextVar("sharder", default=None)
 
 
@@ -40,7 +42,25 @@ class Sharder:
             if not is_sharded(parameter):
                 if self.half is not None:
                     parameter.data = parameter.data.to(self.half)
+                refuse_scalar("a parameter", parameter)
                 self._init._convert_to_zero_parameters([parameter])
+
+
+def refuse_scalar(name: str, parameter: Tensor) -> None:
+    """Refuses a parameter without dimensions: DeepSpeed sends values as bytes, and cannot view it as such.
+
+    Args:
+        name: What a user knows it by.
+        parameter: Not sharded yet.
+
+    Raises:
+        UserError: It has no dimensions.
+    """
+    if parameter.ndim == 0:
+        raise UserError(
+            f"{name} is a scalar, torch.Size([]), which DeepSpeed cannot share out under any ZeRO stage\n"
+            "give it a dimension (torch.zeros(1) for torch.tensor(0.0)), or train with --trainer.strategy ddp"
+        )
 
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}

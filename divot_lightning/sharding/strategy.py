@@ -16,7 +16,7 @@ from torch.nn import Module
 from torch.optim import AdamW, Optimizer
 
 from divot_lightning.errors import UserError
-from divot_lightning.sharding.building import Sharder, sharded_building
+from divot_lightning.sharding.building import Sharder, is_sharded, refuse_scalar, sharded_building
 from divot_lightning.sharding.offload import offloaded_adamw
 from divot_lightning.sharding.zero_checkpoint import CheckpointFolders
 
@@ -138,6 +138,9 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
             yield
 
     def _initialize_deepspeed_train(self, model: Module) -> None:
+        for name, parameter in model.named_parameters():
+            if not is_sharded(parameter):
+                refuse_scalar(name, parameter)
         buffers = float32_buffers(model)
         super()._initialize_deepspeed_train(model)
         restore_buffers(buffers)
