@@ -10,6 +10,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from divot_datamodules.data_position import SourceFacts, TrainPosition
 from divot_datamodules.order_plan import OrderPlan, SourceOrder
+from divot_datamodules.samples import SampleDecoder
+from divot_datamodules.tar_source import TarSource
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
 
@@ -88,6 +90,31 @@ def test_two_stops_in_one_epoch(tmp_path, shards, exact):
     for begin, end in ((1, 3), (3, 4), (4, STEPS)):
         parts.append(run(tmp_path / "parts", shards, steps=end, exact=exact, resume=begin))
     assert [keys for part in parts for keys in part] == whole
+
+
+def noted(method, path, key_of):
+    """Lets a method note in a file which sample it had, in whichever process."""
+
+    def wrapper(*arguments):
+        with path.open("a") as file:
+            file.write(f"{key_of(*arguments)}\n")
+        return method(*arguments)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(1, 2), (2, 0), (3, 4)])
+def test_what_was_used_before_a_stop_is_neither_read_nor_decoded_again(tmp_path, shards, monkeypatch, stop, workers):
+    epoch = run(tmp_path / "whole", shards, steps=4, exact=True)
+    read, decoded = tmp_path / "read", tmp_path / "decoded"
+    monkeypatch.setattr(TarSource, "read", noted(TarSource.read, read, lambda self, *place: self.key(*place)))
+    monkeypatch.setattr(
+        SampleDecoder, "__call__", noted(SampleDecoder.__call__, decoded, lambda self, raw, rng: raw.key)
+    )
+    rest = run(tmp_path / "whole", shards, steps=4, exact=True, resume=stop, workers=workers)
+    assert rest == epoch[stop:]
+    for path in (read, decoded):
+        assert sorted(path.read_text().split()) == sorted(key for keys in rest for key in keys)
 
 
 @pytest.mark.parametrize("exact", [False, True])

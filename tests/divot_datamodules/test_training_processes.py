@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from divot_datamodules.training_processes import TrainingProcesses
 from divot_datamodules.video_text import VideoTextData
@@ -77,40 +78,65 @@ class Watcher(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train(rank, shards, folder, devices):
-    """Trains an exact epoch of 7 samples in steps of 2 and validates; returns what this process saw."""
-    data = VideoTextData(shards, shards, batch_size=2, num_workers=rank, epoch="exact", seed=3)
+def train(rank, shards, folder, devices, *, resume=None, workers=0):
+    """Trains two exact epochs of 7 samples in steps of 2 and validates; returns what this process saw."""
+    data = VideoTextData(shards, shards, batch_size=2, num_workers=workers, epoch="exact", seed=3)
     trainer = lightning.Trainer(
         max_epochs=2,
         accelerator="cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         num_sanity_val_steps=0,
+        callbacks=[
+            ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=1, save_on_train_epoch_end=False)
+        ],
         default_root_dir=folder,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     model = Watcher()
-    trainer.fit(model, datamodule=data)
+    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
     return model.trained, model.validated
 
 
-def test_two_processes_take_together_what_one_takes(video_shards, tmp_path):
-    shards = str(video_shards(shards=1, samples=7))
-    alone, validated_alone = train(0, shards, str(tmp_path / "one"), 1)
-    together = run_distributed(train, 2, shards, str(tmp_path / "two"), 2)
-    assert [len(trained) for trained, _ in together] == [8, 8]  # two epochs of 4 steps on each
-    for step, (first, second) in enumerate(zip(*(trained for trained, _ in together), strict=True)):
-        slots, keys, counted = alone[step]
-        assert first[2] + second[2] == counted
-        parts = [part for part in (first, second) if part[2]]
-        assert [slot for part in parts for slot in part[0]] == slots
-        assert [key for part in parts for key in part[1]] == keys
+STOPS = (2, 4)
+"""In an epoch, and at its end."""
+
+
+def train_again_and_again(rank, shards, folder, alone):
+    """Trains from the start on two processes, and goes on from checkpoints of a single one."""
+    first = train(rank, shards, folder, 2, workers=rank)
+    later = [
+        train(rank, shards, f"{folder}-{stop}", 2, resume=f"{alone}/step={stop}.ckpt", workers=2 - rank)[0]
+        for stop in STOPS
+    ]
+    return first, later
+
+
+def assert_same_steps(whole, *parts):
+    """Compares steps of one process with the shares of several."""
+    assert len({len(whole), *map(len, parts)}) == 1
+    for (slots, keys, counted), *shares in zip(whole, *parts, strict=True):
+        used = [share for share in shares if share[2]]
+        assert sum(share[2] for share in shares) == counted
+        assert sorted(slot for share in used for slot in share[0]) == sorted(slots)
+        assert sorted(key for share in used for key in share[1]) == sorted(keys)
+
+
+def test_two_processes_take_together_what_one_takes_also_where_the_other_stopped(video_shards, tmp_path):
+    shards, one, two = str(video_shards(shards=1, samples=7)), str(tmp_path / "one"), str(tmp_path / "two")
+    alone, validated_alone = train(0, shards, one, 1)
+    together = run_distributed(train_again_and_again, 2, shards, two, one, timeout=300.0)
+    assert len(alone) == 8  # two epochs of 4 steps
+    assert_same_steps(alone, *(trained for (trained, _), _ in together))
     assert sorted(key for _, keys, _ in alone[:4] for key in keys) == [f"s0n{number}" for number in range(7)]
-    validated = [first + second for first, second in zip(*(validated for _, validated in together), strict=True)]
+    validated = [first + second for first, second in zip(*(seen for (_, seen), _ in together), strict=True)]
     assert validated == validated_alone
+    for number, stop in enumerate(STOPS):
+        assert_same_steps(alone[stop:], *(later[number] for _, later in together))
+        again, _ = train(0, shards, f"{one}-{stop}", 1, resume=f"{two}/step={stop}.ckpt", workers=1)
+        assert again == alone[stop:]
 
 
 def fake(local_rank, calls, seen=("x",)):
