@@ -34,7 +34,8 @@ class CellResult:
     Attributes:
         cell: The cell.
         scores: Its scores by name; empty if it failed or is not done.
-        items: By score name, one value per clip, caption or question, where the measurement keeps them.
+        items: By score name, one value per clip, caption or question, where the measurement keeps them; NaN for one
+            that the score does not count, such as a video that cannot be read.
         failure: Which step failed and what it said; "" if none did.
         seconds: Time of the training steps that no other cell shares, without what their processes need to begin.
         peak_mib: Largest resident memory of these.
@@ -119,10 +120,9 @@ def _read_items(folder: Path) -> dict[str, list[float]]:
         return found
     if not (folder / MERGED).is_file():
         return {}
-    benchmark = load_scores(folder / "scores.json")[0].name.partition("/")[0]
-    rows = [row["scores"] for row in read_rows(folder / MERGED)]
-    names = set.intersection(*(set(row) for row in rows)) if rows else set()
-    return {f"{benchmark}/{name}": [float(row[name]) for row in rows] for name in sorted(names)}
+    rows = [row.get("scores", {}) for row in read_rows(folder / MERGED)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [float(row.get(name, math.nan)) for row in rows] for name in names}
 
 
 def _failure(steps: Mapping[str, CellStep], folder: Path) -> tuple[str, bool]:
@@ -179,7 +179,7 @@ def by_group(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
 
 
 def paired_values(score: str, ours: Sequence[CellResult], others: Sequence[CellResult]) -> tuple[Values, Values] | None:
-    """Returns the values of two groups on the seeds that both have, (S, I) each; I is 1 without items.
+    """Returns the values of two groups on the seeds and items that both have, (S, I) each; I is 1 without items.
 
     Args:
         score: Its name.
@@ -196,7 +196,9 @@ def paired_values(score: str, ours: Sequence[CellResult], others: Sequence[CellR
     rows = [(_values(score, a), _values(score, b)) for a, b in pairs]
     if len({len(row) for pair in rows for row in pair}) > 1:
         rows = [([a.scores[score].value], [b.scores[score].value]) for a, b in pairs]
-    return np.array([a for a, _ in rows], dtype=float), np.array([b for _, b in rows], dtype=float)
+    pair = np.array([a for a, _ in rows], dtype=float), np.array([b for _, b in rows], dtype=float)
+    counted = np.isfinite(pair).all(axis=(0, 1))
+    return (pair[0][:, counted], pair[1][:, counted]) if counted.any() else pair
 
 
 def _values(score: str, result: CellResult) -> list[float]:

@@ -86,10 +86,24 @@ def test_items_are_also_those_of_evaluations(tmp_path, grid):
     for name, items in ITEMS.items():
         folder = grid.steps[name]["scores"].folder / "captions"
         (folder / "items.json").unlink()
-        rows = [json.dumps({"key": str(at), "scores": {"exact": value}}) for at, value in enumerate(items)]
+        rows = [json.dumps({"id": str(at), "scores": {"captions/exact": value}}) for at, value in enumerate(items)]
         (folder / "predictions.jsonl").write_text("\n".join(rows) + "\n")
     results = collect(grid, tmp_path)
     assert {result.cell.name: result.items["captions/exact"] for result in results} == ITEMS
+
+
+def test_items_that_a_score_does_not_count_are_left_out_of_the_pairs(tmp_path, grid):
+    write_cells(tmp_path, grid)
+    for name, items in ITEMS.items():
+        folder = grid.steps[name]["scores"].folder / "captions"
+        (folder / "items.json").unlink()
+        rows = [{"id": str(at), "scores": {"captions/exact": value}} for at, value in enumerate(items)]
+        rows[2 if name == "mse-seed0" else 3] = {"id": "unreadable", "error": "no video"}
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = collect(grid, tmp_path)
+    ours, theirs = paired_values("captions/exact", results[2:], results[:2])
+    assert ours.tolist() == [ITEMS["gmm-seed0"][:2], ITEMS["gmm-seed1"][:2]]
+    assert theirs.tolist() == [ITEMS["mse-seed0"][:2], ITEMS["mse-seed1"][:2]]
 
 
 def test_a_failed_cell_is_shown_and_the_others_stand(tmp_path, grid):
