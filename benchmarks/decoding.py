@@ -4,7 +4,7 @@ Run: python benchmarks/decoding.py [--videos FOLDER] [--seconds 20] [--keyframe-
 
 For each way to cut clips: how many times faster the needed frames are decoded than whole files, alone and with the
 conversion of the same frames to 256 pixels, beside the ratio that the keyframes allow: all frames of the files over
-those from the keyframes before the needed ones on. All figures come from one run on one machine; JSON on stdout.
+those from the keyframes before the needed ones on. Ratios of processor time, in one run on one machine; JSON on stdout.
 """
 
 import argparse
@@ -91,11 +91,11 @@ def decode_needed(path: Path, times: Sequence[float]) -> int:
 
 
 def seconds_of(work: Callable[[Path, Any], object], chosen: Sequence[tuple[Path, Any]]) -> float:
-    """Returns how long the work takes over all files."""
-    started = time.perf_counter()
+    """Returns the processor time that the work takes over all files."""
+    started = time.process_time()
     for path, wanted in chosen:
         work(path, wanted)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def compare(chosen: list[tuple[Path, list[float]]], repeats: int) -> dict[str, object]:
