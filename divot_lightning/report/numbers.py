@@ -22,14 +22,16 @@ def number(value: float, decimals: int = 2) -> str:
 
     Args:
         value: The score.
-        decimals: Digits behind the point of values below 10.
+        decimals: Digits behind the point of values below 1.
 
     >>> number(0.973), number(21.63), number(612.2), number(float("nan"))
     ('0.97', '21.6', '612', '-')
     """
     if math.isnan(value):
         return "-"
-    return f"{value:.{decimals}f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
+    size = abs(value)
+    digits = decimals if size < 1 else 2 if size < 10 else 1 if size < 100 else 0
+    return f"{value:.{digits}f}"
 
 
 def read_curve(run: Path, column: str, name: str) -> Line:

@@ -62,7 +62,7 @@ def test_a_row_is_mean_range_difference_and_cost(tmp_path, grid):
     assert table.rows[0][1].detail == "0.250 to 0.500"
     assert table.rows[0][0].detail == "baseline"
     range_line, difference = table.rows[1][1].detail.splitlines()
-    assert range_line == "0.750 to 1.000"
+    assert range_line == "0.750 to 1.00"
     assert difference.startswith("+0.500 [")
 
 
