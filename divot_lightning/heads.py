@@ -157,6 +157,18 @@ class _LiftHalfPrecision(TorchFunctionMode):
     Calls on half precision alone are left as they are: sharding hooks gather parameters inside the island.
     """
 
+    def __enter__(self) -> Self:
+        """Brings torch's own linear map back: DeepSpeed's goes backward with the weights before they were lifted."""
+        self._linear = nn.functional.linear
+        nn.functional.linear = torch._C._nn.linear
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Leaves things as they were."""
+        super().__exit__(*error)
+        nn.functional.linear = self._linear
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

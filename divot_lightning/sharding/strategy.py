@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -144,12 +144,32 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         buffers = float32_buffers(model)
         super()._initialize_deepspeed_train(model)
         restore_buffers(buffers)
+        self._autocast(model)
         self._let_steps_be_left_out()
 
     def _initialize_deepspeed_inference(self, model: Module) -> None:
         buffers = float32_buffers(model)
         super()._initialize_deepspeed_inference(model)
         restore_buffers(buffers)
+        self._autocast(model)
+
+    def _autocast(self, model: Module) -> None:
+        """Lets layers in half precision take what a stage computes in float32, such as noise, times and pixels."""
+        name = self.precision_plugin.precision
+        dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(name.split("-")[0])
+        if dtype is None:
+            return
+        contexts = ExitStack()
+
+        def enter(*args: Any) -> None:
+            contexts.enter_context(torch.autocast(self.root_device.type, dtype=dtype))
+
+        def leave(*args: Any) -> None:
+            contexts.close()
+
+        # Around the stage, inside the engine: that switches autocast off which it was not told of.
+        model.register_forward_pre_hook(enter)
+        model.register_forward_hook(leave, always_call=True)
 
     def optimizer_step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
         """Steps, or only accumulates, as DeepSpeed counts; notes the gradient's norm of a step."""
