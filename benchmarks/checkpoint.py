@@ -67,15 +67,17 @@ class Stack(LightningModule):
 class Clock(Callback):
     """Measures steps, and saving after the last one."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, peak: "Peak") -> None:
         self.folder = folder
+        self.peak = peak
         self.steps: list[float] = []
         self.saving: list[float] = []
         self.began = 0.0
         self.steady_memory = 0.0
+        self.loading_peak = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.steady_memory = anonymous_mb()
+        self.steady_memory, self.loading_peak = anonymous_mb(), self.peak.mb
 
     def on_train_batch_start(self, *args: Any) -> None:
         self.began = time.perf_counter()
@@ -114,7 +116,8 @@ def run(given: argparse.Namespace, folder: Path, resume: bool) -> None:
     register_strategies()
     torch.set_num_threads(1)
     before = anonymous_mb()
-    clock, peak = Clock(None if resume else folder / "checkpoints"), Peak()
+    peak = Peak()
+    clock = Clock(None if resume else folder / "checkpoints", peak)
     trainer = Trainer(
         max_steps=6 if resume else 5,
         accelerator="cpu" if given.cpu else "auto",
@@ -140,6 +143,7 @@ def run(given: argparse.Namespace, folder: Path, resume: bool) -> None:
             "saving": min(clock.saving or [0.0]),
             "before": before,
             "steady": clock.steady_memory,
+            "loading": clock.loading_peak,
             "peak": peak.mb,
         }
         (folder / f"figures_{resume}.json").write_text(json.dumps(figures))
@@ -163,6 +167,7 @@ def report(given: argparse.Namespace, folder: Path) -> None:
     print(f"share of time, every {every:5} steps {100 * share:9.2f} %")
     print(f"fit from the checkpoint on     {resumed['seconds']:10.3f} s  (one step)")
     print(f"memory held when it goes on    {resumed['steady'] - resumed['before']:10.1f} MB per process")
+    print(f"peak up to the first step      {resumed['loading'] - resumed['before']:10.1f} MB per process")
     print(f"peak of the whole run          {resumed['peak'] - resumed['before']:10.1f} MB per process")
 
 
