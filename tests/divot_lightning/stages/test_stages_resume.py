@@ -48,6 +48,12 @@ TASKS = {
 ACCUMULATED = {"refinement": 2, "pretraining": 2, "captioning": 2}
 UNDER_ZERO = [("tokenizer", 1), ("tuning", 1), ("refinement", 2), ("captioning", 2), ("pretraining", 3)]
 UNDER_ZERO += [("tuning", 3), ("adaptation", 3)]
+PRECISION = {
+    ("tokenizer", 1): "bf16-true",
+    ("refinement", 2): "bf16-mixed",
+    ("tuning", 3): "bf16-true",
+    ("pretraining", 3): "bf16-mixed",
+}
 END = 5
 
 
@@ -110,6 +116,7 @@ def train(name, settings, run, zero=None, stop=None):
         devices=distributed.get_world_size() if zero else 1,
         strategy=DivotDeepSpeedStrategy(stage=zero, persistence_elements=0, bucket_elements=10_000) if zero else "auto",
         accumulate_grad_batches=ACCUMULATED.get(name, 1),
+        precision=PRECISION.get((name, zero), "32-true"),
         gradient_clip_val=0.5,
         limit_val_batches=1,
         num_sanity_val_steps=0,
