@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -32,6 +32,9 @@ from divot_lightning.sharding.run_checkpoint import use_checkpoint_folders
 from divot_lightning.sharding.same_start import SameStart
 from divot_lightning.sharding.step_checkpoint import CheckpointSettings, StepCheckpoint
 from divot_lightning.stages.export import ComponentExport
+
+# Lightning's CLI lets a value that is a URL be read as settings; ours are shards, to be opened by the data alone.
+set_parsing_settings(config_read_mode_fsspec_enabled=False)
 
 DEFAULT_SEED = 0
 
