@@ -25,6 +25,7 @@ from divot_lightning.testing import run_distributed
 
 WORLDS = (1, 2, 3)
 STRATEGIES = ("ddp", "divot_zero1", "divot_zero2", "divot_zero3")
+OFFLOADED = ("divot_zero2_offload_torch", "divot_zero3_offload_torch")
 STOP, END = 3, 6
 
 Layout = tuple[str, int]
@@ -54,7 +55,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 EXACT: dict[int, list[tuple[str, str]]] = {
-    2: [("ddp", "dropout"), *product(STRATEGIES[1:], KINDS)],
+    2: [("ddp", "dropout"), *product(STRATEGIES[1:], KINDS), *product(OFFLOADED, ("clipping", "bf16-mixed"))],
     # Not DDP: after its first backward pass it sorts its buckets anew, and three ranks then sum in another order.
     3: [(name, "dropout") for name in STRATEGIES[1:]],
 }
