@@ -142,6 +142,7 @@ def _first_of(world_size: int, stage: LightningModule, folder: str) -> Any:
         default_root_dir=folder,
         lightning_module=stage,
         strategy=strategy,
+        limit_train_batches=1,  # no more than the first is taken
         callbacks=[],
     )
 
