@@ -7,7 +7,9 @@ Shape letters: F frames, H height, W width.
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +228,7 @@ def _shown_frames(container: Any, stream: Any, times: Sequence[float], keyframes
             sought = key > 0.0
             if sought:
                 container.seek(int((time + start + slack) / stream.time_base), stream=stream)
-            frames, shown, upcoming = container.decode(stream), None, None
+            frames, shown, upcoming = _decoded(container, stream, [time + slack for time in times]), None, None
         while upcoming is None or upcoming.time - start <= time + slack:
             shown, upcoming = upcoming or shown, next(frames, None)
             if upcoming is None:
@@ -241,6 +243,47 @@ def _shown_frames(container: Any, stream: Any, times: Sequence[float], keyframes
             raise DecodeError("corrupt", f"the frame at {shown.time - start:.3f} s")
         position = shown.time - start
         yield shown
+
+
+def _decoded(container: Any, stream: Any, ends: Sequence[float]) -> Iterator[Any]:
+    """Yields frames, without those that are shown at none of the moments and that no other frame refers to.
+
+    Args:
+        container: Where its next packet is the first to decode.
+        stream: Of the container.
+        ends: The moments, in seconds, ascending: a frame is shown at one if none follows it up to there.
+    """
+    if "mp4" not in container.format.name.split(","):
+        yield from container.decode(stream)  # others do not state both times of a packet: FFmpeg guesses one
+        return
+    start, base = _start(stream), stream.time_base
+    for packet, successor in _with_successors(container.demux(stream)):
+        unused = False
+        if successor is not None:
+            place = bisect_left(ends, float(packet.pts * base) - start)
+            unused = place == len(ends) or ends[place] >= float(successor * base) - start
+        stream.codec_context.skip_frame = "NONREF" if unused else "DEFAULT"
+        yield from packet.decode()
+
+
+def _with_successors(packets: Iterable[Any]) -> Iterator[tuple[Any, int | None]]:
+    """Yields packets with the time stamp of the frame that is shown next; None where that cannot be told."""
+    held: deque[Any] = deque()
+    stamps: list[int] = []
+    for packet in packets:
+        held.append(packet)
+        if packet.pts is None or packet.dts is None:
+            yield from ((packet, None) for packet in held)
+            held.clear()
+            continue
+        insort(stamps, packet.pts)
+        while held:
+            place = bisect_right(stamps, held[0].pts)
+            # No packet is shown before it is decoded: what is still to come is not shown before this one's dts.
+            if place == len(stamps) or stamps[place] > packet.dts:
+                break
+            yield held.popleft(), stamps[place]
+    yield from ((packet, None) for packet in held)
 
 
 def _lasts_until(frame: Any, time: float, start: float, fps: float, slack: float) -> bool:

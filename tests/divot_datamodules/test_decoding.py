@@ -67,32 +67,58 @@ def test_frames_behind_other_keyframes_are_the_same_as_when_all_is_decoded(
         assert found == [int(time * 10 + 1e-6) for time in times]
 
 
-class Counting:
-    """A container that counts the frames that are taken out of it."""
+@pytest.fixture
+def decoded_frames(monkeypatch):
+    """The time stamps of all frames that the decoder gives."""
+    stamps, real = [], decoding._decoded
 
-    def __init__(self, container):
-        self.container, self.count = container, 0
-
-    def seek(self, *args, **kwargs):
-        self.container.seek(*args, **kwargs)
-
-    def decode(self, stream):
-        for frame in self.container.decode(stream):
-            self.count += 1
+    def noted(*arguments):
+        for frame in real(*arguments):
+            stamps.append(frame.pts)
             yield frame
+
+    monkeypatch.setattr(decoding, "_decoded", noted)
+    return stamps
 
 
 @pytest.mark.parametrize("times", GROUPED_TIMES)
-def test_decoding_starts_at_the_last_keyframe_before_a_frame(times, numbered_video):
+def test_decoding_starts_at_the_last_keyframe_before_a_frame(times, numbered_video, decoded_frames):
     with decoding._opened(grouped_file(numbered_video), decoding.MAX_PIXELS) as (container, stream):
         keys = decoding._keyframe_times(stream)
         assert keys == pytest.approx(list(range(10)))
-        counting = Counting(container)
-        list(decoding._shown_frames(counting, stream, times, keys))
+        list(decoding._shown_frames(container, stream, times, keys))
     numbers = [int(time * 10 + 1e-6) for time in times]
     # Of each group of ten, the frames up to the last that is shown and the one behind it, which tells how long it is.
     groups = {number // 10: number % 10 + 2 for number in numbers}
-    assert counting.count <= sum(groups.values())
+    assert 0 < len(decoded_frames) <= sum(groups.values())
+
+
+@pytest.mark.parametrize("keyframe_interval", [12, 90])
+def test_frames_that_nothing_needs_are_left_out_and_change_no_other(keyframe_interval, decoded_frames):
+    rng = np.random.default_rng(0)
+    video = np.cumsum(rng.integers(-3, 4, (90, 48, 64, 3)), axis=0).astype(np.uint8)
+    options = {"bf": "3", "b_strategy": "0", "b-pyramid": "normal", "g": str(keyframe_interval)}
+    data = encoded(video, options)
+    with av.open(io.BytesIO(data)) as container:
+        whole = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    for _ in range(20):
+        numbers = np.sort(rng.choice(90, size=5))
+        found = decode_frames(data, [number / 30 + 0.01 for number in numbers])
+        np.testing.assert_array_equal(found.transpose(0, 2, 3, 1), whole[numbers])
+    decoded_frames.clear()
+    decode_frames(data, [89 / 30])
+    assert len(decoded_frames) < (90 - 1) % keyframe_interval + 1
+
+
+def encoded(video, options):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("libx264", rate=30, options=options)
+        stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
+        for frame in video:
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        output.mux(stream.encode(None))
+    return buffer.getvalue()
 
 
 def test_a_seek_that_lands_too_late_gives_no_wrong_frame(monkeypatch, numbered_video, frame_numbers):
@@ -103,11 +129,14 @@ def test_a_seek_that_lands_too_late_gives_no_wrong_frame(monkeypatch, numbered_v
         if not keyframes:
             return real(container, stream, times, keyframes)
 
-        class Late(Counting):
+        class Late:
             def seek(self, target, **kwargs):
-                self.container.seek(target + int(3 / stream.time_base), **kwargs)
+                container.seek(target + int(3 / stream.time_base), **kwargs)
 
-        return real(Late(container), stream, times, keyframes)
+            def __getattr__(self, name):
+                return getattr(container, name)
+
+        return real(Late(), stream, times, keyframes)
 
     monkeypatch.setattr(decoding, "_shown_frames", late)
     assert frame_numbers(decode_frames(data, [2.5, 6.5])) == [25, 65]
