@@ -1,6 +1,6 @@
 """Decoding only the frames that are needed against decoding whole files.
 
-Run: python benchmarks/decoding.py [--videos FOLDER] [--seconds 20] [--keyframe-interval 48] [--repeats 5]
+Run: python benchmarks/decoding.py [--videos FOLDER] [--height 720] [--seconds 20] [--keyframe-interval 48] [--repeats 5]
 
 For each way to cut clips: how many times faster the needed frames are decoded than whole files, alone and with the
 conversion of the same frames to 256 pixels, beside the ratio that the keyframes allow: all frames of the files over
@@ -29,15 +29,17 @@ from divot_datamodules.clip_sampling import ClipSettings, clip_times, sample_cli
 SIZE = 256
 
 
-def write_video(path: Path, seconds: int, fps: int, keyframe_interval: int, seed: int) -> None:
+def write_video(path: Path, height: int, seconds: int, fps: int, keyframe_interval: int, seed: int) -> None:
     """Writes a smooth random picture that slides, with B-frames as players' files have them."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (1, 3, 20, 32)).astype(np.float32)
-    picture = torch.nn.functional.interpolate(torch.from_numpy(coarse), (360, 640), mode="bicubic")[0]
+    width = height * 16 // 9
+    cells = (1, 3, height // 18, width // 20)
+    coarse = torch.from_numpy(np.random.default_rng(seed).integers(0, 255, cells).astype(np.float32))
+    picture = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
     pixels = picture.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
     with av.open(str(path), "w") as output:
         options = {"preset": "veryfast", "crf": "20", "g": str(keyframe_interval), "keyint_min": str(keyframe_interval)}
         stream = output.add_stream("libx264", rate=fps, options=options)
-        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(seconds * fps):
             shifted = np.ascontiguousarray(np.roll(pixels, (number, 2 * number), (0, 1)))
             output.mux(stream.encode(av.VideoFrame.from_ndarray(shifted, format="rgb24")))
@@ -128,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--videos", type=Path, help="folder of mp4 files in place of generated ones")
     parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--height", type=int, default=360, help="pixels of the generated ones, 16:9")
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--fps", type=int, default=24)
     parser.add_argument("--keyframe-interval", type=int, default=48, help="frames")
@@ -137,7 +140,7 @@ def main() -> None:
         paths = sorted(args.videos.glob("*.mp4")) if args.videos else []
         for number in range(0 if paths else args.count):
             paths.append(Path(name) / f"{number}.mp4")
-            write_video(paths[-1], args.seconds, args.fps, args.keyframe_interval, number)
+            write_video(paths[-1], args.height, args.seconds, args.fps, args.keyframe_interval, number)
         rng = np.random.default_rng(0)
         infos = [decoding.probe(path) for path in paths]
         plans = [ways(info.duration, info.fps, rng) for info in infos]
