@@ -1,6 +1,6 @@
 """Decoding only the frames that are needed against decoding whole files.
 
-Run: python benchmarks/decoding.py [--videos FOLDER] [--height 720] [--seconds 20] [--keyframe-interval 48] [--repeats 5]
+Run: python benchmarks/decoding.py [--videos FOLDER] [--height 720] [--seconds 20] [--keyframe-interval 48]
 
 For each way to cut clips: how many times faster the needed frames are decoded than whole files, alone and with the
 conversion of the same frames to 256 pixels, beside the ratio that the keyframes allow: all frames of the files over
