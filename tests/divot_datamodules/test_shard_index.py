@@ -3,7 +3,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from divot_datamodules.shard_index import MAX_HEADER_BYTES, Keys, index_from_bytes, scan_tar
@@ -92,13 +92,15 @@ def test_wherever_a_shard_is_cut_whole_samples_stay_and_the_cut_is_told(place):
 
 @settings(max_examples=60, deadline=None)
 @given(place=st.integers(0, 6143), bit=st.integers(0, 7))
+@example(place=155, bit=0)
 def test_a_flipped_bit_never_loses_a_sample_in_silence(place, bit):
     data = bytearray(tar_of([(f"k{n}.{suffix}", b"v" * 200) for n in range(3) for suffix in ("mp4", "json")]))
     data[place] ^= 1 << bit
     index = scan_tar(InMemory(bytes(data)))
     in_a_body = place // 512 % 2 == 1
-    if in_a_body:
-        assert (len(index.keys), index.defects) == (3, [])
+    behind_the_sum = place % 512 in (154, 155)  # what ends the sum of a header's bytes is the one thing it leaves out
+    if in_a_body or (behind_the_sum and not index.defects):
+        assert ([index.keys[number] for number in range(len(index.keys))], index.defects) == (["k0", "k1", "k2"], [])
     else:
         # Headers carry a sum of their bytes; their unused end is part of it.
         assert index.defects

@@ -22,7 +22,7 @@ from divot_lightning.sharding.building import (
 from divot_lightning.sharding.strategy import prepare_deepspeed_for_cpu
 from divot_lightning.testing import run_distributed
 
-WIDTH, LAYERS = 128, 24
+WIDTH, LAYERS = 128, 48
 LAYER_BYTES = 4 * WIDTH * (WIDTH + 1)
 SETTINGS = {
     "train_micro_batch_size_per_gpu": 1,
@@ -137,7 +137,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_no_process_holds_a_model_whole_while_it_is_built(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         for most in rank["most"]:
-            assert LAYERS * LAYER_BYTES / 2 <= most <= (LAYERS / 2 + 4) * LAYER_BYTES
+            # Half of it, and the few layers that are under way between the processes at a time.
+            assert LAYERS * LAYER_BYTES / 2 <= most <= (LAYERS / 2 + 10) * LAYER_BYTES
 
 
 def test_weights_from_a_file_are_those_of_the_file(ranks: list[dict[str, Any]]) -> None:
