@@ -1,7 +1,6 @@
 """Tar shards to raw samples: local files and URLs, members grouped by key, nothing unpickled, nothing executed."""
 
 import glob as globbing
-import io
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -151,24 +150,6 @@ def open_shard(shard: str, *, allow_pipe: bool = False) -> BinaryIO:
 def first_line(error: BaseException) -> str:
     """Returns the beginning of an error's message, or the error's name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def check_shard(shard: str, *, allow_pipe: bool = False) -> None:
-    """Opens a shard and reads its first header.
-
-    Raises:
-        UserError: It is missing, is no tar or is empty.
-    """
-    try:
-        with closing(open_shard(shard, allow_pipe=allow_pipe)) as stream:
-            beginning = io.BytesIO(stream.read(64 * 512))
-        with tarfile.open(fileobj=beginning, mode="r|*") as tar:
-            if tar.next() is None:
-                raise ShardError("it holds no members")
-    except tarfile.TarError as error:
-        raise UserError(f"the shard {shard} is no tar ({first_line(error)}); remove it or write it again.") from error
-    except ShardError as error:
-        raise UserError(f"the shard {shard} cannot be used: {error}; look at the path in the recipe.") from error
 
 
 def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:

@@ -174,9 +174,7 @@ class RemoteShard:
         if start == end:
             return b""
         try:
-            data = _tried(
-                lambda: _find(self.name)[0].cat_file(_find(self.name)[1], start=start, end=end), 1 if once else ATTEMPTS
-            )
+            data = _tried(lambda: _fetch(self.name, start, end), 1 if once else ATTEMPTS)
         except Exception as error:  # each file system has exceptions of its own
             raise _shard_error(error) from error
         return _whole(data, start, end)

@@ -7,7 +7,6 @@ import pytest
 
 from divot_datamodules.shard_reading import (
     ShardError,
-    check_shard,
     expand_shards,
     open_shard,
     read_shard,
@@ -52,7 +51,6 @@ def test_a_pickle_in_a_shard_does_nothing(tmp_path, write_tar):
 def test_compressed_shards_are_read(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("k.mp4", b"v" * 5000)])
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(path.read_bytes()))
-    check_shard(str(tmp_path / "a.tar.gz"))
     assert read(tmp_path / "a.tar.gz") == read(path)
 
 
@@ -60,7 +58,6 @@ def test_urls_are_opened_through_fsspec(tmp_path, write_tar):
     path = write_tar(tmp_path / "a.tar", [("k.mp4", b"v")])
     with fsspec.open("memory://bucket/a.tar", "wb") as file:
         file.write(path.read_bytes())
-    check_shard("memory://bucket/a.tar")
     assert read("memory://bucket/a.tar") == [("k", 0, {"mp4": b"v"})]
 
 
@@ -102,24 +99,6 @@ def test_a_url_cannot_smuggle_a_command_into_an_opener(tmp_path):
     with pytest.raises(ShardError, match="shell"):
         open_shard(f"ais://x'; touch {victim}; echo '")
     assert not victim.exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"this is no tar" * 99, "is no tar"), (b"", "is no tar"), (b"\0" * 10240, "holds no members|is no tar")],
-)
-def test_what_is_no_tar_is_named_before_training(tmp_path, content, message):
-    (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        check_shard(str(tmp_path / "a.tar"))
-    assert "a.tar" in str(caught.value)
-
-
-def test_a_missing_shard_is_named():
-    with pytest.raises(UserError, match=r"nowhere/a\.tar cannot be used: it does not exist"):
-        check_shard("nowhere/a.tar")
-    with pytest.raises(UserError, match="memory://nowhere"):
-        check_shard("memory://nowhere/a.tar")
 
 
 def test_a_shard_cut_in_a_body_gives_what_was_whole_and_says_so(tmp_path, write_tar):

@@ -217,6 +217,15 @@ def test_missing_shards_are_defects_as_long_as_others_can_be_read(tmp_path, writ
     (tmp_path / "bad.tar").write_bytes(b"rubbish" * 500)
     with pytest.raises(UserError, match=r"bad\.tar is no tar"):
         TarSource([str(tmp_path / "bad.tar")])
+    with pytest.raises(UserError, match=r"memory://nowhere/a\.tar cannot be used"):
+        TarSource(["memory://nowhere/a.tar"])
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 10240])
+def test_empty_shards_alone_are_named_before_training(tmp_path, content):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tar (is no tar|cannot be used)"):
+        TarSource([str(tmp_path / "a.tar")])
 
 
 def test_a_named_pipe_is_not_waited_for(tmp_path):
