@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import yaml
 from divot_lightning.ablation.grid import Grid
 from divot_lightning.ablation.recipe import AblationRecipe
 from divot_lightning.errors import UserError
-from divot_lightning.jobs.runner import StepRunner, read_record
+from divot_lightning.jobs.records import is_done, read_record
+from divot_lightning.jobs.runner import StepRunner
 from divot_lightning.jobs.steps import Step
 from divot_lightning.recipe_files import find_recipe
 
@@ -57,7 +58,14 @@ def batch_size(options: Mapping[str, Any]) -> int:
 
 
 def measured_costs(
-    recipe: AblationRecipe, grid: Grid, name: str, folder: Path, jobs: int, *, part: str = ""
+    recipe: AblationRecipe,
+    grid: Grid,
+    name: str,
+    folder: Path,
+    jobs: int,
+    *,
+    part: str = "",
+    without: Container[str] = (),
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """Measures what a training step costs in each cell, once everything that it needs is there.
 
@@ -68,6 +76,7 @@ def measured_costs(
         folder: Of the ablation.
         jobs: Processes side by side.
         part: The cell that is run alone, whose ablation must have been measured before; "" for all.
+        without: Names of cells that are not measured.
 
     Returns:
         By cell "tokens" (of the language model's sequences) and "flops" (forward, backward and optimizer) of a step,
@@ -78,7 +87,7 @@ def measured_costs(
     """
     if recipe.matched_by in ("steps", "samples"):
         return {}, {}
-    probes = {cell.name: _probe(grid, cell.name, name) for cell in grid.cells}
+    probes = {cell.name: _probe(grid, cell.name, name) for cell in grid.cells if cell.name not in without}
     if part and not any(read_record(folder, probe.name) for probe in probes.values()):
         raise UserError(
             f"cell {part!r} is matched by {recipe.matched_by}, and what a training step costs is not measured yet.\n"
@@ -89,7 +98,7 @@ def measured_costs(
         steps = [step for step in grid.all_steps() if step.name in needed]
         unique = {probe.name: probe for probe in probes.values()}
         StepRunner([*steps, *unique.values()], folder, jobs=jobs, part="cost", keep_going=True).run()
-    done = {cell: probe for cell, probe in probes.items() if _is_done(probe, folder)}
+    done = {cell: probe for cell, probe in probes.items() if is_done(folder, probe.name)}
     costs = {cell: json.loads(probe.outputs[0].read_text(encoding="utf-8")) for cell, probe in done.items()}
     return costs, {cell: _said(probe, folder) for cell, probe in probes.items() if cell not in done}
 
@@ -98,11 +107,6 @@ def _said(probe: Step, folder: Path) -> str:
     record = read_record(folder, probe.name)
     reason = record.failure.splitlines()[1] if record is not None and record.failure else "not measured"
     return f"what a training step costs: {reason}"
-
-
-def _is_done(step: Step, folder: Path) -> bool:
-    record = read_record(folder, step.name)
-    return record is not None and record.done
 
 
 def _probe(grid: Grid, cell: str, name: str) -> Step:

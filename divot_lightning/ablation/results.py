@@ -20,7 +20,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.comparison import differing
 from divot_lightning.evaluation.predictions import MERGED, read_rows
 from divot_lightning.evaluation.scores import Score, load_scores
-from divot_lightning.jobs.runner import StepRecord, read_record
+from divot_lightning.jobs.records import StepRecord, read_record
 
 _VALID_ONLY = re.compile(r"\bvalid (clips|ones)\b")
 SEED_KEYS = ("noise_seed", "seed")

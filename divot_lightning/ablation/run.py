@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,9 +17,11 @@ from divot_lightning.ablation.matching import measured_costs, steps_for_amount
 from divot_lightning.ablation.recipe import AblationRecipe, restore_recipe
 from divot_lightning.ablation.report import all_tables, build_report, table_page, write_text
 from divot_lightning.ablation.results import CellResult, collect
+from divot_lightning.ablation.settings_check import wrong_settings
 from divot_lightning.ablation.tables import as_csv, as_markdown, baseline_of
 from divot_lightning.errors import UserError
-from divot_lightning.jobs.runner import StepRunner, read_record
+from divot_lightning.jobs.records import is_done
+from divot_lightning.jobs.runner import StepRunner
 from divot_lightning.jobs.steps import Step
 from divot_lightning.report.rendering import write_report
 
@@ -51,7 +54,8 @@ def run_ablation(
     baseline_of(recipe, [CellResult(cell) for cell in make_cells(recipe)])
     claim(recipe, folder)
     _check_part(recipe, part)
-    grid, failures = _matched_grid(recipe, folder, jobs, "" if part == SHARED else part)
+    refused = _refused_cells(make_grid(recipe, folder), folder, part)
+    grid, failures = _matched_grid(recipe, folder, jobs, "" if part == SHARED else part, refused)
     steps = [step for step in _part(grid, part, folder) if step.name in _names_of(grid, failures)]
     StepRunner(steps, folder, jobs=jobs, keep_going=True, part=part).run()
     results = collect(grid, folder, mixed_protocols=mixed_protocols)
@@ -60,16 +64,34 @@ def run_ablation(
     return results
 
 
-def _matched_grid(recipe: AblationRecipe, folder: Path, jobs: int, part: str) -> tuple[Grid, dict[str, str]]:
+def _refused_cells(grid: Grid, folder: Path, part: str) -> dict[str, str]:
+    """Finds cells with wrong settings before what they share is trained for hours; says which and why."""
+    cells = [part] if part in grid.steps else list(grid.steps)
+    planned = {s.step.name: s.step for cell in cells for s in grid.steps[cell].values()}
+    wrong = wrong_settings([step for step in planned.values() if not is_done(folder, step.name)])
+    refused: dict[str, str] = {}
+    for cell in cells:
+        for name, step in grid.steps[cell].items():
+            if step.step.name in wrong:
+                refused.setdefault(cell, f"{name}: {wrong[step.step.name]}")
+    for said in dict.fromkeys(refused.values()):
+        sys.stderr.write(f"{', '.join(cell for cell in refused if refused[cell] == said)} cannot run: {said}\n")
+    return refused
+
+
+def _matched_grid(
+    recipe: AblationRecipe, folder: Path, jobs: int, part: str, refused: Mapping[str, str]
+) -> tuple[Grid, dict[str, str]]:
     """Plans the cells; for `tokens` and `compute` the cost of a training step is measured in each cell before.
 
     Returns:
-        The cells, and for those whose cost could not be measured, which must not train, what was said.
+        The cells, and for those that must not train, refused ones or ones whose cost could not be measured, why.
     """
     max_steps: dict[str, dict[str, int]] = {cell.name: {} for cell in make_cells(recipe)}
-    failures: dict[str, str] = {}
+    failures = dict(refused)
     for name in recipe.matched_steps:
-        costs, failed = measured_costs(recipe, make_grid(recipe, folder, max_steps), name, folder, jobs, part=part)
+        grid = make_grid(recipe, folder, max_steps)
+        costs, failed = measured_costs(recipe, grid, name, folder, jobs, part=part, without=failures)
         failures = failed | failures
         for cell in (cell for cell in make_cells(recipe) if cell.name not in failures):
             max_steps[cell.name][name] = steps_for_amount(recipe, _batch_options(recipe, cell, name), costs, cell.name)
@@ -100,8 +122,7 @@ def _part(grid: Grid, part: str, folder: Path) -> list[Step]:
     steps = grid.steps[part].values()
     # Two cells that ran a shared step at one time would clear each other's results.
     for step in (step.step for step in steps if step.shared):
-        record = read_record(folder, step.name)
-        if record is None or not record.done:
+        if not is_done(folder, step.name):
             raise UserError(
                 f"cell {part!r} needs {step.name!r}, which other cells need as well and which is not done.\n"
                 "Before cells run alone, once: the same command with --part shared"

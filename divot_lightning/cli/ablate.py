@@ -18,7 +18,12 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="divot ablate", description=DESCRIPTION)
     options.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe, such as ablations/heads")
     options.add_argument("--folder", help="for everything (default: runs/ablations/<name of the recipe>)")
-    options.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each (default: 2)")
+    options.add_argument(
+        "--jobs",
+        type=int,
+        help="processes side by side, one thread each, among which GPUs are dealt out "
+        "(default: 2, or 1 where there are GPUs, since a recipe may want all of them)",
+    )
     options.add_argument(
         "--part",
         default="",
@@ -47,10 +52,12 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.ablation.grid import make_grid
     from divot_lightning.ablation.recipe import load_recipe
     from divot_lightning.ablation.run import REPORT, SHARED, TABLE, claim, run_ablation, slurm_script
+    from divot_lightning.jobs.processes import visible_gpus
 
     args = parser().parse_args(argv)
-    if args.jobs < 1:
-        raise UserError(f"--jobs is {args.jobs}; it must be at least 1.")
+    jobs = args.jobs if args.jobs is not None else 1 if visible_gpus() else 2
+    if jobs < 1:
+        raise UserError(f"--jobs is {jobs}; it must be at least 1.")
     recipe = load_recipe(args.recipe)
     folder = Path(args.folder or f"runs/ablations/{Path(args.recipe).stem}")
     cells = [cell.name for cell in make_grid(recipe, folder).cells]
@@ -66,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.jobs.stopping import stop_on_terminate
 
     stop_on_terminate()
-    results = run_ablation(recipe, folder, jobs=args.jobs, part=args.part, mixed_protocols=args.mixed_protocols)
+    results = run_ablation(recipe, folder, jobs=jobs, part=args.part, mixed_protocols=args.mixed_protocols)
     # A cell that runs alone answers for itself: a job array shows which of its tasks failed.
     failed = [result for result in results if result.failure and args.part in (SHARED, "", result.cell.name)]
     for result in failed:

@@ -26,7 +26,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="HEAD",
         help="generation heads to compare, by short name; gmm is always among them (default: mse diffusion gmm)",
     )
-    parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each (default: 2)")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=2,
+        help="processes side by side, one thread each, among which GPUs are dealt out (default: 2)",
+    )
     return parser
 
 

@@ -178,6 +178,13 @@ class TrainingCLI(LightningCLI):
         return [*own, *others]
 
 
+class SettingsOnly(TrainingCLI):
+    """Parses recipe and command line like a training command and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Leave it."""
+
+
 def quiet() -> None:
     """Silence what says nothing to a user: Lightning's device lines and tips, and advice for other ways of working."""
     for name in ("lightning.pytorch", "lightning.fabric"):

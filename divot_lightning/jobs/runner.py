@@ -1,20 +1,20 @@
 """Runs steps side by side, remembers which are done, and goes on where a killed job stopped."""
 
 import fcntl
-import json
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from divot_lightning.cli.run_folder import newest_checkpoint
 from divot_lightning.errors import UserError
-from divot_lightning.jobs.processes import resident_mib, start_process, stop_processes
+from divot_lightning.jobs.processes import deal_gpus, resident_mib, start_process, stop_processes, visible_gpus
 from divot_lightning.jobs.progress import Display, StepMeter, clock, read_progress
+from divot_lightning.jobs.records import StepRecord, read_record, write_record
 from divot_lightning.jobs.steps import Step, check_plan
 
 POLL_SECONDS = 0.2
@@ -24,33 +24,6 @@ RECORD_SECONDS = 5.0
 TOTAL_FILE = "total_seconds.txt"
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What `<folder>/steps/<name>.json` says about a step.
-
-    Attributes:
-        name: Its name.
-        command: Its words.
-        done: Whether it ended well.
-        seconds: Wall time over all attempts, to within a few seconds if it was killed.
-        peak_mib: Largest resident memory of its processes.
-        together_mib: Largest resident memory of all steps that ran at one time while this one did.
-        attempts: How often it was started.
-        started: When it was first started, seconds since 1970.
-        failure: What it said last if its latest attempt failed; "" else.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    done: bool
-    seconds: float
-    peak_mib: float
-    together_mib: float
-    attempts: int
-    started: float
-    failure: str = ""
-
-
 @dataclass
 class _Running:
     step: Step
@@ -58,17 +31,9 @@ class _Running:
     log: IO[bytes]
     meter: StepMeter
     record: StepRecord
+    slots: tuple[int, ...]
     began: float
     written: float = field(default=0.0)
-
-
-def read_record(folder: Path, name: str) -> StepRecord | None:
-    """Returns the record of a step, None if it was never started."""
-    path = folder / "steps" / f"{name}.json"
-    if not path.is_file():
-        return None
-    entry = json.loads(path.read_text(encoding="utf-8"))
-    return StepRecord(**entry | {"command": tuple(entry["command"])})
 
 
 class StepRunner:
@@ -77,7 +42,7 @@ class StepRunner:
     Args:
         steps: The plan; of several steps that could start, the one that stands first does.
         folder: Holds `steps/` with a log and a record per step.
-        jobs: How many slots steps share.
+        jobs: How many slots steps share. GPUs are dealt out to them.
         display: Shows what goes on.
         keep_going: Whether a failed step stops only those that wait for it; else it stops the job.
         part: Name of the part of a larger job that this runner does; parts of other names may run in the same folder
@@ -101,6 +66,7 @@ class StepRunner:
         self.display = display or Display()
         self.keep_going = keep_going
         self.part = part
+        self.gpus = visible_gpus()
         self.failed: set[str] = set()
         self.running: dict[str, _Running] = {}
         self.former_seconds = 0.0
@@ -204,17 +170,18 @@ class StepRunner:
                 time.sleep(POLL_SECONDS)
 
     def _start_ready(self, done: set[str], locks: Sequence[int]) -> None:
-        free = self.jobs - sum(min(running.step.slots, self.jobs) for running in self.running.values())
+        taken = {slot for running in self.running.values() for slot in running.slots}
+        free = [slot for slot in range(self.jobs) if slot not in taken]
         for place, step in enumerate(self.steps, start=1):
             slots = min(step.slots, self.jobs)
-            if step.name in done | self.failed or step.name in self.running or slots > free:
+            if step.name in done | self.failed or step.name in self.running or slots > len(free):
                 continue
             if not done.issuperset(step.after):
                 continue
-            self.running[step.name] = self._start(step, f"{place}/{len(self.steps)}", slots, locks)
-            free -= slots
+            self.running[step.name] = self._start(step, f"{place}/{len(self.steps)}", tuple(free[:slots]), locks)
+            del free[:slots]
 
-    def _start(self, step: Step, position: str, threads: int, locks: Sequence[int]) -> _Running:
+    def _start(self, step: Step, position: str, slots: tuple[int, ...], locks: Sequence[int]) -> _Running:
         command = self._command(step)
         former = read_record(self.folder, step.name) or self._new_record(step)
         record = replace(former, command=step.command, attempts=former.attempts + 1, failure="")
@@ -225,10 +192,11 @@ class StepRunner:
         log = path.open("wb")
         log.write(f"$ {' '.join(command)}\n".encode())
         log.flush()
-        self._write(record)
-        process = start_process(command, log, threads=threads, keep_open=locks)
+        write_record(self.folder, record)
+        gpus = deal_gpus(self.gpus, self.jobs, slots)
+        process = start_process(command, log, threads=len(slots), gpus=gpus, keep_open=locks)
         now = time.monotonic()
-        return _Running(step, process, log, StepMeter(step.name, position, now), record, now, now)
+        return _Running(step, process, log, StepMeter(step.name, position, now), record, slots, now, now)
 
     def _new_record(self, step: Step) -> StepRecord:
         return StepRecord(step.name, step.command, False, 0.0, 0.0, 0.0, 0, time.time())
@@ -271,7 +239,7 @@ class StepRunner:
 
     def _fail(self, running: _Running, failure: str) -> bool:
         running.record = replace(running.record, failure=failure)
-        self._write(running.record)
+        write_record(self.folder, running.record)
         if not self.keep_going:
             raise UserError(failure)
         self.failed.add(running.step.name)
@@ -281,13 +249,7 @@ class StepRunner:
     def _keep_time(self, running: _Running, now: float, *, done: bool) -> None:
         seconds = running.record.seconds + now - max(running.written, running.began)
         running.record, running.written = replace(running.record, seconds=seconds, done=done), now
-        self._write(running.record)
-
-    def _write(self, record: StepRecord) -> None:
-        path = self.folder / "steps" / f"{record.name}.json"
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
-        temporary.replace(path)
+        write_record(self.folder, running.record)
 
     def _failure(self, step: Step, status: int) -> str:
         log = self._log(step.name)
@@ -304,6 +266,8 @@ class StepRunner:
         return self.folder / "steps" / f"{name}.log"
 
     def _stop(self) -> None:
+        if self.running:
+            self.display.say(f"waiting for {len(self.running)} running steps to save; Ctrl-C kills them")
         stop_processes([running.process for running in self.running.values()])
         now = time.monotonic()
         for running in self.running.values():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from divot_lightning.evaluation.scores import Score, SeedSummary
 from divot_lightning.jobs.progress import clock
-from divot_lightning.jobs.runner import StepRecord
+from divot_lightning.jobs.records import StepRecord
 from divot_lightning.quickstart.illustrations import (
     answered_clips,
     generation_rows,

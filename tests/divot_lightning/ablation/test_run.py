@@ -17,7 +17,7 @@ from divot_lightning.ablation.recipe import load_recipe
 from divot_lightning.ablation.run import run_ablation
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
-from divot_lightning.jobs.runner import StepRecord
+from divot_lightning.jobs.records import StepRecord
 from tests.divot_lightning.ablation.test_grid import recipe
 from tests.divot_lightning.ablation.test_recipe import RECIPE
 
@@ -59,7 +59,9 @@ def test_an_ablation_runs_goes_on_and_shows_what_failed(tmp_path, capsys):
     words = ["ablate", str(tmp_path / "tiny.yaml"), "--folder", str(folder)]
     assert main(words) == 1
     shown = capsys.readouterr()
+    assert shown.err.startswith("impossible-seed0 cannot run: tokenizer: 'model.terminal_sharee' is no setting")
     assert re.search(r"failed: impossible-seed0: tokenizer: .*terminal_sharee", shown.err)
+    assert not list((folder / "steps").glob("*impossible*"))
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert {row["cell"] for row in rows if row["value"]} == {"none-seed0", "most-seed0"}
     assert [row["cell"] for row in rows if row["failure"]] == ["impossible-seed0"]
@@ -84,6 +86,13 @@ def test_an_ablation_runs_goes_on_and_shows_what_failed(tmp_path, capsys):
     assert (folder / "cells/none-seed0/tokenizer/finished.json").stat().st_mtime_ns == before
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Takes settings for right, which spares a process that imports torch."""
+    monkeypatch.setattr(run_module, "wrong_settings", lambda steps: {})
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
     run_ablation(recipe(), tmp_path / "out", jobs=1)
@@ -96,6 +105,7 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, monkeypatch):
         run_ablation(recipe(matched_by="samples", amount=8, matched_steps=["llm"]), tmp_path / "out", jobs=1)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_ablation_takes_more_seeds_and_variants_and_another_text(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
     run_ablation(recipe(), tmp_path / "out", jobs=1)
@@ -107,12 +117,14 @@ def test_an_ablation_takes_more_seeds_and_variants_and_another_text(tmp_path, mo
         run_ablation(recipe(), tmp_path / "out", jobs=1)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_unknown_cell_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
     with pytest.raises(UserError, match="there is no cell 'gmm-seed9'"):
         run_ablation(recipe(), tmp_path / "out", jobs=1, part="gmm-seed9")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_cell_alone_waits_for_what_other_cells_need_too(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: started.extend(self.steps))
@@ -141,6 +153,7 @@ class CostsOfGMMFail:
             (self.folder / "steps" / f"{step.name}.json").write_text(json.dumps(asdict(record)))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_cell_whose_cost_cannot_be_measured_fails_alone_and_does_not_train(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(matching, "StepRunner", CostsOfGMMFail)
@@ -152,6 +165,25 @@ def test_a_cell_whose_cost_cannot_be_measured_fails_alone_and_does_not_train(tmp
     trained = {step.name: " ".join(step.command) for step in started if step.name.endswith(".llm")}
     assert list(trained) == ["cells.mse-seed0.llm", "cells.mse-seed1.llm"]
     assert "--trainer.max_steps 50" in trained["cells.mse-seed0.llm"]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_cells_with_wrong_settings_fail_before_anything_runs_and_others_go_on(tmp_path, monkeypatch, capsys):
+    started, looked_at = [], []
+
+    def wrong(steps):
+        looked_at.extend(step.name for step in steps)
+        return {step.name: "no such setting" for step in steps if "gmm-seed0" in step.name}
+
+    monkeypatch.setattr(run_module, "wrong_settings", wrong)
+    monkeypatch.setattr(run_module.StepRunner, "run", lambda self: started.extend(step.name for step in self.steps))
+    results = run_ablation(recipe(), tmp_path / "out", jobs=1)
+    failed = {result.cell.name: result.failure for result in results if result.failure}
+    assert failed == {"gmm-seed0": "llm: no such setting"}
+    assert capsys.readouterr().err == "gmm-seed0 cannot run: llm: no such setting\n"
+    assert {"cells.mse-seed0.llm", "cells.gmm-seed1.llm"} < set(started)
+    assert "cells.gmm-seed0.llm" in looked_at
+    assert "cells.gmm-seed0.llm" not in started
 
 
 @pytest.mark.parametrize(("status", "left", "queued"), [(0, 0, False), (1, 1, False), (130, 0, True)])
@@ -174,6 +206,7 @@ def test_a_task_of_the_array_runs_its_cell_and_queues_itself_again_if_it_was_sto
     assert (tmp_path / "out").read_text().split() == [cells[4], *(["requeue", "77"] if queued else [])]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_array_job_has_one_task_per_cell_and_its_folder_takes_the_ablation(tmp_path, capsys, monkeypatch):
     assert main(["ablate", "ablations/heads", "--list"]) == 0
     cells = capsys.readouterr().out.split()

@@ -2,11 +2,13 @@
 
 import signal
 import sys
+import threading
 import time
 
 import pytest
 
-from divot_lightning.jobs.processes import resident_mib, start_process, stop_processes
+from divot_lightning.jobs import processes
+from divot_lightning.jobs.processes import deal_gpus, resident_mib, start_process, stop_processes, visible_gpus
 
 
 @pytest.fixture
@@ -49,6 +51,51 @@ def test_child_that_does_not_leave_is_killed(tmp_path):
         wait_for(tmp_path / "log", "ready")
         stop_processes([child], patience=0.2)
     assert child.returncode == -signal.SIGKILL
+
+
+def test_a_second_interrupt_kills_at_once(tmp_path):
+    with (tmp_path / "log").open("wb") as log:
+        child = start_process(
+            ("/bin/sh", "-c", "trap '' INT; echo ready; while true; do sleep 0.05; done"), log, threads=1
+        )
+        wait_for(tmp_path / "log", "ready")
+        timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+        former = signal.signal(signal.SIGINT, signal.default_int_handler)
+        timer.start()
+        stop_processes([child], patience=60)
+        signal.signal(signal.SIGINT, former)
+    assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("named", "seen"), [("2,5", ["2", "5"]), ("", []), ("GPU-a, GPU-b", ["GPU-a", "GPU-b"])])
+def test_gpus_are_those_that_the_environment_names(monkeypatch, named, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert visible_gpus() == seen
+
+
+def test_without_a_word_of_the_environment_gpus_are_those_of_the_driver(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(processes, "GPU_LIST", tmp_path / "none")
+    assert visible_gpus() == []
+    for address in ("0000:1a:00.0", "0000:1b:00.0"):
+        (tmp_path / "gpus" / address).mkdir(parents=True)
+    monkeypatch.setattr(processes, "GPU_LIST", tmp_path / "gpus")
+    assert visible_gpus() == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "dealt"),
+    [("0123", 2, ["01", "23"]), ("01234", 2, ["01", "23"]), ("01", 4, ["0", "1", "0", "1"]), ("3", 2, ["3", "3"])],
+)
+def test_slots_get_gpus_of_their_own_as_far_as_there_are_enough(gpus, jobs, dealt):
+    assert [deal_gpus(list(gpus), jobs, [slot]) for slot in range(jobs)] == [list(share) for share in dealt]
+
+
+def test_a_process_of_several_slots_gets_the_gpus_of_all_and_one_job_all_that_there_are():
+    assert deal_gpus(["0", "1", "2", "3"], 4, [1, 3]) == ["1", "3"]
+    assert deal_gpus(["0"], 2, [0, 1]) == ["0"]
+    assert deal_gpus(["0", "1"], 1, [0]) is None
+    assert deal_gpus([], 2, [0]) is None
 
 
 def test_memory_of_grandchildren_counts(tmp_path):

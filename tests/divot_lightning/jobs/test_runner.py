@@ -15,7 +15,8 @@ import pytest
 from divot_lightning.errors import UserError
 from divot_lightning.jobs import runner as runner_module
 from divot_lightning.jobs.progress import Display
-from divot_lightning.jobs.runner import StepRunner, read_record
+from divot_lightning.jobs.records import read_record
+from divot_lightning.jobs.runner import StepRunner
 from divot_lightning.jobs.steps import Step
 
 
@@ -53,6 +54,15 @@ def test_a_step_that_takes_all_slots_runs_alone_and_gets_their_threads(tmp_path)
     wide = shell("wide", f"{script} && echo $OMP_NUM_THREADS > {tmp_path}/threads", slots=2)
     run([wide, shell("narrow", script)], tmp_path)
     assert (tmp_path / "threads").read_text() == "2\n"
+
+
+def test_steps_that_run_side_by_side_see_different_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    script = "echo $CUDA_VISIBLE_DEVICES > {0}/{1}; until [ -e {0}/{2} ]; do sleep 0.02; done"
+    run([shell("a", script.format(tmp_path, "a", "b")), shell("b", script.format(tmp_path, "b", "a"))], tmp_path)
+    assert {(tmp_path / name).read_text() for name in "ab"} == {"4\n", "5\n"}
+    run([shell("alone", f"echo $CUDA_VISIBLE_DEVICES > {tmp_path}/alone")], tmp_path, jobs=1)
+    assert (tmp_path / "alone").read_text() == "4,5,6\n"
 
 
 def test_done_steps_do_not_run_again(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from divot_datamodules.toy_world import ATTRIBUTES
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.scores import Score, save_scores
-from divot_lightning.jobs.runner import StepRecord
+from divot_lightning.jobs.records import StepRecord
 from divot_lightning.quickstart.collect import build_report
 from divot_lightning.quickstart.plan import Layout, QuickstartSettings, make_plan
 from divot_lightning.quickstart.results import Results

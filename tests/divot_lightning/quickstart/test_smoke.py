@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from divot_lightning.jobs.runner import read_record
+from divot_lightning.jobs.records import read_record
 from divot_lightning.quickstart.plan import FAST, make_plan
 
 

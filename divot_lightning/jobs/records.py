@@ -1,0 +1,55 @@
+"""What is kept of each step of a job: `<folder>/steps/<name>.json`."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What is known of a step that was started.
+
+    Attributes:
+        name: Its name.
+        command: Its words.
+        done: Whether it ended well.
+        seconds: Wall time over all attempts, to within a few seconds if it was killed.
+        peak_mib: Largest resident memory of its processes.
+        together_mib: Largest resident memory of all steps that ran at one time while this one did.
+        attempts: How often it was started.
+        started: When it was first started, seconds since 1970.
+        failure: What it said last if its latest attempt failed; "" else.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    done: bool
+    seconds: float
+    peak_mib: float
+    together_mib: float
+    attempts: int
+    started: float
+    failure: str = ""
+
+
+def read_record(folder: Path, name: str) -> StepRecord | None:
+    """Returns the record of a step, None if it was never started."""
+    path = folder / "steps" / f"{name}.json"
+    if not path.is_file():
+        return None
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    return StepRecord(**entry | {"command": tuple(entry["command"])})
+
+
+def is_done(folder: Path, name: str) -> bool:
+    """Tells whether a step ended well."""
+    record = read_record(folder, name)
+    return record is not None and record.done
+
+
+def write_record(folder: Path, record: StepRecord) -> None:
+    """Writes the record of a step, whole or not at all."""
+    path = folder / "steps" / f"{record.name}.json"
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    unfinished.replace(path)
