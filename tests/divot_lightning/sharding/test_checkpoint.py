@@ -117,7 +117,7 @@ def test_tensors_stand_under_their_names_and_frozen_ones_from_a_folder_do_not(tm
 
 
 def test_a_checkpoint_is_little_more_than_trained_weights_and_optimizer_state(tmp_path: Path) -> None:
-    done = train(tmp_path, 2)
+    done = train(tmp_path, 2, stage=TinyStage(width=60_000))  # 8 MB
     trained = [value for value in done["stage"].parameters() if value.requires_grad]
     states = [value for state in done["trainer"].optimizers[0].state.values() for value in state.values()]
     needed = sum(value.numel() * value.element_size() for value in [*trained, *states])

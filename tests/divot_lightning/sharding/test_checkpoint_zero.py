@@ -298,6 +298,25 @@ def test_every_rank_writes_its_share(runs: dict[str, Any], name: str) -> None:
         assert len(names) == len(set(names))
 
 
+def _payload(folder: Path, group: str) -> int:
+    """Gives the bytes of all tensors in the files of a group."""
+    total = 0
+    for file in folder.glob(f"{group}-*.safetensors"):
+        with safe_open(file, "pt") as stored:
+            total += sum(stored.get_tensor(key).nbytes for key in stored.keys())  # noqa: SIM118
+    return total
+
+
+@pytest.mark.parametrize(("name", "world"), product(STRATEGIES, WORLDS))
+def test_a_checkpoint_of_many_processes_is_no_larger_than_of_one(runs: dict[str, Any], name: str, world: int) -> None:
+    """What is said of one process (test_checkpoint.py) holds for all: only headers and random states grow."""
+    folder, alone = (step_folder(_folder(runs["root"], layout), STOP) for layout in ((name, world), ("ddp", 1)))
+    for group in ("weights", "optimizer", "ema"):
+        assert _payload(folder, group) == _payload(alone, group) > 0
+    size, of_one = (sum(file.stat().st_size for file in each.iterdir()) for each in (folder, alone))
+    assert size - of_one < world * 50_000
+
+
 def test_checkpoints_of_all_layouts_hold_the_same(runs: dict[str, Any]) -> None:
     readers = {
         layout: CheckpointReader(step_folder(_folder(runs["root"], layout), STOP), Ranks())

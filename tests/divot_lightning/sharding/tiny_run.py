@@ -32,14 +32,14 @@ class Base(nn.Linear):
 class Net(nn.Module):
     """Frozen base from a folder, frozen part from nowhere, adapter, odd sizes, a counting buffer, tied weights."""
 
-    def __init__(self, dropout: float, base_seed: int) -> None:
+    def __init__(self, dropout: float, base_seed: int, width: int) -> None:
         super().__init__()
         self.base = Base(base_seed)
         self.untrained = nn.Linear(7, 7)
-        self.adapter = nn.Linear(7, 11)
+        self.adapter = nn.Linear(7, width)
         self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(11, 3)
-        self.again = nn.Linear(11, 3)
+        self.out = nn.Linear(width, 3)
+        self.again = nn.Linear(width, 3)
         self.again.weight = self.out.weight
         self.base.requires_grad_(False)
         self.untrained.requires_grad_(False)
@@ -53,9 +53,16 @@ class Net(nn.Module):
 
 
 class TinyStage(LightningModule):
-    def __init__(self, dropout: float = 0.0, base_seed: int = 0, lr: float = 0.01, optimizer: str = "adamw") -> None:
+    def __init__(
+        self,
+        dropout: float = 0.0,
+        base_seed: int = 0,
+        lr: float = 0.01,
+        optimizer: str = "adamw",
+        width: int = 11,
+    ) -> None:
         super().__init__()
-        self.settings = {"dropout": dropout, "base_seed": base_seed}
+        self.settings = {"dropout": dropout, "base_seed": base_seed, "width": width}
         self.lr, self.optimizer_name = lr, optimizer
         self.losses: list[tuple[int, float, float, list[int]]] = []
 

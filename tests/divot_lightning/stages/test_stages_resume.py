@@ -3,10 +3,6 @@
 Dropout and averaged weights are on. An epoch has three batches, of 4, 4 and 2 samples.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from lightning import Callback, Trainer
@@ -26,17 +22,10 @@ from divot_lightning.sharding.run_checkpoint import use_checkpoint_folders
 from divot_lightning.sharding.step_checkpoint import CheckpointSettings, StepCheckpoint
 from divot_lightning.sharding.strategy import DivotDeepSpeedStrategy
 from divot_lightning.sharding.weight_average import WeightAverage
-from divot_lightning.stages.captioning_pretraining import CaptioningPretraining
-from divot_lightning.stages.detokenizer_adaptation import DetokenizerAdaptation
-from divot_lightning.stages.detokenizer_refinement import DetokenizerRefinement
-from divot_lightning.stages.instruction_tuning import InstructionTuning
-from divot_lightning.stages.llm_pretraining import LLMPretraining
-from divot_lightning.stages.optimization import OptimizerSettings
-from divot_lightning.stages.tokenizer_pretraining import TokenizerPretraining
 from divot_lightning.testing import run_distributed
 from divot_lightning.testing.toy_shards import make_toy_shards
+from tests.divot_lightning.stages.tiny_stages import Settings, make_stage
 
-OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=2)
 TASKS = {
     "tokenizer": None,
     "captioning": {"caption": 1.0},
@@ -57,16 +46,6 @@ PRECISION = {
 END = 5
 
 
-@dataclass
-class Settings:
-    """What a process needs to build the stages; everything can be pickled."""
-
-    folder: Path
-    tokenizer: Any
-    detokenizer: Any
-    llm: Any
-
-
 class Watch(Callback):
     """Notes the step, the keys and the logged values of every batch."""
 
@@ -81,19 +60,6 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer, stage, batch, index):
         self.rows.append((trainer.global_step, batch["key"], {}))
-
-
-def make_stage(name, settings):
-    run, llm_run = str(settings.folder / "tokenizer_run"), str(settings.folder / "llm_run")
-    makers = {
-        "tokenizer": lambda: TokenizerPretraining(settings.tokenizer, settings.detokenizer, OPTIMIZER, 0.3),
-        "captioning": lambda: CaptioningPretraining(settings.tokenizer, settings.llm, OPTIMIZER),
-        "refinement": lambda: DetokenizerRefinement(run, OPTIMIZER, condition_dropout=0.5),
-        "pretraining": lambda: LLMPretraining(GMMHead, run, settings.llm, OPTIMIZER, statistics_batches=2),
-        "tuning": lambda: InstructionTuning(llm_run, OPTIMIZER, freeze=["input_projector"]),
-        "adaptation": lambda: DetokenizerAdaptation(llm_run, run, OPTIMIZER, candidates=2),
-    }
-    return makers[name]()
 
 
 def train(name, settings, run, zero=None, stop=None):

@@ -1,9 +1,5 @@
 """Every stage under ZeRO with real processes: the same losses, gradients and components as in one process."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from lightning import Trainer
@@ -18,41 +14,13 @@ from divot_lightning.models.language_model import LoRASettings
 from divot_lightning.models.sequences import Clips, Text
 from divot_lightning.models.video_llm import VideoLLM
 from divot_lightning.sharding.strategy import DivotDeepSpeedStrategy
-from divot_lightning.stages.detokenizer_adaptation import DetokenizerAdaptation
-from divot_lightning.stages.detokenizer_refinement import DetokenizerRefinement
 from divot_lightning.stages.export import ComponentExport
-from divot_lightning.stages.instruction_tuning import InstructionTuning
-from divot_lightning.stages.llm_pretraining import LLMPretraining
-from divot_lightning.stages.optimization import OptimizerSettings
-from divot_lightning.stages.tokenizer_pretraining import TokenizerPretraining
 from divot_lightning.testing import run_distributed
+from tests.divot_lightning.stages.tiny_stages import Settings, make_stage
 
-STAGES = ("tokenizer", "refinement", "pretraining", "tuning", "adaptation")
-OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=2)
+STAGES = ("tokenizer", "captioning", "refinement", "pretraining", "tuning", "adaptation")
+KINDS = {"pretraining": "llm", "tuning": "llm", "captioning": "captions"}
 STEPS = 2
-
-
-@dataclass
-class Settings:
-    """What the processes need to build the stages; everything can be pickled."""
-
-    folder: Path
-    tokenizer: Any
-    detokenizer: Any
-    llm: Any
-    trainer: dict[str, Any] = field(default_factory=dict)
-
-
-def make_stage(name, settings):
-    run, llm_run = str(settings.folder / "tokenizer_run"), str(settings.folder / "llm_run")
-    makers = {
-        "tokenizer": lambda: TokenizerPretraining(settings.tokenizer, settings.detokenizer, OPTIMIZER, 0.3),
-        "refinement": lambda: DetokenizerRefinement(run, OPTIMIZER, condition_dropout=0.5),
-        "pretraining": lambda: LLMPretraining(GMMHead, run, settings.llm, OPTIMIZER, statistics_batches=2),
-        "tuning": lambda: InstructionTuning(llm_run, OPTIMIZER, freeze=["input_projector"]),
-        "adaptation": lambda: DetokenizerAdaptation(llm_run, run, OPTIMIZER, candidates=2, nearest_per="token"),
-    }
-    return makers[name]()
 
 
 def sample(number, kind):
@@ -60,7 +28,7 @@ def sample(number, kind):
     generator = torch.Generator().manual_seed(number)
     caption = Text(("a red circle moves left", "blue square", "what ?")[number % 3], True)
     options = [[Clips(1, "read"), caption], [caption], [Text("right ?", False), Clips(1, "generate")]]
-    segments = options[2] if kind != "llm" else options[number % 5 % 3]
+    segments = {"llm": options[number % 5 % 3], "captions": options[0], "clips": options[2]}[kind]
     clips = sum(part.count for part in segments if isinstance(part, Clips))
     video = torch.randint(0, 256, (clips, 16, 3, 8, 8), dtype=torch.uint8, generator=generator)
     return {"segments": segments, "video": video, "slot": number, "key": f"sample{number}"}
@@ -91,7 +59,7 @@ def batches_of(rank, world, kind, sizes=(7, 1, 6, 5)):
 def fit(name, settings, strategy, run=None, **options):
     """Trains a stage and gives the losses and gradient norms of its steps, then those of a validation."""
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    kind = "llm" if name in ("pretraining", "tuning") else "clips"
+    kind = KINDS.get(name, "clips")
     seed_everything(5, verbose=False)
     stage, seen = make_stage(name, settings), []
     log = stage.log
