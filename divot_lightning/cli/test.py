@@ -1,15 +1,6 @@
 """`divot test`: measure a run on its test data."""
 
-import sys
-
-from divot_lightning.cli.run_folder import newest_checkpoint
-from divot_lightning.cli.training_args import run_args, split_run, wants_help
-from divot_lightning.errors import UserError
-
-HELP = """usage: divot test RUN [--key value ...]
-
-Measure the newest checkpoint of a run on its test data; prints the metrics and writes nothing.
-"""
+from divot_lightning.cli.measured_run import measure_run
 
 
 def main(argv: list[str]) -> int:
@@ -21,14 +12,4 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit status.
     """
-    if wants_help(argv):
-        sys.stdout.write(HELP)
-        return 0
-    run, overrides = split_run(argv, "test")
-    checkpoint = newest_checkpoint(run)
-    if checkpoint is None:
-        raise UserError(f"{run} has no checkpoint yet.\nTo train it: divot resume {run}")
-
-    from divot_lightning.cli.training import measure
-
-    return measure(run_args(run, overrides), "test", checkpoint)
+    return measure_run("test", "test", argv)

@@ -1,0 +1,37 @@
+"""What `divot validate` and `divot test` share, before torch is imported."""
+
+import sys
+from typing import Literal
+
+from divot_lightning.cli.run_folder import newest_checkpoint
+from divot_lightning.cli.training_args import run_args, split_run, wants_help
+from divot_lightning.errors import UserError
+
+HELP = """usage: divot {verb} RUN [--key value ...]
+
+Measure the newest checkpoint of a run on its {data} data; prints the metrics and writes nothing.
+"""
+
+
+def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -> int:
+    """Measure the newest checkpoint of a run, or show the help.
+
+    Args:
+        verb: The command.
+        data: What its data are called.
+        argv: The words after it.
+
+    Returns:
+        The exit status.
+    """
+    if wants_help(argv):
+        sys.stdout.write(HELP.format(verb=verb, data=data))
+        return 0
+    run, overrides = split_run(argv, verb)
+    checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
+        raise UserError(f"{run} has no checkpoint yet.\nTo train it: divot resume {run}")
+
+    from divot_lightning.cli.training import measure
+
+    return measure(run_args(run, overrides), verb, checkpoint)
