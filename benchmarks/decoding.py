@@ -82,7 +82,7 @@ def decode_whole(path: Path, needed: set[int]) -> int:
             if number - 1 in needed:
                 scale = SIZE / min(frame.height, frame.width)
                 width, height = round(frame.width * scale), round(frame.height * scale)
-                reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
+                reformatter.reformat(frame, width, height, "rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
     return number
 
 

@@ -188,9 +188,11 @@ class _Converter:
     def __call__(self, frame: Any) -> Pixels:
         height, width = _resized(frame.height, frame.width, self.size)
         same = (height, width) == (frame.height, frame.width)
-        # swscale widens its filter when it shrinks, so that bicubic is free of aliasing in both directions.
+        # swscale widens its filter when it shrinks, so that bicubic is free of aliasing in both directions. One thread:
+        # threads of its own give the same bytes and, on small frames, cost far more than they bring.
+        interpolation = None if same else "BICUBIC"
         picture = self.reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=None if same else "BICUBIC"
+            frame, width=width, height=height, format="rgb24", interpolation=interpolation, threads=1
         ).to_ndarray()
         if self.size is not None:
             top, left = (height - self.size[0]) // 2, (width - self.size[1]) // 2
