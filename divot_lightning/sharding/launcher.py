@@ -44,6 +44,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         self.procs: list[subprocess.Popen[bytes]] = []
         self.notes: tempfile.TemporaryDirectory[str] | None = None
         self.settled = threading.Event()
+        self.watch = threading.Thread(target=self._watch, daemon=True, name="rank-watch")
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         """Starts the processes, unless a cluster has, and calls the function in this one; arguments as Lightning's."""
@@ -54,7 +55,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
             self.notes = tempfile.TemporaryDirectory(prefix="divot_failures")
             os.environ[FOLDER_VARIABLE] = self.notes.name
             self._call_children_scripts()
-            threading.Thread(target=self._watch, daemon=True, name="rank-watch").start()
+            self.watch.start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
@@ -86,6 +87,8 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         """Ends the watch."""
         self.settled.set()
         if self.notes:
+            if self.watch.is_alive():
+                self.watch.join()  # it may be reading the notes
             os.environ.pop(FOLDER_VARIABLE, None)
             self.notes.cleanup()
 
