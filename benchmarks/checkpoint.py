@@ -1,11 +1,12 @@
 """Size of a checkpoint beside trained weights and optimizer state, time of saving beside training, memory of resuming.
 
-Run: python benchmarks/checkpoint.py [--devices 2 --strategy divot_zero3] [--width 1024 --layers 8] [--precision P]
+Run: python benchmarks/checkpoint.py [--devices 2 --strategy divot_zero3] [--width 1024 --layers 8] [--trained 4]
 
-Trains a stack of linear layers, of which the first half is frozen and comes from a folder, saves it, and goes on from
-the checkpoint in new processes. Prints per process: bytes of the checkpoint against those of trained weights and
-optimizer state; seconds of a step and of saving, and the share of the time that saving every `--every-steps` takes;
-seconds of loading; and how far memory that no file backs rose over what a process holds when training goes on.
+Trains the last layers of a stack of linear ones, of which the others are frozen and come from a folder, saves them, and
+goes on from the checkpoint in new processes. Prints per process: bytes of the checkpoint against those of trained
+weights and optimizer state; seconds of a step and of saving, and the share of the time that saving every
+`--every-steps` takes; seconds of loading; and how far memory that no file backs rose over what a process holds when
+training goes on, against a share of the model and 1 GB.
 """
 
 import argparse
@@ -33,24 +34,25 @@ MB = 1e6
 
 
 class Stack(LightningModule):
-    """Linear layers; the frozen half is read from a file."""
+    """Linear layers; the frozen ones are read from a file."""
 
-    def __init__(self, folder: Path, width: int, layers: int) -> None:
+    def __init__(self, folder: Path, width: int, num_frozen: int, num_trained: int) -> None:
         super().__init__()
-        self.folder, self.width, self.layers = folder, width, layers
+        self.folder, self.width = folder, width
+        self.num_frozen, self.num_trained = num_frozen, num_trained
 
     def configure_model(self) -> None:
         if hasattr(self, "frozen"):
             return
         with without_memory():
-            self.frozen = nn.Sequential(*(nn.Linear(self.width, self.width) for _ in range(self.layers // 2)))
+            self.frozen = nn.Sequential(*(nn.Linear(self.width, self.width) for _ in range(self.num_frozen)))
         self.frozen.requires_grad_(False)
         if is_sharding():
             fill(self.frozen, [self.folder / "frozen.safetensors"])
         else:
             self.frozen.load_state_dict(load_file(self.folder / "frozen.safetensors"))
         self.trained = nn.Sequential()
-        for _ in range(self.layers - self.layers // 2):
+        for _ in range(self.num_trained):
             self.trained.append(nn.Linear(self.width, self.width))
             shard_rest(self.trained)
 
@@ -134,7 +136,8 @@ def run(given: argparse.Namespace, folder: Path, resume: bool) -> None:
     start = time.perf_counter()
     checkpoint = folder / "checkpoints/step_00000002"
     samples = DataLoader(torch.randn(64, given.width), batch_size=8)
-    trainer.fit(Stack(folder, given.width, given.layers), samples, ckpt_path=str(checkpoint) if resume else None)
+    stage = Stack(folder, given.width, given.layers - given.trained, given.trained)
+    trainer.fit(stage, samples, ckpt_path=str(checkpoint) if resume else None)
     peak.done.set()
     if trainer.is_global_zero:
         figures = {
@@ -152,7 +155,7 @@ def run(given: argparse.Namespace, folder: Path, resume: bool) -> None:
 def report(given: argparse.Namespace, folder: Path) -> None:
     """Prints what was measured."""
     first, resumed = (json.loads((folder / f"figures_{again}.json").read_text()) for again in (False, True))
-    parameters = given.width * (given.width + 1) * (given.layers - given.layers // 2)
+    parameters = given.width * (given.width + 1) * given.trained
     needed = parameters * 4 * 3  # weights and two moments, float32 at every precision
     written = sum(path.stat().st_size for path in (folder / "checkpoints/step_00000002").iterdir())
     model = given.width * (given.width + 1) * given.layers * 4
@@ -166,6 +169,7 @@ def report(given: argparse.Namespace, folder: Path) -> None:
     print(f"saving                         {first['saving']:10.3f} s  ({written / MB / first['saving']:.0f} MB/s)")
     print(f"share of time, every {every:5} steps {100 * share:9.2f} %")
     print(f"fit from the checkpoint on     {resumed['seconds']:10.3f} s  (one step)")
+    print(f"model / processes + 1 GB       {model / MB / given.devices + 1000:10.1f} MB")
     print(f"memory held when it goes on    {resumed['steady'] - resumed['before']:10.1f} MB per process")
     print(f"peak up to the first step      {resumed['loading'] - resumed['before']:10.1f} MB per process")
     print(f"peak of the whole run          {resumed['peak'] - resumed['before']:10.1f} MB per process")
@@ -179,15 +183,17 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--trained", type=int, help="layers that are trained (default: half of them)")
     parser.add_argument("--every-steps", type=int, default=200)
     parser.add_argument("--cpu", action="store_true", default=not torch.cuda.is_available())
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    given.trained = given.trained or given.layers - given.layers // 2
     if given.worker:
         run(given, Path(given.worker[0]), given.worker[1] == "resume")
         return
     with tempfile.TemporaryDirectory() as name:
-        frozen = nn.Sequential(*(nn.Linear(given.width, given.width) for _ in range(given.layers // 2)))
+        frozen = nn.Sequential(*(nn.Linear(given.width, given.width) for _ in range(given.layers - given.trained)))
         save_file(frozen.state_dict(), Path(name) / "frozen.safetensors")
         environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore", **os.environ}
         for again in ("start", "resume"):
