@@ -267,7 +267,7 @@ class StepRunner:
 
     def _stop(self) -> None:
         if self.running:
-            self.display.say(f"waiting for {len(self.running)} running steps to save; Ctrl-C kills them")
+            self.display.say(f"stopping; {', '.join(self.running)} may save first; Ctrl-C ends that at once")
         stop_processes([running.process for running in self.running.values()])
         now = time.monotonic()
         for running in self.running.values():
