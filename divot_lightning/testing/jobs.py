@@ -18,6 +18,9 @@ from divot_lightning.testing.faults import VARIABLE, Fault
 _JOB_VARIABLE = "DIVOT_TEST_JOB"
 """Marks all processes of a job, however they were started and whether their parents still live."""
 
+GONE_SECONDS = 30.0
+"""How long killed processes may take to be gone."""
+
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 
@@ -74,7 +77,11 @@ class Job:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.send(signal.SIGKILL)
+        deadline = time.monotonic() + GONE_SECONDS
+        # Killed orphans are not ours to wait for, and a process may just have been started.
+        while self.processes() and time.monotonic() < deadline:
+            self.send(signal.SIGKILL)
+            time.sleep(0.01)
         self.process.wait()
         self._final_output = self.output
         self._log.close()
