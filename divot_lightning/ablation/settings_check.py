@@ -44,6 +44,8 @@ def main(words_of_steps: Mapping[str, Sequence[str]]) -> dict[str, str]:
             SettingsOnly(resolve_recipes(list(words)), "divot fit", "measure")
         except UserError as error:
             wrong[name] = " ".join(str(error).split())
+        except Exception as error:  # of a class of somebody else; it must stop no other cell
+            wrong[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return wrong
 
 

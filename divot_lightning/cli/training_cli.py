@@ -184,7 +184,7 @@ def take_files_by_name(parser: LightningArgumentParser) -> None:
     """Have a value that is the name of a file stay one: shards and weights are files.
 
     jsonargparse would read every such file as text, to see whether it holds settings: a tar of 3 GB took 7 GB of memory
-    and minutes, and an empty list of samples became "nothing". It has no setting for that where subclasses are chosen.
+    and 84 s, and an empty list of samples became "nothing". It has no setting for that where subclasses are chosen.
     """
     for action in parser._actions:
         if isinstance(action, ActionTypeHint):

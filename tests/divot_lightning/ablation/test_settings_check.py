@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from divot_lightning.ablation.settings_check import wrong_settings
+from divot_lightning.ablation.settings_check import main, wrong_settings
 from divot_lightning.jobs.steps import Step
 
 LLM = ("python", "-m", "divot_lightning", "fit", "--config", "toy/llm_pretraining", "--run", "never")
@@ -26,3 +26,12 @@ def test_only_steps_with_wrong_settings_are_named_and_nothing_is_built():
 def test_nothing_to_look_at_starts_no_process(monkeypatch):
     monkeypatch.setattr("divot_lightning.ablation.settings_check.CHECK", ("false",))
     assert wrong_settings([Step("data", ("divot", "data", "toy"))]) == {}
+
+
+def test_a_class_that_breaks_while_its_settings_are_read_is_one_wrong_step_of_many(monkeypatch):
+    def read(words, command, mode):
+        if "broken" in words:
+            raise RuntimeError("no such\nlibrary")
+
+    monkeypatch.setattr("divot_lightning.cli.training_cli.SettingsOnly", read)
+    assert main({"right": ["--run", "a"], "other": ["--run", "broken"]}) == {"other": "RuntimeError: no such library"}

@@ -22,7 +22,7 @@ from divot_lightning.sharding.building import (
 from divot_lightning.sharding.strategy import prepare_deepspeed_for_cpu
 from divot_lightning.testing import run_distributed
 
-WIDTH, LAYERS = 128, 48
+WIDTH, LAYERS = 128, 60
 LAYER_BYTES = 4 * WIDTH * (WIDTH + 1)
 SETTINGS = {
     "train_micro_batch_size_per_gpu": 1,
