@@ -79,7 +79,7 @@ def test_what_goes_wrong_costs_one_sample(pool):
     reasons = {10: "deadline", 11: "worker_died", 12: "too_short", 13: "unexpected_error", 14: "a setting is wrong"}
     reasons[15] = "deadline"
     assert [outcome(one) for one in pending] == [reasons.get(number, f"k{number}") for number in numbers]
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 55
     assert outcome(pool.submit(request(6))) == "k6"
 
 
@@ -103,7 +103,7 @@ def test_places_are_used_again_and_given_up_samples_free_theirs(pool):
         for one in [pool.submit(request(number)) for number in range(8)]:
             one.release()
     assert outcome(pool.submit(request(1))) == "k1"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 50
     while pool.given_up and time.monotonic() < deadline:
         time.sleep(0.02)
     assert sorted(pool.arena.acquire() for _ in range(4)) == [0, 1, 2, 3]
@@ -151,4 +151,4 @@ def test_workers_end_with_a_process_that_is_killed():
     assert process.stdout.readline().split()
     process.kill()
     # The workers hold these pipes too: they are at their end once all workers are gone.
-    assert process.communicate(timeout=20) == ("", "")
+    assert process.communicate(timeout=50) == ("", "")

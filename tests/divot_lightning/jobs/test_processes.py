@@ -20,7 +20,7 @@ def ignored_interrupt():
 
 
 def wait_for(path, text):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while text not in path.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -161,12 +161,12 @@ def test_no_jobs_are_refused(tmp_path):
 
 
 def test_memory_of_children_is_recorded(tmp_path):
-    script = f'{sys.executable} -c "x = bytearray(80 << 20); import time; time.sleep(0.6)"; true'
+    script = f'{sys.executable} -c "x = bytearray(80 << 20); import time; time.sleep(1.5)"; true'
     (record,) = run([shell("big", script)], tmp_path)
     if Path("/proc").is_dir():
         assert 80 < record.peak_mib < 400
         assert record.together_mib >= record.peak_mib
-    assert record.seconds > 0.5
+    assert record.seconds > 1.4
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -190,13 +190,13 @@ def test_a_killed_job_leaves_no_child_behind_and_goes_on(tmp_path, how):
         """)
     )
     job = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while not ((tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     child = int((tmp_path / "pid").read_text())
     job.send_signal(how)
-    job.wait(20)
+    job.wait(60)
     while _alive(child):
         assert time.monotonic() < deadline
         time.sleep(0.05)
