@@ -4,19 +4,13 @@ Loaders read ahead and Lightning's loops fetch ahead, by different amounts. So e
 next step, and a callback notes it when the training step has used the batch; a checkpoint holds that number.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
-
-from lightning.pytorch import Callback, LightningModule, Trainer
+from typing import Any
 
 from divot_datamodules.order_plan import OrderPlan, Origin
 from divot_datamodules.plan_edits import SkippedSteps, steps_from
 from divot_lightning.errors import UserError
-
-if TYPE_CHECKING:
-    from divot_datamodules.plan_loader import TrainLoader
 
 
 @dataclass(frozen=True)
@@ -131,38 +125,3 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
                 )
         elif value != then[name]:
             yield f"- {name} is {value}, in the checkpoint {then[name]}"
-
-
-class PositionCallback(Callback):
-    """Notes which batches the training step has used, before checkpoints are taken; logs the share of waiting.
-
-    Args:
-        position: Where training stands.
-    """
-
-    def __init__(self, position: TrainPosition) -> None:
-        self.position = position
-        self.loader: TrainLoader | None = None
-        self._since = 0.0
-        self._waited = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let Lightning fetch again if it fetched before the checkpoint's position was known."""
-        fetcher = trainer.fit_loop._data_fetcher
-        if fetcher is not None and self.loader is not None and self.loader.began_too_early:
-            iter(fetcher)
-        self._restart_clock()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Move the position to the step after this batch."""
-        self.position.used(batch["position"])
-        if self.loader is not None and trainer._logger_connector.should_update_logs:
-            share = (self.loader.waited_seconds - self._waited) / (time.perf_counter() - self._since)
-            pl_module.log("data/wait_share", share, rank_zero_only=True)
-            self._restart_clock()
-
-    def _restart_clock(self) -> None:
-        self._since = time.perf_counter()
-        self._waited = self.loader.waited_seconds if self.loader is not None else 0.0

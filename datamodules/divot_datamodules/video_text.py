@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from divot_datamodules.clip_sampling import ClipSettings
-from divot_datamodules.data_position import PositionCallback, TrainPosition
+from divot_datamodules.data_position import TrainPosition
 from divot_datamodules.decode_pool import Decoding, make_decoding
 from divot_datamodules.decoded_cache import DecodedCache
 from divot_datamodules.feature_checks import check_features
@@ -23,6 +23,7 @@ from divot_datamodules.plan_loader import (
     TrainLoader,
     decode_function,
 )
+from divot_datamodules.position_callback import PositionCallback
 from divot_datamodules.samples import SampleDecoder
 from divot_datamodules.source_settings import Source, SourcesSetting, facts_of, items_of, listed_sources, make_plan
 from divot_datamodules.sources import estimate_losses, open_source

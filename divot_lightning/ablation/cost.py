@@ -14,9 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from divot_lightning.ablation.report import write_text
-from divot_lightning.cli.training_args import resolve_recipes
-from divot_lightning.cli.training_cli import TrainingCLI
 from divot_lightning.models.sequences import Position
+from divot_lightning.runs.training_args import resolve_recipes
+from divot_lightning.runs.training_cli import TrainingCLI
 
 MEASURED_STEPS = 4
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from divot_lightning.ablation.comparison import Values
 from divot_lightning.ablation.grid import Cell, CellStep, Grid
-from divot_lightning.cli.run_folder import FINISHED
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.comparison import differing
+from divot_lightning.evaluation.paired_difference import Values
 from divot_lightning.evaluation.predictions import MERGED, read_rows
+from divot_lightning.evaluation.protocol import differing
 from divot_lightning.evaluation.scores import Score, load_scores
 from divot_lightning.jobs.records import StepRecord, read_record
+from divot_lightning.runs.run_folder import FINISHED
 
 _VALID_ONLY = re.compile(r"\bvalid (clips|ones)\b")
 SEED_KEYS = ("noise_seed", "seed")

@@ -35,8 +35,8 @@ def wrong_settings(steps: Sequence[Step]) -> dict[str, str]:
 
 def main(words_of_steps: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Parses the words of each step."""
-    from divot_lightning.cli.training_args import resolve_recipes
-    from divot_lightning.cli.training_cli import SettingsOnly
+    from divot_lightning.runs.training_args import resolve_recipes
+    from divot_lightning.runs.training_cli import SettingsOnly
 
     wrong = {}
     for name, words in words_of_steps.items():

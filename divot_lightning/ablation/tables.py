@@ -8,10 +8,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from divot_lightning.ablation.comparison import COVERAGE, Difference, paired_difference
 from divot_lightning.ablation.recipe import AblationRecipe, Better
 from divot_lightning.ablation.results import CellResult, by_group, paired_values, protocol_differences
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.paired_difference import COVERAGE, Difference, paired_difference
 from divot_lightning.report.content import Cell, Table
 from divot_lightning.report.numbers import number, spread_of
 

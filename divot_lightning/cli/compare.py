@@ -41,13 +41,13 @@ def main(argv: Sequence[str]) -> int:
     if len(args.evaluation) < 2:
         raise UserError(f"one evaluation was given, {args.evaluation[0]}; give two or more to compare")
     from divot_lightning.evaluation.comparison import (
-        differing,
         letters,
         load_evaluation,
         protocol_differences,
         score_table,
         shared_scores,
     )
+    from divot_lightning.evaluation.protocol import differing
 
     found = [load_evaluation(place) for place in args.evaluation]
     names = shared_scores(found)

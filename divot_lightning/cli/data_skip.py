@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
     import yaml
 
     from divot_datamodules.plan_edits import SkippedSteps, add_edit, plan_step, read_edits
-    from divot_lightning.cli.run_folder import CONFIG, DATA, require_run
-    from divot_lightning.cli.run_lock import run_lock
+    from divot_lightning.runs.run_folder import CONFIG, DATA, require_run
+    from divot_lightning.runs.run_lock import run_lock
 
     begin, end = parse_steps(args.steps)
     require_run(args.run)
@@ -82,7 +82,7 @@ def _batches_of_a_step(config: dict[str, Any]) -> int:
 
 
 def _refuse_passed(run: Path, begin: int) -> None:
-    from divot_lightning.cli.run_folder import checkpoint_step, newest_checkpoint
+    from divot_lightning.sharding.checkpoint_folders import checkpoint_step, newest_checkpoint
 
     newest = newest_checkpoint(run)
     if newest is not None and begin < checkpoint_step(newest):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from divot_lightning.cli.training_args import resolve_recipes
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.settings import EvaluationSettings
+from divot_lightning.runs.training_args import resolve_recipes
 
 DESCRIPTION = (
     "Measure a run on a benchmark: `divot evaluate RUN --benchmark mvbench --data FOLDER`, or with a recipe: "
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         given = options.instantiate(options.parse_args(resolve_recipes(list(argv))))
     except ArgumentError as error:
-        from divot_lightning.cli.messages import condense
+        from divot_lightning.runs.messages import condense
 
         raise UserError(condense(str(error), options)) from error
     if not Path(given.run).is_dir():

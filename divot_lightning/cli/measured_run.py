@@ -3,9 +3,9 @@
 import sys
 from typing import Literal
 
-from divot_lightning.cli.run_folder import newest_checkpoint
-from divot_lightning.cli.training_args import run_args, split_run, wants_help
 from divot_lightning.errors import UserError
+from divot_lightning.runs.training_args import run_args, split_run, wants_help
+from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
 
 HELP = """usage: divot {verb} RUN [--key value ...]
 
@@ -32,6 +32,6 @@ def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -
     if checkpoint is None:
         raise UserError(f"{run} has no checkpoint yet.\nTo train it: divot resume {run}")
 
-    from divot_lightning.cli.training import measure
+    from divot_lightning.runs.training import measure
 
     return measure(run_args(run, overrides), verb, checkpoint)

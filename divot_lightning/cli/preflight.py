@@ -2,8 +2,8 @@
 
 import sys
 
-from divot_lightning.cli.training_args import resolve_recipes, wants_help
 from divot_lightning.errors import UserError
+from divot_lightning.runs.training_args import resolve_recipes, wants_help
 
 HELP = """usage: divot preflight --config RECIPE [--key value ...]
 
@@ -32,6 +32,6 @@ def main(argv: list[str]) -> int:
     if not argv:
         raise UserError("which recipe? usage: divot preflight --config RECIPE [--key value ...]")
 
-    from divot_lightning.cli.preflight_report import preflight
+    from divot_lightning.preflight.report import preflight
 
     return preflight(resolve_recipes(argv))

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from divot_lightning.ablation.comparison import COVERAGE, Difference, paired_difference
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.paired_difference import COVERAGE, Difference, paired_difference
 from divot_lightning.evaluation.predictions import MERGED, Row, read_rows
+from divot_lightning.evaluation.protocol import differing
 from divot_lightning.evaluation.scores import Score, load_scores
 
 SCORES = "scores.json"
-ABSENT = "(not stated)"
 
 
 @dataclass(frozen=True)
@@ -46,31 +46,6 @@ def load_evaluation(place: str | Path) -> Evaluation:
     scores = load_scores(path / SCORES if path.is_dir() else path)
     rows = read_rows(folder / MERGED) if path.is_dir() and (folder / MERGED).is_file() else []
     return Evaluation(str(place), {score.name: score for score in scores}, {row["id"]: row for row in rows})
-
-
-def differing(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Finds where several values of JSON are not all the same.
-
-    Args:
-        values: Objects of JSON.
-
-    Returns:
-        By dotted name, what each of them has there, `(not stated)` where it has nothing.
-
-    >>> differing([{"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4}])
-    {'b.c': [2, 3], 'd': ['(not stated)', 4]}
-    """
-    flat = [_flat(value) for value in values]
-    names = dict.fromkeys(name for part in flat for name in part)
-    found = {name: [part.get(name, ABSENT) for part in flat] for name in names}
-    return {name: each for name, each in found.items() if any(value != each[0] for value in each)}
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not value:
-        return {name: value} if name else {}
-    parts = (_flat(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items())
-    return {key: inner for part in parts for key, inner in part.items()}
 
 
 def paired_values(first: Evaluation, second: Evaluation, score: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.protocol import differing
 
 MERGED = "predictions.jsonl"
 SETTINGS = "protocol.json"
@@ -73,8 +74,6 @@ class PredictionStore:
             unfinished.write_text(json.dumps(protocol, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             unfinished.replace(path)
             return
-        from divot_lightning.evaluation.comparison import differing
-
         different = differing([json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(protocol))])
         if different:
             name, (before, now) = next(iter(different.items()))

@@ -1,12 +1,14 @@
-"""What decides a score besides the model: content hashes of files and folders, versions of libraries. No torch."""
+"""What decides a score besides the model: content hashes, versions of libraries, what differs of them. No torch."""
 
 import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 VERSIONED = ("divot-lightning", "torch", "transformers", "torchmetrics", "diffusers", "av", "numpy", "pillow")
+ABSENT = "(not stated)"
 
 
 def file_sha256(path: str | Path) -> str:
@@ -41,3 +43,28 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def differing(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Finds where several values of JSON are not all the same.
+
+    Args:
+        values: Objects of JSON.
+
+    Returns:
+        By dotted name, what each of them has there, `(not stated)` where it has nothing.
+
+    >>> differing([{"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4}])
+    {'b.c': [2, 3], 'd': ['(not stated)', 4]}
+    """
+    flat = [_flat(value) for value in values]
+    names = dict.fromkeys(name for part in flat for name in part)
+    found = {name: [part.get(name, ABSENT) for part in flat] for name in names}
+    return {name: each for name, each in found.items() if any(value != each[0] for value in each)}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {name: value} if name else {}
+    parts = (_flat(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items())
+    return {key: inner for part in parts for key, inner in part.items()}

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from divot_datamodules.benchmarks.items import BenchmarkData, BenchmarkItem
 from divot_datamodules.benchmarks.table import Benchmark, find_benchmark
-from divot_lightning.cli.run_folder import FINISHED
 from divot_lightning.components import find_component, weights_sha256
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.asking import QuestionRunner
@@ -27,6 +26,7 @@ from divot_lightning.evaluation.protocol import file_sha256, library_versions, l
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.evaluation.settings import EvaluationSettings, JudgeSettings, check_settings
 from divot_lightning.evaluation.submissions import write_submission
+from divot_lightning.runs.run_folder import FINISHED
 
 JUDGE_CACHE = "judge_cache"
 Numbered = tuple[int, BenchmarkItem]

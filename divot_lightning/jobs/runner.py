@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from divot_lightning.cli.run_folder import newest_checkpoint
 from divot_lightning.errors import UserError
 from divot_lightning.jobs.processes import deal_gpus, resident_mib, start_process, stop_processes, visible_gpus
 from divot_lightning.jobs.progress import Display, StepMeter, clock, read_progress
 from divot_lightning.jobs.records import StepRecord, read_record, write_record
 from divot_lightning.jobs.steps import Step, check_plan
+from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
 
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 30.0

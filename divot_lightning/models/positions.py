@@ -3,14 +3,11 @@
 Shape letters: L positions, D width.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from divot_lightning.models.tokenizer import VideoTokenizer
 
 
 def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
@@ -29,28 +26,31 @@ def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_with_positions(tokenizer: "VideoTokenizer") -> None:
-    """Sets the initial weights of a tokenizer that is trained from nothing, its ViT included, in minutes.
+def start_with_positions(grid_positions: Tensor, grid: int, vectors: Iterable[Tensor]) -> None:
+    """Sets the initial positions of a tokenizer that is trained from nothing, its ViT included, in minutes.
 
-    Learned positions start as sines and cosines (grid) or as vectors of half the content's size (frames, queries), and
-    the ViT's layers start as torch's layers do. With CLIP's small initial weights, tokens of the toy world hold colours
-    but hardly any position for the first thousand steps (docs/experiments.md). The architecture is the same.
+    Positions of the grid start as sines and cosines, those of frames and queries as vectors of half the content's size.
+    With CLIP's small initial weights, tokens of the toy world hold colours but hardly any position for the first
+    thousand steps (docs/experiments.md). The architecture is the same.
 
     Args:
-        tokenizer: Changed in place; a frozen ViT is left alone.
+        grid_positions: (grid x grid, D), set in place.
+        grid: Height and width in places.
+        vectors: Positions of frames and queries, set in place.
     """
-    grid = tokenizer.config.pool_size
-    parts = tokenizer.spatiotemporal
-    parts.grid_positions.copy_(sin_cos_positions((1, grid, grid), parts.grid_positions.shape[1]))
-    frames = (parts.frame_positions, tokenizer.temporal.frame_positions)
-    queries = getattr(tokenizer.to_tokens, "queries", None)
-    for values in frames if queries is None else (*frames, queries):
+    grid_positions.copy_(sin_cos_positions((1, grid, grid), grid_positions.shape[1]))
+    for values in vectors:
         nn.init.normal_(values, std=0.5)
-    if not tokenizer.config.vision.frozen:
-        _start_vit(tokenizer.vision.model, tokenizer.config.vision.grid_size)
 
 
-def _start_vit(vit: nn.Module, grid: int) -> None:
+@torch.no_grad()
+def start_vit(vit: nn.Module, grid: int) -> None:
+    """Starts the layers of CLIP's ViT as torch's layers do, and its positions as sines and cosines; as above.
+
+    Args:
+        vit: Set in place.
+        grid: Height and width in patches.
+    """
     for module in vit.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.perceiver import PerceiverResampler
-from divot_lightning.models.positions import start_with_positions
+from divot_lightning.models.positions import start_vit, start_with_positions
 from divot_lightning.models.sparse_frames import sparse_frame_indices
 from divot_lightning.models.spatiotemporal_transformer import SpatiotemporalTransformer
 from divot_lightning.models.temporal_transformer import TemporalInit, TemporalTransformer
@@ -148,7 +148,14 @@ class VideoTokenizer(nn.Module):
         )
         self.to_tokens = _token_layer(config)
         if config.position_init == "sin_cos":
-            start_with_positions(self)
+            self._start_with_positions()
+
+    def _start_with_positions(self) -> None:
+        frames = [self.spatiotemporal.frame_positions, self.temporal.frame_positions]
+        queries = [self.to_tokens.queries] if isinstance(self.to_tokens, PerceiverResampler) else []
+        start_with_positions(self.spatiotemporal.grid_positions, self.config.pool_size, [*frames, *queries])
+        if not self.config.vision.frozen:
+            start_vit(self.vision.model, self.config.vision.grid_size)
 
     def select_frames(self, video_BF3HW: Tensor) -> Tensor:
         """Picks the sparse frames (B, num_frames, 3, H, W) out of a dense clip; 0, 4, 8, 12, 15 of 16 in the paper."""

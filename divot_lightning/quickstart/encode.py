@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from divot_lightning.cli.data_encode import main as encode
+from divot_datamodules.encoding import encode_shards
 
 SPLITS = ("train", "validation", "held_out")
 
@@ -24,9 +24,7 @@ def main(argv: Sequence[str]) -> int:
     """
     tokenizer, data, output = argv
     for split in SPLITS:
-        shards = ["--input", str(Path(data) / split), "--output", str(Path(output) / split)]
-        if status := encode(["--tokenizer", tokenizer, *shards]):
-            return status
+        encode_shards(tokenizer, Path(data) / split, Path(output) / split, progress=True)
     return 0
 
 

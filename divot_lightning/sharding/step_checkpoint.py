@@ -10,9 +10,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
-from divot_lightning.cli.run_folder import CHECKPOINTS, checkpoint_name, checkpoint_step, complete_checkpoints
 from divot_lightning.errors import UserError
 from divot_lightning.sharding.checkpoint import CheckpointNotWritten
+from divot_lightning.sharding.checkpoint_folders import (
+    CHECKPOINTS,
+    checkpoint_name,
+    checkpoint_step,
+    complete_checkpoints,
+)
 from divot_lightning.sharding.retention import (
     read_scores,
     remove_folder,

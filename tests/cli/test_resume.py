@@ -16,8 +16,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from divot_lightning.cli import training
-from divot_lightning.cli.run_folder import newest_checkpoint
+from divot_lightning.runs import training
+from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
 from divot_lightning.testing.faults import VARIABLE, Fault
 from divot_lightning.testing.faults import main as faults_main
 from divot_lightning.testing.jobs import Job

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from divot_lightning.cli.run_folder import checkpoint_step, newest_checkpoint
+from divot_lightning.sharding.checkpoint_folders import checkpoint_step, newest_checkpoint
 from divot_lightning.testing.faults import Fault
 from divot_lightning.testing.jobs import Job
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from divot_lightning.cli.run_folder import checkpoint_step, newest_checkpoint
 from divot_lightning.recipe_files import recipes_dir
+from divot_lightning.sharding.checkpoint_folders import checkpoint_step, newest_checkpoint
 from divot_lightning.testing.jobs import Job
 
 RUN = Path("runs/tiny")

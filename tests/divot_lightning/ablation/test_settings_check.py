@@ -33,5 +33,5 @@ def test_a_class_that_breaks_while_its_settings_are_read_is_one_wrong_step_of_ma
         if "broken" in words:
             raise RuntimeError("no such\nlibrary")
 
-    monkeypatch.setattr("divot_lightning.cli.training_cli.SettingsOnly", read)
+    monkeypatch.setattr("divot_lightning.runs.training_cli.SettingsOnly", read)
     assert main({"right": ["--run", "a"], "other": ["--run", "broken"]}) == {"other": "RuntimeError: no such library"}

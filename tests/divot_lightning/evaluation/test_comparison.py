@@ -9,7 +9,6 @@ import pytest
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.comparison import (
-    differing,
     load_evaluation,
     protocol_differences,
     score_difference,
@@ -77,15 +76,6 @@ def test_only_items_that_both_have_are_paired(pair, tmp_path):
     rest = [json.dumps(row) for row in list(pair[1].rows.values())[:50]]
     (tmp_path / "b" / "predictions.jsonl").write_text("\n".join(rest) + "\n")
     assert score_difference(pair[0], load_evaluation(tmp_path / "b"), "b/all")[1] == 50
-
-
-def test_what_differs_is_found_at_any_depth():
-    assert differing([{"a": {"b": 1, "c": [1]}}, {"a": {"b": 1, "c": [2]}}, {"a": {}}]) == {
-        "a.b": [1, 1, "(not stated)"],
-        "a.c": [[1], [2], "(not stated)"],
-        "a": ["(not stated)", "(not stated)", {}],
-    }
-    assert differing([{"a": 1}, {"a": 1}]) == {}
 
 
 def test_scores_of_different_protocols_need_the_flag_to_share_a_table(pair, tmp_path):

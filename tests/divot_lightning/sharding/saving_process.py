@@ -5,8 +5,13 @@ from typing import Any
 
 import torch
 
-from divot_lightning.cli.run_folder import CHECKPOINTS, checkpoint_name, checkpoint_step, complete_checkpoints
 from divot_lightning.sharding.checkpoint import Entry, save_folder
+from divot_lightning.sharding.checkpoint_folders import (
+    CHECKPOINTS,
+    checkpoint_name,
+    checkpoint_step,
+    complete_checkpoints,
+)
 from divot_lightning.sharding.ranks import Ranks
 from divot_lightning.sharding.retention import remove_folder, remove_leftovers
 from divot_lightning.sharding.tensor_file import TensorSpec

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from saving_process import keep_saving, save_numbered
 from tiny_run import TinyStage, step_folder, train
 
-from divot_lightning.cli.run_folder import complete_checkpoints, newest_checkpoint
 from divot_lightning.errors import UserError
 from divot_lightning.sharding.checkpoint import TRAINER, CheckpointNotWritten
+from divot_lightning.sharding.checkpoint_folders import complete_checkpoints, newest_checkpoint
 from divot_lightning.sharding.checkpoint_reader import CheckpointReader
 from divot_lightning.sharding.manifest import MANIFEST, FileRecord, file_sha256, read_manifest, write_manifest
 from divot_lightning.sharding.ranks import Ranks

@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, Trainer
 from safetensors import safe_open
 from tiny_run import PlacedData, TinyStage, register, step_folder, train, whole_parameters
 
-from divot_lightning.cli.run_folder import complete_checkpoints
 from divot_lightning.errors import UserError
+from divot_lightning.sharding.checkpoint_folders import complete_checkpoints
 from divot_lightning.sharding.checkpoint_reader import CheckpointReader
 from divot_lightning.sharding.ranks import Ranks
 from divot_lightning.sharding.run_checkpoint import use_checkpoint_folders

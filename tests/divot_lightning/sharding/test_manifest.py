@@ -74,5 +74,5 @@ def test_the_hash_is_sha256(tmp_path: Path) -> None:
 
 
 def test_looking_for_checkpoints_needs_no_torch() -> None:
-    code = "import sys; import divot_lightning.cli.run_folder; sys.exit('torch' in sys.modules)"
+    code = "import sys; import divot_lightning.runs.run_folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -200,7 +200,7 @@ def train(
 
 
 def register() -> None:
-    from divot_lightning.cli.training_cli import quiet
+    from divot_lightning.runs.training_cli import quiet
     from divot_lightning.sharding.registration import register_strategies
 
     quiet()

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.cli.main import main
-from divot_lightning.cli.run_lock import run_lock
 from divot_lightning.errors import UserError
+from divot_lightning.runs.run_lock import run_lock
 
 _HOLDER = """
 import os, sys, time
 from pathlib import Path
-from divot_lightning.cli.run_lock import run_lock
+from divot_lightning.runs.run_lock import run_lock
 with run_lock(Path(sys.argv[1])):
     if os.fork() == 0:  # a worker that outlives the process must not keep the lock
         print("locked", flush=True)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from divot_lightning.ablation.comparison import paired_difference
+from divot_lightning.evaluation.paired_difference import paired_difference
 
 
 def test_a_constant_difference_has_no_width():

@@ -10,9 +10,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from divot_lightning.cli.config_changes import write_config
-from divot_lightning.cli.run_folder import FINISHED
-from divot_lightning.cli.run_logging import CsvMetrics
+from divot_lightning.runs.config_changes import write_config
+from divot_lightning.runs.run_folder import FINISHED
+from divot_lightning.runs.run_logging import CsvMetrics
 
 SLOW_REFRESH_SECONDS = 15.0
 """Between two lines of the bar where nobody watches: output to a file or a pipe."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from divot_lightning.cli.run_folder import CONFIG
+from divot_lightning.runs.run_folder import CONFIG
 
 UNCOUNTED = ("run",)
 """Settings that do not belong to a run's way of training."""

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
-from divot_lightning.cli.run_folder import METRICS, TENSORBOARD
+from divot_lightning.runs.run_folder import METRICS, TENSORBOARD
 
 
 class RunLogger(Logger):

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from divot_lightning.cli.run_folder import LOCK
+from divot_lightning.runs.run_folder import LOCK
 from divot_lightning.errors import UserError
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)

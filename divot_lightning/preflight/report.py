@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from divot_lightning.cli.training_cli import TrainingCLI
 from divot_lightning.preflight.memory import Layout
 from divot_lightning.preflight.needs import DataNeeds, ModelNeeds, data_needs, model_needs
+from divot_lightning.runs.training_cli import TrainingCLI
 from divot_lightning.sharding.registration import STRATEGIES
 
 MIB = 2**20
