@@ -1,7 +1,7 @@
 """Shards or jsonl lists of videos (or cached features) with texts, as a LightningDataModule for all stages."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from divot_datamodules.plan_loader import (
 from divot_datamodules.position_callback import PositionCallback
 from divot_datamodules.samples import SampleDecoder
 from divot_datamodules.source_settings import Source, SourcesSetting, facts_of, items_of, listed_sources, make_plan
+from divot_datamodules.source_share import SourceShare
 from divot_datamodules.sources import estimate_losses, open_source
 from divot_datamodules.tasks import Template
 from divot_datamodules.training_processes import TrainingProcesses
@@ -64,6 +65,8 @@ class VideoTextData(LightningDataModule):
             sources with a weight each, such as {path: a.tar, weight: 2.0, tasks: {caption: 1.0}}.
         validation: The same for validation; none without it.
         test: The same for `divot test`.
+        train_share: Share of the training samples that are used, of each source; the same ones for every `seed`, and
+            a smaller share is part of a larger one. 1.0 uses all.
         batch_size: Samples of a step, all processes together (of one batch, where gradients are accumulated).
         num_workers: Processes that decode, per training process; 0 decodes in the training process, where no
             deadline can be kept and a crash of a decoder is one of the run.
@@ -103,6 +106,7 @@ class VideoTextData(LightningDataModule):
         validation: SourcesSetting = None,
         test: SourcesSetting = None,
         *,
+        train_share: float = 1.0,
         batch_size: int = 16,
         num_workers: int = 0,
         clip: ClipSettings = _DEFAULT_CLIP,
@@ -133,6 +137,8 @@ class VideoTextData(LightningDataModule):
             raise UserError(f"num_workers is {num_workers}; it must be at least 0 (0: decode in the training process).")
         if prefetch is not None and prefetch < 0:
             raise UserError(f"prefetch is {prefetch}; it must be at least 0 samples, or null for two steps of them.")
+        if not 0 < train_share <= 1:
+            raise UserError(f"train_share is {train_share}; it must be greater than 0 and at most 1 (1: all samples).")
         settings = {"train": train, "validation": validation, "test": test}
         self.sources = {name: listed_sources(name, setting) for name, setting in settings.items()}
         other_tasks = validation_tasks if validation_tasks is not None else tasks
@@ -140,6 +146,7 @@ class VideoTextData(LightningDataModule):
             name: items_of(name, sources, tasks if name == "train" else other_tasks, template)
             for name, sources in self.sources.items()
         }
+        self.train_share = train_share
         self.batch_size, self.num_workers, self.prefetch = batch_size, num_workers, prefetch
         self.clip, self.max_clips, self.seed = clip, max_clips, seed
         self.exact, self.streams, self.shuffle_buffer = epoch == "exact", streams, shuffle_buffer
@@ -196,17 +203,23 @@ class VideoTextData(LightningDataModule):
         size = sum(sum(one.source.counts) for one in opened)
         if not size:
             raise UserError(f"data.{name} holds no usable sample: {sources[0].name}.\nSee `divot data inspect`.")
+        used = [self._share_of(one) for one in opened] if name == "train" else opened
         self.ledgers[name] = Ledger(
             name,
             self._folder("defects", self.ledger_folder),
             self.budget,
             writer=f"rank{processes.rank}",
-            total=-(-size // processes.count),
+            total=-(-sum(sum(one.source.counts) for one in used) // processes.count),
         )
         if processes.rank == 0:
             found = [defect for one in opened for defect in one.source.defects]
             self.ledgers[name].record_found(found, sum(estimate_losses(one.source) for one in opened), size)
-        return OpenData(sources, opened, self.ledgers[name])
+        return OpenData(sources, used, self.ledgers[name])
+
+    def _share_of(self, opened: OpenSource) -> OpenSource:
+        if self.train_share == 1.0 or not sum(opened.source.counts):
+            return opened
+        return replace(opened, source=SourceShare(opened.source, self.train_share))
 
     def _open_source(self, source: Source, make_items: MakeItems) -> OpenSource:
         opened = open_source(
