@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from divot_lightning.runs.run_folder import LOCK
 from divot_lightning.errors import UserError
+from divot_lightning.runs.run_folder import LOCK
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 

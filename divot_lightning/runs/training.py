@@ -7,11 +7,11 @@ from typing import Literal, TextIO
 
 from lightning.pytorch.trainer.states import TrainerStatus
 
+from divot_lightning.errors import UserError
 from divot_lightning.runs.config_changes import LENGTH, Change, changed_settings
 from divot_lightning.runs.run_folder import CONFIG, FINISHED, STOPPED
 from divot_lightning.runs.training_cli import TrainingCLI
 from divot_lightning.sharding.checkpoint_folders import checkpoint_step, newest_checkpoint
-from divot_lightning.errors import UserError
 from divot_lightning.sharding.environment import is_first_process
 from divot_lightning.sharding.launcher import is_started_by_rank_zero, watched
 from divot_lightning.sharding.preemption import INTERRUPTED_EXIT_CODE, exit_code

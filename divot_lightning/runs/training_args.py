@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from divot_lightning.runs.recipe_heads import read_recipe
-from divot_lightning.runs.run_folder import CONFIG, require_run
 from divot_lightning.errors import UserError
 from divot_lightning.recipe_files import find_recipe
+from divot_lightning.runs.recipe_heads import read_recipe
+from divot_lightning.runs.run_folder import CONFIG, require_run
 
 RECIPE_OPTIONS = ("--config", "-c")
 

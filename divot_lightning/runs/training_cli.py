@@ -16,14 +16,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from divot_lightning import __version__
+from divot_lightning.errors import UserError
+from divot_lightning.registry import load_all, resolve_head_name
 from divot_lightning.runs.messages import condense
 from divot_lightning.runs.recipe_heads import head_names
 from divot_lightning.runs.run_callbacks import RunOpening, StepProgress
 from divot_lightning.runs.run_folder import STOPPED, require_free
 from divot_lightning.runs.run_lock import run_lock
 from divot_lightning.runs.run_logging import CsvMetrics, TensorBoardMetrics
-from divot_lightning.errors import UserError
-from divot_lightning.registry import load_all, resolve_head_name
 from divot_lightning.sharding.environment import is_first_process
 from divot_lightning.sharding.launcher import watch_processes
 from divot_lightning.sharding.preemption import NoSignalHandlers, StopOnSignal, StopSignals

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from divot_lightning.cli import preflight_report
+from divot_lightning.preflight import report as preflight_report
 from divot_lightning.preflight.memory import Layout
 from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
 from divot_lightning.testing.toy_shards import make_toy_shards
