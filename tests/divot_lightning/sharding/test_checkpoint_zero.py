@@ -307,7 +307,7 @@ def _payload(folder: Path, group: str) -> int:
     return total
 
 
-@pytest.mark.parametrize(("name", "world"), product(STRATEGIES, WORLDS))
+@pytest.mark.parametrize(("name", "world"), list(product(STRATEGIES, WORLDS)))
 def test_a_checkpoint_of_many_processes_is_no_larger_than_of_one(runs: dict[str, Any], name: str, world: int) -> None:
     """What is said of one process (test_checkpoint.py) holds for all: only headers and random states grow."""
     folder, alone = (step_folder(_folder(runs["root"], layout), STOP) for layout in ((name, world), ("ddp", 1)))
