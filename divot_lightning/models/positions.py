@@ -27,7 +27,7 @@ def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
 
 @torch.no_grad()
 def start_with_positions(grid_positions: Tensor, grid: int, vectors: Iterable[Tensor]) -> None:
-    """Sets the initial positions of a tokenizer that is trained from nothing, its ViT included, in minutes.
+    """Sets the initial positions of a tokenizer that is trained from nothing in minutes.
 
     Positions of the grid start as sines and cosines, those of frames and queries as vectors of half the content's size.
     With CLIP's small initial weights, tokens of the toy world hold colours but hardly any position for the first
@@ -45,7 +45,9 @@ def start_with_positions(grid_positions: Tensor, grid: int, vectors: Iterable[Te
 
 @torch.no_grad()
 def start_vit(vit: nn.Module, grid: int) -> None:
-    """Starts the layers of CLIP's ViT as torch's layers do, and its positions as sines and cosines; as above.
+    """Starts the layers of CLIP's ViT as torch's layers do, and its positions as sines and cosines.
+
+    For a ViT that is trained as well, see `start_with_positions`.
 
     Args:
         vit: Set in place.

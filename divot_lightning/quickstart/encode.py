@@ -13,20 +13,16 @@ from divot_datamodules.encoding import encode_shards
 SPLITS = ("train", "validation", "held_out")
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     """Encodes all splits.
 
     Args:
         argv: Run folder of the tokenizer, data folder, output folder.
-
-    Returns:
-        The exit status.
     """
     tokenizer, data, output = argv
     for split in SPLITS:
         encode_shards(tokenizer, Path(data) / split, Path(output) / split, progress=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
