@@ -8,8 +8,8 @@ from divot_datamodules.shard_reading import RawSample
 from divot_datamodules.sources import SampleSource
 
 _SEED = 241204432
-"""The paper's number, arXiv:2412.04432. Decides which samples make up a share; a constant, so that runs with other seeds
-train on the same ones."""
+"""The number of the paper, arXiv:2412.04432. Decides which samples make up a share; a constant, so that runs with other
+seeds train on the same ones."""
 
 
 class SourceShare:
