@@ -25,6 +25,8 @@ from av.video.reformatter import VideoReformatter
 
 from divot_datamodules import decoding
 from divot_datamodules.clip_sampling import ClipSettings, clip_times, sample_clip_times
+from divot_datamodules.media_files import opened
+from divot_datamodules.shown_frames import keyframe_times, shown_frames
 
 SIZE = 256
 
@@ -56,7 +58,7 @@ def frame_times(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.sort(times), np.sort(times[[p.is_keyframe for p in packets]])
 
 
-def shown_frames(path: Path, times: Sequence[float]) -> list[int]:
+def shown_numbers(path: Path, times: Sequence[float]) -> list[int]:
     """Returns the number of the frame that is shown at each time."""
     frames, _ = frame_times(path)
     return [max(0, int(np.searchsorted(frames, time_ + 1e-6, side="right")) - 1) for time_ in times]
@@ -66,7 +68,7 @@ def frames_to_decode(path: Path, times: Sequence[float]) -> int:
     """Counts the frames from the keyframe before each needed frame up to it."""
     frames, keys = frame_times(path)
     needed: set[int] = set()
-    for shown in shown_frames(path, times):
+    for shown in shown_numbers(path, times):
         key = keys[int(np.searchsorted(keys, frames[shown] + 1e-6, side="right")) - 1]
         needed |= set(range(int(np.searchsorted(frames, key - 1e-6)), shown + 1))
     return len(needed)
@@ -88,8 +90,8 @@ def decode_whole(path: Path, needed: set[int]) -> int:
 
 def decode_needed(path: Path, times: Sequence[float]) -> int:
     """Decodes what the needed frames take and converts nothing."""
-    with decoding._opened(path, decoding.MAX_PIXELS) as (container, stream):
-        return len(list(decoding._shown_frames(container, stream, times, decoding._keyframe_times(stream))))
+    with opened(path, decoding.MAX_PIXELS) as video:
+        return len(list(shown_frames(video, times, keyframe_times(video))))
 
 
 def seconds_of(work: Callable[[Path, Any], object], chosen: Sequence[tuple[Path, Any]]) -> float:
@@ -102,7 +104,7 @@ def seconds_of(work: Callable[[Path, Any], object], chosen: Sequence[tuple[Path,
 
 def compare(chosen: list[tuple[Path, list[float]]], repeats: int) -> dict[str, object]:
     """Returns the ratios of one way to cut clips; medians, with the lowest and highest."""
-    shown = [(path, set(shown_frames(path, times))) for path, times in chosen]
+    shown = [(path, set(shown_numbers(path, times))) for path, times in chosen]
     nothing: list[tuple[Path, set[int]]] = [(path, set()) for path, _ in chosen]
     alone, converted = [], []
     for _ in range(repeats):

@@ -13,8 +13,8 @@ from divot_datamodules.decoding import (
     MAX_PIXELS,
     DecodeError,
     Media,
-    MediaInfo,
     Pixels,
+    VideoTiming,
     decode_chosen,
     decode_image,
 )
@@ -192,12 +192,12 @@ def decode_clips(
     """
     only_choice = True
 
-    def choose(info: MediaInfo) -> list[float]:
+    def choose(timing: VideoTiming) -> list[float]:
         nonlocal only_choice
-        one, only_choice = sample_clip_times(info.duration, info.fps, settings, rng if max_clips == 1 else None)
+        one, only_choice = sample_clip_times(timing.duration, timing.fps, settings, rng if max_clips == 1 else None)
         clips = [one]
         if max_clips > 1 and not only_choice:
-            clips, only_choice = clip_times(info.duration, settings, max_clips), True
+            clips, only_choice = clip_times(timing.duration, settings, max_clips), True
         return [moments[number] for moments in clips for number in settings.frame_numbers]
 
     frames = decode_chosen(media, choose, settings.size, max_pixels=settings.max_pixels)

@@ -9,7 +9,7 @@ import numpy as np
 
 from divot_datamodules.benchmarks.items import BenchmarkItem
 from divot_datamodules.clip_sampling import ClipSettings, clip_times
-from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, MediaInfo, Pixels, decode_chosen, decode_image
+from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, Pixels, VideoTiming, decode_chosen, decode_image
 
 
 def read_item(item: BenchmarkItem, clip: ClipSettings, max_clips: int) -> Pixels:
@@ -32,8 +32,8 @@ def read_item(item: BenchmarkItem, clip: ClipSettings, max_clips: int) -> Pixels
         frames = _decode_folder(item.media, item.frame_rate, item.bounds, clip, max_clips)
     else:
 
-        def choose(info: MediaInfo) -> list[float]:
-            return _moments(info.duration, item.bounds, clip, max_clips)
+        def choose(timing: VideoTiming) -> list[float]:
+            return _moments(timing.duration, item.bounds, clip, max_clips)
 
         frames = decode_chosen(item.media, choose, clip.size, max_pixels=clip.max_pixels)
     return frames.reshape(-1, len(clip.frame_numbers), *frames.shape[1:])

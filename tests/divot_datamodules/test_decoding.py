@@ -7,8 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from divot_datamodules import decoding
-from divot_datamodules.decoding import DecodeError, decode_chosen, decode_frames, decode_image, probe
+from divot_datamodules import decoding, media_files, shown_frames
+from divot_datamodules.decoding import DecodeError, VideoTiming, decode_chosen, decode_frames, decode_image, probe
+from divot_datamodules.media_files import OpenVideo
 from divot_datamodules.video_writing import encode_video
 
 REAL_VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
@@ -61,32 +62,30 @@ def test_frames_behind_other_keyframes_are_the_same_as_when_all_is_decoded(
 ):
     data = grouped_file(numbered_video, container)
     found = frame_numbers(decode_frames(data, times))
-    monkeypatch.setattr(decoding, "_keyframe_times", lambda stream: [])
-    assert found == frame_numbers(decode_frames(data, times))
-    if container != "avi":  # which has no place for the times of frames that are stored in another order
-        assert found == [int(time * 10 + 1e-6) for time in times]
+    monkeypatch.setattr(decoding, "keyframe_times", lambda video: [])
+    assert found == frame_numbers(decode_frames(data, times)) == [int(time * 10 + 1e-6) for time in times]
 
 
 @pytest.fixture
 def decoded_frames(monkeypatch):
     """The time stamps of all frames that the decoder gives."""
-    stamps, real = [], decoding._decoded
+    stamps, real = [], shown_frames._decoded
 
     def noted(*arguments):
         for frame in real(*arguments):
             stamps.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(decoding, "_decoded", noted)
+    monkeypatch.setattr(shown_frames, "_decoded", noted)
     return stamps
 
 
 @pytest.mark.parametrize("times", GROUPED_TIMES)
 def test_decoding_starts_at_the_last_keyframe_before_a_frame(times, numbered_video, decoded_frames):
-    with decoding._opened(grouped_file(numbered_video), decoding.MAX_PIXELS) as (container, stream):
-        keys = decoding._keyframe_times(stream)
+    with media_files.opened(grouped_file(numbered_video), decoding.MAX_PIXELS) as video:
+        keys = shown_frames.keyframe_times(video)
         assert keys == pytest.approx(list(range(10)))
-        list(decoding._shown_frames(container, stream, times, keys))
+        list(shown_frames.shown_frames(video, times, keys))
     numbers = [int(time * 10 + 1e-6) for time in times]
     # Of each group of ten, the frames up to the last that is shown and the one behind it, which tells how long it is.
     groups = {number // 10: number % 10 + 2 for number in numbers}
@@ -123,22 +122,22 @@ def encoded(video, options):
 
 def test_a_seek_that_lands_too_late_gives_no_wrong_frame(monkeypatch, numbered_video, frame_numbers):
     data = grouped_file(numbered_video)
-    real = decoding._shown_frames
+    real = decoding.shown_frames
 
-    def late(container, stream, times, keyframes):
+    def late(video, times, keyframes):
         if not keyframes:
-            return real(container, stream, times, keyframes)
+            return real(video, times, keyframes)
 
         class Late:
             def seek(self, target, **kwargs):
-                container.seek(target + int(3 / stream.time_base), **kwargs)
+                video.container.seek(target + int(3 / video.stream.time_base), **kwargs)
 
             def __getattr__(self, name):
-                return getattr(container, name)
+                return getattr(video.container, name)
 
-        return real(Late(), stream, times, keyframes)
+        return real(OpenVideo(Late(), video.stream), times, keyframes)
 
-    monkeypatch.setattr(decoding, "_shown_frames", late)
+    monkeypatch.setattr(decoding, "shown_frames", late)
     assert frame_numbers(decode_frames(data, [2.5, 6.5])) == [25, 65]
 
 
@@ -238,20 +237,21 @@ def test_seeking_changes_no_frame_of_real_videos(tmp_path, monkeypatch):
         times = [end * 0.6, end * 0.62, end * 0.9]
         with_seeks = decode_frames(path, times, (32, 32))
         with monkeypatch.context() as patch:
-            patch.setattr(decoding, "_keyframe_times", lambda stream: [])
+            patch.setattr(decoding, "keyframe_times", lambda video: [])
             assert np.array_equal(with_seeks, decode_frames(path, times, (32, 32))), path.name
 
 
 def test_the_moments_may_depend_on_the_header_and_are_chosen_once(numbered_file, frame_numbers):
     seen = []
 
-    def choose(info):
-        seen.append(info)
-        return [info.duration / 2]
+    def choose(timing):
+        seen.append(timing)
+        return [timing.duration / 2]
 
     data = numbered_file(40, 10)
     assert frame_numbers(decode_chosen(data, choose)) == [20]
-    assert seen == [probe(data)]
+    info = probe(data)
+    assert seen == [VideoTiming(info.duration, info.fps, info.num_frames, info.codec)]
 
 
 def test_a_file_without_its_index_is_undecodable(numbered_file):
@@ -271,11 +271,12 @@ def test_rubbish_has_a_reason(data, reason):
 
 def test_sound_alone_is_no_video():
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="wav") as output:
-        stream = output.add_stream("pcm_s16le", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
-        frame.rate = 8000
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
         output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
     with pytest.raises(DecodeError, match="no_video_stream"):
         probe(buffer.getvalue())
 
@@ -330,7 +331,7 @@ def huge_file(path):
 @pytest.mark.parametrize("suffix", ["mp4", "webm", "png", "jpg", "webp"])
 def test_pictures_over_the_limit_are_refused_before_they_are_decoded(suffix, tmp_path, monkeypatch):
     path = huge_file(tmp_path / f"huge.{suffix}")
-    monkeypatch.setattr(decoding, "_Converter", None)  # nothing comes as far as pixels
+    monkeypatch.setattr(decoding, "FrameConverter", None)  # nothing comes as far as pixels
     for media in (path, path.read_bytes()):
         for read in (decode_image, probe, lambda media, **limit: decode_frames(media, [0.0], **limit)):
             with pytest.raises(DecodeError, match=rf"too_large: {HUGE} x {HUGE} pixels, more than 1000000"):
