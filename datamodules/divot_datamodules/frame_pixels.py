@@ -113,6 +113,7 @@ class FrameConverter:
     ) -> None:
         self.size, self.pixel_aspect, self.orientation = size, pixel_aspect, orientation
         self.reformatter = VideoReformatter()
+        self.orientations: dict[int, Orientation] = {}
 
     def shown_size(self, frame: Any) -> tuple[int, int]:
         """Returns height and width of a frame as it is shown."""
@@ -138,4 +139,9 @@ class FrameConverter:
         return cast(Pixels, picture.transpose(2, 0, 1))
 
     def _turn(self, frame: Any) -> Orientation:
-        return self.orientation if self.orientation is not None else frame_orientation(frame)
+        if self.orientation is not None:
+            return self.orientation
+        angle = frame.rotation  # costs far less than the matrix, which is read once for each angle that comes
+        if angle not in self.orientations:
+            self.orientations[angle] = frame_orientation(frame)
+        return self.orientations[angle]

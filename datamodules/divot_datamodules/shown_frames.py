@@ -89,12 +89,12 @@ def _decoded(video: OpenVideo, ends: Sequence[float] | None, delay: int) -> Iter
 
 def _needed(video: OpenVideo, ends: Sequence[float]) -> Iterator[Any]:
     """Yields frames, without those that are shown at none of the moments and that no other frame refers to."""
-    stream, start, base = video.stream, video.start, video.stream.time_base
+    stream, start, base = video.stream, video.start, float(video.stream.time_base)
     for packet, successor in _with_successors(video.container.demux(stream)):
         unused = False
         if successor is not None:
-            place = bisect_left(ends, float(packet.pts * base) - start)
-            unused = place == len(ends) or ends[place] >= float(successor * base) - start
+            place = bisect_left(ends, packet.pts * base - start)
+            unused = place == len(ends) or ends[place] >= successor * base - start
         stream.codec_context.skip_frame = "NONREF" if unused else "DEFAULT"
         yield from packet.decode()
 
@@ -151,18 +151,29 @@ def check_every_frame(video: OpenVideo) -> None:
         video: At its start.
 
     Raises:
-        DecodeError: A frame is damaged, or the frames end before the video does.
+        DecodeError: A frame is damaged, or the frames or the file end before they should.
     """
-    end = max(0.0, video.timing().duration - 1.0 / video.fps)
-    slack = _slack(video)
-    frame = None
+    end, frame = max(0.0, video.timing().duration - 1.0 / video.fps), None
     for frame in _decoded(video, None, _decoding_delay(video)):
         if frame.is_corrupt:
             raise DecodeError("corrupt", f"the frame at {frame.time - video.start:.3f} s")
     if frame is None:
         raise DecodeError("undecodable", "no frame in it")
-    if not _lasts_until(frame, end, video.start, video.fps, slack):
+    if not _lasts_until(frame, end, video.start, video.fps, _slack(video)):
         raise DecodeError("too_short", f"the frames end before {end:.3f} s")
+    _check_file_end(video)
+
+
+def _check_file_end(video: OpenVideo) -> None:
+    """Refuses an mkv, webm or flv that is cut off: its streams end a second or more before its header says."""
+    if video.kind not in ("matroska", "flv") or not video.container.duration:
+        return
+    video.container.seek(0)
+    packets = (packet for packet in video.container.demux() if packet.pts is not None)
+    end = max((float((packet.pts + (packet.duration or 0)) * packet.time_base) for packet in packets), default=0.0)
+    promised = video.container.duration / 1e6  # FFmpeg counts it in microseconds
+    if end < promised - 1.0:
+        raise DecodeError("too_short", f"the file ends at {end:.3f} s of {promised:.3f} s")
 
 
 def _slack(video: OpenVideo) -> float:

@@ -177,3 +177,56 @@ def counted_reader():
         )
 
     return make
+
+
+def _sound(output, seconds):
+    """Adds a silent stream; it must be added before the first packet of the video is written."""
+    codec = "libopus" if output.format.name in ("webm", "matroska") else "aac"
+    stream = output.add_stream(codec, rate=48000, layout="mono")
+    block = 960 if codec == "libopus" else 1024
+
+    def write():
+        for number in range(round(seconds * 48000 / block)):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, block), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 48000, number * block
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+    return write
+
+
+@pytest.fixture
+def coded_file():
+    """Makes a file of numbered frames with a codec, container and time stamps of choice."""
+
+    def make(
+        codec,
+        container,
+        options=None,
+        *,
+        count=40,
+        rate=25,
+        stamps=None,
+        sound=0.0,
+        pixel_format="yuv420p",
+        muxing=None,
+        pixel_aspect=None,
+        width=64,
+    ):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format=container, options=muxing or {}) as output:
+            stream = output.add_stream(codec, rate=rate, options=options or {})
+            stream.width, stream.height, stream.pix_fmt = width, 64, pixel_format
+            if pixel_aspect:
+                stream.sample_aspect_ratio = pixel_aspect
+            write_sound = _sound(output, sound) if sound else None
+            for number, pixels in enumerate(_numbered_video(count, 64)[..., :width]):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), format="rgb24")
+                frame.pts = number if stamps is None else stamps[number]
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+            if write_sound:
+                write_sound()
+        return buffer.getvalue()
+
+    return make
