@@ -220,7 +220,7 @@ def coded_file():
             if pixel_aspect:
                 stream.sample_aspect_ratio = pixel_aspect
             write_sound = _sound(output, sound) if sound else None
-            for number, pixels in enumerate(_numbered_video(count, 64)[..., :width]):
+            for number, pixels in enumerate(_numbered_video(count, 64)[..., :: 64 // width]):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)), format="rgb24")
                 frame.pts = number if stamps is None else stamps[number]
                 output.mux(stream.encode(frame))

