@@ -16,6 +16,14 @@ from divot_datamodules.media_files import MAX_PIXELS, DecodeError
 Pixels = NDArray[np.uint8]
 
 
+BILINEAR, BICUBIC = 2, 4
+"""swscale's flags of the filters."""
+
+EXACT = 0x40000 | 0x2000
+"""swscale's flags for accurate rounding and for chroma at full resolution. Without them pictures of 10 and 12 bits come
+out 2 levels of 255 too dark in the mean; with them within 0.6. Those of 8 bits are within 1.4 without."""
+
+
 @dataclass(frozen=True)
 class Orientation:
     """How a stored picture becomes the shown one: first the swap of its axes, then the flips.
@@ -114,6 +122,7 @@ class FrameConverter:
         self.size, self.pixel_aspect, self.orientation = size, pixel_aspect, orientation
         self.reformatter = VideoReformatter()
         self.orientations: dict[int, Orientation] = {}
+        self.deep: dict[str, bool] = {}
 
     def shown_size(self, frame: Any) -> tuple[int, int]:
         """Returns height and width of a frame as it is shown."""
@@ -124,10 +133,11 @@ class FrameConverter:
         """Returns uint8 (3, H, W) in [0, 255], RGB."""
         turn = self._turn(frame)
         height, width = turn.shape(*covering_size(*self.shown_size(frame), self.size))
-        same = (height, width) == (frame.height, frame.width)
         # swscale widens its filter when it shrinks, so that bicubic is free of aliasing in both directions. One thread:
         # threads of its own give the same bytes and, on small frames, cost far more than they bring.
-        interpolation = None if same else "BICUBIC"
+        interpolation = BILINEAR if (height, width) == (frame.height, frame.width) else BICUBIC
+        if self._is_deep(frame):
+            interpolation |= EXACT
         picture = turn(
             self.reformatter.reformat(
                 frame, width=width, height=height, format="rgb24", interpolation=interpolation, threads=1
@@ -137,6 +147,12 @@ class FrameConverter:
             top, left = (picture.shape[0] - self.size[0]) // 2, (picture.shape[1] - self.size[1]) // 2
             picture = picture[top : top + self.size[0], left : left + self.size[1]]
         return cast(Pixels, picture.transpose(2, 0, 1))
+
+    def _is_deep(self, frame: Any) -> bool:
+        name = frame.format.name
+        if name not in self.deep:
+            self.deep[name] = frame.format.components[0].bits > 8
+        return self.deep[name]
 
     def _turn(self, frame: Any) -> Orientation:
         if self.orientation is not None:

@@ -268,14 +268,15 @@ def lossless_file(codes, pixel_format, matrix, full, bits):
 @pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(("sampling", "bits"), [("420", 8), ("444", 8), ("420", 10), ("444", 10), ("420", 12)])
-def test_colours_are_those_of_matrix_and_range_within_three_levels(matrix, full, sampling, bits):
+def test_colours_are_those_of_matrix_and_range(matrix, full, sampling, bits):
     codes = [quantised(plane, place > 0, full, bits) for place, plane in enumerate(planes())]
     pixel_format = f"yuv{sampling}p" + (f"{bits}le" if bits > 8 else "")
     data = lossless_file(codes, pixel_format, matrix, full, bits)
     found = decode_frames(data, [0.0])[0].astype(float)
     least, greatest = bounds(codes, matrix, full, bits, sampling)
     beyond = np.maximum(least - found, found - greatest).clip(0)[:, 2:-2, 2:-2]
-    assert beyond.max() <= 3.0
-    assert beyond.mean() < 1.0
     middle = (least + greatest)[:, 2:-2, 2:-2].mean(axis=(1, 2)) / 2
-    assert np.abs(found[:, 2:-2, 2:-2].mean(axis=(1, 2)) - middle).max() < 1.6  # green of 4:2:0 is 1.43 above in FFmpeg
+    bias = np.abs(found[:, 2:-2, 2:-2].mean(axis=(1, 2)) - middle)
+    # Of 8 bits FFmpeg's fast conversion is taken, whose green is too bright by 1.4.
+    assert beyond.max() <= (2.0 if bits == 8 else 1.2)
+    assert bias.max() <= (1.5 if bits == 8 else 0.6)
