@@ -6,11 +6,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
-from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, MediaInfo, decode_frames, decode_image, probe
+from divot_datamodules.decoding import (
+    IMAGE_SUFFIXES,
+    DecodeError,
+    MediaInfo,
+    check_media,
+    decode_frames,
+    decode_image,
+    probe,
+)
 from divot_datamodules.jsonl_source import MEDIA_FIELDS
 from divot_datamodules.ledger import Budget, Defect, Ledger
 from divot_datamodules.samples import SampleError, read_text
@@ -18,6 +26,8 @@ from divot_datamodules.shard_reading import MEDIA_SUFFIXES
 from divot_datamodules.shard_writing import Sample, ShardFolder
 from divot_datamodules.video_writing import encode_video
 from divot_lightning.errors import UserError
+
+Check = Literal["all", "first"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +40,15 @@ class PackSettings:
         fps: Frames per second of the pieces.
         size: Short side of the pieces in pixels; None keeps the source's.
         samples_per_shard: At most.
+        check: What of a file that is packed as it is must decode, so that nothing broken is packed: "all" frames, or,
+            in a small part of the time, the "first" one, which misses files that are damaged further on or cut off.
     """
 
     clip_seconds: float | None = None
     fps: float = 8.0
     size: int | None = None
     samples_per_shard: int = 256
+    check: Check = "all"
 
     def __post_init__(self) -> None:
         if self.clip_seconds is not None and self.clip_seconds * self.fps < 1:
@@ -44,6 +57,8 @@ class PackSettings:
             raise UserError(f"size is {self.size}, but files are packed as they are; give clip_seconds as well.")
         if self.samples_per_shard < 1:
             raise UserError(f"samples_per_shard is {self.samples_per_shard}; it must be at least 1.")
+        if self.check not in get_args(Check):
+            raise UserError(f"check is {self.check!r}; it must be one of {', '.join(get_args(Check))}.")
 
 
 @dataclass(frozen=True)
@@ -177,12 +192,13 @@ def _suffix(path: Path) -> str:
     return suffix
 
 
-def _whole(path: Path) -> bytes:
-    """Reads a file that opens and decodes, so that nothing broken is packed."""
+def _whole(path: Path, check: Check) -> bytes:
+    """Reads a file as it is, after a look at what `PackSettings.check` asks for."""
     if not path.is_file():
         raise SampleError("missing_media", f"the file {path} does not exist")
-    decode_image(path)
-    return path.read_bytes()
+    data = path.read_bytes()
+    (check_media if check == "all" else decode_image)(data)
+    return data
 
 
 def _media_samples(source: Source, settings: PackSettings) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -190,9 +206,12 @@ def _media_samples(source: Source, settings: PackSettings) -> Iterator[tuple[str
     suffixes = [_suffix(path) for path in source.paths]
     if len(source.paths) > 1:
         files = zip(suffixes, source.paths, strict=True)
-        yield source.key, {f"clip{place}.{suffix}": _whole(path) for place, (suffix, path) in enumerate(files)}
+        yield (
+            source.key,
+            {f"clip{place}.{suffix}": _whole(path, settings.check) for place, (suffix, path) in enumerate(files)},
+        )
     elif suffixes[0] in IMAGE_SUFFIXES or settings.clip_seconds is None:
-        yield source.key, {suffixes[0]: _whole(source.paths[0])}
+        yield source.key, {suffixes[0]: _whole(source.paths[0], settings.check)}
     else:
         for key, data in _pieces(source, probe(source.paths[0]), settings):
             yield key, {"mp4": data}

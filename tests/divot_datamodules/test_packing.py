@@ -1,9 +1,14 @@
+import io
 import json
+import struct
+from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
 
 from divot_datamodules.clip_sampling import ClipSettings, decode_clip
-from divot_datamodules.decoding import probe
+from divot_datamodules.decoding import decode_frames, probe
 from divot_datamodules.packing import PackSettings, pack, safe_key
 from divot_datamodules.shard_reading import read_shard
 from divot_lightning.errors import UserError
@@ -86,6 +91,53 @@ def test_what_cannot_be_packed_is_reported_and_left_out(media_folder, tmp_path, 
     assert set(packed(tmp_path / "out")) == {"a", "cats/b_v1", "c"}
 
 
+@pytest.fixture
+def damaged_file(tmp_path, coded_file):
+    """A video whose first frames are good."""
+    data = bytearray(coded_file("libx264", "mp4", {"crf": "1", "g": "8", "bf": "0"}))
+    with av.open(io.BytesIO(data)) as container:
+        packet = max(list(container.demux(video=0))[20:30], key=lambda packet: packet.size)
+        place, size = packet.pos, packet.size
+    data[place + 20 : place + size - 20] = bytes(255 - byte for byte in data[place + 20 : place + size - 20])
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "b.mp4").write_bytes(data)
+    (tmp_path / "damaged" / "a.mp4").write_bytes(coded_file("libx264", "mp4"))
+    return tmp_path / "damaged"
+
+
+def test_nothing_that_is_broken_anywhere_is_packed(damaged_file, tmp_path):
+    report = pack(damaged_file, tmp_path / "out", PackSettings())
+    assert [(defect.key, defect.reason) for defect in report.defects] == [("b", "corrupt")]
+    assert set(packed(tmp_path / "out")) == {"a"}
+
+
+def test_a_look_at_the_first_frame_alone_misses_later_damage(damaged_file, tmp_path):
+    assert pack(damaged_file, tmp_path / "out", PackSettings(check="first")).samples == 2
+
+
+def test_a_file_without_a_decoder_does_not_stop_the_others(media_folder, tmp_path, coded_file):
+    (media_folder / "unknown.mp4").write_bytes(coded_file("libx264", "mp4").replace(b"avc1", b"zzzz"))
+    (media_folder / "drawing.png").write_bytes(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
+    for name, settings in (("whole", PackSettings()), ("pieces", PackSettings(clip_seconds=2))):
+        report = pack(media_folder, tmp_path / name, settings)
+        assert {defect.key: defect.reason for defect in report.defects} == {
+            "unknown": "undecodable",
+            "drawing": "undecodable",
+        }
+
+
+def test_pieces_of_a_turned_video_with_wide_pixels_stand_upright(tmp_path, coded_file, frame_numbers):
+    data = coded_file("libx264", "mp4", {"crf": "4"}, count=60, width=32, pixel_aspect=Fraction(2))
+    place = data.index(b"tkhd") + 44
+    clockwise = struct.pack(">5i", 0, 1 << 16, 0, -(1 << 16), 0)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mp4").write_bytes(data[:place] + clockwise + data[place + 20 :])
+    pack(tmp_path / "in", tmp_path / "out", PackSettings(clip_seconds=2))
+    piece = decode_frames(packed(tmp_path / "out")["a_0000"]["mp4"], [1.0])
+    assert piece.shape == (1, 3, 64, 64)
+    assert frame_numbers(np.rot90(piece, 1, (2, 3))) == [25]  # the columns with the number have become rows
+
+
 def test_lines_that_cannot_be_packed_are_reported_by_number(media_folder, tmp_path):
     lines = ['{"video": "a.mp4"}', "{", '{"caption": "x"}', '{"video": "nowhere.mp4"}', '{"video": "notes.md"}']
     (media_folder / "list.jsonl").write_text("\n".join(lines))
@@ -166,7 +218,12 @@ def test_defects_of_a_call_that_failed_are_forgotten(media_folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"size": 64}, "clip_seconds"), ({"clip_seconds": 0.01}, r"0\.01"), ({"samples_per_shard": 0}, "at least 1")],
+    [
+        ({"size": 64}, "clip_seconds"),
+        ({"clip_seconds": 0.01}, r"0\.01"),
+        ({"samples_per_shard": 0}, "at least 1"),
+        ({"check": "some"}, "all, first"),
+    ],
 )
 def test_settings_without_effect_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
