@@ -138,15 +138,14 @@ class FrameConverter:
         interpolation = BILINEAR if (height, width) == (frame.height, frame.width) else BICUBIC
         if self._is_deep(frame):
             interpolation |= EXACT
-        picture = turn(
-            self.reformatter.reformat(
-                frame, width=width, height=height, format="rgb24", interpolation=interpolation, threads=1
-            ).to_ndarray()
+        rgb = self.reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation=interpolation, threads=1
         )
+        picture = turn(cast(Pixels, rgb.to_ndarray()))
         if self.size is not None:
             top, left = (picture.shape[0] - self.size[0]) // 2, (picture.shape[1] - self.size[1]) // 2
             picture = picture[top : top + self.size[0], left : left + self.size[1]]
-        return cast(Pixels, picture.transpose(2, 0, 1))
+        return picture.transpose(2, 0, 1)
 
     def _is_deep(self, frame: Any) -> bool:
         name = frame.format.name

@@ -11,6 +11,10 @@ _INDEXED = ("mov", "matroska", "avi")
 """Containers whose index can be trusted; the others are decoded from their start."""
 
 
+_CUT_OFF = 1.0
+"""Seconds that a file's header may promise too much; headers of good files are less exact than those of streams."""
+
+
 def keyframe_times(video: OpenVideo) -> list[float]:
     """Returns the times of the keyframes as far as the container's index knows them, ascending, in seconds.
 
@@ -161,19 +165,25 @@ def check_every_frame(video: OpenVideo) -> None:
         raise DecodeError("undecodable", "no frame in it")
     if not _lasts_until(frame, end, video.start, video.fps, _slack(video)):
         raise DecodeError("too_short", f"the frames end before {end:.3f} s")
-    _check_file_end(video)
+    last, promised = _file_ends(video, frame)
+    if last < promised - _CUT_OFF:
+        raise DecodeError("too_short", f"the file ends at {last:.3f} s of {promised:.3f} s")
 
 
-def _check_file_end(video: OpenVideo) -> None:
-    """Refuses an mkv, webm or flv that is cut off: its streams end a second or more before its header says."""
-    if video.kind not in ("matroska", "flv") or not video.container.duration:
-        return
-    video.container.seek(0)
-    packets = (packet for packet in video.container.demux() if packet.pts is not None)
-    end = max((float((packet.pts + (packet.duration or 0)) * packet.time_base) for packet in packets), default=0.0)
-    promised = video.container.duration / 1e6  # FFmpeg counts it in microseconds
-    if end < promised - 1.0:
-        raise DecodeError("too_short", f"the file ends at {end:.3f} s of {promised:.3f} s")
+def _file_ends(video: OpenVideo, last_frame: Any) -> tuple[float, float]:
+    """Returns when a file of a kind whose length does not come from its header ends, and when its header says it does.
+
+    An avi that is cut off gets a shorter length from FFmpeg; an mkv, webm or flv is as long as its packets here.
+    """
+    stream, container = video.stream, video.container
+    if video.kind == "avi":
+        return last_frame.time - video.start, (stream.frames - 1) * float(stream.time_base)
+    if video.kind not in ("matroska", "flv") or not container.duration:
+        return 0.0, 0.0
+    container.seek(0)
+    packets = (packet for packet in container.demux() if packet.pts is not None)
+    last = max((float((packet.pts + (packet.duration or 0)) * packet.time_base) for packet in packets), default=0.0)
+    return last, container.duration / 1e6  # FFmpeg counts it in microseconds
 
 
 def _slack(video: OpenVideo) -> float:

@@ -76,11 +76,13 @@ def test_seeking_gives_the_frames_that_decoding_all_of_a_file_gives(any_file, fr
     assert frame_numbers(whole.transpose(0, 3, 1, 2)) == list(range(COUNT))  # FFmpeg gives them in order
     assert len(stamps) == COUNT
     lengths = np.diff(stamps, append=stamps[-1] + 0.02)
+    rounding = 4 if probe(any_file).codec == "prores" else 0  # ten bits are rounded more exactly here
     rng = np.random.default_rng(1)
     for trial in range(10):
         chosen = np.sort(rng.choice(COUNT, size=rng.integers(1, 5), replace=False))
         times = stamps[chosen] + (0.4 if trial % 2 else 0.0) * lengths[chosen]
-        assert np.array_equal(decode_frames(any_file, times.tolist()).transpose(0, 2, 3, 1), whole[chosen]), chosen
+        found = decode_frames(any_file, times.tolist()).transpose(0, 2, 3, 1)
+        assert np.abs(found.astype(int) - whole[chosen]).max() <= rounding, chosen
 
 
 def test_every_moment_up_to_the_length_shows_the_frame_of_its_time(any_file, frame_numbers):
@@ -99,6 +101,25 @@ def test_an_avi_is_sampled_evenly(name, coded_file, frame_numbers):
     codec, container, options, _ = KINDS[name]
     data = coded_file(codec, container, options, count=30, rate=30)
     assert frame_numbers(decode_frames(data, [index / 8 for index in range(8)])) == [0, 3, 7, 11, 15, 18, 22, 26]
+
+
+def test_a_frame_that_an_avi_repeats_is_shown_twice(coded_file, frame_numbers):
+    data = coded_file("mpeg4", "avi", {"g": "10", "qscale": "2"}, count=COUNT, sound=1.6)  # FFmpeg repeats the first
+    times = [(number + 0.3) / 25 for number in range(COUNT + 1)]
+    assert frame_numbers(decode_frames(data, times)) == [0, *range(COUNT)]
+    assert frame_numbers(decode_frames(data, times[35:])) == list(range(34, COUNT))
+
+
+@pytest.mark.parametrize("part", [0.4, 0.7])
+@pytest.mark.parametrize("name", ["x264 in avi", "mpeg4 in avi", "mjpeg in avi"])
+def test_an_avi_that_was_cut_off_with_its_index_gives_what_it_has(name, part, coded_file, frame_numbers):
+    codec, container, options, more = KINDS[name]
+    data = coded_file(codec, container, options, count=COUNT, rate=5, **more)
+    check_media(data)
+    cut = data[: 6000 + round(part * (len(data) - 6000))]
+    assert frame_numbers(decode_frames(cut, [n / 5 for n in (0, 1, 4, 6)])) == [0, 1, 4, 6]
+    with pytest.raises(DecodeError, match=r"too_short|corrupt"):
+        check_media(cut)
 
 
 def test_an_avi_is_decoded_from_the_last_keyframe_on(coded_file, monkeypatch, frame_numbers):
