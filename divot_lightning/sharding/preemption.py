@@ -72,7 +72,7 @@ class StopOnSignal(Checkpoint):
     """Ends training after the step at which any rank was asked to, with one checkpoint.
 
     It is a `Checkpoint` so that Lightning calls it after all other callbacks, when the step is done for them too. A
-    validation that was due at this very step is left out.
+    validation that was due at this very step is left out, and made up for when the run goes on.
 
     Args:
         signals: What this process was asked.
@@ -106,7 +106,7 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Asks all ranks when an optimizer step is done; saves, and lets Lightning end the loop, if one has to stop."""
+        """Asks all ranks when an optimizer step is done, and lets Lightning end the loop if one has to stop."""
         if trainer.global_step == self.last_step:
             return
         self.last_step = trainer.global_step
@@ -115,9 +115,13 @@ class StopOnSignal(Checkpoint):
             return
         self.signals.received = self.stopped_by
         self.signals.saving = True
-        self.save(trainer)
-        self._write_record(trainer)
         trainer._signal_connector.received_sigterm = True  # Lightning leaves once it has logged this step
+
+    def on_step_logged(self, trainer: Trainer) -> None:
+        """Saves the step that all ranks stop after."""
+        if self.stopped_by is not None:
+            self.save(trainer)
+            self._write_record(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves out the validation between the last step and the end of the loop."""

@@ -26,7 +26,7 @@ VARIABLE = "DIVOT_FAULT"
 """Holds the fault as JSON, for all processes of a job."""
 
 Action = Literal["kill", "SIGTERM", "SIGUSR1", "SIGINT", "user_error", "crash", "hang", "full_disk"]
-Moment = Literal["start", "step", "save"]
+Moment = Literal["start", "step", "logged", "save", "validation", "next"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Fault:
             write fail that makes a file longer than `bytes_left`.
         step: Optimizer steps done when it happens.
         rank: On which rank; None for all.
-        moment: `start` when training starts, `step` when the step is done and before it is saved, `save` when its
-            checkpoint starts to be written.
+        moment: `start` when training starts, `step` when the step is done, `logged` when its metrics are written and
+            before it is saved, `save` when its checkpoint starts to be written, `validation` when a validation after
+            it has begun, `next` when all of that is over and the next step begins.
         delay: Seconds after the moment, during which the process goes on; for `kill` and signals.
         bytes_left: See `full_disk`.
     """
@@ -125,8 +126,19 @@ def fault_callback(fault: Fault) -> Any:
         ) -> None:
             self._at("step", trainer)
 
+        def on_step_logged(self, trainer: Trainer) -> None:
+            self._at("logged", trainer)
+
         def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
             self._at("save", trainer)
+
+        def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            self._at("validation", trainer)
+
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            self._at("next", trainer)
 
         def _at(self, moment: Moment, trainer: Trainer) -> None:
             if (moment, trainer.global_step) == (fault.moment, fault.step) and fault.rank in (
