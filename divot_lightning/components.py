@@ -1,7 +1,8 @@
 """Component folders: how a stage hands a module to the next one.
 
 A component is an `nn.Module` with a `config` dataclass. Its folder holds `config.json` (class and settings) and
-`model.safetensors`, so that nothing in it can run code. A module whose settings and weights are not all there is to it
+`model.safetensors`. Nothing in it can run code: the class must be one that `divot_lightning.trusted_classes` allows, or
+it is not imported. A module whose settings and weights are not all there is to it
 may write more files in `save_extra(folder)` and be built by the classmethod `from_component(config, folder)`.
 """
 
@@ -24,6 +25,7 @@ from torch import nn
 
 from divot_lightning.errors import UserError
 from divot_lightning.sharding.building import fill, is_sharding, without_memory
+from divot_lightning.trusted_classes import require_trusted
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -87,7 +89,8 @@ def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType
         The module, on the CPU, in training mode; sharded where `divot_lightning.sharding.building` says so.
 
     Raises:
-        UserError: The folder is no component folder, holds another class, or its weights do not fit.
+        UserError: The folder is no component folder, holds another class or one that is not trusted, or its weights do
+            not fit.
     """
     folder = Path(folder)
     described = _read_config(folder)
@@ -243,6 +246,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _import_class(path: str, folder: Path) -> type[nn.Module]:
+    require_trusted(path, folder / CONFIG_FILE)
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

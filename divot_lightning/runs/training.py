@@ -8,10 +8,10 @@ from typing import Literal, TextIO
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from divot_lightning.errors import UserError
-from divot_lightning.runs.config_changes import LENGTH, Change, changed_settings
-from divot_lightning.runs.run_folder import CONFIG, FINISHED, STOPPED
+from divot_lightning.runs.config_changes import LENGTH, Change, changed_settings, read_config
+from divot_lightning.runs.run_folder import FINISHED, STOPPED
 from divot_lightning.runs.training_cli import TrainingCLI
-from divot_lightning.sharding.checkpoint_folders import checkpoint_step, newest_checkpoint
+from divot_lightning.sharding.checkpoint_folders import checkpoint_step, choose_checkpoint
 from divot_lightning.sharding.environment import is_first_process
 from divot_lightning.sharding.launcher import is_started_by_rank_zero, watched
 from divot_lightning.sharding.preemption import INTERRUPTED_EXIT_CODE, exit_code
@@ -45,19 +45,24 @@ def go_on(run: Path, argv: list[str]) -> int:
     Returns:
         The exit status.
     """
-    before = (run / CONFIG).read_text(encoding="utf-8")
+    checkpoint, before = _chosen(run), read_config(run)
     cli = TrainingCLI(argv, "divot resume", "resume")
     changes = changed_settings(before, cli.saved_config())
     if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
         _say(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n", sys.stdout)
         return 0
-    checkpoint = newest_checkpoint(run)
     _say(f"{run}: going on after step {checkpoint_step(checkpoint) if checkpoint else 0}\n")
     for change in changes[:MAX_CHANGES_SHOWN]:
         _say(f"  changed {change}\n")
     if len(changes) > MAX_CHANGES_SHOWN:
         _say(f"  and {len(changes) - MAX_CHANGES_SHOWN} more settings\n")
     return _fit(cli, checkpoint, changes)
+
+
+def _chosen(run: Path) -> Path | None:
+    choice = choose_checkpoint(run)
+    _say(choice.warnings())
+    return choice.checkpoint
 
 
 def measure(argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
