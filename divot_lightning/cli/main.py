@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from divot_lightning import __version__
 from divot_lightning.errors import UserError
+from divot_lightning.parent import bind_to_torchrun
 from divot_lightning.sharding.failures import RankFailed, note_failure
 
 COMMANDS: dict[str, str] = {
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 a failure, 2 the user can mend something, 75 stopped by a signal with everything
         saved, 130 stopped by Ctrl-C.
     """
+    bind_to_torchrun()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(help_text())

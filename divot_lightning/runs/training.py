@@ -11,7 +11,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.runs.config_changes import LENGTH, Change, changed_settings, read_config
 from divot_lightning.runs.run_folder import FINISHED, STOPPED
 from divot_lightning.runs.training_cli import TrainingCLI
-from divot_lightning.sharding.checkpoint_folders import checkpoint_step, choose_checkpoint
+from divot_lightning.sharding.checkpoint_folders import checkpoint_step, choose_checkpoint, newest_checkpoint
 from divot_lightning.sharding.environment import is_first_process
 from divot_lightning.sharding.launcher import is_started_by_rank_zero, watched
 from divot_lightning.sharding.preemption import INTERRUPTED_EXIT_CODE, exit_code
@@ -100,9 +100,11 @@ def _fit(cli: TrainingCLI, checkpoint: Path | None, changes: list[Change]) -> in
 
 
 def _report_stop(cli: TrainingCLI) -> int:
-    step, stopped_by = cli.trainer.global_step, cli.stop_on_signal.stopped_by
-    how = f"stopped by {stopped_by.name}" if stopped_by else "stopped"
-    _say(f"{how} after step {step}; go on with: divot resume {cli.run_folder}\n")
+    step, stopped_by, saved = cli.trainer.global_step, cli.stop_on_signal.stopped_by, newest_checkpoint(cli.run_folder)
+    saved_step = checkpoint_step(saved) if saved else 0
+    how = f"stopped by {stopped_by.name} after" if stopped_by else "stopped after"
+    lost = "" if step == saved_step else f" without saving it; steps after {saved_step} will be done again"
+    _say(f"{how} step {step}{lost}; go on with: divot resume {cli.run_folder}\n")
     if is_started_by_rank_zero():
         return 0  # the first process speaks for the job; a failed one would end it
     return exit_code(stopped_by) if stopped_by else INTERRUPTED_EXIT_CODE

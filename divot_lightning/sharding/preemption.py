@@ -28,7 +28,11 @@ STOPPED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: stopped by a signal with everything saved; the same command goes on."""
 
 INTERRUPTED_EXIT_CODE = 130
-"""Stopped by Ctrl-C, as shells count it; saved as well."""
+"""Stopped by Ctrl-C, as shells count it; saved as well, unless it was pressed a second time."""
+
+
+TWICE_SECONDS = 0.5
+"""Ctrl-C that comes again within so long is the same one: a terminal and a wrapper both pass it on."""
 
 
 class StopSignals:
@@ -40,6 +44,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.received_at = 0.0
         self.training = False
         self.saving = False
 
@@ -62,10 +67,12 @@ class StopSignals:
                     signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        again = self.received == signal.SIGINT and not self.saving
+        now = time.monotonic()
+        again = self.received == signal.SIGINT and not self.saving and now - self.received_at > TWICE_SECONDS
         if number == signal.SIGINT and (again or not self.training):
             raise KeyboardInterrupt
-        self.received = self.received or signal.Signals(number)
+        if self.received is None:
+            self.received, self.received_at = signal.Signals(number), now
 
 
 class StopOnSignal(Checkpoint):
