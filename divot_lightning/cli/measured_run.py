@@ -37,4 +37,4 @@ def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -
 
     from divot_lightning.runs.training import measure
 
-    return measure(run_args(run, overrides), verb, choice.checkpoint)
+    return measure(run, run_args(run, overrides), verb, choice.checkpoint)

@@ -2,14 +2,16 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TextIO
 
+import yaml
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from divot_lightning.errors import UserError
 from divot_lightning.runs.config_changes import LENGTH, Change, changed_settings, read_config
-from divot_lightning.runs.run_folder import FINISHED, STOPPED
+from divot_lightning.runs.run_folder import FINISHED, STOPPED, where_paths_count
 from divot_lightning.runs.training_cli import TrainingCLI
 from divot_lightning.sharding.checkpoint_folders import checkpoint_step, choose_checkpoint, newest_checkpoint
 from divot_lightning.sharding.environment import is_first_process
@@ -46,6 +48,11 @@ def go_on(run: Path, argv: list[str]) -> int:
         The exit status.
     """
     checkpoint, before = _chosen(run), read_config(run)
+    with telling_where_paths_count(run, before):
+        return _go_on(run, argv, checkpoint, before)
+
+
+def _go_on(run: Path, argv: list[str], checkpoint: Path | None, before: str) -> int:
     cli = TrainingCLI(argv, "divot resume", "resume")
     changes = changed_settings(before, cli.saved_config())
     if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
@@ -65,10 +72,23 @@ def _chosen(run: Path) -> Path | None:
     return choice.checkpoint
 
 
-def measure(argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
+@contextlib.contextmanager
+def telling_where_paths_count(run: Path, config: str) -> Iterator[None]:
+    """Add to a `UserError` about a relative path of the run's settings from where it is looked for."""
+    try:
+        yield
+    except UserError as error:
+        hint = where_paths_count(run, yaml.safe_load(config), str(error))
+        if not hint:
+            raise
+        raise UserError(f"{error}\n{hint}") from error
+
+
+def measure(run: Path, argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
     """Measure a checkpoint on the validation or test data of its run; Lightning prints the table.
 
     Args:
+        run: The run folder.
         argv: Options that repeat the run.
         verb: Which data.
         checkpoint: A checkpoint of this run.
@@ -76,9 +96,10 @@ def measure(argv: list[str], verb: Literal["validate", "test"], checkpoint: Path
     Returns:
         The exit status.
     """
-    cli = TrainingCLI(argv, f"divot {verb}", "measure")
-    with watched(cli.trainer):
-        getattr(cli.trainer, verb)(cli.model, cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
+    with telling_where_paths_count(run, read_config(run)):
+        cli = TrainingCLI(argv, f"divot {verb}", "measure")
+        with watched(cli.trainer):
+            getattr(cli.trainer, verb)(cli.model, cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
     return 0
 
 

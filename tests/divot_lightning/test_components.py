@@ -322,10 +322,26 @@ def test_a_record_holds_through_a_link_to_the_run(tmp_path):
     assert found.resolve() == tmp_path / "runs" / "toy" / "first" / "tokenizer"
 
 
-def test_a_component_of_the_run_comes_before_the_recorded_one(tmp_path):
+def test_a_run_moved_alone_finds_what_stayed_where_it_was(tmp_path):
+    recorded_run(tmp_path / "here")
+    (tmp_path / "here/second").rename(tmp_path / "alone")
+    assert find_component(tmp_path / "alone", "tokenizer") == tmp_path / "here/first/tokenizer"
+
+
+@pytest.mark.parametrize("put", [shutil.copytree, lambda old, new: new.symlink_to(old)])
+def test_a_recorded_component_may_be_put_into_the_run(tmp_path, put):
+    run = recorded_run(tmp_path)
+    (tmp_path / "first").rename(tmp_path / "away")
+    text = message_of(find_component, run, "tokenizer")
+    assert f"a link to it, at {run / 'tokenizer'}" in text
+    put(tmp_path / "away/tokenizer", run / "tokenizer")
+    assert find_component(run, "tokenizer") == run / "tokenizer"
+
+
+def test_another_component_put_into_the_run_is_refused(tmp_path):
     run = recorded_run(tmp_path)
     saved(run / "tokenizer")
-    assert find_component(run, "tokenizer") == run / "tokenizer"
+    assert f"another tokenizer than {run / 'tokenizer'} now holds" in message_of(find_component, run, "tokenizer")
 
 
 def test_recorded_weights_that_changed_since_are_refused(tmp_path):
