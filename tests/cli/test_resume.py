@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from divot_lightning.runs import training
+from divot_lightning.sharding import preemption
 from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
 from divot_lightning.sharding.manifest import file_sha256
 from divot_lightning.testing.faults import VARIABLE, Fault, damage_file
@@ -26,6 +27,7 @@ from divot_lightning.testing.jobs import Job
 Divot = Callable[..., int]
 Settings = dict[str, Any]
 RUN = Path("runs/tiny")
+TINY = Path(__file__).parent
 
 
 def _rows(run: Path = RUN) -> list[dict[str, str]]:
@@ -64,6 +66,40 @@ def test_ctrl_c_saves_where_it_stopped_and_says_how_to_go_on(
     assert newest_checkpoint(RUN) is not None
     assert not (RUN / "finished.json").exists()
     assert f"divot resume {RUN}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("twice_seconds", "saved"), [(60.0, 6), (-1.0, 4)])
+def test_ctrl_c_twice_at_once_counts_once_and_what_is_told_is_what_was_saved(
+    divot: Divot,
+    tiny: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    twice_seconds: float,
+    saved: int,
+) -> None:
+    tiny["trainer"]["max_steps"] = 100
+    monkeypatch.setattr(preemption, "TWICE_SECONDS", twice_seconds)
+    monkeypatch.syspath_prepend(TINY)
+    import tiny_stage
+
+    def interrupted(stage: Any, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if stage.global_step == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return step(stage, batch, batch_idx)
+
+    step = tiny_stage.TinyStage.training_step
+    monkeypatch.setattr(tiny_stage.TinyStage, "training_step", interrupted)
+    assert divot("fit", tiny) == 130
+    told = capsys.readouterr().err
+    assert newest_checkpoint(RUN) == RUN / f"checkpoints/step_{saved:08d}"
+    if saved == 6:
+        assert "stopped by SIGINT after step 6; go on with" in told
+    else:
+        assert "stopped after step 5 without saving it; steps after 4 will be done again; go on with" in told
+    monkeypatch.setattr(tiny_stage.TinyStage, "training_step", step)
+    assert divot("resume", str(RUN), "--trainer.max_steps", "8") == 0
+    assert f"going on after step {saved}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
