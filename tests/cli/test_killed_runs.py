@@ -109,6 +109,20 @@ def test_each_row_is_there_once_after_a_signal_at_the_step_of_a_validation(
     _assert_like_straight()
 
 
+@pytest.mark.parametrize("every_steps", [4, 3])
+def test_a_run_trained_for_longer_goes_on_with_the_rows_of_its_last_validation(
+    divot: Divot, validated: Settings, every_steps: int
+) -> None:
+    validated["checkpoint"] = {"every_steps": every_steps}
+    assert divot("fit", validated) == 0
+    assert divot("resume", str(RUN), "--trainer.max_steps", "12") == 0
+    steps = [(row["step"], bool(row["validation/loss"])) for row in _rows(RUN)]
+    validations = {3, 7, 11}
+    assert steps == [
+        (str(step), validates) for step in range(12) for validates in [False, True][: 1 + (step in validations)]
+    ]
+
+
 def test_a_kill_while_a_validation_is_made_up_for_costs_nothing(divot: Divot, validated: Settings) -> None:
     Path("recipe.yaml").write_text(yaml.safe_dump(validated))
     fault = Fault("kill", step=4, moment="validation")
