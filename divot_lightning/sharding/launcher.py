@@ -20,7 +20,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.parent import VARIABLE as PARENT_VARIABLE
 from divot_lightning.parent import named_parent
 from divot_lightning.sharding.agreement import RanksPartedError
-from divot_lightning.sharding.failures import FOLDER_VARIABLE, RankFailed, first_failure
+from divot_lightning.sharding.failures import FOLDER_VARIABLE, RankFailed, first_failure, is_lost_peer
 from divot_lightning.sharding.network import check_network
 
 LOOK_SECONDS = 0.2
@@ -28,6 +28,9 @@ LOOK_SECONDS = 0.2
 
 SECONDARY_SECONDS = 3.0
 """For so long the first process, when it fails, waits to learn whether another one failed before it."""
+
+LOST_PEER_SECONDS = 20.0
+"""The same where the connection to another one broke, so that it must be ending, on a busy machine slowly."""
 
 LEAVE_SECONDS = 60.0
 """For so long the first process waits for the others to leave at the end."""
@@ -67,7 +70,8 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         while True:
             codes = {rank: process.poll() for rank, process in enumerate(self.procs, start=1)}
             found = first_failure(Path(self.notes.name), codes) if self.notes else None
-            if found or time.monotonic() >= deadline or not self.procs:
+            is_cause = found is not None and not found.lost_peer
+            if is_cause or time.monotonic() >= deadline or not self.procs:
                 return found
             time.sleep(LOOK_SECONDS / 4)
 
@@ -99,6 +103,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
             failed = self.failure()
             # The first process mostly notices by itself, by a broken connection, and tells the reason on its way out.
             if failed and not self.settled.wait(SECONDARY_SECONDS):
+                failed = self.failure() or failed  # the cause may have ended later than those that lost it
                 self.kill(signal.SIGKILL)
                 sys.stderr.write(f"\nerror: {failed}\n")
                 sys.stderr.flush()
@@ -122,8 +127,8 @@ def watched(trainer: Trainer) -> Iterator[None]:
         if isinstance(error, UserError) and not isinstance(error, RanksPartedError):
             launcher.kill(signal.SIGKILL)
             raise
-        # A process that did not come may have ended: that, then, is the reason.
-        failed = launcher.failure(SECONDARY_SECONDS)
+        # A process that did not come may have ended: that, then, is the reason. A lost one takes a while to be gone.
+        failed = launcher.failure(LOST_PEER_SECONDS if is_lost_peer(error) else SECONDARY_SECONDS)
         launcher.kill(signal.SIGKILL)
         if failed:
             raise failed from error

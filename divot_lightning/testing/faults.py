@@ -139,7 +139,7 @@ def no_loopback() -> Iterator[None]:
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
 
-    socket.create_connection = fail  # type: ignore[assignment]
+    socket.create_connection = fail
     try:
         yield
     finally:
