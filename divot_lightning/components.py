@@ -1,7 +1,8 @@
 """Component folders: how a stage hands a module to the next one.
 
 A component is an `nn.Module` with a `config` dataclass. Its folder holds `config.json` (class and settings) and
-`model.safetensors`, so that nothing in it can run code. A module whose settings and weights are not all there is to it
+`model.safetensors`. Nothing in it can run code: the class must be one that `divot_lightning.trusted_classes` allows, or
+it is not imported. A module whose settings and weights are not all there is to it
 may write more files in `save_extra(folder)` and be built by the classmethod `from_component(config, folder)`.
 """
 
@@ -24,6 +25,7 @@ from torch import nn
 
 from divot_lightning.errors import UserError
 from divot_lightning.sharding.building import fill, is_sharding, without_memory
+from divot_lightning.trusted_classes import require_trusted
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -87,7 +89,8 @@ def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType
         The module, on the CPU, in training mode; sharded where `divot_lightning.sharding.building` says so.
 
     Raises:
-        UserError: The folder is no component folder, holds another class, or its weights do not fit.
+        UserError: The folder is no component folder, holds another class or one that is not trusted, or its weights do
+            not fit.
     """
     folder = Path(folder)
     described = _read_config(folder)
@@ -174,11 +177,11 @@ def find_component(run: str | Path, name: str) -> Path:
     run = Path(run)
     if (run / CONFIG_FILE).is_file():
         return run
-    if (run / name / CONFIG_FILE).is_file():
-        return run / name
     record = read_record(run)
+    if (run / name / CONFIG_FILE).is_file():
+        return _same(run, name, run / name, record[name]) if name in record else run / name
     if name in record:
-        return _verified(run, name, record[name])
+        return _recorded(run, name, record[name])
     if not run.is_dir():
         raise UserError(f"there is no run folder {run}\nrun the stage that makes it, or correct the path")
     # No name with a dot in front: those are left behind by a save that was cut off.
@@ -195,6 +198,7 @@ def record_components(run: str | Path, used: dict[str, Path]) -> None:
     record = {
         name: {
             "folder": os.path.relpath(folder.resolve(), run.resolve()),
+            "absolute": str(folder.resolve()),
             "sha256": weights_sha256(folder),
         }
         for name, folder in used.items()
@@ -216,16 +220,32 @@ def weights_sha256(folder: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verified(run: Path, name: str, source: dict[str, str]) -> Path:
+def _recorded(run: Path, name: str, source: dict[str, str]) -> Path:
+    """Follows a record: from the run, so that runs can be moved together, or to where it was, if only the run moved."""
     # The recorded path starts at the run itself, which may have been reached through a link.
-    folder = Path(os.path.normpath(run.resolve() / source["folder"]))
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise UserError(f"{run} uses the {name} in {folder}, which is gone; put it back or train the stage again")
-    found = weights_sha256(folder)
+    beside = Path(os.path.normpath(run.resolve() / source["folder"]))
+    folder = next((path for path in (beside, Path(source.get("absolute", beside))) if _has_weights(path)), None)
+    if folder is None:
+        raise UserError(
+            f"{run} uses the {name} in {beside}, which is gone\n"
+            "a run holds what it trained itself: move it together with the runs that it builds on,\n"
+            f"or put a copy of that {name} folder, or a link to it, at {run / name}"
+        )
+    return _same(run, name, folder, source)
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / WEIGHTS_FILE).is_file()
+
+
+def _same(run: Path, name: str, folder: Path, source: dict[str, str]) -> Path:
+    """Refuses other weights than the run was made with."""
+    found = weights_sha256(folder) if _has_weights(folder) else "nothing"
     if found != source["sha256"]:
         raise UserError(
             f"{run} was made with another {name} than {folder} now holds\n"
-            f"expected sha256 {source['sha256'][:16]}..., found {found[:16]}...; run the stages after it again"
+            f"expected sha256 {source['sha256'][:16]}..., found {found[:16]}...; put the right one there, or run the "
+            "stages after it again"
         )
     return folder
 
@@ -243,6 +263,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _import_class(path: str, folder: Path) -> type[nn.Module]:
+    require_trusted(path, folder / CONFIG_FILE)
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

@@ -161,12 +161,23 @@ class DecodePool:
     def schedule(self, request: Request, place: int | None) -> "Future[Any]":
         """Hands a request to the workers."""
         try:
-            future = self._pool.schedule(_work, args=(request, place), timeout=self.deadline)
+            future = self._hand_over(request, place)
         except RuntimeError:
             self.rebuild()
-            future = self._pool.schedule(_work, args=(request, place), timeout=self.deadline)
+            future = self._hand_over(request, place)
         future.add_done_callback(self._note_done)
-        return cast("Future[Any]", future)
+        return future
+
+    def _hand_over(self, request: Request, place: int | None) -> "Future[Any]":
+        try:
+            # The first request starts the workers.
+            return cast("Future[Any]", self._pool.schedule(_work, args=(request, place), timeout=self.deadline))
+        except OSError as error:
+            raise UserError(
+                f"the {self.num_workers} workers that decode cannot be started: {error}\n"
+                "Their locks lie in /dev/shm. If that is full, make room there (in a container: --shm-size 64m), or "
+                "decode in the training process: --data.num_workers 0"
+            ) from error
 
     def _note_done(self, future: "Future[Any]") -> None:
         self.last_done = time.monotonic()

@@ -4,6 +4,7 @@ Nothing here imports torch, so that `divot --help` and a mistyped command answer
 """
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 
 from divot_lightning import __version__
 from divot_lightning.errors import UserError
+from divot_lightning.parent import bind_to_torchrun
 from divot_lightning.sharding.failures import RankFailed, note_failure
 
 COMMANDS: dict[str, str] = {
@@ -32,6 +34,12 @@ COMMANDS: dict[str, str] = {
 }
 """Every subcommand with its line in `divot --help`; `<name>` is served by `divot_lightning.cli.<name>:main`."""
 
+FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+"""A full disk, or a user's share of it."""
+
+PLACE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL_ERRORS)
+"""What a place does not allow, rather than what we did wrong."""
+
 MAX_ERROR_LINES = 5
 """What a user reads before scrolling."""
 
@@ -49,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 a failure, 2 the user can mend something, 75 stopped by a signal with everything
         saved, 130 stopped by Ctrl-C.
     """
+    bind_to_torchrun()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(help_text())
@@ -67,8 +76,7 @@ def run_guarded(command: str, argv: list[str]) -> int:
     try:
         if command not in COMMANDS:
             raise UserError(_unknown_command(command))
-        module = importlib.import_module(f"divot_lightning.cli.{command}")
-        return int(module.main(argv))
+        return _run(command, argv)
     except UserError as error:
         if os.environ.get("DIVOT_TRACEBACK") == "1":
             traceback.print_exc()
@@ -85,6 +93,19 @@ def run_guarded(command: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
+
+
+def _run(command: str, argv: list[str]) -> int:
+    """Run a command; that it cannot write, or read, in some place is something that a user can mend."""
+    module = importlib.import_module(f"divot_lightning.cli.{command}")
+    try:
+        return int(module.main(argv))
+    except OSError as error:
+        if error.errno not in PLACE_ERRORS or (error.filename is None and error.errno not in FULL_ERRORS):
+            raise
+        place = "a file" if error.filename is None else error.filename
+        advice = "make room there" if error.errno in FULL_ERRORS else "give a place where you may write"
+        raise UserError(f"{place} cannot be opened or written: {error.strerror}\n{advice}, and repeat") from error
 
 
 def error_text(error: Exception) -> str:

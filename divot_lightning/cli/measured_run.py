@@ -5,7 +5,8 @@ from typing import Literal
 
 from divot_lightning.errors import UserError
 from divot_lightning.runs.training_args import run_args, split_run, wants_help
-from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
+from divot_lightning.sharding.checkpoint_folders import choose_checkpoint
+from divot_lightning.sharding.environment import is_first_process
 
 HELP = """usage: divot {verb} RUN [--key value ...]
 
@@ -28,10 +29,12 @@ def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -
         sys.stdout.write(HELP.format(verb=verb, data=data))
         return 0
     run, overrides = split_run(argv, verb)
-    checkpoint = newest_checkpoint(run)
-    if checkpoint is None:
+    choice = choose_checkpoint(run)
+    if choice.checkpoint is None:
         raise UserError(f"{run} has no checkpoint yet.\nTo train it: divot resume {run}")
+    if is_first_process():
+        sys.stderr.write(choice.warnings())
 
     from divot_lightning.runs.training import measure
 
-    return measure(run_args(run, overrides), verb, checkpoint)
+    return measure(run, run_args(run, overrides), verb, choice.checkpoint)

@@ -19,10 +19,13 @@ What counts: the command line over the recipe, the recipe over the settings in R
 those is printed. Optimizer moments, the place in the schedule and in the data come from the checkpoint; learning
 rates and the schedule's form follow the settings.
 
+RUN/config.yaml names the classes to build, so it is like a program: resume runs that you trust. A damaged checkpoint is
+named; the one before it is taken, and without one the run is refused, never begun anew.
+
 A run that finished says so. To train a finished run for longer: divot resume RUN --trainer.max_steps N
 
-exit status: 0 finished, 75 stopped by SIGTERM or SIGUSR1 with everything saved, 130 stopped by Ctrl-C and saved,
-             2 something that you can mend, 1 anything else
+exit status: 0 finished, 75 stopped by SIGTERM or SIGUSR1 with everything saved, 130 stopped by Ctrl-C and saved
+             (a second Ctrl-C stops without saving), 2 something that you can mend, 1 anything else
 """
 
 

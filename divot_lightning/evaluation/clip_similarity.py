@@ -37,7 +37,9 @@ class ClipTextSimilarity:
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
         try:
             self.model = CLIPModel.from_pretrained(str(folder), local_files_only=True).to(device).eval()
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
             self.processor: Any = CLIPImageProcessorPil.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError) as error:
             raise UserError(

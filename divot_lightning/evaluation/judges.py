@@ -111,8 +111,14 @@ class LocalJudge:
 
         self.folder, self.prompt, self.batch_size = Path(folder), check_prompt(prompt), batch_size
         try:
-            self.model: Any = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True).to(device).eval()
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, padding_side="left")
+            self.model: Any = (
+                AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+                .to(device)
+                .eval()
+            )
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, padding_side="left"
+            )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"the judge {str(folder)!r} cannot be loaded as a transformers model ({type(error).__name__})\n"

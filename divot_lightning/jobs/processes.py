@@ -8,23 +8,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from divot_lightning.parent import PR_SET_PDEATHSIG, named_parent
+
 SAVE_SECONDS = 600.0
 """How long a stopped process may take to save and leave; a checkpoint of billions of parameters takes minutes."""
 GPU_LIST = Path("/proc/driver/nvidia/gpus")
 """Holds a folder per GPU where NVIDIA's driver is loaded."""
 
 
-def _prepare_child() -> None:
+def _prepare_child(parent: int) -> None:
     """Runs in the child before its program starts."""
     # A job in the background ignores SIGINT, and its children would inherit that: they could not be asked to save.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
-        # The kernel terminates it when its parent dies, however that happens.
+        # The kernel terminates it when its parent dies, however that happens. A process of ours, which may save then,
+        # also sees to it that it takes no longer than `divot_lightning.parent` says.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def start_process(
@@ -47,7 +52,7 @@ def start_process(
     Returns:
         The process, in a session of its own, so that Ctrl-C reaches the parent alone and the parent decides.
     """
-    environment = os.environ | _thread_settings(threads)
+    environment = os.environ | _thread_settings(threads) | named_parent("TERM")
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return subprocess.Popen(
@@ -58,7 +63,7 @@ def start_process(
         env=environment,
         pass_fds=tuple(keep_open),
         start_new_session=True,
-        preexec_fn=_prepare_child,
+        preexec_fn=partial(_prepare_child, os.getpid()),
     )
 
 

@@ -15,7 +15,7 @@ from divot_lightning.jobs.processes import deal_gpus, resident_mib, start_proces
 from divot_lightning.jobs.progress import Display, StepMeter, clock, read_progress
 from divot_lightning.jobs.records import StepRecord, read_record, write_record
 from divot_lightning.jobs.steps import Step, check_plan
-from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
+from divot_lightning.sharding.checkpoint_folders import all_checkpoints
 
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 30.0
@@ -210,7 +210,7 @@ class StepRunner:
 
     def _command(self, step: Step) -> tuple[str, ...]:
         """Chooses between a new start and going on, and clears what a former attempt left."""
-        if step.run is not None and newest_checkpoint(step.run) is not None:
+        if step.run is not None and all_checkpoints(step.run):
             return step.resume
         for path in (*step.outputs, *((step.run,) if step.run else ())):
             if path.is_dir():

@@ -66,12 +66,12 @@ def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
         A transformers tokenizer that knows ``SPECIAL_TOKEN_NAMES``, and the ids of those it did not know.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"text_tokenizer={str(folder)!r} cannot be loaded as a transformers tokenizer ({type(error).__name__}).\n"
             "Give a folder with tokenizer.json and tokenizer_config.json, or a hub name that was downloaded before\n"
-            "(hf download NAME): training itself asks no network."
+            "(hf download NAME): training itself asks no network, and code that comes with a tokenizer is never run."
         ) from error
     known = tokenizer.get_vocab()
     new_names = [name for name in SPECIAL_TOKEN_NAMES if name not in known]
@@ -94,7 +94,9 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
     if is_sharding():
         return _load_sharded(folder, vocabulary, new_ids, attention)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n"
@@ -110,20 +112,28 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
 def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
     """Loads pretrained weights tensor by tensor into shards; as `load_language_model` otherwise."""
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"language_model={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     rows = config.vocab_size
     config.vocab_size = max(vocabulary, rows)
     with torch.random.fork_rng(devices=[]), without_memory():
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, trust_remote_code=False)
     files = weight_files(Path(folder))
     if not files or fill(model, files).missing:
         # The files have other names than the model, which only transformers can translate, all at once.
         first = torch.distributed.get_rank() == 0
-        fill_from_first(model, AutoModelForCausalLM.from_pretrained(folder, local_files_only=True) if first else None)
+        whole = _load_whole(folder) if first else None
+        fill_from_first(model, whole)
     initialise_new_rows(model, sorted({*new_ids, *range(rows, vocabulary)}))
     return check_language_model(model)
+
+
+def _load_whole(folder: str) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    return model
 
 
 def build_untrained_language_model(
@@ -160,7 +170,7 @@ def language_model_from_config(config: dict[str, Any], attention: Attention) -> 
     """
     try:
         full = AutoConfig.for_model(**config)
-        model = AutoModelForCausalLM.from_config(full, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(full, attn_implementation=attention, trust_remote_code=False)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"language_model_config with model_type={config.get('model_type')!r} gives no causal language model.\n"

@@ -26,6 +26,7 @@ from divot_lightning.models.language_model import (
 from divot_lightning.models.video_llm_config import BuiltVideoLLMConfig, VideoLLMConfig
 from divot_lightning.registry import build_head
 from divot_lightning.sharding.building import gathered
+from divot_lightning.trusted_classes import require_trusted
 
 
 def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
@@ -104,4 +105,5 @@ def build_stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead
     """
     if not isinstance(config, BuiltVideoLLMConfig):
         raise UserError("VideoLLM needs a head_factory; only a stored video LLM knows its generation head.")
+    require_trusted(config.head_class, "the stored video LLM")
     return build_head(config.head_class, config.head_init_args, hidden_dim, config.feature_dim)

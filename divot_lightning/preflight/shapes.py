@@ -61,8 +61,10 @@ def _leave_weights(module: nn.Module, file: str | Path) -> None:
 
 
 def _language_model(folder: str, *, attn_implementation: str | None = None, **ignored: Any) -> nn.Module:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model: nn.Module = AutoModelForCausalLM.from_config(
+        config, attn_implementation=attn_implementation, trust_remote_code=False
+    )
     return model
 
 

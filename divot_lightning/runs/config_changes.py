@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from divot_lightning.runs.recipe_heads import read_recipe
 from divot_lightning.runs.run_folder import CONFIG
 
 UNCOUNTED = ("run",)
@@ -46,6 +47,17 @@ def changed_settings(old: str, new: str) -> list[Change]:
     keys = [*before, *(key for key in after if key not in before)]
     differing = [key for key in keys if before.get(key) != after.get(key) and key.split(".")[0] not in UNCOUNTED]
     return [Change(key, before.get(key), after.get(key)) for key in differing]
+
+
+def read_config(run: Path) -> str:
+    """Read the text of `<run>/config.yaml`.
+
+    Raises:
+        UserError: It is no UTF-8 or no YAML, as after an edit by hand.
+    """
+    file = run / CONFIG
+    read_recipe(file)
+    return file.read_text(encoding="utf-8")
 
 
 def write_config(run: Path, text: str) -> None:

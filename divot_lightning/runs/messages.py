@@ -144,7 +144,10 @@ def _failed_import(refusal: Refusal, parser: ArgumentParser) -> str | None:
     if not found:
         return None
     cause = found[0].replace("module ", "", 1) if "attribute" in found[0] else found[0]
-    return f"{refusal.key!r}: {refusal.class_path!r} cannot be imported: {cause}\nIs it spelt right and installed here?"
+    return (
+        f"{refusal.key!r}: {refusal.class_path!r} cannot be imported: {cause}\n"
+        "Is it spelt right and installed here? A module in the current folder is found with PYTHONPATH=."
+    )
 
 
 def _wrong_type(refusal: Refusal, parser: ArgumentParser) -> str | None:

@@ -31,6 +31,24 @@ class RunOpening(Callback):
         self.config = config
         self.first_step: int | None = None
         self.opened = False
+        self.rows: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add which rows of `metrics.csv` belong to the checkpoint."""
+        metrics = _csv_metrics(trainer)
+        if metrics is not None and trainer.is_global_zero:
+            checkpoint["metrics"] = metrics.position()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note which rows the run goes on behind; checkpoints of older versions do not say."""
+        self.first_step = checkpoint["global_step"]
+        self.rows = checkpoint.get("metrics")
+
+    @rank_zero_only
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the folder of a run that is resumed with a validation to be made up for."""
+        if not trainer.sanity_checking:
+            self._open(trainer)
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,9 +82,9 @@ class RunOpening(Callback):
         self.run.mkdir(parents=True, exist_ok=True)
         (self.run / FINISHED).unlink(missing_ok=True)
         write_config(self.run, self.config)
-        for logger in trainer.loggers:
-            if isinstance(logger, CsvMetrics):
-                logger.forget_from(trainer.global_step if self.first_step is None else self.first_step)
+        metrics = _csv_metrics(trainer)
+        if metrics is not None:
+            metrics.go_on(trainer.global_step if self.first_step is None else self.first_step, self.rows)
 
 
 class StepProgress(ProgressBar):
@@ -135,6 +153,10 @@ class StepProgress(ProgressBar):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _csv_metrics(trainer: Trainer) -> CsvMetrics | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, CsvMetrics)), None)
 
 
 def total_steps(trainer: Trainer) -> int | None:

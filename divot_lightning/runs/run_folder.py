@@ -12,7 +12,10 @@ A run folder:
 - `run.lock`: there while a process trains
 """
 
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.sharding.checkpoint_folders import checkpoint_step, newest_checkpoint
@@ -62,6 +65,45 @@ def require_run(run: Path) -> None:
         raise UserError(
             f"{run} holds no run: it has no {CONFIG}.\nTo start a run: divot fit --config RECIPE --run ANOTHER_FOLDER"
         )
+
+
+def where_paths_count(run: Path, settings: Mapping[str, Any], message: str) -> str:
+    """Say from where a relative path of a run's settings is looked for, if a message is about one that is not there.
+
+    Args:
+        run: The run folder.
+        settings: The content of its `config.yaml`.
+        message: What is told already.
+
+    Returns:
+        One line, empty where the message is about something else.
+    """
+    here, start = Path.cwd(), _start_folder(run, str(settings.get("run", "")))
+    for path in _strings(settings):
+        is_told = re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", message)
+        if is_told and not Path(path).is_absolute() and not (here / path).exists():
+            if start and (start / path).exists():
+                return f"{path} is looked for from {here}; it is in {start}, where the run was started"
+            if "/" in path:
+                return f"{path} is looked for from the current folder, {here}"
+    return ""
+
+
+def _start_folder(run: Path, recorded: str) -> Path | None:
+    """Give the folder from which the run is found under its recorded name."""
+    parts, full = Path(recorded).parts, run.resolve().parts
+    if not parts or Path(recorded).is_absolute() or full[-len(parts) :] != parts:
+        return None
+    return Path(*full[: -len(parts)])
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Give all texts in nested settings."""
+    if isinstance(value, str) and value:
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(inner)
 
 
 def describe(run: Path) -> str:

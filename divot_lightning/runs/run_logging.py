@@ -1,6 +1,8 @@
 """The two loggers of a run: `metrics.csv` and `tensorboard/`, both written from the first logged step on."""
 
+import contextlib
 import csv
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -47,8 +49,9 @@ class RunLogger(Logger):
 class CsvMetrics(RunLogger):
     """Writes `<run>/metrics.csv`: columns step, epoch and one per metric; a cell is empty where it was not logged.
 
-    Each row is on disk as soon as it was logged. A resumed run goes on in the same file; rows of steps that
-    are trained again are dropped by `forget_from`. Rows that a full disk did not take follow when it has room.
+    Each row is in the file as soon as it was logged. A checkpoint knows its rows by their number, so that a resumed run
+    goes on behind exactly those: `go_on` drops what was written later. Rows that a full disk did not take follow when
+    it has room.
     """
 
     def __init__(self, run: Path) -> None:
@@ -56,17 +59,41 @@ class CsvMetrics(RunLogger):
         self.path = run / METRICS
         self.rows: list[dict[str, str]] = []
         self.columns = ["step", "epoch"]
-        self.is_behind = False
+        self.num_written = 0
 
-    def forget_from(self, step: int) -> None:
-        """Take over the rows that an earlier start of this run wrote before `step`, and no later ones."""
-        if not self.path.is_file():
-            return
-        with self.path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            self.columns = list(reader.fieldnames or self.columns)
-            self.rows = [row for row in reader if int(row["step"]) < step]
-        self._rewrite()
+    def position(self) -> dict[str, Any]:
+        """Bring all rows to the disk, and describe them for a checkpoint.
+
+        Returns:
+            "rows", their number, and "missing", the last of them if the file could not take them; plain data.
+        """
+        with contextlib.suppress(OSError):
+            if self.num_written < len(self.rows):
+                self._rewrite()
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+        return {"rows": len(self.rows), "missing": self.rows[self.num_written :]}
+
+    def go_on(self, step: int, position: dict[str, Any] | None) -> None:
+        """Take over the rows that an earlier start of this run wrote before its checkpoint, and no later ones.
+
+        Args:
+            step: Of the checkpoint.
+            position: What `position` gave for it; None goes by the steps of the rows alone.
+        """
+        if self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self.columns = list(reader.fieldnames or self.columns)
+                self.rows = list(reader)
+        if position is None:
+            self.rows = [row for row in self.rows if int(row["step"]) < step]
+        else:
+            missing = position["missing"]
+            self.rows = [*self.rows[: position["rows"] - len(missing)], *missing]
+            self.columns = list(dict.fromkeys([*self.columns, *(name for row in missing for name in row)]))
+        if self.rows or self.path.is_file():
+            self._rewrite()
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -80,19 +107,19 @@ class CsvMetrics(RunLogger):
         if "epoch" in row:
             row["epoch"] = str(int(metrics["epoch"]))
         new = [name for name in row if name not in self.columns]
+        is_behind = self.num_written < len(self.rows)
         self.columns += new
         self.rows.append(row)
         try:
-            if new or self.is_behind or not self.path.is_file():
+            if new or is_behind or not self.path.is_file():
                 self._rewrite()
             else:
                 with self.path.open("a", newline="", encoding="utf-8") as file:
                     csv.DictWriter(file, self.columns).writerow(row)
-            self.is_behind = False
+                self.num_written = len(self.rows)
         except OSError as error:
-            if not self.is_behind:
+            if not is_behind:
                 sys.stderr.write(f"{self.path} cannot be written for now, which stops nothing: {error}\n")
-            self.is_behind = True
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +129,7 @@ class CsvMetrics(RunLogger):
             writer.writeheader()
             writer.writerows(self.rows)
         new.replace(self.path)
+        self.num_written = len(self.rows)
 
 
 class TensorBoardMetrics(RunLogger):

@@ -2,16 +2,18 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TextIO
 
+import yaml
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from divot_lightning.errors import UserError
-from divot_lightning.runs.config_changes import LENGTH, Change, changed_settings
-from divot_lightning.runs.run_folder import CONFIG, FINISHED, STOPPED
+from divot_lightning.runs.config_changes import LENGTH, Change, changed_settings, read_config
+from divot_lightning.runs.run_folder import FINISHED, STOPPED, where_paths_count
 from divot_lightning.runs.training_cli import TrainingCLI
-from divot_lightning.sharding.checkpoint_folders import checkpoint_step, newest_checkpoint
+from divot_lightning.sharding.checkpoint_folders import checkpoint_step, choose_checkpoint, newest_checkpoint
 from divot_lightning.sharding.environment import is_first_process
 from divot_lightning.sharding.launcher import is_started_by_rank_zero, watched
 from divot_lightning.sharding.preemption import INTERRUPTED_EXIT_CODE, exit_code
@@ -45,13 +47,17 @@ def go_on(run: Path, argv: list[str]) -> int:
     Returns:
         The exit status.
     """
-    before = (run / CONFIG).read_text(encoding="utf-8")
+    checkpoint, before = _chosen(run), read_config(run)
+    with telling_where_paths_count(run, before):
+        return _go_on(run, argv, checkpoint, before)
+
+
+def _go_on(run: Path, argv: list[str], checkpoint: Path | None, before: str) -> int:
     cli = TrainingCLI(argv, "divot resume", "resume")
     changes = changed_settings(before, cli.saved_config())
     if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
         _say(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n", sys.stdout)
         return 0
-    checkpoint = newest_checkpoint(run)
     _say(f"{run}: going on after step {checkpoint_step(checkpoint) if checkpoint else 0}\n")
     for change in changes[:MAX_CHANGES_SHOWN]:
         _say(f"  changed {change}\n")
@@ -60,10 +66,29 @@ def go_on(run: Path, argv: list[str]) -> int:
     return _fit(cli, checkpoint, changes)
 
 
-def measure(argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
+def _chosen(run: Path) -> Path | None:
+    choice = choose_checkpoint(run)
+    _say(choice.warnings())
+    return choice.checkpoint
+
+
+@contextlib.contextmanager
+def telling_where_paths_count(run: Path, config: str) -> Iterator[None]:
+    """Add to a `UserError` about a relative path of the run's settings from where it is looked for."""
+    try:
+        yield
+    except UserError as error:
+        hint = where_paths_count(run, yaml.safe_load(config), str(error))
+        if not hint:
+            raise
+        raise UserError(f"{error}\n{hint}") from error
+
+
+def measure(run: Path, argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
     """Measure a checkpoint on the validation or test data of its run; Lightning prints the table.
 
     Args:
+        run: The run folder.
         argv: Options that repeat the run.
         verb: Which data.
         checkpoint: A checkpoint of this run.
@@ -71,9 +96,10 @@ def measure(argv: list[str], verb: Literal["validate", "test"], checkpoint: Path
     Returns:
         The exit status.
     """
-    cli = TrainingCLI(argv, f"divot {verb}", "measure")
-    with watched(cli.trainer):
-        getattr(cli.trainer, verb)(cli.model, cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
+    with telling_where_paths_count(run, read_config(run)):
+        cli = TrainingCLI(argv, f"divot {verb}", "measure")
+        with watched(cli.trainer):
+            getattr(cli.trainer, verb)(cli.model, cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
     return 0
 
 
@@ -95,9 +121,11 @@ def _fit(cli: TrainingCLI, checkpoint: Path | None, changes: list[Change]) -> in
 
 
 def _report_stop(cli: TrainingCLI) -> int:
-    step, stopped_by = cli.trainer.global_step, cli.stop_on_signal.stopped_by
-    how = f"stopped by {stopped_by.name}" if stopped_by else "stopped"
-    _say(f"{how} after step {step}; go on with: divot resume {cli.run_folder}\n")
+    step, stopped_by, saved = cli.trainer.global_step, cli.stop_on_signal.stopped_by, newest_checkpoint(cli.run_folder)
+    saved_step = checkpoint_step(saved) if saved else 0
+    how = f"stopped by {stopped_by.name} after" if stopped_by else "stopped after"
+    lost = "" if step == saved_step else f" without saving it; steps after {saved_step} will be done again"
+    _say(f"{how} step {step}{lost}; go on with: divot resume {cli.run_folder}\n")
     if is_started_by_rank_zero():
         return 0  # the first process speaks for the job; a failed one would end it
     return exit_code(stopped_by) if stopped_by else INTERRUPTED_EXIT_CODE

@@ -130,7 +130,8 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the loggers and callbacks of a run; those of the recipe come on top."""
         settings = {**self.config_init.trainer, "default_root_dir": str(self.run_folder), **kwargs}
-        settings["callbacks"] = [*(settings["callbacks"] or []), *self._run_callbacks(settings)]
+        given = settings["callbacks"] or []
+        settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *self._run_callbacks(settings)]
         settings["logger"] = self._run_loggers(settings["logger"])
         settings["enable_checkpointing"] = self.mode != "measure"
         try:

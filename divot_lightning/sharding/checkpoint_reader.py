@@ -10,11 +10,15 @@ from torch import Tensor
 
 from divot_lightning.errors import UserError
 from divot_lightning.sharding.checkpoint import TRAINER, TensorAccess
+from divot_lightning.sharding.checkpoint_folders import what_to_do
 from divot_lightning.sharding.manifest import find_damage, require_manifest
 from divot_lightning.sharding.module_tensors import full_shape
 from divot_lightning.sharding.optimizer_state import check_families
 from divot_lightning.sharding.provenance import PROVENANCE
 from divot_lightning.sharding.ranks import Ranks
+
+STATE_KEYS = ("layout", "loops", "lr_schedulers", "callbacks", "global_step")
+"""What `trainer.pt` of every run holds."""
 
 _NAMES_SHOWN = 3
 
@@ -39,8 +43,7 @@ class CheckpointReader:
         missing = [f"{name} is missing" for name in (TRAINER, PROVENANCE) if name not in files]
         if damage or missing:
             raise UserError(
-                f"{folder} is damaged: {'; '.join([*damage, *missing][:_NAMES_SHOWN])}\n"
-                "remove this folder to go on from the checkpoint before it"
+                f"{folder} is damaged: {'; '.join([*damage, *missing][:_NAMES_SHOWN])}\n{what_to_do(folder)}"
             )
         self._files: dict[str, dict[str, Any]] = {}
         for name in sorted(files):
@@ -61,7 +64,7 @@ class CheckpointReader:
         """Reads `trainer.pt`.
 
         Raises:
-            UserError: It holds something that could run code.
+            UserError: It holds something that could run code, or lacks what a run goes on from.
         """
         try:
             state: dict[str, Any] = torch.load(self.folder / TRAINER, map_location="cpu", weights_only=True)
@@ -70,6 +73,12 @@ class CheckpointReader:
                 f"{self.folder / TRAINER} is not loaded: it holds more than plain data ({type(error).__name__})\n"
                 "it may be damaged or made to do harm; do not use this checkpoint"
             ) from error
+        lacking = [key for key in STATE_KEYS if not isinstance(state, dict) or key not in state]
+        if lacking:
+            raise UserError(
+                f"{self.folder / TRAINER} lacks {', '.join(map(repr, lacking))}: no state of a run of this version\n"
+                f"{what_to_do(self.folder)}"
+            )
         return state
 
 

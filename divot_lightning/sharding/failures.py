@@ -26,11 +26,13 @@ class RankFailed(RuntimeError):
     Args:
         message: What a user reads.
         exit_code: The exit status of the job.
+        lost_peer: Whether that process failed only since yet another one was gone.
     """
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, *, lost_peer: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.lost_peer = lost_peer
 
 
 class Failure(NamedTuple):
@@ -62,7 +64,7 @@ def note_failure(error: BaseException, text: str, *, by_user: bool) -> bool:
     Returns:
         Whether somebody will show it, so that this process need not.
     """
-    lost_peer = any(words in str(error) for words in LOST_PEER)
+    lost_peer = is_lost_peer(error)
     _note_for_torchrun(error, text, lost_peer)
     folder, rank = os.environ.get(FOLDER_VARIABLE), int(os.environ.get("LOCAL_RANK", "0"))
     if not folder or rank == 0 or not Path(folder).is_dir():
@@ -74,6 +76,8 @@ def note_failure(error: BaseException, text: str, *, by_user: bool) -> bool:
 def first_failure(folder: Path, exit_codes: dict[int, int | None]) -> RankFailed | None:
     """Gives the reason why a job ends: what a user can mend first, what follows from a lost peer last.
 
+    A process that was killed leaves no note, and comes before those that failed since it was gone.
+
     Args:
         folder: Where failures were noted.
         exit_codes: Exit status by local rank, None while a process runs, negative if a signal ended it.
@@ -83,11 +87,17 @@ def first_failure(folder: Path, exit_codes: dict[int, int | None]) -> RankFailed
         return None
     notes = [note for note in map(_read, folder.glob("rank*.json")) if note]
     notes.sort(key=lambda note: (not note.by_user, note.lost_peer, note.when))
-    for note in notes:
-        if note.rank in failed:
-            return RankFailed(f"rank {note.rank}: {note.text}", 2 if note.by_user else 1)
-    rank, code = next(iter(failed.items()))
-    return RankFailed(f"rank {rank} {describe_exit(code)}", 1)
+    noted = [note for note in notes if note.rank in failed]
+    silent = [rank for rank in failed if rank not in {note.rank for note in noted}]
+    if silent and all(note.lost_peer for note in noted):
+        return RankFailed(f"rank {silent[0]} {describe_exit(failed[silent[0]])}", 1)
+    first = noted[0]
+    return RankFailed(f"rank {first.rank}: {first.text}", 2 if first.by_user else 1, lost_peer=first.lost_peer)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Tells whether an error is what a process gets when another one is gone."""
+    return any(words in str(error) for words in LOST_PEER)
 
 
 def describe_exit(code: int) -> str:

@@ -1,6 +1,5 @@
 """Lightning's launcher of one process per device, with an eye on them: who fails first ends the job, and is heard."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,7 +17,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from divot_lightning.errors import UserError
-from divot_lightning.sharding.failures import FOLDER_VARIABLE, RankFailed, first_failure
+from divot_lightning.parent import VARIABLE as PARENT_VARIABLE
+from divot_lightning.parent import named_parent
+from divot_lightning.sharding.agreement import RanksPartedError
+from divot_lightning.sharding.failures import FOLDER_VARIABLE, RankFailed, first_failure, is_lost_peer
+from divot_lightning.sharding.network import check_network
 
 LOOK_SECONDS = 0.2
 """Between two looks at the processes."""
@@ -26,10 +29,11 @@ LOOK_SECONDS = 0.2
 SECONDARY_SECONDS = 3.0
 """For so long the first process, when it fails, waits to learn whether another one failed before it."""
 
+LOST_PEER_SECONDS = 20.0
+"""The same where the connection to another one broke, so that it must be ending, on a busy machine slowly."""
+
 LEAVE_SECONDS = 60.0
 """For so long the first process waits for the others to leave at the end."""
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class WatchedLauncher(_SubprocessScriptLauncher):
@@ -49,12 +53,13 @@ class WatchedLauncher(_SubprocessScriptLauncher):
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         """Starts the processes, unless a cluster has, and calls the function in this one; arguments as Lightning's."""
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if self.cluster_environment.creates_processes_externally:
-            end_with_parent()
-        else:
+        if not self.cluster_environment.creates_processes_externally:
+            check_network(self.cluster_environment.main_address)
             self.notes = tempfile.TemporaryDirectory(prefix="divot_failures")
             os.environ[FOLDER_VARIABLE] = self.notes.name
+            os.environ.update(named_parent("KILL"))
             self._call_children_scripts()
+            del os.environ[PARENT_VARIABLE]
             self.watch.start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
@@ -65,7 +70,8 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         while True:
             codes = {rank: process.poll() for rank, process in enumerate(self.procs, start=1)}
             found = first_failure(Path(self.notes.name), codes) if self.notes else None
-            if found or time.monotonic() >= deadline or not self.procs:
+            is_cause = found is not None and not found.lost_peer
+            if is_cause or time.monotonic() >= deadline or not self.procs:
                 return found
             time.sleep(LOOK_SECONDS / 4)
 
@@ -97,6 +103,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
             failed = self.failure()
             # The first process mostly notices by itself, by a broken connection, and tells the reason on its way out.
             if failed and not self.settled.wait(SECONDARY_SECONDS):
+                failed = self.failure() or failed  # the cause may have ended later than those that lost it
                 self.kill(signal.SIGKILL)
                 sys.stderr.write(f"\nerror: {failed}\n")
                 sys.stderr.flush()
@@ -116,11 +123,12 @@ def watched(trainer: Trainer) -> Iterator[None]:
         return
     try:
         yield
-    except UserError:
-        launcher.kill(signal.SIGKILL)
-        raise
     except Exception as error:
-        failed = launcher.failure(SECONDARY_SECONDS)
+        if isinstance(error, UserError) and not isinstance(error, RanksPartedError):
+            launcher.kill(signal.SIGKILL)
+            raise
+        # A process that did not come may have ended: that, then, is the reason. A lost one takes a while to be gone.
+        failed = launcher.failure(LOST_PEER_SECONDS if is_lost_peer(error) else SECONDARY_SECONDS)
         launcher.kill(signal.SIGKILL)
         if failed:
             raise failed from error
@@ -146,17 +154,3 @@ def watch_processes(trainer: Trainer) -> None:
 def is_started_by_rank_zero() -> bool:
     """Tells whether the job's first process has started this one, and not a cluster or torchrun."""
     return FOLDER_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
-
-
-def end_with_parent() -> None:
-    """Lets the kernel (Linux) end this process when the one that started it dies, however that happens.
-
-    A process of the first one is killed, since its job cannot go on. One of torchrun's is asked to stop, so that the
-    ranks save together.
-    """
-    if sys.platform != "linux":
-        return
-    if is_started_by_rank_zero():
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -60,15 +60,25 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def find_missing(folder: Path) -> list[str]:
+    """Compares the sizes of a checkpoint's files with its manifest; contents are compared when it is loaded.
+
+    Returns:
+        A sentence per file that is missing or has another size; empty for a checkpoint written to its end.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return [f"{MANIFEST} is missing or cannot be read"]
+    sized = ((name, _size(folder / name), record.bytes) for name, record in manifest["files"].items())
+    return [_misfit(name, found, expected) for name, found, expected in sized if found != expected]
+
+
 def is_complete(folder: Path) -> bool:
     """Tells whether a checkpoint was written to its end: its manifest is there and all files have their sizes.
 
     Contents are compared only when a checkpoint is loaded, since that means reading all of it.
     """
-    manifest = read_manifest(folder)
-    return manifest is not None and all(
-        _size(folder / name) == record.bytes for name, record in manifest["files"].items()
-    )
+    return not find_missing(folder)
 
 
 def require_manifest(folder: Path) -> dict[str, Any]:
@@ -104,10 +114,8 @@ def find_damage(folder: Path, files: dict[str, FileRecord]) -> list[str]:
     damage = []
     for name, record in files.items():
         found = _size(folder / name)
-        if found is None:
-            damage.append(f"{name} is missing")
-        elif found != record.bytes:
-            damage.append(f"{name} has {found} instead of {record.bytes} bytes")
+        if found != record.bytes:
+            damage.append(_misfit(name, found, record.bytes))
         elif file_sha256(folder / name) != record.sha256:
             damage.append(f"{name} has another content than was written")
     return damage
@@ -126,6 +134,10 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _misfit(name: str, found: int | None, expected: int) -> str:
+    return f"{name} is missing" if found is None else f"{name} has {found} instead of {expected} bytes"
 
 
 def _size(file: Path) -> int | None:

@@ -28,7 +28,11 @@ STOPPED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: stopped by a signal with everything saved; the same command goes on."""
 
 INTERRUPTED_EXIT_CODE = 130
-"""Stopped by Ctrl-C, as shells count it; saved as well."""
+"""Stopped by Ctrl-C, as shells count it; saved as well, unless it was pressed a second time."""
+
+
+TWICE_SECONDS = 0.5
+"""Ctrl-C that comes again within so long is the same one: a terminal and a wrapper both pass it on."""
 
 
 class StopSignals:
@@ -40,6 +44,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.received_at = 0.0
         self.training = False
         self.saving = False
 
@@ -62,17 +67,19 @@ class StopSignals:
                     signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        again = self.received == signal.SIGINT and not self.saving
+        now = time.monotonic()
+        again = self.received == signal.SIGINT and not self.saving and now - self.received_at > TWICE_SECONDS
         if number == signal.SIGINT and (again or not self.training):
             raise KeyboardInterrupt
-        self.received = self.received or signal.Signals(number)
+        if self.received is None:
+            self.received, self.received_at = signal.Signals(number), now
 
 
 class StopOnSignal(Checkpoint):
     """Ends training after the step at which any rank was asked to, with one checkpoint.
 
     It is a `Checkpoint` so that Lightning calls it after all other callbacks, when the step is done for them too. A
-    validation that was due at this very step is left out.
+    validation that was due at this very step is left out, and made up for when the run goes on.
 
     Args:
         signals: What this process was asked.
@@ -106,7 +113,7 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Asks all ranks when an optimizer step is done; saves, and lets Lightning end the loop, if one has to stop."""
+        """Asks all ranks when an optimizer step is done, and lets Lightning end the loop if one has to stop."""
         if trainer.global_step == self.last_step:
             return
         self.last_step = trainer.global_step
@@ -115,9 +122,13 @@ class StopOnSignal(Checkpoint):
             return
         self.signals.received = self.stopped_by
         self.signals.saving = True
-        self.save(trainer)
-        self._write_record(trainer)
         trainer._signal_connector.received_sigterm = True  # Lightning leaves once it has logged this step
+
+    def on_step_logged(self, trainer: Trainer) -> None:
+        """Saves the step that all ranks stop after."""
+        if self.stopped_by is not None:
+            self.save(trainer)
+            self._write_record(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves out the validation between the last step and the end of the loop."""

@@ -23,6 +23,7 @@ from divot_lightning.sharding.module_tensors import sort_tensors
 from divot_lightning.sharding.optimizer_state import restore_schedulers
 from divot_lightning.sharding.provenance import FrozenRecord, read_provenance, verify_frozen
 from divot_lightning.sharding.ranks import Ranks
+from divot_lightning.sharding.run_loops import use_resuming_loops
 from divot_lightning.sharding.whole_tensors import WholeTensors
 
 _LEFT_OUT = {"state_dict", "optimizer_states"}
@@ -164,11 +165,12 @@ class _Later:
 
 
 def use_checkpoint_folders(trainer: Trainer) -> None:
-    """Makes a trainer save and load checkpoint folders.
+    """Makes a trainer, just built, save checkpoint folders when a step is logged, and go on from them.
 
     Raises:
         UserError: Its strategy has checkpoints of its own.
     """
+    use_resuming_loops(trainer)
     strategy = trainer.strategy
     if hasattr(strategy, "keep_failure"):
         return

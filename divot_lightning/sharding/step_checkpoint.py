@@ -80,11 +80,16 @@ class StepCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Saves when it is time."""
-        if trainer.global_step % self.settings.every_steps == 0:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes what the run goes on from, which a validation that is made up for need not save again."""
+        self.saved_step = checkpoint["global_step"]
+
+    def on_step_logged(self, trainer: Trainer) -> None:
+        """Saves when it is time: before a validation, which may take long, and which a resume makes up for."""
+        scored = self.settings.keep_best > 0 and trainer.fit_loop.epoch_loop.owes_validation  # type: ignore[attr-defined]
+        # Lightning would count the step twice if it were saved at the very end, and the run trained for longer then.
+        last = 0 < trainer.estimated_stepping_batches <= trainer.global_step
+        if scored or last or trainer.global_step % self.settings.every_steps == 0:
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,7 +108,7 @@ class StepCheckpoint(Checkpoint):
             self._remove_others()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last step, which need not be a multiple of `every_steps`."""
+        """Saves the last step of a run that ended before its time, as by early stopping."""
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:

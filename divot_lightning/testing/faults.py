@@ -10,15 +10,18 @@
 """
 
 import contextlib
+import errno
 import json
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import synchronize
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +29,7 @@ VARIABLE = "DIVOT_FAULT"
 """Holds the fault as JSON, for all processes of a job."""
 
 Action = Literal["kill", "SIGTERM", "SIGUSR1", "SIGINT", "user_error", "crash", "hang", "full_disk"]
-Moment = Literal["start", "step", "save"]
+Moment = Literal["start", "step", "logged", "save", "validation", "next"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,9 @@ class Fault:
             write fail that makes a file longer than `bytes_left`.
         step: Optimizer steps done when it happens.
         rank: On which rank; None for all.
-        moment: `start` when training starts, `step` when the step is done and before it is saved, `save` when its
-            checkpoint starts to be written.
+        moment: `start` when training starts, `step` when the step is done, `logged` when its metrics are written and
+            before it is saved, `save` when its checkpoint starts to be written, `validation` when a validation after
+            it has begun, `next` when all of that is over and the next step begins.
         delay: Seconds after the moment, during which the process goes on; for `kill` and signals.
         bytes_left: See `full_disk`.
     """
@@ -112,6 +116,71 @@ def limited_file_size(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@contextlib.contextmanager
+def full_shared_memory() -> Iterator[None]:
+    """Surrounds code that finds /dev/shm full: no lock that processes share can be made, as in a small container."""
+    former = synchronize.SemLock.__init__
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    synchronize.SemLock.__init__ = fail  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        synchronize.SemLock.__init__ = former  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def no_loopback() -> Iterator[None]:
+    """Surrounds code that finds no network interface for connections of this machine to itself."""
+    former = socket.create_connection
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
+
+    socket.create_connection = fail
+    try:
+        yield
+    finally:
+        socket.create_connection = former
+
+
+_read_only: list[Path] = []
+
+
+@contextlib.contextmanager
+def read_only_place(folder: Path) -> Iterator[None]:
+    """Surrounds code for which nothing in a folder can be written, even by root: another's folder, a mounted archive.
+
+    It reaches what Python itself opens, makes, renames and removes.
+    """
+    if not _read_only_hook:
+        _read_only_hook.append(_refuse_writing)
+        sys.addaudithook(_refuse_writing)  # cannot be taken back, but does nothing outside
+    _read_only.append(folder.resolve())
+    try:
+        yield
+    finally:
+        _read_only.pop()
+
+
+_read_only_hook: list[Any] = []
+_WRITING_EVENTS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate")
+
+
+def _refuse_writing(event: str, args: tuple[Any, ...]) -> None:
+    if not _read_only or not (event == "open" or event in _WRITING_EVENTS):
+        return
+    if event == "open" and not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        return
+    for name in args[:1] if event == "open" else args[:2]:
+        if isinstance(name, str | os.PathLike):
+            path = Path(os.path.abspath(name))
+            if any(path.is_relative_to(folder) for folder in _read_only):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(name))
+
+
 def fault_callback(fault: Fault) -> Any:
     """Builds the Lightning callback that lets a fault happen."""
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -125,8 +194,19 @@ def fault_callback(fault: Fault) -> Any:
         ) -> None:
             self._at("step", trainer)
 
+        def on_step_logged(self, trainer: Trainer) -> None:
+            self._at("logged", trainer)
+
         def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
             self._at("save", trainer)
+
+        def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            self._at("validation", trainer)
+
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            self._at("next", trainer)
 
         def _at(self, moment: Moment, trainer: Trainer) -> None:
             if (moment, trainer.global_step) == (fault.moment, fault.step) and fault.rank in (

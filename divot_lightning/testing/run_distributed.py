@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from divot_lightning.parent import named_parent
+
 _WORKER = "import sys; from divot_lightning.testing.run_distributed import run_worker; run_worker(sys.argv[1])"
 _GRACE_SECONDS = 5.0
 
@@ -94,6 +96,7 @@ def run_worker(folder_name: str) -> None:
 
 def _start(folder: Path, rank: int, num_processes: int, port: int) -> subprocess.Popen[bytes]:
     environment = {
+        **named_parent("KILL"),
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
         "DS_ACCELERATOR": "cpu",

@@ -17,14 +17,17 @@ import yaml
 from safetensors.torch import load_file
 
 from divot_lightning.runs import training
+from divot_lightning.sharding import preemption
 from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
-from divot_lightning.testing.faults import VARIABLE, Fault
+from divot_lightning.sharding.manifest import file_sha256
+from divot_lightning.testing.faults import VARIABLE, Fault, damage_file
 from divot_lightning.testing.faults import main as faults_main
 from divot_lightning.testing.jobs import Job
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]
 RUN = Path("runs/tiny")
+TINY = Path(__file__).parent
 
 
 def _rows(run: Path = RUN) -> list[dict[str, str]]:
@@ -63,6 +66,40 @@ def test_ctrl_c_saves_where_it_stopped_and_says_how_to_go_on(
     assert newest_checkpoint(RUN) is not None
     assert not (RUN / "finished.json").exists()
     assert f"divot resume {RUN}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("twice_seconds", "saved"), [(60.0, 6), (-1.0, 4)])
+def test_ctrl_c_twice_at_once_counts_once_and_what_is_told_is_what_was_saved(
+    divot: Divot,
+    tiny: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    twice_seconds: float,
+    saved: int,
+) -> None:
+    tiny["trainer"]["max_steps"] = 100
+    monkeypatch.setattr(preemption, "TWICE_SECONDS", twice_seconds)
+    monkeypatch.syspath_prepend(TINY)
+    import tiny_stage
+
+    def interrupted(stage: Any, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        if stage.global_step == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return step(stage, batch, batch_idx)
+
+    step = tiny_stage.TinyStage.training_step
+    monkeypatch.setattr(tiny_stage.TinyStage, "training_step", interrupted)
+    assert divot("fit", tiny) == 130
+    told = capsys.readouterr().err
+    assert newest_checkpoint(RUN) == RUN / f"checkpoints/step_{saved:08d}"
+    if saved == 6:
+        assert "stopped by SIGINT after step 6; go on with" in told
+    else:
+        assert "stopped after step 5 without saving it; steps after 4 will be done again; go on with" in told
+    monkeypatch.setattr(tiny_stage.TinyStage, "training_step", step)
+    assert divot("resume", str(RUN), "--trainer.max_steps", "8") == 0
+    assert f"going on after step {saved}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
@@ -182,6 +219,111 @@ def test_a_checkpoint_that_lacks_its_end_is_passed_over(divot: Divot, tiny: Sett
     assert newest_checkpoint(RUN) == RUN / "checkpoints/step_00000009"
     (RUN / "checkpoints/step_00000009/trainer.pt").write_bytes((whole / "trainer.pt").read_bytes()[:-100])
     assert newest_checkpoint(RUN) == whole
+
+
+def _cut(checkpoint: Path) -> str:
+    file = checkpoint / "weights-00000.safetensors"
+    damage_file(file, keep_bytes=file.stat().st_size - 1)
+    return file.name
+
+
+def _empty_manifest(checkpoint: Path) -> str:
+    (checkpoint / "manifest.json").write_text("")
+    return "manifest.json"
+
+
+def _lost_file(checkpoint: Path) -> str:
+    (checkpoint / "optimizer-00000.safetensors").unlink()
+    return "optimizer-00000.safetensors"
+
+
+def _flipped_bit(checkpoint: Path) -> str:
+    damage_file(checkpoint / "trainer.pt")
+    return "trainer.pt"
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty_manifest, _lost_file, _flipped_bit])
+def test_the_only_checkpoint_being_damaged_the_run_is_refused_and_stays_as_it_is(
+    divot: Divot, tiny: Settings, damage: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny["trainer"]["log_every_n_steps"] = 1
+    _interrupted(divot, tiny, at=5)
+    checkpoint = newest_checkpoint(RUN)
+    assert checkpoint is not None
+    file, rows = damage(checkpoint), (RUN / "metrics.csv").read_text()
+    capsys.readouterr()
+    for command in (
+        ["resume", str(RUN), "--data.interrupt_at", "null"],
+        ["resume", str(RUN), tiny],
+        ["validate", str(RUN)],
+    ):
+        assert divot(*command) == 2
+        told = capsys.readouterr().err
+        told = told[told.index("error: ") :]
+        assert f"{checkpoint} is damaged: {file} " in told
+        assert f"remove {RUN / 'checkpoints'}" in told
+        assert len(told.splitlines()) <= 5
+    assert (RUN / "metrics.csv").read_text() == rows
+    assert rows.count("\n") > 4
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty_manifest, _lost_file])
+def test_the_checkpoint_before_a_damaged_one_is_taken_and_told(
+    divot: Divot, tiny: Settings, damage: Callable[[Path], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny["trainer"]["log_every_n_steps"] = 1
+    tiny["checkpoint"] = {"every_steps": 2, "keep_all": True}
+    assert divot("fit", tiny, "--run", "straight") == 0
+    assert divot("fit", tiny) == 0
+    rows = (RUN / "metrics.csv").read_text()
+    (RUN / "finished.json").unlink()
+    file = damage(RUN / "checkpoints/step_00000006")
+    capsys.readouterr()
+    assert divot("resume", str(RUN)) == 0
+    told = capsys.readouterr().err
+    assert f"WARNING: {RUN}/checkpoints/step_00000006 is damaged: {file} " in told
+    assert f"is taken: {RUN}/checkpoints/step_00000004\n" in told
+    assert "going on after step 4" in told
+    assert newest_checkpoint(RUN) == RUN / "checkpoints/step_00000006", "it is written again"
+    assert (RUN / "metrics.csv").read_text() == rows
+    resumed, expected = _tensors(RUN), _tensors(Path("straight"))
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+def test_a_state_that_lacks_what_a_run_needs_is_named(
+    divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _interrupted(divot, tiny, at=5)
+    folder = newest_checkpoint(RUN)
+    assert folder is not None
+    state = torch.load(folder / "trainer.pt", weights_only=True)
+    del state["layout"]
+    torch.save(state, folder / "trainer.pt")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    size, sha256 = (folder / "trainer.pt").stat().st_size, file_sha256(folder / "trainer.pt")
+    manifest["files"]["trainer.pt"] = {"bytes": size, "sha256": sha256}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert divot("resume", str(RUN)) == 2
+    assert f"{folder}/trainer.pt lacks 'layout'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"run: caf\xe9\n", b"a: [1\n"])
+def test_settings_of_a_run_that_cannot_be_read_are_named(
+    divot: Divot, tiny: Settings, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _interrupted(divot, tiny, at=5)
+    (RUN / "config.yaml").write_bytes(content)
+    capsys.readouterr()
+    for command in (("resume", str(RUN)), ("validate", str(RUN))):
+        assert divot(*command) == 2
+        assert f"{RUN}/config.yaml is no YAML" in capsys.readouterr().err
+
+
+def test_one_callback_alone_needs_no_list(divot: Divot, tiny: Settings) -> None:
+    tiny["trainer"]["callbacks"] = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    assert divot("fit", tiny) == 0
+    assert (RUN / "finished.json").is_file()
 
 
 def _fit_on_a_full_disk(recipe: Settings, *words: str) -> int:

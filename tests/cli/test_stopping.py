@@ -3,15 +3,24 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from lightning.fabric.plugins.environments import LightningEnvironment
 
+from divot_lightning.errors import UserError
+from divot_lightning.sharding.agreement import RanksPartedError
 from divot_lightning.sharding.checkpoint_folders import checkpoint_step, newest_checkpoint
+from divot_lightning.sharding.failures import RankFailed
+from divot_lightning.sharding.launcher import WatchedLauncher, watched
 from divot_lightning.testing.faults import Fault
 from divot_lightning.testing.jobs import Job
 
@@ -85,3 +94,52 @@ def test_a_rank_that_fails_ends_the_job_with_its_reason(
         assert job.wait(timeout=60.0) == status, job.output
         assert job.ranks() == {}, "a process is left"
         assert reason in (job.output if torchrun else "".join(job.output.splitlines()[-2:]))
+
+
+@pytest.fixture
+def importing(folder: Path) -> Iterator[Job]:
+    """A job of two processes whose second one has only just been started: it is still importing."""
+    command = [sys.executable, "-m", "divot_lightning", "resume", "runs/importing", "--config", "recipe.yaml"]
+    with Job(command, cwd=folder, environment={"PYTHONPATH": str(Path(__file__).parent)}) as job:
+        deadline = time.monotonic() + 120
+        while 1 not in job.ranks() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert job.process.poll() is None, job.output
+        yield job
+
+
+def test_a_rank_that_is_importing_ends_with_the_first_process(importing: Job) -> None:
+    importing.send(signal.SIGKILL, rank=0)
+    importing.process.wait()
+    deadline = time.monotonic() + 10.0  # what is promised
+    while importing.processes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert importing.processes() == {}
+
+
+def test_a_signal_to_one_rank_that_is_importing_ends_the_job_naming_it(importing: Job) -> None:
+    importing.send(signal.SIGTERM, rank=1)
+    assert importing.wait() == 1, importing.output
+    assert "rank 1 was ended by SIGTERM" in importing.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("error", [RanksPartedError("rank 0 waited 0 s: rank 1 did not come"), RuntimeError("closed")])
+def test_a_rank_that_was_killed_is_the_reason_however_the_first_one_notices(error: Exception) -> None:
+    launcher = WatchedLauncher(LightningEnvironment(), 2, 1)
+    launcher.notes = tempfile.TemporaryDirectory()
+    launcher.procs = [subprocess.Popen(["sleep", "60"])]
+    launcher.procs[0].kill()
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    with pytest.raises(RankFailed, match="rank 1 was ended by SIGKILL") as caught, watched(trainer):
+        raise error
+    assert caught.value.exit_code == 1
+
+
+def test_what_a_user_can_mend_in_the_first_process_is_told_though_others_were_ended() -> None:
+    launcher = WatchedLauncher(LightningEnvironment(), 2, 1)
+    launcher.notes = tempfile.TemporaryDirectory()
+    launcher.procs = [subprocess.Popen(["sleep", "60"])]
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    with pytest.raises(UserError, match="width is 3"), watched(trainer):
+        raise UserError("width is 3")
+    assert launcher.procs[0].wait() == -signal.SIGKILL

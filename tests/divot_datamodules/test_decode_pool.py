@@ -15,6 +15,7 @@ from divot_datamodules.media_arena import MediaArena
 from divot_datamodules.order_plan import Slot
 from divot_datamodules.samples import Sample, SampleError
 from divot_lightning.errors import UserError
+from divot_lightning.testing.faults import full_shared_memory
 
 DEADLINE = 0.5
 
@@ -122,6 +123,12 @@ def test_workers_that_die_again_and_again_end_the_run(pool):
         pool.rebuild()
     with pytest.raises(UserError, match=r"the 2 workers that decode died 3 times in a row"):
         pool.rebuild()
+
+
+def test_a_full_dev_shm_is_told_with_what_to_do():
+    pool = DecodePool(decode, 2, 30, MediaArena(2, 64))
+    with full_shared_memory(), pytest.raises(UserError, match=r"No space left on device\n.*/dev/shm.*num_workers 0"):
+        pool.submit(request(1))
 
 
 def test_without_workers_this_process_decodes_when_it_waits():

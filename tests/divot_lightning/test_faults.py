@@ -1,7 +1,10 @@
 """The tools that break things: they break what they say, and nothing else."""
 
+import errno
 import json
+import multiprocessing
 import signal
+import socket
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.testing.faults import Fault, damage_file, limited_file_size
+from divot_lightning.testing.faults import (
+    Fault,
+    damage_file,
+    full_shared_memory,
+    limited_file_size,
+    no_loopback,
+    read_only_place,
+)
 from divot_lightning.testing.jobs import Job
 
 _FAMILY = """
@@ -38,6 +48,35 @@ def test_writes_beyond_the_limit_fail_as_on_a_full_disk_and_only_meanwhile(tmp_p
         with pytest.raises(OSError, match="File too large"):
             (tmp_path / "long").write_bytes(bytes(101))
     (tmp_path / "long").write_bytes(bytes(101))
+
+
+def test_a_read_only_place_can_be_read_and_not_written_and_only_meanwhile(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    (inside / "file").write_text("old")
+    with read_only_place(inside):
+        assert (inside / "file").read_text() == "old"
+        outside.write_text("new")
+        for write in (
+            lambda: (inside / "file").write_text("new"),
+            lambda: (inside / "made").mkdir(),
+            lambda: outside.rename(inside / "moved"),
+            lambda: (inside / "file").unlink(),
+        ):
+            with pytest.raises(OSError, match="Read-only file system") as caught:
+                write()
+            assert caught.value.errno == errno.EROFS
+    (inside / "file").write_text("new")
+
+
+def test_shared_memory_and_loopback_are_missing_only_meanwhile() -> None:
+    with full_shared_memory(), pytest.raises(OSError, match="No space left"):
+        multiprocessing.Lock()
+    multiprocessing.Lock()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with no_loopback(), pytest.raises(OSError, match="unreachable"):
+            socket.create_connection(server.getsockname())
+        socket.create_connection(server.getsockname()).close()
 
 
 def test_faults_raise_what_they_are_named_after_and_travel_as_json() -> None:

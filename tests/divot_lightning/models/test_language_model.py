@@ -1,12 +1,17 @@
+import io
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from divot_datamodules.text_tokenizer import word_level_tokenizer
+from divot_lightning.errors import UserError
 from divot_lightning.models.language_model import (
     LoRASettings,
     add_lora,
     initialise_new_rows,
+    load_language_model,
     load_text_tokenizer,
     merge_lora,
     unwrap,
@@ -57,3 +62,17 @@ def test_merging_keeps_the_trained_rows(model):
                 value += 1.0
     merged = word_embeddings(merge_lora(adapted))
     assert ((merged - old).abs().sum(dim=1) > 0).nonzero()[:, 0].tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("load", [load_text_tokenizer, lambda folder: load_language_model(str(folder), 8, [], "sdpa")])
+def test_code_that_comes_with_a_tokenizer_or_model_is_not_run_and_not_asked_about(tmp_path, monkeypatch, load):
+    (tmp_path / "evt.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w').close()\n")
+    evil = {"AutoTokenizer": ["evt.Evil", None], "AutoConfig": "evt.Evil", "AutoModelForCausalLM": "evt.Evil"}
+    tokenizer = {"tokenizer_class": "Evil", "auto_map": evil}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": evil}))
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("a question is asked"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(tmp_path)
+    assert not (tmp_path / "was-run").exists()

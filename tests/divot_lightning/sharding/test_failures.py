@@ -29,6 +29,20 @@ def test_what_a_user_can_mend_comes_first_and_what_follows_from_a_lost_peer_last
     assert (str(failed), failed.exit_code) == ("rank 3: width is 3", 2)
 
 
+def test_a_process_that_was_killed_comes_before_those_that_lost_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _note(monkeypatch, tmp_path, 2, RuntimeError("gloo: Connection closed by peer [::1]"))
+    exits: dict[int, int | None] = {1: None, 2: 1, 3: 0}
+    failed = first_failure(tmp_path, exits)
+    assert failed is not None
+    assert failed.lost_peer, "the cause may still be ending"
+    exits[1] = -9
+    failed = first_failure(tmp_path, exits)
+    assert failed is not None
+    assert (str(failed), failed.lost_peer) == ("rank 1 was ended by SIGKILL (out of memory?)", False)
+
+
 def test_a_process_without_a_note_is_told_by_how_it_ended(tmp_path: Path) -> None:
     assert first_failure(tmp_path, {1: 0, 2: None}) is None
     assert str(first_failure(tmp_path, {1: 0, 2: -11})) == "rank 2 was ended by SIGSEGV"
