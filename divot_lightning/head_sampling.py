@@ -13,7 +13,8 @@ from divot_lightning.heads import GenerationHead
 
 def sampling_of(head: GenerationHead) -> dict[str, Any]:
     """Returns the sampling settings that a head has at present, as JSON values."""
-    return {name: head.init_args[name] for name in head.sampling_settings}
+    # A subclass may fix a setting that its base class declares, and then has none of that name.
+    return {name: head.init_args[name] for name in head.sampling_settings if name in head.init_args}
 
 
 def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
@@ -37,9 +38,10 @@ def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
     if not values:
         return
     kind = type(head)
-    unknown = [name for name in values if name not in head.sampling_settings]
+    present = sampling_of(head)
+    unknown = [name for name in values if name not in present]
     if unknown:
-        known = ", ".join(f"{name} ({value})" for name, value in sampling_of(head).items())
+        known = ", ".join(f"{name} ({value})" for name, value in present.items())
         raise UserError(
             f"{kind.__name__} has no sampling setting {', '.join(unknown)}; "
             + (f"it has, with their present values: {known}" if known else "it has none besides the temperature")

@@ -109,6 +109,8 @@ class SamplesWithOtherClips(MSEHead):
 class OneGaussian(GMMHead):
     """A right head that learns fast."""
 
+    sampling_settings = ()
+
     def __init__(self, hidden_dim: int, feature_dim: int) -> None:
         super().__init__(hidden_dim, feature_dim, num_components=1, variance_scale=1.0)
 
@@ -203,6 +205,8 @@ SLOW = {"test_trains_under_zero_in_two_processes"}
 
 def test_a_head_that_leaves_out_conditions_at_random_passes():
     class Patient(HeadConformance):
+        learning_rate = 2e-2  # its layers are 13 wide
+
         def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
             return LeavesOutConditions(hidden_dim, feature_dim)
 
