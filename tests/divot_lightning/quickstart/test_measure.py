@@ -92,6 +92,19 @@ def test_generation(folder, tmp_path):
     assert [text["caption"] for text in texts] == [t["caption"] for t in load_clips(folder / "data" / "held_out").texts]
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("generation", "MSEHead has no sampling setting guidance"),
+        ("captions", "--head.guidance has no effect on captions"),
+    ],
+)
+def test_settings_of_the_head_reach_what_samples_and_nothing_else(folder, tmp_path, kind, message):
+    words = [kind, "--clips", str(folder / "data" / "held_out"), "--run", str(folder / "run")]
+    with pytest.raises(UserError, match=message):
+        main([*words, "--detokenizer", str(folder / "run"), "--output", str(tmp_path), "--head.guidance", "2"])
+
+
 def test_captions_and_questions(folder, tmp_path):
     assert "captions/exact" in measure(folder, "captions", tmp_path)
     assert set(measure(folder, "questions", tmp_path)) == {f"questions/{name}" for name in ("all", *ATTRIBUTES)}
