@@ -9,6 +9,7 @@ import torch
 from divot_datamodules.toy_world import ATTRIBUTES
 from divot_heads.mse import MSEHead
 from divot_lightning.components import save_component, weights_sha256
+from divot_lightning.errors import UserError
 from divot_lightning.evaluation.protocol import file_sha256
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
