@@ -1,6 +1,5 @@
 """Changes how a trained head samples: guidance, steps, variances, whatever its class declares."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
@@ -57,11 +56,13 @@ def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
 
 def _read(kind: type[GenerationHead], values: Mapping[str, Any]) -> dict[str, Any]:
     """Checks values against the types that a head's `__init__` states."""
-    hints = get_type_hints(kind.__init__)
-    known = inspect.signature(kind.__init__).parameters
+    try:
+        hints = get_type_hints(kind.__init__)
+    except NameError:  # types that are imported for type checkers only
+        hints = {}
     parser = ArgumentParser(exit_on_error=False)
     for name in values:
-        parser.add_argument(f"--{name}", type=hints.get(name, Any) if name in known else Any)
+        parser.add_argument(f"--{name}", type=hints.get(name, Any))
     try:
         found = parser.parse_object(dict(values))
     except ArgumentError as error:
