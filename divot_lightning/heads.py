@@ -30,15 +30,22 @@ class GenerationHead(nn.Module, ABC):
 
     A subclass takes `hidden_dim` and `feature_dim` first, which the model supplies, and its own settings after
     them, which a recipe supplies; settings are what JSON can hold. It implements `loss` and `sample`, both under
-    `float32_island`. It sees all tokens of a clip at once, so it may treat them one by one or jointly.
+    `float32_island`. It gets all tokens of a clip at once, so it may treat them one by one or jointly; generation
+    feature by feature gives it one token at a time (Q = 1), in training as well.
+
+    Targets arrive normalised per channel (mean 0, deviation 1 over the first batches of the training data).
 
     Attributes:
         init_args: The settings this head was built with, defaults included, widths excluded; captured when the
             head is built, with no code in the subclass, so that a saved head can be built again.
         deterministic: Declared by the class: whether `sample` gives the same features under every generator.
+        sampling_settings: Declared by the class: names of the settings that only `sample` reads, such as a number of
+            steps or a guidance scale. Each is kept in an attribute of its name, so that it can be changed in a trained
+            head; see `divot_lightning.head_sampling`.
     """
 
     deterministic: ClassVar[bool] = False
+    sampling_settings: ClassVar[tuple[str, ...]] = ()
     init_args: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:

@@ -15,7 +15,7 @@ A recipe is a pipeline of steps and what is varied in it::
     seeds: {values: [0, 1], options: {llm: [seed_everything, data.seed]}}
     matched_by: steps
     baseline: gmm
-    scores: {generation/all: higher, generation/frechet: lower}
+    scores: {generation/all: higher, generation/frechet: lower, generation/spread: {near: 1}}
 
 `{folder}` is a step's own folder, `{name}` that of another step. `extends: ablations/heads` takes everything that is
 not said from another recipe, and `options: {llm: {...}}` changes options of its steps.
@@ -29,12 +29,12 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from divot_lightning.ablation.directions import Better, parse_better
 from divot_lightning.errors import UserError
 from divot_lightning.recipe_files import find_recipe
 
 Kind = Literal["fit", "divot", "measure"]
 MatchedBy = Literal["steps", "samples", "tokens", "compute"]
-Better = Literal["higher", "lower"]
 Options = Mapping[str, Any]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+]*")
@@ -73,7 +73,7 @@ class AblationRecipe:
         amount: How much of it; None takes what the recipes of the first variant say.
         matched_steps: Training steps of the pipeline that `amount` counts for.
         baseline: The cell that others are compared with, variants joined by a dash; "" takes the first.
-        scores: Scores of the table and whether higher or lower is better.
+        scores: Scores of the table and which of their values are better: higher, lower, or near a number.
         curves: Columns of metrics.csv that the report draws, by step.
         reference: Rows of published tables to stand beside, each with title, columns, rows and a note.
     """
@@ -166,7 +166,7 @@ def parse_recipe(content: Mapping[str, Any]) -> AblationRecipe:
         amount=content.get("amount"),
         matched_steps=tuple(content.get("matched_steps", ())),
         baseline=content.get("baseline", ""),
-        scores=content.get("scores") or {},
+        scores=_parse_scores(content.get("scores") or {}),
         curves={step: tuple(columns) for step, columns in (content.get("curves") or {}).items()},
         reference=tuple(content.get("reference") or ()),
     )
@@ -178,7 +178,11 @@ def restore_recipe(fields: Mapping[str, Any]) -> AblationRecipe:
     """Builds a recipe from its fields as plain values, as the folder of an ablation keeps it."""
     pipeline = tuple(PipelineStep(**step) for step in fields["pipeline"])
     lists = {name: tuple(fields[name]) for name in ("seeds", "matched_steps", "reference")}
-    return AblationRecipe(**{**fields, **lists, "pipeline": pipeline})
+    return AblationRecipe(**{**fields, **lists, "pipeline": pipeline, "scores": _parse_scores(fields["scores"])})
+
+
+def _parse_scores(scores: Mapping[str, Any]) -> dict[str, Better]:
+    return {name: parse_better(name, better) for name, better in scores.items()}
 
 
 def _refuse_unknown(where: str, given: Mapping[str, Any], known: set[str]) -> None:
@@ -230,6 +234,3 @@ def _check(recipe: AblationRecipe, names: list[str]) -> None:
             raise UserError(f"`{what}` names {unknown}; the steps are {', '.join(names)}.")
     if len(recipe.seeds) > 1 and not recipe.seed_options:
         raise UserError(f"{len(recipe.seeds)} seeds, but `seeds.options` names no option that takes them.")
-    for name, better in recipe.scores.items():
-        if better not in get_args(Better):
-            raise UserError(f"the score {name!r} is said to be {better!r}; say whether higher or lower is better.")

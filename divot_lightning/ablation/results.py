@@ -178,13 +178,16 @@ def by_group(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
     return groups
 
 
-def paired_values(score: str, ours: Sequence[CellResult], others: Sequence[CellResult]) -> tuple[Values, Values] | None:
+def paired_values(
+    score: str, ours: Sequence[CellResult], others: Sequence[CellResult], *, items: bool = True
+) -> tuple[Values, Values] | None:
     """Returns the values of two groups on the seeds and items that both have, (S, I) each; I is 1 without items.
 
     Args:
         score: Its name.
         ours: Results of one group.
         others: Results of the other.
+        items: Whether to take the values of items, where there are any, instead of the seeds' scores.
 
     Returns:
         Both, or None if they have no seed in common.
@@ -194,7 +197,7 @@ def paired_values(score: str, ours: Sequence[CellResult], others: Sequence[CellR
     if not pairs:
         return None
     rows = [(_values(score, a), _values(score, b)) for a, b in pairs]
-    if len({len(row) for pair in rows for row in pair}) > 1:
+    if not items or len({len(row) for pair in rows for row in pair}) > 1:
         rows = [([a.scores[score].value], [b.scores[score].value]) for a, b in pairs]
     pair = np.array([a for a, _ in rows], dtype=float), np.array([b for _, b in rows], dtype=float)
     counted = np.isfinite(pair).all(axis=(0, 1))

@@ -8,16 +8,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from divot_lightning.ablation.recipe import AblationRecipe, Better
-from divot_lightning.ablation.results import CellResult, by_group, paired_values, protocol_differences
+from divot_lightning.ablation.comparisons import (
+    DECIMALS,
+    Compared,
+    compare_groups,
+    comparison_note,
+    difference_text,
+)
+from divot_lightning.ablation.directions import Better, heading, is_gain
+from divot_lightning.ablation.recipe import AblationRecipe
+from divot_lightning.ablation.results import CellResult, by_group, protocol_differences
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.paired_difference import COVERAGE, Difference, paired_difference
+from divot_lightning.evaluation.multiple_comparisons import LEVEL
 from divot_lightning.report.content import Cell, Table
 from divot_lightning.report.numbers import number, spread_of
-
-DECIMALS = 3
-"""CLIP similarities of good and bad models differ in the second decimal."""
-ARROWS: dict[Better, str] = {"higher": "up", "lower": "down"}
 
 
 def shown_scores(recipe: AblationRecipe, results: Sequence[CellResult]) -> dict[str, Better]:
@@ -48,29 +52,27 @@ def baseline_of(recipe: AblationRecipe, results: Sequence[CellResult]) -> str:
 def result_table(recipe: AblationRecipe, results: Sequence[CellResult]) -> Table:
     """Returns the one table of an ablation, a row per combination of variants.
 
-    For every score its mean, its range over seeds and its paired difference from the baseline with the bootstrap
-    interval; beside them what the combination's training cost.
+    For every score its mean, its range over seeds and its paired difference from the baseline with the interval;
+    beside them what the combination's training cost. Coloured is what holds after the correction for all comparisons.
     """
     scores, baseline, groups = shown_scores(recipe, results), baseline_of(recipe, results), by_group(results)
     mixed = protocol_differences(results)
     cost = {name: value for name, value in COSTS.items() if name != GPU or any(r.peak_gpu_mib for r in results)}
+    comparisons = compare_groups(scores, groups, baseline)
     rows: list[list[Cell | str]] = []
     for group, cells in groups.items():
-        others = [] if group == baseline else groups[baseline]
-        measured = [_score_cell(name, scores[name], cells, others) for name in scores]
+        measured = [_score_cell(name, scores[name], cells, comparisons.get((group, name))) for name in scores]
         rows.append([_label(group, cells, baseline), *measured, *(value(cells) for value in cost.values())])
-    names = [f"{name}{' *' if name in mixed else ''} ({ARROWS[better]})" for name, better in scores.items()]
-    return Table("Scores and cost", ["", *names, *cost], rows, _note(recipe, baseline, mixed))
+    names = [f"{name}{' *' if name in mixed else ''} ({heading(better)})" for name, better in scores.items()]
+    tests = sum(not math.isnan(each.adjusted_p) for each in comparisons.values())
+    note = _note(recipe, comparison_note(scores, baseline, recipe.seeds, tests), mixed)
+    return Table("Scores and cost", ["", *names, *cost], rows, note)
 
 
-def _note(recipe: AblationRecipe, baseline: str, mixed: Mapping[str, Sequence[str]]) -> str:
+def _note(recipe: AblationRecipe, comparisons: str, mixed: Mapping[str, Sequence[str]]) -> str:
     amount = f": {recipe.amount:g}" if recipe.amount else ""
-    seeds = f"Mean over seeds {', '.join(map(str, recipe.seeds))}, below it the smallest and the largest, then the"
     parts = [
-        f"{seeds if len(recipe.seeds) > 1 else 'Below a score the'} mean paired difference from {baseline} with its "
-        f"{COVERAGE:.0%} bootstrap interval over the clips, captions or questions that both were measured on (and over "
-        "seeds, from three on). Coloured: the interval lies on one side of zero. A score without items, such as a "
-        "Frechet distance, has no interval with fewer than three seeds.",
+        comparisons,
         f"Matched by {recipe.matched_by}{amount}.",
         "Cost: of the training that a cell does by itself; seconds are those of training (cells may have run side by "
         "side), memory is resident memory, parameters are those of the stored components.",
@@ -87,28 +89,18 @@ def _label(group: str, cells: Sequence[CellResult], baseline: str) -> Cell:
     return Cell(group, False if failed else None, "\n".join(said))
 
 
-def _score_cell(name: str, better: Better, cells: Sequence[CellResult], others: Sequence[CellResult]) -> Cell:
+def _score_cell(name: str, better: Better, cells: Sequence[CellResult], comparison: Compared | None) -> Cell:
     values = [cell.scores[name].value for cell in cells if name in cell.scores]
     if not values:
         return Cell("failed", False) if any(cell.failure for cell in cells) else Cell("not done")
     mean = math.fsum(values) / len(values)
     lines = [spread_of(values, DECIMALS)] if len(values) > 1 and not math.isnan(mean) else []
-    pair = paired_values(name, cells, others)
-    difference = paired_difference(*pair) if pair else None
-    if difference is None or math.isnan(difference.mean):
+    if comparison is None or math.isnan(comparison.difference.mean):
         return Cell(number(mean, DECIMALS), None, "\n".join(lines))
-    lines.append(_difference_text(difference))
-    good = (difference.mean > 0) == (better == "higher") if difference.clear else None
+    lines.append(difference_text(better, comparison))
+    clear = comparison.adjusted_p < LEVEL
+    good = is_gain(better, comparison.difference.mean) if clear else None
     return Cell(number(mean, DECIMALS), good, "\n".join(lines))
-
-
-def _difference_text(difference: Difference) -> str:
-    interval = "" if math.isnan(difference.low) else f" [{_signed(difference.low)}, {_signed(difference.high)}]"
-    return f"{_signed(difference.mean)}{interval}"
-
-
-def _signed(value: float) -> str:
-    return ("+" if value > 0 else "") + number(value, DECIMALS)
 
 
 def _seconds(cells: Sequence[CellResult]) -> str:

@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot compare",
         description="Show the scores of evaluations beside each other, with what differs in their models and "
-        "protocols; of two, also the difference with a bootstrap interval over the items that both have.",
+        "protocols; of two, also the difference with a 95%% interval over the items that both have.",
     )
     parser.add_argument("evaluation", nargs="+", help="folders that divot evaluate wrote, or files of scores")
     parser.add_argument(
@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     if len(args.evaluation) < 2:
         raise UserError(f"one evaluation was given, {args.evaluation[0]}; give two or more to compare")
     from divot_lightning.evaluation.comparison import (
+        INTERVAL_NOTE,
         letters,
         load_evaluation,
         protocol_differences,
@@ -59,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
     if protocols and not args.mixed_protocols:
         sys.stdout.write("\nThey were not measured in one way; to see the values nevertheless: --mixed-protocols\n")
         return 1
-    sys.stdout.write("\n" + _aligned(score_table(found, mixed_protocols=args.mixed_protocols)))
+    note = f"\n{INTERVAL_NOTE}\n" if len(found) == 2 else ""
+    sys.stdout.write("\n" + _aligned(score_table(found, mixed_protocols=args.mixed_protocols)) + note)
     return 0
 
 

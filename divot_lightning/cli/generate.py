@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from divot_lightning.errors import UserError
+from divot_lightning.head_options import HELP, split_head_options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--num", type=int, default=1, help="clips per prompt (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
     parser.add_argument("--temperature", type=float, default=1.0, help="spread of the features (default: 1)")
+    parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HELP)
     parser.add_argument("--template", choices=("pretraining", "instruction"), help="form of the prompt (the run's own)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     return parser
@@ -34,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    args = parser().parse_args(argv)
+    head, words = split_head_options(argv)
+    args = parser().parse_args(words)
     if args.num < 1:
         raise UserError(f"--num is {args.num}; it must be at least 1")
     if args.temperature < 0:
@@ -44,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.inference.generate import ClipGenerator, generate_files, output_paths
 
     output_paths(args.output, args.num * len(args.prompt))
-    generator = ClipGenerator.from_run(args.run, args.detokenizer, template=args.template, device=args.device)
+    generator = ClipGenerator.from_run(
+        args.run, args.detokenizer, template=args.template, device=args.device, head=head
+    )
     options = {"num": args.num, "temperature": args.temperature, "seed": args.seed}
     for path in generate_files(generator, args.prompt, args.output, **options):
         sys.stdout.write(f"{path}\n")

@@ -6,7 +6,7 @@ Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C featur
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class QuestionRunner:
     """
 
     components: tuple[str, ...] = ("video_llm", "tokenizer")
+    model_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, run: str | Path, settings: EvaluationSettings, task: Task, device: str) -> None:
         self.settings, self.task = settings, task

@@ -12,12 +12,17 @@ from typing import Any
 import numpy as np
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.paired_difference import COVERAGE, Difference, paired_difference
+from divot_lightning.evaluation.paired_difference import COVERAGE, Difference, grouped_difference, paired_difference
 from divot_lightning.evaluation.predictions import MERGED, Row, read_rows
 from divot_lightning.evaluation.protocol import differing
 from divot_lightning.evaluation.scores import Score, load_scores
 
 SCORES = "scores.json"
+ALL, MEAN_OF_GROUPS = "all", "mean_of_groups"
+INTERVAL_NOTE = (
+    "Intervals are t intervals over the items that both have, one by one and not corrected for their number: of twenty "
+    "true differences of zero one misses it. They say nothing about training again with another seed."
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,38 @@ def paired_values(first: Evaluation, second: Evaluation, score: str) -> tuple[np
     return pairs[:, 0], pairs[:, 1]
 
 
+def paired_groups(first: Evaluation, second: Evaluation, score: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the values of the shared items by group, for a mean of group means; empty where it is none of these.
+
+    A group's items have a value under its name, besides the one under `all`.
+
+    Args:
+        first: An evaluation.
+        second: Another.
+        score: Name of the mean, such as `mvbench/mean_of_groups`.
+    """
+    benchmark, _, name = score.rpartition("/")
+    everything = f"{benchmark}/{ALL}"
+    shared = [row["scores"] for item, row in first.rows.items() if item in second.rows and "scores" in row]
+    names = dict.fromkeys(key for scores in shared for key in scores if key.startswith(f"{benchmark}/"))
+    groups = [key for key in names if key != everything and not all(key in scores for scores in shared)]
+    found = [paired_values(first, second, group) for group in groups]
+    if name != MEAN_OF_GROUPS or not groups or sum(len(one) for one, _ in found) != len(shared):
+        return []
+    means = [[float(np.mean([pair[at].mean() for pair in found])) for at in range(2)]]
+    stated = [[evaluation.scores[score].value for evaluation in (first, second)]]
+    # The values have to be those that the score was made of: all of its items, and no others.
+    return found if np.allclose(means, stated, rtol=0, atol=1e-6) else []
+
+
 def score_difference(first: Evaluation, second: Evaluation, score: str) -> tuple[Difference, int]:
-    """Returns second minus first with its bootstrap interval over the shared items, and how many those are.
+    """Returns second minus first with its t interval over the shared items, and how many those are.
 
     Without values per item, as for a Frechet distance, there is a difference and no interval.
     """
+    groups = paired_groups(first, second, score)
+    if groups:
+        return grouped_difference([(other, one) for one, other in groups]), sum(len(one) for one, _ in groups)
     one, other = paired_values(first, second, score)
     whole = second.scores[score].value - first.scores[score].value
     if len(one) < 2:

@@ -23,6 +23,7 @@ from divot_lightning.evaluation.settings import EvaluationSettings
 from divot_lightning.evaluation.toy_features import toy_clip_features
 from divot_lightning.evaluation.toy_oracle import read_clips
 from divot_lightning.evaluation.video_features import VideoFeatures, load_video_features
+from divot_lightning.head_sampling import sampling_of
 from divot_lightning.inference.generate import ClipGenerator
 
 TOY_FEATURES = "fixed toy features, scaled by their deviation over the real clips"
@@ -45,7 +46,10 @@ class GenerationRunner:
         chosen = settings.generation
         self.settings, self.toy, self.folder = settings, toy, folder
         self.temperature = 1.0 if settings.temperature is None else settings.temperature
-        self.generator = ClipGenerator.from_run(run, chosen.detokenizer, template=settings.template, device=device)
+        self.generator = ClipGenerator.from_run(
+            run, chosen.detokenizer, template=settings.template, device=device, head=chosen.head
+        )
+        self.model_settings = {"head": sampling_of(self.generator.video_llm.head)}
         self.similarity = ClipTextSimilarity(chosen.clip_model, device) if chosen.clip_model else None
         self.features: VideoFeatures | None = None
         if chosen.video_features:

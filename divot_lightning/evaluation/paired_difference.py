@@ -1,6 +1,6 @@
-"""What the scores of two variants say about each other: paired differences with bootstrap intervals.
+"""What the scores of two variants say about each other: paired differences with t intervals.
 
-Shape letters: S seeds, I items (clips, captions, questions), R resamples.
+Shape letters: S seeds, I items (clips, captions, questions), G groups of items.
 """
 
 import math
@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import stdtrit
 
 Values = NDArray[np.float64]
 
-NUM_RESAMPLES = 10_000
 COVERAGE = 0.95
-MAX_DRAWS = 10_000_000
-"""Numbers drawn at a time, which bounds memory."""
 MIN_SEEDS = 3
-"""Fewest seeds whose resampling says anything by itself: of two seeds there are only three different resamples."""
+"""Fewest seeds that a claim may rest on: of two, the t interval is over three times as wide as of three."""
+SMALLEST_P = 1e-12
+"""p-values below are given as this one."""
 
 
 @dataclass(frozen=True)
@@ -26,69 +27,125 @@ class Difference:
 
     Attributes:
         mean: Variant minus baseline, over the pairs.
-        low: Lower end of the bootstrap interval; NaN where there is too little to resample.
+        low: Lower end of the 95% interval; NaN where nothing varies that an interval could be taken from.
         high: Upper end.
-        pairs: What was paired: "items", "seeds", or "items and seeds".
+        pairs: What the interval is over: "items", "seeds", "items and seeds", or "nothing".
+        p: Two-sided p-value of no difference; NaN with fewer than `MIN_SEEDS` seeds or without an interval.
     """
 
     mean: float
     low: float
     high: float
     pairs: str
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
+    p: float = math.nan
 
 
-def paired_difference(variant_SI: Values, baseline_SI: Values, seed: int = 0) -> Difference:
+@dataclass(frozen=True)
+class _Part:
+    """A part of the squared half width: a squared standard error and the degrees of freedom it is known with."""
+
+    variance: float
+    freedom: float
+
+
+def paired_difference(variant_SI: Values, baseline_SI: Values) -> Difference:
     """Compares a variant with the baseline on the same seeds and the same items.
 
-    Seeds and items are both drawn with replacement, each the same for variant and baseline, so that the interval holds
-    the variation of training (as far as there are seeds) and that of the evaluation set. With less than `MIN_SEEDS`
-    seeds the seeds at hand are taken as they are.
+    Over seeds the interval is the t interval of the seeds' mean differences. Items that differ alike with every seed
+    do not show in those, so that their variance (two-way analysis of variance without replication: mean squares of
+    items minus those of the residual) is added: `half^2 = t(S-1)^2 MS_S / SI + t(I-1)^2 max(MS_I - MS_E, 0) / SI`.
+    With one seed it is the t interval over items, which says nothing about training again. Seeds that all give the
+    same values (a measurement that they share) count as one.
 
     Args:
         variant_SI: One value per seed and item; I is 1 for a score that has no items, such as a Frechet distance.
         baseline_SI: The same of the baseline.
-        seed: Of the resampling.
 
     Returns:
-        Mean and percentile interval.
+        Mean, interval and p-value.
 
-    >>> better, worse = np.ones((4, 64)), np.zeros((4, 64))
-    >>> paired_difference(better, worse)
-    Difference(mean=1.0, low=1.0, high=1.0, pairs='items and seeds')
+    >>> variant = np.array([[0.5], [0.7], [0.9]])
+    >>> found = paired_difference(variant, np.full((3, 1), 0.6))
+    >>> f"{found.mean:.2f} from {found.low:.2f} to {found.high:.2f}, p {found.p:.2f}"  # 0.1 -+ 4.30 * 0.2 / sqrt(3)
+    '0.10 from -0.40 to 0.60, p 0.48'
     """
     assert variant_SI.shape == baseline_SI.shape
     difference_SI = variant_SI - baseline_SI
-    seeds, items = difference_SI.shape
-    over = [name for name, many in (("items", items > 1), ("seeds", seeds >= MIN_SEEDS)) if many]
     mean = float(difference_SI.mean())
-    if not over or not np.isfinite(difference_SI).all():
-        return Difference(mean, math.nan, math.nan, " and ".join(over) or "nothing")
-    means_R = _resampled_means(difference_SI, np.random.default_rng(seed), over)
-    tail = 100 * (1 - COVERAGE) / 2
-    low, high = np.percentile(means_R, [tail, 100 - tail])
-    return Difference(mean, float(low), float(high), " and ".join(over))
-
-
-def _resampled_means(difference_SI: Values, rng: np.random.Generator, over: Sequence[str]) -> Values:
-    """Draws how often each seed and item is taken, rather than which: a mean is then a product of matrices."""
+    if not np.isfinite(difference_SI).all():
+        return Difference(mean, math.nan, math.nan, "nothing")
+    if (difference_SI == difference_SI[:1]).all():
+        difference_SI = difference_SI[:1]
     seeds, items = difference_SI.shape
-    # Benchmarks have ten thousand items and more: the draws of all resamples together would take gigabytes.
-    step = max(1, MAX_DRAWS // (seeds + items))
-    parts = []
-    for start in range(0, NUM_RESAMPLES, step):
-        count = min(step, NUM_RESAMPLES - start)
-        weights_RS = _weights(rng, seeds, count, "seeds" in over)
-        weights_RI = _weights(rng, items, count, "items" in over)
-        parts.append(np.einsum("rs,si,ri->r", weights_RS, difference_SI, weights_RI, optimize=True))
-    means: Values = np.concatenate(parts)
-    return means
+    parts = [*_seed_part(difference_SI), *_item_part(difference_SI, is_binary(variant_SI, baseline_SI))]
+    over = " and ".join(name for name, many in (("items", items > 1), ("seeds", seeds > 1)) if many)
+    return _difference(mean, parts, over or "nothing", tested=seeds >= MIN_SEEDS)
 
 
-def _weights(rng: np.random.Generator, size: int, count: int, resample: bool) -> Values:
-    even = np.full(size, 1 / size)
-    return rng.multinomial(size, even, count) / size if resample else np.tile(even, (count, 1))
+def grouped_difference(groups: Sequence[tuple[Values, Values]]) -> Difference:
+    """Compares the means of group means of one run with those of another, item by item.
+
+    Args:
+        groups: For each group the items' values of the variant and of the baseline, (I,) each.
+
+    Returns:
+        The mean over the groups, with Welch's interval; none if a group has one item only.
+    """
+    differences = [variant_I - baseline_I for variant_I, baseline_I in groups]
+    mean = float(np.mean([difference_I.mean() for difference_I in differences]))
+    if min(map(len, differences)) < 2:
+        return Difference(mean, math.nan, math.nan, "nothing")
+    binary = all(is_binary(*pair) for pair in groups)
+    parts = [part for difference_I in differences for part in _item_part(difference_I[None], binary)]
+    variances = np.array([part.variance for part in parts]) / len(groups) ** 2
+    freedoms = np.array([part.freedom for part in parts])
+    total = variances.sum()
+    # Welch and Satterthwaite: degrees of freedom of a sum of variances that are known with those of its terms.
+    freedom = total**2 / (variances**2 / freedoms).sum() if total else math.nan
+    return _difference(mean, [_Part(total, freedom)], "items", tested=False)
+
+
+def is_binary(*values: Values) -> bool:
+    """Says whether all values are 0 or 1, as those of items that are right or wrong."""
+    return all(np.isin(each, (0.0, 1.0)).all() for each in values)
+
+
+def _seed_part(difference_SI: Values) -> list[_Part]:
+    seeds = len(difference_SI)
+    if seeds < 2:
+        return []
+    return [_Part(float(difference_SI.mean(axis=1).var(ddof=1)) / seeds, seeds - 1)]
+
+
+def _item_part(difference_SI: Values, binary: bool) -> list[_Part]:
+    """Returns what items that differ alike with every seed add to the variance of the mean."""
+    seeds, items = difference_SI.shape
+    if items < 2:
+        return []
+    mean_I = difference_SI.mean(axis=0)
+    variance = float(mean_I.var(ddof=1)) / items
+    if seeds > 1:
+        residual_SI = difference_SI - mean_I - difference_SI.mean(axis=1, keepdims=True) + difference_SI.mean()
+        variance -= float((residual_SI**2).sum()) / ((seeds - 1) * (items - 1)) / (seeds * items)
+    # Of N items that are all alike the next one may still differ: a share of 1/N is what they cannot tell from none.
+    return [_Part(max(variance, 1.0 / items**2 if binary else 0.0), items - 1)]
+
+
+def _difference(mean: float, parts: Sequence[_Part], pairs: str, *, tested: bool) -> Difference:
+    half = _half_width(parts, 1.0 - COVERAGE)
+    if half == 0.0:
+        return Difference(mean, math.nan, math.nan, pairs)
+    return Difference(mean, mean - half, mean + half, pairs, _p_value(mean, parts) if tested else math.nan)
+
+
+def _half_width(parts: Sequence[_Part], error: float) -> float:
+    """Returns half the width of the interval that misses with a probability of `error`."""
+    return math.sqrt(sum(float(stdtrit(part.freedom, error / 2)) ** 2 * part.variance for part in parts))
+
+
+def _p_value(mean: float, parts: Sequence[_Part]) -> float:
+    """Returns the error at which the interval just reaches zero."""
+    if _half_width(parts, SMALLEST_P) <= abs(mean):
+        return SMALLEST_P
+    missing = brentq(lambda power: _half_width(parts, 10.0**power) - abs(mean), math.log10(SMALLEST_P), 0.0)
+    return float(10.0**missing)

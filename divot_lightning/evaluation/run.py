@@ -33,9 +33,10 @@ Numbered = tuple[int, BenchmarkItem]
 
 
 class Runner(Protocol):
-    """Answers or draws; `components` are the parts of a run that take part."""
+    """Answers or draws; `components` are the parts of a run that take part, `model_settings` how they sample."""
 
     components: tuple[str, ...]
+    model_settings: dict[str, Any]
 
     def describe(self) -> dict[str, Any]:
         """Says what decides the predictions besides the models."""
@@ -71,7 +72,7 @@ def evaluate(run: str | Path, settings: EvaluationSettings) -> tuple[list[Score]
             if benchmark.task == "generation"
             else QuestionRunner(run, settings, benchmark.task, device)
         )
-        model = describe_model(run, runner.components, settings.generation.detokenizer)
+        model = describe_model(run, runner.components, settings.generation.detokenizer) | runner.model_settings
         protocol = {
             **_describe_data(settings.benchmark, split, data, skipped),
             "weights": weights_kind(run, runner.components, settings.generation.detokenizer),

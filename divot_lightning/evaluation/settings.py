@@ -48,6 +48,7 @@ class GenerationSettings:
         video_features: Feature network of the Frechet video distance: a TorchScript file such as i3d_torchscript.pt, or
             package.module:name; null measures none.
         video_feature_options: Arguments of the network; null takes I3D's for a file.
+        head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
         kept_clips: Clips of so many first items are kept in OUTPUT/generation, to be looked at.
     """
 
@@ -55,6 +56,7 @@ class GenerationSettings:
     clip_model: str | None = None
     video_features: str | None = None
     video_feature_options: dict[str, Any] | None = None
+    head: dict[str, Any] | None = None
     kept_clips: int = 6
 
 

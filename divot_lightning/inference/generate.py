@@ -3,9 +3,10 @@
 Shape letters: M prompts, F frames, H height, W width, Q tokens per clip, C feature width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from divot_datamodules.tasks import Template, generation_segments
 from divot_datamodules.video_writing import CODECS, write_video
 from divot_lightning.components import find_component, load_component
 from divot_lightning.errors import UserError
+from divot_lightning.head_sampling import set_sampling
 from divot_lightning.inference.reconstruct import FRAMES_PER_SECOND, Reconstructor
 from divot_lightning.inference.run_settings import load_tokenizer, run_template
 from divot_lightning.models.detokenizer import VideoDetokenizer
@@ -87,6 +89,7 @@ class ClipGenerator:
         *,
         template: Template | None = None,
         device: str = "cpu",
+        head: Mapping[str, Any] | None = None,
     ) -> "ClipGenerator":
         """Loads all parts.
 
@@ -95,11 +98,17 @@ class ClipGenerator:
             detokenizer: Run folder that trained a de-tokenizer; None takes the one that belongs to ``run``.
             template: None takes the run's.
             device: Where the models run.
+            head: Sampling settings of the head that are to be others than the run's, by name; see
+                `divot_lightning.head_sampling`.
 
         Returns:
             The generator.
+
+        Raises:
+            UserError: Something is missing or does not fit, or the head has no such setting.
         """
         video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval()
+        set_sampling(video_llm.head, head or {})
         drawer = load_component(_detokenizer_folder(run, detokenizer), VideoDetokenizer).eval()
         gives = (video_llm.settings.num_queries, video_llm.settings.feature_dim)
         takes = (drawer.config.num_tokens, drawer.config.token_dim)

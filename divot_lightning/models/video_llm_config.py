@@ -22,7 +22,8 @@ class VideoLLMConfig:
         num_queries: Tokens per clip; equals the tokenizer's.
         feature_dim: Width of the tokenizer's features.
         mechanism: How clips are generated: queries that see each other, queries that see earlier ones, or feature by
-            feature.
+            feature. Feature by feature, a head is trained and sampled one token at a time, also one that could draw the
+            tokens of a clip jointly.
         lora: Low-rank adapters, trained in place of all weights of the language model; none by default.
         freeze_language_model: Train no weight of the language model; projector, queries and head are trained.
         max_length: Longest training sequence in tokens; texts of longer samples are shortened. The paper's are 1400 in

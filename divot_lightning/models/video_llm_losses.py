@@ -71,7 +71,8 @@ def generation_loss(
         batch: The sequences.
         hidden_BLD: Last hidden states.
         features_MQC: Normalised features of all clips, float.
-        mechanism: With "autoregressive" the hidden state one position earlier predicts a feature.
+        mechanism: With "autoregressive" the hidden state one position earlier predicts a feature, and the head gets
+            each token as a clip of its own (Q = 1), as when it samples.
 
     Returns:
         The mean over the clips, scalar float32, and their number.
@@ -80,11 +81,24 @@ def generation_loss(
     generated_GQ = where_role(batch, Position.QUERY, Position.FORCED).view(-1, num_queries)
     if len(generated_GQ) == 0:
         unused_1QC = features_MQC.new_zeros(1, *features_MQC.shape[1:])
-        return 0.0 * head(flat[:1].expand(1, num_queries, -1), unused_1QC), 0
+        return 0.0 * _head_loss(head, flat[:1].expand(1, num_queries, -1), unused_1QC, mechanism), 0
     # Clips in the order of the features, so that a head that draws noise draws the same for any rows.
     clips_G, order_G = batch.clips_BL.flatten()[generated_GQ[:, 0]].sort()
     predicting_GQ = generated_GQ[order_G] - int(mechanism == "autoregressive")
-    return head(flat[predicting_GQ.to(flat.device)], features_MQC[clips_G.to(flat.device)]), len(clips_G)
+    hidden_GQD, target_GQC = flat[predicting_GQ.to(flat.device)], features_MQC[clips_G.to(flat.device)]
+    return _head_loss(head, hidden_GQD, target_GQC, mechanism), len(clips_G)
+
+
+def _head_loss(head: GenerationHead, hidden_GQD: Tensor, target_GQC: Tensor, mechanism: Mechanism) -> Tensor:
+    """Asks the head in training what generation asks it: clips, or one token at a time.
+
+    Feature by feature, the hidden state behind a token was made from the token's true feature. A head that looks at
+    several tokens together would copy it, and have nothing to copy when it samples.
+    """
+    if mechanism == "autoregressive":
+        hidden_GQD, target_GQC = (states.flatten(0, 1).unsqueeze(1) for states in (hidden_GQD, target_GQC))
+    loss: Tensor = head(hidden_GQD, target_GQC)
+    return loss
 
 
 def where_role(batch: SequenceBatch, *roles: Position) -> Tensor:

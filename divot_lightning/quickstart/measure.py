@@ -23,10 +23,13 @@ from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.tasks import caption_segments, question_segments
 from divot_datamodules.toy_world import ATTRIBUTES, Reading, ToyWorld
 from divot_lightning.components import find_component, load_component
+from divot_lightning.errors import UserError
 from divot_lightning.evaluation.probe import probe_accuracy
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.evaluation.text_match import ExactMatch, ToyCaptionAccuracy, normalise_text
 from divot_lightning.evaluation.toy_protocol import fresh_clips, generation_scores, reconstruction_scores
+from divot_lightning.head_options import HELP, split_head_options
+from divot_lightning.head_sampling import sampling_of
 from divot_lightning.inference.generate import ClipGenerator, generate_clip_features
 from divot_lightning.inference.reconstruct import Reconstructor
 from divot_lightning.models.sequences import Segment, Text
@@ -124,13 +127,15 @@ def measure_world(args: argparse.Namespace) -> None:
 
 def measure_generation(args: argparse.Namespace) -> None:
     """Generates one clip for each held-out caption."""
-    generator = ClipGenerator.from_run(args.run, args.detokenizer)
+    generator = ClipGenerator.from_run(args.run, args.detokenizer, head=args.head)
     models, template = generator.drawing, generator.template
     clips = load_clips(args.clips, models.detokenizer.config.size)
     captions = [text["caption"] for text in clips.texts]
     tokens_NQC = generate_clip_features(generator.video_llm, captions, template=template, seed=args.seed)
     made, readings = draw(models, tokens_NQC, args.seed)
     weights, model = describe_run(args.run, ("video_llm", "tokenizer", "detokenizer"), args.detokenizer)
+    # What a head samples with is part of the model: heads that are compared have different settings.
+    model |= {"head": sampling_of(generator.video_llm.head)}
     protocol = _protocol(args, models) | weights | {"temperature": 1.0, "template": template}
     protocol |= {"prompts": "the caption of each held-out clip"}
     scores = generation_scores(clips.media, made, readings, clips.texts, protocol)
@@ -256,7 +261,7 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     with torch.no_grad():
         for words in _split_at(argv, THEN):
-            args = _parser().parse_args(words)
+            args = _arguments(words)
             for kind in args.kinds:
                 KINDS[kind](argparse.Namespace(**vars(args), kind=kind))
     return 0
@@ -277,6 +282,15 @@ def _split_at(words: Sequence[str], mark: str) -> list[list[str]]:
     return parts
 
 
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    head, others = split_head_options(words)
+    args = _parser().parse_args(others)
+    if head and "generation" not in args.kinds:
+        raise UserError(f"--head.{next(iter(head))} has no effect on {', '.join(args.kinds)}; leave it out")
+    args.head = head
+    return args
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m divot_lightning.quickstart.measure")
     parser.add_argument("kinds", choices=KINDS, nargs="+")
@@ -285,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=Path, help="folder for scores and examples")
     parser.add_argument("--run", help="run folder of what is measured")
     parser.add_argument("--detokenizer", help="run folder of the de-tokenizer that draws generated clips")
+    parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HELP)
     parser.add_argument("--train", help="feature shards that the probe is fitted on")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")

@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from divot_lightning.head_sampling import sampling_of, set_sampling
 from divot_lightning.heads import GenerationHead
 from divot_lightning.testing.run_distributed import run_distributed
+
+NUM_NOISES = 16
+"""Noise draws that a test takes together, for heads that leave out conditions at random: one that leaves out a fifth
+of them leaves out the same token in all draws with a probability of 7e-12."""
+LEARNT_STD = 0.5
+"""Deviation of what the heads of the tests on spread and temperature have learnt."""
 
 
 class HeadConformance(ABC):
@@ -24,7 +31,8 @@ class HeadConformance(ABC):
             def make_head(self, hidden_dim, feature_dim):
                 return MyHead(hidden_dim, feature_dim, width=32)
 
-    Every test builds a head of its own, so make it small. The ZeRO test needs `deepspeed` (`pip install
+    Make the head small, since tests build their own, and with sampling settings under which temperature 1 draws what
+    was learnt (guidance 1, no scaled-down variances). The ZeRO test needs `deepspeed` (`pip install
     divot-lightning[deepspeed]`) and runs on the CPU.
 
     Attributes:
@@ -33,6 +41,7 @@ class HeadConformance(ABC):
         learning_steps: Adam steps that `test_learns_a_constant_target` may take.
         learning_rate: Learning rate of these steps.
         learning_tolerance: Mean distance from the constant that samples may have afterwards.
+        spread_tolerance: Factor by which the samples' deviation may be off that of Gaussian targets, either way.
         zero_stages: ZeRO stages that `test_trains_under_zero_in_two_processes` runs.
     """
 
@@ -41,6 +50,7 @@ class HeadConformance(ABC):
     learning_steps: ClassVar[int] = 300
     learning_rate: ClassVar[float] = 3e-3
     learning_tolerance: ClassVar[float] = 0.3
+    spread_tolerance: ClassVar[float] = 1.4
     zero_stages: ClassVar[tuple[int, ...]] = (2, 3)
 
     @abstractmethod
@@ -70,22 +80,61 @@ class HeadConformance(ABC):
         assert_close(called, _loss(head, *batch))
 
     def test_gradient_reaches_the_hidden_states(self) -> None:
-        """The LLM learns from the head."""
+        """The LLM learns from the head, at every token under some noise (a head may leave out conditions at random)."""
         head = self._trained_a_little()
-        hidden_BQD, target_BQC = self._batch()
-        gradient_BQD = _gradient(head, hidden_BQD, target_BQC)
-        assert gradient_BQD.isfinite().all(), "the gradient of the hidden states is not finite"
-        assert (gradient_BQD.abs().amax(dim=-1) > 0).all(), "some token's hidden state gets no gradient"
+        gradients = torch.stack([_gradient(head, *self._batch(), seed=seed) for seed in range(NUM_NOISES)])
+        assert gradients.isfinite().all(), "the gradient of the hidden states is not finite"
+        assert (gradients.abs().amax(dim=(0, -1)) > 0).all(), "some token's hidden state gets no gradient"
 
     def test_gradient_reaches_every_parameter(self) -> None:
         """After one step, as layers that start at zero hold back the gradient of what is behind them."""
         head = self._trained_a_little()
         head.zero_grad()
-        _loss(head, *self._batch()).backward()
+        for seed in range(NUM_NOISES):
+            _loss(head, *self._batch(), seed=seed).backward()
         missing = [name for name, p in head.named_parameters() if p.requires_grad and p.grad is None]
         assert not missing, f"no gradient for: {', '.join(missing)}"
         bad = [name for name, p in head.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         assert not bad, f"gradient not finite for: {', '.join(bad)}"
+
+    def test_clips_of_a_batch_do_not_see_each_other(self) -> None:
+        """Other clips beside it change neither a clip's gradient nor its samples; clips of one token included."""
+        head, whole = self._trained_a_little(), self._batch()
+        for hidden_BQD, target_BQC in (whole, [states[:, :1] for states in whole]):
+            others = [torch.cat([states[:1], 2.0 * states[1:] + 1.0]) for states in (hidden_BQD, target_BQC)]
+            alone_QD, beside_QD = (_gradient(head, *batch)[0] for batch in ((hidden_BQD, target_BQC), others))
+            assert_close(beside_QD, alone_QD, msg=lambda text: f"clips of a batch see each other in the loss: {text}")
+            made = [head.sample(hidden, generator=_generator(0))[0] for hidden in (hidden_BQD, others[0])]
+            assert_close(*made, msg=lambda text: f"clips of a batch see each other in samples: {text}")
+
+    def test_duplicating_the_batch_keeps_the_loss(self) -> None:
+        """A mean over tokens, no sum: the same batch twice has the same loss, up to its noise."""
+        head, batch = self._trained_a_little(), self._batch()
+        once = self._losses(head, *batch)
+        twice = self._losses(head, *(torch.cat([states, states]) for states in batch))
+        _assert_same_mean(twice, once, "the loss of a batch and of the same batch twice")
+
+    def test_every_token_that_counts_weighs_the_same(self) -> None:
+        """The loss of two clips is the mean of theirs, weighted by their tokens that count, up to its noise."""
+        head, (hidden_BQD, target_BQC) = self._trained_a_little(), self._batch()
+        target_BQC[1] = 3.0 * target_BQC[1] + 2.0
+        mask_BQ = torch.tensor([[True] * 5, [True] + [False] * 4])
+        together = self._losses(head, hidden_BQD[:2], target_BQC[:2], mask_BQ)
+        first, second = (
+            self._losses(head, *(states[clip : clip + 1] for states in (hidden_BQD, target_BQC, mask_BQ)))
+            for clip in range(2)
+        )
+        _assert_same_mean(together, (5 * first + second) / 6, "the loss of two clips and the mean over their tokens")
+
+    def test_one_token_is_a_clip_too(self) -> None:
+        """Generation feature by feature gives a head one token at a time, in training and in sampling."""
+        head, (hidden_BQD, target_BQC) = self._trained_a_little(), self._batch()
+        loss = _loss(head, hidden_BQD[:, :1], target_BQC[:, :1])
+        assert loss.isfinite(), f"the loss of clips of one token is {loss.item()}"
+        assert _gradient(head, hidden_BQD[:, :1], target_BQC[:, :1]).isfinite().all(), "its gradient is not finite"
+        features_BQC = head.sample(hidden_BQD[:, :1])
+        assert features_BQC.shape == (3, 1, self.feature_dim), f"one token gives {tuple(features_BQC.shape)}"
+        assert features_BQC.isfinite().all(), "samples of one token are not finite"
 
     def test_masked_tokens_change_neither_loss_nor_gradients(self) -> None:
         """Whatever they hold, NaN included."""
@@ -170,6 +219,37 @@ class HeadConformance(ABC):
             features_BQC = head.sample(self._batch()[0], temperature=temperature)
             assert features_BQC.isfinite().all(), f"samples are not finite at temperature {temperature}"
 
+    def test_temperature_narrows_the_spread(self) -> None:
+        """Unless the head is deterministic, half the temperature gives clearly less spread, and 0 no more than that."""
+        if self._head().deterministic:
+            return
+        whole, half, none = (self._learnt_samples(temperature).std(dim=0).mean() for temperature in (1.0, 0.5, 0.0))
+        assert half < 0.85 * whole, f"temperature 0.5 has spread {half:.3f}, temperature 1 has {whole:.3f}"
+        assert none <= 1.05 * half, f"temperature 0 has spread {none:.3f}, temperature 0.5 has {half:.3f}"
+
+    def test_samples_have_the_spread_that_was_learnt(self) -> None:
+        """Targets from a Gaussian give samples of its mean and deviation, unless the head is deterministic."""
+        features_NC = self._learnt_samples(1.0)
+        distance = (features_NC.mean(dim=0) - self._learnt_mean()).abs().mean().item()
+        assert distance < self.learning_tolerance, f"samples are {distance:.3f} away from the mean of the targets"
+        if self._head().deterministic:
+            return
+        factor = features_NC.std(dim=0).mean().item() / LEARNT_STD
+        allowed = (1 / self.spread_tolerance, self.spread_tolerance)
+        assert allowed[0] < factor < allowed[1], f"samples spread {factor:.2f} times as widely as the targets"
+
+    def test_sampling_settings_can_be_set_in_a_trained_head(self) -> None:
+        """Each one is a setting kept under its own name; setting what is there changes nothing."""
+        head = self._trained_a_little()
+        for name in head.sampling_settings:
+            assert name in head.init_args, f"the sampling setting {name!r} is no setting of the head"
+            assert hasattr(head, name), f"the sampling setting {name!r} is kept in no attribute of its name"
+        loss, features_BQC, settings = _loss(head, *self._batch()), self._sample(head, seed=0), dict(head.init_args)
+        set_sampling(head, sampling_of(head))
+        assert head.init_args == settings
+        assert_close(_loss(head, *self._batch()), loss)
+        assert_close(self._sample(head, seed=0), features_BQC)
+
     def test_settings_rebuild_the_head(self) -> None:
         """`init_args` survives JSON and gives a head of the same shape."""
         head = self._head()
@@ -226,6 +306,32 @@ class HeadConformance(ABC):
         self._train(head, self._batch()[1][0, 0], num_steps=3)
         return head
 
+    def _learnt_mean(self) -> Tensor:
+        return torch.linspace(-1.0, 1.0, self.feature_dim)
+
+    def _learnt_samples(self, temperature: float) -> Tensor:
+        """Samples, (N, C), of a head that has learnt a Gaussian; one head per test class is trained for it."""
+        hidden_D = torch.randn(self.hidden_dim, generator=_generator(5))
+        if type(self) not in _LEARNT:
+            _LEARNT[type(self)] = head = self._head()
+            optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
+            torch.manual_seed(1)
+            for step in range(self.learning_steps):
+                optimizer.param_groups[0]["lr"] = self.learning_rate * (1 - step / self.learning_steps)
+                target_BQC = self._learnt_mean() + LEARNT_STD * torch.randn(8, 8, self.feature_dim)
+                optimizer.zero_grad()
+                head(hidden_D.expand(8, 8, -1), target_BQC).backward()
+                optimizer.step()
+        hidden_BQD = hidden_D.expand(64, 8, -1)
+        return _LEARNT[type(self)].sample(hidden_BQD, temperature=temperature, generator=_generator(2)).flatten(0, 1)
+
+    def _losses(
+        self, head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None
+    ) -> Tensor:
+        """The loss under several noises, (4 * NUM_NOISES,)."""
+        noises = range(4 * NUM_NOISES)
+        return torch.stack([_loss(head, hidden_BQD, target_BQC, mask_BQ, seed).detach() for seed in noises])
+
     def _train(self, head: GenerationHead, target_C: Tensor, num_steps: int) -> None:
         optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
         torch.manual_seed(1)
@@ -251,15 +357,35 @@ class HeadConformance(ABC):
         return head.sample(self._batch()[0], generator=torch.Generator().manual_seed(seed))
 
 
-def _loss(head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+_LEARNT: dict[type, GenerationHead] = {}
+"""By test class, the head that has learnt a Gaussian."""
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _loss(
+    head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None, seed: int = 0
+) -> Tensor:
     """The loss with the same noise at each call."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     return head.loss(hidden_BQD, target_BQC, mask_BQ)
 
 
-def _gradient(head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+def _gradient(
+    head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None, seed: int = 0
+) -> Tensor:
     hidden_BQD = hidden_BQD.clone().requires_grad_()
-    return torch.autograd.grad(_loss(head, hidden_BQD, target_BQC, mask_BQ), hidden_BQD)[0]
+    return torch.autograd.grad(_loss(head, hidden_BQD, target_BQC, mask_BQ, seed), hidden_BQD)[0]
+
+
+def _assert_same_mean(got: Tensor, expected: Tensor, what: str) -> None:
+    """Compares the means of losses under several noises, as far as these allow."""
+    error = sum(losses.var() / len(losses) for losses in (got, expected)) ** 0.5
+    difference = (got.mean() - expected.mean()).abs()
+    allowed = 5 * error + 1e-4 * (1 + expected.mean().abs())
+    assert difference <= allowed, f"{what} differ: {got.mean():.4f} and {expected.mean():.4f}"
 
 
 def _loss_and_gradients(head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor) -> list[Tensor]:

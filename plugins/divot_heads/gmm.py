@@ -5,7 +5,7 @@ P = 2*K*C + K parameters per token, N tokens in one row.
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -29,6 +29,8 @@ class GMMHead(GenerationHead):
     Objective (c) of arXiv:2412.04432, sections 3.2 and A.2, with the released layout (means | variances | logits),
     softplus variances with a floor of 1e-5, and the negative log-likelihood divided by C.
     """
+
+    sampling_settings: ClassVar[tuple[str, ...]] = ("variance_scale",)
 
     def __init__(
         self, hidden_dim: int, feature_dim: int, num_components: int = 16, variance_scale: float = 0.1

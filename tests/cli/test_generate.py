@@ -22,6 +22,9 @@ def test_help_does_not_import_torch():
         (["--temperature", "-1"], r"--temperature is -1\.0"),
         (["--prompt", " "], "--prompt is empty"),
         (["--output", "clip.txt"], r"clip\.txt"),
+        (["--head.variance_scale"], "--head.variance_scale lacks a value"),
+        (["--head.", "1"], "--head. lacks a name"),
+        (["--head.steps", "1", "--head.steps=2"], "--head.steps is given twice, as 1 and 2"),
     ],
 )
 def test_arguments_are_checked_before_anything_is_loaded(words, named):

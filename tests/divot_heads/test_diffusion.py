@@ -1,7 +1,9 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
-from divot_heads.diffusion import DiffusionHead, cosine_scheduler
+from divot_heads.diffusion import DiffusionHead, cosine_scheduler, sampling_times
 from divot_lightning.errors import UserError
 
 
@@ -20,6 +22,68 @@ def test_untrained_loss_is_the_second_moment_of_what_is_predicted(prediction):
     head = DiffusionHead(8, 4, prediction=prediction, width=8, depth=1)
     loss = head.loss(torch.randn(64, 16, 8), torch.randn(64, 16, 4))
     assert loss.item() == pytest.approx(1.0, abs=0.03)
+
+
+MEAN, STD = 3.0, 1.0
+
+
+class ExactDenoiser(torch.nn.Module):
+    """Predicts what the best denoiser of features from N(3, 1) would: the posterior mean, in float64."""
+
+    def __init__(self, prediction):
+        super().__init__()
+        self.prediction = prediction
+        self.shares = cosine_scheduler(prediction).alphas_cumprod.double()
+
+    def forward(self, noisy_NC, timestep_N, condition_ND):
+        share_N1 = self.shares[timestep_N][:, None]
+        signal, spread = share_N1.sqrt(), (1 - share_N1).sqrt()
+        clean = MEAN + signal * STD**2 * (noisy_NC.double() - signal * MEAN) / (signal**2 * STD**2 + spread**2)
+        noise = (noisy_NC.double() - signal * clean) / spread
+        return (noise if self.prediction == "epsilon" else signal * noise - spread * clean).float()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 99, 100, 150, 300, 600, 1000])
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_an_exact_denoiser_gives_the_distribution_it_knows_whatever_the_number_of_steps(prediction, steps):
+    head = DiffusionHead(4, 4, prediction=prediction, width=8, depth=1, sampling_steps=steps)
+    head.denoiser = ExactDenoiser(prediction)
+    features = head.sample(torch.zeros(5, 200, 4), generator=torch.Generator().manual_seed(0))
+    assert features.mean().item() == pytest.approx(MEAN, abs=0.08)  # 4000 draws: 5 standard errors
+    if steps >= 100:
+        assert features.std().item() == pytest.approx(STD, abs=0.06)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_the_sampler_is_that_of_diffusers_where_its_steps_are_even(prediction):
+    torch.manual_seed(0)
+    head = DiffusionHead(4, 2, prediction=prediction, width=8, depth=1)
+    for parameter in head.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    hidden, generator = torch.randn(2, 3, 4), torch.Generator().manual_seed(1)
+    scheduler = cosine_scheduler(prediction)
+    scheduler.register_to_config(timestep_spacing="leading" if prediction == "epsilon" else "trailing")
+    scheduler.set_timesteps(100)
+    with torch.no_grad():
+        state = torch.randn(6, 2, generator=generator)
+        for step in scheduler.timesteps:
+            predicted, noise = (
+                head.denoiser(state, step.expand(6), hidden.flatten(0, 1)),
+                torch.randn(6, 2, generator=generator),
+            )
+            state = scheduler.step(predicted, step, state, eta=1.0, variance_noise=noise).prev_sample
+    found = head.sample(hidden, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found.flatten(0, 1), state, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_every_number_of_steps_visits_so_many_falling_times(prediction):
+    for count in [*range(1, 1000, 7), *range(985, 1001)]:
+        times = sampling_times(prediction, count)
+        assert len(times) == count
+        assert 999 >= times[0] >= 990
+        assert all(later < earlier for earlier, later in pairwise(times))
+        assert times[-1] >= 0
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])

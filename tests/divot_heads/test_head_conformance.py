@@ -12,7 +12,7 @@ class TestMSEHead(HeadConformance):
 
 class TestGMMHead(HeadConformance):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
-        return GMMHead(hidden_dim, feature_dim, num_components=3)
+        return GMMHead(hidden_dim, feature_dim, num_components=3, variance_scale=1.0)
 
 
 class TestDiffusionHeadPredictingNoise(HeadConformance):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+from divot_heads.gmm import GMMHead
 from divot_heads.mse import MSEHead
-from divot_lightning.heads import GenerationHead, float32_island
+from divot_lightning.heads import GenerationHead, clear_masked, float32_island
 from divot_lightning.testing import HeadConformance
 
 
@@ -15,8 +16,6 @@ def conformance(head_class: Callable[[int, int], GenerationHead]) -> HeadConform
     """The conformance tests of a head, not collected but called here."""
 
     class Tested(HeadConformance):
-        learning_steps = 20
-
         def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
             return head_class(hidden_dim, feature_dim)
 
@@ -96,6 +95,78 @@ class LearnsNothing(MSEHead):
         return 0.0 * super().loss(hidden_BQD, target_BQC, mask_BQ)
 
 
+class SeesOtherClips(MSEHead):
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        hidden_BQD = clear_masked(hidden_BQD, mask_BQ)
+        return super().loss(hidden_BQD + hidden_BQD.mean(dim=0), target_BQC, mask_BQ)
+
+
+class SamplesWithOtherClips(MSEHead):
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        return super().sample(hidden_BQD + hidden_BQD.mean(dim=0))
+
+
+class OneGaussian(GMMHead):
+    """A right head that learns fast."""
+
+    sampling_settings = ()
+
+    def __init__(self, hidden_dim: int, feature_dim: int) -> None:
+        super().__init__(hidden_dim, feature_dim, num_components=1, variance_scale=1.0)
+
+
+class IgnoresTemperature(OneGaussian):
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        return super().sample(hidden_BQD, generator=generator)
+
+
+class SamplesThreefoldNoise(OneGaussian):
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        return super().sample(hidden_BQD, temperature=3 * temperature, generator=generator)
+
+
+class SumOverTokens(MSEHead):
+    @float32_island
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        tokens = hidden_BQD.shape[0] * hidden_BQD.shape[1] if mask_BQ is None else mask_BQ.sum()
+        return tokens * super().loss(hidden_BQD, target_BQC, mask_BQ)
+
+
+class MeanOverClips(MSEHead):
+    @float32_island
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        each = [
+            super(MeanOverClips, self).loss(*(states[clip : clip + 1] for states in (hidden_BQD, target_BQC)), mask)
+            for clip in range(len(hidden_BQD))
+            for mask in [None if mask_BQ is None else mask_BQ[clip : clip + 1]]
+        ]
+        return torch.stack(each).mean()
+
+
+class NeedsTwoTokens(MSEHead):
+    @torch.no_grad()
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        return self.proj(hidden_BQD.float() / hidden_BQD.float().std(dim=1, keepdim=True))
+
+
+class NamesNoSetting(MSEHead):
+    sampling_settings = ("guidance",)
+
+
+class LeavesOutConditions(OneGaussian):
+    """A right head: a fifth of the tokens is learnt without their hidden state, for guidance."""
+
+    def __init__(self, hidden_dim: int, feature_dim: int) -> None:
+        super().__init__(hidden_dim, feature_dim)
+        self.nothing = nn.Linear(1, hidden_dim)
+
+    @float32_island
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        dropped_BQ1 = torch.rand(*hidden_BQD.shape[:2], 1, device=hidden_BQD.device) < 0.2
+        nothing_D = self.nothing(hidden_BQD.new_ones(1))
+        return super().loss(torch.where(dropped_BQ1, nothing_D, clear_masked(hidden_BQD, mask_BQ)), target_BQC, mask_BQ)
+
+
 @pytest.mark.parametrize(
     ("head_class", "test", "reason"),
     [
@@ -113,8 +184,31 @@ class LearnsNothing(MSEHead):
         (SamplesOfAnotherWidth, "samples_have_the_shape_of_features", r"sampled \(3, 5, 24\); must be \(3, 5, 6\)"),
         (WithStateOutsideTheStateDict, "state_dict_holds_the_whole_head", "not close"),
         (LearnsNothing, "learns_a_constant_target", "away from the constant target"),
+        (SeesOtherClips, "clips_of_a_batch_do_not_see_each_other", "see each other in the loss"),
+        (SamplesWithOtherClips, "clips_of_a_batch_do_not_see_each_other", "see each other in samples"),
+        (IgnoresTemperature, "temperature_narrows_the_spread", r"temperature 0\.5 has spread"),
+        (SamplesThreefoldNoise, "samples_have_the_spread_that_was_learnt", r"spread \d\.\d+ times as widely"),
+        (SumOverTokens, "duplicating_the_batch_keeps_the_loss", "the same batch twice differ"),
+        (MeanOverClips, "every_token_that_counts_weighs_the_same", "the mean over their tokens differ"),
+        (NeedsTwoTokens, "one_token_is_a_clip_too", "samples of one token are not finite"),
+        (NamesNoSetting, "sampling_settings_can_be_set_in_a_trained_head", "'guidance' is no setting"),
     ],
 )
 def test_head_that_breaks_a_rule_fails_the_test_of_it(head_class, test, reason):
     with pytest.raises((AssertionError, RuntimeError), match=reason):
         getattr(conformance(head_class), f"test_{test}")()
+
+
+SLOW = {"test_trains_under_zero_in_two_processes"}
+"""Runs for heads of its own in the tests of the heads."""
+
+
+def test_a_head_that_leaves_out_conditions_at_random_passes():
+    class Patient(HeadConformance):
+        learning_rate = 2e-2  # its layers are 13 wide
+
+        def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
+            return LeavesOutConditions(hidden_dim, feature_dim)
+
+    for name in sorted({name for name in dir(Patient) if name.startswith("test_")} - SLOW):
+        getattr(Patient(), name)()

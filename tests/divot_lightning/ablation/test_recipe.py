@@ -5,7 +5,9 @@ import copy
 import pytest
 import yaml
 
-from divot_lightning.ablation.recipe import load_recipe, parse_recipe
+from divot_lightning.ablation.directions import Near
+from divot_lightning.ablation.recipe import load_recipe, parse_recipe, restore_recipe
+from divot_lightning.ablation.run import claim
 from divot_lightning.errors import UserError
 
 RECIPE = yaml.safe_load(
@@ -38,6 +40,13 @@ def test_a_recipe_is_read_as_written():
     assert recipe.matched_by == "steps"
 
 
+def test_a_score_may_be_best_near_a_number_also_after_a_restart(tmp_path):
+    recipe = parse_recipe(changed(scores={"generation/spread": {"near": 1}, "captions/exact": "higher"}))
+    assert recipe.scores == {"generation/spread": Near(1.0), "captions/exact": "higher"}
+    claim(recipe, tmp_path)
+    assert restore_recipe(yaml.safe_load((tmp_path / "recipe.yaml").read_text())).scores == recipe.scores
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -55,7 +64,9 @@ def test_a_recipe_is_read_as_written():
         ({"amount": 4}, "belong together"),
         ({"amount": 4, "matched_steps": ["llms"]}, r"`matched_steps` names \['llms'\]"),
         ({"seeds": {"values": [0, 1]}}, "2 seeds, but"),
-        ({"scores": {"captions/exact": "up"}}, "'up'; say whether"),
+        ({"scores": {"captions/exact": "up"}}, r"'up'; say what is better: higher, lower or {near: 1}"),
+        ({"scores": {"captions/exact": {"near": "one"}}}, r"{'near': 'one'}; say what is better"),
+        ({"scores": {"captions/exact": {"near": 1, "far": 2}}}, "say what is better"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(changes, message):

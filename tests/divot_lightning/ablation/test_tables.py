@@ -6,12 +6,16 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy.stats import ttest_1samp
 
+from divot_lightning.ablation.comparisons import compare_groups
+from divot_lightning.ablation.grid import Cell as GridCell
 from divot_lightning.ablation.grid import make_grid
-from divot_lightning.ablation.results import collect, num_parameters, paired_values
+from divot_lightning.ablation.results import CellResult, by_group, collect, num_parameters, paired_values
 from divot_lightning.ablation.tables import (
     as_csv,
     as_markdown,
@@ -42,6 +46,22 @@ def write_cells(folder, grid, protocol=None):
         (output / "items.json").write_text(json.dumps({"captions/exact": items}))
 
 
+def seeds_of(values, better, *, items=None):
+    """Returns the table of two groups with these scores per seed, `mse` the baseline."""
+    folders = {"mse": {}, "gmm": {}}
+    results = [
+        CellResult(
+            GridCell((group,), seed),
+            {"s": Score("s", value, 4, {})},
+            {"s": items[group][seed]} if items else {},
+        )
+        for group in folders
+        for seed, value in enumerate(values[group])
+    ]
+    seeds = {"values": list(range(len(values["mse"]))), "options": {"llm": ["seed_everything"]}}
+    return result_table(recipe(baseline="mse", scores={"s": better}, seeds=seeds), results)
+
+
 def text(cell):
     return cell if isinstance(cell, str) else cell.text
 
@@ -64,6 +84,56 @@ def test_a_row_is_mean_range_difference_and_cost(tmp_path, grid):
     range_line, difference = table.rows[1][1].detail.splitlines()
     assert range_line == "0.750 to 1.00"
     assert difference.startswith("+0.500 [")
+
+
+def test_two_seeds_make_no_claim(tmp_path):
+    table = seeds_of({"mse": [0.0, 0.01], "gmm": [0.9, 0.92]}, "higher")
+    assert table.rows[1][1].good is None
+    assert table.rows[1][1].detail.splitlines()[1] == "+0.905 [+0.841, +0.969]"  # 0.905 -+ 12.706 * 0.0071 / sqrt(2)
+    assert "no claim rests on fewer than 3 seeds" in table.note
+
+
+@pytest.mark.parametrize(("better", "good"), [("higher", True), ("lower", False)])
+def test_three_seeds_that_agree_are_coloured(better, good):
+    table = seeds_of({"mse": [0.0, 0.01, 0.02], "gmm": [0.9, 0.92, 0.9]}, better)
+    assert table.rows[1][1].good is good
+    assert table.rows[1][1].detail.endswith("p < 0.001")
+    assert "Holm's correction over the 1 comparisons" in table.note
+
+
+def test_a_score_with_a_best_value_is_judged_by_its_distance():
+    overshooting = seeds_of({"mse": [0.90, 0.91, 0.92], "gmm": [1.88, 1.90, 1.91]}, {"near": 1})
+    assert overshooting.columns[1] == "s (near 1)"
+    assert overshooting.rows[1][1].good is False
+    assert overshooting.rows[1][1].detail.splitlines()[1].startswith("distance to 1: +0.807 [")
+    closer = seeds_of({"mse": [0.20, 0.21, 0.22], "gmm": [1.08, 1.05, 1.07]}, {"near": 1})
+    assert closer.rows[1][1].good is True
+    assert "compared by its distance to it" in closer.note
+
+
+def test_the_distance_is_that_of_a_seed_s_score_and_not_of_its_items():
+    values = {"mse": [0.5, 0.5, 0.75], "gmm": [1.0, 1.0, 0.75]}
+    items = {"mse": [[0, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 0]], "gmm": [[2, 0, 2, 0], [0, 2, 0, 2], [1, 1, 1, 0]]}
+    detail = seeds_of(values, {"near": 1}, items=items).rows[1][1].detail
+    assert "distance to 1: -0.333 [" in detail
+
+
+def test_many_comparisons_are_corrected():
+    """A difference with p = 0.009 by itself is not clear among twenty of which the others are chance."""
+    gains, chance = [0.9, 1.1, 1.25], np.random.default_rng(0).normal(size=(19, 3))
+    names = [f"s{at}" for at in range(20)]
+    results = []
+    for seed, gain in enumerate(gains):
+        of_gmm = dict(zip(names, [gain, *chance[:, seed]], strict=True))
+        for group, values in (("mse", dict.fromkeys(names, 0.0)), ("gmm", of_gmm)):
+            scores = {name: Score(name, float(value), 1) for name, value in values.items()}
+            results.append(CellResult(GridCell((group,), seed), scores))
+    alone, among = (
+        compare_groups(dict.fromkeys(some, "higher"), by_group(results), "mse")["gmm", "s0"] for some in (["s0"], names)
+    )
+    assert alone.adjusted_p == pytest.approx(ttest_1samp(gains, 0.0).pvalue)
+    assert alone.adjusted_p < 0.01
+    assert among.adjusted_p == pytest.approx(20 * alone.adjusted_p)
 
 
 def test_undefined_scores_have_neither_range_nor_difference(tmp_path, grid):

@@ -51,11 +51,41 @@ def test_the_interval_is_that_of_the_paired_differences(pair):
     error = gain.std() / math.sqrt(NUM_ITEMS)
     assert items == NUM_ITEMS
     assert difference.mean == pytest.approx(gain.mean())
-    # of many items the bootstrap's interval is the normal one
-    assert difference.low == pytest.approx(gain.mean() - 1.96 * error, abs=0.25 * error)
-    assert difference.high == pytest.approx(gain.mean() + 1.96 * error, abs=0.25 * error)
+    # of many items the t interval is the normal one
+    assert difference.low == pytest.approx(gain.mean() - 1.96 * error, abs=0.05 * error)
+    assert difference.high == pytest.approx(gain.mean() + 1.96 * error, abs=0.05 * error)
     # unpaired, the interval would be much wider
     assert error < 0.6 * math.sqrt(per_item.var() + before.var()) / math.sqrt(NUM_ITEMS)
+
+
+def test_the_mean_of_groups_has_the_interval_of_its_groups(tmp_path):
+    rng = np.random.default_rng(1)
+    sizes, found = {"order": 30, "count": 90}, []
+    names = [name for name, size in sizes.items() for _ in range(size)]
+    for folder, share in (("a", 0.5), ("b", 0.7)):
+        right = (rng.random(len(names)) < share).astype(float)
+        evaluation(tmp_path / folder, right, count=len(names))
+        rows = [
+            {"id": f"i{n}", "scores": {"b/all": value, f"b/{name}": value}}
+            for n, (name, value) in enumerate(zip(names, right, strict=True))
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / folder / "predictions.jsonl").write_text(text)
+        means = {name: right[[other == name for other in names]].mean() for name in sizes}
+        scores = [Score("b/all", right.mean(), 120, {}), Score("b/mean_of_groups", sum(means.values()) / 2, 120, {})]
+        save_scores(scores, tmp_path / folder / "scores.json")
+        found.append((right, means))
+    a, b = (load_evaluation(tmp_path / folder) for folder in "ab")
+    difference, items = score_difference(a, b, "b/mean_of_groups")
+    gain = found[1][0] - found[0][0]
+    gains = [gain[[other == name for other in names]] for name in sizes]
+    error = math.hypot(*(gain_I.std(ddof=1) / 2 / math.sqrt(len(gain_I)) for gain_I in gains))
+    assert items == 120
+    assert difference.mean == pytest.approx(b.scores["b/mean_of_groups"].value - a.scores["b/mean_of_groups"].value)
+    assert difference.high - difference.mean == pytest.approx(1.98 * error, rel=0.03)
+    # The score of other items than those at hand has no interval.
+    save_scores([Score("b/mean_of_groups", 0.9, 120, {})], tmp_path / "b" / "scores.json")
+    assert math.isnan(score_difference(a, load_evaluation(tmp_path / "b"), "b/mean_of_groups")[0].low)
 
 
 def test_a_score_without_items_has_a_difference_and_no_interval(pair):
@@ -102,6 +132,7 @@ def test_the_command_shows_values_differences_and_models(pair, tmp_path, capsys)
     shown = capsys.readouterr().out
     assert "models differ:\n  video_llm: 1a | 2bb\n" in shown
     assert "protocols: the same" in shown
+    assert "They say nothing about training again with another seed." in shown
     line = next(line for line in shown.splitlines() if line.startswith("b/all"))
     assert line.split()[1] == f"{pair[0].scores['b/all'].value:.4f}"
     assert line.split()[-1] == str(NUM_ITEMS)

@@ -202,6 +202,23 @@ def test_hidden_answers_give_a_file_for_the_server_and_no_accuracy(tiny_run, tmp
     assert submission == {"v": [{"id": 3, "answer_id": 2, "answer": "z"}]}
 
 
+def test_settings_of_the_head_stand_in_the_model_of_a_score_and_not_in_its_protocol(tiny_run, toy_data, tmp_path):
+    """Two heads, or one with two guidance scales, are two models measured in one way."""
+    scores = []
+    for number, head in enumerate((None, {"variance_scale": 0.7})):
+        output = str(tmp_path / str(number))
+        chosen = GenerationSettings(head=head)
+        found, _ = evaluate(
+            tiny_run, EvaluationSettings("toy", str(toy_data), output=output, limit=1, generation=chosen)
+        )
+        scores.append(found[0])
+    assert [score.model["head"] for score in scores] == [{"variance_scale": 0.1}, {"variance_scale": 0.7}]
+    assert scores[0].protocol == scores[1].protocol
+    refused = GenerationSettings(head={"guidance": 2})
+    with pytest.raises(UserError, match="GMMHead has no sampling setting guidance"):
+        evaluate(tiny_run, EvaluationSettings("toy", str(toy_data), output=str(tmp_path / "x"), generation=refused))
+
+
 def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tmp_path):
     from divot_lightning.evaluation.asking import item_seed
     from divot_lightning.evaluation.toy_oracle import read_clips

@@ -3,6 +3,7 @@ import torch
 
 from divot_datamodules.decoding import decode_frames
 from divot_datamodules.tasks import generation_segments
+from divot_lightning.cli.generate import main
 from divot_lightning.components import save_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.generate import (
@@ -37,6 +38,23 @@ def test_one_clip_per_text_and_equal_for_equal_seeds(generator):
     assert first[0].dtype == torch.uint8
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
+
+
+def test_a_sampling_setting_of_the_head_changes_the_features_and_not_the_run(generator, llm_run):
+    narrow = generate_clip_features(generator.video_llm, ["a red circle"] * 64)
+    still = ClipGenerator.from_run(llm_run, head={"variance_scale": "0"})
+    assert still.video_llm.head.variance_scale == 0
+    repeated = generate_clip_features(still.video_llm, ["a red circle"] * 64)
+    assert len(repeated.unique(dim=0)) < len(narrow.unique(dim=0))  # without variance only the 16 components are left
+    assert ClipGenerator.from_run(llm_run).video_llm.head.variance_scale == 0.1
+
+
+def test_the_command_passes_settings_of_the_head_and_lists_what_there_is(llm_run, tmp_path):
+    words = [str(llm_run), "--prompt", "a red circle", "--output", str(tmp_path / "x.gif")]
+    assert main([*words, "--head.variance_scale", "0.5"]) == 0
+    assert (tmp_path / "x.gif").is_file()
+    with pytest.raises(UserError, match=r"GMMHead has no sampling setting guidance; .*: variance_scale \(0\.1\)"):
+        main([*words, "--head.guidance", "2"])
 
 
 def test_many_texts_go_through_in_batches(generator):

@@ -60,6 +60,44 @@ def test_head_loss_is_the_heads_loss_on_hidden_states_of_each_clip(make, mechani
     torch.testing.assert_close(video_llm([STORY], clips).head_loss, torch.stack(losses).mean())
 
 
+class LooksAtTheWholeClip(MSEHead):
+    """A joint head: what it predicts for a token depends on the hidden states of all tokens of the clip."""
+
+    def loss(self, hidden_BQD, target_BQC, mask_BQ=None):
+        self.predicted = self.sample(hidden_BQD)
+        return super().loss(hidden_BQD + hidden_BQD.mean(dim=1, keepdim=True), target_BQC, mask_BQ)
+
+    def sample(self, hidden_BQD, *, temperature=1.0, generator=None):
+        return super().sample(hidden_BQD + hidden_BQD.mean(dim=1, keepdim=True))
+
+
+def test_a_joint_head_learns_no_token_from_the_ones_that_are_forced_after_it(make):
+    """Feature by feature, the state behind a token was made from its true feature: a head must not see it early."""
+    video_llm = make(mechanism="autoregressive", head=LooksAtTheWholeClip)
+    clips = features(2)
+    predictions = []
+    for later in (clips, torch.cat([clips[:, :1], clips[:, 1:] + 5], dim=1)):
+        video_llm([GENERATE, GENERATE], later)
+        predictions.append(video_llm.head.predicted.view(2, Q, C))
+    torch.testing.assert_close(predictions[0][:, :2], predictions[1][:, :2])
+    assert not torch.allclose(predictions[0][:, 2], predictions[1][:, 2])
+
+
+def test_a_joint_head_is_trained_as_it_samples_feature_by_feature(make):
+    """With its own features forced, the loss is 0 only if training asks the head what generation asked it."""
+    video_llm = make(mechanism="autoregressive", head=LooksAtTheWholeClip)
+    generated = video_llm.generate_features([GENERATE])
+    assert video_llm([GENERATE], generated).head_loss < 1e-10
+
+
+@pytest.mark.parametrize("mechanism", ["query_bidirectional", "query_causal"])
+def test_a_joint_head_sees_all_tokens_of_a_clip_with_queries(make, mechanism):
+    video_llm = make(mechanism=mechanism, head=LooksAtTheWholeClip)
+    generated = video_llm.generate_features([GENERATE])
+    assert video_llm([GENERATE], generated).head_loss < 1e-10
+    assert video_llm.head.predicted.shape == (1, Q, C)
+
+
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_padding_changes_no_hidden_state(make, mechanism):
     video_llm = make(mechanism=mechanism)

@@ -9,6 +9,7 @@ import torch
 from divot_datamodules.toy_world import ATTRIBUTES
 from divot_heads.mse import MSEHead
 from divot_lightning.components import save_component, weights_sha256
+from divot_lightning.errors import UserError
 from divot_lightning.evaluation.protocol import file_sha256
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
@@ -90,6 +91,19 @@ def test_generation(folder, tmp_path):
     assert scores["generation/all"] == 0.0
     texts = json.loads((tmp_path / "generation" / "texts.json").read_text())
     assert [text["caption"] for text in texts] == [t["caption"] for t in load_clips(folder / "data" / "held_out").texts]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("generation", "MSEHead has no sampling setting guidance"),
+        ("captions", "--head.guidance has no effect on captions"),
+    ],
+)
+def test_settings_of_the_head_reach_what_samples_and_nothing_else(folder, tmp_path, kind, message):
+    words = [kind, "--clips", str(folder / "data" / "held_out"), "--run", str(folder / "run")]
+    with pytest.raises(UserError, match=message):
+        main([*words, "--detokenizer", str(folder / "run"), "--output", str(tmp_path), "--head.guidance", "2"])
 
 
 def test_captions_and_questions(folder, tmp_path):

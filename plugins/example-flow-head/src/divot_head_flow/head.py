@@ -3,7 +3,7 @@
 Shape letters: B batch, R noise draws per clip, Q tokens of one clip, D LLM width, C feature width.
 """
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -21,8 +21,11 @@ class FlowHead(GenerationHead):
 
     Learns the velocity of the line from noise to features (arXiv:2209.03003) with a transformer that sees the
     whole clip. Heads that draw each token by itself tear a clip apart when its tokens share one latent, such as
-    where the object is; here the tokens agree.
+    where the object is; here the tokens agree. Feature by feature (`mechanism: autoregressive`) it is given one token
+    at a time, and flows alone.
     """
+
+    sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps", "solver")
 
     def __init__(
         self,
