@@ -9,13 +9,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.choice_reading import read_choice
 from divot_lightning.evaluation.settings import ChoiceRule
+from divot_lightning.evaluation.text_match import normalise_answer
 
 LETTERS = string.ascii_uppercase
-
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
 
 
 def parse_choice(answer: str, options: Sequence[str], rule: ChoiceRule = "letter_or_text") -> int | None:
@@ -42,35 +40,7 @@ def parse_choice(answer: str, options: Sequence[str], rule: ChoiceRule = "letter
     if rule == "first_letter":
         found = re.search(f"[{letters}]", answer)
         return letters.index(found[0]) if found else None
-    for pattern in (rf"\(([{letters}])\)", rf"(?<![\w'])([{letters}])(?![\w'])"):
-        # "A" is also an article: alone it is a choice only where no word follows it.
-        named = {match[1] for match in re.finditer(pattern, answer) if not _is_article(answer, match)}
-        if named:
-            return letters.index(named.pop()) if len(named) == 1 else None
-    return _option_said(normalise_answer(answer), [normalise_answer(option) for option in options])
-
-
-def _is_article(answer: str, match: re.Match[str]) -> bool:
-    return match[0] == "A" and re.match(r"\s+[a-z]", answer[match.end() :]) is not None
-
-
-def _option_said(answer: str, options: list[str]) -> int | None:
-    if answer in options:
-        return options.index(answer) if options.count(answer) == 1 else None
-    said = [place for place, option in enumerate(options) if option and f" {option} " in f" {answer} "]
-    # An option that contains another one says that one too.
-    longest = [p for p in said if not any(options[p] != options[q] and options[p] in options[q] for q in said)]
-    return longest[0] if len(longest) == 1 else None
-
-
-def normalise_answer(text: str) -> str:
-    """Returns an answer without case, punctuation, articles and spelt-out numbers up to ten.
-
-    >>> normalise_answer("The  Two dogs!")
-    '2 dogs'
-    """
-    words = re.sub(r"[^\w\s]", " ", text.lower())
-    return " ".join(_NUMBERS.get(word, word) for word in _ARTICLES.sub(" ", words).split())
+    return read_choice(answer, options)
 
 
 class ChoiceAccuracy(Metric):

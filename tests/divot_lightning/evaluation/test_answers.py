@@ -40,7 +40,9 @@ def test_the_first_letter_rule_takes_any_capital(answer, choice):
     assert parse_choice(answer, OPTIONS, "first_letter") == choice
 
 
-@pytest.mark.parametrize(("text", "normal"), [("The Two  dogs!", "2 dogs"), ("t-shirt", "t shirt"), ("A", "")])
+@pytest.mark.parametrize(
+    ("text", "normal"), [("The Two  dogs!", "2 dogs"), ("t-shirt", "t shirt"), ("A", "a"), (" ", "")]
+)
 def test_normal_form_of_answers(text, normal):
     assert normalise_answer(text) == normal
 
