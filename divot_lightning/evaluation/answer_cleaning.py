@@ -25,7 +25,8 @@ def clean_answer(answer: str) -> str:
     >>> clean_answer("<think>A or B?</think> **B**")
     'B'
     """
-    text = unicodedata.normalize("NFKC", answer).translate(_SIGNS)
+    text = re.sub("[\ue000-\uf8ff]", " ", answer)  # private characters, which stand for options later
+    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
     text = re.split(r"</think(?:ing)?>", text, flags=re.IGNORECASE)[-1]
     text = re.split(r"<think(?:ing)?>", text, flags=re.IGNORECASE)[0]
     answers = re.findall(r"<answer>(.*?)(?:</answer>|$)", text, flags=re.IGNORECASE | re.DOTALL)

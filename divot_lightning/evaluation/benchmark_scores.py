@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from divot_datamodules.benchmarks.items import BenchmarkItem
 from divot_datamodules.benchmarks.table import Benchmark
 from divot_datamodules.toy_world import ATTRIBUTES, Reading
-from divot_lightning.evaluation.answers import ChoiceAccuracy, OpenAnswerAccuracy, normalise_answer
+from divot_lightning.evaluation.answers import ChoiceAccuracy, OpenAnswerAccuracy, compare_answers
 from divot_lightning.evaluation.caption_metrics import BLEU_ORDERS, CaptionBLEU, CaptionROUGE, rouge_of_caption
 from divot_lightning.evaluation.frechet import FrechetDistance
 from divot_lightning.evaluation.predictions import Row
@@ -79,8 +79,8 @@ def _measure_answers(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSet
         # A video that cannot be read is a wrong answer to the judge too, who is not asked about it.
         verdict = False if "error" in row and settings.judge.kind != "none" else row.get("judged")
         metric.update([said], [wanted], [verdict])
-        same = float(normalise_answer(said) == normalise_answer(wanted))
-        row["scores"] = {"exact": float(said.strip() == wanted.strip()), "normalised": same}
+        exact, same = map(float, compare_answers(said, wanted))
+        row["scores"] = {"exact": exact, "normalised": same}
         if verdict is not None:
             row["scores"]["judged"] = float(verdict)
         if item.group:

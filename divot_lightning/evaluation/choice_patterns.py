@@ -33,7 +33,7 @@ _VERBS = "choose|choosing|chose|pick|select|selected|selecting|go(?:es|ing)? wit
 STATED_BEFORE = re.compile(
     rf"(?:\b(?:{_KEYS})\b(?:\s+[\w']+){{0,8}}?[\s\"'*)]*(?:\b{_IS}\b|[:=]|[-=]?>|\s-)"
     rf"|\b(?:{_KEYS_OF_TEXT})\b(?:\s+[\w']+){{0,8}}?\s+{_IS}\b"
-    rf"|\b(?:answer|ans)\b\.?"
+    rf"|\b(?:answer|ans)\b\.?|\b(?:so|therefore|thus|hence)\b,?"
     rf"|\b(?:{_VERBS}|lean(?:ing)? towards?)\b"
     rf"|\b(?:it|this|that)(?:'s|\s+(?:is|must be|should be|would be|has to be))(?=\W)){_FILL}",
     re.IGNORECASE,

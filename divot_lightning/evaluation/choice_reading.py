@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from divot_lightning.evaluation import choice_patterns as patterns
 from divot_lightning.evaluation.answer_cleaning import bare_text, clean_answer
-from divot_lightning.evaluation.text_match import normalise_answer, spelt_words
+from divot_lightning.evaluation.option_texts import drop_list_of_options, letter_index, mask_options, text_key
+from divot_lightning.evaluation.text_match import normalise_answer
 
 QUESTIONED, LONE, NAMED, LEADING, STATED = range(5)
 """How strongly a mention chooses: "B?", a letter alone, "option B" or "(B)", at the beginning, "the answer is B"."""
@@ -55,7 +55,7 @@ def read_choice(answer: str, options: Sequence[str]) -> int | None:
     whole = _read_whole(text, options)
     if whole is not None:
         return whole
-    masked = _drop_list_of_options(_mask_options(text, options))
+    masked = drop_list_of_options(mask_options(text, options))
     for find in (_letters, _numbers, _texts):
         mentions = list(find(masked, options))
         groups = [group for group in _lists_of(mentions, masked) if not _denied(group, masked)]
@@ -70,61 +70,23 @@ def _read_whole(text: str, options: Sequence[str]) -> int | None:
     index = ord(bare.upper()) - ord("A") if len(bare) == 1 and bare.isascii() and bare.isalpha() else count
     if index < count and (bare.isupper() or bare not in options):
         return index
-    normal = [normalise_answer(option) for option in options]
-    same = [index for index, option in enumerate(normal) if option == normalise_answer(bare)]
+    same: list[int] = []
+    for form in (text_key, normalise_answer):
+        same = same or [index for index, option in enumerate(options) if form(option) == form(bare)]
     if len(same) == 1:
         return same[0]
     number = _number_of(re.sub(r"^the\s+", "", bare.lower()), count)
     return number if not same and number is not None and number < count else None
 
 
-def _mask_options(text: str, options: Sequence[str]) -> str:
-    """Replace the full text of each option by its mark, the longest first; a lone letter is no text."""
-    normal = [normalise_answer(option) for option in options]
-    order = sorted(range(len(options)), key=lambda index: -len(normal[index]))
-    for index in order:
-        words = spelt_words(options[index])
-        if not words or (len(words) == 1 and len(words[0]) == 1 and words[0].isalpha()):
-            continue
-        mark = patterns.option_mark(index) if normal.count(normal[index]) == 1 else patterns.SHARED_MARK
-        text = _option_pattern(tuple(words)).sub(f" {mark} ", text)
-    return text
-
-
-@lru_cache(maxsize=4096)
-def _option_pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    """Return a pattern of an option's words in any case, with any punctuation, with or without its first article."""
-    articles = {"a", "an", "the"}
-    rest = words[1:] if words[0] in articles and len(words) > 1 else words
-    spelt = r"[\W_]+".join(_either_spelling(word) for word in rest)
-    return re.compile(rf"(?<![\w'])(?:(?:an?|the)\s+)?{spelt}(?!'?\w)", re.IGNORECASE)
-
-
-def _either_spelling(word: str) -> str:
-    digit = str(patterns.NUMBERS.index(word) + 1) if word in patterns.NUMBERS else word
-    known = digit.isdecimal() and 0 < int(digit) <= len(patterns.NUMBERS)
-    return rf"(?:{digit}|{patterns.NUMBERS[int(digit) - 1]})" if known else re.escape(word)
-
-
-def _drop_list_of_options(masked: str) -> str:
-    """Take out an echo of the question, "A. a dog B. a red car", which chooses nothing."""
-    pair = re.compile(rf"(?<![\w']){patterns.OPENING}([A-Za-z]){patterns.CLOSING}[.):,]*\s*({patterns.MARKS})")
-    own = {match[2] for match in pair.finditer(masked) if _letter_index(match[1]) == ord(match[2]) - patterns.MARK_BASE}
-    return pair.sub(" ", masked) if len(own) > 1 else masked
-
-
-def _letter_index(letter: str) -> int:
-    return ord(letter.upper()) - ord("A")
-
-
 def _letters(masked: str, options: Sequence[str]) -> Iterator[Mention]:
     for match in re.finditer(r"(?<![A-Za-z0-9])(?<![A-Za-z0-9]')[A-Za-z](?!'?[A-Za-z0-9])(?!-\w)", masked):
-        if _letter_index(match[0]) >= len(options):
+        if letter_index(match[0]) >= len(options):
             continue
         before = masked[max(0, match.start() - REACH) : match.start()]
         weight = _letter_weight(before, match[0], masked[match.end() : match.end() + REACH], options)
         if weight is not None:
-            yield Mention(_letter_index(match[0]), match.start(), match.end(), weight)
+            yield Mention(letter_index(match[0]), match.start(), match.end(), weight)
 
 
 def _letter_weight(before: str, letter: str, after: str, options: Sequence[str]) -> int | None:
