@@ -6,14 +6,30 @@ from typing import Any, Literal
 from divot_datamodules.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError
 
-ChoiceRule = Literal["letter_or_text", "first_letter"]
+ChoiceRule = Literal[
+    "letter_or_text",
+    "first_letter",
+    "videollama2_v1.0_mvbench",
+    "videollama2_v1.0_egoschema",
+    "videollama2_v1.0_perception_test",
+    "videollama2_v1.5_mvbench",
+    "videollama2_v1.5_egoschema",
+    "videollama2_v1.5_perception_test",
+    "lmms_eval_mvbench",
+    "lmms_eval_egoschema",
+    "lmms_eval_perception_test",
+]
+
+VIDEOLLAMA2_UNPARSED_AS = 2
+"""Index of the option that VideoLLaMA 2 counts an answer as that chooses none."""
 
 CHOICE_PROMPT = (
     "Question: {question}\nOptions:\n{options}\n"
     "Answer with the option's letter from the given choices directly and only give the best option."
 )
 """The multiple-choice prompt of VideoLLaMA 2 (arXiv:2406.07476), whose evaluation Divot follows; Divot's own is not
-stated. Its open-ended questions are asked as they stand."""
+stated. Since v1.5 VideoLLaMA 2 asks EgoSchema's questions in another way, which recipes/evaluation/egoschema.yaml has.
+Its open-ended questions are asked as they stand."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +93,10 @@ class EvaluationSettings:
         top_p: Probability mass of the words that are drawn from.
         max_new_tokens: Longest answer.
         seed: Of everything that is drawn; each item has its own generator.
-        choice_rule: How an option is read from an answer: "letter_or_text", or "first_letter" as VideoLLaMA 2 does.
-        unparsed_as: Place of the option that an answer without a choice counts as; null counts it as wrong, VideoLLaMA
-            2 counts it as option 2, counted from 0.
+        choice_rule: How an option is read from an answer: "letter_or_text" as a person would, "first_letter" takes the
+            first capital letter of an option, the others as the evaluation code of that name does.
+        unparsed_as: Place of the option that an answer without a choice counts as; null counts it as wrong, with
+            VideoLLaMA 2's rules as option 2, counted from 0, as its code does.
         missing: "refuse" when videos are not there, or "skip" their items, which the score then says.
         limit: First items only.
         judge: Who judges open-ended answers.
@@ -105,6 +122,10 @@ class EvaluationSettings:
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.unparsed_as is None and self.choice_rule.startswith("videollama2"):
+            object.__setattr__(self, "unparsed_as", VIDEOLLAMA2_UNPARSED_AS)
 
 
 def check_settings(settings: EvaluationSettings, task: str) -> None:

@@ -17,6 +17,8 @@ FALLBACK = 2
 def write_submission(benchmark: str, folder: Path, items: Sequence[BenchmarkItem], rows: Sequence[Row]) -> Path | None:
     """Writes what the server of EgoSchema or of the Perception Test takes, where answers are not public.
 
+    EgoSchema has two: Kaggle takes the CSV, the authors' server the JSON {q_uid: index of the option} beside it.
+
     Args:
         benchmark: Its name.
         folder: Where to.
@@ -35,6 +37,8 @@ def write_submission(benchmark: str, folder: Path, items: Sequence[BenchmarkItem
             writer = csv.writer(file)
             writer.writerow(["q_uid", "answer"])
             writer.writerows([item.id, choice] for item, choice in zip(items, chosen, strict=True))
+        choices = {item.id: choice for item, choice in zip(items, chosen, strict=True)}
+        path.with_suffix(".json").write_text(json.dumps(choices), encoding="utf-8")
         return path
     if benchmark == "perception_test":
         videos: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -291,7 +291,7 @@ def test_clips_from_captions_have_a_similarity_and_a_distance(tiny_run, msrvtt, 
 def test_captions_are_compared_with_all_references(tiny_run, msrvtt, tmp_path):
     evaluate(tiny_run, EvaluationSettings("msrvtt", msrvtt, output=str(tmp_path / "out"), max_new_tokens=4))
     values = values_of(tmp_path / "out")
-    assert list(values) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "unreadable"]
+    assert list(values) == ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "unreadable"]
     rows = rows_of(tmp_path / "out")
     assert values["rouge_l"] == pytest.approx(sum(row["scores"]["msrvtt/rouge_l"] for row in rows) / 3)
 
