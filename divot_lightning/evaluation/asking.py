@@ -3,7 +3,7 @@
 Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C feature width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from divot_datamodules.benchmarks.items import BenchmarkItem
 from divot_datamodules.benchmarks.table import Task
 from divot_datamodules.decoding import DecodeError
-from divot_lightning.evaluation.answers import LETTERS, parse_choice
+from divot_lightning.evaluation.answers import LETTERS
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.settings import CHOICE_PROMPT, EvaluationSettings
@@ -51,7 +51,7 @@ class QuestionRunner:
     components: tuple[str, ...] = ("video_llm", "tokenizer")
 
     def __init__(self, run: str | Path, settings: EvaluationSettings, task: Task, device: str) -> None:
-        self.settings, self.task = settings, task
+        self.settings = settings
         self.asker = Asker.from_run(run, template=settings.template, device=device)
         # The tokenizer reads only these frames of a clip, so only they are decoded.
         self.clip = replace(self.asker.clip, sparse_frames=self.asker.tokenizer.config.num_frames)
@@ -78,11 +78,20 @@ class QuestionRunner:
             },
         }
 
-    def run(self, items: Sequence[tuple[int, BenchmarkItem]]) -> list[Row]:
+    def describe_metrics(self) -> Mapping[str, Any]:
+        """Says that nothing is measured before the scores are computed."""
+        return {}
+
+    def is_finished(self, row: Row) -> bool:
+        """Tells whether an item was answered."""
+        return "said" in row
+
+    def run(self, items: Sequence[tuple[int, BenchmarkItem]], rows: Mapping[str, Row]) -> list[Row]:
         """Answers the questions about one video.
 
         Args:
             items: Numbers within the benchmark, and items of the same video and part.
+            rows: What is known of items that were answered before; none of these is among `items`.
 
         Returns:
             One row per item; where the video cannot be decoded, with an `error` instead of an answer.
@@ -94,7 +103,7 @@ class QuestionRunner:
         features = self.asker.encode(torch.from_numpy(video))
         prompts = [self._segments(item, len(features)) for _, item in items]
         said = self._answers([number for number, _ in items], prompts, features)
-        return [self._finished(item, text) for (_, item), text in zip(items, said, strict=True)]
+        return [{**_row(item), "said": text} for (_, item), text in zip(items, said, strict=True)]
 
     def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
         if self.prompt is None:
@@ -119,12 +128,6 @@ class QuestionRunner:
                 generator=generator,
             )
         return said
-
-    def _finished(self, item: BenchmarkItem, text: str) -> Row:
-        row = {**_row(item), "said": text}
-        if self.task == "choice":
-            row["chosen"] = parse_choice(text, item.options, self.settings.choice_rule)
-        return row
 
 
 def item_seed(seed: int, number: int) -> int:
