@@ -64,7 +64,8 @@ def _meaning(name: str, protocol: Mapping[str, object]) -> str:
         return f"; they count as option {string.ascii_uppercase[option]}" if isinstance(option, int) else WRONG
     if name == "unjudged":
         judge = protocol.get("judge")
-        return f"; they count as {judge['unjudged_as']}" if isinstance(judge, Mapping) else ""
+        rule = f"; they count as {judge['unjudged_as']}" if isinstance(judge, Mapping) else ""
+        return f"{rule}; what was said: judge_reply in predictions.jsonl"
     if name == "unreadable":
         return "; they are left out" if "real_clips" in protocol else WRONG
     return "; the distance is undefined"

@@ -4,7 +4,7 @@ No torch in here.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,7 +107,7 @@ def load_prompt(name: PromptName, file: str | None) -> JudgePrompt:
     """Returns a built-in prompt, or the one of a file.
 
     Args:
-        name: Of the built-in prompt, if there is no file.
+        name: Of the built-in prompt; beside a file, how replies are read and counted.
         file: JSON or YAML with `user` and perhaps `system`, by its suffix; any other file is the user's message.
 
     Raises:
@@ -121,8 +121,9 @@ def load_prompt(name: PromptName, file: str | None) -> JudgePrompt:
     text = path.read_text(encoding="utf-8-sig")
     messages = _read_messages(path, text) if path.suffix in (".json", ".yaml", ".yml") else {"user": text}
     messages = {role: unescape(message) for role, message in messages.items()}
-    scored = "score" in " ".join(messages.values()).lower()
-    return check_prompt(JudgePrompt(messages["user"], messages.get("system", ""), scored))
+    scored = PROMPTS[name].scored or "score" in " ".join(messages.values()).lower()
+    words = {"user": messages["user"], "system": messages.get("system", "")}
+    return check_prompt(replace(PROMPTS[name], **words, scored=scored))
 
 
 def _read_messages(path: Path, text: str) -> dict[str, str]:

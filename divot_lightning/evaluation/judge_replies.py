@@ -24,7 +24,7 @@ _PRED = re.compile(r"""\bpred['"]?\s*[:=]\s*['"]?(yes|no)\b""", re.IGNORECASE)
 _SCORE = re.compile(r"""\bscore['"]?\s*[:=]\s*['"]?(\d+(?:\.\d+)?)(?![\d.]*\d)""", re.IGNORECASE)
 _LAST_WORD = re.compile(r"\b(yes|no)\W*\Z", re.IGNORECASE)
 _FIRST_WORD = re.compile(r"\A\W*(yes|no)\b(?=\s*(?:[.,;:!*)\n]|\Z))", re.IGNORECASE)
-_STATED = re.compile(r"""\b(?:answer|verdict|judge?ment|reply)\b\W*(?:is\b)?\W*(yes|no)\b""", re.IGNORECASE)
+_STATED = re.compile(r"""\b(?:answer|verdict|judgment|judgement|reply)\b\W*(?:is\b)?\W*(yes|no)\b""", re.IGNORECASE)
 
 
 def read_verdict(reply: str) -> Verdict | None:

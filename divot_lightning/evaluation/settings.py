@@ -27,7 +27,7 @@ class JudgeSettings:
         model: Folder of the local model, or the model's name at the endpoint.
         url: Base of the endpoint, such as http://127.0.0.1:8000/v1.
         prompt: "yes_no", or "video_chatgpt": a system and a user message that ask for {'pred': 'yes', 'score': 5}.
-        prompt_file: Instead, a file with {question}, {correct} and {answer}: JSON or YAML with `user` and `system`, or
+        prompt_file: Instead of its words, a file with {question}, {correct} and {answer}: JSON or YAML with `user` and `system`, or
             a text, which is the user's message. Other braces stand for themselves.
         temperature: 0 is greedy; null takes the endpoint's own.
         top_p: Probability mass of the words that are drawn from; null takes the endpoint's own.
@@ -175,8 +175,6 @@ def _check_judge(judge: JudgeSettings) -> None:
         raise UserError(f"judge.top_p is {judge.top_p}; it must be above 0 and at most 1")
     if judge.timeout <= 0:
         raise UserError(f"judge.timeout is {judge.timeout}; it must be above 0")
-    if judge.prompt_file is not None and judge.prompt != JudgeSettings.prompt:
-        raise UserError(f"judge.prompt {judge.prompt} has no effect beside judge.prompt_file; leave one out")
     if judge.kind == "local" and judge.max_tokens is None:
         raise UserError("judge.max_tokens is null, which only an endpoint can fill in; give a number")
 

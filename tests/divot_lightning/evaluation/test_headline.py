@@ -43,7 +43,7 @@ def test_the_score_that_papers_print_comes_first(names, first):
             "unjudged",
             0.5,
             {"judge": {"unjudged_as": "left_out"}},
-            "verdict that can be read; they count as left_out",
+            "left_out; what was said: judge_reply in predictions.jsonl",
         ),
         (
             "non_finite_features",
