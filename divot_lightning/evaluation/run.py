@@ -20,6 +20,7 @@ from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.processes import Processes, joined_processes, local_device
 from divot_lightning.evaluation.scoring import Evaluated, Scoring
 from divot_lightning.evaluation.settings import EvaluationSettings, check_metrics, check_settings
+from divot_lightning.evaluation.submissions import check_submission
 from divot_lightning.runs.run_folder import FINISHED
 
 
@@ -67,6 +68,7 @@ def evaluate(run: str | Path, settings: EvaluationSettings) -> Evaluated:
     folder = Path(settings.output or Path(run) / "evaluation" / f"{settings.benchmark}-{split}")
     with joined_processes() as processes:
         chosen = choose_items(benchmark, settings, split)
+        check_submission(settings.benchmark, chosen.items, settings.unparsed_as)
         device = local_device(settings.device)
         judge = make_judge(settings, prompt, folder)
         runner: Runner = (

@@ -27,8 +27,8 @@ class JudgeSettings:
         model: Folder of the local model, or the model's name at the endpoint.
         url: Base of the endpoint, such as http://127.0.0.1:8000/v1.
         prompt: "yes_no", or "video_chatgpt": a system and a user message that ask for {'pred': 'yes', 'score': 5}.
-        prompt_file: Instead of its words, a file with {question}, {correct} and {answer}: JSON or YAML with `user` and `system`, or
-            a text, which is the user's message. Other braces stand for themselves.
+        prompt_file: Instead of its words, a file with {question}, {correct} and {answer}: JSON or YAML with `user` and
+            `system`, or a text, which is the user's message. Other braces stand for themselves.
         temperature: 0 is greedy; null takes the endpoint's own.
         top_p: Probability mass of the words that are drawn from; null takes the endpoint's own.
         max_tokens: Longest reply; null takes the endpoint's own. A model that thinks before it replies needs more.
@@ -138,6 +138,8 @@ def check_settings(settings: EvaluationSettings, task: str) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    if settings.unparsed_as is not None and settings.unparsed_as < 0:
+        raise UserError(f"unparsed_as is {settings.unparsed_as}; options are counted from 0")
     if not 0.0 < settings.top_p <= 1.0:
         raise UserError(f"top_p is {settings.top_p}; it must be above 0 and at most 1")
     if settings.temperature is not None and settings.temperature < 0:

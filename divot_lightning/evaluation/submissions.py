@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from divot_datamodules.benchmarks.items import BenchmarkItem
+from divot_lightning.errors import UserError
 from divot_lightning.evaluation.predictions import Row
 
 FALLBACK = 2
@@ -33,6 +34,23 @@ class Submission:
     option: int
 
 
+def check_submission(benchmark: str, items: Sequence[BenchmarkItem], unparsed_as: int | None) -> None:
+    """Refuses an option for answers without a choice that a question of a submission does not have.
+
+    Raises:
+        UserError: There is such a question.
+    """
+    option = FALLBACK if unparsed_as is None else unparsed_as
+    few = next((item for item in items if option >= len(item.options)), None)
+    if few is not None and needs_submission(benchmark, items):
+        raise UserError(f"unparsed_as is {option}, counted from 0, but {few.id!r} has {len(few.options)} options")
+
+
+def needs_submission(benchmark: str, items: Sequence[BenchmarkItem]) -> bool:
+    """Tells whether a file for a server is written: some answers are hidden, and the server's form is known."""
+    return benchmark in _WRITERS and any(item.choice is None for item in items)
+
+
 def write_submission(
     benchmark: str, folder: Path, items: Sequence[BenchmarkItem], rows: Sequence[Row], unparsed_as: int | None = None
 ) -> Submission | None:
@@ -48,7 +66,7 @@ def write_submission(
     Returns:
         The file; None where no server is needed.
     """
-    if all(item.choice is not None for item in items) or benchmark not in _WRITERS:
+    if not needs_submission(benchmark, items):
         return None
     option = FALLBACK if unparsed_as is None else unparsed_as
     chosen = [option if row.get("chosen") is None else int(row["chosen"]) for row in rows]

@@ -81,6 +81,8 @@ def test_a_benchmark_with_hidden_answers_prints_the_file_for_its_server_and_what
         (tmp_path / "data" / "videos" / f"{name}.mp4").write_bytes(video_bytes(16))
     words = ["--benchmark", "egoschema", "--data", str(tmp_path / "data"), "--split", "full", "--unparsed_as", "3"]
     words += ["--output", str(tmp_path / "out"), "--max_new_tokens", "1"]
+    assert main(["evaluate", str(tiny_run), *words, "--unparsed_as", "5"]) == 2
+    assert "unparsed_as is 5, counted from 0, but 'u1' has 5 options" in capsys.readouterr().err
     assert main(["evaluate", str(tiny_run), *words]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "WARNING: 100.0% of egoschema: 2 of 2 answers chose no option; they count as option D"

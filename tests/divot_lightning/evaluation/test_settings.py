@@ -29,11 +29,7 @@ from divot_lightning.evaluation.settings import EvaluationSettings, GenerationSe
         ("open", {"judge": JudgeSettings(top_p=0.0)}, r"judge\.top_p is 0\.0"),
         ("open", {"judge": JudgeSettings(timeout=0.0)}, r"judge\.timeout is 0\.0"),
         ("open", {"judge": JudgeSettings("local", "m", max_tokens=None)}, r"judge\.max_tokens is null"),
-        (
-            "open",
-            {"judge": JudgeSettings(prompt="video_chatgpt", prompt_file="x")},
-            "video_chatgpt has no effect",
-        ),
+        ("choice", {"unparsed_as": -1}, "unparsed_as is -1"),
     ],
 )
 def test_wrong_settings_are_named(task, changes, shown):
