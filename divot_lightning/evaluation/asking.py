@@ -5,6 +5,7 @@ Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C featur
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from torch import Tensor
 from divot_datamodules.benchmarks.items import BenchmarkItem
 from divot_datamodules.benchmarks.table import Task
 from divot_datamodules.decoding import DecodeError
+from divot_lightning.components import find_component, load_component
 from divot_lightning.evaluation.answers import LETTERS
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.settings import CHOICE_PROMPT, EvaluationSettings
 from divot_lightning.inference.ask import Asker, answer, caption_prompt, question_prompt
+from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_template
 from divot_lightning.models.sequences import Segment
+from divot_lightning.models.video_llm import VideoLLM
 
 RESIZE = "short side by bicubic interpolation, middle cut out"
 
@@ -51,11 +55,18 @@ class QuestionRunner:
     components: tuple[str, ...] = ("video_llm", "tokenizer")
 
     def __init__(self, run: str | Path, settings: EvaluationSettings, task: Task, device: str) -> None:
-        self.settings = settings
-        self.asker = Asker.from_run(run, template=settings.template, device=device)
+        self.settings, self.device = settings, device
+        self.llm_folder, self.tokenizer = find_component(run, "video_llm"), load_tokenizer(run)
         # The tokenizer reads only these frames of a clip, so only they are decoded.
-        self.clip = replace(self.asker.clip, sparse_frames=self.asker.tokenizer.config.num_frames)
+        self.clip = replace(run_clip_settings(run, self.tokenizer), sparse_frames=self.tokenizer.config.num_frames)
+        self.template = settings.template or run_template(run)
         self.prompt = settings.prompt or {"choice": CHOICE_PROMPT, "open": "{question}"}.get(task)
+
+    @cached_property
+    def asker(self) -> Asker:
+        """The models; the language model is loaded for the first question, so never where answers are scored again."""
+        video_llm = load_component(self.llm_folder, VideoLLM).eval()
+        return Asker(self.tokenizer.to(self.device), video_llm.to(self.device), self.clip, self.template)
 
     def describe(self) -> dict[str, Any]:
         """Says what decides the answers besides the models, as JSON values."""
@@ -63,7 +74,7 @@ class QuestionRunner:
         sampled = {"temperature": temperature, "top_p": self.settings.top_p, "seed": self.settings.seed}
         return {
             "prompt": self.prompt or "the instruction for captions that the template has",
-            "template": self.asker.template,
+            "template": self.template,
             "decoding": {
                 **(sampled if temperature else {"greedy": True}),
                 "max_new_tokens": self.settings.max_new_tokens,
@@ -107,8 +118,8 @@ class QuestionRunner:
 
     def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
         if self.prompt is None:
-            return caption_prompt(num_clips, self.asker.template)
-        return question_prompt(fill_question(item, self.prompt), num_clips, self.asker.template)
+            return caption_prompt(num_clips, self.template)
+        return question_prompt(fill_question(item, self.prompt), num_clips, self.template)
 
     def _answers(self, numbers: Sequence[int], prompts: list[list[Segment]], features: Tensor) -> list[str]:
         longest, temperature = self.settings.max_new_tokens, self.settings.temperature or 0.0

@@ -45,6 +45,7 @@ def no_predictions(monkeypatch):
             raise AssertionError("predicted again")
 
         monkeypatch.setattr(QuestionRunner, "run", predict)
+        monkeypatch.setattr("divot_lightning.evaluation.asking.load_component", predict)  # nor is the LLM loaded
         monkeypatch.setattr(ClipGenerator, "generate_clips", predict)
 
     return refuse
