@@ -47,7 +47,7 @@ class LocalReplier:
         from transformers import AutoConfig
 
         try:
-            AutoConfig.from_pretrained(str(self.folder), local_files_only=True)
+            AutoConfig.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
             self._load_tokenizer()
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
@@ -77,7 +77,9 @@ class LocalReplier:
         from transformers import AutoModelForCausalLM
 
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(str(self.folder), local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                str(self.folder), local_files_only=True, trust_remote_code=False
+            )
             self._load_tokenizer()
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
@@ -86,7 +88,9 @@ class LocalReplier:
     def _load_tokenizer(self) -> None:
         from transformers import AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True, padding_side="left")
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            str(self.folder), local_files_only=True, trust_remote_code=False, padding_side="left"
+        )
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
 
