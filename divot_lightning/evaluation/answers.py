@@ -9,68 +9,51 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.choice_reading import read_choice
+from divot_lightning.evaluation.peer_choice_rules import PEER_RULES
 from divot_lightning.evaluation.settings import ChoiceRule
+from divot_lightning.evaluation.text_match import normalise_answer
 
 LETTERS = string.ascii_uppercase
 
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
-
 
 def parse_choice(answer: str, options: Sequence[str], rule: ChoiceRule = "letter_or_text") -> int | None:
-    """Reads which option an answer chooses.
+    """Return which option an answer chooses.
 
     Args:
         answer: What the model said.
         options: The options, (A) being the first.
-        rule: "letter_or_text" takes a letter in brackets, else one that stands alone, else the only option whose text
-            the answer says; a text with several different letters or options chooses none. "first_letter" is the rule
-            of the VideoLLaMA 2 evaluation: the first capital letter of an option anywhere, even within a word.
+        rule: "letter_or_text" reads as a person would, see `read_choice`. "first_letter" takes the first capital letter
+            of an option anywhere, even within a word. The others are in `peer_choice_rules`.
 
     Returns:
-        The place of the option, None if the answer chooses none.
+        The index of the option, None if the answer chooses none.
 
-    >>> parse_choice("(B) a red car", ["a cat", "a red car"])
+    >>> parse_choice("Option B is correct.", ["a cat", "a red car"])
     1
     >>> parse_choice("It is a red car.", ["a cat", "a red car"])
     1
     >>> parse_choice("Answer: B", ["a cat", "a red car"], "first_letter")
     0
     """
-    letters = LETTERS[: len(options)]
+    if rule == "letter_or_text":
+        return read_choice(answer, options)
     if rule == "first_letter":
+        letters = LETTERS[: len(options)]
         found = re.search(f"[{letters}]", answer)
         return letters.index(found[0]) if found else None
-    for pattern in (rf"\(([{letters}])\)", rf"(?<![\w'])([{letters}])(?![\w'])"):
-        # "A" is also an article: alone it is a choice only where no word follows it.
-        named = {match[1] for match in re.finditer(pattern, answer) if not _is_article(answer, match)}
-        if named:
-            return letters.index(named.pop()) if len(named) == 1 else None
-    return _option_said(normalise_answer(answer), [normalise_answer(option) for option in options])
+    return PEER_RULES[rule](answer, options)
 
 
-def _is_article(answer: str, match: re.Match[str]) -> bool:
-    return match[0] == "A" and re.match(r"\s+[a-z]", answer[match.end() :]) is not None
+def compare_answers(answer: str, correct: str) -> tuple[bool, bool]:
+    """Return whether an open answer is right to the character, and after `normalise_answer`; an empty one never is.
 
-
-def _option_said(answer: str, options: list[str]) -> int | None:
-    if answer in options:
-        return options.index(answer) if options.count(answer) == 1 else None
-    said = [place for place, option in enumerate(options) if option and f" {option} " in f" {answer} "]
-    # An option that contains another one says that one too.
-    longest = [p for p in said if not any(options[p] != options[q] and options[p] in options[q] for q in said)]
-    return longest[0] if len(longest) == 1 else None
-
-
-def normalise_answer(text: str) -> str:
-    """Returns an answer without case, punctuation, articles and spelt-out numbers up to ten.
-
-    >>> normalise_answer("The  Two dogs!")
-    '2 dogs'
+    >>> compare_answers("A dog.", "dog"), compare_answers("a", "a"), compare_answers("", "")
+    ((False, True), (True, True), (False, False))
     """
-    words = re.sub(r"[^\w\s]", " ", text.lower())
-    return " ".join(_NUMBERS.get(word, word) for word in _ARTICLES.sub(" ", words).split())
+    if not answer.strip():
+        return False, False
+    return answer.strip() == correct.strip(), normalise_answer(answer) == normalise_answer(correct)
 
 
 class ChoiceAccuracy(Metric):
@@ -140,8 +123,7 @@ class OpenAnswerAccuracy(Metric):
         """Adds answers, the right ones, and what a judge said about each, None where it did not."""
         judged = verdicts if verdicts is not None else [None] * len(answers)
         for answer, wanted, verdict in zip(answers, correct, judged, strict=True):
-            exact = answer.strip() == wanted.strip()
-            same = normalise_answer(answer) == normalise_answer(wanted)
+            exact, same = compare_answers(answer, wanted)
             row = [exact, same, verdict is True, verdict is not None, True]
             self.counts += torch.tensor(row, device=self.counts.device)
 

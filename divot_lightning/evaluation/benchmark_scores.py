@@ -10,8 +10,14 @@ from torchmetrics import Metric
 from divot_datamodules.benchmarks.items import BenchmarkItem
 from divot_datamodules.benchmarks.table import Benchmark
 from divot_datamodules.toy_world import ATTRIBUTES, Reading
-from divot_lightning.evaluation.answers import ChoiceAccuracy, OpenAnswerAccuracy, normalise_answer, parse_choice
-from divot_lightning.evaluation.caption_metrics import BLEU_ORDERS, CaptionBLEU, CaptionROUGE, rouge_of_caption
+from divot_lightning.evaluation.answers import ChoiceAccuracy, OpenAnswerAccuracy, compare_answers, parse_choice
+from divot_lightning.evaluation.caption_metrics import (
+    BLEU_ORDERS,
+    CaptionBLEU,
+    CaptionROUGE,
+    cider_of_captions,
+    rouge_of_caption,
+)
 from divot_lightning.evaluation.frechet import FrechetDistance
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.settings import EvaluationSettings
@@ -86,8 +92,8 @@ def _measure_answers(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSet
     for item, row in pairs:
         said, wanted = row.get("said", ""), str(item.answer)
         metric.update([said], [wanted])
-        same = float(normalise_answer(said) == normalise_answer(wanted))
-        row["scores"] = {"exact": float(said.strip() == wanted.strip()), "normalised": same}
+        exact, same = map(float, compare_answers(said, wanted))
+        row["scores"] = {"exact": exact, "normalised": same}
         if item.group:
             row["scores"][f"normalised/{item.group}"] = same
     values = {name: (value.item(), len(pairs)) for name, value in metric.compute().items() if name != "judged"}
@@ -123,8 +129,10 @@ def _measure_captions(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSe
     rouge = _alone(CaptionROUGE())
     rouge.update(said, wanted)
     values["rouge_l"] = (rouge.compute().item(), len(pairs))
-    for text, references, (_, row) in zip(said, wanted, pairs, strict=True):
-        row["scores"] = {"rouge_l": rouge_of_caption(text, references)}
+    ciders = cider_of_captions(said, wanted)
+    values["cider_d"] = (math.fsum(ciders) / len(ciders), len(pairs))
+    for text, references, cider, (_, row) in zip(said, wanted, ciders, pairs, strict=True):
+        row["scores"] = {"rouge_l": rouge_of_caption(text, references), "cider_d": cider}
     if benchmark.toy:
         toy = _alone(ToyCaptionAccuracy())
         toy.update(said, [references[0] for references in wanted])

@@ -13,7 +13,6 @@ HEADLINES = (
     "judged",
     "frechet_video_distance",
     "cider_d",
-    "cider",
     "all",
     "normalised",
     "bleu_4",

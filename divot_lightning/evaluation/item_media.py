@@ -24,8 +24,10 @@ def read_item(item: BenchmarkItem, clip: ClipSettings, max_clips: int) -> Pixels
         uint8 (N, F, 3, H, W).
 
     Raises:
-        DecodeError: The media cannot be decoded, or end before the part that is meant.
+        DecodeError: The media cannot be decoded, or end before the part that is meant; or the item has a defect.
     """
+    if item.defect:
+        raise DecodeError("corrupt", item.defect)
     assert item.media is not None
     if item.frame_rate is not None:
         assert isinstance(item.media, Path)

@@ -7,7 +7,22 @@ from divot_datamodules.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.judge_prompts import PromptName
 
-ChoiceRule = Literal["letter_or_text", "first_letter"]
+ChoiceRule = Literal[
+    "letter_or_text",
+    "first_letter",
+    "videollama2_v1.0_mvbench",
+    "videollama2_v1.0_egoschema",
+    "videollama2_v1.0_perception_test",
+    "videollama2_v1.5_mvbench",
+    "videollama2_v1.5_egoschema",
+    "videollama2_v1.5_perception_test",
+    "lmms_eval_mvbench",
+    "lmms_eval_egoschema",
+    "lmms_eval_perception_test",
+]
+
+VIDEOLLAMA2_UNPARSED_AS = 2
+"""Index of the option that VideoLLaMA 2 counts an answer as that chooses none."""
 
 CHOICE_PROMPT = (
     "Question: {question}\nOptions:\n{options}\n"
@@ -94,9 +109,10 @@ class EvaluationSettings:
         top_p: Probability mass of the words that are drawn from.
         max_new_tokens: Longest answer.
         seed: Of everything that is drawn; each item has its own generator.
-        choice_rule: How an option is read from an answer: "letter_or_text", or "first_letter" as VideoLLaMA 2 does.
-        unparsed_as: Place of the option that an answer without a choice counts as; null counts it as wrong, VideoLLaMA
-            2 counts it as option 2, counted from 0.
+        choice_rule: How an option is read from an answer: "letter_or_text" as a person would, "first_letter" takes the
+            first capital letter of an option, the others as the evaluation code of that name does.
+        unparsed_as: Place of the option that an answer without a choice counts as; null counts it as wrong, with
+            VideoLLaMA 2's rules as option 2, counted from 0, as its code does.
         missing: "refuse" when videos are not there, or "skip" their items, which the score then says.
         limit: First items only.
         judge: Who judges open-ended answers.
@@ -122,6 +138,10 @@ class EvaluationSettings:
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.unparsed_as is None and self.choice_rule.startswith("videollama2"):
+            object.__setattr__(self, "unparsed_as", VIDEOLLAMA2_UNPARSED_AS)
 
 
 def check_settings(settings: EvaluationSettings, task: str) -> None:

@@ -56,6 +56,8 @@ def write_submission(
 ) -> Submission | None:
     """Writes what the server of EgoSchema or of the Perception Test takes, where answers are not public.
 
+    EgoSchema has two: Kaggle takes the CSV, the authors' server the JSON {q_uid: index of the option} beside it.
+
     Args:
         benchmark: Its name.
         folder: Where to.
@@ -80,6 +82,8 @@ def _write_egoschema(folder: Path, items: Sequence[BenchmarkItem], chosen: Seque
         writer = csv.writer(file)
         writer.writerow(["q_uid", "answer"])
         writer.writerows([item.id, choice] for item, choice in zip(items, chosen, strict=True))
+    choices = {item.id: choice for item, choice in zip(items, chosen, strict=True)}
+    path.with_suffix(".json").write_text(json.dumps(choices), encoding="utf-8")
     return path
 
 

@@ -1,5 +1,6 @@
 """Exact match of answers and captions."""
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,33 @@ def normalise_text(text: str) -> str:
     'upper left'
     """
     return " ".join(text.lower().split())
+
+
+_ARTICLES = ("a", "an", "the")
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
+
+
+def spelt_words(text: str) -> list[str]:
+    """Return the lower-case words of a text, without punctuation.
+
+    >>> spelt_words("A man's t-shirt.")
+    ['a', 'man', 's', 't', 'shirt']
+    """
+    return re.sub(r"[^\w]|_", " ", text.lower()).split()
+
+
+def normalise_answer(text: str) -> str:
+    """Return an answer without case, punctuation, articles and spelt-out numbers up to ten.
+
+    An answer of articles alone keeps them, one of punctuation alone keeps that; so only an empty answer is empty.
+
+    >>> normalise_answer("The  Two dogs!"), normalise_answer("A")
+    ('2 dogs', 'a')
+    """
+    words = spelt_words(text)
+    kept = [_NUMBERS.get(word, word) for word in words if word not in _ARTICLES] or words
+    return " ".join(kept) or text.strip()
 
 
 class ExactMatch(Metric):

@@ -11,7 +11,7 @@ from divot_datamodules.benchmarks.items import BenchmarkData, BenchmarkFolder, B
 CAPTION_SEED = 0
 """Of the one caption per video that clips are generated from; the paper does not state its choice."""
 
-_FOLDERS = ("videos", "TestVideo", "TrainValVideo", "videos/all", "all", ".")
+_FOLDERS = ("TestVideo", "TrainValVideo", "videos/all", "videos", "all", ".")
 
 
 def read_msrvtt(folder: str | Path, split: str) -> BenchmarkData:
@@ -19,7 +19,7 @@ def read_msrvtt(folder: str | Path, split: str) -> BenchmarkData:
 
     `test_videodatainfo.json`, for the other splits `train_val_videodatainfo.json`, or `videodatainfo.json` or
     `MSRVTT_data.json` with all of them: {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}.
-    Videos `<video_id>.mp4` in `videos`, `TestVideo` or `TrainValVideo`.
+    Videos `<video_id>.mp4` in any of `TestVideo`, `TrainValVideo`, `videos/all`, `videos`, `all`.
 
     Each item has all captions as references. Its `question` is empty, and `facts["prompt"]` is the one caption, drawn
     at random with a fixed seed, that a clip is generated from (Divot, arXiv:2412.04432, section 4.1).

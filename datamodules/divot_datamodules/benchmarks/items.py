@@ -1,7 +1,7 @@
 """What every benchmark reader gives, and what it reads its files with."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ class BenchmarkItem:
         group: The part of the benchmark that is scored apart, such as MVBench's task; empty without parts.
         bounds: Seconds of the video's part that is shown; None shows all of it.
         frame_rate: Frames per second of a folder of numbered frames; None for a video.
+        defect: Why the item cannot be asked, empty if it can. Such an item is `unreadable`; its media is the file that
+            it stands in.
         facts: What else is known about the item.
     """
 
@@ -40,6 +42,7 @@ class BenchmarkItem:
     group: str = ""
     bounds: tuple[float, float] | None = None
     frame_rate: float | None = None
+    defect: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -104,16 +107,16 @@ class BenchmarkFolder:
         self.files[name] = self.folder / name
         return (self.folder / name).read_text(encoding="utf-8").splitlines()
 
-    def videos(self, *folders: str) -> "MediaFolder":
-        """Lists the videos of the first folder that is there.
+    def videos(self, *folders: str) -> "MediaFolders":
+        """List the videos of all of the folders that are there, the first ones first.
 
         Raises:
             UserError: None of them is there.
         """
-        name = next((name for name in folders if (self.folder / name).is_dir()), None)
-        if name is None:
+        there = [name for name in folders if (self.folder / name).is_dir()]
+        if not there:
             raise UserError(f"{self.benchmark}: {self.folder} has no folder {' nor '.join(folders)} with the videos")
-        return MediaFolder(self.folder / name, name)
+        return MediaFolders(self.folder, there)
 
     def data(self, items: Iterable[BenchmarkItem]) -> BenchmarkData:
         """Returns the items with the files that were read.
@@ -132,25 +135,28 @@ class BenchmarkFolder:
         return BenchmarkData(found, dict(self.files))
 
 
-class MediaFolder:
-    """The videos of a folder, by their names without suffix.
+class MediaFolders:
+    """The videos of some folders, by their names without suffix; what lies in several is taken from the first.
 
     Args:
-        folder: Where they are.
-        name: Its name within the benchmark's folder.
+        root: The benchmark's folder.
+        names: Of the folders within it, at least one.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
-        paths = [path for path in folder.iterdir() if path.suffix.lower().lstrip(".") in VIDEO_SUFFIXES]
-        self.by_stem = {path.stem: path for path in sorted(paths)}
+    def __init__(self, root: Path, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self.by_stem: dict[str, tuple[Path, str]] = {}
+        for name in names:
+            for path in sorted((root / name).iterdir()):
+                if path.suffix.lower().lstrip(".") in VIDEO_SUFFIXES:
+                    self.by_stem.setdefault(path.stem, (path, f"{name}/{path.name}"))
 
     def find(self, *stems: str) -> tuple[Path | None, str]:
-        """Returns the path of the first of the names that is there, or None, and what it is called in messages."""
+        """Return the path of the first of the names that is there, or None, and what it is called in messages."""
         for stem in stems:
             if stem in self.by_stem:
-                return self.by_stem[stem], f"{self.name}/{self.by_stem[stem].name}"
-        return None, f"{self.name}/{stems[0]}"
+                return self.by_stem[stem]
+        return None, f"{self.names[0]}/{stems[0]}"
 
 
 def field_of(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:

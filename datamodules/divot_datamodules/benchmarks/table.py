@@ -11,9 +11,9 @@ from divot_datamodules.benchmarks.multiple_choice import (
     MVBENCH_TASKS,
     read_egoschema,
     read_mvbench,
-    read_perception_test,
 )
 from divot_datamodules.benchmarks.open_ended import read_activitynet_qa, read_msvd_qa
+from divot_datamodules.benchmarks.perception_test import CUT_SPLITS, UNCUT, read_perception_test
 from divot_datamodules.benchmarks.toy import read_toy_clips, read_toy_questions
 from divot_lightning.errors import UserError
 
@@ -39,11 +39,12 @@ class Benchmark:
 
 _QA_SPLITS = ("test", "val", "train")
 _TOY_SPLITS = ("held_out", "train")
+_PERCEPTION_SPLITS = ("valid", "test", "train", "sample", *(f"{split}{UNCUT}" for split in CUT_SPLITS))
 _MSRVTT_SPLITS = ("test", "validate", "train")
 
 BENCHMARKS = {
     "egoschema": Benchmark(read_egoschema, "choice", ("subset", "full")),
-    "perception_test": Benchmark(read_perception_test, "choice", ("valid", "test", "train", "sample")),
+    "perception_test": Benchmark(read_perception_test, "choice", _PERCEPTION_SPLITS),
     "mvbench": Benchmark(read_mvbench, "choice", ("test", *MVBENCH_TASKS)),
     "msvd_qa": Benchmark(read_msvd_qa, "open", _QA_SPLITS),
     "activitynet_qa": Benchmark(read_activitynet_qa, "open", _QA_SPLITS),

@@ -36,6 +36,21 @@ def test_splits_are_kept_apart(lay, msrvtt):
     assert [item.id for item in data.items] == ["video9"]
 
 
+def test_videos_are_found_in_all_folders_that_are_unpacked(lay, msrvtt):
+    info = msrvtt["test_videodatainfo.json"]
+    folders = {"TestVideo/video0.mp4": "", "TrainValVideo/video9.mp4": ""}
+    data = read_msrvtt(lay({"train_val_videodatainfo.json": info, **folders}), "validate")
+    assert [item.media_name for item in data.items] == ["TrainValVideo/video9.mp4"]
+
+
+def test_videos_of_all_splits_in_one_folder_are_found(lay, msrvtt):
+    info = msrvtt["test_videodatainfo.json"]
+    data = read_msrvtt(
+        lay({"test_videodatainfo.json": info, **{f"videos/all/video{n}.mp4": "" for n in range(4)}}), "test"
+    )
+    assert data.missing == []
+
+
 def test_missing_files_are_named(lay, msrvtt):
     with pytest.raises(UserError, match=r"train_val_videodatainfo\.json nor videodatainfo\.json"):
         read_msrvtt(lay(msrvtt), "train")

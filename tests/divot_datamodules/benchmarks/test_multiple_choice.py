@@ -6,7 +6,6 @@ from divot_datamodules.benchmarks.multiple_choice import (
     MVBENCH_TASKS,
     read_egoschema,
     read_mvbench,
-    read_perception_test,
 )
 from divot_lightning.errors import UserError
 
@@ -31,37 +30,21 @@ def test_egoschema_subset_takes_the_questions_with_public_answers(lay, egoschema
     assert data.missing == []
 
 
-def test_egoschema_full_has_no_answers_and_names_missing_videos(lay, egoschema):
+def test_egoschema_full_knows_the_public_answers_that_are_there_and_names_missing_videos(lay, egoschema):
     data = read_egoschema(lay(egoschema), "full")
-    assert [item.choice for item in data.items] == [None] * 3
+    assert [item.choice for item in data.items] == [0, 4, None]
     assert data.missing == ["videos/u3"]
 
 
-@pytest.fixture
-def perception():
-    def question(number, **more):
-        return {"id": number, "question": f"q{number}", "options": ["x", "y", "z"], "area": "memory", **more}
-
-    annotations = {
-        "video_1": {"mc_question": [question(0, answer_id=2), question(1, answer_id=0)], "metadata": {}},
-        "video_2": {"mc_question": [question(0, answer_id=1)]},
-    }
-    hidden = {"video_9": {"mc_question": [question(5)]}}
-    files = {"mc_question_valid.json": annotations, "all_test.json": hidden}
-    return {**files, "videos/video_1.mp4": "", "videos/video_2.mp4": ""}
+def test_egoschema_full_needs_no_answers(lay, egoschema):
+    del egoschema["subset_answers.json"]
+    assert [item.choice for item in read_egoschema(lay(egoschema), "full").items] == [None] * 3
 
 
-def test_perception_test_gives_each_question_of_each_video(lay, perception):
-    data = read_perception_test(lay(perception), "valid")
-    ids = [("video_1/0", 2), ("video_1/1", 0), ("video_2/0", 1)]
-    assert [(item.id, item.choice) for item in data.items] == ids
-    assert {item.group for item in data.items} == {"memory"}
-
-
-def test_perception_test_without_answers_is_read_too(lay, perception):
-    data = read_perception_test(lay(perception), "test")
-    assert data.items[0].choice is None
-    assert data.missing == ["videos/video_9"]
+def test_egoschema_videos_are_found_in_the_folder_of_their_archive_too(lay, egoschema):
+    del egoschema["videos/u1.mp4"]
+    data = read_egoschema(lay({**egoschema, "videos/videos/u1.mp4": ""}), "subset")
+    assert [item.media_name for item in data.items] == ["videos/videos/u1.mp4", "videos/u2.mkv"]
 
 
 @pytest.fixture
@@ -124,12 +107,10 @@ def test_wrong_fields_are_named_with_their_place(lay, mvbench, change, shown):
         read_mvbench(lay(mvbench), "test")
 
 
-def test_missing_fields_and_files_are_named(lay, egoschema, perception):
+def test_missing_fields_are_named(lay, egoschema):
     del egoschema["questions.json"][1]["option 3"]
     with pytest.raises(UserError, match=r"entry 1 of questions\.json has no field 'option 3'"):
         read_egoschema(lay(egoschema), "full")
-    with pytest.raises(UserError, match=r"mc_question_sample\.json nor all_sample\.json"):
-        read_perception_test(lay(perception), "sample")
 
 
 def test_an_answer_out_of_range_is_named(lay, egoschema):
@@ -137,7 +118,60 @@ def test_an_answer_out_of_range_is_named(lay, egoschema):
         read_egoschema(lay({**egoschema, "subset_answers.json": {"u2": 5}}), "subset")
 
 
-def test_a_folder_without_videos_is_named(lay, perception):
-    folder = lay({"mc_question_valid.json": perception["mc_question_valid.json"]})
-    with pytest.raises(UserError, match="no folder videos nor valid"):
-        read_perception_test(folder, "valid")
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"start": 7.5, "end": 7.5}, "from 7.5 s to 7.5 s is empty"),
+        ({"answer": "c"}, "the answer 'c' is none of its candidates"),
+        ({"candidates": None}, "'candidates' is 'None'"),
+        ({"video": 3}, "'video' is '3'"),
+    ],
+)
+def test_one_bad_entry_of_mvbench_is_one_item_that_cannot_be_read(lay, mvbench, change, shown):
+    good = mvbench["json/object_interaction.json"][0]
+    mvbench["json/object_interaction.json"] = [good, {**good, **change}, good]
+    data = read_mvbench(lay(mvbench), "test")
+    assert len(data.items) == 22
+    assert data.missing == []
+    (bad,) = [item for item in data.items if item.defect]
+    assert (bad.id, bad.group, bad.choice) == ("object_interaction/1", "object_interaction", -1)
+    assert "entry 1 of json/object_interaction.json" in bad.defect
+    assert shown in bad.defect
+    # Asked together with no other item, so that these are answered.
+    assert [item.media_name for item in data.items].count(bad.media_name) == 1
+
+
+def test_videos_of_the_later_archive_of_mvbench_are_found(lay, mvbench):
+    for name in [name for name in mvbench if name.startswith(("video/star", "video/clevrer"))]:
+        mvbench[name.replace("video/", "video/data0613/", 1)] = mvbench.pop(name)
+    data = read_mvbench(lay(mvbench), "test")
+    assert data.missing == []
+    moved = [item for item in data.items if item.media_name.startswith("video/data0613/")]
+    assert len(moved) == 3 + 5
+    assert {item.bounds for item in moved if item.group.startswith("action")} == {(1.5, 4.0)}
+
+
+CUT = {
+    "action_sequence": "star/Charades_segment",
+    "action_prediction": "star/Charades_segment",
+    "object_interaction": "star/Charades_segment",
+    "action_localization": "sta/sta_video_segment",
+    "episodic_reasoning": "tvqa/video_fps3_hq_segment",
+    "action_antonym": "ssv2_video_mp4",
+    "fine_grained_pose": "nturgbd_convert",
+}
+
+
+@pytest.mark.parametrize("root", ["", "video/"])
+@pytest.mark.parametrize("bounded", [True, False])
+def test_the_branch_of_mvbench_whose_videos_are_cut_already_is_read(lay, mvbench, root, bounded):
+    files = {}
+    for name, task in MVBENCH_TASKS.items():
+        (entry,) = mvbench[f"json/{task.file}"]
+        entry = entry if bounded else {key: value for key, value in entry.items() if key not in ("start", "end")}
+        files[f"json/{task.file}"] = [{**entry, "video": f"{name}.mp4"}]
+        files[f"{root}{CUT.get(name, task.media)}/{name}.mp4"] = ""
+    data = read_mvbench(lay(files), "test")
+    assert data.missing == []
+    assert [(item.bounds, item.frame_rate, item.defect) for item in data.items] == [(None, None, "")] * 20
+    assert all(item.media.is_file() for item in data.items)

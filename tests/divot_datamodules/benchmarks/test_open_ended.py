@@ -44,6 +44,23 @@ def test_msvd_follows_the_mapping_of_its_videos(lay):
     assert sorted(data.files) == ["test_qa.json", "youtube_mapping.txt"]
 
 
+def test_msvd_is_read_in_the_layout_of_its_authors(lay):
+    entries = [{"id": 1, "video_id": 7, "question": "who ?", "answer": "man"}]
+    data = read_msvd_qa(lay({"test_qa.json": entries, "video/vid7.avi": ""}), "test")
+    assert [item.media_name for item in data.items] == ["video/vid7.avi"]
+
+
+def test_questions_are_grouped_by_the_type_of_their_answer(lay, pair):
+    assert [item.group for item in read_activitynet_qa(lay(pair), "test").items] == ["", "color"]
+
+
+@pytest.mark.parametrize("kind", [9, -1])
+def test_an_unknown_type_of_answer_is_named(lay, pair, kind):
+    pair["test_a.json"][0]["type"] = kind
+    with pytest.raises(UserError, match=f"the type of an answer is {kind}; it must be 0 to 8"):
+        read_activitynet_qa(lay(pair), "test")
+
+
 def test_msvd_is_read_as_a_pair_of_files_too(lay, pair):
     assert len(read_msvd_qa(lay(pair), "test").items) == 2
 

@@ -5,7 +5,13 @@ import math
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.answers import ChoiceAccuracy, OpenAnswerAccuracy, normalise_answer, parse_choice
+from divot_lightning.evaluation.answers import (
+    ChoiceAccuracy,
+    OpenAnswerAccuracy,
+    compare_answers,
+    normalise_answer,
+    parse_choice,
+)
 
 OPTIONS = ["A red car.", "a red car and a cat", "nothing", "None of them"]
 
@@ -40,7 +46,9 @@ def test_the_first_letter_rule_takes_any_capital(answer, choice):
     assert parse_choice(answer, OPTIONS, "first_letter") == choice
 
 
-@pytest.mark.parametrize(("text", "normal"), [("The Two  dogs!", "2 dogs"), ("t-shirt", "t shirt"), ("A", "")])
+@pytest.mark.parametrize(
+    ("text", "normal"), [("The Two  dogs!", "2 dogs"), ("t-shirt", "t shirt"), ("A", "a"), (" ", "")]
+)
 def test_normal_form_of_answers(text, normal):
     assert normalise_answer(text) == normal
 
@@ -77,3 +85,23 @@ def test_without_a_judge_nothing_is_judged():
     metric = OpenAnswerAccuracy()
     metric.update(["a"], ["a"])
     assert math.isnan(metric.compute()["judged"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "correct", "right"),
+    [
+        ("a", "a", (True, True)),
+        ("A.", "a", (False, True)),
+        ("", "a", (False, False)),
+        ("the", "a", (False, False)),
+        ("", "", (False, False)),
+        ("...", "the", (False, False)),
+        ("+", "+", (True, True)),
+        ("The two dogs", "2 dogs", (False, True)),
+    ],
+)
+def test_short_and_empty_open_answers_are_compared_rightly(answer, correct, right):
+    assert compare_answers(answer, correct) == right
+    metric = OpenAnswerAccuracy()
+    metric.update([answer], [correct])
+    assert (metric.compute()["exact"], metric.compute()["normalised"]) == right

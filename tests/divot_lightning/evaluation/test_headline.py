@@ -19,7 +19,7 @@ from divot_lightning.evaluation.scoring import Evaluated
         (["exact", "normalised", "unjudged", "judged"], "judged"),
         (["exact", "normalised"], "normalised"),
         (["bleu_1", "bleu_4", "rouge_l"], "bleu_4"),
-        (["bleu_4", "cider"], "cider"),
+        (["bleu_4", "cider_d"], "cider_d"),
         (["clip_similarity", "frechet_video_distance"], "frechet_video_distance"),
         (["colour", "all", "frechet"], "all"),
         (["unparsed", "unreadable"], "unparsed"),

@@ -27,6 +27,17 @@ def test_only_the_part_between_the_bounds_is_shown(video_bytes):
     assert frame_numbers(video) == [list(range(8, 24))]
 
 
+@pytest.mark.parametrize("frame", [1, 7, 8, 13, 31])
+def test_no_frame_from_the_cut_on_is_shown(video_bytes, frame):
+    video = read_item(BenchmarkItem("1", video_bytes(32), "v", bounds=(0.0, frame / 8)), CLIP, 20)
+    assert max(max(clip) for clip in frame_numbers(video)) == frame - 1
+
+
+def test_an_item_with_a_defect_is_an_error_that_names_it(video_bytes):
+    with pytest.raises(DecodeError, match="entry 3 is bad"):
+        read_item(BenchmarkItem("1", video_bytes(16), "v", defect="entry 3 is bad"), CLIP, 20)
+
+
 def test_bounds_beyond_the_end_are_cut_there(video_bytes):
     video = read_item(BenchmarkItem("1", video_bytes(24), "v", bounds=(1.0, 99.0)), CLIP, 20)
     assert frame_numbers(video) == [list(range(8, 24))]
