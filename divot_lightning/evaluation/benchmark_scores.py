@@ -99,7 +99,7 @@ def _measure_answers(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSet
     values = {name: (value.item(), len(pairs)) for name, value in metric.compute().items() if name != "judged"}
     for group in groups:
         of_group = [row["scores"]["normalised"] for item, row in pairs if item.group == group]
-        values[f"normalised/{group}"] = (math.fsum(of_group) / len(of_group), len(of_group))
+        values[f"normalised/{group}"] = _mean(of_group)
     return values | _measure_verdicts([row for _, row in pairs], settings.judge.unjudged_as)
 
 
@@ -111,11 +111,21 @@ def _measure_verdicts(rows: Sequence[Row], unjudged_as: Literal["wrong", "left_o
         for row in asked:
             if row[entry] is not None or unjudged_as == "wrong":
                 row["scores"][score] = float(row[entry] or 0.0)
-        counted = [row["scores"][score] for row in asked if score in row["scores"]]
+        counted = [row for row in asked if score in row["scores"]]
         if asked:
-            values[score] = (math.fsum(counted) / len(counted) if counted else math.nan, len(counted))
+            values[score] = _mean([row["scores"][score] for row in counted])
+        for group in dict.fromkeys(row["group"] for row in asked if "group" in row):
+            of_group = [row for row in counted if row["group"] == group]
+            for row in of_group:
+                row["scores"][f"{score}/{group}"] = row["scores"][score]
+            values[f"{score}/{group}"] = _mean([row["scores"][score] for row in of_group])
     judged = [row["judged"] for row in rows if "judged" in row]
     return values | ({"unjudged": (judged.count(None) / len(judged), len(judged))} if judged else {})
+
+
+def _mean(values: Sequence[float]) -> tuple[float, int]:
+    """Returns the mean of values, NaN of none, and how many there are."""
+    return math.fsum(values) / len(values) if values else math.nan, len(values)
 
 
 def _measure_captions(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:

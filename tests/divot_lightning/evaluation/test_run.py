@@ -165,7 +165,10 @@ def test_open_answers_are_judged_by_an_endpoint(tiny_run, toy_data, tmp_path, en
     evaluate(tiny_run, settings)
     assert len(endpoint.requests) == asked  # not even to see whether it is there
     protocols = {score.name.partition("/")[2]: score.protocol for score in load_scores(tmp_path / "scores.json")}
-    assert [name for name, protocol in protocols.items() if "judge" in protocol] == ["judged", "unjudged"]
+    assert [name for name, protocol in protocols.items() if "judge" in protocol and "/" not in name] == [
+        "judged",
+        "unjudged",
+    ]
     assert protocols["judged"]["judge"]["model"] == "m"
 
 

@@ -323,6 +323,11 @@ def test_accuracy_and_score_are_those_of_video_chatgpt_s_script(tiny_run, toy_da
     assert values_of(tmp_path)["judged"] == yes / (yes + no)
     assert values_of(tmp_path)["judged_score"] == sum(int(reply["score"]) for reply in replies) / len(replies)
     assert len({row["judge_reply"] for row in rows_of(tmp_path)}) > 2
+    for name in ("judged", "judged_score"):
+        groups = [score for kind, score in scores_of(tmp_path).items() if kind.startswith(f"{name}/")]
+        assert len(groups) == 4
+        assert sum(score.value * score.count for score in groups) / 8 == pytest.approx(values_of(tmp_path)[name])
+        assert all("judge" in score.protocol for score in groups)
     roles = [message["role"] for message in endpoint.requests[-1][1]["messages"]]
     assert roles == ["system", "user"]
     assert "{'pred': 'yes', 'score': 5}" in endpoint.requests[-1][1]["messages"][1]["content"]
