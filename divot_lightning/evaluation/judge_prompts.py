@@ -122,8 +122,8 @@ def load_prompt(name: PromptName, file: str | None) -> JudgePrompt:
     messages = _read_messages(path, text) if path.suffix in (".json", ".yaml", ".yml") else {"user": text}
     messages = {role: unescape(message) for role, message in messages.items()}
     scored = PROMPTS[name].scored or "score" in " ".join(messages.values()).lower()
-    words = {"user": messages["user"], "system": messages.get("system", "")}
-    return check_prompt(replace(PROMPTS[name], **words, scored=scored))
+    user, system = messages["user"], messages.get("system", "")
+    return check_prompt(replace(PROMPTS[name], user=user, system=system, scored=scored))
 
 
 def _read_messages(path: Path, text: str) -> dict[str, str]:
