@@ -23,17 +23,16 @@ _FILLERS = (
 )
 _FILL = rf"[\s:\"'*(\[#]*(?:\b{_FILLERS}\b[\s:\"'*(\[#,]*)*$"
 
-_KEYS = (
-    r"answers?|ans|correct|option|choice|selection|response|solution|pick|guess|conclusion|result|verdict|prediction"
-)
-_KEYS_OF_TEXT = "one|description|statement|explanation|summary|interpretation|match"
+_ANSWER = "an(?:swers?|s)"
+_KEYS = rf"{_ANSWER}|correct|option|choice|selection|response|solution|pick|guess|conclusion|result|verdict|prediction"
+_KEYS_OF_TEXT = "one|best|description|statement|explanation|summary|interpretation|match"
 _IS = "(?:is|are|was|be|becomes)"
 _VERBS = "choose|choosing|chose|pick|select|selected|selecting|go(?:es|ing)? with|say|opt for|settle on|vote for"
 
 STATED_BEFORE = re.compile(
     rf"(?:\b(?:{_KEYS})\b(?:\s+[\w']+){{0,8}}?[\s\"'*)]*(?:\b{_IS}\b|[:=]|[-=]?>|\s-)"
     rf"|\b(?:{_KEYS_OF_TEXT})\b(?:\s+[\w']+){{0,8}}?\s+{_IS}\b"
-    rf"|\b(?:answer|ans)\b\.?|\b(?:so|therefore|thus|hence)\b,?"
+    rf"|\b{_ANSWER}\b\.?|\b(?:so|therefore|thus|hence)\b,?"
     rf"|\b(?:{_VERBS}|lean(?:ing)? towards?)\b"
     rf"|\b(?:it|this|that)(?:'s|\s+(?:is|must be|should be|would be|has to be))(?=\W)){_FILL}",
     re.IGNORECASE,
@@ -100,13 +99,16 @@ LIST_BETWEEN = re.compile(
 )
 """All that stands between two choices of one list, such as "A or B", "both A and B", "A, B"."""
 
+ORDINAL_ENDING = "(?:st|[nr]d|th)"
+_NUMBER_SIGN = r"(?:is|:|=|#|number|no\.)*\s*[(\[]?"
 NUMBER = re.compile(
-    rf"\b(?:option|choice|answer|number|alternative)s?\b\s*(?:is|:|=|#|number|no\.)*\s*[(\[]?(\d+|{'|'.join(NUMBERS)})\b"
-    rf"|(?:#|\bno\.)\s*(\d+)\b"
-    rf"|\b({'|'.join(ORDINALS)}|last|\d+(?:st|nd|rd|th))\b\s+(?:option|choice|answer|one|alternative|candidate|statement)\b",
+    rf"\b(?:answer|number)\b\s*{_NUMBER_SIGN}(?P<answer>\d+|{'|'.join(NUMBERS)})\b"
+    rf"|\b(?:option|choice|alternative)s?\b\s*{_NUMBER_SIGN}(?P<option>\d+|{'|'.join(NUMBERS)})\b"
+    rf"|(?:#|\bno\.)\s*(?P<sign>\d+)\b"
+    rf"|\b(?P<ordinal>{'|'.join(ORDINALS)}|last|\d+{ORDINAL_ENDING})\b\s+(?:option|choice|answer|one|alternative|candidate|statement)\b",
     re.IGNORECASE,
 )
-"""A choice by its number: "option 2", "answer: 2", "the second option", "the last one"."""
+"""A choice by its number: "answer: 2", which may also be an option's text, "option 2", "#2", "the second option"."""
 
 PREAMBLE = re.compile(
     r"^(?:sure|okay|ok|well|so|therefore|yes)?[\s,.!:]*(?:i (?:think|believe|would say)(?: that)?\s+)?"

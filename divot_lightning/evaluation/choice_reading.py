@@ -76,7 +76,7 @@ def _read_whole(text: str, options: Sequence[str]) -> int | None:
     if len(same) == 1:
         return same[0]
     number = _number_of(re.sub(r"^the\s+", "", bare.lower()), count)
-    return number if not same and number is not None and number < count else None
+    return None if same or _is_in_options(bare, options) else number
 
 
 def _letters(masked: str, options: Sequence[str]) -> Iterator[Mention]:
@@ -133,8 +133,13 @@ def _begins_option(letter: str, word: str, options: Sequence[str]) -> bool:
 def _numbers(masked: str, options: Sequence[str]) -> Iterator[Mention]:
     for match in patterns.NUMBER.finditer(masked):
         index = _number_of(next(group for group in match.groups() if group).lower(), len(options))
-        if index is not None:
+        if index is not None and not (match["answer"] and _is_in_options(match["answer"], options)):
             yield Mention(index, match.start(), match.end(), NAMED)
+
+
+def _is_in_options(number: str, options: Sequence[str]) -> bool:
+    """Whether a number is a word of an option, as in "3 times", so that it may mean that option."""
+    return any(normalise_answer(number) in normalise_answer(option).split() for option in options)
 
 
 def _number_of(word: str, count: int) -> int | None:
@@ -144,7 +149,7 @@ def _number_of(word: str, count: int) -> int | None:
     for names in (patterns.NUMBERS, patterns.ORDINALS):
         if word in names:
             word = str(names.index(word) + 1)
-    digits = re.fullmatch(r"(\d{1,2})(?:st|nd|rd|th)?", word)
+    digits = re.fullmatch(rf"(\d{{1,2}}){patterns.ORDINAL_ENDING}?", word)
     return int(digits[1]) - 1 if digits and 1 <= int(digits[1]) <= count else None
 
 
@@ -189,7 +194,9 @@ def _read_part(text: str, options: Sequence[str]) -> int | None:
     """Return the only option whose text holds the answer's words in a row; an answer cut off at its end holds too."""
     said = normalise_answer(patterns.PREAMBLE.sub("", text))
     if not set(said.split()) - patterns.EMPTY_WORDS:
-        return None
+        begun = re.compile(rf"{re.escape(bare_text(text))}[,.;:]", re.IGNORECASE)  # "Yes" of "Yes, he does."
+        found = [index for index, option in enumerate(options) if begun.match(option)]
+        return found[0] if len(found) == 1 else None
     normal = [f" {normalise_answer(option)} " for option in options]
     found = [index for index, option in enumerate(normal) if f" {said} " in option]
     if not found and len(said.split()) > 2:

@@ -29,7 +29,8 @@ CHOICE_PROMPT = (
     "Answer with the option's letter from the given choices directly and only give the best option."
 )
 """The multiple-choice prompt of VideoLLaMA 2 (arXiv:2406.07476), whose evaluation Divot follows; Divot's own is not
-stated. Its open-ended questions are asked as they stand."""
+stated. Since v1.5 VideoLLaMA 2 asks EgoSchema's questions in another way, which recipes/evaluation/egoschema.yaml has.
+Its open-ended questions are asked as they stand."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,17 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from divot_datamodules.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.answers import parse_choice
+from divot_lightning.evaluation.asking import fill_question
 from divot_lightning.evaluation.peer_choice_rules import PEER_RULES
-from divot_lightning.evaluation.settings import EvaluationSettings
+from divot_lightning.evaluation.settings import EvaluationSettings, check_settings
 
+RECIPES = Path(__file__).parents[3] / "recipes" / "evaluation"
 LABELLED = [json.loads(line) for line in Path(__file__).with_name("choice_answers.jsonl").read_text().splitlines()]
 ANSWERS = sorted({row["answer"] for row in LABELLED})
 FIVE = ("a dog", "a red car", "A man is walking", "Both of them", "C looks at a card")
@@ -167,3 +171,19 @@ def test_videollama2_counts_what_it_cannot_read_as_its_third_option():
     assert EvaluationSettings("mvbench", "d", choice_rule="videollama2_v1.5_mvbench").unparsed_as == 2
     assert EvaluationSettings("mvbench", "d", choice_rule="videollama2_v1.0_mvbench", unparsed_as=0).unparsed_as == 0
     assert EvaluationSettings("mvbench", "d", choice_rule="lmms_eval_mvbench").unparsed_as is None
+
+
+@pytest.mark.parametrize("benchmark", ["mvbench", "egoschema", "perception_test"])
+def test_recipes_take_the_rule_of_their_benchmark_in_its_newest_version(benchmark):
+    recipe = yaml.safe_load((RECIPES / f"{benchmark}.yaml").read_text())
+    assert recipe["choice_rule"] == f"videollama2_v1.5_{benchmark}"
+    assert EvaluationSettings(**recipe).unparsed_as == 2
+    check_settings(EvaluationSettings(**recipe), "choice")
+
+
+def test_the_recipe_of_egoschema_asks_as_videollama2_does_since_v1_5():
+    prompt = yaml.safe_load((RECIPES / "egoschema.yaml").read_text())["prompt"]
+    asked = fill_question(BenchmarkItem("1", None, "v", "why ?", ("x", "y")), prompt).split("\n")
+    assert asked[1:5] == ["why ?", "Options:", "(A) x", "(B) y"]
+    assert asked[0].startswith("Select the best answer")
+    assert asked[5].endswith("The best answer is: ")
