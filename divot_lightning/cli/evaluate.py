@@ -1,8 +1,10 @@
 """`divot evaluate`: a run on a benchmark, predictions and scores out."""
 
+import string
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -10,6 +12,10 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.settings import EvaluationSettings
 from divot_lightning.runs.training_args import resolve_recipes
 
+if TYPE_CHECKING:
+    from divot_lightning.evaluation.scoring import Evaluated
+
+LETTERS = string.ascii_uppercase
 DESCRIPTION = (
     "Measure a run on a benchmark: `divot evaluate RUN --benchmark mvbench --data FOLDER`, or with a recipe: "
     "`divot evaluate RUN --config evaluation/mvbench --data FOLDER`. Writes predictions.jsonl and scores.json; stopped "
@@ -47,9 +53,23 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.evaluation.run import evaluate
 
     names = EvaluationSettings.__dataclass_fields__
-    scores, folder = evaluate(given.run, EvaluationSettings(**{name: given[name] for name in names}))
-    for score in scores:
-        sys.stdout.write(f"{score.name}\t{score.value:.4f}\t{score.count}\n")
-    if scores:
-        sys.stdout.write(f"predictions and scores: {folder}\n")
+    found = evaluate(given.run, EvaluationSettings(**{name: given[name] for name in names}))
+    if found.scores:
+        sys.stdout.write(shown(found))
     return 0
+
+
+def shown(found: "Evaluated") -> str:
+    """Returns what is printed: warnings, the scores with the benchmark's own first, remarks, where the files are."""
+    from divot_lightning.evaluation.headline import shares_of, warnings
+
+    lines = warnings(found.scores)
+    for number, score in enumerate(found.scores):
+        shares = shares_of(found.scores) if number == 0 else ""
+        lines.append("\t".join([score.name, f"{score.value:.4f}", str(score.count), *([shares] if shares else [])]))
+    lines += [f"note: {remark}" for remark in found.remarks]
+    if (file := found.submission) is not None:
+        filled = f"{file.filled} ({file.filled / file.count:.1%}) of its {file.count} answers chose no option"
+        lines.append(f"submission: {file.path}; {filled} and stand as option {LETTERS[file.option]}")
+    lines.append(f"predictions and scores: {found.folder}")
+    return "".join(f"{line}\n" for line in lines)

@@ -3,8 +3,9 @@
 Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C feature width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,12 +15,15 @@ from torch import Tensor
 from divot_datamodules.benchmarks.items import BenchmarkItem
 from divot_datamodules.benchmarks.table import Task
 from divot_datamodules.decoding import DecodeError
-from divot_lightning.evaluation.answers import LETTERS, parse_choice
+from divot_lightning.components import find_component, load_component
+from divot_lightning.evaluation.answers import LETTERS
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.settings import CHOICE_PROMPT, EvaluationSettings
 from divot_lightning.inference.ask import Asker, answer, caption_prompt, question_prompt
+from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_template
 from divot_lightning.models.sequences import Segment
+from divot_lightning.models.video_llm import VideoLLM
 
 RESIZE = "short side by bicubic interpolation, middle cut out"
 
@@ -52,11 +56,18 @@ class QuestionRunner:
     model_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, run: str | Path, settings: EvaluationSettings, task: Task, device: str) -> None:
-        self.settings, self.task = settings, task
-        self.asker = Asker.from_run(run, template=settings.template, device=device)
+        self.settings, self.device = settings, device
+        self.llm_folder, self.tokenizer = find_component(run, "video_llm"), load_tokenizer(run)
         # The tokenizer reads only these frames of a clip, so only they are decoded.
-        self.clip = replace(self.asker.clip, sparse_frames=self.asker.tokenizer.config.num_frames)
+        self.clip = replace(run_clip_settings(run, self.tokenizer), sparse_frames=self.tokenizer.config.num_frames)
+        self.template = settings.template or run_template(run)
         self.prompt = settings.prompt or {"choice": CHOICE_PROMPT, "open": "{question}"}.get(task)
+
+    @cached_property
+    def asker(self) -> Asker:
+        """The models; the language model is loaded for the first question, so never where answers are scored again."""
+        video_llm = load_component(self.llm_folder, VideoLLM).eval()
+        return Asker(self.tokenizer.to(self.device), video_llm.to(self.device), self.clip, self.template)
 
     def describe(self) -> dict[str, Any]:
         """Says what decides the answers besides the models, as JSON values."""
@@ -64,7 +75,7 @@ class QuestionRunner:
         sampled = {"temperature": temperature, "top_p": self.settings.top_p, "seed": self.settings.seed}
         return {
             "prompt": self.prompt or "the instruction for captions that the template has",
-            "template": self.asker.template,
+            "template": self.template,
             "decoding": {
                 **(sampled if temperature else {"greedy": True}),
                 "max_new_tokens": self.settings.max_new_tokens,
@@ -79,11 +90,20 @@ class QuestionRunner:
             },
         }
 
-    def run(self, items: Sequence[tuple[int, BenchmarkItem]]) -> list[Row]:
+    def describe_metrics(self) -> Mapping[str, Any]:
+        """Says that nothing is measured before the scores are computed."""
+        return {}
+
+    def is_finished(self, row: Row) -> bool:
+        """Tells whether an item was answered."""
+        return "said" in row
+
+    def run(self, items: Sequence[tuple[int, BenchmarkItem]], rows: Mapping[str, Row]) -> list[Row]:
         """Answers the questions about one video.
 
         Args:
             items: Numbers within the benchmark, and items of the same video and part.
+            rows: What is known of items that were answered before; none of these is among `items`.
 
         Returns:
             One row per item; where the video cannot be decoded, with an `error` instead of an answer.
@@ -95,12 +115,12 @@ class QuestionRunner:
         features = self.asker.encode(torch.from_numpy(video))
         prompts = [self._segments(item, len(features)) for _, item in items]
         said = self._answers([number for number, _ in items], prompts, features)
-        return [self._finished(item, text) for (_, item), text in zip(items, said, strict=True)]
+        return [{**_row(item), "said": text} for (_, item), text in zip(items, said, strict=True)]
 
     def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
         if self.prompt is None:
-            return caption_prompt(num_clips, self.asker.template)
-        return question_prompt(fill_question(item, self.prompt), num_clips, self.asker.template)
+            return caption_prompt(num_clips, self.template)
+        return question_prompt(fill_question(item, self.prompt), num_clips, self.template)
 
     def _answers(self, numbers: Sequence[int], prompts: list[list[Segment]], features: Tensor) -> list[str]:
         longest, temperature = self.settings.max_new_tokens, self.settings.temperature or 0.0
@@ -120,12 +140,6 @@ class QuestionRunner:
                 generator=generator,
             )
         return said
-
-    def _finished(self, item: BenchmarkItem, text: str) -> Row:
-        row = {**_row(item), "said": text}
-        if self.task == "choice":
-            row["chosen"] = parse_choice(text, item.options, self.settings.choice_rule)
-        return row
 
 
 def item_seed(seed: int, number: int) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torchmetrics import Metric
@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from divot_datamodules.benchmarks.items import BenchmarkItem
 from divot_datamodules.benchmarks.table import Benchmark
 from divot_datamodules.toy_world import ATTRIBUTES, Reading
-from divot_lightning.evaluation.answers import ChoiceAccuracy, OpenAnswerAccuracy, compare_answers
+from divot_lightning.evaluation.answers import ChoiceAccuracy, OpenAnswerAccuracy, compare_answers, parse_choice
 from divot_lightning.evaluation.caption_metrics import (
     BLEU_ORDERS,
     CaptionBLEU,
@@ -59,48 +59,73 @@ def _alone(metric: AnyMetric) -> AnyMetric:
 
 
 def _measure_choices(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
+    for item, row in pairs:
+        said = row.get("said")
+        row["chosen"] = None if said is None else parse_choice(said, item.options, settings.choice_rule)
     known = [(item, row) for item, row in pairs if item.choice is not None]
     if not known:
-        return {}
+        return {"unparsed": _unparsed(pairs)}
     groups = list(dict.fromkeys(item.group for item, _ in known))
     metric = _alone(ChoiceAccuracy(groups if len(groups) > 1 else ()))
+    counts = {group: sum(item.group == group for item, _ in known) for group in metric.groups}
     for item, row in known:
         assert item.choice is not None
-        chosen = row.get("chosen")
-        counted = settings.unparsed_as if chosen is None and "error" not in row else chosen
-        row["scores"] = {"all": float(counted == item.choice)}
+        counted = settings.unparsed_as if row["chosen"] is None and "error" not in row else row["chosen"]
+        right = float(counted == item.choice)
+        row["scores"] = {"all": right}
         if metric.groups:
-            row["scores"][item.group] = row["scores"]["all"]
+            # Weighted so that the mean over all items is the mean of the groups' means: items can then be paired.
+            weight = len(known) / (len(counts) * counts[item.group])
+            row["scores"] |= {item.group: right, "mean_of_groups": right * weight}
         metric.update([counted], [item.choice], [item.group] if metric.groups else ())
-    counts = {group: sum(item.group == group for item, _ in known) for group in metric.groups}
     values = {name: (value.item(), counts.get(name, len(known))) for name, value in metric.compute().items()}
-    unparsed = sum(row.get("chosen") is None and "error" not in row for _, row in known)
-    return {**values, "unparsed": (unparsed / len(known), len(known))}
+    return {**values, "unparsed": _unparsed(known)}
+
+
+def _unparsed(pairs: Pairs) -> tuple[float, int]:
+    """Returns the share of the answers that chose no option; where a video could not be read, nothing was answered."""
+    return sum(row["chosen"] is None and "error" not in row for _, row in pairs) / len(pairs), len(pairs)
 
 
 def _measure_answers(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
     metric, groups = _alone(OpenAnswerAccuracy()), dict.fromkeys(item.group for item, _ in pairs if item.group)
     for item, row in pairs:
         said, wanted = row.get("said", ""), str(item.answer)
-        # A video that cannot be read is a wrong answer to the judge too, who is not asked about it.
-        verdict = False if "error" in row and settings.judge.kind != "none" else row.get("judged")
-        metric.update([said], [wanted], [verdict])
+        metric.update([said], [wanted])
         exact, same = map(float, compare_answers(said, wanted))
         row["scores"] = {"exact": exact, "normalised": same}
-        if verdict is not None:
-            row["scores"]["judged"] = float(verdict)
         if item.group:
             row["scores"][f"normalised/{item.group}"] = same
-    judged = sum("judged" in row["scores"] for _, row in pairs)
-    values = {
-        name: (value.item(), judged if name == "judged" else len(pairs)) for name, value in metric.compute().items()
-    }
-    if not judged:
-        del values["judged"]
+    values = {name: (value.item(), len(pairs)) for name, value in metric.compute().items() if name != "judged"}
     for group in groups:
         of_group = [row["scores"]["normalised"] for item, row in pairs if item.group == group]
-        values[f"normalised/{group}"] = (math.fsum(of_group) / len(of_group), len(of_group))
-    return values
+        values[f"normalised/{group}"] = _mean(of_group)
+    return values | _measure_verdicts([row for _, row in pairs], settings.judge.unjudged_as)
+
+
+def _measure_verdicts(rows: Sequence[Row], unjudged_as: Literal["wrong", "left_out"]) -> Values:
+    """Computes what a judge's verdicts come to; nothing where nobody was asked."""
+    values: Values = {}
+    for score, entry in (("judged", "judged"), ("judged_score", "judge_score")):
+        asked = [row for row in rows if entry in row]
+        for row in asked:
+            if row[entry] is not None or unjudged_as == "wrong":
+                row["scores"][score] = float(row[entry] or 0.0)
+        counted = [row for row in asked if score in row["scores"]]
+        if asked:
+            values[score] = _mean([row["scores"][score] for row in counted])
+        for group in dict.fromkeys(row["group"] for row in asked if "group" in row):
+            of_group = [row for row in counted if row["group"] == group]
+            for row in of_group:
+                row["scores"][f"{score}/{group}"] = row["scores"][score]
+            values[f"{score}/{group}"] = _mean([row["scores"][score] for row in of_group])
+    judged = [row["judged"] for row in rows if "judged" in row]
+    return values | ({"unjudged": (judged.count(None) / len(judged), len(judged))} if judged else {})
+
+
+def _mean(values: Sequence[float]) -> tuple[float, int]:
+    """Returns the mean of values, NaN of none, and how many there are."""
+    return math.fsum(values) / len(values) if values else math.nan, len(values)
 
 
 def _measure_captions(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
@@ -130,13 +155,17 @@ def _measure_clips(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSetti
     rows, values = [row for _, row in made], Values()
     for row in rows:
         row["scores"] = {}
-    if rows and "clip_similarity" in rows[0]:
+    if rows and settings.generation.clip_model:
         for row in rows:
             row["scores"]["clip_similarity"] = row["clip_similarity"]
         similarities = [row["clip_similarity"] for row in rows]
         values["clip_similarity"] = (math.fsum(similarities) / len(rows), len(rows))
-    if rows and "features" in rows[0]:
-        values["frechet_video_distance"] = (_frechet(rows, "features", scaled=False), len(rows))
+    if rows and settings.generation.video_features:
+        wrong = sum(not all(map(math.isfinite, row["features"] + row["real_features"])) for row in rows)
+        # Without the clips that break the network a broken model would look better than it is.
+        distance = math.nan if wrong else _frechet(rows, "features", scaled=False)
+        values["frechet_video_distance"] = (distance, len(rows))
+        values["non_finite_features"] = (wrong / len(rows), len(rows))
     if benchmark.toy:
         values |= _measure_toy_clips(made)
     return values

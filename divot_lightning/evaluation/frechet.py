@@ -124,6 +124,8 @@ class FrechetDistance(Metric):
         count, mean_K, scatter_KK = self._state(kind)
         if count < 2:
             raise UserError(f"the Frechet distance needs at least 2 {kind} clips, it was given {int(count)}")
+        if not (mean_K.isfinite().all() and scatter_KK.isfinite().all()):
+            raise UserError(f"features of the {kind} clips are not finite: the Frechet distance is undefined")
         return mean_K, scatter_KK / (count - 1)
 
     def compute(self) -> Tensor:

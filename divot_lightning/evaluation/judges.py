@@ -1,157 +1,138 @@
 """Judges of open-ended answers: a language model says whether an answer means the same as the right one.
 
-One interface, `Judge`; behind it a local transformers model or an endpoint that speaks the OpenAI chat protocol.
-No torch is imported before a local model is asked for.
+A `Judge` asks a `Replier` - a local model or an endpoint - what its prompt says, keeps every reply in a folder of its
+own, and asks again where a reply cannot be read. No torch in here.
 """
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.jsonl import LineFile, read_rows, write_text
+from divot_lightning.evaluation.judge_prompts import Chat, JudgePrompt, OpenAnswer
+from divot_lightning.evaluation.judge_replies import Verdict, read_verdict
 
-JUDGE_PROMPT = """Below are a question about a video, its correct answer and the answer that a model gave.
-Decide whether the model's answer means the same as the correct one. Synonyms and rewordings are fine.
+JUDGES = "judges"
+"""Folder of an evaluation: one folder per judge that was asked, with `judge.json` and `replies.jsonl`."""
 
-Question: {question}
-Correct answer: {correct}
-Model's answer: {answer}
-
-Reply with one word, yes or no."""
-"""Our wording. The published numbers come from GPT-3.5 with the prompt of Video-ChatGPT (Maaz et al. 2023), which can
-be given as a file; a score says which prompt was used."""
-
-PROMPT_FIELDS = ("question", "correct", "answer")
-MAX_ANSWER_CHARACTERS = 2000
-"""An answer that runs on is cut here before it is shown to a judge."""
+Keep = Callable[[Chat, str | None], None]
+"""Takes the reply to a chat as it comes; None where there is none, such as a request that a filter refuses."""
 
 
-@dataclass(frozen=True)
-class OpenAnswer:
-    """What a judge sees.
+class Replier(Protocol):
+    """A language model that takes part as a judge.
 
     Attributes:
-        question: The question.
-        correct: The right answer.
-        answer: The model's.
+        repeatable: Whether it always replies the same, so that asking again is of no use.
     """
 
-    question: str
-    correct: str
-    answer: str
+    repeatable: bool
 
-
-class Judge(Protocol):
-    """Anything that judges answers."""
-
-    def judge(self, answers: Sequence[OpenAnswer]) -> list[bool | None]:
-        """Says of each answer whether it is right; None where the judge's reply was neither yes nor no."""
+    def check(self, chat: Chat) -> None:
+        """Raises a `UserError` if the model cannot be asked; `chat` is an example of what it would be."""
         ...
+
+    def ask(self, chats: Sequence[Chat], keep: Keep) -> None:
+        """Asks all chats and hands each reply over as soon as it is there."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Says what decides the replies besides the prompt, as JSON values."""
+        ...
+
+
+class Judge:
+    """Judges answers with a language model and never asks twice what was replied to readably.
+
+    Args:
+        prompt: What is asked.
+        replier: Who is asked.
+        folder: Of the evaluation; replies are kept in a folder of this judge there.
+        attempts: Times that an answer is judged until the reply can be read.
+    """
+
+    def __init__(self, prompt: JudgePrompt, replier: Replier, folder: Path, attempts: int = 3) -> None:
+        if attempts < 1:
+            raise UserError(f"judge.attempts is {attempts}; it must be at least 1")
+        self.prompt, self.replier = prompt, replier
+        self.attempts = 1 if replier.repeatable else attempts
+        self.evaluation = folder
+
+    def check(self) -> None:
+        """Raises a `UserError` if the judge cannot be asked."""
+        self.replier.check(self.prompt.fill(OpenAnswer("what is in the video?", "a dog", "a dog")))
 
     def describe(self) -> dict[str, Any]:
         """Says what decides the verdicts, as JSON values, for the protocol of the score."""
-        ...
+        return {**self.replier.describe(), "prompt": self.prompt.describe(), "attempts": self.attempts}
+
+    def judge(self, answers: Sequence[OpenAnswer]) -> list[tuple[Verdict | None, str | None]]:
+        """Judges answers.
+
+        Args:
+            answers: The answers; equal ones are asked once.
+
+        Returns:
+            Of each, the verdict and the reply that it was read from; no verdict where none could be read.
+
+        Raises:
+            UserError: The model cannot be asked any more; what it replied so far is kept.
+        """
+        chats = [self.prompt.fill(answer) for answer in answers]
+        with Replies(self.evaluation / JUDGES, self.describe()) as replies:
+            for _ in range(self.attempts):
+                waiting = [chat for chat in dict.fromkeys(chats) if self._read(replies.get(chat)) is None]
+                if not waiting:
+                    break
+                self.replier.ask(waiting, replies.keep)
+            found = [replies.get(chat) for chat in chats]
+        return [(self._read(reply), reply) for reply in found]
+
+    def _read(self, reply: str | None) -> Verdict | None:
+        verdict = None if reply is None else read_verdict(reply)
+        # Where a score is asked for, a reply without one is asked for again.
+        return None if verdict is None or (self.prompt.scored and verdict.score is None) else verdict
 
 
-def check_prompt(prompt: str) -> str:
-    """Returns a judge's prompt if it shows the question, the right answer and the model's.
-
-    Raises:
-        UserError: A field is missing or unknown.
-    """
-    try:
-        prompt.format(**dict.fromkeys(PROMPT_FIELDS, ""))
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            f"the judge's prompt has a field {error} that is not known; known: {{question}}, {{correct}}, {{answer}}\n"
-            "Write literal braces twice: {{ and }}."
-        ) from error
-    missing = [name for name in PROMPT_FIELDS if f"{{{name}}}" not in prompt]
-    if missing:
-        raise UserError(
-            f"the judge's prompt lacks {{{missing[0]}}}; it must show {{question}}, {{correct}}, {{answer}}"
-        )
-    return prompt
-
-
-def fill_prompt(prompt: str, answer: OpenAnswer) -> str:
-    """Returns the prompt for one answer, which is cut at `MAX_ANSWER_CHARACTERS`."""
-    return prompt.format(question=answer.question, correct=answer.correct, answer=answer.answer[:MAX_ANSWER_CHARACTERS])
-
-
-def read_verdict(reply: str) -> bool | None:
-    """Reads a judge's reply: its first yes or no, also within `{'pred': 'yes', 'score': 5}`.
-
-    >>> read_verdict("{'pred': 'No', 'score': 1}"), read_verdict("Yes."), read_verdict("maybe")
-    (False, True, None)
-    """
-    found = re.search(r"\b(yes|no)\b", reply.lower())
-    return None if found is None else found[1] == "yes"
-
-
-class LocalJudge:
-    """A causal language model of transformers, asked greedily.
+class Replies:
+    """What one judge has replied, on the disk.
 
     Args:
-        folder: A transformers model folder with its tokenizer; its chat template is used if it has one.
-        prompt: See `JUDGE_PROMPT`.
-        device: Where it runs.
-        batch_size: Answers at a time.
-
-    Raises:
-        UserError: The folder cannot be loaded.
+        folder: Of all judges of the evaluation.
+        description: Of this judge.
     """
 
-    def __init__(
-        self, folder: str | Path, *, prompt: str = JUDGE_PROMPT, device: str = "cpu", batch_size: int = 16
+    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
+        text = json.dumps(description, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "judge.json", text)
+        self._file = LineFile(self.folder / "replies.jsonl")
+        path = self.folder / "replies.jsonl"
+        self._found = {row["chat"]: row["reply"] for row in read_rows(path)} if path.is_file() else {}
+
+    def get(self, chat: Chat) -> str | None:
+        """Returns the last reply to a chat."""
+        return self._found.get(_digest(chat))
+
+    def keep(self, chat: Chat, reply: str | None) -> None:
+        """Adds a reply; it is on the disk when this returns. None is no reply and leaves what is there."""
+        if reply is not None:
+            self._found[_digest(chat)] = reply
+            self._file.append([{"chat": _digest(chat), "reply": reply}])
+
+    def __enter__(self) -> "Replies":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        self._file.close()
 
-        self.folder, self.prompt, self.batch_size = Path(folder), check_prompt(prompt), batch_size
-        try:
-            self.model: Any = (
-                AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-                .to(device)
-                .eval()
-            )
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False, padding_side="left"
-            )
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"the judge {str(folder)!r} cannot be loaded as a transformers model ({type(error).__name__})\n"
-                "Give a folder with config.json, model.safetensors and the tokenizer's files."
-            ) from error
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
 
-    def judge(self, answers: Sequence[OpenAnswer]) -> list[bool | None]:
-        """See `Judge`."""
-        verdicts: list[bool | None] = []
-        for start in range(0, len(answers), self.batch_size):
-            prompts = [self._chat(fill_prompt(self.prompt, one)) for one in answers[start : start + self.batch_size]]
-            verdicts += [read_verdict(reply) for reply in self._replies(prompts)]
-        return verdicts
-
-    def describe(self) -> dict[str, Any]:
-        """See `Judge`."""
-        from divot_lightning.evaluation.protocol import folder_sha256
-
-        return {"kind": "local", "model": folder_sha256(self.folder, "*.safetensors"), "prompt": self.prompt}
-
-    def _chat(self, prompt: str) -> str:
-        if not self.tokenizer.chat_template:
-            return prompt
-        messages = [{"role": "user", "content": prompt}]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-    def _replies(self, prompts: list[str]) -> list[str]:
-        # A chat template writes the special tokens itself.
-        special = not self.tokenizer.chat_template
-        words = self.tokenizer(prompts, padding=True, add_special_tokens=special, return_tensors="pt")
-        words = {name: words[name].to(self.model.device) for name in ("input_ids", "attention_mask")}
-        pad = self.tokenizer.pad_token_id
-        ids = self.model.generate(**words, max_new_tokens=16, do_sample=False, pad_token_id=pad)
-        return self.tokenizer.batch_decode(ids[:, words["input_ids"].shape[1] :], skip_special_tokens=True)
+def _digest(chat: Chat) -> str:
+    return hashlib.sha256(json.dumps(chat).encode()).hexdigest()

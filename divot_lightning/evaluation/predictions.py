@@ -2,6 +2,7 @@
 
 A process appends to a file of its own, `predictions-rank0.jsonl` and so on, one line per finished item; when all items
 are finished, they are written in order to `predictions.jsonl`. The number of processes may change between two starts.
+What was said or measured is kept for ever; what a rule, a judge or a metric made of it is written anew by every start.
 No torch in here.
 """
 
@@ -9,44 +10,21 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.jsonl import LineFile, Row, read_rows, write_rows, write_text
 from divot_lightning.evaluation.protocol import differing
+
+__all__ = ["DERIVED", "MERGED", "PredictionStore", "Row", "read_rows", "write_rows"]
 
 MERGED = "predictions.jsonl"
 SETTINGS = "protocol.json"
 
-Row = dict[str, Any]
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Reads the whole lines of a jsonl file; a last one that was cut off by a kill is left out.
-
-    Raises:
-        UserError: A line in the middle is broken.
-    """
-    rows = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(
-                f"line {number} of {path} is no JSON; remove that line to have its item done again"
-            ) from error
-    return rows
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes a jsonl file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text("".join(_line(row) for row in rows), encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+DERIVED = ("chosen", "judged", "judge_score", "judge_reply", "scores")
+"""Entries of a row that scoring writes; they are never read back, so that none outlives the rule that it is from."""
+NOT_CLAIMED = ("videos", "items_without_video", "clip_model", "video_features", "toy_features")
+"""Parts of older protocols that do not decide a prediction: which items there are, and what is measured on them."""
 
 
 class PredictionStore:
@@ -55,26 +33,44 @@ class PredictionStore:
     Args:
         folder: Is made.
         rank: Number of this process.
+
+    Raises:
+        UserError: The folder cannot be made.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder, self.rank = folder, rank
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"{folder} cannot be made ({error.strerror})"
+            raise UserError(f"{problem}; give another folder: --output FOLDER") from error
+        self._file = LineFile(folder / f"predictions-rank{rank}.jsonl")
 
-    def claim(self, protocol: Mapping[str, Any]) -> None:
+    def claim(self, protocol: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
         """Records what decides the predictions, or checks that the folder's were made in the same way.
+
+        Args:
+            protocol: JSON values.
+            complete: Whether nothing is left to predict; other versions of libraries do no harm then.
+
+        Returns:
+            The protocol by which the folder's predictions were made.
 
         Raises:
             UserError: The folder's were made in another way; names what differs.
         """
         path = self.folder / SETTINGS
+        current: dict[str, Any] = json.loads(json.dumps(protocol))
         if not path.is_file():
-            unfinished = path.with_name(f".{path.name}.unfinished")
-            unfinished.write_text(json.dumps(protocol, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            unfinished.replace(path)
-            return
-        different = differing([json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(protocol))])
+            write_text(path, json.dumps(protocol, indent=1, ensure_ascii=False) + "\n")
+            return current
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = {name: value for name, value in recorded.items() if name not in NOT_CLAIMED}
+        # The hashes say which model it is, wherever it lies now.
+        allowed = ("model.run", "versions.") if complete else ("model.run",)
+        found = differing([recorded, current]).items()
+        different = {name: values for name, values in found if not name.startswith(allowed)}
         if different:
             name, (before, now) = next(iter(different.items()))
             more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
@@ -82,41 +78,30 @@ class PredictionStore:
                 f"{self.folder} holds predictions that were made in another way{more}:\n"
                 f"{name} was {before!r:.120}, now it is {now!r:.120}\nGive another folder: --output FOLDER"
             )
+        return recorded
 
     def rows(self) -> dict[str, Row]:
-        """Reads what is finished, by item."""
+        """Reads what is finished, by item, without what scoring made of it."""
         paths = sorted(self.folder.glob("predictions-rank*.jsonl"))
         merged = self.folder / MERGED
         rows = [row for path in ([merged] if merged.is_file() else []) + paths for row in read_rows(path)]
-        return {row["id"]: row for row in rows}
+        return {row["id"]: {name: value for name, value in row.items() if name not in DERIVED} for row in rows}
 
     def append(self, rows: Iterable[Row]) -> None:
         """Adds finished items; they are on the disk when this returns."""
-        if self._file is None:
-            self._file = self._opened()
-        self._file.write("".join(_line(row) for row in rows).encode("utf-8"))
-        self._file.flush()
+        self._file.append(rows)
 
     def merge(self, rows: Sequence[Row]) -> None:
-        """Writes all finished items in order, and removes the files of the processes."""
-        write_rows(self.folder / MERGED, rows)
+        """Writes scored items in order, then all others that were ever finished; removes the files of the processes."""
+        scored = {row["id"] for row in rows}
+        others = [row for item, row in self.rows().items() if item not in scored]
+        write_rows(self.folder / MERGED, [*rows, *others])
         for path in self.folder.glob("predictions-rank*.jsonl"):
             path.unlink()
 
-    def _opened(self) -> BinaryIO:
-        path = self.folder / f"predictions-rank{self.rank}.jsonl"
-        if path.is_file():
-            content = path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):  # the process was killed in the middle of a line
-                path.write_bytes(content[:whole])
-        return path.open("ab")
-
     def close(self) -> None:
         """Closes the file of this process."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()
 
     def __enter__(self) -> "PredictionStore":
         return self

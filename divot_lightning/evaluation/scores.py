@@ -3,11 +3,14 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
+
+FORMAT = 2
+"""Of the file of scores; the first one was a list."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +89,54 @@ def summarise_seeds(scores: Sequence[Score]) -> SeedSummary:
 
 
 def save_scores(scores: Sequence[Score], path: Path) -> None:
-    """Writes scores as JSON, through a temporary name so that no half-written file stays."""
+    """Writes scores as JSON, through a temporary name so that no half-written file stays.
+
+    Protocols and models are written once each, however many scores share them.
+    """
+    protocols, models = _distinct([score.protocol for score in scores]), _distinct([score.model for score in scores])
+    entries = [
+        {
+            "name": score.name,
+            "value": score.value,
+            "count": score.count,
+            "protocol": protocols.index(score.protocol),
+            "model": models.index(score.model),
+        }
+        for score in scores
+    ]
+    content = {"format": FORMAT, "scores": entries, "protocols": protocols, "models": models}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps([asdict(score) for score in scores], indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     temporary.replace(path)
 
 
+def _distinct(values: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
 def load_scores(path: Path) -> list[Score]:
-    """Reads what `save_scores` wrote.
+    """Reads what `save_scores` wrote, also in its first form, a list in which every score has its own protocol.
 
     Raises:
-        UserError: If there is no such file.
+        UserError: If there is no such file, or it is of a later form.
     """
     if not path.is_file():
         raise UserError(f"there are no scores at {str(path)!r}: run the evaluation that writes them first")
-    return [Score(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content, list):
+        return [Score(**entry) for entry in content]
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{str(path)!r} has the form {content.get('format')!r}, this version reads form {FORMAT} and lists\n"
+            "Read it with the version of divot-lightning that wrote it, or measure again."
+        )
+    protocols, models = content["protocols"], content["models"]
+    return [
+        Score(**{**entry, "protocol": protocols[entry["protocol"]], "model": models[entry["model"]]})
+        for entry in content["scores"]
+    ]

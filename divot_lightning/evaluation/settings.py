@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from divot_datamodules.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.judge_prompts import PromptName
 
 ChoiceRule = Literal[
     "letter_or_text",
@@ -41,17 +42,32 @@ class JudgeSettings:
             read from the environment variable DIVOT_JUDGE_API_KEY and nowhere else.
         model: Folder of the local model, or the model's name at the endpoint.
         url: Base of the endpoint, such as http://127.0.0.1:8000/v1.
-        prompt_file: A text file with {question}, {correct} and {answer}, instead of our prompt.
+        prompt: "yes_no", or "video_chatgpt": a system and a user message that ask for {'pred': 'yes', 'score': 5}.
+        prompt_file: Instead of its words, a file with {question}, {correct} and {answer}: JSON or YAML with `user` and
+            `system`, or a text, which is the user's message. Other braces stand for themselves.
+        temperature: 0 is greedy; null takes the endpoint's own.
+        top_p: Probability mass of the words that are drawn from; null takes the endpoint's own.
+        max_tokens: Longest reply; null takes the endpoint's own. A model that thinks before it replies needs more.
+        attempts: Times that an answer is judged until the reply can be read.
+        unjudged_as: How an answer counts whose judgement could not be read: "wrong", or "left_out" of the score.
         concurrency: Requests to an endpoint at a time.
         max_requests: Requests to an endpoint in all.
+        timeout: Seconds for one request to an endpoint.
     """
 
     kind: Literal["none", "local", "endpoint"] = "none"
     model: str = ""
     url: str = ""
+    prompt: PromptName = "yes_no"
     prompt_file: str | None = None
+    temperature: float | None = 0.0
+    top_p: float | None = None
+    max_tokens: int | None = 64
+    attempts: int = 3
+    unjudged_as: Literal["wrong", "left_out"] = "wrong"
     concurrency: int = 4
     max_requests: int = 20_000
+    timeout: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,9 @@ class GenerationSettings:
             package.module:name; null measures none.
         video_feature_options: Arguments of the network; null takes I3D's for a file.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
-        kept_clips: Clips of so many first items are kept in OUTPUT/generation, to be looked at.
+        kept_clips: Clips of so many first items are put together in OUTPUT/generation, to be looked at.
+        store_clips: Whether every clip is kept in OUTPUT/clips, so that a metric that is added later needs no new clip;
+            a clip of 256x256 takes up to 3 MB. Without it clips are drawn again for that, the same by their seeds.
     """
 
     detokenizer: str | None = None
@@ -74,6 +92,7 @@ class GenerationSettings:
     video_feature_options: dict[str, Any] | None = None
     head: dict[str, Any] | None = None
     kept_clips: int = 6
+    store_clips: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class EvaluationSettings:
             toy (generation), toy-questions or toy-captions.
         data: Folder of the benchmark; docs/evaluation.md says what must lie in it.
         split: Of the benchmark; null takes its usual one.
-        output: Folder of predictions and scores; null takes RUN/evaluation/BENCHMARK.
+        output: Folder of predictions and scores; null takes RUN/evaluation/BENCHMARK-SPLIT.
         prompt: Text with {question}, and {options} for multiple choice; null takes the benchmark's.
         template: Form of the prompts that the model was trained on; null takes the run's.
         max_clips: Clips of a video at most, five frames each (Divot section 4.1: 20).
@@ -142,16 +161,47 @@ def check_settings(settings: EvaluationSettings, task: str) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
+    if settings.unparsed_as is not None and settings.unparsed_as < 0:
+        raise UserError(f"unparsed_as is {settings.unparsed_as}; options are counted from 0")
     if not 0.0 < settings.top_p <= 1.0:
         raise UserError(f"top_p is {settings.top_p}; it must be above 0 and at most 1")
     if settings.temperature is not None and settings.temperature < 0:
         raise UserError(f"temperature is {settings.temperature}; it must be 0 or more")
     _check_prompt(settings.prompt, task)
     _refuse_idle(settings, task)
-    wanted = {"local": ("model",), "endpoint": ("model", "url")}.get(settings.judge.kind, ())
+    _check_judge(settings.judge)
+
+
+def check_metrics(settings: EvaluationSettings, task: str, toy: bool) -> None:
+    """Refuses to generate clips of which nothing would be measured.
+
+    Raises:
+        UserError: There is no metric.
+    """
+    if task == "generation" and not (toy or settings.generation.clip_model or settings.generation.video_features):
+        raise UserError(
+            f"nothing would be measured on the clips of {settings.benchmark}: give generation.clip_model or\n"
+            "generation.video_features, or both, see docs/evaluation.md"
+        )
+
+
+def _check_judge(judge: JudgeSettings) -> None:
+    wanted = {"local": ("model",), "endpoint": ("model", "url")}.get(judge.kind, ())
     for name in wanted:
-        if not getattr(settings.judge, name):
-            raise UserError(f"judge.kind is {settings.judge.kind!r}, which needs judge.{name}")
+        if not getattr(judge, name):
+            raise UserError(f"judge.kind is {judge.kind!r}, which needs judge.{name}")
+    for name in ("max_tokens", "attempts", "concurrency", "max_requests"):
+        value = getattr(judge, name)
+        if value is not None and value < 1:
+            raise UserError(f"judge.{name} is {value}; it must be at least 1")
+    if judge.temperature is not None and judge.temperature < 0:
+        raise UserError(f"judge.temperature is {judge.temperature}; it must be 0 or more")
+    if judge.top_p is not None and not 0.0 < judge.top_p <= 1.0:
+        raise UserError(f"judge.top_p is {judge.top_p}; it must be above 0 and at most 1")
+    if judge.timeout <= 0:
+        raise UserError(f"judge.timeout is {judge.timeout}; it must be above 0")
+    if judge.kind == "local" and judge.max_tokens is None:
+        raise UserError("judge.max_tokens is null, which only an endpoint can fill in; give a number")
 
 
 def _check_prompt(prompt: str | None, task: str) -> None:

@@ -4,17 +4,56 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from divot_datamodules.benchmarks.items import BenchmarkItem
+from divot_lightning.errors import UserError
 from divot_lightning.evaluation.predictions import Row
 
 FALLBACK = 2
-"""Place of the option that stands for an answer without a choice; servers take no empty place."""
+"""Place of the option that stands for an answer without a choice where no setting names one; servers take no empty
+place."""
 
 
-def write_submission(benchmark: str, folder: Path, items: Sequence[BenchmarkItem], rows: Sequence[Row]) -> Path | None:
+@dataclass(frozen=True)
+class Submission:
+    """A file for a server.
+
+    Attributes:
+        path: Where it is.
+        count: How many answers it holds.
+        filled: How many of these chose no option.
+        option: Place of the option that stands for those.
+    """
+
+    path: Path
+    count: int
+    filled: int
+    option: int
+
+
+def check_submission(benchmark: str, items: Sequence[BenchmarkItem], unparsed_as: int | None) -> None:
+    """Refuses an option for answers without a choice that a question of a submission does not have.
+
+    Raises:
+        UserError: There is such a question.
+    """
+    option = FALLBACK if unparsed_as is None else unparsed_as
+    few = next((item for item in items if option >= len(item.options)), None)
+    if few is not None and needs_submission(benchmark, items):
+        raise UserError(f"unparsed_as is {option}, counted from 0, but {few.id!r} has {len(few.options)} options")
+
+
+def needs_submission(benchmark: str, items: Sequence[BenchmarkItem]) -> bool:
+    """Tells whether a file for a server is written: some answers are hidden, and the server's form is known."""
+    return benchmark in _WRITERS and any(item.choice is None for item in items)
+
+
+def write_submission(
+    benchmark: str, folder: Path, items: Sequence[BenchmarkItem], rows: Sequence[Row], unparsed_as: int | None = None
+) -> Submission | None:
     """Writes what the server of EgoSchema or of the Perception Test takes, where answers are not public.
 
     EgoSchema has two: Kaggle takes the CSV, the authors' server the JSON {q_uid: index of the option} beside it.
@@ -23,29 +62,39 @@ def write_submission(benchmark: str, folder: Path, items: Sequence[BenchmarkItem
         benchmark: Its name.
         folder: Where to.
         items: Its items.
-        rows: The row of each, in the same order.
+        rows: The scored row of each, in the same order.
+        unparsed_as: Place of the option that stands for an answer without a choice; None takes `FALLBACK`.
 
     Returns:
         The file; None where no server is needed.
     """
-    if all(item.choice is not None for item in items):
+    if not needs_submission(benchmark, items):
         return None
-    chosen = [FALLBACK if row.get("chosen") is None else int(row["chosen"]) for row in rows]
-    if benchmark == "egoschema":
-        path = folder / "submission.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["q_uid", "answer"])
-            writer.writerows([item.id, choice] for item, choice in zip(items, chosen, strict=True))
-        choices = {item.id: choice for item, choice in zip(items, chosen, strict=True)}
-        path.with_suffix(".json").write_text(json.dumps(choices), encoding="utf-8")
-        return path
-    if benchmark == "perception_test":
-        videos: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for item, choice in zip(items, chosen, strict=True):
-            video, _, number = item.id.rpartition("/")
-            videos[video].append({"id": int(number), "answer_id": choice, "answer": item.options[choice]})
-        path = folder / "submission.json"
-        path.write_text(json.dumps(videos), encoding="utf-8")
-        return path
-    return None
+    option = FALLBACK if unparsed_as is None else unparsed_as
+    chosen = [option if row.get("chosen") is None else int(row["chosen"]) for row in rows]
+    path = _WRITERS[benchmark](folder, items, chosen)
+    return Submission(path, len(rows), sum(row.get("chosen") is None for row in rows), option)
+
+
+def _write_egoschema(folder: Path, items: Sequence[BenchmarkItem], chosen: Sequence[int]) -> Path:
+    path = folder / "submission.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["q_uid", "answer"])
+        writer.writerows([item.id, choice] for item, choice in zip(items, chosen, strict=True))
+    choices = {item.id: choice for item, choice in zip(items, chosen, strict=True)}
+    path.with_suffix(".json").write_text(json.dumps(choices), encoding="utf-8")
+    return path
+
+
+def _write_perception_test(folder: Path, items: Sequence[BenchmarkItem], chosen: Sequence[int]) -> Path:
+    videos: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for item, choice in zip(items, chosen, strict=True):
+        video, _, number = item.id.rpartition("/")
+        videos[video].append({"id": int(number), "answer_id": choice, "answer": item.options[choice]})
+    path = folder / "submission.json"
+    path.write_text(json.dumps(videos), encoding="utf-8")
+    return path
+
+
+_WRITERS = {"egoschema": _write_egoschema, "perception_test": _write_perception_test}

@@ -41,10 +41,15 @@ def clip_folder(tmp_path_factory):
 
 
 class Endpoint:
-    """A server on the loopback device that says yes where the answer is `dog`; `script` holds what comes first."""
+    """A server on the loopback device that says yes where the answer is `dog`; `script` holds what comes first.
+
+    An entry of the script is status, headers and body, or a function that takes the handler and does what it likes.
+    `reply` makes the text of every further reply from the last message.
+    """
 
     def __init__(self):
         self.requests, self.keys, self.script, self.at_once, self.most_at_once = [], [], [], 0, 0
+        self.reply = lambda prompt: "Yes" if "Model's answer: dog" in prompt else "No."
         lock, endpoint = threading.Lock(), self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,10 +60,14 @@ class Endpoint:
                     endpoint.keys.append(self.headers["Authorization"])
                     endpoint.at_once += 1
                     endpoint.most_at_once = max(endpoint.most_at_once, endpoint.at_once)
-                    status, headers, text = endpoint.script.pop(0) if endpoint.script else (200, {}, None)
+                    entry = endpoint.script.pop(0) if endpoint.script else (200, {}, None)
+                if callable(entry):
+                    with lock:
+                        endpoint.at_once -= 1
+                    return entry(self)
+                status, headers, text = entry
                 if text is None:
-                    prompt = body["messages"][0]["content"]
-                    reply = "Yes" if "Model's answer: dog" in prompt else "No."
+                    reply = endpoint.reply(body["messages"][-1]["content"])
                     text = json.dumps({"choices": [{"message": {"content": reply}}]})
                 threading.Event().wait(0.02)
                 with lock:
@@ -154,3 +163,29 @@ def video_bytes():
         return encode_video(np.broadcast_to(levels[:, None, None, None], (count, 3, size, size)).copy(), 8)
 
     return make
+
+
+@pytest.fixture
+def mvbench(tmp_path, video_bytes):
+    """A folder with one question of each of MVBench's tasks about a video of three seconds."""
+    import io
+
+    from PIL import Image
+
+    from divot_datamodules.benchmarks.multiple_choice import MVBENCH_TASKS
+
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 32), (9, 90, 200)).save(picture, "PNG")
+    files = {}
+    for name, task in MVBENCH_TASKS.items():
+        entry = {"video": f"{name}.mp4", "question": "what ?", "candidates": ["red", "up"], "answer": "up"}
+        if task.frames:
+            files |= {f"video/{task.media}/{name}.mp4/{n + 1:05d}.png": picture.getvalue() for n in range(9)}
+        else:
+            files[f"video/{task.media}/{name}.mp4"] = video_bytes(24)
+        files[f"json/{task.file}"] = [{**entry, "start": 0.5, "end": 2.5} if task.bounded else entry]
+    for name, content in files.items():
+        path = tmp_path / "mvbench" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return str(tmp_path / "mvbench")

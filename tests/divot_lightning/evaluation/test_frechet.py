@@ -77,3 +77,12 @@ def test_too_few_clips_are_refused_with_their_number():
     metric.update(torch.randn(1, 2), real=False)
     with pytest.raises(UserError, match="2 generated clips, it was given 1"):
         metric.compute()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_told(value):
+    metric = FrechetDistance(None, 2)
+    metric.update(torch.rand(4, 2), real=True)
+    metric.update(torch.tensor([[0.0, 1.0], [value, 1.0]]), real=False)
+    with pytest.raises(UserError, match="features of the generated clips are not finite"):
+        metric.compute()

@@ -1,5 +1,6 @@
 """Scores carry their protocol and are only summarised together when it is the same."""
 
+import json
 import math
 
 import pytest
@@ -47,3 +48,25 @@ def test_scores_survive_the_file_undefined_ones_too(tmp_path):
 def test_missing_scores_are_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.json"):
         load_scores(tmp_path / "nowhere.json")
+
+
+def test_scores_that_share_a_protocol_share_its_text(tmp_path):
+    """MVBench has 24 scores and a protocol of some kilobytes."""
+    protocol = {"prompt": "x" * 1000}
+    scores = [Score(f"s{n}", n, 1, dict(protocol), {"run": "r"}) for n in range(24)]
+    scores.append(Score("judged", 0.5, 1, {**protocol, "judge": {"model": "m"}}, {"run": "r"}))
+    save_scores(scores, tmp_path / "scores.json")
+    assert load_scores(tmp_path / "scores.json") == scores
+    assert (tmp_path / "scores.json").stat().st_size < 6000
+
+
+def test_a_list_of_scores_as_earlier_versions_wrote_it_is_read(tmp_path):
+    entry = {"name": "a", "value": 0.5, "count": 4, "protocol": {"split": "held_out"}, "model": {"run": "r"}}
+    (tmp_path / "scores.json").write_text(json.dumps([entry]))
+    assert load_scores(tmp_path / "scores.json") == [Score("a", 0.5, 4, {"split": "held_out"}, {"run": "r"})]
+
+
+def test_a_file_of_a_later_form_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "scores.json").write_text(json.dumps({"format": 3, "scores": []}))
+    with pytest.raises(UserError, match=r"form 3, this version reads form 2 .*\nRead it with the version"):
+        load_scores(tmp_path / "scores.json")

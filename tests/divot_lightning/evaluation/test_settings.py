@@ -24,6 +24,12 @@ from divot_lightning.evaluation.settings import EvaluationSettings, GenerationSe
         ("open", {"generation": GenerationSettings(clip_model="x")}, "generation has no effect"),
         ("generation", {"max_clips": 3}, "max_clips has no effect"),
         ("open", {"judge": JudgeSettings("endpoint", "m")}, "'endpoint', which needs judge.url"),
+        ("open", {"judge": JudgeSettings(attempts=0)}, r"judge\.attempts is 0"),
+        ("open", {"judge": JudgeSettings(temperature=-0.1)}, r"judge\.temperature is -0\.1"),
+        ("open", {"judge": JudgeSettings(top_p=0.0)}, r"judge\.top_p is 0\.0"),
+        ("open", {"judge": JudgeSettings(timeout=0.0)}, r"judge\.timeout is 0\.0"),
+        ("open", {"judge": JudgeSettings("local", "m", max_tokens=None)}, r"judge\.max_tokens is null"),
+        ("choice", {"unparsed_as": -1}, "unparsed_as is -1"),
     ],
 )
 def test_wrong_settings_are_named(task, changes, shown):

@@ -1,0 +1,121 @@
+"""The items of a benchmark that an evaluation takes, each with its number among all. No torch in here."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from divot_datamodules.benchmarks.items import BenchmarkItem
+from divot_datamodules.benchmarks.table import Benchmark
+from divot_lightning.errors import UserError
+from divot_lightning.evaluation.protocol import file_sha256, library_versions, listing_sha256
+from divot_lightning.evaluation.settings import EvaluationSettings
+
+Numbered = tuple[int, BenchmarkItem]
+
+
+@dataclass(frozen=True)
+class ChosenItems:
+    """What is evaluated.
+
+    Attributes:
+        name: Of the benchmark.
+        split: Of the benchmark.
+        numbered: The items that are taken. A number is an item's place among all of the split, those without video
+            included, so that it draws the same whichever videos are there.
+        total: Items of the split.
+        without_video: How many of these have no video and are left out.
+        limit: First items only; None for all.
+        groups: All groups of the split.
+        files: The benchmark's files, by name.
+    """
+
+    name: str
+    split: str
+    numbered: tuple[Numbered, ...]
+    total: int
+    without_video: int
+    limit: int | None
+    groups: tuple[str, ...]
+    files: Mapping[str, Path]
+
+    @property
+    def items(self) -> list[BenchmarkItem]:
+        """The items without their numbers."""
+        return [item for _, item in self.numbered]
+
+    @property
+    def absent_groups(self) -> list[str]:
+        """Groups of the split of which no item is taken."""
+        there = {item.group for item in self.items}
+        return [group for group in self.groups if group not in there]
+
+    @cached_property
+    def media_sizes(self) -> dict[str, int]:
+        """Bytes of each video, by its name."""
+        found: dict[str, int] = {}
+        for item in self.items:
+            if item.media_name not in found:
+                found[item.media_name] = _size(item)
+        return found
+
+    def describe_files(self) -> dict[str, Any]:
+        """Says what is asked and where it is from, which decides the predictions."""
+        return {
+            "benchmark": self.name,
+            "split": self.split,
+            "files": {name: file_sha256(path) for name, path in self.files.items()},
+            "versions": library_versions(),
+        }
+
+    def describe_choice(self) -> dict[str, Any]:
+        """Says which items are scored."""
+        videos = {"count": len(self.media_sizes), "names_and_sizes_sha256": listing_sha256(self.media_sizes.items())}
+        return {"videos": videos, "items_without_video": self.without_video, "limit": self.limit}
+
+
+def choose_items(benchmark: Benchmark, settings: EvaluationSettings, split: str) -> ChosenItems:
+    """Reads a benchmark and takes the items whose videos are there.
+
+    Raises:
+        UserError: Videos are missing and `missing` does not leave their items out, or none is there.
+    """
+    data = benchmark.read(settings.data, split)
+    missing = data.missing
+    if missing and settings.missing == "refuse":
+        raise UserError(
+            f"{settings.benchmark}: {len(missing)} videos are not there, the first is {missing[0]} in {settings.data}\n"
+            "To leave their items out, which the score then says: --missing skip"
+        )
+    there = [(number, item) for number, item in enumerate(data.items) if item.media is not None]
+    if not there:
+        raise UserError(f"{settings.benchmark}: none of its videos is in {settings.data}")
+    return ChosenItems(
+        settings.benchmark,
+        split,
+        numbered=tuple(there[: settings.limit]),
+        total=len(data.items),
+        without_video=len(data.items) - len(there),
+        limit=settings.limit,
+        groups=tuple(dict.fromkeys(item.group for item in data.items if item.group)),
+        files=data.files,
+    )
+
+
+def by_video(numbered: Iterable[Numbered]) -> list[list[Numbered]]:
+    """Puts the items of one video, or of one part of it, together, in the order in which they come up."""
+    groups: dict[Any, list[Numbered]] = defaultdict(list)
+    for number, item in numbered:
+        groups[item.media_name, item.bounds].append((number, item))
+    return list(groups.values())
+
+
+def _size(item: BenchmarkItem) -> int:
+    if isinstance(item.media, bytes):
+        return len(item.media)
+    assert item.media is not None
+    if item.media.is_dir():
+        return sum(path.stat().st_size for path in item.media.iterdir())
+    return item.media.stat().st_size

@@ -1,0 +1,60 @@
+"""What a judge's reply says: yes or no, and a score. No torch in here."""
+
+import re
+from dataclasses import dataclass
+
+MAX_SCORE = 5.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says about an answer.
+
+    Attributes:
+        right: Whether it is right.
+        score: How well it agrees, from 0 to 5; None where the reply holds none.
+    """
+
+    right: bool
+    score: float | None = None
+
+
+_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_PRED = re.compile(r"""\bpred['"]?\s*[:=]\s*['"]?(yes|no)\b""", re.IGNORECASE)
+_SCORE = re.compile(r"""\bscore['"]?\s*[:=]\s*['"]?(\d+(?:\.\d+)?)(?![\d.]*\d)""", re.IGNORECASE)
+_LAST_WORD = re.compile(r"\b(yes|no)\W*\Z", re.IGNORECASE)
+_FIRST_WORD = re.compile(r"\A\W*(yes|no)\b(?=\s*(?:[.,;:!*)\n]|\Z))", re.IGNORECASE)
+_STATED = re.compile(r"""\b(?:answer|verdict|judgment|judgement|reply)\b\W*(?:is\b)?\W*(yes|no)\b""", re.IGNORECASE)
+
+
+def read_verdict(reply: str) -> Verdict | None:
+    """Reads a judge's reply; None where it says neither yes nor no.
+
+    What a model thinks between `<think>` tags does not count. Of the rest, the last `pred` of a dictionary counts;
+    without one the last word, if it is yes or no; then the first word, if a mark or nothing follows it; then what is
+    called the answer. "no" anywhere else is mostly no verdict ("there is no way to tell").
+
+    >>> read_verdict("I have no video, but: {'pred': 'yes', 'score': 4}")
+    Verdict(right=True, score=4.0)
+    >>> read_verdict("No doubt: yes"), read_verdict("there is no way to tell")
+    (Verdict(right=True, score=None), None)
+    """
+    said = _THOUGHT.sub(" ", reply).strip()
+    if "</think>" in said:  # some servers leave out the opening tag
+        said = said.rpartition("</think>")[2].strip()
+    word = _verdict_word(said)
+    return None if word is None else Verdict(word.lower() == "yes", _read_score(said))
+
+
+def _verdict_word(said: str) -> str | None:
+    if found := _PRED.findall(said):
+        return str(found[-1])
+    for pattern in (_LAST_WORD, _FIRST_WORD, _STATED):
+        if match := pattern.search(said):
+            return match[1]
+    return None
+
+
+def _read_score(said: str) -> float | None:
+    found = [float(score) for score in _SCORE.findall(said)]
+    return found[-1] if found and found[-1] <= MAX_SCORE else None
