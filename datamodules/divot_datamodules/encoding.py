@@ -15,10 +15,12 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
+from divot_datamodules.cached_features import TOKENIZER_FIELD
 from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.feature_checks import clip_identity
 from divot_datamodules.ledger import Budget, Defect, Ledger
-from divot_datamodules.samples import TOKENIZER_FIELD, Sample, SampleDecoder, SampleError
+from divot_datamodules.sample_errors import SampleError
+from divot_datamodules.samples import Sample, SampleDecoder
 from divot_datamodules.shard_reading import FEATURE_SUFFIX
 from divot_datamodules.shard_writing import Sample as Members
 from divot_datamodules.shard_writing import ShardFolder

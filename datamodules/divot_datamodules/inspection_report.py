@@ -33,6 +33,7 @@ class ShardReport:
         resolutions: Number of videos by "height x width".
         rates: Number of videos by frames per second.
         durations: Seconds of each video.
+        features: Samples with cached features by "tokens x width".
         captions: Samples with a caption.
         questions: Questions in all.
         defects: What is wrong.
@@ -46,6 +47,7 @@ class ShardReport:
     resolutions: Counter[str] = field(default_factory=Counter)
     rates: Counter[str] = field(default_factory=Counter)
     durations: list[float] = field(default_factory=list)
+    features: Counter[str] = field(default_factory=Counter)
     captions: int = 0
     questions: int = 0
     defects: list[Defect] = field(default_factory=list)
@@ -65,6 +67,8 @@ class ShardReport:
                 f"pixels      {_counted(self.resolutions)} (height x width)",
                 f"frames/s    {_counted(self.rates)}",
             ]
+        if self.features:
+            found.append(f"features    {_counted(self.features)} (tokens x width)")
         found += [f"texts       {self.captions} captions, {self.questions} questions"]
         # A name in a tar need not be UTF-8, but what is printed must be.
         return [line.encode("utf-8", "backslashreplace").decode() for line in found + self._defect_lines()]

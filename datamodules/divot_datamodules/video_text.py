@@ -24,13 +24,14 @@ from divot_datamodules.plan_loader import (
     decode_function,
 )
 from divot_datamodules.position_callback import PositionCallback
-from divot_datamodules.samples import SampleDecoder
+from divot_datamodules.samples import MAX_SAMPLE_CLIPS, SampleDecoder
 from divot_datamodules.source_settings import Source, SourcesSetting, facts_of, items_of, listed_sources, make_plan
 from divot_datamodules.source_share import SourceShare
 from divot_datamodules.sources import estimate_losses, open_source
 from divot_datamodules.tasks import Template
 from divot_datamodules.training_processes import TrainingProcesses
 from divot_lightning.errors import UserError
+from divot_lightning.models.sequence_limits import LimitsSamples, SampleLimits
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class VideoTextData(LightningDataModule):
             deadline can be kept and a crash of a decoder is one of the run.
         clip: Size and rate of the clips.
         max_clips: Most clips of a video: 1 gives one from a drawn start, more give clips that stand for all of it.
+        max_sample_clips: Most videos of a sample that has several, as stories do, or clips in a file of cached
+            features; a sample with more is not usable, so that none takes all memory.
         tasks: None for the tokenizer and de-tokenizer stages, which need no texts; else the tasks of the LLM stages
             with their weights, such as {"caption": 1.0, "generate": 1.0}; known: caption, generate, question,
             conversation, story.
@@ -111,6 +114,7 @@ class VideoTextData(LightningDataModule):
         num_workers: int = 0,
         clip: ClipSettings = _DEFAULT_CLIP,
         max_clips: int = 1,
+        max_sample_clips: int = MAX_SAMPLE_CLIPS,
         tasks: dict[str, float] | None = None,
         validation_tasks: dict[str, float] | None = None,
         template: Template = "pretraining",
@@ -137,6 +141,8 @@ class VideoTextData(LightningDataModule):
             raise UserError(f"num_workers is {num_workers}; it must be at least 0 (0: decode in the training process).")
         if prefetch is not None and prefetch < 0:
             raise UserError(f"prefetch is {prefetch}; it must be at least 0 samples, or null for two steps of them.")
+        if max_sample_clips < 1:
+            raise UserError(f"max_sample_clips is {max_sample_clips}; it must be at least 1.")
         if not 0 < train_share <= 1:
             raise UserError(f"train_share is {train_share}; it must be greater than 0 and at most 1 (1: all samples).")
         settings = {"train": train, "validation": validation, "test": test}
@@ -149,6 +155,7 @@ class VideoTextData(LightningDataModule):
         self.train_share = train_share
         self.batch_size, self.num_workers, self.prefetch = batch_size, num_workers, prefetch
         self.clip, self.max_clips, self.seed = clip, max_clips, seed
+        self.max_sample_clips = max_sample_clips
         self.exact, self.streams, self.shuffle_buffer = epoch == "exact", streams, shuffle_buffer
         self.decode_deadline = decode_deadline
         self.budget = Budget(max_bad_fraction, max_bad_samples)
@@ -234,13 +241,20 @@ class VideoTextData(LightningDataModule):
         units = [opened.unit_name(unit) for unit in range(len(opened.counts))]
         tokenizer = self._tokenizer
         made_by = check_features(units, tokenizer, self.clip, max_clips) if tokenizer is not None else None
-        return OpenSource(opened, SampleDecoder(self.clip, max_clips, made_by), make_items)
+        decoder = SampleDecoder(self.clip, max_clips, made_by, self.max_sample_clips)
+        return OpenSource(opened, decoder, make_items)
 
     @property
     def _tokenizer(self) -> str | Path | None:
         """The tokenizer that cached features must come from: that of the recipe, or the stage's own."""
         stage = self.trainer.lightning_module if self.trainer is not None else None
         return self.tokenizer or getattr(stage, "tokenizer_folder", None)
+
+    @property
+    def _limits(self) -> SampleLimits:
+        """What the stage can take of a sample, as far as it tells."""
+        stage = self.trainer.lightning_module if self.trainer is not None else None
+        return stage.sample_limits() if isinstance(stage, LimitsSamples) else SampleLimits()
 
     def _make_position(self, data: OpenData) -> TrainPosition:
         plan = make_plan(
@@ -313,6 +327,7 @@ class VideoTextData(LightningDataModule):
             seed=self.seed,
             prefetch=self._prefetched(batch_size),
             pin_memory=torch.cuda.is_available(),
+            limits=self._limits,
         )
 
     def _prefetched(self, batch_size: int) -> int:
