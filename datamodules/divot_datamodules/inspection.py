@@ -13,6 +13,7 @@ from torch import Tensor
 from divot_datamodules.decode_pool import Decode, DecodePool, PooledSample, Request
 from divot_datamodules.decoding import IMAGE_SUFFIXES, MediaInfo, probe
 from divot_datamodules.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
+from divot_datamodules.jsonl_source import MediaFrom
 from divot_datamodules.ledger import Defect
 from divot_datamodules.media_arena import MediaArena
 from divot_datamodules.order_plan import Slot
@@ -20,7 +21,10 @@ from divot_datamodules.sample_errors import SampleError, decoding_errors
 from divot_datamodules.samples import Item, Sample, SampleDecoder, TaskMixture, check_item, llm_items
 from divot_datamodules.shard_reading import MEDIA_SUFFIXES, RawSample, expand_shards
 from divot_datamodules.sources import JsonlSource, SampleSource, TarSource, find_jsonl
+from divot_lightning.components import find_component, read_settings
 from divot_lightning.models.sequence_limits import SampleLimits
+from divot_lightning.models.sequences import SequenceLayout
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 
 
 def find_shards(source: str) -> list[str]:
@@ -33,18 +37,34 @@ def find_shards(source: str) -> list[str]:
     return expand_shards(source)
 
 
-def open_for_inspection(source: str, *, media_root: str | None = None, copies_gb: float = 20.0) -> SampleSource:
+def open_for_inspection(
+    source: str, *, media_root: str | None = None, media_from: MediaFrom = "disk", copies_gb: float = 20.0
+) -> SampleSource:
     """Opens shards, those of subfolders included, or jsonl files; what cannot be read is for the report.
 
     Args:
         source: See `divot_datamodules.sources.open_source`.
         media_root: See `divot_datamodules.sources.open_source`.
+        media_from: See `divot_datamodules.sources.open_source`.
         copies_gb: See `divot_datamodules.sources.open_source`.
     """
     files = find_jsonl(source)
     if files:
-        return JsonlSource(files, media_root=media_root)
+        return JsonlSource(files, media_root=media_root, media_from=media_from)
     return TarSource(find_shards(source), copies_gb=copies_gb, may_be_empty=True)
+
+
+def limits_for(tokenizer: str | Path, max_length: int | None = None) -> SampleLimits:
+    """Returns what a video LLM on a tokenizer's features can take of a sample.
+
+    Args:
+        tokenizer: Run or component folder.
+        max_length: Longest sequence in tokens; a token that begins sequences is counted, as most language models have
+            one, and generated clips are as long as with learnable queries.
+    """
+    config = read_settings(find_component(tokenizer, "tokenizer"), VideoTokenizer, TokenizerConfig)
+    layout = SequenceLayout(config.tokens_per_clip, max_length=max_length)
+    return SampleLimits((config.tokens_per_clip, config.token_dim), layout, begins=True)
 
 
 PICTURED = "with picture"

@@ -13,6 +13,7 @@ from divot_datamodules.data_position import TrainPosition
 from divot_datamodules.decode_pool import Decoding, make_decoding
 from divot_datamodules.decoded_cache import DecodedCache
 from divot_datamodules.feature_checks import check_features
+from divot_datamodules.jsonl_source import MediaFrom
 from divot_datamodules.ledger import Budget, Ledger
 from divot_datamodules.plan_edits import read_edits
 from divot_datamodules.plan_loader import (
@@ -98,6 +99,8 @@ class VideoTextData(LightningDataModule):
             root folder.
         tokenizer: Run or component folder of the tokenizer that cached features must come from; None for the stage's.
         media_root: Of jsonl lists: folder that relative media paths start from; None for the jsonl's own.
+        media_from: Of jsonl lists: where lines may take their media from: "root", "disk" or "anywhere", URLs included;
+            see `divot_datamodules.jsonl_source.JsonlSource`.
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
         copies_gb: Most disk, in GiB, for copies of shards of which no part can be read by itself: commands, servers
             without ranges, compressed tars.
@@ -131,6 +134,7 @@ class VideoTextData(LightningDataModule):
         index_folder: str | None = None,
         tokenizer: str | None = None,
         media_root: str | None = None,
+        media_from: MediaFrom = "disk",
         allow_pipe: bool = False,
         copies_gb: float = 20.0,
     ) -> None:
@@ -161,6 +165,7 @@ class VideoTextData(LightningDataModule):
         self.budget = Budget(max_bad_fraction, max_bad_samples)
         self.ledger_folder, self.index_folder = ledger_folder, index_folder
         self.tokenizer, self.media_root, self.allow_pipe = tokenizer, media_root, allow_pipe
+        self.media_from: MediaFrom = media_from
         self.copies_gb = copies_gb
         self.ledgers: dict[str, Ledger] = {}
         self.position: TrainPosition | None = None
@@ -232,6 +237,7 @@ class VideoTextData(LightningDataModule):
         opened = open_source(
             source.path,
             media_root=source.media_root or self.media_root,
+            media_from=self.media_from,
             index_folder=self._folder(f"{DATA_FOLDER}/index", self.index_folder),
             allow_pipe=self.allow_pipe,
             copies_gb=self.copies_gb,

@@ -149,7 +149,7 @@ class Asker:
         """
         tokenizer = load_tokenizer(run)
         video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval()
-        clip = run_clip_settings(run, tokenizer)
+        clip = run_clip_settings(run, tokenizer.config)
         return cls(tokenizer.to(device), video_llm.to(device), clip, template or run_template(run))
 
     @torch.no_grad()
