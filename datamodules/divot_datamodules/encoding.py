@@ -137,8 +137,6 @@ def _pieces(source: SampleSource, samples_per_shard: int) -> list[tuple[int, ran
 def _identity(sha256: str, source: SampleSource, clip: ClipSettings, settings: EncodeSettings) -> dict[str, Any]:
     """Returns everything that decides the features; names alone would not notice that shards were made anew."""
     named = {name: value for name, value in asdict(settings).items() if name not in ("clip", "max_sample_clips")}
-    if settings.max_sample_clips != MAX_SAMPLE_CLIPS:  # folders of earlier versions do not name it
-        named["max_sample_clips"] = settings.max_sample_clips
     return {"tokenizer_sha256": sha256, "source": source.fingerprint, "clip": clip_identity(clip), **named}
 
 
@@ -182,7 +180,12 @@ def encode_shards(
         progress=progress,
     )
     sha256 = weights_sha256(component)
-    folder = ShardFolder(output, kind="features", settings=_identity(sha256, opened, clip, settings))
+    folder = ShardFolder(
+        output,
+        kind="features",
+        settings=_identity(sha256, opened, clip, settings),
+        newer_settings={"source_content": opened.content, "max_sample_clips": settings.max_sample_clips},
+    )
     ledger = Ledger("encode", output, budget, total=sum(opened.counts))
     pieces = _pieces(opened, settings.samples_per_shard)
     if folder.complete:

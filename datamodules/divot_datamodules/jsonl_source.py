@@ -64,6 +64,7 @@ class JsonlSource:
         self._lines = [lines for _, lines in found]
         self.counts = tuple(len(lines) for lines in self._lines)
         self.fingerprint = self._fingerprint()
+        self.content = ""  # the fingerprint has all of the lines; what lies behind their paths is not looked at
         if not any(self.counts):
             first = self.defects[0]
             raise UserError(

@@ -85,6 +85,7 @@ class ShardFolder:
         folder: Where the shards go.
         kind: "video" or "features".
         settings: JSON-able; everything that decides the shards' contents.
+        newer_settings: More of these, which folders of earlier versions do not name; compared where they are named.
 
     Attributes:
         complete: Whether the folder already holds all of it.
@@ -93,9 +94,17 @@ class ShardFolder:
         UserError: The folder is refused, or cannot be written.
     """
 
-    def __init__(self, folder: str | Path, *, kind: str, settings: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
-        self._index: dict[str, Any] = {"format": FORMAT, "kind": kind, "settings": dict(settings), "shards": []}
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        kind: str,
+        settings: Mapping[str, Any],
+        newer_settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self._newer = Path(folder), set(newer_settings or {})
+        every = {**settings, **(newer_settings or {})}
+        self._index: dict[str, Any] = {"format": FORMAT, "kind": kind, "settings": every, "shards": []}
         self._index = json.loads(json.dumps(self._index))  # as it will be read back
         self.complete = read_index(self.folder) is not None
         if not self.complete:
@@ -127,6 +136,7 @@ class ShardFolder:
         wanted = {"kind": self._index["kind"], **self._index["settings"]}
         found = {"kind": existing.get("kind"), **existing.get("settings", {})}
         names = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        names = [name for name in names if name in found or name not in self._newer]
         return ", ".join(f"{name} is {found.get(name)!r}, not {wanted.get(name)!r}" for name in names[:3])
 
     def _refuse_damaged_shards(self) -> None:

@@ -34,6 +34,11 @@ class SampleSource(Protocol):
     defects: list[Defect]
     fingerprint: str
 
+    @property
+    def content(self) -> str:
+        """Hash of parts of the units' content, see `divot_datamodules.shard_content`; "" where nothing is known."""
+        ...
+
     def unit_name(self, unit: int) -> str:
         """Returns path or URL of a unit, as ledger entries name it."""
         ...

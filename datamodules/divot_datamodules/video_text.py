@@ -211,7 +211,8 @@ class VideoTextData(LightningDataModule):
         processes.check_share(own or [self.batch_size])
         with processes.one_first():
             opened = [self._open_source(*pair) for pair in zip(sources, self.items[name], strict=True)]
-        processes.check_same(f"data.{name}", [one.source.fingerprint for one in opened])
+            contents = [one.source.content for one in opened] if name == "train" else []
+        processes.check_same(f"data.{name}", [one.source.fingerprint for one in opened] + contents)
         size = sum(sum(one.source.counts) for one in opened)
         if not size:
             raise UserError(f"data.{name} holds no usable sample: {sources[0].name}.\nSee `divot data inspect`.")

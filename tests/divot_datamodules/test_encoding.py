@@ -195,6 +195,25 @@ def test_the_index_names_the_tokenizer_and_a_second_call_does_nothing(run, video
     assert encode_shards(run, folder, tmp_path / "out").already_there
 
 
+def test_features_of_videos_that_were_replaced_are_not_taken_for_theirs(run, tmp_path, write_tar, numbered_file):
+    path = write_tar(tmp_path / "in" / "0.tar", [("k.mp4", numbered_file())])
+    encode_shards(run, tmp_path / "in", tmp_path / "out")
+    other = bytearray(path.read_bytes())
+    other[other.index(b"mdat") + 40] ^= 1
+    path.write_bytes(other)
+    with pytest.raises(UserError, match="already holds shards of other settings: source_content"):
+        encode_shards(run, tmp_path / "in", tmp_path / "out")
+
+
+def test_feature_folders_of_earlier_versions_are_still_theirs(run, video_shards, tmp_path):
+    encode_shards(run, video_shards(), tmp_path / "out")
+    index = read_index(tmp_path / "out")
+    for name in ("source_content", "max_sample_clips"):
+        del index["settings"][name]
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index))
+    assert encode_shards(run, tmp_path / "shards", tmp_path / "out").already_there
+
+
 def test_an_interrupted_call_is_continued(run, video_shards, tmp_path, monkeypatch):
     folder, real, calls = video_shards(shards=3), encoding.encode_clips, []
 
