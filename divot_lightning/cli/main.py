@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from divot_lightning import __version__
 from divot_lightning.errors import UserError
+from divot_lightning.printing import printable
 from divot_lightning.sharding.failures import RankFailed, note_failure
 
 COMMANDS: dict[str, str] = {
@@ -35,6 +36,9 @@ COMMANDS: dict[str, str] = {
 MAX_ERROR_LINES = 5
 """What a user reads before scrolling."""
 
+BAR_SECONDS = 10.0
+"""Between two states of a progress bar in a file or a pipe: some 30 kB in an hour."""
+
 MAX_LINE_CHARACTERS = 500
 """A longer line of a message, such as a list of everything that a library knows, is cut here."""
 
@@ -49,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 a failure, 2 the user can mend something, 75 stopped by a signal with everything
         saved, 130 stopped by Ctrl-C.
     """
+    calm_bars()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(help_text())
@@ -57,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"divot-lightning {__version__}\n")
         return 0
     return run_guarded(words[0], words[1:])
+
+
+def calm_bars() -> None:
+    """Let progress bars write every few seconds only where no terminal shows them, as in the log of a job.
+
+    tqdm takes its defaults from the environment, so that this holds for the bars of all commands and their processes.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", str(BAR_SECONDS))
 
 
 def run_guarded(command: str, argv: list[str]) -> int:
@@ -94,7 +108,7 @@ def error_text(error: Exception) -> str:
         >>> error_text(ValueError("size is 3; allowed: 16, 32"))
         'error: size is 3; allowed: 16, 32\n'
     """
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    lines = [printable(line.rstrip()) for line in str(error).splitlines() if line.strip()]
     clipped = [line if len(line) <= MAX_LINE_CHARACTERS else line[: MAX_LINE_CHARACTERS - 4] + " ..." for line in lines]
     return "error: " + "\n".join(clipped[:MAX_ERROR_LINES]) + "\n"
 

@@ -39,6 +39,15 @@ def run_template(run: str | Path) -> Template:
     return "instruction" if read_data_settings(run).get("template") == "instruction" else "pretraining"
 
 
+def run_tasks(run: str | Path) -> frozenset[str]:
+    """Gives the tasks that a run was trained on, those of all its sources; empty where it does not say."""
+    settings = read_data_settings(run)
+    train = settings.get("train")
+    sources = [source for source in train if isinstance(source, dict)] if isinstance(train, list) else []
+    named = [source.get("tasks") or settings.get("tasks") for source in sources] or [settings.get("tasks")]
+    return frozenset(str(task) for tasks in named if isinstance(tasks, dict) for task in tasks)
+
+
 def run_clip_settings(run: str | Path, tokenizer: TokenizerConfig) -> ClipSettings:
     """Gives how clips are cut for a run; where it does not say, in the size that the tokenizer's ViT reads.
 
