@@ -22,12 +22,15 @@ class SourceFacts:
         units: Number of shards or files.
         samples: Number of samples.
         fingerprint: See `divot_datamodules.sources.SampleSource`.
+        content: See `divot_datamodules.sources.SampleSource`; compared where both sides know it, which checkpoints of
+            earlier versions do not.
     """
 
     name: str
     units: int
     samples: int
     fingerprint: str
+    content: str = ""
 
 
 class TrainPosition:
@@ -108,10 +111,22 @@ class TrainPosition:
             return
         for then, now in zip(before, self.sources, strict=True):
             if then["fingerprint"] != now.fingerprint:
+                yield _what_differs(then, now)
+            elif then.get("content") and now.content and then["content"] != now.content:
                 yield (
-                    f"- {now.name}: {now.samples} samples in {now.units} units; "
-                    f"in the checkpoint {then['name']}: {then['samples']} in {then['units']}"
+                    f"- {now.name}: other content than in the checkpoint, under the same names and keys and in the "
+                    "same sizes"
                 )
+
+
+def _what_differs(then: dict[str, Any], now: SourceFacts) -> str:
+    counts, before = (now.samples, now.units), (then["samples"], then["units"])
+    if counts == before:
+        return f"- {now.name}: {now.samples} samples as in the checkpoint, but of other names, sizes or keys"
+    return (
+        f"- {now.name}: {now.samples} samples in {now.units} units; "
+        f"in the checkpoint {then['name']}: {then['samples']} in {then['units']}"
+    )
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -16,7 +16,8 @@ from pebble import ProcessExpired, ProcessPool
 
 from divot_datamodules.media_arena import MediaArena
 from divot_datamodules.order_plan import Slot
-from divot_datamodules.samples import Sample, SampleError
+from divot_datamodules.sample_errors import SampleError
+from divot_datamodules.samples import Sample
 from divot_lightning.errors import UserError
 
 MOST_REBUILDS = 3
@@ -87,16 +88,6 @@ def make_decoding(decode: Decode, *, num_workers: int, deadline: float, places: 
     return DecodePool(decode, num_workers, deadline, MediaArena(places, max(_SMALLEST_PLACE, place_bytes)))
 
 
-def decode_safely(decode: Decode, request: Request) -> Sample:
-    """Decodes; a failure that the decoder did not foresee is a defect of the sample too, "unexpected_error"."""
-    try:
-        return decode(request)
-    except (SampleError, UserError):
-        raise
-    except Exception as error:  # files of all kinds, read by libraries of all kinds
-        raise SampleError("unexpected_error", f"{type(error).__name__}: {error}"[:300]) from error
-
-
 class LazyDecoding:
     """Decodes in this process, when the sample is waited for. No deadline can be kept."""
 
@@ -119,7 +110,7 @@ class LazySample:
 
     def result(self) -> Sample:
         """Decodes."""
-        return decode_safely(self.decode, self.request)
+        return self.decode(self.request)
 
     def release(self) -> None:
         """Has nothing to give up."""
@@ -302,12 +293,15 @@ def end_with(parent: int) -> None:
 
 
 def _work(request: Request, place: int | None) -> Sample | Exception | None:
-    """Decodes in a worker; what went wrong is returned, so that no traceback crosses processes."""
+    """Decodes in a worker; what is wrong with the sample is returned, so that no traceback crosses processes.
+
+    Other errors are mistakes in a program: pebble carries them over with their traceback, and they end the run.
+    """
     assert _worker is not None
     decode, arena = _worker
     if arena.is_unwanted(place):
         return None
     try:
-        return arena.store(place, decode_safely(decode, request))
+        return arena.store(place, decode(request))
     except (SampleError, UserError) as error:
         return error.with_traceback(None)

@@ -5,7 +5,7 @@ Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C featur
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -15,18 +15,22 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
+from divot_datamodules.cached_features import TOKENIZER_FIELD
 from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.feature_checks import clip_identity
+from divot_datamodules.jsonl_source import MediaFrom
 from divot_datamodules.ledger import Budget, Defect, Ledger
-from divot_datamodules.samples import TOKENIZER_FIELD, Sample, SampleDecoder, SampleError
+from divot_datamodules.sample_errors import SampleError
+from divot_datamodules.samples import MAX_SAMPLE_CLIPS, Sample, SampleDecoder
 from divot_datamodules.shard_reading import FEATURE_SUFFIX
 from divot_datamodules.shard_writing import Sample as Members
 from divot_datamodules.shard_writing import ShardFolder
 from divot_datamodules.sources import SampleSource, open_source
-from divot_lightning.components import find_component, load_component, weights_sha256
+from divot_lightning.components import find_component, load_component, read_settings, weights_sha256
 from divot_lightning.errors import UserError
+from divot_lightning.inference.run_settings import run_clip_settings
 from divot_lightning.models.clip_encoding import encode_clips
-from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 """As Lightning names what a stage trains with."""
@@ -37,20 +41,23 @@ class EncodeSettings:
     """How videos become features.
 
     Attributes:
-        clip: How clips are cut; only the frames that the tokenizer reads are decoded.
+        clip: How clips are cut; only the frames that the tokenizer reads are decoded. None cuts them as the tokenizer's
+            run does; where it does not say, in the size that the tokenizer's ViT reads.
         max_clips: 1: a video gives the clip in its middle. More: it gives the clips that stand for all of it, as in
             training; see `divot_datamodules.clip_sampling.clip_times`.
         precision: Of the tokenizer; that of the training, if features are to be bit for bit those of encoding there.
         samples_per_shard: At most; a shard of videos that holds more becomes several.
+        max_sample_clips: Most videos of a sample that has several; one with more is left out.
     """
 
-    clip: ClipSettings = field(default_factory=ClipSettings)
+    clip: ClipSettings | None = None
     max_clips: int = 1
     precision: Precision = "32-true"
     samples_per_shard: int = 1024
+    max_sample_clips: int = MAX_SAMPLE_CLIPS
 
     def __post_init__(self) -> None:
-        for name in ("max_clips", "samples_per_shard"):
+        for name in ("max_clips", "samples_per_shard", "max_sample_clips"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.precision not in ("32-true", "bf16-mixed", "bf16-true"):
@@ -127,14 +134,10 @@ def _pieces(source: SampleSource, samples_per_shard: int) -> list[tuple[int, ran
     ]
 
 
-def _identity(sha256: str, source: SampleSource, settings: EncodeSettings) -> dict[str, Any]:
+def _identity(sha256: str, source: SampleSource, clip: ClipSettings, settings: EncodeSettings) -> dict[str, Any]:
     """Returns everything that decides the features; names alone would not notice that shards were made anew."""
-    return {
-        "tokenizer_sha256": sha256,
-        "source": source.fingerprint,
-        "clip": clip_identity(settings.clip),
-        **{name: value for name, value in asdict(settings).items() if name != "clip"},
-    }
+    named = {name: value for name, value in asdict(settings).items() if name not in ("clip", "max_sample_clips")}
+    return {"tokenizer_sha256": sha256, "source": source.fingerprint, "clip": clip_identity(clip), **named}
 
 
 def encode_shards(
@@ -144,6 +147,7 @@ def encode_shards(
     settings: EncodeSettings | None = None,
     *,
     media_root: str | Path | None = None,
+    media_from: MediaFrom = "disk",
     batch_size: int = 32,
     budget: Budget | None = None,
     device: str = "cpu",
@@ -159,6 +163,7 @@ def encode_shards(
         output: Folder of the feature shards.
         settings: What decides the features.
         media_root: Of a jsonl: folder that relative paths start from.
+        media_from: Of a jsonl: see `divot_datamodules.sources.open_source`.
         batch_size: Samples at a time; decides no feature.
         budget: How much may be lost.
         device: Where the tokenizer runs.
@@ -166,9 +171,21 @@ def encode_shards(
     """
     settings, output = settings or EncodeSettings(), Path(output)
     component = find_component(tokenizer, "tokenizer")
-    opened = open_source(source, media_root=media_root, index_folder=output / "source_index", progress=progress)
+    clip = settings.clip or tokenizer_clip(tokenizer)
+    opened = open_source(
+        source,
+        media_root=media_root,
+        media_from=media_from,
+        index_folder=output / "source_index",
+        progress=progress,
+    )
     sha256 = weights_sha256(component)
-    folder = ShardFolder(output, kind="features", settings=_identity(sha256, opened, settings))
+    folder = ShardFolder(
+        output,
+        kind="features",
+        settings=_identity(sha256, opened, clip, settings),
+        newer_settings={"source_content": opened.content, "max_sample_clips": settings.max_sample_clips},
+    )
     ledger = Ledger("encode", output, budget, total=sum(opened.counts))
     pieces = _pieces(opened, settings.samples_per_shard)
     if folder.complete:
@@ -177,7 +194,8 @@ def encode_shards(
         ledger.record(defect)
     encoder = _Encoder.load(component, sha256, device, settings.precision)
     frames = encoder.tokenizer.config.num_frames
-    decoder = SampleDecoder(replace(settings.clip, sparse_frames=frames), settings.max_clips)
+    clip = replace(clip, sparse_frames=frames)
+    decoder = SampleDecoder(clip, settings.max_clips, max_sample_clips=settings.max_sample_clips)
     with tqdm(total=sum(opened.counts), desc="features", unit="sample", disable=not progress) as bar:
         for number, (unit, places) in enumerate(pieces):
             if not folder.has(number):
@@ -188,6 +206,13 @@ def encode_shards(
     ledger.finish_pass(len(ledger.defects()), written + len(ledger.defects()))
     folder.finish()
     return EncodeReport(written, len(pieces), ledger.defects())
+
+
+def tokenizer_clip(tokenizer: str | Path) -> ClipSettings:
+    """Returns how a tokenizer's run cuts clips; videos that are too short are left out as elsewhere by default."""
+    component = read_settings(find_component(tokenizer, "tokenizer"), VideoTokenizer, TokenizerConfig)
+    stated = run_clip_settings(tokenizer, component)
+    return replace(stated, short_videos="refuse", sparse_frames=None)
 
 
 def _encoded(samples: Iterator[Sample], encoder: _Encoder, batch_size: int, bar: "tqdm[None]") -> Iterator[Members]:

@@ -11,15 +11,20 @@ import numpy as np
 from torch import Tensor
 
 from divot_datamodules.decode_pool import Decode, DecodePool, PooledSample, Request
-from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, MediaInfo, probe
+from divot_datamodules.decoding import IMAGE_SUFFIXES, MediaInfo, probe
 from divot_datamodules.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
+from divot_datamodules.jsonl_source import MediaFrom
 from divot_datamodules.ledger import Defect
 from divot_datamodules.media_arena import MediaArena
 from divot_datamodules.order_plan import Slot
-from divot_datamodules.samples import Sample, SampleDecoder, SampleError, TaskMixture
+from divot_datamodules.sample_errors import SampleError, decoding_errors
+from divot_datamodules.samples import Item, Sample, SampleDecoder, TaskMixture, check_item, llm_items
 from divot_datamodules.shard_reading import MEDIA_SUFFIXES, RawSample, expand_shards
 from divot_datamodules.sources import JsonlSource, SampleSource, TarSource, find_jsonl
-from divot_lightning.errors import UserError
+from divot_lightning.components import find_component, read_settings
+from divot_lightning.models.sequence_limits import SampleLimits
+from divot_lightning.models.sequences import SequenceLayout
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 
 
 def find_shards(source: str) -> list[str]:
@@ -32,18 +37,34 @@ def find_shards(source: str) -> list[str]:
     return expand_shards(source)
 
 
-def open_for_inspection(source: str, *, media_root: str | None = None, copies_gb: float = 20.0) -> SampleSource:
+def open_for_inspection(
+    source: str, *, media_root: str | None = None, media_from: MediaFrom = "disk", copies_gb: float = 20.0
+) -> SampleSource:
     """Opens shards, those of subfolders included, or jsonl files; what cannot be read is for the report.
 
     Args:
         source: See `divot_datamodules.sources.open_source`.
         media_root: See `divot_datamodules.sources.open_source`.
+        media_from: See `divot_datamodules.sources.open_source`.
         copies_gb: See `divot_datamodules.sources.open_source`.
     """
     files = find_jsonl(source)
     if files:
-        return JsonlSource(files, media_root=media_root)
+        return JsonlSource(files, media_root=media_root, media_from=media_from)
     return TarSource(find_shards(source), copies_gb=copies_gb, may_be_empty=True)
+
+
+def limits_for(tokenizer: str | Path, max_length: int | None = None) -> SampleLimits:
+    """Returns what a video LLM on a tokenizer's features can take of a sample.
+
+    Args:
+        tokenizer: Run or component folder.
+        max_length: Longest sequence in tokens; a token that begins sequences is counted, as most language models have
+            one, and generated clips are as long as with learnable queries.
+    """
+    config = read_settings(find_component(tokenizer, "tokenizer"), VideoTokenizer, TokenizerConfig)
+    layout = SequenceLayout(config.tokens_per_clip, max_length=max_length)
+    return SampleLimits((config.tokens_per_clip, config.token_dim), layout, begins=True)
 
 
 PICTURED = "with picture"
@@ -57,6 +78,7 @@ class _Look:
     suffixes: list[str] = field(default_factory=list)
     videos: list[MediaInfo] = field(default_factory=list)
     text: dict[str, Any] = field(default_factory=dict)
+    features: tuple[int, ...] | None = None
     picture: Tensor | None = None
     error: SampleError | None = None
 
@@ -68,6 +90,7 @@ class _Inspector:
     source: SampleSource
     decoder: SampleDecoder
     tasks: TaskMixture | None
+    limits: SampleLimits
 
     def __call__(self, request: Request) -> _Look:
         look = _Look()
@@ -75,17 +98,33 @@ class _Inspector:
             raw = self.source.read(request.slot.unit, request.slot.sample)
             look.suffixes = list(raw.members)
             sample = self.decoder(raw, None)
-            if self.tasks is not None:
-                self.tasks.segments(sample, np.random.default_rng(0))
-            look.videos = [probe(media, max_pixels=self.decoder.clip.max_pixels) for media in _videos(raw)]
+            for item in self._items(sample):
+                check_item(item, self.limits)
+            look.features = tuple(sample.features.shape[1:]) if sample.features is not None else None
+            with decoding_errors():
+                look.videos = [probe(media, max_pixels=self.decoder.clip.max_pixels) for media in _videos(raw)]
             look.text, look.picture = sample.text, _picture(sample) if request.data == PICTURED else None
-        except (SampleError, DecodeError) as error:
-            look.error = SampleError(error.reason, error.detail)
-        except UserError:
-            raise
-        except Exception as error:  # files of all kinds, read by libraries of all kinds
-            look.error = SampleError("unexpected_error", f"{type(error).__name__}: {error}"[:300])
+        except SampleError as error:
+            look.error = SampleError(error.reason, error.detail)  # without the traceback, to cross processes
         return look
+
+    def _items(self, sample: Sample) -> list[Item]:
+        """Returns what a stage would train on: for each task alone, so that none hides what is wrong with another."""
+        if self.tasks is None:
+            return [{} if sample.features is None else {"features": sample.features}]
+        rng = np.random.default_rng(0)
+        first = llm_items(sample, rng, self.tasks)  # refuses a sample whose texts allow no task at all
+        alone = [TaskMixture({name: 1.0}, self.tasks.template) for name in self.tasks.weights]
+        return [*first, *(item for one in alone for item in _allowed(sample, rng, one))]
+
+
+def _allowed(sample: Sample, rng: np.random.Generator, task: TaskMixture) -> list[Item]:
+    try:
+        return llm_items(sample, rng, task)
+    except SampleError as error:
+        if error.reason.startswith("missing_"):
+            return []
+        raise
 
 
 def _videos(raw: RawSample) -> list[bytes | Path]:
@@ -106,6 +145,7 @@ def inspect_source(
     decoder: SampleDecoder | None = None,
     *,
     tasks: TaskMixture | None = None,
+    limits: SampleLimits | None = None,
     workers: int = 0,
     deadline: float = 30.0,
     on_sample: Callable[[], object] | None = None,
@@ -116,6 +156,7 @@ def inspect_source(
         source: The samples.
         decoder: As training would use it.
         tasks: As training would use them; a sample whose texts allow none is a defect. None for no such check.
+        limits: Of the stage that would train on it. Without any, cached features must have the shape of the first ones.
         workers: Processes; 0 for this one, in which no deadline can be kept.
         deadline: Seconds for one sample; one that takes longer is a defect, and its process is replaced.
         on_sample: Called after each sample, for a progress bar.
@@ -124,7 +165,7 @@ def inspect_source(
     report.samples = sum(source.counts) + sum(bool(defect.key) for defect in source.defects)
     names = [source.unit_name(unit) for unit in range(len(source.counts))]
     report.bytes = sum(Path(name).stat().st_size for name in names if Path(name).is_file())
-    inspector = _Inspector(source, decoder or SampleDecoder(), tasks)
+    inspector = _Inspector(source, decoder or SampleDecoder(), tasks, limits or SampleLimits())
     for unit, number, look in _looks(inspector, report, workers, deadline):
         _count(look, names[unit], source.key(unit, number), report)
         if on_sample is not None:
@@ -143,8 +184,17 @@ def _count(look: _Look, shard: str, key: str, report: ShardReport) -> None:
     report.questions += len(questions) if isinstance(questions, list) else "question" in look.text
     if look.picture is not None and len(report.pictures) < SHEET_SAMPLES:
         report.pictures.append((look.picture, str(caption or key)))
+    if look.features is not None:
+        report.features["x".join(map(str, look.features))] += 1
+        look.error = look.error or _unlike_first(look.features, report)
     if look.error is not None:
         report.defects.append(Defect(look.error.reason, shard, key, look.error.detail))
+
+
+def _unlike_first(shape: tuple[int, ...], report: ShardReport) -> SampleError | None:
+    """Returns what is wrong with features of another shape than the first ones: they cannot share a batch."""
+    first, found = next(iter(report.features)), "x".join(map(str, shape))
+    return None if found == first else SampleError("feature_shape", f"{found}; the first features are {first}")
 
 
 def _looks(

@@ -11,14 +11,12 @@ from statistics import median
 
 from torch import Tensor
 
-from divot_datamodules.ledger import Defect
+from divot_datamodules.ledger import LISTED, Defect
 from divot_lightning.errors import UserError
+from divot_lightning.output_files import writing_to
+from divot_lightning.printing import printable
 
 SHEET_SAMPLES, SHEET_FRAMES, SHEET_SIDE = 16, 4, 96
-
-
-LISTED = 10
-"""Defects of one reason that the report names; a file lists all."""
 
 
 @dataclass
@@ -33,6 +31,7 @@ class ShardReport:
         resolutions: Number of videos by "height x width".
         rates: Number of videos by frames per second.
         durations: Seconds of each video.
+        features: Samples with cached features by "tokens x width".
         captions: Samples with a caption.
         questions: Questions in all.
         defects: What is wrong.
@@ -46,6 +45,7 @@ class ShardReport:
     resolutions: Counter[str] = field(default_factory=Counter)
     rates: Counter[str] = field(default_factory=Counter)
     durations: list[float] = field(default_factory=list)
+    features: Counter[str] = field(default_factory=Counter)
     captions: int = 0
     questions: int = 0
     defects: list[Defect] = field(default_factory=list)
@@ -65,9 +65,10 @@ class ShardReport:
                 f"pixels      {_counted(self.resolutions)} (height x width)",
                 f"frames/s    {_counted(self.rates)}",
             ]
+        if self.features:
+            found.append(f"features    {_counted(self.features)} (tokens x width)")
         found += [f"texts       {self.captions} captions, {self.questions} questions"]
-        # A name in a tar need not be UTF-8, but what is printed must be.
-        return [line.encode("utf-8", "backslashreplace").decode() for line in found + self._defect_lines()]
+        return [printable(line) for line in found + self._defect_lines()]
 
     def _defect_lines(self) -> list[str]:
         if not self.defects:
@@ -90,9 +91,10 @@ def write_defects(report: ShardReport, path: str | Path) -> None:
         report: Of any data.
         path: A file.
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(asdict(defect)) + "\n" for defect in report.defects]
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    with writing_to(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 def _counted(counts: Counter[str], limit: int = 6) -> str:
@@ -126,5 +128,6 @@ def write_contact_sheet(report: ShardReport, path: str | Path) -> None:
                 (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.NEAREST
             )
             sheet.paste(picture, (left + number * SHEET_SIDE, top + line))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with writing_to(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)

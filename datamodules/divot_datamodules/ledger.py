@@ -7,11 +7,16 @@ nothing. What one process sees is also what its budget is applied to.
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from divot_lightning.errors import UserError
+from divot_lightning.output_files import writing_to
+from divot_lightning.printing import printable
+
+LISTED = 10
+"""Defects that are named one by one where a file, or another command, lists all."""
 
 _EARLY = 200
 """Samples that a share of losses is taken of at least, so that an early defect does not end a run."""
@@ -139,9 +144,10 @@ class Ledger:
         identity = (defect.reason, defect.shard, defect.key)
         if identity not in self._identities():
             self._identities().add(identity)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(defect)) + "\n")
+            with writing_to(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(defect)) + "\n")
 
     def finish_pass(self, bad: int, seen: int) -> None:
         """Checks the budget at the end of a pass whose length was not known before.
@@ -176,14 +182,14 @@ class Ledger:
         """Returns the message that ends a run."""
         defects = self.defects()
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts().items()) or "none was read"
-        first = f"{defects[0].reason} in {defects[0].shard}, key {defects[0].key!r}" if defects else "-"
+        first = printable(f"{defects[0].reason} in {defects[0].shard}, key {defects[0].key!r}") if defects else "-"
         where = "" if self._temporary else f"All of them: {self.folder}/defects-{self.name}-*.jsonl. "
         limit = f"at most {self.budget.max_bad_fraction:.1%}"
         if self.budget.max_bad_samples is not None:
             limit += f" and {self.budget.max_bad_samples} samples"
         return (
             f"{bad} of {seen} samples of {self.name!r} cannot be used ({limit} allowed): {reasons}.\n"
-            f"First: {first} ({defects[0].detail if defects else 'no samples in the shards'}).\n"
+            f"First: {first} ({printable(defects[0].detail) if defects else 'no samples in the shards'}).\n"
             f"{where}Mend the data (`divot data inspect` lists the defects) or raise max_bad_fraction."
         )
 
@@ -191,3 +197,19 @@ class Ledger:
         if self._known is None:
             self._known = {(d.reason, d.shard, d.key) for d in self.defects()}
         return self._known
+
+
+def left_out_lines(defects: Sequence[Defect]) -> list[str]:
+    """Returns what a command says of samples that it left out: how many, why, and which the first ones are.
+
+    >>> left_out_lines([Defect("too_short", "a.tar", "k", "0.5 s of 2 s")])
+    ['left out: 1 (too_short 1)', '  too_short: a.tar k (0.5 s of 2 s)']
+    """
+    if not defects:
+        return []
+    counts = Counter(defect.reason for defect in defects).most_common()
+    lines = [f"left out: {len(defects)} ({', '.join(f'{reason} {count}' for reason, count in counts)})"]
+    for defect in defects[:LISTED]:
+        named = " ".join(part for part in (defect.shard, defect.key) if part)
+        lines.append(printable(f"  {defect.reason}: {named}{f' ({defect.detail})' if defect.detail else ''}"))
+    return lines + ([f"  and {len(defects) - LISTED} more"] if len(defects) > LISTED else [])

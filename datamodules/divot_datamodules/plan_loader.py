@@ -22,9 +22,11 @@ from divot_datamodules.decode_pool import Decode, Decoding, Pending, Request
 from divot_datamodules.decoded_cache import DecodedCache, Place
 from divot_datamodules.ledger import Defect, Ledger
 from divot_datamodules.order_plan import Slot
-from divot_datamodules.samples import Item, Sample, SampleDecoder, SampleError, collate
+from divot_datamodules.sample_errors import SampleError
+from divot_datamodules.samples import Item, Sample, SampleDecoder, check_item, collate
 from divot_datamodules.sources import SampleSource
 from divot_lightning.errors import UserError
+from divot_lightning.models.sequence_limits import SampleLimits
 
 Batch = dict[str, Any]
 MakeItems = Callable[[Sample, np.random.Generator], list[Item]]
@@ -116,6 +118,7 @@ class BatchReader:
         seed: Decides all draws.
         prefetch: Samples that are asked for ahead.
         pin_memory: Whether batches lie where a GPU fetches them faster.
+        limits: What the stage can take of a sample; another one is not usable.
     """
 
     data: str
@@ -126,6 +129,7 @@ class BatchReader:
     seed: int = 0
     prefetch: int = 0
     pin_memory: bool = False
+    limits: SampleLimits = field(default_factory=SampleLimits)
     _usable: Slot | None = None
     _hopeless: dict[Place, SampleError] = field(default_factory=dict)
 
@@ -187,6 +191,8 @@ class BatchReader:
             sample = pending.result()
             self.cache.add(self._place(slot), sample)
             items = opened.make_items(sample, draw(self.seed, slot.number, 1))
+            for item in items:
+                check_item(item, self.limits)
         except SampleError as error:
             if error.reason in _LASTING:
                 self._hopeless[self._place(slot)] = error

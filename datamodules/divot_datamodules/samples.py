@@ -12,33 +12,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from divot_datamodules.cached_features import read_features
 from divot_datamodules.clip_sampling import ClipSettings, decode_clips, image_picture
-from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError
+from divot_datamodules.decoding import IMAGE_SUFFIXES
+from divot_datamodules.sample_errors import SampleError, decoding_errors
 from divot_datamodules.shard_reading import FEATURE_SUFFIX, MEDIA_SUFFIXES, RawSample
 from divot_datamodules.tasks import ONE_CLIP_TASKS, TASKS, MissingText, Template
 from divot_lightning.errors import UserError
-from divot_lightning.models.sequences import Kind, Segment
+from divot_lightning.models.sequence_limits import SampleLimits
+from divot_lightning.models.sequences import Kind, Segment, Text
 
 Members = Mapping[str, bytes | Path]
 
-TOKENIZER_FIELD = "tokenizer_sha256"
-"""Where a file of cached features says which tokenizer made it, in its safetensors metadata."""
+MAX_SAMPLE_CLIPS = 64
+"""Most clips of one sample. More than twice what the longest sequences of the paper hold (1650 tokens, 66 for a clip;
+its videos give at most 20 clips, its stories 3). Decoded at 256 x 256, 16 frames each, 64 clips are 201 MB."""
 
-
-class SampleError(Exception):
-    """A sample cannot be used.
-
-    Attributes:
-        reason: Short fixed name; the ledger counts by it.
-        detail: What was seen.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+MAX_TEXT_CHARACTERS = 2**20
+"""Longest text of a sample, all that its task uses together: some 250,000 tokens, far more than sequences take. A
+tokenizer needs about 180 bytes for each character (2.6 GB for 15 MB, measured)."""
 
 
 @dataclass
@@ -93,20 +87,29 @@ def _content(member: bytes | Path) -> bytes:
 def read_text(members: Members) -> dict[str, Any]:
     """Reads a sample's json, or its txt as a caption; {} if it has neither.
 
+    A byte order mark before either is passed over, as Windows programs write it.
+
     Raises:
-        SampleError: "bad_json", "not_utf8".
+        SampleError: "bad_json"; "not_utf8", also for an escape that stands for half a character.
     """
     try:
         if "json" in members:
-            text = json.loads(_content(members["json"]).decode("utf-8"))
-            if not isinstance(text, dict):
-                raise SampleError("bad_json", f"a {type(text).__name__}, not an object")
-            return text
-        return {"caption": _content(members["txt"]).decode("utf-8").strip()} if "txt" in members else {}
-    except UnicodeDecodeError as error:
+            return _read_json(_content(members["json"]).decode("utf-8-sig"))
+        return {"caption": _content(members["txt"]).decode("utf-8-sig").strip()} if "txt" in members else {}
+    except UnicodeError as error:
         raise SampleError("not_utf8", str(error)) from error
     except (ValueError, RecursionError) as error:
         raise SampleError("bad_json", str(error)) from error
+
+
+def _read_json(data: str) -> dict[str, Any]:
+    text = json.loads(data)
+    if not isinstance(text, dict):
+        raise SampleError("bad_json", f"a {type(text).__name__}, not an object")
+    if "\\u" in data:
+        # Of a pair of escapes such as \ud83d\ude00 one alone, as of an emoji that was cut, is no text.
+        json.dumps(text, ensure_ascii=False).encode("utf-8")
+    return text
 
 
 def media_members(members: Members) -> list[tuple[str, bytes | Path]]:
@@ -125,11 +128,14 @@ class SampleDecoder:
         max_clips: 1: a video gives one clip, from a start that is drawn. More: it gives the clips that stand for all of
             it, see `divot_datamodules.clip_sampling.clip_times`. The numbered videos of a story give one clip each.
         tokenizer_sha256: Refuse cached features that say they come from another tokenizer; None for no check.
+        max_sample_clips: Most clips of one sample: videos of a story, or clips in a file of cached features; those that
+            `max_clips` allows may always be there.
     """
 
     clip: ClipSettings = field(default_factory=ClipSettings)
     max_clips: int = 1
     tokenizer_sha256: str | None = None
+    max_sample_clips: int = MAX_SAMPLE_CLIPS
 
     def __call__(self, raw: RawSample, rng: np.random.Generator | None) -> Sample:
         """Decodes one sample.
@@ -145,10 +151,12 @@ class SampleDecoder:
         if FEATURE_SUFFIX in raw.members:
             kind: Kind = "image" if text.get("kind") == "image" else "video"
             features = read_features(_content(raw.members[FEATURE_SUFFIX]), self.tokenizer_sha256)
+            self._refuse_many(len(features))
             return Sample(raw.key, text, kind, features=features)
         media = media_members(raw.members)
         if not media:
             raise SampleError("missing_media", f"has {sorted(raw.members)}")
+        self._refuse_many(len(media))
         clips = [self._clips(suffix, data, rng, 1 if len(media) > 1 else self.max_clips) for suffix, data in media]
         video = torch.cat([video for video, _ in clips]) if len(clips) > 1 else clips[0][0]
         kind = "image" if all(suffix in IMAGE_SUFFIXES for suffix, _ in media) else "video"
@@ -158,40 +166,17 @@ class SampleDecoder:
         self, suffix: str, media: bytes | Path, rng: np.random.Generator | None, max_clips: int
     ) -> tuple[Tensor, bool]:
         """Returns the clips of one file, uint8 (N, F, 3, H, W), and whether it gives no others."""
-        try:
+        with decoding_errors():
             if suffix in IMAGE_SUFFIXES:
                 picture = torch.from_numpy(image_picture(media, self.clip))
                 return picture.expand(1, len(self.clip.frame_numbers), *picture.shape), True
             clips = decode_clips(media, self.clip, rng, max_clips=max_clips)
             return torch.from_numpy(clips.video), clips.only_choice
-        except DecodeError as error:
-            raise SampleError(error.reason, error.detail) from error
 
-
-def read_features(data: bytes, tokenizer_sha256: str | None = None) -> Tensor:
-    """Reads a sample's cached features.
-
-    Args:
-        data: A safetensors file with "tokens"; nothing in it can run code.
-        tokenizer_sha256: Refuse features that say they come from another tokenizer; None for no check.
-
-    Returns:
-        float32 (N, Q, C).
-
-    Raises:
-        SampleError: "bad_features", "foreign_features".
-    """
-    try:
-        tokens = load_safetensors(data)["tokens"]
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except Exception as error:  # safetensors raises its own error type, which it does not export everywhere
-        raise SampleError("bad_features", str(error)) from error
-    if tokens.ndim not in (2, 3) or tokens.dtype != torch.float32:
-        raise SampleError("bad_features", f"{tokens.dtype} {tuple(tokens.shape)}")
-    made_by = header.get("__metadata__", {}).get(TOKENIZER_FIELD)
-    if tokenizer_sha256 is not None and made_by is not None and made_by != tokenizer_sha256:
-        raise SampleError("foreign_features", f"made by tokenizer {made_by[:16]}..., not {tokenizer_sha256[:16]}...")
-    return tokens.reshape(-1, *tokens.shape[-2:])
+    def _refuse_many(self, count: int) -> None:
+        most = max(self.max_sample_clips, self.max_clips)
+        if count > most:
+            raise SampleError("too_many_clips", f"{count} clips; max_sample_clips allows {most}")
 
 
 @dataclass
@@ -231,7 +216,7 @@ class TaskMixture:
 
         Raises:
             SampleError: If its texts allow none of the tasks: "missing_caption", "missing_question" or
-                "missing_story", by the first task of the mixture.
+                "missing_story", by the first task of the mixture. "too_large" if they are longer than any sequence.
         """
         names = list(self.weights)
         # The whole order is drawn, so that a task that is impossible gives way to the others by their weights.
@@ -245,12 +230,19 @@ class TaskMixture:
             except MissingText as error:
                 missing[name] = error
                 continue
+            _refuse_long(segments)
             if name not in ONE_CLIP_TASKS or sample.num_clips == 1:
                 return segments, slice(None)
             clip = int(rng.integers(sample.num_clips))
             return segments, slice(clip, clip + 1)
         details = "; ".join(f"{name}: {missing[name].detail}" for name in names)
         raise SampleError(missing[names[0]].reason, details)
+
+
+def _refuse_long(segments: list[Segment]) -> None:
+    length = sum(len(segment.text) for segment in segments if isinstance(segment, Text))
+    if length > MAX_TEXT_CHARACTERS:
+        raise SampleError("too_large", f"a text of {length} characters; at most {MAX_TEXT_CHARACTERS} are read")
 
 
 Item = dict[str, Any]
@@ -288,6 +280,27 @@ def llm_items(sample: Sample, rng: np.random.Generator, mixture: TaskMixture) ->
     return [{"key": sample.key, "segments": segments, **used}]
 
 
+def check_item(item: Item, limits: SampleLimits) -> None:
+    """Refuses what the stage cannot take.
+
+    Args:
+        item: Of `llm_items` or `tokenizer_items`.
+        limits: The stage's.
+
+    Raises:
+        SampleError: "feature_shape": cached features are not of the tokenizer's shape. "too_long": without any of its
+            text the sample is still longer than the longest sequence.
+    """
+    features, wanted = item.get("features"), limits.feature_shape
+    if features is not None and wanted is not None and tuple(features.shape[1:]) != wanted:
+        found = tuple(features.shape[1:])
+        raise SampleError("feature_shape", f"{found[0]} tokens of width {found[1]}, not {wanted[0]} of {wanted[1]}")
+    excess = limits.excess(item.get("segments", []))
+    if excess:
+        longest = limits.layout.max_length if limits.layout else None
+        raise SampleError("too_long", f"without any text {excess} tokens more than max_length, which is {longest}")
+
+
 def collate(items: list[Item]) -> dict[str, Any]:
     """Makes a batch.
 
@@ -295,6 +308,9 @@ def collate(items: list[Item]) -> dict[str, Any]:
         "key" (B strings) and "video" (uint8, (B, F, 3, H, W)) for the (de-)tokenizer stages; for the LLM stages
         "segments" (B lists) as well and "video" (M, F, 3, H, W) or "features" (float32, (M, Q, C)) of all M clips in
         order of appearance.
+
+    Raises:
+        UserError: Items are of different kinds or shapes, which only a stage's `SampleLimits` can tell apart before.
     """
     batch: dict[str, Any] = {"key": [item["key"] for item in items]}
     if "segments" not in items[0]:
@@ -303,4 +319,11 @@ def collate(items: list[Item]) -> dict[str, Any]:
     media = [name for name in ("video", "features") if name in items[0]]
     if any(set(item) != set(items[0]) for item in items):
         raise UserError("a batch would mix videos and cached features; take one kind of shards for a stage.")
+    shapes = {tuple(item[name].shape[1:]): item["key"] for name in media for item in items}
+    if len(shapes) > 1:
+        (one, key), (other, other_key) = list(shapes.items())[:2]
+        raise UserError(
+            f"a batch would mix clips of the shapes {one} (sample {key!r}) and {other} ({other_key!r}); which of them "
+            "the stage takes is not known to the data.\nUse shards of one tokenizer; `divot data inspect` finds others."
+        )
     return {**batch, **{name: torch.cat([item[name] for item in items]) for name in media}}

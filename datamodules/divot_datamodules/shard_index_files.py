@@ -12,6 +12,7 @@ from divot_datamodules.shard_index import STRUCTURE_REASONS, ShardIndex, index_f
 from divot_datamodules.shard_reading import ShardError, first_line, is_url, split_member_name
 from divot_datamodules.shard_storage import LocalShard, RemoteShard, ShardBytes, read_whole
 from divot_lightning.errors import UserError
+from divot_lightning.output_files import writing_to
 
 SUFFIX = ".index.npz"
 MAX_INDEX_BYTES = 2**31
@@ -167,8 +168,9 @@ class IndexFiles:
 
     def _keep(self, index: ShardIndex, shard: ShardBytes) -> None:
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._kept_path(shard), index.to_bytes())
+            with writing_to(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._kept_path(shard), index.to_bytes())
 
     def _kept_path(self, shard: ShardBytes) -> Path:
         assert self.folder is not None

@@ -22,7 +22,7 @@ TEXT_SUFFIXES = ("json", "txt")
 
 # Keys may hold dots, so a suffix is what is known as one; `clip0.mp4`, `clip1.mp4` ... are a sample's several clips.
 _KNOWN = "|".join(re.escape(s) for s in (FEATURE_SUFFIX, *MEDIA_SUFFIXES, *TEXT_SUFFIXES))
-_MEMBER = re.compile(rf"(?P<key>.+?)\.(?P<suffix>(?:clip\d+\.)?(?:{_KNOWN}))", re.IGNORECASE | re.DOTALL)
+_MEMBER = re.compile(rf"(?P<key>.+?)\.(?P<suffix>(?:clip[0-9]{{1,9}}\.)?(?:{_KNOWN}))", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass

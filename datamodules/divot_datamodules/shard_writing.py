@@ -9,14 +9,17 @@ from typing import Any
 
 import webdataset
 
+from divot_datamodules.file_locks import writer_lock
 from divot_datamodules.shard_index_files import index_path, write_index
 from divot_lightning.errors import UserError
+from divot_lightning.output_files import writing_to
 
 Sample = tuple[str, Mapping[str, bytes]]
 """A key and the sample's members by suffix, such as ("00017", {"mp4": ..., "json": ...})."""
 
 INDEX_NAME = "index.json"
 _UNFINISHED_NAME = "index.unfinished.json"
+_LOCK_NAME = "index.lock"
 FORMAT = 1
 
 
@@ -76,22 +79,38 @@ class ShardFolder:
     """A folder of shards of one kind, made with one set of settings.
 
     A folder that is finished with the same settings is left as it is, one that was interrupted is continued, and any
-    other folder that holds shards is refused.
+    other folder that holds shards is refused, as is one that another process is writing into.
 
     Args:
         folder: Where the shards go.
         kind: "video" or "features".
         settings: JSON-able; everything that decides the shards' contents.
+        newer_settings: More of these, which folders of earlier versions do not name; compared where they are named.
 
     Attributes:
         complete: Whether the folder already holds all of it.
+
+    Raises:
+        UserError: The folder is refused, or cannot be written.
     """
 
-    def __init__(self, folder: str | Path, *, kind: str, settings: Mapping[str, Any]) -> None:
-        self.folder = Path(folder)
-        self._index: dict[str, Any] = {"format": FORMAT, "kind": kind, "settings": dict(settings), "shards": []}
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        kind: str,
+        settings: Mapping[str, Any],
+        newer_settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self._newer = Path(folder), set(newer_settings or {})
+        every = {**settings, **(newer_settings or {})}
+        self._index: dict[str, Any] = {"format": FORMAT, "kind": kind, "settings": every, "shards": []}
         self._index = json.loads(json.dumps(self._index))  # as it will be read back
-        self.complete = False
+        self.complete = read_index(self.folder) is not None
+        if not self.complete:
+            with writing_to(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock = writer_lock(self.folder / _LOCK_NAME)
         self._compare_with_existing()
 
     def _compare_with_existing(self) -> None:
@@ -117,6 +136,7 @@ class ShardFolder:
         wanted = {"kind": self._index["kind"], **self._index["settings"]}
         found = {"kind": existing.get("kind"), **existing.get("settings", {})}
         names = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        names = [name for name in names if name in found or name not in self._newer]
         return ", ".join(f"{name} is {found.get(name)!r}, not {wanted.get(name)!r}" for name in names[:3])
 
     def _refuse_damaged_shards(self) -> None:
@@ -149,11 +169,11 @@ class ShardFolder:
     def write(self, number: int, samples: Iterable[Sample]) -> ShardEntry:
         """Writes the shard with this number and notes it."""
         assert not self.complete, "the folder is finished"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_json(self.folder / _UNFINISHED_NAME, self._index)
-        entry = write_shard(self.folder / shard_name(number), samples)
-        self._index["shards"].append(asdict(entry))
-        _write_json(self.folder / _UNFINISHED_NAME, self._index)
+        with writing_to(self.folder):
+            _write_json(self.folder / _UNFINISHED_NAME, self._index)
+            entry = write_shard(self.folder / shard_name(number), samples)
+            self._index["shards"].append(asdict(entry))
+            _write_json(self.folder / _UNFINISHED_NAME, self._index)
         return entry
 
     def write_all(self, samples: Iterable[Sample], samples_per_shard: int) -> None:
@@ -173,10 +193,11 @@ class ShardFolder:
         self._index["shards"].sort(key=lambda entry: entry["name"])
         self._index["num_samples"] = sum(entry.samples for entry in self.entries())
         self._index.update(facts)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_json(self.folder / INDEX_NAME, self._index)
-        (self.folder / _UNFINISHED_NAME).unlink(missing_ok=True)
+        with writing_to(self.folder):
+            _write_json(self.folder / INDEX_NAME, self._index)
+            (self.folder / _UNFINISHED_NAME).unlink(missing_ok=True)
         self.complete = True
+        self._lock.release()
         return self._index
 
 

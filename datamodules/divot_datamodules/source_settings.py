@@ -135,4 +135,4 @@ def make_plan(
 
 def facts_of(source: Source, opened: SampleSource) -> SourceFacts:
     """Returns what a resumed run compares of a source."""
-    return SourceFacts(source.name, len(opened.counts), sum(opened.counts), opened.fingerprint)
+    return SourceFacts(source.name, len(opened.counts), sum(opened.counts), opened.fingerprint, opened.content)

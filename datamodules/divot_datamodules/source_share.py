@@ -37,6 +37,11 @@ class SourceShare:
         self.defects = whole.defects
         self.fingerprint = hashlib.sha256(f"{whole.fingerprint} {len(drawn)}".encode()).hexdigest()
 
+    @property
+    def content(self) -> str:
+        """That of the whole source."""
+        return self._whole.content
+
     def unit_name(self, unit: int) -> str:
         """Returns path or URL of a unit."""
         return self._whole.unit_name(unit)

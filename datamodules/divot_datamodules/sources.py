@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from divot_datamodules.jsonl_source import JsonlSource
+from divot_datamodules.jsonl_source import JsonlSource, MediaFrom
 from divot_datamodules.ledger import Defect
 from divot_datamodules.shard_reading import RawSample, expand_shards, is_url
 from divot_datamodules.tar_source import TarSource
@@ -33,6 +33,11 @@ class SampleSource(Protocol):
     counts: tuple[int, ...]
     defects: list[Defect]
     fingerprint: str
+
+    @property
+    def content(self) -> str:
+        """Hash of parts of the units' content, see `divot_datamodules.shard_content`; "" where nothing is known."""
+        ...
 
     def unit_name(self, unit: int) -> str:
         """Returns path or URL of a unit, as ledger entries name it."""
@@ -72,6 +77,7 @@ def open_source(
     path: str | Path | Sequence[str | Path],
     *,
     media_root: str | Path | None = None,
+    media_from: MediaFrom = "disk",
     index_folder: Path | None = None,
     allow_pipe: bool = False,
     copies_gb: float = 20.0,
@@ -82,6 +88,7 @@ def open_source(
     Args:
         path: Folder, tar, glob, brace expansion, URL or jsonl, or a list of these; tars or jsonl files, not both.
         media_root: Of jsonl files: folder or URL that relative paths start from; None for each jsonl's folder.
+        media_from: Of jsonl files: see `JsonlSource`.
         index_folder: Of tars: see `TarSource`.
         allow_pipe: Of tars: see `TarSource`.
         copies_gb: Of tars: see `TarSource`.
@@ -92,7 +99,7 @@ def open_source(
     """
     files = find_jsonl(path)
     if files:
-        return JsonlSource(files, media_root=media_root)
+        return JsonlSource(files, media_root=media_root, media_from=media_from)
     if media_root is not None:
         raise UserError(
             f"media_root is {str(media_root)!r}, but {path} are tars, which hold their media; leave it out."

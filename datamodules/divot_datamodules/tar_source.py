@@ -6,6 +6,7 @@ import logging
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import fsspec
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from divot_datamodules.ledger import Defect
 from divot_datamodules.samples import SampleError
+from divot_datamodules.shard_content import ContentHashes
 from divot_datamodules.shard_copies import ShardCopies, is_compressed
 from divot_datamodules.shard_index import ShardIndex, no_samples
 from divot_datamodules.shard_index_files import IndexFiles
@@ -59,7 +61,7 @@ class TarSource:
         may_be_empty: bool = False,
     ) -> None:
         self._names = list(shards)
-        self._indexes = IndexFiles(index_folder)
+        self._indexes, self._contents = IndexFiles(index_folder), ContentHashes(index_folder)
         copies = index_folder / "copies" if index_folder is not None else None
         self._copies = ShardCopies(copies, int(copies_gb * 2**30), allow_pipe=allow_pipe)
         self._units = self._prepare_all(progress)
@@ -72,6 +74,15 @@ class TarSource:
         self.fingerprint = _fingerprint(self._names, [index for _, index in self._units])
         if not may_be_empty:
             _report(self._names, self.counts, self.defects)
+
+    @cached_property
+    def content(self) -> str:
+        """Hash of parts of the shards, read when it is first asked for; "" if one of them cannot be read."""
+        readable = [(shard, index) for shard, index in self._units if shard is not None and len(index.keys)]
+        with ThreadPoolExecutor(INDEXING_THREADS) as pool:
+            hashes = list(pool.map(lambda unit: self._contents.get(*unit), readable))
+        self._contents.save()
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if all(hashes) else ""
 
     def unit_name(self, unit: int) -> str:
         """Returns path or URL of a shard."""

@@ -122,6 +122,8 @@ def _turns(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "conversations" in sample:
         return _released_turns(sample["conversations"])
     listed = sample.get("questions") or ([sample] if "question" in sample else [])
+    if not isinstance(listed, list):
+        raise MissingText(f"questions are a {type(listed).__name__}, not a list", "missing_question")
     pairs = [(turn.get("question"), turn.get("answer")) for turn in listed if isinstance(turn, Mapping)]
     found = [(q.strip(), a.strip()) for q, a in pairs if isinstance(q, str) and isinstance(a, str)]
     if not any(q and a for q, a in found):

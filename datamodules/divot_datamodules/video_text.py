@@ -13,6 +13,7 @@ from divot_datamodules.data_position import TrainPosition
 from divot_datamodules.decode_pool import Decoding, make_decoding
 from divot_datamodules.decoded_cache import DecodedCache
 from divot_datamodules.feature_checks import check_features
+from divot_datamodules.jsonl_source import MediaFrom
 from divot_datamodules.ledger import Budget, Ledger
 from divot_datamodules.plan_edits import read_edits
 from divot_datamodules.plan_loader import (
@@ -24,13 +25,14 @@ from divot_datamodules.plan_loader import (
     decode_function,
 )
 from divot_datamodules.position_callback import PositionCallback
-from divot_datamodules.samples import SampleDecoder
+from divot_datamodules.samples import MAX_SAMPLE_CLIPS, SampleDecoder
 from divot_datamodules.source_settings import Source, SourcesSetting, facts_of, items_of, listed_sources, make_plan
 from divot_datamodules.source_share import SourceShare
 from divot_datamodules.sources import estimate_losses, open_source
 from divot_datamodules.tasks import Template
 from divot_datamodules.training_processes import TrainingProcesses
 from divot_lightning.errors import UserError
+from divot_lightning.models.sequence_limits import LimitsSamples, SampleLimits
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class VideoTextData(LightningDataModule):
             deadline can be kept and a crash of a decoder is one of the run.
         clip: Size and rate of the clips.
         max_clips: Most clips of a video: 1 gives one from a drawn start, more give clips that stand for all of it.
+        max_sample_clips: Most videos of a sample that has several, as stories do, or clips in a file of cached
+            features; a sample with more is not usable, so that none takes all memory.
         tasks: None for the tokenizer and de-tokenizer stages, which need no texts; else the tasks of the LLM stages
             with their weights, such as {"caption": 1.0, "generate": 1.0}; known: caption, generate, question,
             conversation, story.
@@ -95,6 +99,8 @@ class VideoTextData(LightningDataModule):
             root folder.
         tokenizer: Run or component folder of the tokenizer that cached features must come from; None for the stage's.
         media_root: Of jsonl lists: folder that relative media paths start from; None for the jsonl's own.
+        media_from: Of jsonl lists: where lines may take their media from: "root", "disk" or "anywhere", URLs included;
+            see `divot_datamodules.jsonl_source.JsonlSource`.
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
         copies_gb: Most disk, in GiB, for copies of shards of which no part can be read by itself: commands, servers
             without ranges, compressed tars.
@@ -111,6 +117,7 @@ class VideoTextData(LightningDataModule):
         num_workers: int = 0,
         clip: ClipSettings = _DEFAULT_CLIP,
         max_clips: int = 1,
+        max_sample_clips: int = MAX_SAMPLE_CLIPS,
         tasks: dict[str, float] | None = None,
         validation_tasks: dict[str, float] | None = None,
         template: Template = "pretraining",
@@ -127,6 +134,7 @@ class VideoTextData(LightningDataModule):
         index_folder: str | None = None,
         tokenizer: str | None = None,
         media_root: str | None = None,
+        media_from: MediaFrom = "disk",
         allow_pipe: bool = False,
         copies_gb: float = 20.0,
     ) -> None:
@@ -137,6 +145,8 @@ class VideoTextData(LightningDataModule):
             raise UserError(f"num_workers is {num_workers}; it must be at least 0 (0: decode in the training process).")
         if prefetch is not None and prefetch < 0:
             raise UserError(f"prefetch is {prefetch}; it must be at least 0 samples, or null for two steps of them.")
+        if max_sample_clips < 1:
+            raise UserError(f"max_sample_clips is {max_sample_clips}; it must be at least 1.")
         if not 0 < train_share <= 1:
             raise UserError(f"train_share is {train_share}; it must be greater than 0 and at most 1 (1: all samples).")
         settings = {"train": train, "validation": validation, "test": test}
@@ -149,11 +159,13 @@ class VideoTextData(LightningDataModule):
         self.train_share = train_share
         self.batch_size, self.num_workers, self.prefetch = batch_size, num_workers, prefetch
         self.clip, self.max_clips, self.seed = clip, max_clips, seed
+        self.max_sample_clips = max_sample_clips
         self.exact, self.streams, self.shuffle_buffer = epoch == "exact", streams, shuffle_buffer
         self.decode_deadline = decode_deadline
         self.budget = Budget(max_bad_fraction, max_bad_samples)
         self.ledger_folder, self.index_folder = ledger_folder, index_folder
         self.tokenizer, self.media_root, self.allow_pipe = tokenizer, media_root, allow_pipe
+        self.media_from: MediaFrom = media_from
         self.copies_gb = copies_gb
         self.ledgers: dict[str, Ledger] = {}
         self.position: TrainPosition | None = None
@@ -199,7 +211,8 @@ class VideoTextData(LightningDataModule):
         processes.check_share(own or [self.batch_size])
         with processes.one_first():
             opened = [self._open_source(*pair) for pair in zip(sources, self.items[name], strict=True)]
-        processes.check_same(f"data.{name}", [one.source.fingerprint for one in opened])
+            contents = [one.source.content for one in opened] if name == "train" else []
+        processes.check_same(f"data.{name}", [one.source.fingerprint for one in opened] + contents)
         size = sum(sum(one.source.counts) for one in opened)
         if not size:
             raise UserError(f"data.{name} holds no usable sample: {sources[0].name}.\nSee `divot data inspect`.")
@@ -225,6 +238,7 @@ class VideoTextData(LightningDataModule):
         opened = open_source(
             source.path,
             media_root=source.media_root or self.media_root,
+            media_from=self.media_from,
             index_folder=self._folder(f"{DATA_FOLDER}/index", self.index_folder),
             allow_pipe=self.allow_pipe,
             copies_gb=self.copies_gb,
@@ -234,13 +248,20 @@ class VideoTextData(LightningDataModule):
         units = [opened.unit_name(unit) for unit in range(len(opened.counts))]
         tokenizer = self._tokenizer
         made_by = check_features(units, tokenizer, self.clip, max_clips) if tokenizer is not None else None
-        return OpenSource(opened, SampleDecoder(self.clip, max_clips, made_by), make_items)
+        decoder = SampleDecoder(self.clip, max_clips, made_by, self.max_sample_clips)
+        return OpenSource(opened, decoder, make_items)
 
     @property
     def _tokenizer(self) -> str | Path | None:
         """The tokenizer that cached features must come from: that of the recipe, or the stage's own."""
         stage = self.trainer.lightning_module if self.trainer is not None else None
         return self.tokenizer or getattr(stage, "tokenizer_folder", None)
+
+    @property
+    def _limits(self) -> SampleLimits:
+        """What the stage can take of a sample, as far as it tells."""
+        stage = self.trainer.lightning_module if self.trainer is not None else None
+        return stage.sample_limits() if isinstance(stage, LimitsSamples) else SampleLimits()
 
     def _make_position(self, data: OpenData) -> TrainPosition:
         plan = make_plan(
@@ -313,6 +334,7 @@ class VideoTextData(LightningDataModule):
             seed=self.seed,
             prefetch=self._prefetched(batch_size),
             pin_memory=torch.cuda.is_available(),
+            limits=self._limits,
         )
 
     def _prefetched(self, batch_size: int) -> int:

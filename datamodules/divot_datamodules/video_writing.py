@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from divot_lightning.errors import UserError
+from divot_lightning.output_files import writing_to
 
 Pixels = NDArray[np.uint8]
 
@@ -111,11 +112,15 @@ def write_video(path: str | Path, video: Pixels, fps: float, *, crf: int = 10, p
 
     Returns:
         The path.
+
+    Raises:
+        UserError: It cannot be written, or not as this kind of video.
     """
     path = Path(path)
     data = encode_video(video, fps, container=path.suffix.lower().lstrip("."), crf=crf, pixel_format=pixel_format)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(data)
-    unfinished.replace(path)
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".part")
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
     return path

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from divot_lightning.errors import UserError
+from divot_lightning.printing import printable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -13,7 +14,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot ask",
         description="Answer questions about videos or pictures with a run's video LLM; without a question, describe "
-        "them. Videos are cut into 2-second clips.",
+        "them, which a run that was trained on questions alone cannot. Words that its text tokenizer does not know are "
+        "named on stderr. Videos are cut into clips as in training.",
     )
     parser.add_argument("run", help="run folder of LLM pretraining or instruction tuning")
     parser.add_argument("video", nargs="+", help="videos or pictures")
@@ -51,4 +53,4 @@ def main(argv: Sequence[str]) -> int:
 def _line(video: str, question: str, answer: str, *, jsonl: bool, alone: bool) -> str:
     if jsonl:
         return json.dumps({"video": video, "question": question or None, "answer": answer}, ensure_ascii=False)
-    return answer if alone else "\t".join(part for part in (video, question, answer) if part)
+    return answer if alone else "\t".join(part for part in (printable(video), question, answer) if part)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,9 +17,16 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", required=True, help="videos: folder, tar, glob, brace expansion, URL or jsonl")
     parser.add_argument("--output", required=True, help="folder of the feature shards")
     parser.add_argument("--media-root", help="folder that a jsonl's relative paths start from (default: the jsonl's)")
-    parser.add_argument("--size", type=int, default=32, help="height and width of the clips (default: 32)")
-    parser.add_argument("--frames", type=int, default=16, help="frames per clip (default: 16)")
-    parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the clips (default: 8)")
+    parser.add_argument(
+        "--media-from",
+        choices=("root", "disk", "anywhere"),
+        default="disk",
+        help="where a jsonl's lines may take media from: below the media root alone, any disk here, or also URLs "
+        "(default: disk)",
+    )
+    parser.add_argument("--size", type=int, help="height and width of the clips (default: as the tokenizer's run)")
+    parser.add_argument("--frames", type=int, help="frames per clip (default: as the tokenizer's run)")
+    parser.add_argument("--fps", type=float, help="frames per second of the clips (default: as the tokenizer's run)")
     parser.add_argument(
         "--short-videos",
         choices=("refuse", "squeeze"),
@@ -34,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
         default="32-true",
         help="of the tokenizer; take the training's for bit-for-bit the same features (default: 32-true)",
     )
+    parser.add_argument(
+        "--max-sample-clips", type=int, default=64, help="leave out samples of more videos than this (default: 64)"
+    )
     parser.add_argument("--samples-per-shard", type=int, default=1024, help="at most (default: 1024)")
     parser.add_argument("--batch-size", type=int, default=32, help="samples at a time (default: 32)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -48,17 +59,19 @@ def main(argv: Sequence[str]) -> int:
         argv: The words after `divot data encode`.
     """
     args = parser().parse_args(argv)
-    from divot_datamodules.clip_sampling import ClipSettings
-    from divot_datamodules.encoding import EncodeSettings, encode_shards
-    from divot_datamodules.ledger import Budget
+    from divot_datamodules.encoding import EncodeSettings, encode_shards, tokenizer_clip
+    from divot_datamodules.ledger import Budget, left_out_lines
 
-    clip = ClipSettings(args.size, args.size, args.frames, args.fps, args.short_videos)
+    given = {"height": args.size, "width": args.size, "frames": args.frames, "fps": args.fps}
+    given = {name: value for name, value in given.items() if value is not None}
+    clip = replace(tokenizer_clip(args.tokenizer), **given, short_videos=args.short_videos)
     report = encode_shards(
         args.tokenizer,
         args.input,
         args.output,
-        EncodeSettings(clip, args.max_clips, args.precision, args.samples_per_shard),
+        EncodeSettings(clip, args.max_clips, args.precision, args.samples_per_shard, args.max_sample_clips),
         media_root=args.media_root,
+        media_from=args.media_from,
         batch_size=args.batch_size,
         budget=Budget(args.max_bad_fraction),
         device=args.device,
@@ -66,5 +79,7 @@ def main(argv: Sequence[str]) -> int:
     )
     state = "already there, nothing to do" if report.already_there else "made"
     counts = f"features of {report.samples} samples in {report.shards} shards"
-    sys.stdout.write(f"{args.output}: {counts}, {len(report.defects)} left out; {state}\n")
+    size = f"clips of {clip.frames} frames of {clip.height} x {clip.width} at {clip.fps:g} per second"
+    sys.stdout.write(f"{args.output}: {counts}, {size}; {state}\n")
+    sys.stdout.write("".join(line + "\n" for line in left_out_lines(report.defects)))
     return 0

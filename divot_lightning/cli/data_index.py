@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from divot_lightning.printing import printable
+
 
 def parser() -> argparse.ArgumentParser:
     """Builds the command's parser."""
@@ -39,6 +41,5 @@ def main(argv: Sequence[str]) -> int:
         f"{args.source}: {samples} samples in {len(shards)} shards; {made} indexes made, "
         f"{len(shards) - made} were there; {len(defects)} defects\n"
     )
-    # A name in a tar need not be UTF-8, but what is printed must be.
-    sys.stdout.write("".join(line + "\n" for line in defects).encode("utf-8", "backslashreplace").decode())
+    sys.stdout.write("".join(printable(line) + "\n" for line in defects))
     return 1 if defects else 0

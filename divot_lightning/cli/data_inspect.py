@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from divot_lightning.errors import UserError
+
 
 def parser() -> argparse.ArgumentParser:
     """Builds the command's parser."""
@@ -20,7 +22,23 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the clips (default: 8)")
     parser.add_argument("--short-videos", choices=("refuse", "squeeze"), default="refuse", help="(default: refuse)")
     parser.add_argument("--max-pixels", type=int, help="largest height x width that is decoded (default: 8K)")
+    parser.add_argument("--max-clips", type=int, default=1, help="most clips of a video, as in training (default: 1)")
+    parser.add_argument(
+        "--max-sample-clips", type=int, default=64, help="most videos of a sample that has several (default: 64)"
+    )
+    parser.add_argument(
+        "--media-from",
+        choices=("root", "disk", "anywhere"),
+        default="disk",
+        help="of a jsonl: media below the media root alone, from any disk here, or also from URLs (default: disk)",
+    )
     parser.add_argument("--tasks", help="also find samples whose texts allow none of these, such as caption,question")
+    parser.add_argument("--tokenizer", metavar="RUN", help="also find cached features that are not of this tokenizer")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        help="also find samples that no sequence of so many tokens holds (needs --tasks and --tokenizer)",
+    )
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per CPU, at most 8)")
     parser.add_argument("--deadline", type=float, default=30.0, help="seconds that a sample may take (default: 30)")
     parser.add_argument("--copies-gb", type=float, default=20.0, help="disk for shards read as copies (default: 20)")
@@ -36,11 +54,14 @@ def main(argv: Sequence[str]) -> int:
         argv: The words after `divot data inspect`.
     """
     args = parser().parse_args(argv)
+    if args.max_length is not None and not (args.tasks and args.tokenizer):
+        raise UserError("--max-length needs --tasks and --tokenizer, which decide how long samples are.")
     from tqdm import tqdm
 
     from divot_datamodules.clip_sampling import ClipSettings
     from divot_datamodules.decoding import MAX_PIXELS
-    from divot_datamodules.inspection import inspect_source, open_for_inspection
+    from divot_datamodules.feature_checks import check_features
+    from divot_datamodules.inspection import inspect_source, limits_for, open_for_inspection
     from divot_datamodules.inspection_report import write_contact_sheet, write_defects
     from divot_datamodules.samples import SampleDecoder, TaskMixture
 
@@ -53,12 +74,17 @@ def main(argv: Sequence[str]) -> int:
         max_pixels=args.max_pixels or MAX_PIXELS,
     )
     tasks = TaskMixture({name.strip(): 1.0 for name in args.tasks.split(",")}) if args.tasks else None
-    source = open_for_inspection(args.source, media_root=args.media_root, copies_gb=args.copies_gb)
+    source = open_for_inspection(
+        args.source, media_root=args.media_root, media_from=args.media_from, copies_gb=args.copies_gb
+    )
+    units = [source.unit_name(unit) for unit in range(len(source.counts))]
+    made_by = check_features(units, args.tokenizer) if args.tokenizer else None
     with tqdm(desc="samples", unit="sample", total=sum(source.counts)) as bar:
         report = inspect_source(
             source,
-            SampleDecoder(clip),
+            SampleDecoder(clip, args.max_clips, made_by, args.max_sample_clips),
             tasks=tasks,
+            limits=limits_for(args.tokenizer, args.max_length) if args.tokenizer else None,
             workers=min(8, os.cpu_count() or 1) if args.workers is None else args.workers,
             deadline=args.deadline,
             on_sample=bar.update,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from divot_lightning import __version__
 from divot_lightning.errors import UserError
 from divot_lightning.parent import bind_to_torchrun
+from divot_lightning.printing import printable
 from divot_lightning.sharding.failures import RankFailed, note_failure
 
 COMMANDS: dict[str, str] = {
@@ -43,6 +44,9 @@ PLACE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL_ERRORS)
 MAX_ERROR_LINES = 5
 """What a user reads before scrolling."""
 
+BAR_SECONDS = 10.0
+"""Between two states of a progress bar in a file or a pipe: some 30 kB in an hour."""
+
 MAX_LINE_CHARACTERS = 500
 """A longer line of a message, such as a list of everything that a library knows, is cut here."""
 
@@ -58,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         saved, 130 stopped by Ctrl-C.
     """
     bind_to_torchrun()
+    calm_bars()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(help_text())
@@ -66,6 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"divot-lightning {__version__}\n")
         return 0
     return run_guarded(words[0], words[1:])
+
+
+def calm_bars() -> None:
+    """Let progress bars write every few seconds only where no terminal shows them, as in the log of a job.
+
+    tqdm takes its defaults from the environment, so that this holds for the bars of all commands and their processes.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", str(BAR_SECONDS))
 
 
 def run_guarded(command: str, argv: list[str]) -> int:
@@ -115,7 +129,7 @@ def error_text(error: Exception) -> str:
         >>> error_text(ValueError("size is 3; allowed: 16, 32"))
         'error: size is 3; allowed: 16, 32\n'
     """
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    lines = [printable(line.rstrip()) for line in str(error).splitlines() if line.strip()]
     clipped = [line if len(line) <= MAX_LINE_CHARACTERS else line[: MAX_LINE_CHARACTERS - 4] + " ..." for line in lines]
     return "error: " + "\n".join(clipped[:MAX_ERROR_LINES]) + "\n"
 

@@ -12,7 +12,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot reconstruct",
         description="Encode clips with a run's tokenizer and draw them again with its de-tokenizer. Writes KEY.mp4, "
-        "KEY_original.mp4 and KEY_compare.mp4, with the two beside each other.",
+        "KEY_original.mp4 and KEY_compare.mp4, with the two beside each other. What gives no clip is left out.",
     )
     parser.add_argument("run", help="run folder of a stage that trains or uses a tokenizer and a de-tokenizer")
     parser.add_argument("input", nargs="+", help="videos or pictures, or shards: folder, tar, glob or URL")
@@ -37,9 +37,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--num is {args.num}; it must be at least 1")
     from tqdm import tqdm
 
+    from divot_datamodules.ledger import Defect, left_out_lines
     from divot_lightning.inference.reconstruct import reconstruct_files
 
-    files = reconstruct_files(args.run, args.input, args.output, num=args.num, seed=args.seed, device=args.device)
+    defects: list[Defect] = []
+    options = {"num": args.num, "seed": args.seed, "device": args.device}
+    files = reconstruct_files(args.run, args.input, args.output, **options, on_defect=defects.append)
     count = sum(1 for _ in tqdm(files, total=args.num, desc="clips", unit="clip"))
     sys.stdout.write(f"{args.output}: {count} clips; look at *_compare.mp4\n")
+    sys.stdout.write("".join(line + "\n" for line in left_out_lines(defects)))
     return 0

@@ -3,6 +3,7 @@
 Shape letters: N clips of a video, F frames, H height, W width, Q tokens per clip, C feature width.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,17 @@ from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, Pixels, deco
 from divot_datamodules.tasks import Template, caption_segments, question_segments
 from divot_lightning.components import find_component, load_component
 from divot_lightning.errors import UserError
-from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_template
+from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_tasks, run_template
+from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.sequences import Kind, Segment
 from divot_lightning.models.tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM
+
+logger = logging.getLogger(__name__)
+
+DESCRIBING = frozenset({"caption", "conversation"})
+"""Tasks that teach to describe: conversations of published data ask for it, questions alone do not."""
 
 UNSAID = "-"
 """Stands where a training sample has the text that is asked for; never shown to the model."""
@@ -87,7 +94,7 @@ def answer(
     generator: torch.Generator | None = None,
     batch_size: int = 64,
 ) -> list[str]:
-    """Answers prompts, in batches of similar length.
+    """Answers prompts, in batches of similar length; warns of words that the text tokenizer does not know.
 
     Args:
         video_llm: In evaluation mode.
@@ -102,6 +109,7 @@ def answer(
     Returns:
         One text per prompt.
     """
+    warn_of_unknown_words(video_llm.text_tokenizer, prompts)
     order = sorted(range(len(prompts)), key=lambda row: len(features[row]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
@@ -128,12 +136,14 @@ class Asker:
         video_llm: In evaluation mode.
         clip: How clips are cut.
         template: The form of the prompts that the model was trained on.
+        tasks: What it was trained on last; empty where that is not known.
     """
 
     tokenizer: VideoTokenizer
     video_llm: VideoLLM
     clip: ClipSettings
     template: Template = "pretraining"
+    tasks: frozenset[str] = frozenset()
 
     @classmethod
     def from_run(cls, run: str | Path, *, template: Template | None = None, device: str = "cpu") -> "Asker":
@@ -149,8 +159,8 @@ class Asker:
         """
         tokenizer = load_tokenizer(run)
         video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval()
-        clip = run_clip_settings(run, tokenizer)
-        return cls(tokenizer.to(device), video_llm.to(device), clip, template or run_template(run))
+        clip = run_clip_settings(run, tokenizer.config)
+        return cls(tokenizer.to(device), video_llm.to(device), clip, template or run_template(run), run_tasks(run))
 
     @torch.no_grad()
     def encode(self, video_NFCHW: Tensor, *, batch_size: int = 64) -> Tensor:
@@ -164,12 +174,19 @@ class Asker:
 
         Args:
             path: The file.
-            questions: The questions; "" asks for a caption.
+            questions: The questions; "" asks for a caption, with a warning if the model learned no task that has some.
             max_clips: Most clips of a video.
 
         Returns:
             One answer per question.
         """
+        if "" in questions and self.tasks and not self.tasks & DESCRIBING:
+            logger.warning(
+                "this run was trained on the task%s %s, not to describe videos: what it says without a question may "
+                "mean nothing. Ask what it has learned, with --question.",
+                "s" * (len(self.tasks) > 1),
+                ", ".join(sorted(self.tasks)),
+            )
         video, kind = read_video(path, self.clip, max_clips)
         features = self.encode(torch.from_numpy(np.ascontiguousarray(video)))
         prompts = [

@@ -19,8 +19,9 @@ from divot_lightning.errors import UserError
 from divot_lightning.head_sampling import set_sampling
 from divot_lightning.inference.reconstruct import FRAMES_PER_SECOND, Reconstructor
 from divot_lightning.inference.run_settings import load_tokenizer, run_template
+from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.detokenizer import VideoDetokenizer
-from divot_lightning.models.sequences import Segment
+from divot_lightning.models.sequences import Segment, Text
 from divot_lightning.models.video_llm import VideoLLM
 
 
@@ -46,7 +47,7 @@ def generate_clip_features(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Tensor:
-    """Predicts one clip per text.
+    """Predicts one clip per text; warns of words that the text tokenizer does not know.
 
     Args:
         video_llm: In evaluation mode.
@@ -59,6 +60,7 @@ def generate_clip_features(
     Returns:
         features_MQC, unnormalised, float32, on the CPU.
     """
+    warn_of_unknown_words(video_llm.text_tokenizer, [[Text(text, learn=False)] for text in dict.fromkeys(texts)])
     generator = torch.Generator(video_llm.feature_mean_C.device).manual_seed(seed)
     parts = []
     for start in range(0, len(texts), batch_size):

@@ -4,7 +4,7 @@ Shape letters: B batch, N clips, F frames, H height, W width, Q tokens per clip,
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.clip_sampling import ClipSettings, decode_clip, image_clip
-from divot_datamodules.decoding import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DecodeError, Pixels
-from divot_datamodules.samples import SampleDecoder, SampleError
+from divot_datamodules.decoding import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Pixels
+from divot_datamodules.ledger import Defect, left_out_lines
+from divot_datamodules.sample_errors import SampleError, decoding_errors
+from divot_datamodules.samples import SampleDecoder
 from divot_datamodules.shard_reading import expand_shards
-from divot_datamodules.sources import find_jsonl, open_source
+from divot_datamodules.sources import JsonlSource, SampleSource, TarSource, find_jsonl
 from divot_datamodules.video_writing import write_video
 from divot_lightning.components import find_component, load_component
 from divot_lightning.errors import UserError
@@ -28,6 +30,8 @@ from divot_lightning.models.tokenizer import VideoTokenizer
 
 FRAMES_PER_SECOND = 8.0
 """Divot's 2-second clips of 16 frames."""
+LONGEST_NAME = 200
+"""Bytes of a key that become part of file names, which file systems limit to 255 bytes with everything behind."""
 COMPARISON_HEIGHT = 256
 """Comparisons of smaller clips are enlarged to about this many rows, so that players show them sharp."""
 
@@ -91,55 +95,73 @@ class Reconstructor:
             yield to_uint8(video_BFCHW).cpu()
 
 
-def read_clips(inputs: Sequence[str], clip: ClipSettings) -> Iterator[tuple[str, Pixels]]:
-    """Reads clips from shards and from media files.
+def read_clips(
+    inputs: Sequence[str], clip: ClipSettings, on_defect: Callable[[Defect], object] = lambda defect: None
+) -> Iterator[tuple[str, Pixels]]:
+    """Reads clips from shards and from media files; what gives none is left out.
 
     Args:
         inputs: Each a video or picture, or shards: a folder, a tar, a glob or a URL; or a jsonl.
         clip: How clips are cut; of a longer video the clip in its middle.
+        on_defect: Called with what is left out, as it comes up.
 
     Yields:
         Key and pixels, uint8 (F, 3, H, W).
 
     Raises:
-        UserError: If something cannot be read; names the file or the sample, and why.
+        UserError: There is no such file, or none of the inputs gives a clip; names the first, and why.
     """
+    left_out: list[Defect] = []
+
+    def note(defect: Defect) -> None:
+        left_out.append(defect)
+        on_defect(defect)
+
+    count = 0
     for source in inputs:
-        path = Path(source)
-        suffix = path.suffix.lower().lstrip(".")
-        if suffix not in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES):
-            yield from _shard_clips(source, clip)
-            continue
-        if not path.is_file():
-            raise UserError(f"there is no file {source}")
-        try:
-            video = (image_clip if suffix in IMAGE_SUFFIXES else decode_clip)(path, clip).video
-        except DecodeError as error:
-            raise UserError(f"{source} gives no clip: {error}") from error
-        yield path.stem, video
+        suffix = Path(source).suffix.lower().lstrip(".")
+        is_media = suffix in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+        for clips in (_file_clip if is_media else _shard_clips)(source, clip, note):
+            count += 1
+            yield clips
+    if not count:
+        raise UserError("no clip to take:\n" + "\n".join(left_out_lines(left_out)[:4]))
 
 
-def _shard_clips(source: str, clip: ClipSettings) -> Iterator[tuple[str, Pixels]]:
-    """Yields clips shard by shard, so that no more shards are opened than are needed; a defect ends it."""
-    decode = SampleDecoder(clip)
-    for name in [source] if find_jsonl(source) else expand_shards(source):
-        shard = open_source(name, progress=False)
+def _file_clip(source: str, clip: ClipSettings, on_defect: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"there is no file {source}")
+    is_image = path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+    try:
+        with decoding_errors():
+            video = (image_clip if is_image else decode_clip)(path, clip).video
+    except SampleError as error:
+        on_defect(Defect(error.reason, source, "", error.detail))
+        return
+    yield path.stem, video
+
+
+def _shard_clips(
+    source: str, clip: ClipSettings, on_defect: Callable[[Defect], object]
+) -> Iterator[tuple[str, Pixels]]:
+    """Yields clips shard by shard, so that no more shards are opened than are needed."""
+    jsonl = find_jsonl(source)
+    for name in jsonl or expand_shards(source):
+        shard: SampleSource = JsonlSource([name]) if jsonl else TarSource([name], progress=False, may_be_empty=True)
         for number in range(shard.counts[0]):
             key = shard.key(0, number)
             try:
-                video = decode(shard.read(0, number), None).video
+                video = SampleDecoder(clip)(shard.read(0, number), None).video
             except SampleError as error:
-                raise UserError(f"sample {key!r} of {name} gives no clip: {error.reason} {error.detail}") from error
+                on_defect(Defect(error.reason, name, key, error.detail))
+                continue
             if video is None:
                 raise UserError(f"{name} holds features; give the shards of videos that they were made from")
             for place, pixels in enumerate(video.numpy()):
                 yield (key if len(video) == 1 else f"{key}.clip{place}"), pixels
-        if shard.defects:
-            first = shard.defects[0]
-            raise UserError(
-                f"{name} holds more than can be read: {first.reason} {first.key} ({first.detail}).\n"
-                f"Write it again; `divot data inspect {name}` lists its defects."
-            )
+        for defect in shard.defects:
+            on_defect(defect)
 
 
 def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:
@@ -159,7 +181,14 @@ def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:
 
 
 def reconstruct_files(
-    run: str | Path, inputs: Sequence[str], output: str | Path, *, num: int = 8, seed: int = 0, device: str = "cpu"
+    run: str | Path,
+    inputs: Sequence[str],
+    output: str | Path,
+    *,
+    num: int = 8,
+    seed: int = 0,
+    device: str = "cpu",
+    on_defect: Callable[[Defect], object] = lambda defect: None,
 ) -> Iterator[Path]:
     """Writes `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
 
@@ -170,13 +199,14 @@ def reconstruct_files(
         num: Number of clips.
         seed: Of the de-tokenizer's noise.
         device: Where the models run.
+        on_defect: Called with each sample or file that gives no clip.
 
     Returns:
         An iterator that writes the files clip by clip and gives the path of each comparison; run and inputs are read
         before it is returned.
     """
     models = Reconstructor.from_run(run, device=device)
-    clips = list(islice(read_clips(inputs, models.clip), num))
+    clips = list(islice(read_clips(inputs, models.clip, on_defect), num))
     return _write_clips(models, clips, Path(output), seed)
 
 
@@ -205,7 +235,8 @@ def _file_names(keys: Iterable[str]) -> list[str]:
     """
     names: list[str] = []
     for key in keys:
-        name = stem = re.sub(r"[^\w.-]+", "_", key).strip(".") or "clip"
+        safe = re.sub(r"[^\w.-]+", "_", key).encode()[:LONGEST_NAME].decode(errors="ignore").strip(".")
+        name = stem = safe or "clip"
         number = 0
         while name in names:
             number += 1

@@ -10,7 +10,7 @@ from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.tasks import Template
 from divot_lightning.components import find_component, load_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 
 CONFIG_FILE = "config.yaml"
 
@@ -39,17 +39,26 @@ def run_template(run: str | Path) -> Template:
     return "instruction" if read_data_settings(run).get("template") == "instruction" else "pretraining"
 
 
-def run_clip_settings(run: str | Path, tokenizer: VideoTokenizer) -> ClipSettings:
+def run_tasks(run: str | Path) -> frozenset[str]:
+    """Gives the tasks that a run was trained on, those of all its sources; empty where it does not say."""
+    settings = read_data_settings(run)
+    train = settings.get("train")
+    sources = [source for source in train if isinstance(source, dict)] if isinstance(train, list) else []
+    named = [source.get("tasks") or settings.get("tasks") for source in sources] or [settings.get("tasks")]
+    return frozenset(str(task) for tasks in named if isinstance(tasks, dict) for task in tasks)
+
+
+def run_clip_settings(run: str | Path, tokenizer: TokenizerConfig) -> ClipSettings:
     """Gives how clips are cut for a run; where it does not say, in the size that the tokenizer's ViT reads.
 
     Args:
         run: Run folder.
-        tokenizer: Its tokenizer.
+        tokenizer: Settings of its tokenizer.
 
     Returns:
         The settings; short videos are squeezed, not refused.
     """
-    size = tokenizer.config.vision.image_size
+    size = tokenizer.vision.image_size
     stored = read_data_settings(run).get("clip") or {}
     known = {entry.name for entry in fields(ClipSettings)}
     stated = {name: value for name, value in stored.items() if name in known}

@@ -8,11 +8,13 @@ from torch import Generator, Tensor, nn
 from divot_lightning.errors import UserError
 from divot_lightning.heads import GenerationHead
 from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.sequence_limits import SampleLimits
 from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM, VideoLLMConfig
 from divot_lightning.stages.global_mean import LossPart
 from divot_lightning.stages.optimization import OptimizerSettings
 from divot_lightning.stages.stage import Stage, num_counted
+from divot_lightning.stages.video_llm_step import limits_of
 
 
 class NoHead(GenerationHead):
@@ -77,6 +79,10 @@ class CaptioningPretraining(Stage):
         output = self.video_llm(batch["segments"], tokens_MQC)
         counts = int(num_counted(batch) > 0)
         return {"text_loss": LossPart(output.text_loss, counts * output.num_text_targets)}
+
+    def sample_limits(self) -> SampleLimits:
+        """Tells the data which samples fit into the longest sequence."""
+        return limits_of(self.llm_config, self.video_llm if self.is_built else None)
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Returns the tokenizer."""

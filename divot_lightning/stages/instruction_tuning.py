@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -52,6 +53,7 @@ class InstructionTuning(VideoLLMStage):
                 raise UserError(f"freeze names {part!r}, which is no part of the video LLM; allowed: {allowed}.")
         folder = find_component(previous, "video_llm")
         config = read_settings(folder, VideoLLM, VideoLLMConfig)
+        config = replace(config, max_length=max_length if max_length is not None else config.max_length)
         super().__init__(config, previous, optimizer, text_loss_weight, head_loss_weight)
         self.video_llm_folder = folder
         self.freeze_names = freeze or []

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from divot_lightning.components import find_component, load_component, read_settings
+from divot_lightning.models.sequence_limits import SampleLimits
 from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM
 from divot_lightning.models.video_llm_config import VideoLLMConfig
@@ -22,6 +23,7 @@ from divot_lightning.stages.video_llm_step import (
     clip_features,
     drop_frozen,
     find_drawing_part,
+    limits_of,
     loss_parts,
 )
 
@@ -49,6 +51,7 @@ class VideoLLMStage(Stage):
     ) -> None:
         super().__init__(optimizer)
         self.previous = previous
+        self.llm_settings = config
         self.tokenizer_folder = find_component(previous, "tokenizer")
         check_widths(read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig), config)
         self.weights = {"text_loss_weight": text_loss_weight, "head_loss_weight": head_loss_weight}
@@ -61,6 +64,10 @@ class VideoLLMStage(Stage):
         """Loads the frozen tokenizer and builds the video LLM."""
         self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
         self.video_llm = self.build_video_llm()
+
+    def sample_limits(self) -> SampleLimits:
+        """Tells the data what fits: features of the tokenizer's shape, clips within the longest sequence."""
+        return limits_of(self.llm_settings, self.video_llm if self.is_built else None)
 
     def frozen_sources(self) -> dict[str, str | Path]:
         """Gives the folder of the tokenizer."""

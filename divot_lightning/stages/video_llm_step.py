@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from divot_lightning.components import find_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.clip_encoding import encode_clips
+from divot_lightning.models.sequence_limits import SampleLimits
+from divot_lightning.models.sequences import SequenceLayout
 from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM, VideoLLMOutput
 from divot_lightning.models.video_llm_config import VideoLLMConfig
@@ -86,6 +88,19 @@ def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: in
         return batch.get("features")
     encoded = encode_clips(tokenizer, video)[:num_clips]
     return encoded if num_clips else batch.get("features")
+
+
+def limits_of(settings: VideoLLMConfig, video_llm: VideoLLM | None) -> SampleLimits:
+    """Tells what a video LLM can take of one sample.
+
+    Args:
+        settings: Its settings.
+        video_llm: The model, None as long as it is not built.
+    """
+    settings = video_llm.settings if video_llm is not None else settings
+    layout = SequenceLayout(settings.num_queries, settings.mechanism, settings.max_length)
+    begins = video_llm is not None and video_llm.special.begin is not None
+    return SampleLimits((settings.num_queries, settings.feature_dim), layout, begins)
 
 
 def loss_parts(

@@ -3,12 +3,26 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from divot_datamodules.video_writing import write_video
 from divot_lightning.cli.data import COMMANDS, main
 from divot_lightning.cli.main import main as divot
+from divot_lightning.components import save_component
 from divot_lightning.errors import UserError
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.testing.broken_shards import write_members
 from divot_lightning.testing.toy_shards import make_toy_shards
+
+
+def tiny_tokenizer():
+    vision = VisionConfig(frozen=False, image_size=8, patch_size=4, width=8, layers=1, heads=2)
+    sizes = {"temporal_width": 6, "temporal_layers": 1, "temporal_heads": 1, "temporal_init": "random", "pool_size": 2}
+    sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 1}
+    sizes |= {"num_tokens": 3, "resampler_layers": 1, "resampler_heads": 1, "resampler_head_dim": 4}
+    return VideoTokenizer(TokenizerConfig(vision=vision, token_dim=4, **sizes))
 
 
 def test_help_lists_every_command(capsys):
@@ -79,6 +93,47 @@ def test_inspect_finds_texts_that_a_task_misses(tmp_path, capsys):
     assert f"  {'missing_story':<22}{3:>7}" in capsys.readouterr().out
     assert divot([*words, "captoin"]) == 2
     assert "captoin" in capsys.readouterr().err
+
+
+def test_inspect_finds_what_a_model_cannot_take(tmp_path, capsys):
+    save_component(tiny_tokenizer(), tmp_path / "run" / "tokenizer")  # 3 tokens of width 4
+    story = {"story": {"texts": ["a", "b", "c"]}, "caption": "c"}
+    shapes = {"fits": (3, 4), "wide": (3, 5), "story": (3, 3, 4)}
+    members = []
+    for key, shape in shapes.items():
+        text = story if key == "story" else {"caption": "c"}
+        data = save({"tokens": torch.zeros(*shape)})
+        members += [(f"{key}.features.safetensors", data), (f"{key}.json", json.dumps(text).encode())]
+    write_members(tmp_path / "a.tar", members)
+    words = ["data", "inspect", str(tmp_path / "a.tar"), "--workers", "0", "--list", str(tmp_path / "found.jsonl")]
+
+    def found(*more):
+        divot([*words, *more])
+        lines = (tmp_path / "found.jsonl").read_text().splitlines()
+        return {json.loads(line)["key"]: json.loads(line)["reason"] for line in lines}
+
+    assert found() == {"wide": "feature_shape"}
+    assert "features    3x4 2, 3x5 1 (tokens x width)" in capsys.readouterr().out
+    run = ["--tokenizer", str(tmp_path / "run")]
+    assert found(*run) == {"wide": "feature_shape"}
+    # <bos>, twice <vid> <frame> 3 </frame> <frame> 3 </frame> </vid>, once <vid> <frame> 3 </frame> </vid>, <eos>
+    assert found(*run, "--tasks", "caption,story", "--max-length", "32") == {
+        "wide": "feature_shape",
+        "story": "too_long",
+    }
+    assert found(*run, "--tasks", "caption,story", "--max-length", "33") == {"wide": "feature_shape"}
+    assert found("--max-sample-clips", "2") == {"wide": "feature_shape", "story": "too_many_clips"}
+    assert divot([*words, "--max-length", "9"]) == 2
+    assert "--max-length needs --tasks and --tokenizer" in capsys.readouterr().err
+
+
+def test_names_from_shards_reach_the_terminal_as_text(tmp_path, capsys):
+    write_members(tmp_path / "a.tar", [("\x1b[2Jk.mp4", b""), ("\x1b[2Jk.mp4", b"")])
+    for command in ("inspect", "index"):
+        divot(["data", command, str(tmp_path / "a.tar")])
+        shown = capsys.readouterr().out
+        assert "\\x1b[2Jk" in shown
+        assert "\x1b" not in shown
 
 
 def test_index_makes_what_is_missing(tmp_path, capsys):

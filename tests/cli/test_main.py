@@ -58,6 +58,24 @@ def test_a_long_message_is_cut_to_five_lines() -> None:
     assert error_text(ValueError("\n".join("abcdefgh"))) == "error: a\nb\nc\nd\ne\n"
 
 
+def test_control_characters_of_a_message_are_escaped() -> None:
+    assert (
+        error_text(UserError("there is no file \x1b[2J\u202ea.mp4")) == "error: there is no file \\x1b[2J\\u202ea.mp4\n"
+    )
+
+
+def test_progress_bars_write_little_where_no_terminal_shows_them() -> None:
+    code = (
+        "import os, sys; from divot_lightning.cli.main import main; main(['--version']); import tqdm\n"
+        "bar = tqdm.tqdm(range(100_000), total=100_000)\n"
+        "sum(1 for _ in bar)\n"
+        "print(bar.mininterval)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout.split()[-1] == "10.0"
+    assert done.stderr.count("\r") <= 5
+
+
 def test_a_long_line_is_cut() -> None:
     assert len(error_text(ValueError("x" * 10_000))) < 600
 

@@ -132,7 +132,7 @@ class CountedSource:
 
     def __init__(self, counts, name="", bad=()):
         self.counts, self.name, self.bad = tuple(counts), name, set(bad)
-        self.defects, self.fingerprint = [], f"{name}{self.counts}"
+        self.defects, self.fingerprint, self.content = [], f"{name}{self.counts}", ""
         self.reads = []
 
     def unit_name(self, unit):

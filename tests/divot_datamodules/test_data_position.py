@@ -8,12 +8,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from divot_datamodules import shard_content
 from divot_datamodules.data_position import SourceFacts, TrainPosition
 from divot_datamodules.order_plan import OrderPlan, SourceOrder
 from divot_datamodules.samples import SampleDecoder
+from divot_datamodules.shard_index_files import write_index
+from divot_datamodules.source_settings import Source, facts_of
+from divot_datamodules.sources import open_source
 from divot_datamodules.tar_source import TarSource
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
+from divot_lightning.testing.broken_shards import write_members
 
 STEPS = 8
 
@@ -136,6 +141,49 @@ def test_accumulated_batches_are_used_one_by_one(tmp_path, shards):
     assert rest == whole[4:]
 
 
+@pytest.mark.parametrize("remade", ["other videos", "all but one", "the same", "copied"])
+def test_a_shard_that_was_replaced_under_its_name_is_noticed(tmp_path, remade):
+    def clip(number, made):
+        return b"media" * 800 + bytes([number, made]) * 500 + b"tail" * 800
+
+    def members(made):
+        return [(f"k{n:02}.mp4", clip(n, made if remade == "other videos" or n else 0)) for n in range(64)]
+
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    path = write_members(folder / "0.tar", members(0))
+    write_index(path)
+
+    def opened(index_folder):
+        return facts_of(Source(str(folder)), open_source(folder, index_folder=tmp_path / index_folder))
+
+    before = position(sources=[opened("a")])
+    state = before.state_dict()
+    if remade in ("other videos", "all but one"):
+        write_members(path, members(1))
+        changed = position(sources=[opened("a")])
+        assert changed.sources[0].fingerprint == before.sources[0].fingerprint
+        with pytest.raises(UserError, match=r"shards: other content than in the checkpoint, under the same names"):
+            changed.load_state_dict(state)
+        return
+    if remade == "the same":
+        write_members(path, members(0))
+    for index_folder in ("a", "b"):  # with and without what was kept of the former look
+        position(sources=[opened(index_folder)]).load_state_dict(state)
+
+
+def test_a_shard_that_did_not_change_is_not_read_again_for_its_content(tmp_path, shards, monkeypatch):
+    first = open_source(shards, index_folder=tmp_path / "index").content
+    monkeypatch.setattr(shard_content, "content_hash", lambda *arguments: pytest.fail("read again"))
+    assert open_source(shards, index_folder=tmp_path / "index").content == first != ""
+
+
+def test_checkpoints_from_before_content_was_compared_are_still_taken():
+    state = position().state_dict()
+    del state["sources"][0]["content"]
+    position(sources=[replace(facts(), content="c")]).load_state_dict(state)
+
+
 def facts(name="a", samples=20, fingerprint="f"):
     return SourceFacts(name, 2, samples, fingerprint)
 
@@ -152,6 +200,10 @@ def position(*, sources=SOURCES, batch_size=4, exact=False, seed=0, streams=64):
     ("changed", "message"),
     [
         ({"sources": [facts("b.tar", 21, "g")]}, r"b\.tar: 21 samples in 2 units; in the checkpoint a: 20 in 2"),
+        (
+            {"sources": [facts(fingerprint="g")]},
+            "a: 20 samples as in the checkpoint, but of other names, sizes or keys",
+        ),
         ({"sources": [facts(), facts("b")]}, "2 sources, in the checkpoint 1"),
         ({"seed": 3}, "seed of source 0 is 3, in the checkpoint 0"),
         ({"streams": 7}, "streams of source 0 is 7, in the checkpoint 64"),

@@ -3,6 +3,7 @@ from itertools import islice
 
 import pytest
 import torch
+import yaml
 
 from divot_datamodules import encoding
 from divot_datamodules.clip_sampling import ClipSettings
@@ -12,16 +13,18 @@ from divot_datamodules.samples import SampleDecoder
 from divot_datamodules.shard_writing import read_index
 from divot_datamodules.sources import open_source
 from divot_datamodules.video_text import VideoTextData
+from divot_lightning.cli.main import main as divot
 from divot_lightning.components import save_component, weights_sha256
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.vision_backbone import VisionConfig
 from divot_lightning.stages.video_llm_step import clip_features
+from divot_lightning.testing.faults import limited_file_size
 
 
-def tiny_tokenizer(seed=0):
+def tiny_tokenizer(seed=0, image_size=32):
     torch.manual_seed(seed)
-    vision = VisionConfig(frozen=False, image_size=16, patch_size=8, width=8, layers=1, heads=2)
+    vision = VisionConfig(frozen=False, image_size=image_size, patch_size=image_size // 2, width=8, layers=1, heads=2)
     config = TokenizerConfig(
         vision=vision,
         temporal_width=8,
@@ -100,6 +103,52 @@ def test_only_the_frames_that_the_tokenizer_reads_are_decoded(run, video_shards,
     assert shapes == [(2, 5, 3, 32, 32)]
 
 
+def test_clips_have_the_size_of_the_tokenizers_run_by_default(tmp_path, write_tar, numbered_file, capsys):
+    run = tmp_path / "small"
+    save_component(tiny_tokenizer(image_size=16), run / "tokenizer")
+    write_tar(tmp_path / "in" / "0.tar", [("k.mp4", numbered_file(64, size=64))])
+    words = ["data", "encode", "--tokenizer", str(run), "--input", str(tmp_path / "in"), "--output"]
+
+    def clip(name, *more):
+        assert divot([*words, str(tmp_path / name), *more]) == 0
+        return read_index(tmp_path / name)["settings"]["clip"]
+
+    # A component without a run's settings: what its ViT reads.
+    assert clip("a") == {"height": 16, "width": 16, "frames": 16, "fps": 8.0, "short_videos": "refuse"}
+    settings = {"clip": {"height": 48, "width": 64, "frames": 8, "fps": 4.0, "short_videos": "squeeze"}}
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"class_path": "x.Y", "init_args": settings}}))
+    assert clip("b") == {**settings["clip"], "short_videos": "refuse"}
+    assert "clips of 8 frames of 48 x 64 at 4 per second; made" in capsys.readouterr().out
+    assert clip("c", "--size", "32", "--fps", "8")["height"] == clip("c", "--size", "32", "--fps", "8")["width"] == 32
+    encode_shards(run, tmp_path / "in", tmp_path / "d")
+    assert read_index(tmp_path / "d")["settings"]["clip"] == clip("b")
+
+
+def test_a_sample_of_many_videos_is_left_out(run, tmp_path, write_tar, numbered_file, capsys):
+    members = [(f"story.clip{number}.mp4", numbered_file()) for number in range(3)]
+    write_tar(tmp_path / "in" / "0.tar", [*members, ("k.mp4", numbered_file())])
+    words = [
+        "data",
+        "encode",
+        "--tokenizer",
+        str(run),
+        "--input",
+        str(tmp_path / "in"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert divot([*words, "--max-sample-clips", "2", "--max-bad-fraction", "0.5"]) == 0
+    assert "left out: 1 (too_many_clips 1)" in capsys.readouterr().out
+    assert open_source(tmp_path / "out").counts == (1,)
+
+
+def test_an_output_that_is_full_is_told_and_the_call_goes_on_with_room(run, video_shards, tmp_path):
+    folder = video_shards(shards=1, samples=40)
+    with pytest.raises(UserError, match=r"cannot be written: .*\nMake room"), limited_file_size(12_000):
+        encode_shards(run, folder, tmp_path / "out")
+    assert encode_shards(run, folder, tmp_path / "out").samples == 40
+
+
 def test_pictures_and_several_clips_are_encoded(run, tmp_path, write_tar, picture_file, numbered_file):
     members = [("p.jpg", picture_file()), ("tale.clip0.mp4", numbered_file()), ("tale.clip1.mp4", numbered_file())]
     write_tar(tmp_path / "in" / "0.tar", members)
@@ -127,6 +176,7 @@ def test_a_jsonl_is_encoded_in_several_shards(run, tmp_path, numbered_file):
     ("changes", "message"),
     [
         ({"max_clips": 0}, "max_clips is 0"),
+        ({"max_sample_clips": 0}, "max_sample_clips is 0"),
         ({"samples_per_shard": -1}, "samples_per_shard is -1"),
         ({"precision": "16"}, "precision is '16'"),
     ],
@@ -143,6 +193,25 @@ def test_the_index_names_the_tokenizer_and_a_second_call_does_nothing(run, video
     assert index["kind"] == "features"
     assert index["settings"]["tokenizer_sha256"] == weights_sha256(run / "tokenizer")
     assert encode_shards(run, folder, tmp_path / "out").already_there
+
+
+def test_features_of_videos_that_were_replaced_are_not_taken_for_theirs(run, tmp_path, write_tar, numbered_file):
+    path = write_tar(tmp_path / "in" / "0.tar", [("k.mp4", numbered_file())])
+    encode_shards(run, tmp_path / "in", tmp_path / "out")
+    other = bytearray(path.read_bytes())
+    other[other.index(b"mdat") + 40] ^= 1
+    path.write_bytes(other)
+    with pytest.raises(UserError, match="already holds shards of other settings: source_content"):
+        encode_shards(run, tmp_path / "in", tmp_path / "out")
+
+
+def test_feature_folders_of_earlier_versions_are_still_theirs(run, video_shards, tmp_path):
+    encode_shards(run, video_shards(), tmp_path / "out")
+    index = read_index(tmp_path / "out")
+    for name in ("source_content", "max_sample_clips"):
+        del index["settings"][name]
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index))
+    assert encode_shards(run, tmp_path / "shards", tmp_path / "out").already_there
 
 
 def test_an_interrupted_call_is_continued(run, video_shards, tmp_path, monkeypatch):

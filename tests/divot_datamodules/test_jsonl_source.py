@@ -6,6 +6,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from divot_datamodules import jsonl_source
 from divot_datamodules.jsonl_source import JsonlSource
 from divot_datamodules.samples import SampleDecoder, SampleError, TaskMixture
 from divot_datamodules.sources import TarSource, open_source
@@ -68,12 +69,59 @@ def test_paths_start_from_the_root_or_are_absolute(media, write_lines, tmp_path)
     assert [source.read(0, sample).members["mp4"] for sample in (0, 1)] == [media / "a.mp4"] * 2
 
 
-def test_media_may_lie_behind_a_url(media, write_lines):
+def test_media_may_lie_below_a_root_that_is_a_url(media, write_lines):
     fsspec.filesystem("memory").pipe("/videos/a.mp4", (media / "a.mp4").read_bytes())
     lines = [{"video": "a.mp4"}, {"video": "memory://videos/a.mp4"}, {"video": "none.mp4"}]
     source = JsonlSource([write_lines(lines)], media_root="memory://videos")
     assert [source.read(0, sample).members["mp4"] for sample in (0, 1)] == [(media / "a.mp4").read_bytes()] * 2
     assert reason(source, 2) == "missing_media"
+
+
+URLS = (
+    "memory://elsewhere/a.mp4",
+    "simplecache::memory://elsewhere/a.mp4",
+    "http://169.254.169.254/latest/a.mp4",
+    "file:///etc/a.mp4",
+)
+
+
+@pytest.mark.parametrize("root", [None, "memory://videos"])
+def test_no_other_url_is_opened_unless_it_is_allowed(media, write_lines, root, monkeypatch):
+    data = (media / "a.mp4").read_bytes()
+    fsspec.filesystem("memory").pipe("/elsewhere/a.mp4", data)
+    lines = write_lines([{"video": name} for name in (*URLS, "../elsewhere/a.mp4", "x::memory://elsewhere/a.mp4")])
+    trusted = JsonlSource([lines], media_root=root, media_from="anywhere")
+    assert [trusted.read(0, sample).members["mp4"] for sample in (0, 1)] == [data] * 2
+    monkeypatch.setattr(jsonl_source, "read_whole", lambda *where: pytest.fail(f"opened {where}"))
+    for media_from in ("root", "disk"):
+        source = JsonlSource([lines], media_root=root, media_from=media_from)
+        for sample in range(4):
+            assert reason(source, sample) == "media_elsewhere"
+        for sample in (4, 5):
+            assert reason(source, sample) in ("media_elsewhere", "missing_media")
+
+
+def test_only_what_lies_below_the_root_is_read_if_asked_for(media, write_lines, tmp_path):
+    (media / "sub" / "link.mp4").symlink_to(media / "a.mp4")
+    (media / "sub" / "c.mp4").write_bytes((media / "a.mp4").read_bytes())
+    names = ["c.mp4", str(media / "sub" / "c.mp4"), "../a.mp4", str(media / "a.mp4"), "link.mp4"]
+    lines = write_lines([{"video": name} for name in names])
+    source = JsonlSource([lines], media_root=media / "sub", media_from="root")
+    assert [source.read(0, sample).members["mp4"] for sample in (0, 1)] == [media / "sub" / "c.mp4"] * 2
+    assert [reason(source, sample) for sample in (2, 3, 4)] == ["media_elsewhere"] * 3
+    default = JsonlSource([lines], media_root=media / "sub")
+    assert all(default.read(0, sample).members for sample in range(5))
+
+
+def test_where_media_may_come_from_is_checked(write_lines):
+    with pytest.raises(UserError, match="media_from is 'web'; choose one of root, disk, anywhere"):
+        JsonlSource([write_lines([{"video": "a.mp4"}])], media_from="web")
+
+
+def test_a_byte_order_mark_before_the_first_line_is_passed_over(media, write_lines):
+    source = JsonlSource([write_lines([b'\xef\xbb\xbf{"video": "a.mp4", "caption": "c"}', {"video": "a.mp4"}])])
+    assert source.read(0, 0).members["json"] == b'{"caption": "c"}'
+    assert source.read(0, 1).key == "line2"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +140,10 @@ def test_media_may_lie_behind_a_url(media, write_lines):
         ({"videos": ["a.mp4", {}]}, "bad_json"),
         ({"video": "a.mp4", "image": "sub/b.jpg"}, "bad_json"),
         ({"video": "empty.mp4"}, "empty_media"),
+        ({"video": "a\0.mp4"}, "bad_path"),
+        ({"videos": ["a.mp4", "/\0/a.mp4"]}, "bad_path"),
+        ({"video": "x" * 5000 + ".mp4"}, "missing_media"),
+        ({"video": "a.mp4", "caption": "cut \ud83d"}, "not_utf8"),
         ({"video": "fifo.mp4"}, "missing_media"),
         (b'{"video": "a.mp4"', "bad_json"),
         (b"[1]", "bad_json"),

@@ -5,8 +5,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save
 
+from divot_datamodules import samples
+from divot_datamodules.cached_features import read_features
 from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.samples import (
     Sample,
@@ -15,12 +19,12 @@ from divot_datamodules.samples import (
     TaskMixture,
     collate,
     llm_items,
-    read_features,
     read_text,
     sample_rng,
     tokenizer_items,
 )
 from divot_datamodules.shard_reading import RawSample
+from divot_datamodules.tasks import TASKS
 from divot_lightning.errors import UserError
 from divot_lightning.models.sequences import Clips, Text
 
@@ -109,6 +113,12 @@ def test_features_that_name_another_tokenizer_are_refused():
         ({"features.safetensors": b"rubbish"}, "bad_features"),
         ({"features.safetensors": save({"other": torch.zeros(2, 2)})}, "bad_features"),
         ({"features.safetensors": save({"tokens": torch.zeros(2)})}, "bad_features"),
+        ({"features.safetensors": save({"tokens": torch.zeros(0, 2, 3)})}, "bad_features"),
+        ({"features.safetensors": save({"tokens": torch.zeros(1, 0, 3)})}, "bad_features"),
+        ({"features.safetensors": save({"tokens": torch.zeros(65, 2, 3)})}, "too_many_clips"),
+        ({f"clip{number}.mp4": b"never opened" for number in range(6000)}, "too_many_clips"),
+        ({"mp4": b"x", "json": b'{"caption": "a red \\ud83d square"}'}, "not_utf8"),
+        ({"mp4": b"x", "json": b'{"deep": [{"er": "\\uDE00\\uD83D"}]}'}, "not_utf8"),
         ({"features.safetensors": save({"tokens": torch.zeros(2, 2).half()})}, "bad_features"),
     ],
 )
@@ -122,6 +132,75 @@ def test_unusable_samples_have_a_reason(members, reason):
 def test_too_short_videos_have_a_reason(numbered_file):
     with pytest.raises(SampleError, match="too_short"):
         decode({"mp4": numbered_file(8)})
+
+
+def test_escapes_of_whole_characters_are_text():
+    assert read_text({"json": b'{"caption": "\\ud83d\\ude00 \\u00e9 \\\\ud83d"}'}) == {
+        "caption": "\U0001f600 \u00e9 \\ud83d"
+    }
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text():
+    assert read_text({"json": b'\xef\xbb\xbf{"caption": "a"}'}) == {"caption": "a"}
+    assert read_text({"txt": b"\xef\xbb\xbfa dog"}) == {"caption": "a dog"}
+
+
+def test_the_clips_that_max_clips_allows_are_never_too_many():
+    data = save({"tokens": torch.zeros(80, 2, 3)})
+    for decoder in (SampleDecoder(max_clips=80), SampleDecoder(max_sample_clips=80)):
+        assert decoder(raw({"features.safetensors": data}), None).num_clips == 80
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no"), ZeroDivisionError(), MemoryError(), OSError("x"), ValueError("y")]
+)
+def test_what_a_decoder_raises_for_odd_data_costs_the_sample(monkeypatch, error):
+    def fail(*arguments, **settings):
+        raise error
+
+    monkeypatch.setattr(samples, "decode_clips", fail)
+    with pytest.raises(SampleError, match=f"unexpected_error.*{type(error).__name__}"):
+        decode({"mp4": b"x"})
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("open() got an unexpected keyword"), AttributeError(), NameError(), KeyError()]
+)
+def test_a_mistake_of_a_program_is_never_counted_as_a_bad_sample(monkeypatch, error):
+    def fail(*arguments, **settings):
+        raise error
+
+    monkeypatch.setattr(samples, "decode_clips", fail)
+    with pytest.raises(type(error)):
+        decode({"mp4": b"x"})
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["question", "answer", "from", "value", "texts", "instruction"]), inner, max_size=3
+        )
+    ),
+    max_leaves=8,
+)
+odd_texts = st.dictionaries(
+    st.sampled_from(["caption", "question", "answer", "questions", "conversations", "story"]), values
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(odd_texts, st.sampled_from(sorted(TASKS)), st.sampled_from(["pretraining", "instruction"]))
+def test_odd_texts_are_a_missing_text_and_never_an_error_of_a_program(text, task, template):
+    sample = Sample("k", text, features=torch.zeros(1, 2, 3))
+    reason, segments = "", []
+    try:
+        segments = TaskMixture({task: 1.0}, template).segments(sample, np.random.default_rng(0))
+    except SampleError as error:
+        reason = error.reason
+    assert bool(segments) != reason.startswith("missing_")
+    assert all(isinstance(segment.text, str) for segment in segments if isinstance(segment, Text))
 
 
 def test_json_goes_before_txt():
@@ -210,6 +289,12 @@ def test_batches_hold_all_clips_in_order_of_appearance():
     assert batch["features"][:, 0, 0].tolist() == [1.0, 1.0, 2.0]
     videos = [{"key": key, "video": torch.zeros(16, 3, 4, 4, dtype=torch.uint8)} for key in "ab"]
     assert collate(videos)["video"].shape == (2, 16, 3, 4, 4)
+
+
+def test_clips_of_other_shapes_are_named_where_no_stage_says_which_are_right():
+    items = [{"key": key, "segments": [], "features": torch.zeros(1, 3, width)} for key, width in (("a", 4), ("b", 5))]
+    with pytest.raises(UserError, match=r"\(3, 4\) \(sample 'a'\) and \(3, 5\) \('b'\)"):
+        collate(items)
 
 
 def test_features_and_videos_are_not_mixed():

@@ -10,6 +10,7 @@ from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.decoding import probe
 from divot_datamodules.toy_world import ToyWorld
 from divot_datamodules.video_writing import write_video
+from divot_lightning.cli.reconstruct import main
 from divot_lightning.components import save_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.reconstruct import (
@@ -25,6 +26,7 @@ from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_dit import VideoDiTConfig
 from divot_lightning.models.vision_backbone import VisionConfig
 from divot_lightning.testing.broken_shards import moving_clip, write_members
+from divot_lightning.testing.faults import limited_file_size
 from divot_lightning.testing.toy_shards import make_toy_shards
 
 
@@ -100,16 +102,40 @@ def test_missing_and_truncated_shards_are_named(tmp_path, shards):
         list(read_clips([str(tmp_path / "cut.tar")], CLIP))
 
 
+def test_samples_that_give_no_clip_are_left_out_and_told(run, tmp_path, capsys):
+    clip = moving_clip(0)
+    members = [("cut.mp4", clip[: len(clip) // 2]), ("good.mp4", clip), (f"{'long' * 75}.mp4", clip), ("k.json", b"[]")]
+    write_members(tmp_path / "a.tar", members)
+    (tmp_path / "b.tar").write_bytes(b"rubbish" * 999)
+    (tmp_path / "text.mp4").write_text("no video")
+    inputs = [str(tmp_path / name) for name in ("a.tar", "b.tar", "text.mp4")]
+    assert main([str(run), *inputs, "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "out: 2 clips" in shown
+    assert "left out: 4 (" in shown
+    for told in ("a.tar cut (", "bad_json: ", "not_a_tar: ", "undecodable: "):
+        assert told in shown
+    names = sorted(path.name for path in (tmp_path / "out").glob("*_compare.mp4"))
+    assert names == ["good_compare.mp4", f"{'long' * 50}_compare.mp4"]
+
+
+def test_an_output_that_cannot_be_written_is_told(run, shards, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file.*cannot be written: a file stands where a folder is needed"):
+        list(reconstruct_files(run, [str(shards / "train")], tmp_path / "file", num=1))
+    with pytest.raises(UserError, match=r"train-000000\.mp4.*cannot be written"), limited_file_size(500):
+        list(reconstruct_files(run, [str(shards / "train")], tmp_path / "full", num=1))
+
+
 def test_a_shard_cut_in_a_header_gives_what_is_whole_and_is_named(tmp_path):
     members = [member for key in "abc" for member in ((f"{key}.mp4", moving_clip(0)), (f"{key}.json", b"{}"))]
     path = write_members(tmp_path / "cut.tar", members)
     with tarfile.open(path) as tar:
         offset = tar.getmembers()[4].offset
     path.write_bytes(path.read_bytes()[: offset + 100])
-    clips = read_clips([str(path)], CLIP)
-    assert [next(clips)[0], next(clips)[0]] == ["a", "b"]
-    with pytest.raises(UserError, match=r"cut\.tar holds more than can be read: cut_in_header"):
-        next(clips)
+    defects = []
+    assert [key for key, _ in read_clips([str(path)], CLIP, defects.append)] == ["a", "b"]
+    assert [(defect.reason, defect.shard) for defect in defects] == [("cut_in_header", str(path))]
 
 
 def test_the_media_of_a_jsonl_are_read(tmp_path):

@@ -1,0 +1,51 @@
+"""What keeps output from being written, told to the user: a full disk, a folder of somebody else, a file in the way."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from divot_lightning.errors import UserError
+
+_FULL = "Make room and start the same command again, or choose another place."
+_ELSEWHERE = "Choose another place, or have it made writable."
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", _FULL),
+    errno.EDQUOT: ("the quota of the disk is used up", _FULL),
+    errno.EFBIG: ("files there may not grow so large", _FULL),
+    errno.EACCES: ("it may not be written by you", _ELSEWHERE),
+    errno.EPERM: ("it may not be written by you", _ELSEWHERE),
+    errno.EROFS: ("it is read-only", _ELSEWHERE),
+    errno.ENOTDIR: ("a file stands where a folder is needed", _ELSEWHERE),
+    errno.EEXIST: ("a file stands where a folder is needed", _ELSEWHERE),
+    errno.EISDIR: ("a folder stands where a file is needed", _ELSEWHERE),
+    errno.ENAMETOOLONG: ("its name is too long", _ELSEWHERE),
+}
+
+
+@contextmanager
+def writing_to(target: str | Path) -> Iterator[None]:
+    """Turn what keeps a file or folder from being written into a `UserError`.
+
+    Args:
+        target: What is written. Errors that name a file which is neither this nor below it pass as they are.
+
+    Raises:
+        UserError: With the reason and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REASONS or not _is_about(error, Path(target)):
+            raise
+        reason, advice = _REASONS[error.errno]
+        raise UserError(f"{error.filename or target} cannot be written: {reason}.\n{advice}") from error
+
+
+def _is_about(error: OSError, target: Path) -> bool:
+    """Tell whether an error is about a target or its parents; one of an open file names none, and is about writing."""
+    if error.filename is None:
+        return True
+    wanted, found = os.path.abspath(target), os.path.abspath(os.fsdecode(error.filename))
+    return found.startswith(wanted) or wanted.startswith(found)
