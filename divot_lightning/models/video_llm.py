@@ -30,6 +30,7 @@ from divot_lightning.models.projectors import MLPProjector
 from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.row_packing import pack_rows
 from divot_lightning.models.sequences import (
+    IGNORED,
     SPECIAL_TOKEN_NAMES,
     Position,
     Segment,
@@ -220,6 +221,20 @@ class VideoLLM(nn.Module):
             lengths = [len(sequence.ids) for sequence in built]
             rows = pack_rows(lengths, config.max_length, self.causal_lm.config.hidden_size)
         return collate_sequences(built or [_empty_sequence(self.special)], pad_id=self.special.end, rows=rows)
+
+    def num_targets(self, segments: list[list[Segment]]) -> tuple[int, int]:
+        """Counts what the two losses of a batch are means over, without computing them.
+
+        Args:
+            segments: B samples.
+
+        Returns:
+            Words to learn, and clips to generate.
+        """
+        batch = self.sequences(segments)
+        words = (batch.labels_BL != IGNORED) & (batch.positions_BL > 0)
+        slots = where_role(batch, Position.QUERY, Position.FORCED)
+        return int(words.sum()), len(slots) // self.settings.num_queries
 
     def _encode(self, text: str) -> list[int]:
         # A caption that spells "</s>" or "<vid>" is text, and must not end the sequence or mark a clip.

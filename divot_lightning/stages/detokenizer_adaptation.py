@@ -130,6 +130,10 @@ class DetokenizerAdaptation(Stage):
             return drawn[0]
         return nearest_candidates(torch.stack(drawn), self.tokenizer(video_MFCHW), self.nearest_per)
 
+    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """Counts clips."""
+        return {"loss": num_counted(batch)}
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the losses with sampled features, without dropout."""
         agreement = self.agree("validation", batch, batch_idx)
