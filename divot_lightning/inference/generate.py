@@ -99,7 +99,7 @@ class ClipGenerator:
         Returns:
             The generator.
         """
-        video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval()
+        video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval().use_stored_precision()
         drawer = load_component(_detokenizer_folder(run, detokenizer), VideoDetokenizer).eval()
         gives = (video_llm.settings.num_queries, video_llm.settings.feature_dim)
         takes = (drawer.config.num_tokens, drawer.config.token_dim)

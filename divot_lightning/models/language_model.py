@@ -17,10 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.sequences import SPECIAL_TOKEN_NAMES
+from divot_lightning.models.weight_dtypes import merging_in_float32
 from divot_lightning.sharding.building import (
     fill,
     fill_from_first,
     gathered,
+    has_masters,
     is_sharding,
     weight_files,
     without_memory,
@@ -80,7 +82,7 @@ def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
 
 
 def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
-    """Loads pretrained weights; rows of tokens that the model never saw become the mean of the rows it has.
+    """Loads pretrained weights as they are stored; rows of new tokens become the mean of the rows there are.
 
     Args:
         folder: A transformers model folder.
@@ -94,7 +96,9 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
     if is_sharding():
         return _load_sharded(folder, vocabulary, new_ids, attention)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation=attention, local_files_only=True, dtype="auto"
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n"
@@ -116,7 +120,9 @@ def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: A
     rows = config.vocab_size
     config.vocab_size = max(vocabulary, rows)
     with torch.random.fork_rng(devices=[]), without_memory():
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        # What is sharded keeps its dtype, so it is decided here.
+        dtype = {} if has_masters() else {"dtype": torch.float32}
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, **dtype)
     files = weight_files(Path(folder))
     if not files or fill(model, files).missing:
         # The files have other names than the model, which only transformers can translate, all at once.
@@ -259,7 +265,7 @@ def _copied_weights(model: PreTrainedModel, embeddings: list[str], settings: LoR
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Folds adapters and trained rows into the weights.
+    """Folds adapters and trained rows into the weights, in float32; see `divot_lightning.models.weight_dtypes`.
 
     Args:
         model: From ``add_lora``.
@@ -270,7 +276,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
     assert isinstance(model, PeftModel)
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            with gathered(layer.parameters(), write=True):
+            with gathered(layer.parameters(), write=True), merging_in_float32(layer):
                 layer.merge()
     unload: Any = model.unload
     return unload()

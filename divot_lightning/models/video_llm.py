@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from divot_lightning.components import WEIGHTS_FILE
 from divot_lightning.errors import UserError
 from divot_lightning.heads import GenerationHead
 from divot_lightning.models.attention_mask import (
@@ -50,6 +51,8 @@ from divot_lightning.models.video_llm_parts import (
     initial_queries,
 )
 from divot_lightning.models.video_llm_sampling import generate_features, generate_text
+from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
+from divot_lightning.sharding.building import is_sharding
 
 HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
 
@@ -84,6 +87,8 @@ class VideoLLM(nn.Module):
         super().__init__()
         self.settings = config
         self.text_tokenizer, causal_lm = build_language_model(config, folder)
+        if config.frozen_dtype == "float32":
+            raise_to_float32(causal_lm)  # so that adapters begin in float32, too
         self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
         dim = causal_lm.config.hidden_size
         input_projector = MLPProjector(config.feature_dim, dim, dim)
@@ -99,6 +104,7 @@ class VideoLLM(nn.Module):
             self.add_lora(config.lora)
         if config.freeze_language_model:
             self.language_model.requires_grad_(False)
+        raise_to_float32(self.language_model)
 
     @property
     def config(self) -> BuiltVideoLLMConfig:
@@ -120,6 +126,7 @@ class VideoLLM(nn.Module):
         """
         markers = self.text_tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKEN_NAMES))
         self.language_model = add_lora(self.causal_lm, settings, markers)
+        raise_to_float32(self.language_model)
         self.settings = replace(self.settings, lora=settings)
 
     def merge_lora(self) -> None:
@@ -128,6 +135,16 @@ class VideoLLM(nn.Module):
             self.language_model = merge_lora(self.language_model)
             self.settings = replace(self.settings, lora=None)
         self.language_model.requires_grad_(not self.settings.freeze_language_model)
+        raise_to_float32(self.language_model)
+
+    def use_stored_precision(self) -> "VideoLLM":
+        """Turns a language model that came in half precision back into it, to be used without training.
+
+        Returns:
+            The same model; one of float32 is left as it is.
+        """
+        lower_for_inference(self.language_model, self.causal_lm.config.dtype)
+        return self
 
     def set_max_length(self, max_length: int | None) -> None:
         """Changes the longest training sequence.
@@ -180,7 +197,10 @@ class VideoLLM(nn.Module):
             stored = BuiltVideoLLMConfig(**{**config, "lora": lora})
         except TypeError as error:
             raise UserError(f"The settings in {folder} do not fit a VideoLLM: {error}") from error
-        return cls(stored, folder=folder)
+        video_llm = cls(stored, folder=folder)
+        if stored.frozen_dtype == "stored" and not is_sharding():
+            lower_to_stored(video_llm, folder / WEIGHTS_FILE)
+        return video_llm
 
     def forward(self, segments: list[list[Segment]], features_MQC: Tensor | None) -> VideoLLMOutput:
         """Computes the losses of a batch.

@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import sample_generators
+from divot_lightning.models.weight_dtypes import raise_to_float32
 from divot_lightning.sharding.agreement import Agreement, StepPlan, agree
 from divot_lightning.sharding.building import shard_rest
 from divot_lightning.sharding.strategy import DivotDeepSpeedStrategy
@@ -59,7 +60,10 @@ class Stage(LightningModule):
         raise TypeError(f"{type(self).__name__} has no build()")
 
     def configure_model(self) -> None:
-        """Builds the modules, once; under ZeRO stage 3 each process keeps its share of what is built."""
+        """Builds the modules, once; under ZeRO stage 3 each process keeps its share of what is built.
+
+        What is trained is float32, unless the optimizer has float32 copies or the trainer's precision is a `-true` one.
+        """
         if self.is_built:
             return
         with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -68,6 +72,7 @@ class Stage(LightningModule):
                 # Initial weights follow from the seed alone, whatever was drawn before under this or that strategy.
                 torch.manual_seed(int(seed))
             self.build()
+        raise_to_float32(self)
         shard_rest(self)
         self.is_built = True
         self.train(self.training)
