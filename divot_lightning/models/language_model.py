@@ -5,6 +5,7 @@ The model is any unmodified transformers ``AutoModelForCausalLM`` with full or s
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -27,8 +28,14 @@ from divot_lightning.sharding.building import (
     weight_files,
     without_memory,
 )
+from divot_lightning.sharding.module_tensors import full_shape
 
 Attention: TypeAlias = Literal["sdpa", "eager"]
+
+logger = logging.getLogger(__name__)
+
+_ROUTERS = {"router", "gate"}
+"""Layers that choose experts; they are small, and adapters are not usual in them."""
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -44,7 +51,8 @@ class LoRASettings:
         rank: Rank of the adapters.
         alpha: The adapters' output is scaled by alpha / rank.
         dropout: Dropout on the adapters' input.
-        target_modules: Names of the linear layers that get an adapter.
+        target_modules: Names of the linear layers that get an adapter. The default is all of a Llama, Mistral or Qwen;
+            for a model with other layers, those that are left out are told when the adapters are added.
         train_norms: Train the normalisation layers in full.
         train_embeddings: Train the whole embedding and output layer, as the released code does, not only the rows of
             marker tokens.
@@ -101,8 +109,7 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n"
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n{_reason(error)}"
         ) from error
     rows = len(word_embeddings(model))
     if vocabulary > rows:
@@ -170,9 +177,16 @@ def language_model_from_config(config: dict[str, Any], attention: Attention) -> 
     except (TypeError, ValueError) as error:
         raise UserError(
             f"language_model_config with model_type={config.get('model_type')!r} gives no causal language model.\n"
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            f"{_reason(error)}"
         ) from error
     return check_language_model(model)
+
+
+def _reason(error: Exception) -> str:
+    said = (str(error).splitlines() or [""])[0]
+    if "scaled_dot_product_attention" in said:
+        return "It has no attention of the kind 'sdpa'; set llm.attention to eager."
+    return f"{type(error).__name__}: {said}"
 
 
 def check_language_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -248,12 +262,43 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[in
     try:
         # PEFT copies these; the weights that get adapters it only measures.
         with gathered(_copied_weights(model, names, settings)):
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
             f"LoRA with target_modules={settings.target_modules} does not fit {model.config.model_type!r}: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    left = layers_without_adapters(adapted)
+    if left and tuple(settings.target_modules) == TARGET_MODULES:
+        logger.warning(
+            "LoRA: the default target_modules leave these layers of %r as they are: %s; name them in "
+            "lora.target_modules",
+            model.config.model_type,
+            ", ".join(left),
+        )
+    return adapted
+
+
+def layers_without_adapters(model: PeftModel) -> list[str]:
+    """Names the kinds of layers inside a model's blocks whose matrices are neither trained nor have an adapter.
+
+    Args:
+        model: From ``add_lora``.
+
+    Returns:
+        Names within the blocks, such as "qkv_proj"; routers and the embeddings' own layers are left out.
+    """
+    base = unwrap(model)
+    embeddings = set(base.get_input_embeddings().modules()) | set(base.get_output_embeddings().modules())
+    adapted = {part for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
+    found = {}
+    for name, module in base.named_modules():
+        if module in embeddings or module in adapted or isinstance(module, nn.Embedding):
+            continue
+        for key, value in module.named_parameters(recurse=False):
+            if len(full_shape(value)) > 1 and not value.requires_grad and not _ROUTERS & set(name.split(".")):
+                found[name.rpartition(".")[2] if key == "weight" else f"{name.rpartition('.')[2]}.{key}"] = None
+    return sorted(found)
 
 
 def _copied_weights(model: PreTrainedModel, embeddings: list[str], settings: LoRASettings) -> list[Tensor]:

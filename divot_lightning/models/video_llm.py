@@ -27,6 +27,8 @@ from divot_lightning.models.attention_mask import (
     transformers_mask,
 )
 from divot_lightning.models.language_model import LoRASettings, add_lora, merge_lora, unwrap
+from divot_lightning.models.language_model_probe import probe_language_model
+from divot_lightning.models.position_limit import check_positions
 from divot_lightning.models.projectors import MLPProjector
 from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.row_packing import pack_rows
@@ -89,6 +91,9 @@ class VideoLLM(nn.Module):
         self.text_tokenizer, causal_lm = build_language_model(config, folder)
         if config.frozen_dtype == "float32":
             raise_to_float32(causal_lm)  # so that adapters begin in float32, too
+        if folder is None:
+            probe_language_model(causal_lm, config.mechanism)
+        check_positions(causal_lm, config.max_length)
         self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
         dim = causal_lm.config.hidden_size
         input_projector = MLPProjector(config.feature_dim, dim, dim)
@@ -152,6 +157,7 @@ class VideoLLM(nn.Module):
         Args:
             max_length: Tokens; None for no limit.
         """
+        check_positions(self.causal_lm, max_length)
         self.settings = replace(self.settings, max_length=max_length)
 
     def set_packing(self, packing: bool) -> None:

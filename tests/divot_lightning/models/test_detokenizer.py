@@ -168,7 +168,7 @@ def test_before_the_terminal_step_the_network_sees_the_clip(video, tokens):
 def test_noise_levels_and_targets_are_float32_under_any_autocast(video, tokens, monkeypatch, autocast, prediction):
     times = torch.tensor([0, 1, 2, 19, 500, 999])
     schedule = NoiseScheduleConfig(prediction=prediction)
-    detokenizer = make(noise_schedule=schedule)
+    detokenizer = make(noise_schedule=schedule, sampling=SamplingConfig(spacing="leading"))
     seen = {}
     monkeypatch.setattr("divot_lightning.models.detokenizer.draw_timesteps", lambda *args, **settings: times)
     monkeypatch.setattr(
