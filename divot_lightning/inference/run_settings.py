@@ -39,6 +39,11 @@ def run_template(run: str | Path) -> Template:
     return "instruction" if read_data_settings(run).get("template") == "instruction" else "pretraining"
 
 
+def run_fps(run: str | Path) -> float:
+    """Gives the frames per second of a run's clips; Divot's 8 where it does not say."""
+    return float((read_data_settings(run).get("clip") or {}).get("fps", ClipSettings.fps))
+
+
 def run_clip_settings(run: str | Path, tokenizer: VideoTokenizer) -> ClipSettings:
     """Gives how clips are cut for a run; where it does not say, in the size that the tokenizer's ViT reads.
 

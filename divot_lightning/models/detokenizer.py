@@ -226,7 +226,11 @@ class VideoDetokenizer(nn.Module):
         grid = self.config.size // self.latents.block_size
         shape = (len(tokens_BQC), self.config.num_frames, self.latents.channels, grid, grid)
         device, dtype = tokens_BQC.device, tokens_BQC.dtype
-        state = torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
+
+        def draw() -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
+
+        state = draw()
         steps = scheduler.timesteps.tolist()
         for step, following in zip(steps, [*steps[1:], None], strict=True):
             times = torch.full((len(state),), step, device=device)
@@ -234,7 +238,7 @@ class VideoDetokenizer(nn.Module):
             if guided:
                 unconditional = self.denoiser(state.to(dtype), times, null).float()
                 prediction = guide(prediction, unconditional, sampling.guidance, sampling.guidance_rescale)
-            fresh = torch.randn(shape, generator=generator, dtype=torch.float32).to(device) if sampling.eta > 0 else None
+            fresh = draw() if sampling.eta > 0 else None
             state = ddim_step(
                 scheduler, prediction, state, step=step, following=following, eta=sampling.eta, noise=fresh
             )

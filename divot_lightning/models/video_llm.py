@@ -80,6 +80,9 @@ class VideoLLM(nn.Module):
             pretrained weights are read.
     """
 
+    outer_layers = ("head",)
+    """Not for Muon; see `divot_lightning.stages.optimization.inner_matrices`."""
+
     feature_mean_C: Tensor
     feature_std_C: Tensor
 
@@ -142,7 +145,7 @@ class VideoLLM(nn.Module):
         self.language_model.requires_grad_(not self.settings.freeze_language_model)
         raise_to_float32(self.language_model)
 
-    def use_stored_precision(self) -> "VideoLLM":
+    def use_stored_precision(self) -> VideoLLM:
         """Turns a language model that came in half precision back into it, to be used without training.
 
         Returns:

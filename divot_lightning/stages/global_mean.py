@@ -33,8 +33,8 @@ class GlobalLoss(NamedTuple):
     """A step's loss.
 
     Attributes:
-        loss: What this process backpropagates, scalar; the mean of the gradients of all processes, and of all batches of
-            the step, is the gradient of the step's mean.
+        loss: What this process backpropagates, scalar. The gradients of all processes and of all batches of the step
+            average to the gradient of the step's mean.
         mean: Weighted sum of the parts' means over all processes.
         parts: Mean over all processes, and what it is over; parts that no process has are left out.
         finite: Whether the losses of all processes are finite.

@@ -24,6 +24,7 @@ from divot_lightning.sharding.building import has_shards
 from divot_lightning.stages.global_mean import LossPart
 from divot_lightning.stages.stage import num_counted
 
+
 def find_drawing_part(run: str, tokenizer_folder: Path) -> dict[str, Path]:
     """Finds the de-tokenizer of a run, which these stages hand on without using it.
 

@@ -49,7 +49,12 @@ def test_the_cost_of_a_step_is_that_of_all_batches_it_accumulates(tmp_path):
     words = ["--config", "toy/captioning_pretraining", "--run", str(tmp_path / "run"), "--data.batch_size", "2"]
     words += [f"--data.{split}={tmp_path / 'data' / split}" for split in ("train", "validation")]
     # Muon computes as much as a small batch.
-    words += ["--model.llm.text_tokenizer", str(tmp_path / "data" / "text_tokenizer"), "--model.optimizer.name", "adamw"]
+    words += [
+        "--model.llm.text_tokenizer",
+        str(tmp_path / "data" / "text_tokenizer"),
+        "--model.optimizer.name",
+        "adamw",
+    ]
     costs = []
     for batches in ("1", "3"):
         file = tmp_path / f"cost{batches}.json"
