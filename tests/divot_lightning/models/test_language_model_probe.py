@@ -153,9 +153,9 @@ def test_sequences_beyond_learned_positions_are_refused(name, changes):
     model = build(name, {**GPT, "rotary_dim": 4, **changes}, "eager")
     check_positions(model, 32)
     check_positions(model, None)
-    with pytest.raises(UserError, match="max_length is 33.*max_position_embeddings=32"):
+    with pytest.raises(UserError, match=r"max_length is 33.*max_position_embeddings=32"):
         check_positions(model, 33)
-    with pytest.raises(IndexError):  # what it would come to
+    with pytest.raises((IndexError, RuntimeError)):  # what it would come to
         model(torch.zeros(1, 33, dtype=torch.int64))
 
 
