@@ -221,7 +221,9 @@ def vocabulary_size(text_tokenizer: Any) -> int:
 
 
 def initialise_new_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
-    """Sets the embedding and output rows of new tokens to the mean of the other rows, as in the released code.
+    """Sets the embedding and output rows of new tokens to the mean of the other rows.
+
+    The released code does the same for embeddings; its rows of an untied output layer come out as three times the mean.
 
     Args:
         model: A causal language model.

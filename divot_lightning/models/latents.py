@@ -118,7 +118,8 @@ class BlockDCTLatents(nn.Module):
 class VAELatents(nn.Module):
     """Latents of a frozen `diffusers` image VAE, frame by frame.
 
-    Frames go through it one at a time, as in the released code, which keeps the memory of 16 frames at 256 x 256 flat.
+    Frames go through it one at a time, which keeps the memory of 16 frames at 256 x 256 flat. The released code decodes
+    all frames at once; what comes out is the same.
     """
 
     def __init__(self, vae: AutoencoderKL, scale: float) -> None:

@@ -90,6 +90,22 @@ def hand_over_steps(trainer: Trainer, count: CountLosses) -> None:
     num_batches = trainer.accumulate_grad_batches
     combined.flattened = [StepWindows(loader, num_batches, count) for loader in combined.flattened]
     iter(fetcher)  # it has begun with the loader as it was
+    check_validation(trainer.val_check_batch, loop.max_batches, num_batches)
+
+
+def check_validation(interval: float, epoch: float, num_batches: int) -> None:
+    """Refuses validations within an optimizer step: a checkpoint that one asks for could not be gone on from.
+
+    Args:
+        interval: Batches between validations; infinite without.
+        epoch: Batches of an epoch, whose last step may be smaller.
+        num_batches: Batches of a step.
+    """
+    if interval < epoch and interval % num_batches:
+        raise UserError(
+            f"val_check_interval is {interval:g} batches: a validation would fall within an optimizer step of "
+            f"{num_batches} batches (accumulate_grad_batches)\nset it to a multiple of that"
+        )
 
 
 def check_step(step: StepCounts | None, batch_idx: int, num_batches: int, counts: Mapping[str, int]) -> None:

@@ -13,7 +13,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.language_model import LoRASettings
 from divot_lightning.models.sequences import Clips, Text
 from divot_lightning.models.video_llm import VideoLLM
-from divot_lightning.stages.accumulation import STEP_COUNTS, StepWindows
+from divot_lightning.stages.accumulation import STEP_COUNTS, StepWindows, check_validation
 from divot_lightning.stages.global_mean import LossPart
 from divot_lightning.stages.optimization import OptimizerSettings
 from divot_lightning.stages.stage import Stage
@@ -177,6 +177,13 @@ def test_a_stage_that_would_weigh_accumulated_batches_wrongly_is_refused(stage_c
     batches = [{"video": torch.ones(2, 2)}] * 4
     with pytest.raises(UserError, match=says):
         trainer.fit(stage_class(), DataLoader(batches, batch_size=None))
+
+
+def test_a_validation_within_a_step_is_refused():
+    for interval, epoch in ((6, float("inf")), (float("inf"), float("inf")), (7, 7), (6, 7)):
+        check_validation(interval, epoch, 3)
+    with pytest.raises(UserError, match="val_check_interval is 7 batches"):
+        check_validation(7, 100, 3)
 
 
 def test_each_batch_knows_its_step_also_where_an_epoch_ends_within_one():
