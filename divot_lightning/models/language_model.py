@@ -293,13 +293,14 @@ def layers_without_adapters(model: PeftModel) -> list[str]:
     base = unwrap(model)
     embeddings = set(base.get_input_embeddings().modules()) | set(base.get_output_embeddings().modules())
     adapted = {part for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
-    found = {}
+    found: set[str] = set()
     for name, module in base.named_modules():
         if module in embeddings or module in adapted or isinstance(module, nn.Embedding):
             continue
         for key, value in module.named_parameters(recurse=False):
             if len(full_shape(value)) > 1 and not value.requires_grad and not _ROUTERS & set(name.split(".")):
-                found[name.rpartition(".")[2] if key == "weight" else f"{name.rpartition('.')[2]}.{key}"] = None
+                kind = name.rpartition(".")[2]
+                found.add(kind if key == "weight" else f"{kind}.{key}")
     return sorted(found)
 
 

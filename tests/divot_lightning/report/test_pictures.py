@@ -61,4 +61,4 @@ def test_clips_of_different_heights_are_refused():
 
 def test_floats_are_refused():
     with pytest.raises(UserError, match="float64"):
-        webp_bytes(clip().astype(np.float64))
+        webp_bytes(clip().astype(np.float64), 8)
