@@ -1,6 +1,7 @@
 """Measures what one training step of a recipe costs: `python -m divot_lightning.ablation.cost OUTPUT --config ...`.
 
-Operations are counted by torch's flop counter over whole steps: forward, backward and optimizer.
+Operations are counted by torch's flop counter over whole optimizer steps: forward and backward of every batch that a
+step accumulates, and the optimizer.
 """
 
 import json
@@ -22,11 +23,11 @@ MEASURED_STEPS = 4
 
 
 class CostMeter(Callback):
-    """Counts operations and tokens of training steps.
+    """Counts operations and tokens of training batches.
 
     Attributes:
-        flops: Floating point operations of each step.
-        tokens: Positions of each step's sequences that are no padding; 0 in stages without a language model.
+        flops: Floating point operations of each batch.
+        tokens: Positions of each batch's sequences that are no padding; 0 in stages without a language model.
     """
 
     def __init__(self) -> None:
@@ -72,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     trainer = Trainer(
         accelerator="cpu",
         max_steps=MEASURED_STEPS,
+        accumulate_grad_batches=cli.trainer.accumulate_grad_batches,
         callbacks=[meter],
         logger=False,
         enable_checkpointing=False,
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         limit_val_batches=0,
     )
     trainer.fit(cli.model, cli.datamodule)
-    steps = len(meter.flops)
+    steps = trainer.global_step
     cost = {"flops": sum(meter.flops) / steps, "tokens": sum(meter.tokens) / steps, "steps": steps}
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_text(Path(output), json.dumps(cost) + "\n")

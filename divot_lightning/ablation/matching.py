@@ -37,7 +37,7 @@ def steps_for_amount(
     assert recipe.amount is not None
     per_step = {
         "steps": lambda: 1.0,
-        "samples": lambda: float(batch_size(options)),
+        "samples": lambda: float(samples_per_step(options)),
         "tokens": lambda: costs[cell]["tokens"],
         "compute": lambda: costs[cell]["flops"],
     }[recipe.matched_by]()
@@ -46,15 +46,21 @@ def steps_for_amount(
     return max(1, round(recipe.amount / per_step))
 
 
-def batch_size(options: Mapping[str, Any]) -> int:
-    """Returns the samples per step of a training step: its option, or what its recipe says."""
-    if "data.batch_size" in options:
-        return int(options["data.batch_size"])
+def samples_per_step(options: Mapping[str, Any]) -> int:
+    """Returns the samples of an optimizer step: those of a batch, times the batches that a step accumulates.
+
+    Args:
+        options: Options of the training step, with its recipe under "fit"; they count before what the recipe says.
+    """
     content = yaml.safe_load(find_recipe(options["fit"]).read_text(encoding="utf-8"))
-    found = ((content.get("data") or {}).get("init_args") or {}).get("batch_size")
-    if found is None:
+    stated = {
+        "data.batch_size": ((content.get("data") or {}).get("init_args") or {}).get("batch_size"),
+        "trainer.accumulate_grad_batches": (content.get("trainer") or {}).get("accumulate_grad_batches"),
+    }
+    found = {name: options.get(name, value) for name, value in stated.items()}
+    if found["data.batch_size"] is None:
         raise UserError(f"the recipe {options['fit']} states no data.batch_size, by which samples are matched.")
-    return int(found)
+    return int(found["data.batch_size"]) * int(found["trainer.accumulate_grad_batches"] or 1)
 
 
 def measured_costs(

@@ -17,6 +17,7 @@ from divot_lightning.ablation.tables import (
     reference_tables,
     result_table,
 )
+from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.report.conditions import describe_machine
 from divot_lightning.report.content import Chart, Line, Picture, PictureRow, Report, Table
 from divot_lightning.report.numbers import read_curve
@@ -92,12 +93,15 @@ def _pictures(grid: Grid, results: Sequence[CellResult], kind: str) -> list[Pict
         folder: "all" if len(done) > 1 and len(of) == len(done) else ", ".join(of) for folder, of in groups.items()
     }
     made = {labels[folder]: _clips(folder) for folder in groups}
+    rates = {labels[folder]: _frames_per_second(folder) for folder in groups}
     if not made:
         return []
     first_texts = next(iter(made.values()))[1]
     rows = []
     for at in range(min(SHOWN_PROMPTS, len(first_texts))):
-        pictures = [Picture(clips[at], label, texts[at].get("right")) for label, (clips, texts) in made.items()]
+        pictures = [
+            Picture(clips[at], label, texts[at].get("right"), rates[label]) for label, (clips, texts) in made.items()
+        ]
         rows.append(PictureRow(first_texts[at]["caption"], pictures))
     return rows
 
@@ -115,6 +119,13 @@ def _clips(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
         if "original" in arrays:
             clips = [side_by_side(pair) for pair in zip(arrays["original"], clips, strict=False)]
     return clips, texts
+
+
+def _frames_per_second(folder: Path) -> float:
+    """Returns the rate that the clips of a measurement were cut at, which its scores state."""
+    scores = load_scores(folder / "scores.json") if (folder / "scores.json").is_file() else []
+    stated = [score.protocol["clips"]["fps"] for score in scores if "fps" in (score.protocol.get("clips") or {})]
+    return float(stated[0]) if stated else Picture.frames_per_second
 
 
 def _notes(recipe: AblationRecipe, results: Sequence[CellResult]) -> list[str]:

@@ -17,8 +17,8 @@ from divot_datamodules.video_writing import CODECS, write_video
 from divot_lightning.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.head_sampling import set_sampling
-from divot_lightning.inference.reconstruct import FRAMES_PER_SECOND, Reconstructor
-from divot_lightning.inference.run_settings import load_tokenizer, run_template
+from divot_lightning.inference.reconstruct import Reconstructor
+from divot_lightning.inference.run_settings import load_tokenizer, run_fps, run_template
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.detokenizer import VideoDetokenizer
 from divot_lightning.models.sequences import Segment, Text
@@ -109,7 +109,7 @@ class ClipGenerator:
         Raises:
             UserError: Something is missing or does not fit, or the head has no such setting.
         """
-        video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval()
+        video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval().use_stored_precision()
         set_sampling(video_llm.head, head or {})
         drawer = load_component(_detokenizer_folder(run, detokenizer), VideoDetokenizer).eval()
         gives = (video_llm.settings.num_queries, video_llm.settings.feature_dim)
@@ -119,7 +119,7 @@ class ClipGenerator:
                 f"The video LLM in {run} gives {gives[0]} features of width {gives[1]}, but the de-tokenizer takes "
                 f"{takes[0]} of width {takes[1]}.\nGive a de-tokenizer of the same tokenizer."
             )
-        drawing = Reconstructor(load_tokenizer(run).to(device), drawer.to(device))
+        drawing = Reconstructor(load_tokenizer(run).to(device), drawer.to(device), fps=run_fps(run))
         return cls(video_llm.to(device), drawing, template or run_template(run))
 
     def generate_clips(self, texts: Sequence[str], *, temperature: float = 1.0, seed: int = 0) -> Iterator[Tensor]:
@@ -195,4 +195,4 @@ def generate_files(
     texts = [prompt for prompt in prompts for _ in range(num)]
     clips = generator.generate_clips(texts, temperature=temperature, seed=seed)
     for path, video in zip(output_paths(output, len(texts)), clips, strict=True):
-        yield write_video(path, video.numpy(), FRAMES_PER_SECOND)
+        yield write_video(path, video.numpy(), generator.drawing.fps)

@@ -23,13 +23,12 @@ from divot_datamodules.sources import JsonlSource, SampleSource, TarSource, find
 from divot_datamodules.video_writing import write_video
 from divot_lightning.components import find_component, load_component
 from divot_lightning.errors import UserError
+from divot_lightning.inference.run_settings import run_fps
 from divot_lightning.models.detokenizer import VideoDetokenizer
 from divot_lightning.models.noise_schedule import SamplingConfig
 from divot_lightning.models.pixels import to_uint8, to_unit_range
 from divot_lightning.models.tokenizer import VideoTokenizer
 
-FRAMES_PER_SECOND = 8.0
-"""Divot's 2-second clips of 16 frames."""
 LONGEST_NAME = 200
 """Bytes of a key that become part of file names, which file systems limit to 255 bytes with everything behind."""
 COMPARISON_HEIGHT = 256
@@ -44,24 +43,26 @@ class Reconstructor:
         tokenizer: In evaluation mode.
         detokenizer: In evaluation mode.
         batch_size: Clips at a time.
+        fps: Frames per second of the clips that they were trained on.
     """
 
     tokenizer: VideoTokenizer
     detokenizer: VideoDetokenizer
     batch_size: int = 32
+    fps: float = ClipSettings.fps
 
     @classmethod
     def from_run(cls, run: str | Path, *, batch_size: int = 32, device: str = "cpu") -> "Reconstructor":
         """Loads both from a run that trained or used them."""
         tokenizer = load_component(find_component(run, "tokenizer"), VideoTokenizer)
         detokenizer = load_component(find_component(run, "detokenizer"), VideoDetokenizer)
-        return cls(tokenizer.to(device).eval(), detokenizer.to(device).eval(), batch_size)
+        return cls(tokenizer.to(device).eval(), detokenizer.to(device).eval(), batch_size, run_fps(run))
 
     @property
     def clip(self) -> ClipSettings:
         """How clips are cut for this pair."""
         config = self.detokenizer.config
-        return ClipSettings(config.size, config.size, config.num_frames, FRAMES_PER_SECOND, short_videos="squeeze")
+        return ClipSettings(config.size, config.size, config.num_frames, self.fps, short_videos="squeeze")
 
     @torch.no_grad()
     def encode(self, video_NFCHW: Tensor) -> Tensor:
@@ -218,12 +219,12 @@ def _write_clips(models: Reconstructor, clips: list[tuple[str, Pixels]], output:
     for batch in models.decode(models.encode(originals), generator):
         for video in batch.numpy():
             original, name = clips[done][1], names[done]
-            write_video(output / f"{name}.mp4", video, FRAMES_PER_SECOND)
-            write_video(output / f"{name}_original.mp4", original, FRAMES_PER_SECOND)
+            write_video(output / f"{name}.mp4", video, models.fps)
+            write_video(output / f"{name}_original.mp4", original, models.fps)
             both = comparison(original, video)
             even = both[:, :, : both.shape[2] // 2 * 2, : both.shape[3] // 2 * 2]
             # Half-resolution chroma, which every player knows; enlarged clips lose nothing by it.
-            yield write_video(output / f"{name}_compare.mp4", even, FRAMES_PER_SECOND, pixel_format="yuv420p")
+            yield write_video(output / f"{name}_compare.mp4", even, models.fps, pixel_format="yuv420p")
             done += 1
 
 

@@ -181,15 +181,16 @@ class VideoDetokenizer(nn.Module):
             assert null_tokens_QC is not None
             draws = uniform_rows(len(tokens_BQC), generator, tokens_BQC.device)
             tokens_BQC = torch.where((draws < condition_dropout)[:, None, None], null_tokens_QC, tokens_BQC)
+        # float32 from here on, also under autocast: in bfloat16 the first two noise levels are 0.
         with torch.no_grad():
-            clean = self.latents.encode(video_BFCHW, generator)
+            clean = self.latents.encode(video_BFCHW, generator).float()
         noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
         steps = self.config.noise_schedule.num_steps
         timestep_B = draw_timesteps(len(clean), steps, terminal_share, device=clean.device, generator=generator)
         noisy = self.scheduler.add_noise(clean, noise, timestep_B)
-        prediction = self.denoiser(noisy, timestep_B, self.condition(tokens_BQC))
+        prediction = self.denoiser(noisy.to(video_BFCHW.dtype), timestep_B, self.condition(tokens_BQC))
         target = training_target(self.scheduler, clean, noise, timestep_B)
-        return nn.functional.mse_loss(prediction.float(), target.float())
+        return nn.functional.mse_loss(prediction.float(), target)
 
     @torch.no_grad()
     def decode(
@@ -200,7 +201,7 @@ class VideoDetokenizer(nn.Module):
         sampling: SamplingConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draws clips with DDIM.
+        """Draws clips with DDIM, whose states are float32 also under autocast.
 
         Args:
             tokens_BQC: Tokens, float.
@@ -224,19 +225,24 @@ class VideoDetokenizer(nn.Module):
         scheduler.set_timesteps(sampling.steps)
         grid = self.config.size // self.latents.block_size
         shape = (len(tokens_BQC), self.config.num_frames, self.latents.channels, grid, grid)
-        state = torch.randn(shape, generator=generator).to(tokens_BQC)
+        device, dtype = tokens_BQC.device, tokens_BQC.dtype
+
+        def draw() -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
+
+        state = draw()
         steps = scheduler.timesteps.tolist()
         for step, following in zip(steps, [*steps[1:], None], strict=True):
-            times = torch.full((len(state),), step, device=state.device)
-            prediction = self.denoiser(state, times, condition)
+            times = torch.full((len(state),), step, device=device)
+            prediction = self.denoiser(state.to(dtype), times, condition).float()
             if guided:
-                unconditional = self.denoiser(state, times, null)
+                unconditional = self.denoiser(state.to(dtype), times, null).float()
                 prediction = guide(prediction, unconditional, sampling.guidance, sampling.guidance_rescale)
-            fresh = torch.randn(shape, generator=generator).to(state) if sampling.eta > 0 else None
+            fresh = draw() if sampling.eta > 0 else None
             state = ddim_step(
                 scheduler, prediction, state, step=step, following=following, eta=sampling.eta, noise=fresh
             )
-        return self.latents.decode(state)
+        return self.latents.decode(state.to(dtype))
 
 
 class DiffusersDenoiser(nn.Module):

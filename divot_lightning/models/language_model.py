@@ -5,6 +5,7 @@ The model is any unmodified transformers ``AutoModelForCausalLM`` with full or s
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,16 +18,24 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.sequences import SPECIAL_TOKEN_NAMES
+from divot_lightning.models.weight_dtypes import merging_in_float32
 from divot_lightning.sharding.building import (
     fill,
     fill_from_first,
     gathered,
+    has_masters,
     is_sharding,
     weight_files,
     without_memory,
 )
+from divot_lightning.sharding.module_tensors import full_shape
 
 Attention: TypeAlias = Literal["sdpa", "eager"]
+
+logger = logging.getLogger(__name__)
+
+_ROUTERS = {"router", "gate"}
+"""Layers that choose experts; they are small, and adapters are not usual in them."""
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -42,7 +51,8 @@ class LoRASettings:
         rank: Rank of the adapters.
         alpha: The adapters' output is scaled by alpha / rank.
         dropout: Dropout on the adapters' input.
-        target_modules: Names of the linear layers that get an adapter.
+        target_modules: Names of the linear layers that get an adapter. The default is all of a Llama, Mistral or Qwen;
+            for a model with other layers, those that are left out are told when the adapters are added.
         train_norms: Train the normalisation layers in full.
         train_embeddings: Train the whole embedding and output layer, as the released code does, not only the rows of
             marker tokens.
@@ -80,7 +90,7 @@ def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
 
 
 def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
-    """Loads pretrained weights; rows of tokens that the model never saw become the mean of the rows it has.
+    """Loads pretrained weights as they are stored; rows of new tokens become the mean of the rows there are.
 
     Args:
         folder: A transformers model folder.
@@ -95,12 +105,11 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
         return _load_sharded(folder, vocabulary, new_ids, attention)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False
+            folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False, dtype="auto"
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n"
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n{_reason(error)}"
         ) from error
     rows = len(word_embeddings(model))
     if vocabulary > rows:
@@ -118,7 +127,11 @@ def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: A
     rows = config.vocab_size
     config.vocab_size = max(vocabulary, rows)
     with torch.random.fork_rng(devices=[]), without_memory():
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, trust_remote_code=False)
+        # What is sharded keeps its dtype, so it is decided here.
+        dtype = {} if has_masters() else {"dtype": torch.float32}
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, trust_remote_code=False, **dtype
+        )
     files = weight_files(Path(folder))
     if not files or fill(model, files).missing:
         # The files have other names than the model, which only transformers can translate, all at once.
@@ -174,9 +187,16 @@ def language_model_from_config(config: dict[str, Any], attention: Attention) -> 
     except (TypeError, ValueError) as error:
         raise UserError(
             f"language_model_config with model_type={config.get('model_type')!r} gives no causal language model.\n"
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            f"{_reason(error)}"
         ) from error
     return check_language_model(model)
+
+
+def _reason(error: Exception) -> str:
+    said = (str(error).splitlines() or [""])[0]
+    if "scaled_dot_product_attention" in said:
+        return "It has no attention of the kind 'sdpa'; set llm.attention to eager."
+    return f"{type(error).__name__}: {said}"
 
 
 def check_language_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -211,7 +231,9 @@ def vocabulary_size(text_tokenizer: Any) -> int:
 
 
 def initialise_new_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
-    """Sets the embedding and output rows of new tokens to the mean of the other rows, as in the released code.
+    """Sets the embedding and output rows of new tokens to the mean of the other rows.
+
+    The released code does the same for embeddings; its rows of an untied output layer come out as three times the mean.
 
     Args:
         model: A causal language model.
@@ -252,12 +274,44 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[in
     try:
         # PEFT copies these; the weights that get adapters it only measures.
         with gathered(_copied_weights(model, names, settings)):
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
             f"LoRA with target_modules={settings.target_modules} does not fit {model.config.model_type!r}: "
             f"{str(error).splitlines()[0]}"
         ) from error
+    left = layers_without_adapters(adapted)
+    if left and tuple(settings.target_modules) == TARGET_MODULES:
+        logger.warning(
+            "LoRA: the default target_modules leave these layers of %r as they are: %s; name them in "
+            "lora.target_modules",
+            model.config.model_type,
+            ", ".join(left),
+        )
+    return adapted
+
+
+def layers_without_adapters(model: PeftModel) -> list[str]:
+    """Names the kinds of layers inside a model's blocks whose matrices are neither trained nor have an adapter.
+
+    Args:
+        model: From ``add_lora``.
+
+    Returns:
+        Names within the blocks, such as "qkv_proj"; routers and the embeddings' own layers are left out.
+    """
+    base = unwrap(model)
+    embeddings = set(base.get_input_embeddings().modules()) | set(base.get_output_embeddings().modules())
+    adapted = {part for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
+    found: set[str] = set()
+    for name, module in base.named_modules():
+        if module in embeddings or module in adapted or isinstance(module, nn.Embedding):
+            continue
+        for key, value in module.named_parameters(recurse=False):
+            if len(full_shape(value)) > 1 and not value.requires_grad and not _ROUTERS & set(name.split(".")):
+                kind = name.rpartition(".")[2]
+                found.add(kind if key == "weight" else f"{kind}.{key}")
+    return sorted(found)
 
 
 def _copied_weights(model: PreTrainedModel, embeddings: list[str], settings: LoRASettings) -> list[Tensor]:
@@ -269,7 +323,7 @@ def _copied_weights(model: PreTrainedModel, embeddings: list[str], settings: LoR
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Folds adapters and trained rows into the weights.
+    """Folds adapters and trained rows into the weights, in float32; see `divot_lightning.models.weight_dtypes`.
 
     Args:
         model: From ``add_lora``.
@@ -280,7 +334,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
     assert isinstance(model, PeftModel)
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
-            with gathered(layer.parameters(), write=True):
+            with gathered(layer.parameters(), write=True), merging_in_float32(layer):
                 layer.merge()
     unload: Any = model.unload
     return unload()

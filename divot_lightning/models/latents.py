@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
@@ -92,7 +93,10 @@ class BlockDCTLatents(nn.Module):
         self.register_buffer("basis", torch.stack(basis), persistent=False)
 
     def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
-        """Turns pixels in [-1, 1] into latents (B, F, c, h, w), H and W multiples of the block size; draws nothing."""
+        """Turns pixels in [-1, 1] into latents (B, F, c, h, w), H and W multiples of the block size; draws nothing.
+
+        Latents are of the pixels' dtype, also under autocast.
+        """
         batch, frames, _, height, width = video_BFCHW.shape
         if height % self.block_size or width % self.block_size:
             raise UserError(
@@ -100,7 +104,8 @@ class BlockDCTLatents(nn.Module):
                 f"allowed: multiples of {self.block_size}; change the data's size or latents.block_size"
             )
         folded = video_BFCHW.flatten(0, 1)
-        latents = nn.functional.conv2d(folded, self.basis.to(folded), stride=self.block_size)
+        with torch.autocast(folded.device.type, enabled=False):
+            latents = nn.functional.conv2d(folded, self.basis.to(folded), stride=self.block_size)
         return latents.unflatten(0, (batch, frames)) * self.scale
 
     def decode(self, latents_BFchw: Tensor) -> Tensor:
@@ -113,7 +118,8 @@ class BlockDCTLatents(nn.Module):
 class VAELatents(nn.Module):
     """Latents of a frozen `diffusers` image VAE, frame by frame.
 
-    Frames go through it one at a time, as in the released code, which keeps the memory of 16 frames at 256 x 256 flat.
+    Frames go through it one at a time, which keeps the memory of 16 frames at 256 x 256 flat. The released code decodes
+    all frames at once; what comes out is the same.
     """
 
     def __init__(self, vae: AutoencoderKL, scale: float) -> None:
@@ -129,8 +135,10 @@ class VAELatents(nn.Module):
 
     @torch.no_grad()
     def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
-        """Turns pixels in [-1, 1] into latents (B, F, c, h, w): a draw from the VAE's posterior, scaled."""
-        frames = [self.vae.encode(frame).latent_dist.sample(generator) for frame in video_BFCHW.unbind(1)]
+        """Turns pixels in [-1, 1] into latents (B, F, c, h, w), float32: a draw from the VAE's posterior, scaled."""
+        # Under autocast the network is in half precision; what is drawn from its answer is not.
+        posteriors = (self.vae.encode(frame).latent_dist.parameters.float() for frame in video_BFCHW.unbind(1))
+        frames = [DiagonalGaussianDistribution(posterior).sample(generator) for posterior in posteriors]
         return torch.stack(frames, dim=1) * self.scale
 
     @torch.no_grad()

@@ -40,6 +40,9 @@ class VideoDiTConfig:
 class VideoDiT(nn.Module):
     """Denoises video latents by attention over space-time patches and over the condition tokens."""
 
+    outer_layers = ("embed", "shift_scale", "head")
+    """They read and write latents, or scale; not for Muon (`divot_lightning.stages.optimization.inner_matrices`)."""
+
     def __init__(
         self,
         config: VideoDiTConfig,

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from divot_lightning.components import WEIGHTS_FILE
 from divot_lightning.errors import UserError
 from divot_lightning.heads import GenerationHead
 from divot_lightning.models.attention_mask import (
@@ -26,10 +27,13 @@ from divot_lightning.models.attention_mask import (
     transformers_mask,
 )
 from divot_lightning.models.language_model import LoRASettings, add_lora, merge_lora, unwrap
+from divot_lightning.models.language_model_probe import probe_language_model
+from divot_lightning.models.position_limit import check_positions
 from divot_lightning.models.projectors import MLPProjector
 from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.row_packing import pack_rows
 from divot_lightning.models.sequences import (
+    IGNORED,
     SPECIAL_TOKEN_NAMES,
     Position,
     Segment,
@@ -49,6 +53,8 @@ from divot_lightning.models.video_llm_parts import (
     initial_queries,
 )
 from divot_lightning.models.video_llm_sampling import generate_features, generate_text
+from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
+from divot_lightning.sharding.building import is_sharding
 
 HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
 
@@ -74,6 +80,9 @@ class VideoLLM(nn.Module):
             pretrained weights are read.
     """
 
+    outer_layers = ("head",)
+    """Not for Muon; see `divot_lightning.stages.optimization.inner_matrices`."""
+
     feature_mean_C: Tensor
     feature_std_C: Tensor
 
@@ -83,6 +92,11 @@ class VideoLLM(nn.Module):
         super().__init__()
         self.settings = config
         self.text_tokenizer, causal_lm = build_language_model(config, folder)
+        if config.frozen_dtype == "float32":
+            raise_to_float32(causal_lm)  # so that adapters begin in float32, too
+        if folder is None:
+            probe_language_model(causal_lm, config.mechanism)
+        check_positions(causal_lm, config.max_length)
         self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
         dim = causal_lm.config.hidden_size
         input_projector = MLPProjector(config.feature_dim, dim, dim)
@@ -98,6 +112,7 @@ class VideoLLM(nn.Module):
             self.add_lora(config.lora)
         if config.freeze_language_model:
             self.language_model.requires_grad_(False)
+        raise_to_float32(self.language_model)
 
     @property
     def config(self) -> BuiltVideoLLMConfig:
@@ -119,6 +134,7 @@ class VideoLLM(nn.Module):
         """
         markers = self.text_tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKEN_NAMES))
         self.language_model = add_lora(self.causal_lm, settings, markers)
+        raise_to_float32(self.language_model)
         self.settings = replace(self.settings, lora=settings)
 
     def merge_lora(self) -> None:
@@ -127,6 +143,16 @@ class VideoLLM(nn.Module):
             self.language_model = merge_lora(self.language_model)
             self.settings = replace(self.settings, lora=None)
         self.language_model.requires_grad_(not self.settings.freeze_language_model)
+        raise_to_float32(self.language_model)
+
+    def use_stored_precision(self) -> VideoLLM:
+        """Turns a language model that came in half precision back into it, to be used without training.
+
+        Returns:
+            The same model; one of float32 is left as it is.
+        """
+        lower_for_inference(self.language_model, self.causal_lm.config.dtype)
+        return self
 
     def set_max_length(self, max_length: int | None) -> None:
         """Changes the longest training sequence.
@@ -134,6 +160,7 @@ class VideoLLM(nn.Module):
         Args:
             max_length: Tokens; None for no limit.
         """
+        check_positions(self.causal_lm, max_length)
         self.settings = replace(self.settings, max_length=max_length)
 
     def set_packing(self, packing: bool) -> None:
@@ -179,7 +206,10 @@ class VideoLLM(nn.Module):
             stored = BuiltVideoLLMConfig(**{**config, "lora": lora})
         except TypeError as error:
             raise UserError(f"The settings in {folder} do not fit a VideoLLM: {error}") from error
-        return cls(stored, folder=folder)
+        video_llm = cls(stored, folder=folder)
+        if stored.frozen_dtype == "stored" and not is_sharding():
+            lower_to_stored(video_llm, folder / WEIGHTS_FILE)
+        return video_llm
 
     def forward(self, segments: list[list[Segment]], features_MQC: Tensor | None) -> VideoLLMOutput:
         """Computes the losses of a batch.
@@ -220,6 +250,20 @@ class VideoLLM(nn.Module):
             lengths = [len(sequence.ids) for sequence in built]
             rows = pack_rows(lengths, config.max_length, self.causal_lm.config.hidden_size)
         return collate_sequences(built or [_empty_sequence(self.special)], pad_id=self.special.end, rows=rows)
+
+    def num_targets(self, segments: list[list[Segment]]) -> tuple[int, int]:
+        """Counts what the two losses of a batch are means over, without computing them.
+
+        Args:
+            segments: B samples.
+
+        Returns:
+            Words to learn, and clips to generate.
+        """
+        batch = self.sequences(segments)
+        words = (batch.labels_BL != IGNORED) & (batch.positions_BL > 0)
+        slots = where_role(batch, Position.QUERY, Position.FORCED)
+        return int(words.sum()), len(slots) // self.settings.num_queries
 
     def _encode(self, text: str) -> list[int]:
         # A caption that spells "</s>" or "<vid>" is text, and must not end the sequence or mark a clip.

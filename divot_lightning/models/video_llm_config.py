@@ -7,6 +7,7 @@ from typing import Any
 
 from divot_lightning.models.language_model import Attention, LoRASettings
 from divot_lightning.models.sequences import Mechanism
+from divot_lightning.models.weight_dtypes import FrozenDtype
 
 
 @dataclass
@@ -25,6 +26,11 @@ class VideoLLMConfig:
             feature. Feature by feature, a head is trained and sampled one token at a time, also one that could draw the
             tokens of a clip jointly.
         lora: Low-rank adapters, trained in place of all weights of the language model; none by default.
+        frozen_dtype: Dtype of the language model's weights that are not trained; those that are trained are float32.
+            "float32", or "stored" as in their folder, which halves the memory of a model in bfloat16 and needs
+            trainer.precision bf16-mixed. Weights that adapters were folded into are float32 from then on. Under
+            DeepSpeed in half precision it has no say: weights are in half precision, with float32 copies of the trained
+            ones.
         freeze_language_model: Train no weight of the language model; projector, queries and head are trained.
         max_length: Longest training sequence in tokens; texts of longer samples are shortened. The paper's are 1400 in
             pretraining and 1650 in instruction tuning.
@@ -41,6 +47,7 @@ class VideoLLMConfig:
     feature_dim: int = 256
     mechanism: Mechanism = "query_bidirectional"
     lora: LoRASettings | None = None
+    frozen_dtype: FrozenDtype = "float32"
     freeze_language_model: bool = False
     max_length: int | None = 1400
     packing: bool = False

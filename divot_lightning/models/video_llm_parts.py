@@ -79,6 +79,9 @@ class LearnableQueries(nn.Module):
 def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
     """Draws queries about the mean word embedding, with the words' own spread, so that they differ from the start.
 
+    They enter where words do behind their embedding layer, so they are on the scale that this layer gives words: the
+    Gemma family multiplies by the square root of D.
+
     Args:
         causal_lm: The language model.
         num_queries: How many.
@@ -90,7 +93,21 @@ def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
     with gathered([weight]):
         weight_VD = weight.detach().float()
         noise_QD = torch.randn(num_queries, weight_VD.shape[1], device=weight_VD.device)
-        return weight_VD.mean(dim=0) + weight_VD.std(dim=0) * noise_QD
+        queries_QD = weight_VD.mean(dim=0) + weight_VD.std(dim=0) * noise_QD
+        scale = _embedding_scale(causal_lm.get_input_embeddings(), weight)
+        return queries_QD if scale == 1.0 else scale * queries_QD
+
+
+def _embedding_scale(embedding: nn.Module, weight_VD: Tensor) -> float:
+    """Gives by how much an embedding layer enlarges its rows; 1 where it gives them as they are."""
+    if weight_VD.is_meta:
+        return 1.0
+    with torch.no_grad():
+        rows_VD = weight_VD[:8]
+        given_VD = embedding(torch.arange(len(rows_VD), device=weight_VD.device))
+        if torch.equal(given_VD, rows_VD) or not rows_VD.any():
+            return 1.0
+        return float(given_VD.float().norm() / rows_VD.float().norm())
 
 
 def build_stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead:

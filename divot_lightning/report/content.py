@@ -101,11 +101,13 @@ class Picture:
         video: uint8 (F, 3, H, W).
         label: Text below it.
         good: Whether it shows what it should, None if that is no question.
+        frames_per_second: Presentation rate; the default is that of Divot's clips and of the toy world.
     """
 
     video: Pixels
     label: str = ""
     good: bool | None = None
+    frames_per_second: float = 8.0
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,12 @@ class Answered:
     Attributes:
         video: uint8 (F, 3, H, W).
         sayings: Asked, expected, said, and whether that is right.
+        frames_per_second: As in `Picture`.
     """
 
     video: Pixels
     sayings: Sequence[tuple[str, str, str, bool]]
+    frames_per_second: float = 8.0
 
 
 @dataclass(frozen=True)

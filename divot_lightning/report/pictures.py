@@ -13,13 +13,12 @@ from PIL import Image
 from divot_lightning.errors import UserError
 from divot_lightning.report.content import Pixels
 
-FRAMES_PER_SECOND = 8
 LOSSLESS_PIXELS = 128 * 128
 """Larger frames are compressed with losses that can hardly be seen: a page holds many of them."""
 QUALITY = 80
 
 
-def webp_bytes(video: Pixels, frames_per_second: float = FRAMES_PER_SECOND) -> bytes:
+def webp_bytes(video: Pixels, frames_per_second: float) -> bytes:
     """Encodes a clip as an animated WebP that plays for ever, a small clip without losses.
 
     Args:
@@ -43,7 +42,7 @@ def webp_bytes(video: Pixels, frames_per_second: float = FRAMES_PER_SECOND) -> b
     return buffer.getvalue()
 
 
-def data_uri(video: Pixels, frames_per_second: float = FRAMES_PER_SECOND) -> str:
+def data_uri(video: Pixels, frames_per_second: float) -> str:
     """Returns a clip as the `src` of an image."""
     return "data:image/webp;base64," + base64.b64encode(webp_bytes(video, frames_per_second)).decode("ascii")
 

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from divot_lightning.report.charts import NUM_COLOURS, chart_svg, line_style
-from divot_lightning.report.content import Cell, PictureRow, Report
+from divot_lightning.report.content import Answered, Cell, Picture, PictureRow, Report
 from divot_lightning.report.pictures import data_uri
 
 
@@ -20,6 +20,10 @@ def _judged(rows: Sequence[PictureRow]) -> bool:
     return any(picture.good is not None for row in rows for picture in row.pictures)
 
 
+def _moving(item: Picture | Answered) -> str:
+    return data_uri(item.video, item.frames_per_second)
+
+
 def render_report(report: Report) -> str:
     """Returns the report as HTML: styles, charts and moving pictures are inside, nothing is loaded from elsewhere."""
     environment = Environment(
@@ -29,7 +33,7 @@ def render_report(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["moving"] = data_uri
+    environment.filters["moving"] = _moving
     environment.filters["judged"] = _judged
     environment.filters["cell"] = _as_cell
     environment.globals["line_style"] = line_style

@@ -20,6 +20,7 @@ from torch import Tensor, distributed, nn
 from divot_lightning.errors import UserError
 
 _SHARDER: ContextVar["Sharder | None"] = ContextVar("sharder", default=None)
+_MASTERS: ContextVar[bool] = ContextVar("masters", default=False)
 
 
 class Sharder:
@@ -32,7 +33,7 @@ class Sharder:
     def __init__(self, settings: dict[str, Any]) -> None:
         import deepspeed
 
-        self.half = next((dtype for name, dtype in _HALVES.items() if settings.get(name, {}).get("enabled")), None)
+        self.half = half_precision(settings)
         # Without a module of its own: only its way of converting parameters is needed.
         self._init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings, dtype=self.half)
 
@@ -64,6 +65,26 @@ def refuse_scalar(name: str, parameter: Tensor) -> None:
 
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def half_precision(settings: dict[str, Any]) -> torch.dtype | None:
+    """Gives the half precision that DeepSpeed's settings turn weights into, None in float32."""
+    return next((dtype for name, dtype in _HALVES.items() if settings.get(name, {}).get("enabled")), None)
+
+
+@contextmanager
+def optimizer_with_masters(settings: dict[str, Any]) -> Generator[None, None, None]:
+    """Is entered around building for DeepSpeed: in half precision its optimizer keeps float32 copies of weights."""
+    token = _MASTERS.set(half_precision(settings) is not None)
+    try:
+        yield
+    finally:
+        _MASTERS.reset(token)
+
+
+def has_masters() -> bool:
+    """Tells whether what is built now is trained by an optimizer with float32 copies of the weights."""
+    return _MASTERS.get()
 
 
 @contextmanager

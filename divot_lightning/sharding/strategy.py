@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -16,7 +16,13 @@ from torch.nn import Module
 from torch.optim import AdamW, Optimizer
 
 from divot_lightning.errors import UserError
-from divot_lightning.sharding.building import Sharder, is_sharded, refuse_scalar, sharded_building
+from divot_lightning.sharding.building import (
+    Sharder,
+    is_sharded,
+    optimizer_with_masters,
+    refuse_scalar,
+    sharded_building,
+)
 from divot_lightning.sharding.offload import offloaded_adamw
 from divot_lightning.sharding.zero_checkpoint import CheckpointFolders
 
@@ -129,12 +135,10 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
     @contextmanager
     def model_sharded_context(self) -> Generator[None, None, None]:
         """Is entered around `configure_model`: under stage 3 what is built there is sharded."""
-        if self.stage != 3:
-            yield
-            return
         self._init_config_if_needed()
         assert isinstance(self.config, dict)
-        with sharded_building(Sharder(self.config)):
+        sharding = sharded_building(Sharder(self.config)) if self.stage == 3 else nullcontext()
+        with optimizer_with_masters(self.config), sharding:
             yield
 
     def _initialize_deepspeed_train(self, model: Module) -> None:

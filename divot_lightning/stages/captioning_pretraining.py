@@ -67,6 +67,10 @@ class CaptioningPretraining(Stage):
         self.agree("train", batch, batch_idx)
         return self.training_loss(self._losses(batch), batch)
 
+    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """Counts the words to learn."""
+        return {"text_loss": self.video_llm.num_targets(batch["segments"])[0] if num_counted(batch) else 0}
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the same loss."""
         self.agree("validation", batch, batch_idx)

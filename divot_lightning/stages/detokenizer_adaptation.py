@@ -12,7 +12,7 @@ from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokeniz
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM
-from divot_lightning.sharding.building import has_shards
+from divot_lightning.sharding.building import has_masters, has_shards
 from divot_lightning.stages.global_mean import LossPart
 from divot_lightning.stages.optimization import OptimizerSettings
 from divot_lightning.stages.stage import Stage, batch_generators, num_counted
@@ -76,6 +76,8 @@ class DetokenizerAdaptation(Stage):
         """Loads the three networks from the runs before."""
         self.tokenizer = load_component(self.sources["tokenizer"], VideoTokenizer).requires_grad_(False)
         self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False)
+        if not has_masters():
+            self.video_llm.use_stored_precision()
         self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
     def frozen_sources(self) -> dict[str, str | Path]:
@@ -129,6 +131,10 @@ class DetokenizerAdaptation(Stage):
         if self.candidates == 1:
             return drawn[0]
         return nearest_candidates(torch.stack(drawn), self.tokenizer(video_MFCHW), self.nearest_per)
+
+    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """Counts clips."""
+        return {"loss": num_counted(batch)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the losses with sampled features, without dropout."""

@@ -72,6 +72,10 @@ class DetokenizerRefinement(Stage):
         )
         return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
 
+    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """Counts clips."""
+        return {"loss": num_counted(batch)}
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the losses without dropout."""
         self.agree("validation", batch, batch_idx)

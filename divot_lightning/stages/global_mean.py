@@ -2,7 +2,8 @@
 
 Data-parallel training averages the gradients of the processes. A process with two targets would count as much as one
 with two hundred, and the gradient would depend on how samples are dealt out. Here each process weighs its own mean by
-its share of what all hold, so that the average over processes is the mean over samples, targets or clips.
+its share of what all hold, so that the average over processes is the mean over samples, targets or clips. The same
+goes for the batches that an optimizer step accumulates (`divot_lightning.stages.accumulation`).
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ class GlobalLoss(NamedTuple):
     """A step's loss.
 
     Attributes:
-        loss: What this process backpropagates, scalar; the mean of all processes' gradients is the gradient of `mean`.
+        loss: What this process backpropagates, scalar. The gradients of all processes and of all batches of the step
+            average to the gradient of the step's mean.
         mean: Weighted sum of the parts' means over all processes.
         parts: Mean over all processes, and what it is over; parts that no process has are left out.
         finite: Whether the losses of all processes are finite.
@@ -44,11 +46,16 @@ class GlobalLoss(NamedTuple):
     finite: bool
 
 
-def global_mean(parts: Mapping[str, LossPart]) -> GlobalLoss:
+def global_mean(
+    parts: Mapping[str, LossPart], step_counts: Mapping[str, int] | None = None, num_batches: int = 1
+) -> GlobalLoss:
     """Weighs the losses of this process; all processes call it at the same time, with the same names.
 
     Args:
         parts: Losses by name.
+        step_counts: What the losses of this process are means over in all batches of the step together; None where a
+            step is one batch.
+        num_batches: Batches of a step, by which the trainer divides.
 
     Returns:
         See `GlobalLoss`; everything but `loss` is the same on all processes.
@@ -63,17 +70,44 @@ def global_mean(parts: Mapping[str, LossPart]) -> GlobalLoss:
     finite = means.isfinite().all()
     # What is not finite must not spoil the sums of the others, which are reported.
     sums = torch.where(counts > 0, means, 0.0).nan_to_num(0.0, 0.0, 0.0) * counts
-    totals = sum_over_processes(torch.cat([counts, sums, (~finite).double()[None]]), every[0].mean.device)
-    total_counts, total_sums, num_bad = totals[: len(every)], totals[len(every) : -1], totals[-1]
-    shares = (counts * num_processes() / total_counts.clamp(min=1.0)).tolist()
+    of_step = counts if step_counts is None else counts.new_tensor([step_counts[name] for name in parts])
+    totals = sum_over_processes(torch.cat([counts, sums, of_step, (~finite).double()[None]]), every[0].mean.device)
+    total_counts, total_sums, step_totals = totals[:-1].view(3, -1)
+    shares = (counts * num_processes() * num_batches / step_totals.clamp(min=1.0)).tolist()
     loss = torch.stack([part.weight * share * part.mean for part, share in zip(every, shares, strict=True)]).sum()
     found = {
         name: (total / count, int(count))
         for name, total, count in zip(parts, total_sums.tolist(), total_counts.tolist(), strict=True)
         if count
     }
-    mean = sum((parts[name].weight * value for name, (value, _) in found.items()), 0.0)
-    return GlobalLoss(loss, mean, found, num_bad.item() == 0)
+    mean = weighted_sum(parts, found)
+    return GlobalLoss(loss, mean, found, totals[-1].item() == 0)
+
+
+def weighted_sum(parts: Mapping[str, LossPart], means: Mapping[str, tuple[float, int]]) -> float:
+    """Adds up means by the weights of their parts.
+
+    Args:
+        parts: Give the weights.
+        means: Value and count by name, as in `GlobalLoss`.
+    """
+    return sum((parts[name].weight * value for name, (value, _) in means.items()), 0.0)
+
+
+def merge_means(
+    before: Mapping[str, tuple[float, int]], new: Mapping[str, tuple[float, int]]
+) -> dict[str, tuple[float, int]]:
+    """Returns the means over what two sets of means are over; either may lack a name.
+
+    >>> merge_means({"text": (1.0, 3)}, {"text": (2.0, 1), "head": (4.0, 2)})
+    {'text': (1.25, 4), 'head': (4.0, 2)}
+    """
+    merged = dict(before)
+    for name, (value, count) in new.items():
+        old, old_count = before.get(name, (0.0, 0))
+        together = old_count + count
+        merged[name] = ((old * old_count + value * count) / together, together)
+    return merged
 
 
 def num_processes() -> int:

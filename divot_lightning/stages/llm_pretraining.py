@@ -26,7 +26,8 @@ class LLMPretraining(VideoLLMStage):
         text_loss_weight: Weight of the next-word loss; 1 in the paper.
         head_loss_weight: Weight of the generation head's loss; 1 in the paper.
         statistics_batches: Training batches from which mean and standard deviation of the features are measured before
-            the first step; 0 leaves features as they are, as the released code does.
+            the first step; 0 leaves features as they are, as the released code does. Where batches are accumulated,
+            those of as many steps.
     """
 
     statistics_known: torch.Tensor
@@ -60,10 +61,14 @@ class LLMPretraining(VideoLLMStage):
         """Measures the feature statistics, once: a resumed run finds them in its checkpoint."""
         # DeepSpeed restores a checkpoint after this hook.
         resumed = bool(self.statistics_known) or self.trainer.ckpt_path is not None
-        if self.statistics_batches == 0 or resumed:
-            return
+        if self.statistics_batches > 0 and not resumed:
+            self._measure_features()
+        super().on_fit_start()
+
+    def _measure_features(self) -> None:
         self.trainer.fit_loop.setup_data()
         batches: Any = self.trainer.train_dataloader
-        sums = feature_statistics(batches, self.statistics_batches, self.tokenizer, self.video_llm)
+        count = self.statistics_batches * self.trainer.accumulate_grad_batches
+        sums = feature_statistics(batches, count, self.tokenizer, self.video_llm)
         apply_feature_statistics(self.video_llm, self.trainer.strategy.reduce(sums, reduce_op="sum"))
         self.statistics_known.fill_(True)

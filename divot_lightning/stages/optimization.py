@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from divot_lightning.sharding.module_tensors import full_shape
 
@@ -18,7 +20,8 @@ class OptimizerSettings:
     """Settings of the optimizer; the defaults are those of the released LLM training scripts.
 
     Attributes:
-        name: `adamw` as in the paper, or `muon`: Muon for the matrices inside the network, AdamW for all the rest.
+        name: `adamw` as in the paper, or `muon`: Muon for the matrices inside the network (`inner_matrices`), AdamW for
+            all the rest, the generation head among it.
             On the toy world Muon reaches the same reconstruction loss in less than half of the steps
             (docs/experiments.md); it needs whole matrices and has not been run under ZeRO.
         lr: Peak learning rate of AdamW.
@@ -118,16 +121,15 @@ def configure_optimizer(
     Returns:
         Optimizer and a schedule that is stepped after every optimizer step.
     """
-    named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+    trained = [value for value in module.parameters() if value.requires_grad]
     optimizer: Optimizer
     if settings.name == "muon":
-        matrices = [value for name, value in named if _is_inner_matrix(name, value)]
+        matrices = inner_matrices(module)
         chosen = {id(value) for value in matrices}
-        optimizer = MuonWithAdamW(
-            matrices, _decay_groups((v for _, v in named if id(v) not in chosen), settings), settings
-        )
+        others = (value for value in trained if id(value) not in chosen)
+        optimizer = MuonWithAdamW(matrices, _decay_groups(others, settings), settings)
     else:
-        groups = _decay_groups((value for _, value in named), settings)
+        groups = _decay_groups(trained, settings)
         # a type, whose subclasses take arguments of their own
         make: Any = adamw
         optimizer = make(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
@@ -154,9 +156,32 @@ def _decay_groups(parameters: Iterable[Tensor], settings: OptimizerSettings) -> 
     return [group for group in groups if group["params"]]
 
 
-# Embeddings and the layers that read or write data are no maps between hidden states; Muon is not meant for them.
-_OUTER_NAMES = ("embed", "position", "queries", "latents", "head.", "shift_scale", "lm_head")
+def inner_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """Gives the matrices for Muon: weights of linear layers between hidden states.
+
+    Embeddings, positions and queries are no linear layers. Of those, the output layer of a language model is left out,
+    and what a module names in `outer_layers`: names of its submodules that read or write data, with all inside them.
+
+    Args:
+        module: The stage.
+
+    Returns:
+        Those that require gradients, in the module's order.
+    """
+    outer: set[nn.Module] = set()
+    for owner in module.modules():
+        outer.update(*(owner.get_submodule(name).modules() for name in getattr(owner, "outer_layers", ())))
+        if isinstance(owner, PreTrainedModel) and (output := owner.get_output_embeddings()) is not None:
+            outer.update(output.modules())
+    others = {
+        id(value)
+        for owner in module.modules()
+        if owner in outer or not isinstance(owner, _LINEAR)
+        for value in owner.parameters(recurse=False)
+    }
+    trained = (value for value in module.parameters() if value.requires_grad)
+    return [value for value in trained if len(full_shape(value)) == 2 and id(value) not in others]
 
 
-def _is_inner_matrix(name: str, value: Tensor) -> bool:
-    return len(full_shape(value)) == 2 and not any(part in name for part in _OUTER_NAMES)
+_LINEAR = (nn.Linear, Conv1D)
+"""torch's linear layer, and that of GPT-2."""

@@ -13,10 +13,12 @@ from torch.optim import AdamW, Optimizer
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import sample_generators
+from divot_lightning.models.weight_dtypes import raise_to_float32
 from divot_lightning.sharding.agreement import Agreement, StepPlan, agree
 from divot_lightning.sharding.building import shard_rest
 from divot_lightning.sharding.strategy import DivotDeepSpeedStrategy
-from divot_lightning.stages.global_mean import GlobalLoss, LossPart, global_mean
+from divot_lightning.stages.accumulation import STEP_COUNTS, check_step, hand_over_steps
+from divot_lightning.stages.global_mean import GlobalLoss, LossPart, global_mean, merge_means, weighted_sum
 from divot_lightning.stages.nonfinite import gather_culprits, over_budget, write_record
 from divot_lightning.stages.optimization import OptimizerSettings, configure_optimizer
 
@@ -27,7 +29,8 @@ class Stage(LightningModule):
     """A training stage: subclasses check their settings in `__init__` and build their modules in `build`.
 
     A subclass's `training_step` and `validation_step` call `agree` before their modules run and give their losses to
-    `training_loss` or `log_validation`, which make them independent of how samples are dealt out to processes.
+    `training_loss` or `log_validation`, which make them independent of how samples are dealt out to processes. With
+    `loss_counts` they are independent of how samples are dealt out to accumulated batches, too.
 
     Attributes:
         frozen: Names of the modules that are not trained and stay in evaluation mode.
@@ -45,8 +48,10 @@ class Stage(LightningModule):
         self.is_built = False
         self.step_dropped = False
         self.step_number = 0
+        self.batch_number = 0
         self.gradient_norm: float | None = None
         self.step_keys: list[str] = []
+        self.step_means: dict[str, tuple[float, int]] = {}
         # In checkpoints, since the budget is one for the whole run.
         self.register_buffer("nonfinite_steps", torch.tensor(0))
 
@@ -55,7 +60,10 @@ class Stage(LightningModule):
         raise TypeError(f"{type(self).__name__} has no build()")
 
     def configure_model(self) -> None:
-        """Builds the modules, once; under ZeRO stage 3 each process keeps its share of what is built."""
+        """Builds the modules, once; under ZeRO stage 3 each process keeps its share of what is built.
+
+        What is trained is float32, unless the optimizer has float32 copies or the trainer's precision is a `-true` one.
+        """
         if self.is_built:
             return
         with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -64,6 +72,7 @@ class Stage(LightningModule):
                 # Initial weights follow from the seed alone, whatever was drawn before under this or that strategy.
                 torch.manual_seed(int(seed))
             self.build()
+        raise_to_float32(self)
         shard_rest(self)
         self.is_built = True
         self.train(self.training)
@@ -88,6 +97,35 @@ class Stage(LightningModule):
         )
         return agree(plan)
 
+    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """Tells what each training loss of a batch is a mean over, from the batch alone; see `LossPart`.
+
+        Stages that have it can accumulate the gradients of several batches, which then are those of one large batch.
+
+        Args:
+            batch: As the loader gives it, on the CPU.
+
+        Returns:
+            Counts by the names of the losses.
+        """
+        raise TypeError(f"{type(self).__name__} has no loss_counts()")
+
+    def on_fit_start(self) -> None:
+        """Has the batches of an optimizer step handed over together where a step accumulates several.
+
+        Raises:
+            UserError: The stage cannot tell what its losses are means over.
+        """
+        if self.trainer.accumulate_grad_batches == 1:
+            return
+        if type(self).loss_counts is Stage.loss_counts:
+            raise UserError(
+                f"accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but {type(self).__name__} has no "
+                "loss_counts(batch):\nits accumulated batches would not weigh what they weigh in one large batch.\n"
+                "Add it to the stage, or set --trainer.accumulate_grad_batches 1 and raise data.batch_size"
+            )
+        hand_over_steps(self.trainer, self.loss_counts)
+
     def frozen_sources(self) -> Mapping[str, str | Path]:
         """Gives the folders that frozen weights come from, by module path; checkpoints do not store them again."""
         return {}
@@ -103,13 +141,25 @@ class Stage(LightningModule):
             The loss. Where a process has one that is not finite, all leave the optimizer step out: the loss is then one
             that no parameter has a part in.
         """
-        result = global_mean(parts)
+        result = self._step_mean(parts, batch)
         self.step_keys += list(batch.get("key", []))
         if not result.finite:
             self._drop_step("loss", gather_culprits(result.loss.item(), self.step_keys, _all_finite(parts)))
         else:
             self._log("train", parts, result)
         return result.loss.new_zeros((), requires_grad=True) if self.step_dropped else result.loss
+
+    def _step_mean(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> GlobalLoss:
+        """Weighs a batch by its share of the step; of accumulated batches the means are those of the step so far."""
+        num_batches = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
+        if num_batches == 1:
+            return global_mean(parts)
+        step = batch.get(STEP_COUNTS)
+        check_step(step, self.batch_number, num_batches, {name: part.count for name, part in parts.items()})
+        assert step is not None
+        result = global_mean(parts, step.total, num_batches)
+        self.step_means = merge_means(self.step_means, result.parts)
+        return result._replace(mean=weighted_sum(parts, self.step_means), parts=self.step_means)
 
     def log_validation(self, parts: Mapping[str, LossPart]) -> None:
         """Logs means over all processes and batches."""
@@ -137,7 +187,9 @@ class Stage(LightningModule):
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.step_dropped = False
             self.step_keys = []
+            self.step_means = {}
             self.step_number = self.global_step
+        self.batch_number = batch_idx
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Measures the gradient, before it is clipped; clears it where the step is left out."""

@@ -71,6 +71,10 @@ class TokenizerPretraining(Stage):
         loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_share=share, generator=generators)
         return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
 
+    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """Counts clips."""
+        return {"loss": num_counted(batch)}
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the loss with uniform times, and the one at pure noise, where only the tokens help."""
         self.agree("validation", batch, batch_idx)

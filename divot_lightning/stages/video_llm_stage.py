@@ -1,4 +1,4 @@
-"""What both stages of the video LLM do alike: steps, checkpoints without the frozen tokenizer, exports."""
+"""What both stages of the video LLM do alike: steps and exports."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from divot_lightning.sharding.agreement import Agreement
 from divot_lightning.sharding.building import has_shards
 from divot_lightning.stages.global_mean import LossPart
 from divot_lightning.stages.optimization import OptimizerSettings
-from divot_lightning.stages.stage import Stage
+from divot_lightning.stages.stage import Stage, num_counted
 from divot_lightning.stages.video_llm_step import (
-    add_frozen,
     check_widths,
     clip_features,
-    drop_frozen,
     find_drawing_part,
     limits_of,
     loss_parts,
@@ -85,6 +83,11 @@ class VideoLLMStage(Stage):
         """
         return self.training_loss(self._step(batch, self.agree("train", batch, batch_idx)), batch)
 
+    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """Counts the words to learn and the clips to generate."""
+        words, clips = self.video_llm.num_targets(batch["segments"]) if num_counted(batch) else (0, 0)
+        return {"text_loss": words, "head_loss": clips}
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Logs the losses of a validation batch, averaged over targets and clips; arguments as above."""
         self.log_validation(self._step(batch, self.agree("validation", batch, batch_idx)))
@@ -94,14 +97,6 @@ class VideoLLMStage(Stage):
         at_least = agreement.most_clips if has_shards(self.tokenizer) else 0
         features = clip_features(batch, self.tokenizer, at_least)
         return loss_parts(self.video_llm(batch["segments"], features), batch, **self.weights)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the frozen tokenizer out."""
-        drop_frozen(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the frozen tokenizer from its run."""
-        add_frozen(checkpoint, self.tokenizer)
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Gives what this stage trained."""

@@ -1,4 +1,4 @@
-"""What the stages of the video LLM share: features of a batch, the loss, feature statistics, the frozen tokenizer.
+"""What the stages of the video LLM share: features of a batch, the loss, feature statistics.
 
 Letters: M clips of the batch, F frames, Q tokens per clip, C feature width, H W pixels.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from divot_lightning.components import find_component
 from divot_lightning.errors import UserError
@@ -25,9 +25,6 @@ from divot_lightning.sharding.agreement import StepPlan, agree
 from divot_lightning.sharding.building import has_shards
 from divot_lightning.stages.global_mean import LossPart
 from divot_lightning.stages.stage import num_counted
-
-FROZEN_PREFIX = "tokenizer."
-"""Keys of the frozen tokenizer in a stage's state; checkpoints leave them out, since its run has them."""
 
 
 def find_drawing_part(run: str, tokenizer_folder: Path) -> dict[str, Path]:
@@ -172,24 +169,3 @@ def apply_feature_statistics(video_llm: VideoLLM, sums: Tensor) -> None:
     mean_C = total / count
     variance_C = (squares / count - mean_C.square()).clamp(min=0.0)
     video_llm.set_feature_statistics(mean_C.float(), variance_C.sqrt().float())
-
-
-def drop_frozen(checkpoint: dict[str, Any]) -> None:
-    """Removes the frozen tokenizer from a checkpoint; its run folder has it.
-
-    Args:
-        checkpoint: Lightning's checkpoint, changed in place.
-    """
-    state = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith(FROZEN_PREFIX)}
-
-
-def add_frozen(checkpoint: dict[str, Any], tokenizer: nn.Module) -> None:
-    """Puts the frozen tokenizer back, so that loading stays strict about everything else.
-
-    Args:
-        checkpoint: Lightning's checkpoint, changed in place.
-        tokenizer: The tokenizer that the run folder gave.
-    """
-    frozen = {f"{FROZEN_PREFIX}{key}": value for key, value in tokenizer.state_dict().items()}
-    checkpoint["state_dict"] = {**checkpoint["state_dict"], **frozen}

@@ -32,6 +32,40 @@ def test_an_option_beats_the_recipes_batch_size():
     assert steps_for_amount(matched("samples", 320), options, {}, "mse-seed0") == 40
 
 
+def test_a_step_that_accumulates_batches_has_the_samples_of_all_of_them():
+    options = {"fit": "toy/llm_pretraining", "data.batch_size": 8, "trainer.accumulate_grad_batches": 4}
+    assert steps_for_amount(matched("samples", 320), options, {}, "mse-seed0") == 10
+
+
+def test_a_recipe_that_accumulates_has_the_samples_of_all_batches_too(tmp_path):
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text("trainer: {accumulate_grad_batches: 4}\ndata: {init_args: {batch_size: 8}}\n")
+    assert steps_for_amount(matched("samples", 320), {"fit": str(recipe_file)}, {}, "mse-seed0") == 10
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_step_is_that_of_all_batches_it_accumulates(tmp_path):
+    make_toy_shards(tmp_path / "data", train=8, validation=2, held_out=2)
+    words = ["--config", "toy/captioning_pretraining", "--run", str(tmp_path / "run"), "--data.batch_size", "2"]
+    words += [f"--data.{split}={tmp_path / 'data' / split}" for split in ("train", "validation")]
+    # Muon computes as much as a small batch.
+    words += [
+        "--model.llm.text_tokenizer",
+        str(tmp_path / "data" / "text_tokenizer"),
+        "--model.optimizer.name",
+        "adamw",
+    ]
+    costs = []
+    for batches in ("1", "3"):
+        file = tmp_path / f"cost{batches}.json"
+        assert measure_cost([str(file), *words, "--trainer.accumulate_grad_batches", batches]) == 0
+        costs.append(json.loads(file.read_text()))
+    # The optimizer steps once, captions differ by a few words.
+    assert costs[1]["flops"] / costs[0]["flops"] == pytest.approx(3.0, rel=0.1)
+    assert costs[1]["tokens"] / costs[0]["tokens"] == pytest.approx(3.0, rel=0.1)
+    assert costs[0]["steps"] == costs[1]["steps"] == 4
+
+
 def test_a_step_without_tokens_cannot_be_matched_by_them():
     with pytest.raises(UserError, match=r"cell 'a' has no tokens"):
         steps_for_amount(matched("tokens", 10), {}, {"a": {"tokens": 0.0}}, "a")

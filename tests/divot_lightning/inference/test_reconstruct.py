@@ -1,7 +1,9 @@
 """Clips are read from files and shards, go through both models and come out as videos."""
 
+import shutil
 import tarfile
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -191,3 +193,21 @@ def test_run_without_detokenizer_is_refused(run, tmp_path):
     save_component(tiny_tokenizer(), tmp_path / "tokenizer")
     with pytest.raises(UserError, match="no detokenizer"):
         Reconstructor.from_run(tmp_path)
+
+
+def test_clips_are_cut_and_written_at_the_runs_own_rate(run, tmp_path):
+    slow = tmp_path / "slow"
+    shutil.copytree(run, slow)
+    (slow / "config.yaml").write_text("data: {class_path: x.Y, init_args: {clip: {height: 32, width: 32, fps: 4}}}")
+    world = ToyWorld(num_frames=32)
+    video = world.render(world.sample("train", np.random.default_rng(0)))
+    write_video(tmp_path / "mine.mp4", video, 8, crf=0)
+    models = Reconstructor.from_run(slow)
+    assert (models.clip.fps, models.clip.seconds, Reconstructor.from_run(run).clip.fps) == (4.0, 4.0, 8.0)
+    # 16 frames at 4 per second are every other one of all 32.
+    [(_, cut)] = read_clips([str(tmp_path / "mine.mp4")], models.clip)
+    assert np.abs(cut.astype(int) - video[::2]).max() <= 8
+    [compared] = reconstruct_files(slow, [str(tmp_path / "mine.mp4")], tmp_path / "out")
+    for name in ("mine.mp4", "mine_original.mp4", compared.name):
+        with av.open(str(tmp_path / "out" / name)) as container:
+            assert float(container.streams.video[0].average_rate) == 4.0

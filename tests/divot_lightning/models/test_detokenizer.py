@@ -9,6 +9,7 @@ from torch import nn
 
 from divot_lightning.components import load_component, save_component
 from divot_lightning.errors import UserError
+from divot_lightning.models import noise_schedule
 from divot_lightning.models.detokenizer import (
     ConditionResamplerConfig,
     DetokenizerConfig,
@@ -160,6 +161,48 @@ def test_before_the_terminal_step_the_network_sees_the_clip(video, tokens):
         detokenizer.loss(clip, tokens, generator=seeded())
     assert recorder.calls[0][1].max() < 999
     assert not torch.allclose(recorder.calls[0][0], recorder.calls[1][0], atol=1e-2)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+def test_noise_levels_and_targets_are_float32_under_any_autocast(video, tokens, monkeypatch, autocast, prediction):
+    times = torch.tensor([0, 1, 2, 19, 500, 999])
+    schedule = NoiseScheduleConfig(prediction=prediction)
+    detokenizer = make(noise_schedule=schedule, sampling=SamplingConfig(spacing="leading"))
+    seen = {}
+    monkeypatch.setattr("divot_lightning.models.detokenizer.draw_timesteps", lambda *args, **settings: times)
+    monkeypatch.setattr(
+        "torch.nn.functional.mse_loss", lambda given, target: seen.update(target=target) or given.sum() * 0
+    )
+    detokenizer.denoiser.register_forward_pre_hook(lambda module, inputs: seen.update(noisy=inputs[0]))
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        detokenizer.loss(video, tokens, generator=seeded())
+    clean = detokenizer.latents.encode(video.double())
+    noise = torch.randn(clean.shape, generator=seeded()).double()
+    signal, spread = (
+        share.sqrt()[times].view(-1, 1, 1, 1, 1) for share in (signal_shares(schedule), 1 - signal_shares(schedule))
+    )
+    target = noise if prediction == "epsilon" else signal * noise - spread * clean
+    for name, wanted in (("noisy", signal * clean + spread * noise), ("target", target)):
+        assert seen[name].dtype == torch.float32
+        torch.testing.assert_close(seen[name].double(), wanted, rtol=1e-5, atol=2e-6)
+    levels = ((seen["noisy"].double() - signal * clean) / noise).flatten(1).median(dim=1).values
+    assert levels.tolist() == pytest.approx(spread.flatten().tolist(), rel=1e-3)
+    assert (levels > 0.02).all()
+
+
+def test_the_sampler_keeps_its_state_in_float32_under_autocast(tokens, monkeypatch):
+    detokenizer, states = make(), []
+    step = noise_schedule.ddim_step
+
+    def keep(scheduler, prediction, state, **settings):
+        states.append((prediction.dtype, state.dtype))
+        return step(scheduler, prediction, state, **settings)
+
+    monkeypatch.setattr("divot_lightning.models.detokenizer.ddim_step", keep)
+    with torch.autocast("cpu", torch.bfloat16):
+        detokenizer.decode(tokens.bfloat16(), generator=seeded())
+    assert states == [(torch.float32, torch.float32)] * 4
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4, 1.0])

@@ -11,6 +11,7 @@ from divot_lightning.models.language_model import (
     LoRASettings,
     add_lora,
     initialise_new_rows,
+    layers_without_adapters,
     load_language_model,
     load_text_tokenizer,
     merge_lora,
@@ -19,6 +20,7 @@ from divot_lightning.models.language_model import (
     word_embeddings,
 )
 from divot_lightning.models.sequences import SPECIAL_TOKEN_NAMES
+from divot_lightning.models.video_llm_parts import initial_queries
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 10}
 
@@ -76,3 +78,48 @@ def test_code_that_comes_with_a_tokenizer_or_model_is_not_run_and_not_asked_abou
     with pytest.raises(UserError, match="cannot be loaded"):
         load(tmp_path)
     assert not (tmp_path / "was-run").exists()
+
+
+TINY = {**SIZES, "intermediate_size": 24, "vocab_size": 30, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "left"),
+    [
+        ("llama", {}, []),
+        ("qwen3", {}, []),
+        ("phi3", {}, ["gate_up_proj", "qkv_proj"]),
+        ("phi", {}, ["dense", "fc1", "fc2"]),
+        ("starcoder2", {}, ["c_fc", "c_proj"]),
+        ("mixtral", {"num_local_experts": 2}, ["experts.down_proj", "experts.gate_up_proj"]),
+    ],
+)
+def test_layers_without_adapters_are_told(caplog, name, changes, left):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **TINY, **changes))
+    adapted = add_lora(model, LoRASettings(rank=2, dropout=0.0), [3])
+    assert layers_without_adapters(adapted) == left
+    told = [record.getMessage() for record in caplog.records if record.name == add_lora.__module__]
+    assert len(told) == bool(left)
+    assert all(kind in line for kind in left for line in told)
+
+
+def test_layers_that_are_left_out_on_purpose_are_not_told(caplog, model):
+    add_lora(model, LoRASettings(rank=2, target_modules=["q_proj"]), [3])
+    assert not caplog.records
+
+
+def test_queries_begin_on_the_scale_that_words_have_behind_their_embedding_layer():
+    config = AutoConfig.for_model("gemma3_text", **{**TINY, "hidden_size": 64, "head_dim": 8})
+    model = AutoModelForCausalLM.from_config(config)
+    words_VD = model.get_input_embeddings()(torch.arange(30)).detach()
+    queries_QD = initial_queries(model, 256)
+    assert float(queries_QD.std() / words_VD[1:].std()) == pytest.approx(1.0, abs=0.1)
+    assert float(words_VD.std() / word_embeddings(model).detach().std()) == pytest.approx(8.0, abs=0.1)
+
+
+def test_queries_of_a_model_that_takes_words_as_they_are_have_their_mean_and_spread(model):
+    weight_VD = word_embeddings(model).detach()
+    torch.manual_seed(4)
+    queries_QD = initial_queries(model, 5)
+    torch.manual_seed(4)
+    assert torch.equal(queries_QD, weight_VD.mean(dim=0) + weight_VD.std(dim=0) * torch.randn(5, 16))

@@ -155,6 +155,15 @@ def test_vae_latents_are_scaled_draws_from_its_posterior(vae_folder, videos):
     torch.testing.assert_close((draws - 0.5 * mean).div(0.5 * spread).std(), torch.tensor(1.0), atol=0.03, rtol=0)
 
 
+def test_what_is_drawn_from_the_vaes_posterior_is_float32_under_autocast(vae_folder, videos):
+    latents = build_latents(LatentsConfig(pretrained=str(vae_folder)))
+    with torch.autocast("cpu", torch.bfloat16):
+        one, other = (latents.encode(videos, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert one.dtype == torch.float32
+    # Of bfloat16 numbers the lower 16 bits are 0; differences of draws are those of the noise.
+    assert (((one - other).view(torch.int32) & 0xFFFF) != 0).float().mean() > 0.9
+
+
 def test_vae_decoding_frame_by_frame_equals_one_batch(vae_folder):
     latents, vae = vae_latents(vae_folder), AutoencoderKL.from_pretrained(vae_folder)
     given = torch.randn(2, 3, 2, 4, 4)

@@ -17,7 +17,7 @@ def clip(frames: int = 5, height: int = 8, width: int = 12) -> np.ndarray:
 
 def test_every_pixel_survives():
     video = clip()
-    image = Image.open(io.BytesIO(webp_bytes(video)))
+    image = Image.open(io.BytesIO(webp_bytes(video, 8)))
     assert image.n_frames == len(video)
     for at, frame in enumerate(video):
         image.seek(at)
@@ -27,7 +27,7 @@ def test_every_pixel_survives():
 def test_a_large_clip_is_nearly_the_same_in_far_fewer_bytes():
     rows, columns = np.mgrid[:160, :160]
     smooth = np.stack([np.stack([rows, columns, (rows + columns) // 2]) + at for at in range(4)]).astype(np.uint8)
-    encoded = webp_bytes(smooth)
+    encoded = webp_bytes(smooth, 8)
     assert len(encoded) < smooth.nbytes / 20
     shown = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
     assert np.abs(shown.astype(int) - smooth[0].transpose(1, 2, 0)).mean() < 3
@@ -41,9 +41,9 @@ def test_frames_last_as_long_as_the_rate_says():
 
 
 def test_uri_holds_the_file():
-    kind, _, data = data_uri(clip()).partition(",")
+    kind, _, data = data_uri(clip(), 4).partition(",")
     assert kind == "data:image/webp;base64"
-    assert base64.b64decode(data) == webp_bytes(clip())
+    assert base64.b64decode(data) == webp_bytes(clip(), 4)
 
 
 def test_clips_beside_each_other_keep_their_pixels():
@@ -61,4 +61,4 @@ def test_clips_of_different_heights_are_refused():
 
 def test_floats_are_refused():
     with pytest.raises(UserError, match="float64"):
-        webp_bytes(clip().astype(np.float64))
+        webp_bytes(clip().astype(np.float64), 8)

@@ -6,17 +6,21 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from divot_lightning.stages.optimization import (
     MuonWithAdamW,
     OptimizerSettings,
     configure_optimizer,
     cosine_with_warmup,
+    inner_matrices,
 )
 
 
 class Model(nn.Module):
     """Every kind of parameter that the rules tell apart."""
+
+    outer_layers = ("embed", "head")
 
     def __init__(self):
         super().__init__()
@@ -119,6 +123,24 @@ def test_muon_gets_the_inner_matrices_only():
     assert isinstance(muon, Muon)
     assert isinstance(adamw, AdamW)
     assert set(names_of(model, (v for group in muon.param_groups for v in group["params"]))) == MATRICES
+
+
+def test_names_do_not_decide_what_muon_gets():
+    model = nn.Module()
+    model.embedder, model.positional_mlp, model.lm_header = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+    model.words, model.matrix = nn.Embedding(5, 3), nn.Parameter(torch.ones(3, 3))
+    chosen = names_of(model, inner_matrices(model))
+    assert set(chosen) == {"embedder.weight", "positional_mlp.weight", "lm_header.weight"}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_output_layer_of_a_language_model_is_not_for_muon(tied):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = AutoConfig.for_model("llama", **sizes, vocab_size=11, tie_word_embeddings=tied)
+    model = nn.ModuleDict({"language_model": AutoModelForCausalLM.from_config(config)})
+    chosen = set(names_of(model, inner_matrices(model)))
+    assert len(chosen) == 7
+    assert all(".layers.0." in name for name in chosen)
 
 
 def test_adamw_steps_as_torchs_own_with_these_rates():

@@ -9,10 +9,8 @@ from divot_lightning.models.tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm import VideoLLM, VideoLLMOutput
 from divot_lightning.stages.global_mean import LossPart
 from divot_lightning.stages.video_llm_step import (
-    add_frozen,
     apply_feature_statistics,
     clip_features,
-    drop_frozen,
     feature_statistics,
     find_drawing_part,
     loss_parts,
@@ -67,16 +65,6 @@ def test_a_batch_is_filled_up_with_clips_that_nobody_sees(tokenizer_run, batches
     assert clip_features({"segments": []}, tokenizer, 3) is None
     cached = {"features": torch.ones(2, 3, 8)}
     assert clip_features(cached, tokenizer, 3) is cached["features"]
-
-
-def test_a_checkpoint_loses_and_regains_the_tokenizer(tokenizer_run):
-    tokenizer = load_component(tokenizer_run / "tokenizer", VideoTokenizer).eval()
-    state = {**{f"tokenizer.{key}": value for key, value in tokenizer.state_dict().items()}, "other": torch.ones(1)}
-    checkpoint = {"state_dict": dict(state)}
-    drop_frozen(checkpoint)
-    assert set(checkpoint["state_dict"]) == {"other"}
-    add_frozen(checkpoint, tokenizer)
-    assert set(checkpoint["state_dict"]) == set(state)
 
 
 def test_the_detokenizer_of_the_previous_run_is_handed_on(tokenizer_run):
