@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,13 +53,15 @@ class QuestionRunner:
     """
 
     components: tuple[str, ...] = ("video_llm", "tokenizer")
-    model_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, run: str | Path, settings: EvaluationSettings, task: Task, device: str) -> None:
         self.settings, self.device = settings, device
+        self.model_settings: dict[str, Any] = {}
         self.llm_folder, self.tokenizer = find_component(run, "video_llm"), load_tokenizer(run)
         # The tokenizer reads only these frames of a clip, so only they are decoded.
-        self.clip = replace(run_clip_settings(run, self.tokenizer), sparse_frames=self.tokenizer.config.num_frames)
+        self.clip = replace(
+            run_clip_settings(run, self.tokenizer.config), sparse_frames=self.tokenizer.config.num_frames
+        )
         self.template = settings.template or run_template(run)
         self.prompt = settings.prompt or {"choice": CHOICE_PROMPT, "open": "{question}"}.get(task)
 

@@ -159,7 +159,7 @@ class Asker:
         """
         tokenizer = load_tokenizer(run)
         video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval().use_stored_precision()
-        clip = run_clip_settings(run, tokenizer)
+        clip = run_clip_settings(run, tokenizer.config)
         return cls(tokenizer.to(device), video_llm.to(device), clip, template or run_template(run), run_tasks(run))
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.tasks import Template
 from divot_lightning.components import find_component, load_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
 
 CONFIG_FILE = "config.yaml"
 
@@ -53,7 +53,7 @@ def run_fps(run: str | Path) -> float:
     return float((read_data_settings(run).get("clip") or {}).get("fps", ClipSettings.fps))
 
 
-def run_clip_settings(run: str | Path, tokenizer: VideoTokenizer) -> ClipSettings:
+def run_clip_settings(run: str | Path, tokenizer: TokenizerConfig) -> ClipSettings:
     """Gives how clips are cut for a run; where it does not say, in the size that the tokenizer's ViT reads.
 
     Args:
