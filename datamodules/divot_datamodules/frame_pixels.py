@@ -122,7 +122,7 @@ class FrameConverter:
         self.size, self.pixel_aspect, self.orientation = size, pixel_aspect, orientation
         self.reformatter = VideoReformatter()
         self.orientations: dict[int, Orientation] = {}
-        self.deep: dict[str, bool] = {}
+        self.deep: bool | None = None
 
     def shown_size(self, frame: Any) -> tuple[int, int]:
         """Returns height and width of a frame as it is shown."""
@@ -148,10 +148,9 @@ class FrameConverter:
         return picture.transpose(2, 0, 1)
 
     def _is_deep(self, frame: Any) -> bool:
-        name = frame.format.name
-        if name not in self.deep:
-            self.deep[name] = frame.format.components[0].bits > 8
-        return self.deep[name]
+        if self.deep is None:  # a stream keeps its depth
+            self.deep = frame.format.components[0].bits > 8
+        return self.deep
 
     def _turn(self, frame: Any) -> Orientation:
         if self.orientation is not None:

@@ -84,11 +84,15 @@ def _decoded(video: OpenVideo, ends: Sequence[float] | None, delay: int) -> Iter
         delay: See `_decoding_delay`.
     """
     if video.kind == "mov" and ends is not None:
-        yield from _needed(video, ends)
+        frames = _needed(video, ends)
     elif video.kind == "avi":
-        yield from _stamped_in_order(video, delay)
+        frames = _stamped_in_order(video, delay)
     else:
-        yield from video.container.decode(video.stream)
+        frames = video.container.decode(video.stream)
+    for frame in frames:
+        if frame.pts is None:
+            raise DecodeError("corrupt", "a frame without a time stamp")
+        yield frame
 
 
 def _needed(video: OpenVideo, ends: Sequence[float]) -> Iterator[Any]:
