@@ -64,7 +64,7 @@ class CheckpointReader:
         """Reads `trainer.pt`.
 
         Raises:
-            UserError: It holds something that could run code, or lacks what a run goes on from.
+            UserError: It holds something that could run code.
         """
         try:
             state: dict[str, Any] = torch.load(self.folder / TRAINER, map_location="cpu", weights_only=True)
@@ -73,13 +73,21 @@ class CheckpointReader:
                 f"{self.folder / TRAINER} is not loaded: it holds more than plain data ({type(error).__name__})\n"
                 "it may be damaged or made to do harm; do not use this checkpoint"
             ) from error
-        lacking = [key for key in STATE_KEYS if not isinstance(state, dict) or key not in state]
-        if lacking:
-            raise UserError(
-                f"{self.folder / TRAINER} lacks {', '.join(map(repr, lacking))}: no state of a run of this version\n"
-                f"{what_to_do(self.folder)}"
-            )
         return state
+
+
+def require_run_state(reader: CheckpointReader, state: dict[str, Any]) -> None:
+    """Refuses a state that a run cannot go on from.
+
+    Raises:
+        UserError: What it lacks.
+    """
+    lacking = [key for key in STATE_KEYS if not isinstance(state, dict) or key not in state]
+    if lacking:
+        raise UserError(
+            f"{reader.folder / TRAINER} lacks {', '.join(map(repr, lacking))}: no state of a run of this version\n"
+            f"{what_to_do(reader.folder)}"
+        )
 
 
 def restore_weights(reader: CheckpointReader, access: TensorAccess) -> None:

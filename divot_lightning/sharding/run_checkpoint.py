@@ -16,6 +16,7 @@ from divot_lightning.sharding.checkpoint import CheckpointNotWritten, TensorAcce
 from divot_lightning.sharding.checkpoint_reader import (
     CheckpointReader,
     optimizer_record,
+    require_run_state,
     restore_optimizers,
     restore_weights,
 )
@@ -78,6 +79,7 @@ def load_run(strategy: Strategy, access: TensorAccess, folder: Path, ranks: Rank
     stage = _stage(strategy)
     reader = CheckpointReader(folder, ranks)
     state = reader.state()
+    require_run_state(reader, state)
     verify_frozen(read_provenance(folder), _frozen_record(stage).describe(access.tensors, access.read, ranks))
     restore_weights(reader, access)
     rescale_batches(state, stage.trainer)
