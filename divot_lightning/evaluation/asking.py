@@ -6,7 +6,7 @@ Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C featur
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,10 +49,10 @@ class QuestionRunner:
     """
 
     components: tuple[str, ...] = ("video_llm", "tokenizer")
-    model_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, run: str | Path, settings: EvaluationSettings, task: Task, device: str) -> None:
         self.settings, self.task = settings, task
+        self.model_settings: dict[str, Any] = {}
         self.asker = Asker.from_run(run, template=settings.template, device=device)
         # The tokenizer reads only these frames of a clip, so only they are decoded.
         self.clip = replace(self.asker.clip, sparse_frames=self.asker.tokenizer.config.num_frames)

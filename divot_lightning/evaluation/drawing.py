@@ -49,7 +49,7 @@ class GenerationRunner:
         self.generator = ClipGenerator.from_run(
             run, chosen.detokenizer, template=settings.template, device=device, head=chosen.head
         )
-        self.model_settings = {"head": sampling_of(self.generator.video_llm.head)}
+        self.model_settings: dict[str, Any] = {"head": sampling_of(self.generator.video_llm.head)}
         self.similarity = ClipTextSimilarity(chosen.clip_model, device) if chosen.clip_model else None
         self.features: VideoFeatures | None = None
         if chosen.video_features:
