@@ -68,7 +68,7 @@ class QuestionRunner:
     @cached_property
     def asker(self) -> Asker:
         """The models; the language model is loaded for the first question, so never where answers are scored again."""
-        video_llm = load_component(self.llm_folder, VideoLLM).eval()
+        video_llm = load_component(self.llm_folder, VideoLLM).eval().use_stored_precision()
         return Asker(self.tokenizer.to(self.device), video_llm.to(self.device), self.clip, self.template)
 
     def describe(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class GenerationRunner:
         self.generator = ClipGenerator.from_run(
             run, chosen.detokenizer, template=settings.template, device=device, head=chosen.head
         )
-        self.model_settings = {"head": sampling_of(self.generator.video_llm.head)}
+        self.model_settings: dict[str, Any] = {"head": sampling_of(self.generator.video_llm.head)}
         self.metrics = ClipMetrics(chosen, toy, device)
 
     def describe(self) -> dict[str, Any]:
