@@ -93,15 +93,15 @@ def hand_over_steps(trainer: Trainer, count: CountLosses) -> None:
     check_validation(trainer.val_check_batch, loop.max_batches, num_batches)
 
 
-def check_validation(interval: float, epoch: float, num_batches: int) -> None:
+def check_validation(interval: float | None, epoch: float, num_batches: int) -> None:
     """Refuses validations within an optimizer step: a checkpoint that one asks for could not be gone on from.
 
     Args:
-        interval: Batches between validations; infinite without.
+        interval: Batches between validations; infinite or None without.
         epoch: Batches of an epoch, whose last step may be smaller.
         num_batches: Batches of a step.
     """
-    if interval < epoch and interval % num_batches:
+    if interval is not None and interval < epoch and interval % num_batches:
         raise UserError(
             f"val_check_interval is {interval:g} batches: a validation would fall within an optimizer step of "
             f"{num_batches} batches (accumulate_grad_batches)\nset it to a multiple of that"

@@ -57,7 +57,7 @@ WINDOWED_LAYER = {"use_sliding_window": True, "sliding_window": 6, "max_window_l
         {"lora": LORA},
         {"gradient_checkpointing": True},
         {"model": "qwen2", "language_model": WINDOWED_LAYER},
-        {"model": "gpt2", "language_model": ABSOLUTE_POSITIONS},
+        {"model": "gpt2", "language_model": ABSOLUTE_POSITIONS, "max_length": 256},
         {"max_length": 60},
         {"freeze_language_model": True},
     ],

@@ -1,8 +1,11 @@
 """A report is one file that parses, shows everything it was given and loads nothing."""
 
+import base64
+import io
 from html.parser import HTMLParser
 
 import numpy as np
+from PIL import Image
 
 from divot_lightning.report.content import (
     Answered,
@@ -112,3 +115,15 @@ def test_file_appears_only_complete(tmp_path):
     write_report(full_report(), tmp_path / "deep" / "report.html")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.html"]
     Page((tmp_path / "deep" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_a_picture_moves_at_its_own_rate():
+    pictures = [Picture(clip(), frames_per_second=rate) for rate in (4.0, 8.0)]
+    page = Page(render_report(Report("title", generations=[PictureRow("prompt", pictures)])))
+    files = [address.partition("base64,")[2] for address in page.addresses if "image/webp" in address]
+    durations = []
+    for file in files:
+        image = Image.open(io.BytesIO(base64.b64decode(file)))
+        image.load()
+        durations.append(image.info["duration"])
+    assert durations == [250, 125]

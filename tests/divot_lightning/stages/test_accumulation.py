@@ -126,7 +126,7 @@ def test_accumulated_batches_have_the_gradient_and_the_loss_of_one_large_batch(n
 
 
 def test_two_processes_that_accumulate_unlike_batches_have_the_gradient_of_one_large_batch(settings):
-    every = run_distributed(fit_on_rank, 2, settings)
+    every = run_distributed(fit_on_rank, 2, settings, timeout=600)
     for name in ("pretraining", "tokenizer"):
         wanted, wanted_losses = fit(name, settings, accumulated=False)
         for results in every:
@@ -180,7 +180,7 @@ def test_a_stage_that_would_weigh_accumulated_batches_wrongly_is_refused(stage_c
 
 
 def test_a_validation_within_a_step_is_refused():
-    for interval, epoch in ((6, float("inf")), (float("inf"), float("inf")), (7, 7), (6, 7)):
+    for interval, epoch in ((None, 7), (6, float("inf")), (float("inf"), float("inf")), (7, 7), (6, 7)):
         check_validation(interval, epoch, 3)
     with pytest.raises(UserError, match="val_check_interval is 7 batches"):
         check_validation(7, 100, 3)

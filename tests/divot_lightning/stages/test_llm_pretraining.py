@@ -79,8 +79,6 @@ def test_a_resumed_run_keeps_its_statistics_and_goes_on_as_if_never_stopped(
 
     whole, resumed = stage(), stage()
     trainer(tmp_path, 8, max_epochs=-1, callbacks=[SaveAfterFirstEpoch()]).fit(whole, loader)
-    state = torch.load(tmp_path / "first.ckpt", weights_only=True)["state_dict"]
-    assert not [key for key in state if key.startswith("tokenizer.")]
     with monkeypatch.context() as patch:
         patch.setattr("divot_lightning.stages.llm_pretraining.feature_statistics", lambda *_: pytest.fail("again"))
         trainer(tmp_path, 8, max_epochs=-1).fit(resumed, loader, ckpt_path=tmp_path / "first.ckpt")
