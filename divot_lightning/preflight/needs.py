@@ -150,10 +150,8 @@ def _first_of(world_size: int, stage: LightningModule, folder: str) -> Any:
 def _activations(stage: LightningModule, batch: dict[str, Any] | None, layout: Layout) -> tuple[int | None, str]:
     if batch is None:
         return None, "no batch to go by"
-    if layout.parameter_bytes == 2:
-        stage = stage.to(torch.bfloat16)
     try:
-        return activation_bytes(stage, batch), ""
+        return activation_bytes(stage, batch, layout), ""
     except UserError:
         raise
     except Exception as error:
