@@ -81,13 +81,17 @@ class MediaInfo:
     codec: str
 
 
+# PyAV 19 has no such argument: it keeps tags that are no UTF-8 by itself, with surrogate escapes.
+_LENIENT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
 def _open(media: Media, options: dict[str, str]) -> Any:
     """Opens a container, with FFmpeg's errors turned into `DecodeError`."""
     if isinstance(media, bytes) and not media:
         raise DecodeError("empty_media")
     source = io.BytesIO(media) if isinstance(media, bytes) else str(media)
     try:
-        return av.open(source, metadata_errors="replace", options=options)
+        return av.open(source, options=options, **_LENIENT)
     except FileNotFoundError as error:
         raise DecodeError("missing_media", f"there is no file {media!s}") from error
     except (av.FFmpegError, EOFError, OSError, ValueError) as error:

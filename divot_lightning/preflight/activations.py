@@ -10,11 +10,16 @@ from lightning import LightningModule
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import tree_map_only
+from transformers import masking_utils
 
+from divot_lightning.models.clip_encoding import CLIPS_AT_ONCE
+from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.tokenizer import VideoTokenizer
 from divot_lightning.preflight.live_memory import LiveMemory
 from divot_lightning.preflight.memory import Layout
 from divot_lightning.preflight.meta_autocast import MetaAutocast
 from divot_lightning.sharding.strategy import float32_buffers, restore_buffers
+from divot_lightning.stages import video_llm_step
 from divot_lightning.stages.global_mean import LossPart
 
 _HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -44,7 +49,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
     hooks = [value.register_post_accumulate_grad_hook(_drop_gradient) for value in stage.parameters() if value.requires_grad]
     default = half if half is not None and not casts else torch.float32
     try:
-        with memory, _without_values(stage, autocast), autocast, _default_dtype(default):
+        with memory, _without_values(stage, autocast), _equal_calls_once(layout.device), autocast, _default_dtype(default):
             loss = stage.training_step(_to_meta(batch, inputs), 0)
             autocast.forget_weights()
             loss.backward()
@@ -70,15 +75,37 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
         return autocast.switched(enabled) if device == "meta" else real_autocast(device, *args, enabled=enabled, **kwargs)
 
     real_attention, real_autocast = functional.scaled_dot_product_attention, torch.autocast
+    real_finder = masking_utils.find_packed_sequence_indices
     vars(stage)["training_loss"] = MethodType(sum_losses, stage)
     functional.scaled_dot_product_attention = attention
     torch.autocast = switch  # type: ignore[assignment,misc]
+    # Asked where a batch has no mask of ours: its rows hold one sample each.
+    masking_utils.find_packed_sequence_indices = lambda *args, **kwargs: None
     try:
         yield
     finally:
         del vars(stage)["training_loss"]
         functional.scaled_dot_product_attention = real_attention
         torch.autocast = real_autocast  # type: ignore[misc]
+        masking_utils.find_packed_sequence_indices = real_finder
+
+
+@contextlib.contextmanager
+def _equal_calls_once(device: str) -> Iterator[None]:
+    """Encodes the first clips only: all others are encoded like them, one after the other, and leave but their tokens."""
+    real = video_llm_step.encode_clips
+
+    def encode(tokenizer: VideoTokenizer, video_MF3HW: Tensor) -> Tensor:
+        clips = tokenizer.select_frames(video_MF3HW)[: CLIPS_AT_ONCE.get(device, 1)]
+        weight = next(tokenizer.parameters())
+        tokens = tokenizer(to_unit_range(clips).to(weight.dtype)).float()
+        return tokens.new_empty(len(video_MF3HW), *tokens.shape[1:])
+
+    video_llm_step.encode_clips = encode
+    try:
+        yield
+    finally:
+        video_llm_step.encode_clips = real
 
 
 class _Attention(torch.autograd.Function):

@@ -93,8 +93,8 @@ def _write_runs(folder: Path) -> None:
         }
     for run in ("tokenizer_pretraining", "detokenizer_refinement", "llm_pretraining", "generation_tuning"):
         for name, module in parts.items():
-            with new_component(module, folder / run / name):
-                pass
+            with new_component(module, folder / run / name) as weights:
+                weights.touch()
 
 
 def _model_settings(name: str) -> dict[str, Any]:
