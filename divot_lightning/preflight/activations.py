@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
@@ -52,7 +53,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
         with memory, _without_values(stage, autocast), _equal_calls_once(layout.device), autocast, _default_dtype(default):
             loss = stage.training_step(_to_meta(batch, inputs), 0)
             autocast.forget_weights()
-            loss.backward()
+            _backward(loss)
             autocast.forget_weights()
     finally:
         for hook in hooks:
@@ -129,6 +130,14 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _backward(loss: Tensor) -> None:
+    # As Tensor.backward does, but within the mode, which what is computed again needs: modes hand that method on from
+    # outside themselves.
+    _engine_run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 def _drop_gradient(parameter: Tensor) -> None:

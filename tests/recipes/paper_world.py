@@ -1,7 +1,7 @@
 """All that the paper's recipes need, without weights: models as settings only, and a few long clips with long texts.
 
-`divot preflight` reads no weights, so that it measures the paper's sizes here. Texts are longer than any
-`max_length`, and videos have as many clips as recipes take: no batch of a real data set is heavier.
+`divot preflight` reads no weights, so that it measures the paper's sizes here. Captions have 100 tokens, answers and
+stories are longer than any `max_length`, and videos have as many clips as recipes take: no batch of such data is heavier.
 """
 
 import io
@@ -29,6 +29,7 @@ from divot_lightning.models.vision_backbone import VisionConfig
 from divot_lightning.preflight.shapes import without_weights
 from divot_lightning.recipe_files import recipes_dir
 
+CAPTION = " ".join(["a red circle moves left"] * 20)
 LONG_TEXT = " ".join(["a red circle moves left"] * 400)
 SAMPLES = 4
 
@@ -107,7 +108,7 @@ def _write_tar(path: Path, suffix: str, media: bytes) -> None:
     path.parent.mkdir(parents=True)
     with tarfile.open(path, "w") as tar:
         for number in range(SAMPLES):
-            for name, content in ((suffix, media), ("json", json.dumps({"caption": LONG_TEXT}).encode())):
+            for name, content in ((suffix, media), ("json", json.dumps({"caption": CAPTION}).encode())):
                 info = tarfile.TarInfo(f"{number:04d}.{name}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
