@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.data_position import TrainPosition
-from divot_datamodules.decode_pool import Decoding, make_decoding
+from divot_datamodules.decode_pool import SMALLEST_PLACE, Decoding, make_decoding
 from divot_datamodules.decoded_cache import DecodedCache
 from divot_datamodules.feature_checks import check_features
 from divot_datamodules.ledger import Budget, Ledger
@@ -358,7 +358,7 @@ class VideoTextData(LightningDataModule):
         clips = max(one.decoder.max_clips for data in self._open.values() for one in data.opened)
         clip_bytes = len(self.clip.frame_numbers) * 3 * self.clip.height * self.clip.width
         share = -(-most // self._processes.count)
-        return 2 * (self._prefetched(most) + share), clips * clip_bytes
+        return 2 * (self._prefetched(most) + share), max(SMALLEST_PLACE, clips * clip_bytes)
 
     def _close_decoder(self) -> None:
         if self._decoder is not None:

@@ -47,10 +47,18 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
     inputs = half if layout.parameter_bytes == 2 else None
     autocast = MetaAutocast(layout.device, half if casts else None)
     memory = LiveMemory("meta", [*stage.parameters(), *stage.buffers()])
-    hooks = [value.register_post_accumulate_grad_hook(_drop_gradient) for value in stage.parameters() if value.requires_grad]
+    hooks = [
+        value.register_post_accumulate_grad_hook(_drop_gradient) for value in stage.parameters() if value.requires_grad
+    ]
     default = half if half is not None and not casts else torch.float32
     try:
-        with memory, _without_values(stage, autocast), _equal_calls_once(layout.device), autocast, _default_dtype(default):
+        with (
+            memory,
+            _without_values(stage, autocast),
+            _equal_calls_once(layout.device),
+            autocast,
+            _default_dtype(default),
+        ):
             loss = stage.training_step(_to_meta(batch, inputs), 0)
             autocast.forget_weights()
             _backward(loss)
@@ -73,7 +81,9 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
         return result
 
     def switch(device: str, *args: Any, enabled: bool = True, **kwargs: Any) -> Any:
-        return autocast.switched(enabled) if device == "meta" else real_autocast(device, *args, enabled=enabled, **kwargs)
+        return (
+            autocast.switched(enabled) if device == "meta" else real_autocast(device, *args, enabled=enabled, **kwargs)
+        )
 
     real_attention, real_autocast = functional.scaled_dot_product_attention, torch.autocast
     real_finder = masking_utils.find_packed_sequence_indices
@@ -93,7 +103,7 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
 
 @contextlib.contextmanager
 def _equal_calls_once(device: str) -> Iterator[None]:
-    """Encodes the first clips only: all others are encoded like them, one after the other, and leave but their tokens."""
+    """Encodes the first clips only: the others come after them in equal calls and leave nothing but their tokens."""
     real = video_llm_step.encode_clips
 
     def encode(tokenizer: VideoTokenizer, video_MF3HW: Tensor) -> Tensor:
@@ -150,5 +160,7 @@ def _to_meta(batch: dict[str, Any], half: torch.dtype | None) -> dict[str, Any]:
     def move(tensor: Tensor) -> Tensor:
         return tensor.to("meta", half if half is not None and tensor.is_floating_point() else tensor.dtype)
 
-    moved: dict[str, Any] = tree_map_only(Tensor, move, {name: value for name, value in batch.items() if name != "slot"})
+    moved: dict[str, Any] = tree_map_only(
+        Tensor, move, {name: value for name, value in batch.items() if name != "slot"}
+    )
     return moved

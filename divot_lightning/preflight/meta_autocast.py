@@ -14,18 +14,24 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 _MATRIX_PRODUCTS = frozenset(
-    """matmul __matmul__ __rmatmul__ mm mv bmm addmm addmv addbmm baddbmm addr chain_matmul multi_dot linear einsum
-    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d prelu scaled_dot_product_attention""".split()
+    (
+        *("matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "addmm", "addmv", "addbmm", "baddbmm", "addr"),
+        *("chain_matmul", "multi_dot", "linear", "einsum", "prelu", "scaled_dot_product_attention"),
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    )
 )
-_LOSSES = frozenset("mse_loss nll_loss cross_entropy l1_loss smooth_l1_loss kl_div cosine_embedding_loss".split())
+_LOSSES = frozenset(
+    ("mse_loss", "nll_loss", "cross_entropy", "l1_loss", "smooth_l1_loss", "kl_div", "cosine_embedding_loss")
+)
 _FLOAT32 = {
-    "cpu": _LOSSES | frozenset(["prod", "cdist", "avg_pool3d", "grid_sample"]),
+    "cpu": _LOSSES | {"prod", "cdist", "avg_pool3d", "grid_sample"},
     "cuda": _LOSSES
-    | frozenset(
-        """layer_norm group_norm softmax log_softmax softplus normalize cosine_similarity exp expm1 log log10 log1p log2
-        pow __pow__ __rpow__ __rtruediv__ __rdiv__ prod cumsum cumprod norm dist cdist reciprocal rsqrt
-        binary_cross_entropy_with_logits""".split()
-    ),
+    | {
+        *("layer_norm", "group_norm", "softmax", "log_softmax", "softplus", "normalize", "cosine_similarity"),
+        *("exp", "expm1", "log", "log10", "log1p", "log2", "pow", "__pow__", "__rpow__", "__rtruediv__", "__rdiv__"),
+        *("prod", "cumsum", "cumprod", "norm", "dist", "cdist", "reciprocal", "rsqrt"),
+        "binary_cross_entropy_with_logits",
+    },
 }
 
 

@@ -42,7 +42,11 @@ class ModelNeeds:
     @property
     def heaviest(self) -> str | None:
         """Kind of batch that needs the most; None if that is not known."""
-        return None if self.no_activations or not self.activations else max(self.activations, key=self.activations.__getitem__)
+        return (
+            None
+            if self.no_activations or not self.activations
+            else max(self.activations, key=self.activations.__getitem__)
+        )
 
     @property
     def device(self) -> int | None:

@@ -88,7 +88,6 @@ def model_lines(model: ModelNeeds, layout: Layout) -> Iterator[str]:
     yield f"memory of each of {layout.world_size} processes, {sharding}, {layout.precision}"
     for name in ("weights", "gradients", "optimizer"):
         yield f"  {name:<12} {getattr(model.memory, name) / MIB:10.1f} MiB"
-    total = model.memory.device
     yield from _activation_lines(model)
     if model.memory.host:
         yield f"  offloaded    {model.memory.host / MIB:10.1f} MiB in the host's memory"

@@ -1,7 +1,7 @@
 """All that the paper's recipes need, without weights: models as settings only, and a few long clips with long texts.
 
 `divot preflight` reads no weights, so that it measures the paper's sizes here. Captions have 100 tokens, answers and
-stories are longer than any `max_length`, and videos have as many clips as recipes take: no batch of such data is heavier.
+stories are longer than any `max_length`, and videos have as many clips as recipes take.
 """
 
 import io

@@ -390,13 +390,16 @@ def test_checkpointing_keeps_less_and_changes_neither_loss_nor_gradients(denoise
     def train(*, checkpointing):
         detokenizer = make(denoiser=replace(denoiser, gradient_checkpointing=checkpointing))
         kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda t: t):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-                loss = detokenizer.loss(video, tokens, generator=torch.Generator().manual_seed(1))
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.nbytes) or one, lambda one: one)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = detokenizer.loss(video, tokens, generator=torch.Generator().manual_seed(1))
         loss.backward()
         return loss.detach(), {name: value.grad for name, value in detokenizer.named_parameters()}, sum(kept)
 
-    (loss, gradients, kept), (plain_loss, plain_gradients, all_kept) = train(checkpointing=True), train(checkpointing=False)
+    (loss, gradients, kept), (plain_loss, plain_gradients, all_kept) = (
+        train(checkpointing=True),
+        train(checkpointing=False),
+    )
     assert kept < 0.5 * all_kept
     torch.testing.assert_close(loss, plain_loss, rtol=0, atol=0)
     torch.testing.assert_close(gradients, plain_gradients, rtol=0, atol=0)
