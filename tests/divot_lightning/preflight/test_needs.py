@@ -137,9 +137,8 @@ def _measured_peak(stage: Stage, batch: dict[str, Any], precision: str) -> int:
             loss = stage.training_step(batch, 0)
         loss.backward()
     events = log.profiler.kineto_results.experimental_event_tree()  # type: ignore[union-attr]
-    given = sorted(
-        (e.start_time_ns, e.extra_fields.alloc_size) for e in _flat(events) if e.tag == _EventType.Allocation
-    )
+    given = [event for event in _flat(events) if event.tag == _EventType.Allocation]
+    given.sort(key=lambda event: event.start_time_ns)
     return max(accumulate(event.extra_fields.alloc_size for event in given))
 
 
