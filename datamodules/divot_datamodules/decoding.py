@@ -82,7 +82,7 @@ class MediaInfo:
 
 
 # PyAV 19 has no such argument: it keeps tags that are no UTF-8 by itself, with surrogate escapes.
-_LENIENT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def _open(media: Media, options: dict[str, str]) -> Any:

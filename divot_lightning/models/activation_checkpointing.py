@@ -33,7 +33,8 @@ def checkpoint_activations(model: Any) -> None:
         raise UserError(f"denoiser.gradient_checkpointing: {type(model).__name__} has no such way; set it to false")
     for block in blocks:
         # The class and not the object's forward: a copy of the object must not run the original's.
-        block.__class__ = _checkpointed(type(block))
+        block_class: Any = type(block)
+        block.__class__ = _checkpointed(block_class)
 
 
 @lru_cache
