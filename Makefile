@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 TEST_PROCESSES ?= 2
 # for pip, such as the index of PyTorch's CPU wheels where no CUDA is wanted
 PIP_ARGS ?=
+# cuda: take PyTorch with CUDA where no NVIDIA GPU is found, too
+TORCH ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .PHONY: help setup quickstart test check format clean
@@ -44,6 +46,7 @@ $(VENV)/torch: constraints.txt
 	@echo "setting up $(VENV) with $(PYTHON)"
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python .ci/check_torch_build $(if $(filter cuda,$(TORCH)),--cuda) -- -c constraints.txt $(PIP_ARGS)
 	$(PIP) torch
 	@touch $@
 

@@ -24,7 +24,7 @@ MOST_REBUILDS = 3
 """Times in a row that all workers are replaced without a sample in between, before the run ends."""
 MOST_STOPS = 8
 """Times that a sample's worker may be ended by SIGTERM."""
-_SMALLEST_PLACE = 2**22
+SMALLEST_PLACE = 2**22
 """Bytes; a page of a place costs memory only once it was used, so that features find room as well."""
 _GRACE_SECONDS = 15.0
 _POLL_SECONDS = 1.0
@@ -85,7 +85,7 @@ def make_decoding(decode: Decode, *, num_workers: int, deadline: float, places: 
     """
     if num_workers == 0:
         return LazyDecoding(decode)
-    return DecodePool(decode, num_workers, deadline, MediaArena(places, max(_SMALLEST_PLACE, place_bytes)))
+    return DecodePool(decode, num_workers, deadline, MediaArena(places, place_bytes))
 
 
 class LazyDecoding:

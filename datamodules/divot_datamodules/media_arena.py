@@ -14,8 +14,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from divot_lightning.errors import UserError
+
 T = TypeVar("T")
 _ALIGNMENT = 64
+
+
+def arena_bytes(places: int, place_bytes: int) -> int:
+    """Returns the size of an arena.
+
+    Args:
+        places: Number of places.
+        place_bytes: Size of each.
+    """
+    return max(1, places) * _aligned(place_bytes)
+
+
+def _aligned(size: int) -> int:
+    return -(-max(1, size) // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -54,11 +70,22 @@ class MediaArena:
     Args:
         places: Number of places.
         place_bytes: Size of each; a sample that needs more is pickled.
+
+    Raises:
+        UserError: The machine does not give so much memory.
     """
 
     def __init__(self, places: int, place_bytes: int) -> None:
-        self.place_bytes = -(-max(1, place_bytes) // _ALIGNMENT) * _ALIGNMENT
-        self._memory = mmap.mmap(-1, max(1, places) * self.place_bytes)
+        self.place_bytes = _aligned(place_bytes)
+        size = arena_bytes(places, place_bytes)
+        try:
+            self._memory = mmap.mmap(-1, size)
+        except OSError as error:
+            raise UserError(
+                f"the decoding workers share {size / 2**30:.1f} GiB with their training process ({places} samples of "
+                f"{place_bytes / 2**20:.1f} MiB), which this machine does not give: {error}.\n"
+                "Lower data.prefetch, the batch size or max_clips, or set data.num_workers to 0."
+            ) from error
         self._unwanted = mmap.mmap(-1, max(1, places))
         self._free = list(range(places))[::-1]
 

@@ -42,6 +42,10 @@ MAX_PIXELS = 7680 * 4320
 """Largest picture that is decoded unless a caller says otherwise, height x width: 8K television."""
 
 
+# PyAV 19 has no such argument: it keeps tags that are no UTF-8 by itself, with surrogate escapes.
+_LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
 class DecodeError(Exception):
     """A media file gives no clip.
 
@@ -172,7 +176,7 @@ def _container(media: Media, options: dict[str, str]) -> Iterator[Any]:
         else:
             source = _Unnamed(stack.enter_context(_open_file(Path(media))))
         try:
-            container = stack.enter_context(av.open(source, metadata_errors="replace", options={**options, **allowed}))
+            container = stack.enter_context(av.open(source, options={**options, **allowed}, **_LENIENT))
         except av.ArgumentError as error:
             raise DecodeError("undecodable", f"it is none of {', '.join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)}") from error
         except (av.FFmpegError, EOFError, OSError, ValueError) as error:

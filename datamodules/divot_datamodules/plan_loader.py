@@ -301,6 +301,20 @@ class TrainLoader(PlanLoader):
                 return
             yield PlannedStep(step, self._share(plan.batch(step)), self._slots_from(step))
 
+    def trial(self) -> Iterator[Batch]:
+        """Yields the first batch of each source that has steps of its own, in their order; of mixed sources one.
+
+        Training does not begin with it: the position stays where it is.
+        """
+        plan = self.position.plan
+        wanted = 1 if plan.mixes_samples else len(plan.sources)
+        first: dict[int, PlannedStep] = {}
+        for planned in self._steps():
+            first.setdefault(planned.share[0].source if wanted > 1 else 0, planned)
+            if len(first) == wanted:
+                break
+        yield from self.reader.read([first[source] for source in sorted(first)])
+
     def _slots_from(self, step: int) -> Iterator[Slot]:
         """Yields slots as many as there are samples, this step's first."""
         plan = self.position.plan

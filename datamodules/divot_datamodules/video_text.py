@@ -10,11 +10,12 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from divot_datamodules.clip_sampling import ClipSettings
 from divot_datamodules.data_position import TrainPosition
-from divot_datamodules.decode_pool import Decoding, make_decoding
+from divot_datamodules.decode_pool import SMALLEST_PLACE, Decoding, make_decoding
 from divot_datamodules.decoded_cache import DecodedCache
 from divot_datamodules.feature_checks import check_features
 from divot_datamodules.jsonl_source import MediaFrom
 from divot_datamodules.ledger import Budget, Ledger
+from divot_datamodules.media_arena import arena_bytes
 from divot_datamodules.plan_edits import read_edits
 from divot_datamodules.plan_loader import (
     BatchReader,
@@ -31,6 +32,7 @@ from divot_datamodules.source_share import SourceShare
 from divot_datamodules.sources import estimate_losses, open_source
 from divot_datamodules.tasks import Template
 from divot_datamodules.training_processes import TrainingProcesses
+from divot_datamodules.trial_batches import StepKind, TrialBatch, step_kinds
 from divot_lightning.errors import UserError
 from divot_lightning.models.sequence_limits import LimitsSamples, SampleLimits
 
@@ -156,7 +158,7 @@ class VideoTextData(LightningDataModule):
             name: items_of(name, sources, tasks if name == "train" else other_tasks, template)
             for name, sources in self.sources.items()
         }
-        self.train_share = train_share
+        self.tasks, self.train_share = tasks, train_share
         self.batch_size, self.num_workers, self.prefetch = batch_size, num_workers, prefetch
         self.clip, self.max_clips, self.seed = clip, max_clips, seed
         self.max_sample_clips = max_sample_clips
@@ -204,6 +206,22 @@ class VideoTextData(LightningDataModule):
             ]
             for name, data in self._open.items()
         }
+
+    def trial_batches(self) -> list[TrialBatch]:
+        """Reads this process's first batch of each kind of training step, for who wants to know what a step needs."""
+        loader = self.train_dataloader()
+        assert isinstance(loader, TrainLoader), "setup('fit') comes first"
+        return list(map(TrialBatch, self.step_kinds(), loader.trial()))
+
+    def step_kinds(self) -> list[StepKind]:
+        """Returns the kinds of training steps: one for each source that has a batch size of its own, else one."""
+        return step_kinds(self.sources["train"], self.tasks, self.batch_size)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Memory that this process maps for its decoding workers' frames; a page is taken once it is written."""
+        places, place_bytes = self._places()
+        return arena_bytes(places, place_bytes) if self.num_workers else 0
 
     def _open_data(self, name: str) -> OpenData:
         processes, sources = self._processes, self.sources[name]
@@ -346,16 +364,23 @@ class VideoTextData(LightningDataModule):
     def _decoding(self) -> Decoding:
         """Returns who decodes; workers are forked when the first sample is asked for."""
         if self._decoder is None:
-            most = max(self.batch_size, *(self.position.plan.batch_sizes if self.position is not None else (0,)))
-            clips = max(one.decoder.max_clips for data in self._open.values() for one in data.opened)
+            places, place_bytes = self._places()
             self._decoder = make_decoding(
                 decode_function({name: data.opened for name, data in self._open.items()}, self.seed),
                 num_workers=self.num_workers,
                 deadline=self.decode_deadline,
-                places=2 * (self._prefetched(most) + most),
-                place_bytes=clips * len(self.clip.frame_numbers) * 3 * self.clip.height * self.clip.width,
+                places=places,
+                place_bytes=place_bytes,
             )
         return self._decoder
+
+    def _places(self) -> tuple[int, int]:
+        """Returns how many samples of this process may be on their way at one time, and the bytes of the largest."""
+        most = max(self.batch_size, *(self.position.plan.batch_sizes if self.position is not None else (0,)))
+        clips = max(one.decoder.max_clips for data in self._open.values() for one in data.opened)
+        clip_bytes = len(self.clip.frame_numbers) * 3 * self.clip.height * self.clip.width
+        share = -(-most // self._processes.count)
+        return 2 * (self._prefetched(most) + share), max(SMALLEST_PLACE, clips * clip_bytes)
 
     def _close_decoder(self) -> None:
         if self._decoder is not None:

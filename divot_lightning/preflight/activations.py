@@ -1,4 +1,4 @@
-"""What a training step keeps for its backward pass, found by running the forward pass without memory."""
+"""What a training step holds at most beside its parameters, found by running it forward and back without memory."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -8,57 +8,115 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
+from torch.utils._pytree import tree_map_only
+from transformers import masking_utils
 
+from divot_lightning.models.clip_encoding import CLIPS_AT_ONCE
+from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.preflight.live_memory import LiveMemory
+from divot_lightning.preflight.memory import Layout
+from divot_lightning.preflight.meta_autocast import MetaAutocast
+from divot_lightning.sharding.strategy import float32_buffers, restore_buffers
+from divot_lightning.stages import video_llm_step
 from divot_lightning.stages.global_mean import LossPart
 
+_HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
 
-def activation_bytes(stage: LightningModule, batch: dict[str, Any]) -> int:
-    """Counts the bytes that the forward pass of a training step saves for its backward pass, in the stage's dtype.
 
-    Parameters are not counted, and a tensor that is saved several times or in several views once. Attention counts as
-    its memory-saving kernels do: inputs and output, no matrix of scores.
+def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layout) -> int:
+    """Counts the most bytes that forward and backward pass hold at once, in the layout's precision.
+
+    Neither parameters nor their gradients count, nor what an operation takes for itself while it runs. What is
+    computed again in the backward pass counts there. Attention counts as its memory-saving kernels do: inputs and
+    output, no matrix of scores.
 
     Args:
-        stage: On the meta device, see `divot_lightning.preflight.shapes`.
+        stage: On the meta device, see `divot_lightning.preflight.shapes`; afterwards in the layout's precision.
         batch: One process's batch, on any device.
+        layout: Its precision, its device and whether DeepSpeed trains.
     """
-    known = {_storage(parameter) for parameter in stage.parameters()}
-    sizes: dict[int, int] = {}
-    kept: list[Tensor] = []  # alive until the end, so that no storage is counted as another's
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = _storage(tensor)
-        if storage not in known and storage not in sizes and tensor.device.type == "meta":
-            sizes[storage] = tensor.untyped_storage().nbytes()
-            kept.append(tensor)
-        return tensor
-
-    with _without_communication(stage), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = stage.training_step(_to_meta(batch), 0)
-    del loss
-    return sum(sizes.values())
+    half = _HALVES.get(layout.precision.split("-")[0])
+    if half is not None and layout.parameter_bytes == half.itemsize:
+        buffers = float32_buffers(stage) if layout.zero_stage else []
+        stage.to(half)
+        restore_buffers(buffers)
+    casts = half is not None and (layout.zero_stage > 0 or layout.precision.endswith("mixed"))
+    inputs = half if layout.parameter_bytes == 2 else None
+    autocast = MetaAutocast(layout.device, half if casts else None)
+    memory = LiveMemory("meta", [*stage.parameters(), *stage.buffers()])
+    hooks = [
+        value.register_post_accumulate_grad_hook(_drop_gradient) for value in stage.parameters() if value.requires_grad
+    ]
+    default = half if half is not None and not casts else torch.float32
+    try:
+        with (
+            memory,
+            _without_values(stage, autocast),
+            _equal_calls_once(layout.device),
+            autocast,
+            _default_dtype(default),
+        ):
+            loss = stage.training_step(_to_meta(batch, inputs), 0)
+            autocast.forget_weights()
+            _backward(loss)
+            autocast.forget_weights()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return memory.peak
 
 
 @contextlib.contextmanager
-def _without_communication(stage: LightningModule) -> Iterator[None]:
-    """Replaces what reads values or asks other processes, neither of which is there."""
+def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[None]:
+    """Replaces what reads values, asks other processes or knows no meta device."""
 
     def sum_losses(self: Any, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> Tensor:
         return torch.stack([part.mean for part in parts.values()]).sum()
 
-    attention, autocast = functional.scaled_dot_product_attention, torch.autocast
+    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = _Attention.apply(*(autocast.lower(part) for part in (query, key, value)))
+        return result
+
+    def switch(device: str, *args: Any, enabled: bool = True, **kwargs: Any) -> Any:
+        return (
+            autocast.switched(enabled) if device == "meta" else real_autocast(device, *args, enabled=enabled, **kwargs)
+        )
+
+    real_attention, real_autocast = functional.scaled_dot_product_attention, torch.autocast
+    real_finder = masking_utils.find_packed_sequence_indices
     vars(stage)["training_loss"] = MethodType(sum_losses, stage)
-    functional.scaled_dot_product_attention = _attention
-    torch.autocast = lambda device, *args, **kwargs: (  # type: ignore[assignment,misc]
-        contextlib.nullcontext() if device == "meta" else autocast(device, *args, **kwargs)
-    )
+    functional.scaled_dot_product_attention = attention
+    torch.autocast = switch  # type: ignore[assignment,misc]
+    # Asked where a batch has no mask of ours: its rows hold one sample each.
+    masking_utils.find_packed_sequence_indices = lambda *args, **kwargs: None
     try:
         yield
     finally:
         del vars(stage)["training_loss"]
-        functional.scaled_dot_product_attention = attention
-        torch.autocast = autocast  # type: ignore[misc]
+        functional.scaled_dot_product_attention = real_attention
+        torch.autocast = real_autocast  # type: ignore[misc]
+        masking_utils.find_packed_sequence_indices = real_finder
+
+
+@contextlib.contextmanager
+def _equal_calls_once(device: str) -> Iterator[None]:
+    """Encodes the first clips only: the others come after them in equal calls and leave nothing but their tokens."""
+    real = video_llm_step.encode_clips
+
+    def encode(tokenizer: VideoTokenizer, video_MF3HW: Tensor) -> Tensor:
+        clips = tokenizer.select_frames(video_MF3HW)[: CLIPS_AT_ONCE.get(device, 1)]
+        weight = next(tokenizer.parameters())
+        tokens = tokenizer(to_unit_range(clips).to(weight.dtype)).float()
+        return tokens.new_empty(len(video_MF3HW), *tokens.shape[1:])
+
+    video_llm_step.encode_clips = encode
+    try:
+        yield
+    finally:
+        video_llm_step.encode_clips = real
 
 
 class _Attention(torch.autograd.Function):
@@ -70,22 +128,39 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise AssertionError("only the forward pass is run")
+        query, key, value, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    result: Tensor = _Attention.apply(query, key, value)
-    return result
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
-def _to_meta(batch: dict[str, Any]) -> dict[str, Any]:
-    # without slots, noise is not drawn per sample, which needs a generator on a real device
-    return {
-        name: value.to("meta") if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-        if name != "slot"
-    }
+def _backward(loss: Tensor) -> None:
+    # As Tensor.backward does, but within the mode, which what is computed again needs: modes hand that method on from
+    # outside themselves.
+    _engine_run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _to_meta(batch: dict[str, Any], half: torch.dtype | None) -> dict[str, Any]:
+    """Moves a batch; without slots, noise is not drawn per sample, which needs a generator on a real device."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to("meta", half if half is not None and tensor.is_floating_point() else tensor.dtype)
+
+    moved: dict[str, Any] = tree_map_only(
+        Tensor, move, {name: value for name, value in batch.items() if name != "slot"}
+    )
+    return moved

@@ -21,6 +21,8 @@ class Layout:
         offload_optimizer: Master copy and states are in the host's memory.
         offload_parameters: Sharded parameters are there too.
         bucket_elements: Gradients sent at a time by DeepSpeed, in elements.
+        per_node: Number of processes of one machine.
+        device: Kind of device, "cpu" or "cuda", which decides what autocast computes in half precision.
     """
 
     world_size: int = 1
@@ -29,6 +31,8 @@ class Layout:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     bucket_elements: int = 50_000_000
+    per_node: int = 1
+    device: str = "cpu"
 
     @property
     def parameter_bytes(self) -> int:

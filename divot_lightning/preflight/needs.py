@@ -1,7 +1,7 @@
 """Gathers what a recipe needs: sizes of modules, memory per process, checkpoint, batch and data."""
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 
+from divot_datamodules.trial_batches import TrialBatch
 from divot_lightning.errors import UserError
 from divot_lightning.preflight.activations import activation_bytes
 from divot_lightning.preflight.memory import Layout, RankMemory, checkpoint_bytes, rank_memory
@@ -28,15 +29,29 @@ class ModelNeeds:
         modules: Elements trained and frozen by module.
         memory: Of one process, without activations.
         checkpoint: Bytes of a checkpoint.
-        activations: Bytes saved for the backward pass of one process's batch; None if it could not be found.
-        no_activations: Why not.
+        activations: Most bytes that a step of one process holds besides, by the name of its kind of batch.
+        no_activations: Why they could not be found; then `activations` is not complete, and nor is any total.
     """
 
     modules: dict[str, tuple[int, int]]
     memory: RankMemory
     checkpoint: int
-    activations: int | None = None
+    activations: dict[str, int] = field(default_factory=dict)
     no_activations: str = ""
+
+    @property
+    def heaviest(self) -> str | None:
+        """Kind of batch that needs the most; None if that is not known."""
+        return (
+            None
+            if self.no_activations or not self.activations
+            else max(self.activations, key=self.activations.__getitem__)
+        )
+
+    @property
+    def device(self) -> int | None:
+        """Bytes of one process on its device in the heaviest step; None if that is not known."""
+        return None if self.heaviest is None else self.memory.device + self.activations[self.heaviest]
 
 
 @dataclass(frozen=True)
@@ -45,17 +60,19 @@ class DataNeeds:
 
     Attributes:
         sizes: By "train" and so on: path, shards and usable samples of each source.
-        batch: One process's first batch, None if there is none.
+        trials: One process's first batch of each kind of training step.
+        shared: Bytes that one process shares with its decoding workers.
         problem: Why nothing could be read.
     """
 
     sizes: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
-    batch: dict[str, Any] | None = None
+    trials: list[TrialBatch] = field(default_factory=list)
+    shared: int = 0
     problem: str = ""
 
 
 def model_needs(
-    stage: LightningModule, layout: Layout, *, averaged: bool, max_steps: int, batch: dict[str, Any] | None
+    stage: LightningModule, layout: Layout, *, averaged: bool, max_steps: int, batches: Mapping[str, dict[str, Any]]
 ) -> ModelNeeds:
     """Builds a stage as shapes and adds up what it needs.
 
@@ -64,7 +81,7 @@ def model_needs(
         layout: How it is spread over processes.
         averaged: Whether a moving average is kept.
         max_steps: Steps of the run.
-        batch: One process's batch for the activations, if there is one.
+        batches: One process's batch of each kind of training step, by name.
 
     Raises:
         UserError: The stage cannot be built like this.
@@ -85,7 +102,7 @@ def model_needs(
     frozen = stored + sum(_elements(module.values()) for module in tensors.sourced.values())
     buffers = sum(value.nbytes for value in tensors.buffers.values())
     states = optimizer_states(stage)
-    activations, why = _activations(stage, batch, layout)
+    activations, why = _activations(stage, batches, layout)
     return ModelNeeds(
         modules={name: module_sizes(module) for name, module in stage.named_children()},
         memory=rank_memory(trained, frozen, states, layout, averaged=averaged),
@@ -112,7 +129,7 @@ def optimizer_states(stage: LightningModule) -> int:
 
 
 def data_needs(data: LightningDataModule, stage: LightningModule, world_size: int) -> DataNeeds:
-    """Opens the data as the first process of a job would, and takes its first batch.
+    """Opens the data as the first process of a job would, and takes its first batch of each kind of step.
 
     Args:
         data: Nothing is written into a run folder.
@@ -122,15 +139,15 @@ def data_needs(data: LightningDataModule, stage: LightningModule, world_size: in
     Raises:
         UserError: The processes cannot share the batches, or the data cannot be used.
     """
-    if not hasattr(data, "sizes"):
+    if not hasattr(data, "trial_batches"):
         return DataNeeds(problem=f"{type(data).__name__} does not tell its sizes")
     with tempfile.TemporaryDirectory() as folder:
         data.trainer = _first_of(world_size, stage, folder)
         data.setup("fit")
-        batch = next(iter(data.train_dataloader()))
-        sizes = data.sizes()
-        data.teardown("fit")
-        return DataNeeds(sizes, batch)
+        try:
+            return DataNeeds(data.sizes(), data.trial_batches(), data.shared_bytes)
+        finally:
+            data.teardown("fit")
 
 
 def _first_of(world_size: int, stage: LightningModule, folder: str) -> Any:
@@ -147,18 +164,19 @@ def _first_of(world_size: int, stage: LightningModule, folder: str) -> Any:
     )
 
 
-def _activations(stage: LightningModule, batch: dict[str, Any] | None, layout: Layout) -> tuple[int | None, str]:
-    if batch is None:
-        return None, "no batch to go by"
-    if layout.parameter_bytes == 2:
-        stage = stage.to(torch.bfloat16)
-    try:
-        return activation_bytes(stage, batch), ""
-    except UserError:
-        raise
-    except Exception as error:
-        # a stage of somebody else may read values, which are not there
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+def _activations(
+    stage: LightningModule, batches: Mapping[str, dict[str, Any]], layout: Layout
+) -> tuple[dict[str, int], str]:
+    found: dict[str, int] = {}
+    for name, batch in batches.items():
+        try:
+            found[name] = activation_bytes(stage, batch, layout)
+        except UserError:
+            raise
+        except Exception as error:
+            # a stage of somebody else may read values, which are not there
+            return found, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return found, "" if found else "no batch to go by"
 
 
 def _elements(parameters: Iterable[torch.Tensor]) -> int:

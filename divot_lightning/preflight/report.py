@@ -41,7 +41,7 @@ def preflight(argv: list[str]) -> int:
         layout,
         averaged=_has_average(cli.config.trainer),
         max_steps=max(1, cli.config.trainer.max_steps),
-        batch=data.batch,
+        batches={trial.kind.name: trial.batch for trial in data.trials},
     )
     room = free_bytes(cli.run_folder)
     settings = cli.config_init.checkpoint
@@ -68,6 +68,8 @@ def read_layout(trainer: Any) -> Layout:
     sharded = name in STRATEGIES or name.endswith("DivotDeepSpeedStrategy")
     return Layout(
         world_size=number * int(trainer.num_nodes),
+        per_node=number,
+        device="cpu" if trainer.accelerator == "cpu" else "cuda",
         zero_stage=int(known.get("stage", 2)) if sharded else 0,
         precision=str(trainer.precision or "32-true"),
         offload_optimizer=bool(known.get("offload_optimizer")),
@@ -86,17 +88,20 @@ def model_lines(model: ModelNeeds, layout: Layout) -> Iterator[str]:
     yield f"memory of each of {layout.world_size} processes, {sharding}, {layout.precision}"
     for name in ("weights", "gradients", "optimizer"):
         yield f"  {name:<12} {getattr(model.memory, name) / MIB:10.1f} MiB"
-    total = model.memory.device
-    if model.activations is None:
-        yield f"  activations  not known ({model.no_activations})"
-    else:
-        total += model.activations
-        mixed = " (as without autocast, which halves most of them)" if layout.precision.endswith("mixed") else ""
-        yield f"  activations  {model.activations / MIB:10.1f} MiB for the first batch{mixed}"
-    yield f"  together     {total / MIB:10.1f} MiB on the device, besides what the framework takes for itself"
+    yield from _activation_lines(model)
     if model.memory.host:
         yield f"  offloaded    {model.memory.host / MIB:10.1f} MiB in the host's memory"
     yield f"checkpoint     {model.checkpoint / MIB:10.1f} MiB"
+
+
+def _activation_lines(model: ModelNeeds) -> Iterator[str]:
+    if model.heaviest is None or model.device is None:
+        yield f"  activations  not known ({model.no_activations})"
+        yield f"  together     not known: {model.memory.device / MIB:.1f} MiB and the activations"
+        return
+    which = f" for the heaviest batch, of {model.heaviest}" if len(model.activations) > 1 else " for the first batch"
+    yield f"  activations  {model.activations[model.heaviest] / MIB:10.1f} MiB{which}"
+    yield f"  together     {model.device / MIB:10.1f} MiB on the device, besides what the framework takes for itself"
 
 
 def batch_lines(cli: TrainingCLI, layout: Layout, data: DataNeeds) -> Iterator[str]:
@@ -105,15 +110,26 @@ def batch_lines(cli: TrainingCLI, layout: Layout, data: DataNeeds) -> Iterator[s
         yield f"data           not looked at: {data.problem}"
         return
     trainer = cli.config.trainer
-    size, steps, micro = cli.datamodule.batch_size, trainer.max_steps, int(trainer.accumulate_grad_batches)
-    share = f" = {size // layout.world_size} on each process" if layout.world_size > 1 else ""
-    yield f"batch          {size} samples{share}" + (f", {micro} batches to a step" if micro > 1 else "")
-    found = sum(samples for _, _, samples in data.sizes.get("train", []))
+    steps, micro = trainer.max_steps, int(trainer.accumulate_grad_batches)
+    kinds = [trial.kind for trial in data.trials]
+    for kind in kinds:
+        share = f" = {kind.batch_size // layout.world_size} on each process" if layout.world_size > 1 else ""
+        times = f", {micro} batches to a step" if micro > 1 else ""
+        part = f", {kind.share:.0%} of the steps: {kind.name}" if len(kinds) > 1 else ""
+        yield f"batch          {kind.batch_size} samples{share}{times}{part}"
     for split, sources in data.sizes.items():
         for path, shards, samples in sources:
             yield f"{split:<14} {samples} samples in {shards} shards: {path}"
+    found = sum(samples for _, _, samples in data.sizes.get("train", []))
     if steps > 0 and found:
-        yield f"steps          {steps} of {size * micro} samples: {steps * size * micro / found:.3g} passes"
+        mean = micro * sum(kind.share * kind.batch_size for kind in kinds)
+        average = " on average" if len(kinds) > 1 else ""
+        yield f"steps          {steps} of {mean:.6g} samples{average}: {steps * mean / found:.3g} passes"
+    if data.shared:
+        yield (
+            f"shared memory  {data.shared / MIB:.1f} MiB of each process with its decoding workers at most, "
+            f"{layout.per_node * data.shared / MIB:.1f} MiB of a node"
+        )
 
 
 def disk_lines(needed: int, room: int, run: Path) -> Iterator[str]:

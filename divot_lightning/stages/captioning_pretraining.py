@@ -62,6 +62,16 @@ class CaptioningPretraining(Stage):
         self.video_llm = VideoLLM(self.llm_config, NoHead)
         self.video_llm.queries.requires_grad_(False)  # they only serve generated clips
 
+    def frozen_sources(self) -> dict[str, str | Path]:
+        """Gives the folders of a frozen ViT and of a frozen language model: checkpoints do not store them again."""
+        vision, llm = self.tokenizer_config.vision, self.llm_config
+        sources: dict[str, str | Path] = {}
+        if vision.frozen and vision.pretrained is not None:
+            sources["tokenizer.vision"] = vision.pretrained
+        if llm.freeze_language_model and llm.language_model is not None:
+            sources["video_llm.language_model"] = llm.language_model
+        return sources
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Returns the next-word loss of captions given the clips' tokens."""
         self.agree("train", batch, batch_idx)

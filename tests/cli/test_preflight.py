@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from divot_lightning.preflight import report as preflight_report
 from divot_lightning.preflight.memory import Layout
+from divot_lightning.recipe_files import recipes_dir
 from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
 from divot_lightning.testing.toy_shards import make_toy_shards
 
@@ -40,6 +42,27 @@ def test_it_predicts_the_checkpoint_and_leaves_nothing_behind(
     assert _mib(told, "weights") < _mib(told, "checkpoint")
 
 
+def test_every_source_is_priced_and_shared_memory_is_that_of_the_own_share(
+    divot: Divot, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make_toy_shards(Path("data/toy"))
+    sources = [
+        {"path": "data/toy/train", "weight": 3.0, "batch_size": 8},
+        {"path": "data/toy/validation", "weight": 1.0, "batch_size": 32},
+    ]
+    recipe = yaml.safe_load((recipes_dir() / "toy/tokenizer_pretraining.yaml").read_text())
+    recipe["data"]["init_args"] |= {"train": sources, "validation": None, "num_workers": 1}
+    recipe["trainer"] |= {"devices": 4, "max_steps": 100, "strategy": "divot_zero2", "precision": "bf16-mixed"}
+    assert divot("preflight", recipe) == 0
+    told = capsys.readouterr().out
+    assert "batch          8 samples = 2 on each process, 75% of the steps: data/toy/train\n" in told
+    assert "batch          32 samples = 8 on each process, 25% of the steps: data/toy/validation\n" in told
+    assert "steps          100 of 14 samples on average" in told
+    assert re.search(r"activations +[\d.]+ MiB for the heaviest batch, of data/toy/validation\n", told)
+    # 8 of its own, 16 of them asked for ahead, twice; no place is smaller than 4 MiB
+    assert "shared memory  192.0 MiB of each process with its decoding workers at most, 768.0 MiB of a node" in told
+
+
 def test_processes_that_cannot_share_a_batch_are_refused(
     divot: Divot, tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,16 +80,19 @@ def test_a_disk_without_room_is_told_and_shown_by_the_status(
     told = capsys.readouterr().out
     assert "NOT ENOUGH" in told
     assert "TinyData does not tell its sizes" in told
+    assert "activations  not known (no batch to go by)" in told
+    assert re.search(r"together     not known: [\d.]+ MiB and the activations", told)
 
 
 def test_settings_of_the_trainer_decide_the_layout() -> None:
     class Settings:
         devices, num_nodes, strategy, precision, accelerator = 4, 2, "divot_zero3_offload", "bf16-true", "cuda"
 
-    expected = Layout(8, zero_stage=3, precision="bf16-true", offload_optimizer=True, offload_parameters=True)
+    known = {"precision": "bf16-true", "device": "cuda"}
+    expected = Layout(8, zero_stage=3, offload_optimizer=True, offload_parameters=True, per_node=4, **known)
     assert preflight_report.read_layout(Settings) == expected
     Settings.strategy, Settings.devices, Settings.num_nodes = "ddp", [0, 2], 1
-    assert preflight_report.read_layout(Settings) == Layout(2, precision="bf16-true")
+    assert preflight_report.read_layout(Settings) == Layout(2, per_node=2, **known)
 
 
 def test_without_a_recipe_it_says_how_it_is_used(divot: Divot, capsys: pytest.CaptureFixture[str]) -> None:

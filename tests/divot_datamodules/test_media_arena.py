@@ -1,7 +1,9 @@
+import pytest
 import torch
 
-from divot_datamodules.media_arena import MediaArena, PickledTensor, StoredTensor, without_repeats
+from divot_datamodules.media_arena import MediaArena, PickledTensor, StoredTensor, arena_bytes, without_repeats
 from divot_datamodules.samples import Sample
+from divot_lightning.errors import UserError
 
 VIDEO = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(1, 2, 3, 4, 4)
 FEATURES = torch.randn(1, 3, 5)
@@ -47,3 +49,13 @@ def test_places_are_handed_out_once_and_again_after_their_release():
     arena.release(places[0])
     assert arena.acquire() == places[0]
     assert not arena.is_unwanted(places[0])
+
+
+def test_memory_that_the_machine_does_not_give_is_told_in_words():
+    with pytest.raises(UserError, match=r"share 1048576.0 GiB .* does not give"):
+        MediaArena(2**20, 2**30)
+
+
+def test_the_size_of_an_arena_is_that_of_its_aligned_places():
+    assert arena_bytes(3, 65) == 3 * 128
+    assert len(MediaArena(3, 65)._memory) == arena_bytes(3, 65)

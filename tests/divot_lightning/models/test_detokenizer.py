@@ -423,3 +423,32 @@ def test_with_its_own_randomness_a_clips_loss_does_not_depend_on_its_batch(tmp_p
     alone = torch.stack([loss([slot]) for slot in range(6)])
     torch.testing.assert_close(loss([4, 1, 3, 0, 2, 5]), alone.mean(), rtol=1e-5, atol=1e-6)
     assert len(set(alone.tolist())) == 6
+
+
+@pytest.mark.parametrize("denoiser", [UNET, VideoDiTConfig(width=12, layers=2, heads=2)])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointing_keeps_less_and_changes_neither_loss_nor_gradients(denoiser, precision):
+    video, tokens = torch.rand(2, FRAMES, 3, SIZE, SIZE) * 2 - 1, torch.randn(2, TOKENS, DIM)
+
+    def train(*, checkpointing):
+        detokenizer = make(denoiser=replace(denoiser, gradient_checkpointing=checkpointing))
+        kept = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.nbytes) or one, lambda one: one)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = detokenizer.loss(video, tokens, generator=torch.Generator().manual_seed(1))
+        loss.backward()
+        return loss.detach(), {name: value.grad for name, value in detokenizer.named_parameters()}, sum(kept)
+
+    (loss, gradients, kept), (plain_loss, plain_gradients, all_kept) = (
+        train(checkpointing=True),
+        train(checkpointing=False),
+    )
+    assert kept < 0.5 * all_kept
+    torch.testing.assert_close(loss, plain_loss, rtol=0, atol=0)
+    torch.testing.assert_close(gradients, plain_gradients, rtol=0, atol=0)
+
+
+def test_a_denoiser_that_cannot_be_checkpointed_is_refused():
+    other = DiffusersDenoiserConfig("UNet1DModel", {"block_out_channels": [32, 32, 64]}, gradient_checkpointing=True)
+    with pytest.raises(UserError, match="UNet1DModel has no such way"):
+        VideoDetokenizer(make_config(denoiser=other))

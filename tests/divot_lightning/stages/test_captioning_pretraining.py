@@ -9,7 +9,9 @@ from torch.utils.data import DataLoader
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.sequences import Clips, Text
-from divot_lightning.stages.captioning_pretraining import CaptioningPretraining
+from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.sharding.module_tensors import sort_tensors
+from divot_lightning.stages.captioning_pretraining import CaptioningPretraining, NoHead
 from divot_lightning.stages.optimization import OptimizerSettings
 
 CAPTIONS = ("a red circle moves left", "blue square right")
@@ -59,3 +61,17 @@ def test_cached_features_are_refused(stage, batches):
     batch = {name: value for name, value in batches[0].items() if name != "video"}
     with pytest.raises(UserError, match="on pixels"):
         stage.training_step(batch, 0)
+
+
+def test_a_frozen_language_model_from_a_folder_is_in_no_checkpoint(tokenizer_config, make_config, tmp_path):
+    config = make_config()
+    untrained = VideoLLM(config, NoHead)
+    untrained.causal_lm.save_pretrained(tmp_path / "llm")
+    untrained.text_tokenizer.save_pretrained(tmp_path / "llm")
+    pretrained = replace(config, language_model=str(tmp_path / "llm"), language_model_config=None, text_tokenizer=None)
+    for frozen in (True, False):
+        llm = replace(pretrained, freeze_language_model=frozen)
+        stage = CaptioningPretraining(tokenizer_config, llm, OptimizerSettings())
+        stage.configure_model()
+        names = [name for name in sort_tensors(stage).weights if name.startswith("video_llm.language_model")]
+        assert bool(names) is not frozen

@@ -1,0 +1,58 @@
+"""What tensors occupy at once, counted as they come and go; works on torch's meta device, where they occupy nothing."""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts, within, the bytes of all tensors that operations make and that are still there.
+
+    A storage counts once, however many views it has, from the operation that makes it until it is freed. What an
+    operation takes for itself while it runs is not seen.
+
+    Attributes:
+        now: Bytes at the moment.
+        peak: Greatest value of `now`.
+
+    Args:
+        device: Kind of device whose tensors count, such as "meta".
+        known: Tensors that were there before, such as parameters; they do not count.
+    """
+
+    def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.device = device
+        self.now = self.peak = 0
+        self._seen: dict[int, weakref.ref[Any]] = {}
+        self._known = [tensor.untyped_storage() for tensor in known]  # alive, so that no other gets its address
+        self._known_keys = {storage._cdata for storage in self._known}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs an operation and counts what it gives."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.device.type == self.device:
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._seen or key in self._known_keys:
+            return
+        size = storage.nbytes()
+
+        def forget(reference: Any) -> None:
+            self._seen.pop(key, None)
+            self.now -= size
+
+        self._seen[key] = weakref.ref(storage, forget)
+        self.now += size
+        self.peak = max(self.peak, self.now)

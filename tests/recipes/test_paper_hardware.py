@@ -1,0 +1,42 @@
+"""The paper's recipes fit the GPUs that their headers name, and the headers say what `divot preflight` says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from divot_lightning.cli.main import main
+from divot_lightning.recipe_files import recipe_names, recipes_dir
+
+ROOM = 0.85 * 40
+"""GiB of a GPU of 40 GB that a step may take; the rest is for CUDA, workspaces and gaps between allocations."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("paper")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(Path(__file__).parent)
+        from paper_world import make_paper_world
+
+        make_paper_world(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("paper/")])
+def test_recipe_fits_and_its_header_says_what_it_takes(
+    name: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setattr("sys.argv", ["divot"])
+    main(["preflight", "--config", name, "--data.num_workers", "0"])
+    told = capsys.readouterr().out
+    together = re.search(r"together +([\d.]+) MiB", told)
+    assert together, told
+    header = (recipes_dir() / f"{name}.yaml").read_text()
+    said = re.search(r"^# hardware: .*GPUs of 40 GB.*divot preflight: ([\d.]+) GiB", header, re.MULTILINE)
+    assert said, "the header gives no number"
+    assert float(said[1]) == pytest.approx(float(together[1]) / 1024, rel=0.03)
+    assert float(together[1]) / 1024 < ROOM
