@@ -81,9 +81,9 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
         return result
 
     def switch(device: str, dtype: torch.dtype | None = None, enabled: bool = True, **kwargs: Any) -> Any:
-        return (
-            autocast.switched(enabled) if device == "meta" else real_autocast(device, *args, enabled=enabled, **kwargs)
-        )
+        if device == "meta":
+            return autocast.switched(enabled)
+        return real_autocast(device, dtype, enabled, **kwargs)
 
     real_attention, real_autocast = functional.scaled_dot_product_attention, torch.autocast
     real_finder = masking_utils.find_packed_sequence_indices
