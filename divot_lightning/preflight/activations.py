@@ -59,7 +59,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
             autocast,
             _default_dtype(default),
         ):
-            loss = stage.training_step(_to_meta(batch, inputs), 0)
+            loss: Any = stage.training_step(_to_meta(batch, inputs), 0)
             autocast.forget_weights()
             _backward(loss)
             autocast.forget_weights()
@@ -80,10 +80,10 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
         result: Tensor = _Attention.apply(*(autocast.lower(part) for part in (query, key, value)))
         return result
 
-    def switch(device: str, *args: Any, enabled: bool = True, **kwargs: Any) -> Any:
-        return (
-            autocast.switched(enabled) if device == "meta" else real_autocast(device, *args, enabled=enabled, **kwargs)
-        )
+    def switch(device: str, dtype: torch.dtype | None = None, enabled: bool = True, **kwargs: Any) -> Any:
+        if device == "meta":
+            return autocast.switched(enabled)
+        return real_autocast(device, dtype, enabled, **kwargs)
 
     real_attention, real_autocast = functional.scaled_dot_product_attention, torch.autocast
     real_finder = masking_utils.find_packed_sequence_indices

@@ -145,7 +145,8 @@ def data_needs(data: LightningDataModule, stage: LightningModule, world_size: in
         data.trainer = _first_of(world_size, stage, folder)
         data.setup("fit")
         try:
-            return DataNeeds(data.sizes(), data.trial_batches(), data.shared_bytes)
+            told: Any = data
+            return DataNeeds(told.sizes(), told.trial_batches(), told.shared_bytes)
         finally:
             data.teardown("fit")
 
