@@ -21,16 +21,16 @@ from typing import Any
 import torch
 import yaml
 
-from divot_datamodules.clip_sampling import ClipSettings
-from divot_datamodules.encoding import EncodeSettings, encode_shards
-from divot_datamodules.toy_shards import ToyDataSettings, write_toy_data
+from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.toy.shards import ToyDataSettings, write_toy_data
 from divot_datamodules.video_text import VideoTextData
 from divot_heads.gmm import GMMHead
-from divot_lightning.components import save_component
-from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_llm import VideoLLM, VideoLLMConfig
-from divot_lightning.recipe_files import find_recipe
-from divot_lightning.stages.video_llm_step import clip_features
+from divot_lightning.checkpoint.components import save_component
+from divot_lightning.inference.feature_encoding import EncodeSettings, encode_shards
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
+from divot_lightning.training.recipe_files import find_recipe
+from divot_lightning.training.stages.video_llm_step import clip_features
 
 
 def toy_settings(stage: str) -> dict[str, Any]:

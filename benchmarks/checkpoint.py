@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from divot_lightning.sharding.building import fill, is_sharding, shard_rest, without_memory
-from divot_lightning.sharding.registration import register_strategies
-from divot_lightning.sharding.run_checkpoint import save_together, use_checkpoint_folders
+from divot_lightning.checkpoint.run_state import save_together, use_checkpoint_folders
+from divot_lightning.deepspeed_zero.registration import register_strategies
+from divot_lightning.distributed.meta_building import fill, is_sharding, shard_rest, without_memory
 
 MB = 1e6
 

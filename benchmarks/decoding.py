@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-from divot_datamodules import decoding
-from divot_datamodules.clip_sampling import ClipSettings, clip_times, sample_clip_times
-from divot_datamodules.media_files import opened
-from divot_datamodules.shown_frames import keyframe_times, shown_frames
+from divot_datamodules.decoding import video as decoding
+from divot_datamodules.decoding.clip_sampling import ClipSettings, clip_times, sample_clip_times
+from divot_datamodules.decoding.media_files import opened
+from divot_datamodules.decoding.shown_frames import keyframe_times, shown_frames
 
 SIZE = 256
 

@@ -24,11 +24,11 @@ from statistics import median
 import numpy as np
 import torch
 
-from divot_datamodules.clip_sampling import ClipSettings, decode_clip
-from divot_datamodules.plan_loader import Batch, draw
-from divot_datamodules.shard_writing import ShardFolder
+from divot_datamodules.decoding.clip_sampling import ClipSettings, decode_clip
+from divot_datamodules.decoding.video_writing import encode_video
+from divot_datamodules.loading.plan_loader import Batch, draw
+from divot_datamodules.shards.writing import ShardFolder
 from divot_datamodules.video_text import VideoTextData
-from divot_datamodules.video_writing import encode_video
 
 SHARDS, BATCH, AHEAD = 4, 8, 4
 WAYS = {"16_of_n": None, "5_of_16": 5}

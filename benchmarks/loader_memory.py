@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from divot_datamodules.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipSettings
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.testing.toy_shards import make_toy_shards
 

@@ -33,10 +33,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from divot_datamodules.text_tokenizer import word_level_tokenizer
+from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.mse import MSEHead
-from divot_lightning.models.sequences import IGNORED, Clips, Position, Segment, SequenceBatch, Text
-from divot_lightning.models.video_llm import VideoLLM, VideoLLMConfig
+from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
+from divot_lightning.models.video_llm.sequences import IGNORED, Clips, Position, Segment, SequenceBatch, Text
 
 LONGEST = 1400
 PADS = {"labels_BL": IGNORED, "roles_BL": int(Position.PAD), "clips_BL": -1, "slots_BL": -1, "samples_BL": -1}

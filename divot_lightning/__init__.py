@@ -1,6 +1,6 @@
 """Divot-lightning: modular Lightning training suite for the Divot video tokenizer and video LLM."""
 
-from divot_lightning.parent import bind_to_named_parent
+from divot_lightning.distributed.parent import bind_to_named_parent
 
 __version__ = "0.1.0"
 

@@ -8,16 +8,11 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 
-from divot_datamodules.clip_sampling import ClipSettings
-from divot_datamodules.data_position import TrainPosition
-from divot_datamodules.decode_pool import SMALLEST_PLACE, Decoding, make_decoding
-from divot_datamodules.decoded_cache import DecodedCache
-from divot_datamodules.feature_checks import check_features
-from divot_datamodules.jsonl_source import MediaFrom
-from divot_datamodules.ledger import Budget, Ledger
-from divot_datamodules.media_arena import arena_bytes
-from divot_datamodules.plan_edits import read_edits
-from divot_datamodules.plan_loader import (
+from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, SampleDecoder
+from divot_datamodules.loading.decode_pool import SMALLEST_PLACE, Decoding, make_decoding
+from divot_datamodules.loading.decoded_cache import DecodedCache
+from divot_datamodules.loading.plan_loader import (
     BatchReader,
     EvaluationLoader,
     MakeItems,
@@ -25,16 +20,28 @@ from divot_datamodules.plan_loader import (
     TrainLoader,
     decode_function,
 )
-from divot_datamodules.position_callback import PositionCallback
-from divot_datamodules.samples import MAX_SAMPLE_CLIPS, SampleDecoder
-from divot_datamodules.source_settings import Source, SourcesSetting, facts_of, items_of, listed_sources, make_plan
-from divot_datamodules.source_share import SourceShare
-from divot_datamodules.sources import estimate_losses, open_source
-from divot_datamodules.tasks import Template
-from divot_datamodules.training_processes import TrainingProcesses
-from divot_datamodules.trial_batches import StepKind, TrialBatch, step_kinds
+from divot_datamodules.loading.position_callback import PositionCallback
+from divot_datamodules.loading.shared_memory import arena_bytes
+from divot_datamodules.loading.skipped_samples import Budget, Ledger
+from divot_datamodules.loading.trial_batches import StepKind, TrialBatch, step_kinds
+from divot_datamodules.order.data_position import TrainPosition
+from divot_datamodules.order.plan_edits import read_edits
+from divot_datamodules.order.source_share import SourceShare
+from divot_datamodules.order.training_processes import TrainingProcesses
+from divot_datamodules.preparation.feature_checks import check_features
+from divot_datamodules.shards.jsonl_source import MediaFrom
+from divot_datamodules.shards.source_settings import (
+    Source,
+    SourcesSetting,
+    facts_of,
+    items_of,
+    listed_sources,
+    make_plan,
+)
+from divot_datamodules.shards.sources import estimate_losses, open_source
+from divot_datamodules.tasks.segments import Template
 from divot_lightning.errors import UserError
-from divot_lightning.models.sequence_limits import LimitsSamples, SampleLimits
+from divot_lightning.models.video_llm.sequence_limits import LimitsSamples, SampleLimits
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +109,7 @@ class VideoTextData(LightningDataModule):
         tokenizer: Run or component folder of the tokenizer that cached features must come from; None for the stage's.
         media_root: Of jsonl lists: folder that relative media paths start from; None for the jsonl's own.
         media_from: Of jsonl lists: where lines may take their media from: "root", "disk" or "anywhere", URLs included;
-            see `divot_datamodules.jsonl_source.JsonlSource`.
+            see `divot_datamodules.shards.jsonl_source.JsonlSource`.
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
         copies_gb: Most disk, in GiB, for copies of shards of which no part can be read by itself: commands, servers
             without ranges, compressed tars.
@@ -307,7 +314,7 @@ class VideoTextData(LightningDataModule):
             callbacks.insert(0, self._callback)  # before checkpoints are taken
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns where training stands in the order of its data; see `divot_datamodules.data_position`."""
+        """Returns where training stands in the order of its data; see `divot_datamodules.order.data_position`."""
         return self.position.state_dict() if self.position is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

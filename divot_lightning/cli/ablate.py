@@ -49,10 +49,10 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status: 1 if a cell failed, of all or the one that was asked for.
     """
-    from divot_lightning.ablation.grid import make_grid
-    from divot_lightning.ablation.recipe import load_recipe
-    from divot_lightning.ablation.run import REPORT, SHARED, TABLE, claim, run_ablation, slurm_script
-    from divot_lightning.jobs.processes import visible_gpus
+    from divot_lightning.experiments.ablation.grid import make_grid
+    from divot_lightning.experiments.ablation.recipe import load_recipe
+    from divot_lightning.experiments.ablation.run import REPORT, SHARED, TABLE, claim, run_ablation, slurm_script
+    from divot_lightning.experiments.runner.processes import visible_gpus
 
     args = parser().parse_args(argv)
     jobs = args.jobs if args.jobs is not None else 1 if visible_gpus() else 2
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         (folder / "array.sh").write_text(script, encoding="utf-8")
         sys.stdout.write(f"{folder / 'array.sh'}: read its first lines\n")
         return 0
-    from divot_lightning.jobs.stopping import stop_on_terminate
+    from divot_lightning.experiments.runner.stopping import stop_on_terminate
 
     stop_on_terminate()
     results = run_ablation(recipe, folder, jobs=jobs, part=args.part, mixed_protocols=args.mixed_protocols)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from divot_lightning.errors import UserError
-from divot_lightning.printing import printable
+from divot_lightning.io.printing import printable
 
 
 def parser() -> argparse.ArgumentParser:

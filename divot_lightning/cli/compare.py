@@ -40,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if len(args.evaluation) < 2:
         raise UserError(f"one evaluation was given, {args.evaluation[0]}; give two or more to compare")
-    from divot_lightning.evaluation.comparison import (
+    from divot_lightning.evaluation.protocol import differing
+    from divot_lightning.evaluation.statistics.comparison import (
         INTERVAL_NOTE,
         letters,
         load_evaluation,
@@ -48,7 +49,6 @@ def main(argv: Sequence[str]) -> int:
         score_table,
         shared_scores,
     )
-    from divot_lightning.evaluation.protocol import differing
 
     found = [load_evaluation(place) for place in args.evaluation]
     names = shared_scores(found)

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.settings import EvaluationSettings
-from divot_lightning.runs.training_args import resolve_recipes
+from divot_lightning.training.training_args import resolve_recipes
 
 if TYPE_CHECKING:
     from divot_lightning.evaluation.scoring import Evaluated
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         given = options.instantiate(options.parse_args(resolve_recipes(list(argv))))
     except ArgumentError as error:
-        from divot_lightning.runs.messages import condense
+        from divot_lightning.training.messages import condense
 
         raise UserError(condense(str(error), options)) from error
     if not Path(given.run).is_dir():

@@ -3,8 +3,8 @@
 import sys
 
 from divot_lightning.errors import UserError
-from divot_lightning.recipe_files import recipes_dir, stage_recipe_names
-from divot_lightning.runs.training_args import resolve_recipes, wants_help, with_full_help
+from divot_lightning.training.recipe_files import recipes_dir, stage_recipe_names
+from divot_lightning.training.training_args import resolve_recipes, wants_help, with_full_help
 
 HELP = """usage: divot fit --config RECIPE [--key value ...]
 
@@ -45,6 +45,6 @@ def main(argv: list[str]) -> int:
         )
     argv = with_full_help(resolve_recipes(argv))
 
-    from divot_lightning.runs.training import start
+    from divot_lightning.training.runs import start
 
     return start(argv)

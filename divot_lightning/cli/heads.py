@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from divot_lightning.registry import LoadedHead
+    from divot_lightning.parts.registry import LoadedHead
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         "file and what it is.",
         epilog="A head comes from the entry-point group divot_lightning.heads; see docs/write_your_own_head.md.",
     ).parse_args(argv)
-    from divot_lightning.registry import load_every_head
+    from divot_lightning.parts.registry import load_every_head
 
     rows = [head_row(loaded) for loaded in load_every_head()]
     sys.stdout.write(format_heads(rows))

@@ -12,10 +12,10 @@ import traceback
 from collections.abc import Sequence
 
 from divot_lightning import __version__
+from divot_lightning.distributed.failures import RankFailed, note_failure
+from divot_lightning.distributed.parent import bind_to_torchrun
 from divot_lightning.errors import UserError
-from divot_lightning.parent import bind_to_torchrun
-from divot_lightning.printing import printable
-from divot_lightning.sharding.failures import RankFailed, note_failure
+from divot_lightning.io.printing import printable
 
 COMMANDS: dict[str, str] = {
     "quickstart": "toy data, every stage, the three heads compared, one report.html",

@@ -3,10 +3,10 @@
 import sys
 from typing import Literal
 
+from divot_lightning.checkpoint.folders import choose_checkpoint
+from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.errors import UserError
-from divot_lightning.runs.training_args import run_args, split_run, wants_help
-from divot_lightning.sharding.checkpoint_folders import choose_checkpoint
-from divot_lightning.sharding.environment import is_first_process
+from divot_lightning.training.training_args import run_args, split_run, wants_help
 
 HELP = """usage: divot {verb} RUN [--key value ...]
 
@@ -35,6 +35,6 @@ def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -
     if is_first_process():
         sys.stderr.write(choice.warnings())
 
-    from divot_lightning.runs.training import measure
+    from divot_lightning.training.runs import measure
 
     return measure(run, run_args(run, overrides), verb, choice.checkpoint)

@@ -3,7 +3,7 @@
 import sys
 
 from divot_lightning.errors import UserError
-from divot_lightning.runs.training_args import resolve_recipes, wants_help
+from divot_lightning.training.training_args import resolve_recipes, wants_help
 
 HELP = """usage: divot preflight --config RECIPE [--key value ...]
 

@@ -53,11 +53,11 @@ def run_quickstart(folder: Path, *, fast: bool, jobs: int, heads: Sequence[str] 
     """Runs all steps that are not done, then writes the report."""
     from dataclasses import replace
 
-    from divot_lightning.jobs.runner import StepRunner
-    from divot_lightning.jobs.stopping import stop_on_terminate
-    from divot_lightning.quickstart.collect import build_report
-    from divot_lightning.quickstart.plan import FAST, FULL, MAIN_HEAD, Layout, make_plan
-    from divot_lightning.report.rendering import write_report
+    from divot_lightning.experiments.quickstart.collect import build_report
+    from divot_lightning.experiments.quickstart.plan import FAST, FULL, MAIN_HEAD, Layout, make_plan
+    from divot_lightning.experiments.report.rendering import write_report
+    from divot_lightning.experiments.runner.runner import StepRunner
+    from divot_lightning.experiments.runner.stopping import stop_on_terminate
 
     settings = FAST if fast else FULL
     if heads is not None:
@@ -79,7 +79,7 @@ def _check_heads(heads: Sequence[str], main_head: str) -> None:
     Raises:
         UserError: Which.
     """
-    from divot_lightning.registry import installed_heads, resolve_head_name
+    from divot_lightning.parts.registry import installed_heads, resolve_head_name
 
     short_names = {head.name for head in installed_heads()}
     for name in heads:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--num is {args.num}; it must be at least 1")
     from tqdm import tqdm
 
-    from divot_datamodules.ledger import Defect, left_out_lines
+    from divot_datamodules.loading.skipped_samples import Defect, left_out_lines
     from divot_lightning.inference.reconstruct import reconstruct_files
 
     defects: list[Defect] = []

@@ -4,10 +4,10 @@ import contextlib
 import sys
 from pathlib import Path
 
-from divot_lightning.runs.run_folder import CONFIG, FINISHED, require_run
-from divot_lightning.runs.run_lock import run_lock
-from divot_lightning.runs.training_args import find_run_folder, names_recipe, resolve_recipes, run_args, wants_help
-from divot_lightning.sharding.environment import is_first_process
+from divot_lightning.distributed.environment import is_first_process
+from divot_lightning.training.run_folder import CONFIG, FINISHED, require_run
+from divot_lightning.training.run_lock import run_lock
+from divot_lightning.training.training_args import find_run_folder, names_recipe, resolve_recipes, run_args, wants_help
 
 HELP = """usage: divot resume RUN [--config RECIPE] [--key value ...]
        divot resume --config RECIPE --run RUN [--key value ...]
@@ -53,7 +53,7 @@ def _train(run: Path, words: list[str]) -> int:
         sys.stdout.write(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n")
         return 0
 
-    from divot_lightning.runs.training import go_on, start
+    from divot_lightning.training.runs import go_on, start
 
     if (run / CONFIG).is_file():
         return go_on(run, run_args(run, words))

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from divot_datamodules.benchmarks.items import BenchmarkItem
-from divot_datamodules.benchmarks.table import Task
-from divot_datamodules.decoding import DecodeError
-from divot_lightning.components import find_component, load_component
-from divot_lightning.evaluation.answers import LETTERS
+from divot_datamodules.decoding.video import DecodeError
+from divot_lightning.checkpoint.components import find_component, load_component
+from divot_lightning.evaluation.answers.accuracy import LETTERS
+from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
+from divot_lightning.evaluation.benchmarks.table import Task
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.settings import CHOICE_PROMPT, EvaluationSettings
 from divot_lightning.inference.ask import Asker, answer, caption_prompt, question_prompt
 from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_template
-from divot_lightning.models.sequences import Segment
-from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.models.video_llm.sequences import Segment
 
 RESIZE = "short side by bicubic interpolation, middle cut out"
 

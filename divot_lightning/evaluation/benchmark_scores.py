@@ -7,22 +7,27 @@ from typing import Any, Literal, TypeVar
 import torch
 from torchmetrics import Metric
 
-from divot_datamodules.benchmarks.items import BenchmarkItem
-from divot_datamodules.benchmarks.table import Benchmark
-from divot_datamodules.toy_world import ATTRIBUTES, Reading
-from divot_lightning.evaluation.answers import ChoiceAccuracy, OpenAnswerAccuracy, compare_answers, parse_choice
-from divot_lightning.evaluation.caption_metrics import (
+from divot_datamodules.toy.world import ATTRIBUTES, Reading
+from divot_lightning.evaluation.answers.accuracy import (
+    ChoiceAccuracy,
+    OpenAnswerAccuracy,
+    compare_answers,
+    parse_choice,
+)
+from divot_lightning.evaluation.answers.text_match import ToyCaptionAccuracy
+from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
+from divot_lightning.evaluation.benchmarks.table import Benchmark
+from divot_lightning.evaluation.metrics.caption_metrics import (
     BLEU_ORDERS,
     CaptionBLEU,
     CaptionROUGE,
     cider_of_captions,
     rouge_of_caption,
 )
-from divot_lightning.evaluation.frechet import FrechetDistance
+from divot_lightning.evaluation.metrics.frechet import FrechetDistance
+from divot_lightning.evaluation.metrics.toy_oracle import count_correct, start_spread
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.settings import EvaluationSettings
-from divot_lightning.evaluation.text_match import ToyCaptionAccuracy
-from divot_lightning.evaluation.toy_oracle import count_correct, start_spread
 
 AnyMetric = TypeVar("AnyMetric", bound=Metric)
 

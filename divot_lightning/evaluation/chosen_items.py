@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from divot_datamodules.benchmarks.items import BenchmarkItem
-from divot_datamodules.benchmarks.table import Benchmark
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
+from divot_lightning.evaluation.benchmarks.table import Benchmark
 from divot_lightning.evaluation.protocol import file_sha256, library_versions, listing_sha256
 from divot_lightning.evaluation.settings import EvaluationSettings
 

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from divot_datamodules.benchmarks.items import BenchmarkItem
-from divot_datamodules.clip_sampling import decode_clip
-from divot_datamodules.decoding import DecodeError
+from divot_datamodules.decoding.clip_sampling import decode_clip
+from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.evaluation.asking import RESIZE, item_seed
-from divot_lightning.evaluation.clip_metrics import MEASURED_BY, ClipMetrics
+from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.kept_clips import find_clip, keep_clip
+from divot_lightning.evaluation.metrics.clip_metrics import MEASURED_BY, ClipMetrics
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.settings import EvaluationSettings
-from divot_lightning.head_sampling import sampling_of
 from divot_lightning.inference.generate import ClipGenerator
+from divot_lightning.parts.head_sampling import sampling_of
 
 
 class GenerationRunner:

@@ -7,9 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from divot_datamodules.benchmarks.items import BenchmarkItem
-from divot_datamodules.clip_sampling import ClipSettings, clip_times
-from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, Pixels, VideoTiming, decode_chosen, decode_image
+from divot_datamodules.decoding.clip_sampling import ClipSettings, clip_times
+from divot_datamodules.decoding.video import (
+    IMAGE_SUFFIXES,
+    DecodeError,
+    Pixels,
+    VideoTiming,
+    decode_chosen,
+    decode_image,
+)
+from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 
 
 def read_item(item: BenchmarkItem, clip: ClipSettings, max_clips: int) -> Pixels:

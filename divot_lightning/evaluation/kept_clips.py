@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.report.content import Pixels
+from divot_lightning.experiments.report.content import Pixels
 
 KEPT, CLIPS = "generation", "clips"
 

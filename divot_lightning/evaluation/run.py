@@ -7,21 +7,21 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from divot_datamodules.benchmarks.table import find_benchmark
-from divot_lightning.components import find_component, weights_sha256
+from divot_lightning.checkpoint.components import find_component, weights_sha256
 from divot_lightning.evaluation.asking import QuestionRunner
+from divot_lightning.evaluation.benchmarks.table import find_benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems, Numbered, by_video, choose_items
 from divot_lightning.evaluation.drawing import GenerationRunner
-from divot_lightning.evaluation.judge_endpoint import EndpointReplier, Limits
-from divot_lightning.evaluation.judge_prompts import JudgePrompt, load_prompt
-from divot_lightning.evaluation.judges import Judge, Replier
-from divot_lightning.evaluation.local_judge import LocalReplier
+from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
+from divot_lightning.evaluation.judges.judge import Judge, Replier
+from divot_lightning.evaluation.judges.local import LocalReplier
+from divot_lightning.evaluation.judges.prompts import JudgePrompt, load_prompt
 from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.processes import Processes, joined_processes, local_device
 from divot_lightning.evaluation.scoring import Evaluated, Scoring
 from divot_lightning.evaluation.settings import EvaluationSettings, check_metrics, check_settings
 from divot_lightning.evaluation.submissions import check_submission
-from divot_lightning.runs.run_folder import FINISHED
+from divot_lightning.training.run_folder import FINISHED
 
 
 class Runner(Protocol):

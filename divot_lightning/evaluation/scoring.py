@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from divot_datamodules.benchmarks.table import Benchmark
 from divot_lightning.evaluation.benchmark_scores import Values, measure
+from divot_lightning.evaluation.benchmarks.table import Benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems
-from divot_lightning.evaluation.comparison import SCORES
 from divot_lightning.evaluation.headline import headline_first
-from divot_lightning.evaluation.judge_prompts import OpenAnswer
-from divot_lightning.evaluation.judges import Judge
+from divot_lightning.evaluation.judges.judge import Judge
+from divot_lightning.evaluation.judges.prompts import OpenAnswer
 from divot_lightning.evaluation.kept_clips import gather_clips
 from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.protocol import library_versions
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.evaluation.settings import EvaluationSettings
+from divot_lightning.evaluation.statistics.comparison import SCORES
 from divot_lightning.evaluation.submissions import Submission, write_submission
 
 MEASURED_WITH = {

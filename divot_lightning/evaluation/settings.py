@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from divot_datamodules.clip_sampling import MAX_CLIPS
+from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.judge_prompts import PromptName
+from divot_lightning.evaluation.judges.prompts import PromptName
 
 ChoiceRule = Literal[
     "letter_or_text",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from divot_datamodules.benchmarks.items import BenchmarkItem
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.predictions import Row
 
 FALLBACK = 2

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.clip_sampling import MAX_CLIPS, ClipSettings, clip_times, image_clip
-from divot_datamodules.decoding import IMAGE_SUFFIXES, DecodeError, Pixels, decode_frames, probe
-from divot_datamodules.tasks import Template, caption_segments, question_segments
-from divot_lightning.components import find_component, load_component
+from divot_datamodules.decoding.clip_sampling import MAX_CLIPS, ClipSettings, clip_times, image_clip
+from divot_datamodules.decoding.video import IMAGE_SUFFIXES, DecodeError, Pixels, decode_frames, probe
+from divot_datamodules.tasks.segments import Template, caption_segments, question_segments
+from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_tasks, run_template
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.sequences import Kind, Segment
-from divot_lightning.models.tokenizer import VideoTokenizer
-from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
+from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.models.video_llm.sequences import Kind, Segment
 
 logger = logging.getLogger(__name__)
 

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.tasks import Template, generation_segments
-from divot_datamodules.video_writing import CODECS, write_video
-from divot_lightning.components import find_component, load_component
+from divot_datamodules.decoding.video_writing import CODECS, write_video
+from divot_datamodules.tasks.segments import Template, generation_segments
+from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
-from divot_lightning.head_sampling import set_sampling
 from divot_lightning.inference.reconstruct import Reconstructor
 from divot_lightning.inference.run_settings import load_tokenizer, run_fps, run_template
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
-from divot_lightning.models.detokenizer import VideoDetokenizer
-from divot_lightning.models.sequences import Segment, Text
-from divot_lightning.models.video_llm import VideoLLM
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.models.video_llm.sequences import Segment, Text
+from divot_lightning.parts.head_sampling import set_sampling
 
 
 def generation_prompt(text: str, template: Template) -> list[Segment]:
@@ -101,7 +101,7 @@ class ClipGenerator:
             template: None takes the run's.
             device: Where the models run.
             head: Sampling settings of the head that are to be others than the run's, by name; see
-                `divot_lightning.head_sampling`.
+                `divot_lightning.parts.head_sampling`.
 
         Returns:
             The generator.

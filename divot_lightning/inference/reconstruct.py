@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.clip_sampling import ClipSettings, decode_clip, image_clip
-from divot_datamodules.decoding import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Pixels
-from divot_datamodules.ledger import Defect, left_out_lines
-from divot_datamodules.sample_errors import SampleError, decoding_errors
-from divot_datamodules.samples import SampleDecoder
-from divot_datamodules.shard_reading import expand_shards
-from divot_datamodules.sources import JsonlSource, SampleSource, TarSource, find_jsonl
-from divot_datamodules.video_writing import write_video
-from divot_lightning.components import find_component, load_component
+from divot_datamodules.decoding.clip_sampling import ClipSettings, decode_clip, image_clip
+from divot_datamodules.decoding.sample_errors import SampleError, decoding_errors
+from divot_datamodules.decoding.samples import SampleDecoder
+from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Pixels
+from divot_datamodules.decoding.video_writing import write_video
+from divot_datamodules.loading.skipped_samples import Defect, left_out_lines
+from divot_datamodules.shards.reading import expand_shards
+from divot_datamodules.shards.sources import JsonlSource, SampleSource, TarSource, find_jsonl
+from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.run_settings import run_fps
-from divot_lightning.models.detokenizer import VideoDetokenizer
-from divot_lightning.models.noise_schedule import SamplingConfig
+from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_uint8, to_unit_range
-from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 
 LONGEST_NAME = 200
 """Bytes of a key that become part of file names, which file systems limit to 255 bytes with everything behind."""

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from divot_lightning.models.sequences import Segment, Text
-from divot_lightning.printing import printable
+from divot_lightning.io.printing import printable
+from divot_lightning.models.video_llm.sequences import Segment, Text
 
 logger = logging.getLogger(__name__)
 

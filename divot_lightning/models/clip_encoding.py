@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 
 CLIPS_AT_ONCE = {"cpu": 4}
 """Clips per call of the tokenizer by device type; 1 elsewhere.

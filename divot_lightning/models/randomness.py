@@ -17,7 +17,7 @@ def sample_generators(seed: int, purpose: str, slots: Sequence[int]) -> list[tor
     Args:
         seed: The run's seed.
         purpose: What is drawn, such as "train" or "validation"; each has its own numbers.
-        slots: Slot numbers of the samples; see `divot_datamodules.order_plan`.
+        slots: Slot numbers of the samples; see `divot_datamodules.order.order_plan`.
 
     Returns:
         One generator per slot.

@@ -2,7 +2,7 @@
 
 A step of AdamW at a rate of 1e-4 moves a weight of 1 by about 1e-4. Its neighbours in bfloat16 are 4e-3 and 8e-3 away,
 so the step is rounded away: normalisation weights of a bfloat16 model never move. Under DeepSpeed in half precision
-the optimizer has float32 copies of its own (`divot_lightning.sharding.building.has_masters`), and dtypes are its
+the optimizer has float32 copies of its own (`divot_lightning.distributed.meta_building.has_masters`), and dtypes are its
 business.
 """
 
@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from divot_lightning.sharding.building import has_masters, is_sharded
+from divot_lightning.distributed.meta_building import has_masters, is_sharded
 
 FrozenDtype: TypeAlias = Literal["float32", "stored"]
 

@@ -13,15 +13,15 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
 
+from divot_lightning.deepspeed_zero.strategy import float32_buffers, restore_buffers
 from divot_lightning.models.clip_encoding import CLIPS_AT_ONCE
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer import VideoTokenizer
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.preflight.live_memory import LiveMemory
 from divot_lightning.preflight.memory import Layout
 from divot_lightning.preflight.meta_autocast import MetaAutocast
-from divot_lightning.sharding.strategy import float32_buffers, restore_buffers
-from divot_lightning.stages import video_llm_step
-from divot_lightning.stages.global_mean import LossPart
+from divot_lightning.training.global_mean import LossPart
+from divot_lightning.training.stages import video_llm_step
 
 _HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
 

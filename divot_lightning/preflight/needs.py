@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 
-from divot_datamodules.trial_batches import TrialBatch
+from divot_datamodules.loading.trial_batches import TrialBatch
+from divot_lightning.checkpoint.module_tensors import sort_tensors
+from divot_lightning.checkpoint.optimizer_state import family, leaf_optimizers
 from divot_lightning.errors import UserError
 from divot_lightning.preflight.activations import activation_bytes
 from divot_lightning.preflight.memory import Layout, RankMemory, checkpoint_bytes, rank_memory
 from divot_lightning.preflight.shapes import build_shapes
-from divot_lightning.sharding.module_tensors import sort_tensors
-from divot_lightning.sharding.optimizer_state import family, leaf_optimizers
 
 STATES_PER_ELEMENT = {"AdamW": 2, "Muon": 1, "SGD": 1}
 """Tensors as large as the parameter that an optimizer keeps; others are taken for two."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from divot_lightning.deepspeed_zero.registration import STRATEGIES
 from divot_lightning.preflight.memory import Layout
 from divot_lightning.preflight.needs import DataNeeds, ModelNeeds, data_needs, model_needs
-from divot_lightning.runs.training_cli import TrainingCLI
-from divot_lightning.sharding.registration import STRATEGIES
+from divot_lightning.training.training_cli import TrainingCLI
 
 MIB = 2**20
 

@@ -11,7 +11,7 @@ from lightning import LightningModule
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
 
-from divot_lightning import components
+from divot_lightning.checkpoint import components
 
 
 @contextlib.contextmanager

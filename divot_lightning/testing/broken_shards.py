@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 import av
 import numpy as np
 
-from divot_datamodules.clip_sampling import ClipSettings
-from divot_datamodules.samples import Sample, SampleDecoder
-from divot_datamodules.shard_index_files import write_index
-from divot_datamodules.shard_reading import RawSample
-from divot_datamodules.video_writing import encode_video
+from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.samples import Sample, SampleDecoder
+from divot_datamodules.decoding.video_writing import encode_video
+from divot_datamodules.shards.index_files import write_index
+from divot_datamodules.shards.reading import RawSample
 
 Member = tuple[str, bytes]
 When = Literal["indexing", "reading", "decoding", "task", "deadline"]

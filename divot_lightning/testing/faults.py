@@ -221,8 +221,8 @@ def fault_callback(fault: Fault) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a `divot` command with the fault that the environment names, if any."""
     from divot_lightning.cli.main import main as divot
-    from divot_lightning.runs import training
-    from divot_lightning.runs.training_cli import TrainingCLI
+    from divot_lightning.training import runs as training
+    from divot_lightning.training.training_cli import TrainingCLI
 
     text = os.environ.get(VARIABLE)
     if text:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from divot_lightning.head_sampling import sampling_of, set_sampling
-from divot_lightning.heads import GenerationHead
+from divot_lightning.parts.head_sampling import sampling_of, set_sampling
+from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.testing.run_distributed import run_distributed
 
 NUM_NOISES = 16

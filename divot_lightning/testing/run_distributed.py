@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from divot_lightning.parent import named_parent
+from divot_lightning.distributed.parent import named_parent
 
 _WORKER = "import sys; from divot_lightning.testing.run_distributed import run_worker; run_worker(sys.argv[1])"
 _GRACE_SECONDS = 5.0

@@ -21,7 +21,7 @@ def make_toy_shards(
     Returns:
         The folder.
     """
-    from divot_datamodules.toy_shards import ToyDataSettings, write_toy_data
+    from divot_datamodules.toy.shards import ToyDataSettings, write_toy_data
 
     settings = ToyDataSettings(size=size, train=train, validation=validation, held_out=held_out, seed=seed)
     write_toy_data(folder, settings)

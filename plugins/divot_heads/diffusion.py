@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 
 from divot_heads.denoiser import MLPDenoiser
 from divot_lightning.errors import UserError
-from divot_lightning.heads import GenerationHead, clear_masked, float32_island, masked_mean
-from divot_lightning.models.noise_schedule import ddim_step
+from divot_lightning.models.detokenizer.noise_schedule import ddim_step
+from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island, masked_mean
 
 NUM_STEPS = 1000
 FIRST_EPSILON_STEP = 990

@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from divot_heads.projector import two_layer_projector
 from divot_lightning.errors import UserError
-from divot_lightning.heads import GenerationHead, clear_masked, float32_island
+from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island
 
 VARIANCE_FLOOR = 1e-5
 """Smallest variance of a component, as released."""

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from divot_heads.projector import two_layer_projector
-from divot_lightning.heads import GenerationHead, clear_masked, float32_island, masked_mean
+from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island, masked_mean
 
 
 class MSEHead(GenerationHead):

@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from divot_datamodules.video_writing import write_video
+from divot_datamodules.decoding.video_writing import write_video
+from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.data import COMMANDS, main
 from divot_lightning.cli.main import main as divot
-from divot_lightning.components import save_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.testing.broken_shards import write_members
 from divot_lightning.testing.toy_shards import make_toy_shards
 

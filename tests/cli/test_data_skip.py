@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from divot_datamodules.plan_edits import read_edits
-from divot_lightning.cli.data_skip import parse_steps
+from divot_datamodules.order.plan_edits import read_edits
+from divot_lightning.cli.data.skip import parse_steps
 from divot_lightning.errors import UserError
 from divot_lightning.testing.toy_shards import make_toy_shards
 

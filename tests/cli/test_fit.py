@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from divot_lightning.recipe_files import find_recipe, recipe_names, recipes_dir
-from divot_lightning.runs.run_logging import CsvMetrics
-from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
+from divot_lightning.checkpoint.folders import newest_checkpoint
 from divot_lightning.testing.faults import limited_file_size
+from divot_lightning.training.recipe_files import find_recipe, recipe_names, recipes_dir
+from divot_lightning.training.run_logging import CsvMetrics
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]

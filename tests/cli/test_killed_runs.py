@@ -15,10 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from divot_lightning.runs.run_logging import CsvMetrics
-from divot_lightning.sharding.checkpoint_folders import complete_checkpoints, newest_checkpoint
+from divot_lightning.checkpoint.folders import complete_checkpoints, newest_checkpoint
 from divot_lightning.testing.faults import VARIABLE, Fault, limited_file_size
 from divot_lightning.testing.faults import main as faults_main
+from divot_lightning.training.run_logging import CsvMetrics
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from divot_lightning.checkpoint.folders import newest_checkpoint
 from divot_lightning.preflight import report as preflight_report
 from divot_lightning.preflight.memory import Layout
-from divot_lightning.recipe_files import recipes_dir
-from divot_lightning.sharding.checkpoint_folders import newest_checkpoint
 from divot_lightning.testing.toy_shards import make_toy_shards
+from divot_lightning.training.recipe_files import recipes_dir
 
 Divot = Callable[..., int]
 RECIPE = ("--config", "toy/tokenizer_pretraining", "--data.batch_size", "4", "--trainer.max_steps", "1")

@@ -6,9 +6,9 @@ import pytest
 
 from divot_lightning.cli import quickstart
 from divot_lightning.errors import UserError
-from divot_lightning.jobs import runner
-from divot_lightning.jobs.steps import Step
-from divot_lightning.quickstart import plan
+from divot_lightning.experiments.quickstart import plan
+from divot_lightning.experiments.runner import runner
+from divot_lightning.experiments.runner.steps import Step
 
 
 def test_folder_with_other_things_is_refused(tmp_path):

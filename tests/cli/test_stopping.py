@@ -16,11 +16,11 @@ import pytest
 import yaml
 from lightning.fabric.plugins.environments import LightningEnvironment
 
+from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
+from divot_lightning.distributed.failures import RankFailed
+from divot_lightning.distributed.launcher import WatchedLauncher, watched
+from divot_lightning.distributed.rank_sync import RanksPartedError
 from divot_lightning.errors import UserError
-from divot_lightning.sharding.agreement import RanksPartedError
-from divot_lightning.sharding.checkpoint_folders import checkpoint_step, newest_checkpoint
-from divot_lightning.sharding.failures import RankFailed
-from divot_lightning.sharding.launcher import WatchedLauncher, watched
 from divot_lightning.testing.faults import Fault
 from divot_lightning.testing.jobs import Job
 

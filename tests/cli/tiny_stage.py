@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from divot_lightning.errors import UserError
-from divot_lightning.heads import GenerationHead
+from divot_lightning.parts.heads import GenerationHead
 
 
 @dataclass

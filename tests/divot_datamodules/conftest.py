@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from divot_datamodules.decode_pool import LazyDecoding
-from divot_datamodules.decoded_cache import DecodedCache
-from divot_datamodules.ledger import Budget, Ledger
-from divot_datamodules.plan_loader import BatchReader, OpenSource, decode_function
-from divot_datamodules.samples import Sample, SampleError, tokenizer_items
-from divot_datamodules.shard_reading import RawSample
-from divot_datamodules.video_writing import encode_video
+from divot_datamodules.decoding.samples import Sample, SampleError, tokenizer_items
+from divot_datamodules.decoding.video_writing import encode_video
+from divot_datamodules.loading.decode_pool import LazyDecoding
+from divot_datamodules.loading.decoded_cache import DecodedCache
+from divot_datamodules.loading.plan_loader import BatchReader, OpenSource, decode_function
+from divot_datamodules.loading.skipped_samples import Budget, Ledger
+from divot_datamodules.shards.reading import RawSample
 
 BITS = 8
 

@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from divot_datamodules import shard_storage, video_text
+from divot_datamodules import video_text
+from divot_datamodules.shards import storage as shard_storage
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
 from divot_lightning.testing.broken_shards import HangingDecoder, make_broken_shards

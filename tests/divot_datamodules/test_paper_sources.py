@@ -6,10 +6,10 @@ from itertools import islice
 import pytest
 import torch
 
-from divot_datamodules.clip_sampling import ClipSettings
-from divot_datamodules.source_settings import Source
+from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.shards.source_settings import Source
 from divot_datamodules.video_text import VideoTextData
-from divot_lightning.models.sequences import Clips, Text
+from divot_lightning.models.video_llm.sequences import Clips, Text
 
 TURNS = [
     {"from": "human", "value": "<video>\nwhat is it ?"},

@@ -1,7 +1,7 @@
 from divot_heads.diffusion import DiffusionHead
 from divot_heads.gmm import GMMHead
 from divot_heads.mse import MSEHead
-from divot_lightning.heads import GenerationHead
+from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.testing import HeadConformance
 
 

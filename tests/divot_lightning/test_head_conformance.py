@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from divot_heads.gmm import GMMHead
 from divot_heads.mse import MSEHead
-from divot_lightning.heads import GenerationHead, clear_masked, float32_island
+from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island
 from divot_lightning.testing import HeadConformance
 
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from divot_datamodules.samples import Sample, TaskMixture
+from divot_datamodules.decoding.samples import Sample, TaskMixture
 from divot_datamodules.video_text import VideoTextData
-from divot_lightning.runs import training_cli
+from divot_lightning.training import training_cli
 
 TEXT = (Path(__file__).parents[2] / "docs" / "streaming.md").read_text(encoding="utf-8")
 RECIPES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]

@@ -61,8 +61,8 @@ def test_recipe_and_options_of_the_guide_choose_the_head(project, words):
 import warnings
 from collections.abc import Callable
 from jsonargparse import ArgumentParser
-from divot_lightning.heads import GenerationHead
-from divot_lightning.registry import load_all
+from divot_lightning.parts.heads import GenerationHead
+from divot_lightning.parts.registry import load_all
 
 class Stage:
     def __init__(self, head: Callable[[int, int], GenerationHead]) -> None:

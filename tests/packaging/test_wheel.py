@@ -97,7 +97,7 @@ def test_installed_outside_the_checkout_it_lists_its_heads(installed: Path) -> N
 
 
 def test_installed_outside_the_checkout_it_finds_its_recipes(installed: Path) -> None:
-    code = "from divot_lightning.recipe_files import *; print(recipes_dir(), *recipe_names(), sep='\\n')"
+    code = "from divot_lightning.training.recipe_files import *; print(recipes_dir(), *recipe_names(), sep='\\n')"
     folder, *names = _run(installed, "-c", code).split()
     assert Path(folder) == installed / "divot_lightning/recipes"
     assert "toy/tokenizer_pretraining" in names

@@ -16,18 +16,18 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPVisionConfig, MistralConfig
 
-from divot_datamodules.text_tokenizer import word_level_tokenizer
-from divot_datamodules.video_writing import encode_video
+from divot_datamodules.decoding.video_writing import encode_video
+from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
-from divot_lightning.components import new_component
-from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.language_model import LoRASettings
-from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_llm import VideoLLM
-from divot_lightning.models.video_llm_config import VideoLLMConfig
-from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.checkpoint.components import new_component
+from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
+from divot_lightning.models.video_llm.config import VideoLLMConfig
+from divot_lightning.models.video_llm.language_model import LoRASettings
+from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.preflight.shapes import without_weights
-from divot_lightning.recipe_files import recipes_dir
+from divot_lightning.training.recipe_files import recipes_dir
 
 CAPTION = " ".join(["a red circle moves left"] * 20)
 LONG_TEXT = " ".join(["a red circle moves left"] * 400)

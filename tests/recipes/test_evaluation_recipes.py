@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from divot_datamodules.benchmarks.table import BENCHMARKS, find_benchmark
 from divot_lightning.cli.evaluate import parser
+from divot_lightning.evaluation.benchmarks.table import BENCHMARKS, find_benchmark
 from divot_lightning.evaluation.settings import EvaluationSettings, check_settings
-from divot_lightning.recipe_files import recipe_names, recipes_dir
+from divot_lightning.training.recipe_files import recipe_names, recipes_dir
 
 RECIPES = [name for name in recipe_names() if name.startswith("evaluation/")]
 HEADER = ["purpose", "command", "needs", "hardware", "expected", "paper"]

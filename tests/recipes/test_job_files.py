@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from divot_lightning.recipe_files import recipes_dir
-from divot_lightning.sharding.checkpoint_folders import checkpoint_step, newest_checkpoint
+from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
 from divot_lightning.testing.jobs import Job
+from divot_lightning.training.recipe_files import recipes_dir
 
 RUN = Path("runs/tiny")
 JOBS = recipes_dir() / "jobs"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.cli.main import main
-from divot_lightning.recipe_files import recipe_names, recipes_dir
+from divot_lightning.training.recipe_files import recipe_names, recipes_dir
 
 ROOM = 0.85 * 40
 """GiB of a GPU of 40 GB that a step may take; the rest is for CUDA, workspaces and gaps between allocations."""

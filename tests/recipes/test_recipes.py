@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from divot_lightning.ablation.grid import make_grid
-from divot_lightning.ablation.recipe import load_recipe
 from divot_lightning.cli.main import main
-from divot_lightning.recipe_files import recipe_names, recipes_dir
-from divot_lightning.runs.training_args import resolve_recipes
-from divot_lightning.runs.training_cli import TrainingCLI
+from divot_lightning.experiments.ablation.grid import make_grid
+from divot_lightning.experiments.ablation.recipe import load_recipe
 from divot_lightning.testing.toy_shards import make_toy_shards
+from divot_lightning.training.recipe_files import recipe_names, recipes_dir
+from divot_lightning.training.training_args import resolve_recipes
+from divot_lightning.training.training_cli import TrainingCLI
 
 HEADER = ("purpose", "command", "needs", "hardware", "expected", "paper")
 STAGE_RECIPES = [name for name in recipe_names() if not name.startswith(("ablations/", "evaluation/"))]

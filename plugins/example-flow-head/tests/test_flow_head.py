@@ -5,7 +5,7 @@ import torch
 from divot_head_flow import FlowHead
 
 from divot_lightning.errors import UserError
-from divot_lightning.heads import GenerationHead
+from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.testing import HeadConformance
 
 

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from divot_lightning.evaluation.judge_endpoint import KEY_VARIABLE
+from divot_lightning.evaluation.judges.endpoint import KEY_VARIABLE
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def clip_folder(tmp_path_factory):
     """A transformers folder of a tiny random CLIP model of 16x16 pixels."""
     from transformers import CLIPConfig, CLIPModel
 
-    from divot_datamodules.text_tokenizer import word_level_tokenizer
+    from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = word_level_tokenizer(["a red circle moves up", "the blue square left"])
@@ -98,16 +98,16 @@ def endpoint(monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """A run folder with a tokenizer, a de-tokenizer and a video LLM, all tiny and untrained."""
-    from divot_datamodules.text_tokenizer import toy_text_tokenizer
+    from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
     from divot_heads.gmm import GMMHead
-    from divot_lightning.components import save_component
-    from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
-    from divot_lightning.models.latents import LatentsConfig
-    from divot_lightning.models.noise_schedule import SamplingConfig
-    from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
-    from divot_lightning.models.video_dit import VideoDiTConfig
-    from divot_lightning.models.video_llm import VideoLLM, VideoLLMConfig
-    from divot_lightning.models.vision_backbone import VisionConfig
+    from divot_lightning.checkpoint.components import save_component
+    from divot_lightning.models.detokenizer.latents import LatentsConfig
+    from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
+    from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+    from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
+    from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+    from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
+    from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
@@ -156,7 +156,7 @@ def video_bytes():
     """Makes an mp4 at 8 frames per second whose frame i has the grey level 10 + 7 i."""
     import numpy as np
 
-    from divot_datamodules.video_writing import encode_video
+    from divot_datamodules.decoding.video_writing import encode_video
 
     def make(count=16, size=32):
         levels = (10 + 7 * np.arange(count)).astype(np.uint8)
@@ -172,7 +172,7 @@ def mvbench(tmp_path, video_bytes):
 
     from PIL import Image
 
-    from divot_datamodules.benchmarks.multiple_choice import MVBENCH_TASKS
+    from divot_lightning.evaluation.benchmarks.multiple_choice import MVBENCH_TASKS
 
     picture = io.BytesIO()
     Image.new("RGB", (40, 32), (9, 90, 200)).save(picture, "PNG")

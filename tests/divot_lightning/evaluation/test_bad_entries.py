@@ -2,7 +2,7 @@
 
 import json
 
-from divot_datamodules.benchmarks.multiple_choice import MVBENCH_TASKS
+from divot_lightning.evaluation.benchmarks.multiple_choice import MVBENCH_TASKS
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.evaluation.settings import EvaluationSettings

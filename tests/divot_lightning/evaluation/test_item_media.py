@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from divot_datamodules.benchmarks.items import BenchmarkItem
-from divot_datamodules.clip_sampling import ClipSettings
-from divot_datamodules.decoding import DecodeError
+from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.video import DecodeError
+from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.item_media import read_item
 
 CLIP = ClipSettings(short_videos="squeeze")

@@ -22,14 +22,14 @@ def texts():
 
 
 def metrics(clip_folder):
-    from divot_lightning.evaluation.answers import ChoiceAccuracy, OpenAnswerAccuracy
-    from divot_lightning.evaluation.caption_metrics import CaptionBLEU, CaptionROUGE
-    from divot_lightning.evaluation.clip_similarity import ClipSimilarity, ClipTextSimilarity
-    from divot_lightning.evaluation.frechet import FrechetDistance
-    from divot_lightning.evaluation.image_quality import ClipLPIPS, ClipPSNR, ClipSSIM
-    from divot_lightning.evaluation.text_match import ExactMatch, ToyCaptionAccuracy
-    from divot_lightning.evaluation.toy_features import NUM_TOY_FEATURES, toy_clip_features
-    from divot_lightning.evaluation.toy_oracle import ToyOracleAccuracy
+    from divot_lightning.evaluation.answers.accuracy import ChoiceAccuracy, OpenAnswerAccuracy
+    from divot_lightning.evaluation.answers.text_match import ExactMatch, ToyCaptionAccuracy
+    from divot_lightning.evaluation.metrics.caption_metrics import CaptionBLEU, CaptionROUGE
+    from divot_lightning.evaluation.metrics.clip_similarity import ClipSimilarity, ClipTextSimilarity
+    from divot_lightning.evaluation.metrics.frechet import FrechetDistance
+    from divot_lightning.evaluation.metrics.image_quality import ClipLPIPS, ClipPSNR, ClipSSIM
+    from divot_lightning.evaluation.metrics.toy_features import NUM_TOY_FEATURES, toy_clip_features
+    from divot_lightning.evaluation.metrics.toy_oracle import ToyOracleAccuracy
     from tests.divot_lightning.evaluation.random_lpips import random_network
 
     with random_network():
@@ -98,7 +98,7 @@ def test_values_do_not_depend_on_the_number_of_processes(clip_folder):
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_moments_keep_their_digits_where_features_are_large(offset):
-    from divot_lightning.evaluation.frechet import FrechetDistance, frechet_distance
+    from divot_lightning.evaluation.metrics.frechet import FrechetDistance, frechet_distance
 
     generator = torch.Generator().manual_seed(0)
     real, made = (torch.randn(50, 3, dtype=torch.float64, generator=generator) + offset for _ in range(2))

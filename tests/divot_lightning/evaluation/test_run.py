@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from divot_datamodules.benchmarks.multiple_choice import MVBENCH_TASKS
-from divot_datamodules.toy_world import ATTRIBUTES
+from divot_datamodules.toy.world import ATTRIBUTES
+from divot_lightning.checkpoint.components import weights_sha256
 from divot_lightning.cli.main import main
-from divot_lightning.components import weights_sha256
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.benchmarks.multiple_choice import MVBENCH_TASKS
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.evaluation.settings import EvaluationSettings, GenerationSettings, JudgeSettings
@@ -206,10 +206,10 @@ def test_settings_of_the_head_stand_in_the_model_of_a_score_and_not_in_its_proto
 
 def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tmp_path):
     from divot_lightning.evaluation.asking import item_seed
-    from divot_lightning.evaluation.toy_oracle import read_clips
-    from divot_lightning.evaluation.toy_protocol import frechet, generation_scores
+    from divot_lightning.evaluation.metrics.toy_oracle import read_clips
+    from divot_lightning.evaluation.metrics.toy_protocol import frechet, generation_scores
+    from divot_lightning.experiments.quickstart.clips import load_clips
     from divot_lightning.inference.generate import ClipGenerator
-    from divot_lightning.quickstart.clips import load_clips
 
     for limit in (2, None):  # what is kept is kept when items are added
         evaluate(tiny_run, EvaluationSettings("toy", str(toy_data), output=str(tmp_path), seed=3, limit=limit))

@@ -10,10 +10,10 @@ import torch
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.asking import QuestionRunner
-from divot_lightning.evaluation.comparison import load_evaluation, paired_values, protocol_differences
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.evaluation.settings import EvaluationSettings, GenerationSettings, JudgeSettings
+from divot_lightning.evaluation.statistics.comparison import load_evaluation, paired_values, protocol_differences
 from divot_lightning.inference.generate import ClipGenerator
 
 
@@ -217,9 +217,9 @@ def test_the_mean_of_groups_has_values_per_item_that_can_be_paired(tiny_run, mvb
 
 def test_groups_of_unequal_size_weigh_alike_in_the_values_of_items():
     """The mean over items of these values is the mean of the groups' means, whatever the sizes are."""
-    from divot_datamodules.benchmarks.items import BenchmarkItem
-    from divot_datamodules.benchmarks.table import BENCHMARKS
     from divot_lightning.evaluation.benchmark_scores import measure
+    from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
+    from divot_lightning.evaluation.benchmarks.table import BENCHMARKS
 
     sizes = {"x": 1, "y": 3, "z": 8}
     items = [

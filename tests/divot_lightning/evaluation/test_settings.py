@@ -41,7 +41,7 @@ def test_help_and_comparison_import_no_torch(tmp_path):
     code = (
         "import sys; from divot_lightning.cli import compare, evaluate\n"
         "try: evaluate.main(['--help'])\nexcept SystemExit: pass\n"
-        "import divot_lightning.evaluation.comparison\nassert 'torch' not in sys.modules"
+        "import divot_lightning.evaluation.statistics.comparison\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 

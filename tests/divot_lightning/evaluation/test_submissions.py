@@ -3,7 +3,7 @@
 import csv
 import json
 
-from divot_datamodules.benchmarks.items import BenchmarkItem
+from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.submissions import write_submission
 
 

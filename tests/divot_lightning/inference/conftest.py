@@ -1,16 +1,16 @@
 import pytest
 import torch
 
-from divot_datamodules.text_tokenizer import toy_text_tokenizer
+from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
 from divot_heads.gmm import GMMHead
-from divot_lightning.components import save_component
-from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.latents import LatentsConfig
-from divot_lightning.models.noise_schedule import SamplingConfig
-from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_dit import VideoDiTConfig
-from divot_lightning.models.video_llm import VideoLLM, VideoLLMConfig
-from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.checkpoint.components import save_component
+from divot_lightning.models.detokenizer.latents import LatentsConfig
+from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
+from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
+from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from divot_datamodules.clip_sampling import ClipSettings
-from divot_datamodules.tasks import caption_segments, question_segments
-from divot_datamodules.toy_world import ToyWorld
-from divot_datamodules.video_writing import write_video
+from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.video_writing import write_video
+from divot_datamodules.tasks.segments import caption_segments, question_segments
+from divot_datamodules.toy.world import ToyWorld
 from divot_lightning.errors import UserError
 from divot_lightning.inference.ask import (
     Asker,
@@ -14,7 +14,7 @@ from divot_lightning.inference.ask import (
     question_prompt,
     read_video,
 )
-from divot_lightning.models.sequences import Clips, Text
+from divot_lightning.models.video_llm.sequences import Clips, Text
 
 
 @pytest.mark.parametrize("template", ["pretraining", "instruction"])

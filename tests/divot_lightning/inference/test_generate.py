@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from divot_datamodules.decoding import decode_frames
-from divot_datamodules.tasks import generation_segments
+from divot_datamodules.decoding.video import decode_frames
+from divot_datamodules.tasks.segments import generation_segments
+from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.generate import main
-from divot_lightning.components import save_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.generate import (
     ClipGenerator,
@@ -13,7 +13,7 @@ from divot_lightning.inference.generate import (
     generation_prompt,
     output_paths,
 )
-from divot_lightning.models.sequences import Clips
+from divot_lightning.models.video_llm.sequences import Clips
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from divot_datamodules.clip_sampling import ClipSettings
-from divot_datamodules.decoding import probe
-from divot_datamodules.toy_world import ToyWorld
-from divot_datamodules.video_writing import write_video
+from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.video import probe
+from divot_datamodules.decoding.video_writing import write_video
+from divot_datamodules.toy.world import ToyWorld
+from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.reconstruct import main
-from divot_lightning.components import save_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.reconstruct import (
     Reconstructor,
@@ -21,12 +21,12 @@ from divot_lightning.inference.reconstruct import (
     read_clips,
     reconstruct_files,
 )
-from divot_lightning.models.detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.latents import LatentsConfig
-from divot_lightning.models.noise_schedule import SamplingConfig
-from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_dit import VideoDiTConfig
-from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.models.detokenizer.latents import LatentsConfig
+from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
+from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.testing.broken_shards import moving_clip, write_members
 from divot_lightning.testing.faults import limited_file_size
 from divot_lightning.testing.toy_shards import make_toy_shards

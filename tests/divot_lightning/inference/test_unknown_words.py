@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from divot_datamodules.text_tokenizer import toy_text_tokenizer, toy_texts
-from divot_datamodules.video_writing import write_video
+from divot_datamodules.decoding.video_writing import write_video
+from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer, toy_texts
 from divot_lightning.inference.ask import Asker, answer, question_prompt
 from divot_lightning.inference.generate import ClipGenerator
 from divot_lightning.inference.run_settings import run_tasks
 from divot_lightning.inference.unknown_words import MOST_NAMED, unknown_words, warn_of_unknown_words
-from divot_lightning.models.sequences import Clips, Text
+from divot_lightning.models.video_llm.sequences import Clips, Text
 
 
 @pytest.fixture

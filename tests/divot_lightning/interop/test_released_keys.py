@@ -17,9 +17,9 @@ from divot_lightning.interop.released_keys import (
     to_released,
 )
 from divot_lightning.models.perceiver import PerceiverResampler
-from divot_lightning.models.projectors import MLPProjector
-from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
+from divot_lightning.models.video_llm.projectors import MLPProjector
 
 DATA = Path(__file__).parents[2] / "data"
 RECORDED = {

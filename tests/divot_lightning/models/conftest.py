@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from divot_datamodules.text_tokenizer import word_level_tokenizer
+from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.mse import MSEHead
-from divot_lightning.models.video_llm import VideoLLM, VideoLLMConfig
-
-from .tiny_video_llm import TINY, C, Q
+from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
+from tests.divot_lightning.models.video_llm.tiny_video_llm import TINY, C, Q
 
 
 @pytest.fixture(scope="session")

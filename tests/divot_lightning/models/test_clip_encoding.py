@@ -3,8 +3,8 @@ import torch
 
 from divot_lightning.models.clip_encoding import CLIPS_AT_ONCE, encode_clips
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 
 
 @pytest.fixture(scope="module", params=[8, 96])

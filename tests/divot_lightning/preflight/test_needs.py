@@ -13,22 +13,22 @@ from lightning import Trainer
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
-from divot_datamodules.text_tokenizer import word_level_tokenizer
+from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
-from divot_lightning.components import save_component
-from divot_lightning.models.detokenizer import DetokenizerConfig, DiffusersDenoiserConfig
-from divot_lightning.models.latents import LatentsConfig
-from divot_lightning.models.sequences import Clips, Text
-from divot_lightning.models.tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_dit import VideoDiTConfig
-from divot_lightning.models.video_llm import VideoLLMConfig
-from divot_lightning.models.vision_backbone import VisionConfig
+from divot_lightning.checkpoint.components import save_component
+from divot_lightning.models.detokenizer.latents import LatentsConfig
+from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, DiffusersDenoiserConfig
+from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
+from divot_lightning.models.video_llm.model import VideoLLMConfig
+from divot_lightning.models.video_llm.sequences import Clips, Text
 from divot_lightning.preflight.memory import Layout, checkpoint_bytes, rank_memory
 from divot_lightning.preflight.needs import model_needs
-from divot_lightning.stages.llm_pretraining import LLMPretraining
-from divot_lightning.stages.optimization import OptimizerSettings
-from divot_lightning.stages.stage import Stage
-from divot_lightning.stages.tokenizer_pretraining import TokenizerPretraining
+from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.stages.llm_pretraining import LLMPretraining
+from divot_lightning.training.stages.stage import Stage
+from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
 
 VISION = VisionConfig(frozen=False, image_size=16, patch_size=4, width=32, layers=2, heads=2)
 TOKENIZER = TokenizerConfig(

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from divot_head_flow.transformer import TokenTransformer
 from divot_lightning.errors import UserError
-from divot_lightning.heads import GenerationHead, clear_masked, float32_island, masked_mean
+from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island, masked_mean
 
 Times = Literal["logit_normal", "uniform"]
 Solver = Literal["euler", "midpoint"]

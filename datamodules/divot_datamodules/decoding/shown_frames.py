@@ -1,0 +1,203 @@
+"""Which decoded frame is shown at a moment, and how little must be decoded for it."""
+
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from divot_datamodules.decoding.media_files import DecodeError, OpenVideo
+
+_INDEXED = ("mov", "matroska", "avi")
+"""Containers whose index can be trusted; the others are decoded from their start."""
+
+
+_CUT_OFF = 1.0
+"""Seconds that a file's header may promise too much; headers of good files are less exact than those of streams."""
+
+
+def keyframe_times(video: OpenVideo) -> list[float]:
+    """Returns the times of the keyframes as far as the container's index knows them, ascending, in seconds.
+
+    They are right for decoding no more than needed. An mp4's index has times of decoding, which run ahead of
+    presentation by as much for every keyframe as for the first one. Where that is not so, a seek lands on the keyframe
+    before.
+    """
+    if video.kind not in _INDEXED:
+        return []
+    stream, entries = video.stream, video.stream.index_entries
+    start = min((stream.start_time or 0, *(entry.timestamp for entry in list(entries)[:1])))
+    return sorted(float((entry.timestamp - start) * stream.time_base) for entry in entries if entry.is_keyframe)
+
+
+def shown_frames(video: OpenVideo, times: Sequence[float], keyframes: Sequence[float]) -> Iterator[Any]:
+    """Yields, for each of the ascending times, the decoded frame that is shown then.
+
+    Decodes from the last keyframe before the first time, and jumps again where a keyframe lies between two times.
+
+    Args:
+        video: At its start.
+        times: Seconds after the first picture.
+        keyframes: See `keyframe_times`; [] decodes everything from the start.
+
+    Raises:
+        DecodeError: "too_short" or "corrupt".
+    """
+    container, stream, fps, start = video.container, video.stream, video.fps, video.start
+    slack, delay = _slack(video), _decoding_delay(video)
+    frames: Iterator[Any] = iter(())
+    shown: Any = None
+    upcoming: Any = None
+    sought = False
+    position = -float("inf")
+    for time in times:
+        place = bisect_right(keyframes, time + slack)
+        key = keyframes[place - 1] if place else 0.0
+        if shown is None or key > position + 1e-6:
+            sought = key > 0.0
+            if sought:
+                container.seek(int((time + start + slack) / stream.time_base), stream=stream)
+            frames, shown, upcoming = _decoded(video, [time + slack for time in times], delay), None, None
+        while upcoming is None or upcoming.time - start <= time + slack:
+            shown, upcoming = upcoming or shown, next(frames, None)
+            if upcoming is None:
+                break
+        if shown is None and upcoming is not None:
+            if sought:
+                raise DecodeError("corrupt", f"the index leads behind {time:.3f} s")
+            shown = upcoming  # the first frame of all stands for the moments before its time stamp
+        if shown is None or (upcoming is None and not _lasts_until(shown, time, start, fps, slack)):
+            raise DecodeError("too_short", f"no frame at {time:.3f} s")
+        if shown.is_corrupt:
+            raise DecodeError("corrupt", f"the frame at {shown.time - start:.3f} s")
+        position = shown.time - start
+        yield shown
+
+
+def _decoded(video: OpenVideo, ends: Sequence[float] | None, delay: int) -> Iterator[Any]:
+    """Yields frames with their time stamps.
+
+    An mp4's packets state both their times. Others do not always; FFmpeg guesses one.
+
+    Args:
+        video: Where its next packet is the first to decode.
+        ends: The moments, in seconds, ascending: a frame is shown at one if none follows it up to there. None for all.
+        delay: See `_decoding_delay`.
+    """
+    if video.kind == "mov" and ends is not None:
+        frames = _needed(video, ends)
+    elif video.kind == "avi":
+        frames = _stamped_in_order(video, delay)
+    else:
+        frames = video.container.decode(video.stream)
+    for frame in frames:
+        if frame.pts is None:
+            raise DecodeError("corrupt", "a frame without a time stamp")
+        yield frame
+
+
+def _needed(video: OpenVideo, ends: Sequence[float]) -> Iterator[Any]:
+    """Yields frames, without those that are shown at none of the moments and that no other frame refers to."""
+    stream, start, base = video.stream, video.start, float(video.stream.time_base)
+    for packet, successor in _with_successors(video.container.demux(stream)):
+        unused = False
+        if successor is not None:
+            place = bisect_left(ends, packet.pts * base - start)
+            unused = place == len(ends) or ends[place] >= successor * base - start
+        stream.codec_context.skip_frame = "NONREF" if unused else "DEFAULT"
+        yield from packet.decode()
+
+
+def _with_successors(packets: Iterable[Any]) -> Iterator[tuple[Any, int | None]]:
+    """Yields packets with the time stamp of the frame that is shown next; None where that cannot be told."""
+    held: deque[Any] = deque()
+    stamps: list[int] = []
+    for packet in packets:
+        held.append(packet)
+        if packet.pts is None or packet.dts is None:
+            yield from ((packet, None) for packet in held)
+            held.clear()
+            continue
+        insort(stamps, packet.pts)
+        while held:
+            place = bisect_right(stamps, held[0].pts)
+            # No packet is shown before it is decoded: what is still to come is not shown before this one's dts.
+            if place == len(stamps) or stamps[place] > packet.dts:
+                break
+            yield held.popleft(), stamps[place]
+    yield from ((packet, None) for packet in held)
+
+
+def _decoding_delay(video: OpenVideo) -> int:
+    """Returns how far an avi's decoder runs ahead of what it shows, in time stamps; 0 for other containers.
+
+    An avi stores no times of presentation, and those that FFmpeg guesses are wrong for frames that are stored in
+    another order. But frames come out in the order in which they are shown, one for each packet that goes in: each is
+    shown by the first one's delay before the packet that brought it out is decoded.
+    """
+    if video.kind != "avi":
+        return 0
+    first = next(_stamped_in_order(video, 0), None)
+    video.container.seek(0)
+    return 0 if first is None else int(first.pts - (video.stream.start_time or 0))
+
+
+def _stamped_in_order(video: OpenVideo, delay: int) -> Iterator[Any]:
+    """Yields an avi's frames, each with the time at which it is shown."""
+    stamp = (video.stream.start_time or 0) - 1
+    for packet in video.container.demux(video.stream):
+        # The end of the file brings out the last ones, one after the other. A time stamp of an avi is one frame.
+        stamp = packet.dts if packet.dts is not None else stamp + 1
+        for number, frame in enumerate(packet.decode()):
+            frame.pts = stamp + number - delay
+            yield frame
+
+
+def check_every_frame(video: OpenVideo) -> None:
+    """Decodes all of a video.
+
+    Args:
+        video: At its start.
+
+    Raises:
+        DecodeError: A frame is damaged, or the frames or the file end before they should.
+    """
+    end, frame = max(0.0, video.timing().duration - 1.0 / video.fps), None
+    for frame in _decoded(video, None, _decoding_delay(video)):
+        if frame.is_corrupt:
+            raise DecodeError("corrupt", f"the frame at {frame.time - video.start:.3f} s")
+    if frame is None:
+        raise DecodeError("undecodable", "no frame in it")
+    if not _lasts_until(frame, end, video.start, video.fps, _slack(video)):
+        raise DecodeError("too_short", f"the frames end before {end:.3f} s")
+    last, promised = _file_ends(video, frame)
+    if last < promised - _CUT_OFF:
+        raise DecodeError("too_short", f"the file ends at {last:.3f} s of {promised:.3f} s")
+
+
+def _file_ends(video: OpenVideo, last_frame: Any) -> tuple[float, float]:
+    """Returns when a file of a kind whose length does not come from its header ends, and when its header says it does.
+
+    An avi that is cut off gets a shorter length from FFmpeg; an mkv, webm or flv is as long as its packets here.
+    """
+    stream, container = video.stream, video.container
+    if video.kind == "avi":
+        return last_frame.time - video.start, (stream.frames - 1) * float(stream.time_base)
+    if video.kind not in ("matroska", "flv") or not container.duration:
+        return 0.0, 0.0
+    container.seek(0)
+    packets = (packet for packet in container.demux() if packet.pts is not None)
+    last = max((float((packet.pts + (packet.duration or 0)) * packet.time_base) for packet in packets), default=0.0)
+    return last, container.duration / 1e6  # FFmpeg counts it in microseconds
+
+
+def _slack(video: OpenVideo) -> float:
+    """Returns by how many seconds a frame may start after the time that is meant: containers round time stamps.
+
+    An mkv does to 1 ms, a gif to 10 ms; an avi counts frames and has nothing to round.
+    """
+    return 1e-6 + (0.0 if video.kind == "avi" else min(0.75 * float(video.stream.time_base), 0.25 / video.fps))
+
+
+def _lasts_until(frame: Any, time: float, start: float, fps: float, slack: float) -> bool:
+    length = float(frame.duration * frame.time_base) if frame.duration else 1.0 / fps
+    return bool(time < frame.time - start + length + slack)

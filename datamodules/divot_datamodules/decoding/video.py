@@ -1,0 +1,203 @@
+"""Video files to frames: only the frames that are asked for, by presentation time, as a player shows them.
+
+A frame is shown from its time stamp to the next frame's, so a clip at 8 frames per second can be cut from a source of
+any rate, a varying one included. What cannot be decoded raises `DecodeError` with a reason; a clip is never filled up.
+
+Shape letters: F frames, H height, W width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from divot_datamodules.decoding.frame_pixels import FrameConverter, Pixels
+from divot_datamodules.decoding.media_files import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    PICTURE_CONTAINERS,
+    REASONS,
+    VIDEO_SUFFIXES,
+    DecodeError,
+    Media,
+    OpenVideo,
+    VideoTiming,
+    opened,
+)
+from divot_datamodules.decoding.picture_files import exif_orientation, first_of_animation
+from divot_datamodules.decoding.shown_frames import check_every_frame, keyframe_times, shown_frames
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "REASONS",
+    "VIDEO_SUFFIXES",
+    "DecodeError",
+    "Media",
+    "MediaInfo",
+    "Pixels",
+    "VideoTiming",
+    "check_media",
+    "decode_chosen",
+    "decode_frames",
+    "decode_image",
+    "probe",
+]
+
+
+@dataclass(frozen=True)
+class MediaInfo(VideoTiming):
+    """What a media file says about itself.
+
+    Attributes:
+        height: Pixels as shown: turned as the file asks for, and with square pixels.
+        width: Pixels as shown.
+    """
+
+    height: int
+    width: int
+
+
+def probe(media: Media, *, max_pixels: int = MAX_PIXELS) -> MediaInfo:
+    """Reads a media file's header and its first picture, which tells how it is turned.
+
+    Args:
+        media: The file's bytes or its path.
+        max_pixels: Largest height x width.
+
+    Raises:
+        DecodeError: The file cannot be opened, or its first picture not be decoded.
+    """
+    with opened(media, max_pixels) as video:
+        timing = video.timing()
+        frame = _first_frame(media, video, max_pixels)
+        height, width = _converter(media, video, None).shown_size(frame)
+        return MediaInfo(**asdict(timing), height=height, width=width)
+
+
+def decode_frames(
+    media: Media, times: Sequence[float], size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Pixels:
+    """Decodes the frames that are shown at given times.
+
+    Args:
+        media: The file's bytes or its path.
+        times: Seconds after the video's start, ascending.
+        size: Height and width in pixels: the short side is resized and the middle is cut out; None keeps the
+            source's.
+        max_pixels: Largest height x width of the source; a larger one is refused before it is decoded.
+
+    Returns:
+        uint8 (len(times), 3, H, W) in [0, 255], RGB; never fewer frames than times.
+
+    Raises:
+        DecodeError: The file cannot be decoded, or shows nothing at one of the times.
+    """
+    return decode_chosen(media, lambda timing: times, size, max_pixels=max_pixels)
+
+
+def decode_chosen(
+    media: Media,
+    choose: Callable[[VideoTiming], Sequence[float]],
+    size: tuple[int, int] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> Pixels:
+    """Decodes frames whose times depend on the file's header; opens the file once.
+
+    Args:
+        media: The file's bytes or its path.
+        choose: Gives the times, see `decode_frames`; called once.
+        size: See `decode_frames`.
+        max_pixels: See `decode_frames`.
+
+    Returns:
+        uint8 (number of times, 3, H, W); see `decode_frames`.
+    """
+    with opened(media, max_pixels) as video:
+        times = choose(video.timing())
+        if list(times) != sorted(times):
+            raise ValueError(f"times must ascend, got {list(times)[:8]}")
+        try:
+            return _decode(media, video, times, size, seek=True)
+        except (av.FFmpegError, EOFError, OSError):
+            pass
+        except DecodeError as error:
+            if error.reason != "corrupt":
+                raise
+    # Some streams decode only from their start: old x264 files in 4:4:4 tell their version in the first frame.
+    with opened(media, max_pixels) as video:
+        return _decode(media, video, times, size, seek=False)
+
+
+def _decode(
+    media: Media, video: OpenVideo, times: Sequence[float], size: tuple[int, int] | None, *, seek: bool
+) -> Pixels:
+    convert, pictures = _converter(media, video, size), []
+    last: tuple[Any, Pixels] | None = None
+    for frame in shown_frames(video, times, keyframe_times(video) if seek else []):
+        if last is None or last[0] is not frame:
+            last = (frame, convert(frame))
+        pictures.append(last[1])
+    return np.stack(pictures)
+
+
+def _converter(media: Media, video: OpenVideo, size: tuple[int, int] | None) -> FrameConverter:
+    """Makes what turns the file's frames into pixels."""
+    if video.kind in PICTURE_CONTAINERS:
+        return FrameConverter(size, orientation=exif_orientation(_picture_bytes(media)))
+    # Browsers and picture viewers do not heed what a gif or a picture says about the shape of its pixels.
+    aspect = None if video.kind == "gif" else video.stream.sample_aspect_ratio
+    return FrameConverter(size, float(aspect or 1))
+
+
+def _picture_bytes(media: Media) -> bytes:
+    return media if isinstance(media, bytes) else Path(media).read_bytes()
+
+
+def _first_frame(media: Media, video: OpenVideo, max_pixels: int) -> Any:
+    if video.kind == "webp_pipe":
+        frame = first_of_animation(_picture_bytes(media), max_pixels)
+        if frame is not None:
+            return frame
+    frame = next(video.container.decode(video.stream), None)
+    if frame is None:
+        raise DecodeError("undecodable", "no frame in it")
+    if frame.is_corrupt:
+        raise DecodeError("corrupt", "the first frame")
+    return frame
+
+
+def decode_image(media: Media, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decodes a picture, or a video's first frame; of an animated picture the first one.
+
+    Args:
+        media: The file's bytes or its path.
+        size: See `decode_frames`.
+        max_pixels: See `decode_frames`.
+
+    Returns:
+        uint8 (3, H, W) in [0, 255], RGB.
+    """
+    with opened(media, max_pixels) as video:
+        return np.ascontiguousarray(_converter(media, video, size)(_first_frame(media, video, max_pixels)))
+
+
+def check_media(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Decodes every frame of a video, or a picture, and keeps none.
+
+    Args:
+        media: The file's bytes or its path.
+        max_pixels: See `decode_frames`.
+
+    Raises:
+        DecodeError: Something in it is damaged or missing.
+    """
+    with opened(media, max_pixels) as video:
+        if video.kind in PICTURE_CONTAINERS:
+            _first_frame(media, video, max_pixels)
+        else:
+            check_every_frame(video)

@@ -1,0 +1,1 @@
+"""From the order to batches: decoding workers, shared memory, skipped samples."""

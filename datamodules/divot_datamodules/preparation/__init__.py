@@ -1,0 +1,1 @@
+"""Shards made, inspected and encoded before training."""

@@ -1,0 +1,91 @@
+"""Whether cached features are the ones that a stage would compute itself."""
+
+import json
+import logging
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.shards.reading import is_url
+from divot_datamodules.shards.writing import INDEX_NAME, read_index
+from divot_lightning.checkpoint.components import find_component, weights_sha256
+from divot_lightning.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def clip_identity(clip: ClipSettings) -> dict[str, Any]:
+    """Returns the settings that decide a clip's content; how many of its frames are decoded does not."""
+    names = ("height", "width", "frames", "fps", "short_videos")
+    return {name: getattr(clip, name) for name in names}
+
+
+def check_features(
+    shards: Iterable[str], tokenizer: str | Path, clip: ClipSettings | None = None, max_clips: int | None = None
+) -> str:
+    """Refuses feature shards that another tokenizer made, or that hold other clips; shards of videos pass.
+
+    Args:
+        shards: Paths and URLs; what lies in their folder's index is compared. Where a URL's index cannot be read, each
+            file of features still names its tokenizer.
+        tokenizer: Run or component folder.
+        clip: How the stage cuts clips; None for no comparison.
+        max_clips: Most clips of a video; None for no comparison.
+
+    Returns:
+        SHA-256 of the tokenizer, for `divot_datamodules.decoding.samples.SampleDecoder`.
+    """
+    component = find_component(tokenizer, "tokenizer")
+    sha256 = _sha256(component, (component / "model.safetensors").stat().st_mtime_ns)
+    for folder in dict.fromkeys(_folder(shard) for shard in shards if not shard.startswith("pipe:")):
+        index = _index(folder)
+        if index is None or index.get("kind") != "features":
+            continue
+        made_by = index["settings"]["tokenizer_sha256"]
+        if made_by != sha256:
+            raise UserError(
+                f"the features in {folder} come from another tokenizer (sha256 {made_by[:16]}...)\n"
+                f"than {component} ({sha256[:16]}...).\nRun `divot data encode --tokenizer {tokenizer}` again."
+            )
+        _check_clips(folder, index["settings"], clip, max_clips)
+    return sha256
+
+
+def _check_clips(folder: str, settings: dict[str, Any], clip: ClipSettings | None, max_clips: int | None) -> None:
+    wanted = {**(clip_identity(clip) if clip is not None else {})}
+    found = {**settings.get("clip", {})}
+    if max_clips is not None:
+        wanted["max_clips"], found["max_clips"] = max_clips, settings.get("max_clips", 1)
+    differing = [f"{name} is {found.get(name)!r}, not {value!r}" for name, value in wanted.items()
+                 if found.get(name) != value]  # fmt: skip
+    if differing:
+        raise UserError(
+            f"the features in {folder} are of other clips than the recipe's: {', '.join(differing[:3])}.\n"
+            "Set clip and max_clips of the data to the features', or run `divot data encode` with the recipe's."
+        )
+
+
+def _folder(shard: str) -> str:
+    return shard.rpartition("/")[0] if is_url(shard) else str(Path(shard).parent)
+
+
+def _index(folder: str) -> dict[str, Any] | None:
+    if not is_url(folder):
+        return read_index(Path(folder))
+    try:
+        with fsspec.open(f"{folder}/{INDEX_NAME}", "rb") as file:
+            index = json.loads(file.read())
+    except Exception as error:  # each of fsspec's file systems has its own errors for what is missing or forbidden
+        logger.info("no %s can be read in %s (%s)", INDEX_NAME, folder, type(error).__name__)
+        return None
+    return index if isinstance(index, dict) else None
+
+
+@lru_cache(maxsize=8)
+def _sha256(component: Path, changed: int) -> str:
+    """Hashes a tokenizer once for all sources that are compared with it."""
+    return weights_sha256(component)

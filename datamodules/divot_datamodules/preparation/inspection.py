@@ -1,0 +1,232 @@
+"""What shards and jsonl files hold and what is wrong in them, ahead of training."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from torch import Tensor
+
+from divot_datamodules.decoding.sample_errors import SampleError, decoding_errors
+from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, TaskMixture, check_item, llm_items
+from divot_datamodules.decoding.video import IMAGE_SUFFIXES, MediaInfo, probe
+from divot_datamodules.loading.decode_pool import Decode, DecodePool, PooledSample, Request
+from divot_datamodules.loading.shared_memory import MediaArena
+from divot_datamodules.loading.skipped_samples import Defect
+from divot_datamodules.order.order_plan import Slot
+from divot_datamodules.preparation.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
+from divot_datamodules.shards.jsonl_source import MediaFrom
+from divot_datamodules.shards.reading import MEDIA_SUFFIXES, RawSample, expand_shards
+from divot_datamodules.shards.sources import JsonlSource, SampleSource, TarSource, find_jsonl
+from divot_lightning.checkpoint.components import find_component, read_settings
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_llm.sequence_limits import SampleLimits
+from divot_lightning.models.video_llm.sequences import SequenceLayout
+
+
+def find_shards(source: str) -> list[str]:
+    """Lists shards as a recipe does, or those of all subfolders if a folder itself holds none."""
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("*.tar")):
+        found = sorted(str(path) for path in folder.rglob("*.tar"))
+        if found:
+            return found
+    return expand_shards(source)
+
+
+def open_for_inspection(
+    source: str, *, media_root: str | None = None, media_from: MediaFrom = "disk", copies_gb: float = 20.0
+) -> SampleSource:
+    """Opens shards, those of subfolders included, or jsonl files; what cannot be read is for the report.
+
+    Args:
+        source: See `divot_datamodules.shards.sources.open_source`.
+        media_root: See `divot_datamodules.shards.sources.open_source`.
+        media_from: See `divot_datamodules.shards.sources.open_source`.
+        copies_gb: See `divot_datamodules.shards.sources.open_source`.
+    """
+    files = find_jsonl(source)
+    if files:
+        return JsonlSource(files, media_root=media_root, media_from=media_from)
+    return TarSource(find_shards(source), copies_gb=copies_gb, may_be_empty=True)
+
+
+def limits_for(tokenizer: str | Path, max_length: int | None = None) -> SampleLimits:
+    """Returns what a video LLM on a tokenizer's features can take of a sample.
+
+    Args:
+        tokenizer: Run or component folder.
+        max_length: Longest sequence in tokens; a token that begins sequences is counted, as most language models have
+            one, and generated clips are as long as with learnable queries.
+    """
+    config = read_settings(find_component(tokenizer, "tokenizer"), VideoTokenizer, TokenizerConfig)
+    layout = SequenceLayout(config.tokens_per_clip, max_length=max_length)
+    return SampleLimits((config.tokens_per_clip, config.token_dim), layout, begins=True)
+
+
+PICTURED = "with picture"
+"""Data of a request that wants a picture for the contact sheet."""
+
+
+@dataclass
+class _Look:
+    """What was seen in one sample."""
+
+    suffixes: list[str] = field(default_factory=list)
+    videos: list[MediaInfo] = field(default_factory=list)
+    text: dict[str, Any] = field(default_factory=dict)
+    features: tuple[int, ...] | None = None
+    picture: Tensor | None = None
+    error: SampleError | None = None
+
+
+@dataclass
+class _Inspector:
+    """Reads and decodes a sample as training would, and tells what was seen."""
+
+    source: SampleSource
+    decoder: SampleDecoder
+    tasks: TaskMixture | None
+    limits: SampleLimits
+
+    def __call__(self, request: Request) -> _Look:
+        look = _Look()
+        try:
+            raw = self.source.read(request.slot.unit, request.slot.sample)
+            look.suffixes = list(raw.members)
+            sample = self.decoder(raw, None)
+            for item in self._items(sample):
+                check_item(item, self.limits)
+            look.features = tuple(sample.features.shape[1:]) if sample.features is not None else None
+            with decoding_errors():
+                look.videos = [probe(media, max_pixels=self.decoder.clip.max_pixels) for media in _videos(raw)]
+            look.text, look.picture = sample.text, _picture(sample) if request.data == PICTURED else None
+        except SampleError as error:
+            look.error = SampleError(error.reason, error.detail)  # without the traceback, to cross processes
+        return look
+
+    def _items(self, sample: Sample) -> list[Item]:
+        """Returns what a stage would train on: for each task alone, so that none hides what is wrong with another."""
+        if self.tasks is None:
+            return [{} if sample.features is None else {"features": sample.features}]
+        rng = np.random.default_rng(0)
+        first = llm_items(sample, rng, self.tasks)  # refuses a sample whose texts allow no task at all
+        alone = [TaskMixture({name: 1.0}, self.tasks.template) for name in self.tasks.weights]
+        return [*first, *(item for one in alone for item in _allowed(sample, rng, one))]
+
+
+def _allowed(sample: Sample, rng: np.random.Generator, task: TaskMixture) -> list[Item]:
+    try:
+        return llm_items(sample, rng, task)
+    except SampleError as error:
+        if error.reason.startswith("missing_"):
+            return []
+        raise
+
+
+def _videos(raw: RawSample) -> list[bytes | Path]:
+    endings = {suffix: suffix.split(".")[-1] for suffix in raw.members}
+    return [raw.members[s] for s, end in endings.items() if end in MEDIA_SUFFIXES and end not in IMAGE_SUFFIXES]
+
+
+def _picture(sample: Sample) -> Tensor | None:
+    if sample.video is None:
+        return None
+    video = sample.video[0]
+    chosen = np.linspace(0, len(video) - 1, SHEET_FRAMES).round().astype(int)
+    return video[chosen].clone()
+
+
+def inspect_source(
+    source: SampleSource,
+    decoder: SampleDecoder | None = None,
+    *,
+    tasks: TaskMixture | None = None,
+    limits: SampleLimits | None = None,
+    workers: int = 0,
+    deadline: float = 30.0,
+    on_sample: Callable[[], object] | None = None,
+) -> ShardReport:
+    """Reads and decodes each sample as training would, and counts.
+
+    Args:
+        source: The samples.
+        decoder: As training would use it.
+        tasks: As training would use them; a sample whose texts allow none is a defect. None for no such check.
+        limits: Of the stage that would train on it. Without any, cached features must have the shape of the first ones.
+        workers: Processes; 0 for this one, in which no deadline can be kept.
+        deadline: Seconds for one sample; one that takes longer is a defect, and its process is replaced.
+        on_sample: Called after each sample, for a progress bar.
+    """
+    report = ShardReport(shards=len(source.counts), defects=list(source.defects))
+    report.samples = sum(source.counts) + sum(bool(defect.key) for defect in source.defects)
+    names = [source.unit_name(unit) for unit in range(len(source.counts))]
+    report.bytes = sum(Path(name).stat().st_size for name in names if Path(name).is_file())
+    inspector = _Inspector(source, decoder or SampleDecoder(), tasks, limits or SampleLimits())
+    for unit, number, look in _looks(inspector, report, workers, deadline):
+        _count(look, names[unit], source.key(unit, number), report)
+        if on_sample is not None:
+            on_sample()
+    return report
+
+
+def _count(look: _Look, shard: str, key: str, report: ShardReport) -> None:
+    report.suffixes.update(look.suffixes)
+    for info in look.videos:
+        report.durations.append(info.duration)
+        report.resolutions[f"{info.height}x{info.width}"] += 1
+        report.rates[f"{info.fps:.4g}"] += 1
+    caption, questions = look.text.get("caption"), look.text.get("questions")
+    report.captions += bool(caption)
+    report.questions += len(questions) if isinstance(questions, list) else "question" in look.text
+    if look.picture is not None and len(report.pictures) < SHEET_SAMPLES:
+        report.pictures.append((look.picture, str(caption or key)))
+    if look.features is not None:
+        report.features["x".join(map(str, look.features))] += 1
+        look.error = look.error or _unlike_first(look.features, report)
+    if look.error is not None:
+        report.defects.append(Defect(look.error.reason, shard, key, look.error.detail))
+
+
+def _unlike_first(shape: tuple[int, ...], report: ShardReport) -> SampleError | None:
+    """Returns what is wrong with features of another shape than the first ones: they cannot share a batch."""
+    first, found = next(iter(report.features)), "x".join(map(str, shape))
+    return None if found == first else SampleError("feature_shape", f"{found}; the first features are {first}")
+
+
+def _looks(
+    inspector: _Inspector, report: ShardReport, workers: int, deadline: float
+) -> Iterator[tuple[int, int, _Look]]:
+    """Yields unit, sample and what was seen, in order; at most a few samples per worker are on their way."""
+    places = ((unit, sample) for unit, count in enumerate(inspector.source.counts) for sample in range(count))
+    requests = (
+        Request(PICTURED if len(report.pictures) < SHEET_SAMPLES else "", Slot(number, 0, 0, *place))
+        for number, place in enumerate(places)
+    )
+    if workers == 0:
+        for request in requests:
+            yield request.slot.unit, request.slot.sample, inspector(request)
+        return
+    # What was seen travels as a sample does; there is no memory to share, so the few pictures go through the pipe.
+    pool = DecodePool(cast(Decode, inspector), workers, deadline, MediaArena(0, 1))
+    waiting: deque[PooledSample] = deque()
+    try:
+        while True:
+            waiting.extend(pool.submit(request) for request in islice(requests, 4 * workers - len(waiting)))
+            if not waiting:
+                return
+            pending = waiting.popleft()
+            yield pending.request.slot.unit, pending.request.slot.sample, _result(pending)
+            pending.release()
+    finally:
+        pool.close()
+
+
+def _result(pending: PooledSample) -> _Look:
+    try:
+        return cast(_Look, pending.result())
+    except SampleError as error:
+        return _Look(error=error)

@@ -1,0 +1,281 @@
+"""A folder or a jsonl of videos and pictures to shards."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from tqdm import tqdm
+
+from divot_datamodules.decoding.samples import SampleError, read_text
+from divot_datamodules.decoding.video import (
+    IMAGE_SUFFIXES,
+    DecodeError,
+    MediaInfo,
+    check_media,
+    decode_frames,
+    decode_image,
+    probe,
+)
+from divot_datamodules.decoding.video_writing import encode_video
+from divot_datamodules.loading.skipped_samples import Budget, Defect, Ledger
+from divot_datamodules.shards.jsonl_source import MEDIA_FIELDS
+from divot_datamodules.shards.reading import MEDIA_SUFFIXES
+from divot_datamodules.shards.writing import Sample, ShardFolder
+from divot_lightning.errors import UserError
+
+Check = Literal["all", "first"]
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How media become samples.
+
+    Attributes:
+        clip_seconds: Cut videos into consecutive pieces of this length and leave out what remains at the end; None
+            packs the files as they are. The videos of a story are packed as they are.
+        fps: Frames per second of the pieces.
+        size: Short side of the pieces in pixels; None keeps the source's.
+        samples_per_shard: At most.
+        check: What of a file that is packed as it is must decode, so that nothing broken is packed: "all" frames, or,
+            in a small part of the time, the "first" one, which misses files that are damaged further on or cut off.
+    """
+
+    clip_seconds: float | None = None
+    fps: float = 8.0
+    size: int | None = None
+    samples_per_shard: int = 256
+    check: Check = "all"
+
+    def __post_init__(self) -> None:
+        if self.clip_seconds is not None and self.clip_seconds * self.fps < 1:
+            raise UserError(f"clip_seconds is {self.clip_seconds}; at {self.fps} frames per second that is no frame.")
+        if self.size is not None and self.clip_seconds is None:
+            raise UserError(f"size is {self.size}, but files are packed as they are; give clip_seconds as well.")
+        if self.samples_per_shard < 1:
+            raise UserError(f"samples_per_shard is {self.samples_per_shard}; it must be at least 1.")
+        if self.check not in get_args(Check):
+            raise UserError(f"check is {self.check!r}; it must be one of {', '.join(get_args(Check))}.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One sample to pack.
+
+    Attributes:
+        key: Unique; without dots, since many readers take what follows the first dot for the suffix.
+        paths: The media file, or the several of a story in order.
+        text: What goes into the sample's json; {} for none.
+        problem: What is wrong with its text already, if anything.
+    """
+
+    key: str
+    paths: tuple[Path, ...]
+    text: dict[str, Any] = field(default_factory=dict)
+    problem: SampleError | None = None
+
+
+@dataclass
+class PackReport:
+    """What was packed.
+
+    Attributes:
+        samples: Samples written.
+        with_text: Of them with a text.
+        shards: Shards written.
+        defects: What was left out, with the reason; the shard is the source's path.
+        already_there: Whether the output folder held exactly this before.
+    """
+
+    samples: int
+    with_text: int
+    shards: int
+    defects: list[Defect]
+    already_there: bool = False
+
+
+def safe_key(name: str) -> str:
+    """Returns a name without dots and spaces, for use as a key.
+
+    >>> safe_key("cats/my clip.v1.2")
+    'cats/my_clip_v1_2'
+    """
+    return re.sub(r"[^\w/-]+", "_", name).strip("_/") or "sample"
+
+
+def _unique(key: str, taken: set[str]) -> str:
+    candidate, number = key, 1
+    while candidate in taken:
+        candidate, number = f"{key}_{number}", number + 1
+    taken.add(candidate)
+    return candidate
+
+
+def find_sources(source: Path) -> list[Source]:
+    """Lists what a folder (media files, each with a .json or .txt of the same name) or a jsonl asks to pack."""
+    if source.is_dir():
+        found = list(_folder_sources(source))
+    elif source.is_file() and source.suffix == ".jsonl":
+        found = list(_jsonl_sources(source))
+    else:
+        raise UserError(f"{source} is neither a folder nor a .jsonl file; give one of these.")
+    if not found:
+        raise UserError(f"{source} names nothing to pack; known suffixes: {', '.join(MEDIA_SUFFIXES)}.")
+    return found
+
+
+def _folder_sources(folder: Path) -> Iterator[Source]:
+    taken: set[str] = set()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower().lstrip(".") not in MEDIA_SUFFIXES or not path.is_file():
+            continue
+        key = _unique(safe_key(path.relative_to(folder).with_suffix("").as_posix()), taken)
+        texts = {suffix: path.with_suffix(f".{suffix}") for suffix in ("json", "txt")}
+        members = {suffix: text.read_bytes() for suffix, text in texts.items() if text.is_file()}
+        try:
+            yield Source(key, (path,), read_text(members))
+        except SampleError as error:
+            yield Source(key, (path,), problem=error)
+
+
+def _jsonl_sources(file: Path) -> Iterator[Source]:
+    taken: set[str] = set()
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = read_text({"json": line})
+            names = _media_names(text)
+        except SampleError as error:
+            yield Source(f"line{number}", (file,), problem=error)
+            continue
+        key = _unique(safe_key(Path(names[0]).with_suffix("").as_posix()), taken)
+        rest = {name: value for name, value in text.items() if name not in MEDIA_FIELDS}
+        yield Source(key, tuple(file.parent / name for name in names), rest)
+
+
+def _media_names(text: Mapping[str, Any]) -> list[str]:
+    """Returns the paths that a line names, in order."""
+    given = [text[name] for name in MEDIA_FIELDS if text.get(name)]
+    names = given[0] if len(given) == 1 and isinstance(given[0], list) else given
+    if len(given) != 1 or not all(isinstance(name, str) for name in names):
+        fields = ", ".join(MEDIA_FIELDS)
+        raise SampleError("missing_media", f"a path in exactly one of the fields {fields} is needed, or a list of them")
+    return list(names)
+
+
+def _piece_size(info: MediaInfo, short_side: int | None) -> tuple[int, int]:
+    """Returns even sides of the source's aspect."""
+    scale = 1.0 if short_side is None else short_side / min(info.height, info.width)
+    return 2 * round(info.height * scale / 2), 2 * round(info.width * scale / 2)
+
+
+def _pieces(source: Source, info: MediaInfo, settings: PackSettings) -> Iterator[tuple[str, bytes]]:
+    assert settings.clip_seconds is not None
+    frames = round(settings.clip_seconds * settings.fps)
+    count = int((info.duration + 0.5 / max(info.fps, settings.fps)) // settings.clip_seconds)
+    if count == 0:
+        raise DecodeError("too_short", f"{info.duration:.2f} s of {settings.clip_seconds:.2f} s")
+    for number in range(count):
+        times = [number * settings.clip_seconds + frame / settings.fps for frame in range(frames)]
+        video = decode_frames(source.paths[0], times, _piece_size(info, settings.size))
+        yield f"{source.key}_{number:04d}", encode_video(video, settings.fps)
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower().lstrip(".")
+    if suffix not in MEDIA_SUFFIXES:
+        raise DecodeError("undecodable", f"suffix {suffix!r} is none of {', '.join(MEDIA_SUFFIXES)}")
+    return suffix
+
+
+def _whole(path: Path, check: Check) -> bytes:
+    """Reads a file as it is, after a look at what `PackSettings.check` asks for."""
+    if not path.is_file():
+        raise SampleError("missing_media", f"the file {path} does not exist")
+    data = path.read_bytes()
+    (check_media if check == "all" else decode_image)(data)
+    return data
+
+
+def _media_samples(source: Source, settings: PackSettings) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yields key and media of the samples that a source gives: one, or the pieces of its video."""
+    suffixes = [_suffix(path) for path in source.paths]
+    if len(source.paths) > 1:
+        files = zip(suffixes, source.paths, strict=True)
+        yield (
+            source.key,
+            {f"clip{place}.{suffix}": _whole(path, settings.check) for place, (suffix, path) in enumerate(files)},
+        )
+    elif suffixes[0] in IMAGE_SUFFIXES or settings.clip_seconds is None:
+        yield source.key, {suffixes[0]: _whole(source.paths[0], settings.check)}
+    else:
+        for key, data in _pieces(source, probe(source.paths[0]), settings):
+            yield key, {"mp4": data}
+
+
+def _samples(
+    sources: Iterable[Source], settings: PackSettings, on_defect: Callable[[Defect], None]
+) -> Iterator[Sample]:
+    for source in sources:
+        try:
+            if source.problem is not None:
+                raise source.problem
+            texts: Mapping[str, bytes] = {"json": json.dumps(source.text).encode()} if source.text else {}
+            for key, media in _media_samples(source, settings):
+                yield key, {**media, **texts}
+        except (DecodeError, SampleError) as error:
+            on_defect(Defect(error.reason, str(source.paths[0]), source.key, error.detail))
+
+
+def _fingerprint(sources: list[Source]) -> str:
+    """Returns a hash of names, sizes and texts, so that a changed input is noticed without reading the media."""
+    facts = [
+        (source.key, [path.stat().st_size if path.is_file() else None for path in source.paths], source.text)
+        for source in sources
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def pack(source: str | Path, output: str | Path, settings: PackSettings, *, progress: bool = False) -> PackReport:
+    """Packs a folder or a jsonl into shards.
+
+    A file that cannot be decoded is left out and reported; texts go in as they are.
+
+    Args:
+        source: A folder, or a jsonl with a path in "video" or "image", or several in order in "videos" or "images", and
+            texts in the other fields.
+        output: The shard folder.
+        settings: How.
+        progress: Whether to show a bar with rate and time left.
+    """
+    sources = find_sources(Path(source))
+    folder = ShardFolder(output, kind="video", settings={"source": _fingerprint(sources), **asdict(settings)})
+    ledger = Ledger("pack", Path(output), Budget(max_bad_fraction=1.0))
+    if folder.complete:
+        facts = folder.facts()
+        return PackReport(facts["num_samples"], facts["with_text"], len(folder.entries()), ledger.defects(), True)
+    folder.restart()
+    ledger.clear()
+    counted = {"with_text": 0}
+
+    def counting(samples: Iterator[Sample]) -> Iterator[Sample]:
+        for key, members in samples:
+            counted["with_text"] += "json" in members
+            yield key, members
+
+    with tqdm(sources, desc="files", unit="file", disable=not progress) as bar:
+        folder.write_all(counting(_samples(bar, settings, ledger.record)), settings.samples_per_shard)
+    if not folder.entries():
+        raise UserError(
+            f"none of {len(sources)} files can be packed: {_reasons(ledger)}; see {output}/defects-*.jsonl."
+        )
+    index = folder.finish(**counted)
+    return PackReport(index["num_samples"], counted["with_text"], len(folder.entries()), ledger.defects())
+
+
+def _reasons(ledger: Ledger) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in ledger.counts().items())

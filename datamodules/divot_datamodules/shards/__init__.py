@@ -1,0 +1,1 @@
+"""Where samples lie: tar shards, jsonl lists, their indexes, copies and settings."""

@@ -1,0 +1,313 @@
+"""Where each sample of a tar lies, and what is wrong with the tar, from its headers alone."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from divot_datamodules.shards.reading import ShardError, first_line, split_member_name
+from divot_datamodules.shards.storage import ShardBytes
+
+BLOCK = tarfile.BLOCKSIZE
+FORMAT = 1
+MAX_HEADER_BYTES = 2**20
+"""Longest name and attributes of a member; a damaged header may promise gigabytes."""
+
+MAX_SAMPLE_BYTES = 2**31
+"""Longest sample, all members together; a loader worker holds it in memory."""
+
+STRUCTURE_REASONS = (
+    "not_a_tar",
+    "empty_shard",
+    "cut_in_header",
+    "cut_in_body",
+    "cut_between_members",
+    "broken_header",
+    "data_after_end",
+    "interleaved",
+    "duplicate_key",
+    "duplicate_member",
+    "too_large",
+)
+"""What can be wrong with a tar's structure."""
+
+
+class Keys:
+    """Many strings in two arrays, which a forked worker reads without copying them.
+
+    >>> keys = Keys.of(["a", "cats/b"])
+    >>> len(keys), keys[1]
+    (2, 'cats/b')
+    """
+
+    def __init__(self, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        self.text, self.ends = text, ends
+
+    @classmethod
+    def of(cls, keys: list[str]) -> "Keys":
+        """Stores a list of strings."""
+        parts = [key.encode("utf-8", "surrogateescape") for key in keys]
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(parts), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, place: int) -> str:
+        start = self.ends[place - 1] if place else 0
+        return self.text[start : self.ends[place]].tobytes().decode("utf-8", "surrogateescape")
+
+
+@dataclass
+class ShardIndex:
+    """What is known of a shard.
+
+    Attributes:
+        size: Bytes of the shard.
+        stamp: The shard's when it was indexed; see `divot_datamodules.shards.storage.ShardBytes`.
+        ranges: int64 (samples, 2), first byte and byte after the last of each usable sample, headers included.
+        keys: Of the usable samples.
+        defects: Reason, key ("" for the whole shard) and detail of what is wrong.
+    """
+
+    size: int
+    stamp: str
+    ranges: NDArray[np.int64]
+    keys: Keys
+    defects: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def broken_off(self, problem: str) -> None:
+        """Notes that the shard ends where it does only because it could not be fetched further."""
+        ends = ("not_a_tar", "empty_shard", "cut_in_header", "cut_in_body", "cut_between_members")
+        keys = [key for reason, key, _ in self.defects if reason in ends] or [""]
+        others = [defect for defect in self.defects if defect[0] not in ends]
+        self.defects = [*others, *(("broken_off", key, problem) for key in keys)]
+
+    def to_bytes(self) -> bytes:
+        """Returns the index as a file's content, which `index_from_bytes` reads."""
+        facts = {"format": FORMAT, "size": self.size, "stamp": self.stamp, "defects": self.defects}
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            ranges=self.ranges,
+            key_text=self.keys.text,
+            key_ends=self.keys.ends,
+            facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+        )
+        return buffer.getvalue()
+
+
+def no_samples(reason: str, detail: str) -> ShardIndex:
+    """Returns the index of a shard that cannot be read at all, with the defect that it has."""
+    return ShardIndex(0, "", np.zeros((0, 2), np.int64), Keys.of([]), [(reason, "", detail)])
+
+
+def index_from_bytes(data: bytes) -> ShardIndex | None:
+    """Reads an index; None if it is damaged or of another format. Nothing in it is unpickled."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("ranges", "key_text", "key_ends", "facts")}
+        facts = json.loads(arrays["facts"].tobytes())
+        index = ShardIndex(
+            int(facts["size"]),
+            str(facts["stamp"]),
+            arrays["ranges"],
+            Keys(arrays["key_text"], arrays["key_ends"]),
+            [(str(reason), str(key), str(detail)) for reason, key, detail in facts["defects"]],
+        )
+    except Exception:  # a damaged zip, array or json; each has errors of its own
+        return None
+    return index if facts["format"] == FORMAT and _is_consistent(index) else None
+
+
+def _is_consistent(index: ShardIndex) -> bool:
+    ranges, ends = index.ranges, index.keys.ends
+    return bool(
+        ranges.dtype == ends.dtype == np.int64
+        and index.keys.text.dtype == np.uint8
+        and ranges.shape == (len(ends), 2)
+        and (np.diff(ranges.reshape(-1)) >= 0).all()
+        and (np.diff(ends, prepend=0) >= 0).all()
+        and (not len(ends) or (ranges[0, 0] >= 0 and ranges[-1, 1] <= index.size and ends[-1] == index.keys.text.size))
+    )
+
+
+class _Headers:
+    """A shard as the file that `tarfile` wants, read ahead in pieces; remembers what the last read gave."""
+
+    def __init__(self, shard: ShardBytes) -> None:
+        self.shard, self.position, self.last, self.short = shard, 0, b"", False
+        self._start, self._piece, self._ahead = 0, b"", shard.readahead
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        assert whence == 0
+        self.position = position
+        return position
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {count} bytes")
+        end = min(self.position + count, self.shard.size)
+        if not (self._start <= self.position and end <= self._start + len(self._piece)):
+            self._start, self._piece = self.position, self._read(self.position, end)
+        self.last = self._piece[self.position - self._start : max(end, self.position) - self._start]
+        self.short = len(self.last) < count
+        self.position += len(self.last)
+        return self.last
+
+    def _read(self, start: int, end: int) -> bytes:
+        while start < end:
+            ahead = min(start + self._ahead, self.shard.size)
+            if ahead <= end:
+                return self.shard.read(start, end)
+            try:
+                return self.shard.read(start, ahead, once=True)
+            except ShardError:
+                self._ahead = (ahead - start) // 2  # what cannot be read may lie ahead
+        return b""
+
+
+@dataclass
+class _Run:
+    """Members of one key that lie together."""
+
+    key: str
+    start: int
+    end: int
+    content_end: int
+    suffixes: list[str]
+
+
+def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
+    """Yields the members; where the shard does not end as a tar should, raises a ShardError with the reason."""
+    offset, content_end, begun, damaged = 0, 0, False, False
+    try:
+        with tarfile.open(fileobj=cast(Any, headers), mode="r:") as tar:
+            begun = True
+            while (member := tar.next()) is not None:
+                cast(Any, tar).members = []  # the list of all members would grow with the shard
+                if member.size < 0 or tar.offset <= offset:
+                    raise tarfile.ReadError("a header that points backwards")
+                offset, content_end = tar.offset, member.offset_data + member.size
+                yield member
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        if not begun:
+            reason = "not_a_tar" if headers.shard.size else "empty_shard"
+            raise ShardError(first_line(error), reason) from error
+        damaged = True
+    _check_end(headers, offset, content_end, damaged=damaged)
+
+
+def _check_end(headers: _Headers, offset: int, content_end: int, *, damaged: bool) -> None:
+    """Raises a ShardError unless a block of zeros ends the archive and nothing follows."""
+    size = headers.shard.size
+    if content_end > size:
+        raise ShardError(f"{size} of at least {content_end} bytes", "cut_in_body")
+    if offset >= size:
+        raise ShardError(f"no end mark after {size} bytes", "cut_between_members")
+    if headers.short:
+        raise ShardError(f"a header at byte {offset} of {size}", "cut_in_header")
+    if damaged or any(headers.last):
+        raise ShardError(f"no valid header at byte {offset} of {size}", "broken_header")
+    rest = headers.shard.read(headers.position, min(size, headers.position + MAX_HEADER_BYTES))
+    if any(rest):
+        raise ShardError(f"the archive ends at byte {offset} of {size}", "data_after_end")
+
+
+def scan_tar(shard: ShardBytes) -> ShardIndex:
+    """Indexes a tar by its headers; the members' contents are skipped.
+
+    Args:
+        shard: The tar, not compressed.
+
+    Raises:
+        ShardError: It cannot be read at all; defects of its structure are part of the result.
+    """
+    runs: list[_Run] = []
+    problem: ShardError | None = None
+    headers, reach = _Headers(shard), shard.size
+    try:
+        for member in _members(headers):
+            _add(runs, member)
+    except ShardError as error:
+        if not runs and error.reason not in STRUCTURE_REASONS:
+            raise
+        problem = error
+        if error.reason not in STRUCTURE_REASONS:
+            problem, reach = ShardError(str(error), "broken_off"), headers.position
+    found, defects = _usable(runs, reach, problem)
+    ranges = np.array([(run.start, run.end) for run in found], np.int64).reshape(-1, 2)
+    return ShardIndex(shard.size, shard.stamp, ranges, Keys.of([run.key for run in found]), defects)
+
+
+def _add(runs: list[_Run], member: tarfile.TarInfo) -> None:
+    named = split_member_name(member.name) if member.isreg() else None
+    if named is None:
+        return
+    key, suffix = named
+    content_end = member.offset_data + member.size
+    end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+    if runs and runs[-1].key == key:
+        runs[-1].end, runs[-1].content_end = end, content_end
+        runs[-1].suffixes.append(suffix)
+    else:
+        runs.append(_Run(key, member.offset, end, content_end, [suffix]))
+
+
+def _usable(runs: list[_Run], reach: int, problem: ShardError | None) -> tuple[list[_Run], list[tuple[str, str, str]]]:
+    """Parts the runs that are whole samples from those that are not, and says why not.
+
+    Args:
+        runs: All that was found.
+        reach: Bytes of the shard that can be read.
+        problem: Why the shard ends where it should not, if so.
+    """
+    wrong: dict[str, tuple[str, str]] = {}
+    if problem is not None and problem.reason != "data_after_end" and runs and not _is_whole(runs, reach):
+        wrong[runs[-1].key] = (problem.reason, str(problem))
+    for key, (reason, detail) in _misplaced(runs).items():
+        wrong.setdefault(key, (reason, detail))
+    for run in runs:
+        if run.end - run.start > MAX_SAMPLE_BYTES:
+            wrong.setdefault(run.key, ("too_large", f"{run.end - run.start} bytes of at most {MAX_SAMPLE_BYTES}"))
+    defects = [(reason, key, detail) for key, (reason, detail) in wrong.items()]
+    if problem is not None and not any(reason == problem.reason for reason, _, _ in defects):
+        defects.append((problem.reason, "", str(problem)))
+    if not runs and problem is None:
+        defects.append(("empty_shard", "", "no member belongs to a sample"))
+    found = [run for run in runs if run.key not in wrong]
+    for run in found:
+        run.end = min(run.end, reach)
+    return found, defects
+
+
+def _is_whole(runs: list[_Run], reach: int) -> bool:
+    """Tells whether the last sample before a cut has all that another sample of the shard has."""
+    last = runs[-1]
+    return last.content_end <= reach and any(set(run.suffixes) <= set(last.suffixes) for run in runs[:-1])
+
+
+def _misplaced(runs: list[_Run]) -> dict[str, tuple[str, str]]:
+    times = Counter(run.key for run in runs)
+    places: dict[str, list[_Run]] = {}
+    for run in runs:
+        if times[run.key] > 1 or len(set(run.suffixes)) < len(run.suffixes):
+            places.setdefault(run.key, []).append(run)
+    return {key: _fault(found) for key, found in places.items()}
+
+
+def _fault(runs: list[_Run]) -> tuple[str, str]:
+    suffixes = [suffix for run in runs for suffix in run.suffixes]
+    detail = f"{' '.join(suffixes)} at {len(runs)} places" if len(runs) > 1 else " ".join(suffixes)
+    if len(runs) == 1:
+        return "duplicate_member", detail
+    return ("interleaved" if len(set(suffixes)) == len(suffixes) else "duplicate_key"), detail

@@ -1,0 +1,202 @@
+"""Jsonl files that name their media by path, as the released code's users have them."""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from divot_datamodules.decoding.samples import SampleError, read_text
+from divot_datamodules.decoding.video import IMAGE_SUFFIXES
+from divot_datamodules.loading.skipped_samples import Defect
+from divot_datamodules.shards.reading import MEDIA_SUFFIXES, RawSample, ShardError, is_url
+from divot_datamodules.shards.storage import LocalShard, read_whole
+from divot_datamodules.shards.tar_source import MAX_TEXT_BYTES
+from divot_lightning.errors import UserError
+
+MEDIA_FIELDS = ("video", "videos", "image", "images")
+"""Fields of a line that hold a path, or a list of paths in order."""
+
+MAX_MEDIA_BYTES = 2**31
+"""Longest media file that is fetched from a URL; local ones are decoded where they lie."""
+
+MediaFrom = Literal["root", "disk", "anywhere"]
+"""Where lines may take their media from; see `JsonlSource`."""
+
+_START, _LENGTH, _CHECKSUM, _LINE = range(4)
+
+
+class JsonlSource:
+    """Samples of jsonl files; see `divot_datamodules.shards.sources.SampleSource`.
+
+    A line is an object with a path in "video" or "image", or several in order in "videos" or "images"; its other
+    fields are the sample's texts. Its key is "line" with its number, counted from 1; empty lines are passed over.
+    What a path leads to is only ever decoded as a video or a picture.
+
+    Args:
+        files: Local jsonl files.
+        media_root: Folder or URL that relative paths start from; None for each jsonl's folder.
+        media_from: Where lines may take their media from. "root": from below `media_root` alone. "disk": also from
+            elsewhere on a disk of this machine, by absolute paths and `..`. "anywhere": also from URLs of any server
+            and chained ones, such as "simplecache::https://..."; for lists that you trust, since whoever wrote the
+            list decides what this machine asks for, servers of your own network included.
+
+    Raises:
+        UserError: None of the files can be read.
+    """
+
+    def __init__(
+        self, files: Sequence[str | Path], *, media_root: str | Path | None = None, media_from: MediaFrom = "disk"
+    ) -> None:
+        if media_from not in get_args(MediaFrom):
+            raise UserError(f"media_from is {media_from!r}; choose one of {', '.join(get_args(MediaFrom))}.")
+        self._names = [str(file) for file in files]
+        self._root = str(media_root) if media_root is not None else None
+        self._media_from = media_from
+        self.defects: list[Defect] = []
+        found = [self._index(name) for name in self._names]
+        self._files = [file for file, _ in found]
+        self._lines = [lines for _, lines in found]
+        self.counts = tuple(len(lines) for lines in self._lines)
+        self.fingerprint = self._fingerprint()
+        self.content = ""  # the fingerprint has all of the lines; what lies behind their paths is not looked at
+        if not any(self.counts):
+            first = self.defects[0]
+            raise UserError(
+                f"{first.shard} cannot be used: {first.detail} [{first.reason}]; look at the path in the recipe."
+            )
+
+    def _index(self, name: str) -> tuple[LocalShard | None, NDArray[np.int64]]:
+        if is_url(name):
+            raise UserError(f"{name} is a jsonl behind a URL; copy it to a disk (its media may stay where they are).")
+        try:
+            file = LocalShard(name)
+            lines = _scan_lines(Path(name))
+        except (ShardError, OSError) as error:
+            reason = error.reason if isinstance(error, ShardError) else "unreadable_shard"
+            self.defects.append(Defect(reason, name, "", str(error)))
+            return None, np.zeros((0, 4), np.int64)
+        if not len(lines):
+            self.defects.append(Defect("empty_shard", name, "", "no line in it"))
+        return file, lines
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name, lines in zip(self._names, self._lines, strict=True):
+            digest.update(f"{Path(name).name}\n{len(lines)}\n".encode("utf-8", "surrogateescape"))
+            digest.update(lines.tobytes())
+        return digest.hexdigest()
+
+    def unit_name(self, unit: int) -> str:
+        """Returns the path of a jsonl."""
+        return self._names[unit]
+
+    def key(self, unit: int, sample: int) -> str:
+        """Returns a line's key.
+
+        Its number, not its content: that may be damaged, and ids in the wild repeat.
+        """
+        return f"line{self._lines[unit][sample, _LINE]}"
+
+    def read(self, unit: int, sample: int) -> RawSample:
+        """Reads one line; see `divot_datamodules.shards.sources.SampleSource.read`.
+
+        Raises:
+            SampleError: "missing_shard", "unreadable_shard", "shard_changed", "bad_json", "not_utf8", "too_large",
+                "missing_media", "empty_media", "undecodable", "bad_path", "media_elsewhere".
+        """
+        text = read_text({"json": self._line(unit, sample)})
+        root = self._root if self._root is not None else os.path.dirname(self._names[unit])
+        members: dict[str, bytes | Path] = dict(_media(text, root, self._media_from))
+        rest = {name: value for name, value in text.items() if name not in MEDIA_FIELDS}
+        members["json"] = json.dumps(rest).encode()
+        return RawSample(self.key(unit, sample), self._names[unit], sample, members)
+
+    def _line(self, unit: int, sample: int) -> bytes:
+        file = self._files[unit]
+        assert file is not None, f"unit {unit} has no samples"
+        start, length, checksum, _ = (int(fact) for fact in self._lines[unit][sample])
+        if length > MAX_TEXT_BYTES:
+            raise SampleError("too_large", f"a line of {length} bytes; at most {MAX_TEXT_BYTES} are read")
+        try:
+            line = file.read(start, start + length)
+        except ShardError as error:
+            raise SampleError(error.reason, str(error)) from error
+        if zlib.crc32(line) != checksum:
+            raise SampleError("shard_changed", "the line is another one than when the file was indexed")
+        return line
+
+
+def _scan_lines(path: Path) -> NDArray[np.int64]:
+    """Returns start, length, checksum and number of each line that is not empty."""
+    facts, start = [], 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            content = line.rstrip(b"\r\n")
+            if content.strip():
+                facts.append((start, len(content), zlib.crc32(content), number))
+            start += len(line)
+    return np.array(facts, np.int64).reshape(-1, 4)
+
+
+def _media(text: Mapping[str, Any], root: str, media_from: MediaFrom) -> list[tuple[str, Path | bytes]]:
+    """Returns the media of a line: by suffix, or numbered as the clips of a sample where there are several."""
+    given = [(name, text[name]) for name in MEDIA_FIELDS if text.get(name)]
+    if not given:
+        raise SampleError("missing_media", f"none of the fields {', '.join(MEDIA_FIELDS)}")
+    if len(given) > 1:
+        raise SampleError("bad_json", f"media in {' and '.join(name for name, _ in given)}; their order is not known")
+    names = given[0][1] if isinstance(given[0][1], list) else [given[0][1]]
+    if not all(isinstance(name, str) for name in names):
+        raise SampleError("bad_json", f"the field {given[0][0]!r} holds no path: {str(given[0][1])[:80]}")
+    is_image = given[0][0].startswith("image")
+    found = [(_suffix(name, is_image=is_image), _find(name, root, media_from)) for name in names]
+    return found if len(found) == 1 else [(f"clip{at}.{suffix}", media) for at, (suffix, media) in enumerate(found)]
+
+
+def _suffix(name: str, *, is_image: bool) -> str:
+    suffix = name.rpartition(".")[2].lower()
+    if suffix not in MEDIA_SUFFIXES or (is_image and suffix not in (*IMAGE_SUFFIXES, "gif")):
+        known = ", ".join(IMAGE_SUFFIXES if is_image else MEDIA_SUFFIXES)
+        raise SampleError("undecodable", f"{name}: its suffix is none of {known}")
+    return suffix
+
+
+def _find(name: str, root: str, media_from: MediaFrom) -> Path | bytes:
+    """Returns a local file's absolute path, which no decoder takes for a protocol, or what a URL holds."""
+    if "\0" in name:
+        raise SampleError("bad_path", f"{name!r} holds a zero byte, which no file name has")
+    where = name if is_url(name) or os.path.isabs(name) else os.path.join(root, name)
+    if not _is_allowed(where, root, media_from):
+        raise SampleError("media_elsewhere", f"{where}: media_from {media_from!r} does not allow it")
+    if is_url(where):
+        data = read_whole(where, MAX_MEDIA_BYTES)
+        if data is None:
+            raise SampleError("missing_media", f"{where} cannot be read")
+        return data
+    path = Path(os.path.realpath(where) if media_from == "root" else os.path.abspath(where))
+    try:
+        size = LocalShard(str(path)).size
+    except ShardError as error:
+        raise SampleError("missing_media", f"{path}: {error}") from error
+    if not size:
+        raise SampleError("empty_media", str(path))
+    return path
+
+
+def _is_allowed(where: str, root: str, media_from: MediaFrom) -> bool:
+    if media_from == "anywhere":
+        return True
+    if is_url(where):
+        # Below a root that is a URL, which the recipe named: no way up, and no "::", which chains another one to it.
+        inside = where[len(root) :] if is_url(root) and where.startswith(root.rstrip("/") + "/") else ""
+        return bool(inside) and "::" not in inside and ".." not in inside.split("/")
+    if media_from == "disk":
+        return True
+    real_root, real = os.path.realpath(root), os.path.realpath(where)  # a link may lead out of the root
+    return os.path.commonpath([real_root, real]) == real_root

@@ -1,0 +1,198 @@
+"""Tar shards to raw samples: local files and URLs, members grouped by key, nothing unpickled, nothing executed."""
+
+import glob as globbing
+import re
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+import webdataset
+
+from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from divot_lightning.errors import UserError
+
+FEATURE_SUFFIX = "features.safetensors"
+MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+TEXT_SUFFIXES = ("json", "txt")
+
+# Keys may hold dots, so a suffix is what is known as one; `clip0.mp4`, `clip1.mp4` ... are a sample's several clips.
+_KNOWN = "|".join(re.escape(s) for s in (FEATURE_SUFFIX, *MEDIA_SUFFIXES, *TEXT_SUFFIXES))
+_MEMBER = re.compile(rf"(?P<key>.+?)\.(?P<suffix>(?:clip[0-9]{{1,9}}\.)?(?:{_KNOWN}))", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass
+class RawSample:
+    """A sample as it lies in the shard.
+
+    Attributes:
+        key: Its name in the shard, folders included.
+        shard: Path or URL of the shard.
+        number: Its place in the shard.
+        members: Contents by suffix: bytes, or for media of a jsonl the file's absolute `Path`.
+    """
+
+    key: str
+    shard: str
+    number: int
+    members: dict[str, bytes | Path] = field(default_factory=dict)
+
+
+class ShardError(Exception):
+    """A shard cannot be read (on); the message says why.
+
+    Attributes:
+        reason: Short fixed name; the ledger counts by it.
+    """
+
+    def __init__(self, message: str, reason: str = "unreadable_shard") -> None:
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def split_member_name(name: str) -> tuple[str, str] | None:
+    """Splits a member's name into key and suffix; None for members that are no part of a sample.
+
+    >>> split_member_name("cats/clip.v1.mp4")
+    ('cats/clip.v1', 'mp4')
+    >>> split_member_name("00017.features.safetensors")
+    ('00017', 'features.safetensors')
+    >>> split_member_name("tale.clip0.mp4")
+    ('tale', 'clip0.mp4')
+    >>> split_member_name("weights.pth") is None
+    True
+    >>> split_member_name("cats/._clip.mp4") is None  # what tar on a Mac puts beside each file
+    True
+    """
+    match = _MEMBER.fullmatch(name) if not name.rpartition("/")[2].startswith("._") else None
+    return (match["key"], match["suffix"].lower()) if match else None
+
+
+def expand_shards(source: str | Path | Sequence[str | Path], *, allow_pipe: bool = False) -> list[str]:
+    """Turns a recipe's shard setting into a list of paths and URLs.
+
+    Args:
+        source: A folder, a tar, a glob, a brace expansion such as "s3://bucket/shard-{000000..000063}.tar", or a list
+            of these.
+        allow_pipe: Whether "pipe:COMMAND" may be used, which runs the command in a shell.
+
+    Returns:
+        Paths and URLs, those of a folder or glob sorted.
+    """
+    if not isinstance(source, str | Path):
+        return [shard for part in source for shard in expand_shards(part, allow_pipe=allow_pipe)]
+    text = str(source)
+    if text.startswith("pipe:"):
+        if not allow_pipe:
+            raise UserError(f"the shard {text!r} is a command; set allow_pipe to true only if you trust the recipe.")
+        return [text]
+    if is_url(text):
+        return list(webdataset.shardlists.expand_urls(text))
+    if Path(text).is_dir():
+        found = sorted(str(path) for path in Path(text).glob("*.tar"))
+        if not found:
+            raise UserError(f"the folder {text} holds no .tar shards; make some with `divot data toy` or `pack`.")
+        return found
+    # A path that exists is meant literally, whatever characters it has.
+    parts = [text] if Path(text).exists() else list(webdataset.shardlists.expand_urls(text))
+    return [shard for part in parts for shard in _expand_glob(part)]
+
+
+def _expand_glob(pattern: str) -> list[str]:
+    if not globbing.has_magic(pattern) or Path(pattern).exists():
+        return [pattern]
+    found = sorted(globbing.glob(pattern))
+    if not found:
+        raise UserError(f"no shard matches {pattern!r}; look at the path in the recipe.")
+    return found
+
+
+def is_url(shard: str) -> bool:
+    """Tells a URL from a path."""
+    return "://" in shard
+
+
+def open_shard(shard: str, *, allow_pipe: bool = False) -> BinaryIO:
+    """Opens a shard as a stream of bytes.
+
+    Local files are opened directly; URLs through fsspec, or through webdataset's opener where fsspec does not know the
+    scheme.
+
+    Raises:
+        ShardError: It cannot be opened.
+    """
+    if shard.startswith("pipe:") and not allow_pipe:
+        raise UserError(f"the shard {shard!r} is a command; set allow_pipe to true only if you trust the recipe.")
+    try:
+        if not is_url(shard) and not shard.startswith("pipe:"):
+            return Path(shard).open("rb")
+        scheme = shard.split("://")[0]
+        if scheme in fsspec.available_protocols():
+            return cast(BinaryIO, fsspec.open(shard, "rb").open())
+        if re.search(r"[\s'\"`$;|&<>\\]", shard) and not shard.startswith("pipe:"):
+            raise ShardError("characters that a shell would interpret")  # webdataset's openers run shell commands
+        return cast(BinaryIO, webdataset.gopen(shard, "rb"))
+    except ShardError:
+        raise
+    except FileNotFoundError as error:
+        raise ShardError("it does not exist", "missing_shard") from error
+    except Exception as error:  # openers of many libraries, each with its own exceptions
+        raise ShardError(f"it cannot be opened ({first_line(error)})") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the beginning of an error's message, or the error's name if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:
+    """Reads a shard's samples in order; only members with known suffixes are looked at.
+
+    Args:
+        shard: Path or URL.
+        allow_pipe: See `expand_shards`.
+
+    Raises:
+        ShardError: The shard cannot be opened or breaks off; samples that were complete before have been given.
+    """
+    current: RawSample | None = None
+    number = 0
+    with closing(open_shard(shard, allow_pipe=allow_pipe)) as stream:
+        for key, suffix, read in _members(stream):
+            if current is None or current.key != key:
+                if current is not None:
+                    yield current  # before the next member's content, which may break off
+                current = RawSample(key, shard, number)
+                number += 1
+            current.members[suffix] = read()
+        if current is not None:
+            yield current
+
+
+def _members(stream: BinaryIO) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
+    """Yields key, suffix and how to read the content of each member that belongs to a sample."""
+    try:
+        with tarfile.open(fileobj=stream, mode="r|*") as tar:
+            for member in tar:
+                cast(Any, tar).members = []  # the list of all members would grow with the shard
+                named = split_member_name(member.name) if member.isreg() else None
+                if named is not None:
+                    yield *named, partial(_content, tar, member)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ShardError(f"it breaks off ({first_line(error)})") from error
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None
+    try:
+        return file.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ShardError(f"it breaks off in {member.name} ({first_line(error)})") from error

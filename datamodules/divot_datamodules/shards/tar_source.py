@@ -1,0 +1,206 @@
+"""Tars whose samples can be read in any order."""
+
+import hashlib
+import io
+import logging
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import fsspec
+from tqdm import tqdm
+
+from divot_datamodules.decoding.samples import SampleError
+from divot_datamodules.loading.skipped_samples import Defect
+from divot_datamodules.shards.content import ContentHashes
+from divot_datamodules.shards.copies import ShardCopies, is_compressed
+from divot_datamodules.shards.index import ShardIndex, no_samples
+from divot_datamodules.shards.index_files import IndexFiles
+from divot_datamodules.shards.reading import TEXT_SUFFIXES, RawSample, ShardError, is_url, split_member_name
+from divot_datamodules.shards.storage import LocalShard, RemoteShard
+from divot_lightning.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MAX_TEXT_BYTES = 2**24
+"""Longest json or txt of a sample."""
+
+INDEXING_THREADS = 8
+SLOW_SECONDS = 2.0
+"""After how long indexing shows its progress."""
+
+
+class TarSource:
+    """Samples of tar shards; see `divot_datamodules.shards.sources.SampleSource`.
+
+    What is known takes about 50 bytes per sample.
+
+    Args:
+        shards: Paths and URLs, from `divot_datamodules.shards.reading.expand_shards`.
+        index_folder: Keeps the indexes of shards that have none beside them, and copies of shards of which no part
+            can be read by itself; None keeps nothing.
+        allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
+        copies_gb: Most disk that the copies of these shards may take, in GiB.
+        progress: Whether to show a bar if indexing takes long.
+        may_be_empty: Whether shards of which none can be read are a source without samples, for reports.
+
+    Raises:
+        UserError: No shard can be read, or the copies take too much disk.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        *,
+        index_folder: Path | None = None,
+        allow_pipe: bool = False,
+        copies_gb: float = 20.0,
+        progress: bool = True,
+        may_be_empty: bool = False,
+    ) -> None:
+        self._names = list(shards)
+        self._indexes, self._contents = IndexFiles(index_folder), ContentHashes(index_folder)
+        copies = index_folder / "copies" if index_folder is not None else None
+        self._copies = ShardCopies(copies, int(copies_gb * 2**30), allow_pipe=allow_pipe)
+        self._units = self._prepare_all(progress)
+        self.counts = tuple(len(index.keys) for _, index in self._units)
+        self.defects = [
+            Defect(reason, name, key, detail)
+            for name, (_, index) in zip(self._names, self._units, strict=True)
+            for reason, key, detail in index.defects
+        ]
+        self.fingerprint = _fingerprint(self._names, [index for _, index in self._units])
+        if not may_be_empty:
+            _report(self._names, self.counts, self.defects)
+
+    @cached_property
+    def content(self) -> str:
+        """Hash of parts of the shards, read when it is first asked for; "" if one of them cannot be read."""
+        readable = [(shard, index) for shard, index in self._units if shard is not None and len(index.keys)]
+        with ThreadPoolExecutor(INDEXING_THREADS) as pool:
+            hashes = list(pool.map(lambda unit: self._contents.get(*unit), readable))
+        self._contents.save()
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if all(hashes) else ""
+
+    def unit_name(self, unit: int) -> str:
+        """Returns path or URL of a shard."""
+        return self._names[unit]
+
+    def key(self, unit: int, sample: int) -> str:
+        """Returns a sample's key."""
+        return self._units[unit][1].keys[sample]
+
+    def read(self, unit: int, sample: int) -> RawSample:
+        """Reads one sample; see `divot_datamodules.shards.sources.SampleSource.read`."""
+        shard, index = self._units[unit]
+        assert shard is not None, f"unit {unit} has no samples"
+        start, end = (int(place) for place in index.ranges[sample])
+        key = index.keys[sample]
+        try:
+            data = shard.read(start, end)
+        except ShardError as error:
+            raise SampleError(error.reason, str(error)) from error
+        return RawSample(key, self._names[unit], sample, members_of(data, key))
+
+    def _prepare_all(self, progress: bool) -> list[tuple[LocalShard | RemoteShard | None, ShardIndex]]:
+        hint = "`divot data index SHARDS` keeps an index beside the shards"
+        with (
+            ThreadPoolExecutor(INDEXING_THREADS) as pool,
+            tqdm(
+                pool.map(self._prepare, self._names),
+                total=len(self._names),
+                desc=f"indexing shards ({hint})",
+                unit="shard",
+                delay=SLOW_SECONDS,
+                leave=False,
+                disable=not progress,
+            ) as bar,
+        ):
+            units = list(bar)
+        if self._indexes.made:
+            logger.info("indexed %d of %d shards; %s", self._indexes.made, len(self._names), hint)
+        return units
+
+    def _prepare(self, name: str) -> tuple[LocalShard | RemoteShard | None, ShardIndex]:
+        """Makes a shard readable and finds its index; a shard that cannot be read has no samples and one defect."""
+        try:
+            shard, problem = self._open(name)
+            index = self._indexes.get(shard)
+        except ShardError as error:
+            return None, no_samples(error.reason, str(error))
+        if problem:
+            index.broken_off(problem)
+        return shard, index
+
+    def _open(self, name: str) -> tuple[LocalShard | RemoteShard, str]:
+        if name.startswith("pipe:") or (is_url(name) and _scheme(name) not in fsspec.available_protocols()):
+            return self._copies.get(name)
+        shard = RemoteShard(name) if is_url(name) else LocalShard(name)
+        if (isinstance(shard, RemoteShard) and not shard.ranges) or is_compressed(shard):
+            return self._copies.get(name, f"{shard.size} {shard.stamp}")
+        return shard, ""
+
+
+def _scheme(url: str) -> str:
+    return url.split("://")[0].split("::")[-1]
+
+
+def members_of(data: bytes, key: str) -> dict[str, bytes | Path]:
+    """Parts a sample's bytes from a tar into its members.
+
+    Args:
+        data: Headers and contents, as far as the sample reaches.
+        key: The sample's.
+
+    Returns:
+        Contents by suffix; members that belong to no sample, such as pickles, are passed over unread.
+
+    Raises:
+        SampleError: "shard_changed" if this is not the sample; "too_large" if its text is.
+    """
+    members: dict[str, bytes | Path] = {}
+    padding = bytes(-len(data) % tarfile.BLOCKSIZE)  # a shard may be cut in the padding behind its last member
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data + padding if padding else data), mode="r:") as tar:
+            for member in tar:
+                named = split_member_name(member.name) if member.isreg() else None
+                if named is None:
+                    continue
+                if named[0] != key or member.offset_data + member.size > len(data):
+                    raise SampleError("shard_changed", f"there is {member.name!r} where {key!r} was")
+                if named[1] in TEXT_SUFFIXES and member.size > MAX_TEXT_BYTES:
+                    raise SampleError("too_large", f"{member.name}: {member.size} bytes of at most {MAX_TEXT_BYTES}")
+                file = tar.extractfile(member)
+                assert file is not None
+                members[named[1]] = file.read()
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        raise SampleError("shard_changed", f"no tar member where {key!r} was ({error})") from error
+    if not members:
+        raise SampleError("shard_changed", f"no member where {key!r} was")
+    return members
+
+
+def _fingerprint(names: list[str], indexes: list[ShardIndex]) -> str:
+    digest = hashlib.sha256()
+    for name, index in zip(names, indexes, strict=True):
+        digest.update(
+            f"{name.rpartition('/')[2]}\n{index.size}\n{len(index.keys)}\n".encode("utf-8", "surrogateescape")
+        )
+        for array in (index.ranges, index.keys.ends, index.keys.text):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _report(names: list[str], counts: tuple[int, ...], defects: list[Defect]) -> None:
+    """Warns of shards that give nothing, and ends if none gives anything."""
+    empty = {name for name, count in zip(names, counts, strict=True) if not count}
+    unusable = [defect for defect in defects if defect.shard in empty]
+    if len(empty) == len(names):
+        first = unusable[0]
+        verb = "is no tar" if first.reason == "not_a_tar" else f"cannot be used: {first.detail} [{first.reason}]"
+        others = f" Nor can the other {len(names) - 1} shards." if len(names) > 1 else ""
+        raise UserError(f"the shard {first.shard} {verb}; look at the path in the recipe.{others}")
+    for defect in unusable:
+        logger.warning("no sample of %s can be read: %s (%s)", defect.shard, defect.reason, defect.detail)

@@ -1,0 +1,121 @@
+"""The toy world as tar shards of real h264 videos, with captions, questions and a text tokenizer.
+
+The folder: `train/`, `validation/` (combinations of the training split, other clips), `held_out/` (combinations that
+training never sees) and `text_tokenizer/`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from divot_datamodules.decoding.video_writing import encode_video
+from divot_datamodules.shards.writing import Sample, ShardFolder
+from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
+from divot_datamodules.toy.world import ToyWorld, caption, questions
+from divot_lightning.errors import UserError
+
+Split = Literal["train", "validation", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "held_out")
+
+
+@dataclass(frozen=True)
+class ToyDataSettings:
+    """What decides the toy data; the same settings give the same bytes.
+
+    Attributes:
+        size: Height and width in pixels.
+        train: Training clips.
+        validation: Clips of the same combinations, other start positions.
+        held_out: Clips of combinations that training never sees.
+        seed: Decides all draws.
+        samples_per_shard: At most; a split has at least four shards, so that a few ranks and workers can share it.
+        crf: Of the h264 encoder; 0 keeps pixels within 2 levels of 255.
+    """
+
+    size: int = 32
+    train: int = 4096
+    validation: int = 256
+    held_out: int = 256
+    seed: int = 0
+    samples_per_shard: int = 256
+    crf: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("size", 16), ("train", 1), ("validation", 1), ("held_out", 1), ("samples_per_shard", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.size % 2:
+            raise UserError(f"size is {self.size}; h264 wants an even number of pixels.")
+
+    def shards_of(self, split: Split) -> list[range]:
+        """Returns the sample numbers of each shard of a split."""
+        count: int = getattr(self, split)
+        step = max(1, min(self.samples_per_shard, -(-count // 4)))
+        return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def toy_sample(settings: ToyDataSettings, split: Split, number: int) -> Sample:
+    """Makes one sample of the toy data, independent of all others.
+
+    Args:
+        settings: The data's.
+        split: The split.
+        number: The sample's place in it.
+
+    Returns:
+        The key and its members: "mp4" (16 frames at 8 per second) and "json" (caption, questions, attributes, start).
+    """
+    world = ToyWorld(size=settings.size)
+    rng = np.random.default_rng([settings.seed, SPLITS.index(split), number])
+    scene = world.sample("held_out" if split == "held_out" else "train", rng)
+    facts = asdict(scene)
+    start = [facts.pop("start_row"), facts.pop("start_column")]
+    text = {"caption": caption(scene), "questions": questions(scene), "attributes": facts, "start": start}
+    video = encode_video(world.render(scene), world.frames_per_second, crf=settings.crf)
+    return f"{split}-{number:06d}", {"mp4": video, "json": json.dumps(text).encode()}
+
+
+def write_toy_data(folder: str | Path, settings: ToyDataSettings, *, progress: bool = False) -> bool:
+    """Writes the toy data; continues where an interrupted call stopped.
+
+    Args:
+        folder: Where to.
+        settings: What to make.
+        progress: Whether to show a bar with rate and time left.
+
+    Returns:
+        Whether anything was missing; False if the folder already held exactly this data.
+    """
+    folder = Path(folder)
+    shared = {name: value for name, value in asdict(settings).items() if name not in SPLITS}
+    folders = {
+        split: ShardFolder(
+            folder / split, kind="video", settings={"world": "toy", **shared, "samples": getattr(settings, split)}
+        )
+        for split in SPLITS
+    }
+    missing = [split for split in SPLITS if not folders[split].complete]
+    total = sum(getattr(settings, split) for split in missing)
+    with tqdm(total=total, desc="toy clips", unit="clip", disable=not (progress and missing)) as bar:
+        for split in missing:
+            for number, places in enumerate(settings.shards_of(split)):
+                if folders[split].has(number):
+                    bar.update(len(places))
+                    continue
+                folders[split].write(number, _samples(settings, split, places, bar))
+            folders[split].finish()
+    tokenizer_missing = not (folder / "text_tokenizer" / "tokenizer.json").is_file()
+    if tokenizer_missing:
+        toy_text_tokenizer().save_pretrained(str(folder / "text_tokenizer"))
+    return bool(missing) or tokenizer_missing
+
+
+def _samples(settings: ToyDataSettings, split: Split, places: range, bar: "tqdm[None]") -> Iterator[Sample]:
+    for place in places:
+        yield toy_sample(settings, split, place)
+        bar.update()

@@ -1,0 +1,63 @@
+"""The toy world's text tokenizer: one token per word, made here, so that nothing is downloaded."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from divot_datamodules.tasks import segments as tasks
+from divot_datamodules.toy.world import DIRECTIONS, VALUES, Scene, caption, questions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
+
+
+def toy_texts() -> list[str]:
+    """Returns texts that hold every word of the toy world's captions, questions, answers and instructions."""
+    scenes = [
+        Scene(colour, shape, direction, speed, 0.0, 0.0)
+        for colour in VALUES["colour"]
+        for shape in VALUES["shape"]
+        for direction in DIRECTIONS
+        for speed in VALUES["speed"]
+    ]
+    texts = [caption(scene) for scene in scenes]
+    texts += [text for scene in scenes for turn in questions(scene) for text in (turn["question"], turn["answer"])]
+    texts += [*tasks.CAPTION_INSTRUCTIONS, *tasks.VIDEO_PREFIXES, *tasks.IMAGE_PREFIXES]
+    return [*texts, tasks.INSTRUCTION_BEGIN, tasks.INSTRUCTION_END]
+
+
+def word_level_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    """Builds a tokenizer with one token per word (words are what whitespace separates).
+
+    Args:
+        texts: The vocabulary is the words in them, sorted; any other word becomes `<unk>`.
+
+    Returns:
+        A tokenizer that adds no special tokens by itself and knows pad, begin, end and the tokens that mark clips.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from divot_lightning.models.video_llm.sequences import SPECIAL_TOKEN_NAMES
+
+    words = sorted({word for text in texts for word in text.split()})
+    special = [PAD, UNKNOWN, BEGIN, END, *SPECIAL_TOKEN_NAMES]
+    vocabulary = {word: index for index, word in enumerate([*special, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=BEGIN,
+        eos_token=END,
+        additional_special_tokens=list(SPECIAL_TOKEN_NAMES),
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def toy_text_tokenizer() -> "PreTrainedTokenizerFast":
+    """Builds the tokenizer of the toy world's texts."""
+    return word_level_tokenizer(toy_texts())

@@ -1,0 +1,292 @@
+"""Component folders: how a stage hands a module to the next one.
+
+A component is an `nn.Module` with a `config` dataclass. Its folder holds `config.json` (class and settings) and
+`model.safetensors`. Nothing in it can run code: the class must be one that `divot_lightning.parts.trusted_classes` allows, or
+it is not imported. A module whose settings and weights are not all there is to it
+may write more files in `save_extra(folder)` and be built by the classmethod `from_component(config, folder)`.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from divot_lightning.distributed.meta_building import fill, is_sharding, without_memory
+from divot_lightning.errors import UserError
+from divot_lightning.parts.trusted_classes import require_trusted
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+RECORD_FILE = "components.json"
+MAX_NAMES_SHOWN = 3
+
+ModuleType = TypeVar("ModuleType", bound=nn.Module)
+ConfigType = TypeVar("ConfigType")
+
+
+def save_component(module: nn.Module, folder: str | Path) -> None:
+    """Writes a component folder; it appears whole or not at all, and replaces one of the same name.
+
+    Args:
+        module: Has a `config` dataclass that JSON can hold; every process that calls this holds it whole.
+        folder: Where to.
+    """
+    with new_component(module, folder) as weights_file:
+        save_model(module, str(weights_file))
+
+
+@contextmanager
+def new_component(module: nn.Module, folder: str | Path) -> Iterator[Path]:
+    """Writes a component folder but for its weights, which are written within; then the folder appears.
+
+    Args:
+        module: As for `save_component`; its parameters are not looked at.
+        folder: Where to.
+
+    Yields:
+        The file for the weights.
+    """
+    folder = Path(folder)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    config = module.config
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
+    described = {
+        "class": f"{type(module).__module__}.{type(module).__qualname__}",
+        "config": dataclasses.asdict(config),
+    }
+    (unfinished / CONFIG_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    yield unfinished / WEIGHTS_FILE
+    save_extra = getattr(module, "save_extra", None)
+    if save_extra is not None:
+        save_extra(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType:
+    """Builds the module of a component folder and loads its weights strictly.
+
+    Args:
+        folder: The component folder.
+        expected: Class the module must have.
+
+    Returns:
+        The module, on the CPU, in training mode; sharded where `divot_lightning.distributed.meta_building` says so.
+
+    Raises:
+        UserError: The folder is no component folder, holds another class or one that is not trusted, or its weights do
+            not fit.
+    """
+    folder = Path(folder)
+    described = _read_config(folder)
+    actual = _import_class(described["class"], folder)
+    _require(actual, expected, folder)
+    # What is drawn for weights that are overwritten at once must not change what is drawn after.
+    with torch.random.fork_rng(devices=[]), without_memory():
+        module = _build(actual, described["config"], folder)
+    load_weights(module, folder / WEIGHTS_FILE)
+    assert isinstance(module, expected)
+    return module
+
+
+def read_settings(folder: str | Path, expected: type[nn.Module], config_class: type[ConfigType]) -> ConfigType:
+    """Reads a component's settings without building it.
+
+    Args:
+        folder: The component folder.
+        expected: Class the component must have.
+        config_class: Class of its settings.
+
+    Raises:
+        UserError: As `load_component`, but for the weights.
+    """
+    folder = Path(folder)
+    described = _read_config(folder)
+    _require(_import_class(described["class"], folder), expected, folder)
+    known = {entry.name for entry in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    try:
+        return config_class(**{name: value for name, value in described["config"].items() if name in known})
+    except TypeError as error:
+        raise UserError(f"the settings in {folder / CONFIG_FILE} do not fit {expected.__name__}: {error}") from error
+
+
+def _require(actual: type[nn.Module], expected: type[nn.Module], folder: Path) -> None:
+    if not issubclass(actual, expected):
+        raise UserError(f"{folder} holds a {actual.__name__}, but a {expected.__name__} is needed; give its folder")
+
+
+def load_weights(module: nn.Module, file: str | Path) -> None:
+    """Loads a safetensors file into a module; keys and sizes must be the same.
+
+    Raises:
+        UserError: Which keys are missing, unexpected or of another size.
+    """
+    try:
+        with safe_open(str(file), "pt") as stored:
+            sizes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read as safetensors: {error}\nRun the stage that writes it again") from error
+    wrong = [
+        f"{name} {sizes[name]} instead of {tuple(value.shape)}"
+        for name, value in module.state_dict().items()
+        if name in sizes and sizes[name] != tuple(value.shape)
+    ]
+    missing, unexpected = ([], []) if wrong else _load(module, Path(file))
+    problems = {"missing": missing, "not expected": unexpected, "of another size": wrong}
+    if any(problems.values()):
+        lines = [f"{what}: {_shorten(sorted(names))}" for what, names in problems.items() if names]
+        raise UserError("\n".join([f"the weights in {file} do not fit a {type(module).__name__}", *lines]))
+
+
+def _load(module: nn.Module, file: Path) -> tuple[list[str], list[str]]:
+    if is_sharding():
+        found = fill(module, [file])
+        return found.missing, found.unexpected
+    missing, unexpected = load_model(module, str(file), strict=False)
+    return list(missing), list(unexpected)
+
+
+def find_component(run: str | Path, name: str) -> Path:
+    """Finds a component of a run: one that it wrote, or one that it took over from an earlier stage.
+
+    Args:
+        run: A run folder, or the component folder itself.
+        name: Such as `tokenizer`, `detokenizer`, `video_llm`.
+
+    Returns:
+        The component folder.
+
+    Raises:
+        UserError: There is no such run or component, or an earlier stage's weights have changed since.
+    """
+    run = Path(run)
+    if (run / CONFIG_FILE).is_file():
+        return run
+    record = read_record(run)
+    if (run / name / CONFIG_FILE).is_file():
+        return _same(run, name, run / name, record[name]) if name in record else run / name
+    if name in record:
+        return _recorded(run, name, record[name])
+    if not run.is_dir():
+        raise UserError(f"there is no run folder {run}\nrun the stage that makes it, or correct the path")
+    # No name with a dot in front: those are left behind by a save that was cut off.
+    there = sorted({*record, *(file.parent.name for file in run.glob(f"[!.]*/{CONFIG_FILE}"))})
+    raise UserError(
+        f"{run} has no {name}; it has: {', '.join(there) or 'no component'}\n"
+        "give the run folder of a finished stage that trains or uses one"
+    )
+
+
+def record_components(run: str | Path, used: dict[str, Path]) -> None:
+    """Writes into a run where the components come from that it uses and does not train, with their content hashes."""
+    run = Path(run)
+    record = {
+        name: {
+            "folder": os.path.relpath(folder.resolve(), run.resolve()),
+            "absolute": str(folder.resolve()),
+            "sha256": weights_sha256(folder),
+        }
+        for name, folder in used.items()
+    }
+    unfinished = run / f".{RECORD_FILE}.unfinished"
+    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    unfinished.rename(run / RECORD_FILE)
+
+
+def read_record(run: str | Path) -> dict[str, dict[str, str]]:
+    """Reads what `record_components` wrote; empty if there is nothing."""
+    file = Path(run) / RECORD_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """Returns the SHA-256 of a component's weights, in hexadecimal."""
+    with (Path(folder) / WEIGHTS_FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _recorded(run: Path, name: str, source: dict[str, str]) -> Path:
+    """Follows a record: from the run, so that runs can be moved together, or to where it was, if only the run moved."""
+    # The recorded path starts at the run itself, which may have been reached through a link.
+    beside = Path(os.path.normpath(run.resolve() / source["folder"]))
+    folder = next((path for path in (beside, Path(source.get("absolute", beside))) if _has_weights(path)), None)
+    if folder is None:
+        raise UserError(
+            f"{run} uses the {name} in {beside}, which is gone\n"
+            "a run holds what it trained itself: move it together with the runs that it builds on,\n"
+            f"or put a copy of that {name} folder, or a link to it, at {run / name}"
+        )
+    return _same(run, name, folder, source)
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / WEIGHTS_FILE).is_file()
+
+
+def _same(run: Path, name: str, folder: Path, source: dict[str, str]) -> Path:
+    """Refuses other weights than the run was made with."""
+    found = weights_sha256(folder) if _has_weights(folder) else "nothing"
+    if found != source["sha256"]:
+        raise UserError(
+            f"{run} was made with another {name} than {folder} now holds\n"
+            f"expected sha256 {source['sha256'][:16]}..., found {found[:16]}...; put the right one there, or run the "
+            "stages after it again"
+        )
+    return folder
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        described = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if not (isinstance(described["class"], str) and isinstance(described["config"], dict)):
+            raise TypeError
+        return described
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is no component folder: {CONFIG_FILE} is missing or damaged ({type(error).__name__})"
+        ) from error
+
+
+def _import_class(path: str, folder: Path) -> type[nn.Module]:
+    require_trusted(path, folder / CONFIG_FILE)
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{folder / CONFIG_FILE} names the class {path!r}, which cannot be imported: {error}"
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise UserError(f"{folder / CONFIG_FILE} names {path!r}, which is no torch module")
+    return found
+
+
+def _build(actual: type[nn.Module], config: dict[str, Any], folder: Path) -> nn.Module:
+    from_component = getattr(actual, "from_component", None)
+    if from_component is not None:
+        return from_component(config, folder)
+    config_class = inspect.get_annotations(actual.__init__, eval_str=True)["config"]
+    try:
+        return actual(config_class(**config))
+    except TypeError as error:
+        raise UserError(f"the settings in {folder / CONFIG_FILE} do not fit {actual.__name__}: {error}") from error
+
+
+def _shorten(names: list[str]) -> str:
+    shown = ", ".join(names[:MAX_NAMES_SHOWN])
+    return shown if len(names) <= MAX_NAMES_SHOWN else f"{shown} and {len(names) - MAX_NAMES_SHOWN} more"

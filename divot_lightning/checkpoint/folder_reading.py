@@ -1,0 +1,171 @@
+"""Loads checkpoint folders: all that is expected is there and fits, or an error names what is not."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from divot_lightning.checkpoint.folder_writing import TRAINER, TensorAccess
+from divot_lightning.checkpoint.folders import what_to_do
+from divot_lightning.checkpoint.manifest import find_damage, require_manifest
+from divot_lightning.checkpoint.module_tensors import full_shape
+from divot_lightning.checkpoint.optimizer_state import check_families
+from divot_lightning.checkpoint.provenance import PROVENANCE
+from divot_lightning.distributed.ranks import Ranks
+from divot_lightning.errors import UserError
+
+STATE_KEYS = ("layout", "loops", "lr_schedulers", "callbacks", "global_step")
+"""What `trainer.pt` of every run holds."""
+
+_NAMES_SHOWN = 3
+
+
+class CheckpointReader:
+    """A checkpoint folder whose files were found undamaged.
+
+    Tensors are mapped from their files, not read into memory, until they are used. No file is opened that the manifest
+    does not name, and nothing in them can run code.
+
+    Args:
+        folder: The checkpoint.
+        ranks: The processes that load it together; each compares its share of the files with the manifest.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self.folder = folder
+        self.manifest = require_manifest(folder)
+        files = self.manifest["files"]
+        share = {name: files[name] for name in ranks.mine(sorted(files))}
+        damage = [found for part in ranks.gather(find_damage(folder, share)) for found in part]
+        missing = [f"{name} is missing" for name in (TRAINER, PROVENANCE) if name not in files]
+        if damage or missing:
+            raise UserError(
+                f"{folder} is damaged: {'; '.join([*damage, *missing][:_NAMES_SHOWN])}\n{what_to_do(folder)}"
+            )
+        self._files: dict[str, dict[str, Any]] = {}
+        for name in sorted(files):
+            if name.endswith(".safetensors"):
+                opened = _open(folder / name)
+                group = self._files.setdefault(name.rpartition("-")[0], {})
+                group.update(dict.fromkeys(opened.keys(), opened))
+
+    def names(self, group: str) -> set[str]:
+        """Gives the names of the tensors of a group, such as "weights"."""
+        return set(self._files.get(group, {}))
+
+    def get(self, group: str, name: str) -> Tensor:
+        """Maps a tensor; it must not be changed."""
+        return self._files[group][name].get_tensor(name)
+
+    def state(self) -> dict[str, Any]:
+        """Reads `trainer.pt`.
+
+        Raises:
+            UserError: It holds something that could run code.
+        """
+        try:
+            state: dict[str, Any] = torch.load(self.folder / TRAINER, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(
+                f"{self.folder / TRAINER} is not loaded: it holds more than plain data ({type(error).__name__})\n"
+                "it may be damaged or made to do harm; do not use this checkpoint"
+            ) from error
+        return state
+
+
+def require_run_state(reader: CheckpointReader, state: dict[str, Any]) -> None:
+    """Refuses a state that a run cannot go on from.
+
+    Raises:
+        UserError: What it lacks.
+    """
+    lacking = [key for key in STATE_KEYS if not isinstance(state, dict) or key not in state]
+    if lacking:
+        raise UserError(
+            f"{reader.folder / TRAINER} lacks {', '.join(map(repr, lacking))}: no state of a run of this version\n"
+            f"{what_to_do(reader.folder)}"
+        )
+
+
+def restore_weights(reader: CheckpointReader, access: TensorAccess) -> None:
+    """Overwrites the trained parameters, the buffers and the frozen parameters that are stored.
+
+    Raises:
+        UserError: A tensor is missing, left over or of another size.
+    """
+    wanted = access.tensors.weights
+    sizes = {name: full_shape(value) for name, value in wanted.items()}
+    check_names(reader.folder, reader.names("weights"), set(wanted))
+    wrong = []
+    for name, value in wanted.items():
+        stored = reader.get("weights", name)
+        if tuple(stored.shape) == sizes[name]:
+            access.write(value, stored)
+        else:
+            wrong.append(f"{name} {tuple(stored.shape)} instead of {sizes[name]}")
+    if wrong:
+        raise _misfit(reader.folder, {"of another size": wrong})
+
+
+def restore_optimizers(reader: CheckpointReader, access: TensorAccess, stored: dict[str, dict[str, Any]]) -> None:
+    """Sets all optimizer states.
+
+    Args:
+        reader: The checkpoint.
+        access: The stage and its optimizers.
+        stored: By parameter, "optimizer" and "states", as `optimizer_record` gave them.
+
+    Raises:
+        UserError: Another optimizer trained a parameter, or a state is missing or left over.
+    """
+    live = access.optimizer_entries()
+    check_families(
+        {name: entry["optimizer"] for name, entry in stored.items()},
+        {name: entry.optimizer for name, entry in live.items()},
+    )
+    expected = {f"{name}/{key}" for name, entry in stored.items() for key in entry["states"]}
+    check_names(reader.folder, reader.names("optimizer"), expected)
+    for name, entry in stored.items():
+        access.write_states(name, {key: reader.get("optimizer", f"{name}/{key}") for key in entry["states"]})
+
+
+def optimizer_record(access: TensorAccess) -> dict[str, dict[str, Any]]:
+    """Says in plain data which states of which optimizer a checkpoint holds, for `restore_optimizers`."""
+    return {
+        name: {"optimizer": entry.optimizer, "states": list(entry.states)}
+        for name, entry in access.optimizer_entries().items()
+    }
+
+
+def check_names(folder: Path, stored: set[str], wanted: set[str]) -> None:
+    """Refuses a checkpoint with other tensors than wanted.
+
+    Raises:
+        UserError: Which are missing or left over.
+    """
+    problems = {"not in the checkpoint": sorted(wanted - stored), "only in the checkpoint": sorted(stored - wanted)}
+    if any(problems.values()):
+        raise _misfit(folder, problems)
+
+
+def _misfit(folder: Path, problems: Mapping[str, Sequence[str]]) -> UserError:
+    lines = [f"{what}: {_shorten(names)}" for what, names in problems.items() if names]
+    advice = "go on with the settings it was trained with, or start a new run"
+    return UserError("\n".join([f"{folder} does not fit this run", *lines, advice]))
+
+
+def _shorten(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(str(file), "pt", device="cpu").__enter__()
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file} cannot be read as safetensors: {error}\nremove this checkpoint to go on from the one before it"
+        ) from error

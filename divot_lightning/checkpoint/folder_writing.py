@@ -1,0 +1,267 @@
+"""A checkpoint folder: every tensor under the name of its parameter, whatever the number of processes and ZeRO stage.
+
+    step_00000200/
+      weights-00000.safetensors ...    trained parameters, buffers, frozen parameters that came from no folder
+      optimizer-00000.safetensors ...  "<parameter>/<state>", such as "layer.weight/exp_avg"
+      ema-00000.safetensors ...        averaged parameters, if the run averages them
+      trainer.pt                       loops, schedules, callbacks, place in the data, random states; plain data only
+      provenance.json                  where frozen parameters came from, and hashes of their contents
+      manifest.json                    sizes and hashes of all files
+
+Each process writes about the same number of bytes, one tensor at a time, and reads only the tensors that it holds.
+A folder is written under a temporary name and renamed when it is whole.
+"""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from divot_lightning.checkpoint.manifest import FileRecord, file_sha256, sync_folder, write_manifest
+from divot_lightning.checkpoint.module_tensors import ModuleTensors
+from divot_lightning.checkpoint.optimizer_state import OptimizerEntry
+from divot_lightning.checkpoint.provenance import PROVENANCE
+from divot_lightning.checkpoint.tensor_file import TensorFile, TensorSpec
+from divot_lightning.distributed.ranks import Ranks
+from divot_lightning.errors import UserError
+
+TRAINER = "trainer.pt"
+UNFINISHED = ".{}.unfinished"
+
+
+class TensorAccess(Protocol):
+    """Reads and writes the tensors of a stage by name; `WholeTensors` and `PartitionedTensors` do."""
+
+    tensors: ModuleTensors
+    masters: list[Tensor]
+    """What the optimizer steps on this rank; copies of it may be kept, such as averages."""
+
+    def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
+        """Gives a trained parameter, taken from copies of `masters`, to the rank `owner`; all ranks call it."""
+        ...
+
+    def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
+        """Overwrites a trained parameter in copies of `masters`; every rank gives the whole value."""
+        ...
+
+    def spec(self, tensor: Tensor) -> TensorSpec:
+        """Says how a tensor of the stage is stored."""
+        ...
+
+    def read(self, tensor: Tensor, owner: int) -> Tensor | None:
+        """Gives a tensor of the stage to the rank `owner`; all ranks call it together."""
+        ...
+
+    def write(self, tensor: Tensor, value: Tensor) -> None:
+        """Overwrites a tensor of the stage; every rank gives the whole value."""
+        ...
+
+    def optimizer_entries(self) -> dict[str, OptimizerEntry]:
+        """Says by parameter which optimizer it has and which states that keeps now."""
+        ...
+
+    def read_state(self, name: str, key: str, owner: int) -> Tensor | None:
+        """Gives an optimizer state to the rank `owner`; all ranks call it together."""
+        ...
+
+    def write_states(self, name: str, values: dict[str, Tensor]) -> None:
+        """Sets all optimizer states of a parameter; every rank gives the whole values."""
+        ...
+
+    def flush(self) -> None:
+        """Is called by all ranks when everything is written."""
+        ...
+
+
+class Entry(NamedTuple):
+    """A tensor to be stored.
+
+    Attributes:
+        group: First part of the name of its file.
+        key: Its name in the file.
+        spec: What it is.
+        read: Gives it to the rank whose number it is called with; all ranks call it together.
+    """
+
+    group: str
+    key: str
+    spec: TensorSpec
+    read: Callable[[int], Tensor | None]
+
+
+class CheckpointNotWritten(UserError):
+    """A checkpoint could not be written, as on a full disk; nothing of it is left, and the one before is as it was."""
+
+
+def stage_entries(access: TensorAccess) -> list[Entry]:
+    """Lists the tensors of a stage and of its optimizers."""
+    entries = [
+        Entry("weights", name, access.spec(value), partial(access.read, value))
+        for name, value in access.tensors.weights.items()
+    ]
+    for name, entry in access.optimizer_entries().items():
+        for key, spec in entry.states.items():
+            entries.append(Entry("optimizer", f"{name}/{key}", spec, partial(access.read_state, name, key)))
+    return entries
+
+
+def save_folder(
+    folder: Path,
+    entries: Sequence[Entry],
+    *,
+    state: dict[str, Any],
+    provenance: dict[str, Any],
+    about: dict[str, Any],
+    ranks: Ranks,
+) -> None:
+    """Writes a checkpoint; all ranks call it together.
+
+    Args:
+        folder: Where it appears when it is whole.
+        entries: Its tensors, the same on all ranks.
+        state: What `trainer.pt` holds; the first rank's is taken.
+        provenance: What `provenance.json` holds; the first rank's is taken.
+        about: Goes into the manifest.
+        ranks: The processes.
+
+    Raises:
+        CheckpointNotWritten: On all ranks, if one of them could not write.
+        UserError: `state` holds something else than plain data.
+    """
+    unfinished = folder.with_name(UNFINISHED.format(folder.name))
+    _together(ranks, unfinished, lambda: _start(unfinished) if ranks.rank == 0 else None)
+    files = write_tensors(unfinished, entries, ranks)
+    every = [item for part in ranks.gather(files) for item in part.items()]
+    _raise_failures(unfinished, [value for _, value in every if isinstance(value, OSError)], ranks)
+    records = {name: value for name, value in every if isinstance(value, FileRecord)}
+
+    def finish() -> None:
+        records[TRAINER] = _write(unfinished / TRAINER, plain_bytes(state))
+        records[PROVENANCE] = _write(unfinished / PROVENANCE, (json.dumps(provenance, indent=1) + "\n").encode())
+        write_manifest(unfinished, records, about)
+        _put_in_place(unfinished, folder)
+
+    _together(ranks, unfinished, lambda: finish() if ranks.rank == 0 else None)
+
+
+def write_tensors(folder: Path, entries: Sequence[Entry], ranks: Ranks) -> dict[str, FileRecord | OSError]:
+    """Writes this rank's share of the tensors, and takes part in gathering those of the others.
+
+    Returns:
+        This rank's files, or what went wrong with them.
+    """
+    owners = share_out([entry.spec.bytes for entry in entries], ranks.size)
+    files: dict[str, FileRecord | OSError] = {}
+    for group in dict.fromkeys(entry.group for entry in entries):
+        members = [(entry, owner) for entry, owner in zip(entries, owners, strict=True) if entry.group == group]
+        members.sort(key=lambda member: -member[0].spec.dtype.itemsize)
+        specs = {entry.key: entry.spec for entry, owner in members if owner == ranks.rank}
+        name = f"{group}-{ranks.rank:05d}.safetensors"
+        file = TensorFile(folder / name, specs) if specs else None
+        for entry, owner in members:
+            value = entry.read(owner)
+            if owner == ranks.rank:
+                assert file is not None
+                assert value is not None
+                file.write(entry.key, value)
+        if file is not None:
+            files[name] = file.close()
+    return files
+
+
+def share_out(sizes: Sequence[int], num_ranks: int) -> list[int]:
+    """Gives each tensor to a rank, so that all write about as much: the largest first, to whom has least.
+
+    >>> share_out([4, 1, 3, 2], 2)
+    [0, 0, 1, 1]
+    """
+    loads = [0] * num_ranks
+    owners = [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        owner = loads.index(min(loads))
+        owners[index] = owner
+        loads[owner] += sizes[index]
+    return owners
+
+
+def plain_bytes(state: dict[str, Any]) -> bytes:
+    """Serialises plain data: what can be read again without running code.
+
+    Raises:
+        UserError: Which entry holds anything else.
+    """
+    for name, value in state.items():
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        buffer.seek(0)
+        try:
+            torch.load(buffer, weights_only=True)
+        except Exception as error:
+            raise UserError(
+                f"the state of {name!r} cannot be kept in a checkpoint: {str(error).splitlines()[0]}\n"
+                "numbers, text, lists, dictionaries and tensors can; return only those from state_dict()"
+            ) from error
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _start(unfinished: Path) -> None:
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+
+
+def _write(file: Path, content: bytes) -> FileRecord:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return FileRecord(len(content), file_sha256(file))
+
+
+def _put_in_place(unfinished: Path, folder: Path) -> None:
+    if folder.exists():
+        # Only a run that was set back by hand meets its own step again. A folder cannot be exchanged in one go.
+        replaced = folder.with_name(f".{folder.name}.removing")
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
+        unfinished.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        unfinished.rename(folder)
+    sync_folder(folder.parent)
+
+
+def _together(ranks: Ranks, unfinished: Path, action: Callable[[], None]) -> None:
+    """Runs an action on all ranks and raises on all what went wrong on one."""
+    failure: Exception | None = None
+    try:
+        action()
+    except (OSError, UserError) as error:
+        failure = error
+    failures = [found for found in ranks.gather(failure) if found is not None]
+    if failures and not isinstance(failures[0], OSError):
+        _discard(unfinished, ranks)
+        raise failures[0]
+    _raise_failures(unfinished, failures, ranks)
+
+
+def _raise_failures(unfinished: Path, failures: Sequence[OSError], ranks: Ranks) -> None:
+    if failures:
+        _discard(unfinished, ranks)
+        raise CheckpointNotWritten(
+            f"a checkpoint could not be written into {unfinished.parent}: {failures[0]}\n"
+            "what was written of it is removed; checkpoints before it are untouched"
+        )
+
+
+def _discard(unfinished: Path, ranks: Ranks) -> None:
+    if ranks.rank == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)

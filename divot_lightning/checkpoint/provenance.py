@@ -1,0 +1,148 @@
+"""Where frozen weights came from: recorded instead of stored, and verified before a run goes on."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from divot_lightning.checkpoint.module_tensors import ModuleTensors, full_shape
+from divot_lightning.checkpoint.tensor_file import tensor_bytes
+from divot_lightning.distributed.ranks import Ranks
+from divot_lightning.errors import UserError
+
+PROVENANCE = "provenance.json"
+
+ReadTensor = Callable[[Tensor, int], Tensor | None]
+"""Gives a whole tensor to one rank; all ranks call it together."""
+
+
+class Digest(NamedTuple):
+    """What a tensor holds.
+
+    Attributes:
+        exact: Hash of its content in the precision it has.
+        rounded: Hash of its content in bfloat16, which tells the same weights in another precision.
+    """
+
+    exact: str
+    rounded: str
+
+
+def describe_frozen(tensors: ModuleTensors, read: ReadTensor, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """Hashes the frozen modules of a stage that came from folders; each rank hashes its share of the tensors.
+
+    The result does not depend on how tensors are sharded or in which order they stand.
+
+    Args:
+        tensors: The tensors of the stage.
+        read: Gives a tensor to the rank that hashes it.
+        ranks: All processes that take part.
+
+    Returns:
+        For each module its source, its number of tensors, their precisions and both hashes.
+    """
+    named = [(module, name, p) for module, members in tensors.sourced.items() for name, p in members.items()]
+    mine: dict[tuple[str, str], Digest] = {}
+    for number, (module, name, parameter) in enumerate(named):
+        owner = number % ranks.size
+        value = read(parameter, owner)
+        if owner == ranks.rank:
+            assert value is not None
+            mine[module, name] = digest(value)
+    every = {key: found for part in ranks.gather(mine) for key, found in part.items()}
+    return {
+        module: {
+            "source": tensors.sources[module],
+            "tensors": len(members),
+            "precision": sorted({str(p.dtype).removeprefix("torch.") for p in members.values()}),
+            "sha256": _combine((name, full_shape(p), every[module, name].exact) for name, p in members.items()),
+            "sha256_bfloat16": _combine(
+                (name, full_shape(p), every[module, name].rounded) for name, p in members.items()
+            ),
+        }
+        for module, members in tensors.sourced.items()
+        if members
+    }
+
+
+def digest(tensor: Tensor) -> Digest:
+    """Hashes a tensor.
+
+    >>> value = torch.tensor([1.0, 2.0])
+    >>> digest(value).rounded == digest(value.bfloat16()).exact
+    True
+    """
+    exact = hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+    if not tensor.is_floating_point() or tensor.dtype == torch.bfloat16:
+        return Digest(exact, exact)
+    return Digest(exact, hashlib.sha256(tensor_bytes(tensor.bfloat16())).hexdigest())
+
+
+def verify_frozen(stored: dict[str, dict[str, Any]], live: dict[str, dict[str, Any]]) -> None:
+    """Compares the frozen modules of a run with those its checkpoint was made with.
+
+    Args:
+        stored: From the checkpoint.
+        live: From this run.
+
+    Raises:
+        UserError: A module holds other weights, or is frozen in one of the two only.
+    """
+    for module in sorted({*stored, *live}):
+        then, now = stored.get(module), live.get(module)
+        if then is None or now is None:
+            there = "is not frozen in the checkpoint" if then is None else "was frozen and is not any more"
+            raise UserError(
+                f"{module} {there}, so its weights cannot be restored\n"
+                "go on with the settings it was trained with, or start a new run"
+            )
+        key = "sha256" if then["precision"] == now["precision"] else "sha256_bfloat16"
+        if then[key] != now[key]:
+            raise UserError(
+                f"{module} holds other frozen weights than this run was trained with\n"
+                f"then: {then['source']}, {then['tensors']} tensors, {key} {then[key][:16]}...\n"
+                f"now:  {now['source']}, {now['tensors']} tensors, {key} {now[key][:16]}...\n"
+                "give the folder it was trained with, or start a new run"
+            )
+
+
+class FrozenRecord:
+    """Describes the frozen modules of a stage once, and again only when a weight was changed in between.
+
+    Args:
+        stage: The stage.
+    """
+
+    def __init__(self, stage: nn.Module) -> None:
+        self.stage = stage
+        self._seen: list[tuple[int, int]] | None = None
+        self._described: dict[str, dict[str, Any]] = {}
+
+    def describe(self, tensors: ModuleTensors, read: ReadTensor, ranks: Ranks) -> dict[str, dict[str, Any]]:
+        """As `describe_frozen`."""
+        seen = [
+            (value.data_ptr(), value._version)
+            for members in tensors.sourced.values()
+            for parameter in members.values()
+            for value in [getattr(parameter, "ds_tensor", parameter)]
+        ]
+        # Whether to hash again must be the same for all, since they read tensors together.
+        if any(ranks.gather(seen != self._seen)):
+            self._described = describe_frozen(tensors, read, ranks)
+            self._seen = seen
+        return self._described
+
+
+def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
+    """Reads what a checkpoint recorded."""
+    content: dict[str, dict[str, Any]] = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    return content
+
+
+def _combine(parts: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
+    lines = sorted(f"{name} {list(shape)} {content}\n" for name, shape, content in parts)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,0 +1,88 @@
+"""Random states of all ranks, so that dropout after a resume draws what it would have drawn.
+
+They are put back before the first training step, not earlier: building data loaders draws from the same generators.
+"""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from divot_lightning.distributed.ranks import Ranks
+
+
+class RandomStates(Callback):
+    """Keeps the random states of all ranks in checkpoints.
+
+    Training steps draw from states of their own: what is drawn between two of them (by validation, by data loaders that
+    are built anew or run in this process) does not change the next one, and so cannot differ after a resume. With
+    another number of processes than before there are no states to put back: each process then starts from a seed made
+    of the run's seed, the step and its rank.
+    """
+
+    def __init__(self) -> None:
+        self._next: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the states with which the next training step starts, of all ranks."""
+        checkpoint["random_states"] = Ranks.all().gather(self._next or random_state())
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Takes this rank's state."""
+        states = checkpoint.get("random_states", [])
+        if len(states) == trainer.world_size:
+            self._next = states[trainer.global_rank]
+        elif states:
+            rank_zero_info(f"{len(states)} processes then, {trainer.world_size} now: random states start anew")
+            seed = int(torch.initial_seed() % 2**63)
+            self._next = fresh_state(seed, checkpoint["global_step"], trainer.global_rank)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Goes on where the last training step ended."""
+        if self._next is not None:
+            set_random_state(self._next)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remembers where this training step ended."""
+        self._next = random_state()
+
+
+def random_state() -> dict[str, Any]:
+    """Gives the states of this process's generators as plain data: python, numpy, torch, and its CUDA device's."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    assert name == "MT19937"
+    return {
+        "python": (version, torch.tensor(words, dtype=torch.int64), gauss),
+        "numpy": (torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Sets this process's generators to what `random_state` gave."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def fresh_state(seed: int, step: int, rank: int) -> dict[str, Any]:
+    """Gives states that depend on nothing but a seed, a step and a rank; this process's own stay as they are."""
+    kept = random_state()
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(3, np.uint64)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1] % 2**32))
+    torch.manual_seed(int(words[2] % 2**63))
+    state = random_state()
+    set_random_state(kept)
+    return state

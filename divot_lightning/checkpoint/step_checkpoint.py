@@ -1,0 +1,151 @@
+"""When a run's state is saved, and which checkpoints stay."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+
+from divot_lightning.checkpoint.folder_writing import CheckpointNotWritten
+from divot_lightning.checkpoint.folders import (
+    CHECKPOINTS,
+    checkpoint_name,
+    checkpoint_step,
+    complete_checkpoints,
+)
+from divot_lightning.checkpoint.retention import (
+    read_scores,
+    remove_folder,
+    remove_leftovers,
+    steps_to_remove,
+    write_score,
+)
+from divot_lightning.checkpoint.run_state import save_together
+from divot_lightning.errors import UserError
+
+
+@dataclass
+class CheckpointSettings:
+    """When a run's state is saved, and which checkpoints stay.
+
+    Attributes:
+        every_steps: Optimizer steps between two checkpoints; the last step, Ctrl-C and signals save too.
+        keep_all: Keep every checkpoint.
+        keep_last: Checkpoints that are kept because they are the newest.
+        keep_every: Keep also those at every so many steps; none by default.
+        keep_best: Keep also this many with the best `metric`.
+        metric: What `keep_best` goes by: a name that validation logs.
+        mode: Whether a small or a great `metric` is good.
+        on_full_disk: Whether a checkpoint that cannot be written stops the run, or is reported and left out.
+    """
+
+    every_steps: int = 200
+    keep_all: bool = False
+    keep_last: int = 1
+    keep_every: int | None = None
+    keep_best: int = 0
+    metric: str = "validation/loss"
+    mode: Literal["min", "max"] = "min"
+    on_full_disk: Literal["continue", "stop"] = "stop"
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that make no sense."""
+        for name, least in (("every_steps", 1), ("keep_last", 1), ("keep_every", 1), ("keep_best", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"checkpoint.{name} is {value}; it must be at least {least}")
+
+
+class StepCheckpoint(Checkpoint):
+    """Saves `<run>/checkpoints/step_<n>` every so many steps, and at the end, and removes what is not kept.
+
+    Args:
+        run: The run folder.
+        settings: When to save and what to keep.
+    """
+
+    def __init__(self, run: Path, settings: CheckpointSettings) -> None:
+        self.folder = run / CHECKPOINTS
+        self.run = run
+        self.settings = settings
+        self.saved_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clears away what a killed process left; what the run goes on from is not saved again."""
+        self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            remove_leftovers(self.folder)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes what the run goes on from, which a validation that is made up for need not save again."""
+        self.saved_step = checkpoint["global_step"]
+
+    def on_step_logged(self, trainer: Trainer) -> None:
+        """Saves when it is time: before a validation, which may take long, and which a resume makes up for."""
+        scored = self.settings.keep_best > 0 and trainer.fit_loop.epoch_loop.owes_validation  # type: ignore[attr-defined]
+        # Lightning would count the step twice if it were saved at the very end, and the run trained for longer then.
+        last = 0 < trainer.estimated_stepping_batches <= trainer.global_step
+        if scored or last or trainer.global_step % self.settings.every_steps == 0:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the metric for the checkpoint of this step, which is taken now if there is none."""
+        if not self.settings.keep_best or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        score = trainer.callback_metrics.get(self.settings.metric)
+        if score is None:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise UserError(
+                f"checkpoint.metric is {self.settings.metric!r}, which validation does not log\nit logs: {known}"
+            )
+        self.save(trainer)
+        if trainer.is_global_zero and trainer.global_step > 0:
+            write_score(self.folder, trainer.global_step, float(score))
+            self._remove_others()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last step of a run that ended before its time, as by early stopping."""
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Saves the current step, once; all ranks call it together.
+
+        Raises:
+            CheckpointNotWritten: It could not be written, and `on_full_disk` says stop.
+        """
+        step = trainer.global_step
+        if step == self.saved_step:
+            return
+        self.saved_step = step
+        try:
+            save_together(trainer, self.folder / checkpoint_name(step))
+        except CheckpointNotWritten as failure:
+            if self.settings.on_full_disk == "stop":
+                raise
+            _warn(f"step {step} goes on without a checkpoint: {failure}\n")
+            return
+        if trainer.is_global_zero:
+            self._remove_others()
+
+    def _remove_others(self) -> None:
+        if self.settings.keep_all:
+            return
+        folders = {checkpoint_step(folder): folder for folder in complete_checkpoints(self.run)}
+        for step in steps_to_remove(
+            folders,
+            read_scores(self.folder),
+            keep_last=self.settings.keep_last,
+            keep_every=self.settings.keep_every,
+            keep_best=self.settings.keep_best,
+            mode=self.settings.mode,
+        ):
+            remove_folder(folders[step])
+
+
+@rank_zero_only
+def _warn(message: str) -> None:
+    sys.stderr.write(message)

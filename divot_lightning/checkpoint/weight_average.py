@@ -1,0 +1,188 @@
+"""An exponential moving average of the trained weights, kept in parts where ZeRO keeps the weights in parts."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from divot_lightning.checkpoint.folder_reading import CheckpointReader, check_names
+from divot_lightning.checkpoint.folder_writing import Entry, TensorAccess
+from divot_lightning.checkpoint.module_tensors import full_shape
+from divot_lightning.checkpoint.run_state import is_fitting, tensor_access
+from divot_lightning.checkpoint.tensor_file import TensorSpec
+from divot_lightning.errors import UserError
+
+GROUP = "ema"
+
+
+class WeightAverage(Callback):
+    """Averages the trained weights after every optimizer step; checkpoints hold the average by parameter.
+
+    In a recipe: `trainer.callbacks: [{class_path: divot_lightning.checkpoint.weight_average.WeightAverage}]`.
+    Each rank averages what its optimizer steps: under ZeRO its partition, so that the average is sharded too.
+
+    Args:
+        decay: Share of the old average that stays at a step. The first steps count more, as (1 + n) / (10 + n) at step
+            n, so that the untrained weights are soon forgotten.
+        use: Validate, test and hand on the averaged weights; without it they are only kept in checkpoints.
+    """
+
+    def __init__(self, decay: float = 0.999, use: bool = True) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise UserError(f"WeightAverage: decay is {decay}; it must be at least 0 and less than 1")
+        self.decay = decay
+        self.use = use
+        self.averages: list[Tensor] = []
+        self._access: TensorAccess | None = None
+        self._reader: CheckpointReader | None = None
+        self._held: list[Tensor] = []
+        self._step = 0
+
+    def entries(self, access: TensorAccess) -> list[Entry]:
+        """Lists what a checkpoint stores."""
+        return [
+            Entry(
+                GROUP,
+                name,
+                TensorSpec(torch.float32, full_shape(value)),
+                partial(access.read_copy, name, self.averages),
+            )
+            for name, value in access.tensors.trained.items()
+        ]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Notes the checkpoint, whose averages are read when there is a place for them."""
+        self._reader = checkpoint.get("checkpoint_reader")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts with the weights as they are, or with the averages of the checkpoint."""
+        access = self._access = tensor_access(trainer.strategy)
+        self.averages = [master.detach().to(torch.float32, copy=True) for master in access.masters]
+        self._step = trainer.global_step
+        reader, self._reader = self._reader, None
+        if reader is None:
+            return
+        if not reader.names(GROUP):
+            _say(f"{reader.folder} holds no averaged weights: the average starts with the weights at step {self._step}")
+            return
+        check_names(reader.folder, reader.names(GROUP), set(access.tensors.trained))
+        for name in access.tensors.trained:
+            access.write_copy(name, reader.get(GROUP, name), self.averages)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Averages when an optimizer step is done."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        assert self._access is not None
+        average(self.averages, self._access.masters, step=self._step, decay=self.decay)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the averaged weights into the model."""
+        self._put_in(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the trained weights back."""
+        self._put_back()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the averaged weights into the model."""
+        self._put_in(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Puts the trained weights back, which a checkpoint may be taken of."""
+        self._put_back()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Puts the averaged weights into the model for a while; all ranks do it together."""
+        self._hold()
+        try:
+            yield
+        finally:
+            self._put_back()
+
+    def _put_in(self, trainer: Trainer) -> None:
+        if not self.use:
+            return
+        if is_fitting(trainer.strategy):
+            self._hold()
+        elif self._reader is not None:
+            access = tensor_access(trainer.strategy)
+            check_names(self._reader.folder, self._reader.names(GROUP), set(access.tensors.trained))
+            for name, value in access.tensors.trained.items():
+                access.write(value, self._reader.get(GROUP, name))
+            access.flush()
+
+    def _hold(self) -> None:
+        if self._access is None or self._held:
+            return
+        self._held = [master.detach().clone() for master in self._access.masters]
+        _overwrite(self._access, self.averages)
+
+    def _put_back(self) -> None:
+        if self._held:
+            assert self._access is not None
+            _overwrite(self._access, self._held)
+            self._held = []
+
+
+@contextmanager
+def averaged_weights(trainer: Trainer) -> Iterator[None]:
+    """Puts averaged weights into the model if the run averages them and shall use them; all ranks do it together."""
+    found = _average_in_use(trainer)
+    if found is None:
+        yield
+    else:
+        with found.applied():
+            yield
+
+
+def hands_on_average(trainer: Trainer) -> bool:
+    """Tells whether `averaged_weights` puts averaged weights into the model."""
+    return _average_in_use(trainer) is not None
+
+
+def _average_in_use(trainer: Trainer) -> WeightAverage | None:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, WeightAverage) and callback.use), None)
+
+
+@torch.no_grad()
+def average(averages: Sequence[Tensor], values: Sequence[Tensor], *, step: int, decay: float) -> None:
+    """Moves averages towards values, in place.
+
+    Args:
+        averages: Float32.
+        values: Of the same shapes, any precision.
+        step: Steps that were taken, at least 1.
+        decay: Share of the averages that stays at late steps.
+
+    >>> averages = [torch.tensor([1.0])]
+    >>> average(averages, [torch.tensor([3.0])], step=90, decay=0.5)
+    >>> averages[0].item()
+    2.0
+    """
+    stays = min(decay, (1 + step) / (10 + step))
+    for kept, value in zip(averages, values, strict=True):
+        kept.lerp_(value.to(kept.dtype), 1.0 - stays)
+
+
+def _overwrite(access: TensorAccess, values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for master, value in zip(access.masters, values, strict=True):
+            master.copy_(value)
+    access.flush()
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")

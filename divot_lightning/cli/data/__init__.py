@@ -1,0 +1,44 @@
+"""`divot data`: make, pack, inspect, index and encode shards."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from divot_lightning.errors import UserError
+
+COMMANDS: dict[str, str] = {
+    "toy": "make the toy world's shards: divot data toy data/toy",
+    "pack": "pack a folder or a jsonl of videos into shards: divot data pack clips/ shards/",
+    "inspect": "show what shards hold and what is wrong in them: divot data inspect shards/",
+    "index": "note where each sample lies, so that training starts at once: divot data index shards/",
+    "encode": "run a trained tokenizer over shards once: divot data encode --tokenizer RUN --input A --output B",
+    "skip": "take steps out of a stopped run's training order: divot data skip RUN --steps 120:140",
+}
+"""Every subcommand with its line in the help; `<name>` is served by `divot_lightning.cli.data_<name>:main`."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one `divot data` command.
+
+    Args:
+        argv: The words after `divot data`.
+
+    Returns:
+        The exit status.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stdout.write(help_text())
+        return 0
+    if argv[0] not in COMMANDS:
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f" Did you mean 'divot data {near[0]}'?" if near else ""
+        raise UserError(f"there is no command 'data {argv[0]}'; commands: {', '.join(COMMANDS)}.{hint}")
+    module = importlib.import_module(f"divot_lightning.cli.data.{argv[0]}")
+    return int(module.main(list(argv[1:])))
+
+
+def help_text() -> str:
+    """Gives what `divot data --help` prints."""
+    table = "\n".join(f"  {name:<8} {line}" for name, line in COMMANDS.items())
+    return f"usage: divot data COMMAND [OPTIONS]\n\ncommands:\n{table}\n\n`divot data COMMAND --help` tells more.\n"

@@ -1,0 +1,85 @@
+"""`divot data encode`: a trained tokenizer over shards, once."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+
+def parser() -> argparse.ArgumentParser:
+    """Builds the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="divot data encode",
+        description="Run a trained tokenizer over videos and write shards of features, which the LLM stages read in "
+        "place of videos. Started again, it goes on where it stopped.",
+    )
+    parser.add_argument("--tokenizer", required=True, help="run folder of a stage that trains or uses a tokenizer")
+    parser.add_argument("--input", required=True, help="videos: folder, tar, glob, brace expansion, URL or jsonl")
+    parser.add_argument("--output", required=True, help="folder of the feature shards")
+    parser.add_argument("--media-root", help="folder that a jsonl's relative paths start from (default: the jsonl's)")
+    parser.add_argument(
+        "--media-from",
+        choices=("root", "disk", "anywhere"),
+        default="disk",
+        help="where a jsonl's lines may take media from: below the media root alone, any disk here, or also URLs "
+        "(default: disk)",
+    )
+    parser.add_argument("--size", type=int, help="height and width of the clips (default: as the tokenizer's run)")
+    parser.add_argument("--frames", type=int, help="frames per clip (default: as the tokenizer's run)")
+    parser.add_argument("--fps", type=float, help="frames per second of the clips (default: as the tokenizer's run)")
+    parser.add_argument(
+        "--short-videos",
+        choices=("refuse", "squeeze"),
+        default="refuse",
+        help="leave out videos shorter than a clip, or take its frames closer together (default: refuse)",
+    )
+    parser.add_argument(
+        "--max-clips", type=int, default=1, help="most clips of a video; 1 is the one in its middle (default: 1)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("32-true", "bf16-mixed", "bf16-true"),
+        default="32-true",
+        help="of the tokenizer; take the training's for bit-for-bit the same features (default: 32-true)",
+    )
+    parser.add_argument(
+        "--max-sample-clips", type=int, default=64, help="leave out samples of more videos than this (default: 64)"
+    )
+    parser.add_argument("--samples-per-shard", type=int, default=1024, help="at most (default: 1024)")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples at a time (default: 32)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--max-bad-fraction", type=float, default=0.05, help="largest share left out (default: 0.05)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The words after `divot data encode`.
+    """
+    args = parser().parse_args(argv)
+    from divot_lightning.inference.feature_encoding import EncodeSettings, encode_shards, tokenizer_clip
+    from divot_datamodules.loading.skipped_samples import Budget, left_out_lines
+
+    given = {"height": args.size, "width": args.size, "frames": args.frames, "fps": args.fps}
+    given = {name: value for name, value in given.items() if value is not None}
+    clip = replace(tokenizer_clip(args.tokenizer), **given, short_videos=args.short_videos)
+    report = encode_shards(
+        args.tokenizer,
+        args.input,
+        args.output,
+        EncodeSettings(clip, args.max_clips, args.precision, args.samples_per_shard, args.max_sample_clips),
+        media_root=args.media_root,
+        media_from=args.media_from,
+        batch_size=args.batch_size,
+        budget=Budget(args.max_bad_fraction),
+        device=args.device,
+        progress=True,
+    )
+    state = "already there, nothing to do" if report.already_there else "made"
+    counts = f"features of {report.samples} samples in {report.shards} shards"
+    size = f"clips of {clip.frames} frames of {clip.height} x {clip.width} at {clip.fps:g} per second"
+    sys.stdout.write(f"{args.output}: {counts}, {size}; {state}\n")
+    sys.stdout.write("".join(line + "\n" for line in left_out_lines(report.defects)))
+    return 0

@@ -1,0 +1,93 @@
+"""`divot data skip`: take steps out of a run's training order, after a spike of the loss say."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from divot_lightning.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Builds the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="divot data skip",
+        description="Leave out the samples that some steps of a stopped run would take: each later step then takes "
+        "what a still later one would have taken. The edit is written with date and reason to RUN/data/edits.jsonl, "
+        "and `divot resume` shows it. Steps that the newest checkpoint has behind it cannot be left out any more.",
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument(
+        "--steps", required=True, metavar="A:B", help="steps A to B-1 as metrics.csv counts them, the first being 0"
+    )
+    parser.add_argument("--reason", default="", help="why; kept with the edit")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: The words after `divot data skip`.
+
+    Returns:
+        The exit status.
+    """
+    args = parser().parse_args(argv)
+    import yaml
+
+    from divot_datamodules.order.plan_edits import SkippedSteps, add_edit, plan_step, read_edits
+    from divot_lightning.training.run_folder import CONFIG, DATA, require_run
+    from divot_lightning.training.run_lock import run_lock
+
+    begin, end = parse_steps(args.steps)
+    require_run(args.run)
+    with run_lock(args.run):
+        batches = _batches_of_a_step(yaml.safe_load((args.run / CONFIG).read_text(encoding="utf-8")))
+        _refuse_passed(args.run, begin)
+        edits = read_edits(args.run / DATA)
+        first, last = (plan_step(step, edits, batches) for step in (begin, end))
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        add_edit(args.run / DATA, SkippedSteps(first, last, args.steps, args.reason, date))
+    count = end - begin
+    sys.stdout.write(f"{args.run}: the samples of {count} step{'s' * (count > 1)} from step {begin} on are left out\n")
+    return 0
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """Reads "A:B".
+
+    >>> parse_steps("120:140")
+    (120, 140)
+    """
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise UserError(f"--steps is {text!r}; give A:B with A < B, such as 120:140 for the steps 120 to 139.")
+    return int(found[1]), int(found[2])
+
+
+def _batches_of_a_step(config: dict[str, Any]) -> int:
+    data = config.get("data") or {}
+    if not str(data.get("class_path", "")).endswith(".VideoTextData"):
+        raise UserError(
+            f"the run's data are a {data.get('class_path')}, whose order cannot be edited.\n"
+            "Only that of divot_datamodules.video_text.VideoTextData can."
+        )
+    if (data.get("init_args") or {}).get("epoch") == "exact":
+        raise UserError("the run's epochs are exact: each covers the data once, so no step can be left out.")
+    return int((config.get("trainer") or {}).get("accumulate_grad_batches") or 1)
+
+
+def _refuse_passed(run: Path, begin: int) -> None:
+    from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
+
+    newest = newest_checkpoint(run)
+    if newest is not None and begin < checkpoint_step(newest):
+        raise UserError(
+            f"step {begin} is done: the newest checkpoint is {newest}, so the run goes on with step "
+            f"{checkpoint_step(newest)}.\nLeave out later steps, or remove the checkpoints after step {begin} first "
+            "(checkpoint.keep_all keeps older ones)."
+        )

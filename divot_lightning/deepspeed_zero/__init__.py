@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO as a Lightning strategy, on top of the checkpoint format."""

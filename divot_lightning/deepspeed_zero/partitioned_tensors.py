@@ -1,0 +1,221 @@
+"""Reads and writes the tensors of a stage under ZeRO 1, 2 and 3, where each rank holds a part of them.
+
+ZeRO lays the parameters of a group end to end and cuts the row into one partition per rank. A partition (a "master")
+is the float32 tensor that the optimizer steps; its states have the same form. A parameter lies in one partition or
+across several: `Fragment` says where.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, distributed
+
+from divot_lightning.checkpoint.module_tensors import ModuleTensors, copy_into, full_shape
+from divot_lightning.checkpoint.optimizer_state import OptimizerEntry, family
+from divot_lightning.checkpoint.tensor_file import TensorSpec
+from divot_lightning.errors import UserError
+
+_MASTERS = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
+"""Where DeepSpeed's optimizers for stage 1 and 2, for bfloat16, and for stage 3 keep their partitions."""
+
+
+class Fragment(NamedTuple):
+    """The part of a parameter that this rank holds.
+
+    Attributes:
+        master: Number of the partition.
+        start: First element in the partition.
+        offset: First element in the parameter, laid out flat.
+        length: Number of elements; 0 if the parameter lies on other ranks.
+    """
+
+    master: int
+    start: int
+    offset: int
+    length: int
+
+
+class PartitionedTensors:
+    """Tensors by name, and the optimizer states that belong to them.
+
+    All ranks call the methods together and in the same order.
+
+    Args:
+        tensors: The tensors of the stage.
+        engine: DeepSpeed's engine.
+    """
+
+    def __init__(self, tensors: ModuleTensors, engine: Any) -> None:
+        self.tensors = tensors
+        self.zero = engine.optimizer
+        field = next((name for name in _MASTERS if hasattr(self.zero, name)), None)
+        # Without training there is no optimizer, and parameters are whole (stage 1 and 2) or sharded (stage 3).
+        self.masters: list[Tensor] = [] if field is None else list(getattr(self.zero, field))
+        trained = tensors.trained.items() if self.masters else ()
+        self.fragments = {name: fragment_of(parameter, self.zero) for name, parameter in trained}
+        self._names = {id(tensors.trained[name]): name for name in self.fragments}
+        self._steps: dict[int, tuple[str, float]] = {}
+
+    def spec(self, tensor: Tensor) -> TensorSpec:
+        """Says how a tensor is stored: trained parameters in the precision of the optimizer."""
+        dtype = self.masters[0].dtype if id(tensor) in self._names else tensor.dtype
+        return TensorSpec(dtype, full_shape(tensor))
+
+    def read(self, tensor: Tensor, owner: int) -> Tensor | None:
+        """Gives a tensor of the stage to the rank `owner`."""
+        name = self._names.get(id(tensor))
+        if name is not None:
+            return self.read_copy(name, self.masters, owner)
+        with _gathered(tensor):
+            if distributed.get_rank() != owner:
+                return None
+            return tensor.detach().clone() if hasattr(tensor, "ds_id") else tensor.detach()
+
+    def write(self, tensor: Tensor, value: Tensor) -> None:
+        """Overwrites a tensor of the stage."""
+        name = self._names.get(id(tensor))
+        if name is not None:
+            self.write_copy(name, value, self.masters)
+            return
+        with _gathered(tensor, modifier_rank=0):
+            if not hasattr(tensor, "ds_id") or distributed.get_rank() == 0:
+                copy_into(tensor, value)
+
+    def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
+        """Gives a parameter to the rank `owner`, taken from tensors of the form of `masters`."""
+        parameter = self.tensors.trained[name]
+        fragment = self.fragments[name]
+        shape = full_shape(parameter)
+        whole = torch.zeros(torch.Size(shape).numel(), dtype=copies[0].dtype, device=_device())
+        if fragment.length:
+            part = copies[fragment.master].detach().narrow(0, fragment.start, fragment.length)
+            whole.narrow(0, fragment.offset, fragment.length).copy_(part)
+        if distributed.get_world_size() > 1:
+            distributed.reduce(whole, dst=owner)
+        return whole.view(shape) if distributed.get_rank() == owner else None
+
+    def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
+        """Overwrites a parameter in tensors of the form of `masters`."""
+        fragment = self.fragments[name]
+        if fragment.length:
+            # A narrow view of a tensor that is mapped from a file reads no more than this part of it.
+            part = value.reshape(-1).narrow(0, fragment.offset, fragment.length)
+            copy_into(copies[fragment.master].narrow(0, fragment.start, fragment.length), part)
+
+    def optimizer_entries(self) -> dict[str, OptimizerEntry]:
+        """Says by parameter which optimizer it has and which states that keeps now."""
+        return {
+            name: OptimizerEntry(
+                family(self.zero.optimizer),
+                {
+                    key: self._state_spec(name, key, value)
+                    for key, value in self._state(fragment.master).items()
+                    if value is not None
+                },
+            )
+            for name, fragment in self.fragments.items()
+        }
+
+    def read_state(self, name: str, key: str, owner: int) -> Tensor | None:
+        """Gives an optimizer state to the rank `owner`."""
+        index = self.fragments[name].master
+        value = self._state(index)[key]
+        if not self._is_partition(index, value):
+            return torch.tensor(float(value), dtype=torch.float32)
+        return self.read_copy(name, [self._state(i).get(key, value) for i in range(len(self.masters))], owner)
+
+    def write_states(self, name: str, values: dict[str, Tensor]) -> None:
+        """Sets all optimizer states of a parameter.
+
+        Raises:
+            UserError: Parameters that share a partition were stepped a different number of times.
+        """
+        index = self.fragments[name].master
+        state = self._state(index)
+        for key, value in values.items():
+            if tuple(value.shape) != full_shape(self.tensors.trained[name]):
+                self._check_step(index, name, float(value))
+                compiled = type(self.zero.optimizer).__name__ == "DeepSpeedCPUAdam"
+                state[key] = int(value) if compiled else value.clone()
+                continue
+            if key not in state:
+                state[key] = torch.zeros_like(self.masters[index])
+            copies = [state[key] if i == index else master for i, master in enumerate(self.masters)]
+            self.write_copy(name, value, copies)
+
+    def flush(self) -> None:
+        """Makes the parameters that forward computes with what the masters hold now."""
+        if not self.masters:
+            return
+        if not hasattr(self.zero, "persistent_parameters"):
+            self.zero.update_lp_params()
+            return
+        for index in range(len(self.masters)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(index)
+        persistent = self.zero.persistent_parameters
+        if persistent:
+            # They are kept whole besides their partitions, and have to be made from these again.
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
+
+    def _state(self, index: int) -> dict[str, Any]:
+        state: dict[str, Any] = self.zero.optimizer.state[self.masters[index]]
+        return state
+
+    def _is_partition(self, index: int, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.shape == self.masters[index].shape
+
+    def _state_spec(self, name: str, key: str, value: Any) -> TensorSpec:
+        if self._is_partition(self.fragments[name].master, value):
+            return TensorSpec(value.dtype, full_shape(self.tensors.trained[name]))
+        if isinstance(value, Tensor) and value.numel() > 1:
+            raise UserError(
+                f"the optimizer keeps {key} of shape {tuple(value.shape)} for a whole ZeRO partition, which cannot be "
+                "stored by parameter\nchoose adamw (--model.optimizer.name adamw)"
+            )
+        return TensorSpec(torch.float32, ())
+
+    def _check_step(self, index: int, name: str, step: float) -> None:
+        first, expected = self._steps.setdefault(index, (name, step))
+        if step != expected:
+            raise UserError(
+                f"{first} was stepped {expected:g} times and {name} {step:g} times; ZeRO steps them together\n"
+                "go on with one process or with --trainer.strategy ddp"
+            )
+
+
+def fragment_of(parameter: Any, zero: Any) -> Fragment:
+    """Finds the part of a trained parameter that this rank holds.
+
+    Args:
+        parameter: The parameter, with what DeepSpeed attached to it.
+        zero: DeepSpeed's ZeRO optimizer.
+    """
+    if hasattr(parameter, "ds_id"):
+        index, start, length = zero.grad_position[zero.get_param_id(parameter)]
+        offset = length * distributed.get_rank()
+        # The last partitions are padded.
+        return Fragment(index, start, offset, max(0, min(length, parameter.ds_numel - offset)))
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        groups = getattr(zero, "bit16_groups", None) or zero.bf16_groups
+        index = next(i for i, group in enumerate(groups) if any(member is parameter for member in group))
+        return Fragment(index, 0, 0, 0)
+    here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+    return Fragment(mapping.param_group_index, here.start, there.start, here.numel)
+
+
+def _gathered(tensor: Tensor, modifier_rank: int | None = None) -> Any:
+    if not hasattr(tensor, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=modifier_rank)
+
+
+def _device() -> torch.device:
+    from deepspeed.accelerator import get_accelerator
+
+    return torch.device(get_accelerator().current_device_name())

@@ -1,0 +1,273 @@
+"""DeepSpeed ZeRO as a Lightning strategy that also runs without a GPU and counts accumulated gradients once."""
+
+import importlib.util
+import os
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import AdamW, Optimizer
+
+from divot_lightning.deepspeed_zero.offload import offloaded_adamw
+from divot_lightning.deepspeed_zero.zero_checkpoint import CheckpointFolders
+from divot_lightning.distributed.meta_building import (
+    Sharder,
+    is_sharded,
+    optimizer_with_masters,
+    refuse_scalar,
+    sharded_building,
+)
+from divot_lightning.errors import UserError
+
+BUCKET_ELEMENTS = 50_000_000
+"""Gradients sent at a time: 200 MB in float32. Lightning's default, four times as much, costs memory for no speed."""
+
+
+class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
+    """Shards optimizer state (stage 1), gradients (2) and parameters (3) over all processes.
+
+    Differs from Lightning's strategy in these: it runs on CPUs with gloo; accumulated gradients are divided by their
+    number once, not twice; gradients are clipped only if the trainer says so; parameters are sharded while the stage
+    builds them (`divot_lightning.distributed.meta_building`), not after; any sampler and any loader will do.
+
+    Args:
+        stage: What is sharded: 1, 2 or 3.
+        offload_optimizer: Keep optimizer state in the host's memory and step there.
+        offload_parameters: Keep sharded parameters there too; stage 3 only.
+        torch_adam: With offload, step with torch's AdamW instead of DeepSpeed's compiled kernel: slower, needs no
+            compiler.
+        bucket_elements: Gradients or parameters sent at a time, in elements.
+        persistence_elements: Parameters smaller than this stay whole on every process under stage 3.
+        timeout_minutes: A collective that waits for longer ends the run.
+        config: DeepSpeed settings on top of these, merged into them section by section.
+    """
+
+    def __init__(
+        self,
+        stage: Literal[1, 2, 3] = 2,
+        offload_optimizer: bool = False,
+        offload_parameters: bool = False,
+        torch_adam: bool = False,
+        bucket_elements: int = BUCKET_ELEMENTS,
+        persistence_elements: int = 100_000,
+        timeout_minutes: float = 30.0,
+        config: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        require_deepspeed()
+        if stage not in (1, 2, 3):
+            raise UserError(f"ZeRO stage {stage} is not known; choose 1, 2 or 3 (strategies divot_zero1, 2, 3)")
+        if torch_adam and not offload_optimizer:
+            raise UserError("torch_adam has no effect without offload_optimizer; set that too or leave it out")
+        if offload_parameters and stage != 3:
+            raise UserError(f"offload_parameters needs ZeRO stage 3, not {stage}; set stage to 3 or leave it out")
+        super().__init__(
+            stage=stage,
+            offload_optimizer=offload_optimizer,
+            offload_parameters=offload_parameters,
+            allgather_bucket_size=bucket_elements,
+            reduce_bucket_size=bucket_elements,
+            # For DeepSpeed's throughput lines only; Lightning would ask a batch sampler that we do not have.
+            logging_batch_size_per_gpu=1,
+            timeout=timedelta(minutes=timeout_minutes),
+            **kwargs,
+        )
+        assert isinstance(self.config, dict)
+        zero = self.config["zero_optimization"]
+        zero["stage3_param_persistence_threshold"] = persistence_elements
+        if torch_adam:
+            self.config["zero_force_ds_cpu_optimizer"] = False
+        merge_settings(self.config, config or {})
+        self.offloads = bool(zero.get("offload_optimizer"))
+        self.torch_adam = torch_adam
+        self.step_outcome: float | None = None
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        assert isinstance(self.config, dict)
+        return int(self.config["zero_optimization"]["stage"])
+
+    def adamw(self) -> type[Optimizer]:
+        """Gives the AdamW that a stage builds: with offload DeepSpeed's, which steps where the states are.
+
+        Raises:
+            UserError: It cannot be compiled here.
+        """
+        return offloaded_adamw() if self.offloads and not self.torch_adam else AdamW
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device of this process; on CPUs with the index that DeepSpeed asks for."""
+        device = super().root_device
+        return torch.device("cpu", 0) if device.type == "cpu" else device
+
+    def setup_environment(self) -> None:
+        """Starts communication; on CPUs without the checks that Lightning makes for CUDA."""
+        if not isinstance(self.accelerator, CPUAccelerator):
+            super().setup_environment()
+            return
+        prepare_deepspeed_for_cpu()
+        DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        """Starts the process group."""
+        if not isinstance(self.accelerator, CPUAccelerator):
+            super().setup_distributed()
+            return
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Backpropagates; Lightning has divided by the accumulated steps already, so DeepSpeed must not."""
+        if self._drops_step():
+            return closure_loss  # no parameter has a part in it, which stages 1 and 2 cannot deal with
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    @contextmanager
+    def model_sharded_context(self) -> Generator[None, None, None]:
+        """Is entered around `configure_model`: under stage 3 what is built there is sharded."""
+        self._init_config_if_needed()
+        assert isinstance(self.config, dict)
+        sharding = sharded_building(Sharder(self.config)) if self.stage == 3 else nullcontext()
+        with optimizer_with_masters(self.config), sharding:
+            yield
+
+    def _initialize_deepspeed_train(self, model: Module) -> None:
+        for name, parameter in model.named_parameters():
+            if not is_sharded(parameter):
+                refuse_scalar(name, parameter)
+        buffers = float32_buffers(model)
+        super()._initialize_deepspeed_train(model)
+        restore_buffers(buffers)
+        self._autocast(model)
+        self._let_steps_be_left_out()
+
+    def _initialize_deepspeed_inference(self, model: Module) -> None:
+        buffers = float32_buffers(model)
+        super()._initialize_deepspeed_inference(model)
+        restore_buffers(buffers)
+        self._autocast(model)
+
+    def _autocast(self, model: Module) -> None:
+        """Lets layers in half precision take what a stage computes in float32, such as noise, times and pixels."""
+        name = self.precision_plugin.precision
+        dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(name.split("-")[0])
+        if dtype is None:
+            return
+        contexts = ExitStack()
+
+        def enter(*args: Any) -> None:
+            contexts.enter_context(torch.autocast(self.root_device.type, dtype=dtype))
+
+        def leave(*args: Any) -> None:
+            contexts.close()
+
+        # Around the stage, inside the engine: that switches autocast off which it was not told of.
+        model.register_forward_pre_hook(enter)
+        model.register_forward_hook(leave, always_call=True)
+
+    def optimizer_step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        """Steps, or only accumulates, as DeepSpeed counts; notes the gradient's norm of a step."""
+        steps = self.deepspeed_engine.global_steps
+        result = super().optimizer_step(optimizer, *args, **kwargs)
+        if self.deepspeed_engine.global_steps > steps:
+            norm = self.deepspeed_engine.get_global_grad_norm()
+            self.step_outcome = None if norm is None else float(norm)
+        return result
+
+    def _drops_step(self) -> bool:
+        return bool(getattr(self.lightning_module, "step_dropped", False))
+
+    def _let_steps_be_left_out(self) -> None:
+        """Lets a stage that says `step_dropped` have the step left out, on the way of gradients that are no number."""
+        optimizer: Any = self.deepspeed_engine.optimizer
+        norm = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        measure, check = getattr(optimizer, norm), optimizer.check_overflow
+
+        def norm_or_nothing(*args: Any, **kwargs: Any) -> Any:
+            if not self._drops_step():
+                return measure(*args, **kwargs)
+            nothing = torch.tensor(float("nan"), device=self.root_device)
+            return [nothing] if self.stage == 3 else nothing
+
+        def check_or_drop(*args: Any, **kwargs: Any) -> None:
+            # In half precision DeepSpeed looks at the gradients first, and there may be none.
+            if self._drops_step():
+                optimizer.overflow = True
+            else:
+                check(*args, **kwargs)
+
+        setattr(optimizer, norm, norm_or_nothing)
+        optimizer.check_overflow = check_or_drop
+
+
+def float32_buffers(model: Module) -> list[tuple[Module, str, Tensor]]:
+    """Notes the float32 buffers of a model, which DeepSpeed turns into halves together with the weights.
+
+    Statistics, positions and frequencies lose their meaning in bfloat16.
+    """
+    return [
+        (owner, name, buffer)
+        for owner in model.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None and buffer.dtype == torch.float32
+    ]
+
+
+def restore_buffers(buffers: list[tuple[Module, str, Tensor]]) -> None:
+    """Puts float32 buffers back, on the device that they have been moved to."""
+    for owner, name, buffer in buffers:
+        moved = owner._buffers[name]
+        assert moved is not None
+        owner._buffers[name] = buffer.to(moved.device)
+
+
+def require_deepspeed() -> None:
+    """Refuses where DeepSpeed is not installed, and keeps it off CUDA where there is none.
+
+    Raises:
+        UserError: How to install it.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "strategy divot_zero*: DeepSpeed is not installed\n"
+            "pip install 'divot-lightning[deepspeed]', or take another strategy such as ddp"
+        )
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def prepare_deepspeed_for_cpu() -> None:
+    """Makes DeepSpeed compute on the CPU and leaves out a communication kernel that only inference needs."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    if get_accelerator().device_name() != "cpu":
+        set_accelerator(CPU_Accelerator())
+    # It would be compiled at the start of every first run, for up to a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def merge_settings(settings: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Writes changes into nested settings, in place.
+
+    >>> settings = {"a": {"x": 1, "y": 2}}
+    >>> merge_settings(settings, {"a": {"y": 3}, "b": 4})
+    >>> settings
+    {'a': {'x': 1, 'y': 3}, 'b': 4}
+    """
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(settings.get(name), dict):
+            merge_settings(settings[name], value)
+        else:
+            settings[name] = value

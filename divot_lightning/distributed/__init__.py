@@ -1,0 +1,1 @@
+"""The processes of a job: ranks, agreement, signals, launching, building without memory."""

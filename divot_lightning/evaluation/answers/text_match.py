@@ -1,0 +1,106 @@
+"""Exact match of answers and captions."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from divot_datamodules.toy.world import ATTRIBUTES, parse_caption
+
+
+def normalise_text(text: str) -> str:
+    """Returns a text in lower case with single spaces, so that only the words count.
+
+    >>> normalise_text("  Upper   left ")
+    'upper left'
+    """
+    return " ".join(text.lower().split())
+
+
+_ARTICLES = ("a", "an", "the")
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
+
+
+def spelt_words(text: str) -> list[str]:
+    """Return the lower-case words of a text, without punctuation.
+
+    >>> spelt_words("A man's t-shirt.")
+    ['a', 'man', 's', 't', 'shirt']
+    """
+    return re.sub(r"[^\w]|_", " ", text.lower()).split()
+
+
+def normalise_answer(text: str) -> str:
+    """Return an answer without case, punctuation, articles and spelt-out numbers up to ten.
+
+    An answer of articles alone keeps them, one of punctuation alone keeps that; so only an empty answer is empty.
+
+    >>> normalise_answer("The  Two dogs!"), normalise_answer("A")
+    ('2 dogs', 'a')
+    """
+    words = spelt_words(text)
+    kept = [_NUMBERS.get(word, word) for word in words if word not in _ARTICLES] or words
+    return " ".join(kept) or text.strip()
+
+
+class ExactMatch(Metric):
+    """Share of texts that equal their target after `normalise_text`, over all and within each group.
+
+    Args:
+        groups: Names of the groups, such as the attributes that questions ask for.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    right: Tensor
+    total: Tensor
+
+    def __init__(self, groups: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        for name in ("right", "total"):
+            self.add_state(name, torch.zeros(1 + len(groups), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Sequence[str], target: Sequence[str], groups: Sequence[str] = ()) -> None:
+        """Compares texts pairwise; `groups` names the group of each pair, if there are any."""
+        for at, (text, wanted) in enumerate(zip(predicted, target, strict=True)):
+            places = [0, 1 + self.groups.index(groups[at])] if self.groups else [0]
+            self.right[places] += normalise_text(text) == normalise_text(wanted)
+            self.total[places] += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the share for `all` and for each group, NaN where there was no pair."""
+        return {name: self.right[at] / self.total[at] for at, name in enumerate(("all", *self.groups))}
+
+
+class ToyCaptionAccuracy(Metric):
+    """Share of captions that are `exact`, that name each attribute rightly, and that are `invalid`.
+
+    A caption that does not parse as a caption of the toy world is invalid and wrong in every attribute.
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(len(ATTRIBUTES) + 3, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Sequence[str], target: Sequence[str]) -> None:
+        """Compares captions pairwise."""
+        for text, wanted in zip(predicted, target, strict=True):
+            found, truth = parse_caption(normalise_text(text)), parse_caption(normalise_text(wanted))
+            right = [found is not None and truth is not None and found[name] == truth[name] for name in ATTRIBUTES]
+            exact = normalise_text(text) == normalise_text(wanted)
+            self.counts += torch.tensor([*right, exact, found is None, True], device=self.counts.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns shares in [0, 1], NaN before the first caption."""
+        names = (*ATTRIBUTES, "exact", "invalid")
+        return {name: self.counts[at] / self.counts[-1] for at, name in enumerate(names)}

@@ -1,0 +1,50 @@
+"""Reader of MSR-VTT: videos with twenty captions each."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from divot_lightning.evaluation.benchmarks.items import BenchmarkData, BenchmarkFolder, BenchmarkItem, field_of
+
+CAPTION_SEED = 0
+"""Of the one caption per video that clips are generated from; the paper does not state its choice."""
+
+_FOLDERS = ("TestVideo", "TrainValVideo", "videos/all", "videos", "all", ".")
+
+
+def read_msrvtt(folder: str | Path, split: str) -> BenchmarkData:
+    """Reads MSR-VTT (Xu et al. 2016).
+
+    `test_videodatainfo.json`, for the other splits `train_val_videodatainfo.json`, or `videodatainfo.json` or
+    `MSRVTT_data.json` with all of them: {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}.
+    Videos `<video_id>.mp4` in any of `TestVideo`, `TrainValVideo`, `videos/all`, `videos`, `all`.
+
+    Each item has all captions as references. Its `question` is empty, and `facts["prompt"]` is the one caption, drawn
+    at random with a fixed seed, that a clip is generated from (Divot, arXiv:2412.04432, section 4.1).
+
+    Args:
+        folder: Where these are.
+        split: "train", "validate" or "test".
+    """
+    files = BenchmarkFolder(folder, "msrvtt")
+    first = "test_videodatainfo.json" if split == "test" else "train_val_videodatainfo.json"
+    read = files.read_json(first, "videodatainfo.json", "MSRVTT_data.json")
+    name, videos = next(iter(files.files)), files.videos(*_FOLDERS)
+    captions: dict[str, list[str]] = defaultdict(list)
+    for entry in field_of(read, "sentences", list, f"msrvtt: {name}"):
+        where = f"msrvtt: a sentence in {name}"
+        captions[field_of(entry, "video_id", str, where)].append(field_of(entry, "caption", str, where))
+
+    def items() -> Iterator[BenchmarkItem]:
+        for number, entry in enumerate(field_of(read, "videos", list, f"msrvtt: {name}")):
+            video = field_of(entry, "video_id", str, f"msrvtt: video {number} in {name}")
+            if entry.get("split", split) != split or not captions[video]:
+                continue
+            media, media_name = videos.find(video)
+            texts = captions[video]
+            prompt = texts[int(np.random.default_rng([CAPTION_SEED, number]).integers(len(texts)))]
+            yield BenchmarkItem(video, media, media_name, references=tuple(texts), facts={"prompt": prompt})
+
+    return files.data(items())

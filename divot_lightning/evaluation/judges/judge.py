@@ -1,0 +1,138 @@
+"""Judges of open-ended answers: a language model says whether an answer means the same as the right one.
+
+A `Judge` asks a `Replier` - a local model or an endpoint - what its prompt says, keeps every reply in a folder of its
+own, and asks again where a reply cannot be read. No torch in here.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from divot_lightning.errors import UserError
+from divot_lightning.evaluation.jsonl import LineFile, read_rows, write_text
+from divot_lightning.evaluation.judges.prompts import Chat, JudgePrompt, OpenAnswer
+from divot_lightning.evaluation.judges.replies import Verdict, read_verdict
+
+JUDGES = "judges"
+"""Folder of an evaluation: one folder per judge that was asked, with `judge.json` and `replies.jsonl`."""
+
+Keep = Callable[[Chat, str | None], None]
+"""Takes the reply to a chat as it comes; None where there is none, such as a request that a filter refuses."""
+
+
+class Replier(Protocol):
+    """A language model that takes part as a judge.
+
+    Attributes:
+        repeatable: Whether it always replies the same, so that asking again is of no use.
+    """
+
+    repeatable: bool
+
+    def check(self, chat: Chat) -> None:
+        """Raises a `UserError` if the model cannot be asked; `chat` is an example of what it would be."""
+        ...
+
+    def ask(self, chats: Sequence[Chat], keep: Keep) -> None:
+        """Asks all chats and hands each reply over as soon as it is there."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Says what decides the replies besides the prompt, as JSON values."""
+        ...
+
+
+class Judge:
+    """Judges answers with a language model and never asks twice what was replied to readably.
+
+    Args:
+        prompt: What is asked.
+        replier: Who is asked.
+        folder: Of the evaluation; replies are kept in a folder of this judge there.
+        attempts: Times that an answer is judged until the reply can be read.
+    """
+
+    def __init__(self, prompt: JudgePrompt, replier: Replier, folder: Path, attempts: int = 3) -> None:
+        if attempts < 1:
+            raise UserError(f"judge.attempts is {attempts}; it must be at least 1")
+        self.prompt, self.replier = prompt, replier
+        self.attempts = 1 if replier.repeatable else attempts
+        self.evaluation = folder
+
+    def check(self) -> None:
+        """Raises a `UserError` if the judge cannot be asked."""
+        self.replier.check(self.prompt.fill(OpenAnswer("what is in the video?", "a dog", "a dog")))
+
+    def describe(self) -> dict[str, Any]:
+        """Says what decides the verdicts, as JSON values, for the protocol of the score."""
+        return {**self.replier.describe(), "prompt": self.prompt.describe(), "attempts": self.attempts}
+
+    def judge(self, answers: Sequence[OpenAnswer]) -> list[tuple[Verdict | None, str | None]]:
+        """Judges answers.
+
+        Args:
+            answers: The answers; equal ones are asked once.
+
+        Returns:
+            Of each, the verdict and the reply that it was read from; no verdict where none could be read.
+
+        Raises:
+            UserError: The model cannot be asked any more; what it replied so far is kept.
+        """
+        chats = [self.prompt.fill(answer) for answer in answers]
+        with Replies(self.evaluation / JUDGES, self.describe()) as replies:
+            for _ in range(self.attempts):
+                waiting = [chat for chat in dict.fromkeys(chats) if self._read(replies.get(chat)) is None]
+                if not waiting:
+                    break
+                self.replier.ask(waiting, replies.keep)
+            found = [replies.get(chat) for chat in chats]
+        return [(self._read(reply), reply) for reply in found]
+
+    def _read(self, reply: str | None) -> Verdict | None:
+        verdict = None if reply is None else read_verdict(reply)
+        # Where a score is asked for, a reply without one is asked for again.
+        return None if verdict is None or (self.prompt.scored and verdict.score is None) else verdict
+
+
+class Replies:
+    """What one judge has replied, on the disk.
+
+    Args:
+        folder: Of all judges of the evaluation.
+        description: Of this judge.
+    """
+
+    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
+        text = json.dumps(description, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "judge.json", text)
+        self._file = LineFile(self.folder / "replies.jsonl")
+        path = self.folder / "replies.jsonl"
+        self._found = {row["chat"]: row["reply"] for row in read_rows(path)} if path.is_file() else {}
+
+    def get(self, chat: Chat) -> str | None:
+        """Returns the last reply to a chat."""
+        return self._found.get(_digest(chat))
+
+    def keep(self, chat: Chat, reply: str | None) -> None:
+        """Adds a reply; it is on the disk when this returns. None is no reply and leaves what is there."""
+        if reply is not None:
+            self._found[_digest(chat)] = reply
+            self._file.append([{"chat": _digest(chat), "reply": reply}])
+
+    def __enter__(self) -> "Replies":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _digest(chat: Chat) -> str:
+    return hashlib.sha256(json.dumps(chat).encode()).hexdigest()

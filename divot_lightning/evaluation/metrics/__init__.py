@@ -1,0 +1,1 @@
+"""Metrics: answers, captions, pictures, features, the toy oracle."""

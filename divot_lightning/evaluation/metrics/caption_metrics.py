@@ -1,0 +1,169 @@
+"""How close generated captions are to the references of a video, as the captioning literature measures it.
+
+The words are those of COCO's caption evaluation, see `caption_words`. BLEU is torchmetrics'. ROUGE-L and CIDEr-D are
+here, in the form of COCO's evaluation: torchmetrics has another ROUGE-L and no CIDEr, and the packages that have them
+want Java (pycocoevalcap) or an audio model (aac-metrics). METEOR needs Java and WordNet and is left out.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torchmetrics.text import BLEUScore
+
+from divot_lightning.errors import UserError
+from divot_lightning.evaluation.metrics.caption_words import caption_words
+from divot_lightning.evaluation.metrics.item_mean import ItemMean
+
+BLEU_ORDERS = (1, 2, 3, 4)
+
+ROUGE_BETA = 1.2
+"""Weight of recall against precision in COCO's ROUGE-L; 1 would make it an F1."""
+
+CIDER_ORDERS = (1, 2, 3, 4)
+CIDER_SIGMA = 6.0
+"""Standard deviation, in words, of CIDEr-D's penalty for another length (Vedantam et al. 2015, section 4.2)."""
+
+CIDER_SCALE = 10.0
+"""CIDEr-D is ten times a mean of cosines, and so between 0 and 10."""
+
+NGram = tuple[str, ...]
+
+
+class CaptionBLEU(BLEUScore):
+    """BLEU over all captions (Papineni et al. 2002), without smoothing.
+
+    Args:
+        order: Longest n-gram, 1 to 4.
+    """
+
+    def __init__(self, order: int = 4) -> None:
+        super().__init__(n_gram=order)
+
+    def update(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        """Compares captions with the references of their videos."""
+        wanted = [[_spaced(text) for text in texts] for texts in references]
+        super().update([_spaced(text) for text in captions], wanted)
+
+
+class CaptionROUGE(ItemMean):
+    """ROUGE-L (Lin 2004) as COCO's evaluation has it, averaged over captions."""
+
+    higher_is_better = True
+
+    def update(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+        """Compares captions with the references of their videos."""
+        values = [rouge_of_caption(text, wanted) for text, wanted in zip(captions, references, strict=True)]
+        self.add(torch.tensor(values, dtype=torch.float64))
+
+
+def rouge_of_caption(caption: str, references: Sequence[str]) -> float:
+    """Return the ROUGE-L of a caption: the F measure, with `ROUGE_BETA`, of the best precision and the best recall.
+
+    As in COCO's evaluation the two may come from different references.
+
+    Args:
+        caption: What the model said.
+        references: Captions by people.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        UserError: There is no reference.
+
+    >>> round(rouge_of_caption("a red car drives", ["the blue car drives", "cat"]), 3)
+    0.5
+    """
+    said, wanted = caption_words(caption), _referred(caption, references)
+    common = [_longest_common(said, words) for words in wanted]
+    if not any(common):
+        return 0.0
+    precision = max(common) / len(said)
+    recall = max(length / len(words) for length, words in zip(common, wanted, strict=True) if words)
+    return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
+
+
+class _Vector(NamedTuple):
+    """A caption's n-grams, weighted: by order, with the length of each order's vector; and its number of words."""
+
+    orders: tuple[dict[NGram, float], ...]
+    norms: tuple[float, ...]
+    length: int
+
+
+def cider_of_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """Return the CIDEr-D of each caption (Vedantam et al. 2015); their mean is the score of all.
+
+    An n-gram weighs log(number of videos / number of videos that have it in a reference). So the value of a caption
+    depends on all videos: captions of other sets, or of a part of one, do not compare; a single video has 0.
+
+    Args:
+        captions: What the model said, one per video.
+        references: Captions by people, of the same videos.
+
+    Returns:
+        In [0, 10], one per video.
+
+    Raises:
+        UserError: A video has no reference.
+    """
+    wanted = [_referred(text, texts) for text, texts in zip(captions, references, strict=True)]
+    seen = Counter(ngram for texts in wanted for ngram in {ngram for words in texts for ngram in _ngrams(words)})
+    weights = {ngram: math.log(len(wanted) / count) for ngram, count in seen.items()}
+    unseen = math.log(max(len(wanted), 1))
+    values = []
+    for text, texts in zip(captions, wanted, strict=True):
+        said = _weigh(caption_words(text), weights, unseen)
+        values.append(
+            CIDER_SCALE * sum(_likeness(said, _weigh(words, weights, unseen)) for words in texts) / len(texts)
+        )
+    return values
+
+
+def _weigh(words: Sequence[str], weights: Mapping[NGram, float], unseen: float) -> _Vector:
+    """Return the tf-idf of a caption's n-grams."""
+    counts = Counter(_ngrams(words))
+    orders: tuple[dict[NGram, float], ...] = tuple({} for _ in CIDER_ORDERS)
+    for ngram, count in counts.items():
+        orders[len(ngram) - 1][ngram] = count * weights.get(ngram, unseen)
+    norms = tuple(math.sqrt(math.fsum(value**2 for value in order.values())) for order in orders)
+    return _Vector(orders, norms, len(words))
+
+
+def _likeness(said: _Vector, wanted: _Vector) -> float:
+    """Return the mean over the orders of the cosine, clipped at the reference's weights, less for another length."""
+    cosines = []
+    for a, b, norm_a, norm_b in zip(said.orders, wanted.orders, said.norms, wanted.norms, strict=True):
+        product = math.fsum(min(value, b[ngram]) * b[ngram] for ngram, value in a.items() if ngram in b)
+        cosines.append(product / (norm_a * norm_b) if norm_a and norm_b else 0.0)
+    penalty = math.exp(-((said.length - wanted.length) ** 2) / (2 * CIDER_SIGMA**2))
+    return penalty * math.fsum(cosines) / len(cosines)
+
+
+def _ngrams(words: Sequence[str]) -> Iterator[NGram]:
+    for order in CIDER_ORDERS:
+        yield from (tuple(words[start : start + order]) for start in range(len(words) - order + 1))
+
+
+def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return the length of the longest sequence of words that both have in this order."""
+    row = [0] * (len(b) + 1)
+    for word in a:
+        before = row
+        row = [0]
+        for index, other in enumerate(b):
+            row.append(before[index] + 1 if word == other else max(before[index + 1], row[index]))
+    return row[-1]
+
+
+def _referred(caption: str, references: Sequence[str]) -> list[list[str]]:
+    if not references:
+        raise UserError(f"the caption {caption!r} has no reference to be compared with")
+    return [caption_words(text) for text in references]
+
+
+def _spaced(text: str) -> str:
+    return " ".join(caption_words(text))

@@ -1,0 +1,97 @@
+"""Closeness of reconstructed clips to their originals.
+
+Every clip gives one value and the metric is the mean over clips, in any number of processes. Clips are uint8, or float
+in [0, 255].
+
+Shape letters: B batch, F frames, H height, W width.
+"""
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from divot_lightning.errors import UserError
+from divot_lightning.evaluation.metrics.item_mean import ItemMean
+
+PIXEL_RANGE = 255.0
+SSIM_WINDOW = 11
+"""Side in pixels of the Gaussian window of Wang et al. 2004, sigma 1.5."""
+
+
+class ClipPSNR(ItemMean):
+    """Peak signal to noise ratio in decibels.
+
+    The mean of the clips' decibels, not the decibels of the mean error, so that one failed clip does not hide how good
+    the others are. A clip without any error counts as infinite.
+    """
+
+    higher_is_better = True
+
+    def update(self, made_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
+        """Compares clips (B, F, 3, H, W) pairwise."""
+        decibels_B = peak_signal_noise_ratio(
+            made_BFCHW.double(), original_BFCHW.double(), data_range=PIXEL_RANGE, dim=(1, 2, 3, 4), reduction="none"
+        )
+        self.add(decibels_B)
+
+
+class ClipSSIM(ItemMean):
+    """Structural similarity of the frames, averaged over each clip; 1 is equality.
+
+    Every pixel has a window, with the picture reflected at its border, as torchmetrics does it; implementations that
+    take only windows inside the picture give slightly other values.
+
+    Raises:
+        UserError: On update, if the frames are smaller than its window.
+    """
+
+    higher_is_better = True
+
+    def update(self, made_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
+        """Compares clips (B, F, 3, H, W) pairwise."""
+        size = tuple(made_BFCHW.shape[-2:])
+        if min(size) < SSIM_WINDOW:
+            raise UserError(f"SSIM compares windows of {SSIM_WINDOW} pixels, the frames have {size[0]}x{size[1]}")
+        made, original = (clips.double().flatten(0, 1) for clips in (made_BFCHW, original_BFCHW))
+        similarity = structural_similarity_index_measure(made, original, data_range=PIXEL_RANGE, reduction="none")
+        self.add(cast(Tensor, similarity).view(made_BFCHW.shape[:2]).mean(dim=1))
+
+
+class ClipLPIPS(ItemMean):
+    """Learned perceptual distance of the frames (Zhang et al. 2018), averaged over each clip; 0 is equality.
+
+    The network is torchvision's, with its ImageNet weights, and is not part of this package.
+
+    Args:
+        network: "alex", "vgg" or "squeeze".
+
+    Raises:
+        UserError: torchvision or its weights are not there.
+    """
+
+    higher_is_better = False
+
+    def __init__(self, network: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
+        super().__init__()
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        try:
+            self.lpips = LearnedPerceptualImagePatchSimilarity(network, reduction="none", normalize=True)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"LPIPS needs the network {network!r} of torchvision, which is not installed\npip install torchvision"
+            ) from error
+        except OSError as error:
+            raise UserError(f"LPIPS: torchvision could not load the weights of {network!r}: {error}") from error
+
+    @torch.no_grad()
+    def update(self, made_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
+        """Compares clips (B, F, 3, H, W) pairwise."""
+        frames = [clips.float().flatten(0, 1) / PIXEL_RANGE for clips in (made_BFCHW, original_BFCHW)]
+        self.lpips.update(*frames)
+        # Of a single frame torchmetrics keeps a number instead of a list of one.
+        distances = torch.cat([scores.reshape(-1) for scores in self.lpips.all_scores])
+        self.lpips.reset()
+        self.add(distances.view(made_BFCHW.shape[:2]).mean(dim=1))

@@ -1,0 +1,174 @@
+"""Two scores beside each other: what differs in their protocols, by how much the values differ, and how sure that is.
+
+No torch in here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from divot_lightning.errors import UserError
+from divot_lightning.evaluation.predictions import MERGED, Row, read_rows
+from divot_lightning.evaluation.protocol import differing
+from divot_lightning.evaluation.scores import Score, load_scores
+from divot_lightning.evaluation.statistics.paired_difference import (
+    COVERAGE,
+    Difference,
+    grouped_difference,
+    paired_difference,
+)
+
+SCORES = "scores.json"
+ALL, MEAN_OF_GROUPS = "all", "mean_of_groups"
+INTERVAL_NOTE = (
+    "Intervals are t intervals over the items that both have, one by one and not corrected for their number: of twenty "
+    "true differences of zero one misses it. They say nothing about training again with another seed."
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    Attributes:
+        name: As it was given.
+        scores: By name.
+        rows: Its predictions by item; empty where there are none.
+    """
+
+    name: str
+    scores: Mapping[str, Score]
+    rows: Mapping[str, Row]
+
+
+def load_evaluation(place: str | Path) -> Evaluation:
+    """Reads an evaluation's folder, or a file of scores alone.
+
+    Raises:
+        UserError: There are no scores.
+    """
+    path = Path(place)
+    folder = path if path.is_dir() else path.parent
+    scores = load_scores(path / SCORES if path.is_dir() else path)
+    rows = read_rows(folder / MERGED) if path.is_dir() and (folder / MERGED).is_file() else []
+    return Evaluation(str(place), {score.name: score for score in scores}, {row["id"]: row for row in rows})
+
+
+def paired_values(first: Evaluation, second: Evaluation, score: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the values of the items that both evaluations have for a score, each (items,) float64."""
+    shared = [
+        (one["scores"][score], other["scores"][score])
+        for item, one in first.rows.items()
+        if score in one.get("scores", {}) and score in (other := second.rows.get(item, {})).get("scores", {})
+    ]
+    pairs = np.array(shared, dtype=np.float64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def paired_groups(first: Evaluation, second: Evaluation, score: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the values of the shared items by group, for a mean of group means; empty where it is none of these.
+
+    A group's items have a value under its name, besides the one under `all`.
+
+    Args:
+        first: An evaluation.
+        second: Another.
+        score: Name of the mean, such as `mvbench/mean_of_groups`.
+    """
+    benchmark, _, name = score.rpartition("/")
+    everything = f"{benchmark}/{ALL}"
+    shared = [row["scores"] for item, row in first.rows.items() if item in second.rows and "scores" in row]
+    names = dict.fromkeys(key for scores in shared for key in scores if key.startswith(f"{benchmark}/"))
+    groups = [key for key in names if key != everything and not all(key in scores for scores in shared)]
+    found = [paired_values(first, second, group) for group in groups]
+    if name != MEAN_OF_GROUPS or not groups or sum(len(one) for one, _ in found) != len(shared):
+        return []
+    means = [[float(np.mean([pair[at].mean() for pair in found])) for at in range(2)]]
+    stated = [[evaluation.scores[score].value for evaluation in (first, second)]]
+    # The values have to be those that the score was made of: all of its items, and no others.
+    return found if np.allclose(means, stated, rtol=0, atol=1e-6) else []
+
+
+def score_difference(first: Evaluation, second: Evaluation, score: str) -> tuple[Difference, int]:
+    """Returns second minus first with its t interval over the shared items, and how many those are.
+
+    Without values per item, as for a Frechet distance, there is a difference and no interval.
+    """
+    groups = paired_groups(first, second, score)
+    if groups:
+        return grouped_difference([(other, one) for one, other in groups]), sum(len(one) for one, _ in groups)
+    one, other = paired_values(first, second, score)
+    whole = second.scores[score].value - first.scores[score].value
+    if len(one) < 2:
+        return Difference(whole, math.nan, math.nan, "nothing"), len(one)
+    return paired_difference(other[None], one[None]), len(one)
+
+
+def protocol_differences(evaluations: Sequence[Evaluation], score: str) -> dict[str, list[Any]]:
+    """Finds where the protocols or the counts of a score differ, see `differing`."""
+    return differing([{"count": e.scores[score].count, **e.scores[score].protocol} for e in evaluations])
+
+
+def shared_scores(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Returns the names of the scores that all evaluations have.
+
+    Raises:
+        UserError: There is none.
+    """
+    names = [name for name in evaluations[0].scores if all(name in other.scores for other in evaluations)]
+    if not names:
+        both = " and ".join(f"{e.name} ({', '.join(list(e.scores)[:4])})" for e in evaluations)
+        raise UserError(f"no score is in all of them: {both}")
+    return names
+
+
+def score_table(evaluations: Sequence[Evaluation], *, mixed_protocols: bool = False) -> list[list[str]]:
+    """Puts the scores that all evaluations have into one table.
+
+    Args:
+        evaluations: Two or more.
+        mixed_protocols: Whether scores that were not measured in one way may stand beside each other; their names are
+            then marked with `*`.
+
+    Returns:
+        Rows of cells, the first one the header; of two evaluations with their difference, its interval and the number
+        of items that it is from.
+
+    Raises:
+        UserError: They have no score in common, or protocols differ and may not.
+    """
+    header = ["score", *letters(len(evaluations))]
+    pair = len(evaluations) == 2
+    rows = [[*header, "B - A", f"{COVERAGE:.0%} interval", "items"] if pair else header]
+    for name in shared_scores(evaluations):
+        different = protocol_differences(evaluations, name)
+        if different and not mixed_protocols:
+            what = ", ".join(different)
+            raise UserError(
+                f"{name} was not measured in one way, what differs: {what[:300]}\n"
+                "To see both nevertheless: --mixed-protocols"
+            )
+        cells = [f"{name}{' *' if different else ''}", *(f"{e.scores[name].value:.4f}" for e in evaluations)]
+        if pair:
+            cells += _difference_cells(*score_difference(evaluations[0], evaluations[1], name))
+        rows.append(cells)
+    return rows
+
+
+def letters(count: int) -> list[str]:
+    """Returns what evaluations are called in a table.
+
+    >>> letters(3)
+    ['A', 'B', 'C']
+    """
+    return [chr(ord("A") + number) for number in range(count)]
+
+
+def _difference_cells(difference: Difference, items: int) -> list[str]:
+    interval = "" if math.isnan(difference.low) else f"{difference.low:+.4f} to {difference.high:+.4f}"
+    mean = "" if math.isnan(difference.mean) else f"{difference.mean:+.4f}"
+    return [mean, interval, str(items) if items else ""]

@@ -1,0 +1,1 @@
+"""Graphs of steps: the runner, ablations, the quickstart and their reports."""

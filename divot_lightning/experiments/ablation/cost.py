@@ -1,0 +1,93 @@
+"""Measures what one training step of a recipe costs: `python -m divot_lightning.experiments.ablation.cost OUTPUT --config ...`.
+
+Operations are counted by torch's flop counter over whole optimizer steps: forward and backward of every batch that a
+step accumulates, and the optimizer.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.flop_counter import FlopCounterMode
+
+from divot_lightning.experiments.ablation.report import write_text
+from divot_lightning.models.video_llm.sequences import Position
+from divot_lightning.training.training_args import resolve_recipes
+from divot_lightning.training.training_cli import TrainingCLI
+
+MEASURED_STEPS = 4
+
+
+class CostMeter(Callback):
+    """Counts operations and tokens of training batches.
+
+    Attributes:
+        flops: Floating point operations of each batch.
+        tokens: Positions of each batch's sequences that are no padding; 0 in stages without a language model.
+    """
+
+    def __init__(self) -> None:
+        self.flops: list[int] = []
+        self.tokens: list[int] = []
+        self._counter = FlopCounterMode(display=False)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Starts to count."""
+        self.tokens.append(num_tokens(pl_module, batch))
+        self._counter = FlopCounterMode(display=False)
+        self._counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes the count."""
+        self._counter.__exit__(None, None, None)
+        self.flops.append(self._counter.get_total_flops())
+
+
+def num_tokens(stage: LightningModule, batch: dict[str, Any]) -> int:
+    """Counts the positions of a batch's sequences that are no padding."""
+    if "segments" not in batch:
+        return 0
+    video_llm: Any = stage.video_llm
+    return int((video_llm.sequences(batch["segments"]).roles_BL != Position.PAD).sum())
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains a few steps and writes what one of them costs on average.
+
+    Args:
+        argv: The output file, then the words after `divot fit`.
+
+    Returns:
+        The exit status.
+    """
+    torch.set_num_threads(1)
+    output, *words = argv
+    cli = TrainingCLI(resolve_recipes(list(words)), "divot ablate", "measure")
+    meter = CostMeter()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=MEASURED_STEPS,
+        accumulate_grad_batches=cli.trainer.accumulate_grad_batches,
+        callbacks=[meter],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(cli.model, cli.datamodule)
+    steps = trainer.global_step
+    cost = {"flops": sum(meter.flops) / steps, "tokens": sum(meter.tokens) / steps, "steps": steps}
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    write_text(Path(output), json.dumps(cost) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

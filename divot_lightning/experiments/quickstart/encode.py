@@ -1,0 +1,28 @@
+"""Caches the features of all splits in one process.
+
+`python -m divot_lightning.experiments.quickstart.encode TOKENIZER DATA OUTPUT` does the same as `divot data encode` once per
+split, without starting Python and torch three times.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from divot_lightning.inference.feature_encoding import encode_shards
+
+SPLITS = ("train", "validation", "held_out")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Encodes all splits.
+
+    Args:
+        argv: Run folder of the tokenizer, data folder, output folder.
+    """
+    tokenizer, data, output = argv
+    for split in SPLITS:
+        encode_shards(tokenizer, Path(data) / split, Path(output) / split, progress=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,70 @@
+"""Clips as moving pictures inside a page.
+
+Shape letters: F frames, H height, W width.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from divot_lightning.errors import UserError
+from divot_lightning.experiments.report.content import Pixels
+
+LOSSLESS_PIXELS = 128 * 128
+"""Larger frames are compressed with losses that can hardly be seen: a page holds many of them."""
+QUALITY = 80
+
+
+def webp_bytes(video: Pixels, frames_per_second: float) -> bytes:
+    """Encodes a clip as an animated WebP that plays for ever, a small clip without losses.
+
+    Args:
+        video: uint8 (F, 3, H, W).
+        frames_per_second: Presentation rate.
+
+    Returns:
+        The bytes of the file; pixels are as many as the clip has, the page enlarges them.
+
+    Raises:
+        UserError: If this is no such clip.
+    """
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[1] != 3 or not len(video):
+        raise UserError(f"a moving picture must be uint8 (F, 3, H, W), not {video.dtype} {video.shape}")
+    frames = [Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))) for frame in video]
+    buffer = io.BytesIO()
+    duration = round(1000 / frames_per_second)
+    small = frames[0].width * frames[0].height <= LOSSLESS_PIXELS
+    form = {"lossless": True} if small else {"quality": QUALITY}
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=duration, loop=0, method=4, **form)
+    return buffer.getvalue()
+
+
+def data_uri(video: Pixels, frames_per_second: float) -> str:
+    """Returns a clip as the `src` of an image."""
+    return "data:image/webp;base64," + base64.b64encode(webp_bytes(video, frames_per_second)).decode("ascii")
+
+
+def side_by_side(videos: Sequence[Pixels], gap: int = 2, shade: int = 255) -> Pixels:
+    """Puts clips of one size beside each other in one, so that they stay in step.
+
+    Args:
+        videos: uint8 (F, 3, H, W) each.
+        gap: Columns between them.
+        shade: Grey of the gap.
+
+    Returns:
+        uint8 (F, 3, H, sum of widths and gaps).
+
+    >>> side_by_side([np.zeros((2, 3, 4, 4), np.uint8)] * 2).shape
+    (2, 3, 4, 10)
+    """
+    first = videos[0]
+    for video in videos:
+        if video.shape[:3] != first.shape[:3]:
+            raise UserError(f"clips of {first.shape} and {video.shape} do not fit beside each other")
+    bar = np.full((*first.shape[:3], gap), shade, dtype=np.uint8)
+    parts = [part for video in videos for part in (bar, video)][1:]
+    return np.concatenate(parts, axis=3)

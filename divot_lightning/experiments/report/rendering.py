@@ -1,0 +1,49 @@
+"""A report as one HTML file that needs nothing else."""
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from divot_lightning.experiments.report.charts import NUM_COLOURS, chart_svg, line_style
+from divot_lightning.experiments.report.content import Answered, Cell, Picture, PictureRow, Report
+from divot_lightning.experiments.report.pictures import data_uri
+
+
+def _as_cell(cell: Cell | str) -> Cell:
+    return Cell(cell) if isinstance(cell, str) else cell
+
+
+def _judged(rows: Sequence[PictureRow]) -> bool:
+    return any(picture.good is not None for row in rows for picture in row.pictures)
+
+
+def _moving(item: Picture | Answered) -> str:
+    return data_uri(item.video, item.frames_per_second)
+
+
+def render_report(report: Report) -> str:
+    """Returns the report as HTML: styles, charts and moving pictures are inside, nothing is loaded from elsewhere."""
+    environment = Environment(
+        loader=PackageLoader("divot_lightning.experiments.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["moving"] = _moving
+    environment.filters["judged"] = _judged
+    environment.filters["cell"] = _as_cell
+    environment.globals["line_style"] = line_style
+    environment.filters["chart"] = lambda chart: Markup(chart_svg(chart))
+    return environment.get_template("template.html.j2").render(report=report, num_colours=NUM_COLOURS)
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Writes the report; the file appears under its name only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    unfinished.write_text(render_report(report), encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,1 @@
+"""Runs steps side by side and remembers what is done."""

@@ -1,0 +1,138 @@
+"""Child processes: started so that they end with their parent, watched for memory, stopped so that they can save."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from divot_lightning.distributed.parent import PR_SET_PDEATHSIG, named_parent
+
+SAVE_SECONDS = 600.0
+"""How long a stopped process may take to save and leave; a checkpoint of billions of parameters takes minutes."""
+GPU_LIST = Path("/proc/driver/nvidia/gpus")
+"""Holds a folder per GPU where NVIDIA's driver is loaded."""
+
+
+def _prepare_child(parent: int) -> None:
+    """Runs in the child before its program starts."""
+    # A job in the background ignores SIGINT, and its children would inherit that: they could not be asked to save.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":
+        # The kernel terminates it when its parent dies, however that happens. A process of ours, which may save then,
+        # also sees to it that it takes no longer than `divot_lightning.distributed.parent` says.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def start_process(
+    command: Sequence[str],
+    log: IO[bytes],
+    *,
+    threads: int,
+    gpus: Sequence[str] | None = None,
+    keep_open: Sequence[int] = (),
+) -> "subprocess.Popen[bytes]":
+    """Starts a process that writes into a log and computes with a given number of threads.
+
+    Args:
+        command: Its words.
+        log: Where its output and its errors go.
+        threads: Threads for torch and everything else that follows OMP_NUM_THREADS.
+        gpus: Those that it sees, as in CUDA_VISIBLE_DEVICES; None for all that this process sees.
+        keep_open: File descriptors that it inherits.
+
+    Returns:
+        The process, in a session of its own, so that Ctrl-C reaches the parent alone and the parent decides.
+    """
+    environment = os.environ | _thread_settings(threads) | named_parent("TERM")
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        pass_fds=tuple(keep_open),
+        start_new_session=True,
+        preexec_fn=partial(_prepare_child, os.getpid()),
+    )
+
+
+def _thread_settings(threads: int) -> Mapping[str, str]:
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {name: str(threads) for name in names} | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def visible_gpus() -> list[str]:
+    """Returns the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES, without importing torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    return [str(number) for number, _ in enumerate(GPU_LIST.iterdir())] if GPU_LIST.is_dir() else []
+
+
+def deal_gpus(gpus: Sequence[str], jobs: int, slots: Sequence[int]) -> list[str] | None:
+    """Deals GPUs out to slots that run side by side.
+
+    Args:
+        gpus: All of them.
+        jobs: The number of slots.
+        slots: Those that one process takes, from 0.
+
+    Returns:
+        Those of the process: each slot has as many as any other, or one that it shares if there are fewer GPUs than
+        slots; None where nothing is to be dealt out.
+
+    >>> deal_gpus(["0", "1", "2", "3"], 2, [1])
+    ['2', '3']
+    >>> deal_gpus(["0"], 2, [1])
+    ['0']
+    """
+    if not gpus or jobs == 1:
+        return None
+    share = max(1, len(gpus) // jobs)
+    taken = [gpus[(slot * share + place) % len(gpus)] for slot in slots for place in range(share)]
+    return list(dict.fromkeys(taken))
+
+
+def resident_mib(pid: int) -> float:
+    """Returns the resident memory of a process and its descendants in MiB, 0 where /proc does not tell.
+
+    Pages that processes share are counted in each of them, so this is an upper bound.
+    """
+    folder = Path(f"/proc/{pid}")
+    try:
+        pages = int((folder / "statm").read_text().split()[1])
+        children = [child for task in (folder / "task").iterdir() for child in (task / "children").read_text().split()]
+    except (OSError, IndexError):
+        return 0.0
+    own = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return own + sum(resident_mib(int(child)) for child in children)
+
+
+def stop_processes(processes: Sequence["subprocess.Popen[bytes]"], patience: float = SAVE_SECONDS) -> None:
+    """Interrupts processes as Ctrl-C would, so that training saves.
+
+    What is still there after `patience` seconds, or when Ctrl-C is pressed meanwhile, is killed with all that it
+    started, since each process leads a session of its own.
+    """
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + patience
+    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        for process in processes:
+            process.wait(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

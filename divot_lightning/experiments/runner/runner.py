@@ -1,0 +1,286 @@
+"""Runs steps side by side, remembers which are done, and goes on where a killed job stopped."""
+
+import fcntl
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO
+
+from divot_lightning.checkpoint.folders import all_checkpoints
+from divot_lightning.errors import UserError
+from divot_lightning.experiments.runner.processes import (
+    deal_gpus,
+    resident_mib,
+    start_process,
+    stop_processes,
+    visible_gpus,
+)
+from divot_lightning.experiments.runner.progress import Display, StepMeter, clock, read_progress
+from divot_lightning.experiments.runner.records import StepRecord, read_record, write_record
+from divot_lightning.experiments.runner.steps import Step, check_plan
+
+POLL_SECONDS = 0.2
+LOCK_SECONDS = 30.0
+"""How long to wait for the processes of a killed job to leave."""
+RECORD_SECONDS = 5.0
+TOTAL_FILE = "total_seconds.txt"
+
+
+@dataclass
+class _Running:
+    step: Step
+    process: "subprocess.Popen[bytes]"
+    log: IO[bytes]
+    meter: StepMeter
+    record: StepRecord
+    slots: tuple[int, ...]
+    began: float
+    written: float = field(default=0.0)
+
+
+class StepRunner:
+    """Runs a plan inside a folder.
+
+    Args:
+        steps: The plan; of several steps that could start, the one that stands first does.
+        folder: Holds `steps/` with a log and a record per step.
+        jobs: How many slots steps share. GPUs are dealt out to them.
+        display: Shows what goes on.
+        keep_going: Whether a failed step stops only those that wait for it; else it stops the job.
+        part: Name of the part of a larger job that this runner does; parts of other names may run in the same folder
+            at the same time, the whole job ("") may not.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        folder: Path,
+        *,
+        jobs: int = 2,
+        display: Display | None = None,
+        keep_going: bool = False,
+        part: str = "",
+    ) -> None:
+        check_plan(steps)
+        if jobs < 1:
+            raise UserError(f"--jobs is {jobs}; it must be at least 1")
+        self.steps, self.folder, self.jobs = list(steps), folder, jobs
+        self.display = display or Display()
+        self.keep_going = keep_going
+        self.part = part
+        self.gpus = visible_gpus()
+        self.failed: set[str] = set()
+        self.running: dict[str, _Running] = {}
+        self.former_seconds = 0.0
+        self.began = self.noted = time.monotonic()
+
+    @property
+    def total_seconds(self) -> float:
+        """Wall time of this job, former starts included."""
+        return self.former_seconds + time.monotonic() - self.began
+
+    def run(self) -> list[StepRecord]:
+        """Runs what is not done yet.
+
+        Returns:
+            The record of every step that was started, in the order of the plan.
+
+        Raises:
+            UserError: If another job uses the folder, if a step that is done was made by another command, or if a step
+                fails and the job does not keep going; the steps that ran beside it are stopped and go on at the next
+                start.
+        """
+        (self.folder / "steps").mkdir(parents=True, exist_ok=True)
+        with self._locked() as locks:
+            done = self._done()
+            if done:
+                self.display.say(f"{len(done)} of {len(self.steps)} steps are done already")
+            self.former_seconds = self._read_total()
+            self.began = time.monotonic()
+            try:
+                self._loop(done, locks)
+            finally:
+                self._stop()
+                self._write_total()
+        return [record for step in self.steps if (record := read_record(self.folder, step.name))]
+
+    def _loop(self, done: set[str], locks: Sequence[int]) -> None:
+        while len(done) + len(self.failed) < len(self.steps):
+            self._give_up_waiting()
+            self._start_ready(done, locks)
+            self._note_memory()
+            if time.monotonic() - self.noted > RECORD_SECONDS:
+                self._write_total()
+            for name in list(self.running):
+                if self._poll(self.running[name]):
+                    done.add(name)
+            footer = f"{len(done)} of {len(self.steps)} steps done, elapsed {clock(self.total_seconds)}"
+            self.display.show([running.meter for running in self.running.values()], footer)
+            time.sleep(POLL_SECONDS if self.running else 0)
+
+    def _give_up_waiting(self) -> None:
+        """Counts steps as failed that wait for a failed one; plans are sorted, so one walk finds them all."""
+        for step in self.steps:
+            if self.failed.intersection(step.after):
+                self.failed.add(step.name)
+
+    def _read_total(self) -> float:
+        path = self.folder / "steps" / f"{self.part}{TOTAL_FILE}"
+        return float(path.read_text(encoding="ascii")) if path.is_file() else 0.0
+
+    def _write_total(self) -> None:
+        self.noted = time.monotonic()
+        path = self.folder / "steps" / f"{self.part}{TOTAL_FILE}"
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(f"{self.total_seconds:.1f}", encoding="ascii")
+        unfinished.replace(path)
+
+    def _done(self) -> set[str]:
+        done = set()
+        for step in self.steps:
+            record = read_record(self.folder, step.name)
+            if record is None or not record.done:
+                continue
+            if record.command != step.command:
+                raise UserError(
+                    f"{self.folder} holds step {step.name!r} made by another command:\n{_words(record.command)}\n"
+                    f"now it is: {_words(step.command)}\nGive another --folder, or remove this one."
+                )
+            done.add(step.name)
+        return done
+
+    @contextmanager
+    def _locked(self) -> Iterator[tuple[int, ...]]:
+        """Keeps other jobs out: a part those of its own name and the whole job, the whole job all of them."""
+        kinds = {"lock": fcntl.LOCK_SH if self.part else fcntl.LOCK_EX} | {f"{self.part}lock": fcntl.LOCK_EX}
+        with ExitStack() as files:
+            locks = {name: files.enter_context((self.folder / "steps" / name).open("w")) for name in kinds}
+            for name, kind in kinds.items():
+                self._lock(locks[name], kind)
+            yield tuple(lock.fileno() for lock in locks.values())
+
+    def _lock(self, lock: IO[str], kind: int) -> None:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"another job is working in {self.folder}\nWait for it, or give another --folder."
+                    ) from None
+                time.sleep(POLL_SECONDS)
+
+    def _start_ready(self, done: set[str], locks: Sequence[int]) -> None:
+        taken = {slot for running in self.running.values() for slot in running.slots}
+        free = [slot for slot in range(self.jobs) if slot not in taken]
+        for place, step in enumerate(self.steps, start=1):
+            slots = min(step.slots, self.jobs)
+            if step.name in done | self.failed or step.name in self.running or slots > len(free):
+                continue
+            if not done.issuperset(step.after):
+                continue
+            self.running[step.name] = self._start(step, f"{place}/{len(self.steps)}", tuple(free[:slots]), locks)
+            del free[:slots]
+
+    def _start(self, step: Step, position: str, slots: tuple[int, ...], locks: Sequence[int]) -> _Running:
+        command = self._command(step)
+        former = read_record(self.folder, step.name) or self._new_record(step)
+        record = replace(former, command=step.command, attempts=former.attempts + 1, failure="")
+        # A new log for each attempt: the bar of the former one would be taken for this one's.
+        path = self._log(step.name)
+        if path.is_file():
+            path.replace(path.with_suffix(f".{former.attempts}.log"))
+        log = path.open("wb")
+        log.write(f"$ {' '.join(command)}\n".encode())
+        log.flush()
+        write_record(self.folder, record)
+        gpus = deal_gpus(self.gpus, self.jobs, slots)
+        process = start_process(command, log, threads=len(slots), gpus=gpus, keep_open=locks)
+        now = time.monotonic()
+        return _Running(step, process, log, StepMeter(step.name, position, now), record, slots, now, now)
+
+    def _new_record(self, step: Step) -> StepRecord:
+        return StepRecord(step.name, step.command, False, 0.0, 0.0, 0.0, 0, time.time())
+
+    def _note_memory(self) -> None:
+        mib = {name: resident_mib(running.process.pid) for name, running in self.running.items()}
+        together = sum(mib.values())
+        for name, running in self.running.items():
+            peak, beside = max(running.record.peak_mib, mib[name]), max(running.record.together_mib, together)
+            running.record = replace(running.record, peak_mib=peak, together_mib=beside)
+
+    def _command(self, step: Step) -> tuple[str, ...]:
+        """Chooses between a new start and going on, and clears what a former attempt left."""
+        if step.run is not None and all_checkpoints(step.run):
+            return step.resume
+        for path in (*step.outputs, *((step.run,) if step.run else ())):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        return step.command
+
+    def _poll(self, running: _Running) -> bool:
+        """Looks after a running step; True if it just ended well."""
+        now, step = time.monotonic(), running.step
+        status = running.process.poll()
+        if status is None:
+            running.meter.update(read_progress(self._log(step.name), step.run), now)
+            if now - running.written > RECORD_SECONDS:
+                self._keep_time(running, now, done=False)
+            return False
+        running.log.close()
+        del self.running[step.name]
+        self._keep_time(running, now, done=status == 0)
+        if status != 0:
+            return self._fail(running, self._failure(step, status))
+        seconds, mib = running.record.seconds, running.record.peak_mib
+        self.display.say(f"{running.meter.position:>6}  {step.name:<32} done in {clock(seconds)}, {mib:.0f} MiB")
+        return True
+
+    def _fail(self, running: _Running, failure: str) -> bool:
+        running.record = replace(running.record, failure=failure)
+        write_record(self.folder, running.record)
+        if not self.keep_going:
+            raise UserError(failure)
+        self.failed.add(running.step.name)
+        self.display.say(failure)
+        return False
+
+    def _keep_time(self, running: _Running, now: float, *, done: bool) -> None:
+        seconds = running.record.seconds + now - max(running.written, running.began)
+        running.record, running.written = replace(running.record, seconds=seconds, done=done), now
+        write_record(self.folder, running.record)
+
+    def _failure(self, step: Step, status: int) -> str:
+        log = self._log(step.name)
+        text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
+        lines = [line for line in text.splitlines() if line.strip()]
+        # Our own errors may take several lines, of which the first says what is wrong.
+        said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+        return (
+            f"step {step.name!r} failed with exit status {status}:\n{said[:300]}\n"
+            f"All it said: {log}\nThe same command goes on from here."
+        )
+
+    def _log(self, name: str) -> Path:
+        return self.folder / "steps" / f"{name}.log"
+
+    def _stop(self) -> None:
+        if self.running:
+            self.display.say(f"stopping; {', '.join(self.running)} may save first; Ctrl-C ends that at once")
+        stop_processes([running.process for running in self.running.values()])
+        now = time.monotonic()
+        for running in self.running.values():
+            running.log.close()
+            self._keep_time(running, now, done=False)
+        self.running.clear()
+
+
+def _words(command: Sequence[str]) -> str:
+    return " ".join(command)[:300]

@@ -1,0 +1,1 @@
+"""Files: what keeps them from being written, locks, text that is safe to print."""

@@ -1,0 +1,1 @@
+"""The de-tokenizer: a video diffusion model, its latents and its noise."""

@@ -1,0 +1,158 @@
+"""A small video diffusion transformer, the toy scale's stand-in for the DynamiCrafter U-Net.
+
+Shape letters: B batch, F frames, c latent channels, h w latent grid, L patches, D width, K condition tokens,
+E condition width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from divot_lightning.errors import UserError
+from divot_lightning.models.positions import sin_cos_positions
+
+
+@dataclass(frozen=True)
+class VideoDiTConfig:
+    """Settings of the transformer.
+
+    Attributes:
+        patch_frames: Frames per patch.
+        patch_size: Latent rows and columns per patch.
+        width: Width D of the transformer.
+        layers: Number of blocks.
+        heads: Attention heads; they divide the width.
+        condition_in_modulation: Adds a projection of all condition tokens, side by side, to the time embedding that
+            modulates every block, beside the cross-attention. The paper conditions by cross-attention only (`false`).
+            The toy recipes set it; what it alone contributes there has not been measured.
+        gradient_checkpointing: Keep only what goes into each block and compute the rest again in the backward pass:
+            less memory, about a third more time, the same loss and gradients.
+    """
+
+    patch_frames: int = 2
+    patch_size: int = 1
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    condition_in_modulation: bool = False
+    gradient_checkpointing: bool = False
+
+
+class VideoDiT(nn.Module):
+    """Denoises video latents by attention over space-time patches and over the condition tokens."""
+
+    outer_layers = ("embed", "shift_scale", "head")
+    """They read and write latents, or scale; not for Muon (`divot_lightning.training.optimization.inner_matrices`)."""
+
+    def __init__(
+        self,
+        config: VideoDiTConfig,
+        *,
+        channels: int,
+        frames: int,
+        grid: tuple[int, int],
+        condition_tokens: int,
+        condition_dim: int,
+    ) -> None:
+        super().__init__()
+        if frames % config.patch_frames or grid[0] % config.patch_size or grid[1] % config.patch_size:
+            raise UserError(
+                f"{frames} frames of {grid[0]}x{grid[1]} latents do not divide into patches of "
+                f"{config.patch_frames} frames of {config.patch_size}x{config.patch_size}"
+            )
+        if config.width % config.heads:
+            raise UserError(f"width {config.width} does not divide into {config.heads} heads")
+        self.gradient_checkpointing = config.gradient_checkpointing
+        self.patch = (config.patch_frames, config.patch_size, config.patch_size)
+        width = config.width
+        patch_dim = channels * config.patch_frames * config.patch_size**2
+        counts = (frames // self.patch[0], grid[0] // self.patch[1], grid[1] // self.patch[2])
+        self.embed = nn.Linear(patch_dim, width)
+        self.register_parameter("position_LD", nn.Parameter(sin_cos_positions(counts, width)))
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition = nn.Linear(condition_dim, width)
+        self.modulation = nn.Linear(condition_tokens * condition_dim, width) if config.condition_in_modulation else None
+        self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.shift_scale = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, patch_dim)
+        for layer in (self.shift_scale, self.head):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, latents_BFchw: Tensor, timestep_B: Tensor, condition_BKE: Tensor) -> Tensor:
+        """Returns the prediction, of the latents' shape.
+
+        Args:
+            latents_BFchw: Noisy latents, float.
+            timestep_B: Diffusion time in [0, 1000), int or float.
+            condition_BKE: Condition tokens, float.
+        """
+        state_BLD = self.embed(_to_patches(latents_BFchw, self.patch)) + self.position_LD
+        embedding = get_timestep_embedding(timestep_B, state_BLD.shape[-1]).to(state_BLD)
+        modulation_BD = self.time(embedding)
+        if self.modulation is not None:
+            modulation_BD = modulation_BD + self.modulation(condition_BKE.flatten(1))
+        modulation_BD = nn.functional.silu(modulation_BD)
+        condition_BKD = self.condition(condition_BKE)
+        checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
+        for block in self.blocks:
+            run: Callable[..., Tensor] = partial(checkpoint, block, use_reentrant=False) if checkpointed else block
+            state_BLD = run(state_BLD, modulation_BD, condition_BKD)
+        shift, scale = self.shift_scale(modulation_BD)[:, None].chunk(2, dim=-1)
+        patches = self.head(self.norm(state_BLD) * (1 + scale) + shift)
+        return _from_patches(patches, self.patch, latents_BFchw.shape)
+
+
+class _Block(nn.Module):
+    """Self-attention, cross-attention to the condition and an MLP, each modulated by time."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(3))
+        self.modulation = nn.Linear(width, 7 * width)
+        self.self_qkv = nn.Linear(width, 3 * width)
+        self.self_out = nn.Linear(width, width)
+        self.cross_q = nn.Linear(width, width)
+        self.cross_kv = nn.Linear(width, 2 * width)
+        self.cross_out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        # Equal random queries and keys make a patch attend to patches like itself from the first step.
+        width_slice = self.self_qkv.weight.data[:width]
+        self.self_qkv.weight.data[width : 2 * width] = width_slice
+
+    def forward(self, state_BLD: Tensor, modulation_BD: Tensor, condition_BKD: Tensor) -> Tensor:
+        shift1, scale1, gate1, scale2, shift3, scale3, gate3 = self.modulation(modulation_BD)[:, None].chunk(7, dim=-1)
+        normed = self.norms[0](state_BLD) * (1 + scale1) + shift1
+        query, key, value = self.self_qkv(normed).chunk(3, dim=-1)
+        state_BLD = state_BLD + (1 + gate1) * self.self_out(self._attend(query, key, value))
+        query = self.cross_q(self.norms[1](state_BLD) * (1 + scale2))
+        key, value = self.cross_kv(condition_BKD).chunk(2, dim=-1)
+        state_BLD = state_BLD + self.cross_out(self._attend(query, key, value))
+        return state_BLD + (1 + gate3) * self.mlp(self.norms[2](state_BLD) * (1 + scale3) + shift3)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        split = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        return nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+
+
+def _to_patches(latents_BFchw: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    batch, frames, channels, height, width = latents_BFchw.shape
+    f, p, q = patch
+    split = latents_BFchw.reshape(batch, frames // f, f, channels, height // p, p, width // q, q)
+    return split.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4).flatten(1, 3)
+
+
+def _from_patches(patches_BLP: Tensor, patch: tuple[int, int, int], shape: torch.Size) -> Tensor:
+    batch, frames, channels, height, width = shape
+    f, p, q = patch
+    split = patches_BLP.reshape(batch, frames // f, height // p, width // q, f, channels, p, q)
+    return split.permute(0, 1, 4, 5, 2, 6, 3, 7).reshape(shape)

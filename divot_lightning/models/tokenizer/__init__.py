@@ -1,0 +1,1 @@
+"""The video tokenizer and its stages."""

@@ -1,0 +1,211 @@
+"""The video tokenizer: a clip of a few frames becomes a short sequence of continuous tokens.
+
+Letters: B batch, F frames, P patches per frame, G pooled positions per frame, L = F * G, Q tokens per clip,
+C channels, H W pixels.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from divot_lightning.errors import UserError
+from divot_lightning.models.perceiver import PerceiverResampler
+from divot_lightning.models.positions import start_vit, start_with_positions
+from divot_lightning.models.tokenizer.spatiotemporal_transformer import SpatiotemporalTransformer
+from divot_lightning.models.tokenizer.temporal_transformer import TemporalInit, TemporalTransformer
+from divot_lightning.models.tokenizer.vision_backbone import VisionBackbone, VisionConfig
+from divot_lightning.models.transformer_block import BLOCK_NORM_EPS, check_heads
+from divot_lightning.parts.sparse_frames import sparse_frame_indices
+
+TokenSource = Literal["perceiver", "spatiotemporal"]
+PositionInit = Literal["random", "sin_cos"]
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """Sizes of a video tokenizer. The defaults are the paper's (Divot appendix A.1, arXiv:2412.04432).
+
+    Attributes:
+        vision: The ViT that encodes each frame.
+        num_frames: Sparse frames read from a clip; 5 of 16 at 8 fps cover 2 seconds.
+        temporal_width: Channels of the temporal transformer; a multiple of ``temporal_heads``.
+        temporal_layers: Blocks of the temporal transformer.
+        temporal_heads: Attention heads of the temporal transformer.
+        temporal_init: How the temporal transformer starts. "zero" is the released code's choice: identity input
+            projection; positions, ends of the residual branches and output projection zero. The stage has no residual
+            around it, so all clips have the same tokens at first, and the LayerNorm behind it magnifies the first
+            step's gradient about a thousandfold: train with gradient clipping. "random" is torch's default, for
+            training from scratch: tokens depend on the clip from the start.
+        position_init: How learned positions start. "random" is small and random, as released. "sin_cos" is for a small
+            tokenizer that is trained from nothing in minutes; see `start_with_positions`.
+        pool_size: Height and width of the grid that each frame's patches are averaged to; at most the ViT's own grid,
+            and equal to it for no pooling.
+        spatiotemporal_width: Channels of the spatio-temporal transformer; a multiple of ``spatiotemporal_heads``.
+        spatiotemporal_layers: Blocks of the spatio-temporal transformer.
+        spatiotemporal_heads: Attention heads of the spatio-temporal transformer.
+        token_source: Where tokens are taken. "perceiver": after the resampler, ``num_tokens`` tokens without a
+            position. "spatiotemporal": before it, one token for each frame and grid position, mapped to ``token_dim``
+            by a linear layer and a LayerNorm (the paper's ablation, Table 8); the resampler then does not exist.
+        num_tokens: Tokens per clip from the resampler.
+        resampler_layers: Layers of the resampler; its width is ``spatiotemporal_width``.
+        resampler_heads: Attention heads of the resampler.
+        resampler_head_dim: Channels of one attention head of the resampler.
+        token_dim: Channels of a token.
+    """
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    num_frames: int = 5
+    temporal_width: int = 768
+    temporal_layers: int = 6
+    temporal_heads: int = 12
+    temporal_init: TemporalInit = "zero"
+    position_init: PositionInit = "random"
+    pool_size: int = 5
+    spatiotemporal_width: int = 1024
+    spatiotemporal_layers: int = 4
+    spatiotemporal_heads: int = 8
+    token_source: TokenSource = "perceiver"
+    num_tokens: int = 64
+    resampler_layers: int = 6
+    resampler_heads: int = 16
+    resampler_head_dim: int = 64
+    token_dim: int = 256
+
+    def __post_init__(self) -> None:
+        """Accepts ``vision`` as the dictionary that ``asdict`` makes of it."""
+        if isinstance(self.vision, dict):
+            self.vision = VisionConfig(**self.vision)
+
+    @property
+    def tokens_per_clip(self) -> int:
+        """Length of the sequence that one clip becomes."""
+        if self.token_source == "perceiver":
+            return self.num_tokens
+        return self.num_frames * self.pool_size**2
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as nested dictionaries that JSON can hold."""
+        return asdict(self)
+
+
+def check_tokenizer_config(config: TokenizerConfig) -> None:
+    """Raises UserError if sizes do not fit together; the ViT's own sizes must be filled in already."""
+    if config.num_frames < 1:
+        raise UserError(f"tokenizer: num_frames is {config.num_frames}; it must be at least 1")
+    grid = config.vision.grid_size
+    if not 1 <= config.pool_size <= grid:
+        raise UserError(
+            f"tokenizer: pool_size {config.pool_size} is not between 1 and {grid}, the ViT's patches per side "
+            f"(image_size {config.vision.image_size} / patch_size {config.vision.patch_size})"
+        )
+    check_heads("temporal transformer", config.temporal_width, config.temporal_heads)
+    check_heads("spatio-temporal transformer", config.spatiotemporal_width, config.spatiotemporal_heads)
+    if config.temporal_init not in ("zero", "random"):
+        raise UserError(f"tokenizer: temporal_init {config.temporal_init!r} is unknown; choose 'zero' or 'random'")
+    if config.position_init not in ("random", "sin_cos"):
+        raise UserError(f"tokenizer: position_init {config.position_init!r} is unknown; choose 'random' or 'sin_cos'")
+    if config.token_source not in ("perceiver", "spatiotemporal"):
+        raise UserError(
+            f"tokenizer: token_source {config.token_source!r} is unknown; choose 'perceiver' or 'spatiotemporal'"
+        )
+
+
+class VideoTokenizer(nn.Module):
+    """Turns clips into tokens: ViT, temporal transformer, pooling, spatio-temporal transformer, Perceiver resampler.
+
+    The attribute ``config`` holds the sizes in use, with ``vision.pretrained`` None and the ViT's own sizes filled in:
+    together with the weights it rebuilds the tokenizer anywhere.
+
+    Args:
+        config: Sizes of the tokenizer.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.vision = VisionBackbone(config.vision)
+        self.config = config = replace(config, vision=self.vision.config)
+        check_tokenizer_config(config)
+        width = config.spatiotemporal_width
+        self.temporal = TemporalTransformer(
+            config.vision.width,
+            num_frames=config.num_frames,
+            width=config.temporal_width,
+            layers=config.temporal_layers,
+            heads=config.temporal_heads,
+            output_dim=width,
+            init=config.temporal_init,
+        )
+        self.pooled_norm = nn.LayerNorm(width, eps=BLOCK_NORM_EPS)
+        self.spatiotemporal = SpatiotemporalTransformer(
+            width,
+            num_frames=config.num_frames,
+            num_positions=config.pool_size**2,
+            layers=config.spatiotemporal_layers,
+            heads=config.spatiotemporal_heads,
+        )
+        self.to_tokens = _token_layer(config)
+        if config.position_init == "sin_cos":
+            self._start_with_positions()
+
+    def _start_with_positions(self) -> None:
+        frames = [self.spatiotemporal.frame_positions, self.temporal.frame_positions]
+        queries = [self.to_tokens.queries] if isinstance(self.to_tokens, PerceiverResampler) else []
+        start_with_positions(self.spatiotemporal.grid_positions, self.config.pool_size, [*frames, *queries])
+        if not self.config.vision.frozen:
+            start_vit(self.vision.model, self.config.vision.grid_size)
+
+    def select_frames(self, video_BF3HW: Tensor) -> Tensor:
+        """Picks the sparse frames (B, num_frames, 3, H, W) out of a dense clip; 0, 4, 8, 12, 15 of 16 in the paper."""
+        indices = sparse_frame_indices(video_BF3HW.shape[1], self.config.num_frames)
+        return video_BF3HW[:, indices]
+
+    def encode_patches(self, patches_BFPC: Tensor) -> Tensor:
+        """Computes tokens (B, Q, token_dim) from the ViT's patch features (B, num_frames, P, C), in row-major order."""
+        grid, pool = self.config.vision.grid_size, self.config.pool_size
+        x_BFPC = self.temporal(patches_BFPC)
+        maps = x_BFPC.flatten(0, 1).transpose(1, 2).unflatten(2, (grid, grid))
+        pooled_BFGC = (
+            functional.adaptive_avg_pool2d(maps, pool).flatten(2).transpose(1, 2).unflatten(0, x_BFPC.shape[:2])
+        )
+        return self.to_tokens(self.spatiotemporal(self.pooled_norm(pooled_BFGC)))
+
+    @torch.no_grad()
+    def null_tokens(self, height: int, width: int) -> Tensor:
+        """Computes the tokens (Q, token_dim) of an all-zero, mid-grey clip: guidance's unconditional branch."""
+        weight = next(self.parameters())
+        return self(weight.new_zeros(1, self.config.num_frames, 3, height, width))[0]
+
+    def forward(self, video_BF3HW: Tensor) -> Tensor:
+        """Encodes clips.
+
+        Args:
+            video_BF3HW: Float in [-1, 1]. F is either ``num_frames`` (sparse frames, used as they are) or more (a
+                dense clip, of which ``select_frames`` picks). Any height and width; frames are resized to the ViT's
+                square.
+
+        Returns:
+            Tokens (B, Q, token_dim), float: LayerNorm outputs. Q is ``config.tokens_per_clip``.
+        """
+        if not video_BF3HW.is_floating_point():
+            raise UserError(f"tokenizer: the video is {video_BF3HW.dtype}; it must be float in [-1, 1] (to_unit_range)")
+        return self.encode_patches(self.vision(self.select_frames(video_BF3HW)))
+
+
+def _token_layer(config: TokenizerConfig) -> nn.Module:
+    if config.token_source == "spatiotemporal":
+        return nn.Sequential(
+            nn.Linear(config.spatiotemporal_width, config.token_dim),
+            nn.LayerNorm(config.token_dim),
+        )
+    return PerceiverResampler(
+        dim=config.spatiotemporal_width,
+        depth=config.resampler_layers,
+        dim_head=config.resampler_head_dim,
+        heads=config.resampler_heads,
+        num_queries=config.num_tokens,
+        embedding_dim=config.spatiotemporal_width,
+        output_dim=config.token_dim,
+    )

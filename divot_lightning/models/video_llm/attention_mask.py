@@ -1,0 +1,192 @@
+"""Who attends to whom: causal text, queries of one clip that see each other, samples that share a row and no more.
+
+A position attends to itself, to every position of its sample before it, and, with the mechanism
+``query_bidirectional``, to all queries of its own clip (Divot section 3.2, arXiv:2412.04432). *Blocks* number the
+clips: equal non-negative numbers mark the queries of one clip, -1 everything else.
+
+Letters: B rows, L query positions, S key positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from divot_lightning.errors import UserError
+from divot_lightning.models.video_llm.sequences import Mechanism, Position
+
+TransformersMask: TypeAlias = Tensor | dict[str, Tensor] | None
+
+
+def query_blocks(roles_BL: Tensor, clips_BL: Tensor, mechanism: Mechanism) -> Tensor:
+    """Gives the blocks of positions that see each other.
+
+    Args:
+        roles_BL: ``Position`` values, int64.
+        clips_BL: Clip of each slot, int64.
+        mechanism: Only ``query_bidirectional`` has such blocks.
+
+    Returns:
+        blocks_BL, int64: the clip at its queries, -1 elsewhere.
+    """
+    if mechanism != "query_bidirectional":
+        return torch.full_like(clips_BL, -1)
+    return torch.where(roles_BL == Position.QUERY, clips_BL, -1)
+
+
+class Places(NamedTuple):
+    """What the rule has to know of positions; three int64 tensors that broadcast with each other.
+
+    Attributes:
+        order: Order in the row.
+        sample: Number of the sample that the position belongs to, -1 for padding.
+        block: From ``query_blocks``.
+    """
+
+    order: Tensor
+    sample: Tensor
+    block: Tensor
+
+
+def attention_rule(query: Places, key: Places) -> Tensor:
+    """States the rule for pairs of positions, by broadcasting.
+
+    Padding is seen by itself only, so that no softmax is over nothing.
+
+    Args:
+        query: The ones that look.
+        key: The ones looked at.
+
+    Returns:
+        Whether they are seen, bool.
+
+    >>> order, sample, block = torch.arange(5), torch.tensor([0, 0, 0, 1, -1]), torch.tensor([-1, 7, 7, -1, -1])
+    >>> query = Places(order[:, None], sample[:, None], block[:, None])
+    >>> attention_rule(query, Places(order, sample, block)).int().tolist()
+    [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+    """
+    same_sample = (query.sample == key.sample) & (key.sample >= 0)
+    same_block = (query.block == key.block) & (query.block >= 0)
+    return ((key.order <= query.order) & same_sample) | same_block | (query.order == key.order)
+
+
+def mixed_attention_mask(samples_BL: Tensor, blocks_BL: Tensor) -> Tensor:
+    """Gives the full mask of rows.
+
+    Args:
+        samples_BL: Number of the sample at each position, int64; -1 where padded.
+        blocks_BL: From ``query_blocks``.
+
+    Returns:
+        mask_BLL, bool: mask[b, q, k] says whether q attends to k.
+    """
+    order_L = torch.arange(samples_BL.shape[1], device=samples_BL.device)
+    return attention_rule(
+        Places(order_L[None, :, None], samples_BL[:, :, None], blocks_BL[:, :, None]),
+        Places(order_L[None, None, :], samples_BL[:, None, :], blocks_BL[:, None, :]),
+    )
+
+
+def flex_mask_mod(samples_BL: Tensor, blocks_BL: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Gives the same rule as a ``mask_mod`` for ``torch.nn.attention.flex_attention.create_block_mask``.
+
+    FlexAttention has no backward pass on CPUs, so ``VideoLLMConfig.attention`` does not offer it.
+
+    Args:
+        samples_BL: Number of the sample at each position, int64; -1 where padded.
+        blocks_BL: From ``query_blocks``.
+
+    Returns:
+        The function of (batch, head, query, key) indices.
+    """
+
+    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return attention_rule(
+            Places(query, samples_BL[batch, query], blocks_BL[batch, query]),
+            Places(key, samples_BL[batch, key], blocks_BL[batch, key]),
+        )
+
+    return mask_mod
+
+
+def additive_mask(mask_BLS: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turns a bool mask into summands for attention scores.
+
+    Args:
+        mask_BLS: True where attended, bool.
+        dtype: The model's dtype.
+
+    Returns:
+        (B, 1, L, S) in dtype: 0 where attended, else the least finite number (minus infinity would give NaN in rows
+        without any key).
+    """
+    zero = torch.zeros((), dtype=dtype, device=mask_BLS.device)
+    return torch.where(mask_BLS, zero, torch.finfo(dtype).min)[:, None]
+
+
+def transformers_mask(
+    config: Any, mask_BLS: Tensor, query_positions_BL: Tensor, key_positions_BS: Tensor, dtype: torch.dtype
+) -> TransformersMask:
+    """Puts a mask into the form in which an unmodified transformers model honours it.
+
+    A 4D mask is used as it stands, so the sliding window of the model has to be in it. Scaled dot product attention
+    takes bool masks (independent of autocast), eager attention adds a float mask. Models whose layers differ
+    (``layer_types``) take a dictionary with one mask per type.
+
+    Args:
+        config: The model's transformers configuration.
+        mask_BLS: Who attends to whom, bool.
+        query_positions_BL: Positions of the L rows, int64.
+        key_positions_BS: Positions of the S columns, int64.
+        dtype: The model's dtype.
+
+    Returns:
+        A (B, 1, L, S) tensor, or a dictionary of such tensors by layer type.
+    """
+    form = _mask_form(config, dtype)
+    window = sliding_window(config)
+    if window is None:
+        return form(mask_BLS)
+    near_BLS = query_positions_BL[:, :, None] - key_positions_BS[:, None, :] < window
+    if _layer_types(config) <= {"sliding_attention"}:
+        return form(mask_BLS & near_BLS)
+    return {"full_attention": form(mask_BLS), "sliding_attention": form(mask_BLS & near_BLS)}
+
+
+def sliding_window(config: Any) -> int | None:
+    """Gives how many positions back a model's windowed layers see, None where no layer is windowed.
+
+    Args:
+        config: The model's transformers configuration.
+
+    Returns:
+        The window, the position itself counted.
+    """
+    window = getattr(config, "sliding_window", None)
+    if not getattr(config, "use_sliding_window", True) or _layer_types(config) == {"full_attention"}:
+        return None
+    return window
+
+
+def _layer_types(config: Any) -> set[str]:
+    types = set(getattr(config, "layer_types", None) or ())
+    if types - {"full_attention", "sliding_attention"}:
+        raise UserError(
+            f"The language model {config.model_type!r} has layers of the types {sorted(types)}.\n"
+            "Queries that see each other need full_attention or sliding_attention; choose another model."
+        )
+    return types
+
+
+def _mask_form(config: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    implementation = config._attn_implementation
+    if implementation == "sdpa":
+        return lambda mask_BLS: mask_BLS[:, None]
+    if implementation == "eager":
+        return lambda mask_BLS: additive_mask(mask_BLS, dtype)
+    raise UserError(
+        f"attention={implementation!r} takes no mask of queries that see each other; allowed: 'sdpa', 'eager'."
+    )

@@ -1,0 +1,126 @@
+"""Builds the parts of a video LLM from its settings, or from what is stored of it.
+
+Letters: Q queries per clip, D LLM width, V vocabulary, S slots of the batch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from divot_lightning.distributed.meta_building import gathered
+from divot_lightning.errors import UserError
+from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
+from divot_lightning.models.video_llm.language_model import (
+    build_untrained_language_model,
+    language_model_from_config,
+    load_language_model,
+    load_text_tokenizer,
+    vocabulary_size,
+    word_embeddings,
+)
+from divot_lightning.parts.heads import GenerationHead
+from divot_lightning.parts.registry import build_head
+from divot_lightning.parts.trusted_classes import require_trusted
+
+
+def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
+    """Gives the text tokenizer and the language model: stored, pretrained, or untrained.
+
+    Args:
+        config: The settings.
+        folder: Component folder of a stored video LLM, whose weights are loaded later; else None.
+
+    Returns:
+        The transformers tokenizer and the transformers model.
+    """
+    if folder is not None:
+        tokenizer, _ = load_text_tokenizer(folder / "text_tokenizer")
+        stored = json.loads((folder / "language_model" / "config.json").read_text(encoding="utf-8"))
+        return tokenizer, language_model_from_config(stored, config.attention)
+    if (config.language_model is None) == (config.language_model_config is None):
+        raise UserError(
+            f"language_model={config.language_model!r} and language_model_config={config.language_model_config!r}:\n"
+            "set exactly one of them, a folder with weights or the configuration of a model to train from scratch."
+        )
+    tokenizer_folder = config.text_tokenizer or config.language_model
+    if tokenizer_folder is None:
+        raise UserError("text_tokenizer=None: a language model trained from scratch needs a text tokenizer's folder.")
+    tokenizer, new_ids = load_text_tokenizer(tokenizer_folder)
+    if config.language_model is not None:
+        vocabulary = vocabulary_size(tokenizer)
+        return tokenizer, load_language_model(config.language_model, vocabulary, new_ids, config.attention)
+    return tokenizer, build_untrained_language_model(config.language_model_config or {}, tokenizer, config.attention)
+
+
+class LearnableQueries(nn.Module):
+    """The queries at whose places a clip's features are predicted.
+
+    They are a module, so that the hooks of sharding wrappers run wherever they are looked up.
+
+    Args:
+        initial_QD: Their first values, float.
+    """
+
+    def __init__(self, initial_QD: Tensor) -> None:
+        super().__init__()
+        self.weight_QD = nn.Parameter(initial_QD)
+
+    def forward(self, slots_S: Tensor) -> Tensor:
+        """Gives the queries of slots, int64 indices in the clip, as (S, D)."""
+        return self.weight_QD[slots_S]
+
+
+def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
+    """Draws queries about the mean word embedding, with the words' own spread, so that they differ from the start.
+
+    They enter where words do behind their embedding layer, so they are on the scale that this layer gives words: the
+    Gemma family multiplies by the square root of D.
+
+    Args:
+        causal_lm: The language model.
+        num_queries: How many.
+
+    Returns:
+        queries_QD, float32.
+    """
+    weight = word_embeddings(causal_lm)
+    with gathered([weight]):
+        weight_VD = weight.detach().float()
+        noise_QD = torch.randn(num_queries, weight_VD.shape[1], device=weight_VD.device)
+        queries_QD = weight_VD.mean(dim=0) + weight_VD.std(dim=0) * noise_QD
+        scale = _embedding_scale(causal_lm.get_input_embeddings(), weight)
+        return queries_QD if scale == 1.0 else scale * queries_QD
+
+
+def _embedding_scale(embedding: nn.Module, weight_VD: Tensor) -> float:
+    """Gives by how much an embedding layer enlarges its rows; 1 where it gives them as they are."""
+    if weight_VD.is_meta:
+        return 1.0
+    with torch.no_grad():
+        rows_VD = weight_VD[:8]
+        given_VD = embedding(torch.arange(len(rows_VD), device=weight_VD.device))
+        if torch.equal(given_VD, rows_VD) or not rows_VD.any():
+            return 1.0
+        return float(given_VD.float().norm() / rows_VD.float().norm())
+
+
+def build_stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead:
+    """Builds the head of a stored video LLM, with random weights.
+
+    Args:
+        config: The stored settings.
+        hidden_dim: D.
+
+    Returns:
+        The head.
+    """
+    if not isinstance(config, BuiltVideoLLMConfig):
+        raise UserError("VideoLLM needs a head_factory; only a stored video LLM knows its generation head.")
+    require_trusted(config.head_class, "the stored video LLM")
+    return build_head(config.head_class, config.head_init_args, hidden_dim, config.feature_dim)

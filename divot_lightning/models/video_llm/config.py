@@ -1,0 +1,68 @@
+"""Settings of the video LLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from divot_lightning.models.video_llm.language_model import Attention, LoRASettings
+from divot_lightning.models.video_llm.sequences import Mechanism
+from divot_lightning.models.weight_dtypes import FrozenDtype
+
+
+@dataclass
+class VideoLLMConfig:
+    """The video LLM, but for its generation head.
+
+    Attributes:
+        language_model: Folder of a pretrained transformers causal language model; None builds an untrained one from
+            language_model_config.
+        language_model_config: Keys of a transformers configuration (model_type, hidden_size, ...) for a model with
+            random weights.
+        text_tokenizer: Folder of the text tokenizer; None takes the one in the language_model folder.
+        num_queries: Tokens per clip; equals the tokenizer's.
+        feature_dim: Width of the tokenizer's features.
+        mechanism: How clips are generated: queries that see each other, queries that see earlier ones, or feature by
+            feature. Feature by feature, a head is trained and sampled one token at a time, also one that could draw the
+            tokens of a clip jointly.
+        lora: Low-rank adapters, trained in place of all weights of the language model; none by default.
+        frozen_dtype: Dtype of the language model's weights that are not trained; those that are trained are float32.
+            "float32", or "stored" as in their folder, which halves the memory of a model in bfloat16 and needs
+            trainer.precision bf16-mixed. Weights that adapters were folded into are float32 from then on. Under
+            DeepSpeed in half precision it has no say: weights are in half precision, with float32 copies of the trained
+            ones.
+        freeze_language_model: Train no weight of the language model; projector, queries and head are trained.
+        max_length: Longest training sequence in tokens; texts of longer samples are shortened. The paper's are 1400 in
+            pretraining and 1650 in instruction tuning.
+        packing: Let samples of a training batch share rows of at most max_length tokens where that is cheaper than
+            padding to the longest sample; they do not see each other, and losses and gradients stay the same.
+        attention: Attention implementation of transformers.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+    """
+
+    language_model: str | None = None
+    language_model_config: dict[str, Any] | None = None
+    text_tokenizer: str | None = None
+    num_queries: int = 64
+    feature_dim: int = 256
+    mechanism: Mechanism = "query_bidirectional"
+    lora: LoRASettings | None = None
+    frozen_dtype: FrozenDtype = "float32"
+    freeze_language_model: bool = False
+    max_length: int | None = 1400
+    packing: bool = False
+    attention: Attention = "sdpa"
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class BuiltVideoLLMConfig(VideoLLMConfig):
+    """A video LLM as it is stored, with what is needed to build its head again.
+
+    Attributes:
+        head_class: Dotted path of the generation head's class.
+        head_init_args: Settings of the generation head.
+    """
+
+    head_class: str = ""
+    head_init_args: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,368 @@
+"""The causal language model inside the video LLM: text tokenizer, marker tokens, weights, LoRA.
+
+The model is any unmodified transformers ``AutoModelForCausalLM`` with full or sliding-window attention.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from divot_lightning.checkpoint.module_tensors import full_shape
+from divot_lightning.distributed.meta_building import (
+    fill,
+    fill_from_first,
+    gathered,
+    has_masters,
+    is_sharding,
+    weight_files,
+    without_memory,
+)
+from divot_lightning.errors import UserError
+from divot_lightning.models.video_llm.sequences import SPECIAL_TOKEN_NAMES
+from divot_lightning.models.weight_dtypes import merging_in_float32
+
+Attention: TypeAlias = Literal["sdpa", "eager"]
+
+logger = logging.getLogger(__name__)
+
+_ROUTERS = {"router", "gate"}
+"""Layers that choose experts; they are small, and adapters are not usual in them."""
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass
+class LoRASettings:
+    """Low-rank adapters; the defaults are those of the released Divot training configuration.
+
+    Besides the adapters the rows of the marker tokens (``<vid>`` and its like) in the embedding and in the output layer
+    are trained.
+
+    Attributes:
+        rank: Rank of the adapters.
+        alpha: The adapters' output is scaled by alpha / rank.
+        dropout: Dropout on the adapters' input.
+        target_modules: Names of the linear layers that get an adapter. The default is all of a Llama, Mistral or Qwen;
+            for a model with other layers, those that are left out are told when the adapters are added.
+        train_norms: Train the normalisation layers in full.
+        train_embeddings: Train the whole embedding and output layer, as the released code does, not only the rows of
+            marker tokens.
+    """
+
+    rank: int = 32
+    alpha: int = 32
+    dropout: float = 0.05
+    target_modules: list[str] = field(default_factory=lambda: list(TARGET_MODULES))
+    train_norms: bool = True
+    train_embeddings: bool = False
+
+
+def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
+    """Loads a text tokenizer and adds the marker tokens that it lacks.
+
+    Args:
+        folder: A transformers tokenizer folder (or a hub name that is in the local cache).
+
+    Returns:
+        A transformers tokenizer that knows ``SPECIAL_TOKEN_NAMES``, and the ids of those it did not know.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"text_tokenizer={str(folder)!r} cannot be loaded as a transformers tokenizer ({type(error).__name__}).\n"
+            "Give a folder with tokenizer.json and tokenizer_config.json, or a hub name that was downloaded before\n"
+            "(hf download NAME): training itself asks no network, and code that comes with a tokenizer is never run."
+        ) from error
+    known = tokenizer.get_vocab()
+    new_names = [name for name in SPECIAL_TOKEN_NAMES if name not in known]
+    tokenizer.add_tokens(new_names, special_tokens=True)
+    return tokenizer, [tokenizer.get_vocab()[name] for name in new_names]
+
+
+def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
+    """Loads pretrained weights as they are stored; rows of new tokens become the mean of the rows there are.
+
+    Args:
+        folder: A transformers model folder.
+        vocabulary: Rows that the text tokenizer needs.
+        new_ids: Ids of tokens that the model never saw.
+        attention: Implementation of the attention.
+
+    Returns:
+        The causal language model.
+    """
+    if is_sharding():
+        return _load_sharded(folder, vocabulary, new_ids, attention)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False, dtype="auto"
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n{_reason(error)}"
+        ) from error
+    rows = len(word_embeddings(model))
+    if vocabulary > rows:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    initialise_new_rows(model, sorted({*new_ids, *range(rows, vocabulary)}))
+    return check_language_model(model)
+
+
+def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
+    """Loads pretrained weights tensor by tensor into shards; as `load_language_model` otherwise."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"language_model={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    rows = config.vocab_size
+    config.vocab_size = max(vocabulary, rows)
+    with torch.random.fork_rng(devices=[]), without_memory():
+        # What is sharded keeps its dtype, so it is decided here.
+        dtype = {} if has_masters() else {"dtype": torch.float32}
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, trust_remote_code=False, **dtype
+        )
+    files = weight_files(Path(folder))
+    if not files or fill(model, files).missing:
+        # The files have other names than the model, which only transformers can translate, all at once.
+        first = torch.distributed.get_rank() == 0
+        whole = _load_whole(folder) if first else None
+        fill_from_first(model, whole)
+    initialise_new_rows(model, sorted({*new_ids, *range(rows, vocabulary)}))
+    return check_language_model(model)
+
+
+def _load_whole(folder: str) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    return model
+
+
+def build_untrained_language_model(
+    config: dict[str, Any], text_tokenizer: Any, attention: Attention
+) -> PreTrainedModel:
+    """Builds a model from its configuration, with random weights; the vocabulary is that of the text tokenizer.
+
+    Args:
+        config: Keys of a transformers configuration, ``model_type`` among them.
+        text_tokenizer: From ``load_text_tokenizer``.
+        attention: Implementation of the attention.
+
+    Returns:
+        The causal language model.
+    """
+    if "vocab_size" in config:
+        raise UserError(
+            f"language_model_config sets vocab_size={config['vocab_size']}, but the text tokenizer decides it.\n"
+            "Remove vocab_size."
+        )
+    special = {name: getattr(text_tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return language_model_from_config({**config, **special, "vocab_size": vocabulary_size(text_tokenizer)}, attention)
+
+
+def language_model_from_config(config: dict[str, Any], attention: Attention) -> PreTrainedModel:
+    """Builds a model from its complete configuration, with random weights.
+
+    Args:
+        config: Keys of a transformers configuration, ``model_type`` and ``vocab_size`` among them.
+        attention: Implementation of the attention.
+
+    Returns:
+        The causal language model.
+    """
+    try:
+        full = AutoConfig.for_model(**config)
+        model = AutoModelForCausalLM.from_config(full, attn_implementation=attention, trust_remote_code=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"language_model_config with model_type={config.get('model_type')!r} gives no causal language model.\n"
+            f"{_reason(error)}"
+        ) from error
+    return check_language_model(model)
+
+
+def _reason(error: Exception) -> str:
+    said = (str(error).splitlines() or [""])[0]
+    if "scaled_dot_product_attention" in said:
+        return "It has no attention of the kind 'sdpa'; set llm.attention to eager."
+    return f"{type(error).__name__}: {said}"
+
+
+def check_language_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Refuses models that change the logits behind their output layer, since we apply that layer ourselves.
+
+    Args:
+        model: A causal language model.
+
+    Returns:
+        The same model.
+    """
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(model.config, name, None)
+        if value not in (None, 1, 1.0):
+            raise UserError(
+                f"The language model {model.config.model_type!r} sets {name}={value}: it changes its logits\n"
+                "behind the output layer, which is not supported. Choose a model without it (Llama, Mistral, Qwen2)."
+            )
+    return model
+
+
+def vocabulary_size(text_tokenizer: Any) -> int:
+    """Gives the embedding rows that a text tokenizer needs (its ids may have gaps).
+
+    Args:
+        text_tokenizer: A transformers tokenizer.
+
+    Returns:
+        Greatest id + 1.
+    """
+    return max(text_tokenizer.get_vocab().values()) + 1
+
+
+def initialise_new_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
+    """Sets the embedding and output rows of new tokens to the mean of the other rows.
+
+    The released code does the same for embeddings; its rows of an untied output layer come out as three times the mean.
+
+    Args:
+        model: A causal language model.
+        new_ids: Ids of the new tokens.
+    """
+    if not new_ids:
+        return
+    for weight_VD in (word_embeddings(model), model.get_output_embeddings().get_parameter("weight")):
+        with torch.no_grad(), gathered([weight_VD], write=True):
+            old = torch.ones(len(weight_VD), dtype=torch.bool)
+            old[new_ids] = False
+            weight_VD[new_ids] = weight_VD[old].mean(dim=0)
+
+
+def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[int]) -> PeftModel:
+    """Freezes the model and puts adapters in.
+
+    Args:
+        model: A causal language model.
+        settings: The adapters.
+        marker_ids: Ids of the tokens whose rows are trained.
+
+    Returns:
+        The PEFT model around it.
+    """
+    names = [_module_name(model, layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+    saved = ["norm"] * settings.train_norms + names * settings.train_embeddings
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules),
+        modules_to_save=saved or None,
+        trainable_token_indices=None if settings.train_embeddings else dict.fromkeys(names, marker_ids),
+        ensure_weight_tying=settings.train_embeddings and bool(model.config.tie_word_embeddings),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        # PEFT copies these; the weights that get adapters it only measures.
+        with gathered(_copied_weights(model, names, settings)):
+            adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            f"LoRA with target_modules={settings.target_modules} does not fit {model.config.model_type!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    left = layers_without_adapters(adapted)
+    if left and tuple(settings.target_modules) == TARGET_MODULES:
+        logger.warning(
+            "LoRA: the default target_modules leave these layers of %r as they are: %s; name them in "
+            "lora.target_modules",
+            model.config.model_type,
+            ", ".join(left),
+        )
+    return adapted
+
+
+def layers_without_adapters(model: PeftModel) -> list[str]:
+    """Names the kinds of layers inside a model's blocks whose matrices are neither trained nor have an adapter.
+
+    Args:
+        model: From ``add_lora``.
+
+    Returns:
+        Names within the blocks, such as "qkv_proj"; routers and the embeddings' own layers are left out.
+    """
+    base = unwrap(model)
+    embeddings = set(base.get_input_embeddings().modules()) | set(base.get_output_embeddings().modules())
+    adapted = {part for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
+    found: set[str] = set()
+    for name, module in base.named_modules():
+        if module in embeddings or module in adapted or isinstance(module, nn.Embedding):
+            continue
+        for key, value in module.named_parameters(recurse=False):
+            if len(full_shape(value)) > 1 and not value.requires_grad and not _ROUTERS & set(name.split(".")):
+                kind = name.rpartition(".")[2]
+                found.add(kind if key == "weight" else f"{kind}.{key}")
+    return sorted(found)
+
+
+def _copied_weights(model: PreTrainedModel, embeddings: list[str], settings: LoRASettings) -> list[Tensor]:
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if any(part in embeddings or (settings.train_norms and part.endswith("norm")) for part in name.split("."))
+    ]
+
+
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Folds adapters and trained rows into the weights, in float32; see `divot_lightning.models.weight_dtypes`.
+
+    Args:
+        model: From ``add_lora``.
+
+    Returns:
+        The transformers model without adapters.
+    """
+    assert isinstance(model, PeftModel)
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            with gathered(layer.parameters(), write=True), merging_in_float32(layer):
+                layer.merge()
+    unload: Any = model.unload
+    return unload()
+
+
+def _module_name(model: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted).rpartition(".")[2]
+
+
+def word_embeddings(model: PreTrainedModel) -> Tensor:
+    """Gives the input embeddings of a model without adapters.
+
+    Args:
+        model: A causal language model.
+
+    Returns:
+        weight_VD.
+    """
+    return model.get_input_embeddings().get_parameter("weight")
+
+
+def unwrap(model: nn.Module) -> Any:
+    """Gives the causal language model itself, adapters included.
+
+    Args:
+        model: With or without the PEFT wrapper.
+
+    Returns:
+        The transformers model whose parts can be called.
+    """
+    return model.get_base_model() if isinstance(model, PeftModel) else model

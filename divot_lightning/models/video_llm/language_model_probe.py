@@ -1,0 +1,236 @@
+"""Tries a causal language model out before it is trained: does our loss fit it, does it obey our masks?
+
+We apply the output layer ourselves and hand in masks of our own. A model that scales its logits, has a head of several
+layers, or looks at a 2D mask only would train on something else, without a word. A few small forward passes tell.
+
+Letters: B rows, L row length, S keys, D width, V vocabulary.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+
+from divot_lightning.distributed.meta_building import has_shards
+from divot_lightning.errors import UserError
+from divot_lightning.models.video_llm.attention_mask import Places, attention_rule, transformers_mask
+from divot_lightning.models.video_llm.sequences import Mechanism
+from divot_lightning.models.weight_dtypes import HALF
+
+_LENGTH = 9
+_QUERIES = (3, 4)
+"""Positions of a clip's queries in the sample "text text text query query text"."""
+_FIRST, _NEIGHBOUR = 6, slice(6, _LENGTH)
+"""Length of that sample, and where its neighbour "text text text" is in a packed row."""
+
+_ROUNDING, _HALF_ROUNDING = 1e-3, 0.1
+"""Relative differences (rms) below which two ways of computing the same agree, after many layers in float32 and in
+half precision. What misfits differs by more: another mask by 0.3 and more, another output layer by about 1."""
+
+_REACTION = 0.1
+"""Share of that above which a position has seen a changed input; where it does not look, nothing changes at all."""
+
+
+def probe_language_model(model: PreTrainedModel, mechanism: Mechanism) -> None:
+    """Refuses a language model that our loss or our masks do not fit.
+
+    The model's weights are used as they are, without gradient, in evaluation mode; random states and training mode are
+    left as they were. Where each process holds a share of the weights only (ZeRO stage 3), a model of the same settings
+    and as few layers as have all their kinds is built in its place, with random weights. Nothing is done for a model
+    without values (preflight).
+
+    Args:
+        model: Without adapters.
+        mechanism: Whether queries see each other.
+
+    Raises:
+        UserError: Names the model type and what it does.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        probed = _with_few_layers(model) if has_shards(model) else model
+        with evaluation_mode(probed):
+            try:
+                found = find_misfit(probed, mechanism)
+            except UserError:
+                raise
+            except Exception as error:
+                found = f"it fails on embeddings with a mask of ours: {type(error).__name__}: {_first_line(error)}"
+    if found is not None:
+        raise UserError(
+            f"The language model {model.config.model_type!r} (attention: {model.config._attn_implementation}) does not "
+            f"fit:\n{found}.\nChoose a decoder with full or sliding-window attention, such as Llama, Mistral, Qwen or "
+            "Gemma 3."
+        )
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Generator[None, None, None]:
+    """Has all modules in evaluation mode, within; afterwards each is in the mode that it was in."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def find_misfit(model: PreTrainedModel, mechanism: Mechanism) -> str | None:
+    """Tells in what a model differs from what we take it for; None if in nothing.
+
+    Args:
+        model: In evaluation mode, on any device.
+        mechanism: Whether queries see each other.
+    """
+    weight_VD = model.get_input_embeddings().get_parameter("weight")
+    # Spread over the vocabulary, since its first and last tokens are often special or unused.
+    ids_L = (torch.arange(_LENGTH, device=weight_VD.device) * (len(weight_VD) // _LENGTH) + 1) % len(weight_VD)
+    text_LD = model.get_input_embeddings()(ids_L[None])[0]
+    hidden_LD = model.base_model(inputs_embeds=text_LD[None], attention_mask=None, use_cache=False).last_hidden_state[0]
+    rounding = _HALF_ROUNDING if hidden_LD.dtype in HALF else _ROUNDING
+    trial = Trial(model, text_LD, hidden_LD, rounding)
+    return _loss_misfit(trial, ids_L) or _mask_misfit(trial, mechanism) or _row_misfit(trial)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model and what it makes of a text, without a mask.
+
+    Attributes:
+        model: In evaluation mode.
+        text_LD: Embeddings of the text.
+        hidden_LD: Its last hidden states.
+        rounding: Relative difference below which two tensors agree.
+    """
+
+    model: PreTrainedModel
+    text_LD: Tensor
+    hidden_LD: Tensor
+    rounding: float
+
+    def differs(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two tensors differ by more than rounding; what is not finite does."""
+        return not _difference(one, other) <= self.rounding
+
+    def reacts(self, changed: Tensor, base: Tensor) -> bool:
+        """Whether hidden states have changed at all."""
+        return _difference(changed, base) > _REACTION * self.rounding
+
+    def changed_at(self, place: int) -> Tensor:
+        """Gives the text with another input at one place."""
+        noise_D = torch.randn(self.text_LD.shape[-1], generator=torch.Generator().manual_seed(0))
+        changed_LD = self.text_LD.clone()
+        changed_LD[place] = 3.0 * self.text_LD.std() * noise_D.to(self.text_LD)
+        return changed_LD
+
+    def run(self, embeds_BLD: Tensor, query: Places, key: Places, **more: Any) -> Tensor:
+        """Gives hidden states under the mask of our rule; places as (B, L) on the CPU."""
+        device = embeds_BLD.device
+        mask_BLS = attention_rule(
+            Places(*(values[:, :, None] for values in query)), Places(*(values[:, None, :] for values in key))
+        )
+        mask = transformers_mask(
+            self.model.config, mask_BLS.to(device), query.order.to(device), key.order.to(device), embeds_BLD.dtype
+        )
+        hidden: Tensor = self.model.base_model(inputs_embeds=embeds_BLD, attention_mask=mask, **more).last_hidden_state
+        return hidden
+
+
+def _loss_misfit(trial: Trial, ids_L: Tensor) -> str | None:
+    own = trial.model(input_ids=ids_L[None], labels=ids_L[None], use_cache=False)
+    logits_LV: Tensor = trial.model.get_output_embeddings()(trial.hidden_LD).float()
+    loss = float(functional.cross_entropy(logits_LV[:-1], ids_L[1:]))
+    if trial.differs(logits_LV, own.logits[0]) or abs(loss - float(own.loss)) > trial.rounding * loss:
+        return (
+            f"its own next-word loss is {float(own.loss):.4f}, where its output layer alone gives {loss:.4f}: it "
+            "computes more\nbetween its last hidden states and its logits, or between words and their embeddings"
+        )
+    return None
+
+
+def _mask_misfit(trial: Trial, mechanism: Mechanism) -> str | None:
+    """Compares rows of a sample with queries that differ in one input, as in training without packing."""
+    together = mechanism == "query_bidirectional"
+    first_query, second_query = _QUERIES
+    rows = [trial.text_LD, *(trial.changed_at(place) for place in (0, second_query, _FIRST - 1))]
+    embeds_BLD = torch.stack(rows)[:, :_FIRST]
+    block_L = torch.full((_FIRST,), -1)
+    block_L[list(_QUERIES)] = 0 if together else -1
+    order_L = torch.arange(_FIRST)
+    places = Places(*(values.expand(len(rows), -1) for values in (order_L, torch.zeros_like(order_L), block_L)))
+    base, first, query, last = trial.run(embeds_BLD, places, places, use_cache=False)
+    seen = trial.reacts(query[first_query], base[first_query])
+    findings = {
+        "text before a clip sees the clip's queries": trial.differs(query[:first_query], base[:first_query]),
+        "a position sees later ones": trial.differs(last[:-1], base[:-1]),
+        "a position does not see earlier ones": not all(trial.reacts(row[-1], base[-1]) for row in (first, query)),
+        "queries of a clip do not see each other": together and not seen,
+        "queries see later ones unasked": seen and not together,
+    }
+    return _mask_message(findings)
+
+
+def _row_misfit(trial: Trial) -> str | None:
+    """Looks at rows that samples share, at padded rows and at what comes after them, as in packing and sampling."""
+    plain, packed = torch.arange(_LENGTH), torch.cat([torch.arange(_FIRST), torch.arange(_LENGTH - _FIRST)])
+    padded = torch.where(plain < _FIRST, plain, -1)
+    sample = (packed != plain).long()
+    embeds_BLD = torch.stack([trial.text_LD, trial.changed_at(0), trial.text_LD, trial.text_LD])
+    order = torch.stack([plain, plain, plain, padded])
+    key = Places(order, torch.stack([sample, sample, 0 * plain, padded.clamp(max=0)]), torch.full_like(order, -1))
+    cache = DynamicCache()
+
+    def step(embeds_BLD: Tensor, query: Places, key: Places, position: Tensor) -> Tensor:
+        position_ids = position.to(embeds_BLD.device)
+        return trial.run(embeds_BLD, query, key, position_ids=position_ids, past_key_values=cache, use_cache=True)
+
+    base, changed, text, _ = step(embeds_BLD, key, key, torch.stack([packed, packed, plain, padded.clamp(min=0)]))
+    # The padded row goes on with the text's next word.
+    nexts = embeds_BLD[:, _FIRST : _FIRST + 1]
+    new = Places(*(torch.tensor(values)[:, None] for values in ((9, 9, 9, 6), (1, 1, 0, 0), (-1,) * 4)))
+    keys = Places(*(torch.cat(pair, dim=1) for pair in zip(key, new, strict=True)))
+    after = step(nexts, new, keys, torch.tensor([[3], [3], [9], [6]]))[:, 0]
+    findings = {
+        "samples that share a row see each other": trial.differs(changed[_NEIGHBOUR], base[_NEIGHBOUR])
+        or trial.differs(after[1], after[0]),
+        "with a causal mask it attends otherwise than without a mask": trial.differs(text, trial.hidden_LD),
+        "a padded row goes on otherwise than the same row without padding": trial.differs(
+            after[3], trial.hidden_LD[_FIRST]
+        ),
+    }
+    return _mask_message(findings)
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return float((one.float() - other.float()).norm() / other.float().norm())
+
+
+def _mask_message(findings: dict[str, bool]) -> str | None:
+    wrong = [finding for finding, holds in findings.items() if holds]
+    return f"it does not obey our attention masks: {wrong[0]}" if wrong else None
+
+
+def _with_few_layers(model: PreTrainedModel) -> PreTrainedModel:
+    """Builds a small stand-in for a sharded model, whole on this process."""
+    config = deepcopy(model.config)
+    kinds = list(getattr(config, "layer_types", None) or ())
+    layers = max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
+    config.num_hidden_layers = min(layers, config.num_hidden_layers)
+    if kinds:
+        config.layer_types = kinds[: config.num_hidden_layers]
+    small: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, attn_implementation=model.config._attn_implementation, dtype=torch.float32
+    )
+    return small
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["no reason given"])[0][:150]

@@ -1,0 +1,114 @@
+"""The two losses of the video LLM: next word, and features of clips to generate.
+
+Both read hidden states wherever rows put them, so that it does not matter which samples share a row. Without anything
+to learn they are 0 with a gradient of 0, and call the same modules as ever: ranks that train in parallel then do the
+same, whatever their samples are.
+
+Letters: B rows, L row length, M clips of the batch, Q slots per clip, D LLM width, C feature width, G clips of the
+batch that are generated, T targets of the next-word loss, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from divot_lightning.models.video_llm.sequences import IGNORED, Mechanism, Position, SequenceBatch
+from divot_lightning.parts.heads import GenerationHead
+
+
+@dataclass
+class VideoLLMOutput:
+    """Losses of a batch.
+
+    Attributes:
+        text_loss: Mean next-word cross entropy over all targets, scalar float32; 0 without targets.
+        head_loss: Loss of the generation head, scalar float32; 0 without clips to generate.
+        num_text_targets: Targets of the next-word loss.
+        num_generated_clips: Clips the head was trained on.
+    """
+
+    text_loss: Tensor
+    head_loss: Tensor
+    num_text_targets: int
+    num_generated_clips: int
+
+
+def next_word_loss(
+    output_layer: Callable[[Tensor], Tensor], batch: SequenceBatch, hidden_BLD: Tensor
+) -> tuple[Tensor, int]:
+    """Gives the cross entropy of each learned token, as predicted at the position before it.
+
+    Args:
+        output_layer: Hidden states (T, D) to scores (T, V), float32.
+        batch: The sequences.
+        hidden_BLD: Last hidden states.
+
+    Returns:
+        The mean over the targets, scalar float32, and their number.
+    """
+    # A sample's first position is predicted by nothing: what stands before it belongs to another sample.
+    labels_BL = batch.labels_BL.masked_fill(batch.positions_BL == 0, IGNORED)
+    target_T = (labels_BL.flatten() != IGNORED).nonzero()[:, 0]
+    flat = hidden_BLD.flatten(0, 1)
+    if len(target_T) == 0:
+        return 0.0 * output_layer(flat[:1]).sum(), 0
+    logits_TV = output_layer(flat[(target_T - 1).to(flat.device)])
+    return functional.cross_entropy(logits_TV, labels_BL.flatten()[target_T].to(flat.device)), len(target_T)
+
+
+def generation_loss(
+    head: GenerationHead, batch: SequenceBatch, hidden_BLD: Tensor, features_MQC: Tensor, *, mechanism: Mechanism
+) -> tuple[Tensor, int]:
+    """Gives the head's loss on all clips to generate.
+
+    Args:
+        head: The generation head.
+        batch: The sequences.
+        hidden_BLD: Last hidden states.
+        features_MQC: Normalised features of all clips, float.
+        mechanism: With "autoregressive" the hidden state one position earlier predicts a feature, and the head gets
+            each token as a clip of its own (Q = 1), as when it samples.
+
+    Returns:
+        The mean over the clips, scalar float32, and their number.
+    """
+    flat, num_queries = hidden_BLD.flatten(0, 1), features_MQC.shape[1]
+    generated_GQ = where_role(batch, Position.QUERY, Position.FORCED).view(-1, num_queries)
+    if len(generated_GQ) == 0:
+        unused_1QC = features_MQC.new_zeros(1, *features_MQC.shape[1:])
+        return 0.0 * _head_loss(head, flat[:1].expand(1, num_queries, -1), unused_1QC, mechanism), 0
+    # Clips in the order of the features, so that a head that draws noise draws the same for any rows.
+    clips_G, order_G = batch.clips_BL.flatten()[generated_GQ[:, 0]].sort()
+    predicting_GQ = generated_GQ[order_G] - int(mechanism == "autoregressive")
+    hidden_GQD, target_GQC = flat[predicting_GQ.to(flat.device)], features_MQC[clips_G.to(flat.device)]
+    return _head_loss(head, hidden_GQD, target_GQC, mechanism), len(clips_G)
+
+
+def _head_loss(head: GenerationHead, hidden_GQD: Tensor, target_GQC: Tensor, mechanism: Mechanism) -> Tensor:
+    """Asks the head in training what generation asks it: clips, or one token at a time.
+
+    Feature by feature, the hidden state behind a token was made from the token's true feature. A head that looks at
+    several tokens together would copy it, and have nothing to copy when it samples.
+    """
+    if mechanism == "autoregressive":
+        hidden_GQD, target_GQC = (states.flatten(0, 1).unsqueeze(1) for states in (hidden_GQD, target_GQC))
+    loss: Tensor = head(hidden_GQD, target_GQC)
+    return loss
+
+
+def where_role(batch: SequenceBatch, *roles: Position) -> Tensor:
+    """Finds the positions that have one of some roles.
+
+    Args:
+        batch: The sequences.
+        *roles: The roles.
+
+    Returns:
+        Indices into the flattened rows, rising, int64, on the CPU.
+    """
+    return torch.isin(batch.roles_BL.flatten(), torch.tensor([int(role) for role in roles])).nonzero()[:, 0]

@@ -1,0 +1,448 @@
+"""The video LLM: an unmodified causal language model that reads and generates video features.
+
+Features of the tokenizer enter through a two-layer projector; features to be generated are predicted from hidden states
+by a generation head (Divot section 3.2 and appendix A.2, arXiv:2412.04432).
+
+Letters: B samples or rows, L row length, M clips of the batch, Q slots per clip, D LLM width, C feature width, S slots
+of the batch that are read, G clips of the batch that are generated, T targets of the next-word loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from divot_lightning.checkpoint.components import WEIGHTS_FILE
+from divot_lightning.distributed.meta_building import is_sharding
+from divot_lightning.errors import UserError
+from divot_lightning.models.randomness import Randomness
+from divot_lightning.models.video_llm.attention_mask import (
+    TransformersMask,
+    mixed_attention_mask,
+    query_blocks,
+    transformers_mask,
+)
+from divot_lightning.models.video_llm.building import (
+    LearnableQueries,
+    build_language_model,
+    build_stored_head,
+    initial_queries,
+)
+from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
+from divot_lightning.models.video_llm.language_model import LoRASettings, add_lora, merge_lora, unwrap
+from divot_lightning.models.video_llm.language_model_probe import probe_language_model
+from divot_lightning.models.video_llm.losses import VideoLLMOutput, generation_loss, next_word_loss, where_role
+from divot_lightning.models.video_llm.position_limit import check_positions
+from divot_lightning.models.video_llm.projectors import MLPProjector
+from divot_lightning.models.video_llm.row_packing import pack_rows
+from divot_lightning.models.video_llm.sampling import generate_features, generate_text
+from divot_lightning.models.video_llm.sequences import (
+    IGNORED,
+    SPECIAL_TOKEN_NAMES,
+    Position,
+    Segment,
+    SequenceBatch,
+    SequenceLayout,
+    SpecialTokens,
+    TokenSequence,
+    build_sequence,
+    collate_sequences,
+)
+from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
+from divot_lightning.parts.heads import GenerationHead
+
+HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
+
+SMALLEST_STD = 1e-4
+"""Channels that vary less are not magnified further; the tokenizer's are LayerNorm outputs, near 1."""
+
+
+class VideoLLM(nn.Module):
+    """A causal language model with an input projector, learnable queries and a generation head.
+
+    Any ``AutoModelForCausalLM`` of transformers serves, unmodified: embeddings in, hidden states out.
+
+    The released code keeps the learnable queries as embedding rows of tokens named ``<frame_00000>...``; here they are
+    a module of their own, which is the same function and can be frozen or adapted alone, with or without LoRA.
+
+    Features are normalised by ``feature_mean_C`` and ``feature_std_C`` (0 and 1 until ``set_feature_statistics``)
+    wherever they enter, as input and as target, and sampled features are denormalised; a head never sees raw features.
+
+    Args:
+        config: Sizes and settings.
+        head_factory: Called with (D, C), gives the generation head. None only with a stored config.
+        folder: Component folder to take the language model's configuration and the text tokenizer from; then no
+            pretrained weights are read.
+    """
+
+    outer_layers = ("head",)
+    """Not for Muon; see `divot_lightning.training.optimization.inner_matrices`."""
+
+    feature_mean_C: Tensor
+    feature_std_C: Tensor
+
+    def __init__(
+        self, config: VideoLLMConfig, head_factory: HeadFactory | None = None, *, folder: Path | None = None
+    ) -> None:
+        super().__init__()
+        self.settings = config
+        self.text_tokenizer, causal_lm = build_language_model(config, folder)
+        if config.frozen_dtype == "float32":
+            raise_to_float32(causal_lm)  # so that adapters begin in float32, too
+        if folder is None:
+            probe_language_model(causal_lm, config.mechanism)
+        check_positions(causal_lm, config.max_length)
+        self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
+        dim = causal_lm.config.hidden_size
+        input_projector = MLPProjector(config.feature_dim, dim, dim)
+        self.queries = LearnableQueries(initial_queries(causal_lm, config.num_queries))
+        self.language_model: nn.Module = causal_lm
+        self.input_projector = input_projector
+        self.head = head_factory(dim, config.feature_dim) if head_factory else build_stored_head(config, dim)
+        self.register_buffer("feature_mean_C", torch.zeros(config.feature_dim))
+        self.register_buffer("feature_std_C", torch.ones(config.feature_dim))
+        if config.gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.lora is not None:
+            self.add_lora(config.lora)
+        if config.freeze_language_model:
+            self.language_model.requires_grad_(False)
+        raise_to_float32(self.language_model)
+
+    @property
+    def config(self) -> BuiltVideoLLMConfig:
+        """What is stored with the weights."""
+        settings = {entry.name: getattr(self.settings, entry.name) for entry in fields(VideoLLMConfig)}
+        head_class = f"{type(self.head).__module__}.{type(self.head).__qualname__}"
+        return BuiltVideoLLMConfig(**settings, head_class=head_class, head_init_args=dict(self.head.init_args))
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model itself (``PreTrainedModel``), adapters included."""
+        return unwrap(self.language_model)
+
+    def add_lora(self, settings: LoRASettings) -> None:
+        """Freezes the language model and adds adapters to it.
+
+        Args:
+            settings: The adapters.
+        """
+        markers = self.text_tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKEN_NAMES))
+        self.language_model = add_lora(self.causal_lm, settings, markers)
+        raise_to_float32(self.language_model)
+        self.settings = replace(self.settings, lora=settings)
+
+    def merge_lora(self) -> None:
+        """Folds adapters into the weights; afterwards all weights are trainable, unless the settings freeze them."""
+        if self.settings.lora is not None:
+            self.language_model = merge_lora(self.language_model)
+            self.settings = replace(self.settings, lora=None)
+        self.language_model.requires_grad_(not self.settings.freeze_language_model)
+        raise_to_float32(self.language_model)
+
+    def use_stored_precision(self) -> VideoLLM:
+        """Turns a language model that came in half precision back into it, to be used without training.
+
+        Returns:
+            The same model; one of float32 is left as it is.
+        """
+        lower_for_inference(self.language_model, self.causal_lm.config.dtype)
+        return self
+
+    def set_max_length(self, max_length: int | None) -> None:
+        """Changes the longest training sequence.
+
+        Args:
+            max_length: Tokens; None for no limit.
+        """
+        check_positions(self.causal_lm, max_length)
+        self.settings = replace(self.settings, max_length=max_length)
+
+    def set_packing(self, packing: bool) -> None:
+        """Changes whether samples of a training batch may share rows.
+
+        Args:
+            packing: See `divot_lightning.models.video_llm.config.VideoLLMConfig`.
+        """
+        self.settings = replace(self.settings, packing=packing)
+
+    def set_feature_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
+        """Sets how features are normalised.
+
+        Args:
+            mean_C: Mean of the tokenizer's features per channel, float.
+            std_C: Their standard deviation, float; values below ``SMALLEST_STD`` are raised to it.
+        """
+        self.feature_mean_C.copy_(mean_C)
+        self.feature_std_C.copy_(std_C.clamp(min=SMALLEST_STD))
+
+    def save_extra(self, folder: Path) -> None:
+        """Writes what weights and config leave out: the text tokenizer and the language model's configuration.
+
+        Args:
+            folder: The component folder.
+        """
+        self.text_tokenizer.save_pretrained(folder / "text_tokenizer")
+        self.causal_lm.config.save_pretrained(folder / "language_model")
+
+    @classmethod
+    def from_component(cls, config: dict[str, Any], folder: Path) -> VideoLLM:
+        """Builds the module of a component folder, with random weights.
+
+        Args:
+            config: The stored config.
+            folder: The component folder.
+
+        Returns:
+            A module whose state has the stored keys.
+        """
+        try:
+            lora = LoRASettings(**config["lora"]) if config.get("lora") else None
+            stored = BuiltVideoLLMConfig(**{**config, "lora": lora})
+        except TypeError as error:
+            raise UserError(f"The settings in {folder} do not fit a VideoLLM: {error}") from error
+        video_llm = cls(stored, folder=folder)
+        if stored.frozen_dtype == "stored" and not is_sharding():
+            lower_to_stored(video_llm, folder / WEIGHTS_FILE)
+        return video_llm
+
+    def forward(self, segments: list[list[Segment]], features_MQC: Tensor | None) -> VideoLLMOutput:
+        """Computes the losses of a batch.
+
+        Every trainable part takes part in every batch, with weight zero where the batch does not need it: ranks that
+        train in parallel must all produce the same gradients.
+
+        Args:
+            segments: B samples.
+            features_MQC: Features of all clips in order of appearance, unnormalised, float; None without clips.
+
+        Returns:
+            The losses.
+        """
+        batch = self.sequences(segments)
+        features_MQC = self.normalise(features_MQC, batch.num_clips)
+        hidden_BLD = self.hidden_states(batch, self.embed(batch, features_MQC))
+        text_loss, num_targets = next_word_loss(self.logits, batch, hidden_BLD)
+        mechanism = self.settings.mechanism
+        head_loss, num_clips = generation_loss(self.head, batch, hidden_BLD, features_MQC, mechanism=mechanism)
+        return VideoLLMOutput(text_loss, head_loss, num_targets, num_clips)
+
+    def sequences(self, segments: list[list[Segment]], *, prompt: bool = False) -> SequenceBatch:
+        """Lays out samples.
+
+        Args:
+            segments: B samples; none at all give a row that teaches nothing.
+            prompt: Build beginnings for inference, each in a row of its own; see ``build_sequence``.
+
+        Returns:
+            The padded sequences, on the CPU.
+        """
+        config = self.settings
+        layout = SequenceLayout(config.num_queries, config.mechanism, None if prompt else config.max_length)
+        built = [build_sequence(sample, self._encode, self.special, layout, prompt=prompt) for sample in segments]
+        rows = None
+        if config.packing and not prompt:
+            lengths = [len(sequence.ids) for sequence in built]
+            rows = pack_rows(lengths, config.max_length, self.causal_lm.config.hidden_size)
+        return collate_sequences(built or [_empty_sequence(self.special)], pad_id=self.special.end, rows=rows)
+
+    def num_targets(self, segments: list[list[Segment]]) -> tuple[int, int]:
+        """Counts what the two losses of a batch are means over, without computing them.
+
+        Args:
+            segments: B samples.
+
+        Returns:
+            Words to learn, and clips to generate.
+        """
+        batch = self.sequences(segments)
+        words = (batch.labels_BL != IGNORED) & (batch.positions_BL > 0)
+        slots = where_role(batch, Position.QUERY, Position.FORCED)
+        return int(words.sum()), len(slots) // self.settings.num_queries
+
+    def _encode(self, text: str) -> list[int]:
+        # A caption that spells "</s>" or "<vid>" is text, and must not end the sequence or mark a clip.
+        return self.text_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def normalise(self, features_MQC: Tensor | None, num_clips: int) -> Tensor:
+        """Checks and normalises features.
+
+        Args:
+            features_MQC: Unnormalised features, float; None stands for no clips.
+            num_clips: M that the sequences ask for.
+
+        Returns:
+            features_MQC, normalised, float32, on the model's device.
+        """
+        expected = (num_clips, self.settings.num_queries, self.settings.feature_dim)
+        if features_MQC is None:
+            features_MQC = self.feature_mean_C.new_zeros(0, *expected[1:])
+        if tuple(features_MQC.shape) != expected:
+            raise UserError(
+                f"The features have the shape {tuple(features_MQC.shape)}, but the video LLM needs {expected}:\n"
+                "clips of the batch, num_queries, feature_dim. Set num_queries and feature_dim to the tokenizer's."
+            )
+        features_MQC = features_MQC.to(self.feature_mean_C.device, torch.float32)
+        return (features_MQC - self.feature_mean_C) / self.feature_std_C
+
+    def embed(self, batch: SequenceBatch, features_MQC: Tensor) -> Tensor:
+        """Embeds sequences: words, projected features, learnable queries.
+
+        Args:
+            batch: The sequences.
+            features_MQC: Normalised features, float.
+
+        Returns:
+            embeds_BLD in the dtype of the word embeddings.
+        """
+        device = features_MQC.device
+        embeds_BLD = self.causal_lm.get_input_embeddings()(batch.ids_BL.to(device))
+        flat = embeds_BLD.flatten(0, 1)
+        read_S = where_role(batch, Position.READ, Position.FORCED)
+        rows_S = (batch.clips_BL.flatten() * self.settings.num_queries + batch.slots_BL.flatten())[read_S]
+        unread = features_MQC.new_zeros(1, features_MQC.shape[-1])
+        features_SC = torch.cat([features_MQC.flatten(0, 1)[rows_S.to(device)], unread])
+        projected_SD = self.project(features_SC, flat.dtype)
+        flat = flat.index_copy(0, read_S.to(device), projected_SD[:-1])
+        query_S = where_role(batch, Position.QUERY)
+        slots_S = batch.slots_BL.flatten()[query_S].to(device)
+        queries_SD = self.queries(torch.cat([slots_S, slots_S.new_zeros(1)])).to(flat.dtype)
+        flat = flat.index_copy(0, query_S.to(device), queries_SD[:-1])
+        unused = projected_SD[-1].sum() + queries_SD[-1].sum()
+        return (flat + 0.0 * unused).unflatten(0, embeds_BLD.shape[:2])
+
+    def project(self, features_SC: Tensor, dtype: torch.dtype) -> Tensor:
+        """Turns features into input of the language model.
+
+        Args:
+            features_SC: Normalised features, float.
+            dtype: Dtype of the word embeddings.
+
+        Returns:
+            projected_SD in dtype.
+        """
+        return self.input_projector(features_SC.to(self.input_projector.hidden.weight.dtype)).to(dtype)
+
+    def hidden_states(self, batch: SequenceBatch, embeds_BLD: Tensor) -> Tensor:
+        """Runs the language model, without its output layer.
+
+        Args:
+            batch: The sequences.
+            embeds_BLD: From ``embed``.
+
+        Returns:
+            hidden_BLD: last hidden states, normalised by the model's last layer.
+        """
+        mask = self.attention_mask(batch, embeds_BLD)
+        places = {"position_ids": batch.positions_BL.to(embeds_BLD.device)} if batch.packed else {}
+        model = self.causal_lm.base_model
+        return model(inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False, **places).last_hidden_state
+
+    def attention_mask(self, batch: SequenceBatch, embeds_BLD: Tensor) -> TransformersMask:
+        """Gives the mask in the form the language model takes.
+
+        Rows of one sample without queries that see each other need none: padding is on the right, so causal attention
+        keeps it apart, in its fast form.
+
+        Args:
+            batch: The sequences.
+            embeds_BLD: Decides dtype and device.
+
+        Returns:
+            See ``transformers_mask``; None for causal attention.
+        """
+        blocks_BL = query_blocks(batch.roles_BL, batch.clips_BL, self.settings.mechanism)
+        if not batch.packed and not (blocks_BL >= 0).any():
+            return None
+        device = embeds_BLD.device
+        mask_BLL = mixed_attention_mask(batch.samples_BL.to(device), blocks_BL.to(device))
+        order_L = torch.arange(mask_BLL.shape[1], device=device)[None]
+        return transformers_mask(self.causal_lm.config, mask_BLL, order_L, order_L, embeds_BLD.dtype)
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """Applies the output layer.
+
+        Args:
+            hidden_TD: Hidden states.
+
+        Returns:
+            Scores of the vocabulary, (T, V), float32.
+        """
+        return self.causal_lm.get_output_embeddings()(hidden_TD).float()
+
+    def generate_text(
+        self,
+        segments: list[list[Segment]],
+        features_MQC: Tensor | None,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        synced: bool = False,
+    ) -> list[str]:
+        """Continues prompts with text, without gradient; call it in eval mode.
+
+        Args:
+            segments: B prompts, or none.
+            features_MQC: Features of all their clips, unnormalised, float; None without clips.
+            max_new_tokens: Most tokens per answer.
+            temperature: 0 takes the best token each time. The released code samples with 0.7 and top_p 0.5.
+            top_p: Probability mass of the tokens that are drawn from.
+            generator: Source of randomness on the model's device; None is the global one.
+            synced: All ranks call this together, and go on until the last one is done: where the model's weights are
+                sharded over ranks, a rank that stopped would leave the others waiting.
+
+        Returns:
+            B texts without special tokens.
+        """
+        return generate_text(
+            self,
+            segments,
+            features_MQC,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            generator=generator,
+            synced=synced,
+        )
+
+    def generate_features(
+        self,
+        segments: list[list[Segment]],
+        features_MQC: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        generator: Randomness = None,
+        synced: bool = False,
+    ) -> Tensor:
+        """Generates the clips that samples end with, without gradient; call it in eval mode.
+
+        Queries take one forward pass per clip, the autoregressive mechanism Q steps.
+
+        Args:
+            segments: B samples, or none, each ending with ``Clips(role="generate")``. Of several clips each one sees
+                the earlier ones.
+            features_MQC: Features of all clips before those, in order of appearance, unnormalised; None without.
+            temperature: Spread of the head's draws.
+            generator: Source of randomness on the model's device; None is the global one. A list has one per sample, so
+                that what a sample gives does not depend on its batch.
+            synced: All ranks call this together, and generate as often as the one with the most clips per sample.
+
+        Returns:
+            features_GQC of the generated clips in order of appearance, unnormalised, float32.
+        """
+        return generate_features(
+            self, segments, features_MQC, temperature=temperature, generator=generator, synced=synced
+        )
+
+
+def _empty_sequence(special: SpecialTokens) -> TokenSequence:
+    sequence = TokenSequence()
+    sequence.add_tokens([special.end], learn=False, role=Position.SPECIAL)
+    return sequence

@@ -1,0 +1,254 @@
+"""Text and features out of a trained video LLM.
+
+Letters: B samples, L prompt length, S keys in the cache, M clips, Q slots per clip, D LLM width, C feature width, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, distributed
+from transformers import DynamicCache
+
+from divot_lightning.errors import UserError
+from divot_lightning.models.randomness import Randomness, move_generators
+from divot_lightning.models.video_llm.attention_mask import Places, attention_rule, query_blocks, transformers_mask
+from divot_lightning.models.video_llm.sequences import Clips, Position, Segment, SequenceBatch
+from divot_lightning.parts.heads import GenerationHead
+
+if TYPE_CHECKING:
+    from divot_lightning.models.video_llm.model import VideoLLM
+
+
+class CachedSequence:
+    """A batch of prompts whose keys and values are kept, so that each further position costs one step.
+
+    Prompts are padded on the right. Further positions stand behind the padding in the cache, but continue each prompt's
+    own numbering.
+
+    Args:
+        video_llm: The model.
+        batch: The prompts.
+        features_MQC: Normalised features of their clips, float.
+    """
+
+    def __init__(self, video_llm: VideoLLM, batch: SequenceBatch, features_MQC: Tensor) -> None:
+        self.video_llm = video_llm
+        self.cache = DynamicCache()
+        embeds_BLD = video_llm.embed(batch, features_MQC)
+        batch = batch.to(embeds_BLD.device)
+        valid_BL = batch.roles_BL != Position.PAD
+        self.lengths_B = valid_BL.sum(dim=1)
+        self.keys = Places(
+            order=torch.where(valid_BL, batch.positions_BL, -1),
+            sample=batch.samples_BL,
+            block=query_blocks(batch.roles_BL, batch.clips_BL, video_llm.settings.mechanism),
+        )
+        hidden_BLD = self._run(embeds_BLD, self.keys)
+        self.last_hidden_BD = hidden_BLD[torch.arange(len(hidden_BLD)), self.lengths_B - 1]
+
+    def append(self, embeds_BD: Tensor) -> Tensor:
+        """Adds one position to every sequence.
+
+        Args:
+            embeds_BD: Its input.
+
+        Returns:
+            hidden_BD: the hidden states there.
+        """
+        order_B1 = self.lengths_B[:, None]
+        new = Places(order_B1, torch.arange(len(order_B1), device=order_B1.device)[:, None], -torch.ones_like(order_B1))
+        self.lengths_B = self.lengths_B + 1
+        self.keys = Places(*(torch.cat(pair, dim=1) for pair in zip(self.keys, new, strict=True)))
+        self.last_hidden_BD = self._run(embeds_BD[:, None], new)[:, 0]
+        return self.last_hidden_BD
+
+    def _run(self, embeds_BLD: Tensor, queries: Places) -> Tensor:
+        query = Places(*(values_BL[:, :, None] for values_BL in queries))
+        mask_BLS = attention_rule(query, Places(*(values_BS[:, None, :] for values_BS in self.keys)))
+        causal_lm = self.video_llm.causal_lm
+        mask = transformers_mask(causal_lm.config, mask_BLS, queries.order, self.keys.order, embeds_BLD.dtype)
+        return causal_lm.base_model(
+            inputs_embeds=embeds_BLD,
+            attention_mask=mask,
+            position_ids=queries.order.clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+
+
+def sample_tokens(
+    logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Chooses the next token of each sequence.
+
+    Args:
+        logits_BV: Scores, float.
+        temperature: Divides the scores; 0 takes the best token.
+        top_p: Only the most likely tokens that together reach this probability are drawn.
+        generator: Source of randomness on the device of the scores.
+
+    Returns:
+        ids_B, int64.
+
+    >>> sample_tokens(torch.tensor([[0.0, 3.0, 1.0]]), temperature=0.0, top_p=1.0).tolist()
+    [1]
+    """
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1)
+    sorted_BV, order_BV = (logits_BV / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
+    kept_BV = sorted_BV.masked_fill(before_BV >= top_p, 0.0)
+    kept_BV[:, 0] = sorted_BV[:, 0]
+    return order_BV.gather(1, torch.multinomial(kept_BV, 1, generator=generator))[:, 0]
+
+
+def most_over_ranks(value: int, device: torch.device, *, synced: bool) -> int:
+    """Gives the greatest value that a rank has, so that ranks take the same number of steps.
+
+    Args:
+        value: This rank's value.
+        device: A device that the process group can send from.
+        synced: Whether all ranks call this together; if not, or without a process group, the value is its own.
+
+    Returns:
+        The same number on every rank.
+    """
+    if not (synced and distributed.is_available() and distributed.is_initialized()):
+        return value
+    most = torch.tensor(value, device=device)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    return int(most)
+
+
+@torch.no_grad()
+def generate_text(
+    video_llm: VideoLLM,
+    segments: list[list[Segment]],
+    features_MQC: Tensor | None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    synced: bool = False,
+) -> list[str]:
+    """Continues prompts with text; see ``VideoLLM.generate_text``."""
+    batch = video_llm.sequences(segments, prompt=True)
+    sequence = CachedSequence(video_llm, batch, video_llm.normalise(features_MQC, batch.num_clips))
+    embedding, special = video_llm.causal_lm.get_input_embeddings(), video_llm.special
+    running_B = torch.full_like(sequence.lengths_B, bool(segments), dtype=torch.bool)
+    chosen = []
+    for _ in range(max_new_tokens):
+        logits_BV = video_llm.logits(sequence.last_hidden_BD)
+        logits_BV[:, special.clip_markers] = -torch.inf
+        ids_B = torch.full_like(sequence.lengths_B, special.end)
+        if running_B.any():
+            ids_B = torch.where(running_B, sample_tokens(logits_BV, temperature, top_p, generator), ids_B)
+        running_B = running_B & (ids_B != special.end)
+        if not most_over_ranks(int(running_B.any()), ids_B.device, synced=synced):
+            break
+        chosen.append(ids_B)
+        sequence.append(embedding(ids_B))
+    ids_BT = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in segments]
+    return [_decode(video_llm, ids) for ids in ids_BT[: len(segments)]]
+
+
+def _decode(video_llm: VideoLLM, ids: list[int]) -> str:
+    end = video_llm.special.end
+    ids = ids[: ids.index(end)] if end in ids else ids
+    return video_llm.text_tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@torch.no_grad()
+def generate_features(
+    video_llm: VideoLLM,
+    segments: list[list[Segment]],
+    features_MQC: Tensor | None,
+    *,
+    temperature: float = 1.0,
+    generator: Randomness = None,
+    synced: bool = False,
+) -> Tensor:
+    """Generates the clips that samples end with; see ``VideoLLM.generate_features``."""
+    wanted = [_clips_to_generate(sample) for sample in segments]
+    given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
+    normal_MQC = video_llm.normalise(features_MQC, sum(given))
+    known = [list(part) for part in normal_MQC.split(given)]
+    sources = move_generators(generator, normal_MQC.device)
+    num_rounds = max((clips.count for clips in wanted), default=0)
+    for index in range(most_over_ranks(num_rounds, normal_MQC.device, synced=synced)):
+        active = [row for row, clips in enumerate(wanted) if clips.count > index]
+        if not active:
+            _keep_in_step(video_llm)
+            continue
+        prompts = [[*segments[row][:-1], replace(wanted[row], count=index + 1)] for row in active]
+        source = [sources[row] for row in active] if isinstance(sources, list) else sources
+        new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, source)
+        for row, clip_QC in zip(active, new_BQC, strict=True):
+            known[row].append(clip_QC)
+    new_clips = [clip for row, clips in enumerate(known) for clip in clips[given[row] :]]
+    generated = torch.stack(new_clips) if new_clips else normal_MQC.new_zeros(0, *normal_MQC.shape[1:])
+    return generated * video_llm.feature_std_C + video_llm.feature_mean_C
+
+
+def _keep_in_step(video_llm: VideoLLM) -> None:
+    """Generates a clip that nobody wants, with randomness of its own, while other ranks generate theirs."""
+    generator = torch.Generator(video_llm.feature_mean_C.device)
+    _generate_clip(video_llm, [[Clips(1, "generate")]], [[]], 1.0, generator)
+
+
+def _clips_to_generate(sample: list[Segment]) -> Clips:
+    if not sample or not isinstance(sample[-1], Clips) or sample[-1].role != "generate":
+        raise UserError(f"The sample ends with {sample[-1:]}; to generate, it must end with Clips(role='generate').")
+    return sample[-1]
+
+
+def _generate_clip(
+    video_llm: VideoLLM,
+    prompts: list[list[Segment]],
+    known: list[list[Tensor]],
+    temperature: float,
+    generator: Randomness,
+) -> Tensor:
+    """Generates the last clip of each prompt: features_BQC, normalised."""
+    batch = video_llm.sequences(prompts, prompt=True)
+    num_queries, dim = video_llm.settings.num_queries, video_llm.settings.feature_dim
+    # The clip to come has a row among the features but no slot that would read it.
+    empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
+    features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
+    if video_llm.settings.mechanism == "autoregressive":
+        return _autoregress(video_llm, batch, features_MQC, temperature, generator)
+    hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, features_MQC))
+    ends_B = (batch.roles_BL != Position.PAD).sum(dim=1)
+    columns_BQ = ends_B[:, None] - num_queries + torch.arange(num_queries)
+    hidden_BQD = hidden_BLD[torch.arange(len(prompts))[:, None], columns_BQ]
+    return _sample(video_llm.head, hidden_BQD, temperature, generator)
+
+
+def _sample(head: GenerationHead, hidden_BQD: Tensor, temperature: float, generator: Randomness) -> Tensor:
+    """Draws features, sample by sample where each has randomness of its own."""
+    if not isinstance(generator, list):
+        return head.sample(hidden_BQD, temperature=temperature, generator=generator)
+    rows = zip(hidden_BQD.split(1), generator, strict=True)
+    return torch.cat([head.sample(row, temperature=temperature, generator=source) for row, source in rows])
+
+
+def _autoregress(
+    video_llm: VideoLLM,
+    batch: SequenceBatch,
+    features_MQC: Tensor,
+    temperature: float,
+    generator: Randomness,
+) -> Tensor:
+    sequence = CachedSequence(video_llm, batch, features_MQC)
+    features = []
+    for index in range(video_llm.settings.num_queries):
+        hidden_B1D = sequence.last_hidden_BD[:, None]
+        features.append(_sample(video_llm.head, hidden_B1D, temperature, generator)[:, 0])
+        if index + 1 < video_llm.settings.num_queries:
+            sequence.append(video_llm.project(features[-1], hidden_B1D.dtype))
+    return torch.stack(features, dim=1)

@@ -1,0 +1,71 @@
+"""Changes how a trained head samples: guidance, steps, variances, whatever its class declares."""
+
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+
+from divot_lightning.errors import UserError
+from divot_lightning.parts.heads import GenerationHead
+
+
+def sampling_of(head: GenerationHead) -> dict[str, Any]:
+    """Returns the sampling settings that a head has at present, as JSON values."""
+    # A subclass may fix a setting that its base class declares, and then has none of that name.
+    return {name: head.init_args[name] for name in head.sampling_settings if name in head.init_args}
+
+
+def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
+    """Changes sampling settings of a head in place; its weights stay as they are.
+
+    What the class would refuse when it is built is refused here too.
+
+    Args:
+        head: Any head.
+        values: New values by name; texts, as from a command line, are read by the types that the class states.
+
+    Raises:
+        UserError: A name is no sampling setting of this head, or its value is not allowed.
+
+    >>> from divot_heads.gmm import GMMHead
+    >>> head = GMMHead(8, 4)
+    >>> set_sampling(head, {"variance_scale": "0.5"})
+    >>> head.variance_scale, sampling_of(head)
+    (0.5, {'variance_scale': 0.5})
+    """
+    if not values:
+        return
+    kind = type(head)
+    present = sampling_of(head)
+    unknown = [name for name in values if name not in present]
+    if unknown:
+        known = ", ".join(f"{name} ({value})" for name, value in present.items())
+        raise UserError(
+            f"{kind.__name__} has no sampling setting {', '.join(unknown)}; "
+            + (f"it has, with their present values: {known}" if known else "it has none besides the temperature")
+        )
+    read = _read(kind, values)
+    # A twin without memory: the checks of the class itself, and whatever it makes of the values.
+    with torch.device("meta"):
+        twin = kind(head.hidden_dim, head.feature_dim, **{**head.init_args, **read})
+    for name in read:
+        setattr(head, name, getattr(twin, name))
+    object.__setattr__(head, "init_args", dict(twin.init_args))
+
+
+def _read(kind: type[GenerationHead], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks values against the types that a head's `__init__` states."""
+    try:
+        hints = get_type_hints(kind.__init__)
+    except NameError:  # types that are imported for type checkers only
+        hints = {}
+    parser = ArgumentParser(exit_on_error=False)
+    for name in values:
+        parser.add_argument(f"--{name}", type=hints.get(name, Any))
+    try:
+        found = parser.parse_object(dict(values))
+    except ArgumentError as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{kind.__name__} cannot take {dict(values)} for sampling: {said[:300]}") from error
+    return {name: found[name] for name in values}

@@ -1,0 +1,232 @@
+"""What a generation head is: two verbs between the LLM's hidden states and a clip's features.
+
+Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width.
+"""
+
+import functools
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from divot_lightning.errors import UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+H = TypeVar("H", bound=nn.Module)
+
+_HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+
+class GenerationHead(nn.Module, ABC):
+    """Learns and samples the features of a clip, given the LLM's hidden states at the clip's queries.
+
+    A subclass takes `hidden_dim` and `feature_dim` first, which the model supplies, and its own settings after
+    them, which a recipe supplies; settings are what JSON can hold. It implements `loss` and `sample`, both under
+    `float32_island`. It gets all tokens of a clip at once, so it may treat them one by one or jointly; generation
+    feature by feature gives it one token at a time (Q = 1), in training as well.
+
+    Targets arrive normalised per channel (mean 0, deviation 1 over the first batches of the training data).
+
+    Attributes:
+        init_args: The settings this head was built with, defaults included, widths excluded; captured when the
+            head is built, with no code in the subclass, so that a saved head can be built again.
+        deterministic: Declared by the class: whether `sample` gives the same features under every generator.
+        sampling_settings: Declared by the class: names of the settings that only `sample` reads, such as a number of
+            steps or a guidance scale. Each is kept in an attribute of its name, so that it can be changed in a trained
+            head; see `divot_lightning.parts.head_sampling`.
+    """
+
+    deterministic: ClassVar[bool] = False
+    sampling_settings: ClassVar[tuple[str, ...]] = ()
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Notes the settings before `__init__` runs."""
+        head = super().__new__(cls)
+        object.__setattr__(head, "init_args", _capture_settings(cls, args, kwargs))
+        return head
+
+    def __init__(self, hidden_dim: int, feature_dim: int) -> None:
+        """Keeps the widths.
+
+        Args:
+            hidden_dim: D, width of the LLM's hidden states.
+            feature_dim: C, width of the features to generate.
+        """
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.feature_dim = feature_dim
+
+    @abstractmethod
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        """Returns how badly the hidden states predict the target features.
+
+        Args:
+            hidden_BQD: Hidden states at the queries, any float dtype.
+            target_BQC: Features to be learnt, any float dtype.
+            mask_BQ: True or 1 where a token counts; None counts all. What masked tokens hold must not matter.
+
+        Returns:
+            A scalar, float32 whatever autocast says: the mean over the tokens that count, 0 if none does.
+        """
+
+    @abstractmethod
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        """Draws features.
+
+        Args:
+            hidden_BQD: Hidden states at the queries, any float dtype.
+            temperature: Spread of the draws; 1 is the learnt distribution, 0 the least random draw a head has.
+            generator: Source of randomness on the device of `hidden_BQD`; None is the global one.
+
+        Returns:
+            features_BQC, float32, without gradient.
+        """
+
+    def forward(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        """Is `loss`: call the head itself in training, so that the hooks of sharding wrappers run."""
+        return self.loss(hidden_BQD, target_BQC, mask_BQ)
+
+
+def float32_island(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
+    """Makes a head's method compute in float32 under any autocast, from any input, with any parameters.
+
+    Autocast is switched off and floating inputs are cast to float32. Parameters in half precision (a `bf16-true`
+    recipe) stay as they are and are lifted to float32 wherever they meet a float32 tensor, so that only their
+    stored rounding is left. In bf16 a Gaussian NLL of 1024 dimensions is off by a nat and more.
+
+    Args:
+        method: `loss` or `sample` of a head; its first tensor argument tells the device.
+
+    Returns:
+        The method with the same signature.
+    """
+
+    @functools.wraps(method)
+    def in_float32(self: H, *args: P.args, **kwargs: P.kwargs) -> T:
+        device = next(leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        args, kwargs = tree_map_only(Tensor, _input_as_float32, (args, kwargs))
+        lift = _LiftHalfPrecision() if _has_half_precision(self) else nullcontext()
+        with torch.autocast(device.type, enabled=False), lift:
+            return method(self, *args, **kwargs)
+
+    return in_float32
+
+
+def masked_mean(values_BQ: Tensor, mask_BQ: Tensor | None) -> Tensor:
+    """Averages over the tokens that count.
+
+    Args:
+        values_BQ: One value per token, float; finite where masked too (see `clear_masked`).
+        mask_BQ: True or 1 where a token counts; None counts all.
+
+    Returns:
+        A scalar of the dtype of `values_BQ`; 0, still attached to the graph, if no token counts.
+
+    >>> masked_mean(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[True, True, False]])).item()
+    1.5
+    """
+    if mask_BQ is None:
+        return values_BQ.mean()
+    weights_BQ = mask_BQ.to(values_BQ.dtype)
+    return (values_BQ * weights_BQ).sum() / weights_BQ.sum().clamp(min=1.0)
+
+
+def clear_masked(states_BQX: Tensor, mask_BQ: Tensor | None) -> Tensor:
+    """Sets masked tokens to zero, so that even a NaN in them reaches neither the loss nor a gradient.
+
+    Args:
+        states_BQX: Any states per token, float.
+        mask_BQ: True or 1 where a token counts; None keeps all.
+
+    Returns:
+        The same shape and dtype.
+
+    >>> clear_masked(torch.tensor([[[1.0], [float("nan")]]]), torch.tensor([[1, 0]])).tolist()
+    [[[1.0], [0.0]]]
+    """
+    if mask_BQ is None:
+        return states_BQX
+    return states_BQX.masked_fill(~mask_BQ.bool().unsqueeze(-1), 0.0)
+
+
+class _LiftHalfPrecision(TorchFunctionMode):
+    """Lifts half-precision tensors to float32 in every call where they meet a float32 tensor.
+
+    Calls on half precision alone are left as they are: sharding hooks gather parameters inside the island.
+    """
+
+    def __enter__(self) -> Self:
+        """Brings torch's own linear map back: DeepSpeed's goes backward with the weights before they were lifted."""
+        self._linear = nn.functional.linear
+        nn.functional.linear = torch._C._nn.linear
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Leaves things as they were."""
+        super().__exit__(*error)
+        nn.functional.linear = self._linear
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _writes_into_argument(func, kwargs):
+            dtypes = {leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+            if torch.float32 in dtypes and not dtypes.isdisjoint(_HALF_DTYPES):
+                args, kwargs = tree_map_only(Tensor, _half_as_float32, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _writes_into_argument(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    if name.startswith("__"):
+        return name in {"__get__", "__set__", "__setitem__"} or name.startswith("__i")
+    return name.endswith("_") or "out" in kwargs
+
+
+def _has_half_precision(module: nn.Module) -> bool:
+    return any(t.dtype in _HALF_DTYPES for ts in (module.parameters(), module.buffers()) for t in ts)
+
+
+def _input_as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _half_as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _HALF_DTYPES else tensor
+
+
+def _capture_settings(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Binds a call of the class to its signature and returns the settings as JSON would give them back."""
+    try:
+        bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)  # type: ignore[misc]
+    except TypeError:
+        return {}  # a copy or an unpickling, which restores the settings, or a wrong call, which __init__ refuses
+    bound.apply_defaults()
+    settings: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            settings.update(value)
+        else:
+            settings[name] = value
+    return {k: _through_json(cls, k, v) for k, v in settings.items() if k not in ("hidden_dim", "feature_dim")}
+
+
+def _through_json(cls: type, name: str, value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{cls.__name__}: setting {name}={value!r} cannot be stored as JSON, so the head could not be rebuilt\n"
+            "Allowed are numbers, strings, booleans, None, and lists and dicts of these; pass a name and look it up."
+        ) from error

@@ -1,1 +1,0 @@
-"""What a training run is: recipe and command line in, a trainer at work, its run folder out."""

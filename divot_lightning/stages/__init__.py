@@ -1,1 +1,0 @@
-"""Training stages, one LightningModule each, named as in the paper."""

@@ -1,0 +1,1 @@
+"""Training runs: the command line, the run folder, optimization and what happens around steps."""

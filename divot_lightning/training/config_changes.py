@@ -1,0 +1,89 @@
+"""What a command changes in the settings of a run, told as the command line spells it."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from divot_lightning.parts.recipe_heads import read_recipe
+from divot_lightning.training.run_folder import CONFIG
+
+UNCOUNTED = ("run",)
+"""Settings that do not belong to a run's way of training."""
+
+LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
+"""Settings that a finished run can be trained for longer with."""
+
+MAX_VALUE_CHARACTERS = 80
+
+
+class Change(NamedTuple):
+    """A setting that differs.
+
+    Attributes:
+        key: As on the command line: `model.optimizer.lr`.
+        old: Its value in the run so far, None if it had none.
+        new: Its value now.
+    """
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_short(self.old)} -> {_short(self.new)}"
+
+
+def changed_settings(old: str, new: str) -> list[Change]:
+    """Compares two texts of `config.yaml`.
+
+    Example:
+        >>> old, new = "model: {init_args: {lr: 1.0}}", "model: {init_args: {lr: 0.5}}"
+        >>> [str(change) for change in changed_settings(old, new)]
+        ['model.lr: 1.0 -> 0.5']
+    """
+    before, after = (_flat(yaml.safe_load(text) or {}) for text in (old, new))
+    keys = [*before, *(key for key in after if key not in before)]
+    differing = [key for key in keys if before.get(key) != after.get(key) and key.split(".")[0] not in UNCOUNTED]
+    return [Change(key, before.get(key), after.get(key)) for key in differing]
+
+
+def read_config(run: Path) -> str:
+    """Read the text of `<run>/config.yaml`.
+
+    Raises:
+        UserError: It is no UTF-8 or no YAML, as after an edit by hand.
+    """
+    file = run / CONFIG
+    read_recipe(file)
+    return file.read_text(encoding="utf-8")
+
+
+def write_config(run: Path, text: str) -> None:
+    """Writes `<run>/config.yaml`; one with other settings stays as `config.0001.yaml`, `config.0002.yaml` and so on."""
+    file = run / CONFIG
+    if file.is_file():
+        if not changed_settings(file.read_text(encoding="utf-8"), text):
+            return
+        number = 1 + max((int(path.suffixes[0][1:]) for path in run.glob("config.[0-9]*.yaml")), default=0)
+        os.link(file, run / f"config.{number:04d}.yaml")
+    new = run / f"{CONFIG}.new"
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, key))
+        else:
+            flat[key] = value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= MAX_VALUE_CHARACTERS else text[: MAX_VALUE_CHARACTERS - 4] + " ..."

@@ -1,0 +1,165 @@
+"""What happens around training steps: the run folder is opened, checkpoints are taken, a bar shows the way to go."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+from divot_lightning.training.config_changes import write_config
+from divot_lightning.training.run_folder import FINISHED
+from divot_lightning.training.run_logging import CsvMetrics
+
+SLOW_REFRESH_SECONDS = 15.0
+"""Between two lines of the bar where nobody watches: output to a file or a pipe."""
+
+
+class RunOpening(Callback):
+    """Writes `<run>/config.yaml` when the first step is done, so that nothing is left behind by a run that never ran.
+
+    Args:
+        run: The run folder.
+        config: The text of `config.yaml`.
+    """
+
+    def __init__(self, run: Path, config: str) -> None:
+        self.run = run
+        self.config = config
+        self.first_step: int | None = None
+        self.opened = False
+        self.rows: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add which rows of `metrics.csv` belong to the checkpoint."""
+        metrics = _csv_metrics(trainer)
+        if metrics is not None and trainer.is_global_zero:
+            checkpoint["metrics"] = metrics.position()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note which rows the run goes on behind; checkpoints of older versions do not say."""
+        self.first_step = checkpoint["global_step"]
+        self.rows = checkpoint.get("metrics")
+
+    @rank_zero_only
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the folder of a run that is resumed with a validation to be made up for."""
+        if not trainer.sanity_checking:
+            self._open(trainer)
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is trained, up to where, and into which folder."""
+        self.first_step = trainer.global_step
+        sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
+        trained = sum(size for size, learns in sizes if learns) / 1e6
+        frozen = sum(size for size, learns in sizes if not learns) / 1e6
+        sys.stderr.write(
+            f"{type(pl_module).__name__}: {trained:.2f} M trained and {frozen:.2f} M frozen parameters, "
+            f"steps {self.first_step} to {total_steps(trainer) or 'endless'}, into {self.run}\n"
+        )
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Open the folder after the first step."""
+        self._open(trainer)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the folder of a run that had no step to take: `max_steps: 0` hands on untrained components."""
+        if not trainer.interrupted:
+            self._open(trainer)
+
+    def _open(self, trainer: Trainer) -> None:
+        if self.opened:
+            return
+        self.opened = True
+        self.run.mkdir(parents=True, exist_ok=True)
+        (self.run / FINISHED).unlink(missing_ok=True)
+        write_config(self.run, self.config)
+        metrics = _csv_metrics(trainer)
+        if metrics is not None:
+            metrics.go_on(trainer.global_step if self.first_step is None else self.first_step, self.rows)
+
+
+class StepProgress(ProgressBar):
+    """One bar from step 0 to `max_steps` with rate and time left, whatever the data set calls an epoch.
+
+    Where stderr is no terminal, it writes a line every `SLOW_REFRESH_SECONDS`.
+
+    Args:
+        title: What stands left of the bar.
+    """
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self.title = title
+        self.bar: tqdm | None = None
+        self.enabled = True
+        self.shown = 0.0
+        self.refresh_seconds = 0.2 if sys.stderr.isatty() else SLOW_REFRESH_SECONDS
+
+    def disable(self) -> None:
+        """Stay silent; Lightning calls this on all ranks but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self.enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar at the step that a resumed run stands at."""
+        self.bar = tqdm(
+            total=total_steps(trainer),
+            initial=trainer.global_step,
+            desc=self.title,
+            unit="step",
+            disable=not self.enabled,
+            dynamic_ncols=True,
+            mininterval=self.refresh_seconds,
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar to the optimizer step that is done."""
+        assert self.bar is not None
+        if time.monotonic() - self.shown > self.refresh_seconds:
+            self.shown = time.monotonic()
+            metrics = self.get_metrics(trainer, pl_module)
+            metrics.pop("v_num", None)
+            self.bar.set_postfix(metrics, refresh=False)
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the bar where it is, so that messages start on a line of their own."""
+        self._close()
+
+    @rank_zero_only
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Write text above the bar."""
+        tqdm.write(" ".join(map(str, args)), file=sys.stderr)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def _csv_metrics(trainer: Trainer) -> CsvMetrics | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, CsvMetrics)), None)
+
+
+def total_steps(trainer: Trainer) -> int | None:
+    """Give the optimizer steps of the whole run, or None when neither steps nor epochs bound it."""
+    steps = trainer.estimated_stepping_batches
+    return int(steps) if steps != float("inf") else None

@@ -1,0 +1,114 @@
+"""What a run folder holds, and what may be done with it. No torch, so that a wrong folder is refused at once.
+
+A run folder:
+
+- `config.yaml`: the resolved settings, written when the first step is done
+- `metrics.csv`: one row per logged step; `tensorboard/`: the same for TensorBoard
+- `checkpoints/`: folders `step_00000200` ..., see `divot_lightning.checkpoint.folder_writing`
+- a folder per trained component, and `components.json`: where the others came from
+- `finished.json`: written when training reached its last step
+- `stopped.json`: written when a signal stopped it, gone when it goes on
+- `data/`: indexes of the training data, and the edits of their order that `divot data skip` made
+- `run.lock`: there while a process trains
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
+from divot_lightning.errors import UserError
+
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+DEFECTS = "defects"
+"""Lists of unusable samples; besides indexes and a lock all that a run which never took a step may leave behind."""
+DATA = "data"
+TENSORBOARD = "tensorboard"
+FINISHED = "finished.json"
+LOCK = "run.lock"
+STOPPED = "stopped.json"
+
+
+def require_free(run: Path) -> None:
+    """Refuse a folder that already holds something.
+
+    Raises:
+        UserError: `run` holds another run, or other files.
+    """
+    if not run.exists():
+        return
+    if not run.is_dir():
+        raise UserError(f"--run {run} is a file; give a folder that does not exist yet.")
+    entries = sorted(path.name for path in run.iterdir() if path.name not in (DEFECTS, DATA, LOCK, STOPPED))
+    if not entries:
+        return
+    shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")
+    if (run / CONFIG).is_file():
+        raise UserError(
+            f"{run} already holds another run ({describe(run)}): {shown}\n"
+            f"To go on with it: divot resume {run}\nTo start a new one: --run ANOTHER_FOLDER"
+        )
+    raise UserError(f"--run {run} is not empty and is no run: {shown}\nGive another folder: --run ANOTHER_FOLDER")
+
+
+def require_run(run: Path) -> None:
+    """Refuse a folder that holds no run.
+
+    Raises:
+        UserError: `run` is missing or has no `config.yaml`.
+    """
+    if not run.is_dir():
+        raise UserError(f"there is no run folder {run}.\nTo start a run: divot fit --config RECIPE --run {run}")
+    if not (run / CONFIG).is_file():
+        raise UserError(
+            f"{run} holds no run: it has no {CONFIG}.\nTo start a run: divot fit --config RECIPE --run ANOTHER_FOLDER"
+        )
+
+
+def where_paths_count(run: Path, settings: Mapping[str, Any], message: str) -> str:
+    """Say from where a relative path of a run's settings is looked for, if a message is about one that is not there.
+
+    Args:
+        run: The run folder.
+        settings: The content of its `config.yaml`.
+        message: What is told already.
+
+    Returns:
+        One line, empty where the message is about something else.
+    """
+    here, start = Path.cwd(), _start_folder(run, str(settings.get("run", "")))
+    for path in _strings(settings):
+        is_told = re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w/-])", message)
+        if is_told and not Path(path).is_absolute() and not (here / path).exists():
+            if start and (start / path).exists():
+                return f"{path} is looked for from {here}; it is in {start}, where the run was started"
+            if "/" in path:
+                return f"{path} is looked for from the current folder, {here}"
+    return ""
+
+
+def _start_folder(run: Path, recorded: str) -> Path | None:
+    """Give the folder from which the run is found under its recorded name."""
+    parts, full = Path(recorded).parts, run.resolve().parts
+    if not parts or Path(recorded).is_absolute() or full[-len(parts) :] != parts:
+        return None
+    return Path(*full[: -len(parts)])
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Give all texts in nested settings."""
+    if isinstance(value, str) and value:
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(inner)
+
+
+def describe(run: Path) -> str:
+    """Say in a few words how far the run came."""
+    if (run / FINISHED).is_file():
+        return "finished"
+    newest = newest_checkpoint(run)
+    return f"stopped after step {checkpoint_step(newest)}" if newest else "stopped before its first checkpoint"

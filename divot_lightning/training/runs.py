@@ -1,0 +1,144 @@
+"""Start, go on with and measure a run: what `divot fit`, `resume`, `validate` and `test` share."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, TextIO
+
+import yaml
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from divot_lightning.checkpoint.folders import checkpoint_step, choose_checkpoint, newest_checkpoint
+from divot_lightning.distributed.environment import is_first_process
+from divot_lightning.distributed.launcher import is_started_by_rank_zero, watched
+from divot_lightning.distributed.same_start import Start
+from divot_lightning.distributed.signals import INTERRUPTED_EXIT_CODE, exit_code
+from divot_lightning.errors import UserError
+from divot_lightning.training.config_changes import LENGTH, Change, changed_settings, read_config
+from divot_lightning.training.run_folder import FINISHED, STOPPED, where_paths_count
+from divot_lightning.training.training_cli import TrainingCLI
+
+MAX_CHANGES_SHOWN = 20
+
+
+def start(argv: list[str], command: str = "divot fit") -> int:
+    """Train a new run; `divot resume` holds the lock of its folder already, `divot fit` takes it here.
+
+    Args:
+        argv: Options, `--config` with paths of files.
+        command: What the user typed.
+
+    Returns:
+        The exit status.
+    """
+    with contextlib.ExitStack() as held:
+        cli = TrainingCLI(argv, command, "start", held if command == "divot fit" else None)
+        return _fit(cli, None, [])
+
+
+def go_on(run: Path, argv: list[str]) -> int:
+    """Train an existing run from its newest checkpoint on, or from its start when it has none.
+
+    Args:
+        run: The run folder; this process holds its lock.
+        argv: Options that repeat the run, and what changes.
+
+    Returns:
+        The exit status.
+    """
+    checkpoint, before = _chosen(run), read_config(run)
+    with telling_where_paths_count(run, before):
+        return _go_on(run, argv, checkpoint, before)
+
+
+def _go_on(run: Path, argv: list[str], checkpoint: Path | None, before: str) -> int:
+    cli = TrainingCLI(argv, "divot resume", "resume")
+    changes = changed_settings(before, cli.saved_config())
+    if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
+        _say(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n", sys.stdout)
+        return 0
+    _say(f"{run}: going on after step {checkpoint_step(checkpoint) if checkpoint else 0}\n")
+    for change in changes[:MAX_CHANGES_SHOWN]:
+        _say(f"  changed {change}\n")
+    if len(changes) > MAX_CHANGES_SHOWN:
+        _say(f"  and {len(changes) - MAX_CHANGES_SHOWN} more settings\n")
+    return _fit(cli, checkpoint, changes)
+
+
+def _chosen(run: Path) -> Path | None:
+    choice = choose_checkpoint(run)
+    _say(choice.warnings())
+    return choice.checkpoint
+
+
+@contextlib.contextmanager
+def telling_where_paths_count(run: Path, config: str) -> Iterator[None]:
+    """Add to a `UserError` about a relative path of the run's settings from where it is looked for."""
+    try:
+        yield
+    except UserError as error:
+        hint = where_paths_count(run, yaml.safe_load(config), str(error))
+        if not hint:
+            raise
+        raise UserError(f"{error}\n{hint}") from error
+
+
+def measure(run: Path, argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
+    """Measure a checkpoint on the validation or test data of its run; Lightning prints the table.
+
+    Args:
+        run: The run folder.
+        argv: Options that repeat the run.
+        verb: Which data.
+        checkpoint: A checkpoint of this run.
+
+    Returns:
+        The exit status.
+    """
+    with telling_where_paths_count(run, read_config(run)):
+        cli = TrainingCLI(argv, f"divot {verb}", "measure")
+        with watched(cli.trainer):
+            getattr(cli.trainer, verb)(cli.model, cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
+    return 0
+
+
+def _fit(cli: TrainingCLI, checkpoint: Path | None, changes: list[Change]) -> int:
+    ckpt_path = str(checkpoint) if checkpoint else None
+    cli.same_start.start = Start.of(checkpoint, cli.saved_config())
+    if is_first_process():
+        (cli.run_folder / STOPPED).unlink(missing_ok=True)
+    try:
+        with cli.stop_signals.handled(), watched(cli.trainer):
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path, weights_only=False)
+    except UserError as error:
+        raise _with_model_changes(error, cli, changes) from error
+    except SystemExit:
+        if cli.trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        return _report_stop(cli)
+    return 0
+
+
+def _report_stop(cli: TrainingCLI) -> int:
+    step, stopped_by, saved = cli.trainer.global_step, cli.stop_on_signal.stopped_by, newest_checkpoint(cli.run_folder)
+    saved_step = checkpoint_step(saved) if saved else 0
+    how = f"stopped by {stopped_by.name} after" if stopped_by else "stopped after"
+    lost = "" if step == saved_step else f" without saving it; steps after {saved_step} will be done again"
+    _say(f"{how} step {step}{lost}; go on with: divot resume {cli.run_folder}\n")
+    if is_started_by_rank_zero():
+        return 0  # the first process speaks for the job; a failed one would end it
+    return exit_code(stopped_by) if stopped_by else INTERRUPTED_EXIT_CODE
+
+
+def _with_model_changes(error: UserError, cli: TrainingCLI, changes: list[Change]) -> UserError:
+    """Names the changed settings behind a checkpoint that does not fit the stage."""
+    named = [str(change) for change in changes if change.key.startswith("model.")]
+    if not named or cli.stop_on_signal.began:
+        return error
+    return UserError(f"{error}\nchanged since: {'; '.join(named)}; what shapes the model cannot change at a resume")
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    if is_first_process():
+        (stream or sys.stderr).write(text)

@@ -1,0 +1,176 @@
+"""De-tokenizer adaptation: the video diffusion model learns from what the LLM's head samples (Divot appendix A.2)."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from divot_lightning.checkpoint.components import find_component, load_component, read_settings
+from divot_lightning.distributed.meta_building import has_masters, has_shards
+from divot_lightning.errors import UserError
+from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.training.global_mean import LossPart
+from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.stages.stage import Stage, batch_generators, num_counted
+from divot_lightning.training.stages.tokenizer_pretraining import check_token_sizes, validation_losses
+
+NearestPer = Literal["clip", "token"]
+
+
+class DetokenizerAdaptation(Stage):
+    """Adapts the de-tokenizer to features that are sampled from a trained video LLM, which is frozen.
+
+    The paper conditions on one sample per caption. That works as far as a caption decides the clip; where it leaves
+    much open (the toy world's position, for one), a sample seldom means the clip that it is trained to give, and the
+    de-tokenizer would learn to look away. With several `candidates` the sample nearest to the clip's own features is
+    taken: it still carries the head's errors, and it means this clip.
+
+    Args:
+        previous: Run folder of the video LLM.
+        detokenizer: Run folder of the de-tokenizer to adapt.
+        optimizer: Optimizer settings.
+        candidates: Samples drawn per clip; 1 is the paper's way.
+        nearest_per: Whether the nearest candidate is chosen once for a clip or token by token. A head that draws every
+            token by itself gives any combination of its candidates' tokens equally well.
+        temperature: Spread of the head's samples.
+        condition_dropout: Share of clips whose tokens are replaced by those of an all-zero clip, for guidance.
+        terminal_share: See `TokenizerPretraining`; 0 is the paper's way.
+    """
+
+    frozen = ("tokenizer", "video_llm")
+
+    def __init__(
+        self,
+        previous: str,
+        detokenizer: str,
+        optimizer: OptimizerSettings,
+        candidates: int = 1,
+        nearest_per: NearestPer = "clip",
+        temperature: float = 1.0,
+        condition_dropout: float = 0.05,
+        terminal_share: float = 0.0,
+    ) -> None:
+        super().__init__(optimizer)
+        if candidates < 1:
+            raise UserError(f"candidates is {candidates}; it must be at least 1 (1 is the paper's way)")
+        self.sources = {
+            "tokenizer": find_component(previous, "tokenizer"),
+            "video_llm": find_component(previous, "video_llm"),
+        }
+        self.detokenizer_folder = find_component(detokenizer, "detokenizer")
+        check_token_sizes(
+            read_settings(self.sources["tokenizer"], VideoTokenizer, TokenizerConfig),
+            read_settings(self.detokenizer_folder, VideoDetokenizer, DetokenizerConfig),
+        )
+        self.candidates = candidates
+        self.nearest_per = nearest_per
+        self.temperature = temperature
+        self.condition_dropout = condition_dropout
+        self.terminal_share = terminal_share
+
+    def build(self) -> None:
+        """Loads the three networks from the runs before."""
+        self.tokenizer = load_component(self.sources["tokenizer"], VideoTokenizer).requires_grad_(False)
+        self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False)
+        if not has_masters():
+            self.video_llm.use_stored_precision()
+        self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
+
+    def frozen_sources(self) -> dict[str, str | Path]:
+        """Gives the folders of tokenizer and video LLM, and of the de-tokenizer for its VAE."""
+        return {**self.sources, "detokenizer.latents": self.detokenizer_folder}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Returns the denoising loss of clips given features sampled for their captions."""
+        agreement = self.agree("train", batch, batch_idx)
+        video = to_unit_range(batch["video"])
+        loss = self.detokenizer.loss(
+            video,
+            self.sampled_features(batch, video, "train", agreement.most_samples),
+            terminal_share=self.terminal_share,
+            condition_dropout=self.condition_dropout,
+            null_tokens_QC=self.tokenizer.null_tokens(*video.shape[-2:]),
+            generator=batch_generators(batch, "train"),
+        )
+        return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
+
+    @torch.no_grad()
+    def sampled_features(
+        self, batch: dict[str, Any], video_MFCHW: Tensor, purpose: str = "train", most_samples: int = 0
+    ) -> Tensor:
+        """Samples features for the clips to generate: of several candidates the nearest to a clip's own.
+
+        Args:
+            batch: With "segments", each ending with one clip to generate.
+            video_MFCHW: The clips, float in [-1, 1].
+            purpose: What the randomness is for.
+            most_samples: Samples of the process with most of them.
+
+        Returns:
+            features_MQC, float32.
+        """
+        segments = list(batch["segments"])
+        # Heads draw sample by sample, so processes that hold shards of one draw for equally many samples.
+        missing = most_samples - len(segments) if has_shards(self.video_llm) else 0
+        drawn = []
+        for number in range(self.candidates):
+            generators = batch_generators(batch, f"{purpose} candidate {number}")
+            if generators is not None:
+                generators += [torch.Generator() for _ in range(missing)]
+            features = self.video_llm.generate_features(
+                segments + segments[-1:] * missing,
+                temperature=self.temperature,
+                generator=generators,
+                synced=has_shards(self.video_llm),
+            )
+            drawn.append(features[: len(segments)])
+        if self.candidates == 1:
+            return drawn[0]
+        return nearest_candidates(torch.stack(drawn), self.tokenizer(video_MFCHW), self.nearest_per)
+
+    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """Counts clips."""
+        return {"loss": num_counted(batch)}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Logs the losses with sampled features, without dropout."""
+        agreement = self.agree("validation", batch, batch_idx)
+        video = to_unit_range(batch["video"])
+        features = self.sampled_features(batch, video, "validation", agreement.most_samples)
+        self.log_validation(validation_losses(self.detokenizer, video, features, batch, batch_idx))
+
+    def exported_components(self) -> dict[str, nn.Module]:
+        """Returns the adapted de-tokenizer."""
+        return {"detokenizer": self.detokenizer}
+
+    def used_components(self) -> dict[str, Path]:
+        """Returns the tokenizer and the video LLM that it was adapted to."""
+        return self.sources
+
+
+def nearest_candidates(candidates_NMQC: Tensor, target_MQC: Tensor, per: NearestPer) -> Tensor:
+    """Chooses among N candidates the one nearest to the target, for each clip or for each token.
+
+    Args:
+        candidates_NMQC: Candidates, float.
+        target_MQC: What they are compared with, float.
+        per: Whether the Q tokens of a clip are chosen together.
+
+    Returns:
+        The chosen features (M, Q, C).
+
+    >>> candidates = torch.tensor([[[[0.0], [5.0]]], [[[3.0], [1.0]]]])
+    >>> nearest_candidates(candidates, torch.zeros(1, 2, 1), "token").flatten().tolist()
+    [0.0, 1.0]
+    >>> nearest_candidates(candidates, torch.zeros(1, 2, 1), "clip").flatten().tolist()
+    [3.0, 1.0]
+    """
+    distance_NMQ = (candidates_NMQC - target_MQC).square().sum(dim=-1)
+    if per == "clip":
+        distance_NMQ = distance_NMQ.sum(dim=-1, keepdim=True).expand_as(distance_NMQ)
+    chosen_MQ = distance_NMQ.argmin(dim=0)
+    return candidates_NMQC.gather(0, chosen_MQ[None, :, :, None].expand_as(candidates_NMQC[:1]))[0]

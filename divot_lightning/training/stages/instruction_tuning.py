@@ -1,0 +1,97 @@
+"""Instruction tuning: a pretrained video LLM learns to follow instructions (Divot section 3.3, arXiv:2412.04432)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
+
+from torch import nn
+
+from divot_lightning.checkpoint.components import find_component, load_component, read_settings
+from divot_lightning.errors import UserError
+from divot_lightning.models.video_llm.config import VideoLLMConfig
+from divot_lightning.models.video_llm.language_model import LoRASettings
+from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.stages.video_llm_stage import VideoLLMStage
+
+Part: TypeAlias = Literal["head", "input_projector", "language_model", "queries"]
+
+
+class InstructionTuning(VideoLLMStage):
+    """Trains a pretrained video LLM further, on instructions.
+
+    Adapters of the pretraining are folded into the weights, and new ones of the same settings are added.
+
+    Args:
+        previous: Run folder of the LLM pretraining.
+        optimizer: Optimiser settings.
+        freeze: Parts that are not trained. In the released configurations comprehension tuning freezes the head and
+            generation tuning the input projector.
+        lora: Adapters; None takes the settings of the pretraining, without adapters if it had none.
+        max_length: Longest training sequence in tokens; None as in the pretraining. The paper's: 1650.
+        packing: Let samples of a batch share rows, which changes no loss; None as in the pretraining.
+        text_loss_weight: Weight of the next-word loss; 1 in the paper.
+        head_loss_weight: Weight of the generation head's loss; 1 in the paper.
+    """
+
+    def __init__(
+        self,
+        previous: str,
+        optimizer: OptimizerSettings,
+        freeze: list[Part] | None = None,
+        lora: LoRASettings | None = None,
+        max_length: int | None = None,
+        packing: bool | None = None,
+        text_loss_weight: float = 1.0,
+        head_loss_weight: float = 1.0,
+    ) -> None:
+        for part in freeze or []:
+            if part not in get_args(Part):
+                allowed = ", ".join(get_args(Part))
+                raise UserError(f"freeze names {part!r}, which is no part of the video LLM; allowed: {allowed}.")
+        folder = find_component(previous, "video_llm")
+        config = read_settings(folder, VideoLLM, VideoLLMConfig)
+        config = replace(config, max_length=max_length if max_length is not None else config.max_length)
+        super().__init__(config, previous, optimizer, text_loss_weight, head_loss_weight)
+        self.video_llm_folder = folder
+        self.freeze_names = freeze or []
+        self.lora = lora
+        self.max_length = max_length
+        self.packing = packing
+
+    def build_video_llm(self) -> VideoLLM:
+        """Loads the video LLM, folds its adapters in, adds new ones and freezes parts."""
+        video_llm = load_component(self.video_llm_folder, VideoLLM)
+        adapters = self.lora or video_llm.settings.lora
+        video_llm.merge_lora()
+        if adapters is not None:
+            video_llm.add_lora(adapters)
+        if self.max_length is not None:
+            video_llm.set_max_length(self.max_length)
+        if self.packing is not None:
+            video_llm.set_packing(self.packing)
+        freeze_parts(video_llm, self.freeze_names)
+        return video_llm
+
+    def frozen_sources(self) -> dict[str, str | Path]:
+        """Gives the folders of the tokenizer, and of the pretraining for what is not tuned."""
+        return {**super().frozen_sources(), "video_llm": self.video_llm_folder}
+
+
+def freeze_parts(video_llm: VideoLLM, parts: list[Part]) -> None:
+    """Excludes parts from training.
+
+    Args:
+        video_llm: The model.
+        parts: Names of the parts.
+    """
+    known: dict[str, nn.Module] = {
+        "head": video_llm.head,
+        "input_projector": video_llm.input_projector,
+        "language_model": video_llm.language_model,
+        "queries": video_llm.queries,
+    }
+    for part in parts:
+        known[part].requires_grad_(False)

@@ -1,0 +1,269 @@
+"""What all stages do alike around their own steps: building, agreeing, global means, gradient norm, skipped steps."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
+from divot_lightning.distributed.meta_building import shard_rest
+from divot_lightning.distributed.rank_sync import Agreement, StepPlan, agree
+from divot_lightning.errors import UserError
+from divot_lightning.models.randomness import sample_generators
+from divot_lightning.models.weight_dtypes import raise_to_float32
+from divot_lightning.training.accumulation import STEP_COUNTS, check_step, hand_over_steps
+from divot_lightning.training.global_mean import GlobalLoss, LossPart, global_mean, merge_means, weighted_sum
+from divot_lightning.training.nonfinite import gather_culprits, over_budget, write_record
+from divot_lightning.training.optimization import OptimizerSettings, configure_optimizer
+
+Split = Literal["train", "validation"]
+
+
+class Stage(LightningModule):
+    """A training stage: subclasses check their settings in `__init__` and build their modules in `build`.
+
+    A subclass's `training_step` and `validation_step` call `agree` before their modules run and give their losses to
+    `training_loss` or `log_validation`, which make them independent of how samples are dealt out to processes. With
+    `loss_counts` they are independent of how samples are dealt out to accumulated batches, too.
+
+    Attributes:
+        frozen: Names of the modules that are not trained and stay in evaluation mode.
+
+    Args:
+        optimizer: Optimizer settings.
+    """
+
+    frozen: tuple[str, ...] = ()
+    nonfinite_steps: Tensor
+
+    def __init__(self, optimizer: OptimizerSettings) -> None:
+        super().__init__()
+        self.optimizer_settings = optimizer
+        self.is_built = False
+        self.step_dropped = False
+        self.step_number = 0
+        self.batch_number = 0
+        self.gradient_norm: float | None = None
+        self.step_keys: list[str] = []
+        self.step_means: dict[str, tuple[float, int]] = {}
+        # In checkpoints, since the budget is one for the whole run.
+        self.register_buffer("nonfinite_steps", torch.tensor(0))
+
+    def build(self) -> None:
+        """Builds the modules and loads their weights."""
+        raise TypeError(f"{type(self).__name__} has no build()")
+
+    def configure_model(self) -> None:
+        """Builds the modules, once; under ZeRO stage 3 each process keeps its share of what is built.
+
+        What is trained is float32, unless the optimizer has float32 copies or the trainer's precision is a `-true` one.
+        """
+        if self.is_built:
+            return
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            seed = os.environ.get("PL_GLOBAL_SEED")
+            if seed is not None:
+                # Initial weights follow from the seed alone, whatever was drawn before under this or that strategy.
+                torch.manual_seed(int(seed))
+            self.build()
+        raise_to_float32(self)
+        shard_rest(self)
+        self.is_built = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Stage":
+        """Switches what is trained; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen if self.is_built else ():
+            getattr(self, name).eval()
+        return self
+
+    def agree(self, split: Split, batch: dict[str, Any], batch_idx: int) -> Agreement:
+        """Compares with the other processes what is about to be done; see `divot_lightning.distributed.rank_sync`."""
+        plan = StepPlan(
+            work=f"{type(self).__name__} {split} step",
+            step=self.global_step if self._trainer is not None else 0,
+            batch_index=batch_idx,
+            position=int(batch.get("position", -1)),
+            keys=list(batch.get("key", [])),
+            clips=len(batch["video"]) if "video" in batch else 0,
+            samples=num_samples(batch),
+        )
+        return agree(plan)
+
+    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """Tells what each training loss of a batch is a mean over, from the batch alone; see `LossPart`.
+
+        Stages that have it can accumulate the gradients of several batches, which then are those of one large batch.
+
+        Args:
+            batch: As the loader gives it, on the CPU.
+
+        Returns:
+            Counts by the names of the losses.
+        """
+        raise TypeError(f"{type(self).__name__} has no loss_counts()")
+
+    def on_fit_start(self) -> None:
+        """Has the batches of an optimizer step handed over together where a step accumulates several.
+
+        Raises:
+            UserError: The stage cannot tell what its losses are means over.
+        """
+        if self.trainer.accumulate_grad_batches == 1:
+            return
+        if type(self).loss_counts is Stage.loss_counts:
+            raise UserError(
+                f"accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but {type(self).__name__} has no "
+                "loss_counts(batch):\nits accumulated batches would not weigh what they weigh in one large batch.\n"
+                "Add it to the stage, or set --trainer.accumulate_grad_batches 1 and raise data.batch_size"
+            )
+        hand_over_steps(self.trainer, self.loss_counts)
+
+    def frozen_sources(self) -> Mapping[str, str | Path]:
+        """Gives the folders that frozen weights come from, by module path; checkpoints do not store them again."""
+        return {}
+
+    def training_loss(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> Tensor:
+        """Turns the losses of this process into what it backpropagates, and logs their means over all processes.
+
+        Args:
+            parts: Losses by name.
+            batch: What they are of.
+
+        Returns:
+            The loss. Where a process has one that is not finite, all leave the optimizer step out: the loss is then one
+            that no parameter has a part in.
+        """
+        result = self._step_mean(parts, batch)
+        self.step_keys += list(batch.get("key", []))
+        if not result.finite:
+            self._drop_step("loss", gather_culprits(result.loss.item(), self.step_keys, _all_finite(parts)))
+        else:
+            self._log("train", parts, result)
+        return result.loss.new_zeros((), requires_grad=True) if self.step_dropped else result.loss
+
+    def _step_mean(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> GlobalLoss:
+        """Weighs a batch by its share of the step; of accumulated batches the means are those of the step so far."""
+        num_batches = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
+        if num_batches == 1:
+            return global_mean(parts)
+        step = batch.get(STEP_COUNTS)
+        check_step(step, self.batch_number, num_batches, {name: part.count for name, part in parts.items()})
+        assert step is not None
+        result = global_mean(parts, step.total, num_batches)
+        self.step_means = merge_means(self.step_means, result.parts)
+        return result._replace(mean=weighted_sum(parts, self.step_means), parts=self.step_means)
+
+    def log_validation(self, parts: Mapping[str, LossPart]) -> None:
+        """Logs means over all processes and batches."""
+        self._log("validation", parts, global_mean(parts))
+
+    def _log(self, split: Split, parts: Mapping[str, LossPart], result: GlobalLoss) -> None:
+        if "loss" not in parts and result.parts:
+            samples = max(count for _, count in result.parts.values())
+            self.log(f"{split}/loss", result.mean, prog_bar=True, batch_size=samples)
+        for name, (value, count) in result.parts.items():
+            self.log(f"{split}/{name}", value, prog_bar=True, batch_size=count)
+
+    def _drop_step(self, what: str, culprits: list[Any]) -> None:
+        self.step_dropped = True
+        self.nonfinite_steps += 1
+        count, allowed = int(self.nonfinite_steps), self.optimizer_settings.max_nonfinite_steps
+        run = Path(self.trainer.default_root_dir)
+        if self.trainer.is_global_zero:
+            write_record(run, self.step_number, what, culprits)
+        if count > allowed:
+            raise over_budget(run, count, allowed, self.step_number, what, culprits)
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Starts an optimizer step afresh: of accumulated batches, one that is not finite spoils all."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.step_dropped = False
+            self.step_keys = []
+            self.step_means = {}
+            self.step_number = self.global_step
+        self.batch_number = batch_idx
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Measures the gradient, before it is clipped; clears it where the step is left out."""
+        if self._zero is not None:
+            return
+        gradients = [value.grad for value in self.parameters() if value.grad is not None]
+        self.gradient_norm = float(nn.utils.get_total_norm(gradients)) if gradients else None
+        self._note_gradient()
+        if self.step_dropped:
+            # Optimizers pass over parameters without a gradient, decay and moments included.
+            optimizer.zero_grad(set_to_none=True)
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Logs the global gradient norm, before clipping, of every optimizer step that was taken."""
+        if self._zero is not None:
+            self.gradient_norm, self._zero.step_outcome = self._zero.step_outcome, None
+            self._note_gradient()
+        if self.gradient_norm is not None and not self.step_dropped:
+            self.log("train/gradient_norm", self.gradient_norm, batch_size=1)
+        self.gradient_norm = None
+
+    @property
+    def _zero(self) -> DivotDeepSpeedStrategy | None:
+        strategy: Any = self.trainer.strategy
+        return strategy if isinstance(strategy, DivotDeepSpeedStrategy) else None
+
+    def _note_gradient(self) -> None:
+        """Leaves a step out whose gradient is not finite; the norm is the same on all processes."""
+        norm = self.gradient_norm
+        if norm is not None and not self.step_dropped and not torch.tensor(norm).isfinite():
+            self._drop_step("gradient", gather_culprits(norm, self.step_keys, finite=False))
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Moves the tensors of a batch; segments, keys and slot numbers stay as they are."""
+        return {
+            name: value.to(device) if isinstance(value, Tensor) and name != "slot" else value
+            for name, value in batch.items()
+        }
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Builds optimizer and schedule."""
+        if self.optimizer_settings.name == "muon" and self._zero is not None:
+            raise UserError(
+                "optimizer.name 'muon' needs whole matrices, and ZeRO deals them out to the processes in pieces\n"
+                "set --model.optimizer.name adamw, or train with --trainer.strategy ddp"
+            )
+        adamw = self._zero.adamw() if self._zero is not None else AdamW
+        steps = int(self.trainer.estimated_stepping_batches)
+        return configure_optimizer(self, self.optimizer_settings, steps, adamw)
+
+
+def num_samples(batch: dict[str, Any]) -> int:
+    """Counts the samples of a batch, those of a filler too."""
+    return len(batch["segments"]) if "segments" in batch else len(batch["video"])
+
+
+def num_counted(batch: dict[str, Any]) -> int:
+    """Counts the samples that count: none in a filler, which only keeps processes in step."""
+    return int(batch.get("counted", num_samples(batch)))
+
+
+def batch_generators(batch: dict[str, Any], purpose: str) -> list[torch.Generator] | None:
+    """Gives each sample of a batch its randomness, from the run's seed and its slot number.
+
+    Args:
+        batch: With "slot", int64 (B,); without it draws come from the global generator.
+        purpose: What is drawn.
+    """
+    if "slot" not in batch:
+        return None
+    return sample_generators(int(os.environ.get("PL_GLOBAL_SEED", "0")), purpose, batch["slot"].tolist())
+
+
+def _all_finite(parts: Mapping[str, LossPart]) -> bool:
+    return all(bool(part.mean.isfinite()) for part in parts.values())

@@ -1,0 +1,171 @@
+"""What the stages of the video LLM share: features of a batch, the loss, feature statistics.
+
+Letters: M clips of the batch, F frames, Q tokens per clip, C feature width, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from divot_lightning.checkpoint.components import find_component
+from divot_lightning.distributed.meta_building import has_shards
+from divot_lightning.distributed.rank_sync import StepPlan, agree
+from divot_lightning.errors import UserError
+from divot_lightning.models.clip_encoding import encode_clips
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_llm.config import VideoLLMConfig
+from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMOutput
+from divot_lightning.models.video_llm.sequence_limits import SampleLimits
+from divot_lightning.models.video_llm.sequences import SequenceLayout
+from divot_lightning.training.global_mean import LossPart
+from divot_lightning.training.stages.stage import num_counted
+
+
+def find_drawing_part(run: str, tokenizer_folder: Path) -> dict[str, Path]:
+    """Finds the de-tokenizer of a run, which these stages hand on without using it.
+
+    Args:
+        run: Run folder, or a component folder.
+        tokenizer_folder: The tokenizer's folder.
+
+    Returns:
+        Its folder under "detokenizer"; empty if the run has none.
+    """
+    try:
+        folder = find_component(run, "detokenizer")
+    except UserError:
+        return {}
+    return {} if folder == tokenizer_folder else {"detokenizer": folder}
+
+
+def check_widths(tokenizer: TokenizerConfig, video_llm: VideoLLMConfig) -> None:
+    """Refuses a tokenizer whose features the video LLM does not take.
+
+    Args:
+        tokenizer: Settings of the frozen tokenizer.
+        video_llm: Settings of the video LLM.
+    """
+    gives = (tokenizer.tokens_per_clip, tokenizer.token_dim)
+    takes = (video_llm.num_queries, video_llm.feature_dim)
+    if gives != takes:
+        raise UserError(
+            f"The tokenizer gives {gives[0]} tokens of width {gives[1]}, but the video LLM has "
+            f"num_queries={takes[0]} and feature_dim={takes[1]}.\n"
+            "Set both to the tokenizer's, or give another tokenizer run as previous."
+        )
+
+
+@torch.no_grad()
+def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: int = 0) -> Tensor | None:
+    """Gives the features of all clips of a batch: the cached ones, or those of the frozen tokenizer.
+
+    Args:
+        batch: With "features", float (M, Q, C), or "video", uint8 (M, F, 3, H, W), or neither if it has no clips.
+        tokenizer: The frozen tokenizer.
+        at_least: Clips to encode; what the batch lacks is filled up with black ones, whose features are dropped.
+
+    Returns:
+        features_MQC, float, or None; the same bits for the same clips, cached or not (see ``encode_clips``).
+    """
+    video = batch.get("video")
+    num_clips = 0 if video is None else len(video)
+    if num_clips < at_least:
+        size = tokenizer.config.vision.image_size
+        shape = (tokenizer.config.num_frames, 3, size, size) if video is None else tuple(video.shape[1:])
+        device = next(tokenizer.parameters()).device
+        black = torch.zeros(at_least - num_clips, *shape, dtype=torch.uint8, device=device)
+        video = black if video is None else torch.cat([video, black])
+    if video is None:
+        return batch.get("features")
+    encoded = encode_clips(tokenizer, video)[:num_clips]
+    return encoded if num_clips else batch.get("features")
+
+
+def limits_of(settings: VideoLLMConfig, video_llm: VideoLLM | None) -> SampleLimits:
+    """Tells what a video LLM can take of one sample.
+
+    Args:
+        settings: Its settings.
+        video_llm: The model, None as long as it is not built.
+    """
+    settings = video_llm.settings if video_llm is not None else settings
+    layout = SequenceLayout(settings.num_queries, settings.mechanism, settings.max_length)
+    begins = video_llm is not None and video_llm.special.begin is not None
+    return SampleLimits((settings.num_queries, settings.feature_dim), layout, begins)
+
+
+def loss_parts(
+    output: VideoLLMOutput, batch: dict[str, Any], *, text_loss_weight: float, head_loss_weight: float
+) -> dict[str, LossPart]:
+    """Gives the losses of a batch with what they are means over.
+
+    Args:
+        output: What the model made of the batch.
+        batch: Nothing of a filler counts.
+        text_loss_weight: Weight of the next-word loss.
+        head_loss_weight: Weight of the generation head's loss.
+
+    Returns:
+        Losses by name.
+    """
+    counts = int(num_counted(batch) > 0)
+    return {
+        "text_loss": LossPart(output.text_loss, counts * output.num_text_targets, text_loss_weight),
+        "head_loss": LossPart(output.head_loss, counts * output.num_generated_clips, head_loss_weight),
+    }
+
+
+def most_clips(batch: dict[str, Any], index: int) -> int:
+    """Tells how many clips the process with most of them encodes for the feature statistics."""
+    clips = len(batch["video"]) if "video" in batch else 0
+    return agree(StepPlan("feature statistics", 0, index, -1, list(batch.get("key", [])), clips, 0)).most_clips
+
+
+@torch.no_grad()
+def feature_statistics(
+    batches: Iterable[dict[str, Any]], num_batches: int, tokenizer: VideoTokenizer, video_llm: VideoLLM
+) -> Tensor:
+    """Sums what mean and standard deviation of the features need; sums of several processes may be added.
+
+    Args:
+        batches: Training batches, on any device.
+        num_batches: How many of them to look at.
+        tokenizer: The frozen tokenizer.
+        video_llm: Gives device and feature width.
+
+    Returns:
+        (3, C) float64: count, sum and sum of squares per channel.
+    """
+    device = video_llm.feature_mean_C.device
+    sums = torch.zeros(3, video_llm.settings.feature_dim, dtype=torch.float64, device=device)
+    for index, batch in enumerate(islice(batches, num_batches)):
+        tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+        features = clip_features(tensors, tokenizer, most_clips(batch, index) if has_shards(tokenizer) else 0)
+        if features is not None and batch.get("counted", 1):
+            flat = features.flatten(0, 1).double()
+            sums += torch.stack([torch.full_like(flat[0], len(flat)), flat.sum(dim=0), flat.square().sum(dim=0)])
+    return sums
+
+
+def apply_feature_statistics(video_llm: VideoLLM, sums: Tensor) -> None:
+    """Sets the model's feature normalisation.
+
+    Args:
+        video_llm: The model.
+        sums: From ``feature_statistics``.
+    """
+    count, total, squares = sums
+    if not (count > 1).all():
+        raise UserError(
+            f"The first training batches hold {int(count.max())} features; statistics need clips.\n"
+            "Raise statistics_batches, or set it to 0 to leave features as they are."
+        )
+    mean_C = total / count
+    variance_C = (squares / count - mean_C.square()).clamp(min=0.0)
+    video_llm.set_feature_statistics(mean_C.float(), variance_C.sqrt().float())

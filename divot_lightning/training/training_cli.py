@@ -1,0 +1,229 @@
+"""The training command line: recipe and command line in, trainer with its run folder out."""
+
+import contextlib
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse._typehints import ActionTypeHint
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from divot_lightning import __version__
+from divot_lightning.checkpoint.rng_state import RandomStates
+from divot_lightning.checkpoint.run_state import use_checkpoint_folders
+from divot_lightning.checkpoint.step_checkpoint import CheckpointSettings, StepCheckpoint
+from divot_lightning.deepspeed_zero.registration import register_strategies
+from divot_lightning.distributed.environment import is_first_process
+from divot_lightning.distributed.launcher import watch_processes
+from divot_lightning.distributed.same_start import SameStart
+from divot_lightning.distributed.signals import NoSignalHandlers, StopOnSignal, StopSignals
+from divot_lightning.errors import UserError
+from divot_lightning.parts.recipe_heads import head_names
+from divot_lightning.parts.registry import load_all, resolve_head_name
+from divot_lightning.training.export import ComponentExport
+from divot_lightning.training.messages import condense
+from divot_lightning.training.run_callbacks import RunOpening, StepProgress
+from divot_lightning.training.run_folder import STOPPED, require_free
+from divot_lightning.training.run_lock import run_lock
+from divot_lightning.training.run_logging import CsvMetrics, TensorBoardMetrics
+
+# Lightning's CLI lets a value that is a URL be read as settings; ours are shards, to be opened by the data alone.
+set_parsing_settings(config_read_mode_fsspec_enabled=False)
+
+DEFAULT_SEED = 0
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,
+    "log_every_n_steps": 10,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+"""Steps bound a run, not epochs: training streams have no end."""
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with a run folder: `--run`, `--checkpoint.every_steps`, short messages, our loggers and callbacks.
+
+    Args:
+        argv: Options as on the command line, `--config` with paths of existing files.
+        command: What stands in usage lines, such as `divot fit`.
+        mode: "start" needs a folder that holds nothing yet; "measure" writes nothing into it.
+        held: Takes the lock of the run folder, if given.
+
+    Attributes:
+        stop_signals: What this process was asked by signals.
+        stop_on_signal: The callback that ends training for them.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        command: str,
+        mode: Literal["start", "resume", "measure"],
+        held: contextlib.ExitStack | None = None,
+    ) -> None:
+        self.mode = mode
+        self.held = held
+        self.stop_signals = StopSignals()
+        quiet()
+        register_strategies()
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=DEFAULT_SEED,
+            parser_kwargs={"prog": command, "exit_on_error": False, "allow_abbrev": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=list(argv),
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the settings of the run folder."""
+        take_files_by_name(parser)
+        parser.add_argument("--run", type=str, required=True, help="Folder for everything this run writes.")
+        parser.add_class_arguments(CheckpointSettings, "checkpoint")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; what does not fit becomes a `UserError` of a few lines.
+
+        Heads are loaded and looked up first: then their short names are known, and an unknown one is told from the
+        registry, which knows what is installed.
+        """
+        for name in head_names(args):
+            resolve_head_name(name)
+        load_all()
+        argv0, sys.argv = sys.argv, sys.argv[:1]
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise UserError(condense(str(error), parser)) from error
+        finally:
+            sys.argv = argv0
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse an occupied folder before anything expensive is built."""
+        if self.mode == "start" and is_first_process():
+            if self.held:
+                self.held.enter_context(run_lock(self.run_folder))
+            require_free(self.run_folder)
+
+    def instantiate_classes(self) -> None:
+        """Build stage, data and trainer; a `UserError` of theirs comes out as it is."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse tries each type of a Union and wraps what the class itself said
+            raise _innermost_user_error(error) or error from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with the loggers and callbacks of a run; those of the recipe come on top."""
+        settings = {**self.config_init.trainer, "default_root_dir": str(self.run_folder), **kwargs}
+        given = settings["callbacks"] or []
+        settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *self._run_callbacks(settings)]
+        settings["logger"] = self._run_loggers(settings["logger"])
+        settings["enable_checkpointing"] = self.mode != "measure"
+        try:
+            trainer = Trainer(**settings)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"the trainer cannot be set up like this: {error}") from error
+        use_checkpoint_folders(trainer)
+        watch_processes(trainer)
+        trainer._signal_connector = NoSignalHandlers()  # type: ignore[assignment]
+        return trainer
+
+    @property
+    def run_folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run)
+
+    def saved_config(self) -> str:
+        """Give the text of `<run>/config.yaml`: every setting as resolved."""
+        command = shlex.join(["divot", "resume", str(self.run_folder)])
+        body = self.parser.dump(self.config, skip_unset=False, format="yaml")
+        return f"# written by divot-lightning {__version__}; go on with: {command}\n{body}"
+
+    def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
+        if self.mode == "measure":
+            return []
+        run, checkpoint = self.run_folder, self.config_init.checkpoint
+        saving = StepCheckpoint(run, checkpoint)
+        self.stop_on_signal = StopOnSignal(self.stop_signals, saving.save, run / STOPPED)
+        self.same_start = SameStart()
+        callbacks: list[Callback] = [
+            self.same_start,
+            RunOpening(run, self.saved_config()),
+            RandomStates(),
+            saving,
+            self.stop_on_signal,
+            ComponentExport(run),
+        ]
+        if settings["enable_progress_bar"] is not False:
+            callbacks.append(StepProgress(run.name))
+        return callbacks
+
+    def _run_loggers(self, given: Any) -> Any:
+        if self.mode == "measure" or given is False:
+            return False
+        own = [CsvMetrics(self.run_folder), TensorBoardMetrics(self.run_folder)]
+        others = [] if given in (None, True) else given if isinstance(given, list) else [given]
+        return [*own, *others]
+
+
+def take_files_by_name(parser: LightningArgumentParser) -> None:
+    """Have a value that is the name of a file stay one: shards and weights are files.
+
+    jsonargparse would read every such file as text, to see whether it holds settings: a tar of 3 GB took 7 GB of memory
+    and 84 s, and an empty list of samples became "nothing". It has no setting for that where subclasses are chosen.
+    """
+    for action in parser._actions:
+        if isinstance(action, ActionTypeHint):
+            action._enable_path = False
+            action.sub_add_kwargs = {**action.sub_add_kwargs, "sub_configs": False}
+
+
+class SettingsOnly(TrainingCLI):
+    """Parses recipe and command line like a training command and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Leave it."""
+
+
+def quiet() -> None:
+    """Silence what says nothing to a user: Lightning's device lines and tips, and advice for other ways of working."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*you defined a `validation_step` but have no `val_dataloader`.*",
+        ".*dataloader is not resumable.*",
+        r".*Total length of `list` across ranks is zero.*",  # no validation data
+        r".*module\(s\) in eval mode at the start of training.*",
+        ".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*The dirpath has changed from.*",
+        ".*instantiate_classes.*",
+        ".*only one JsonargparseDeprecationWarning.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*did not contain values for support_fp32.*",
+        ".*torch.distributed.* is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _innermost_user_error(error: BaseException | None) -> UserError | None:
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,93 @@
+"""A share of the data: the same samples for every seed, and part of every larger share."""
+
+from itertools import chain, pairwise
+
+import numpy as np
+import pytest
+
+from divot_datamodules.order.source_share import SourceShare
+from divot_datamodules.shards.tar_source import TarSource
+from divot_datamodules.video_text import VideoTextData
+from divot_lightning.errors import UserError
+
+COUNTS = (5, 0, 40, 1, 54)
+
+
+def kept(source):
+    return {source.key(unit, place) for unit, count in enumerate(source.counts) for place in range(count)}
+
+
+@pytest.fixture
+def whole(counted_source):
+    return counted_source(COUNTS)
+
+
+@pytest.mark.parametrize(("share", "size"), [(1.0, 100), (0.5, 50), (0.254, 25), (0.01, 1), (1e-9, 1)])
+def test_a_share_has_as_many_different_samples_as_it_says(whole, share, size):
+    part = SourceShare(whole, share)
+    assert len(kept(part)) == sum(part.counts) == size
+    assert kept(part) <= kept(whole)
+
+
+def test_a_smaller_share_is_part_of_a_larger_one(whole):
+    shares = [kept(SourceShare(whole, share / 20)) for share in range(1, 21)]
+    assert all(smaller < larger for smaller, larger in pairwise(shares))
+
+
+def test_every_sample_is_as_likely_to_be_kept(counted_source):
+    source = SourceShare(counted_source((500,) * 20), 0.3)
+    # 150 of 500 in each unit on average, with a standard deviation of 10
+    assert all(100 < count < 200 for count in source.counts)
+    places = np.concatenate(
+        [
+            [int(source.read(unit, place).key.rpartition("s")[2]) for place in range(count)]
+            for unit, count in enumerate(source.counts)
+        ]
+    )
+    assert abs(places.mean() - 249.5) < 5 * 500 / np.sqrt(12 * len(places))
+
+
+def test_what_is_read_is_what_the_key_names(video_shards):
+    source = SourceShare(TarSource([str(path) for path in sorted(video_shards(3, 7).glob("*.tar"))]), 0.4)
+    assert sum(source.counts) == 8
+    for unit, count in enumerate(source.counts):
+        assert all(source.read(unit, place).key == source.key(unit, place) for place in range(count))
+
+
+def test_other_shares_are_other_data(whole):
+    prints = {SourceShare(whole, share).fingerprint for share in (0.1, 0.2, 0.2, 1.0)} | {whole.fingerprint}
+    assert len(prints) == 4
+
+
+def epoch(folder, share, seed=0):
+    data = VideoTextData(str(folder), str(folder), epoch="exact", batch_size=4, train_share=share, seed=seed)
+    data.setup("fit")
+    train, validation = (
+        [batch["key"] for batch in loader] for loader in (data.train_dataloader(), data.val_dataloader())
+    )
+    return list(chain(*train)), list(chain(*validation))
+
+
+def test_an_epoch_takes_each_sample_of_the_share_once_and_validation_takes_all(video_shards):
+    folder = video_shards(2, 10)
+    train, validation = epoch(folder, 0.35)
+    assert len(train) == len(set(train)) == 7
+    assert len(validation) == 20
+    others, _ = epoch(folder, 0.35, seed=1)
+    assert sorted(others) == sorted(train)
+    assert others != train
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_no_share_of_the_data_is_refused(share):
+    with pytest.raises(UserError, match=f"train_share is {share}; it must be greater than 0 and at most 1"):
+        VideoTextData("nowhere", train_share=share)
+
+
+def test_a_run_does_not_go_on_with_another_share(video_shards):
+    folder = video_shards(2, 10)
+    first, second = (VideoTextData(str(folder), batch_size=4, train_share=share) for share in (0.5, 0.6))
+    first.setup("fit")
+    second.setup("fit")
+    with pytest.raises(UserError, match=r"12 samples in 2 units; in the checkpoint .*: 10 in 2"):
+        second.load_state_dict(first.state_dict())

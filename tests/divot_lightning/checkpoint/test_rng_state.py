@@ -1,0 +1,38 @@
+"""Random states go into a file and come back."""
+
+import io
+import random
+
+import numpy as np
+import torch
+
+from divot_lightning.checkpoint.rng_state import fresh_state, random_state, set_random_state
+
+
+def _draws() -> tuple[float, float, float, float]:
+    return random.random(), float(np.random.rand()), float(np.random.randn()), float(torch.rand(()))
+
+
+def test_states_that_went_through_a_file_draw_the_same() -> None:
+    random.gauss(0, 1)
+    np.random.randn()
+    buffer = io.BytesIO()
+    torch.save(random_state(), buffer)
+    expected = [_draws() for _ in range(3)]
+    buffer.seek(0)
+    set_random_state(torch.load(buffer, weights_only=True))
+    assert [_draws() for _ in range(3)] == expected
+
+
+def test_fresh_states_differ_by_seed_step_and_rank_and_leave_the_generators_alone() -> None:
+    kept = random_state()
+    drawn = set()
+    for seed, step, rank in ((1, 5, 0), (1, 5, 1), (1, 6, 0), (2, 5, 0), (1, 5, 0)):
+        set_random_state(fresh_state(seed, step, rank))
+        drawn.add(_draws())
+    assert len(drawn) == 4
+    set_random_state(kept)
+    expected = _draws()
+    set_random_state(kept)
+    fresh_state(1, 2, 3)
+    assert _draws() == expected

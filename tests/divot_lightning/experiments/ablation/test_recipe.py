@@ -1,0 +1,101 @@
+"""A recipe that cannot be meant is refused with the word that is wrong."""
+
+import copy
+
+import pytest
+import yaml
+
+from divot_lightning.errors import UserError
+from divot_lightning.experiments.ablation.directions import Near
+from divot_lightning.experiments.ablation.recipe import load_recipe, parse_recipe, restore_recipe
+from divot_lightning.experiments.ablation.run import claim
+
+RECIPE = yaml.safe_load(
+    """
+title: Heads
+pipeline:
+  - {name: data, divot: "data toy {folder}", options: {train: 8}}
+  - {name: llm, fit: toy/llm_pretraining, options: {data.train: "{data}/train"}}
+  - {name: scores, measure: captions, options: {run: "{llm}"}}
+vary:
+  head:
+    mse: {llm: {model.head: mse}}
+    gmm: {llm: {model.head: gmm}}
+seeds: {values: [0, 1], options: {llm: [seed_everything]}}
+scores: {captions/exact: higher}
+"""
+)
+
+
+def changed(**changes):
+    return copy.deepcopy(RECIPE) | changes
+
+
+def test_a_recipe_is_read_as_written():
+    recipe = parse_recipe(RECIPE)
+    assert [step.kind for step in recipe.pipeline] == ["divot", "fit", "measure"]
+    assert list(recipe.vary["head"]) == ["mse", "gmm"]
+    assert recipe.seeds == (0, 1)
+    assert recipe.seed_options == {"llm": ("seed_everything",)}
+    assert recipe.matched_by == "steps"
+
+
+def test_a_score_may_be_best_near_a_number_also_after_a_restart(tmp_path):
+    recipe = parse_recipe(changed(scores={"generation/spread": {"near": 1}, "captions/exact": "higher"}))
+    assert recipe.scores == {"generation/spread": Near(1.0), "captions/exact": "higher"}
+    claim(recipe, tmp_path)
+    assert restore_recipe(yaml.safe_load((tmp_path / "recipe.yaml").read_text())).scores == recipe.scores
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vary": {}}, "`vary` is missing"),
+        ({"varied": {}}, "'varied'; known"),
+        ({"pipeline": [{"fit": "x"}]}, "needs a name"),
+        ({"pipeline": [{"name": "a", "fit": "x", "divot": "y"}]}, r"exactly one of .* it has \['fit', 'divot'\]"),
+        ({"pipeline": [{"name": "a", "fit": "x", "optionz": {}}]}, "'optionz'"),
+        ({"pipeline": [{"name": "a", "fit": "x"}] * 2}, "share a name: a, a"),
+        ({"vary": {"head": {"m/se": {}}}}, "variant 'm/se'"),
+        ({"vary": {"head": {"mse": {"lllm": {}}}}}, r"changes \['lllm'\]"),
+        ({"vary": {"head": {}}}, "axis 'head' names no variants"),
+        ({"matched_by": "hours"}, "matched_by is 'hours'"),
+        ({"matched_by": "tokens"}, "`amount` has to say"),
+        ({"amount": 4}, "belong together"),
+        ({"amount": 4, "matched_steps": ["llms"]}, r"`matched_steps` names \['llms'\]"),
+        ({"seeds": {"values": [0, 1]}}, "2 seeds, but"),
+        ({"scores": {"captions/exact": "up"}}, r"'up'; say what is better: higher, lower or {near: 1}"),
+        ({"scores": {"captions/exact": {"near": "one"}}}, r"{'near': 'one'}; say what is better"),
+        ({"scores": {"captions/exact": {"near": 1, "far": 2}}}, "say what is better"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        parse_recipe(changed(**changes))
+
+
+def test_a_file_that_is_no_recipe_is_named(tmp_path):
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"list.yaml holds a list"):
+        load_recipe(str(tmp_path / "list.yaml"))
+
+
+def test_a_recipe_takes_from_the_one_it_extends_and_changes_options(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(RECIPE))
+    changes = {"extends": str(tmp_path / "base.yaml"), "title": "Other", "options": {"data": {"train": 16}}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(changes))
+    recipe = load_recipe(str(tmp_path / "other.yaml"))
+    assert recipe.title == "Other"
+    assert recipe.pipeline[0].options == {"train": 16}
+    assert recipe.pipeline[1:] == parse_recipe(RECIPE).pipeline[1:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"options": {"dataa": {}}}, r"`options` names \['dataa'\]"), ({"extends": "{here}"}, "in a circle")],
+)
+def test_an_impossible_extension_is_refused(tmp_path, changes, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | changes).replace("{here}", str(path)))
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(path))

@@ -1,0 +1,51 @@
+"""What keeps output from being written is told in a line; errors about other files are not taken for it."""
+
+import errno
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from divot_lightning.errors import UserError
+from divot_lightning.io.output_files import writing_to
+from divot_lightning.testing.faults import limited_file_size
+
+
+@contextmanager
+def _little_room(path):
+    with limited_file_size(1000), writing_to(path):
+        yield
+
+
+def test_a_full_disk_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"out\.bin cannot be written.*\nMake room"), _little_room(tmp_path / "out.bin"):
+        (tmp_path / "out.bin").write_bytes(b"x" * 2000)
+
+
+def test_a_device_without_room_is_told():
+    with pytest.raises(UserError, match="/dev/full cannot be written: the disk is full"), writing_to("/dev/full"):
+        Path("/dev/full").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(parents=True), lambda path: path.write_text("x")])
+def test_a_file_in_the_way_is_told(tmp_path, make):
+    (tmp_path / "file").touch()
+    expected = pytest.raises(UserError, match=r"cannot be written: a file stands where a folder is needed")
+    with expected, writing_to(tmp_path / "file" / "out"):
+        make(tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EDQUOT])
+def test_missing_rights_are_told(tmp_path, code):
+    with pytest.raises(UserError, match=r"a\.mp4 cannot be written: \w+"), writing_to(tmp_path):
+        raise OSError(code, os.strerror(code), str(tmp_path / "a.mp4"))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EACCES, "no", "/etc/shadow"), OSError(errno.EIO, "broken"), FileNotFoundError(2, "x")]
+)
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    with pytest.raises(OSError) as caught, writing_to(tmp_path):  # noqa: PT011
+        raise error
+    assert caught.value is error

@@ -1,0 +1,456 @@
+import json
+import shutil
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from divot_lightning.checkpoint.components import load_component, save_component
+from divot_lightning.errors import UserError
+from divot_lightning.models.detokenizer import noise_schedule
+from divot_lightning.models.detokenizer.latents import LatentsConfig
+from divot_lightning.models.detokenizer.noise_schedule import NoiseScheduleConfig, SamplingConfig, signal_shares
+from divot_lightning.models.detokenizer.video_detokenizer import (
+    ConditionResamplerConfig,
+    DetokenizerConfig,
+    DiffusersDenoiserConfig,
+    VideoDetokenizer,
+)
+from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
+from divot_lightning.models.randomness import sample_generators
+
+FRAMES, SIZE, TOKENS, DIM = 4, 8, 3, 5
+UNET = DiffusersDenoiserConfig(
+    "UNet3DConditionModel",
+    {
+        "in_channels": 6,
+        "out_channels": 6,
+        "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
+        "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"],
+        "block_out_channels": [4, 8],
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "cross_attention_dim": DIM,
+        "attention_head_dim": 2,
+    },
+)
+RESAMPLER = ConditionResamplerConfig(num_queries=2, dim=8, layers=1, heads=2, head_dim=4, output_dim=6)
+
+
+def make_config(**changes):
+    settings = {
+        "latents": LatentsConfig("block_dct", block_size=4, luma_frequencies=4, chroma_frequencies=1, scale=1.5),
+        "denoiser": VideoDiTConfig(width=12, layers=1, heads=2),
+        "noise_schedule": NoiseScheduleConfig(snr_shift=2.0),
+        "sampling": SamplingConfig(steps=4, guidance=1.0, guidance_rescale=0.0, eta=0.0, spacing="trailing"),
+        "num_frames": FRAMES,
+        "size": SIZE,
+        "num_tokens": TOKENS,
+        "token_dim": DIM,
+    }
+    return DetokenizerConfig(**{**settings, **changes})
+
+
+def make(**changes):
+    torch.manual_seed(0)
+    detokenizer = VideoDetokenizer(make_config(**changes))
+    for value in detokenizer.parameters():
+        value.data += 0.2 * torch.randn_like(value)  # so that nothing stays zero and the condition matters
+    return detokenizer
+
+
+def seeded(seed=7):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def video():
+    return torch.rand(6, FRAMES, 3, SIZE, SIZE, generator=seeded(1)) * 2 - 1
+
+
+@pytest.fixture
+def tokens():
+    return torch.randn(6, TOKENS, DIM, generator=seeded(2))
+
+
+@pytest.fixture
+def null():
+    return torch.full((TOKENS, DIM), 0.5)
+
+
+class Recorder(nn.Module):
+    """Takes the denoiser's place and keeps what it is given."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.calls = answer, []
+
+    def forward(self, state, times, condition):
+        self.calls.append((state.clone(), times.clone(), condition.clone()))
+        return self.answer(state, times, condition)
+
+
+def slow_loss(detokenizer, video, tokens, terminal_share, dropout, null, generator):
+    """One clip at a time, with the schedule's formulas written out; draws in the order that the loss documents."""
+    batch = len(video)
+    tokens = tokens.clone()
+    if dropout > 0:
+        draws = torch.rand(batch, generator=generator)
+        for clip in range(batch):
+            if draws[clip] < dropout:
+                tokens[clip] = null
+    clean = detokenizer.latents.encode(video)
+    noise = torch.randn(clean.shape, generator=generator)
+    times = torch.randint(0, 1000, (batch,), generator=generator)
+    moved = torch.rand(batch, generator=generator) < terminal_share
+    shares = signal_shares(detokenizer.config.noise_schedule)
+    errors = []
+    for clip in range(batch):
+        time = 999 if moved[clip] else int(times[clip])
+        signal, spread = float(shares[time]) ** 0.5, float(1 - shares[time]) ** 0.5
+        noisy = signal * clean[clip] + spread * noise[clip]
+        velocity = signal * noise[clip] - spread * clean[clip]
+        given = detokenizer.denoiser(noisy[None], torch.tensor([time]), tokens[clip][None])[0]
+        errors.append((given - velocity).square().mean())
+    return torch.stack(errors).mean()
+
+
+@pytest.mark.parametrize(("terminal_share", "dropout"), [(0.0, 0.0), (0.5, 0.0), (0.3, 0.5), (1.0, 1.0)])
+def test_the_loss_equals_a_slow_computation(video, tokens, null, terminal_share, dropout):
+    detokenizer = make()
+    loss = detokenizer.loss(
+        video,
+        tokens,
+        terminal_share=terminal_share,
+        condition_dropout=dropout,
+        null_tokens_QC=null,
+        generator=seeded(),
+    )
+    expected = slow_loss(detokenizer, video, tokens, terminal_share, dropout, null, seeded())
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_the_tokens_and_every_parameter(video, tokens):
+    detokenizer = make(condition_resampler=RESAMPLER)
+    tokens.requires_grad_()
+    detokenizer.loss(video, tokens, generator=seeded()).backward()
+    assert tokens.grad.abs().sum(dim=(1, 2)).gt(0).all()
+    assert [name for name, value in detokenizer.named_parameters() if value.grad is None] == []
+
+
+def test_at_the_terminal_step_the_network_sees_noise_and_nothing_of_the_clip(video, tokens):
+    detokenizer = make()
+    recorder = detokenizer.denoiser = Recorder(lambda state, times, condition: torch.zeros_like(state))
+    losses = [
+        detokenizer.loss(clip, tokens, terminal_share=1.0, generator=seeded()) for clip in (video, video.flip(0) * 0.5)
+    ]
+    (state, times, _), (other_state, _, _) = recorder.calls
+    assert times.tolist() == [999] * 6
+    assert torch.equal(state, other_state)
+    # The target is minus the clip, so the loss of predicting nothing is the clip's energy.
+    torch.testing.assert_close(losses[0], detokenizer.latents.encode(video).square().mean())
+    torch.testing.assert_close(losses[1], detokenizer.latents.encode(video * 0.5).square().mean())
+
+
+def test_before_the_terminal_step_the_network_sees_the_clip(video, tokens):
+    detokenizer = make()
+    recorder = detokenizer.denoiser = Recorder(lambda state, times, condition: torch.zeros_like(state))
+    for clip in (video, -video):
+        detokenizer.loss(clip, tokens, generator=seeded())
+    assert recorder.calls[0][1].max() < 999
+    assert not torch.allclose(recorder.calls[0][0], recorder.calls[1][0], atol=1e-2)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+def test_noise_levels_and_targets_are_float32_under_any_autocast(video, tokens, monkeypatch, autocast, prediction):
+    times = torch.tensor([0, 1, 2, 19, 500, 999])
+    schedule = NoiseScheduleConfig(prediction=prediction)
+    detokenizer = make(noise_schedule=schedule, sampling=SamplingConfig(spacing="leading"))
+    seen = {}
+    monkeypatch.setattr(
+        "divot_lightning.models.detokenizer.video_detokenizer.draw_timesteps", lambda *args, **settings: times
+    )
+    monkeypatch.setattr(
+        "torch.nn.functional.mse_loss", lambda given, target: seen.update(target=target) or given.sum() * 0
+    )
+    detokenizer.denoiser.register_forward_pre_hook(lambda module, inputs: seen.update(noisy=inputs[0]))
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        detokenizer.loss(video, tokens, generator=seeded())
+    clean = detokenizer.latents.encode(video.double())
+    noise = torch.randn(clean.shape, generator=seeded()).double()
+    signal, spread = (
+        share.sqrt()[times].view(-1, 1, 1, 1, 1) for share in (signal_shares(schedule), 1 - signal_shares(schedule))
+    )
+    target = noise if prediction == "epsilon" else signal * noise - spread * clean
+    for name, wanted in (("noisy", signal * clean + spread * noise), ("target", target)):
+        assert seen[name].dtype == torch.float32
+        torch.testing.assert_close(seen[name].double(), wanted, rtol=1e-5, atol=2e-6)
+    levels = ((seen["noisy"].double() - signal * clean) / noise).flatten(1).median(dim=1).values
+    assert levels.tolist() == pytest.approx(spread.flatten().tolist(), rel=1e-3)
+    assert (levels > 0.02).all()
+
+
+def test_the_sampler_keeps_its_state_in_float32_under_autocast(tokens, monkeypatch):
+    detokenizer, states = make(), []
+    step = noise_schedule.ddim_step
+
+    def keep(scheduler, prediction, state, **settings):
+        states.append((prediction.dtype, state.dtype))
+        return step(scheduler, prediction, state, **settings)
+
+    monkeypatch.setattr("divot_lightning.models.detokenizer.video_detokenizer.ddim_step", keep)
+    with torch.autocast("cpu", torch.bfloat16):
+        detokenizer.decode(tokens.bfloat16(), generator=seeded())
+    assert states == [(torch.float32, torch.float32)] * 4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4, 1.0])
+def test_dropout_replaces_whole_clips_tokens_and_leaves_the_rest(null, dropout):
+    detokenizer = make()
+    recorder = detokenizer.denoiser = Recorder(lambda state, times, condition: torch.zeros_like(state))
+    tokens = torch.randn(300, TOKENS, DIM)
+    video = torch.zeros(300, FRAMES, 3, SIZE, SIZE)
+    detokenizer.loss(video, tokens, condition_dropout=dropout, null_tokens_QC=null, generator=seeded())
+    seen = recorder.calls[0][2]
+    dropped = (seen == null).all(dim=(1, 2))
+    kept = (seen == tokens).all(dim=(1, 2))
+    assert (dropped ^ kept).all()
+    # Five standard deviations of a binomial share.
+    assert abs(dropped.float().mean().item() - dropout) <= 5 * (dropout * (1 - dropout) / 300) ** 0.5
+
+
+def test_the_loss_is_float32_and_given_by_the_generator(video, tokens):
+    detokenizer = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = detokenizer.loss(video, tokens, generator=seeded())
+    assert loss.dtype == torch.float32
+    first, second, other = (detokenizer.loss(video, tokens, generator=seeded(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def oracle(detokenizer, clean):
+    """Knows the clean latents and gives the exact velocity for any noisy state."""
+    shares = signal_shares(detokenizer.config.noise_schedule)
+
+    def answer(state, times, condition):
+        share = shares[times].to(state)[:, None, None, None, None]
+        noise = (state - share.sqrt() * clean) / (1 - share).sqrt()
+        return share.sqrt() * noise - (1 - share).sqrt() * clean
+
+    return answer
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 3, 10])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_an_all_knowing_denoiser_gives_the_clip_back(video, tokens, spacing, steps, eta):
+    detokenizer = make()
+    clean = detokenizer.latents.encode(video)
+    detokenizer.denoiser = Recorder(oracle(detokenizer, clean))
+    sampling = SamplingConfig(steps=steps, guidance=1.0, eta=eta, spacing=spacing)
+    decoded = detokenizer.decode(tokens, sampling=sampling, generator=seeded())
+    assert decoded.shape == video.shape
+    torch.testing.assert_close(decoded, detokenizer.latents.decode(clean), atol=1e-3, rtol=1e-3)
+    assert len(detokenizer.denoiser.calls) == steps
+
+
+def test_the_first_trailing_step_is_at_pure_noise(tokens):
+    detokenizer = make()
+    recorder = detokenizer.denoiser = Recorder(lambda state, times, condition: torch.zeros_like(state))
+    detokenizer.decode(tokens, generator=seeded())
+    assert [call[1].unique().tolist() for call in recorder.calls] == [[999], [749], [499], [249]]
+    assert recorder.calls[0][0].std().item() == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_clips_are_given_by_the_generator(tokens, eta):
+    detokenizer = make(sampling=SamplingConfig(steps=3, guidance=1.0, eta=eta))
+    first, second, other = (detokenizer.decode(tokens, generator=seeded(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, other, atol=1e-2)
+
+
+def test_decoding_depends_on_the_tokens_and_keeps_no_graph(tokens):
+    detokenizer = make()
+    decoded = detokenizer.decode(tokens.requires_grad_(), generator=seeded())
+    assert not decoded.requires_grad
+    assert not torch.allclose(decoded, detokenizer.decode(-tokens, generator=seeded()), atol=1e-3)
+
+
+def test_guidance_one_is_no_guidance(tokens, null):
+    detokenizer = make()
+    recorder = detokenizer.denoiser = Recorder(detokenizer.denoiser)
+    plain = detokenizer.decode(tokens, generator=seeded())
+    with_null = detokenizer.decode(tokens, null_tokens_QC=null, generator=seeded())
+    assert torch.equal(plain, with_null)
+    assert len(recorder.calls) == 2 * 4
+
+
+def test_guidance_goes_beyond_the_condition_away_from_the_null_tokens(tokens, null):
+    detokenizer = make()
+    detokenizer.denoiser = Recorder(
+        lambda state, times, condition: condition.mean(dim=(1, 2))[:, None, None, None, None].expand_as(state)
+    )
+    sampling = SamplingConfig(steps=1, guidance=3.0, guidance_rescale=0.0, eta=0.0, spacing="trailing")
+    decoded = detokenizer.decode(tokens, null_tokens_QC=null, sampling=sampling, generator=seeded())
+    # At pure noise the clean sample is minus the velocity.
+    velocity = null.mean() + 3.0 * (tokens.mean(dim=(1, 2)) - null.mean())
+    grid = SIZE // 4
+    latents = -velocity[:, None, None, None, None].expand(6, FRAMES, 6, grid, grid)
+    torch.testing.assert_close(decoded, detokenizer.latents.decode(latents), atol=1e-5, rtol=1e-4)
+    seen = [call[2] for call in detokenizer.denoiser.calls]
+    assert torch.equal(seen[0], tokens)
+    assert torch.equal(seen[1], null.expand_as(tokens))
+
+
+def test_guidance_without_null_tokens_is_refused(tokens):
+    with pytest.raises(UserError, match=r"guidance 7\.5 needs the tokens of an all-zero clip"):
+        make().decode(tokens, sampling=SamplingConfig(steps=1), generator=seeded())
+
+
+def test_given_sampling_takes_the_place_of_the_configs(tokens):
+    detokenizer = make()
+    recorder = detokenizer.denoiser = Recorder(lambda state, times, condition: state)
+    detokenizer.decode(tokens, sampling=replace(detokenizer.config.sampling, steps=2), generator=seeded())
+    assert len(recorder.calls) == 2
+
+
+@pytest.mark.parametrize("shape", [(2, TOKENS + 1, DIM), (2, TOKENS, DIM - 1)])
+def test_tokens_of_another_size_are_refused_in_both_directions(shape):
+    detokenizer = make(condition_resampler=RESAMPLER)
+    video, tokens = torch.zeros(2, FRAMES, 3, SIZE, SIZE), torch.zeros(shape)
+    for call in (lambda: detokenizer.loss(video, tokens), lambda: detokenizer.decode(tokens)):
+        with pytest.raises(UserError) as caught:
+            call()
+        assert f"{shape[1:]} and needs {(TOKENS, DIM)}" in str(caught.value)
+        assert len(str(caught.value).splitlines()) <= 5
+
+
+def test_a_size_that_does_not_divide_into_latents_is_refused():
+    with pytest.raises(UserError, match="size 10 is not a multiple of the latents' 4 pixels"):
+        make(size=10)
+
+
+def test_the_resampler_gives_the_denoiser_its_tokens(tokens):
+    detokenizer = make(condition_resampler=RESAMPLER)
+    assert detokenizer.condition(tokens).shape == (6, 2, 6)
+    assert make().condition(tokens) is tokens
+
+
+def test_a_diffusers_unet_stands_in(video, tokens, null):
+    detokenizer = make(denoiser=UNET, latents=LatentsConfig("block_dct", None, 2, 4, 1, 1.0))
+    loss = detokenizer.loss(video[:2], tokens[:2], generator=seeded())
+    loss.backward()
+    assert loss.isfinite()
+    assert detokenizer.denoiser.model.conv_in.weight.grad.abs().sum() > 0
+    sampling = SamplingConfig(steps=2, guidance=2.0)
+    clips = detokenizer.decode(tokens[:2], null_tokens_QC=null, sampling=sampling, generator=seeded())
+    assert clips.shape == video[:2].shape
+    assert clips.isfinite().all()
+
+
+def test_a_diffusers_model_sees_frames_where_it_expects_them(tokens):
+    detokenizer = make(denoiser=UNET, latents=LatentsConfig("block_dct", None, 2, 4, 1, 1.0))
+    seen = []
+    detokenizer.denoiser.model.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    detokenizer.decode(tokens[:1], generator=seeded())
+    assert set(seen) == {(1, 6, FRAMES, SIZE // 2, SIZE // 2)}
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "message"),
+    [
+        (DiffusersDenoiserConfig("UNet9DModel"), "diffusers has no 'UNet9DModel'"),
+        (DiffusersDenoiserConfig("UNet3DConditionModel", {"depht": 3}), "do not fit UNet3DConditionModel: .*depht"),
+    ],
+)
+def test_a_diffusers_model_that_does_not_exist_is_named(denoiser, message):
+    with pytest.raises(UserError, match=message):
+        make(denoiser=denoiser)
+
+
+@pytest.mark.parametrize("changes", [{}, {"condition_resampler": RESAMPLER}, {"denoiser": UNET}])
+def test_settings_survive_json(changes):
+    config = make_config(**changes)
+    assert DetokenizerConfig(**json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize("changes", [{}, {"condition_resampler": RESAMPLER}])
+def test_a_component_decodes_as_the_module_it_was_made_from(tmp_path, tokens, changes):
+    detokenizer = make(**changes)
+    save_component(detokenizer, tmp_path / "detokenizer")
+    loaded = load_component(tmp_path / "detokenizer", VideoDetokenizer)
+    assert loaded.config == detokenizer.config
+    assert torch.equal(loaded.decode(tokens, generator=seeded()), detokenizer.decode(tokens, generator=seeded()))
+
+
+def test_a_frozen_vae_carries_the_latents(tmp_path, video, tokens):
+    torch.manual_seed(0)
+    AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
+    detokenizer = make(latents=LatentsConfig("vae", str(tmp_path / "vae")), size=SIZE)
+    detokenizer.train()
+    losses = [detokenizer.loss(video, tokens, generator=seeded()) for _ in range(2)]
+    assert torch.equal(*losses)
+    losses[0].backward()
+    assert all(value.grad is None for value in detokenizer.latents.parameters())
+    assert not detokenizer.latents.vae.training
+    assert detokenizer.decode(tokens, generator=seeded()).shape == video.shape
+
+
+def test_a_component_with_a_vae_needs_the_vae_folder_only_once(tmp_path, video, tokens):
+    AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
+    detokenizer = make(latents=LatentsConfig("vae", str(tmp_path / "vae")), size=SIZE)
+    save_component(detokenizer, tmp_path / "detokenizer")
+    shutil.rmtree(tmp_path / "vae")
+    again = load_component(tmp_path / "detokenizer", VideoDetokenizer)
+    losses = [each.loss(video, tokens, generator=seeded()) for each in (detokenizer, again)]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("kind", ["block_dct", "vae"])
+def test_with_its_own_randomness_a_clips_loss_does_not_depend_on_its_batch(tmp_path, video, tokens, null, kind):
+    AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
+    changes = {"latents": LatentsConfig("vae", str(tmp_path / "vae"))} if kind == "vae" else {}
+    detokenizer = make(**changes)
+    settings = {"terminal_share": 0.5, "condition_dropout": 0.5, "null_tokens_QC": null}
+
+    def loss(slots):
+        generators = sample_generators(0, "train", slots)
+        return detokenizer.loss(video[slots], tokens[slots], generator=generators, **settings)
+
+    alone = torch.stack([loss([slot]) for slot in range(6)])
+    torch.testing.assert_close(loss([4, 1, 3, 0, 2, 5]), alone.mean(), rtol=1e-5, atol=1e-6)
+    assert len(set(alone.tolist())) == 6
+
+
+@pytest.mark.parametrize("denoiser", [UNET, VideoDiTConfig(width=12, layers=2, heads=2)])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointing_keeps_less_and_changes_neither_loss_nor_gradients(denoiser, precision):
+    video, tokens = torch.rand(2, FRAMES, 3, SIZE, SIZE) * 2 - 1, torch.randn(2, TOKENS, DIM)
+
+    def train(*, checkpointing):
+        detokenizer = make(denoiser=replace(denoiser, gradient_checkpointing=checkpointing))
+        kept = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.nbytes) or one, lambda one: one)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = detokenizer.loss(video, tokens, generator=torch.Generator().manual_seed(1))
+        loss.backward()
+        return loss.detach(), {name: value.grad for name, value in detokenizer.named_parameters()}, sum(kept)
+
+    (loss, gradients, kept), (plain_loss, plain_gradients, all_kept) = (
+        train(checkpointing=True),
+        train(checkpointing=False),
+    )
+    assert kept < 0.5 * all_kept
+    torch.testing.assert_close(loss, plain_loss, rtol=0, atol=0)
+    torch.testing.assert_close(gradients, plain_gradients, rtol=0, atol=0)
+
+
+def test_a_denoiser_that_cannot_be_checkpointed_is_refused():
+    other = DiffusersDenoiserConfig("UNet1DModel", {"block_out_channels": [32, 32, 64]}, gradient_checkpointing=True)
+    with pytest.raises(UserError, match="UNet1DModel has no such way"):
+        VideoDetokenizer(make_config(denoiser=other))

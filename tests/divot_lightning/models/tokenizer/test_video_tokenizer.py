@@ -1,0 +1,197 @@
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from divot_lightning.checkpoint.components import load_component, save_component
+from divot_lightning.errors import UserError
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
+
+
+def tiny(**changes):
+    vision = {"frozen": False, "image_size": 16, "patch_size": 4, "width": 16, "layers": 2, "heads": 2}
+    sizes = {
+        "vision": VisionConfig(**{**vision, **changes.pop("vision", {})}),
+        "temporal_width": 12,
+        "temporal_layers": 1,
+        "temporal_heads": 3,
+        "temporal_init": "random",
+        "pool_size": 2,
+        "spatiotemporal_width": 20,
+        "spatiotemporal_layers": 1,
+        "spatiotemporal_heads": 4,
+        "num_tokens": 3,
+        "resampler_layers": 1,
+        "resampler_heads": 2,
+        "resampler_head_dim": 6,
+        "token_dim": 8,
+    }
+    return TokenizerConfig(**{**sizes, **changes})
+
+
+def clip(frames=16, size=16, batch=2):
+    return torch.rand(batch, frames, 3, size, size) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [
+        ({}, 3),
+        ({"num_tokens": 7, "pool_size": 4}, 7),
+        ({"token_source": "spatiotemporal"}, 20),
+        ({"token_source": "spatiotemporal", "pool_size": 3, "num_frames": 2}, 18),
+    ],
+)
+def test_a_clip_becomes_the_stated_number_of_tokens(changes, tokens):
+    tokenizer = VideoTokenizer(tiny(**changes))
+    assert tokenizer.config.tokens_per_clip == tokens
+    assert tokenizer(clip()).shape == (2, tokens, 8)
+
+
+def test_frames_of_any_size_are_resized():
+    tokenizer = VideoTokenizer(tiny())
+    assert tokenizer(clip(size=24)).shape == tokenizer(torch.rand(2, 5, 3, 12, 20)).shape == (2, 3, 8)
+
+
+def test_a_dense_clip_and_its_sparse_frames_have_the_same_tokens():
+    tokenizer, video = VideoTokenizer(tiny()), clip()
+    assert torch.equal(tokenizer(video), tokenizer(video[:, [0, 4, 8, 12, 15]]))
+    assert torch.equal(tokenizer(tokenizer.select_frames(video)), tokenizer(video))
+
+
+@pytest.mark.parametrize(("frame", "read"), [(0, True), (3, False), (4, True), (13, False), (15, True)])
+def test_tokens_depend_on_the_chosen_frames_only(frame, read):
+    tokenizer, video = VideoTokenizer(tiny()), clip(batch=1)
+    other = video.clone()
+    other[:, frame] *= -1
+    difference = (tokenizer(video) - tokenizer(other)).abs().amax(-1)
+    assert bool((difference > 1e-5).all()) is read
+    assert bool((difference == 0).all()) is not read
+
+
+def test_tokens_know_the_order_of_the_frames():
+    tokenizer, video = VideoTokenizer(tiny()), clip(frames=5)
+    assert not torch.allclose(tokenizer(video), tokenizer(video.flip(1)), atol=1e-3)
+
+
+def test_clips_of_a_batch_do_not_see_one_another():
+    tokenizer, video = VideoTokenizer(tiny()), clip()
+    torch.testing.assert_close(tokenizer(video)[1:], tokenizer(video[1:]), atol=1e-5, rtol=1e-5)
+
+
+def test_position_bound_tokens_are_ordered_by_frame_then_row_then_column():
+    """With attention and mixing over time switched off, each token sees its own cell of its own frame."""
+    tokenizer = VideoTokenizer(tiny(token_source="spatiotemporal"))
+    blocks = [*tokenizer.temporal.blocks, *tokenizer.spatiotemporal.blocks]
+    for block in blocks:
+        torch.nn.init.zeros_(block.attention.out.weight)
+    patches = torch.randn(1, 5, 16, 16)
+    other = patches.clone()
+    row, column = 1, 3
+    other[:, 2, 4 * row + column] += torch.randn(16)
+    moved = (tokenizer.encode_patches(patches) - tokenizer.encode_patches(other)).abs().amax(-1)[0] > 1e-5
+    assert moved.nonzero().flatten().tolist() == [2 * 4 + 2 * (row // 2) + column // 2]
+
+
+@pytest.mark.parametrize("token_source", ["perceiver", "spatiotemporal"])
+def test_gradient_reaches_every_trained_weight(token_source):
+    tokenizer = VideoTokenizer(tiny(token_source=token_source))
+    (tokenizer(clip()) * torch.randn(tokenizer.config.tokens_per_clip, 8)).sum().backward()
+    for name, parameter in tokenizer.named_parameters():
+        assert parameter.grad is not None, name
+        # A bias on all keys shifts all scores of a query equally, which the softmax undoes.
+        assert parameter.grad.abs().sum() > 0 or "k_proj.bias" in name, name
+
+
+def test_frozen_vit_gets_no_gradient_and_the_rest_does():
+    tokenizer = VideoTokenizer(tiny(vision={"frozen": True})).train()
+    tokenizer(clip()).square().sum().backward()
+    trained = {name for name, parameter in tokenizer.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in tokenizer.named_parameters() if not name.startswith("vision.")}
+    assert not tokenizer.vision.training
+    assert tokenizer.temporal.training
+
+
+def test_zero_start_gives_all_clips_the_same_tokens():
+    tokens = VideoTokenizer(tiny(temporal_init="zero"))(clip())
+    assert torch.equal(tokens[0], tokens[1])
+
+
+def test_bfloat16_autocast_is_finite_and_near_float32():
+    tokenizer, video = VideoTokenizer(tiny()), clip()
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = tokenizer(video)
+    assert torch.isfinite(tokens).all()
+    torch.testing.assert_close(tokens.float(), tokenizer(video), atol=0.2, rtol=0)
+
+
+def test_config_survives_json_and_rebuilds_the_tokenizer():
+    tokenizer, video = VideoTokenizer(tiny()), clip()
+    twin = VideoTokenizer(TokenizerConfig(**json.loads(json.dumps(tokenizer.config.to_dict()))))
+    assert twin.config == tokenizer.config
+    twin.load_state_dict(tokenizer.state_dict())
+    assert torch.equal(twin(video), tokenizer(video))
+
+
+def test_a_tokenizer_with_a_pretrained_vit_moves_as_a_component_without_the_vit_folder(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    CLIPVisionModel(CLIPVisionConfig(image_size=16, patch_size=4, **sizes)).save_pretrained(tmp_path / "vit")
+    tokenizer, video = VideoTokenizer(tiny(vision={"pretrained": str(tmp_path / "vit"), "frozen": True})), clip()
+    save_component(tokenizer, tmp_path / "tokenizer")
+    shutil.rmtree(tmp_path / "vit")
+    twin = load_component(tmp_path / "tokenizer", VideoTokenizer)
+    assert torch.equal(twin(video), tokenizer(video))
+    assert not any(parameter.requires_grad for parameter in twin.vision.parameters())
+
+
+def test_sizes_of_a_pretrained_vit_replace_the_given_ones(tmp_path):
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    CLIPVisionModel(CLIPVisionConfig(image_size=24, patch_size=8, **sizes)).save_pretrained(tmp_path)
+    config = tiny(vision={"pretrained": str(tmp_path)})
+    tokenizer = VideoTokenizer(config)
+    assert (tokenizer.config.vision.width, tokenizer.config.vision.grid_size) == (12, 3)
+    assert tokenizer.config.vision.pretrained is None
+    assert config.vision.pretrained == str(tmp_path)
+    assert tokenizer(clip()).shape == (2, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision": {"image_size": 18}}, "image_size 18"),
+        ({"pool_size": 5}, "pool_size 5 is not between 1 and 4"),
+        ({"pool_size": 0}, "pool_size 0 "),
+        ({"temporal_width": 13}, "temporal transformer: width 13 .* 3 heads"),
+        ({"spatiotemporal_width": 21}, "spatio-temporal transformer: width 21 .* 4 heads"),
+        ({"num_frames": 0}, "num_frames is 0"),
+        ({"num_tokens": 0}, "num_queries is 0"),
+        ({"token_source": "vit"}, "token_source 'vit' is unknown"),
+        ({"temporal_init": "ones"}, "temporal_init 'ones' is unknown"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        VideoTokenizer(tiny(**changes))
+
+
+def test_too_short_clips_are_refused():
+    with pytest.raises(UserError, match="the clip has 3 frames; it reads 5"):
+        VideoTokenizer(tiny())(clip(frames=3))
+
+
+def test_stored_pixels_are_refused():
+    with pytest.raises(UserError, match=r"torch\.uint8"):
+        VideoTokenizer(tiny())(torch.zeros(1, 5, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_parameter_counts_of_the_paper():
+    with torch.device("meta"):
+        tokenizer = VideoTokenizer(TokenizerConfig())
+    trained = sum(parameter.numel() for parameter in tokenizer.parameters() if parameter.requires_grad)
+    assert round(trained / 1e6, 1) == 171.6
+    assert tokenizer.config.tokens_per_clip == 64
+    bound = TokenizerConfig(token_source="spatiotemporal")
+    assert bound.tokens_per_clip == 125

@@ -1,0 +1,172 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from divot_lightning.errors import UserError
+from divot_lightning.models.video_llm.attention_mask import (
+    additive_mask,
+    flex_mask_mod,
+    mixed_attention_mask,
+    query_blocks,
+    sliding_window,
+    transformers_mask,
+)
+from divot_lightning.models.video_llm.row_packing import pack_rows
+from divot_lightning.models.video_llm.sequences import (
+    Clips,
+    Position,
+    SequenceLayout,
+    Text,
+    build_sequence,
+    collate_sequences,
+)
+from tests.divot_lightning.models.video_llm.test_sequences import MECHANISMS, SPECIAL, encode, samples
+
+
+def batch_of(samples_, mechanism, num_queries=2, packing=False):
+    layout = SequenceLayout(num_queries, mechanism)
+    built = [build_sequence(sample, encode, SPECIAL, layout) for sample in samples_]
+    lengths = [len(sequence.ids) for sequence in built]
+    return collate_sequences(built, pad_id=0, rows=pack_rows(lengths, None, width=8) if packing else None)
+
+
+def mask_of(batch, mechanism):
+    return mixed_attention_mask(batch.samples_BL, query_blocks(batch.roles_BL, batch.clips_BL, mechanism))
+
+
+def sees(places, mechanism, query, key):
+    """The rule for one pair of (role, clip, sample)."""
+    if query == key:
+        return True
+    (role, clip, sample), (key_role, key_clip, key_sample) = places[query], places[key]
+    if key_role == Position.PAD or key_sample != sample:
+        return False
+    if mechanism == "query_bidirectional" and role == key_role == Position.QUERY and clip == key_clip:
+        return True
+    return key < query
+
+
+@given(st.lists(samples, min_size=1, max_size=5), st.sampled_from(MECHANISMS), st.integers(1, 3), st.booleans())
+def test_every_pair_equals_the_rule(samples_, mechanism, num_queries, packing):
+    batch = batch_of(samples_, mechanism, num_queries, packing)
+    mask_BLL = mask_of(batch, mechanism)
+    length = batch.roles_BL.shape[1]
+    rows = zip(batch.roles_BL.tolist(), batch.clips_BL.tolist(), batch.samples_BL.tolist(), strict=True)
+    for row, columns in enumerate(rows):
+        places = list(zip(*columns, strict=True))
+        expected = [[sees(places, mechanism, q, k) for k in range(length)] for q in range(length)]
+        assert mask_BLL[row].tolist() == expected
+
+
+@given(st.lists(samples, min_size=1, max_size=5), st.sampled_from(MECHANISMS), st.booleans())
+def test_the_flex_attention_rule_is_the_same(samples_, mechanism, packing):
+    batch = batch_of(samples_, mechanism, packing=packing)
+    mask_mod = flex_mask_mod(batch.samples_BL, query_blocks(batch.roles_BL, batch.clips_BL, mechanism))
+    b, length = batch.roles_BL.shape
+    rows = [torch.arange(b)[:, None, None], torch.tensor(0)]
+    columns = [torch.arange(length)[None, :, None], torch.arange(length)[None, None, :]]
+    assert torch.equal(mask_mod(*rows, *columns), mask_of(batch, mechanism))
+
+
+def test_rows_without_any_key_give_finite_attention():
+    mask = additive_mask(torch.zeros(1, 1, 3, dtype=torch.bool), torch.bfloat16)
+    assert mask.shape == (1, 1, 1, 3)
+    assert mask.dtype == torch.bfloat16
+    assert mask.softmax(dim=-1).isfinite().all()
+
+
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 16,
+    "vocab_size": 4,
+}
+MODELS = {
+    "llama": {"model_type": "llama"},
+    "mistral with window": {"model_type": "mistral", "sliding_window": 4},
+    "mistral without window": {"model_type": "mistral", "sliding_window": None},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen2 with one windowed layer": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+    },
+}
+
+
+def influence(model, mask, length):
+    """Which inputs each hidden state depends on, found by differentiation."""
+    embeds = torch.randn(1, length, 16)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: model.base_model(inputs_embeds=x, attention_mask=mask, use_cache=False).last_hidden_state, embeds
+    )
+    return jacobian[0, :, :, 0].abs().sum(dim=(1, 3)) > 0
+
+
+def build(name, attention):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**SIZES, **MODELS[name])
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def windows(name, length):
+    """The window of each layer, straight from the configurations above."""
+    return {"mistral with window": [4, 4], "qwen2 with one windowed layer": [length, 4]}.get(name, [length] * 2)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_unmodified_models_attend_exactly_where_the_mask_says(name, attention):
+    model = build(name, attention)
+    sample = [Text("1 2 3", False), Clips(1, "generate"), Text("4", True), Clips(1, "generate")]
+    layout = SequenceLayout(3, "query_bidirectional")
+    built = [build_sequence(part, encode, SPECIAL, layout) for part in (sample, [Text("5 6", True)])]
+    batch = collate_sequences(built, pad_id=0, rows=[[0, 1]])
+    mask_BLL = mask_of(batch, "query_bidirectional")
+    order_L = torch.arange(mask_BLL.shape[1])[None]
+    mask = transformers_mask(model.config, mask_BLL, order_L, order_L, torch.float32)
+    length = mask_BLL.shape[1]
+    distance = order_L[0][:, None] - order_L[0][None, :]
+    reach = torch.eye(length)
+    for window in windows(name, length):
+        reach = ((mask_BLL[0] & (distance < window)).float() @ reach > 0).float()
+    assert torch.equal(influence(model, mask, length), reach > 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_causal_mask_equals_the_models_own(name):
+    embeds = torch.randn(2, 9, 16)
+    causal = torch.ones(2, 9, 9, dtype=torch.bool).tril()
+    for attention in ("sdpa", "eager"):
+        model = build(name, attention)
+        order_L = torch.arange(9)[None]
+        mask = transformers_mask(model.config, causal, order_L, order_L, torch.float32)
+        with torch.no_grad():
+            ours = model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+            own = model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        torch.testing.assert_close(ours, own, atol=1e-5, rtol=1e-5)
+
+
+def test_models_without_windowed_layers_have_no_window():
+    assert sliding_window(AutoConfig.for_model("qwen2", sliding_window=8)) is None
+    assert sliding_window(AutoConfig.for_model("mistral", sliding_window=8)) == 8
+
+
+def test_an_attention_that_takes_no_mask_is_refused():
+    config = AutoConfig.for_model("llama", attn_implementation="flash_attention_2")
+    mask, order = torch.ones(1, 2, 2, dtype=torch.bool), torch.arange(2)[None]
+    with pytest.raises(UserError, match="flash_attention_2"):
+        transformers_mask(config, mask, order, order, torch.float32)
+
+
+def test_layers_of_another_kind_are_refused():
+    config = AutoConfig.for_model("llama4_text", num_hidden_layers=2)
+    mask, order = torch.ones(1, 2, 2, dtype=torch.bool), torch.arange(2)[None]
+    config._attn_implementation = "sdpa"
+    with pytest.raises(UserError, match="chunked_attention"):
+        transformers_mask(config, mask, order, order, torch.float32)

@@ -1,0 +1,158 @@
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from divot_lightning.errors import UserError
+from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island, masked_mean
+
+
+class SettingsHead(GenerationHead):
+    """Has every kind of setting."""
+
+    def __init__(
+        self, hidden_dim: int, feature_dim: int, width: int = 8, *, sizes: tuple[int, ...] = (1, 2), **more: Any
+    ) -> None:
+        super().__init__(hidden_dim, feature_dim)
+        self.layer = nn.Linear(hidden_dim, feature_dim)
+        self.norm = nn.LayerNorm(feature_dim)
+
+    @float32_island
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        return (self.norm(self.layer(hidden_BQD)) - target_BQC).square().mean()
+
+    @float32_island
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        return self.norm(self.layer(hidden_BQD))
+
+
+class PlainChild(SettingsHead):
+    """Inherits its settings."""
+
+
+class FixedChild(SettingsHead):
+    """Passes other settings on than it takes."""
+
+    def __init__(self, hidden_dim: int, feature_dim: int, depth: int = 3) -> None:
+        super().__init__(hidden_dim, feature_dim, width=depth * 2)
+
+
+def test_settings_hold_defaults_and_given_values_without_the_widths():
+    head = SettingsHead(4, feature_dim=2, sizes=(5,), colour="red")
+    assert head.init_args == {"width": 8, "sizes": [5], "colour": "red"}
+    assert (head.hidden_dim, head.feature_dim) == (4, 2)
+
+
+def test_settings_are_those_of_the_class_that_is_built():
+    assert PlainChild(4, 2, 16).init_args == {"width": 16, "sizes": [1, 2]}
+    assert FixedChild(4, 2).init_args == {"depth": 3}
+
+
+def test_later_changes_of_an_argument_do_not_reach_the_settings():
+    sizes = [1]
+    head = SettingsHead(4, 2, sizes=sizes)
+    sizes.append(2)
+    assert head.init_args["sizes"] == [1]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
+def test_copies_keep_settings_and_weights(copied):
+    head = SettingsHead(4, 2, width=3)
+    twin = copied(head)
+    assert twin.init_args == head.init_args
+    assert torch.equal(twin.layer.weight, head.layer.weight)
+
+
+def test_setting_that_json_cannot_hold_is_refused_by_name():
+    with pytest.raises(UserError, match=r"SettingsHead: setting width=<built-in function len>"):
+        SettingsHead(4, 2, width=len)
+
+
+def test_wrong_call_is_refused_as_python_does():
+    with pytest.raises(TypeError, match="depths"):
+        FixedChild(4, 2, depths=1)
+    with pytest.raises(TypeError, match="hidden_dim"):
+        FixedChild()
+
+
+def test_head_without_sample_cannot_be_built():
+    class Half(GenerationHead):
+        def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+            return hidden_BQD.sum()
+
+    with pytest.raises(TypeError, match="sample"):
+        Half(4, 2)
+
+
+@pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_island_computes_in_float32_under_autocast_from_any_input(hidden_dtype):
+    head, hidden, target = SettingsHead(4, 2), torch.randn(3, 5, 4).to(hidden_dtype), torch.randn(3, 5, 2)
+    expected = head.loss(hidden.float(), target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = head.loss(hidden, target)
+        assert head.sample(hidden).dtype == torch.float32
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_island_lifts_half_precision_parameters_and_gives_them_gradients(dtype):
+    head, hidden, target = SettingsHead(4, 2).to(dtype), torch.randn(3, 5, 4), torch.randn(3, 5, 2)
+    twin = copy.deepcopy(head).float()
+    got, expected = head.loss(hidden, target), twin.loss(hidden, target)
+    torch.testing.assert_close(got, expected)
+    got.backward()
+    expected.backward()
+    assert head.layer.weight.grad.dtype == head.layer.weight.dtype == dtype
+    torch.testing.assert_close(head.layer.weight.grad, twin.layer.weight.grad.to(dtype))
+
+
+def test_island_leaves_in_place_writes_into_half_precision_alone():
+    class Counting(SettingsHead):
+        @float32_island
+        def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+            with torch.no_grad():
+                self.norm.bias.copy_(torch.full((2,), 3.0))
+                self.norm.bias[0] = hidden_BQD.sum() * 0
+                self.norm.bias += torch.ones(2)
+            return super().loss(hidden_BQD, target_BQC, mask_BQ)
+
+    head = Counting(4, 2).bfloat16()
+    head.loss(torch.randn(1, 1, 4), torch.randn(1, 1, 2))
+    assert head.norm.bias.tolist() == [1.0, 4.0]
+    assert head.norm.bias.dtype == torch.bfloat16
+
+
+def test_island_ends_with_the_method():
+    head = SettingsHead(4, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        head.loss(torch.randn(1, 1, 4), torch.randn(1, 1, 2))
+        assert (torch.randn(2, 2) @ torch.randn(2, 2)).dtype == torch.bfloat16
+
+
+def test_masked_mean_counts_as_a_loop_does():
+    values, mask = torch.randn(4, 6), torch.rand(4, 6) > 0.5
+    chosen = [values[b, q].item() for b in range(4) for q in range(6) if mask[b, q]]
+    for given in (mask, mask.long(), mask.float()):
+        assert masked_mean(values, given).item() == pytest.approx(sum(chosen) / len(chosen), abs=1e-6)
+    assert masked_mean(values, None).item() == pytest.approx(values.mean().item())
+
+
+def test_masked_mean_over_no_token_is_zero_with_a_graph():
+    values = torch.randn(2, 3, requires_grad=True)
+    mean = masked_mean(values, torch.zeros(2, 3, dtype=torch.bool))
+    mean.backward()
+    assert mean.item() == 0
+    assert not values.grad.any()
+
+
+def test_clear_masked_keeps_what_counts():
+    states, mask = torch.randn(2, 3, 4), torch.tensor([[1, 0, 1], [0, 0, 1]])
+    states[0, 1] = float("nan")
+    cleared = clear_masked(states, mask)
+    assert torch.equal(cleared[mask.bool()], states[mask.bool()])
+    assert not cleared[~mask.bool()].any()
+    assert clear_masked(states, None) is states

@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader
+
+from divot_heads.gmm import GMMHead
+from divot_lightning.checkpoint.components import find_component, load_component, record_components, save_component
+from divot_lightning.errors import UserError
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
+from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.training.export import ComponentExport
+from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.stages.detokenizer_adaptation import DetokenizerAdaptation, nearest_candidates
+
+OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=1)
+
+
+def built(stage):
+    stage.configure_model()
+    return stage
+
+
+def trainer(steps, **settings):
+    options = {"max_steps": steps, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    options |= {"enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(**{**options, **settings})
+
+
+@pytest.fixture
+def llm_run(tmp_path, pretraining_run, make_config):
+    """A run of the video LLM, which has dropout, on the tokenizer of the pretraining run."""
+    torch.manual_seed(3)
+    config = make_config()
+    config.language_model_config["attention_dropout"] = 0.5
+    run = tmp_path / "llm_run"
+    run.mkdir()
+    save_component(VideoLLM(config, GMMHead), run / "video_llm")
+    record_components(run, {"tokenizer": pretraining_run / "tokenizer"})
+    return run
+
+
+@pytest.fixture
+def make_stage(llm_run, pretraining_run):
+    def make(**settings):
+        return built(DetokenizerAdaptation(str(llm_run), str(pretraining_run), OPTIMIZER, **settings))
+
+    return make
+
+
+@pytest.fixture
+def captioned(clips):
+    """Batches of clips with captions to generate them from."""
+    rows = [[[Text(text, False), Clips(1, "generate")] for text in ("a red circle", "blue square")] for _ in clips]
+    return [{**batch, "segments": segments} for batch, segments in zip(clips, rows, strict=True)]
+
+
+def same(module, folder, kind):
+    stored = load_component(folder, kind).state_dict()
+    return {name: torch.equal(value, stored[name]) for name, value in module.state_dict().items()}
+
+
+def test_only_the_detokenizer_learns(make_stage, llm_run, pretraining_run, captioned):
+    stage = make_stage(candidates=2)
+    assert all(same(stage.detokenizer, pretraining_run / "detokenizer", VideoDetokenizer).values())
+    trainer(2).fit(stage, DataLoader(captioned, batch_size=None))
+    assert all(same(stage.tokenizer, pretraining_run / "tokenizer", VideoTokenizer).values())
+    assert all(same(stage.video_llm, llm_run / "video_llm", VideoLLM).values())
+    assert not any(same(stage.detokenizer, pretraining_run / "detokenizer", VideoDetokenizer).values())
+    for frozen in (stage.tokenizer, stage.video_llm):
+        assert all(value.grad is None for value in frozen.parameters())
+
+
+def test_what_is_frozen_is_in_evaluation_mode_during_training(make_stage, captioned):
+    stage, modes = make_stage(), []
+    stage.detokenizer.denoiser.register_forward_pre_hook(
+        lambda *_: modes.append(
+            (
+                stage.detokenizer.training,
+                any(part.training for part in stage.tokenizer.modules()),
+                any(part.training for part in stage.video_llm.modules()),
+            )
+        )
+    )
+    trainer(len(captioned), num_sanity_val_steps=0).fit(stage, *[DataLoader(captioned, batch_size=None)] * 2)
+    train, validate = (True, False, False), (False, False, False)
+    assert modes == [train] * 3 + [validate] * 6
+    assert not any(part.training for part in stage.train().video_llm.modules())
+
+
+def test_one_candidate_is_the_heads_sample(make_stage, captioned):
+    stage, batch = make_stage(temperature=0.7), captioned[0]
+    torch.manual_seed(5)
+    features = stage.sampled_features(batch, batch["video"] / 127.5 - 1)
+    torch.manual_seed(5)
+    expected = stage.video_llm.eval().generate_features(batch["segments"], temperature=0.7)
+    assert torch.equal(features, expected)
+    assert features.shape == (2, 3, 8)
+
+
+@pytest.mark.parametrize("per", ["clip", "token"])
+def test_of_several_candidates_the_nearest_to_the_clip_is_taken(make_stage, captioned, per):
+    stage, batch = make_stage(candidates=5, nearest_per=per), captioned[0]
+    video = batch["video"] / 127.5 - 1
+    torch.manual_seed(5)
+    features = stage.sampled_features(batch, video)
+    torch.manual_seed(5)
+    drawn = [stage.video_llm.eval().generate_features(batch["segments"]) for _ in range(5)]
+    with torch.no_grad():
+        own = stage.tokenizer(video)
+    assert torch.equal(features, slow_nearest(torch.stack(drawn), own, per))
+
+
+def slow_nearest(candidates, target, per):
+    chosen = torch.empty_like(target)
+    for clip in range(target.shape[0]):
+        error = ((candidates[:, clip] - target[clip]).double().numpy() ** 2).sum(axis=-1)
+        for token in range(target.shape[1]):
+            scores = error.sum(axis=1) if per == "clip" else error[:, token]
+            chosen[clip, token] = candidates[int(np.argmin(scores)), clip, token]
+    return chosen
+
+
+@pytest.mark.parametrize("per", ["clip", "token"])
+def test_nearest_candidates_equal_a_loop(per):
+    candidates, target = torch.randn(6, 4, 5, 3), torch.randn(4, 5, 3)
+    assert torch.equal(nearest_candidates(candidates, target, per), slow_nearest(candidates, target, per))
+
+
+def test_choosing_per_token_is_never_farther_than_per_clip():
+    candidates, target = torch.randn(6, 4, 5, 3), torch.randn(4, 5, 3)
+    per_clip, per_token = (
+        (nearest_candidates(candidates, target, per) - target).square().sum(dim=(1, 2)) for per in ("clip", "token")
+    )
+    assert (per_token < per_clip).all()
+
+
+def test_a_candidate_that_is_the_target_is_chosen():
+    target = torch.randn(4, 5, 3)
+    candidates = torch.stack([torch.randn(4, 5, 3), target, torch.randn(4, 5, 3)])
+    for per in ("clip", "token"):
+        assert torch.equal(nearest_candidates(candidates, target, per), target)
+
+
+def test_the_condition_is_what_the_head_samples_not_the_clips_own_tokens(make_stage, captioned):
+    stage, seen = make_stage(condition_dropout=0.0), []
+    stage.log = lambda *args, **kwargs: None
+    stage.detokenizer.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    torch.manual_seed(5)
+    stage.training_step(captioned[0], 0)
+    torch.manual_seed(5)
+    expected = stage.video_llm.eval().generate_features(captioned[0]["segments"])
+    assert torch.equal(seen[0], expected)
+
+
+def test_dropped_conditions_are_the_tokens_of_a_grey_clip(make_stage, captioned):
+    stage, seen = make_stage(condition_dropout=1.0), []
+    stage.log = lambda *args, **kwargs: None
+    stage.detokenizer.denoiser.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    stage.training_step(captioned[0], 0)
+    with torch.no_grad():
+        grey = stage.tokenizer(torch.zeros(1, 16, 3, 8, 8))
+    torch.testing.assert_close(seen[0], grey.expand_as(seen[0]))
+
+
+def test_the_run_hands_on_the_detokenizer_and_records_what_it_was_adapted_to(
+    make_stage, llm_run, pretraining_run, captioned, tmp_path
+):
+    stage, run = make_stage(), tmp_path / "adapted"
+    trainer(1, callbacks=[ComponentExport(run)]).fit(stage, DataLoader(captioned, batch_size=None))
+    assert set(stage.exported_components()) == {"detokenizer"}
+    assert find_component(run, "video_llm") == llm_run / "video_llm"
+    assert find_component(run, "tokenizer") == pretraining_run / "tokenizer"
+    assert all(same(stage.detokenizer, run / "detokenizer", VideoDetokenizer).values())
+
+
+@pytest.mark.parametrize("count", [0, -2])
+def test_no_candidates_are_refused(make_stage, count):
+    with pytest.raises(UserError, match=f"candidates is {count}; it must be at least 1"):
+        make_stage(candidates=count)
+
+
+def test_a_detokenizer_for_other_tokens_is_refused_at_once(make_stage, pretraining_run, detokenizer_config):
+    detokenizer_config.num_tokens = 5
+    save_component(VideoDetokenizer(detokenizer_config), pretraining_run / "detokenizer")
+    with pytest.raises(UserError, match="gives 3 tokens of width 8, the de-tokenizer needs 5 of 8"):
+        make_stage()

@@ -1,0 +1,136 @@
+import pytest
+import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader
+
+from divot_lightning.checkpoint.components import load_component
+from divot_lightning.errors import UserError
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
+from divot_lightning.training.export import ComponentExport
+from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
+
+OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=1)
+
+
+def built(stage):
+    stage.configure_model()
+    return stage
+
+
+def trainer(steps, **settings):
+    options = {"max_steps": steps, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    options |= {"enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(**{**options, **settings})
+
+
+@pytest.fixture
+def stage(tokenizer_config, detokenizer_config):
+    torch.manual_seed(0)
+    return built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The keyword arguments of every loss that is computed."""
+    seen, loss = [], VideoDetokenizer.loss
+
+    def watched(self, video, tokens, **settings):
+        seen.append({"video": video, "tokens": tokens, **settings})
+        return loss(self, video, tokens, **settings)
+
+    monkeypatch.setattr(VideoDetokenizer, "loss", watched)
+    return seen
+
+
+def test_both_networks_learn_together(stage, clips):
+    before = {name: value.clone() for name, value in stage.named_parameters()}
+    run = trainer(3)
+    run.fit(stage, DataLoader(clips, batch_size=None))
+    assert run.callback_metrics["train/loss"].isfinite()
+    still = [name for name, value in stage.named_parameters() if torch.equal(value, before[name])]
+    assert still == []
+    assert {name.split(".")[0] for name in before} == {"tokenizer", "detokenizer"}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_training_lowers_the_loss_on_one_batch(tokenizer_config, detokenizer_config, clips, name):
+    torch.manual_seed(0)
+    settings = OptimizerSettings(name=name, lr=1e-2, matrix_lr=1e-2, warmup_steps=1)
+    stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, settings))
+    clips[0]["video"][0], clips[0]["video"][1] = 80, 175  # a dark clip and a bright one
+
+    def loss():
+        video = to_unit_range(clips[0]["video"])
+        with torch.no_grad():
+            return stage.detokenizer.loss(
+                video, stage.tokenizer(video), terminal_share=0.5, generator=torch.Generator().manual_seed(0)
+            )
+
+    before = loss()
+    trainer(40, max_epochs=-1).fit(stage, DataLoader(clips[:1], batch_size=None))
+    assert loss() < 0.75 * before
+
+
+def test_the_clips_own_tokens_are_the_condition_and_none_is_ever_dropped(stage, clips, calls):
+    given = []
+    stage.detokenizer.denoiser.register_forward_pre_hook(lambda module, args: given.append(args[2]))
+    trainer(2).fit(stage, DataLoader(clips, batch_size=None))
+    assert len(given) == len(calls) == 2
+    for condition, call in zip(given, calls, strict=True):
+        assert not call.get("condition_dropout")
+        assert call["tokens"].requires_grad
+        assert torch.equal(condition, call["tokens"])
+
+
+def test_pixels_reach_the_models_between_minus_one_and_one(stage, clips, calls):
+    trainer(1).fit(stage, DataLoader(clips, batch_size=None))
+    expected = clips[0]["video"].double() / 255 * 2 - 1
+    torch.testing.assert_close(calls[0]["video"].double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("end", "expected"), [(None, [0.7] * 5), (0.2, [0.7, 0.7, 0.7, 0.2, 0.2])])
+def test_the_terminal_share_changes_in_the_middle(tokenizer_config, detokenizer_config, clips, calls, end, expected):
+    stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER, 0.7, end))
+    trainer(5, max_epochs=-1).fit(stage, DataLoader(clips, batch_size=None))
+    assert [call["terminal_share"] for call in calls] == expected
+
+
+def test_validation_draws_the_same_noise_every_time(stage, clips):
+    rows = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        rows.append(trainer(1).validate(stage, DataLoader(clips, batch_size=None), verbose=False)[0])
+    assert rows[0] == rows[1]
+    assert set(rows[0]) == {"validation/loss", "validation/loss_at_pure_noise"}
+
+
+def test_the_loss_at_pure_noise_of_an_untrained_network_is_the_energy_of_the_clips(stage, clips):
+    # The last layer starts at zero and the target is minus the clip.
+    run = trainer(1).validate(stage, DataLoader(clips, batch_size=None), verbose=False)[0]
+    latents = torch.cat([stage.detokenizer.latents.encode(to_unit_range(clip["video"])) for clip in clips])
+    assert run["validation/loss_at_pure_noise"] == pytest.approx(latents.square().mean().item(), rel=1e-4)
+
+
+def test_the_run_hands_on_both_components(stage, clips, tmp_path):
+    trainer(2, callbacks=[ComponentExport(tmp_path)]).fit(stage, DataLoader(clips, batch_size=None))
+    for name, kind in (("tokenizer", VideoTokenizer), ("detokenizer", VideoDetokenizer)):
+        loaded = load_component(tmp_path / name, kind).state_dict()
+        for key, value in getattr(stage, name).state_dict().items():
+            assert torch.equal(loaded[key], value), key
+    assert stage.used_components() == {}
+
+
+def test_a_detokenizer_for_other_tokens_is_refused(tokenizer_config, detokenizer_config):
+    detokenizer_config.num_tokens = 7
+    with pytest.raises(UserError, match="gives 3 tokens of width 8, the de-tokenizer needs 7 of 8") as caught:
+        TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER)
+    assert len(str(caught.value).splitlines()) <= 5
+
+
+def test_position_bound_tokens_are_counted_by_frames_and_grid(tokenizer_config, detokenizer_config):
+    tokenizer_config.token_source = "spatiotemporal"
+    with pytest.raises(UserError, match="gives 20 tokens of width 8"):
+        TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER)

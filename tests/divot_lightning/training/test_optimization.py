@@ -1,0 +1,254 @@
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from divot_lightning.training.optimization import (
+    MuonWithAdamW,
+    OptimizerSettings,
+    configure_optimizer,
+    cosine_with_warmup,
+    inner_matrices,
+)
+
+
+class Model(nn.Module):
+    """Every kind of parameter that the rules tell apart."""
+
+    outer_layers = ("embed", "head")
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Linear(4, 6)
+        self.register_parameter("position_LD", nn.Parameter(torch.randn(3, 6)))
+        self.queries = nn.Parameter(torch.randn(2, 6))
+        self.inner = nn.ModuleList([nn.Linear(6, 6), nn.Linear(6, 8)])
+        self.norm = nn.LayerNorm(8)
+        self.convolution = nn.Conv1d(2, 2, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+        self.frozen = nn.Linear(6, 6).requires_grad_(False)
+
+    def forward(self, x):
+        state = self.embed(x) + self.position_LD + self.frozen(self.queries).sum()
+        state = self.norm(self.inner[1](torch.tanh(self.inner[0](state))))
+        return self.head(self.convolution(state[:2]))
+
+
+MATRICES = {"inner.0.weight", "inner.1.weight"}
+VECTORS = {"embed.bias", "inner.0.bias", "inner.1.bias", "norm.weight", "norm.bias", "convolution.bias", "head.bias"}
+SETTINGS = OptimizerSettings(lr=0.01, matrix_lr=0.02, weight_decay=0.3, warmup_steps=3, final_lr_fraction=0.1)
+
+
+def train(model, setup, steps, first=0):
+    """Trains as Lightning does: one closure and one step of the schedule per step; returns the rates."""
+    optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+    rates = []
+    for step in range(first, first + steps):
+        inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(step))
+
+        def closure(inputs=inputs):
+            optimizer.zero_grad()
+            loss = model(inputs).square().mean()
+            loss.backward()
+            return loss
+
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        assert optimizer.step(closure).item() > 0
+        schedule.step()
+    return rates
+
+
+def configured(model, total_steps=10, **changes):
+    return configure_optimizer(model, OptimizerSettings(**{**vars(SETTINGS), **changes}), total_steps)
+
+
+def names_of(model, parameters):
+    names = {id(value): name for name, value in model.named_parameters()}
+    return [names[id(value)] for value in parameters]
+
+
+@pytest.mark.parametrize(("warmup", "total", "final"), [(0, 10, 0.05), (5, 20, 0.0), (3, 3, 0.5), (10, 4, 0.2)])
+def test_the_rate_rises_linearly_and_falls_as_a_half_cosine(warmup, total, final):
+    for step in range(30):
+        rate = cosine_with_warmup(step, warmup_steps=warmup, total_steps=total, final_fraction=final)
+        if step < warmup:
+            expected = (step + 1) / warmup
+        elif step >= total:
+            expected = final if total > warmup or step > warmup else 1.0
+        else:
+            # cos^2 of the half angle runs from 1 to 0 over the steps after the warmup.
+            half_angle = math.pi / 2 * (step - warmup) / (total - warmup)
+            expected = final + (1 - final) * math.cos(half_angle) ** 2
+        assert rate == pytest.approx(expected, abs=1e-12), step
+
+
+def test_the_schedule_is_that_of_the_settings_and_stepped_every_step():
+    model = Model()
+    setup = configured(model, total_steps=10, name="muon")
+    assert setup["lr_scheduler"]["interval"] == "step"
+    rates = train(model, setup, 12)
+    for step, row in enumerate(rates):
+        share = cosine_with_warmup(step, warmup_steps=3, total_steps=10, final_fraction=0.1)
+        assert row == pytest.approx([0.02 * share, 0.01 * share, 0.01 * share])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_each_trainable_parameter_is_in_exactly_one_group(name):
+    model = Model()
+    groups = configured(model, name=name)["optimizer"].param_groups
+    found = names_of(model, (value for group in groups for value in group["params"]))
+    assert sorted(found) == sorted(n for n, value in model.named_parameters() if value.requires_grad)
+    assert not [n for n in found if n.startswith("frozen")]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_only_matrices_decay(name):
+    model = Model()
+    for group in configured(model, name=name)["optimizer"].param_groups:
+        decays = {n not in VECTORS for n in names_of(model, group["params"])}
+        assert decays == {group["weight_decay"] > 0}
+        assert group["weight_decay"] in (0.0, 0.3)
+
+
+def test_muon_gets_the_inner_matrices_only():
+    model = Model()
+    optimizer = configured(model, name="muon")["optimizer"]
+    muon, adamw = optimizer.parts
+    assert isinstance(muon, Muon)
+    assert isinstance(adamw, AdamW)
+    assert set(names_of(model, (v for group in muon.param_groups for v in group["params"]))) == MATRICES
+
+
+def test_names_do_not_decide_what_muon_gets():
+    model = nn.Module()
+    model.embedder, model.positional_mlp, model.lm_header = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+    model.words, model.matrix = nn.Embedding(5, 3), nn.Parameter(torch.ones(3, 3))
+    chosen = names_of(model, inner_matrices(model))
+    assert set(chosen) == {"embedder.weight", "positional_mlp.weight", "lm_header.weight"}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_output_layer_of_a_language_model_is_not_for_muon(tied):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = AutoConfig.for_model("llama", **sizes, vocab_size=11, tie_word_embeddings=tied)
+    model = nn.ModuleDict({"language_model": AutoModelForCausalLM.from_config(config)})
+    chosen = set(names_of(model, inner_matrices(model)))
+    assert len(chosen) == 7
+    assert all(".layers.0." in name for name in chosen)
+
+
+def test_adamw_steps_as_torchs_own_with_these_rates():
+    model = Model()
+    other = copy.deepcopy(model)
+    train(model, configured(model), 4)
+    trained = [(n, value) for n, value in other.named_parameters() if value.requires_grad]
+    reference = AdamW(
+        [
+            {"params": [v for n, v in trained if n not in VECTORS], "weight_decay": 0.3},
+            {"params": [v for n, v in trained if n in VECTORS], "weight_decay": 0.0},
+        ],
+        betas=SETTINGS.betas,
+        eps=SETTINGS.eps,
+    )
+    step_by_hand(other, [reference], [0.01], 4)
+    assert_equal(model, other)
+
+
+def test_muon_with_adamw_steps_as_the_two_apart():
+    model = Model()
+    other = copy.deepcopy(model)
+    train(model, configured(model, name="muon"), 4)
+    trained = [(n, value) for n, value in other.named_parameters() if value.requires_grad]
+    muon = Muon([v for n, v in trained if n in MATRICES], weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+    adamw = AdamW(
+        [
+            {"params": [v for n, v in trained if n not in MATRICES | VECTORS], "weight_decay": 0.3},
+            {"params": [v for n, v in trained if n in VECTORS], "weight_decay": 0.0},
+        ],
+        betas=SETTINGS.betas,
+        eps=SETTINGS.eps,
+    )
+    step_by_hand(other, [muon, adamw], [0.02, 0.01], 4)
+    assert_equal(model, other)
+
+
+def step_by_hand(model, optimizers, peaks, steps):
+    for step in range(steps):
+        share = (step + 1) / 3 if step < 3 else 1.0  # four steps end where the cosine starts
+        inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(step))
+        model.zero_grad()
+        model(inputs).square().mean().backward()
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
+            optimizer.step()
+
+
+def assert_equal(model, other):
+    for (name, value), expected in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_frozen_parameters_do_not_move_and_all_others_do(name):
+    model = Model()
+    before = {n: value.clone() for n, value in model.named_parameters()}
+    train(model, configured(model, name=name), 2)
+    for n, value in model.named_parameters():
+        assert torch.equal(value, before[n]) == n.startswith("frozen"), n
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_run_stopped_in_the_middle_goes_on_to_the_bit(name):
+    whole = Model()
+    setup = configured(whole, name=name)
+    rates = train(whole, setup, 8)
+
+    first = Model()
+    setup = configured(first, name=name)
+    assert train(first, setup, 4) == rates[:4]
+    stored = {"model": first.state_dict(), "optimizer": setup["optimizer"].state_dict()}
+    stored["schedule"] = setup["lr_scheduler"]["scheduler"].state_dict()
+    file = io.BytesIO()
+    torch.save(stored, file)
+    file.seek(0)
+    stored = torch.load(file, weights_only=True)
+
+    second = Model()
+    setup = configured(second, name=name)
+    second.load_state_dict(stored["model"])
+    setup["optimizer"].load_state_dict(stored["optimizer"])
+    setup["lr_scheduler"]["scheduler"].load_state_dict(stored["schedule"])
+    assert train(second, setup, 4, first=4) == rates[4:]
+    assert len({row[0] for row in rates[4:]}) == 4
+    for (n, value), other in zip(whole.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(value, other), n
+
+
+def test_after_loading_the_schedule_still_turns_the_parts_own_rates():
+    model = Model()
+    setup = configured(model, name="muon")
+    optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    train(model, setup, 2)
+    for part in optimizer.parts:
+        for group in part.param_groups:
+            assert group["lr"] == pytest.approx(group["initial_lr"] * 1.0)
+    schedule.step()
+    schedule.step()
+    assert optimizer.parts[0].param_groups[0]["lr"] < 0.02
+    assert isinstance(optimizer, MuonWithAdamW)
+
+
+def test_gradients_are_cleared_in_both_parts():
+    model = Model()
+    setup = configured(model, name="muon")
+    train(model, setup, 1)
+    setup["optimizer"].zero_grad()
+    assert all(value.grad is None for value in model.parameters())
