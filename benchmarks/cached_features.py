@@ -21,12 +21,12 @@ from typing import Any
 import torch
 import yaml
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
-from divot_datamodules.toy.shards import ToyDataSettings, write_toy_data
+from divot_datamodules.decoding.clip_sampling import ClipConfig
+from divot_datamodules.toy.shards import ToyDataConfig, write_toy_data
 from divot_datamodules.video_text import VideoTextData
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
-from divot_lightning.inference.feature_encoding import EncodeSettings, encode_shards
+from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.training.recipe_files import find_recipe
@@ -52,7 +52,7 @@ def build_llm(data: Path) -> VideoLLM:
     return VideoLLM(VideoLLMConfig(**settings), lambda hidden, features: GMMHead(hidden, features, num_components=16))
 
 
-def batches(source: Path, clip: ClipSettings, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def batches(source: Path, clip: ClipConfig, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     tasks = {"caption": 2.0, "generate": 1.0}
     data = VideoTextData(str(source), batch_size=args.batch_size, clip=clip, tasks=tasks, max_clips=args.max_clips)
     data.setup("fit")
@@ -60,7 +60,7 @@ def batches(source: Path, clip: ClipSettings, args: argparse.Namespace) -> Itera
 
 
 def step(loader: Iterator[dict[str, Any]], tokenizer: VideoTokenizer, llm: VideoLLM) -> dict[str, Any]:
-    """Takes a training step and tells its features, its loss and the CPU time of its parts."""
+    """Take a training step and tells its features, its loss and the CPU time of its parts."""
     llm.zero_grad()
     times = [time.process_time()]
     batch = next(loader)
@@ -87,11 +87,11 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        data, clip = Path(name) / "toy", ClipSettings()
-        write_toy_data(data, ToyDataSettings(train=args.batch_size * args.steps, validation=4, held_out=4))
+        data, clip = Path(name) / "toy", ClipConfig()
+        write_toy_data(data, ToyDataConfig(train=args.batch_size * args.steps, validation=4, held_out=4))
         tokenizer, llm = build_tokenizer(args), build_llm(data)
         save_component(tokenizer, Path(name) / "run" / "tokenizer")
-        settings = EncodeSettings(clip, args.max_clips)
+        settings = EncodeConfig(clip, args.max_clips)
         encode_shards(Path(name) / "run", data / "train", Path(name) / "features", settings)
         sources = {"online": data / "train", "cached": Path(name) / "features"}
         loaders = {way: batches(source, clip, args) for way, source in sources.items()}

@@ -3,10 +3,10 @@
 Run: python benchmarks/checkpoint.py [--devices 2 --strategy divot_zero3] [--width 1024 --layers 8] [--trained 4]
 
 Trains the last layers of a stack of linear ones, of which the others are frozen and come from a folder, saves them, and
-goes on from the checkpoint in new processes. Prints per process: bytes of the checkpoint against those of trained
+continues from the checkpoint in new processes. Prints per process: bytes of the checkpoint against those of trained
 weights and optimizer state; seconds of a step and of saving, and the share of the time that saving every
 `--every-steps` takes; seconds of loading; and how far memory that no file backs rose over what a process holds when
-training goes on, against a share of the model and 1 GB.
+training continues, against a share of the model and 1 GB.
 """
 
 import argparse
@@ -153,7 +153,7 @@ def run(given: argparse.Namespace, folder: Path, resume: bool) -> None:
 
 
 def report(given: argparse.Namespace, folder: Path) -> None:
-    """Prints what was measured."""
+    """Print what was measured."""
     first, resumed = (json.loads((folder / f"figures_{again}.json").read_text()) for again in (False, True))
     parameters = given.width * (given.width + 1) * given.trained
     needed = parameters * 4 * 3  # weights and two moments, float32 at every precision
@@ -170,13 +170,13 @@ def report(given: argparse.Namespace, folder: Path) -> None:
     print(f"share of time, every {every:5} steps {100 * share:9.2f} %")
     print(f"fit from the checkpoint on     {resumed['seconds']:10.3f} s  (one step)")
     print(f"model / processes + 1 GB       {model / MB / given.devices + 1000:10.1f} MB")
-    print(f"memory held when it goes on    {resumed['steady'] - resumed['before']:10.1f} MB per process")
+    print(f"memory held when it continues    {resumed['steady'] - resumed['before']:10.1f} MB per process")
     print(f"peak up to the first step      {resumed['loading'] - resumed['before']:10.1f} MB per process")
     print(f"peak of the whole run          {resumed['peak'] - resumed['before']:10.1f} MB per process")
 
 
 def main() -> None:
-    """Measures in new processes, first the run, then going on from its checkpoint."""
+    """Measure in new processes, first the run, then continuing from its checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--strategy", default="auto")

@@ -18,7 +18,7 @@ COMMANDS = {
 
 
 def median_seconds(words: list[str]) -> float:
-    """Give the median wall time of a process."""
+    """Return the median wall time of a process."""
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()

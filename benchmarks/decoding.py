@@ -24,7 +24,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from divot_datamodules.decoding import video as decoding
-from divot_datamodules.decoding.clip_sampling import ClipSettings, clip_times, sample_clip_times
+from divot_datamodules.decoding.clip_sampling import ClipConfig, clip_times, sample_clip_times
 from divot_datamodules.decoding.media_files import opened
 from divot_datamodules.decoding.shown_frames import keyframe_times, shown_frames
 
@@ -32,7 +32,7 @@ SIZE = 256
 
 
 def write_video(path: Path, height: int, seconds: int, fps: int, keyframe_interval: int, seed: int) -> None:
-    """Writes a smooth random picture that slides, with B-frames as players' files have them."""
+    """Write a smooth random picture that slides, with B-frames as players' files have them."""
     width = height * 16 // 9
     cells = (1, 3, height // 18, width // 20)
     coarse = torch.from_numpy(np.random.default_rng(seed).integers(0, 255, cells).astype(np.float32))
@@ -49,7 +49,7 @@ def write_video(path: Path, height: int, seconds: int, fps: int, keyframe_interv
 
 
 def frame_times(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the times of all frames and of the keyframes, ascending, from the packets."""
+    """Return the times of all frames and of the keyframes, ascending, from the packets."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         start, base = stream.start_time or 0, float(stream.time_base or 1)
@@ -59,13 +59,13 @@ def frame_times(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shown_numbers(path: Path, times: Sequence[float]) -> list[int]:
-    """Returns the number of the frame that is shown at each time."""
+    """Return the number of the frame that is shown at each time."""
     frames, _ = frame_times(path)
     return [max(0, int(np.searchsorted(frames, time_ + 1e-6, side="right")) - 1) for time_ in times]
 
 
 def frames_to_decode(path: Path, times: Sequence[float]) -> int:
-    """Counts the frames from the keyframe before each needed frame up to it."""
+    """Count the frames from the keyframe before each needed frame up to it."""
     frames, keys = frame_times(path)
     needed: set[int] = set()
     for shown in shown_numbers(path, times):
@@ -75,7 +75,7 @@ def frames_to_decode(path: Path, times: Sequence[float]) -> int:
 
 
 def decode_whole(path: Path, needed: set[int]) -> int:
-    """Decodes every frame of a file and converts those that are needed; returns the number of frames."""
+    """Decode every frame of a file and converts those that are needed; returns the number of frames."""
     number = 0
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
@@ -89,13 +89,13 @@ def decode_whole(path: Path, needed: set[int]) -> int:
 
 
 def decode_needed(path: Path, times: Sequence[float]) -> int:
-    """Decodes what the needed frames take and converts nothing."""
+    """Decode what the needed frames take and converts nothing."""
     with opened(path, decoding.MAX_PIXELS) as video:
         return len(list(shown_frames(video, times, keyframe_times(video))))
 
 
 def seconds_of(work: Callable[[Path, Any], object], chosen: Sequence[tuple[Path, Any]]) -> float:
-    """Returns the processor time that the work takes over all files."""
+    """Return the processor time that the work takes over all files."""
     started = time.process_time()
     for path, wanted in chosen:
         work(path, wanted)
@@ -103,7 +103,7 @@ def seconds_of(work: Callable[[Path, Any], object], chosen: Sequence[tuple[Path,
 
 
 def compare(chosen: list[tuple[Path, list[float]]], repeats: int) -> dict[str, object]:
-    """Returns the ratios of one way to cut clips; medians, with the lowest and highest."""
+    """Return the ratios of one way to cut clips; medians, with the lowest and highest."""
     shown = [(path, set(shown_numbers(path, times))) for path, times in chosen]
     nothing: list[tuple[Path, set[int]]] = [(path, set()) for path, _ in chosen]
     alone, converted = [], []
@@ -120,8 +120,8 @@ def compare(chosen: list[tuple[Path, list[float]]], repeats: int) -> dict[str, o
 
 
 def ways(duration: float, fps: float, rng: np.random.Generator) -> dict[str, list[float]]:
-    """Returns the needed moments of each way to cut clips."""
-    dense = ClipSettings(short_videos="squeeze")
+    """Return the needed moments of each way to cut clips."""
+    dense = ClipConfig(short_videos="squeeze")
     sparse = replace(dense, sparse_frames=5)
     one = sample_clip_times(duration, fps, dense, rng)[0]
     many = [moments[number] for moments in clip_times(duration, sparse, 4) for number in sparse.frame_numbers]

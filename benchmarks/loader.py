@@ -24,7 +24,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings, decode_clip
+from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.loading.plan_loader import Batch, draw
 from divot_datamodules.shards.writing import ShardFolder
@@ -43,7 +43,7 @@ def moving_picture(frames: int, size: int, seed: int) -> np.ndarray:
 
 
 def write_shards(folder: Path, clips: int, size: int, seconds: int, fps: int) -> dict[str, bytes]:
-    """Writes clips of another rate than the one that is sampled, as real videos have it."""
+    """Write clips of another rate than the one that is sampled, as real videos have it."""
     shards, media = ShardFolder(folder, kind="video", settings={}), {}
     step = -(-clips // SHARDS)
     for number in range(SHARDS):
@@ -55,13 +55,13 @@ def write_shards(folder: Path, clips: int, size: int, seconds: int, fps: int) ->
     return media
 
 
-def decode_all(work: list[tuple[bytes, int]], clip: ClipSettings) -> None:
+def decode_all(work: list[tuple[bytes, int]], clip: ClipConfig) -> None:
     for data, slot in work:
         decode_clip(data, clip, draw(0, slot, 0))
 
 
 def cpu_seconds(processes: Iterable[BaseProcess] = ()) -> float:
-    """Returns the processor time of this process, of ended children and of those given."""
+    """Return the processor time of this process, of ended children and of those given."""
     own = os.times()
     ticks = 0
     for process in processes:
@@ -71,8 +71,8 @@ def cpu_seconds(processes: Iterable[BaseProcess] = ()) -> float:
     return spent + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def plain_seconds(work: list[tuple[bytes, int]], clip: ClipSettings, processes: int) -> tuple[float, float]:
-    """Decodes in this process, or in several that share the clips evenly; returns wall and processor time."""
+def plain_seconds(work: list[tuple[bytes, int]], clip: ClipConfig, processes: int) -> tuple[float, float]:
+    """Decode in this process, or in several that share the clips evenly; returns wall and processor time."""
     started, spent = time.perf_counter(), cpu_seconds()
     if processes <= 1:
         decode_all(work, clip)
@@ -87,7 +87,7 @@ def plain_seconds(work: list[tuple[bytes, int]], clip: ClipSettings, processes: 
 
 
 def loader_seconds(batches: Iterator[Batch], count: int) -> tuple[float, float]:
-    """Takes batches; returns wall and processor time."""
+    """Take batches; returns wall and processor time."""
     workers = multiprocessing.active_children()
     started, spent = time.perf_counter(), cpu_seconds(workers)
     for _ in islice(batches, count):
@@ -96,9 +96,9 @@ def loader_seconds(batches: Iterator[Batch], count: int) -> tuple[float, float]:
 
 
 def compare(
-    folder: Path, media: dict[str, bytes], clip: ClipSettings, workers: int, repeats: int
+    folder: Path, media: dict[str, bytes], clip: ClipConfig, workers: int, repeats: int
 ) -> dict[str, list[float]]:
-    """Returns the ratios of the repeats."""
+    """Return the ratios of the repeats."""
     data = VideoTextData(str(folder), batch_size=BATCH, num_workers=workers, clip=clip, shuffle_buffer=16)
     data.setup("fit")
     assert data.position is not None
@@ -137,7 +137,7 @@ def main() -> None:
         folder = Path(name) / "shards"
         media = write_shards(folder, args.clips, args.size, args.seconds, args.fps)
         for way, sparse in WAYS.items():
-            clip = ClipSettings(height=args.size, width=args.size, sparse_frames=sparse)
+            clip = ClipConfig(height=args.size, width=args.size, sparse_frames=sparse)
             for workers in args.workers:
                 found = compare(folder, media, clip, workers, args.repeats)
                 name = f"{way}, {workers} workers, over plain decoding"

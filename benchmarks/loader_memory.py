@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.testing.toy_shards import make_toy_shards
 
@@ -25,7 +25,7 @@ EVERY, BATCH = 1000, 20
 
 
 def resident_mb(pid: int | str, kind: str = "Rss") -> float:
-    """Returns a process's resident memory in MB; without what it shares with others if kind is "private"."""
+    """Return a process's resident memory in MB; without what it shares with others if kind is "private"."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {line.split()[0].rstrip(":"): int(line.split()[1]) for line in lines}
     size = sizes["Rss"] if kind == "Rss" else sizes["Private_Clean"] + sizes["Private_Dirty"]
@@ -33,7 +33,7 @@ def resident_mb(pid: int | str, kind: str = "Rss") -> float:
 
 
 def slope(readings: list[float]) -> float:
-    """Returns the growth per reading, the first left out."""
+    """Return the growth per reading, the first left out."""
     later = readings[1:]
     return round(float(np.polyfit(range(len(later)), later, 1)[0]), 4)
 
@@ -47,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         make_toy_shards(name, train=200, validation=1, held_out=1)
-        clip = ClipSettings(height=args.size, width=args.size)
+        clip = ClipConfig(height=args.size, width=args.size)
         data = VideoTextData(
             f"{name}/train", batch_size=BATCH, num_workers=args.workers, clip=clip, tasks={"caption": 1.0}
         )

@@ -1,4 +1,4 @@
-"""Time to the first batch of a run that goes on late in its order, beside that of a fresh run.
+"""Time to the first batch of a run that continues late in its order, beside that of a fresh run.
 
 Run: python benchmarks/loader_resume.py [--step 20000] [--repeats 7]
 

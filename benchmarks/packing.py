@@ -36,10 +36,10 @@ from torch.nn import functional
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
-from divot_lightning.models.video_llm.sequences import IGNORED, Clips, Position, Segment, SequenceBatch, Text
+from divot_lightning.models.video_llm.sequences import IGNORED, Clips, Segment, SequenceBatch, Text, TokenKind
 
 LONGEST = 1400
-PADS = {"labels_BL": IGNORED, "roles_BL": int(Position.PAD), "clips_BL": -1, "slots_BL": -1, "samples_BL": -1}
+PADS = {"labels_BL": IGNORED, "token_kind_BL": int(TokenKind.PAD), "clips_BL": -1, "slots_BL": -1, "samples_BL": -1}
 
 
 @dataclass
@@ -80,7 +80,7 @@ class PaddedVideoLLM(VideoLLM):
     def sequences(self, segments: list[list[Segment]], *, prompt: bool = False) -> SequenceBatch:
         batch = super().sequences(segments, prompt=prompt)
         missing = max(0, self.pad_to - batch.ids_BL.shape[1])
-        names = ["ids_BL", "positions_BL", *PADS]
+        names = ["ids_BL", "position_ids_BL", *PADS]
         padded: dict[str, Any] = {
             name: functional.pad(getattr(batch, name), (0, missing), value=PADS.get(name, 0)) for name in names
         }
@@ -112,7 +112,7 @@ def draw(
 
 
 def step(video_llm: PaddedVideoLLM, samples: list[list[Segment]], features: torch.Tensor) -> tuple[float, float]:
-    """Returns seconds and loss of forward and backward."""
+    """Return seconds and loss of forward and backward."""
     video_llm.zero_grad()
     started = now(features)
     output = video_llm(samples, features)
@@ -140,11 +140,11 @@ def measure_speed(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]
             losses = []
             for way in WAYS:
                 prepare(video_llm, way, source)
-                roles_BL = video_llm.sequences(samples).roles_BL
+                token_kind_BL = video_llm.sequences(samples).token_kind_BL
                 seconds, loss = step(video_llm, samples, features)
                 losses.append(loss)
-                sums[way]["useful"][index] += int((roles_BL != Position.PAD).sum())
-                sums[way]["all"][index] += roles_BL.numel()
+                sums[way]["useful"][index] += int((token_kind_BL != TokenKind.PAD).sum())
+                sums[way]["all"][index] += token_kind_BL.numel()
                 sums[way]["seconds"][index] += seconds
             assert max(losses) - min(losses) < 1e-4 * abs(losses[0]), losses
     return sums

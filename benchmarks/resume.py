@@ -26,7 +26,7 @@ IMPORTS = "import torch, lightning.pytorch, transformers, diffusers"
 
 
 def seconds_to_first_step(words: list[str]) -> float:
-    """Starts the run, or goes on with it, and gives the seconds until a step is logged; ends it with `kill -9`."""
+    """Start the run, or continues with it, and gives the seconds until a step is logged; ends it with `kill -9`."""
     metrics, checkpoints = RUN / "metrics.csv", RUN / "checkpoints"
     metrics.unlink(missing_ok=True)
     before = {path.name for path in checkpoints.glob("step_*")}
@@ -41,14 +41,14 @@ def seconds_to_first_step(words: list[str]) -> float:
 
 
 def import_seconds() -> float:
-    """Gives the seconds of a process that only imports."""
+    """Return the seconds of a process that only imports."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", IMPORTS], check=True)
     return time.perf_counter() - start
 
 
 def measure(words: list[str], repeats: int) -> dict[str, float]:
-    """Gives the medians."""
+    """Return the medians."""
     fresh, resumed = [], []
     for _ in range(repeats):
         shutil.rmtree(RUN, ignore_errors=True)
@@ -62,7 +62,7 @@ def measure(words: list[str], repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a table of seconds and of ratios to the fresh start."""
+    """Print a table of seconds and of ratios to the fresh start."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", default="1")
     parser.add_argument("--strategy", default="auto")

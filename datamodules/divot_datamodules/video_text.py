@@ -8,21 +8,21 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, SampleDecoder
 from divot_datamodules.loading.decode_pool import SMALLEST_PLACE, Decoding, make_decoding
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import (
     BatchReader,
     EvaluationLoader,
+    LoadedSource,
     MakeItems,
-    OpenSource,
     TrainLoader,
     decode_function,
 )
 from divot_datamodules.loading.position_callback import PositionCallback
 from divot_datamodules.loading.shared_memory import arena_bytes
-from divot_datamodules.loading.skipped_samples import Budget, Ledger
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.loading.trial_batches import StepKind, TrialBatch, step_kinds
 from divot_datamodules.order.data_position import TrainPosition
 from divot_datamodules.order.plan_edits import read_edits
@@ -47,11 +47,11 @@ logger = logging.getLogger(__name__)
 
 DATA_FOLDER = "data"
 """Within a run: indexes of shards that have none beside them, and edits of the order."""
-_DEFAULT_CLIP = ClipSettings()
+_DEFAULT_CLIP = ClipConfig()
 
 
 @dataclass(frozen=True)
-class OpenData:
+class DataSplit:
     """Training, validation or test data, opened.
 
     Attributes:
@@ -61,22 +61,22 @@ class OpenData:
     """
 
     sources: list[Source]
-    opened: list[OpenSource]
-    ledger: Ledger
+    opened: list[LoadedSource]
+    ledger: SkippedSamples
 
 
 class VideoTextData(LightningDataModule):
     """Reads `<key>.mp4|webm|mkv|avi|gif|jpg` (or cached features) with `<key>.json|txt` from tars, or from jsonl lists.
 
     The order of training is a plan: a step takes the same samples whatever the number of processes and workers, and a
-    resumed run goes on with the sample after the last one that was used. Validation and test are one pass in order.
+    resumed run continues with the sample after the last one that was used. Validation and test are one pass in order.
 
     Args:
         train: Folder, tar, glob, brace expansion, URL or jsonl of the training data, or a list of these; or a list of
             sources with a weight each, such as {path: a.tar, weight: 2.0, tasks: {caption: 1.0}}.
         validation: The same for validation; none without it.
         test: The same for `divot test`.
-        train_share: Share of the training samples that are used, of each source; the same ones for every `seed`, and
+        train_fraction: Share of the training samples that are used, of each source; the same ones for every `seed`, and
             a smaller share is part of a larger one. 1.0 uses all.
         batch_size: Samples of a step, all processes together (of one batch, where gradients are accumulated).
         num_workers: Processes that decode, per training process; 0 decodes in the training process, where no
@@ -100,10 +100,10 @@ class VideoTextData(LightningDataModule):
             replaced and the sample counts as unusable.
         cache_decoded_mb: Memory for decoded clips per training process, so that later passes over a small set need no
             decoding; 0 for none. A video that is longer than a clip is decoded anew for each random clip.
-        max_bad_fraction: Largest share of unusable samples among those that one training process sees; beyond it the
+        max_skipped_fraction: Largest share of unusable samples among those that one training process sees; beyond it the
             run ends with a report.
-        max_bad_samples: Largest number of unusable samples that one training process may know of; None for no limit.
-        ledger_folder: Where the lists of unusable samples go; by default `defects` in the trainer's root folder.
+        max_skipped_samples: Largest number of unusable samples that one training process may know of; None for no limit.
+        skipped_folder: Where the lists of unusable samples go; by default `defects` in the trainer's root folder.
         index_folder: Where indexes go of shards that have none beside them; by default `data/index` in the trainer's
             root folder.
         tokenizer: Run or component folder of the tokenizer that cached features must come from; None for the stage's.
@@ -121,10 +121,10 @@ class VideoTextData(LightningDataModule):
         validation: SourcesSetting = None,
         test: SourcesSetting = None,
         *,
-        train_share: float = 1.0,
+        train_fraction: float = 1.0,
         batch_size: int = 16,
         num_workers: int = 0,
-        clip: ClipSettings = _DEFAULT_CLIP,
+        clip: ClipConfig = _DEFAULT_CLIP,
         max_clips: int = 1,
         max_sample_clips: int = MAX_SAMPLE_CLIPS,
         tasks: dict[str, float] | None = None,
@@ -137,9 +137,9 @@ class VideoTextData(LightningDataModule):
         prefetch: int | None = None,
         decode_deadline: float = 30.0,
         cache_decoded_mb: int = 0,
-        max_bad_fraction: float = 0.05,
-        max_bad_samples: int | None = None,
-        ledger_folder: str | None = None,
+        max_skipped_fraction: float = 0.05,
+        max_skipped_samples: int | None = None,
+        skipped_folder: str | None = None,
         index_folder: str | None = None,
         tokenizer: str | None = None,
         media_root: str | None = None,
@@ -156,8 +156,10 @@ class VideoTextData(LightningDataModule):
             raise UserError(f"prefetch is {prefetch}; it must be at least 0 samples, or null for two steps of them.")
         if max_sample_clips < 1:
             raise UserError(f"max_sample_clips is {max_sample_clips}; it must be at least 1.")
-        if not 0 < train_share <= 1:
-            raise UserError(f"train_share is {train_share}; it must be greater than 0 and at most 1 (1: all samples).")
+        if not 0 < train_fraction <= 1:
+            raise UserError(
+                f"train_fraction is {train_fraction}; it must be greater than 0 and at most 1 (1: all samples)."
+            )
         settings = {"train": train, "validation": validation, "test": test}
         self.sources = {name: listed_sources(name, setting) for name, setting in settings.items()}
         other_tasks = validation_tasks if validation_tasks is not None else tasks
@@ -165,27 +167,27 @@ class VideoTextData(LightningDataModule):
             name: items_of(name, sources, tasks if name == "train" else other_tasks, template)
             for name, sources in self.sources.items()
         }
-        self.tasks, self.train_share = tasks, train_share
+        self.tasks, self.train_fraction = tasks, train_fraction
         self.batch_size, self.num_workers, self.prefetch = batch_size, num_workers, prefetch
         self.clip, self.max_clips, self.seed = clip, max_clips, seed
         self.max_sample_clips = max_sample_clips
         self.exact, self.streams, self.shuffle_buffer = epoch == "exact", streams, shuffle_buffer
         self.decode_deadline = decode_deadline
-        self.budget = Budget(max_bad_fraction, max_bad_samples)
-        self.ledger_folder, self.index_folder = ledger_folder, index_folder
+        self.budget = Budget(max_skipped_fraction, max_skipped_samples)
+        self.skipped_folder, self.index_folder = skipped_folder, index_folder
         self.tokenizer, self.media_root, self.allow_pipe = tokenizer, media_root, allow_pipe
         self.media_from: MediaFrom = media_from
         self.copies_gb = copies_gb
-        self.ledgers: dict[str, Ledger] = {}
+        self.ledgers: dict[str, SkippedSamples] = {}
         self.position: TrainPosition | None = None
         self._cache = DecodedCache(cache_decoded_mb * 2**20)
-        self._open: dict[str, OpenData] = {}
+        self._open: dict[str, DataSplit] = {}
         self._decoder: Decoding | None = None
         self._state: dict[str, Any] | None = None
         self._callback: PositionCallback | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens what this stage reads and refuses what cannot work, before any step is taken.
+        """Open what this stage reads and refuses what cannot work, before any step is taken.
 
         Args:
             stage: Lightning's: "fit", "validate", "test" or None for all.
@@ -205,7 +207,7 @@ class VideoTextData(LightningDataModule):
             self._watch(self.trainer, self.position)
 
     def sizes(self) -> dict[str, list[tuple[str, int, int]]]:
-        """Returns what was opened: by "train", "validation", "test" each source with its shards and usable samples."""
+        """Return what was opened: by "train", "validation", "test" each source with its shards and usable samples."""
         return {
             name: [
                 (str(source.path), len(one.source.counts), sum(one.source.counts))
@@ -215,22 +217,22 @@ class VideoTextData(LightningDataModule):
         }
 
     def trial_batches(self) -> list[TrialBatch]:
-        """Reads this process's first batch of each kind of training step, for who wants to know what a step needs."""
+        """Read this process's first batch of each kind of training step, for who wants to know what a step needs."""
         loader = self.train_dataloader()
         assert isinstance(loader, TrainLoader), "setup('fit') comes first"
         return list(map(TrialBatch, self.step_kinds(), loader.trial()))
 
     def step_kinds(self) -> list[StepKind]:
-        """Returns the kinds of training steps: one for each source that has a batch size of its own, else one."""
+        """Return the kinds of training steps: one for each source that has a batch size of its own, else one."""
         return step_kinds(self.sources["train"], self.tasks, self.batch_size)
 
     @property
     def shared_bytes(self) -> int:
         """Memory that this process maps for its decoding workers' frames; a page is taken once it is written."""
-        places, place_bytes = self._places()
-        return arena_bytes(places, place_bytes) if self.num_workers else 0
+        places, slot_bytes = self._places()
+        return arena_bytes(places, slot_bytes) if self.num_workers else 0
 
-    def _open_data(self, name: str) -> OpenData:
+    def _open_data(self, name: str) -> DataSplit:
         processes, sources = self._processes, self.sources[name]
         own = [source.batch_size for source in sources if name == "train" and source.batch_size is not None]
         processes.check_share(own or [self.batch_size])
@@ -242,9 +244,9 @@ class VideoTextData(LightningDataModule):
         if not size:
             raise UserError(f"data.{name} holds no usable sample: {sources[0].name}.\nSee `divot data inspect`.")
         used = [self._share_of(one) for one in opened] if name == "train" else opened
-        self.ledgers[name] = Ledger(
+        self.ledgers[name] = SkippedSamples(
             name,
-            self._folder("defects", self.ledger_folder),
+            self._folder("defects", self.skipped_folder),
             self.budget,
             writer=f"rank{processes.rank}",
             total=-(-sum(sum(one.source.counts) for one in used) // processes.count),
@@ -252,14 +254,14 @@ class VideoTextData(LightningDataModule):
         if processes.rank == 0:
             found = [defect for one in opened for defect in one.source.defects]
             self.ledgers[name].record_found(found, sum(estimate_losses(one.source) for one in opened), size)
-        return OpenData(sources, used, self.ledgers[name])
+        return DataSplit(sources, used, self.ledgers[name])
 
-    def _share_of(self, opened: OpenSource) -> OpenSource:
-        if self.train_share == 1.0 or not sum(opened.source.counts):
+    def _share_of(self, opened: LoadedSource) -> LoadedSource:
+        if self.train_fraction == 1.0 or not sum(opened.source.counts):
             return opened
-        return replace(opened, source=SourceShare(opened.source, self.train_share))
+        return replace(opened, source=SourceShare(opened.source, self.train_fraction))
 
-    def _open_source(self, source: Source, make_items: MakeItems) -> OpenSource:
+    def _open_source(self, source: Source, make_items: MakeItems) -> LoadedSource:
         opened = open_source(
             source.path,
             media_root=source.media_root or self.media_root,
@@ -274,7 +276,7 @@ class VideoTextData(LightningDataModule):
         tokenizer = self._tokenizer
         made_by = check_features(units, tokenizer, self.clip, max_clips) if tokenizer is not None else None
         decoder = SampleDecoder(self.clip, max_clips, made_by, self.max_sample_clips)
-        return OpenSource(opened, decoder, make_items)
+        return LoadedSource(opened, decoder, make_items)
 
     @property
     def _tokenizer(self) -> str | Path | None:
@@ -288,7 +290,7 @@ class VideoTextData(LightningDataModule):
         stage = self.trainer.lightning_module if self.trainer is not None else None
         return stage.sample_limits() if isinstance(stage, LimitsSamples) else SampleLimits()
 
-    def _make_position(self, data: OpenData) -> TrainPosition:
+    def _make_position(self, data: DataSplit) -> TrainPosition:
         plan = make_plan(
             data.sources,
             data.opened,
@@ -314,17 +316,17 @@ class VideoTextData(LightningDataModule):
             callbacks.insert(0, self._callback)  # before checkpoints are taken
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns where training stands in the order of its data; see `divot_datamodules.order.data_position`."""
+        """Return where training stands in the order of its data; see `divot_datamodules.order.data_position`."""
         return self.position.state_dict() if self.position is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where a checkpoint stood; refused if the data changed. Has no effect on validation and test."""
+        """Continue where a checkpoint stood; refused if the data changed. Has no effect on validation and test."""
         self._state = state_dict
         if self.position is not None:
             self.position.load_state_dict(state_dict)
 
     def train_dataloader(self) -> TrainLoader | list[Any]:
-        """Returns the training batches."""
+        """Return the training batches."""
         if self.position is None:
             return []
         processes = self._processes
@@ -335,11 +337,11 @@ class VideoTextData(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> EvaluationLoader | list[Any]:
-        """Returns the validation batches, one pass in order; nothing if there are no validation data."""
+        """Return the validation batches, one pass in order; nothing if there are no validation data."""
         return self._evaluation_loader("validation")
 
     def test_dataloader(self) -> EvaluationLoader | list[Any]:
-        """Returns the test batches, one pass in order."""
+        """Return the test batches, one pass in order."""
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, name: str) -> EvaluationLoader | list[Any]:
@@ -369,20 +371,20 @@ class VideoTextData(LightningDataModule):
         return self.prefetch if self.prefetch is not None else max(2 * share, share + 2 * self.num_workers)
 
     def _decoding(self) -> Decoding:
-        """Returns who decodes; workers are forked when the first sample is asked for."""
+        """Return who decodes; workers are forked when the first sample is asked for."""
         if self._decoder is None:
-            places, place_bytes = self._places()
+            places, slot_bytes = self._places()
             self._decoder = make_decoding(
                 decode_function({name: data.opened for name, data in self._open.items()}, self.seed),
                 num_workers=self.num_workers,
                 deadline=self.decode_deadline,
                 places=places,
-                place_bytes=place_bytes,
+                slot_bytes=slot_bytes,
             )
         return self._decoder
 
     def _places(self) -> tuple[int, int]:
-        """Returns how many samples of this process may be on their way at one time, and the bytes of the largest."""
+        """Return how many samples of this process may be on their way at one time, and the bytes of the largest."""
         most = max(self.batch_size, *(self.position.plan.batch_sizes if self.position is not None else (0,)))
         clips = max(one.decoder.max_clips for data in self._open.values() for one in data.opened)
         clip_bytes = len(self.clip.frame_numbers) * 3 * self.clip.height * self.clip.width
@@ -404,11 +406,11 @@ class VideoTextData(LightningDataModule):
         return Path(self.trainer.default_root_dir) / name if self.trainer is not None else None
 
     def on_exception(self, exception: BaseException) -> None:
-        """Ends the workers."""
+        """End the workers."""
         self._close_decoder()
 
     def teardown(self, stage: str | None = None) -> None:
-        """Ends the workers and reports what was left out."""
+        """End the workers and reports what was left out."""
         self._close_decoder()
         for name, ledger in self.ledgers.items() if self._processes.rank == 0 else []:
             counts = ledger.counts()

@@ -37,7 +37,7 @@ ConfigType = TypeVar("ConfigType")
 
 
 def save_component(module: nn.Module, folder: str | Path) -> None:
-    """Writes a component folder; it appears whole or not at all, and replaces one of the same name.
+    """Write a component folder; it appears whole or not at all, and replaces one of the same name.
 
     Args:
         module: Has a `config` dataclass that JSON can hold; every process that calls this holds it whole.
@@ -49,7 +49,7 @@ def save_component(module: nn.Module, folder: str | Path) -> None:
 
 @contextmanager
 def new_component(module: nn.Module, folder: str | Path) -> Iterator[Path]:
-    """Writes a component folder but for its weights, which are written within; then the folder appears.
+    """Write a component folder but for its weights, which are written within; then the folder appears.
 
     Args:
         module: As for `save_component`; its parameters are not looked at.
@@ -79,7 +79,7 @@ def new_component(module: nn.Module, folder: str | Path) -> Iterator[Path]:
 
 
 def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType:
-    """Builds the module of a component folder and loads its weights strictly.
+    """Build the module of a component folder and loads its weights strictly.
 
     Args:
         folder: The component folder.
@@ -105,7 +105,7 @@ def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType
 
 
 def read_settings(folder: str | Path, expected: type[nn.Module], config_class: type[ConfigType]) -> ConfigType:
-    """Reads a component's settings without building it.
+    """Read a component's settings without building it.
 
     Args:
         folder: The component folder.
@@ -131,7 +131,7 @@ def _require(actual: type[nn.Module], expected: type[nn.Module], folder: Path) -
 
 
 def load_weights(module: nn.Module, file: str | Path) -> None:
-    """Loads a safetensors file into a module; keys and sizes must be the same.
+    """Load a safetensors file into a module; keys and sizes must be the same.
 
     Raises:
         UserError: Which keys are missing, unexpected or of another size.
@@ -162,7 +162,7 @@ def _load(module: nn.Module, file: Path) -> tuple[list[str], list[str]]:
 
 
 def find_component(run: str | Path, name: str) -> Path:
-    """Finds a component of a run: one that it wrote, or one that it took over from an earlier stage.
+    """Find a component of a run: one that it wrote, or one that it took over from an earlier stage.
 
     Args:
         run: A run folder, or the component folder itself.
@@ -193,7 +193,7 @@ def find_component(run: str | Path, name: str) -> Path:
 
 
 def record_components(run: str | Path, used: dict[str, Path]) -> None:
-    """Writes into a run where the components come from that it uses and does not train, with their content hashes."""
+    """Write into a run where the components come from that it uses and does not train, with their content hashes."""
     run = Path(run)
     record = {
         name: {
@@ -209,19 +209,19 @@ def record_components(run: str | Path, used: dict[str, Path]) -> None:
 
 
 def read_record(run: str | Path) -> dict[str, dict[str, str]]:
-    """Reads what `record_components` wrote; empty if there is nothing."""
+    """Read what `record_components` wrote; empty if there is nothing."""
     file = Path(run) / RECORD_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def weights_sha256(folder: str | Path) -> str:
-    """Returns the SHA-256 of a component's weights, in hexadecimal."""
+    """Return the SHA-256 of a component's weights, in hexadecimal."""
     with (Path(folder) / WEIGHTS_FILE).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _recorded(run: Path, name: str, source: dict[str, str]) -> Path:
-    """Follows a record: from the run, so that runs can be moved together, or to where it was, if only the run moved."""
+    """Follow a record: from the run, so that runs can be moved together, or to where it was, if only the run moved."""
     # The recorded path starts at the run itself, which may have been reached through a link.
     beside = Path(os.path.normpath(run.resolve() / source["folder"]))
     folder = next((path for path in (beside, Path(source.get("absolute", beside))) if _has_weights(path)), None)
@@ -239,7 +239,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _same(run: Path, name: str, folder: Path, source: dict[str, str]) -> Path:
-    """Refuses other weights than the run was made with."""
+    """Refuse other weights than the run was made with."""
     found = weights_sha256(folder) if _has_weights(folder) else "nothing"
     if found != source["sha256"]:
         raise UserError(

@@ -53,15 +53,15 @@ class CheckpointReader:
                 group.update(dict.fromkeys(opened.keys(), opened))
 
     def names(self, group: str) -> set[str]:
-        """Gives the names of the tensors of a group, such as "weights"."""
+        """Return the names of the tensors of a group, such as "weights"."""
         return set(self._files.get(group, {}))
 
     def get(self, group: str, name: str) -> Tensor:
-        """Maps a tensor; it must not be changed."""
+        """Map a tensor; it must not be changed."""
         return self._files[group][name].get_tensor(name)
 
     def state(self) -> dict[str, Any]:
-        """Reads `trainer.pt`.
+        """Read `trainer.pt`.
 
         Raises:
             UserError: It holds something that could run code.
@@ -77,7 +77,7 @@ class CheckpointReader:
 
 
 def require_run_state(reader: CheckpointReader, state: dict[str, Any]) -> None:
-    """Refuses a state that a run cannot go on from.
+    """Refuse a state that a run cannot continue from.
 
     Raises:
         UserError: What it lacks.
@@ -91,7 +91,7 @@ def require_run_state(reader: CheckpointReader, state: dict[str, Any]) -> None:
 
 
 def restore_weights(reader: CheckpointReader, access: TensorAccess) -> None:
-    """Overwrites the trained parameters, the buffers and the frozen parameters that are stored.
+    """Overwrite the trained parameters, the buffers and the frozen parameters that are stored.
 
     Raises:
         UserError: A tensor is missing, left over or of another size.
@@ -111,7 +111,7 @@ def restore_weights(reader: CheckpointReader, access: TensorAccess) -> None:
 
 
 def restore_optimizers(reader: CheckpointReader, access: TensorAccess, stored: dict[str, dict[str, Any]]) -> None:
-    """Sets all optimizer states.
+    """Set all optimizer states.
 
     Args:
         reader: The checkpoint.
@@ -133,7 +133,7 @@ def restore_optimizers(reader: CheckpointReader, access: TensorAccess, stored: d
 
 
 def optimizer_record(access: TensorAccess) -> dict[str, dict[str, Any]]:
-    """Says in plain data which states of which optimizer a checkpoint holds, for `restore_optimizers`."""
+    """Return in plain data which states of which optimizer a checkpoint holds, for `restore_optimizers`."""
     return {
         name: {"optimizer": entry.optimizer, "states": list(entry.states)}
         for name, entry in access.optimizer_entries().items()
@@ -141,7 +141,7 @@ def optimizer_record(access: TensorAccess) -> dict[str, dict[str, Any]]:
 
 
 def check_names(folder: Path, stored: set[str], wanted: set[str]) -> None:
-    """Refuses a checkpoint with other tensors than wanted.
+    """Refuse a checkpoint with other tensors than wanted.
 
     Raises:
         UserError: Which are missing or left over.
@@ -153,7 +153,7 @@ def check_names(folder: Path, stored: set[str], wanted: set[str]) -> None:
 
 def _misfit(folder: Path, problems: Mapping[str, Sequence[str]]) -> UserError:
     lines = [f"{what}: {_shorten(names)}" for what, names in problems.items() if names]
-    advice = "go on with the settings it was trained with, or start a new run"
+    advice = "continue with the settings it was trained with, or start a new run"
     return UserError("\n".join([f"{folder} does not fit this run", *lines, advice]))
 
 
@@ -167,5 +167,5 @@ def _open(file: Path) -> Any:
         return safe_open(str(file), "pt", device="cpu").__enter__()
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{file} cannot be read as safetensors: {error}\nremove this checkpoint to go on from the one before it"
+            f"{file} cannot be read as safetensors: {error}\nremove this checkpoint to continue from the one before it"
         ) from error

@@ -44,35 +44,35 @@ class TensorAccess(Protocol):
     """What the optimizer steps on this rank; copies of it may be kept, such as averages."""
 
     def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
-        """Gives a trained parameter, taken from copies of `masters`, to the rank `owner`; all ranks call it."""
+        """Return a trained parameter, taken from copies of `masters`, to the rank `owner`; all ranks call it."""
         ...
 
     def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
-        """Overwrites a trained parameter in copies of `masters`; every rank gives the whole value."""
+        """Overwrite a trained parameter in copies of `masters`; every rank gives the whole value."""
         ...
 
     def spec(self, tensor: Tensor) -> TensorSpec:
-        """Says how a tensor of the stage is stored."""
+        """Return how a tensor of the stage is stored."""
         ...
 
     def read(self, tensor: Tensor, owner: int) -> Tensor | None:
-        """Gives a tensor of the stage to the rank `owner`; all ranks call it together."""
+        """Return a tensor of the stage to the rank `owner`; all ranks call it together."""
         ...
 
     def write(self, tensor: Tensor, value: Tensor) -> None:
-        """Overwrites a tensor of the stage; every rank gives the whole value."""
+        """Overwrite a tensor of the stage; every rank gives the whole value."""
         ...
 
     def optimizer_entries(self) -> dict[str, OptimizerEntry]:
-        """Says by parameter which optimizer it has and which states that keeps now."""
+        """Return by parameter which optimizer it has and which states that keeps now."""
         ...
 
     def read_state(self, name: str, key: str, owner: int) -> Tensor | None:
-        """Gives an optimizer state to the rank `owner`; all ranks call it together."""
+        """Return an optimizer state to the rank `owner`; all ranks call it together."""
         ...
 
     def write_states(self, name: str, values: dict[str, Tensor]) -> None:
-        """Sets all optimizer states of a parameter; every rank gives the whole values."""
+        """Set all optimizer states of a parameter; every rank gives the whole values."""
         ...
 
     def flush(self) -> None:
@@ -101,7 +101,7 @@ class CheckpointNotWritten(UserError):
 
 
 def stage_entries(access: TensorAccess) -> list[Entry]:
-    """Lists the tensors of a stage and of its optimizers."""
+    """List the tensors of a stage and of its optimizers."""
     entries = [
         Entry("weights", name, access.spec(value), partial(access.read, value))
         for name, value in access.tensors.weights.items()
@@ -121,7 +121,7 @@ def save_folder(
     about: dict[str, Any],
     ranks: Ranks,
 ) -> None:
-    """Writes a checkpoint; all ranks call it together.
+    """Write a checkpoint; all ranks call it together.
 
     Args:
         folder: Where it appears when it is whole.
@@ -152,7 +152,7 @@ def save_folder(
 
 
 def write_tensors(folder: Path, entries: Sequence[Entry], ranks: Ranks) -> dict[str, FileRecord | OSError]:
-    """Writes this rank's share of the tensors, and takes part in gathering those of the others.
+    """Write this rank's share of the tensors, and takes part in gathering those of the others.
 
     Returns:
         This rank's files, or what went wrong with them.
@@ -177,7 +177,7 @@ def write_tensors(folder: Path, entries: Sequence[Entry], ranks: Ranks) -> dict[
 
 
 def share_out(sizes: Sequence[int], num_ranks: int) -> list[int]:
-    """Gives each tensor to a rank, so that all write about as much: the largest first, to whom has least.
+    """Return each tensor to a rank, so that all write about as much: the largest first, to whom has least.
 
     >>> share_out([4, 1, 3, 2], 2)
     [0, 0, 1, 1]
@@ -192,7 +192,7 @@ def share_out(sizes: Sequence[int], num_ranks: int) -> list[int]:
 
 
 def plain_bytes(state: dict[str, Any]) -> bytes:
-    """Serialises plain data: what can be read again without running code.
+    """Serialise plain data: what can be read again without running code.
 
     Raises:
         UserError: Which entry holds anything else.
@@ -240,7 +240,7 @@ def _put_in_place(unfinished: Path, folder: Path) -> None:
 
 
 def _together(ranks: Ranks, unfinished: Path, action: Callable[[], None]) -> None:
-    """Runs an action on all ranks and raises on all what went wrong on one."""
+    """Run an action on all ranks and raises on all what went wrong on one."""
     failure: Exception | None = None
     try:
         action()

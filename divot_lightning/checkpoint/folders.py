@@ -11,12 +11,12 @@ CHECKPOINTS = "checkpoints"
 
 
 def checkpoint_name(step: int) -> str:
-    """Give the name of the folder with the checkpoint taken after `step` optimizer steps."""
+    """Return the name of the folder with the checkpoint taken after `step` optimizer steps."""
     return f"step_{step:08d}"
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """Give the number of optimizer steps behind a checkpoint.
+    """Return the number of optimizer steps behind a checkpoint.
 
     Example:
         >>> checkpoint_step(Path("checkpoints/step_00000200"))
@@ -26,7 +26,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 class Choice(NamedTuple):
-    """Where a run goes on from.
+    """Where a run continues from.
 
     Attributes:
         checkpoint: The newest whole checkpoint; None where the run has none at all.
@@ -37,7 +37,7 @@ class Choice(NamedTuple):
     damaged: list[str]
 
     def warnings(self) -> str:
-        """Give what to tell a user, in lines; empty where nothing is damaged."""
+        """Return what to tell a user, in lines; empty where nothing is damaged."""
         return "".join(
             f"WARNING: {sentence}\n         the checkpoint before it is taken: {self.checkpoint}\n"
             for sentence in self.damaged
@@ -45,23 +45,23 @@ class Choice(NamedTuple):
 
 
 def all_checkpoints(run: Path) -> list[Path]:
-    """Give the folders with names of checkpoints, whole or not, the newest first."""
+    """Return the folders with names of checkpoints, whole or not, the newest first."""
     found = [path for path in (run / CHECKPOINTS).glob("step_*") if path.name.removeprefix("step_").isdecimal()]
     return sorted(found, key=checkpoint_step, reverse=True)
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
-    """Give the checkpoints that were written to their end, the newest first."""
+    """Return the checkpoints that were written to their end, the newest first."""
     return [path for path in all_checkpoints(run) if is_complete(path)]
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """Give the newest checkpoint that was written to its end, or None."""
+    """Return the newest checkpoint that was written to its end, or None."""
     return next(iter(complete_checkpoints(run)), None)
 
 
 def choose_checkpoint(run: Path) -> Choice:
-    """Choose what a run goes on from: its newest checkpoint, or the newest whole one where later ones are damaged.
+    """Choose what a run continues from: its newest checkpoint, or the newest whole one where later ones are damaged.
 
     A checkpoint gets its name when it is whole, so one that is not was damaged since, as by a copy that was cut short.
 
@@ -80,10 +80,10 @@ def choose_checkpoint(run: Path) -> Choice:
 
 
 def what_to_do(damaged: Path) -> str:
-    """Say what to do about a damaged checkpoint: it depends on whether the run has another one."""
+    """Return what to do about a damaged checkpoint: it depends on whether the run has another one."""
     run = damaged.parent.parent
     if any(other != damaged for other in complete_checkpoints(run)):
-        return "copy it again, or remove this folder to go on from the checkpoint before it"
+        return "copy it again, or remove this folder to continue from the checkpoint before it"
     return (
         "it is the only checkpoint: copy it again from where it is whole\n"
         f"to give the run up and begin it at step 0: remove {run / CHECKPOINTS}"

@@ -31,7 +31,7 @@ class FileRecord:
 
 
 def write_manifest(folder: Path, files: dict[str, FileRecord], about: dict[str, Any]) -> None:
-    """Completes a folder: all that is in it is on the disk when the manifest is.
+    """Complete a folder: all that is in it is on the disk when the manifest is.
 
     Args:
         folder: Holds the files already.
@@ -47,7 +47,7 @@ def write_manifest(folder: Path, files: dict[str, FileRecord], about: dict[str, 
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Reads a manifest.
+    """Read a manifest.
 
     Returns:
         Its content, "files" as `FileRecord` by name; None where there is none that can be read.
@@ -61,7 +61,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def find_missing(folder: Path) -> list[str]:
-    """Compares the sizes of a checkpoint's files with its manifest; contents are compared when it is loaded.
+    """Compare the sizes of a checkpoint's files with its manifest; contents are compared when it is loaded.
 
     Returns:
         A sentence per file that is missing or has another size; empty for a checkpoint written to its end.
@@ -74,7 +74,7 @@ def find_missing(folder: Path) -> list[str]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Tells whether a checkpoint was written to its end: its manifest is there and all files have their sizes.
+    """Return whether a checkpoint was written to its end: its manifest is there and all files have their sizes.
 
     Contents are compared only when a checkpoint is loaded, since that means reading all of it.
     """
@@ -82,7 +82,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def require_manifest(folder: Path) -> dict[str, Any]:
-    """Reads the manifest of a checkpoint that is about to be loaded.
+    """Read the manifest of a checkpoint that is about to be loaded.
 
     Raises:
         UserError: The folder is no complete checkpoint, or one of another format.
@@ -96,13 +96,13 @@ def require_manifest(folder: Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT:
         raise UserError(
             f"{folder} has format {manifest['format']}, this version reads format {FORMAT}\n"
-            "go on with the version of divot-lightning that wrote it"
+            "continue with the version of divot-lightning that wrote it"
         )
     return manifest
 
 
 def find_damage(folder: Path, files: dict[str, FileRecord]) -> list[str]:
-    """Compares files with their records.
+    """Compare files with their records.
 
     Args:
         folder: The checkpoint.
@@ -122,13 +122,13 @@ def find_damage(folder: Path, files: dict[str, FileRecord]) -> list[str]:
 
 
 def file_sha256(file: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk, which `fsync` of the files alone does not."""
+    """Bring the names in a folder to the disk, which `fsync` of the files alone does not."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,7 @@ class KnowsSources(Protocol):
     """A stage that says where its frozen weights come from."""
 
     def frozen_sources(self) -> Mapping[str, str | Path]:
-        """Returns folders by module path, such as `{"video_llm.language_model": "models/mistral-7b"}`."""
+        """Return folders by module path, such as `{"video_llm.language_model": "models/mistral-7b"}`."""
         ...
 
 
@@ -45,7 +45,7 @@ class ModuleTensors:
 
 
 def sort_tensors(stage: nn.Module) -> ModuleTensors:
-    """Sorts the tensors of a stage.
+    """Sort the tensors of a stage.
 
     Raises:
         UserError: A module keeps state that is no tensor.
@@ -64,7 +64,7 @@ def sort_tensors(stage: nn.Module) -> ModuleTensors:
 
 
 def frozen_sources(stage: nn.Module) -> dict[str, str]:
-    """Gives the folders that frozen weights came from, by module path.
+    """Return the folders that frozen weights came from, by module path.
 
     A stage without `frozen_sources` is asked for its `used_components`: those that are modules of it.
     """
@@ -75,12 +75,12 @@ def frozen_sources(stage: nn.Module) -> dict[str, str]:
 
 
 def full_shape(tensor: Tensor) -> tuple[int, ...]:
-    """Gives the shape of a whole tensor, which ZeRO-3 keeps besides the partition."""
+    """Return the shape of a whole tensor, which ZeRO-3 keeps besides the partition."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def copy_into(target: Tensor, value: Tensor) -> None:
-    """Overwrites a tensor in place, in its own dtype and on its own device."""
+    """Overwrite a tensor in place, in its own dtype and on its own device."""
     with torch.no_grad():
         target.copy_(value)
 

@@ -30,7 +30,7 @@ class OptimizerEntry(NamedTuple):
 
 
 def leaf_optimizers(optimizers: Iterable[Any]) -> list[Optimizer]:
-    """Gives the optimizers that keep states: a joint optimizer has `parts`.
+    """Return the optimizers that keep states: a joint optimizer has `parts`.
 
     Args:
         optimizers: Optimizers, perhaps wrapped by Lightning.
@@ -40,7 +40,7 @@ def leaf_optimizers(optimizers: Iterable[Any]) -> list[Optimizer]:
 
 
 def family(optimizer: Optimizer) -> str:
-    """Names the optimizer whose states these are.
+    """Return the optimizer whose states these are.
 
     >>> import torch
     >>> family(torch.optim.Adam([torch.zeros(1, requires_grad=True)]))
@@ -51,7 +51,7 @@ def family(optimizer: Optimizer) -> str:
 
 
 def check_families(stored: dict[str, str], live: dict[str, str]) -> None:
-    """Refuses states of one optimizer for another one.
+    """Refuse states of one optimizer for another one.
 
     Args:
         stored: Family by parameter in the checkpoint.
@@ -65,12 +65,12 @@ def check_families(stored: dict[str, str], live: dict[str, str]) -> None:
             raise UserError(
                 f"the checkpoint has {stored.get(name, 'no')} states for {name}, "
                 f"but this run trains it with {live.get(name, 'no optimizer')}\n"
-                "go on with the optimizer it was trained with (such as --model.optimizer.name), or start a new run"
+                "continue with the optimizer it was trained with (such as --model.optimizer.name), or start a new run"
             )
 
 
 def restore_schedulers(configs: Sequence[LRSchedulerConfig], states: Sequence[dict[str, Any]]) -> None:
-    """Puts schedules where they stood.
+    """Put schedules where they stood.
 
     For a schedule that is a function of the step (all of ours) the rates follow from the settings of this run. Any
     other schedule carries its rates along from step to step; those continue.
@@ -85,7 +85,7 @@ def restore_schedulers(configs: Sequence[LRSchedulerConfig], states: Sequence[di
     if len(configs) != len(states):
         raise UserError(
             f"the checkpoint has {len(states)} learning-rate schedules, this run has {len(configs)}\n"
-            "go on with as many as before, or start a new run"
+            "continue with as many as before, or start a new run"
         )
     for config, state in zip(configs, states, strict=True):
         scheduler = config.scheduler

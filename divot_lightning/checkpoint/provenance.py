@@ -1,4 +1,4 @@
-"""Where frozen weights came from: recorded instead of stored, and verified before a run goes on."""
+"""Where frozen weights came from: recorded instead of stored, and verified before a run continues."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ class Digest(NamedTuple):
 
 
 def describe_frozen(tensors: ModuleTensors, read: ReadTensor, ranks: Ranks) -> dict[str, dict[str, Any]]:
-    """Hashes the frozen modules of a stage that came from folders; each rank hashes its share of the tensors.
+    """Hash the frozen modules of a stage that came from folders; each rank hashes its share of the tensors.
 
     The result does not depend on how tensors are sharded or in which order they stand.
 
@@ -70,7 +70,7 @@ def describe_frozen(tensors: ModuleTensors, read: ReadTensor, ranks: Ranks) -> d
 
 
 def digest(tensor: Tensor) -> Digest:
-    """Hashes a tensor.
+    """Hash a tensor.
 
     >>> value = torch.tensor([1.0, 2.0])
     >>> digest(value).rounded == digest(value.bfloat16()).exact
@@ -83,7 +83,7 @@ def digest(tensor: Tensor) -> Digest:
 
 
 def verify_frozen(stored: dict[str, dict[str, Any]], live: dict[str, dict[str, Any]]) -> None:
-    """Compares the frozen modules of a run with those its checkpoint was made with.
+    """Compare the frozen modules of a run with those its checkpoint was made with.
 
     Args:
         stored: From the checkpoint.
@@ -98,7 +98,7 @@ def verify_frozen(stored: dict[str, dict[str, Any]], live: dict[str, dict[str, A
             there = "is not frozen in the checkpoint" if then is None else "was frozen and is not any more"
             raise UserError(
                 f"{module} {there}, so its weights cannot be restored\n"
-                "go on with the settings it was trained with, or start a new run"
+                "continue with the settings it was trained with, or start a new run"
             )
         key = "sha256" if then["precision"] == now["precision"] else "sha256_bfloat16"
         if then[key] != now[key]:
@@ -138,7 +138,7 @@ class FrozenRecord:
 
 
 def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
-    """Reads what a checkpoint recorded."""
+    """Read what a checkpoint recorded."""
     content: dict[str, dict[str, Any]] = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     return content
 

@@ -18,7 +18,7 @@ def steps_to_remove(
     keep_best: int,
     mode: Literal["min", "max"],
 ) -> list[int]:
-    """Chooses the checkpoints to remove: those that none of the rules keeps.
+    """Choose the checkpoints to remove: those that none of the rules keeps.
 
     Args:
         steps: Steps that have a checkpoint.
@@ -41,7 +41,7 @@ def steps_to_remove(
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a checkpoint; under its own name it is there whole or not at all."""
+    """Remove a checkpoint; under its own name it is there whole or not at all."""
     removing = folder.with_name(f".{folder.name}.removing")
     shutil.rmtree(removing, ignore_errors=True)
     folder.rename(removing)
@@ -49,14 +49,14 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """Removes what a killed process left of saving or removing."""
+    """Remove what a killed process left of saving or removing."""
     for pattern in (".step_*.unfinished", ".step_*.removing"):
         for folder in checkpoints.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_scores(checkpoints: Path) -> dict[int, float]:
-    """Reads the scores that were measured at checkpoints; empty where there are none."""
+    """Read the scores that were measured at checkpoints; empty where there are none."""
     try:
         return {int(step): float(score) for step, score in json.loads((checkpoints / SCORES).read_text()).items()}
     except (OSError, ValueError, AttributeError):
@@ -64,7 +64,7 @@ def read_scores(checkpoints: Path) -> dict[int, float]:
 
 
 def write_score(checkpoints: Path, step: int, score: float) -> None:
-    """Adds the score of a checkpoint, which is measured after the checkpoint is written."""
+    """Add the score of a checkpoint, which is measured after the checkpoint is written."""
     scores = {**read_scores(checkpoints), step: score}
     unfinished = checkpoints / f".{SCORES}.unfinished"
     unfinished.write_text(json.dumps(scores) + "\n", encoding="utf-8")

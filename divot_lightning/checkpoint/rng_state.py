@@ -27,11 +27,11 @@ class RandomStates(Callback):
         self._next: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the states with which the next training step starts, of all ranks."""
+        """Add the states with which the next training step starts, of all ranks."""
         checkpoint["random_states"] = Ranks.all().gather(self._next or random_state())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes this rank's state."""
+        """Take this rank's state."""
         states = checkpoint.get("random_states", [])
         if len(states) == trainer.world_size:
             self._next = states[trainer.global_rank]
@@ -41,19 +41,19 @@ class RandomStates(Callback):
             self._next = fresh_state(seed, checkpoint["global_step"], trainer.global_rank)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Goes on where the last training step ended."""
+        """Continue where the last training step ended."""
         if self._next is not None:
             set_random_state(self._next)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Remembers where this training step ended."""
+        """Remember where this training step ended."""
         self._next = random_state()
 
 
 def random_state() -> dict[str, Any]:
-    """Gives the states of this process's generators as plain data: python, numpy, torch, and its CUDA device's."""
+    """Return the states of this process's generators as plain data: python, numpy, torch, and its CUDA device's."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
     assert name == "MT19937"
@@ -66,7 +66,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Sets this process's generators to what `random_state` gave."""
+    """Set this process's generators to what `random_state` gave."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     keys, position, has_gauss, cached = state["numpy"]
@@ -77,7 +77,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def fresh_state(seed: int, step: int, rank: int) -> dict[str, Any]:
-    """Gives states that depend on nothing but a seed, a step and a rank; this process's own stay as they are."""
+    """Return states that depend on nothing but a seed, a step and a rank; this process's own stay as they are."""
     kept = random_state()
     words = np.random.SeedSequence([seed, step, rank]).generate_state(3, np.uint64)
     random.seed(int(words[0]))

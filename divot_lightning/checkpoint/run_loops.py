@@ -37,7 +37,7 @@ class LoggedStepLoop(_TrainingEpochLoop):
         self.owes_validation = False
 
     def on_save_checkpoint(self) -> dict[str, Any]:
-        """Give what checkpoints hold."""
+        """Return what checkpoints hold."""
         return {**super().on_save_checkpoint(), "owes_validation": self.owes_validation}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ class ResumingFitLoop(_FitLoop):
 
 
 def use_resuming_loops(trainer: Trainer) -> None:
-    """Replaces the training loops of a trainer that was just built."""
+    """Replace the training loops of a trainer that was just built."""
     former = trainer.fit_loop
     trainer.fit_loop = ResumingFitLoop(trainer, min_epochs=former.min_epochs, max_epochs=former.max_epochs)
     trainer.fit_loop.epoch_loop = LoggedStepLoop(trainer, min_steps=former.min_steps, max_steps=former.max_steps)

@@ -36,7 +36,7 @@ _FROZEN: WeakKeyDictionary[LightningModule, FrozenRecord] = WeakKeyDictionary()
 
 
 def save_run(strategy: Strategy, access: TensorAccess, checkpoint: dict[str, Any], folder: Path, ranks: Ranks) -> None:
-    """Writes a checkpoint folder; all of `ranks` call it together.
+    """Write a checkpoint folder; all of `ranks` call it together.
 
     Args:
         strategy: Holds stage and trainer.
@@ -68,7 +68,7 @@ def save_run(strategy: Strategy, access: TensorAccess, checkpoint: dict[str, Any
 
 
 def load_run(strategy: Strategy, access: TensorAccess, folder: Path, ranks: Ranks) -> tuple[CheckpointReader, Any]:
-    """Verifies a checkpoint folder and restores all weights of the stage.
+    """Verify a checkpoint folder and restores all weights of the stage.
 
     Returns:
         The checkpoint, and Lightning's dictionary without tensors of the stage and its optimizers.
@@ -87,14 +87,14 @@ def load_run(strategy: Strategy, access: TensorAccess, folder: Path, ranks: Rank
 
 
 def restore_training(strategy: Strategy, access: TensorAccess, reader: CheckpointReader, state: dict[str, Any]) -> None:
-    """Restores optimizers and schedules, once they exist."""
+    """Restore optimizers and schedules, once they exist."""
     restore_optimizers(reader, access, state["layout"]["optimizer"])
     access.flush()
     restore_schedulers(_stage(strategy).trainer.lr_scheduler_configs, state["lr_schedulers"])
 
 
 def rescale_batches(state: dict[str, Any], trainer: Trainer) -> None:
-    """Counts batches anew where a step has another number of them than before; checkpoints stand between steps."""
+    """Count batches anew where a step has another number of them than before; checkpoints stand between steps."""
     then, now = state["layout"]["accumulate_grad_batches"], trainer.accumulate_grad_batches
     if then == now or "loops" not in state:
         return
@@ -120,11 +120,11 @@ class FolderCheckpointIO(CheckpointIO):
         self.failure: CheckpointNotWritten | None = None
 
     def tensor_access(self) -> WholeTensors:
-        """Gives access to the tensors of the stage and its optimizers by name."""
+        """Return access to the tensors of the stage and its optimizers by name."""
         return WholeTensors(sort_tensors(_stage(self.strategy)), self.strategy.optimizers)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Writes a folder."""
+        """Write a folder."""
         try:
             save_run(self.strategy, self.tensor_access(), checkpoint, Path(path), Ranks())
         except CheckpointNotWritten as failure:
@@ -135,7 +135,7 @@ class FolderCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Restores the stage from a folder; optimizers follow when Lightning asks for them."""
+        """Restore the stage from a folder; optimizers follow when Lightning asks for them."""
         reader, state = load_run(self.strategy, self.tensor_access(), Path(path), Ranks.all())
         later = _Later(lambda: restore_training(self.strategy, self.tensor_access(), reader, state))
         stage = _stage(self.strategy)
@@ -149,7 +149,7 @@ class FolderCheckpointIO(CheckpointIO):
         }
 
     def remove_checkpoint(self, path: _PATH) -> None:
-        """Removes a folder so that it is never seen half removed."""
+        """Remove a folder so that it is never seen half removed."""
         from divot_lightning.checkpoint.retention import remove_folder
 
         remove_folder(Path(path))
@@ -167,7 +167,7 @@ class _Later:
 
 
 def use_checkpoint_folders(trainer: Trainer) -> None:
-    """Makes a trainer, just built, save checkpoint folders when a step is logged, and go on from them.
+    """Make a trainer, just built, save checkpoint folders when a step is logged, and continue from them.
 
     Raises:
         UserError: Its strategy has checkpoints of its own.
@@ -180,13 +180,13 @@ def use_checkpoint_folders(trainer: Trainer) -> None:
         strategy.checkpoint_io = FolderCheckpointIO(strategy)
     else:
         raise UserError(
-            f"--trainer.strategy {type(strategy).__name__} has checkpoints that divot resume cannot go on from\n"
+            f"--trainer.strategy {type(strategy).__name__} has checkpoints that divot resume cannot continue from\n"
             "choose auto, ddp, divot_zero1, divot_zero2 or divot_zero3"
         )
 
 
 def save_together(trainer: Trainer, folder: Path) -> None:
-    """Saves a checkpoint; all ranks call it together.
+    """Save a checkpoint; all ranks call it together.
 
     Raises:
         CheckpointNotWritten: On all ranks, if one of them could not write.
@@ -203,13 +203,13 @@ def save_together(trainer: Trainer, folder: Path) -> None:
 
 
 def tensor_access(strategy: Strategy) -> TensorAccess:
-    """Gives access to the tensors of a stage and its optimizers by name, for a strategy with checkpoint folders."""
+    """Return access to the tensors of a stage and its optimizers by name, for a strategy with checkpoint folders."""
     access: TensorAccess = _keeper(strategy).tensor_access()
     return access
 
 
 def is_fitting(strategy: Strategy) -> bool:
-    """Tells training, which needs optimizers, from measuring."""
+    """Return training, which needs optimizers, from measuring."""
     return _stage(strategy).trainer.state.fn == TrainerFn.FITTING
 
 

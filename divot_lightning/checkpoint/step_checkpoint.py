@@ -29,7 +29,7 @@ from divot_lightning.errors import UserError
 
 
 @dataclass
-class CheckpointSettings:
+class CheckpointConfig:
     """When a run's state is saved, and which checkpoints stay.
 
     Attributes:
@@ -53,7 +53,7 @@ class CheckpointSettings:
     on_full_disk: Literal["continue", "stop"] = "stop"
 
     def __post_init__(self) -> None:
-        """Refuses numbers that make no sense."""
+        """Refuse numbers that make no sense."""
         for name, least in (("every_steps", 1), ("keep_last", 1), ("keep_every", 1), ("keep_best", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -68,24 +68,24 @@ class StepCheckpoint(Checkpoint):
         settings: When to save and what to keep.
     """
 
-    def __init__(self, run: Path, settings: CheckpointSettings) -> None:
+    def __init__(self, run: Path, settings: CheckpointConfig) -> None:
         self.folder = run / CHECKPOINTS
         self.run = run
         self.settings = settings
         self.saved_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clears away what a killed process left; what the run goes on from is not saved again."""
+        """Clear away what a killed process left; what the run continues from is not saved again."""
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes what the run goes on from, which a validation that is made up for need not save again."""
+        """Record what the run continues from, which a validation that is made up for need not save again."""
         self.saved_step = checkpoint["global_step"]
 
     def on_step_logged(self, trainer: Trainer) -> None:
-        """Saves when it is time: before a validation, which may take long, and which a resume makes up for."""
+        """Save when it is time: before a validation, which may take long, and which a resume makes up for."""
         scored = self.settings.keep_best > 0 and trainer.fit_loop.epoch_loop.owes_validation  # type: ignore[attr-defined]
         # Lightning would count the step twice if it were saved at the very end, and the run trained for longer then.
         last = 0 < trainer.estimated_stepping_batches <= trainer.global_step
@@ -93,7 +93,7 @@ class StepCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the metric for the checkpoint of this step, which is taken now if there is none."""
+        """Record the metric for the checkpoint of this step, which is taken now if there is none."""
         if not self.settings.keep_best or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         score = trainer.callback_metrics.get(self.settings.metric)
@@ -108,11 +108,11 @@ class StepCheckpoint(Checkpoint):
             self._remove_others()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last step of a run that ended before its time, as by early stopping."""
+        """Save the last step of a run that ended before its time, as by early stopping."""
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Saves the current step, once; all ranks call it together.
+        """Save the current step, once; all ranks call it together.
 
         Raises:
             CheckpointNotWritten: It could not be written, and `on_full_disk` says stop.
@@ -126,7 +126,7 @@ class StepCheckpoint(Checkpoint):
         except CheckpointNotWritten as failure:
             if self.settings.on_full_disk == "stop":
                 raise
-            _warn(f"step {step} goes on without a checkpoint: {failure}\n")
+            _warn(f"step {step} continues without a checkpoint: {failure}\n")
             return
         if trainer.is_global_zero:
             self._remove_others()

@@ -46,7 +46,7 @@ class TensorSpec(NamedTuple):
 class TensorFile:
     """A safetensors file that is being written; an `OSError`, such as a full disk, is kept and all else ignored then.
 
-    Keeping it lets a process go on taking part in gathering tensors for the others, which would wait for it otherwise.
+    Keeping it lets a process continue taking part in gathering tensors for the others, which would wait for it otherwise.
 
     Args:
         path: The file.
@@ -69,14 +69,14 @@ class TensorFile:
         self._put(self._header())
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Appends a tensor; it must be the next one of `order` and be as announced."""
+        """Append a tensor; it must be the next one of `order` and be as announced."""
         assert name == self.order[len(self._written)], f"{name} is not the next tensor of {self.path.name}"
         assert self.specs[name] == (tensor.dtype, tuple(tensor.shape)), f"{name} is not as announced"
         self._written.append(name)
         self._put(tensor_bytes(tensor))
 
     def close(self) -> FileRecord | OSError:
-        """Brings the file to the disk.
+        """Bring the file to the disk.
 
         Returns:
             Its size and hash, or what went wrong.
@@ -121,7 +121,7 @@ class TensorFile:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """Gives the content of a tensor, copied to the CPU where it is elsewhere.
+    """Return the content of a tensor, copied to the CPU where it is elsewhere.
 
     >>> list(tensor_bytes(torch.tensor([1, 2], dtype=torch.int16)))
     [1, 0, 2, 0]

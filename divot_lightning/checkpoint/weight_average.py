@@ -30,7 +30,7 @@ class WeightAverage(Callback):
     Args:
         decay: Share of the old average that stays at a step. The first steps count more, as (1 + n) / (10 + n) at step
             n, so that the untrained weights are soon forgotten.
-        use: Validate, test and hand on the averaged weights; without it they are only kept in checkpoints.
+        use: Validate, test and export the averaged weights; without it they are only kept in checkpoints.
     """
 
     def __init__(self, decay: float = 0.999, use: bool = True) -> None:
@@ -45,7 +45,7 @@ class WeightAverage(Callback):
         self._step = 0
 
     def entries(self, access: TensorAccess) -> list[Entry]:
-        """Lists what a checkpoint stores."""
+        """List what a checkpoint stores."""
         return [
             Entry(
                 GROUP,
@@ -57,11 +57,11 @@ class WeightAverage(Callback):
         ]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes the checkpoint, whose averages are read when there is a place for them."""
+        """Record the checkpoint, whose averages are read when there is a place for them."""
         self._reader = checkpoint.get("checkpoint_reader")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts with the weights as they are, or with the averages of the checkpoint."""
+        """Start with the weights as they are, or with the averages of the checkpoint."""
         access = self._access = tensor_access(trainer.strategy)
         self.averages = [master.detach().to(torch.float32, copy=True) for master in access.masters]
         self._step = trainer.global_step
@@ -78,7 +78,7 @@ class WeightAverage(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Averages when an optimizer step is done."""
+        """Average when an optimizer step is done."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -86,24 +86,24 @@ class WeightAverage(Callback):
         average(self.averages, self._access.masters, step=self._step, decay=self.decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the averaged weights into the model."""
+        """Put the averaged weights into the model."""
         self._put_in(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the trained weights back."""
+        """Put the trained weights back."""
         self._put_back()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the averaged weights into the model."""
+        """Put the averaged weights into the model."""
         self._put_in(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Puts the trained weights back, which a checkpoint may be taken of."""
+        """Put the trained weights back, which a checkpoint may be taken of."""
         self._put_back()
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Puts the averaged weights into the model for a while; all ranks do it together."""
+        """Put the averaged weights into the model for a while; all ranks do it together."""
         self._hold()
         try:
             yield
@@ -137,7 +137,7 @@ class WeightAverage(Callback):
 
 @contextmanager
 def averaged_weights(trainer: Trainer) -> Iterator[None]:
-    """Puts averaged weights into the model if the run averages them and shall use them; all ranks do it together."""
+    """Put averaged weights into the model if the run averages them and shall use them; all ranks do it together."""
     found = _average_in_use(trainer)
     if found is None:
         yield
@@ -147,7 +147,7 @@ def averaged_weights(trainer: Trainer) -> Iterator[None]:
 
 
 def hands_on_average(trainer: Trainer) -> bool:
-    """Tells whether `averaged_weights` puts averaged weights into the model."""
+    """Return whether `averaged_weights` puts averaged weights into the model."""
     return _average_in_use(trainer) is not None
 
 
@@ -158,7 +158,7 @@ def _average_in_use(trainer: Trainer) -> WeightAverage | None:
 
 @torch.no_grad()
 def average(averages: Sequence[Tensor], values: Sequence[Tensor], *, step: int, decay: float) -> None:
-    """Moves averages towards values, in place.
+    """Move averages towards values, in place.
 
     Args:
         averages: Float32.

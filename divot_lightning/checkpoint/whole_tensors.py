@@ -32,27 +32,27 @@ class WholeTensors:
         }
 
     def spec(self, tensor: Tensor) -> TensorSpec:
-        """Says how a tensor is stored."""
+        """Return how a tensor is stored."""
         return TensorSpec(tensor.dtype, tuple(tensor.shape))
 
     def read(self, tensor: Tensor, owner: int) -> Tensor:
-        """Gives a tensor of the stage; only the process that writes it, `owner`, needs it."""
+        """Return a tensor of the stage; only the process that writes it, `owner`, needs it."""
         return tensor.detach()
 
     def write(self, tensor: Tensor, value: Tensor) -> None:
-        """Overwrites a tensor of the stage."""
+        """Overwrite a tensor of the stage."""
         copy_into(tensor, value)
 
     def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor:
-        """Gives a parameter taken from copies of `masters`; `owner` as for `read`."""
+        """Return a parameter taken from copies of `masters`; `owner` as for `read`."""
         return copies[self._number[name]].detach()
 
     def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
-        """Overwrites a parameter in copies of `masters`."""
+        """Overwrite a parameter in copies of `masters`."""
         copy_into(copies[self._number[name]], value)
 
     def optimizer_entries(self) -> dict[str, OptimizerEntry]:
-        """Says by parameter which optimizer it has and which states that keeps now."""
+        """Return by parameter which optimizer it has and which states that keeps now."""
         entries = {}
         for name, parameter in self.tensors.trained.items():
             optimizer = self._owner.get(id(parameter))
@@ -62,11 +62,11 @@ class WholeTensors:
         return entries
 
     def read_state(self, name: str, key: str, owner: int) -> Tensor:
-        """Gives an optimizer state; arguments as for `read`."""
+        """Return an optimizer state; arguments as for `read`."""
         return _as_tensor(self._state(self.tensors.trained[name])[key]).detach()
 
     def write_states(self, name: str, values: dict[str, Tensor]) -> None:
-        """Sets all optimizer states of a parameter."""
+        """Set all optimizer states of a parameter."""
         parameter = self.tensors.trained[name]
         optimizer = self._owner[id(parameter)]
         group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))

@@ -14,7 +14,7 @@ DESCRIPTION = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the options."""
+    """Return the options."""
     options = argparse.ArgumentParser(prog="divot ablate", description=DESCRIPTION)
     options.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe, such as ablations/heads")
     options.add_argument("--folder", help="for everything (default: runs/ablations/<name of the recipe>)")
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot ablate`.

@@ -10,7 +10,7 @@ from divot_lightning.io.printing import printable
 
 
 def parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot ask",
         description="Answer questions about videos or pictures with a run's video LLM; without a question, describe "
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot ask`.
@@ -39,9 +39,9 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if args.max_clips < 1:
         raise UserError(f"--max-clips is {args.max_clips}; it must be at least 1")
-    from divot_lightning.inference.ask import Asker
+    from divot_lightning.inference.ask import QuestionAnswerer
 
-    asker = Asker.from_run(args.run, template=args.template, device=args.device)
+    asker = QuestionAnswerer.from_run(args.run, template=args.template, device=args.device)
     questions = args.question or [""]
     alone = len(args.video) * len(questions) == 1
     for video in args.video:

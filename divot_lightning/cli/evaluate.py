@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentError, ArgumentParser
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.settings import EvaluationSettings
+from divot_lightning.evaluation.settings import EvaluationConfig
 from divot_lightning.training.training_args import resolve_recipes
 
 if TYPE_CHECKING:
@@ -19,21 +19,21 @@ LETTERS = string.ascii_uppercase
 DESCRIPTION = (
     "Measure a run on a benchmark: `divot evaluate RUN --benchmark mvbench --data FOLDER`, or with a recipe: "
     "`divot evaluate RUN --config evaluation/mvbench --data FOLDER`. Writes predictions.jsonl and scores.json; stopped "
-    "at any moment, the same command goes on. Under torchrun the processes share the items."
+    "at any moment, the same command continues. Under torchrun the processes share the items."
 )
 
 
 def parser() -> ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = ArgumentParser(prog="divot evaluate", description=DESCRIPTION, exit_on_error=False)
     parser.add_argument("run", type=str, help="run folder of LLM pretraining or instruction tuning")
     parser.add_argument("--config", action="config", help="a recipe of settings, such as evaluation/mvbench")
-    parser.add_class_arguments(EvaluationSettings, fail_untyped=False)
+    parser.add_class_arguments(EvaluationConfig, fail_untyped=False)
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot evaluate`.
@@ -52,15 +52,15 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"there is no run folder {given.run}")
     from divot_lightning.evaluation.run import evaluate
 
-    names = EvaluationSettings.__dataclass_fields__
-    found = evaluate(given.run, EvaluationSettings(**{name: given[name] for name in names}))
+    names = EvaluationConfig.__dataclass_fields__
+    found = evaluate(given.run, EvaluationConfig(**{name: given[name] for name in names}))
     if found.scores:
         sys.stdout.write(shown(found))
     return 0
 
 
 def shown(found: "Evaluated") -> str:
-    """Returns what is printed: warnings, the scores with the benchmark's own first, remarks, where the files are."""
+    """Return what is printed: warnings, the scores with the benchmark's own first, remarks, where the files are."""
     from divot_lightning.evaluation.headline import shares_of, warnings
 
     lines = warnings(found.scores)

@@ -21,7 +21,7 @@ Train one stage. The recipe is a YAML file or the name of a shipped one; options
   --help_all                    every option; --model.help CLASS for those of one class
 
 A run folder holds config.yaml, metrics.csv, tensorboard/, checkpoints/ and the trained components.
-Stopped? Go on with: divot resume RUN
+Stopped? Continue with: divot resume RUN
 """
 
 

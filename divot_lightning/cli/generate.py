@@ -9,7 +9,7 @@ from divot_lightning.parts.head_options import HELP, split_head_options
 
 
 def parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot generate",
         description="Generate 2-second clips from text with a run's video LLM and draw them with a de-tokenizer.",
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot generate`.

@@ -26,7 +26,7 @@ class HeadRow:
 
 
 def main(argv: list[str]) -> int:
-    """Lists the installed heads.
+    """List the installed heads.
 
     Args:
         argv: The words after `divot heads`.
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 
 def head_row(loaded: "LoadedHead") -> HeadRow:
-    """Describes one installed head, usable or not."""
+    """Describe one installed head, usable or not."""
     head = loaded.installed
     common = (head.name, head.class_path, head.distribution, head.version)
     if loaded.head_class is None:
@@ -58,7 +58,7 @@ def head_row(loaded: "LoadedHead") -> HeadRow:
 
 
 def format_heads(rows: list[HeadRow]) -> str:
-    """Lays the heads out as a table, the broken ones after it with their reasons.
+    """Lay the heads out as a table, the broken ones after it with their reasons.
 
     Args:
         rows: In the order to be shown.

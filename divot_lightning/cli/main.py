@@ -20,7 +20,7 @@ from divot_lightning.io.printing import printable
 COMMANDS: dict[str, str] = {
     "quickstart": "toy data, every stage, the three heads compared, one report.html",
     "fit": "train one stage: divot fit --config toy/tokenizer_pretraining",
-    "resume": "go on with a run that was stopped: divot resume RUN",
+    "resume": "continue with a run that was stopped: divot resume RUN",
     "preflight": "what a recipe will need, before it is run: divot preflight --config RECIPE",
     "validate": "measure a run on its validation data: divot validate RUN",
     "test": "measure a run on its test data: divot test RUN",
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `divot`; those of the process when None.
 
     Returns:
-        The exit status: 0 done, 1 a failure, 2 the user can mend something, 75 stopped by a signal with everything
+        The exit status: 0 done, 1 a failure, 2 the user can fix something, 75 stopped by a signal with everything
         saved, 130 stopped by Ctrl-C.
     """
     bind_to_torchrun()
@@ -110,7 +110,7 @@ def run_guarded(command: str, argv: list[str]) -> int:
 
 
 def _run(command: str, argv: list[str]) -> int:
-    """Run a command; that it cannot write, or read, in some place is something that a user can mend."""
+    """Run a command; that it cannot write, or read, in some place is something that a user can fix."""
     module = importlib.import_module(f"divot_lightning.cli.{command}")
     try:
         return int(module.main(argv))
@@ -123,7 +123,7 @@ def _run(command: str, argv: list[str]) -> int:
 
 
 def error_text(error: Exception) -> str:
-    r"""Give the text shown for `error`: `error: ...`, at most `MAX_ERROR_LINES` lines.
+    r"""Return the text shown for `error`: `error: ...`, at most `MAX_ERROR_LINES` lines.
 
     Example:
         >>> error_text(ValueError("size is 3; allowed: 16, 32"))
@@ -135,7 +135,7 @@ def error_text(error: Exception) -> str:
 
 
 def help_text() -> str:
-    """Give what `divot --help` prints."""
+    """Return what `divot --help` prints."""
     width = max(map(len, COMMANDS))
     table = "\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())
     return f"""usage: divot COMMAND [OPTIONS]

@@ -12,11 +12,11 @@ SETTINGS_FILE = "quickstart.json"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot quickstart",
         description="Make toy data, train every stage with the recipes in toy/, compare the generation heads and write "
-        "FOLDER/report.html. Stopped and started again, it goes on where it stopped.",
+        "FOLDER/report.html. Stopped and started again, it continues where it stopped.",
     )
     parser.add_argument("--folder", help="for everything (default: runs/quickstart, with --fast runs/quickstart_fast)")
     parser.add_argument("--fast", action="store_true", help="a few steps per stage, to see that all of it works")
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot quickstart`.
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_quickstart(folder: Path, *, fast: bool, jobs: int, heads: Sequence[str] | None = None) -> int:
-    """Runs all steps that are not done, then writes the report."""
+    """Run all steps that are not done, then writes the report."""
     from dataclasses import replace
 
     from divot_lightning.experiments.quickstart.collect import build_report
@@ -74,7 +74,7 @@ def run_quickstart(folder: Path, *, fast: bool, jobs: int, heads: Sequence[str] 
 
 
 def _check_heads(heads: Sequence[str], main_head: str) -> None:
-    """Refuses heads that are not installed, and a choice without the one that the later stages train with.
+    """Refuse heads that are not installed, and a choice without the one that the later stages train with.
 
     Raises:
         UserError: Which.
@@ -91,7 +91,7 @@ def _check_heads(heads: Sequence[str], main_head: str) -> None:
 
 
 def _claim(folder: Path, settings: dict[str, object]) -> None:
-    """Writes the settings into the folder, or refuses it if it holds something else.
+    """Write the settings into the folder, or refuses it if it holds something else.
 
     Raises:
         UserError: The folder holds a quickstart of other settings, or other files.

@@ -8,7 +8,7 @@ from divot_lightning.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot reconstruct",
         description="Encode clips with a run's tokenizer and draw them again with its de-tokenizer. Writes KEY.mp4, "
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot reconstruct`.

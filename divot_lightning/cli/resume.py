@@ -1,4 +1,4 @@
-"""`divot resume`: start a run, or go on with it where it was stopped; one command for both."""
+"""`divot resume`: start a run, or continue with it where it was stopped; one command for both."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ from divot_lightning.training.training_args import find_run_folder, names_recipe
 HELP = """usage: divot resume RUN [--config RECIPE] [--key value ...]
        divot resume --config RECIPE --run RUN [--key value ...]
 
-Go on with a run from its newest complete checkpoint, with any number of processes. With a recipe the same command
+Continue with a run from its newest complete checkpoint, with any number of processes. With a recipe the same command
 also starts the run where there is none yet, so it can stand unedited in a job that is queued again and again.
 
 What counts: the command line over the recipe, the recipe over the settings in RUN/config.yaml. What differs from
@@ -25,7 +25,7 @@ named; the one before it is taken, and without one the run is refused, never beg
 A run that finished says so. To train a finished run for longer: divot resume RUN --trainer.max_steps N
 
 exit status: 0 finished, 75 stopped by SIGTERM or SIGUSR1 with everything saved, 130 stopped by Ctrl-C and saved
-             (a second Ctrl-C stops without saving), 2 something that you can mend, 1 anything else
+             (a second Ctrl-C stops without saving), 2 something that you can fix, 1 anything else
 """
 
 

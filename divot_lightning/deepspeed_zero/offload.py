@@ -20,7 +20,7 @@ _WAYS_OUT = (
 
 
 def offloaded_adamw() -> type[Optimizer]:
-    """Gives DeepSpeed's AdamW for the CPU, compiled if it has not been.
+    """Return DeepSpeed's AdamW for the CPU, compiled if it has not been.
 
     Raises:
         UserError: It cannot be compiled here; says why and what else there is.
@@ -44,7 +44,7 @@ def offloaded_adamw() -> type[Optimizer]:
 
 
 def build_folder(name: str) -> Path:
-    """Gives the folder where torch compiles an extension."""
+    """Return the folder where torch compiles an extension."""
     from torch.utils import cpp_extension
 
     compiled: Any = cpp_extension
@@ -52,7 +52,7 @@ def build_folder(name: str) -> Path:
 
 
 def check_lock(folder: Path) -> None:
-    """Refuses to wait for a compilation that was killed.
+    """Refuse to wait for a compilation that was killed.
 
     Raises:
         UserError: The folder holds a lock that is too old; names the file.

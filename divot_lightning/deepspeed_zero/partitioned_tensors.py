@@ -59,12 +59,12 @@ class PartitionedTensors:
         self._steps: dict[int, tuple[str, float]] = {}
 
     def spec(self, tensor: Tensor) -> TensorSpec:
-        """Says how a tensor is stored: trained parameters in the precision of the optimizer."""
+        """Return how a tensor is stored: trained parameters in the precision of the optimizer."""
         dtype = self.masters[0].dtype if id(tensor) in self._names else tensor.dtype
         return TensorSpec(dtype, full_shape(tensor))
 
     def read(self, tensor: Tensor, owner: int) -> Tensor | None:
-        """Gives a tensor of the stage to the rank `owner`."""
+        """Return a tensor of the stage to the rank `owner`."""
         name = self._names.get(id(tensor))
         if name is not None:
             return self.read_copy(name, self.masters, owner)
@@ -74,7 +74,7 @@ class PartitionedTensors:
             return tensor.detach().clone() if hasattr(tensor, "ds_id") else tensor.detach()
 
     def write(self, tensor: Tensor, value: Tensor) -> None:
-        """Overwrites a tensor of the stage."""
+        """Overwrite a tensor of the stage."""
         name = self._names.get(id(tensor))
         if name is not None:
             self.write_copy(name, value, self.masters)
@@ -84,7 +84,7 @@ class PartitionedTensors:
                 copy_into(tensor, value)
 
     def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
-        """Gives a parameter to the rank `owner`, taken from tensors of the form of `masters`."""
+        """Return a parameter to the rank `owner`, taken from tensors of the form of `masters`."""
         parameter = self.tensors.trained[name]
         fragment = self.fragments[name]
         shape = full_shape(parameter)
@@ -97,7 +97,7 @@ class PartitionedTensors:
         return whole.view(shape) if distributed.get_rank() == owner else None
 
     def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
-        """Overwrites a parameter in tensors of the form of `masters`."""
+        """Overwrite a parameter in tensors of the form of `masters`."""
         fragment = self.fragments[name]
         if fragment.length:
             # A narrow view of a tensor that is mapped from a file reads no more than this part of it.
@@ -105,7 +105,7 @@ class PartitionedTensors:
             copy_into(copies[fragment.master].narrow(0, fragment.start, fragment.length), part)
 
     def optimizer_entries(self) -> dict[str, OptimizerEntry]:
-        """Says by parameter which optimizer it has and which states that keeps now."""
+        """Return by parameter which optimizer it has and which states that keeps now."""
         return {
             name: OptimizerEntry(
                 family(self.zero.optimizer),
@@ -119,7 +119,7 @@ class PartitionedTensors:
         }
 
     def read_state(self, name: str, key: str, owner: int) -> Tensor | None:
-        """Gives an optimizer state to the rank `owner`."""
+        """Return an optimizer state to the rank `owner`."""
         index = self.fragments[name].master
         value = self._state(index)[key]
         if not self._is_partition(index, value):
@@ -127,7 +127,7 @@ class PartitionedTensors:
         return self.read_copy(name, [self._state(i).get(key, value) for i in range(len(self.masters))], owner)
 
     def write_states(self, name: str, values: dict[str, Tensor]) -> None:
-        """Sets all optimizer states of a parameter.
+        """Set all optimizer states of a parameter.
 
         Raises:
             UserError: Parameters that share a partition were stepped a different number of times.
@@ -146,7 +146,7 @@ class PartitionedTensors:
             self.write_copy(name, value, copies)
 
     def flush(self) -> None:
-        """Makes the parameters that forward computes with what the masters hold now."""
+        """Make the parameters that forward computes with what the masters hold now."""
         if not self.masters:
             return
         if not hasattr(self.zero, "persistent_parameters"):
@@ -182,12 +182,12 @@ class PartitionedTensors:
         if step != expected:
             raise UserError(
                 f"{first} was stepped {expected:g} times and {name} {step:g} times; ZeRO steps them together\n"
-                "go on with one process or with --trainer.strategy ddp"
+                "continue with one process or with --trainer.strategy ddp"
             )
 
 
 def fragment_of(parameter: Any, zero: Any) -> Fragment:
-    """Finds the part of a trained parameter that this rank holds.
+    """Find the part of a trained parameter that this rank holds.
 
     Args:
         parameter: The parameter, with what DeepSpeed attached to it.

@@ -22,7 +22,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def register_strategies() -> None:
-    """Registers `STRATEGIES` with Lightning; may be called again. Imports no DeepSpeed."""
+    """Register `STRATEGIES` with Lightning; may be called again. Imports no DeepSpeed."""
     from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 
     for name, settings in STRATEGIES.items():

@@ -96,7 +96,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         return int(self.config["zero_optimization"]["stage"])
 
     def adamw(self) -> type[Optimizer]:
-        """Gives the AdamW that a stage builds: with offload DeepSpeed's, which steps where the states are.
+        """Return the AdamW that a stage builds: with offload DeepSpeed's, which steps where the states are.
 
         Raises:
             UserError: It cannot be compiled here.
@@ -110,7 +110,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         return torch.device("cpu", 0) if device.type == "cpu" else device
 
     def setup_environment(self) -> None:
-        """Starts communication; on CPUs without the checks that Lightning makes for CUDA."""
+        """Start communication; on CPUs without the checks that Lightning makes for CUDA."""
         if not isinstance(self.accelerator, CPUAccelerator):
             super().setup_environment()
             return
@@ -118,7 +118,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
-        """Starts the process group."""
+        """Start the process group."""
         if not isinstance(self.accelerator, CPUAccelerator):
             super().setup_distributed()
             return
@@ -127,7 +127,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         self._init_deepspeed_distributed()
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Backpropagates; Lightning has divided by the accumulated steps already, so DeepSpeed must not."""
+        """Backpropagate; Lightning has divided by the accumulated steps already, so DeepSpeed must not."""
         if self._drops_step():
             return closure_loss  # no parameter has a part in it, which stages 1 and 2 cannot deal with
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
@@ -158,7 +158,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         self._autocast(model)
 
     def _autocast(self, model: Module) -> None:
-        """Lets layers in half precision take what a stage computes in float32, such as noise, times and pixels."""
+        """Let layers in half precision take what a stage computes in float32, such as noise, times and pixels."""
         name = self.precision_plugin.precision
         dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(name.split("-")[0])
         if dtype is None:
@@ -188,7 +188,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         return bool(getattr(self.lightning_module, "step_dropped", False))
 
     def _let_steps_be_left_out(self) -> None:
-        """Lets a stage that says `step_dropped` have the step left out, on the way of gradients that are no number."""
+        """Let a stage that says `step_dropped` have the step left out, on the way of gradients that are no number."""
         optimizer: Any = self.deepspeed_engine.optimizer
         norm = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
         measure, check = getattr(optimizer, norm), optimizer.check_overflow
@@ -211,7 +211,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
 
 
 def float32_buffers(model: Module) -> list[tuple[Module, str, Tensor]]:
-    """Notes the float32 buffers of a model, which DeepSpeed turns into halves together with the weights.
+    """Record the float32 buffers of a model, which DeepSpeed turns into halves together with the weights.
 
     Statistics, positions and frequencies lose their meaning in bfloat16.
     """
@@ -224,7 +224,7 @@ def float32_buffers(model: Module) -> list[tuple[Module, str, Tensor]]:
 
 
 def restore_buffers(buffers: list[tuple[Module, str, Tensor]]) -> None:
-    """Puts float32 buffers back, on the device that they have been moved to."""
+    """Put float32 buffers back, on the device that they have been moved to."""
     for owner, name, buffer in buffers:
         moved = owner._buffers[name]
         assert moved is not None
@@ -232,7 +232,7 @@ def restore_buffers(buffers: list[tuple[Module, str, Tensor]]) -> None:
 
 
 def require_deepspeed() -> None:
-    """Refuses where DeepSpeed is not installed, and keeps it off CUDA where there is none.
+    """Refuse where DeepSpeed is not installed, and keeps it off CUDA where there is none.
 
     Raises:
         UserError: How to install it.
@@ -247,7 +247,7 @@ def require_deepspeed() -> None:
 
 
 def prepare_deepspeed_for_cpu() -> None:
-    """Makes DeepSpeed compute on the CPU and leaves out a communication kernel that only inference needs."""
+    """Make DeepSpeed compute on the CPU and leaves out a communication kernel that only inference needs."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator, set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
@@ -259,7 +259,7 @@ def prepare_deepspeed_for_cpu() -> None:
 
 
 def merge_settings(settings: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Writes changes into nested settings, in place.
+    """Write changes into nested settings, in place.
 
     >>> settings = {"a": {"x": 1, "y": 2}}
     >>> merge_settings(settings, {"a": {"y": 3}, "b": 4})

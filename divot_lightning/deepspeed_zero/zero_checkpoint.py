@@ -25,7 +25,7 @@ class CheckpointFolders:
     failure: CheckpointNotWritten | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any | None = None) -> None:
-        """Writes a folder; each rank its share."""
+        """Write a folder; each rank its share."""
         strategy: Any = self
         try:
             save_run(strategy, self.tensor_access(), checkpoint, Path(strategy.broadcast(filepath)), Ranks.all())
@@ -35,7 +35,7 @@ class CheckpointFolders:
             self.failure = failure
 
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restores the stage from a folder; in training its optimizer and schedules too."""
+        """Restore the stage from a folder; in training its optimizer and schedules too."""
         strategy: Any = self
         access = self.tensor_access()
         reader, state = load_run(strategy, access, Path(checkpoint_path), Ranks.all())
@@ -44,14 +44,14 @@ class CheckpointFolders:
         return {**state, "state_dict": {}, "lr_schedulers": [], "checkpoint_reader": reader}
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Gives nothing: tensors are stored one by one."""
+        """Return nothing: tensors are stored one by one."""
         return {}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Gives nothing: optimizer states are stored one by one."""
+        """Return nothing: optimizer states are stored one by one."""
         return {}
 
     def tensor_access(self) -> PartitionedTensors:
-        """Gives access to the tensors of the stage and its optimizer by name."""
+        """Return access to the tensors of the stage and its optimizer by name."""
         strategy: Any = self
         return PartitionedTensors(sort_tensors(strategy.lightning_module), strategy.model)

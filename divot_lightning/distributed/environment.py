@@ -4,10 +4,10 @@ import os
 
 
 def is_first_process() -> bool:
-    """Tells whether this is the job's first process, which alone writes a run's records.
+    """Return whether this is the job's first process, which alone writes a run's records.
 
     Torchrun gives every process its RANK. Otherwise the variables of SLURM, of Lightning's launcher (LOCAL_RANK) and
-    of launching by hand on several nodes (NODE_RANK) are asked; the first process has 0, or nothing, in all of them.
+    of launching by export several nodes (NODE_RANK) are asked; the first process has 0, or nothing, in all of them.
     """
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"

@@ -41,7 +41,7 @@ class Failure(NamedTuple):
     Attributes:
         when: Seconds since the epoch.
         rank: Its local rank.
-        by_user: Whether the user can mend it.
+        by_user: Whether the user can fix it.
         lost_peer: Whether it failed because another process was gone.
         text: What a user should read.
     """
@@ -54,12 +54,12 @@ class Failure(NamedTuple):
 
 
 def note_failure(error: BaseException, text: str, *, by_user: bool) -> bool:
-    """Leaves the reason of a failure where whoever started this process looks for it.
+    """Leave the reason of a failure where whoever started this process looks for it.
 
     Args:
         error: What was raised.
         text: What a user should read.
-        by_user: Whether the user can mend it.
+        by_user: Whether the user can fix it.
 
     Returns:
         Whether somebody will show it, so that this process need not.
@@ -74,7 +74,7 @@ def note_failure(error: BaseException, text: str, *, by_user: bool) -> bool:
 
 
 def first_failure(folder: Path, exit_codes: dict[int, int | None]) -> RankFailed | None:
-    """Gives the reason why a job ends: what a user can mend first, what follows from a lost peer last.
+    """Return the reason why a job ends: what a user can fix first, what follows from a lost peer last.
 
     A process that was killed leaves no note, and comes before those that failed since it was gone.
 
@@ -96,12 +96,12 @@ def first_failure(folder: Path, exit_codes: dict[int, int | None]) -> RankFailed
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Tells whether an error is what a process gets when another one is gone."""
+    """Return whether an error is what a process gets when another one is gone."""
     return any(words in str(error) for words in LOST_PEER)
 
 
 def describe_exit(code: int) -> str:
-    """Says how a process ended.
+    """Return how a process ended.
 
     >>> describe_exit(-11)
     'was ended by SIGSEGV'

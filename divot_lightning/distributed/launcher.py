@@ -20,7 +20,7 @@ from divot_lightning.distributed.failures import FOLDER_VARIABLE, RankFailed, fi
 from divot_lightning.distributed.network import check_network
 from divot_lightning.distributed.parent import VARIABLE as PARENT_VARIABLE
 from divot_lightning.distributed.parent import named_parent
-from divot_lightning.distributed.rank_sync import RanksPartedError
+from divot_lightning.distributed.rank_sync import RankDesyncError
 from divot_lightning.errors import UserError
 
 LOOK_SECONDS = 0.2
@@ -51,7 +51,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         self.watch = threading.Thread(target=self._watch, daemon=True, name="rank-watch")
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
-        """Starts the processes, unless a cluster has, and calls the function in this one; arguments as Lightning's."""
+        """Start the processes, unless a cluster has, and calls the function in this one; arguments as Lightning's."""
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
             check_network(self.cluster_environment.main_address)
@@ -65,7 +65,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         return function(*args, **kwargs)
 
     def failure(self, patience: float = 0.0) -> RankFailed | None:
-        """Gives the reason why a started process failed, waiting up to `patience` seconds for one that does."""
+        """Return the reason why a started process failed, waiting up to `patience` seconds for one that does."""
         deadline = time.monotonic() + patience
         while True:
             codes = {rank: process.poll() for rank, process in enumerate(self.procs, start=1)}
@@ -76,12 +76,12 @@ class WatchedLauncher(_SubprocessScriptLauncher):
             time.sleep(LOOK_SECONDS / 4)
 
     def kill(self, signum: int) -> None:
-        """Sends a signal to the started processes."""
+        """Send a signal to the started processes."""
         for process in self.procs:
             process.send_signal(signum)
 
     def wait(self) -> None:
-        """Waits until the started processes have left, and kills those that do not."""
+        """Wait until the started processes have left, and kills those that do not."""
         deadline = time.monotonic() + LEAVE_SECONDS
         for process in self.procs:
             try:
@@ -90,7 +90,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
                 process.kill()
 
     def close(self) -> None:
-        """Ends the watch."""
+        """End the watch."""
         self.settled.set()
         if self.notes:
             if self.watch.is_alive():
@@ -112,7 +112,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
 
 @contextmanager
 def watched(trainer: Trainer) -> Iterator[None]:
-    """Surrounds `trainer.fit` and the like: what happened in another process comes out as `RankFailed`.
+    """Surround `trainer.fit` and the like: what happened in another process comes out as `RankFailed`.
 
     Raises:
         RankFailed: Another process failed first.
@@ -124,7 +124,7 @@ def watched(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) and not isinstance(error, RanksPartedError):
+        if isinstance(error, UserError) and not isinstance(error, RankDesyncError):
             launcher.kill(signal.SIGKILL)
             raise
         # A process that did not come may have ended: that, then, is the reason. A lost one takes a while to be gone.
@@ -143,7 +143,7 @@ def watched(trainer: Trainer) -> Iterator[None]:
 
 
 def watch_processes(trainer: Trainer) -> None:
-    """Replaces Lightning's launcher of a process per device by `WatchedLauncher`."""
+    """Replace Lightning's launcher of a process per device by `WatchedLauncher`."""
     launcher = trainer.strategy.launcher
     if type(launcher) is _SubprocessScriptLauncher:
         trainer.strategy._launcher = WatchedLauncher(
@@ -152,5 +152,5 @@ def watch_processes(trainer: Trainer) -> None:
 
 
 def is_started_by_rank_zero() -> bool:
-    """Tells whether the job's first process has started this one, and not a cluster or torchrun."""
+    """Return whether the job's first process has started this one, and not a cluster or torchrun."""
     return FOLDER_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"

@@ -38,7 +38,7 @@ class Sharder:
         self._init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings, dtype=self.half)
 
     def shard(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Leaves each process its share of parameters that are whole; the first process's values count."""
+        """Leave each process its share of parameters that are whole; the first process's values count."""
         for parameter in parameters:
             if not is_sharded(parameter):
                 if self.half is not None:
@@ -48,7 +48,7 @@ class Sharder:
 
 
 def refuse_scalar(name: str, parameter: Tensor) -> None:
-    """Refuses a parameter without dimensions: DeepSpeed sends values as bytes, and cannot view it as such.
+    """Refuse a parameter without dimensions: DeepSpeed sends values as bytes, and cannot view it as such.
 
     Args:
         name: What a user knows it by.
@@ -68,7 +68,7 @@ _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def half_precision(settings: dict[str, Any]) -> torch.dtype | None:
-    """Gives the half precision that DeepSpeed's settings turn weights into, None in float32."""
+    """Return the half precision that DeepSpeed's settings turn weights into, None in float32."""
     return next((dtype for name, dtype in _HALVES.items() if settings.get(name, {}).get("enabled")), None)
 
 
@@ -83,13 +83,13 @@ def optimizer_with_masters(settings: dict[str, Any]) -> Generator[None, None, No
 
 
 def has_masters() -> bool:
-    """Tells whether what is built now is trained by an optimizer with float32 copies of the weights."""
+    """Return whether what is built now is trained by an optimizer with float32 copies of the weights."""
     return _MASTERS.get()
 
 
 @contextmanager
 def sharded_building(sharder: Sharder) -> Generator[None, None, None]:
-    """Shards what is built within."""
+    """Shard what is built within."""
     token = _SHARDER.set(sharder)
     try:
         yield
@@ -98,29 +98,29 @@ def sharded_building(sharder: Sharder) -> Generator[None, None, None]:
 
 
 def is_sharding() -> bool:
-    """Tells whether what is built now is to be sharded."""
+    """Return whether what is built now is to be sharded."""
     return _SHARDER.get() is not None
 
 
 def is_sharded(parameter: Tensor) -> bool:
-    """Tells whether this process holds only its share of a parameter."""
+    """Return whether this process holds only its share of a parameter."""
     return hasattr(parameter, "ds_id")
 
 
 def has_shards(module: nn.Module) -> bool:
-    """Tells whether all processes must run a module together, since each holds a share of its parameters."""
+    """Return whether all processes must run a module together, since each holds a share of its parameters."""
     return any(is_sharded(parameter) for parameter in module.parameters())
 
 
 def shard_rest(module: nn.Module) -> None:
-    """Shards those parameters of a module that are still whole; does nothing without ZeRO stage 3."""
+    """Shard those parameters of a module that are still whole; does nothing without ZeRO stage 3."""
     sharder = _SHARDER.get()
     if sharder is not None:
         sharder.shard(module.parameters())
 
 
 def gathered(parameters: Iterable[Tensor], *, write: bool = False) -> AbstractContextManager[None]:
-    """Makes sharded parameters whole within; all processes enter it together. Others are left as they are.
+    """Make sharded parameters whole within; all processes enter it together. Others are left as they are.
 
     Args:
         parameters: Sharded or not.
@@ -167,7 +167,7 @@ class Found(NamedTuple):
 
 
 def fill(module: nn.Module, files: Iterable[Path]) -> Found:
-    """Reads a module's parameters and persistent buffers tensor by tensor, and shards them; see `without_memory`.
+    """Read a module's parameters and persistent buffers tensor by tensor, and shards them; see `without_memory`.
 
     Args:
         module: Built without memory.
@@ -198,7 +198,7 @@ def fill(module: nn.Module, files: Iterable[Path]) -> Found:
 
 
 def _forget_originals(module: nn.Module) -> None:
-    """Empties what PEFT copied from weights that had no values; it keeps it to undo a merge, which nobody does here."""
+    """Empty what PEFT copied from weights that had no values; it keeps it to undo a merge, which nobody does here."""
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
             if buffer is not None and buffer.is_meta:
@@ -207,7 +207,7 @@ def _forget_originals(module: nn.Module) -> None:
 
 
 def fill_from_first(module: nn.Module, source: nn.Module | None) -> None:
-    """Takes parameters and buffers over from a whole module that the first process has, and shards them.
+    """Take parameters and buffers over from a whole module that the first process has, and shards them.
 
     Args:
         module: Built without memory.
@@ -231,7 +231,7 @@ class _Place(NamedTuple):
 
 
 def _aliases(module: nn.Module) -> Iterator[list[_Place]]:
-    """Gives the places of each parameter; a tied one has several."""
+    """Return the places of each parameter; a tied one has several."""
     groups: dict[int, list[_Place]] = {}
     for prefix, owner in module.named_modules(remove_duplicate=False):
         for attribute, parameter in owner._parameters.items():
@@ -266,7 +266,7 @@ def _read(file: Path, name: str) -> Tensor:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Finds the safetensors files of a pretrained model's folder; none where it has other files or none."""
+    """Find the safetensors files of a pretrained model's folder; none where it has other files or none."""
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
     if index is not None:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

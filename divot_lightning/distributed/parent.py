@@ -24,7 +24,7 @@ LEAVE_SECONDS = 6.0
 
 
 def named_parent(ending: Literal["KILL", "TERM"]) -> dict[str, str]:
-    """Give the variable for a process that this one starts directly.
+    """Return the variable for a process that this one starts directly.
 
     Args:
         ending: What it gets when this process is gone: `KILL` if it can do nothing alone, `TERM` if it can save.

@@ -24,12 +24,12 @@ _SETTLE_SECONDS = 2.0
 _KEYS_SHOWN = 3
 
 
-class RanksPartedError(UserError):
+class RankDesyncError(UserError):
     """Processes of one job are about to do different things, or one does nothing; names them and where they are."""
 
 
 @dataclass(frozen=True)
-class StepPlan:
+class StepState:
     """What a process is about to do.
 
     Attributes:
@@ -51,7 +51,7 @@ class StepPlan:
     samples: int
 
 
-class Agreement(NamedTuple):
+class RankSync(NamedTuple):
     """What all processes together are about to do.
 
     Attributes:
@@ -63,8 +63,8 @@ class Agreement(NamedTuple):
     most_samples: int
 
 
-def agree(plan: StepPlan, stuck_seconds: float = STUCK_SECONDS) -> Agreement:
-    """Compares plans; all processes call it before every step. Costs one small message between CPUs.
+def agree(plan: StepState, stuck_seconds: float = STUCK_SECONDS) -> RankSync:
+    """Compare plans; all processes call it before every step. Costs one small message between CPUs.
 
     Args:
         plan: What this process is about to do.
@@ -74,10 +74,10 @@ def agree(plan: StepPlan, stuck_seconds: float = STUCK_SECONDS) -> Agreement:
         What all know then.
 
     Raises:
-        RanksPartedError: On every process that came here, where plans differ or a process did not come.
+        RankDesyncError: On every process that came here, where plans differ or a process did not come.
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return Agreement(plan.clips, plan.samples)
+        return RankSync(plan.clips, plan.samples)
     same = torch.tensor([_number(plan.work), plan.step, plan.batch_index, plan.position])
     message = torch.cat([same, -same, torch.tensor([plan.clips, plan.samples])])
     group = _group(stuck_seconds)
@@ -85,12 +85,12 @@ def agree(plan: StepPlan, stuck_seconds: float = STUCK_SECONDS) -> Agreement:
     try:
         distributed.all_reduce(message, distributed.ReduceOp.MAX, group=group)
     except RuntimeError as error:
-        raise RanksPartedError(_who_is_missing(plan, time.monotonic() - started, str(error))) from error
+        raise RankDesyncError(_who_is_missing(plan, time.monotonic() - started, str(error))) from error
     if not torch.equal(message[:4], -message[4:8]):
         plans: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(plans, plan, group=group)
-        raise RanksPartedError(_how_they_differ(plans))
-    return Agreement(*message[8:].tolist())
+        raise RankDesyncError(_how_they_differ(plans))
+    return RankSync(*message[8:].tolist())
 
 
 @lru_cache(maxsize=1)
@@ -107,7 +107,7 @@ def _number(words: str) -> int:
     return int.from_bytes(blake2b(words.encode(), digest_size=4).digest())
 
 
-def _how_they_differ(plans: list[StepPlan]) -> str:
+def _how_they_differ(plans: list[StepState]) -> str:
     lines = ["the processes are about to do different things, which would hang; nothing was computed with it"]
     seen: dict[tuple[Any, ...], list[int]] = {}
     for rank, plan in enumerate(plans):
@@ -118,15 +118,15 @@ def _how_they_differ(plans: list[StepPlan]) -> str:
     return "\n".join(lines)
 
 
-def describe(plan: StepPlan) -> str:
-    """Puts a plan into words."""
+def describe(plan: StepState) -> str:
+    """Put a plan into words."""
     keys = ", ".join(map(str, plan.keys[:_KEYS_SHOWN])) or "none"
     more = f" and {len(plan.keys) - _KEYS_SHOWN} more" if len(plan.keys) > _KEYS_SHOWN else ""
     position = "" if plan.position < 0 else f", data position {plan.position}"
     return f"{plan.work}, step {plan.step}, batch {plan.batch_index}{position}, samples {keys}{more}"
 
 
-def _who_is_missing(plan: StepPlan, waited: float, reason: str) -> str:
+def _who_is_missing(plan: StepState, waited: float, reason: str) -> str:
     store = distributed.distributed_c10d._get_default_store()
     rank, size = distributed.get_rank(), distributed.get_world_size()
     prefix = f"divot/stuck/{plan.work}/{plan.step}/{plan.batch_index}"

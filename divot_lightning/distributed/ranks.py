@@ -18,13 +18,13 @@ class Ranks(NamedTuple):
 
     @classmethod
     def all(cls) -> "Ranks":
-        """Gives all processes of the job."""
+        """Return all processes of the job."""
         if not (distributed.is_available() and distributed.is_initialized()):
             return cls()
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def gather(self, item: Any) -> list[Any]:
-        """Gives everyone the items of all, in the order of ranks; what can be pickled."""
+        """Return everyone the items of all, in the order of ranks; what can be pickled."""
         if self.size == 1:
             return [item]
         items: list[Any] = [None] * self.size
@@ -32,5 +32,5 @@ class Ranks(NamedTuple):
         return items
 
     def mine(self, items: list[Any]) -> list[Any]:
-        """Gives this process's share of items that all know in the same order."""
+        """Return this process's share of items that all know in the same order."""
         return items[self.rank :: self.size]

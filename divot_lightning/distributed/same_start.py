@@ -1,4 +1,4 @@
-"""All ranks go on from the same checkpoint with the same settings, or none does."""
+"""All ranks continue from the same checkpoint with the same settings, or none does."""
 
 import hashlib
 from pathlib import Path
@@ -23,7 +23,7 @@ class Start(NamedTuple):
 
     @classmethod
     def of(cls, checkpoint: Path | None, config: str) -> "Start":
-        """Describes the start with a checkpoint and the text of `config.yaml`."""
+        """Describe the start with a checkpoint and the text of `config.yaml`."""
         return cls(checkpoint.name if checkpoint else "nothing", hashlib.sha256(config.encode()).hexdigest()[:12])
 
 
@@ -40,12 +40,12 @@ class SameStart(Callback):
         self.start: Start | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compares, on all ranks."""
+        """Compare, on all ranks."""
         check_same_start(Ranks.all().gather(self.start))
 
 
 def check_same_start(starts: list[Start | None]) -> None:
-    """Compares what ranks start with.
+    """Compare what ranks start with.
 
     Raises:
         UserError: Two differ; names the rank.

@@ -25,7 +25,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks a run to stop: the end of a job or of a spot machine, a scheduler's warning, Ctrl-C."""
 
 STOPPED_EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: stopped by a signal with everything saved; the same command goes on."""
+"""EX_TEMPFAIL of sysexits.h: stopped by a signal with everything saved; the same command continues."""
 
 INTERRUPTED_EXIT_CODE = 130
 """Stopped by Ctrl-C, as shells count it; saved as well, unless it was pressed a second time."""
@@ -50,9 +50,9 @@ class StopSignals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handles the signals; those before come back unless a stop was asked for.
+        """Handle the signals; those before come back unless a stop was asked for.
 
-        A process that stops goes on ignoring further requests up to its end: a second signal would spoil its exit code.
+        A process that stops continues ignoring further requests up to its end: a second signal would spoil its exit code.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -79,7 +79,7 @@ class StopOnSignal(Checkpoint):
     """Ends training after the step at which any rank was asked to, with one checkpoint.
 
     It is a `Checkpoint` so that Lightning calls it after all other callbacks, when the step is done for them too. A
-    validation that was due at this very step is left out, and made up for when the run goes on.
+    validation that was due at this very step is left out, and made up for when the run continues.
 
     Args:
         signals: What this process was asked.
@@ -87,7 +87,7 @@ class StopOnSignal(Checkpoint):
         record: File for step and signal, written by the first rank once the checkpoint is there.
 
     Attributes:
-        stopped_by: The signal that all ranks stopped for, None while they go on.
+        stopped_by: The signal that all ranks stopped for, None while they continue.
         began: Whether everything was loaded and training began.
     """
 
@@ -101,7 +101,7 @@ class StopOnSignal(Checkpoint):
         self.began = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops before the first step if a signal came while the model was loaded: there is nothing new to save."""
+        """Stop before the first step if a signal came while the model was loaded: there is nothing new to save."""
         self.group = cpu_group()
         self.last_step = trainer.global_step
         self.signals.training = self.began = True
@@ -113,7 +113,7 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Asks all ranks when an optimizer step is done, and lets Lightning end the loop if one has to stop."""
+        """Ask all ranks when an optimizer step is done, and lets Lightning end the loop if one has to stop."""
         if trainer.global_step == self.last_step:
             return
         self.last_step = trainer.global_step
@@ -125,13 +125,13 @@ class StopOnSignal(Checkpoint):
         trainer._signal_connector.received_sigterm = True  # Lightning leaves once it has logged this step
 
     def on_step_logged(self, trainer: Trainer) -> None:
-        """Saves the step that all ranks stop after."""
+        """Save the step that all ranks stop after."""
         if self.stopped_by is not None:
             self.save(trainer)
             self._write_record(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves out the validation between the last step and the end of the loop."""
+        """Leave out the validation between the last step and the end of the loop."""
         if self.stopped_by is not None:
             raise SIGTERMException
 
@@ -159,14 +159,14 @@ class NoSignalHandlers:
         self.received_sigterm = False
 
     def register_signal_handlers(self) -> None:
-        """Registers none."""
+        """Register none."""
 
     def teardown(self) -> None:
-        """Has nothing to restore."""
+        """Have nothing to restore."""
 
 
 def agreed_signal(received: signal.Signals | None, group: Any = None) -> signal.Signals | None:
-    """Gives the signal that any rank has received, the same on all of them: of several the one with highest number.
+    """Return the signal that any rank has received, the same on all of them: of several the one with highest number.
 
     Args:
         received: What this rank has received.
@@ -180,14 +180,14 @@ def agreed_signal(received: signal.Signals | None, group: Any = None) -> signal.
 
 
 def cpu_group() -> Any:
-    """Gives a process group whose messages go over the CPU, so that asking a question never waits for a GPU."""
+    """Return a process group whose messages go over the CPU, so that asking a question never waits for a GPU."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return None
     return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 
 
 def exit_code(stopped_by: signal.Signals) -> int:
-    """Gives the exit status of a run that a signal stopped.
+    """Return the exit status of a run that a signal stopped.
 
     >>> exit_code(signal.SIGTERM), exit_code(signal.SIGINT)
     (75, 130)

@@ -19,8 +19,8 @@ from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.benchmarks.table import Task
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.settings import CHOICE_PROMPT, EvaluationSettings
-from divot_lightning.inference.ask import Asker, answer, caption_prompt, question_prompt
+from divot_lightning.evaluation.settings import CHOICE_PROMPT, EvaluationConfig
+from divot_lightning.inference.ask import QuestionAnswerer, answer, caption_prompt, question_prompt
 from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_template
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sequences import Segment
@@ -29,7 +29,7 @@ RESIZE = "short side by bicubic interpolation, middle cut out"
 
 
 def fill_question(item: BenchmarkItem, prompt: str) -> str:
-    r"""Returns what is asked about an item.
+    r"""Return what is asked about an item.
 
     Args:
         item: With options where the prompt has them.
@@ -54,7 +54,7 @@ class QuestionRunner:
 
     components: tuple[str, ...] = ("video_llm", "tokenizer")
 
-    def __init__(self, run: str | Path, settings: EvaluationSettings, task: Task, device: str) -> None:
+    def __init__(self, run: str | Path, settings: EvaluationConfig, task: Task, device: str) -> None:
         self.settings, self.device = settings, device
         self.model_settings: dict[str, Any] = {}
         self.llm_folder, self.tokenizer = find_component(run, "video_llm"), load_tokenizer(run)
@@ -66,13 +66,13 @@ class QuestionRunner:
         self.prompt = settings.prompt or {"choice": CHOICE_PROMPT, "open": "{question}"}.get(task)
 
     @cached_property
-    def asker(self) -> Asker:
+    def asker(self) -> QuestionAnswerer:
         """The models; the language model is loaded for the first question, so never where answers are scored again."""
         video_llm = load_component(self.llm_folder, VideoLLM).eval().use_stored_precision()
-        return Asker(self.tokenizer.to(self.device), video_llm.to(self.device), self.clip, self.template)
+        return QuestionAnswerer(self.tokenizer.to(self.device), video_llm.to(self.device), self.clip, self.template)
 
     def describe(self) -> dict[str, Any]:
-        """Says what decides the answers besides the models, as JSON values."""
+        """Return what decides the answers besides the models, as JSON values."""
         temperature, clip = self.settings.temperature or 0.0, self.clip
         sampled = {"temperature": temperature, "top_p": self.settings.top_p, "seed": self.settings.seed}
         return {
@@ -93,15 +93,15 @@ class QuestionRunner:
         }
 
     def describe_metrics(self) -> Mapping[str, Any]:
-        """Says that nothing is measured before the scores are computed."""
+        """Return that nothing is measured before the scores are computed."""
         return {}
 
     def is_finished(self, row: Row) -> bool:
-        """Tells whether an item was answered."""
+        """Return whether an item was answered."""
         return "said" in row
 
     def run(self, items: Sequence[tuple[int, BenchmarkItem]], rows: Mapping[str, Row]) -> list[Row]:
-        """Answers the questions about one video.
+        """Answer the questions about one video.
 
         Args:
             items: Numbers within the benchmark, and items of the same video and part.
@@ -145,7 +145,7 @@ class QuestionRunner:
 
 
 def item_seed(seed: int, number: int) -> int:
-    """Returns the seed of one item's draws: different for each item, the same in whichever process it is.
+    """Return the seed of one item's draws: different for each item, the same in whichever process it is.
 
     >>> item_seed(0, 0) == item_seed(0, 0), item_seed(0, 1) == item_seed(1, 0)
     (True, False)

@@ -27,7 +27,7 @@ from divot_lightning.evaluation.metrics.caption_metrics import (
 from divot_lightning.evaluation.metrics.frechet import FrechetDistance
 from divot_lightning.evaluation.metrics.toy_oracle import count_correct, start_spread
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.settings import EvaluationSettings
+from divot_lightning.evaluation.settings import EvaluationConfig
 
 AnyMetric = TypeVar("AnyMetric", bound=Metric)
 
@@ -38,9 +38,9 @@ Pairs = list[tuple[BenchmarkItem, Row]]
 
 
 def measure(
-    benchmark: Benchmark, items: Sequence[BenchmarkItem], rows: Sequence[Row], settings: EvaluationSettings
+    benchmark: Benchmark, items: Sequence[BenchmarkItem], rows: Sequence[Row], settings: EvaluationConfig
 ) -> Values:
-    """Computes the scores of finished predictions.
+    """Compute the scores of finished predictions.
 
     Args:
         benchmark: Which.
@@ -58,12 +58,12 @@ def measure(
 
 
 def _alone(metric: AnyMetric) -> AnyMetric:
-    """Returns a metric that has seen all items, so that its process need not ask the others, who are not here."""
+    """Return a metric that has seen all items, so that its process need not ask the others, who are not here."""
     metric.distributed_available_fn = lambda: False
     return metric
 
 
-def _measure_choices(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
+def _measure_choices(benchmark: Benchmark, pairs: Pairs, settings: EvaluationConfig) -> Values:
     for item, row in pairs:
         said = row.get("said")
         row["chosen"] = None if said is None else parse_choice(said, item.options, settings.choice_rule)
@@ -88,11 +88,11 @@ def _measure_choices(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSet
 
 
 def _unparsed(pairs: Pairs) -> tuple[float, int]:
-    """Returns the share of the answers that chose no option; where a video could not be read, nothing was answered."""
+    """Return the share of the answers that chose no option; where a video could not be read, nothing was answered."""
     return sum(row["chosen"] is None and "error" not in row for _, row in pairs) / len(pairs), len(pairs)
 
 
-def _measure_answers(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
+def _measure_answers(benchmark: Benchmark, pairs: Pairs, settings: EvaluationConfig) -> Values:
     metric, groups = _alone(OpenAnswerAccuracy()), dict.fromkeys(item.group for item, _ in pairs if item.group)
     for item, row in pairs:
         said, wanted = row.get("said", ""), str(item.answer)
@@ -109,7 +109,7 @@ def _measure_answers(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSet
 
 
 def _measure_verdicts(rows: Sequence[Row], unjudged_as: Literal["wrong", "left_out"]) -> Values:
-    """Computes what a judge's verdicts come to; nothing where nobody was asked."""
+    """Compute what a judge's verdicts come to; nothing where nobody was asked."""
     values: Values = {}
     for score, entry in (("judged", "judged"), ("judged_score", "judge_score")):
         asked = [row for row in rows if entry in row]
@@ -129,11 +129,11 @@ def _measure_verdicts(rows: Sequence[Row], unjudged_as: Literal["wrong", "left_o
 
 
 def _mean(values: Sequence[float]) -> tuple[float, int]:
-    """Returns the mean of values, NaN of none, and how many there are."""
+    """Return the mean of values, NaN of none, and how many there are."""
     return math.fsum(values) / len(values) if values else math.nan, len(values)
 
 
-def _measure_captions(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
+def _measure_captions(benchmark: Benchmark, pairs: Pairs, settings: EvaluationConfig) -> Values:
     said = [row.get("said", "") for _, row in pairs]
     wanted = [item.references for item, _ in pairs]
     values: Values = {}
@@ -155,7 +155,7 @@ def _measure_captions(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSe
     return values
 
 
-def _measure_clips(benchmark: Benchmark, pairs: Pairs, settings: EvaluationSettings) -> Values:
+def _measure_clips(benchmark: Benchmark, pairs: Pairs, settings: EvaluationConfig) -> Values:
     made = [(item, row) for item, row in pairs if "error" not in row]
     rows, values = [row for _, row in made], Values()
     for row in rows:
@@ -200,7 +200,7 @@ def _reading(stored: dict[str, Any]) -> Reading:
 
 
 def _frechet(rows: Sequence[Row], name: str, *, scaled: bool) -> float:
-    """Returns the distance between what was made and the real clips, NaN for less than two."""
+    """Return the distance between what was made and the real clips, NaN for less than two."""
     if len(rows) < 2:
         return math.nan
     made, real = (torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in (name, f"real_{name}"))
@@ -210,7 +210,7 @@ def _frechet(rows: Sequence[Row], name: str, *, scaled: bool) -> float:
     return metric.compute().item()
 
 
-_MEASURES: dict[str, Callable[[Benchmark, Pairs, EvaluationSettings], Values]] = {
+_MEASURES: dict[str, Callable[[Benchmark, Pairs, EvaluationConfig], Values]] = {
     "choice": _measure_choices,
     "open": _measure_answers,
     "caption": _measure_captions,

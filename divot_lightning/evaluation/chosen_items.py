@@ -11,7 +11,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.benchmarks.table import Benchmark
 from divot_lightning.evaluation.protocol import file_sha256, library_versions, listing_sha256
-from divot_lightning.evaluation.settings import EvaluationSettings
+from divot_lightning.evaluation.settings import EvaluationConfig
 
 Numbered = tuple[int, BenchmarkItem]
 
@@ -48,7 +48,7 @@ class ChosenItems:
 
     @property
     def absent_groups(self) -> list[str]:
-        """Groups of the split of which no item is taken."""
+        """Group of the split of which no item is taken."""
         there = {item.group for item in self.items}
         return [group for group in self.groups if group not in there]
 
@@ -62,7 +62,7 @@ class ChosenItems:
         return found
 
     def describe_files(self) -> dict[str, Any]:
-        """Says what is asked and where it is from, which decides the predictions."""
+        """Return what is asked and where it is from, which decides the predictions."""
         return {
             "benchmark": self.name,
             "split": self.split,
@@ -71,13 +71,13 @@ class ChosenItems:
         }
 
     def describe_choice(self) -> dict[str, Any]:
-        """Says which items are scored."""
+        """Return which items are scored."""
         videos = {"count": len(self.media_sizes), "names_and_sizes_sha256": listing_sha256(self.media_sizes.items())}
         return {"videos": videos, "items_without_video": self.without_video, "limit": self.limit}
 
 
-def choose_items(benchmark: Benchmark, settings: EvaluationSettings, split: str) -> ChosenItems:
-    """Reads a benchmark and takes the items whose videos are there.
+def choose_items(benchmark: Benchmark, settings: EvaluationConfig, split: str) -> ChosenItems:
+    """Read a benchmark and takes the items whose videos are there.
 
     Raises:
         UserError: Videos are missing and `missing` does not leave their items out, or none is there.
@@ -105,7 +105,7 @@ def choose_items(benchmark: Benchmark, settings: EvaluationSettings, split: str)
 
 
 def by_video(numbered: Iterable[Numbered]) -> list[list[Numbered]]:
-    """Puts the items of one video, or of one part of it, together, in the order in which they come up."""
+    """Put the items of one video, or of one part of it, together, in the order in which they come up."""
     groups: dict[Any, list[Numbered]] = defaultdict(list)
     for number, item in numbered:
         groups[item.media_name, item.bounds].append((number, item))

@@ -18,7 +18,7 @@ from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.kept_clips import find_clip, keep_clip
 from divot_lightning.evaluation.metrics.clip_metrics import MEASURED_BY, ClipMetrics
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.settings import EvaluationSettings
+from divot_lightning.evaluation.settings import EvaluationConfig
 from divot_lightning.inference.generate import ClipGenerator
 from divot_lightning.parts.head_sampling import sampling_of
 
@@ -36,7 +36,7 @@ class GenerationRunner:
 
     components: tuple[str, ...] = ("video_llm", "tokenizer", "detokenizer")
 
-    def __init__(self, run: str | Path, settings: EvaluationSettings, toy: bool, device: str, folder: Path) -> None:
+    def __init__(self, run: str | Path, settings: EvaluationConfig, toy: bool, device: str, folder: Path) -> None:
         chosen = settings.generation
         self.settings, self.folder = settings, folder
         self.temperature = 1.0 if settings.temperature is None else settings.temperature
@@ -47,7 +47,7 @@ class GenerationRunner:
         self.metrics = ClipMetrics(chosen, toy, device)
 
     def describe(self) -> dict[str, Any]:
-        """Says what decides the clips besides the models, as JSON values."""
+        """Return what decides the clips besides the models, as JSON values."""
         clip = self.generator.drawing.clip
         return {
             "prompt": "one caption per video",
@@ -59,15 +59,15 @@ class GenerationRunner:
         }
 
     def describe_metrics(self) -> Mapping[str, Any]:
-        """Says what clips are measured with, by metric, as JSON values."""
+        """Return what clips are measured with, by metric, as JSON values."""
         return self.metrics.described
 
     def is_finished(self, row: Row) -> bool:
-        """Tells whether an item's clip was drawn and measured with all metrics that are asked for."""
+        """Return whether an item's clip was drawn and measured with all metrics that are asked for."""
         return not self.metrics.missing(row)
 
     def run(self, items: Sequence[tuple[int, BenchmarkItem]], rows: Mapping[str, Row]) -> list[Row]:
-        """Generates and measures one clip for each item, unless it is kept.
+        """Generate and measures one clip for each item, unless it is kept.
 
         Args:
             items: Numbers within the benchmark, and items.
@@ -92,7 +92,7 @@ class GenerationRunner:
         return {**kept, **row, **measured, MEASURED_BY: by}
 
     def _clip(self, number: int, prompt: str) -> Tensor:
-        """Returns the clip that is kept, or draws it; either way it is the same clip."""
+        """Return the clip that is kept, or draws it; either way it is the same clip."""
         kept = find_clip(self.folder, number)
         if kept is not None:
             return torch.from_numpy(kept.copy())

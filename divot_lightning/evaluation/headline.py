@@ -33,7 +33,7 @@ LOUD = 0.05
 
 
 def headline_first(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Returns scores by name with the benchmark's own one first and the shares of `SHARES` next.
+    """Return scores by name with the benchmark's own one first and the shares of `SHARES` next.
 
     >>> list(headline_first({"a task": 0, "all": 1, "mean_of_groups": 2, "unparsed": 3, "unreadable": 4}))
     ['mean_of_groups', 'unparsed', 'unreadable', 'a task', 'all']
@@ -44,7 +44,7 @@ def headline_first(values: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def warnings(scores: Iterable[Score]) -> list[str]:
-    """Returns a line for every share of `SHARES` that is above `LOUD`, with what it means for the scores."""
+    """Return a line for every share of `SHARES` that is above `LOUD`, with what it means for the scores."""
     lines = []
     for score in scores:
         name = score.name.rpartition("/")[2]
@@ -71,6 +71,6 @@ def _meaning(name: str, protocol: Mapping[str, object]) -> str:
 
 
 def shares_of(scores: Iterable[Score]) -> str:
-    """Returns the shares of `SHARES`, to be shown beside the score that they belong to."""
+    """Return the shares of `SHARES`, to be shown beside the score that they belong to."""
     shown = [(score.name.rpartition("/")[2], score.value) for score in scores]
     return ", ".join(f"{name} {value:.1%}" for name, value in shown if name in SHARES)

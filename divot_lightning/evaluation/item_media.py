@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings, clip_times
+from divot_datamodules.decoding.clip_sampling import ClipConfig, clip_times
 from divot_datamodules.decoding.video import (
     IMAGE_SUFFIXES,
     DecodeError,
@@ -19,8 +19,8 @@ from divot_datamodules.decoding.video import (
 from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 
 
-def read_item(item: BenchmarkItem, clip: ClipSettings, max_clips: int) -> Pixels:
-    """Reads the clips of an item, by the rule of `clip_times` over the part of the video that is meant.
+def read_item(item: BenchmarkItem, clip: ClipConfig, max_clips: int) -> Pixels:
+    """Read the clips of an item, by the rule of `clip_times` over the part of the video that is meant.
 
     Args:
         item: Its media must be there.
@@ -48,7 +48,7 @@ def read_item(item: BenchmarkItem, clip: ClipSettings, max_clips: int) -> Pixels
     return frames.reshape(-1, len(clip.frame_numbers), *frames.shape[1:])
 
 
-def _moments(duration: float, bounds: tuple[float, float] | None, clip: ClipSettings, max_clips: int) -> list[float]:
+def _moments(duration: float, bounds: tuple[float, float] | None, clip: ClipConfig, max_clips: int) -> list[float]:
     start, end = bounds or (0.0, duration)
     end = min(end, duration)
     if start >= end:
@@ -58,7 +58,7 @@ def _moments(duration: float, bounds: tuple[float, float] | None, clip: ClipSett
 
 
 def _decode_folder(
-    folder: Path, rate: float, bounds: tuple[float, float] | None, clip: ClipSettings, max_clips: int
+    folder: Path, rate: float, bounds: tuple[float, float] | None, clip: ClipConfig, max_clips: int
 ) -> Pixels:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
     if not files:

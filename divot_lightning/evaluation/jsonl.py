@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads the whole lines of a jsonl file; a last one that was cut off by a kill is left out.
+    """Read the whole lines of a jsonl file; a last one that was cut off by a kill is left out.
 
     Raises:
         UserError: A line in the middle is broken.
@@ -29,12 +29,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes a jsonl file whole or not at all."""
+    """Write a jsonl file whole or not at all."""
     write_text(path, "".join(_line(row) for row in rows))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Write a text file whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
@@ -56,14 +56,14 @@ class LineFile:
         self._file: BinaryIO | None = None
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Adds rows; they are on the disk when this returns."""
+        """Add rows; they are on the disk when this returns."""
         if self._file is None:
             self._file = self._opened()
         self._file.write("".join(_line(row) for row in rows).encode("utf-8"))
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -17,7 +17,7 @@ KEPT, CLIPS = "generation", "clips"
 
 
 def keep_clip(folder: Path, number: int, clip_FCHW: Pixels) -> None:
-    """Keeps a clip, uint8 (F, 3, H, W), of the item of a number; it is on the disk when this returns."""
+    """Keep a clip, uint8 (F, 3, H, W), of the item of a number; it is on the disk when this returns."""
     path = _path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
@@ -27,7 +27,7 @@ def keep_clip(folder: Path, number: int, clip_FCHW: Pixels) -> None:
 
 
 def find_clip(folder: Path, number: int) -> Pixels | None:
-    """Returns the clip of the item of a number, None where none is kept or its file is damaged."""
+    """Return the clip of the item of a number, None where none is kept or its file is damaged."""
     try:
         with np.load(_path(folder, number)) as arrays:
             return np.asarray(arrays["clip"])
@@ -40,7 +40,7 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def gather_clips(folder: Path, rows: Mapping[int, Row], count: int) -> None:
-    """Puts the clips of the first items into `generation/clips.npz`, with their prompts in `texts.json`.
+    """Put the clips of the first items into `generation/clips.npz`, with their prompts in `texts.json`.
 
     Args:
         folder: Of the evaluation.

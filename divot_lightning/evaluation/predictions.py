@@ -1,4 +1,4 @@
-"""What was predicted for each item, as jsonl: appended by every process, gone on with after a stop, merged at the end.
+"""What was predicted for each item, as jsonl: appended by every process, continued with after a stop, merged at the end.
 
 A process appends to a file of its own, `predictions-rank0.jsonl` and so on, one line per finished item; when all items
 are finished, they are written in order to `predictions.jsonl`. The number of processes may change between two starts.
@@ -48,7 +48,7 @@ class PredictionStore:
         self._file = LineFile(folder / f"predictions-rank{rank}.jsonl")
 
     def claim(self, protocol: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
-        """Records what decides the predictions, or checks that the folder's were made in the same way.
+        """Record what decides the predictions, or checks that the folder's were made in the same way.
 
         Args:
             protocol: JSON values.
@@ -81,18 +81,18 @@ class PredictionStore:
         return recorded
 
     def rows(self) -> dict[str, Row]:
-        """Reads what is finished, by item, without what scoring made of it."""
+        """Read what is finished, by item, without what scoring made of it."""
         paths = sorted(self.folder.glob("predictions-rank*.jsonl"))
         merged = self.folder / MERGED
         rows = [row for path in ([merged] if merged.is_file() else []) + paths for row in read_rows(path)]
         return {row["id"]: {name: value for name, value in row.items() if name not in DERIVED} for row in rows}
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Adds finished items; they are on the disk when this returns."""
+        """Add finished items; they are on the disk when this returns."""
         self._file.append(rows)
 
     def merge(self, rows: Sequence[Row]) -> None:
-        """Writes scored items in order, then all others that were ever finished; removes the files of the processes."""
+        """Write scored items in order, then all others that were ever finished; removes the files of the processes."""
         scored = {row["id"] for row in rows}
         others = [row for item, row in self.rows().items() if item not in scored]
         write_rows(self.folder / MERGED, [*rows, *others])
@@ -100,7 +100,7 @@ class PredictionStore:
             path.unlink()
 
     def close(self) -> None:
-        """Closes the file of this process."""
+        """Close the file of this process."""
         self._file.close()
 
     def __enter__(self) -> "PredictionStore":

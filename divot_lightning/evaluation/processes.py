@@ -29,18 +29,18 @@ class Processes:
     count: int = 1
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """Returns this process's part of what all have listed alike."""
+        """Return this process's part of what all have listed alike."""
         return list(items[self.rank :: self.count])
 
     def wait(self) -> None:
-        """Waits until all are here."""
+        """Wait until all are here."""
         if self.count > 1:
             distributed.barrier()
 
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Joins the processes that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    """Join the processes that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or distributed.is_initialized():
         started = distributed.is_initialized()
@@ -54,7 +54,7 @@ def joined_processes() -> Iterator[Processes]:
 
 
 def local_device(device: str) -> str:
-    """Returns the device of this process: with several GPUs on a machine, `cuda` means its own.
+    """Return the device of this process: with several GPUs on a machine, `cuda` means its own.
 
     >>> local_device("cpu")
     'cpu'

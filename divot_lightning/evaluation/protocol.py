@@ -12,13 +12,13 @@ ABSENT = "(not stated)"
 
 
 def file_sha256(path: str | Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_sha256(folder: str | Path, pattern: str = "*") -> str:
-    """Returns one SHA-256 over the names and contents of a folder's files that match a pattern, in order of name."""
+    """Return one SHA-256 over the names and contents of a folder's files that match a pattern, in order of name."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).glob(pattern)):
         if path.is_file():
@@ -27,7 +27,7 @@ def folder_sha256(folder: str | Path, pattern: str = "*") -> str:
 
 
 def listing_sha256(files: Iterable[tuple[str, int]]) -> str:
-    """Returns one SHA-256 over names and sizes, for media that are too large to be read for it."""
+    """Return one SHA-256 over names and sizes, for media that are too large to be read for it."""
     digest = hashlib.sha256()
     for name, size in sorted(files):
         digest.update(f"{name} {size}\n".encode())
@@ -35,7 +35,7 @@ def listing_sha256(files: Iterable[tuple[str, int]]) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Returns the versions of what takes part in a measurement."""
+    """Return the versions of what takes part in a measurement."""
     found = {"python": platform.python_version()}
     for name in VERSIONED:
         try:
@@ -46,7 +46,7 @@ def library_versions() -> dict[str, str]:
 
 
 def differing(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Finds where several values of JSON are not all the same.
+    """Find where several values of JSON are not all the same.
 
     Args:
         values: Objects of JSON.

@@ -19,7 +19,7 @@ from divot_lightning.evaluation.judges.prompts import JudgePrompt, load_prompt
 from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.processes import Processes, joined_processes, local_device
 from divot_lightning.evaluation.scoring import Evaluated, Scoring
-from divot_lightning.evaluation.settings import EvaluationSettings, check_metrics, check_settings
+from divot_lightning.evaluation.settings import EvaluationConfig, check_metrics, check_settings
 from divot_lightning.evaluation.submissions import check_submission
 from divot_lightning.training.run_folder import FINISHED
 
@@ -31,24 +31,24 @@ class Runner(Protocol):
     model_settings: dict[str, Any]
 
     def describe(self) -> dict[str, Any]:
-        """Says what decides the predictions besides the models."""
+        """Return what decides the predictions besides the models."""
         ...
 
     def describe_metrics(self) -> Mapping[str, Any]:
-        """Says what predictions are measured with, by metric, where they are measured one by one."""
+        """Return what predictions are measured with, by metric, where they are measured one by one."""
         ...
 
     def is_finished(self, row: Row) -> bool:
-        """Tells whether a row holds all that is asked for."""
+        """Return whether a row holds all that is asked for."""
         ...
 
     def run(self, items: Sequence[Numbered], rows: Mapping[str, Row]) -> list[Row]:
-        """Gives one row per item; the items are of one video, and `rows` is what is there already, by item."""
+        """Return one row per item; the items are of one video, and `rows` is what is there already, by item."""
         ...
 
 
-def evaluate(run: str | Path, settings: EvaluationSettings) -> Evaluated:
-    """Measures a run on a benchmark; goes on where an earlier start was stopped.
+def evaluate(run: str | Path, settings: EvaluationConfig) -> Evaluated:
+    """Measure a run on a benchmark; continues where an earlier start was stopped.
 
     Predictions are made once and kept; rule, judge, metrics and limit are applied to them at every start.
 
@@ -91,13 +91,13 @@ def evaluate(run: str | Path, settings: EvaluationSettings) -> Evaluated:
 
 
 def describe_model(run: str | Path, components: Sequence[str], detokenizer: str | None) -> dict[str, Any]:
-    """Returns the content hashes of the components that are measured, and where they lie."""
+    """Return the content hashes of the components that are measured, and where they lie."""
     found = {name: weights_sha256(folder) for name, folder in _folders(run, components, detokenizer).items()}
     return {"run": str(run), **found}
 
 
 def weights_kind(run: str | Path, components: Sequence[str], detokenizer: str | None) -> dict[str, str]:
-    """Says of each component whether its run handed on averaged weights, "trained" where the run does not say so."""
+    """Return of each component whether its run exported averaged weights, "trained" where the run does not say so."""
     kinds = {}
     for name, folder in _folders(run, components, detokenizer).items():
         mark = folder.parent / FINISHED
@@ -111,8 +111,8 @@ def _folders(run: str | Path, components: Sequence[str], detokenizer: str | None
     return {name: find_component(source, name) for name, source in sources.items()}
 
 
-def make_judge(settings: EvaluationSettings, prompt: JudgePrompt, folder: Path) -> Judge | None:
-    """Builds the judge that is asked for, None for none.
+def make_judge(settings: EvaluationConfig, prompt: JudgePrompt, folder: Path) -> Judge | None:
+    """Build the judge that is asked for, None for none.
 
     Args:
         settings: Of the evaluation.
@@ -147,7 +147,7 @@ def _predict(
     protocol: Mapping[str, Any],
     judge: Judge | None,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Finishes the items that are missing; on the first process, returns the rows of all and how they were made."""
+    """Finish the items that are missing; on the first process, returns the rows of all and how they were made."""
     sizes, recorded = chosen.media_sizes, dict[str, Any]()
     with store:
         finished = {item: row for item, row in store.rows().items() if _is_of(row, sizes)}
@@ -169,11 +169,11 @@ def _predict(
 
 
 def _is_of(row: Row, sizes: Mapping[str, int]) -> bool:
-    """Tells whether a row is of the video that is there now: a replaced one has another size."""
+    """Return whether a row is of the video that is there now: a replaced one has another size."""
     size = sizes.get(row["media"])
     return size is None or row.get("media_size", size) == size
 
 
 def _is_finished(runner: Runner, row: Row | None) -> bool:
-    """Tells whether an item needs nothing more; a video that could not be read is tried again."""
+    """Return whether an item needs nothing more; a video that could not be read is tried again."""
     return row is not None and "error" not in row and runner.is_finished(row)

@@ -57,7 +57,7 @@ class SeedSummary:
 
 
 def summarise_seeds(scores: Sequence[Score]) -> SeedSummary:
-    """Puts the scores of several seeds together.
+    """Put the scores of several seeds together.
 
     Args:
         scores: One score per seed, with one name, count and protocol.
@@ -89,7 +89,7 @@ def summarise_seeds(scores: Sequence[Score]) -> SeedSummary:
 
 
 def save_scores(scores: Sequence[Score], path: Path) -> None:
-    """Writes scores as JSON, through a temporary name so that no half-written file stays.
+    """Write scores as JSON, through a temporary name so that no half-written file stays.
 
     Protocols and models are written once each, however many scores share them.
     """
@@ -120,7 +120,7 @@ def _distinct(values: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def load_scores(path: Path) -> list[Score]:
-    """Reads what `save_scores` wrote, also in its first form, a list in which every score has its own protocol.
+    """Read what `save_scores` wrote, also in its first form, a list in which every score has its own protocol.
 
     Raises:
         UserError: If there is no such file, or it is of a later form.

@@ -15,7 +15,7 @@ from divot_lightning.evaluation.kept_clips import gather_clips
 from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.protocol import library_versions
 from divot_lightning.evaluation.scores import Score, save_scores
-from divot_lightning.evaluation.settings import EvaluationSettings
+from divot_lightning.evaluation.settings import EvaluationConfig
 from divot_lightning.evaluation.statistics.comparison import SCORES
 from divot_lightning.evaluation.submissions import Submission, write_submission
 
@@ -61,14 +61,14 @@ class Scoring:
     """
 
     benchmark: Benchmark
-    settings: EvaluationSettings
+    settings: EvaluationConfig
     chosen: ChosenItems
     predicted: Mapping[str, Any]
     metrics: Mapping[str, Any]
     folder: Path
 
     def finish(self, rows: list[Row], judge: Judge | None) -> Evaluated:
-        """Computes and writes all scores; those that need no judge are on the disk before it is asked.
+        """Compute and writes all scores; those that need no judge are on the disk before it is asked.
 
         Args:
             rows: The row of every chosen item, in order.
@@ -112,7 +112,7 @@ class Scoring:
         ]
 
     def _rules(self, score: str, judge: Judge | None) -> dict[str, Any]:
-        """Returns what decides this score and not every other one."""
+        """Return what decides this score and not every other one."""
         rules: dict[str, Any] = {}
         if self.benchmark.task == "choice" and score != "unreadable":
             rules |= {"choice_rule": self.settings.choice_rule, "unparsed_as": self.settings.unparsed_as}

@@ -34,7 +34,7 @@ Its open-ended questions are asked as they stand."""
 
 
 @dataclass(frozen=True)
-class JudgeSettings:
+class JudgeConfig:
     """Who judges open-ended answers besides the comparison of words.
 
     Attributes:
@@ -71,7 +71,7 @@ class JudgeSettings:
 
 
 @dataclass(frozen=True)
-class GenerationSettings:
+class GenerationConfig:
     """How clips are generated and what they are measured with.
 
     Attributes:
@@ -96,7 +96,7 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
+class EvaluationConfig:
     """A benchmark and how a run is asked.
 
     Attributes:
@@ -138,8 +138,8 @@ class EvaluationSettings:
     unparsed_as: int | None = None
     missing: Literal["refuse", "skip"] = "refuse"
     limit: int | None = None
-    judge: JudgeSettings = field(default_factory=JudgeSettings)
-    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -147,8 +147,8 @@ class EvaluationSettings:
             object.__setattr__(self, "unparsed_as", VIDEOLLAMA2_UNPARSED_AS)
 
 
-def check_settings(settings: EvaluationSettings, task: str) -> None:
-    """Refuses settings that cannot work, or would have no effect, for a task.
+def check_settings(settings: EvaluationConfig, task: str) -> None:
+    """Refuse settings that cannot work, or would have no effect, for a task.
 
     Args:
         settings: What was asked for.
@@ -172,8 +172,8 @@ def check_settings(settings: EvaluationSettings, task: str) -> None:
     _check_judge(settings.judge)
 
 
-def check_metrics(settings: EvaluationSettings, task: str, toy: bool) -> None:
-    """Refuses to generate clips of which nothing would be measured.
+def check_metrics(settings: EvaluationConfig, task: str, toy: bool) -> None:
+    """Refuse to generate clips of which nothing would be measured.
 
     Raises:
         UserError: There is no metric.
@@ -185,7 +185,7 @@ def check_metrics(settings: EvaluationSettings, task: str, toy: bool) -> None:
         )
 
 
-def _check_judge(judge: JudgeSettings) -> None:
+def _check_judge(judge: JudgeConfig) -> None:
     wanted = {"local": ("model",), "endpoint": ("model", "url")}.get(judge.kind, ())
     for name in wanted:
         if not getattr(judge, name):
@@ -218,8 +218,8 @@ def _check_prompt(prompt: str | None, task: str) -> None:
         raise UserError(f"prompt {prompt!r} lacks {{{missing}}}")
 
 
-def _refuse_idle(settings: EvaluationSettings, task: str) -> None:
-    default = EvaluationSettings("", "")
+def _refuse_idle(settings: EvaluationConfig, task: str) -> None:
+    default = EvaluationConfig("", "")
     used = {
         "judge": ("open",),
         "generation": ("generation",),

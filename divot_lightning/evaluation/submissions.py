@@ -35,7 +35,7 @@ class Submission:
 
 
 def check_submission(benchmark: str, items: Sequence[BenchmarkItem], unparsed_as: int | None) -> None:
-    """Refuses an option for answers without a choice that a question of a submission does not have.
+    """Refuse an option for answers without a choice that a question of a submission does not have.
 
     Raises:
         UserError: There is such a question.
@@ -47,14 +47,14 @@ def check_submission(benchmark: str, items: Sequence[BenchmarkItem], unparsed_as
 
 
 def needs_submission(benchmark: str, items: Sequence[BenchmarkItem]) -> bool:
-    """Tells whether a file for a server is written: some answers are hidden, and the server's form is known."""
+    """Return whether a file for a server is written: some answers are hidden, and the server's form is known."""
     return benchmark in _WRITERS and any(item.choice is None for item in items)
 
 
 def write_submission(
     benchmark: str, folder: Path, items: Sequence[BenchmarkItem], rows: Sequence[Row], unparsed_as: int | None = None
 ) -> Submission | None:
-    """Writes what the server of EgoSchema or of the Perception Test takes, where answers are not public.
+    """Write what the server of EgoSchema or of the Perception Test takes, where answers are not public.
 
     EgoSchema has two: Kaggle takes the CSV, the authors' server the JSON {q_uid: index of the option} beside it.
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.decoding.clip_sampling import MAX_CLIPS, ClipSettings, clip_times, image_clip
+from divot_datamodules.decoding.clip_sampling import MAX_CLIPS, ClipConfig, clip_times, image_clip
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, DecodeError, Pixels, decode_frames, probe
 from divot_datamodules.tasks.segments import Template, caption_segments, question_segments
 from divot_lightning.checkpoint.components import find_component, load_component
@@ -33,8 +33,8 @@ UNSAID = "-"
 """Stands where a training sample has the text that is asked for; never shown to the model."""
 
 
-def read_video(path: str | Path, clip: ClipSettings, max_clips: int = MAX_CLIPS) -> tuple[Pixels, Kind]:
-    """Reads all clips of a video, or a picture as one clip.
+def read_video(path: str | Path, clip: ClipConfig, max_clips: int = MAX_CLIPS) -> tuple[Pixels, Kind]:
+    """Read all clips of a video, or a picture as one clip.
 
     Args:
         path: The file.
@@ -61,7 +61,7 @@ def read_video(path: str | Path, clip: ClipSettings, max_clips: int = MAX_CLIPS)
 
 
 def question_prompt(question: str, num_clips: int, template: Template, kind: Kind = "video") -> list[Segment]:
-    """Gives what a training sample with this question has before the answer.
+    """Return what a training sample with this question has before the answer.
 
     Args:
         question: The question.
@@ -78,7 +78,7 @@ def question_prompt(question: str, num_clips: int, template: Template, kind: Kin
 
 
 def caption_prompt(num_clips: int, template: Template, kind: Kind = "video") -> list[Segment]:
-    """Gives what a training sample has before the caption; arguments as in ``question_prompt``."""
+    """Return what a training sample has before the caption; arguments as in ``question_prompt``."""
     rng = np.random.default_rng(0)
     return caption_segments({"caption": UNSAID}, rng, template=template, num_clips=num_clips, kind=kind)[:-1]
 
@@ -94,7 +94,7 @@ def answer(
     generator: torch.Generator | None = None,
     batch_size: int = 64,
 ) -> list[str]:
-    """Answers prompts, in batches of similar length; warns of words that the text tokenizer does not know.
+    """Answer prompts, in batches of similar length; warns of words that the text tokenizer does not know.
 
     Args:
         video_llm: In evaluation mode.
@@ -128,7 +128,7 @@ def answer(
 
 
 @dataclass
-class Asker:
+class QuestionAnswerer:
     """A tokenizer and a video LLM that fit together, ready to answer.
 
     Attributes:
@@ -141,13 +141,13 @@ class Asker:
 
     tokenizer: VideoTokenizer
     video_llm: VideoLLM
-    clip: ClipSettings
+    clip: ClipConfig
     template: Template = "pretraining"
     tasks: frozenset[str] = frozenset()
 
     @classmethod
-    def from_run(cls, run: str | Path, *, template: Template | None = None, device: str = "cpu") -> "Asker":
-        """Loads both from a run that trained a video LLM.
+    def from_run(cls, run: str | Path, *, template: Template | None = None, device: str = "cpu") -> "QuestionAnswerer":
+        """Load both from a run that trained a video LLM.
 
         Args:
             run: Run folder.
@@ -164,13 +164,13 @@ class Asker:
 
     @torch.no_grad()
     def encode(self, video_NFCHW: Tensor, *, batch_size: int = 64) -> Tensor:
-        """Gives the features of clips: uint8 (N, F, 3, H, W) in, (N, Q, C) float32 on the CPU out."""
+        """Return the features of clips: uint8 (N, F, 3, H, W) in, (N, Q, C) float32 on the CPU out."""
         device = next(self.tokenizer.parameters()).device
         parts = [self.tokenizer(to_unit_range(part.to(device))) for part in video_NFCHW.split(batch_size)]
         return torch.cat(parts).float().cpu()
 
     def ask_file(self, path: str | Path, questions: Sequence[str], *, max_clips: int = MAX_CLIPS) -> list[str]:
-        """Answers questions about one video or picture.
+        """Answer questions about one video or picture.
 
         Args:
             path: The file.

@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from divot_datamodules.decoding.cached_features import TOKENIZER_FIELD
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, Sample, SampleDecoder
-from divot_datamodules.loading.skipped_samples import Budget, Defect, Ledger
+from divot_datamodules.loading.skipped_samples import Budget, Defect, SkippedSamples
 from divot_datamodules.preparation.feature_checks import clip_identity
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.reading import FEATURE_SUFFIX
@@ -37,7 +37,7 @@ Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 
 
 @dataclass(frozen=True)
-class EncodeSettings:
+class EncodeConfig:
     """How videos become features.
 
     Attributes:
@@ -50,7 +50,7 @@ class EncodeSettings:
         max_sample_clips: Most videos of a sample that has several; one with more is left out.
     """
 
-    clip: ClipSettings | None = None
+    clip: ClipConfig | None = None
     max_clips: int = 1
     precision: Precision = "32-true"
     samples_per_shard: int = 1024
@@ -95,7 +95,7 @@ class _Encoder:
         return cls(load_component(component, VideoTokenizer).to(device, dtype).eval(), sha256, precision)
 
     def members(self, samples: list[Sample]) -> Iterator[Members]:
-        """Yields each sample with its features in place of its videos."""
+        """Yield each sample with its features in place of its videos."""
         videos = [sample.video for sample in samples if sample.video is not None]
         device = next(self.tokenizer.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
@@ -111,7 +111,7 @@ class _Encoder:
 
 
 def _decoded(
-    source: SampleSource, unit: int, places: range, decoder: SampleDecoder, ledger: Ledger
+    source: SampleSource, unit: int, places: range, decoder: SampleDecoder, ledger: SkippedSamples
 ) -> Iterator[Sample]:
     for place in places:
         ledger.saw_sample()
@@ -126,7 +126,7 @@ def _decoded(
 
 
 def _pieces(source: SampleSource, samples_per_shard: int) -> list[tuple[int, range]]:
-    """Returns unit and places of each feature shard."""
+    """Return unit and places of each feature shard."""
     return [
         (unit, range(start, min(start + samples_per_shard, count)))
         for unit, count in enumerate(source.counts)
@@ -134,8 +134,8 @@ def _pieces(source: SampleSource, samples_per_shard: int) -> list[tuple[int, ran
     ]
 
 
-def _identity(sha256: str, source: SampleSource, clip: ClipSettings, settings: EncodeSettings) -> dict[str, Any]:
-    """Returns everything that decides the features; names alone would not notice that shards were made anew."""
+def _identity(sha256: str, source: SampleSource, clip: ClipConfig, settings: EncodeConfig) -> dict[str, Any]:
+    """Return everything that decides the features; names alone would not notice that shards were made anew."""
     named = {name: value for name, value in asdict(settings).items() if name not in ("clip", "max_sample_clips")}
     return {"tokenizer_sha256": sha256, "source": source.fingerprint, "clip": clip_identity(clip), **named}
 
@@ -144,7 +144,7 @@ def encode_shards(
     tokenizer: str | Path,
     source: str | Path,
     output: str | Path,
-    settings: EncodeSettings | None = None,
+    settings: EncodeConfig | None = None,
     *,
     media_root: str | Path | None = None,
     media_from: MediaFrom = "disk",
@@ -153,7 +153,7 @@ def encode_shards(
     device: str = "cpu",
     progress: bool = False,
 ) -> EncodeReport:
-    """Runs a trained tokenizer over videos and writes feature shards; continues where an interrupted call stopped.
+    """Run a trained tokenizer over videos and writes feature shards; continues where an interrupted call stopped.
 
     Clips are always the same: a stage that trains on the videos themselves draws where a single clip starts.
 
@@ -169,7 +169,7 @@ def encode_shards(
         device: Where the tokenizer runs.
         progress: Whether to show a bar with rate and time left.
     """
-    settings, output = settings or EncodeSettings(), Path(output)
+    settings, output = settings or EncodeConfig(), Path(output)
     component = find_component(tokenizer, "tokenizer")
     clip = settings.clip or tokenizer_clip(tokenizer)
     opened = open_source(
@@ -186,7 +186,7 @@ def encode_shards(
         settings=_identity(sha256, opened, clip, settings),
         newer_settings={"source_content": opened.content, "max_sample_clips": settings.max_sample_clips},
     )
-    ledger = Ledger("encode", output, budget, total=sum(opened.counts))
+    ledger = SkippedSamples("encode", output, budget, total=sum(opened.counts))
     pieces = _pieces(opened, settings.samples_per_shard)
     if folder.complete:
         return EncodeReport(folder.facts()["num_samples"], len(pieces), ledger.defects(), already_there=True)
@@ -208,8 +208,8 @@ def encode_shards(
     return EncodeReport(written, len(pieces), ledger.defects())
 
 
-def tokenizer_clip(tokenizer: str | Path) -> ClipSettings:
-    """Returns how a tokenizer's run cuts clips; videos that are too short are left out as elsewhere by default."""
+def tokenizer_clip(tokenizer: str | Path) -> ClipConfig:
+    """Return how a tokenizer's run cuts clips; videos that are too short are left out as elsewhere by default."""
     component = read_settings(find_component(tokenizer, "tokenizer"), VideoTokenizer, TokenizerConfig)
     stated = run_clip_settings(tokenizer, component)
     return replace(stated, short_videos="refuse", sparse_frames=None)

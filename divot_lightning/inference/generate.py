@@ -26,7 +26,7 @@ from divot_lightning.parts.head_sampling import set_sampling
 
 
 def generation_prompt(text: str, template: Template) -> list[Segment]:
-    """Gives the segments that ask for a clip, as a training sample with this caption has them.
+    """Return the segments that ask for a clip, as a training sample with this caption has them.
 
     Args:
         text: What the clip shall show.
@@ -47,7 +47,7 @@ def generate_clip_features(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Tensor:
-    """Predicts one clip per text; warns of words that the text tokenizer does not know.
+    """Predict one clip per text; warns of words that the text tokenizer does not know.
 
     Args:
         video_llm: In evaluation mode.
@@ -93,7 +93,7 @@ class ClipGenerator:
         device: str = "cpu",
         head: Mapping[str, Any] | None = None,
     ) -> "ClipGenerator":
-        """Loads all parts.
+        """Load all parts.
 
         Args:
             run: Run folder that trained a video LLM.
@@ -111,19 +111,19 @@ class ClipGenerator:
         """
         video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval().use_stored_precision()
         set_sampling(video_llm.head, head or {})
-        drawer = load_component(_detokenizer_folder(run, detokenizer), VideoDetokenizer).eval()
+        decoder = load_component(_detokenizer_folder(run, detokenizer), VideoDetokenizer).eval()
         gives = (video_llm.settings.num_queries, video_llm.settings.feature_dim)
-        takes = (drawer.config.num_tokens, drawer.config.token_dim)
+        takes = (decoder.config.num_tokens, decoder.config.token_dim)
         if gives != takes:
             raise UserError(
                 f"The video LLM in {run} gives {gives[0]} features of width {gives[1]}, but the de-tokenizer takes "
                 f"{takes[0]} of width {takes[1]}.\nGive a de-tokenizer of the same tokenizer."
             )
-        drawing = Reconstructor(load_tokenizer(run).to(device), drawer.to(device), fps=run_fps(run))
+        drawing = Reconstructor(load_tokenizer(run).to(device), decoder.to(device), fps=run_fps(run))
         return cls(video_llm.to(device), drawing, template or run_template(run))
 
     def generate_clips(self, texts: Sequence[str], *, temperature: float = 1.0, seed: int = 0) -> Iterator[Tensor]:
-        """Generates one clip per text.
+        """Generate one clip per text.
 
         Args:
             texts: What the clips shall show.
@@ -150,7 +150,7 @@ def _detokenizer_folder(run: str | Path, detokenizer: str | Path | None) -> Path
 
 
 def output_paths(output: str | Path, count: int) -> list[Path]:
-    """Names the files of several clips.
+    """Return the files of several clips.
 
     Args:
         output: The file; its suffix names the container.
@@ -179,7 +179,7 @@ def generate_files(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Iterator[Path]:
-    """Writes ``num`` clips for each prompt.
+    """Write ``num`` clips for each prompt.
 
     Args:
         generator: The models.

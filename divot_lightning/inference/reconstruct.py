@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings, decode_clip, image_clip
+from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip, image_clip
 from divot_datamodules.decoding.sample_errors import SampleError, decoding_errors
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Pixels
@@ -49,24 +49,24 @@ class Reconstructor:
     tokenizer: VideoTokenizer
     detokenizer: VideoDetokenizer
     batch_size: int = 32
-    fps: float = ClipSettings.fps
+    fps: float = ClipConfig.fps
 
     @classmethod
     def from_run(cls, run: str | Path, *, batch_size: int = 32, device: str = "cpu") -> "Reconstructor":
-        """Loads both from a run that trained or used them."""
+        """Load both from a run that trained or used them."""
         tokenizer = load_component(find_component(run, "tokenizer"), VideoTokenizer)
         detokenizer = load_component(find_component(run, "detokenizer"), VideoDetokenizer)
         return cls(tokenizer.to(device).eval(), detokenizer.to(device).eval(), batch_size, run_fps(run))
 
     @property
-    def clip(self) -> ClipSettings:
+    def clip(self) -> ClipConfig:
         """How clips are cut for this pair."""
         config = self.detokenizer.config
-        return ClipSettings(config.size, config.size, config.num_frames, self.fps, short_videos="squeeze")
+        return ClipConfig(config.size, config.size, config.num_frames, self.fps, short_videos="squeeze")
 
     @torch.no_grad()
     def encode(self, video_NFCHW: Tensor) -> Tensor:
-        """Returns the tokens of clips, uint8 in, (N, Q, C) float32 on the CPU out."""
+        """Return the tokens of clips, uint8 in, (N, Q, C) float32 on the CPU out."""
         device = next(self.tokenizer.parameters()).device
         parts = [self.tokenizer(to_unit_range(part.to(device))) for part in video_NFCHW.split(self.batch_size)]
         return torch.cat(parts).float().cpu()
@@ -75,7 +75,7 @@ class Reconstructor:
     def decode(
         self, tokens_NQC: Tensor, generator: torch.Generator | None = None, sampling: SamplingConfig | None = None
     ) -> Iterator[Tensor]:
-        """Draws clips from tokens, batch by batch.
+        """Draw clips from tokens, batch by batch.
 
         Args:
             tokens_NQC: Tokens, float.
@@ -97,9 +97,9 @@ class Reconstructor:
 
 
 def read_clips(
-    inputs: Sequence[str], clip: ClipSettings, on_defect: Callable[[Defect], object] = lambda defect: None
+    inputs: Sequence[str], clip: ClipConfig, on_defect: Callable[[Defect], object] = lambda defect: None
 ) -> Iterator[tuple[str, Pixels]]:
-    """Reads clips from shards and from media files; what gives none is left out.
+    """Read clips from shards and from media files; what gives none is left out.
 
     Args:
         inputs: Each a video or picture, or shards: a folder, a tar, a glob or a URL; or a jsonl.
@@ -129,7 +129,7 @@ def read_clips(
         raise UserError("no clip to take:\n" + "\n".join(left_out_lines(left_out)[:4]))
 
 
-def _file_clip(source: str, clip: ClipSettings, on_defect: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
+def _file_clip(source: str, clip: ClipConfig, on_defect: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"there is no file {source}")
@@ -143,10 +143,8 @@ def _file_clip(source: str, clip: ClipSettings, on_defect: Callable[[Defect], ob
     yield path.stem, video
 
 
-def _shard_clips(
-    source: str, clip: ClipSettings, on_defect: Callable[[Defect], object]
-) -> Iterator[tuple[str, Pixels]]:
-    """Yields clips shard by shard, so that no more shards are opened than are needed."""
+def _shard_clips(source: str, clip: ClipConfig, on_defect: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
+    """Yield clips shard by shard, so that no more shards are opened than are needed."""
     jsonl = find_jsonl(source)
     for name in jsonl or expand_shards(source):
         shard: SampleSource = JsonlSource([name]) if jsonl else TarSource([name], progress=False, may_be_empty=True)
@@ -166,7 +164,7 @@ def _shard_clips(
 
 
 def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:
-    """Puts a clip and its reconstruction beside each other, enlarged to whole pixels if they are small.
+    """Put a clip and its reconstruction beside each other, enlarged to whole pixels if they are small.
 
     Args:
         original: uint8 (F, 3, H, W).
@@ -191,7 +189,7 @@ def reconstruct_files(
     device: str = "cpu",
     on_defect: Callable[[Defect], object] = lambda defect: None,
 ) -> Iterator[Path]:
-    """Writes `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
+    """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
 
     Args:
         run: A run that trained or used a tokenizer and a de-tokenizer.
@@ -229,7 +227,7 @@ def _write_clips(models: Reconstructor, clips: list[tuple[str, Pixels]], output:
 
 
 def _file_names(keys: Iterable[str]) -> list[str]:
-    """Turns keys into file names that are all different.
+    """Turn keys into file names that are all different.
 
     >>> _file_names(["a/b c", "a/b_c", "x"])
     ['a_b_c', 'a_b_c-1', 'x']

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.tasks.segments import Template
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
@@ -16,7 +16,7 @@ CONFIG_FILE = "config.yaml"
 
 
 def read_data_settings(run: str | Path) -> dict[str, Any]:
-    """Gives the data module's arguments of a run.
+    """Return the data module's arguments of a run.
 
     Args:
         run: Run folder.
@@ -35,12 +35,12 @@ def read_data_settings(run: str | Path) -> dict[str, Any]:
 
 
 def run_template(run: str | Path) -> Template:
-    """Gives the form of the prompts that a run was trained on, "pretraining" where it does not say."""
+    """Return the form of the prompts that a run was trained on, "pretraining" where it does not say."""
     return "instruction" if read_data_settings(run).get("template") == "instruction" else "pretraining"
 
 
 def run_tasks(run: str | Path) -> frozenset[str]:
-    """Gives the tasks that a run was trained on, those of all its sources; empty where it does not say."""
+    """Return the tasks that a run was trained on, those of all its sources; empty where it does not say."""
     settings = read_data_settings(run)
     train = settings.get("train")
     sources = [source for source in train if isinstance(source, dict)] if isinstance(train, list) else []
@@ -49,12 +49,12 @@ def run_tasks(run: str | Path) -> frozenset[str]:
 
 
 def run_fps(run: str | Path) -> float:
-    """Gives the frames per second of a run's clips; Divot's 8 where it does not say."""
-    return float((read_data_settings(run).get("clip") or {}).get("fps", ClipSettings.fps))
+    """Return the frames per second of a run's clips; Divot's 8 where it does not say."""
+    return float((read_data_settings(run).get("clip") or {}).get("fps", ClipConfig.fps))
 
 
-def run_clip_settings(run: str | Path, tokenizer: TokenizerConfig) -> ClipSettings:
-    """Gives how clips are cut for a run; where it does not say, in the size that the tokenizer's ViT reads.
+def run_clip_settings(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:
+    """Return how clips are cut for a run; where it does not say, in the size that the tokenizer's ViT reads.
 
     Args:
         run: Run folder.
@@ -65,11 +65,11 @@ def run_clip_settings(run: str | Path, tokenizer: TokenizerConfig) -> ClipSettin
     """
     size = tokenizer.vision.image_size
     stored = read_data_settings(run).get("clip") or {}
-    known = {entry.name for entry in fields(ClipSettings)}
+    known = {entry.name for entry in fields(ClipConfig)}
     stated = {name: value for name, value in stored.items() if name in known}
-    return ClipSettings(**{"height": size, "width": size, **stated, "short_videos": "squeeze"})
+    return ClipConfig(**{"height": size, "width": size, **stated, "short_videos": "squeeze"})
 
 
 def load_tokenizer(run: str | Path) -> VideoTokenizer:
-    """Loads the tokenizer that a run trained or used, in evaluation mode."""
+    """Load the tokenizer that a run trained or used, in evaluation mode."""
     return load_component(find_component(run, "tokenizer"), VideoTokenizer).eval()

@@ -31,7 +31,7 @@ class KeyTable:
 
 
 def from_released(state_dict: Mapping[str, Value], table: KeyTable) -> dict[str, Value]:
-    """Renames released weights to ours.
+    """Rename released weights to ours.
 
     Args:
         state_dict: Released name -> tensor.
@@ -48,7 +48,7 @@ def from_released(state_dict: Mapping[str, Value], table: KeyTable) -> dict[str,
 
 
 def to_released(state_dict: Mapping[str, Value], table: KeyTable) -> dict[str, Value]:
-    """Renames our weights to the released names: the inverse of ``from_released``."""
+    """Rename our weights to the released names: the inverse of ``from_released``."""
     released_by_ours = {ours: released for released, ours in table.ours_by_released.items()}
     return _renamed(state_dict, released_by_ours, table.part)
 

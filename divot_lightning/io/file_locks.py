@@ -16,9 +16,9 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 @contextmanager
 def exclusively(path: Path) -> Iterator[None]:
-    """Waits until no other process is in the same block for the same path.
+    """Wait until no other process is in the same block for the same path.
 
-    On file systems without locks all go on at once; what is done in the block must be right then, too.
+    On file systems without locks all continue at once; what is done in the block must be right then, too.
 
     Args:
         path: What is made; a file `<path>.lock` beside it is the lock, and is left there.
@@ -52,7 +52,7 @@ _held: "weakref.WeakValueDictionary[Path, WriterLock]" = weakref.WeakValueDictio
 
 
 def writer_lock(path: Path) -> WriterLock:
-    """Takes the right to write, or the one that this process has already: after an interrupted call it goes on.
+    """Take the right to write, or the one that this process has already: after an interrupted call it continues.
 
     Args:
         path: The lock's file, in the folder that is written.

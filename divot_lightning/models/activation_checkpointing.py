@@ -17,7 +17,7 @@ BLOCKS = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTempo
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Lets a model keep only what goes into its blocks; loss and gradients stay the same.
+    """Let a model keep only what goes into its blocks; loss and gradients stay the same.
 
     Args:
         model: Of `diffusers`; its own checkpointing is used where it has one.

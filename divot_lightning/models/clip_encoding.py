@@ -21,7 +21,7 @@ On a GPU that is not promised (matrix products may split their sums by place), a
 
 @torch.no_grad()
 def encode_clips(tokenizer: VideoTokenizer, video_MF3HW: Tensor) -> Tensor:
-    """Computes the tokens of stored clips, for cached features and for training alike.
+    """Compute the tokens of stored clips, for cached features and for training alike.
 
     Batches of any composition give the same bits for the same clip: matrix libraries choose their way by the size of
     the batch, so the tokenizer is always called with batches of one size. Autocast is left as the caller has it; with

@@ -29,7 +29,7 @@ class PerceiverAttention(nn.Module):
         self.out = nn.Linear(heads * dim_head, dim, bias=False)
 
     def forward(self, x_BLC: Tensor, queries_BQC: Tensor) -> Tensor:
-        """Returns what each query read, (B, Q, dim)."""
+        """Return what each query read, (B, Q, dim)."""
         queries_BQC = self.query_norm(queries_BQC)
         source_BSC = torch.cat([self.input_norm(x_BLC), queries_BQC], dim=1)
         q_BHQE = self.to_query(queries_BQC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -57,7 +57,7 @@ class PerceiverLayer(nn.Module):
         self.ff_out = nn.Linear(ff_mult * dim, dim, bias=False)
 
     def forward(self, x_BLC: Tensor, queries_BQC: Tensor) -> Tensor:
-        """Returns the updated queries, (B, Q, dim)."""
+        """Return the updated queries, (B, Q, dim)."""
         queries_BQC = queries_BQC + self.attention(x_BLC, queries_BQC)
         return queries_BQC + self.ff_out(functional.gelu(self.ff_in(self.ff_norm(queries_BQC))))
 
@@ -115,7 +115,7 @@ class PerceiverResampler(nn.Module):
         self.output_norm = nn.LayerNorm(output_dim)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Maps float (B, L, embedding_dim), any L, to (B, num_queries, output_dim), LayerNorm outputs."""
+        """Map float (B, L, embedding_dim), any L, to (B, num_queries, output_dim), LayerNorm outputs."""
         x_BLC = self.input_projection(x_BLC)
         queries_BQC = self.queries.expand(x_BLC.shape[0], -1, -1)
         for layer in self.layers:

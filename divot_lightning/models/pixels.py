@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def to_unit_range(video: Tensor) -> Tensor:
-    """Turns stored pixels into model input.
+    """Turn stored pixels into model input.
 
     Args:
         video: Any shape, uint8 in [0, 255].
@@ -20,7 +20,7 @@ def to_unit_range(video: Tensor) -> Tensor:
 
 
 def to_uint8(video: Tensor) -> Tensor:
-    """Turns model output into storable pixels, clipping what lies outside the range.
+    """Turn model output into storable pixels, clipping what lies outside the range.
 
     Args:
         video: Any shape, float, nominally in [-1, 1].

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
-    """Returns embeddings of a grid's positions, (L, D) float32, last axis fastest; an equal share of D for each axis.
+    """Return embeddings of a grid's positions, (L, D) float32, last axis fastest; an equal share of D for each axis.
 
     Sines and cosines have the wavelengths of a transformer, with a longest of 2 pi 100 positions; channels that do not
     divide evenly are zero.
@@ -26,8 +26,8 @@ def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_with_positions(grid_positions: Tensor, grid: int, vectors: Iterable[Tensor]) -> None:
-    """Sets the initial positions of a tokenizer that is trained from nothing in minutes.
+def init_with_sin_cos(grid_positions: Tensor, grid: int, vectors: Iterable[Tensor]) -> None:
+    """Set the initial positions of a tokenizer that is trained from nothing in minutes.
 
     Positions of the grid start as sines and cosines, those of frames and queries as vectors of half the content's size.
     With CLIP's small initial weights, tokens of the toy world hold colours but hardly any position for the first
@@ -44,10 +44,10 @@ def start_with_positions(grid_positions: Tensor, grid: int, vectors: Iterable[Te
 
 
 @torch.no_grad()
-def start_vit(vit: nn.Module, grid: int) -> None:
-    """Starts the layers of CLIP's ViT as torch's layers do, and its positions as sines and cosines.
+def init_vit(vit: nn.Module, grid: int) -> None:
+    """Start the layers of CLIP's ViT as torch's layers do, and its positions as sines and cosines.
 
-    For a ViT that is trained as well, see `start_with_positions`.
+    For a ViT that is trained as well, see `init_with_sin_cos`.
 
     Args:
         vit: Set in place.

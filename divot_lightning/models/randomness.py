@@ -12,7 +12,7 @@ Randomness: TypeAlias = torch.Generator | list[torch.Generator] | None
 
 
 def sample_generators(seed: int, purpose: str, slots: Sequence[int]) -> list[torch.Generator]:
-    """Gives each sample a source of randomness of its own, on the CPU.
+    """Return each sample a source of randomness of its own, on the CPU.
 
     Args:
         seed: The run's seed.
@@ -31,19 +31,19 @@ def sample_generators(seed: int, purpose: str, slots: Sequence[int]) -> list[tor
 
 
 def move_generators(generator: Randomness, device: torch.device) -> Randomness:
-    """Gives generators of a list that start alike on a device; a single one stays as it is."""
+    """Return generators of a list that start alike on a device; a single one stays as it is."""
     if not isinstance(generator, list):
         return generator
     return [torch.Generator(device).manual_seed(source.initial_seed()) for source in generator]
 
 
 def uniform_rows(count: int, generator: Randomness, device: torch.device) -> Tensor:
-    """Draws numbers in [0, 1), (count,) float32; one from each generator where there is a list."""
+    """Draw numbers in [0, 1), (count,) float32; one from each generator where there is a list."""
     return _rows(lambda size, source, where: torch.rand(size, generator=source, device=where), count, generator, device)
 
 
 def integer_rows(limit: int, count: int, generator: Randomness, device: torch.device) -> Tensor:
-    """Draws integers from 0 to limit - 1, (count,) int64; one from each generator where there is a list."""
+    """Draw integers from 0 to limit - 1, (count,) int64; one from each generator where there is a list."""
 
     def draw(size: int, source: torch.Generator | None, where: torch.device) -> Tensor:
         return torch.randint(0, limit, (size,), generator=source, device=where)

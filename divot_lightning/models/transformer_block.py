@@ -18,7 +18,7 @@ BLOCK_NORM_EPS = 1e-6
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """Applies CLIP's approximation of the GELU, ``x * sigmoid(1.702 x)``, elementwise.
+    """Apply CLIP's approximation of the GELU, ``x * sigmoid(1.702 x)``, elementwise.
 
     >>> import torch
     >>> quick_gelu(torch.tensor([0.0, 100.0])).tolist()
@@ -28,7 +28,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def check_heads(owner: str, width: int, heads: int) -> None:
-    """Raises UserError unless ``width`` is a positive multiple of ``heads``."""
+    """Raise UserError unless ``width`` is a positive multiple of ``heads``."""
     if heads < 1 or width < 1 or width % heads:
         raise UserError(
             f"{owner}: width {width} does not divide into {heads} heads; choose a width that is a multiple of heads"
@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Lets each position of ``x_BLC`` read all positions; same shape out."""
+        """Let each position of ``x_BLC`` read all positions; same shape out."""
         qkv = self.qkv(x_BLC).unflatten(-1, (3, self.heads, -1))
         q_BHLE, k_BHLE, v_BHLE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         read_BHLE = functional.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE)
@@ -76,6 +76,6 @@ class TransformerBlock(nn.Module):
         self.activation = activation
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Maps a sequence to a sequence of the same shape."""
+        """Map a sequence to a sequence of the same shape."""
         x_BLC = x_BLC + self.attention(self.attention_norm(x_BLC))
         return x_BLC + self.mlp_out(self.activation(self.mlp_in(self.mlp_norm(x_BLC))))

@@ -26,7 +26,7 @@ _ADAPTERS = "lora_"
 
 
 def raise_to_float32(module: nn.Module) -> None:
-    """Turns trained weights in half precision into float32, where the optimizer has no float32 copies of them.
+    """Turn trained weights in half precision into float32, where the optimizer has no float32 copies of them.
 
     Args:
         module: Parameters that require no gradient are left as they are.
@@ -39,7 +39,7 @@ def raise_to_float32(module: nn.Module) -> None:
 
 
 def lower_to_stored(module: nn.Module, file: Path) -> None:
-    """Prepares a module for weights that are to keep the half precision in which a file holds them.
+    """Prepare a module for weights that are to keep the half precision in which a file holds them.
 
     Args:
         module: Its frozen parameters become of the file's dtypes; what is trained stays float32.
@@ -53,7 +53,7 @@ def lower_to_stored(module: nn.Module, file: Path) -> None:
 
 
 def lower_for_inference(language_model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Turns a language model that is not trained any more into the half precision that it came in.
+    """Turn a language model that is not trained any more into the half precision that it came in.
 
     Args:
         language_model: With or without adapters.
@@ -68,7 +68,7 @@ def lower_for_inference(language_model: nn.Module, dtype: torch.dtype | None) ->
 
 @contextmanager
 def merging_in_float32(layer: nn.Module) -> Generator[None, None, None]:
-    """Has adapters folded into weights of float32, within; what they come to is rounded once, or not at all.
+    """Have adapters folded into weights of float32, within; what they come to is rounded once, or not at all.
 
     Under DeepSpeed in half precision the weights are as before afterwards, else float32.
 

@@ -9,7 +9,7 @@ HELP = "sampling setting of the run's head, such as --head.variance_scale 0.5; a
 
 
 def split_head_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Takes the sampling settings of a head out of a command's words.
+    """Take the sampling settings of a head out of a command's words.
 
     Args:
         words: Of the command.

@@ -11,13 +11,13 @@ from divot_lightning.parts.heads import GenerationHead
 
 
 def sampling_of(head: GenerationHead) -> dict[str, Any]:
-    """Returns the sampling settings that a head has at present, as JSON values."""
+    """Return the sampling settings that a head has at present, as JSON values."""
     # A subclass may fix a setting that its base class declares, and then has none of that name.
     return {name: head.init_args[name] for name in head.sampling_settings if name in head.init_args}
 
 
 def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
-    """Changes sampling settings of a head in place; its weights stay as they are.
+    """Change sampling settings of a head in place; its weights stay as they are.
 
     What the class would refuse when it is built is refused here too.
 
@@ -55,7 +55,7 @@ def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
 
 
 def _read(kind: type[GenerationHead], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks values against the types that a head's `__init__` states."""
+    """Check values against the types that a head's `__init__` states."""
     try:
         hints = get_type_hints(kind.__init__)
     except NameError:  # types that are imported for type checkers only

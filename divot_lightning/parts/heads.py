@@ -30,7 +30,7 @@ class GenerationHead(nn.Module, ABC):
 
     A subclass takes `hidden_dim` and `feature_dim` first, which the model supplies, and its own settings after
     them, which a recipe supplies; settings are what JSON can hold. It implements `loss` and `sample`, both under
-    `float32_island`. It gets all tokens of a clip at once, so it may treat them one by one or jointly; generation
+    `force_float32`. It gets all tokens of a clip at once, so it may treat them one by one or jointly; generation
     feature by feature gives it one token at a time (Q = 1), in training as well.
 
     Targets arrive normalised per channel (mean 0, deviation 1 over the first batches of the training data).
@@ -49,13 +49,13 @@ class GenerationHead(nn.Module, ABC):
     init_args: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Notes the settings before `__init__` runs."""
+        """Record the settings before `__init__` runs."""
         head = super().__new__(cls)
         object.__setattr__(head, "init_args", _capture_settings(cls, args, kwargs))
         return head
 
     def __init__(self, hidden_dim: int, feature_dim: int) -> None:
-        """Keeps the widths.
+        """Keep the widths.
 
         Args:
             hidden_dim: D, width of the LLM's hidden states.
@@ -67,7 +67,7 @@ class GenerationHead(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
-        """Returns how badly the hidden states predict the target features.
+        """Return how badly the hidden states predict the target features.
 
         Args:
             hidden_BQD: Hidden states at the queries, any float dtype.
@@ -80,7 +80,7 @@ class GenerationHead(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Draws features.
+        """Draw features.
 
         Args:
             hidden_BQD: Hidden states at the queries, any float dtype.
@@ -96,8 +96,8 @@ class GenerationHead(nn.Module, ABC):
         return self.loss(hidden_BQD, target_BQC, mask_BQ)
 
 
-def float32_island(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
-    """Makes a head's method compute in float32 under any autocast, from any input, with any parameters.
+def force_float32(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
+    """Make a head's method compute in float32 under any autocast, from any input, with any parameters.
 
     Autocast is switched off and floating inputs are cast to float32. Parameters in half precision (a `bf16-true`
     recipe) stay as they are and are lifted to float32 wherever they meet a float32 tensor, so that only their
@@ -122,7 +122,7 @@ def float32_island(method: Callable[Concatenate[H, P], T]) -> Callable[Concatena
 
 
 def masked_mean(values_BQ: Tensor, mask_BQ: Tensor | None) -> Tensor:
-    """Averages over the tokens that count.
+    """Average over the tokens that count.
 
     Args:
         values_BQ: One value per token, float; finite where masked too (see `clear_masked`).
@@ -141,7 +141,7 @@ def masked_mean(values_BQ: Tensor, mask_BQ: Tensor | None) -> Tensor:
 
 
 def clear_masked(states_BQX: Tensor, mask_BQ: Tensor | None) -> Tensor:
-    """Sets masked tokens to zero, so that even a NaN in them reaches neither the loss nor a gradient.
+    """Set masked tokens to zero, so that even a NaN in them reaches neither the loss nor a gradient.
 
     Args:
         states_BQX: Any states per token, float.
@@ -165,14 +165,14 @@ class _LiftHalfPrecision(TorchFunctionMode):
     """
 
     def __enter__(self) -> Self:
-        """Brings torch's own linear map back: DeepSpeed's goes backward with the weights before they were lifted."""
+        """Bring torch's own linear map back: DeepSpeed's goes backward with the weights before they were lifted."""
         self._linear = nn.functional.linear
         nn.functional.linear = torch._C._nn.linear
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Leaves things as they were."""
+        """Leave things as they were."""
         super().__exit__(*error)
         nn.functional.linear = self._linear
 
@@ -207,7 +207,7 @@ def _half_as_float32(tensor: Tensor) -> Tensor:
 
 
 def _capture_settings(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Binds a call of the class to its signature and returns the settings as JSON would give them back."""
+    """Bind a call of the class to its signature and returns the settings as JSON would give them back."""
     try:
         bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)  # type: ignore[misc]
     except TypeError:

@@ -17,7 +17,7 @@ HEAD_OPTIONS = (
 
 
 def head_names(argv: Sequence[str]) -> list[str]:
-    """Give the heads named by `argv` and by the recipes in it.
+    """Return the heads named by `argv` and by the recipes in it.
 
     Args:
         argv: Options; `--config` is followed by the path of a file.

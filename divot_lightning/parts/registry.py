@@ -47,7 +47,7 @@ class LoadedHead:
 
 
 def installed_heads() -> list[InstalledHead]:
-    """Lists the declared heads in order of name; a name that two distributions declare is listed twice."""
+    """List the declared heads in order of name; a name that two distributions declare is listed twice."""
     heads = []
     for entry in entry_points(group=GROUP):
         distribution = entry.dist.name if entry.dist else "unknown"
@@ -57,7 +57,7 @@ def installed_heads() -> list[InstalledHead]:
 
 
 def load_head(name: str) -> "type[GenerationHead]":
-    """Imports one head by its entry-point name.
+    """Import one head by its entry-point name.
 
     Args:
         name: Such as "gmm".
@@ -81,7 +81,7 @@ def load_head(name: str) -> "type[GenerationHead]":
 
 
 def load_every_head() -> list[LoadedHead]:
-    """Loads each installed head on its own; one that is broken comes with its reason and breaks no other."""
+    """Load each installed head on its own; one that is broken comes with its reason and breaks no other."""
     results = []
     for installed in installed_heads():
         try:
@@ -92,7 +92,7 @@ def load_every_head() -> list[LoadedHead]:
 
 
 def load_all() -> "dict[str, type[GenerationHead]]":
-    """Loads every installed head for the command line, and lets jsonargparse know the entry-point names.
+    """Load every installed head for the command line, and lets jsonargparse know the entry-point names.
 
     After this, a parameter of type `Callable[[int, int], GenerationHead]` takes `gmm`, `GMMHead` and
     `divot_heads.gmm.GMMHead` alike, and what is recorded is the last. A broken head gives a warning.
@@ -112,7 +112,7 @@ def load_all() -> "dict[str, type[GenerationHead]]":
 
 
 def resolve_head_name(name: str) -> str:
-    """Turns what a user may write for a head into its class path.
+    """Turn what a user may write for a head into its class path.
 
     Args:
         name: An entry-point name (`gmm`), a class name (`GMMHead`) or a class path (`divot_heads.gmm.GMMHead`).
@@ -137,7 +137,7 @@ def resolve_head_name(name: str) -> str:
 
 
 def import_head(class_path: str) -> "type[GenerationHead]":
-    """Imports a head by its class path, installed or not.
+    """Import a head by its class path, installed or not.
 
     Args:
         class_path: Such as "divot_heads.gmm.GMMHead".
@@ -157,7 +157,7 @@ def import_head(class_path: str) -> "type[GenerationHead]":
 
 
 def build_head(class_path: str, init_args: dict[str, Any], hidden_dim: int, feature_dim: int) -> "GenerationHead":
-    """Builds a head from what a component folder or a recipe records.
+    """Build a head from what a component folder or a recipe records.
 
     Args:
         class_path: Dotted path of the class, or a short name.
@@ -181,7 +181,7 @@ def build_head(class_path: str, init_args: dict[str, Any], hidden_dim: int, feat
 
 
 def head_class_path(head_class: "type[GenerationHead]") -> str:
-    """Returns the dotted path under which a head's class is recorded."""
+    """Return the dotted path under which a head's class is recorded."""
     return f"{head_class.__module__}.{head_class.__qualname__}"
 
 
@@ -209,7 +209,7 @@ def _check_class(found: object, class_path: str) -> "type[GenerationHead]":
 
 
 def _announce(name: str, head_class: "type[GenerationHead]") -> None:
-    """Makes jsonargparse find a head by its entry-point name (see `head_names`)."""
+    """Make jsonargparse find a head by its entry-point name (see `head_names`)."""
     known = {child.__name__ for child in head_class.__subclasses__() if child.__module__ == _ALIAS_MODULE}
     if name.isidentifier() and name != head_class.__name__ and name not in known:
         _ALIASES.append(type(name, (head_class,), {"__module__": _ALIAS_MODULE, "__doc__": head_class.__doc__}))

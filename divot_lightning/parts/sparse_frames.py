@@ -4,7 +4,7 @@ from divot_lightning.errors import UserError
 
 
 def sparse_frame_indices(total: int, count: int) -> list[int]:
-    """Chooses which of a clip's frames the tokenizer reads: evenly spaced from the first one, then the last one.
+    """Choose which of a clip's frames the tokenizer reads: evenly spaced from the first one, then the last one.
 
     The step is ``total // (count - 1)`` rounded down, and the last frame always closes the clip (the released rule).
 

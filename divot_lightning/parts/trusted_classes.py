@@ -38,12 +38,12 @@ def require_trusted(class_path: str, where: str | Path) -> None:
 
 
 def trusted_packages() -> list[str]:
-    """Give the packages that the user named in `DIVOT_TRUSTED_PACKAGES`."""
+    """Return the packages that the user named in `DIVOT_TRUSTED_PACKAGES`."""
     return [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
 
 
 def _is_installed_head(class_path: str) -> bool:
-    """Tell whether an entry point leads to the class; only those of the same package are loaded to find out."""
+    """Return whether an entry point leads to the class; only those of the same package are loaded to find out."""
     package = class_path.partition(".")[0]
     declared = [head for head in installed_heads() if head.class_path.partition(".")[0] == package]
     if any(head.class_path == class_path for head in declared):

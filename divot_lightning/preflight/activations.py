@@ -27,7 +27,7 @@ _HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layout) -> int:
-    """Counts the most bytes that forward and backward pass hold at once, in the layout's precision.
+    """Count the most bytes that forward and backward pass hold at once, in the layout's precision.
 
     Neither parameters nor their gradients count, nor what an operation takes for itself while it runs. What is
     computed again in the backward pass counts there. Attention counts as its memory-saving kernels do: inputs and
@@ -71,7 +71,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
 
 @contextlib.contextmanager
 def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[None]:
-    """Replaces what reads values, asks other processes or knows no meta device."""
+    """Replace what reads values, asks other processes or knows no meta device."""
 
     def sum_losses(self: Any, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> Tensor:
         return torch.stack([part.mean for part in parts.values()]).sum()
@@ -103,7 +103,7 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
 
 @contextlib.contextmanager
 def _equal_calls_once(device: str) -> Iterator[None]:
-    """Encodes the first clips only: the others come after them in equal calls and leave nothing but their tokens."""
+    """Encode the first clips only: the others come after them in equal calls and leave nothing but their tokens."""
     real = video_llm_step.encode_clips
 
     def encode(tokenizer: VideoTokenizer, video_MF3HW: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 def _to_meta(batch: dict[str, Any], half: torch.dtype | None) -> dict[str, Any]:
-    """Moves a batch; without slots, noise is not drawn per sample, which needs a generator on a real device."""
+    """Move a batch; without slots, noise is not drawn per sample, which needs a generator on a real device."""
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to("meta", half if half is not None and tensor.is_floating_point() else tensor.dtype)

@@ -64,7 +64,7 @@ class RankMemory:
 
 
 def rank_memory(trained: int, frozen: int, states: int, layout: Layout, *, averaged: bool = False) -> RankMemory:
-    """Predicts the memory of one process.
+    """Predict the memory of one process.
 
     Args:
         trained: Elements of parameters that are trained.
@@ -102,7 +102,7 @@ def rank_memory(trained: int, frozen: int, states: int, layout: Layout, *, avera
 def checkpoint_bytes(
     trained: int, stored: int, buffers: int, states: int, layout: Layout, *, averaged: bool = False
 ) -> int:
-    """Predicts the size of a checkpoint folder without what is small: names, settings, random states.
+    """Predict the size of a checkpoint folder without what is small: names, settings, random states.
 
     Args:
         trained: Elements of parameters that are trained.

@@ -52,7 +52,7 @@ class MetaAutocast(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Casts the floating tensors that a call gets, where its name is in a list.
+        """Cast the floating tensors that a call gets, where its name is in a list.
 
         Raises:
             RuntimeError: A matrix product gets tensors of several precisions, which only the meta device takes.
@@ -68,7 +68,7 @@ class MetaAutocast(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def lower(self, tensor: Tensor) -> Tensor:
-        """Casts a float32 tensor down; a trained weight once until `forget_weights`, as autocast's cache does."""
+        """Cast a float32 tensor down; a trained weight once until `forget_weights`, as autocast's cache does."""
         if self.dtype is None or tensor.device.type != "meta" or tensor.dtype != torch.float32:
             return tensor
         if not (tensor.is_leaf and tensor.requires_grad):
@@ -76,12 +76,12 @@ class MetaAutocast(TorchFunctionMode):
         return self._cast.setdefault(id(tensor), tensor.to(self.dtype))
 
     def forget_weights(self) -> None:
-        """Forgets the weights that were cast, as the end of autocast does."""
+        """Forget the weights that were cast, as the end of autocast does."""
         self._cast.clear()
 
     @contextmanager
     def switched(self, enabled: bool) -> Iterator[None]:
-        """Stands for `torch.autocast` on the meta device."""
+        """Stand for `torch.autocast` on the meta device."""
         dtype = self.dtype
         self.dtype = dtype if enabled else None
         try:

@@ -74,7 +74,7 @@ class DataNeeds:
 def model_needs(
     stage: LightningModule, layout: Layout, *, averaged: bool, max_steps: int, batches: Mapping[str, dict[str, Any]]
 ) -> ModelNeeds:
-    """Builds a stage as shapes and adds up what it needs.
+    """Build a stage as shapes and adds up what it needs.
 
     Args:
         stage: Not built yet; it stays on the meta device.
@@ -113,13 +113,13 @@ def model_needs(
 
 
 def module_sizes(module: torch.nn.Module) -> tuple[int, int]:
-    """Gives a module's elements that are trained and that are frozen."""
+    """Return a module's elements that are trained and that are frozen."""
     parameters = list(module.parameters())
     return _elements(p for p in parameters if p.requires_grad), _elements(p for p in parameters if not p.requires_grad)
 
 
 def optimizer_states(stage: LightningModule) -> int:
-    """Counts the elements of the states that the stage's optimizers will keep."""
+    """Count the elements of the states that the stage's optimizers will keep."""
     made: Any = stage.configure_optimizers()
     optimizer = made["optimizer"] if isinstance(made, dict) else made
     return sum(
@@ -129,7 +129,7 @@ def optimizer_states(stage: LightningModule) -> int:
 
 
 def data_needs(data: LightningDataModule, stage: LightningModule, world_size: int) -> DataNeeds:
-    """Opens the data as the first process of a job would, and takes its first batch of each kind of step.
+    """Open the data as the first process of a job would, and takes its first batch of each kind of step.
 
     Args:
         data: Nothing is written into a run folder.

@@ -20,12 +20,12 @@ class PreflightCLI(TrainingCLI):
     """Reads recipes as `divot fit` does, but sets no trainer up: it may be for another machine."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Builds none."""
+        """Build none."""
         return None
 
 
 def preflight(argv: list[str]) -> int:
-    """Prints what a recipe needs.
+    """Print what a recipe needs.
 
     Args:
         argv: Options, `--config` with paths of files.
@@ -52,7 +52,7 @@ def preflight(argv: list[str]) -> int:
 
 
 def read_layout(trainer: Any) -> Layout:
-    """Reads how a trainer's settings spread a stage over processes.
+    """Read how a trainer's settings spread a stage over processes.
 
     Args:
         trainer: Settings `devices`, `num_nodes`, `strategy` and `precision`.
@@ -79,7 +79,7 @@ def read_layout(trainer: Any) -> Layout:
 
 
 def model_lines(model: ModelNeeds, layout: Layout) -> Iterator[str]:
-    """Tells about modules, memory and checkpoint."""
+    """Return about modules, memory and checkpoint."""
     width = max(map(len, model.modules), default=0)
     yield "parameters"
     for name, (trained, frozen) in model.modules.items():
@@ -105,7 +105,7 @@ def _activation_lines(model: ModelNeeds) -> Iterator[str]:
 
 
 def batch_lines(cli: TrainingCLI, layout: Layout, data: DataNeeds) -> Iterator[str]:
-    """Tells about batches, steps and data."""
+    """Return about batches, steps and data."""
     if data.problem:
         yield f"data           not looked at: {data.problem}"
         return
@@ -133,13 +133,13 @@ def batch_lines(cli: TrainingCLI, layout: Layout, data: DataNeeds) -> Iterator[s
 
 
 def disk_lines(needed: int, room: int, run: Path) -> Iterator[str]:
-    """Tells whether the checkpoints that are kept, and one that is being written, have room."""
+    """Return whether the checkpoints that are kept, and one that is being written, have room."""
     verdict = "" if needed <= room else "   NOT ENOUGH: fewer checkpoints (--checkpoint.keep_last), or another --run"
     yield f"disk           {needed / MIB:.1f} MiB for checkpoints, {room / MIB:.0f} MiB free at {run}{verdict}"
 
 
 def free_bytes(folder: Path) -> int:
-    """Gives the free bytes where a folder is or will be."""
+    """Return the free bytes where a folder is or will be."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
 

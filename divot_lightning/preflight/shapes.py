@@ -37,7 +37,7 @@ def without_weights() -> Iterator[None]:
 
 
 def build_shapes(stage: LightningModule) -> LightningModule:
-    """Builds a stage's modules without memory for their parameters and moves the rest there too."""
+    """Build a stage's modules without memory for their parameters and moves the rest there too."""
     with without_weights(), torch.no_grad():
         stage.configure_model()
     return stage.to("meta")
@@ -57,7 +57,7 @@ def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
 
 
 def _leave_weights(module: nn.Module, file: str | Path) -> None:
-    """Stands for `load_weights`."""
+    """Stand for `load_weights`."""
 
 
 def _language_model(folder: str, *, attn_implementation: str | None = None, **ignored: Any) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import av
 import numpy as np
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import Sample, SampleDecoder
 from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.shards.index_files import write_index
@@ -65,8 +65,8 @@ class BrokenShards:
     shards: list[str] = field(default_factory=list)
     good: dict[str, list[str]] = field(default_factory=dict)
     expected: list[Expected] = field(default_factory=list)
-    clip: ClipSettings = field(
-        default_factory=lambda: ClipSettings(height=SIDE, width=SIDE, frames=FRAMES, fps=FPS, max_pixels=MAX_PIXELS)
+    clip: ClipConfig = field(
+        default_factory=lambda: ClipConfig(height=SIDE, width=SIDE, frames=FRAMES, fps=FPS, max_pixels=MAX_PIXELS)
     )
 
     @property
@@ -80,11 +80,11 @@ class BrokenShards:
         return str(self.folder / "vanishing.tar")
 
     def remove_vanishing(self) -> None:
-        """Removes a shard, as happens between indexing and reading; each of its samples is then expected missing."""
+        """Remove a shard, as happens between indexing and reading; each of its samples is then expected missing."""
         Path(self.vanishing).unlink()
 
     def found_when(self, *when: When) -> set[tuple[str, str, str]]:
-        """Returns reason, shard and key of what is expected to be found at these moments."""
+        """Return reason, shard and key of what is expected to be found at these moments."""
         return {(reason, shard, key) for reason, shard, key, moment in self.expected if moment in when}
 
 
@@ -92,20 +92,20 @@ class HangingDecoder(SampleDecoder):
     """Decodes like the one it stands for, but never comes back from the sample `HANGING_KEY`."""
 
     def __call__(self, raw: RawSample, rng: np.random.Generator | None) -> Sample:
-        """Decodes one sample, or sleeps for an hour."""
+        """Decode one sample, or sleeps for an hour."""
         if raw.key == HANGING_KEY:
             time.sleep(3600)
         return super().__call__(raw, rng)
 
 
 def moving_clip(seed: int, side: int = SIDE, container: str = "mp4") -> bytes:
-    """Returns a video file of 2 seconds of coarse noise, each seed another one."""
+    """Return a video file of 2 seconds of coarse noise, each seed another one."""
     coarse = np.random.default_rng(seed).integers(0, 255, (FRAMES, 3, 8, 8), dtype=np.uint8)
     return encode_video(coarse.repeat(side // 8, axis=2).repeat(side // 8, axis=3), FPS, container=container)
 
 
 def write_members(path: Path, members: Sequence[Member]) -> Path:
-    """Writes a tar of (name, content) pairs as they come, without an index beside it."""
+    """Write a tar of (name, content) pairs as they come, without an index beside it."""
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -115,7 +115,7 @@ def write_members(path: Path, members: Sequence[Member]) -> Path:
 
 
 def make_broken_shards(folder: str | Path) -> BrokenShards:
-    """Writes shards with defects and good samples between them, some 30 kB per shard, in about a second.
+    """Write shards with defects and good samples between them, some 30 kB per shard, in about a second.
 
     Args:
         folder: Where to; made if it is missing.
@@ -147,7 +147,7 @@ class _Bomb:
 
 
 def _write_good(made: BrokenShards) -> None:
-    """Samples that look odd but are fine: keys with dots, a varying frame rate, pickles and programs beside them."""
+    """Sample that look odd but are fine: keys with dots, a varying frame rate, pickles and programs beside them."""
     bomb = pickle.dumps(_Bomb(made.bomb))
     dangerous = [(f"a.{suffix}", bomb) for suffix in ("pkl", "pth", "pyd", "pickle", "pt", "npy", "py", "mp4.pkl")]
     varying = [("varying_rate.mp4", _varying_rate()), ("varying_rate.txt", b"this is varying_rate")]
@@ -156,7 +156,7 @@ def _write_good(made: BrokenShards) -> None:
 
 
 def _varying_rate() -> bytes:
-    """Returns a video whose frames are shown for 40 to 200 ms, 2.4 seconds in all."""
+    """Return a video whose frames are shown for 40 to 200 ms, 2.4 seconds in all."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
         stream = output.add_stream("libx264", rate=1000)
@@ -192,7 +192,7 @@ def _write_bad_media(made: BrokenShards) -> None:
 
 
 def _fast_start(clip: bytes, scratch: Path) -> bytes:
-    """Returns an mp4 with its header in front, which promises all frames however little follows."""
+    """Return an mp4 with its header in front, which promises all frames however little follows."""
     options = {"movflags": "faststart"}
     with av.open(io.BytesIO(clip), "r") as source, av.open(str(scratch), "w", format="mp4", options=options) as output:
         stream = output.add_stream_from_template(source.streams.video[0])
@@ -248,7 +248,7 @@ def _write_bad_texts(made: BrokenShards) -> None:
 
 
 def _write_cut(made: BrokenShards) -> None:
-    """Shards of k0 to k3 that end too early, or whose headers are damaged, in k2; one of them with its index."""
+    """Shard of k0 to k3 that end too early, or whose headers are damaged, in k2; one of them with its index."""
     members = [member for number in range(4) for member in _sample(f"k{number}", number)]
     offsets = _offsets(write_members(made.folder / "whole.tar.part", members))
     (made.folder / "whole.tar.part").unlink()

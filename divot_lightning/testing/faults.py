@@ -44,7 +44,7 @@ class Fault:
         moment: `start` when training starts, `step` when the step is done, `logged` when its metrics are written and
             before it is saved, `save` when its checkpoint starts to be written, `validation` when a validation after
             it has begun, `next` when all of that is over and the next step begins.
-        delay: Seconds after the moment, during which the process goes on; for `kill` and signals.
+        delay: Seconds after the moment, during which the process continues; for `kill` and signals.
         bytes_left: See `full_disk`.
     """
 
@@ -56,7 +56,7 @@ class Fault:
     bytes_left: int = 64_000
 
     def happen(self) -> None:
-        """Does it, now or after the delay."""
+        """Do it, now or after the delay."""
         if self.delay:
             threading.Timer(self.delay, self._act).start()
         else:
@@ -78,11 +78,11 @@ class Fault:
 
 
 def damage_file(file: Path, *, at: int | None = None, keep_bytes: int | None = None) -> None:
-    """Flips a byte, or cuts the end off.
+    """Flip a byte, or cuts the end off.
 
     Args:
         file: The file.
-        at: Position of the byte that changes; the middle by default.
+        at: TokenKind of the byte that changes; the middle by default.
         keep_bytes: Cut the file to this length instead.
     """
     if keep_bytes is not None:
@@ -97,7 +97,7 @@ def damage_file(file: Path, *, at: int | None = None, keep_bytes: int | None = N
 
 
 def limit_file_size(size: int) -> None:
-    """Lets every write of this process fail that makes a file longer than `size` bytes, for the rest of its life.
+    """Let every write of this process fail that makes a file longer than `size` bytes, for the rest of its life.
 
     The error is EFBIG where a full disk gives ENOSPC, and it needs no rights. It also hits a log that it writes to.
     """
@@ -107,7 +107,7 @@ def limit_file_size(size: int) -> None:
 
 @contextlib.contextmanager
 def limited_file_size(size: int) -> Iterator[None]:
-    """Surrounds writes that fail; see `limit_file_size`."""
+    """Surround writes that fail; see `limit_file_size`."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit_file_size(size)
     try:
@@ -118,7 +118,7 @@ def limited_file_size(size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def full_shared_memory() -> Iterator[None]:
-    """Surrounds code that finds /dev/shm full: no lock that processes share can be made, as in a small container."""
+    """Surround code that finds /dev/shm full: no lock that processes share can be made, as in a small container."""
     former = synchronize.SemLock.__init__
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -133,7 +133,7 @@ def full_shared_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_loopback() -> Iterator[None]:
-    """Surrounds code that finds no network interface for connections of this machine to itself."""
+    """Surround code that finds no network interface for connections of this machine to itself."""
     former = socket.create_connection
 
     def fail(*args: Any, **kwargs: Any) -> Any:
@@ -151,7 +151,7 @@ _read_only: list[Path] = []
 
 @contextlib.contextmanager
 def read_only_place(folder: Path) -> Iterator[None]:
-    """Surrounds code for which nothing in a folder can be written, even by root: another's folder, a mounted archive.
+    """Surround code for which nothing in a folder can be written, even by root: another's folder, a mounted archive.
 
     It reaches what Python itself opens, makes, renames and removes.
     """
@@ -182,7 +182,7 @@ def _refuse_writing(event: str, args: tuple[Any, ...]) -> None:
 
 
 def fault_callback(fault: Fault) -> Any:
-    """Builds the Lightning callback that lets a fault happen."""
+    """Build the Lightning callback that lets a fault happen."""
     from lightning.pytorch import Callback, LightningModule, Trainer
 
     class FaultCallback(Callback):
@@ -219,7 +219,7 @@ def fault_callback(fault: Fault) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a `divot` command with the fault that the environment names, if any."""
+    """Run a `divot` command with the fault that the environment names, if any."""
     from divot_lightning.cli.main import main as divot
     from divot_lightning.training import runs as training
     from divot_lightning.training.training_cli import TrainingCLI

@@ -55,7 +55,7 @@ class HeadConformance(ABC):
 
     @abstractmethod
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
-        """Builds the head under test.
+        """Build the head under test.
 
         Args:
             hidden_dim: D.
@@ -178,7 +178,7 @@ class HeadConformance(ABC):
         expected = _loss(head, rounded_BQD.float(), target_BQC)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             got = _loss(head, rounded_BQD, target_BQC)
-        assert got.dtype == torch.float32, f"loss is {got.dtype} under autocast; put it under float32_island"
+        assert got.dtype == torch.float32, f"loss is {got.dtype} under autocast; put it under force_float32"
         assert_close(got, expected, atol=1e-5, rtol=1e-5, msg=lambda text: f"autocast reaches the loss: {text}")
 
     def test_loss_is_computed_in_float32_with_bfloat16_parameters(self) -> None:
@@ -228,7 +228,7 @@ class HeadConformance(ABC):
         assert none <= 1.05 * half, f"temperature 0 has spread {none:.3f}, temperature 0.5 has {half:.3f}"
 
     def test_samples_have_the_spread_that_was_learnt(self) -> None:
-        """Targets from a Gaussian give samples of its mean and deviation, unless the head is deterministic."""
+        """Target from a Gaussian give samples of its mean and deviation, unless the head is deterministic."""
         features_NC = self._learnt_samples(1.0)
         distance = (features_NC.mean(dim=0) - self._learnt_mean()).abs().mean().item()
         assert distance < self.learning_tolerance, f"samples are {distance:.3f} away from the mean of the targets"
@@ -310,7 +310,7 @@ class HeadConformance(ABC):
         return torch.linspace(-1.0, 1.0, self.feature_dim)
 
     def _learnt_samples(self, temperature: float) -> Tensor:
-        """Samples, (N, C), of a head that has learnt a Gaussian; one head per test class is trained for it."""
+        """Sample, (N, C), of a head that has learnt a Gaussian; one head per test class is trained for it."""
         hidden_D = torch.randn(self.hidden_dim, generator=_generator(5))
         if type(self) not in _LEARNT:
             _LEARNT[type(self)] = head = self._head()
@@ -381,7 +381,7 @@ def _gradient(
 
 
 def _assert_same_mean(got: Tensor, expected: Tensor, what: str) -> None:
-    """Compares the means of losses under several noises, as far as these allow."""
+    """Compare the means of losses under several noises, as far as these allow."""
     error = sum(losses.var() / len(losses) for losses in (got, expected)) ** 0.5
     difference = (got.mean() - expected.mean()).abs()
     allowed = 5 * error + 1e-4 * (1 + expected.mean().abs())
@@ -396,7 +396,7 @@ def _loss_and_gradients(head: GenerationHead, hidden_BQD: Tensor, target_BQC: Te
 
 
 def _plain_step(head: GenerationHead, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Returns what a step of SGD with learning rate 1 on the mean of the losses adds to each parameter."""
+    """Return what a step of SGD with learning rate 1 on the mean of the losses adds to each parameter."""
     losses = [_rank_loss(head, rank, *batch) for rank, batch in enumerate(batches)]
     torch.stack(losses).mean().backward()
     return {name: torch.zeros_like(p) if p.grad is None else -p.grad for name, p in head.named_parameters()}
@@ -412,7 +412,7 @@ def _rank_loss(head: nn.Module, rank: int, hidden_BQD: Tensor, target_BQC: Tenso
 def _zero_steps(
     rank: int, head: GenerationHead, batches: list[tuple[Tensor, Tensor]], stages: tuple[int, ...]
 ) -> dict[int, dict[str, Tensor]]:
-    """Takes one step under each ZeRO stage and returns what it adds to each parameter."""
+    """Take one step under each ZeRO stage and returns what it adds to each parameter."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiles for a minute and serves inference only

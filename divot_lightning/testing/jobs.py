@@ -59,7 +59,7 @@ class Job:
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> "Job":
-        """Starts a `divot` command.
+        """Start a `divot` command.
 
         Args:
             *words: Its words.
@@ -95,7 +95,7 @@ class Job:
         return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
 
     def wait(self, timeout: float = 120.0) -> int:
-        """Waits for the end.
+        """Wait for the end.
 
         Returns:
             The exit status, negative if a signal ended it.
@@ -109,7 +109,7 @@ class Job:
             raise TimeoutError(f"still running after {timeout:g} s; its output:\n{self.output}") from None
 
     def wait_for(self, file: Path, timeout: float = 120.0) -> None:
-        """Waits until a file is there.
+        """Wait until a file is there.
 
         Raises:
             TimeoutError: The job ended before, or it takes longer; the message holds the output.
@@ -121,13 +121,13 @@ class Job:
             time.sleep(0.02)
 
     def processes(self) -> dict[int, dict[str, str]]:
-        """Gives the variables that each living process of the job was started with, oldest process first."""
+        """Return the variables that each living process of the job was started with, oldest process first."""
         numbers = sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
         found = {pid: _environment(pid) for pid in numbers}
         return {pid: variables for pid, variables in found.items() if variables.get(_JOB_VARIABLE) == self._name}
 
     def ranks(self) -> dict[int, int]:
-        """Gives the process of each rank on this machine, found by a variable of its launcher.
+        """Return the process of each rank on this machine, found by a variable of its launcher.
 
         Processes that a rank starts inherit its variables; the oldest one is the rank. Without such variables it is
         the process that starts the others, unless that is torchrun.
@@ -142,7 +142,7 @@ class Job:
         return found
 
     def send(self, number: signal.Signals, rank: int | None = None) -> None:
-        """Sends a signal to one rank, or to all processes of the job, as a scheduler does."""
+        """Send a signal to one rank, or to all processes of the job, as a scheduler does."""
         for pid in self.processes() if rank is None else [self.ranks()[rank]]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)

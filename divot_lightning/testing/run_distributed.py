@@ -31,7 +31,7 @@ class DistributedError(RuntimeError):
 
 
 def run_distributed(function: Callable[..., Any], num_processes: int, *args: Any, timeout: float = 120.0) -> list[Any]:
-    """Calls `function(rank, *args)` in each of several processes and collects what it returns.
+    """Call `function(rank, *args)` in each of several processes and collects what it returns.
 
     In each process `torch.distributed` is initialised with gloo, the usual variables (RANK, LOCAL_RANK, WORLD_SIZE,
     MASTER_ADDR, MASTER_PORT) are set, DeepSpeed runs on the CPU and torch has one thread.
@@ -114,7 +114,7 @@ def _start(folder: Path, rank: int, num_processes: int, port: int) -> subprocess
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], timeout: float) -> list[bool]:
-    """Waits for all, or a little longer than for the first failure; returns which are done by themselves."""
+    """Wait for all, or a little longer than for the first failure; returns which are done by themselves."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         if any(process.poll() for process in processes):
@@ -158,7 +158,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _load(module: str, file: str, qualname: str) -> Any:
-    """Finds a class or function in a module, which is loaded from its file if it cannot be imported."""
+    """Find a class or function in a module, which is loaded from its file if it cannot be imported."""
     found: Any = _imported(module, file) or _loaded_from_file(module, file)
     for name in qualname.split("."):
         found = getattr(found, name)

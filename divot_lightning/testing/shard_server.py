@@ -27,7 +27,7 @@ class ShardServer:
 def serve_shards(
     folder: str | Path, *, ranges: bool = True, hang_up_after: Mapping[str, int] | None = None
 ) -> Iterator[ShardServer]:
-    """Serves a folder's files on a free port of the loopback interface as long as the block lasts.
+    """Serve a folder's files on a free port of the loopback interface as long as the block lasts.
 
     Args:
         folder: Whose files; anything else is answered with 404.
@@ -39,7 +39,7 @@ def serve_shards(
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
-            """Says nothing."""
+            """Return nothing."""
 
         def do_HEAD(self) -> None:
             self._answer(send=False)

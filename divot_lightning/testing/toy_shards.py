@@ -6,7 +6,7 @@ from pathlib import Path
 def make_toy_shards(
     folder: str | Path, *, train: int = 16, validation: int = 8, held_out: int = 8, size: int = 32, seed: int = 0
 ) -> Path:
-    """Writes toy shards of real h264 clips with captions and questions, in well under a second.
+    """Write toy shards of real h264 clips with captions and questions, in well under a second.
 
     Each split has up to four shards, so that a few ranks and workers can share it.
 
@@ -21,8 +21,8 @@ def make_toy_shards(
     Returns:
         The folder.
     """
-    from divot_datamodules.toy.shards import ToyDataSettings, write_toy_data
+    from divot_datamodules.toy.shards import ToyDataConfig, write_toy_data
 
-    settings = ToyDataSettings(size=size, train=train, validation=validation, held_out=held_out, seed=seed)
+    settings = ToyDataConfig(size=size, train=train, validation=validation, held_out=held_out, seed=seed)
     write_toy_data(folder, settings)
     return Path(folder)

@@ -54,7 +54,7 @@ class StepWindows:
         self.loader, self.num_batches, self.count = loader, num_batches, count
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches with their `StepCounts`."""
+        """Yield the batches with their `StepCounts`."""
         batches = iter(self.loader)
         while window := list(islice(batches, self.num_batches)):
             counts = [dict(self.count(batch)) for batch in window]
@@ -65,18 +65,18 @@ class StepWindows:
                 yield {**batch, STEP_COUNTS: StepCounts(index, self.num_batches, own, dict(total))}
 
     def __len__(self) -> int:
-        """Returns the number of batches, where the loader knows it."""
+        """Return the number of batches, where the loader knows it."""
         return len(self.loader)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
-        """Gives what else Lightning asks a loader for, such as its sampler."""
+        """Return what else Lightning asks a loader for, such as its sampler."""
         if name == "loader":  # not set yet, while a copy is made
             raise AttributeError(name)
         return getattr(self.loader, name)
 
 
 def hand_over_steps(trainer: Trainer, count: CountLosses) -> None:
-    """Has a trainer's training loader read whole optimizer steps; called before the first batch is trained on.
+    """Have a trainer's training loader read whole optimizer steps; called before the first batch is trained on.
 
     Args:
         trainer: Accumulates more than one batch per step.
@@ -94,7 +94,7 @@ def hand_over_steps(trainer: Trainer, count: CountLosses) -> None:
 
 
 def check_validation(interval: float | None, epoch: float, num_batches: int) -> None:
-    """Refuses validations within an optimizer step: a checkpoint that one asks for could not be gone on from.
+    """Refuse validations within an optimizer step: a checkpoint that one asks for could not be continued from.
 
     Args:
         interval: Batches between validations; infinite or None without.
@@ -109,7 +109,7 @@ def check_validation(interval: float | None, epoch: float, num_batches: int) -> 
 
 
 def check_step(step: StepCounts | None, batch_idx: int, num_batches: int, counts: Mapping[str, int]) -> None:
-    """Makes sure that what a batch knows of its step is true.
+    """Make sure that what a batch knows of its step is true.
 
     Args:
         step: What the batch carries.

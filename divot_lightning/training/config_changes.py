@@ -36,7 +36,7 @@ class Change(NamedTuple):
 
 
 def changed_settings(old: str, new: str) -> list[Change]:
-    """Compares two texts of `config.yaml`.
+    """Compare two texts of `config.yaml`.
 
     Example:
         >>> old, new = "model: {init_args: {lr: 1.0}}", "model: {init_args: {lr: 0.5}}"
@@ -61,7 +61,7 @@ def read_config(run: Path) -> str:
 
 
 def write_config(run: Path, text: str) -> None:
-    """Writes `<run>/config.yaml`; one with other settings stays as `config.0001.yaml`, `config.0002.yaml` and so on."""
+    """Write `<run>/config.yaml`; one with other settings stays as `config.0001.yaml`, `config.0002.yaml` and so on."""
     file = run / CONFIG
     if file.is_file():
         if not changed_settings(file.read_text(encoding="utf-8"), text):

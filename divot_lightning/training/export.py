@@ -1,4 +1,4 @@
-"""Writes what a finished stage hands on."""
+"""Writes what a finished stage exports."""
 
 import json
 import time
@@ -23,15 +23,15 @@ FINISHED_FILE = "finished.json"
 
 
 @runtime_checkable
-class HandsOn(Protocol):
+class Exportable(Protocol):
     """A stage that hands components on."""
 
     def exported_components(self) -> dict[str, nn.Module]:
-        """Returns what the stage trained, by component name."""
+        """Return what the stage trained, by component name."""
         ...
 
     def used_components(self) -> dict[str, Path]:
-        """Returns the folders of what the stage used and did not change, by component name."""
+        """Return the folders of what the stage used and did not change, by component name."""
         ...
 
 
@@ -48,16 +48,16 @@ class ComponentExport(Callback):
         self.first_step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self.started = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes where a resumed run stands."""
+        """Record where a resumed run stands."""
         self.first_step = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the components, then the record, then the mark that all of it is there; all processes take part."""
-        if trainer.interrupted or not isinstance(pl_module, HandsOn):
+        """Write the components, then the record, then the mark that all of it is there; all processes take part."""
+        if trainer.interrupted or not isinstance(pl_module, Exportable):
             return
         if trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ class ComponentExport(Callback):
             self._finish(trainer, pl_module)
         trainer.strategy.barrier("components are written")
 
-    def _finish(self, trainer: Trainer, stage: HandsOn) -> None:
+    def _finish(self, trainer: Trainer, stage: Exportable) -> None:
         record_components(self.run, stage.used_components())
         finished = {
             "stage": type(stage).__name__,
@@ -88,20 +88,20 @@ class ComponentExport(Callback):
 
 
 def peak_gpu_memory() -> dict[str, float]:
-    """Returns the largest memory that tensors of this process took on its GPU, in MiB; nothing without a GPU."""
+    """Return the largest memory that tensors of this process took on its GPU, in MiB; nothing without a GPU."""
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return {}
     return {"peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1)}
 
 
 def tensor_access(trainer: Trainer, stage: LightningModule) -> TensorAccess:
-    """Gives access to the whole tensors of a stage, whichever way they are held."""
+    """Return access to the whole tensors of a stage, whichever way they are held."""
     access = getattr(trainer.strategy, "tensor_access", None)
     return WholeTensors(sort_tensors(stage), []) if access is None else access()
 
 
 def export_component(module: nn.Module, folder: Path, access: TensorAccess, *, first: bool) -> None:
-    """Writes a component folder tensor by tensor; all processes call it together.
+    """Write a component folder tensor by tensor; all processes call it together.
 
     Args:
         module: Has a `config`; see `divot_lightning.checkpoint.components`.

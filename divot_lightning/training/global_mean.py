@@ -49,7 +49,7 @@ class GlobalLoss(NamedTuple):
 def global_mean(
     parts: Mapping[str, LossPart], step_counts: Mapping[str, int] | None = None, num_batches: int = 1
 ) -> GlobalLoss:
-    """Weighs the losses of this process; all processes call it at the same time, with the same names.
+    """Weigh the losses of this process; all processes call it at the same time, with the same names.
 
     Args:
         parts: Losses by name.
@@ -85,7 +85,7 @@ def global_mean(
 
 
 def weighted_sum(parts: Mapping[str, LossPart], means: Mapping[str, tuple[float, int]]) -> float:
-    """Adds up means by the weights of their parts.
+    """Add up means by the weights of their parts.
 
     Args:
         parts: Give the weights.
@@ -97,7 +97,7 @@ def weighted_sum(parts: Mapping[str, LossPart], means: Mapping[str, tuple[float,
 def merge_means(
     before: Mapping[str, tuple[float, int]], new: Mapping[str, tuple[float, int]]
 ) -> dict[str, tuple[float, int]]:
-    """Returns the means over what two sets of means are over; either may lack a name.
+    """Return the means over what two sets of means are over; either may lack a name.
 
     >>> merge_means({"text": (1.0, 3)}, {"text": (2.0, 1), "head": (4.0, 2)})
     {'text': (1.25, 4), 'head': (4.0, 2)}
@@ -111,12 +111,12 @@ def merge_means(
 
 
 def num_processes() -> int:
-    """Counts the processes that train together; 1 without a process group."""
+    """Count the processes that train together; 1 without a process group."""
     return distributed.get_world_size() if _together() else 1
 
 
 def sum_over_processes(values: Tensor, device: torch.device) -> Tensor:
-    """Adds up what all processes hold.
+    """Add up what all processes hold.
 
     Args:
         values: On the CPU.

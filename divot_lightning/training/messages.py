@@ -73,7 +73,7 @@ def condense(message: str, parser: ArgumentParser) -> str:
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """Give ` Did you mean 'x'?` for the nearest allowed word, or nothing.
+    """Return ` Did you mean 'x'?` for the nearest allowed word, or nothing.
 
     Example:
         >>> did_you_mean("max_step", ["max_steps", "devices"])
@@ -98,7 +98,7 @@ def _unknown_key(refusal: Refusal, parser: ArgumentParser) -> str | None:
 
 
 def _unknown_path(text: str) -> list[str] | None:
-    """Give the unknown key, relative to the class or parser that refused it."""
+    """Return the unknown key, relative to the class or parser that refused it."""
     if found := _UNKNOWN.search(text):
         return found[1].split(".")
     if found := _UNKNOWN_IN_GROUP.search(text):
@@ -172,7 +172,7 @@ def _wrong_type(refusal: Refusal, parser: ArgumentParser) -> str | None:
 
 
 def _shorten(refusal: Refusal) -> str:
-    """Give the first lines that say something, where no rule fits."""
+    """Return the first lines that say something, where no rule fits."""
     boiler = (
         "Does not validate",
         "Subtypes:",
@@ -188,7 +188,7 @@ def _shorten(refusal: Refusal) -> str:
 
 
 def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[str]]:
-    """Give the allowed keys by dotted prefix: `{"": ["net", "lr"], "net": ["width"]}`."""
+    """Return the allowed keys by dotted prefix: `{"": ["net", "lr"], "net": ["width"]}`."""
     if class_path:
         parser = ArgumentParser(exit_on_error=False)
         try:

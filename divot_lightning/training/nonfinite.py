@@ -13,7 +13,7 @@ _KEYS_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Culprit:
+class NonfiniteRank:
     """What one process held in a step that was left out.
 
     Attributes:
@@ -27,8 +27,8 @@ class Culprit:
     keys: list[str]
 
 
-def gather_culprits(loss: float, keys: list[str], finite: bool) -> list[Culprit]:
-    """Collects what the processes held whose loss is not finite; all processes call it together.
+def gather_culprits(loss: float, keys: list[str], finite: bool) -> list[NonfiniteRank]:
+    """Collect what the processes held whose loss is not finite; all processes call it together.
 
     Args:
         loss: This process's loss.
@@ -39,31 +39,33 @@ def gather_culprits(loss: float, keys: list[str], finite: bool) -> list[Culprit]
         In the order of ranks, on every process.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
-        return [] if finite else [Culprit(0, str(loss), keys)]
-    mine = None if finite else Culprit(distributed.get_rank(), str(loss), keys)
-    every: list[Culprit | None] = [None] * distributed.get_world_size()
+        return [] if finite else [NonfiniteRank(0, str(loss), keys)]
+    mine = None if finite else NonfiniteRank(distributed.get_rank(), str(loss), keys)
+    every: list[NonfiniteRank | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(every, mine)
-    return [culprit for culprit in every if culprit is not None]
+    return [rank for rank in every if rank is not None]
 
 
-def write_record(run: Path, step: int, what: str, culprits: list[Culprit]) -> None:
-    """Appends a line to `<run>/nonfinite.jsonl`; one process of a job does.
+def write_record(run: Path, step: int, what: str, nonfinite_ranks: list[NonfiniteRank]) -> None:
+    """Append a line to `<run>/nonfinite.jsonl`; one process of a job does.
 
     Args:
         run: The run folder.
         step: The optimizer step that was left out.
         what: "loss" or "gradient".
-        culprits: Who held what.
+        nonfinite_ranks: Who held what.
     """
     run.mkdir(parents=True, exist_ok=True)
-    line = {"step": step, "what": what, "ranks": [vars(culprit) for culprit in culprits]}
+    line = {"step": step, "what": what, "ranks": [vars(rank) for rank in nonfinite_ranks]}
     with (run / RECORD_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def over_budget(run: Path, count: int, allowed: int, step: int, what: str, culprits: list[Culprit]) -> UserError:
-    """Words the end of a run that left out too many steps."""
-    keys = [key for culprit in culprits for key in culprit.keys]
+def over_budget(
+    run: Path, count: int, allowed: int, step: int, what: str, nonfinite_ranks: list[NonfiniteRank]
+) -> UserError:
+    """Word the end of a run that left out too many steps."""
+    keys = [key for rank in nonfinite_ranks for key in rank.keys]
     more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
     return UserError(
         f"{count} steps had a loss or gradient that is not finite, more than max_nonfinite_steps={allowed}\n"

@@ -16,7 +16,7 @@ from divot_lightning.checkpoint.module_tensors import full_shape
 
 
 @dataclass
-class OptimizerSettings:
+class OptimizerConfig:
     """Settings of the optimizer; the defaults are those of the released LLM training scripts.
 
     Attributes:
@@ -55,7 +55,7 @@ class MuonWithAdamW(Optimizer):
         settings: Rates and decay.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], groups: list[dict[str, Any]], settings: OptimizerSettings) -> None:
+    def __init__(self, matrices: list[nn.Parameter], groups: list[dict[str, Any]], settings: OptimizerConfig) -> None:
         self.parts: list[Optimizer] = [
             Muon(
                 matrices,
@@ -69,7 +69,7 @@ class MuonWithAdamW(Optimizer):
         self._share_groups()
 
     def step(self, closure: Any = None) -> Any:
-        """Updates all parameters."""
+        """Update all parameters."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -79,11 +79,11 @@ class MuonWithAdamW(Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the states of both parts."""
+        """Return the states of both parts."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the states of both parts."""
+        """Restore the states of both parts."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
@@ -94,7 +94,7 @@ class MuonWithAdamW(Optimizer):
 
 
 def cosine_with_warmup(step: int, *, warmup_steps: int, total_steps: int, final_fraction: float) -> float:
-    """Returns the learning rate of a step as a share of its peak.
+    """Return the learning rate of a step as a share of its peak.
 
     >>> cosine_with_warmup(49, warmup_steps=50, total_steps=100, final_fraction=0.1)
     1.0
@@ -108,9 +108,9 @@ def cosine_with_warmup(step: int, *, warmup_steps: int, total_steps: int, final_
 
 
 def configure_optimizer(
-    module: nn.Module, settings: OptimizerSettings, total_steps: int, adamw: type[Optimizer] = AdamW
+    module: nn.Module, settings: OptimizerConfig, total_steps: int, adamw: type[Optimizer] = AdamW
 ) -> OptimizerLRSchedulerConfig:
-    """Builds what a stage's `configure_optimizers` returns, for the parameters that require gradients.
+    """Build what a stage's `configure_optimizers` returns, for the parameters that require gradients.
 
     Args:
         module: The stage.
@@ -146,8 +146,8 @@ def configure_optimizer(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _decay_groups(parameters: Iterable[Tensor], settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Decays matrices; gains, biases and other vectors are left alone."""
+def _decay_groups(parameters: Iterable[Tensor], settings: OptimizerConfig) -> list[dict[str, Any]]:
+    """Decay matrices; gains, biases and other vectors are left alone."""
     every = list(parameters)
     groups = [
         {"params": [value for value in every if len(full_shape(value)) > 1], "weight_decay": settings.weight_decay},
@@ -157,7 +157,7 @@ def _decay_groups(parameters: Iterable[Tensor], settings: OptimizerSettings) -> 
 
 
 def inner_matrices(module: nn.Module) -> list[nn.Parameter]:
-    """Gives the matrices for Muon: weights of linear layers between hidden states.
+    """Return the matrices for Muon: weights of linear layers between hidden states.
 
     Embeddings, positions and queries are no linear layers. Of those, the output layer of a language model is left out,
     and what a module names in `outer_layers`: names of its submodules that read or write data, with all inside them.

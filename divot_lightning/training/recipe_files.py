@@ -7,27 +7,27 @@ from divot_lightning.errors import UserError
 
 
 def recipes_dir() -> Path:
-    """Give the folder of the shipped recipes: `divot_lightning/recipes` when installed, `recipes/` in a checkout."""
+    """Return the folder of the shipped recipes: `divot_lightning/recipes` when installed, `recipes/` in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """Give the names of the shipped recipes, such as `toy/tokenizer_pretraining`, sorted."""
+    """Return the names of the shipped recipes, such as `toy/tokenizer_pretraining`, sorted."""
     folder = recipes_dir()
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def stage_recipe_names() -> list[str]:
-    """Give the names of the shipped recipes that `divot fit` takes: the toy's first, then the others, each sorted."""
+    """Return the names of the shipped recipes that `divot fit` takes: the toy's first, then the others, each sorted."""
     other = ("ablations/", "evaluation/")
     names = [name for name in recipe_names() if not name.startswith(other)]
     return sorted(names, key=lambda name: (not name.startswith("toy/"), name))
 
 
 def find_recipe(name: str) -> Path:
-    """Give the file behind `--config name`: a path as it stands, or the name of a shipped recipe.
+    """Return the file behind `--config name`: a path as it stands, or the name of a shipped recipe.
 
     Args:
         name: A path, or a shipped recipe as `toy/llm_pretraining`, with or without `recipes/` and `.yaml`.

@@ -40,7 +40,7 @@ class RunOpening(Callback):
             checkpoint["metrics"] = metrics.position()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note which rows the run goes on behind; checkpoints of older versions do not say."""
+        """Note which rows the run continues behind; checkpoints of older versions do not say."""
         self.first_step = checkpoint["global_step"]
         self.rows = checkpoint.get("metrics")
 
@@ -52,7 +52,7 @@ class RunOpening(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is trained, up to where, and into which folder."""
+        """Return what is trained, up to where, and into which folder."""
         self.first_step = trainer.global_step
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         trained = sum(size for size, learns in sizes if learns) / 1e6
@@ -71,7 +71,7 @@ class RunOpening(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the folder of a run that had no step to take: `max_steps: 0` hands on untrained components."""
+        """Open the folder of a run that had no step to take: `max_steps: 0` exports untrained components."""
         if not trainer.interrupted:
             self._open(trainer)
 
@@ -160,6 +160,6 @@ def _csv_metrics(trainer: Trainer) -> CsvMetrics | None:
 
 
 def total_steps(trainer: Trainer) -> int | None:
-    """Give the optimizer steps of the whole run, or None when neither steps nor epochs bound it."""
+    """Return the optimizer steps of the whole run, or None when neither steps nor epochs bound it."""
     steps = trainer.estimated_stepping_batches
     return int(steps) if steps != float("inf") else None

@@ -7,7 +7,7 @@ A run folder:
 - `checkpoints/`: folders `step_00000200` ..., see `divot_lightning.checkpoint.folder_writing`
 - a folder per trained component, and `components.json`: where the others came from
 - `finished.json`: written when training reached its last step
-- `stopped.json`: written when a signal stopped it, gone when it goes on
+- `stopped.json`: written when a signal stopped it, gone when it continues
 - `data/`: indexes of the training data, and the edits of their order that `divot data skip` made
 - `run.lock`: there while a process trains
 """
@@ -48,7 +48,7 @@ def require_free(run: Path) -> None:
     if (run / CONFIG).is_file():
         raise UserError(
             f"{run} already holds another run ({describe(run)}): {shown}\n"
-            f"To go on with it: divot resume {run}\nTo start a new one: --run ANOTHER_FOLDER"
+            f"To continue with it: divot resume {run}\nTo start a new one: --run ANOTHER_FOLDER"
         )
     raise UserError(f"--run {run} is not empty and is no run: {shown}\nGive another folder: --run ANOTHER_FOLDER")
 
@@ -68,7 +68,7 @@ def require_run(run: Path) -> None:
 
 
 def where_paths_count(run: Path, settings: Mapping[str, Any], message: str) -> str:
-    """Say from where a relative path of a run's settings is looked for, if a message is about one that is not there.
+    """Return from where a relative path of a run's settings is looked for, if a message is about one that is not there.
 
     Args:
         run: The run folder.
@@ -90,7 +90,7 @@ def where_paths_count(run: Path, settings: Mapping[str, Any], message: str) -> s
 
 
 def _start_folder(run: Path, recorded: str) -> Path | None:
-    """Give the folder from which the run is found under its recorded name."""
+    """Return the folder from which the run is found under its recorded name."""
     parts, full = Path(recorded).parts, run.resolve().parts
     if not parts or Path(recorded).is_absolute() or full[-len(parts) :] != parts:
         return None
@@ -98,7 +98,7 @@ def _start_folder(run: Path, recorded: str) -> Path | None:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Give all texts in nested settings."""
+    """Return all texts in nested settings."""
     if isinstance(value, str) and value:
         yield value
     elif isinstance(value, Mapping | list):
@@ -107,7 +107,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def describe(run: Path) -> str:
-    """Say in a few words how far the run came."""
+    """Return in a few words how far the run came."""
     if (run / FINISHED).is_file():
         return "finished"
     newest = newest_checkpoint(run)

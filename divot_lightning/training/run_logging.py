@@ -50,7 +50,7 @@ class CsvMetrics(RunLogger):
     """Writes `<run>/metrics.csv`: columns step, epoch and one per metric; a cell is empty where it was not logged.
 
     Each row is in the file as soon as it was logged. A checkpoint knows its rows by their number, so that a resumed run
-    goes on behind exactly those: `go_on` drops what was written later. Rows that a full disk did not take follow when
+    continues behind exactly those: `go_on` drops what was written later. Rows that a full disk did not take follow when
     it has room.
     """
 
@@ -169,5 +169,5 @@ class TensorBoardMetrics(RunLogger):
         # Its thread ends with the first write that fails.
         self.failed, self.writer = True, None
         sys.stderr.write(
-            f"{self.run / TENSORBOARD} gets no more until the run is resumed; {METRICS} goes on: {error}\n"
+            f"{self.run / TENSORBOARD} gets no more until the run is resumed; {METRICS} continues: {error}\n"
         )

@@ -1,4 +1,4 @@
-"""Start, go on with and measure a run: what `divot fit`, `resume`, `validate` and `test` share."""
+"""Start, continue with and measure a run: what `divot fit`, `resume`, `validate` and `test` share."""
 
 import contextlib
 import sys
@@ -58,7 +58,7 @@ def _go_on(run: Path, argv: list[str], checkpoint: Path | None, before: str) -> 
     if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
         _say(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n", sys.stdout)
         return 0
-    _say(f"{run}: going on after step {checkpoint_step(checkpoint) if checkpoint else 0}\n")
+    _say(f"{run}: continuing after step {checkpoint_step(checkpoint) if checkpoint else 0}\n")
     for change in changes[:MAX_CHANGES_SHOWN]:
         _say(f"  changed {change}\n")
     if len(changes) > MAX_CHANGES_SHOWN:
@@ -125,14 +125,14 @@ def _report_stop(cli: TrainingCLI) -> int:
     saved_step = checkpoint_step(saved) if saved else 0
     how = f"stopped by {stopped_by.name} after" if stopped_by else "stopped after"
     lost = "" if step == saved_step else f" without saving it; steps after {saved_step} will be done again"
-    _say(f"{how} step {step}{lost}; go on with: divot resume {cli.run_folder}\n")
+    _say(f"{how} step {step}{lost}; continue with: divot resume {cli.run_folder}\n")
     if is_started_by_rank_zero():
         return 0  # the first process speaks for the job; a failed one would end it
     return exit_code(stopped_by) if stopped_by else INTERRUPTED_EXIT_CODE
 
 
 def _with_model_changes(error: UserError, cli: TrainingCLI, changes: list[Change]) -> UserError:
-    """Names the changed settings behind a checkpoint that does not fit the stage."""
+    """Return the changed settings behind a checkpoint that does not fit the stage."""
     named = [str(change) for change in changes if change.key.startswith("model.")]
     if not named or cli.stop_on_signal.began:
         return error

@@ -72,7 +72,7 @@ def find_run_folder(argv: list[str]) -> tuple[Path, list[str]]:
 
 
 def names_recipe(argv: list[str]) -> bool:
-    """Tell whether `--config` is among the words."""
+    """Return whether `--config` is among the words."""
     return any(word.partition("=")[0] in RECIPE_OPTIONS for word in argv)
 
 
@@ -84,12 +84,12 @@ def _values(argv: list[str], options: tuple[str, ...]) -> Iterator[str]:
 
 
 def run_args(run: Path, overrides: list[str]) -> list[str]:
-    """Give the options that repeat a run: its `config.yaml`, then the overrides, then the folder itself."""
+    """Return the options that repeat a run: its `config.yaml`, then the overrides, then the folder itself."""
     return ["--config", str(run / CONFIG), *resolve_recipes(overrides), "--run", str(run)]
 
 
 def wants_help(argv: list[str]) -> bool:
-    """Tell whether the short help was asked for."""
+    """Return whether the short help was asked for."""
     return "-h" in argv or "--help" in argv
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from divot_lightning import __version__
 from divot_lightning.checkpoint.rng_state import RandomStates
 from divot_lightning.checkpoint.run_state import use_checkpoint_folders
-from divot_lightning.checkpoint.step_checkpoint import CheckpointSettings, StepCheckpoint
+from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
 from divot_lightning.deepspeed_zero.registration import register_strategies
 from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.distributed.launcher import watch_processes
@@ -93,7 +93,7 @@ class TrainingCLI(LightningCLI):
         """Add the settings of the run folder."""
         take_files_by_name(parser)
         parser.add_argument("--run", type=str, required=True, help="Folder for everything this run writes.")
-        parser.add_class_arguments(CheckpointSettings, "checkpoint")
+        parser.add_class_arguments(CheckpointConfig, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; what does not fit becomes a `UserError` of a few lines.
@@ -149,10 +149,10 @@ class TrainingCLI(LightningCLI):
         return Path(self.config.run)
 
     def saved_config(self) -> str:
-        """Give the text of `<run>/config.yaml`: every setting as resolved."""
+        """Return the text of `<run>/config.yaml`: every setting as resolved."""
         command = shlex.join(["divot", "resume", str(self.run_folder)])
         body = self.parser.dump(self.config, skip_unset=False, format="yaml")
-        return f"# written by divot-lightning {__version__}; go on with: {command}\n{body}"
+        return f"# written by divot-lightning {__version__}; continue with: {command}\n{body}"
 
     def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
         if self.mode == "measure":

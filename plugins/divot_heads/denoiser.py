@@ -17,7 +17,7 @@ class MLPDenoiser(nn.Module):
     """
 
     def __init__(self, feature_dim: int, condition_dim: int, width: int, depth: int) -> None:
-        """Builds the layers.
+        """Build the layers.
 
         Args:
             feature_dim: C, width of what is denoised.
@@ -35,7 +35,7 @@ class MLPDenoiser(nn.Module):
         self.features_out = _zeros(nn.Linear(width, feature_dim))
 
     def forward(self, noisy_NC: Tensor, timestep_N: Tensor, condition_ND: Tensor) -> Tensor:
-        """Predicts noise or velocity, whichever it is trained for.
+        """Predict noise or velocity, whichever it is trained for.
 
         Args:
             noisy_NC: Noisy features, float32.
@@ -59,7 +59,7 @@ class ModulatedMLP(nn.Module):
     """One residual block: normalise, shift and scale by the condition, MLP, gate by the condition (AdaLN-zero)."""
 
     def __init__(self, width: int) -> None:
-        """Builds the block.
+        """Build the block.
 
         Args:
             width: W, width of the stream, of the condition and of the hidden layer.
@@ -70,13 +70,13 @@ class ModulatedMLP(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, stream_NW: Tensor, condition_NW: Tensor) -> Tensor:
-        """Adds what the block finds; both inputs and the output are (N, W), float32."""
+        """Add what the block finds; both inputs and the output are (N, W), float32."""
         shift_NW, scale_NW, gate_NW = self.modulation(condition_NW).chunk(3, dim=-1)
         return stream_NW + gate_NW * self.mlp(self.norm(stream_NW) * (1 + scale_NW) + shift_NW)
 
 
 def sinusoidal_embedding(position_N: Tensor, width: int, longest_period: float = 10_000.0) -> Tensor:
-    """Embeds numbers as sines and cosines of geometrically spaced frequencies (arXiv:1706.03762, section 3.5).
+    """Embed numbers as sines and cosines of geometrically spaced frequencies (arXiv:1706.03762, section 3.5).
 
     Args:
         position_N: Numbers, such as diffusion steps, int or float.

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from divot_heads.denoiser import MLPDenoiser
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.noise_schedule import ddim_step
-from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island, masked_mean
+from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 NUM_STEPS = 1000
 FIRST_EPSILON_STEP = 990
@@ -42,7 +42,7 @@ class DiffusionHead(GenerationHead):
         draws_per_token: int = 4,
         sampling_steps: int = 100,
     ) -> None:
-        """Builds the denoiser.
+        """Build the denoiser.
 
         Args:
             hidden_dim: D, width of the LLM's hidden states.
@@ -65,9 +65,9 @@ class DiffusionHead(GenerationHead):
         self.sampling_steps = sampling_steps
         self.denoiser = MLPDenoiser(feature_dim, hidden_dim, width, depth)
 
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
-        """Returns the mean squared error of the prediction over C, draws and tokens; see `GenerationHead.loss`."""
+        """Return the mean squared error of the prediction over C, draws and tokens; see `GenerationHead.loss`."""
         scheduler: Any = cosine_scheduler(self.prediction)  # diffusers annotates less than it takes
         draws = (self.draws_per_token, 1, 1, 1)
         clean_RBQC = clear_masked(target_BQC, mask_BQ).repeat(draws)
@@ -82,9 +82,9 @@ class DiffusionHead(GenerationHead):
         return masked_mean(error_BQ, mask_BQ)
 
     @torch.no_grad()
-    @float32_island
+    @force_float32
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Denoises from Gaussian noise (DDIM with eta 1, that is, ancestral sampling).
+        """Denoise from Gaussian noise (DDIM with eta 1, that is, ancestral sampling).
 
         Args:
             hidden_BQD: Hidden states at the queries.
@@ -109,7 +109,7 @@ class DiffusionHead(GenerationHead):
 
 
 def sampling_times(prediction: Prediction, count: int) -> list[int]:
-    """Returns the training steps that sampling visits, falling.
+    """Return the training steps that sampling visits, falling.
 
     Args:
         prediction: "v" starts at the last step, "epsilon" at `FIRST_EPSILON_STEP` or, for more steps than fit below
@@ -126,7 +126,7 @@ def sampling_times(prediction: Prediction, count: int) -> list[int]:
 
 
 def cosine_scheduler(prediction: Prediction) -> DDIMScheduler:
-    """Builds the noise schedule: 1000 steps, cosine (arXiv:2102.09672, section 3.2), nothing clipped.
+    """Build the noise schedule: 1000 steps, cosine (arXiv:2102.09672, section 3.2), nothing clipped.
 
     Args:
         prediction: What the denoiser predicts.

@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from divot_heads.projector import two_layer_projector
 from divot_lightning.errors import UserError
-from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island
+from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32
 
 VARIANCE_FLOOR = 1e-5
 """Smallest variance of a component, as released."""
@@ -35,7 +35,7 @@ class GMMHead(GenerationHead):
     def __init__(
         self, hidden_dim: int, feature_dim: int, num_components: int = 16, variance_scale: float = 0.1
     ) -> None:
-        """Builds the projector from D to 2*K*C + K.
+        """Build the projector from D to 2*K*C + K.
 
         Args:
             hidden_dim: D, width of the LLM's hidden states.
@@ -52,16 +52,16 @@ class GMMHead(GenerationHead):
         self.variance_scale = variance_scale
         self.proj = two_layer_projector(hidden_dim, 2 * num_components * feature_dim + num_components)
 
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
-        """Returns the negative log-likelihood per feature dimension, in nats; see `GenerationHead.loss`."""
+        """Return the negative log-likelihood per feature dimension, in nats; see `GenerationHead.loss`."""
         params_BQP = self.proj(clear_masked(hidden_BQD, mask_BQ))
         return gmm_nll(params_BQP, clear_masked(target_BQC, mask_BQ), self.num_components, mask_BQ)
 
     @torch.no_grad()
-    @float32_island
+    @force_float32
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Draws a component, then its Gaussian; temperature as in `gmm_sample`."""
+        """Draw a component, then its Gaussian; temperature as in `gmm_sample`."""
         return gmm_sample(
             self.proj(hidden_BQD),
             self.num_components,
@@ -72,7 +72,7 @@ class GMMHead(GenerationHead):
 
 
 def split_gmm_params(params_BQP: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Splits a head's output into the parameters of the mixture.
+    """Split a head's output into the parameters of the mixture.
 
     Args:
         params_BQP: (..., 2*K*C + K), float: K*C means, then K*C raw variances, then K logits.
@@ -90,7 +90,7 @@ def split_gmm_params(params_BQP: Tensor, num_components: int) -> tuple[Tensor, T
 
 
 def gmm_nll(params_BQP: Tensor, target_BQC: Tensor, num_components: int, mask_BQ: Tensor | None = None) -> Tensor:
-    """Returns the negative log-likelihood of the mixture per feature dimension, averaged over the tokens.
+    """Return the negative log-likelihood of the mixture per feature dimension, averaged over the tokens.
 
     Loss and gradient come from one pass over the tokens in chunks, so no (tokens, K, C) intermediate is kept for
     the backward pass: besides its inputs it holds one gradient of the size of `params_BQP`.
@@ -127,7 +127,7 @@ def gmm_sample(
     temperature: float = 1.0,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Draws one component per token by its weight, then from that component's Gaussian.
+    """Draw one component per token by its weight, then from that component's Gaussian.
 
     Args:
         params_BQP: (..., 2*K*C + K), float32; see `split_gmm_params`.
@@ -154,7 +154,7 @@ def gmm_sample(
 
 
 def gmm_mean(params_BQP: Tensor, num_components: int) -> Tensor:
-    """Returns the expectation of the mixture (the released `gmm_predict`).
+    """Return the expectation of the mixture (the released `gmm_predict`).
 
     Args:
         params_BQP: (..., 2*K*C + K), float32; see `split_gmm_params`.
@@ -168,7 +168,7 @@ def gmm_mean(params_BQP: Tensor, num_components: int) -> Tensor:
 
 
 def _split_raw(params_BQP: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns means_BQKC, raw_BQKC (before the softplus) and logits_BQK as views."""
+    """Return means_BQKC, raw_BQKC (before the softplus) and logits_BQK as views."""
     half, rest = divmod(params_BQP.shape[-1] - num_components, 2)
     feature_dim, uneven = divmod(half, num_components)
     assert rest == uneven == 0, f"{params_BQP.shape[-1]} is not 2*K*C + K for K = {num_components}"
@@ -219,7 +219,7 @@ def _chunk_nll(
     grad_params_NP: Tensor | None,
     grad_target_NC: Tensor | None,
 ) -> Tensor:
-    """Returns the weighted NLL of some tokens and writes its gradients into the given rows.
+    """Return the weighted NLL of some tokens and writes its gradients into the given rows.
 
     With v = max(softplus(s), floor), u = (x - m) / v and r the responsibilities: d/dm = -r u, d/dx = sum r u,
     d/dv = r (1/v - u^2) / 2 and dv/ds = sigmoid(s) above the floor, d/dlogit = w - r.

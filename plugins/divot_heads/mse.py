@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from divot_heads.projector import two_layer_projector
-from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island, masked_mean
+from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 
 class MSEHead(GenerationHead):
@@ -21,7 +21,7 @@ class MSEHead(GenerationHead):
     deterministic: ClassVar[bool] = True
 
     def __init__(self, hidden_dim: int, feature_dim: int) -> None:
-        """Builds the projector.
+        """Build the projector.
 
         Args:
             hidden_dim: D, width of the LLM's hidden states.
@@ -30,15 +30,15 @@ class MSEHead(GenerationHead):
         super().__init__(hidden_dim, feature_dim)
         self.proj = two_layer_projector(hidden_dim, feature_dim)
 
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
-        """Returns the mean squared error; see `GenerationHead.loss`."""
+        """Return the mean squared error; see `GenerationHead.loss`."""
         predicted_BQC = self.proj(clear_masked(hidden_BQD, mask_BQ))
         error_BQC = predicted_BQC - clear_masked(target_BQC, mask_BQ)
         return masked_mean(error_BQC.square().mean(dim=-1), mask_BQ)
 
     @torch.no_grad()
-    @float32_island
+    @force_float32
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Returns the prediction; there is nothing random, so temperature and generator change nothing."""
+        """Return the prediction; there is nothing random, so temperature and generator change nothing."""
         return self.proj(hidden_BQD)

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def two_layer_projector(hidden_dim: int, output_dim: int) -> nn.Sequential:
-    """Builds Linear, GELU, Linear with the inner width equal to the output width.
+    """Build Linear, GELU, Linear with the inner width equal to the output width.
 
     This is the released output projector (`output_resampler.proj.{0,2}`, 4096 -> 8208 -> 8208), whose state
     fits under the same keys. arXiv:2412.04432, section A.2: "two fully-connected layers".

@@ -1,4 +1,4 @@
-"""`divot resume`: starts where there is nothing, goes on where a run was stopped, with what the command says."""
+"""`divot resume`: starts where there is nothing, continues where a run was stopped, with what the command says."""
 
 import csv
 import json
@@ -94,12 +94,12 @@ def test_ctrl_c_twice_at_once_counts_once_and_what_is_told_is_what_was_saved(
     told = capsys.readouterr().err
     assert newest_checkpoint(RUN) == RUN / f"checkpoints/step_{saved:08d}"
     if saved == 6:
-        assert "stopped by SIGINT after step 6; go on with" in told
+        assert "stopped by SIGINT after step 6; continue with" in told
     else:
-        assert "stopped after step 5 without saving it; steps after 4 will be done again; go on with" in told
+        assert "stopped after step 5 without saving it; steps after 4 will be done again; continue with" in told
     monkeypatch.setattr(tiny_stage.TinyStage, "training_step", step)
     assert divot("resume", str(RUN), "--trainer.max_steps", "8") == 0
-    assert f"going on after step {saved}\n" in capsys.readouterr().err
+    assert f"continuing after step {saved}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
@@ -172,7 +172,7 @@ def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_run(
     assert rates == pytest.approx([0.5 * (1 - step / 8) for step in range(3, 8)])
     assert {size for step, size in _column("train/batch_size").items() if step >= 3} == {3.0}
     steps = [value.item() for name, value in _tensors(RUN).items() if name.endswith("/step")]
-    assert set(steps) == {8.0}  # the moments went on, they did not start again
+    assert set(steps) == {8.0}  # the moments continued, they did not start again
     assert yaml.safe_load((RUN / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["lr"] == 0.5
     assert yaml.safe_load((RUN / "config.0001.yaml").read_text())["model"]["init_args"]["optimizer"]["lr"] == 0.01
 
@@ -283,7 +283,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken_and_told(
     told = capsys.readouterr().err
     assert f"WARNING: {RUN}/checkpoints/step_00000006 is damaged: {file} " in told
     assert f"is taken: {RUN}/checkpoints/step_00000004\n" in told
-    assert "going on after step 4" in told
+    assert "continuing after step 4" in told
     assert newest_checkpoint(RUN) == RUN / "checkpoints/step_00000006", "it is written again"
     assert (RUN / "metrics.csv").read_text() == rows
     resumed, expected = _tensors(RUN), _tensors(Path("straight"))
@@ -358,8 +358,8 @@ def test_a_full_disk_is_reported_and_the_run_goes_on_if_told_so(
     tiny["trainer"]["max_steps"] = 100
     assert _fit_on_a_full_disk(tiny, "--checkpoint.on_full_disk", "continue") == 0
     told = capsys.readouterr().err
-    assert "step 4 goes on without a checkpoint" in told
-    assert "step 100 goes on without a checkpoint" in told
+    assert "step 4 continues without a checkpoint" in told
+    assert "step 100 continues without a checkpoint" in told
     assert "metrics.csv cannot be written for now" in told
     assert newest_checkpoint(RUN) == RUN / "checkpoints/step_00000002"
 

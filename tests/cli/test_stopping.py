@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
 from divot_lightning.distributed.failures import RankFailed
 from divot_lightning.distributed.launcher import WatchedLauncher, watched
-from divot_lightning.distributed.rank_sync import RanksPartedError
+from divot_lightning.distributed.rank_sync import RankDesyncError
 from divot_lightning.errors import UserError
 from divot_lightning.testing.faults import Fault
 from divot_lightning.testing.jobs import Job
@@ -66,14 +66,14 @@ def test_signals_stop_all_ranks_at_one_step_whoever_gets_them(folder: Path) -> N
         job.send(signal.SIGTERM, rank=1)  # a second one, of another kind, while the first is being obeyed
         assert job.wait() == 75, job.output
     first = _stopped(folder)
-    assert "go on with: divot resume" in job.output
+    assert "continue with: divot resume" in job.output
 
     with _job(folder, torchrun=2) as job:
         (folder / RUN / "metrics.csv").unlink()
         job.wait_for(folder / RUN / "metrics.csv")
         job.send(signal.SIGTERM)  # ranks, loaders and torchrun, which sends it to the ranks once more
         assert job.wait() != 0
-    assert f"going on after step {first['step']}" in job.output
+    assert f"continuing after step {first['step']}" in job.output
     assert "stopped by SIGTERM" in job.output
     assert _stopped(folder)["step"] > first["step"]
 
@@ -123,7 +123,7 @@ def test_a_signal_to_one_rank_that_is_importing_ends_the_job_naming_it(importing
     assert "rank 1 was ended by SIGTERM" in importing.output.splitlines()[-1]
 
 
-@pytest.mark.parametrize("error", [RanksPartedError("rank 0 waited 0 s: rank 1 did not come"), RuntimeError("closed")])
+@pytest.mark.parametrize("error", [RankDesyncError("rank 0 waited 0 s: rank 1 did not come"), RuntimeError("closed")])
 def test_a_rank_that_was_killed_is_the_reason_however_the_first_one_notices(error: Exception) -> None:
     launcher = WatchedLauncher(LightningEnvironment(), 2, 1)
     launcher.notes = tempfile.TemporaryDirectory()

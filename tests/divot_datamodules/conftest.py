@@ -14,8 +14,8 @@ from divot_datamodules.decoding.samples import Sample, SampleError, tokenizer_it
 from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.loading.decode_pool import LazyDecoding
 from divot_datamodules.loading.decoded_cache import DecodedCache
-from divot_datamodules.loading.plan_loader import BatchReader, OpenSource, decode_function
-from divot_datamodules.loading.skipped_samples import Budget, Ledger
+from divot_datamodules.loading.plan_loader import BatchReader, LoadedSource, decode_function
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.shards.reading import RawSample
 
 BITS = 8
@@ -164,13 +164,13 @@ def counted_reader():
     """Makes a reader of counted sources, which decodes in this process unless told otherwise."""
 
     def make(*sources, data="train", ledger=None, seed=0, make_decoding=LazyDecoding, **settings):
-        opened = [OpenSource(source, _number_of_key, tokenizer_items) for source in sources]
+        opened = [LoadedSource(source, _number_of_key, tokenizer_items) for source in sources]
         decoding = make_decoding(decode_function({data: opened}, seed))
         return BatchReader(
             data=data,
             sources=opened,
             decoding=lambda: decoding,
-            ledger=ledger or Ledger(data, budget=Budget(1.0)),
+            ledger=ledger or SkippedSamples(data, budget=Budget(1.0)),
             cache=settings.pop("cache", DecodedCache(0)),
             seed=seed,
             **settings,

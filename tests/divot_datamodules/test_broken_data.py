@@ -23,10 +23,10 @@ def open_data(broken, folder, **settings):
         tasks={"caption": 1.0},
         epoch="exact",
         batch_size=4,
-        max_bad_samples=1000,
-        ledger_folder=str(folder / "defects"),
+        max_skipped_samples=1000,
+        skipped_folder=str(folder / "defects"),
         index_folder=str(folder / "index"),
-        **{"max_bad_fraction": 1.0, **settings},
+        **{"max_skipped_fraction": 1.0, **settings},
     )
     data.setup("fit")
     return data
@@ -50,7 +50,7 @@ def test_one_epoch_uses_exactly_what_is_good_and_accounts_for_everything_else(br
 def test_more_losses_than_allowed_end_the_run_with_a_report(broken, tmp_path):
     broken.shards = [shard for shard in broken.shards if "bad_media" in shard]
     with pytest.raises(UserError, match=r"bad_media\.tar") as caught:
-        list(open_data(broken, tmp_path, max_bad_fraction=0.05).train_dataloader())
+        list(open_data(broken, tmp_path, max_skipped_fraction=0.05).train_dataloader())
     assert "at most 5.0%" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 5
     assert os.listdir(tmp_path / "defects")
@@ -66,8 +66,8 @@ def test_workers_read_from_a_server_that_loses_and_hangs_up(tmp_path, monkeypatc
             epoch="exact",
             batch_size=3,
             num_workers=2,
-            max_bad_fraction=1.0,
-            ledger_folder=str(tmp_path / "defects"),
+            max_skipped_fraction=1.0,
+            skipped_folder=str(tmp_path / "defects"),
             index_folder=str(tmp_path / "index"),
         )
         data.setup("fit")  # the indexes come from the server as well, so that what is kept back has names

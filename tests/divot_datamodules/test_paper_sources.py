@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.shards.source_settings import Source
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.models.video_llm.sequences import Clips, Text
@@ -77,7 +77,7 @@ def kind_of(segments):
 
 
 def test_a_weighted_mixture_of_all_kinds_gives_batches_whose_clips_fit_their_segments(sources):
-    clip = ClipSettings(16, 16, sparse_frames=5)
+    clip = ClipConfig(16, 16, sparse_frames=5)
     data = VideoTextData(list(sources.values()), batch_size=12, clip=clip, template="pretraining")
     data.setup("fit")
     counts = dict.fromkeys(sources, 0)
@@ -95,7 +95,7 @@ def test_a_weighted_mixture_of_all_kinds_gives_batches_whose_clips_fit_their_seg
 
 def test_each_kind_has_the_form_that_the_paper_trains_on(sources):
     def samples(name):
-        data = VideoTextData([sources[name]], batch_size=3, clip=ClipSettings(16, 16))
+        data = VideoTextData([sources[name]], batch_size=3, clip=ClipConfig(16, 16))
         data.setup("fit")
         return [sample for batch in islice(data.train_dataloader(), 4) for sample in batch["segments"]]
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from safetensors.torch import save
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.shards.writing import ShardFolder
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
@@ -32,7 +32,7 @@ def test_tokenizer_batches(video_shards):
 
 def test_language_batches(video_shards):
     data = VideoTextData(
-        str(video_shards()), batch_size=6, tasks={"caption": 1.0}, clip=ClipSettings(height=16, width=24)
+        str(video_shards()), batch_size=6, tasks={"caption": 1.0}, clip=ClipConfig(height=16, width=24)
     )
     (batch,) = train_batches(data, 1)
     assert batch["video"].shape == (6, 16, 3, 16, 24)
@@ -54,7 +54,7 @@ def test_language_batches_from_cached_features(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_validation_is_in_order_with_any_number_of_workers(video_shards, workers):
     folder = str(video_shards(shards=2, samples=3, extra=[("zbad.mp4", b"rubbish")]))
-    data = VideoTextData(None, folder, batch_size=2, num_workers=workers, max_bad_fraction=1.0)
+    data = VideoTextData(None, folder, batch_size=2, num_workers=workers, max_skipped_fraction=1.0)
     data.setup("validate")
     for _ in range(2):
         assert [batch["key"] for batch in data.val_dataloader()] == [
@@ -101,7 +101,7 @@ def test_a_shard_that_is_no_tar_ends_a_run_before_training_unless_the_budget_all
     (folder / "001.tar").write_bytes(b"rubbish" * 1000)
     with pytest.raises(UserError, match=r"cannot be used.*\n.*001\.tar"):
         VideoTextData(str(folder)).setup("fit")
-    data = VideoTextData(str(folder), batch_size=3, max_bad_fraction=1.0)
+    data = VideoTextData(str(folder), batch_size=3, max_skipped_fraction=1.0)
     assert sorted(train_batches(data, 1)[0]["key"]) == ALL[:3]
     assert [defect.shard for defect in data.ledgers["train"].defects()] == [str(folder / "001.tar")]
 
@@ -111,8 +111,8 @@ def test_a_lost_shard_counts_as_many_samples_as_the_others_hold(video_shards, tm
     (folder / "003.tar").write_bytes(b"rubbish" * 1000)
     shards = [*(str(path) for path in sorted(folder.glob("*.tar"))), str(folder / "gone.tar")]
     with pytest.raises(UserError, match=r"^6 of 15 samples .* not_a_tar 1, missing_shard 1"):
-        VideoTextData(shards, max_bad_fraction=0.39).setup("fit")
-    VideoTextData(shards, max_bad_fraction=0.4).setup("fit")
+        VideoTextData(shards, max_skipped_fraction=0.39).setup("fit")
+    VideoTextData(shards, max_skipped_fraction=0.4).setup("fit")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_unknown_tasks_are_refused():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_used_up_budget_ends_training_with_a_short_report(video_shards, tmp_path, workers):
     folder = video_shards(extra=[(f"z{number}.mp4", b"rubbish") for number in range(4)])
-    data = VideoTextData(str(folder), batch_size=2, num_workers=workers, ledger_folder=str(tmp_path / "run"))
+    data = VideoTextData(str(folder), batch_size=2, num_workers=workers, skipped_folder=str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"^1 of \d+ samples of 'train'") as caught:
         train_batches(data, 50)
     data.teardown()
@@ -143,7 +143,7 @@ def test_a_used_up_budget_ends_training_with_a_short_report(video_shards, tmp_pa
 def test_within_the_budget_training_goes_on_and_the_loss_is_reported(video_shards, tmp_path, caplog, workers):
     folder = video_shards(extra=[("zbad.mp4", b"rubbish")])
     data = VideoTextData(
-        str(folder), batch_size=4, num_workers=workers, max_bad_fraction=0.9, ledger_folder=str(tmp_path / "run")
+        str(folder), batch_size=4, num_workers=workers, max_skipped_fraction=0.9, skipped_folder=str(tmp_path / "run")
     )
     batches = train_batches(data, 8)
     assert {key for batch in batches for key in batch["key"]} == set(ALL)

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from divot_heads.gmm import GMMHead
 from divot_heads.mse import MSEHead
-from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island
+from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32
 from divot_lightning.testing import HeadConformance
 
 
@@ -28,13 +28,13 @@ class LossPerToken(MSEHead):
 
 
 class WithoutMask(MSEHead):
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         return (self.proj(hidden_BQD) - target_BQC.nan_to_num()).square().mean()
 
 
 class MaskByMultiplication(MSEHead):
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         weights_BQ = torch.ones(hidden_BQD.shape[:2]) if mask_BQ is None else mask_BQ.float()
         error_BQ = (self.proj(hidden_BQD) - target_BQC).square().mean(dim=-1)
@@ -85,7 +85,7 @@ class WithStateOutsideTheStateDict(MSEHead):
         super().__init__(hidden_dim, feature_dim)
         self.register_buffer("offset", torch.randn(feature_dim), persistent=False)
 
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         return super().loss(hidden_BQD, target_BQC + self.offset, mask_BQ)
 
@@ -126,14 +126,14 @@ class SamplesThreefoldNoise(OneGaussian):
 
 
 class SumOverTokens(MSEHead):
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         tokens = hidden_BQD.shape[0] * hidden_BQD.shape[1] if mask_BQ is None else mask_BQ.sum()
         return tokens * super().loss(hidden_BQD, target_BQC, mask_BQ)
 
 
 class MeanOverClips(MSEHead):
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         each = [
             super(MeanOverClips, self).loss(*(states[clip : clip + 1] for states in (hidden_BQD, target_BQC)), mask)
@@ -160,7 +160,7 @@ class LeavesOutConditions(OneGaussian):
         super().__init__(hidden_dim, feature_dim)
         self.nothing = nn.Linear(1, hidden_dim)
 
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         dropped_BQ1 = torch.rand(*hidden_BQD.shape[:2], 1, device=hidden_BQD.device) < 0.2
         nothing_D = self.nothing(hidden_BQD.new_ones(1))

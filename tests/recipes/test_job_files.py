@@ -22,7 +22,7 @@ JOBS = recipes_dir() / "jobs"
 TINY = Path(__file__).parents[1] / "cli"
 PATIENCE = 300.0
 
-# As srun does: a task per node here, all ended when one fails, and the greatest status handed on.
+# As srun does: a task per node here, all ended when one fails, and the greatest status exported.
 SRUN = f"""#!{sys.executable}
 import os, subprocess, sys, time
 assert sys.argv[1] == "--kill-on-bad-exit=1"
@@ -100,7 +100,7 @@ def test_a_run_on_two_nodes_is_queued_again_by_slurm_and_goes_on_under_torchrun(
     with first, other:
         assert first.wait(PATIENCE) == 0, first.output
         assert other.wait(PATIENCE) == 0, other.output
-    assert f"going on after step {stopped['step']}" in first.output
+    assert f"continuing after step {stopped['step']}" in first.output
     assert (RUN / "finished.json").is_file()
     with (RUN / "metrics.csv").open(newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(last))

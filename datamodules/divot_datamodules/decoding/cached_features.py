@@ -17,7 +17,7 @@ TOKENIZER_FIELD = "tokenizer_sha256"
 
 
 def read_features(data: bytes, tokenizer_sha256: str | None = None) -> Tensor:
-    """Reads a sample's cached features.
+    """Read a sample's cached features.
 
     Args:
         data: A safetensors file with "tokens"; nothing in it can run code.
@@ -39,7 +39,7 @@ def read_features(data: bytes, tokenizer_sha256: str | None = None) -> Tensor:
 
 
 def _load(data: bytes) -> tuple[Tensor, str | None]:
-    """Returns the tokens and the hash of the tokenizer that made them, where the file names it."""
+    """Return the tokens and the hash of the tokenizer that made them, where the file names it."""
     try:
         tensors = load_safetensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

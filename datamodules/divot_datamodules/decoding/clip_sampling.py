@@ -26,7 +26,7 @@ MAX_CLIPS = 20
 
 
 @dataclass(frozen=True)
-class ClipSettings:
+class ClipConfig:
     """How clips are cut from videos; the defaults are Divot's 2-second clips (arXiv:2412.04432, appendix A).
 
     Attributes:
@@ -78,11 +78,11 @@ class DecodedClip:
 
     Attributes:
         video: uint8 (F, 3, H, W); read-only, where all frames are one picture.
-        only_choice: Whether the source gives no other clip, so that it may be kept for the next pass.
+        is_deterministic: Whether the source gives no other clip, so that it may be kept for the next pass.
     """
 
     video: Pixels
-    only_choice: bool
+    is_deterministic: bool
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,20 @@ class DecodedClips:
 
     Attributes:
         video: uint8 (N, F, 3, H, W).
-        only_choice: Whether decoding again would give the same.
+        is_deterministic: Whether decoding again would give the same.
     """
 
     video: Pixels
-    only_choice: bool
+    is_deterministic: bool
 
 
 def sample_clip_times(
     duration: float,
     source_fps: float,
-    settings: ClipSettings,
+    settings: ClipConfig,
     rng: np.random.Generator | None = None,
 ) -> tuple[list[float], bool]:
-    """Chooses the moments of one clip.
+    """Choose the moments of one clip.
 
     Args:
         duration: Seconds of the source.
@@ -115,8 +115,8 @@ def sample_clip_times(
     Returns:
         Seconds after the source's start, ascending, and whether there was only this choice.
 
-    >>> times, only_choice = sample_clip_times(2.0, 30.0, ClipSettings(frames=4, fps=2))
-    >>> times, only_choice
+    >>> times, is_deterministic = sample_clip_times(2.0, 30.0, ClipConfig(frames=4, fps=2))
+    >>> times, is_deterministic
     ([0.0, 0.5, 1.0, 1.5], True)
     """
     # Half a source frame of tolerance: containers round a 2-second clip to 1.998 or 2.002 seconds.
@@ -127,13 +127,13 @@ def sample_clip_times(
         if settings.short_videos == "refuse" or round(duration * source_fps) < settings.frames:
             raise DecodeError("too_short", f"{duration:.2f} s of {settings.seconds:.2f} s")
         step, spare = duration / settings.frames, 0.0
-    only_choice = spare <= tolerance
-    start = 0.0 if only_choice else spare * (0.5 if rng is None else float(rng.random()))
-    return [start + index * step for index in range(settings.frames)], only_choice
+    is_deterministic = spare <= tolerance
+    start = 0.0 if is_deterministic else spare * (0.5 if rng is None else float(rng.random()))
+    return [start + index * step for index in range(settings.frames)], is_deterministic
 
 
-def clip_times(duration: float, clip: ClipSettings, max_clips: int = MAX_CLIPS) -> list[list[float]]:
-    """Chooses the moments of a whole video's clips, by the rule of the released evaluation.
+def clip_times(duration: float, clip: ClipConfig, max_clips: int = MAX_CLIPS) -> list[list[float]]:
+    """Choose the moments of a whole video's clips, by the rule of the released evaluation.
 
     Up to ``max_clips`` consecutive clips cover the video, and its last piece is squeezed: the same number of frames,
     closer together. Of a longer video each of ``max_clips`` equal segments gives the clip at its start.
@@ -146,9 +146,9 @@ def clip_times(duration: float, clip: ClipSettings, max_clips: int = MAX_CLIPS) 
     Returns:
         For each clip its moments, in seconds after the video's start, ascending.
 
-    >>> clip_times(3.0, ClipSettings(frames=4, fps=2))
+    >>> clip_times(3.0, ClipConfig(frames=4, fps=2))
     [[0.0, 0.5, 1.0, 1.5], [2.0, 2.25, 2.5, 2.75]]
-    >>> clip_times(10.0, ClipSettings(frames=4, fps=2), max_clips=2)
+    >>> clip_times(10.0, ClipConfig(frames=4, fps=2), max_clips=2)
     [[0.0, 0.5, 1.0, 1.5], [5.0, 5.5, 6.0, 6.5]]
     """
     step, tolerance = 1.0 / clip.fps, 0.5 / clip.fps
@@ -166,8 +166,8 @@ def _steps(starts: list[float], step: float, count: int) -> list[list[float]]:
     return [[start + index * step for index in range(count)] for start in starts]
 
 
-def decode_clip(media: Media, settings: ClipSettings, rng: np.random.Generator | None = None) -> DecodedClip:
-    """Decodes one clip of a video.
+def decode_clip(media: Media, settings: ClipConfig, rng: np.random.Generator | None = None) -> DecodedClip:
+    """Decode one clip of a video.
 
     Args:
         media: The file's bytes or its path.
@@ -175,13 +175,13 @@ def decode_clip(media: Media, settings: ClipSettings, rng: np.random.Generator |
         rng: Draws the clip's start; without it the clip is the one in the middle.
     """
     clips = decode_clips(media, settings, rng)
-    return DecodedClip(clips.video[0], clips.only_choice)
+    return DecodedClip(clips.video[0], clips.is_deterministic)
 
 
 def decode_clips(
-    media: Media, settings: ClipSettings, rng: np.random.Generator | None = None, *, max_clips: int = 1
+    media: Media, settings: ClipConfig, rng: np.random.Generator | None = None, *, max_clips: int = 1
 ) -> DecodedClips:
-    """Decodes the clips of a video in one pass over the file.
+    """Decode the clips of a video in one pass over the file.
 
     Args:
         media: The file's bytes or its path.
@@ -190,26 +190,28 @@ def decode_clips(
         max_clips: 1 for one clip, anywhere in the video; more for clips that stand for the whole video, by the rule of
             `clip_times`, where nothing is drawn.
     """
-    only_choice = True
+    is_deterministic = True
 
     def choose(timing: VideoTiming) -> list[float]:
-        nonlocal only_choice
-        one, only_choice = sample_clip_times(timing.duration, timing.fps, settings, rng if max_clips == 1 else None)
+        nonlocal is_deterministic
+        one, is_deterministic = sample_clip_times(
+            timing.duration, timing.fps, settings, rng if max_clips == 1 else None
+        )
         clips = [one]
-        if max_clips > 1 and not only_choice:
-            clips, only_choice = clip_times(timing.duration, settings, max_clips), True
+        if max_clips > 1 and not is_deterministic:
+            clips, is_deterministic = clip_times(timing.duration, settings, max_clips), True
         return [moments[number] for moments in clips for number in settings.frame_numbers]
 
     frames = decode_chosen(media, choose, settings.size, max_pixels=settings.max_pixels)
-    return DecodedClips(frames.reshape(-1, len(settings.frame_numbers), *frames.shape[1:]), only_choice)
+    return DecodedClips(frames.reshape(-1, len(settings.frame_numbers), *frames.shape[1:]), is_deterministic)
 
 
-def image_picture(media: Media, settings: ClipSettings) -> Pixels:
-    """Decodes a picture, uint8 (3, H, W); a clip of it shows it in all frames."""
+def image_picture(media: Media, settings: ClipConfig) -> Pixels:
+    """Decode a picture, uint8 (3, H, W); a clip of it shows it in all frames."""
     return decode_image(media, settings.size, max_pixels=settings.max_pixels)
 
 
-def image_clip(media: Media, settings: ClipSettings) -> DecodedClip:
-    """Turns a picture into a clip that shows it all the time, as Divot does with images; the frames share memory."""
+def image_clip(media: Media, settings: ClipConfig) -> DecodedClip:
+    """Turn a picture into a clip that shows it all the time, as Divot does with images; the frames share memory."""
     picture = image_picture(media, settings)
     return DecodedClip(np.broadcast_to(picture, (len(settings.frame_numbers), *picture.shape)), True)

@@ -39,12 +39,12 @@ class Orientation:
     flip_y: bool = False
 
     def __call__(self, picture: Pixels) -> Pixels:
-        """Applies it to (H, W, 3)."""
+        """Apply it to (H, W, 3)."""
         turned = picture.swapaxes(0, 1) if self.swap else picture
         return turned[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Returns height and width after it; the same call gives those before it."""
+        """Return height and width after it; the same call gives those before it."""
         return (width, height) if self.swap else (height, width)
 
 
@@ -67,7 +67,7 @@ _BY_QUARTER_TURNS = (UPRIGHT, BY_EXIF[8], BY_EXIF[3], BY_EXIF[6])
 
 
 def matrix_orientation(matrix: bytes) -> Orientation:
-    """Reads a display matrix: nine native int32, of which the 1st, 2nd, 4th and 5th turn and flip.
+    """Read a display matrix: nine native int32, of which the 1st, 2nd, 4th and 5th turn and flip.
 
     They say x' = a x + c y and y' = b x + d y (ISO/IEC 14496-12, section 6.2.2); angles between quarter turns are
     taken for the nearest one.
@@ -79,7 +79,7 @@ def matrix_orientation(matrix: bytes) -> Orientation:
 
 
 def frame_orientation(frame: Any) -> Orientation:
-    """Reads the orientation that comes with a frame."""
+    """Read the orientation that comes with a frame."""
     try:
         return matrix_orientation(bytes(frame.side_data["DISPLAYMATRIX"]))
     except KeyError:
@@ -89,7 +89,7 @@ def frame_orientation(frame: Any) -> Orientation:
 
 
 def covering_size(height: int, width: int, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Returns the smallest (height, width) of the same aspect that covers `size`.
+    """Return the smallest (height, width) of the same aspect that covers `size`.
 
     Raises:
         DecodeError: It is far too large, since one side is so much shorter than the other.
@@ -125,12 +125,12 @@ class FrameConverter:
         self.deep: bool | None = None
 
     def shown_size(self, frame: Any) -> tuple[int, int]:
-        """Returns height and width of a frame as it is shown."""
+        """Return height and width of a frame as it is shown."""
         width = max(1, round(frame.width * self.pixel_aspect))
         return self._turn(frame).shape(frame.height, width)
 
     def __call__(self, frame: Any) -> Pixels:
-        """Returns uint8 (3, H, W) in [0, 255], RGB."""
+        """Return uint8 (3, H, W) in [0, 255], RGB."""
         turn = self._turn(frame)
         height, width = turn.shape(*covering_size(*self.shown_size(frame), self.size))
         # swscale widens its filter when it shrinks, so that bicubic is free of aliasing in both directions. One thread:

@@ -110,7 +110,7 @@ class OpenVideo:
         return float(self.stream.average_rate or self.stream.guessed_rate or 25)
 
     def timing(self) -> VideoTiming:
-        """Reads the timing; the container is at its start again afterwards."""
+        """Read the timing; the container is at its start again afterwards."""
         return VideoTiming(self._duration(), self.fps, self.stream.frames, self.stream.codec_context.name)
 
     def _duration(self) -> float:
@@ -120,7 +120,7 @@ class OpenVideo:
         return self._last_end() - self.start
 
     def _last_end(self) -> float:
-        """Returns when the last picture ends, in seconds, by the packets from the last keyframe on, or by all of them.
+        """Return when the last picture ends, in seconds, by the packets from the last keyframe on, or by all of them.
 
         The headers of mkv, webm, flv and mpegts tell the length of the whole file, sound included.
         """
@@ -159,13 +159,13 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or its type's name."""
+    """Return the first line of an error's message, or its type's name."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
 def _container(media: Media, options: dict[str, str]) -> Iterator[Any]:
-    """Opens a container, with FFmpeg's errors turned into `DecodeError`."""
+    """Open a container, with FFmpeg's errors turned into `DecodeError`."""
     if isinstance(media, bytes) and not media:
         raise DecodeError("empty_media")
     allowed = {"format_whitelist": ",".join((*VIDEO_CONTAINERS, *PICTURE_CONTAINERS)), "protocol_whitelist": ""}
@@ -185,7 +185,7 @@ def _container(media: Media, options: dict[str, str]) -> Iterator[Any]:
 
 
 def _video_stream(container: Any) -> Any:
-    """Returns the first video stream that is no cover picture, or else the first."""
+    """Return the first video stream that is no cover picture, or else the first."""
     streams = container.streams.video
     if not streams:
         raise DecodeError("no_video_stream")
@@ -198,7 +198,7 @@ def _video_stream(container: Any) -> Any:
 
 @contextmanager
 def opened(media: Media, max_pixels: int) -> Iterator[OpenVideo]:
-    """Opens a media file; what FFmpeg says on the way is `DecodeError` "corrupt".
+    """Open a media file; what FFmpeg says on the way is `DecodeError` "corrupt".
 
     Args:
         media: The file's bytes or its path.
@@ -224,7 +224,7 @@ def opened(media: Media, max_pixels: int) -> Iterator[OpenVideo]:
 
 
 def _size_without_limit(media: Media) -> tuple[int, int]:
-    """Returns height and width of a file whose size the limit kept FFmpeg from telling; (0, 0) if it has none."""
+    """Return height and width of a file whose size the limit kept FFmpeg from telling; (0, 0) if it has none."""
     with _container(media, {}) as container:
         stream = _video_stream(container)
         return stream.height, stream.width

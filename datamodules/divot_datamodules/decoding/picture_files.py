@@ -15,7 +15,7 @@ _ANIMATED = 0b10
 
 
 def exif_orientation(data: bytes) -> Orientation | None:
-    """Reads the orientation of a jpeg or webp; None for other formats, whose frames tell it.
+    """Read the orientation of a jpeg or webp; None for other formats, whose frames tell it.
 
     Args:
         data: The picture's bytes.
@@ -32,7 +32,7 @@ def exif_orientation(data: bytes) -> Orientation | None:
 
 
 def first_of_animation(data: bytes, max_pixels: int) -> av.VideoFrame | None:
-    """Decodes the first picture of an animated webp, which FFmpeg cannot; None if it is not animated.
+    """Decode the first picture of an animated webp, which FFmpeg cannot; None if it is not animated.
 
     Args:
         data: The file's bytes.

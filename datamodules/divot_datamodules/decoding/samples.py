@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.decoding.cached_features import read_features
-from divot_datamodules.decoding.clip_sampling import ClipSettings, decode_clips, image_picture
+from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clips, image_picture
 from divot_datamodules.decoding.sample_errors import SampleError, decoding_errors
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES
 from divot_datamodules.shards.reading import FEATURE_SUFFIX, MEDIA_SUFFIXES, RawSample
@@ -45,7 +45,7 @@ class Sample:
         kind: What its media are.
         video: uint8 (N, F, 3, H, W), its N clips; None if it holds features.
         features: float32 (N, Q, C); None if it holds video.
-        only_choice: Whether decoding it again would give the same.
+        is_deterministic: Whether decoding it again would give the same.
     """
 
     key: str
@@ -53,7 +53,7 @@ class Sample:
     kind: Kind = "video"
     video: Tensor | None = None
     features: Tensor | None = None
-    only_choice: bool = True
+    is_deterministic: bool = True
 
     @property
     def num_clips(self) -> int:
@@ -70,12 +70,12 @@ class Sample:
 
 
 def sample_rng(seed: int, pass_number: int, key: str) -> np.random.Generator:
-    """Returns the generator of one sample in one pass, the same in whichever process it is read."""
+    """Return the generator of one sample in one pass, the same in whichever process it is read."""
     return np.random.default_rng([seed, pass_number, zlib.crc32(key.encode("utf-8", "surrogateescape"))])
 
 
 def _content(member: bytes | Path) -> bytes:
-    """Returns a member's bytes; jsonl samples name files."""
+    """Return a member's bytes; jsonl samples name files."""
     if isinstance(member, bytes):
         return member
     try:
@@ -85,7 +85,7 @@ def _content(member: bytes | Path) -> bytes:
 
 
 def read_text(members: Members) -> dict[str, Any]:
-    """Reads a sample's json, or its txt as a caption; {} if it has neither.
+    """Read a sample's json, or its txt as a caption; {} if it has neither.
 
     A byte order mark before either is passed over, as Windows programs write it.
 
@@ -113,7 +113,7 @@ def _read_json(data: str) -> dict[str, Any]:
 
 
 def media_members(members: Members) -> list[tuple[str, bytes | Path]]:
-    """Returns a sample's media with their suffix: its numbered clips in order, or the one file it has."""
+    """Return a sample's media with their suffix: its numbered clips in order, or the one file it has."""
     numbered = sorted((s for s in members if s.startswith("clip")), key=lambda s: int(s.split(".")[0][4:]))
     names = numbered or [suffix for suffix in MEDIA_SUFFIXES if suffix in members][:1]
     return [(name.split(".")[-1], members[name]) for name in names]
@@ -132,13 +132,13 @@ class SampleDecoder:
             `max_clips` allows may always be there.
     """
 
-    clip: ClipSettings = field(default_factory=ClipSettings)
+    clip: ClipConfig = field(default_factory=ClipConfig)
     max_clips: int = 1
     tokenizer_sha256: str | None = None
     max_sample_clips: int = MAX_SAMPLE_CLIPS
 
     def __call__(self, raw: RawSample, rng: np.random.Generator | None) -> Sample:
-        """Decodes one sample.
+        """Decode one sample.
 
         Args:
             raw: The sample from the shard.
@@ -160,18 +160,20 @@ class SampleDecoder:
         clips = [self._clips(suffix, data, rng, 1 if len(media) > 1 else self.max_clips) for suffix, data in media]
         video = torch.cat([video for video, _ in clips]) if len(clips) > 1 else clips[0][0]
         kind = "image" if all(suffix in IMAGE_SUFFIXES for suffix, _ in media) else "video"
-        return Sample(raw.key, text, kind, video=video, only_choice=all(only_choice for _, only_choice in clips))
+        return Sample(
+            raw.key, text, kind, video=video, is_deterministic=all(is_deterministic for _, is_deterministic in clips)
+        )
 
     def _clips(
         self, suffix: str, media: bytes | Path, rng: np.random.Generator | None, max_clips: int
     ) -> tuple[Tensor, bool]:
-        """Returns the clips of one file, uint8 (N, F, 3, H, W), and whether it gives no others."""
+        """Return the clips of one file, uint8 (N, F, 3, H, W), and whether it gives no others."""
         with decoding_errors():
             if suffix in IMAGE_SUFFIXES:
                 picture = torch.from_numpy(image_picture(media, self.clip))
                 return picture.expand(1, len(self.clip.frame_numbers), *picture.shape), True
             clips = decode_clips(media, self.clip, rng, max_clips=max_clips)
-            return torch.from_numpy(clips.video), clips.only_choice
+            return torch.from_numpy(clips.video), clips.is_deterministic
 
     def _refuse_many(self, count: int) -> None:
         most = max(self.max_sample_clips, self.max_clips)
@@ -201,11 +203,11 @@ class TaskMixture:
             raise UserError(f"tasks is empty; name at least one of {', '.join(TASKS)} with its weight.")
 
     def segments(self, sample: Sample, rng: np.random.Generator) -> list[Segment]:
-        """Builds a sample's segments; see `draw`, which also tells which clips they are about."""
+        """Build a sample's segments; see `draw`, which also tells which clips they are about."""
         return self.draw(sample, rng)[0]
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> tuple[list[Segment], slice]:
-        """Draws a task and builds a sample's segments.
+        """Draw a task and builds a sample's segments.
 
         Args:
             sample: Decoded.
@@ -249,7 +251,7 @@ Item = dict[str, Any]
 
 
 def tokenizer_items(sample: Sample, rng: np.random.Generator | None = None) -> list[Item]:
-    """Turns a sample into the item of the (de-)tokenizer stages: one of its clips, so that batches stay as planned.
+    """Turn a sample into the item of the (de-)tokenizer stages: one of its clips, so that batches stay as planned.
 
     Args:
         sample: With video.
@@ -267,7 +269,7 @@ def tokenizer_items(sample: Sample, rng: np.random.Generator | None = None) -> l
 
 
 def llm_items(sample: Sample, rng: np.random.Generator, mixture: TaskMixture) -> list[Item]:
-    """Turns a sample into the item of the LLM stages: segments, and the clips that they are about.
+    """Turn a sample into the item of the LLM stages: segments, and the clips that they are about.
 
     Args:
         sample: With video or features.
@@ -281,7 +283,7 @@ def llm_items(sample: Sample, rng: np.random.Generator, mixture: TaskMixture) ->
 
 
 def check_item(item: Item, limits: SampleLimits) -> None:
-    """Refuses what the stage cannot take.
+    """Refuse what the stage cannot take.
 
     Args:
         item: Of `llm_items` or `tokenizer_items`.
@@ -302,7 +304,7 @@ def check_item(item: Item, limits: SampleLimits) -> None:
 
 
 def collate(items: list[Item]) -> dict[str, Any]:
-    """Makes a batch.
+    """Make a batch.
 
     Returns:
         "key" (B strings) and "video" (uint8, (B, F, 3, H, W)) for the (de-)tokenizer stages; for the LLM stages

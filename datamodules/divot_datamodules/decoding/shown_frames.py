@@ -16,7 +16,7 @@ _CUT_OFF = 1.0
 
 
 def keyframe_times(video: OpenVideo) -> list[float]:
-    """Returns the times of the keyframes as far as the container's index knows them, ascending, in seconds.
+    """Return the times of the keyframes as far as the container's index knows them, ascending, in seconds.
 
     They are right for decoding no more than needed. An mp4's index has times of decoding, which run ahead of
     presentation by as much for every keyframe as for the first one. Where that is not so, a seek lands on the keyframe
@@ -30,7 +30,7 @@ def keyframe_times(video: OpenVideo) -> list[float]:
 
 
 def shown_frames(video: OpenVideo, times: Sequence[float], keyframes: Sequence[float]) -> Iterator[Any]:
-    """Yields, for each of the ascending times, the decoded frame that is shown then.
+    """Yield, for each of the ascending times, the decoded frame that is shown then.
 
     Decodes from the last keyframe before the first time, and jumps again where a keyframe lies between two times.
 
@@ -74,7 +74,7 @@ def shown_frames(video: OpenVideo, times: Sequence[float], keyframes: Sequence[f
 
 
 def _decoded(video: OpenVideo, ends: Sequence[float] | None, delay: int) -> Iterator[Any]:
-    """Yields frames with their time stamps.
+    """Yield frames with their time stamps.
 
     An mp4's packets state both their times. Others do not always; FFmpeg guesses one.
 
@@ -96,7 +96,7 @@ def _decoded(video: OpenVideo, ends: Sequence[float] | None, delay: int) -> Iter
 
 
 def _needed(video: OpenVideo, ends: Sequence[float]) -> Iterator[Any]:
-    """Yields frames, without those that are shown at none of the moments and that no other frame refers to."""
+    """Yield frames, without those that are shown at none of the moments and that no other frame refers to."""
     stream, start, base = video.stream, video.start, float(video.stream.time_base)
     for packet, successor in _with_successors(video.container.demux(stream)):
         unused = False
@@ -108,7 +108,7 @@ def _needed(video: OpenVideo, ends: Sequence[float]) -> Iterator[Any]:
 
 
 def _with_successors(packets: Iterable[Any]) -> Iterator[tuple[Any, int | None]]:
-    """Yields packets with the time stamp of the frame that is shown next; None where that cannot be told."""
+    """Yield packets with the time stamp of the frame that is shown next; None where that cannot be told."""
     held: deque[Any] = deque()
     stamps: list[int] = []
     for packet in packets:
@@ -128,7 +128,7 @@ def _with_successors(packets: Iterable[Any]) -> Iterator[tuple[Any, int | None]]
 
 
 def _decoding_delay(video: OpenVideo) -> int:
-    """Returns how far an avi's decoder runs ahead of what it shows, in time stamps; 0 for other containers.
+    """Return how far an avi's decoder runs ahead of what it shows, in time stamps; 0 for other containers.
 
     An avi stores no times of presentation, and those that FFmpeg guesses are wrong for frames that are stored in
     another order. But frames come out in the order in which they are shown, one for each packet that goes in: each is
@@ -142,7 +142,7 @@ def _decoding_delay(video: OpenVideo) -> int:
 
 
 def _stamped_in_order(video: OpenVideo, delay: int) -> Iterator[Any]:
-    """Yields an avi's frames, each with the time at which it is shown."""
+    """Yield an avi's frames, each with the time at which it is shown."""
     stamp = (video.stream.start_time or 0) - 1
     for packet in video.container.demux(video.stream):
         # The end of the file brings out the last ones, one after the other. A time stamp of an avi is one frame.
@@ -153,7 +153,7 @@ def _stamped_in_order(video: OpenVideo, delay: int) -> Iterator[Any]:
 
 
 def check_every_frame(video: OpenVideo) -> None:
-    """Decodes all of a video.
+    """Decode all of a video.
 
     Args:
         video: At its start.
@@ -175,7 +175,7 @@ def check_every_frame(video: OpenVideo) -> None:
 
 
 def _file_ends(video: OpenVideo, last_frame: Any) -> tuple[float, float]:
-    """Returns when a file of a kind whose length does not come from its header ends, and when its header says it does.
+    """Return when a file of a kind whose length does not come from its header ends, and when its header says it does.
 
     An avi that is cut off gets a shorter length from FFmpeg; an mkv, webm or flv is as long as its packets here.
     """
@@ -191,7 +191,7 @@ def _file_ends(video: OpenVideo, last_frame: Any) -> tuple[float, float]:
 
 
 def _slack(video: OpenVideo) -> float:
-    """Returns by how many seconds a frame may start after the time that is meant: containers round time stamps.
+    """Return by how many seconds a frame may start after the time that is meant: containers round time stamps.
 
     An mkv does to 1 ms, a gif to 10 ms; an avi counts frames and has nothing to round.
     """

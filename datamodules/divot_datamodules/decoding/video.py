@@ -62,7 +62,7 @@ class MediaInfo(VideoTiming):
 
 
 def probe(media: Media, *, max_pixels: int = MAX_PIXELS) -> MediaInfo:
-    """Reads a media file's header and its first picture, which tells how it is turned.
+    """Read a media file's header and its first picture, which tells how it is turned.
 
     Args:
         media: The file's bytes or its path.
@@ -81,7 +81,7 @@ def probe(media: Media, *, max_pixels: int = MAX_PIXELS) -> MediaInfo:
 def decode_frames(
     media: Media, times: Sequence[float], size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Pixels:
-    """Decodes the frames that are shown at given times.
+    """Decode the frames that are shown at given times.
 
     Args:
         media: The file's bytes or its path.
@@ -106,7 +106,7 @@ def decode_chosen(
     *,
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
-    """Decodes frames whose times depend on the file's header; opens the file once.
+    """Decode frames whose times depend on the file's header; opens the file once.
 
     Args:
         media: The file's bytes or its path.
@@ -146,7 +146,7 @@ def _decode(
 
 
 def _converter(media: Media, video: OpenVideo, size: tuple[int, int] | None) -> FrameConverter:
-    """Makes what turns the file's frames into pixels."""
+    """Make what turns the file's frames into pixels."""
     if video.kind in PICTURE_CONTAINERS:
         return FrameConverter(size, orientation=exif_orientation(_picture_bytes(media)))
     # Browsers and picture viewers do not heed what a gif or a picture says about the shape of its pixels.
@@ -172,7 +172,7 @@ def _first_frame(media: Media, video: OpenVideo, max_pixels: int) -> Any:
 
 
 def decode_image(media: Media, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decodes a picture, or a video's first frame; of an animated picture the first one.
+    """Decode a picture, or a video's first frame; of an animated picture the first one.
 
     Args:
         media: The file's bytes or its path.
@@ -187,7 +187,7 @@ def decode_image(media: Media, size: tuple[int, int] | None = None, *, max_pixel
 
 
 def check_media(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Decodes every frame of a video, or a picture, and keeps none.
+    """Decode every frame of a video, or a picture, and keeps none.
 
     Args:
         media: The file's bytes or its path.

@@ -48,7 +48,7 @@ def encode_video(
     crf: int = 10,
     pixel_format: str | None = None,
 ) -> bytes:
-    """Encodes frames into the bytes of a video file; the same frames give the same bytes.
+    """Encode frames into the bytes of a video file; the same frames give the same bytes.
 
     Args:
         video: uint8 (F, 3, H, W) in [0, 255].
@@ -99,7 +99,7 @@ def _encode_gif(video: Pixels, fps: float) -> bytes:
 
 
 def write_video(path: str | Path, video: Pixels, fps: float, *, crf: int = 10, pixel_format: str | None = None) -> Path:
-    """Writes frames to a file whose suffix names the container: mp4, mkv, webm, avi or gif.
+    """Write frames to a file whose suffix names the container: mp4, mkv, webm, avi or gif.
 
     The file appears under its name only when it is complete.
 

@@ -16,7 +16,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import Sample
-from divot_datamodules.loading.shared_memory import MediaArena
+from divot_datamodules.loading.shared_memory import SharedMemoryPool
 from divot_datamodules.order.order_plan import Slot
 from divot_lightning.errors import UserError
 
@@ -49,7 +49,7 @@ class Pending(Protocol):
     """A sample that was asked for."""
 
     def result(self) -> Sample:
-        """Waits for the sample, whose tensors are valid until `release`.
+        """Wait for the sample, whose tensors are valid until `release`.
 
         Raises:
             SampleError: It cannot be used.
@@ -57,7 +57,7 @@ class Pending(Protocol):
         ...
 
     def release(self) -> None:
-        """Gives up the sample, whether it came or not."""
+        """Return up the sample, whether it came or not."""
         ...
 
 
@@ -65,27 +65,27 @@ class Decoding(Protocol):
     """Decodes what is asked for, in whichever process."""
 
     def submit(self, request: Request) -> Pending:
-        """Asks for a sample."""
+        """Ask for a sample."""
         ...
 
     def close(self) -> None:
-        """Ends what was started."""
+        """End what was started."""
         ...
 
 
-def make_decoding(decode: Decode, *, num_workers: int, deadline: float, places: int, place_bytes: int) -> "Decoding":
-    """Returns who decodes: this process without workers, else a pool of them.
+def make_decoding(decode: Decode, *, num_workers: int, deadline: float, places: int, slot_bytes: int) -> "Decoding":
+    """Return who decodes: this process without workers, else a pool of them.
 
     Args:
         decode: What is done.
         num_workers: Number of worker processes.
         deadline: Seconds for one sample; workers only.
         places: Samples that may be on their way at one time; workers only.
-        place_bytes: Memory of a sample's frames; workers only.
+        slot_bytes: Memory of a sample's frames; workers only.
     """
     if num_workers == 0:
         return LazyDecoding(decode)
-    return DecodePool(decode, num_workers, deadline, MediaArena(places, place_bytes))
+    return DecodePool(decode, num_workers, deadline, SharedMemoryPool(places, slot_bytes))
 
 
 class LazyDecoding:
@@ -95,11 +95,11 @@ class LazyDecoding:
         self.decode = decode
 
     def submit(self, request: Request) -> "LazySample":
-        """Notes what is wanted."""
+        """Record what is wanted."""
         return LazySample(self.decode, request)
 
     def close(self) -> None:
-        """Has nothing to end."""
+        """Have nothing to end."""
 
 
 class LazySample:
@@ -109,11 +109,11 @@ class LazySample:
         self.decode, self.request = decode, request
 
     def result(self) -> Sample:
-        """Decodes."""
+        """Decode."""
         return self.decode(self.request)
 
     def release(self) -> None:
-        """Has nothing to give up."""
+        """Have nothing to give up."""
 
 
 class DecodePool:
@@ -129,7 +129,7 @@ class DecodePool:
         arena: Where workers put the frames.
     """
 
-    def __init__(self, decode: Decode, num_workers: int, deadline: float, arena: MediaArena) -> None:
+    def __init__(self, decode: Decode, num_workers: int, deadline: float, arena: SharedMemoryPool) -> None:
         self.decode, self.num_workers, self.deadline, self.arena = decode, num_workers, deadline, arena
         self.outstanding: set[PooledSample] = set()
         self.given_up: set[Future[Any]] = set()
@@ -146,11 +146,11 @@ class DecodePool:
         )
 
     def submit(self, request: Request) -> "PooledSample":
-        """Queues a request; workers take them in the order in which they were made."""
+        """Queue a request; workers take them in the order in which they were made."""
         return PooledSample(self, request, self.arena.acquire())
 
     def schedule(self, request: Request, place: int | None) -> "Future[Any]":
-        """Hands a request to the workers."""
+        """Hand a request to the workers."""
         try:
             future = self._hand_over(request, place)
         except RuntimeError:
@@ -176,11 +176,11 @@ class DecodePool:
             self._rebuilds = 0
 
     def is_stuck(self) -> bool:
-        """Tells whether no sample came for longer than deadlines explain: the workers' queue itself is broken."""
+        """Return whether no sample came for longer than deadlines explain: the workers' queue itself is broken."""
         return time.monotonic() - self.last_done > 2 * self.deadline + _GRACE_SECONDS + 4 * self.num_workers
 
     def rebuild(self) -> None:
-        """Replaces all workers and asks anew for what they had not done.
+        """Replace all workers and asks anew for what they had not done.
 
         Raises:
             UserError: They are replaced again and again.
@@ -199,7 +199,7 @@ class DecodePool:
             sample.ask_again_if_lost()
 
     def close(self) -> None:
-        """Ends the workers."""
+        """End the workers."""
         self._stop()
 
     def _stop(self) -> None:
@@ -220,7 +220,7 @@ class PooledSample:
         pool.outstanding.add(self)
 
     def result(self) -> Sample:
-        """Waits; see `Pending`."""
+        """Wait; see `Pending`."""
         while True:
             self._wait()
             error = self.future.exception()
@@ -256,12 +256,12 @@ class PooledSample:
         return self.pool.arena.load(cast(Sample, answer))
 
     def ask_again_if_lost(self) -> None:
-        """Asks anew if the workers that were asked are gone."""
+        """Ask anew if the workers that were asked are gone."""
         if not self.future.done() or isinstance(self.future.exception(), BrokenProcessPool):
             self.future = self.pool.schedule(self.request, self.place)
 
     def release(self) -> None:
-        """Gives up the sample; a worker that has not begun with it leaves it."""
+        """Return up the sample; a worker that has not begun with it leaves it."""
         if self not in self.pool.outstanding:
             return
         self.pool.outstanding.discard(self)
@@ -275,10 +275,10 @@ class PooledSample:
         self.pool.arena.release(self.place)
 
 
-_worker: tuple[Decode, MediaArena] | None = None
+_worker: tuple[Decode, SharedMemoryPool] | None = None
 
 
-def _begin_worker(decode: Decode, arena: MediaArena, parent: int) -> None:
+def _begin_worker(decode: Decode, arena: SharedMemoryPool, parent: int) -> None:
     global _worker
     torch.set_num_threads(1)
     _worker = decode, arena
@@ -286,14 +286,14 @@ def _begin_worker(decode: Decode, arena: MediaArena, parent: int) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Ends this worker when the training process is gone, even if it was killed."""
+    """End this worker when the training process is gone, even if it was killed."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
 
 
 def _work(request: Request, place: int | None) -> Sample | Exception | None:
-    """Decodes in a worker; what is wrong with the sample is returned, so that no traceback crosses processes.
+    """Decode in a worker; what is wrong with the sample is returned, so that no traceback crosses processes.
 
     Other errors are mistakes in a program: pebble carries them over with their traceback, and they end the run.
     """

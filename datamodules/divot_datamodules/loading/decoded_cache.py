@@ -26,11 +26,11 @@ class DecodedCache:
         self._kept: dict[Place, Sample] = {}
 
     def add(self, place: Place, sample: Sample) -> None:
-        """Keeps a copy of a sample if it may be kept and fits."""
+        """Keep a copy of a sample if it may be kept and fits."""
         values = {field.name: getattr(sample, field.name) for field in fields(sample)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         size = sum(without_repeats(tensor).nbytes for tensor in tensors.values())
-        if not sample.only_choice or place in self._kept or size > self._left:
+        if not sample.is_deterministic or place in self._kept or size > self._left:
             return
         self._left -= size
         copies: dict[str, Any] = {
@@ -39,5 +39,5 @@ class DecodedCache:
         self._kept[place] = replace(sample, **copies)
 
     def get(self, place: Place) -> Sample | None:
-        """Returns a kept sample."""
+        """Return a kept sample."""
         return self._kept.get(place)

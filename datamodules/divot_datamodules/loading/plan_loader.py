@@ -21,7 +21,7 @@ from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, check_item, collate
 from divot_datamodules.loading.decode_pool import Decode, Decoding, Pending, Request
 from divot_datamodules.loading.decoded_cache import DecodedCache, Place
-from divot_datamodules.loading.skipped_samples import Defect, Ledger
+from divot_datamodules.loading.skipped_samples import Defect, SkippedSamples
 from divot_datamodules.order.data_position import TrainPosition
 from divot_datamodules.order.order_plan import Slot
 from divot_datamodules.shards.sources import SampleSource
@@ -30,12 +30,12 @@ from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 
 Batch = dict[str, Any]
 MakeItems = Callable[[Sample, np.random.Generator], list[Item]]
-_LASTING = ("deadline", "worker_died")
+PERMANENT_ERRORS = ("deadline", "worker_died")
 """Reasons that cost so much that a sample is not tried again in the next pass."""
 
 
 @dataclass(frozen=True)
-class OpenSource:
+class LoadedSource:
     """A source with what is done to its samples.
 
     Attributes:
@@ -50,7 +50,7 @@ class OpenSource:
 
 
 def draw(seed: int, slot_number: int, purpose: int) -> np.random.Generator:
-    """Returns the generator of what is drawn for one slot.
+    """Return the generator of what is drawn for one slot.
 
     Args:
         seed: Of the data.
@@ -60,8 +60,8 @@ def draw(seed: int, slot_number: int, purpose: int) -> np.random.Generator:
     return np.random.default_rng([seed, slot_number, purpose])
 
 
-def decode_function(data: dict[str, Sequence[OpenSource]], seed: int) -> Decode:
-    """Returns how a request is read and decoded.
+def decode_function(data: dict[str, Sequence[LoadedSource]], seed: int) -> Decode:
+    """Return how a request is read and decoded.
 
     Args:
         data: Sources by the data's name; only "train" draws where clips start.
@@ -82,7 +82,7 @@ class PlannedStep(NamedTuple):
     Attributes:
         step: Its number in the plan.
         share: The slots of this process.
-        others: Slots to look for a filler in, nearest first.
+        others: Slots to look for a dummy batch in, nearest first.
     """
 
     step: int
@@ -90,7 +90,7 @@ class PlannedStep(NamedTuple):
     others: Iterable[Slot]
 
 
-class _Known:
+class _ReadySample:
     """A sample, or its defect, that needs no decoding."""
 
     def __init__(self, outcome: Sample | SampleError) -> None:
@@ -122,25 +122,25 @@ class BatchReader:
     """
 
     data: str
-    sources: Sequence[OpenSource]
+    sources: Sequence[LoadedSource]
     decoding: Callable[[], Decoding]
-    ledger: Ledger
+    ledger: SkippedSamples
     cache: DecodedCache
     seed: int = 0
     prefetch: int = 0
     pin_memory: bool = False
     limits: SampleLimits = field(default_factory=SampleLimits)
     _usable: Slot | None = None
-    _hopeless: dict[Place, SampleError] = field(default_factory=dict)
+    _failed_for_good: dict[Place, SampleError] = field(default_factory=dict)
 
     def read(self, steps: Iterable[PlannedStep]) -> Iterator[Batch]:
-        """Yields a batch per step.
+        """Yield a batch per step.
 
         Args:
             steps: In order; taken from as far ahead as `prefetch` says.
 
         Yields:
-            What `collate` makes, and "slot" (int64, (B,)), "counted" (B, or 0 for a filler), "position" (the number
+            What `collate` makes, and "slot" (int64, (B,)), "counted" (B, or 0 for a dummy batch), "position" (the number
             of the next step).
         """
         ahead: deque[tuple[PlannedStep, list[Pending]]] = deque()
@@ -166,8 +166,8 @@ class BatchReader:
         return self.data, slot.source, slot.unit, slot.sample
 
     def _ask(self, slot: Slot) -> Pending:
-        known = self.cache.get(self._place(slot)) or self._hopeless.get(self._place(slot))
-        return _Known(known) if known is not None else self.decoding().submit(Request(self.data, slot))
+        known = self.cache.get(self._place(slot)) or self._failed_for_good.get(self._place(slot))
+        return _ReadySample(known) if known is not None else self.decoding().submit(Request(self.data, slot))
 
     def _batch(self, planned: PlannedStep, pendings: list[Pending]) -> Batch:
         taken: list[tuple[Slot, Item]] = []
@@ -185,7 +185,7 @@ class BatchReader:
         return {**batch, "slot": slots, "counted": counted, "position": planned.step + 1}
 
     def _items(self, slot: Slot, pending: Pending) -> list[Item]:
-        """Waits for a sample's items; [] if it cannot be used, which the ledger then knows."""
+        """Wait for a sample's items; [] if it cannot be used, which the ledger then knows."""
         opened = self.sources[slot.source]
         try:
             sample = pending.result()
@@ -194,8 +194,8 @@ class BatchReader:
             for item in items:
                 check_item(item, self.limits)
         except SampleError as error:
-            if error.reason in _LASTING:
-                self._hopeless[self._place(slot)] = error
+            if error.reason in PERMANENT_ERRORS:
+                self._failed_for_good[self._place(slot)] = error
             key, shard = opened.source.key(slot.unit, slot.sample), opened.source.unit_name(slot.unit)
             self.ledger.record(Defect(error.reason, shard, key, error.detail))
             return []
@@ -203,7 +203,7 @@ class BatchReader:
         return items
 
     def _filler(self, planned: PlannedStep) -> tuple[list[tuple[Slot, Item]], list[Pending]]:
-        """Finds the nearest usable sample, which keeps this process in step and does not count."""
+        """Find the nearest usable sample, which keeps this process in step and does not count."""
         near = [self._usable] if self._usable else []
         for slot in chain(near, planned.others):
             pending = self._ask(slot)
@@ -214,7 +214,7 @@ class BatchReader:
         raise UserError(self.ledger.report(self.ledger.lost, self.ledger.seen))
 
     def _own(self, batch: Batch, items: list[Item]) -> Batch:
-        """Copies what still lies where its samples do: that memory is used again, or belongs to the cache."""
+        """Copy what still lies where its samples do: that memory is used again, or belongs to the cache."""
         borrowed = {_storage(value) for item in items for value in item.values() if isinstance(value, Tensor)}
         for name, value in batch.items():
             if isinstance(value, Tensor):
@@ -273,14 +273,14 @@ class TrainLoader(PlanLoader):
         self.began_at: int | None = None
 
     def __len__(self) -> int:
-        """Returns the steps of an exact epoch."""
+        """Return the steps of an exact epoch."""
         steps = self.position.plan.steps_per_epoch
         if steps is None:
             raise TypeError("an endless order has no length")
         return steps
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields batches; nothing is read before the first is asked for."""
+        """Yield batches; nothing is read before the first is asked for."""
         self.began_at = self.position.restored
         for batch in self._timed(self.reader.read(self._steps())):
             yield batch
@@ -302,7 +302,7 @@ class TrainLoader(PlanLoader):
             yield PlannedStep(step, self._share(plan.batch(step)), self._slots_from(step))
 
     def trial(self) -> Iterator[Batch]:
-        """Yields the first batch of each source that has steps of its own, in their order; of mixed sources one.
+        """Yield the first batch of each source that has steps of its own, in their order; of mixed sources one.
 
         Training does not begin with it: the position stays where it is.
         """
@@ -316,7 +316,7 @@ class TrainLoader(PlanLoader):
         yield from self.reader.read([first[source] for source in sorted(first)])
 
     def _slots_from(self, step: int) -> Iterator[Slot]:
-        """Yields slots as many as there are samples, this step's first."""
+        """Yield slots as many as there are samples, this step's first."""
         plan = self.position.plan
         slots = (slot for later in self.position.steps_from(step) for slot in plan.batch(later))
         return islice(slots, sum(source.size for source in plan.sources))
@@ -345,15 +345,15 @@ class EvaluationLoader(PlanLoader):
 
     @property
     def size(self) -> int:
-        """Samples of the pass."""
+        """Sample of the pass."""
         return int(self._ends[-1])
 
     def __len__(self) -> int:
-        """Returns the number of steps."""
+        """Return the number of steps."""
         return -(-self.size // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields batches."""
+        """Yield batches."""
         yield from self._timed(self.reader.read(self._steps()))
 
     def _steps(self) -> Iterator[PlannedStep]:

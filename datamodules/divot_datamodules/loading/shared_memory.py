@@ -20,14 +20,14 @@ T = TypeVar("T")
 _ALIGNMENT = 64
 
 
-def arena_bytes(places: int, place_bytes: int) -> int:
-    """Returns the size of an arena.
+def arena_bytes(places: int, slot_bytes: int) -> int:
+    """Return the size of an arena.
 
     Args:
         places: Number of places.
-        place_bytes: Size of each.
+        slot_bytes: Size of each.
     """
-    return max(1, places) * _aligned(place_bytes)
+    return max(1, places) * _aligned(slot_bytes)
 
 
 def _aligned(size: int) -> int:
@@ -64,33 +64,33 @@ class PickledTensor:
     shape: tuple[int, ...]
 
 
-class MediaArena:
+class SharedMemoryPool:
     """Places of equal size, each for the tensors of one sample.
 
     Args:
         places: Number of places.
-        place_bytes: Size of each; a sample that needs more is pickled.
+        slot_bytes: Size of each; a sample that needs more is pickled.
 
     Raises:
         UserError: The machine does not give so much memory.
     """
 
-    def __init__(self, places: int, place_bytes: int) -> None:
-        self.place_bytes = _aligned(place_bytes)
-        size = arena_bytes(places, place_bytes)
+    def __init__(self, places: int, slot_bytes: int) -> None:
+        self.slot_bytes = _aligned(slot_bytes)
+        size = arena_bytes(places, slot_bytes)
         try:
             self._memory = mmap.mmap(-1, size)
         except OSError as error:
             raise UserError(
                 f"the decoding workers share {size / 2**30:.1f} GiB with their training process ({places} samples of "
-                f"{place_bytes / 2**20:.1f} MiB), which this machine does not give: {error}.\n"
+                f"{slot_bytes / 2**20:.1f} MiB), which this machine does not give: {error}.\n"
                 "Lower data.prefetch, the batch size or max_clips, or set data.num_workers to 0."
             ) from error
         self._unwanted = mmap.mmap(-1, max(1, places))
         self._free = list(range(places))[::-1]
 
     def acquire(self) -> int | None:
-        """Takes a free place; None if there is none."""
+        """Take a free place; None if there is none."""
         if not self._free:
             return None
         place = self._free.pop()
@@ -98,21 +98,21 @@ class MediaArena:
         return place
 
     def release(self, place: int | None) -> None:
-        """Gives a place back; what lay there must no longer be used."""
+        """Return a place back; what lay there must no longer be used."""
         if place is not None:
             self._free.append(place)
 
     def mark_unwanted(self, place: int | None) -> None:
-        """Tells the worker that has not begun with this place's sample to leave it."""
+        """Return the worker that has not begun with this place's sample to leave it."""
         if place is not None:
             self._unwanted[place] = 1
 
     def is_unwanted(self, place: int | None) -> bool:
-        """Tells whether nobody waits for this place's sample any more."""
+        """Return whether nobody waits for this place's sample any more."""
         return place is not None and bool(self._unwanted[place])
 
     def store(self, place: int | None, sample: T) -> T:
-        """Copies a dataclass's tensors into a place; for the worker.
+        """Copy a dataclass's tensors into a place; for the worker.
 
         Args:
             place: The place; None to pickle.
@@ -126,17 +126,17 @@ class MediaArena:
         changes: dict[str, StoredTensor | PickledTensor] = {}
         for name, tensor in _tensors(sample).items():
             once = without_repeats(tensor)
-            if place is None or once.nbytes == 0 or used + once.nbytes > self.place_bytes:
+            if place is None or once.nbytes == 0 or used + once.nbytes > self.slot_bytes:
                 changes[name] = PickledTensor(once.contiguous().numpy(), tuple(tensor.shape))
                 continue
-            offset = place * self.place_bytes + used
+            offset = place * self.slot_bytes + used
             changes[name] = stored = StoredTensor(offset, tuple(once.shape), tuple(tensor.shape), tensor.dtype)
             self._view(stored).copy_(once)
             used += -(-once.nbytes // _ALIGNMENT) * _ALIGNMENT
         return cast(T, replace(cast(Any, sample), **changes))
 
     def load(self, sample: T) -> T:
-        """Gives a stored dataclass its tensors back, as views of the arena that end with `release`."""
+        """Return a stored dataclass its tensors back, as views of the arena that end with `release`."""
         assert is_dataclass(sample)
         changes: dict[str, Tensor] = {}
         for name in (field.name for field in fields(sample)):
@@ -154,7 +154,7 @@ class MediaArena:
 
 
 def without_repeats(tensor: Tensor) -> Tensor:
-    """Returns the part of a tensor that an expanded one repeats, as the frames of a picture do.
+    """Return the part of a tensor that an expanded one repeats, as the frames of a picture do.
 
     >>> without_repeats(torch.zeros(3, 1, 2).expand(3, 16, 2)).shape
     torch.Size([3, 1, 2])

@@ -44,16 +44,16 @@ class Budget:
     """How much may be lost before a run ends.
 
     Attributes:
-        max_bad_fraction: Largest share of unusable samples among those that came by; at the beginning the share is
+        max_skipped_fraction: Largest share of unusable samples among those that came by; at the beginning the share is
             taken of at least 200 samples, or of all there are if they are fewer.
-        max_bad_samples: Largest number of different unusable samples; None for no limit.
+        max_skipped_samples: Largest number of different unusable samples; None for no limit.
     """
 
-    max_bad_fraction: float = 0.05
-    max_bad_samples: int | None = None
+    max_skipped_fraction: float = 0.05
+    max_skipped_samples: int | None = None
 
     def exceeded(self, lost: int, seen: int, distinct: int, *, total: int | None = None) -> bool:
-        """Tells whether too much was lost.
+        """Return whether too much was lost.
 
         Args:
             lost: Samples that came by and could not be used, one that comes again counted again.
@@ -64,12 +64,12 @@ class Budget:
         >>> Budget(0.05).exceeded(10, 20, 10), Budget(0.05).exceeded(10, 20, 10, total=20)
         (False, True)
         """
-        if self.max_bad_samples is not None and distinct > self.max_bad_samples:
+        if self.max_skipped_samples is not None and distinct > self.max_skipped_samples:
             return True
-        return lost > self.max_bad_fraction * max(seen, _EARLY if total is None else min(_EARLY, total))
+        return lost > self.max_skipped_fraction * max(seen, _EARLY if total is None else min(_EARLY, total))
 
 
-class Ledger:
+class SkippedSamples:
     """Counts defects of one data source and keeps the list of them, each once.
 
     Args:
@@ -107,11 +107,11 @@ class Ledger:
         return len(self._identities())
 
     def saw_sample(self) -> None:
-        """Counts a sample that came by."""
+        """Count a sample that came by."""
         self.seen += 1
 
     def record(self, defect: Defect) -> None:
-        """Notes a defect: counts it each time, and lists it once, however often the sample comes by.
+        """Record a defect: counts it each time, and lists it once, however often the sample comes by.
 
         Args:
             defect: What is wrong.
@@ -125,7 +125,7 @@ class Ledger:
             raise UserError(self.report(self.lost, self.seen))
 
     def record_found(self, defects: Iterable[Defect], lost: int, usable: int) -> None:
-        """Notes what is known to be lost before any sample came by; it does not count among those that come by.
+        """Record what is known to be lost before any sample came by; it does not count among those that come by.
 
         Args:
             defects: What indexing found.
@@ -150,7 +150,7 @@ class Ledger:
                     file.write(json.dumps(asdict(defect)) + "\n")
 
     def finish_pass(self, bad: int, seen: int) -> None:
-        """Checks the budget at the end of a pass whose length was not known before.
+        """Check the budget at the end of a pass whose length was not known before.
 
         Args:
             bad: Unusable samples in this pass.
@@ -160,7 +160,7 @@ class Ledger:
             raise UserError(self.report(bad, seen))
 
     def defects(self) -> list[Defect]:
-        """Returns all defects noted so far, of all processes, each once."""
+        """Return all defects noted so far, of all processes, each once."""
         lines: Iterable[str] = (
             line
             for path in sorted(self.folder.glob(f"defects-{self.name}-*.jsonl"))
@@ -169,28 +169,28 @@ class Ledger:
         return list({(d.reason, d.shard, d.key): d for d in (Defect(**json.loads(line)) for line in lines)}.values())
 
     def clear(self) -> None:
-        """Forgets what a former run of the same name noted in the folder."""
+        """Forget what a former run of the same name noted in the folder."""
         for path in self.folder.glob(f"defects-{self.name}-*.jsonl"):
             path.unlink()
         self._known = None
 
     def counts(self) -> dict[str, int]:
-        """Returns the number of defects by reason, the most frequent first."""
+        """Return the number of defects by reason, the most frequent first."""
         return dict(Counter(defect.reason for defect in self.defects()).most_common())
 
     def report(self, bad: int, seen: int) -> str:
-        """Returns the message that ends a run."""
+        """Return the message that ends a run."""
         defects = self.defects()
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts().items()) or "none was read"
         first = printable(f"{defects[0].reason} in {defects[0].shard}, key {defects[0].key!r}") if defects else "-"
         where = "" if self._temporary else f"All of them: {self.folder}/defects-{self.name}-*.jsonl. "
-        limit = f"at most {self.budget.max_bad_fraction:.1%}"
-        if self.budget.max_bad_samples is not None:
-            limit += f" and {self.budget.max_bad_samples} samples"
+        limit = f"at most {self.budget.max_skipped_fraction:.1%}"
+        if self.budget.max_skipped_samples is not None:
+            limit += f" and {self.budget.max_skipped_samples} samples"
         return (
             f"{bad} of {seen} samples of {self.name!r} cannot be used ({limit} allowed): {reasons}.\n"
             f"First: {first} ({printable(defects[0].detail) if defects else 'no samples in the shards'}).\n"
-            f"{where}Mend the data (`divot data inspect` lists the defects) or raise max_bad_fraction."
+            f"{where}Mend the data (`divot data inspect` lists the defects) or raise max_skipped_fraction."
         )
 
     def _identities(self) -> set[tuple[str, str, str]]:
@@ -200,7 +200,7 @@ class Ledger:
 
 
 def left_out_lines(defects: Sequence[Defect]) -> list[str]:
-    """Returns what a command says of samples that it left out: how many, why, and which the first ones are.
+    """Return what a command says of samples that it left out: how many, why, and which the first ones are.
 
     >>> left_out_lines([Defect("too_short", "a.tar", "k", "0.5 s of 2 s")])
     ['left out: 1 (too_short 1)', '  too_short: a.tar k (0.5 s of 2 s)']

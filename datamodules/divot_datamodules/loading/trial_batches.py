@@ -43,7 +43,7 @@ class TrialBatch:
 
 
 def step_kinds(sources: Sequence[Source], tasks: dict[str, float] | None, batch_size: int) -> list[StepKind]:
-    """Returns the kinds of steps: one for each source that has a batch size of its own, else one.
+    """Return the kinds of steps: one for each source that has a batch size of its own, else one.
 
     Args:
         sources: Of the training data.

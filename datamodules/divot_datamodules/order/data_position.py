@@ -58,15 +58,15 @@ class TrainPosition:
             )
 
     def used(self, next_step: int) -> None:
-        """Notes that the training step before `next_step` has used its batch."""
+        """Record that the training step before `next_step` has used its batch."""
         self.step = next_step
 
     def steps_from(self, first: int) -> Iterator[int]:
-        """Yields the steps from the first on that are not left out."""
+        """Yield the steps from the first on that are not left out."""
         return steps_from(first, self.edits)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps, in plain types."""
+        """Return what a checkpoint keeps, in plain types."""
         origin = self.plan.origin
         return {
             "step": self.step,
@@ -78,10 +78,10 @@ class TrainPosition:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where a checkpoint stood.
+        """Continue where a checkpoint stood.
 
         Args:
-            state: Of `state_dict`. Other batch sizes go on after the samples that were used.
+            state: Of `state_dict`. Other batch sizes continue after the samples that were used.
 
         Raises:
             UserError: The data or what decides their order changed.
@@ -89,7 +89,7 @@ class TrainPosition:
         changes = [*self._changed_sources(state["sources"]), *_differences(state["order"], self.plan.identity())]
         if changes:
             raise UserError(
-                "the training data are not those of the checkpoint, so the run cannot go on in their order:\n"
+                "the training data are not those of the checkpoint, so the run cannot continue in their order:\n"
                 + "\n".join(changes[:2])
                 + "\nGive the data and settings of the checkpoint, or start a new run."
             )

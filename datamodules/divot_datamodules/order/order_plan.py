@@ -1,7 +1,7 @@
 """The order of training samples as a pure function of the recipe: which samples step n takes, for every n.
 
 Nothing here depends on ranks, workers or what was read before. Every process can compute every step, so a step takes
-the same samples in any layout, and going on after a stop is arithmetic.
+the same samples in any layout, and continuing after a stop is arithmetic.
 
 A source is passed over again and again. In each pass its units (shards) are permuted and laid end to end; a fixed
 number of streams read this sequence side by side, each its own contiguous part, and a window of the samples that come
@@ -72,7 +72,7 @@ class SourceOrder:
 
     @cached_property
     def size(self) -> int:
-        """Samples of one pass."""
+        """Sample of one pass."""
         return sum(self.counts)
 
     @cached_property
@@ -80,7 +80,7 @@ class SourceOrder:
         return {}
 
     def _pass_order(self, pass_number: int) -> tuple[Indices, Indices]:
-        """Returns the permuted units and where each of them ends when they are laid end to end."""
+        """Return the permuted units and where each of them ends when they are laid end to end."""
         if pass_number not in self._passes:
             while len(self._passes) > 2:
                 del self._passes[next(iter(self._passes))]
@@ -89,7 +89,7 @@ class SourceOrder:
         return self._passes[pass_number]
 
     def locate(self, index: int) -> tuple[int, int, int]:
-        """Finds the sample at one place of the order.
+        """Find the sample at one place of the order.
 
         Args:
             index: Counts from the first sample of the first pass, at least 0.
@@ -115,7 +115,7 @@ class SourceOrder:
         return first + int(order[offset])
 
     def _stream_position(self, place: int) -> int:
-        """Deals places to the streams in turn; each stream has its contiguous part of the pass."""
+        """Deal places to the streams in turn; each stream has its contiguous part of the pass."""
         streams = min(self.streams, self.size)
         length, longer = divmod(self.size, streams)
         row, stream = divmod(place, streams)
@@ -123,7 +123,7 @@ class SourceOrder:
 
 
 def share_out(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tuple[int, tuple[int, ...]]:
-    """Tells whose turn is number n when turns are shared out by weight as evenly as can be.
+    """Return whose turn is number n when turns are shared out by weight as evenly as can be.
 
     The first source takes its share of all turns (Bresenham's line), the second its share of what is left, and so on.
     No source is ever more than one turn per source away from its share.
@@ -156,7 +156,7 @@ def share_out(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tu
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a plan begins to count with its batch sizes; a run that goes on with others begins at its position.
+    """Where a plan begins to count with its batch sizes; a run that continues with others begins at its position.
 
     Attributes:
         step: The first step.
@@ -217,7 +217,7 @@ class OrderPlan:
         return -(-self.sources[0].size // self.batch_sizes[0]) if self.exact else None
 
     def batch(self, step: int) -> list[Slot]:
-        """Returns the samples of a step, in order; the share of a rank is `[rank::world_size]`.
+        """Return the samples of a step, in order; the share of a rank is `[rank::world_size]`.
 
         Args:
             step: Not before the plan's origin.
@@ -233,7 +233,7 @@ class OrderPlan:
         return [self._slot(first + j, source, before[source] + j) for j in range(self.batch_sizes[source])]
 
     def samples_before(self, step: int) -> tuple[int, ...]:
-        """Returns how many samples of each source the steps before this one took."""
+        """Return how many samples of each source the steps before this one took."""
         assert step >= self.origin.step, f"step {step} lies before the plan's origin {self.origin.step}"
         if self.exact:
             epoch, rest = divmod(step, self.steps_per_epoch or 1)
@@ -247,7 +247,7 @@ class OrderPlan:
         return tuple(samples + (steps - earlier) * size for samples, steps, earlier, size in counts)
 
     def identity(self) -> dict[str, Any]:
-        """Returns what decides the order apart from batch sizes, JSON-able, so that a resumed run can compare it."""
+        """Return what decides the order apart from batch sizes, JSON-able, so that a resumed run can compare it."""
         orders = [
             {"units": len(s.counts), "samples": s.size, "seed": s.seed, "streams": s.streams, "shuffle": s.shuffle}
             for s in self.sources

@@ -32,7 +32,7 @@ class SkippedSteps:
 
 
 def read_edits(folder: Path | None) -> list[SkippedSteps]:
-    """Reads a run's edits; none where there is no file.
+    """Read a run's edits; none where there is no file.
 
     Args:
         folder: The run's `data` folder.
@@ -44,14 +44,14 @@ def read_edits(folder: Path | None) -> list[SkippedSteps]:
 
 
 def add_edit(folder: Path, edit: SkippedSteps) -> None:
-    """Appends an edit to a run's list."""
+    """Append an edit to a run's list."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / EDITS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(edit)) + "\n")
 
 
 def steps_from(first: int, edits: list[SkippedSteps]) -> Iterator[int]:
-    """Yields the plan's steps from the first on, without those that edits leave out.
+    """Yield the plan's steps from the first on, without those that edits leave out.
 
     >>> list(islice(steps_from(1, [SkippedSteps(2, 4, "2:4", "", "")]), 3))
     [1, 4, 5]
@@ -60,7 +60,7 @@ def steps_from(first: int, edits: list[SkippedSteps]) -> Iterator[int]:
 
 
 def plan_step(run_step: int, edits: list[SkippedSteps], plan_steps_each: int = 1) -> int:
-    """Returns which step of the plan a step of the run begins with.
+    """Return which step of the plan a step of the run begins with.
 
     Args:
         run_step: Optimizer steps before it.

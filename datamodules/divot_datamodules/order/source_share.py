@@ -43,13 +43,13 @@ class SourceShare:
         return self._whole.content
 
     def unit_name(self, unit: int) -> str:
-        """Returns path or URL of a unit."""
+        """Return path or URL of a unit."""
         return self._whole.unit_name(unit)
 
     def key(self, unit: int, sample: int) -> str:
-        """Returns a sample's key."""
+        """Return a sample's key."""
         return self._whole.key(unit, int(self._places[unit][sample]))
 
     def read(self, unit: int, sample: int) -> RawSample:
-        """Reads one sample; see `divot_datamodules.shards.sources.SampleSource.read`."""
+        """Read one sample; see `divot_datamodules.shards.sources.SampleSource.read`."""
         return self._whole.read(unit, int(self._places[unit][sample]))

@@ -34,7 +34,7 @@ class TrainingProcesses:
         return self.trainer.world_size if self.trainer is not None else 1
 
     def check_share(self, batch_sizes: Sequence[int]) -> None:
-        """Refuses batch sizes that the processes cannot share evenly.
+        """Refuse batch sizes that the processes cannot share evenly.
 
         Args:
             batch_sizes: Samples of a step, all processes together.
@@ -56,7 +56,7 @@ class TrainingProcesses:
                 )
 
     def check_end(self, *, exact: bool, validates: bool) -> None:
-        """Refuses a training that never ends, and warns of validation that never comes.
+        """Refuse a training that never ends, and warns of validation that never comes.
 
         Args:
             exact: Whether epochs end.
@@ -83,7 +83,7 @@ class TrainingProcesses:
 
     @contextmanager
     def one_first(self) -> Iterator[None]:
-        """Lets one process of each machine go first, so that the others find what it left on disk."""
+        """Let one process of each machine go first, so that the others find what it left on disk."""
         first = self.trainer is None or self.trainer.local_rank == 0
         if not first:
             self._wait("data: one first")
@@ -94,7 +94,7 @@ class TrainingProcesses:
                 self._wait("data: one first")
 
     def check_same(self, what: str, seen: Sequence[str]) -> None:
-        """Refuses processes that see other data than the first.
+        """Refuse processes that see other data than the first.
 
         Args:
             what: For the message.

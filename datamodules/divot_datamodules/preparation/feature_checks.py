@@ -9,7 +9,7 @@ from typing import Any
 
 import fsspec
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.shards.reading import is_url
 from divot_datamodules.shards.writing import INDEX_NAME, read_index
 from divot_lightning.checkpoint.components import find_component, weights_sha256
@@ -18,16 +18,16 @@ from divot_lightning.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def clip_identity(clip: ClipSettings) -> dict[str, Any]:
-    """Returns the settings that decide a clip's content; how many of its frames are decoded does not."""
+def clip_identity(clip: ClipConfig) -> dict[str, Any]:
+    """Return the settings that decide a clip's content; how many of its frames are decoded does not."""
     names = ("height", "width", "frames", "fps", "short_videos")
     return {name: getattr(clip, name) for name in names}
 
 
 def check_features(
-    shards: Iterable[str], tokenizer: str | Path, clip: ClipSettings | None = None, max_clips: int | None = None
+    shards: Iterable[str], tokenizer: str | Path, clip: ClipConfig | None = None, max_clips: int | None = None
 ) -> str:
-    """Refuses feature shards that another tokenizer made, or that hold other clips; shards of videos pass.
+    """Refuse feature shards that another tokenizer made, or that hold other clips; shards of videos pass.
 
     Args:
         shards: Paths and URLs; what lies in their folder's index is compared. Where a URL's index cannot be read, each
@@ -55,7 +55,7 @@ def check_features(
     return sha256
 
 
-def _check_clips(folder: str, settings: dict[str, Any], clip: ClipSettings | None, max_clips: int | None) -> None:
+def _check_clips(folder: str, settings: dict[str, Any], clip: ClipConfig | None, max_clips: int | None) -> None:
     wanted = {**(clip_identity(clip) if clip is not None else {})}
     found = {**settings.get("clip", {})}
     if max_clips is not None:
@@ -87,5 +87,5 @@ def _index(folder: str) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=8)
 def _sha256(component: Path, changed: int) -> str:
-    """Hashes a tokenizer once for all sources that are compared with it."""
+    """Hash a tokenizer once for all sources that are compared with it."""
     return weights_sha256(component)

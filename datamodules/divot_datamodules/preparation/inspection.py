@@ -14,7 +14,7 @@ from divot_datamodules.decoding.sample_errors import SampleError, decoding_error
 from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, TaskMixture, check_item, llm_items
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, MediaInfo, probe
 from divot_datamodules.loading.decode_pool import Decode, DecodePool, PooledSample, Request
-from divot_datamodules.loading.shared_memory import MediaArena
+from divot_datamodules.loading.shared_memory import SharedMemoryPool
 from divot_datamodules.loading.skipped_samples import Defect
 from divot_datamodules.order.order_plan import Slot
 from divot_datamodules.preparation.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
@@ -28,7 +28,7 @@ from divot_lightning.models.video_llm.sequences import SequenceLayout
 
 
 def find_shards(source: str) -> list[str]:
-    """Lists shards as a recipe does, or those of all subfolders if a folder itself holds none."""
+    """List shards as a recipe does, or those of all subfolders if a folder itself holds none."""
     folder = Path(source)
     if folder.is_dir() and not any(folder.glob("*.tar")):
         found = sorted(str(path) for path in folder.rglob("*.tar"))
@@ -40,7 +40,7 @@ def find_shards(source: str) -> list[str]:
 def open_for_inspection(
     source: str, *, media_root: str | None = None, media_from: MediaFrom = "disk", copies_gb: float = 20.0
 ) -> SampleSource:
-    """Opens shards, those of subfolders included, or jsonl files; what cannot be read is for the report.
+    """Open shards, those of subfolders included, or jsonl files; what cannot be read is for the report.
 
     Args:
         source: See `divot_datamodules.shards.sources.open_source`.
@@ -55,7 +55,7 @@ def open_for_inspection(
 
 
 def limits_for(tokenizer: str | Path, max_length: int | None = None) -> SampleLimits:
-    """Returns what a video LLM on a tokenizer's features can take of a sample.
+    """Return what a video LLM on a tokenizer's features can take of a sample.
 
     Args:
         tokenizer: Run or component folder.
@@ -109,7 +109,7 @@ class _Inspector:
         return look
 
     def _items(self, sample: Sample) -> list[Item]:
-        """Returns what a stage would train on: for each task alone, so that none hides what is wrong with another."""
+        """Return what a stage would train on: for each task alone, so that none hides what is wrong with another."""
         if self.tasks is None:
             return [{} if sample.features is None else {"features": sample.features}]
         rng = np.random.default_rng(0)
@@ -150,7 +150,7 @@ def inspect_source(
     deadline: float = 30.0,
     on_sample: Callable[[], object] | None = None,
 ) -> ShardReport:
-    """Reads and decodes each sample as training would, and counts.
+    """Read and decodes each sample as training would, and counts.
 
     Args:
         source: The samples.
@@ -192,7 +192,7 @@ def _count(look: _Look, shard: str, key: str, report: ShardReport) -> None:
 
 
 def _unlike_first(shape: tuple[int, ...], report: ShardReport) -> SampleError | None:
-    """Returns what is wrong with features of another shape than the first ones: they cannot share a batch."""
+    """Return what is wrong with features of another shape than the first ones: they cannot share a batch."""
     first, found = next(iter(report.features)), "x".join(map(str, shape))
     return None if found == first else SampleError("feature_shape", f"{found}; the first features are {first}")
 
@@ -200,7 +200,7 @@ def _unlike_first(shape: tuple[int, ...], report: ShardReport) -> SampleError | 
 def _looks(
     inspector: _Inspector, report: ShardReport, workers: int, deadline: float
 ) -> Iterator[tuple[int, int, _Look]]:
-    """Yields unit, sample and what was seen, in order; at most a few samples per worker are on their way."""
+    """Yield unit, sample and what was seen, in order; at most a few samples per worker are on their way."""
     places = ((unit, sample) for unit, count in enumerate(inspector.source.counts) for sample in range(count))
     requests = (
         Request(PICTURED if len(report.pictures) < SHEET_SAMPLES else "", Slot(number, 0, 0, *place))
@@ -211,7 +211,7 @@ def _looks(
             yield request.slot.unit, request.slot.sample, inspector(request)
         return
     # What was seen travels as a sample does; there is no memory to share, so the few pictures go through the pipe.
-    pool = DecodePool(cast(Decode, inspector), workers, deadline, MediaArena(0, 1))
+    pool = DecodePool(cast(Decode, inspector), workers, deadline, SharedMemoryPool(0, 1))
     waiting: deque[PooledSample] = deque()
     try:
         while True:

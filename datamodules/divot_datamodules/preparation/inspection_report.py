@@ -52,7 +52,7 @@ class ShardReport:
     pictures: list[tuple[Tensor, str]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """Returns the report as text."""
+        """Return the report as text."""
         found = [
             f"shards      {self.shards} ({self.bytes / 2**20:.1f} MiB)",
             f"samples     {self.samples}",
@@ -85,7 +85,7 @@ class ShardReport:
 
 
 def write_defects(report: ShardReport, path: str | Path) -> None:
-    """Writes all defects, one json object per line, as the ledger of a run does.
+    """Write all defects, one json object per line, as the ledger of a run does.
 
     Args:
         report: Of any data.
@@ -103,7 +103,7 @@ def _counted(counts: Counter[str], limit: int = 6) -> str:
 
 
 def write_contact_sheet(report: ShardReport, path: str | Path) -> None:
-    """Writes a picture with some frames of the first samples and their captions.
+    """Write a picture with some frames of the first samples and their captions.
 
     Args:
         report: Of shards that hold videos.

@@ -21,7 +21,7 @@ from divot_datamodules.decoding.video import (
     probe,
 )
 from divot_datamodules.decoding.video_writing import encode_video
-from divot_datamodules.loading.skipped_samples import Budget, Defect, Ledger
+from divot_datamodules.loading.skipped_samples import Budget, Defect, SkippedSamples
 from divot_datamodules.shards.jsonl_source import MEDIA_FIELDS
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES
 from divot_datamodules.shards.writing import Sample, ShardFolder
@@ -31,7 +31,7 @@ Check = Literal["all", "first"]
 
 
 @dataclass(frozen=True)
-class PackSettings:
+class PackConfig:
     """How media become samples.
 
     Attributes:
@@ -98,7 +98,7 @@ class PackReport:
 
 
 def safe_key(name: str) -> str:
-    """Returns a name without dots and spaces, for use as a key.
+    """Return a name without dots and spaces, for use as a key.
 
     >>> safe_key("cats/my clip.v1.2")
     'cats/my_clip_v1_2'
@@ -115,7 +115,7 @@ def _unique(key: str, taken: set[str]) -> str:
 
 
 def find_sources(source: Path) -> list[Source]:
-    """Lists what a folder (media files, each with a .json or .txt of the same name) or a jsonl asks to pack."""
+    """List what a folder (media files, each with a .json or .txt of the same name) or a jsonl asks to pack."""
     if source.is_dir():
         found = list(_folder_sources(source))
     elif source.is_file() and source.suffix == ".jsonl":
@@ -158,7 +158,7 @@ def _jsonl_sources(file: Path) -> Iterator[Source]:
 
 
 def _media_names(text: Mapping[str, Any]) -> list[str]:
-    """Returns the paths that a line names, in order."""
+    """Return the paths that a line names, in order."""
     given = [text[name] for name in MEDIA_FIELDS if text.get(name)]
     names = given[0] if len(given) == 1 and isinstance(given[0], list) else given
     if len(given) != 1 or not all(isinstance(name, str) for name in names):
@@ -168,12 +168,12 @@ def _media_names(text: Mapping[str, Any]) -> list[str]:
 
 
 def _piece_size(info: MediaInfo, short_side: int | None) -> tuple[int, int]:
-    """Returns even sides of the source's aspect."""
+    """Return even sides of the source's aspect."""
     scale = 1.0 if short_side is None else short_side / min(info.height, info.width)
     return 2 * round(info.height * scale / 2), 2 * round(info.width * scale / 2)
 
 
-def _pieces(source: Source, info: MediaInfo, settings: PackSettings) -> Iterator[tuple[str, bytes]]:
+def _pieces(source: Source, info: MediaInfo, settings: PackConfig) -> Iterator[tuple[str, bytes]]:
     assert settings.clip_seconds is not None
     frames = round(settings.clip_seconds * settings.fps)
     count = int((info.duration + 0.5 / max(info.fps, settings.fps)) // settings.clip_seconds)
@@ -193,7 +193,7 @@ def _suffix(path: Path) -> str:
 
 
 def _whole(path: Path, check: Check) -> bytes:
-    """Reads a file as it is, after a look at what `PackSettings.check` asks for."""
+    """Read a file as it is, after a look at what `PackConfig.check` asks for."""
     if not path.is_file():
         raise SampleError("missing_media", f"the file {path} does not exist")
     data = path.read_bytes()
@@ -201,8 +201,8 @@ def _whole(path: Path, check: Check) -> bytes:
     return data
 
 
-def _media_samples(source: Source, settings: PackSettings) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yields key and media of the samples that a source gives: one, or the pieces of its video."""
+def _media_samples(source: Source, settings: PackConfig) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield key and media of the samples that a source gives: one, or the pieces of its video."""
     suffixes = [_suffix(path) for path in source.paths]
     if len(source.paths) > 1:
         files = zip(suffixes, source.paths, strict=True)
@@ -217,9 +217,7 @@ def _media_samples(source: Source, settings: PackSettings) -> Iterator[tuple[str
             yield key, {"mp4": data}
 
 
-def _samples(
-    sources: Iterable[Source], settings: PackSettings, on_defect: Callable[[Defect], None]
-) -> Iterator[Sample]:
+def _samples(sources: Iterable[Source], settings: PackConfig, on_defect: Callable[[Defect], None]) -> Iterator[Sample]:
     for source in sources:
         try:
             if source.problem is not None:
@@ -232,7 +230,7 @@ def _samples(
 
 
 def _fingerprint(sources: list[Source]) -> str:
-    """Returns a hash of names, sizes and texts, so that a changed input is noticed without reading the media."""
+    """Return a hash of names, sizes and texts, so that a changed input is noticed without reading the media."""
     facts = [
         (source.key, [path.stat().st_size if path.is_file() else None for path in source.paths], source.text)
         for source in sources
@@ -240,8 +238,8 @@ def _fingerprint(sources: list[Source]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def pack(source: str | Path, output: str | Path, settings: PackSettings, *, progress: bool = False) -> PackReport:
-    """Packs a folder or a jsonl into shards.
+def pack(source: str | Path, output: str | Path, settings: PackConfig, *, progress: bool = False) -> PackReport:
+    """Pack a folder or a jsonl into shards.
 
     A file that cannot be decoded is left out and reported; texts go in as they are.
 
@@ -254,7 +252,7 @@ def pack(source: str | Path, output: str | Path, settings: PackSettings, *, prog
     """
     sources = find_sources(Path(source))
     folder = ShardFolder(output, kind="video", settings={"source": _fingerprint(sources), **asdict(settings)})
-    ledger = Ledger("pack", Path(output), Budget(max_bad_fraction=1.0))
+    ledger = SkippedSamples("pack", Path(output), Budget(max_skipped_fraction=1.0))
     if folder.complete:
         facts = folder.facts()
         return PackReport(facts["num_samples"], facts["with_text"], len(folder.entries()), ledger.defects(), True)
@@ -277,5 +275,5 @@ def pack(source: str | Path, output: str | Path, settings: PackSettings, *, prog
     return PackReport(index["num_samples"], counted["with_text"], len(folder.entries()), ledger.defects())
 
 
-def _reasons(ledger: Ledger) -> str:
+def _reasons(ledger: SkippedSamples) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in ledger.counts().items())

@@ -26,7 +26,7 @@ FILE_NAME = "content.json"
 
 
 def content_hash(shard: ShardBytes, index: ShardIndex) -> str:
-    """Returns the hash of a shard's pieces; "" if they cannot be read, or if the shard has no samples.
+    """Return the hash of a shard's pieces; "" if they cannot be read, or if the shard has no samples.
 
     Args:
         shard: The shard.
@@ -67,7 +67,7 @@ class ContentHashes:
                 self._known = {str(name): [str(part) for part in fact] for name, fact in _read(self._path).items()}
 
     def get(self, shard: ShardBytes, index: ShardIndex) -> str:
-        """Returns a shard's hash; it is computed anew unless size and time of change (or ETag) are as before."""
+        """Return a shard's hash; it is computed anew unless size and time of change (or ETag) are as before."""
         version = f"{shard.size} {shard.stamp}"
         known = self._known.get(shard.name, [])
         if shard.stamp and known[:1] == [version] and len(known) == 2:
@@ -78,7 +78,7 @@ class ContentHashes:
         return found
 
     def save(self) -> None:
-        """Keeps what was computed."""
+        """Keep what was computed."""
         if self._path is None or not self._changed:
             return
         with writing_to(self._path.parent):

@@ -60,7 +60,7 @@ class ShardCopies:
             return self._folder
 
     def get(self, shard: str, stamp: str = "") -> tuple[LocalShard, str]:
-        """Copies a shard, uncompressed, unless that was done before.
+        """Copy a shard, uncompressed, unless that was done before.
 
         Args:
             shard: Path, URL or command.
@@ -80,7 +80,7 @@ class ShardCopies:
         return LocalShard(str(path), shard), problem
 
     def _fetch(self, shard: str, path: Path) -> tuple[Path, str]:
-        """Copies; what a source gave before it broke off for good is kept under a name that is not used again."""
+        """Copy; what a source gave before it broke off for good is kept under a name that is not used again."""
         partial = path.with_suffix(f".{uuid.uuid4().hex}.part")  # locks do not work everywhere
         for attempt in range(ATTEMPTS):
             before = self._used
@@ -148,6 +148,6 @@ class _Joined:
 
 
 def is_compressed(shard: LocalShard | RemoteShard) -> bool:
-    """Tells whether a shard is a compressed file, of which parts cannot be read."""
+    """Return whether a shard is a compressed file, of which parts cannot be read."""
     head = shard.read(0, min(8, shard.size))
     return any(head.startswith(magic) for magic in _OPENERS)

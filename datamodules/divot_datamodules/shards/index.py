@@ -51,7 +51,7 @@ class Keys:
 
     @classmethod
     def of(cls, keys: list[str]) -> "Keys":
-        """Stores a list of strings."""
+        """Store a list of strings."""
         parts = [key.encode("utf-8", "surrogateescape") for key in keys]
         ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
         return cls(np.frombuffer(b"".join(parts), np.uint8), ends)
@@ -83,14 +83,14 @@ class ShardIndex:
     defects: list[tuple[str, str, str]] = field(default_factory=list)
 
     def broken_off(self, problem: str) -> None:
-        """Notes that the shard ends where it does only because it could not be fetched further."""
+        """Record that the shard ends where it does only because it could not be fetched further."""
         ends = ("not_a_tar", "empty_shard", "cut_in_header", "cut_in_body", "cut_between_members")
         keys = [key for reason, key, _ in self.defects if reason in ends] or [""]
         others = [defect for defect in self.defects if defect[0] not in ends]
         self.defects = [*others, *(("broken_off", key, problem) for key in keys)]
 
     def to_bytes(self) -> bytes:
-        """Returns the index as a file's content, which `index_from_bytes` reads."""
+        """Return the index as a file's content, which `index_from_bytes` reads."""
         facts = {"format": FORMAT, "size": self.size, "stamp": self.stamp, "defects": self.defects}
         buffer = io.BytesIO()
         np.savez(
@@ -104,12 +104,12 @@ class ShardIndex:
 
 
 def no_samples(reason: str, detail: str) -> ShardIndex:
-    """Returns the index of a shard that cannot be read at all, with the defect that it has."""
+    """Return the index of a shard that cannot be read at all, with the defect that it has."""
     return ShardIndex(0, "", np.zeros((0, 2), np.int64), Keys.of([]), [(reason, "", detail)])
 
 
 def index_from_bytes(data: bytes) -> ShardIndex | None:
-    """Reads an index; None if it is damaged or of another format. Nothing in it is unpickled."""
+    """Read an index; None if it is damaged or of another format. Nothing in it is unpickled."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("ranges", "key_text", "key_ends", "facts")}
@@ -188,7 +188,7 @@ class _Run:
 
 
 def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
-    """Yields the members; where the shard does not end as a tar should, raises a ShardError with the reason."""
+    """Yield the members; where the shard does not end as a tar should, raises a ShardError with the reason."""
     offset, content_end, begun, damaged = 0, 0, False, False
     try:
         with tarfile.open(fileobj=cast(Any, headers), mode="r:") as tar:
@@ -208,7 +208,7 @@ def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
 
 
 def _check_end(headers: _Headers, offset: int, content_end: int, *, damaged: bool) -> None:
-    """Raises a ShardError unless a block of zeros ends the archive and nothing follows."""
+    """Raise a ShardError unless a block of zeros ends the archive and nothing follows."""
     size = headers.shard.size
     if content_end > size:
         raise ShardError(f"{size} of at least {content_end} bytes", "cut_in_body")
@@ -224,7 +224,7 @@ def _check_end(headers: _Headers, offset: int, content_end: int, *, damaged: boo
 
 
 def scan_tar(shard: ShardBytes) -> ShardIndex:
-    """Indexes a tar by its headers; the members' contents are skipped.
+    """Index a tar by its headers; the members' contents are skipped.
 
     Args:
         shard: The tar, not compressed.
@@ -291,7 +291,7 @@ def _usable(runs: list[_Run], reach: int, problem: ShardError | None) -> tuple[l
 
 
 def _is_whole(runs: list[_Run], reach: int) -> bool:
-    """Tells whether the last sample before a cut has all that another sample of the shard has."""
+    """Return whether the last sample before a cut has all that another sample of the shard has."""
     last = runs[-1]
     return last.content_end <= reach and any(set(run.suffixes) <= set(last.suffixes) for run in runs[:-1])
 

@@ -20,7 +20,7 @@ LONGEST_NAME = 2**14
 
 
 def index_path(shard: str) -> str:
-    """Returns path or URL of the index beside a shard.
+    """Return path or URL of the index beside a shard.
 
     >>> index_path("s3://bucket/shard-000000.tar")
     's3://bucket/shard-000000.tar.index.npz'
@@ -29,7 +29,7 @@ def index_path(shard: str) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that others see all of it or none, whoever writes it at the same time."""
+    """Write a file so that others see all of it or none, whoever writes it at the same time."""
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         unfinished.write_bytes(data)
@@ -39,7 +39,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_index(shard: str | Path) -> ShardIndex:
-    """Indexes a local shard and puts the index beside it.
+    """Index a local shard and puts the index beside it.
 
     Equal shards have equal indexes: the time of change is left out, since both files may be copied elsewhere.
 
@@ -56,7 +56,7 @@ def write_index(shard: str | Path) -> ShardIndex:
 
 
 def put_index_beside(shard: str) -> tuple[ShardIndex, bool]:
-    """Makes sure that the index beside a shard, local or behind a URL, is there and is the shard's.
+    """Make sure that the index beside a shard, local or behind a URL, is there and is the shard's.
 
     Args:
         shard: Path or URL of an uncompressed tar.
@@ -101,13 +101,13 @@ def _write(name: str, data: bytes) -> None:
 
 
 def load_index(name: str) -> ShardIndex | None:
-    """Reads an index from a path or URL; None if it is not there or damaged."""
+    """Read an index from a path or URL; None if it is not there or damaged."""
     data = read_whole(name, MAX_INDEX_BYTES)
     return index_from_bytes(data) if data is not None else None
 
 
 def fits(index: ShardIndex, shard: ShardBytes) -> bool:
-    """Tells whether an index was made of a shard as it is now.
+    """Return whether an index was made of a shard as it is now.
 
     The size must be equal, and either the stamp or, since copying a shard gives it another one, the key that the
     shard has at the last indexed place. Whoever reads a sample compares its key as well.
@@ -143,7 +143,7 @@ class IndexFiles:
         self.made = 0
 
     def get(self, shard: ShardBytes) -> ShardIndex:
-        """Returns the shard's index: the kept one, the one beside the shard, or a new one.
+        """Return the shard's index: the kept one, the one beside the shard, or a new one.
 
         Raises:
             ShardError: The shard cannot be read.

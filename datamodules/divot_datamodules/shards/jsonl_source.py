@@ -93,18 +93,18 @@ class JsonlSource:
         return digest.hexdigest()
 
     def unit_name(self, unit: int) -> str:
-        """Returns the path of a jsonl."""
+        """Return the path of a jsonl."""
         return self._names[unit]
 
     def key(self, unit: int, sample: int) -> str:
-        """Returns a line's key.
+        """Return a line's key.
 
         Its number, not its content: that may be damaged, and ids in the wild repeat.
         """
         return f"line{self._lines[unit][sample, _LINE]}"
 
     def read(self, unit: int, sample: int) -> RawSample:
-        """Reads one line; see `divot_datamodules.shards.sources.SampleSource.read`.
+        """Read one line; see `divot_datamodules.shards.sources.SampleSource.read`.
 
         Raises:
             SampleError: "missing_shard", "unreadable_shard", "shard_changed", "bad_json", "not_utf8", "too_large",
@@ -133,7 +133,7 @@ class JsonlSource:
 
 
 def _scan_lines(path: Path) -> NDArray[np.int64]:
-    """Returns start, length, checksum and number of each line that is not empty."""
+    """Return start, length, checksum and number of each line that is not empty."""
     facts, start = [], 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -145,7 +145,7 @@ def _scan_lines(path: Path) -> NDArray[np.int64]:
 
 
 def _media(text: Mapping[str, Any], root: str, media_from: MediaFrom) -> list[tuple[str, Path | bytes]]:
-    """Returns the media of a line: by suffix, or numbered as the clips of a sample where there are several."""
+    """Return the media of a line: by suffix, or numbered as the clips of a sample where there are several."""
     given = [(name, text[name]) for name in MEDIA_FIELDS if text.get(name)]
     if not given:
         raise SampleError("missing_media", f"none of the fields {', '.join(MEDIA_FIELDS)}")
@@ -168,7 +168,7 @@ def _suffix(name: str, *, is_image: bool) -> str:
 
 
 def _find(name: str, root: str, media_from: MediaFrom) -> Path | bytes:
-    """Returns a local file's absolute path, which no decoder takes for a protocol, or what a URL holds."""
+    """Return a local file's absolute path, which no decoder takes for a protocol, or what a URL holds."""
     if "\0" in name:
         raise SampleError("bad_path", f"{name!r} holds a zero byte, which no file name has")
     where = name if is_url(name) or os.path.isabs(name) else os.path.join(root, name)

@@ -58,7 +58,7 @@ class ShardError(Exception):
 
 
 def split_member_name(name: str) -> tuple[str, str] | None:
-    """Splits a member's name into key and suffix; None for members that are no part of a sample.
+    """Split a member's name into key and suffix; None for members that are no part of a sample.
 
     >>> split_member_name("cats/clip.v1.mp4")
     ('cats/clip.v1', 'mp4')
@@ -76,7 +76,7 @@ def split_member_name(name: str) -> tuple[str, str] | None:
 
 
 def expand_shards(source: str | Path | Sequence[str | Path], *, allow_pipe: bool = False) -> list[str]:
-    """Turns a recipe's shard setting into a list of paths and URLs.
+    """Turn a recipe's shard setting into a list of paths and URLs.
 
     Args:
         source: A folder, a tar, a glob, a brace expansion such as "s3://bucket/shard-{000000..000063}.tar", or a list
@@ -115,12 +115,12 @@ def _expand_glob(pattern: str) -> list[str]:
 
 
 def is_url(shard: str) -> bool:
-    """Tells a URL from a path."""
+    """Return a URL from a path."""
     return "://" in shard
 
 
 def open_shard(shard: str, *, allow_pipe: bool = False) -> BinaryIO:
-    """Opens a shard as a stream of bytes.
+    """Open a shard as a stream of bytes.
 
     Local files are opened directly; URLs through fsspec, or through webdataset's opener where fsspec does not know the
     scheme.
@@ -148,12 +148,12 @@ def open_shard(shard: str, *, allow_pipe: bool = False) -> BinaryIO:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the beginning of an error's message, or the error's name if it has none."""
+    """Return the beginning of an error's message, or the error's name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:
-    """Reads a shard's samples in order; only members with known suffixes are looked at.
+    """Read a shard's samples in order; only members with known suffixes are looked at.
 
     Args:
         shard: Path or URL.
@@ -177,7 +177,7 @@ def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:
 
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
-    """Yields key, suffix and how to read the content of each member that belongs to a sample."""
+    """Yield key, suffix and how to read the content of each member that belongs to a sample."""
     try:
         with tarfile.open(fileobj=stream, mode="r|*") as tar:
             for member in tar:

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from divot_datamodules.decoding.samples import TaskMixture, llm_items, tokenizer_items
-from divot_datamodules.loading.plan_loader import MakeItems, OpenSource
+from divot_datamodules.loading.plan_loader import LoadedSource, MakeItems
 from divot_datamodules.order.data_position import SourceFacts
 from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
 from divot_datamodules.shards.sources import SampleSource
@@ -51,7 +51,7 @@ SourcesSetting = str | list[str | Source] | None
 
 
 def listed_sources(name: str, setting: SourcesSetting) -> list[Source]:
-    """Returns a recipe's sources.
+    """Return a recipe's sources.
 
     Args:
         name: Of the data, for messages.
@@ -74,7 +74,7 @@ def listed_sources(name: str, setting: SourcesSetting) -> list[Source]:
 def items_of(
     name: str, sources: Sequence[Source], tasks: dict[str, float] | None, template: Template
 ) -> list[MakeItems]:
-    """Returns, for each source, how its samples become items: clips alone, or with texts.
+    """Return, for each source, how its samples become items: clips alone, or with texts.
 
     Args:
         name: Of the data, for messages.
@@ -97,7 +97,7 @@ def items_of(
 
 def make_plan(
     sources: Sequence[Source],
-    opened: Sequence[OpenSource],
+    opened: Sequence[LoadedSource],
     *,
     batch_size: int,
     exact: bool,
@@ -105,7 +105,7 @@ def make_plan(
     streams: int,
     shuffle: int,
 ) -> OrderPlan:
-    """Returns the training order of opened sources.
+    """Return the training order of opened sources.
 
     Args:
         sources: Of the recipe.
@@ -134,5 +134,5 @@ def make_plan(
 
 
 def facts_of(source: Source, opened: SampleSource) -> SourceFacts:
-    """Returns what a resumed run compares of a source."""
+    """Return what a resumed run compares of a source."""
     return SourceFacts(source.name, len(opened.counts), sum(opened.counts), opened.fingerprint, opened.content)

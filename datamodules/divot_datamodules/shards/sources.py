@@ -40,15 +40,15 @@ class SampleSource(Protocol):
         ...
 
     def unit_name(self, unit: int) -> str:
-        """Returns path or URL of a unit, as ledger entries name it."""
+        """Return path or URL of a unit, as ledger entries name it."""
         ...
 
     def key(self, unit: int, sample: int) -> str:
-        """Returns a sample's key without reading the sample."""
+        """Return a sample's key without reading the sample."""
         ...
 
     def read(self, unit: int, sample: int) -> RawSample:
-        """Reads exactly one sample's bytes.
+        """Read exactly one sample's bytes.
 
         Args:
             unit: Number of the unit.
@@ -61,7 +61,7 @@ class SampleSource(Protocol):
 
 
 def estimate_losses(source: SampleSource) -> int:
-    """Estimates how many samples indexing found to be lost.
+    """Estimate how many samples indexing found to be lost.
 
     A unit that gives nothing counts as many as the others hold on average; of a unit that gives something each defect
     counts one.
@@ -83,7 +83,7 @@ def open_source(
     copies_gb: float = 20.0,
     progress: bool = True,
 ) -> SampleSource:
-    """Opens tar shards or jsonl files, and indexes what has no index yet.
+    """Open tar shards or jsonl files, and indexes what has no index yet.
 
     Args:
         path: Folder, tar, glob, brace expansion, URL or jsonl, or a list of these; tars or jsonl files, not both.
@@ -111,7 +111,7 @@ def open_source(
 
 
 def find_jsonl(path: str | Path | Sequence[str | Path]) -> list[str]:
-    """Lists the jsonl files that a recipe names; [] if it names tars.
+    """List the jsonl files that a recipe names; [] if it names tars.
 
     Args:
         path: See `open_source`; a folder counts as jsonl files if it holds such, and no tar.

@@ -43,7 +43,7 @@ class ShardBytes(Protocol):
     readahead: int
 
     def read(self, start: int, end: int, *, once: bool = False) -> bytes:
-        """Reads exactly [start, end).
+        """Read exactly [start, end).
 
         Args:
             start: First byte.
@@ -64,7 +64,7 @@ class _OpenFiles:
         self._files: OrderedDict[tuple[str, int, int], int] = OrderedDict()
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        """Reads a range; the position of the descriptor is not used, so that threads may read at the same time."""
+        """Read a range; the position of the descriptor is not used, so that threads may read at the same time."""
         if self._process != os.getpid():
             self._process, self._files = os.getpid(), OrderedDict()  # those of the parent are left to it
         status = os.stat(path)  # a file that was replaced is another one
@@ -85,7 +85,7 @@ class _OpenFiles:
 
 
 def _read_fully(descriptor: int, start: int, end: int) -> bytes:
-    """Reads a range in as many calls as it takes: one call gives at most 2 GiB, and less over some networks."""
+    """Read a range in as many calls as it takes: one call gives at most 2 GiB, and less over some networks."""
     data = os.pread(descriptor, end - start, start)
     while data and len(data) < end - start:
         more = os.pread(descriptor, end - start - len(data), start + len(data))
@@ -122,7 +122,7 @@ class LocalShard:
         self.size, self.stamp = status.st_size, f"changed {status.st_mtime_ns}"
 
     def read(self, start: int, end: int, *, once: bool = False) -> bytes:
-        """Reads exactly [start, end); see `ShardBytes`."""
+        """Read exactly [start, end); see `ShardBytes`."""
         try:
             data = _OPEN_FILES.read(self.path, start, end)
         except OSError as error:
@@ -170,7 +170,7 @@ class RemoteShard:
         self.ranges = self.size > 1 and _gives_ranges(url, facts)
 
     def read(self, start: int, end: int, *, once: bool = False) -> bytes:
-        """Reads exactly [start, end); see `ShardBytes`."""
+        """Read exactly [start, end); see `ShardBytes`."""
         if start == end:
             return b""
         try:
@@ -181,7 +181,7 @@ class RemoteShard:
 
 
 def file_system_options(url: str) -> dict[str, Any]:
-    """Returns the options with which fsspec opens a URL: limits for http servers, which have none by default."""
+    """Return the options with which fsspec opens a URL: limits for http servers, which have none by default."""
     if not url.startswith(("http://", "https://")):
         return {}
     import aiohttp
@@ -191,7 +191,7 @@ def file_system_options(url: str) -> dict[str, Any]:
 
 
 def _find(url: str) -> tuple[Any, str]:
-    """Finds file system and path; fsspec keeps the file systems of a process and starts anew after a fork."""
+    """Find file system and path; fsspec keeps the file systems of a process and starts anew after a fork."""
     return fsspec.core.url_to_fs(url, **file_system_options(url))
 
 
@@ -201,7 +201,7 @@ def _fetch(url: str, start: int, end: int) -> bytes:
 
 
 def _gives_ranges(url: str, facts: dict[str, Any]) -> bool:
-    """Tells whether a server gives the bytes that are asked for; some give all, whatever is asked."""
+    """Return whether a server gives the bytes that are asked for; some give all, whatever is asked."""
     if not url.startswith(("http://", "https://")):
         return True
     system, path = _find(url)
@@ -212,7 +212,7 @@ def _gives_ranges(url: str, facts: dict[str, Any]) -> bool:
 
 
 def _tried(read: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """Calls until it works: servers of shards fail now and then."""
+    """Call until it works: servers of shards fail now and then."""
     for attempt in range(attempts - 1):
         try:
             return read()
@@ -231,7 +231,7 @@ def _is_missing(error: BaseException) -> bool:
 
 
 def read_whole(name: str, limit: int) -> bytes | None:
-    """Reads a small file or object; None if it is not there or cannot be read.
+    """Read a small file or object; None if it is not there or cannot be read.
 
     Args:
         name: Path or URL.

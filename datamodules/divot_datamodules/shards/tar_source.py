@@ -85,15 +85,15 @@ class TarSource:
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if all(hashes) else ""
 
     def unit_name(self, unit: int) -> str:
-        """Returns path or URL of a shard."""
+        """Return path or URL of a shard."""
         return self._names[unit]
 
     def key(self, unit: int, sample: int) -> str:
-        """Returns a sample's key."""
+        """Return a sample's key."""
         return self._units[unit][1].keys[sample]
 
     def read(self, unit: int, sample: int) -> RawSample:
-        """Reads one sample; see `divot_datamodules.shards.sources.SampleSource.read`."""
+        """Read one sample; see `divot_datamodules.shards.sources.SampleSource.read`."""
         shard, index = self._units[unit]
         assert shard is not None, f"unit {unit} has no samples"
         start, end = (int(place) for place in index.ranges[sample])
@@ -124,7 +124,7 @@ class TarSource:
         return units
 
     def _prepare(self, name: str) -> tuple[LocalShard | RemoteShard | None, ShardIndex]:
-        """Makes a shard readable and finds its index; a shard that cannot be read has no samples and one defect."""
+        """Make a shard readable and finds its index; a shard that cannot be read has no samples and one defect."""
         try:
             shard, problem = self._open(name)
             index = self._indexes.get(shard)
@@ -194,7 +194,7 @@ def _fingerprint(names: list[str], indexes: list[ShardIndex]) -> str:
 
 
 def _report(names: list[str], counts: tuple[int, ...], defects: list[Defect]) -> None:
-    """Warns of shards that give nothing, and ends if none gives anything."""
+    """Warn of shards that give nothing, and ends if none gives anything."""
     empty = {name for name, count in zip(names, counts, strict=True) if not count}
     unusable = [defect for defect in defects if defect.shard in empty]
     if len(empty) == len(names):

@@ -33,7 +33,7 @@ class ShardEntry:
 
 
 def shard_name(number: int) -> str:
-    """Returns the file name of a shard.
+    """Return the file name of a shard.
 
     >>> shard_name(7)
     'shard-000007.tar'
@@ -42,7 +42,7 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> ShardEntry:
-    """Writes samples into one tar under a temporary name and renames it; equal samples give equal bytes.
+    """Write samples into one tar under a temporary name and renames it; equal samples give equal bytes.
 
     Beside it goes an index, so that whoever reads the shard need not scan it; see `divot_datamodules.shards.index`.
 
@@ -64,7 +64,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardEntry:
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
-    """Returns the index of a finished shard folder, None where there is none."""
+    """Return the index of a finished shard folder, None where there is none."""
     path = folder / INDEX_NAME
     if not path.is_file():
         return None
@@ -146,11 +146,11 @@ class ShardFolder:
                 raise UserError(f"{path} is missing or not as its index says; delete {self.folder} and make it again.")
 
     def facts(self) -> dict[str, Any]:
-        """Returns the index as it is now."""
+        """Return the index as it is now."""
         return dict(self._index)
 
     def restart(self) -> None:
-        """Removes the shards of an interrupted call whose work cannot be continued in its middle."""
+        """Remove the shards of an interrupted call whose work cannot be continued in its middle."""
         assert not self.complete, "the folder is finished"
         for entry in self.entries():
             (self.folder / entry.name).unlink()
@@ -159,15 +159,15 @@ class ShardFolder:
         (self.folder / _UNFINISHED_NAME).unlink(missing_ok=True)
 
     def entries(self) -> list[ShardEntry]:
-        """Returns the finished shards."""
+        """Return the finished shards."""
         return [ShardEntry(**entry) for entry in self._index["shards"]]
 
     def has(self, number: int) -> bool:
-        """Tells whether a shard is finished."""
+        """Return whether a shard is finished."""
         return any(entry.name == shard_name(number) for entry in self.entries())
 
     def write(self, number: int, samples: Iterable[Sample]) -> ShardEntry:
-        """Writes the shard with this number and notes it."""
+        """Write the shard with this number and notes it."""
         assert not self.complete, "the folder is finished"
         with writing_to(self.folder):
             _write_json(self.folder / _UNFINISHED_NAME, self._index)
@@ -177,7 +177,7 @@ class ShardFolder:
         return entry
 
     def write_all(self, samples: Iterable[Sample], samples_per_shard: int) -> None:
-        """Writes samples into as many shards as they need."""
+        """Write samples into as many shards as they need."""
         remaining = iter(samples)
         number = 0
         while first := list(islice(remaining, 1)):
@@ -185,7 +185,7 @@ class ShardFolder:
             number += 1
 
     def finish(self, **facts: Any) -> dict[str, Any]:
-        """Writes the index; from now on the folder is complete.
+        """Write the index; from now on the folder is complete.
 
         Args:
             facts: JSON-able; more that the index should tell.

@@ -81,7 +81,7 @@ def caption_segments(
     num_clips: int = 1,
     kind: Kind = "video",
 ) -> list[Segment]:
-    """Builds "read the clips, write the caption".
+    """Build "read the clips, write the caption".
 
     Args:
         sample: The sample's json with "caption".
@@ -105,7 +105,7 @@ def generation_segments(
     num_clips: int = 1,
     kind: Kind = "video",
 ) -> list[Segment]:
-    """Builds "read the caption, generate the clip"; arguments as for `caption_segments`.
+    """Build "read the caption, generate the clip"; arguments as for `caption_segments`.
 
     One clip is generated however many a sample has, as in the paper (section 3.2); see `ONE_CLIP_TASKS`.
     """
@@ -118,7 +118,7 @@ def generation_segments(
 
 
 def _turns(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns a sample's questions with their answers, in order."""
+    """Return a sample's questions with their answers, in order."""
     if "conversations" in sample:
         return _released_turns(sample["conversations"])
     listed = sample.get("questions") or ([sample] if "question" in sample else [])
@@ -132,7 +132,7 @@ def _turns(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _released_turns(said: Any) -> list[tuple[str, str]]:
-    """Reads the form that LLaVA's and Divot's data have: [{"from": "human", "value": "<video> what ?"}, ...].
+    """Read the form that LLaVA's and Divot's data have: [{"from": "human", "value": "<video> what ?"}, ...].
 
     Where the media stand is decided by the task, so their placeholders are dropped. A turn that is not a question
     followed by its answer makes the whole sample unusable, since the turns behind it would answer something else.
@@ -155,7 +155,7 @@ def question_segments(
     num_clips: int = 1,
     kind: Kind = "video",
 ) -> list[Segment]:
-    """Builds "read the clips, answer one question", drawn from the sample's.
+    """Build "read the clips, answer one question", drawn from the sample's.
 
     Args:
         sample: The sample's json with "questions", a list of {"question", "answer"}, or one "question" and "answer",
@@ -177,7 +177,7 @@ def conversation_segments(
     num_clips: int = 1,
     kind: Kind = "video",
 ) -> list[Segment]:
-    """Builds "read the clips, answer all questions, one after the other".
+    """Build "read the clips, answer all questions, one after the other".
 
     Args:
         sample: See `question_segments`.
@@ -212,7 +212,7 @@ def story_segments(
     num_clips: int = 1,
     kind: Kind = "video",
 ) -> list[Segment]:
-    """Builds an instruction followed by sentences and clips in turn, all learned but the instruction.
+    """Build an instruction followed by sentences and clips in turn, all learned but the instruction.
 
     Args:
         sample: The sample's json with "story": {"instruction", "texts"}, one text per clip.

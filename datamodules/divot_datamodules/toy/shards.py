@@ -24,7 +24,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "held_out")
 
 
 @dataclass(frozen=True)
-class ToyDataSettings:
+class ToyDataConfig:
     """What decides the toy data; the same settings give the same bytes.
 
     Attributes:
@@ -53,14 +53,14 @@ class ToyDataSettings:
             raise UserError(f"size is {self.size}; h264 wants an even number of pixels.")
 
     def shards_of(self, split: Split) -> list[range]:
-        """Returns the sample numbers of each shard of a split."""
+        """Return the sample numbers of each shard of a split."""
         count: int = getattr(self, split)
         step = max(1, min(self.samples_per_shard, -(-count // 4)))
         return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def toy_sample(settings: ToyDataSettings, split: Split, number: int) -> Sample:
-    """Makes one sample of the toy data, independent of all others.
+def toy_sample(settings: ToyDataConfig, split: Split, number: int) -> Sample:
+    """Make one sample of the toy data, independent of all others.
 
     Args:
         settings: The data's.
@@ -80,8 +80,8 @@ def toy_sample(settings: ToyDataSettings, split: Split, number: int) -> Sample:
     return f"{split}-{number:06d}", {"mp4": video, "json": json.dumps(text).encode()}
 
 
-def write_toy_data(folder: str | Path, settings: ToyDataSettings, *, progress: bool = False) -> bool:
-    """Writes the toy data; continues where an interrupted call stopped.
+def write_toy_data(folder: str | Path, settings: ToyDataConfig, *, progress: bool = False) -> bool:
+    """Write the toy data; continues where an interrupted call stopped.
 
     Args:
         folder: Where to.
@@ -115,7 +115,7 @@ def write_toy_data(folder: str | Path, settings: ToyDataSettings, *, progress: b
     return bool(missing) or tokenizer_missing
 
 
-def _samples(settings: ToyDataSettings, split: Split, places: range, bar: "tqdm[None]") -> Iterator[Sample]:
+def _samples(settings: ToyDataConfig, split: Split, places: range, bar: "tqdm[None]") -> Iterator[Sample]:
     for place in places:
         yield toy_sample(settings, split, place)
         bar.update()

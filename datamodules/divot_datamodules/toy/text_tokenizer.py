@@ -13,7 +13,7 @@ PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
 
 
 def toy_texts() -> list[str]:
-    """Returns texts that hold every word of the toy world's captions, questions, answers and instructions."""
+    """Return texts that hold every word of the toy world's captions, questions, answers and instructions."""
     scenes = [
         Scene(colour, shape, direction, speed, 0.0, 0.0)
         for colour in VALUES["colour"]
@@ -28,7 +28,7 @@ def toy_texts() -> list[str]:
 
 
 def word_level_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
-    """Builds a tokenizer with one token per word (words are what whitespace separates).
+    """Build a tokenizer with one token per word (words are what whitespace separates).
 
     Args:
         texts: The vocabulary is the words in them, sorted; any other word becomes `<unk>`.
@@ -59,5 +59,5 @@ def word_level_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
 
 
 def toy_text_tokenizer() -> "PreTrainedTokenizerFast":
-    """Builds the tokenizer of the toy world's texts."""
+    """Build the tokenizer of the toy world's texts."""
     return word_level_tokenizer(toy_texts())

@@ -86,7 +86,7 @@ class Reading:
 
 
 def caption(scene: Scene) -> str:
-    """Returns the scene's caption, which names the four attributes and nothing else.
+    """Return the scene's caption, which names the four attributes and nothing else.
 
     >>> caption(Scene("red", "circle", "upper left", "slowly", 9.0, 9.0))
     'a red circle moves slowly to the upper left'
@@ -104,7 +104,7 @@ _CAPTION = re.compile(
 
 
 def parse_caption(text: str) -> dict[str, str] | None:
-    """Reads the attributes back from a caption; None if it is not a caption of this world.
+    """Read the attributes back from a caption; None if it is not a caption of this world.
 
     >>> parse_caption("a red circle moves slowly to the upper left")["direction"]
     'upper left'
@@ -120,7 +120,7 @@ def parse_caption(text: str) -> dict[str, str] | None:
 
 
 def questions(scene: Scene) -> list[dict[str, str]]:
-    """Returns one question per attribute with its answer."""
+    """Return one question per attribute with its answer."""
     return [
         {"attribute": "colour", "question": "what colour is the shape ?", "answer": scene.colour},
         {"attribute": "shape", "question": "what shape is it ?", "answer": scene.shape},
@@ -130,7 +130,7 @@ def questions(scene: Scene) -> list[dict[str, str]]:
 
 
 def _inside(shape: str, row: NDArray[np.float64], column: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tells which points lie inside a shape around the origin; unit: 1/32 of the picture's side."""
+    """Return which points lie inside a shape around the origin; unit: 1/32 of the picture's side."""
     if shape == "circle":
         return row**2 + column**2 <= 7.0**2
     if shape == "square":
@@ -169,14 +169,14 @@ class ToyWorld:
     supersampling: int = 4
 
     def combinations(self, split: Split) -> list[tuple[str, str, str, str]]:
-        """Returns the (colour, shape, direction, speed) combinations of a split.
+        """Return the (colour, shape, direction, speed) combinations of a split.
 
         One in ten combinations is held out, spread so that each single value stays frequent in training.
         """
         return _combinations(split)
 
     def sample(self, split: Split, rng: np.random.Generator) -> Scene:
-        """Draws a scene: a combination of the split, and a start from which the shape stays in the picture."""
+        """Draw a scene: a combination of the split, and a start from which the shape stays in the picture."""
         combinations = self.combinations(split)
         colour, shape, direction, speed = combinations[int(rng.integers(len(combinations)))]
         margin = 9 / 32 * self.size
@@ -188,12 +188,12 @@ class ToyWorld:
         return Scene(colour, shape, direction, speed, *start)
 
     def centres(self, scene: Scene) -> NDArray[np.float64]:
-        """Returns the shape's centre in every frame, (F, 2) rows and columns in pixels."""
+        """Return the shape's centre in every frame, (F, 2) rows and columns in pixels."""
         step = np.array(DIRECTIONS[scene.direction]) * SPEEDS[scene.speed] * self.size
         return np.array([scene.start_row, scene.start_column]) + np.arange(self.num_frames)[:, None] * step
 
     def coverage(self, shape: str, centre: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns the share of each pixel that the shape covers, (H, W) in [0, 1]."""
+        """Return the share of each pixel that the shape covers, (H, W) in [0, 1]."""
         fine = (np.arange(self.size * self.supersampling) + 0.5) / self.supersampling
         scale = 32 / self.size
         row, column = np.meshgrid((fine - centre[0]) * scale, (fine - centre[1]) * scale, indexing="ij")
@@ -201,14 +201,14 @@ class ToyWorld:
         return _inside(shape, row, column).reshape(blocks).mean(axis=(1, 3))
 
     def render(self, scene: Scene) -> Pixels:
-        """Renders a clip, anti-aliased: uint8 (F, 3, H, W) in [0, 255]."""
+        """Render a clip, anti-aliased: uint8 (F, 3, H, W) in [0, 255]."""
         cover = np.stack([self.coverage(scene.shape, centre) for centre in self.centres(scene)])[:, None]
         colour = np.array(COLOURS[scene.colour], dtype=np.float64)[None, :, None, None]
         background = np.array(BACKGROUND, dtype=np.float64)[None, :, None, None]
         return np.asarray(np.rint(background + cover * (colour - background)), dtype=np.uint8)
 
     def read(self, video: Pixels) -> Reading:
-        """Reads a clip with the exact pixel oracle.
+        """Read a clip with the exact pixel oracle.
 
         A pixel's cover is how far it has gone from the background towards the clip's colour. The motion is a straight
         line fitted to the centres of the cover; the shape is the template with the largest overlap.
@@ -255,7 +255,7 @@ class ToyWorld:
         return Reading(True, "", colour, shape, direction, speed, start)
 
     def _read_shape(self, cover: NDArray[np.float64], centroids: NDArray[np.float64]) -> tuple[str, float]:
-        """Returns the shape with the largest mean overlap (sum of minima over sum of maxima), and that overlap."""
+        """Return the shape with the largest mean overlap (sum of minima over sum of maxima), and that overlap."""
         overlaps = {}
         for shape in SHAPES:
             # The centroid of every shape is its centre, so that templates are placed without a search.
@@ -267,7 +267,7 @@ class ToyWorld:
 
 
 def _read_colour(offset: NDArray[np.float64]) -> tuple[str | None, str]:
-    """Names the colour of what differs from the background; pixels (F, 3, H, W) relative to it."""
+    """Return the colour of what differs from the background; pixels (F, 3, H, W) relative to it."""
     strength = np.sqrt((offset**2).sum(axis=1))
     strong = strength > 0.5 * strength.max()
     if strength.max() < 60:

@@ -19,7 +19,7 @@ COMMANDS: dict[str, str] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one `divot data` command.
+    """Run one `divot data` command.
 
     Args:
         argv: The words after `divot data`.
@@ -39,6 +39,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def help_text() -> str:
-    """Gives what `divot data --help` prints."""
+    """Return what `divot data --help` prints."""
     table = "\n".join(f"  {name:<8} {line}" for name, line in COMMANDS.items())
     return f"usage: divot data COMMAND [OPTIONS]\n\ncommands:\n{table}\n\n`divot data COMMAND --help` tells more.\n"

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 
 def parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data encode",
         description="Run a trained tokenizer over videos and write shards of features, which the LLM stages read in "
-        "place of videos. Started again, it goes on where it stopped.",
+        "place of videos. Started again, it continues where it stopped.",
     )
     parser.add_argument("--tokenizer", required=True, help="run folder of a stage that trains or uses a tokenizer")
     parser.add_argument("--input", required=True, help="videos: folder, tar, glob, brace expansion, URL or jsonl")
@@ -53,13 +53,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot data encode`.
     """
     args = parser().parse_args(argv)
-    from divot_lightning.inference.feature_encoding import EncodeSettings, encode_shards, tokenizer_clip
+    from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards, tokenizer_clip
     from divot_datamodules.loading.skipped_samples import Budget, left_out_lines
 
     given = {"height": args.size, "width": args.size, "frames": args.frames, "fps": args.fps}
@@ -69,11 +69,11 @@ def main(argv: Sequence[str]) -> int:
         args.tokenizer,
         args.input,
         args.output,
-        EncodeSettings(clip, args.max_clips, args.precision, args.samples_per_shard, args.max_sample_clips),
+        EncodeConfig(clip, args.max_clips, args.precision, args.samples_per_shard, args.max_sample_clips),
         media_root=args.media_root,
         media_from=args.media_from,
         batch_size=args.batch_size,
-        budget=Budget(args.max_bad_fraction),
+        budget=Budget(args.max_skipped_fraction),
         device=args.device,
         progress=True,
     )

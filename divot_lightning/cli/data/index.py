@@ -8,7 +8,7 @@ from divot_lightning.io.printing import printable
 
 
 def parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data index",
         description="Note where each sample of each shard lies, in a file beside the shard. Training reads any sample "
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot data index`.

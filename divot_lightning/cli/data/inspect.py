@@ -9,7 +9,7 @@ from divot_lightning.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data inspect",
         description="Read shards or a jsonl, decode a clip of every sample as training would, and show counts, sizes, "
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot data inspect`.
@@ -58,14 +58,14 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--max-length needs --tasks and --tokenizer, which decide how long samples are.")
     from tqdm import tqdm
 
-    from divot_datamodules.decoding.clip_sampling import ClipSettings
+    from divot_datamodules.decoding.clip_sampling import ClipConfig
     from divot_datamodules.decoding.video import MAX_PIXELS
     from divot_datamodules.preparation.feature_checks import check_features
     from divot_datamodules.preparation.inspection import inspect_source, limits_for, open_for_inspection
     from divot_datamodules.preparation.inspection_report import write_contact_sheet, write_defects
     from divot_datamodules.decoding.samples import SampleDecoder, TaskMixture
 
-    clip = ClipSettings(
+    clip = ClipConfig(
         height=args.size,
         width=args.size,
         frames=args.frames,

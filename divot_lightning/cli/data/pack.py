@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data pack",
         description="Pack videos and pictures into shards. A folder: media files, each with a .json or .txt of the "
@@ -31,15 +31,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot data pack`.
     """
     args = parser().parse_args(argv)
-    from divot_datamodules.preparation.packing import PackSettings, pack
+    from divot_datamodules.preparation.packing import PackConfig, pack
 
-    settings = PackSettings(args.clip_seconds, args.fps, args.size, args.samples_per_shard, args.check)
+    settings = PackConfig(args.clip_seconds, args.fps, args.size, args.samples_per_shard, args.check)
     report = pack(args.source, args.output, settings, progress=True)
     state = "already there, nothing to do" if report.already_there else "made"
     counts = f"{report.samples} samples ({report.with_text} with texts) in {report.shards} shards"

@@ -12,7 +12,7 @@ from divot_lightning.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data skip",
         description="Leave out the samples that some steps of a stopped run would take: each later step then takes "
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot data skip`.
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """Reads "A:B".
+    """Read "A:B".
 
     >>> parse_steps("120:140")
     (120, 140)
@@ -87,7 +87,7 @@ def _refuse_passed(run: Path, begin: int) -> None:
     newest = newest_checkpoint(run)
     if newest is not None and begin < checkpoint_step(newest):
         raise UserError(
-            f"step {begin} is done: the newest checkpoint is {newest}, so the run goes on with step "
+            f"step {begin} is done: the newest checkpoint is {newest}, so the run continues with step "
             f"{checkpoint_step(newest)}.\nLeave out later steps, or remove the checkpoints after step {begin} first "
             "(checkpoint.keep_all keeps older ones)."
         )

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+    """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data toy",
         description="Make the toy world: tars of h264 clips with captions and questions, and a text tokenizer. "
-        "The same settings give the same bytes; started again, it goes on where it stopped.",
+        "The same settings give the same bytes; started again, it continues where it stopped.",
     )
     parser.add_argument("folder", help="where train/, validation/, held_out/ and text_tokenizer/ go")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default: 32)")
@@ -23,15 +23,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: The words after `divot data toy`.
     """
     args = parser().parse_args(argv)
-    from divot_datamodules.toy.shards import ToyDataSettings, write_toy_data
+    from divot_datamodules.toy.shards import ToyDataConfig, write_toy_data
 
-    settings = ToyDataSettings(
+    settings = ToyDataConfig(
         size=args.size,
         train=args.train,
         validation=args.validation,

@@ -78,7 +78,7 @@ class ChoiceAccuracy(Metric):
         self.add_state("unparsed", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, chosen: Sequence[int | None], correct: Sequence[int], groups: Sequence[str] = ()) -> None:
-        """Adds questions.
+        """Add questions.
 
         Args:
             chosen: The option that each answer chooses, None if it chooses none, which is wrong.
@@ -94,7 +94,7 @@ class ChoiceAccuracy(Metric):
             self.unparsed += choice is None
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns shares in [0, 1]: `all`, `unparsed`, each group, and `mean_of_groups` if there are groups."""
+        """Return shares in [0, 1]: `all`, `unparsed`, each group, and `mean_of_groups` if there are groups."""
         shares = self.right / self.total
         named = {name: shares[at] for at, name in enumerate(("all", *self.groups))}
         if self.groups:
@@ -120,7 +120,7 @@ class OpenAnswerAccuracy(Metric):
     def update(
         self, answers: Sequence[str], correct: Sequence[str], verdicts: Sequence[bool | None] | None = None
     ) -> None:
-        """Adds answers, the right ones, and what a judge said about each, None where it did not."""
+        """Add answers, the right ones, and what a judge said about each, None where it did not."""
         judged = verdicts if verdicts is not None else [None] * len(answers)
         for answer, wanted, verdict in zip(answers, correct, judged, strict=True):
             exact, same = compare_answers(answer, wanted)
@@ -128,6 +128,6 @@ class OpenAnswerAccuracy(Metric):
             self.counts += torch.tensor(row, device=self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns shares in [0, 1], NaN where there was nothing."""
+        """Return shares in [0, 1], NaN where there was nothing."""
         exact, same, yes, judged, total = self.counts
         return {"exact": exact / total, "normalised": same / total, "judged": yes / judged}

@@ -11,7 +11,7 @@ from divot_datamodules.toy.world import ATTRIBUTES, parse_caption
 
 
 def normalise_text(text: str) -> str:
-    """Returns a text in lower case with single spaces, so that only the words count.
+    """Return a text in lower case with single spaces, so that only the words count.
 
     >>> normalise_text("  Upper   left ")
     'upper left'
@@ -66,14 +66,14 @@ class ExactMatch(Metric):
             self.add_state(name, torch.zeros(1 + len(groups), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predicted: Sequence[str], target: Sequence[str], groups: Sequence[str] = ()) -> None:
-        """Compares texts pairwise; `groups` names the group of each pair, if there are any."""
+        """Compare texts pairwise; `groups` names the group of each pair, if there are any."""
         for at, (text, wanted) in enumerate(zip(predicted, target, strict=True)):
             places = [0, 1 + self.groups.index(groups[at])] if self.groups else [0]
             self.right[places] += normalise_text(text) == normalise_text(wanted)
             self.total[places] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns the share for `all` and for each group, NaN where there was no pair."""
+        """Return the share for `all` and for each group, NaN where there was no pair."""
         return {name: self.right[at] / self.total[at] for at, name in enumerate(("all", *self.groups))}
 
 
@@ -93,7 +93,7 @@ class ToyCaptionAccuracy(Metric):
         self.add_state("counts", torch.zeros(len(ATTRIBUTES) + 3, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, predicted: Sequence[str], target: Sequence[str]) -> None:
-        """Compares captions pairwise."""
+        """Compare captions pairwise."""
         for text, wanted in zip(predicted, target, strict=True):
             found, truth = parse_caption(normalise_text(text)), parse_caption(normalise_text(wanted))
             right = [found is not None and truth is not None and found[name] == truth[name] for name in ATTRIBUTES]
@@ -101,6 +101,6 @@ class ToyCaptionAccuracy(Metric):
             self.counts += torch.tensor([*right, exact, found is None, True], device=self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns shares in [0, 1], NaN before the first caption."""
+        """Return shares in [0, 1], NaN before the first caption."""
         names = (*ATTRIBUTES, "exact", "invalid")
         return {name: self.counts[at] / self.counts[-1] for at, name in enumerate(names)}

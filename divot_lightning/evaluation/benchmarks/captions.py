@@ -15,7 +15,7 @@ _FOLDERS = ("TestVideo", "TrainValVideo", "videos/all", "videos", "all", ".")
 
 
 def read_msrvtt(folder: str | Path, split: str) -> BenchmarkData:
-    """Reads MSR-VTT (Xu et al. 2016).
+    """Read MSR-VTT (Xu et al. 2016).
 
     `test_videodatainfo.json`, for the other splits `train_val_videodatainfo.json`, or `videodatainfo.json` or
     `MSRVTT_data.json` with all of them: {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}.

@@ -60,7 +60,7 @@ class BenchmarkData:
 
     @property
     def missing(self) -> list[str]:
-        """Names of the videos that are not there, each once."""
+        """Return of the videos that are not there, each once."""
         return list(dict.fromkeys(item.media_name for item in self.items if item.media is None))
 
 
@@ -82,11 +82,11 @@ class BenchmarkFolder:
             raise UserError(f"{benchmark}: there is no folder {folder}; give the folder that the benchmark lies in")
 
     def has(self, name: str) -> bool:
-        """Tells whether a file is there."""
+        """Return whether a file is there."""
         return (self.folder / name).is_file()
 
     def read_json(self, *names: str) -> Any:
-        """Reads the first of the files that is there.
+        """Read the first of the files that is there.
 
         Raises:
             UserError: None is there, or it is no JSON.
@@ -101,7 +101,7 @@ class BenchmarkFolder:
             raise UserError(f"{self.benchmark}: {self.folder / name} is no JSON: {error}") from error
 
     def read_lines(self, name: str) -> list[str]:
-        """Reads a text file's lines; none if it is not there."""
+        """Read a text file's lines; none if it is not there."""
         if not self.has(name):
             return []
         self.files[name] = self.folder / name
@@ -119,7 +119,7 @@ class BenchmarkFolder:
         return MediaFolders(self.folder, there)
 
     def data(self, items: Iterable[BenchmarkItem]) -> BenchmarkData:
-        """Returns the items with the files that were read.
+        """Return the items with the files that were read.
 
         Raises:
             UserError: There is no item, or two have one id.
@@ -160,7 +160,7 @@ class MediaFolders:
 
 
 def field_of(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """Returns a field of a JSON object.
+    """Return a field of a JSON object.
 
     Args:
         entry: The object.

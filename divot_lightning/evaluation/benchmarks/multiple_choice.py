@@ -13,7 +13,7 @@ TVQA_FRAME_RATE = 3.0
 
 
 def read_egoschema(folder: str | Path, split: str) -> BenchmarkData:
-    """Reads EgoSchema (arXiv:2308.09126) as its repository and its videos are unpacked.
+    """Read EgoSchema (arXiv:2308.09126) as its repository and its videos are unpacked.
 
     `questions.json`: a list of {"q_uid", "question", "option 0" ... "option 4"}. `subset_answers.json`: the 500 public
     answers, {q_uid: place of the right option}. Videos `<q_uid>.mp4` in `videos`, `videos/videos`, `good_clips_git` or
@@ -106,7 +106,7 @@ MVBENCH_TASKS = {
 
 
 def read_mvbench(folder: str | Path, split: str) -> BenchmarkData:
-    """Reads MVBench as it is published on the Hugging Face hub, its video archives unpacked.
+    """Read MVBench as it is published on the Hugging Face hub, its video archives unpacked.
 
     `json/<task>.json`: lists of {"video", "question", "candidates", "answer"}, where a part of the video is meant also
     "start" and "end" in seconds. Videos in `video/<folder of MVBENCH_TASKS>/<video>` or `video/data0613/...`; those of

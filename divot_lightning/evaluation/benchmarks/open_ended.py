@@ -30,7 +30,7 @@ ANSWER_TYPES = (
 
 
 def read_msvd_qa(folder: str | Path, split: str) -> BenchmarkData:
-    """Reads MSVD-QA (Xu et al. 2017) in either of its published forms.
+    """Read MSVD-QA (Xu et al. 2017) in either of its published forms.
 
     `<split>_qa.json`: a list of {"id", "video_id", "question", "answer"}, with `youtube_mapping.txt` (lines `<name>
     vid<video_id>`) that says which video is meant; or the pair of files of `read_activitynet_qa`. Videos by name or
@@ -59,7 +59,7 @@ def read_msvd_qa(folder: str | Path, split: str) -> BenchmarkData:
 
 
 def read_activitynet_qa(folder: str | Path, split: str) -> BenchmarkData:
-    """Reads ActivityNet-QA (arXiv:1906.02467).
+    """Read ActivityNet-QA (arXiv:1906.02467).
 
     `<split>_q.json`: a list of {"question_id", "video_name", "question"}; `<split>_a.json`: a list of {"question_id",
     "answer", "type"}, the type being a place in `ANSWER_TYPES`, by which scores are reported apart. Videos

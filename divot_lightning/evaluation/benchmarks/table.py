@@ -57,7 +57,7 @@ BENCHMARKS = {
 
 
 def find_benchmark(name: str, split: str | None = None) -> tuple[Benchmark, str]:
-    """Returns a benchmark and the split that is meant, its first by default.
+    """Return a benchmark and the split that is meant, its first by default.
 
     Raises:
         UserError: There is none of that name, or it has no such split.

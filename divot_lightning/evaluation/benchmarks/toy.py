@@ -11,13 +11,13 @@ from divot_lightning.evaluation.benchmarks.items import BenchmarkData, Benchmark
 
 
 def read_toy_questions(folder: str | Path, split: str) -> BenchmarkData:
-    """Reads every question of every clip of the shards in `<folder>/<split>`, or in the folder itself."""
+    """Read every question of every clip of the shards in `<folder>/<split>`, or in the folder itself."""
     shards = _shards(folder, split)
     return _data(shards, (item for raw in _samples(shards) for item in _question_items(raw)))
 
 
 def read_toy_clips(folder: str | Path, split: str) -> BenchmarkData:
-    """Reads every clip of the shards in `<folder>/<split>`, or in the folder itself, with its caption."""
+    """Read every clip of the shards in `<folder>/<split>`, or in the folder itself, with its caption."""
     shards = _shards(folder, split)
     return _data(shards, (_clip_item(raw) for raw in _samples(shards)))
 

@@ -46,11 +46,11 @@ class JudgeAddress:
         self._secrets = sorted({secret for secret in found if len(secret) >= MIN_SECRET}, key=len, reverse=True)
 
     def __str__(self) -> str:
-        """Returns the URL without user, password and query."""
+        """Return the URL without user, password and query."""
         return self._shown
 
     def cleaned(self, text: str, *, single_line: bool = True) -> str:
-        """Returns a text that came from outside without secrets and, as one line, without control characters."""
+        """Return a text that came from outside without secrets and, as one line, without control characters."""
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
         text = re.sub(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+", rf"\1 {HIDDEN}", text) if single_line else text

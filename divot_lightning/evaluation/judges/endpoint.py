@@ -48,7 +48,7 @@ class Limits:
     pause: float = 1.0
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
+        """Check the numbers."""
         for name in ("concurrency", "max_requests", "tries"):
             if getattr(self, name) < 1:
                 raise UserError(f"the judge's {name} is {getattr(self, name)}; it must be at least 1")
@@ -148,19 +148,19 @@ class EndpointReplier:
                 await asyncio.sleep(min(pause, self.limits.timeout))
         raise UserError(
             f"the judge at {self.address} gave no answer in {self.limits.tries} tries ({problem[:200]})\n"
-            "What it said so far is kept: run the same command again to go on."
+            "What it said so far is kept: run the same command again to continue."
         )
 
     def _count(self) -> None:
         if self.requests >= self.limits.max_requests:
             raise UserError(
                 f"the judge has been sent {self.requests} requests, as many as max_requests allows\n"
-                "What it said is kept: run again with a higher limit to go on."
+                "What it said is kept: run again with a higher limit to continue."
             )
         self.requests += 1
 
     async def _send(self, client: "httpx2.AsyncClient", chat: Chat) -> str | None:
-        """Sends one request; whatever drips, never ends or breaks off ends at the timeout or at `MAX_BODY`."""
+        """Send one request; whatever drips, never ends or breaks off ends at the timeout or at `MAX_BODY`."""
         messages = [{"role": role, "content": text} for role, text in chat]
         body = {"model": self.model, "messages": messages, **self.decoding}
         library = client_library()
@@ -215,7 +215,7 @@ async def _bounded(response: "httpx2.Response") -> bytes:
 
 
 def client_library() -> Any:
-    """Imports `httpx2`.
+    """Import `httpx2`.
 
     Raises:
         UserError: It is not installed.

@@ -33,15 +33,15 @@ class Replier(Protocol):
     repeatable: bool
 
     def check(self, chat: Chat) -> None:
-        """Raises a `UserError` if the model cannot be asked; `chat` is an example of what it would be."""
+        """Raise a `UserError` if the model cannot be asked; `chat` is an example of what it would be."""
         ...
 
     def ask(self, chats: Sequence[Chat], keep: Keep) -> None:
-        """Asks all chats and hands each reply over as soon as it is there."""
+        """Ask all chats and hands each reply over as soon as it is there."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Says what decides the replies besides the prompt, as JSON values."""
+        """Return what decides the replies besides the prompt, as JSON values."""
         ...
 
 
@@ -63,15 +63,15 @@ class Judge:
         self.evaluation = folder
 
     def check(self) -> None:
-        """Raises a `UserError` if the judge cannot be asked."""
+        """Raise a `UserError` if the judge cannot be asked."""
         self.replier.check(self.prompt.fill(OpenAnswer("what is in the video?", "a dog", "a dog")))
 
     def describe(self) -> dict[str, Any]:
-        """Says what decides the verdicts, as JSON values, for the protocol of the score."""
+        """Return what decides the verdicts, as JSON values, for the protocol of the score."""
         return {**self.replier.describe(), "prompt": self.prompt.describe(), "attempts": self.attempts}
 
     def judge(self, answers: Sequence[OpenAnswer]) -> list[tuple[Verdict | None, str | None]]:
-        """Judges answers.
+        """Judge answers.
 
         Args:
             answers: The answers; equal ones are asked once.
@@ -116,11 +116,11 @@ class Replies:
         self._found = {row["chat"]: row["reply"] for row in read_rows(path)} if path.is_file() else {}
 
     def get(self, chat: Chat) -> str | None:
-        """Returns the last reply to a chat."""
+        """Return the last reply to a chat."""
         return self._found.get(_digest(chat))
 
     def keep(self, chat: Chat, reply: str | None) -> None:
-        """Adds a reply; it is on the disk when this returns. None is no reply and leaves what is there."""
+        """Add a reply; it is on the disk when this returns. None is no reply and leaves what is there."""
         if reply is not None:
             self._found[_digest(chat)] = reply
             self._file.append([{"chat": _digest(chat), "reply": reply}])

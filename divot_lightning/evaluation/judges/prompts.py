@@ -53,14 +53,14 @@ class JudgePrompt:
     whole_scores: bool = False
 
     def fill(self, answer: OpenAnswer) -> Chat:
-        """Returns the messages for one answer, which is cut at `MAX_ANSWER_CHARACTERS`."""
+        """Return the messages for one answer, which is cut at `MAX_ANSWER_CHARACTERS`."""
         values = {"question": answer.question, "correct": answer.correct, "answer": answer.answer}
         values["answer"] = values["answer"][:MAX_ANSWER_CHARACTERS]
         messages = (("system", self.system), ("user", self.user))
         return tuple((role, _fill(text, values)) for role, text in messages if text)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what decides the verdicts, as JSON values."""
+        """Return what decides the verdicts, as JSON values."""
         described: dict[str, Any] = {"user": self.user, "answer_cut_at": MAX_ANSWER_CHARACTERS}
         if self.system:
             described["system"] = self.system
@@ -104,7 +104,7 @@ words of the messages are ours; the published words can be given as a file."""
 
 
 def load_prompt(name: PromptName, file: str | None) -> JudgePrompt:
-    """Returns a built-in prompt, or the one of a file.
+    """Return a built-in prompt, or the one of a file.
 
     Args:
         name: Of the built-in prompt; beside a file, how replies are read and counted.
@@ -138,7 +138,7 @@ def _read_messages(path: Path, text: str) -> dict[str, str]:
 
 
 def check_prompt(prompt: JudgePrompt) -> JudgePrompt:
-    """Returns a judge's prompt if it shows the question, the right answer and the model's.
+    """Return a judge's prompt if it shows the question, the right answer and the model's.
 
     Raises:
         UserError: A field is missing.
@@ -152,7 +152,7 @@ def check_prompt(prompt: JudgePrompt) -> JudgePrompt:
 
 
 def unescape(text: str) -> str:
-    """Returns a text with doubled braces made single, if they were all doubled as Python's format wants them.
+    """Return a text with doubled braces made single, if they were all doubled as Python's format wants them.
 
     Braces that belong to no field stand for themselves, so published prompts can be given as they are. A file that was
     written for format means the same as before.

@@ -28,7 +28,7 @@ _STATED = re.compile(r"""\b(?:answer|verdict|judgment|judgement|reply)\b\W*(?:is
 
 
 def read_verdict(reply: str) -> Verdict | None:
-    """Reads a judge's reply; None where it says neither yes nor no.
+    """Read a judge's reply; None where it says neither yes nor no.
 
     What a model thinks between `<think>` tags does not count. Of the rest, the last `pred` of a dictionary counts;
     without one the last word, if it is yes or no; then the first word, if a mark or nothing follows it; then what is

@@ -43,7 +43,7 @@ class CaptionBLEU(BLEUScore):
         super().__init__(n_gram=order)
 
     def update(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-        """Compares captions with the references of their videos."""
+        """Compare captions with the references of their videos."""
         wanted = [[_spaced(text) for text in texts] for texts in references]
         super().update([_spaced(text) for text in captions], wanted)
 
@@ -54,7 +54,7 @@ class CaptionROUGE(ItemMean):
     higher_is_better = True
 
     def update(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-        """Compares captions with the references of their videos."""
+        """Compare captions with the references of their videos."""
         values = [rouge_of_caption(text, wanted) for text, wanted in zip(captions, references, strict=True)]
         self.add(torch.tensor(values, dtype=torch.float64))
 

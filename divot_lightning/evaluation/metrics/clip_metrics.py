@@ -18,7 +18,7 @@ from divot_lightning.evaluation.metrics.toy_oracle import read_clips
 from divot_lightning.evaluation.metrics.video_features import VideoFeatures, load_video_features
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.protocol import folder_sha256
-from divot_lightning.evaluation.settings import GenerationSettings
+from divot_lightning.evaluation.settings import GenerationConfig
 
 TOY_FEATURES = "fixed toy features, scaled by their deviation over the real clips"
 MEASURED_BY = "measured_by"
@@ -34,7 +34,7 @@ class ClipMetrics:
         device: Where the networks run.
     """
 
-    def __init__(self, chosen: GenerationSettings, toy: bool, device: str) -> None:
+    def __init__(self, chosen: GenerationConfig, toy: bool, device: str) -> None:
         self.similarity = ClipTextSimilarity(chosen.clip_model, device) if chosen.clip_model else None
         self.features: VideoFeatures | None = None
         if chosen.video_features:
@@ -51,12 +51,12 @@ class ClipMetrics:
         self._digests = {name: _digest(value) for name, value in self.described.items()}
 
     def missing(self, row: Row) -> list[str]:
-        """Returns the metrics that a row has not, or has from another network."""
+        """Return the metrics that a row has not, or has from another network."""
         by = row.get(MEASURED_BY, {})
         return [name for name, digest in self._digests.items() if by.get(name) != digest]
 
     def measure(self, made_1FCHW: Tensor, real_1FCHW: Tensor, prompt: str, names: Collection[str]) -> Row:
-        """Measures a clip; `names` are some of what `missing` gives. Clips are uint8 (1, F, 3, H, W)."""
+        """Measure a clip; `names` are some of what `missing` gives. Clips are uint8 (1, F, 3, H, W)."""
         measured: Row = {}
         if "clip_model" in names and self.similarity is not None:
             measured["clip_similarity"] = self.similarity(made_1FCHW, [prompt]).item()

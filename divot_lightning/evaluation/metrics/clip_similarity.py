@@ -50,7 +50,7 @@ class ClipTextSimilarity:
 
     @torch.no_grad()
     def __call__(self, video_BFCHW: Tensor, captions: Sequence[str]) -> Tensor:
-        """Returns the similarity of each clip and its caption.
+        """Return the similarity of each clip and its caption.
 
         Args:
             video_BFCHW: uint8 in [0, 255].
@@ -90,5 +90,5 @@ class ClipSimilarity(ItemMean):
         self.similarity = similarity
 
     def update(self, video_BFCHW: Tensor, captions: Sequence[str]) -> None:
-        """Adds clips, uint8 (B, F, 3, H, W), and their captions."""
+        """Add clips, uint8 (B, F, 3, H, W), and their captions."""
         self.add(self.similarity(video_BFCHW, captions))

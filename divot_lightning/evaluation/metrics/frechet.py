@@ -16,13 +16,13 @@ FeatureFunction = Callable[[Tensor], Tensor]
 
 
 def matrix_square_root(covariance_KK: Tensor) -> Tensor:
-    """Returns the symmetric square root of a covariance, (K, K) float64; negative eigenvalues count as zero."""
+    """Return the symmetric square root of a covariance, (K, K) float64; negative eigenvalues count as zero."""
     values_K, vectors_KK = torch.linalg.eigh(covariance_KK.to(torch.float64))
     return (vectors_KK * values_K.clamp_min(0.0).sqrt()) @ vectors_KK.T
 
 
 def frechet_distance(mean1_K: Tensor, cov1_KK: Tensor, mean2_K: Tensor, cov2_KK: Tensor) -> Tensor:
-    """Returns the squared Frechet distance of two normal distributions, Dowson & Landau 1982.
+    """Return the squared Frechet distance of two normal distributions, Dowson & Landau 1982.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), where the last trace is taken from the eigenvalues of the symmetric
     C1^(1/2) C2 C1^(1/2), so that neither complex numbers nor singular covariances need a remedy.
@@ -49,7 +49,7 @@ def frechet_distance(mean1_K: Tensor, cov1_KK: Tensor, mean2_K: Tensor, cov2_KK:
 
 
 def merge_moments(counts_P: Tensor, means_PK: Tensor, scatters_PKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Puts the moments of several parts of a sample together, Chan, Golub & LeVeque 1979.
+    """Put the moments of several parts of a sample together, Chan, Golub & LeVeque 1979.
 
     Sums of squares around each part's own mean lose no digits where features are large beside their spread.
 
@@ -103,7 +103,7 @@ class FrechetDistance(Metric):
 
     @torch.no_grad()
     def update(self, clips: Tensor, *, real: bool) -> None:
-        """Adds clips (B, ...), or their features (B, K), to the real or to the generated set."""
+        """Add clips (B, ...), or their features (B, K), to the real or to the generated set."""
         kind = "real" if real else "generated"
         before = self._state(kind)
         features_BK = clips if self.features is None else self.features(clips)
@@ -129,7 +129,7 @@ class FrechetDistance(Metric):
         return mean_K, scatter_KK / (count - 1)
 
     def compute(self) -> Tensor:
-        """Returns the distance, scalar float64."""
+        """Return the distance, scalar float64."""
         (real_mean_K, real_cov_KK), (mean_K, cov_KK) = self._moments("real"), self._moments("generated")
         if not self.scaled:
             return frechet_distance(real_mean_K, real_cov_KK, mean_K, cov_KK)

@@ -30,7 +30,7 @@ class ClipPSNR(ItemMean):
     higher_is_better = True
 
     def update(self, made_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
-        """Compares clips (B, F, 3, H, W) pairwise."""
+        """Compare clips (B, F, 3, H, W) pairwise."""
         decibels_B = peak_signal_noise_ratio(
             made_BFCHW.double(), original_BFCHW.double(), data_range=PIXEL_RANGE, dim=(1, 2, 3, 4), reduction="none"
         )
@@ -50,7 +50,7 @@ class ClipSSIM(ItemMean):
     higher_is_better = True
 
     def update(self, made_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
-        """Compares clips (B, F, 3, H, W) pairwise."""
+        """Compare clips (B, F, 3, H, W) pairwise."""
         size = tuple(made_BFCHW.shape[-2:])
         if min(size) < SSIM_WINDOW:
             raise UserError(f"SSIM compares windows of {SSIM_WINDOW} pixels, the frames have {size[0]}x{size[1]}")
@@ -88,7 +88,7 @@ class ClipLPIPS(ItemMean):
 
     @torch.no_grad()
     def update(self, made_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
-        """Compares clips (B, F, 3, H, W) pairwise."""
+        """Compare clips (B, F, 3, H, W) pairwise."""
         frames = [clips.float().flatten(0, 1) / PIXEL_RANGE for clips in (made_BFCHW, original_BFCHW)]
         self.lpips.update(*frames)
         # Of a single frame torchmetrics keeps a number instead of a list of one.

@@ -23,10 +23,10 @@ class ItemMean(Metric):
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def add(self, values_B: Tensor) -> None:
-        """Adds the values of items, (B,) float."""
+        """Add the values of items, (B,) float."""
         self.total += values_B.to(self.total.device, torch.float64).sum()
         self.count += len(values_B)
 
     def compute(self) -> Tensor:
-        """Returns the mean, scalar float64; NaN before the first item."""
+        """Return the mean, scalar float64; NaN before the first item."""
         return self.total / self.count

@@ -18,7 +18,7 @@ def _fit(features_NK: Tensor, targets_NV: Tensor, penalty: float) -> Tensor:
 
 
 def probe_accuracy(train_NK: Tensor, train_labels: Sequence[str], test_NK: Tensor, test_labels: Sequence[str]) -> float:
-    """Fits a ridge classifier and returns its accuracy on the test set.
+    """Fit a ridge classifier and returns its accuracy on the test set.
 
     One-hot regression on standardised features with a constant; the penalty is the best of `PENALTIES` on the last
     fifth of the training set, then everything is fitted again with it. Deterministic.

@@ -26,7 +26,7 @@ NOISE_FLOOR = 0.08
 
 
 def foreground(video_BTCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns how much each pixel differs from the clip's background, and by which colour.
+    """Return how much each pixel differs from the clip's background, and by which colour.
 
     Args:
         video_BTCHW: float in [0, 1].
@@ -90,7 +90,7 @@ def _outline(weight_BTHW: Tensor, row_BTHW: Tensor, column_BTHW: Tensor, mass_BT
 
 
 def toy_clip_features(video_BFCHW: Tensor) -> Tensor:
-    """Describes clips by position, motion, colour and outline.
+    """Describe clips by position, motion, colour and outline.
 
     Args:
         video_BFCHW: uint8 in [0, 255], at least five frames.

@@ -18,7 +18,7 @@ Expected = Mapping[str, str]
 
 
 def read_clips(video_BFCHW: Tensor, world: ToyWorld | None = None) -> list[Reading]:
-    """Reads clips with the oracle of a toy world.
+    """Read clips with the oracle of a toy world.
 
     Args:
         video_BFCHW: uint8 in [0, 255], the frames and size of the world.
@@ -32,7 +32,7 @@ def read_clips(video_BFCHW: Tensor, world: ToyWorld | None = None) -> list[Readi
 
 
 def count_correct(readings: Sequence[Reading], expected: Sequence[Expected]) -> dict[str, int]:
-    """Counts the clips that show what they should.
+    """Count the clips that show what they should.
 
     Args:
         readings: What the oracle read.
@@ -75,18 +75,18 @@ class ToyOracleAccuracy(Metric):
         self.add_state("counts", torch.zeros(len(ATTRIBUTES) + 3, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, video_BFCHW: Tensor, expected: Sequence[Expected]) -> None:
-        """Reads clips, uint8 (B, F, 3, H, W), and compares them with the attributes they should show."""
+        """Read clips, uint8 (B, F, 3, H, W), and compares them with the attributes they should show."""
         counts = count_correct(read_clips(video_BFCHW, self.world), expected)
         self.counts += torch.tensor(list(counts.values()), device=self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns shares in [0, 1], NaN before the first clip."""
+        """Return shares in [0, 1], NaN before the first clip."""
         names = (*ATTRIBUTES, "all", "invalid")
         return {name: self.counts[at] / self.counts[-1] for at, name in enumerate(names)}
 
 
 def start_error(readings: Sequence[Reading], starts: Sequence[tuple[float, float]]) -> tuple[float, int]:
-    """Returns the mean distance in pixels between read and true start, over valid clips, and how many those are."""
+    """Return the mean distance in pixels between read and true start, over valid clips, and how many those are."""
     distances = [
         math.dist(reading.start, start)
         for reading, start in zip(readings, starts, strict=True)
@@ -96,7 +96,7 @@ def start_error(readings: Sequence[Reading], starts: Sequence[tuple[float, float
 
 
 def start_spread(readings: Sequence[Reading], groups: Sequence[Hashable]) -> tuple[float, int]:
-    """Returns how widely the clips of one caption are spread over the picture.
+    """Return how widely the clips of one caption are spread over the picture.
 
     The caption says nothing about the position, so a model that has learnt the world starts its clips as widely spread
     as the real ones are; one that averages starts all of them in the same place. Clips that the oracle cannot read have

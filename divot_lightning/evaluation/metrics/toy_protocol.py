@@ -25,7 +25,7 @@ ORACLE_RULE = "exact pixel oracle; a clip that it cannot read counts as wrong"
 def oracle_scores(
     name: str, readings: Sequence[Reading], expected: Sequence[Expected], protocol: Mapping[str, Any]
 ) -> list[Score]:
-    """Returns the share of clips right in each attribute, in `all`, and the share `invalid`, as `<name>/<what>`."""
+    """Return the share of clips right in each attribute, in `all`, and the share `invalid`, as `<name>/<what>`."""
     counts = count_correct(readings, expected)
     total = counts.pop("count")
     described = {**protocol, "oracle": ORACLE_RULE}
@@ -42,7 +42,7 @@ def reconstruction_scores(
     texts: Sequence[Mapping[str, Any]],
     protocol: Mapping[str, Any],
 ) -> list[Score]:
-    """Scores reconstructions: oracle, distance of the start position, PSNR.
+    """Score reconstructions: oracle, distance of the start position, PSNR.
 
     Args:
         originals_NFCHW: uint8.
@@ -62,7 +62,7 @@ def reconstruction_scores(
 
 
 def frechet(real_NFCHW: Tensor, made_NFCHW: Tensor) -> float:
-    """Returns the Frechet distance of uint8 clips in the fixed toy features, NaN if a set has less than two."""
+    """Return the Frechet distance of uint8 clips in the fixed toy features, NaN if a set has less than two."""
     if min(len(real_NFCHW), len(made_NFCHW)) < 2:
         return math.nan
     metric = FrechetDistance(toy_clip_features, NUM_TOY_FEATURES)
@@ -79,7 +79,7 @@ def generation_scores(
     texts: Sequence[Mapping[str, Any]],
     protocol: Mapping[str, Any],
 ) -> list[Score]:
-    """Scores clips that were made from captions: fidelity to the prompt, diversity, Frechet distance.
+    """Score clips that were made from captions: fidelity to the prompt, diversity, Frechet distance.
 
     Args:
         real_NFCHW: uint8, the real clips that the captions belong to.
@@ -105,7 +105,7 @@ def generation_scores(
 
 
 def fresh_clips(texts: Sequence[Mapping[str, Any]], world: ToyWorld, seed: int) -> tuple[Tensor, list[Scene]]:
-    """Renders other real clips of the same captions: what a perfect generator would make.
+    """Render other real clips of the same captions: what a perfect generator would make.
 
     Args:
         texts: Samples of held-out or of training combinations, with `attributes`.

@@ -41,7 +41,7 @@ class VideoFeatures:
 
     @torch.no_grad()
     def __call__(self, video_BFCHW: Tensor) -> Tensor:
-        """Returns features (B, K), float64 on the CPU, of clips, uint8 (B, F, 3, H, W)."""
+        """Return features (B, K), float64 on the CPU, of clips, uint8 (B, F, 3, H, W)."""
         video_BCFHW = video_BFCHW.to(self.device).float().transpose(1, 2)
         try:
             features_BK = self.network(video_BCFHW, **self.options)
@@ -65,7 +65,7 @@ class VideoFeatures:
 
 
 def load_video_features(network: str, *, options: dict[str, Any] | None = None, device: str = "cpu") -> VideoFeatures:
-    """Loads a feature network.
+    """Load a feature network.
 
     Args:
         network: A TorchScript file, such as I3D's; or `package.module:name` of a module, or of a function without

@@ -46,7 +46,7 @@ class Evaluation:
 
 
 def load_evaluation(place: str | Path) -> Evaluation:
-    """Reads an evaluation's folder, or a file of scores alone.
+    """Read an evaluation's folder, or a file of scores alone.
 
     Raises:
         UserError: There are no scores.
@@ -59,7 +59,7 @@ def load_evaluation(place: str | Path) -> Evaluation:
 
 
 def paired_values(first: Evaluation, second: Evaluation, score: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the values of the items that both evaluations have for a score, each (items,) float64."""
+    """Return the values of the items that both evaluations have for a score, each (items,) float64."""
     shared = [
         (one["scores"][score], other["scores"][score])
         for item, one in first.rows.items()
@@ -70,7 +70,7 @@ def paired_values(first: Evaluation, second: Evaluation, score: str) -> tuple[np
 
 
 def paired_groups(first: Evaluation, second: Evaluation, score: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns the values of the shared items by group, for a mean of group means; empty where it is none of these.
+    """Return the values of the shared items by group, for a mean of group means; empty where it is none of these.
 
     A group's items have a value under its name, besides the one under `all`.
 
@@ -94,7 +94,7 @@ def paired_groups(first: Evaluation, second: Evaluation, score: str) -> list[tup
 
 
 def score_difference(first: Evaluation, second: Evaluation, score: str) -> tuple[Difference, int]:
-    """Returns second minus first with its t interval over the shared items, and how many those are.
+    """Return second minus first with its t interval over the shared items, and how many those are.
 
     Without values per item, as for a Frechet distance, there is a difference and no interval.
     """
@@ -109,12 +109,12 @@ def score_difference(first: Evaluation, second: Evaluation, score: str) -> tuple
 
 
 def protocol_differences(evaluations: Sequence[Evaluation], score: str) -> dict[str, list[Any]]:
-    """Finds where the protocols or the counts of a score differ, see `differing`."""
+    """Find where the protocols or the counts of a score differ, see `differing`."""
     return differing([{"count": e.scores[score].count, **e.scores[score].protocol} for e in evaluations])
 
 
 def shared_scores(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Returns the names of the scores that all evaluations have.
+    """Return the names of the scores that all evaluations have.
 
     Raises:
         UserError: There is none.
@@ -127,7 +127,7 @@ def shared_scores(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def score_table(evaluations: Sequence[Evaluation], *, mixed_protocols: bool = False) -> list[list[str]]:
-    """Puts the scores that all evaluations have into one table.
+    """Put the scores that all evaluations have into one table.
 
     Args:
         evaluations: Two or more.
@@ -160,7 +160,7 @@ def score_table(evaluations: Sequence[Evaluation], *, mixed_protocols: bool = Fa
 
 
 def letters(count: int) -> list[str]:
-    """Returns what evaluations are called in a table.
+    """Return what evaluations are called in a table.
 
     >>> letters(3)
     ['A', 'B', 'C']

@@ -8,7 +8,7 @@ LEVEL = 0.05
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusts p-values by Holm's step-down method (1979), which holds whatever depends on what.
+    """Adjust p-values by Holm's step-down method (1979), which holds whatever depends on what.
 
     Args:
         p_values: Of all comparisons of a table; NaN for what is not tested and does not count.

@@ -49,7 +49,7 @@ class _Part:
 
 
 def paired_difference(variant_SI: Values, baseline_SI: Values) -> Difference:
-    """Compares a variant with the baseline on the same seeds and the same items.
+    """Compare a variant with the baseline on the same seeds and the same items.
 
     Over seeds the interval is the t interval of the seeds' mean differences. Items that differ alike with every seed
     do not show in those, so that their variance (two-way analysis of variance without replication: mean squares of
@@ -83,7 +83,7 @@ def paired_difference(variant_SI: Values, baseline_SI: Values) -> Difference:
 
 
 def grouped_difference(groups: Sequence[tuple[Values, Values]]) -> Difference:
-    """Compares the means of group means of one run with those of another, item by item.
+    """Compare the means of group means of one run with those of another, item by item.
 
     Args:
         groups: For each group the items' values of the variant and of the baseline, (I,) each.
@@ -106,7 +106,7 @@ def grouped_difference(groups: Sequence[tuple[Values, Values]]) -> Difference:
 
 
 def is_binary(*values: Values) -> bool:
-    """Says whether all values are 0 or 1, as those of items that are right or wrong."""
+    """Return whether all values are 0 or 1, as those of items that are right or wrong."""
     return all(np.isin(each, (0.0, 1.0)).all() for each in values)
 
 
@@ -118,7 +118,7 @@ def _seed_part(difference_SI: Values) -> list[_Part]:
 
 
 def _item_part(difference_SI: Values, binary: bool) -> list[_Part]:
-    """Returns what items that differ alike with every seed add to the variance of the mean."""
+    """Return what items that differ alike with every seed add to the variance of the mean."""
     seeds, items = difference_SI.shape
     if items < 2:
         return []
@@ -139,12 +139,12 @@ def _difference(mean: float, parts: Sequence[_Part], pairs: str, *, tested: bool
 
 
 def _half_width(parts: Sequence[_Part], error: float) -> float:
-    """Returns half the width of the interval that misses with a probability of `error`."""
+    """Return half the width of the interval that misses with a probability of `error`."""
     return math.sqrt(sum(float(stdtrit(part.freedom, error / 2)) ** 2 * part.variance for part in parts))
 
 
 def _p_value(mean: float, parts: Sequence[_Part]) -> float:
-    """Returns the error at which the interval just reaches zero."""
+    """Return the error at which the interval just reaches zero."""
     if _half_width(parts, SMALLEST_P) <= abs(mean):
         return SMALLEST_P
     missing = brentq(lambda power: _half_width(parts, 10.0**power) - abs(mean), math.log10(SMALLEST_P), 0.0)

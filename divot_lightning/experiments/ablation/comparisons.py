@@ -33,7 +33,7 @@ class Compared:
 def compare_groups(
     scores: Mapping[str, Better], groups: Mapping[str, Sequence[CellResult]], baseline: str
 ) -> dict[tuple[str, str], Compared]:
-    """Compares every group with the baseline in every score, and corrects the p-values over all of them.
+    """Compare every group with the baseline in every score, and corrects the p-values over all of them.
 
     Args:
         scores: Which values are better, by score.
@@ -55,7 +55,7 @@ def compare_groups(
 
 
 def difference_text(better: Better, comparison: Compared) -> str:
-    """Formats a difference with its interval and, where it is tested, its corrected p-value."""
+    """Format a difference with its interval and, where it is tested, its corrected p-value."""
     difference = comparison.difference
     what = f"distance to {better.near:g}: " if isinstance(better, Near) else ""
     interval = "" if math.isnan(difference.low) else f" [{_signed(difference.low)}, {_signed(difference.high)}]"
@@ -72,7 +72,7 @@ def _signed(value: float) -> str:
 
 
 def comparison_note(scores: Mapping[str, Better], baseline: str, seeds: Sequence[int], tests: int) -> str:
-    """Says what stands in the cells of a table, what its intervals are over, and what its colours mean.
+    """Return what stands in the cells of a table, what its intervals are over, and what its colours mean.
 
     Args:
         scores: Which values are better, by score.

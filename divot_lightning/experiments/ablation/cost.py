@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from divot_lightning.experiments.ablation.report import write_text
-from divot_lightning.models.video_llm.sequences import Position
+from divot_lightning.models.video_llm.sequences import TokenKind
 from divot_lightning.training.training_args import resolve_recipes
 from divot_lightning.training.training_cli import TrainingCLI
 
@@ -36,7 +36,7 @@ class CostMeter(Callback):
         self._counter = FlopCounterMode(display=False)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Starts to count."""
+        """Start to count."""
         self.tokens.append(num_tokens(pl_module, batch))
         self._counter = FlopCounterMode(display=False)
         self._counter.__enter__()
@@ -44,21 +44,21 @@ class CostMeter(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Notes the count."""
+        """Record the count."""
         self._counter.__exit__(None, None, None)
         self.flops.append(self._counter.get_total_flops())
 
 
 def num_tokens(stage: LightningModule, batch: dict[str, Any]) -> int:
-    """Counts the positions of a batch's sequences that are no padding."""
+    """Count the positions of a batch's sequences that are no padding."""
     if "segments" not in batch:
         return 0
     video_llm: Any = stage.video_llm
-    return int((video_llm.sequences(batch["segments"]).roles_BL != Position.PAD).sum())
+    return int((video_llm.sequences(batch["segments"]).token_kind_BL != TokenKind.PAD).sum())
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains a few steps and writes what one of them costs on average.
+    """Train a few steps and writes what one of them costs on average.
 
     Args:
         argv: The output file, then the words after `divot fit`.

@@ -25,7 +25,7 @@ Better: TypeAlias = Literal["higher", "lower"] | Near
 
 
 def parse_better(name: str, given: Any) -> Better:
-    """Reads what a recipe says of a score: `higher`, `lower` or `{near: 1}`.
+    """Read what a recipe says of a score: `higher`, `lower` or `{near: 1}`.
 
     Args:
         name: Of the score.
@@ -47,7 +47,7 @@ def parse_better(name: str, given: Any) -> Better:
 
 
 def heading(better: Better) -> str:
-    """Returns what a column says of its score.
+    """Return what a column says of its score.
 
     >>> heading("higher"), heading("lower"), heading(Near(1.0))
     ('up', 'down', 'near 1')
@@ -58,10 +58,10 @@ def heading(better: Better) -> str:
 
 
 def compared(better: Better, values: Values) -> Values:
-    """Returns what is compared of a score's values: themselves, or their distance to the best value."""
+    """Return what is compared of a score's values: themselves, or their distance to the best value."""
     return np.abs(values - better.near) if isinstance(better, Near) else values
 
 
 def is_gain(better: Better, difference: float) -> bool:
-    """Says whether a difference of what is compared is for the better."""
+    """Return whether a difference of what is compared is for the better."""
     return difference > 0 if better == "higher" else difference < 0

@@ -74,25 +74,25 @@ class Grid:
     steps: Mapping[str, Mapping[str, CellStep]]
 
     def all_steps(self) -> list[Step]:
-        """Returns every step once: the pipeline's first ones first, so that what many cells wait for starts early."""
+        """Return every step once: the pipeline's first ones first, so that what many cells wait for starts early."""
         columns = itertools.zip_longest(*([s.step for s in self.steps[cell.name].values()] for cell in self.cells))
         every = [step for column in columns for step in column if step is not None]
         return list({step.name: step for step in every}.values())
 
     def shared_steps(self) -> list[Step]:
-        """Returns the steps that more than one cell needs."""
+        """Return the steps that more than one cell needs."""
         shared = {s.step.name for steps in self.steps.values() for s in steps.values() if s.shared}
         return [step for step in self.all_steps() if step.name in shared]
 
 
 def make_cells(recipe: AblationRecipe) -> tuple[Cell, ...]:
-    """Lists all combinations of variants, each with every seed."""
+    """List all combinations of variants, each with every seed."""
     combinations = itertools.product(*recipe.vary.values())
     return tuple(Cell(variants, seed) for variants in combinations for seed in recipe.seeds)
 
 
 def cell_options(recipe: AblationRecipe, cell: Cell) -> dict[str, dict[str, Any]]:
-    """Returns the options of each step in a cell: the pipeline's, then the variants', then the seed.
+    """Return the options of each step in a cell: the pipeline's, then the variants', then the seed.
 
     A variant's option `fit` is no option but another recipe for the step.
 
@@ -114,7 +114,7 @@ def cell_options(recipe: AblationRecipe, cell: Cell) -> dict[str, dict[str, Any]
 
 
 def make_grid(recipe: AblationRecipe, folder: Path, max_steps: Mapping[str, Mapping[str, int]] | None = None) -> Grid:
-    """Plans all cells.
+    """Plan all cells.
 
     A step is known by everything that decides its result: its words, with the folders of other steps replaced by what
     those are known by. Steps that are known by the same thing are one step.
@@ -147,7 +147,7 @@ def make_grid(recipe: AblationRecipe, folder: Path, max_steps: Mapping[str, Mapp
 
 
 def _pipeline(recipe: AblationRecipe, options: Mapping[str, Mapping[str, Any]]) -> list[PipelineStep]:
-    """Returns the steps as one cell has them."""
+    """Return the steps as one cell has them."""
     steps = []
     for step in recipe.pipeline:
         rest = dict(options[step.name])
@@ -193,7 +193,7 @@ def _step(step: PipelineStep, folders: Mapping[str, Path], root: Path) -> Step:
 
 
 def step_name(folder: Path, root: Path) -> str:
-    """Names a step by its folder, for logs and records.
+    """Return a step by its folder, for logs and records.
 
     >>> step_name(Path("out/cells/gmm-seed0/llm"), Path("out"))
     'cells.gmm-seed0.llm'

@@ -23,7 +23,7 @@ COST_FILE = "cost.json"
 def steps_for_amount(
     recipe: AblationRecipe, options: Mapping[str, Any], costs: Mapping[str, Mapping[str, float]], cell: str
 ) -> int:
-    """Returns how many steps a cell trains.
+    """Return how many steps a cell trains.
 
     Args:
         recipe: With `matched_by` and `amount`.
@@ -47,7 +47,7 @@ def steps_for_amount(
 
 
 def samples_per_step(options: Mapping[str, Any]) -> int:
-    """Returns the samples of an optimizer step: those of a batch, times the batches that a step accumulates.
+    """Return the samples of an optimizer step: those of a batch, times the batches that a step accumulates.
 
     Args:
         options: Options of the training step, with its recipe under "fit"; they count before what the recipe says.
@@ -73,7 +73,7 @@ def measured_costs(
     part: str = "",
     without: Container[str] = (),
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Measures what a training step costs in each cell, once everything that it needs is there.
+    """Measure what a training step costs in each cell, once everything that it needs is there.
 
     Args:
         recipe: The ablation.

@@ -94,7 +94,7 @@ class AblationRecipe:
 
 
 def load_recipe(name: str) -> AblationRecipe:
-    """Reads an ablation recipe.
+    """Read an ablation recipe.
 
     Args:
         name: A path, or a shipped one such as `ablations/heads`.
@@ -110,7 +110,7 @@ def load_recipe(name: str) -> AblationRecipe:
 
 
 def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
-    """Reads a recipe with everything that it takes from the one that it extends."""
+    """Read a recipe with everything that it takes from the one that it extends."""
     if path in readers:
         raise UserError(f"recipes extend each other in a circle: {', '.join(map(str, (*readers, path)))}.")
     try:
@@ -138,7 +138,7 @@ def _with_options(pipeline: list[dict[str, Any]], changes: Mapping[str, Options]
 
 
 def parse_recipe(content: Mapping[str, Any]) -> AblationRecipe:
-    """Checks the content of a recipe.
+    """Check the content of a recipe.
 
     Raises:
         UserError: Something is missing, unknown or refers to nothing.
@@ -175,7 +175,7 @@ def parse_recipe(content: Mapping[str, Any]) -> AblationRecipe:
 
 
 def restore_recipe(fields: Mapping[str, Any]) -> AblationRecipe:
-    """Builds a recipe from its fields as plain values, as the folder of an ablation keeps it."""
+    """Build a recipe from its fields as plain values, as the folder of an ablation keeps it."""
     pipeline = tuple(PipelineStep(**step) for step in fields["pipeline"])
     lists = {name: tuple(fields[name]) for name in ("seeds", "matched_steps", "reference")}
     return AblationRecipe(**{**fields, **lists, "pipeline": pipeline, "scores": _parse_scores(fields["scores"])})

@@ -27,7 +27,7 @@ SHOWN_PROMPTS = 6
 
 
 def all_tables(recipe: AblationRecipe, results: Sequence[CellResult]) -> list[Table]:
-    """Returns the tables in the order of the report."""
+    """Return the tables in the order of the report."""
     failures = failure_table(results)
     return [result_table(recipe, results), *([failures] if failures else []), *reference_tables(recipe)]
 
@@ -38,7 +38,7 @@ def build_report(
     results: Sequence[CellResult],
     conditions: Sequence[tuple[str, str]] = (),
 ) -> Report:
-    """Puts the report together.
+    """Put the report together.
 
     Args:
         recipe: The ablation.
@@ -70,7 +70,7 @@ def _charts(recipe: AblationRecipe, grid: Grid) -> list[Chart]:
 
 
 def _curves(recipe: AblationRecipe, grid: Grid, step: str, column: str) -> list[Line]:
-    """Reads a curve of every cell: a combination has one colour, its seeds differ in their dashes."""
+    """Read a curve of every cell: a combination has one colour, its seeds differ in their dashes."""
     groups = list(dict.fromkeys(cell.group for cell in grid.cells))
     curves = []
     for cell in grid.cells:
@@ -80,7 +80,7 @@ def _curves(recipe: AblationRecipe, grid: Grid, step: str, column: str) -> list[
 
 
 def _pictures(grid: Grid, results: Sequence[CellResult], kind: str) -> list[PictureRow]:
-    """Returns for the first prompts the clips of all combinations, each made with the first seed.
+    """Return for the first prompts the clips of all combinations, each made with the first seed.
 
     Combinations that share the model that made them have one picture.
     """
@@ -107,7 +107,7 @@ def _pictures(grid: Grid, results: Sequence[CellResult], kind: str) -> list[Pict
 
 
 def _folders_of_clips(grid: Grid, cell: Cell, kind: str) -> list[Path]:
-    """Returns the folder of a cell's clips, if it has one."""
+    """Return the folder of a cell's clips, if it has one."""
     folders = [step.folder / kind for step in grid.steps[cell.name].values()]
     return [folder for folder in folders if (folder / "clips.npz").is_file()][:1]
 
@@ -122,7 +122,7 @@ def _clips(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def _frames_per_second(folder: Path) -> float:
-    """Returns the rate that the clips of a measurement were cut at, which its scores state."""
+    """Return the rate that the clips of a measurement were cut at, which its scores state."""
     scores = load_scores(folder / "scores.json") if (folder / "scores.json").is_file() else []
     stated = [score.protocol["clips"]["fps"] for score in scores if "fps" in (score.protocol.get("clips") or {})]
     return float(stated[0]) if stated else Picture.frames_per_second
@@ -136,20 +136,20 @@ def _notes(recipe: AblationRecipe, results: Sequence[CellResult]) -> list[str]:
         f"Seeds: {', '.join(map(str, recipe.seeds))}. A range over few seeds is no confidence interval.",
     ]
     if unfinished:
-        notes.append(f"Not done or failed: {', '.join(unfinished)}. The same command goes on with what is missing.")
+        notes.append(f"Not done or failed: {', '.join(unfinished)}. The same command continues with what is missing.")
     if recipe.reference:
         notes.append("Published tables stand beside ours for orientation: other data, models and metrics.")
     return notes
 
 
 def table_page(recipe: AblationRecipe, conditions: Sequence[tuple[str, str]]) -> str:
-    """Returns the head of the Markdown results: title, question, what they were obtained on."""
+    """Return the head of the Markdown results: title, question, what they were obtained on."""
     facts = "\n".join(f"- {name}: {value}" for name, value in [*describe_machine(), *conditions])
     return f"## {recipe.title}\n\n{recipe.question}\n\n{facts}\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that appears only when it is complete."""
+    """Write a file that appears only when it is complete."""
     # Cells that run at one time write the same results: each under a name of its own until it is complete.
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     unfinished.write_text(text, encoding="utf-8")

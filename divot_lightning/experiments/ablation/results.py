@@ -54,7 +54,7 @@ class CellResult:
 
 
 def collect(grid: Grid, folder: Path, *, mixed_protocols: bool = False) -> list[CellResult]:
-    """Reads what is there of all cells.
+    """Read what is there of all cells.
 
     Args:
         grid: The cells.
@@ -105,7 +105,7 @@ def _read_finished(run: Path) -> dict[str, Any]:
 
 
 def _training_seconds(finished: Mapping[str, Any], record: StepRecord) -> float:
-    """Returns how long a run trained; of one that was stopped, what its last steps say of all of them."""
+    """Return how long a run trained; of one that was stopped, what its last steps say of all of them."""
     seconds, steps = finished.get("seconds_since_start_or_resume"), finished.get("steps", 0)
     since = finished.get("steps_since_start_or_resume", steps if record.attempts == 1 else 0)
     if seconds is None or (steps and not since):
@@ -114,7 +114,7 @@ def _training_seconds(finished: Mapping[str, Any], record: StepRecord) -> float:
 
 
 def _read_items(folder: Path) -> dict[str, list[float]]:
-    """Reads the value of every item: of a toy measurement, or of the predictions of `divot evaluate`."""
+    """Read the value of every item: of a toy measurement, or of the predictions of `divot evaluate`."""
     if (folder / "items.json").is_file():
         found: dict[str, list[float]] = json.loads((folder / "items.json").read_text(encoding="utf-8"))
         return found
@@ -126,7 +126,7 @@ def _read_items(folder: Path) -> dict[str, list[float]]:
 
 
 def _failure(steps: Mapping[str, CellStep], folder: Path) -> tuple[str, bool]:
-    """Returns what the first failed step said, and whether a step is not done."""
+    """Return what the first failed step said, and whether a step is not done."""
     missing = False
     for name, step in steps.items():
         record = read_record(folder, step.step.name)
@@ -137,7 +137,7 @@ def _failure(steps: Mapping[str, CellStep], folder: Path) -> tuple[str, bool]:
 
 
 def num_parameters(run: Path) -> int:
-    """Counts the values in the safetensors files of a run's components, from their headers alone."""
+    """Count the values in the safetensors files of a run's components, from their headers alone."""
     total = 0
     for path in run.glob("[!.]*/model.safetensors"):
         with path.open("rb") as file:
@@ -148,7 +148,7 @@ def num_parameters(run: Path) -> int:
 
 
 def protocol_differences(results: Sequence[CellResult]) -> dict[str, list[str]]:
-    """Finds scores that were not measured in one way in all cells.
+    """Find scores that were not measured in one way in all cells.
 
     Returns:
         By score what differs, as dotted names; nothing for scores that compare.
@@ -171,7 +171,7 @@ def _fixed_count(score: Score) -> object:
 
 
 def by_group(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
-    """Returns the results of all seeds by combination of variants, in the order of the recipe."""
+    """Return the results of all seeds by combination of variants, in the order of the recipe."""
     groups: dict[str, list[CellResult]] = {}
     for result in results:
         groups.setdefault(result.cell.group, []).append(result)
@@ -181,7 +181,7 @@ def by_group(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
 def paired_values(
     score: str, ours: Sequence[CellResult], others: Sequence[CellResult], *, items: bool = True
 ) -> tuple[Values, Values] | None:
-    """Returns the values of two groups on the seeds and items that both have, (S, I) each; I is 1 without items.
+    """Return the values of two groups on the seeds and items that both have, (S, I) each; I is 1 without items.
 
     Args:
         score: Its name.

@@ -35,7 +35,7 @@ SHARED = "shared"
 def run_ablation(
     recipe: AblationRecipe, folder: Path, *, jobs: int, part: str = "", mixed_protocols: bool = False
 ) -> list[CellResult]:
-    """Runs what is not done yet, then writes table and report.
+    """Run what is not done yet, then writes table and report.
 
     Args:
         recipe: The ablation.
@@ -65,7 +65,7 @@ def run_ablation(
 
 
 def _refused_cells(grid: Grid, folder: Path, part: str) -> dict[str, str]:
-    """Finds cells with wrong settings before what they share is trained for hours; says which and why."""
+    """Find cells with wrong settings before what they share is trained for hours; says which and why."""
     cells = [part] if part in grid.steps else list(grid.steps)
     planned = {s.step.name: s.step for cell in cells for s in grid.steps[cell].values()}
     wrong = wrong_settings([step for step in planned.values() if not is_done(folder, step.name)])
@@ -82,7 +82,7 @@ def _refused_cells(grid: Grid, folder: Path, part: str) -> dict[str, str]:
 def _matched_grid(
     recipe: AblationRecipe, folder: Path, jobs: int, part: str, refused: Mapping[str, str]
 ) -> tuple[Grid, dict[str, str]]:
-    """Plans the cells; for `tokens` and `compute` the cost of a training step is measured in each cell before.
+    """Plan the cells; for `tokens` and `compute` the cost of a training step is measured in each cell before.
 
     Returns:
         The cells, and for those that must not train, refused ones or ones whose cost could not be measured, why.
@@ -99,7 +99,7 @@ def _matched_grid(
 
 
 def _names_of(grid: Grid, failures: Mapping[str, str]) -> set[str]:
-    """Returns the names of the steps of all cells that can be run."""
+    """Return the names of the steps of all cells that can be run."""
     return {s.step.name for cell, steps in grid.steps.items() if cell not in failures for s in steps.values()}
 
 
@@ -131,7 +131,7 @@ def _part(grid: Grid, part: str, folder: Path) -> list[Step]:
 
 
 def claim(recipe: AblationRecipe, folder: Path) -> None:
-    """Writes the recipe into the folder, or refuses one that holds another ablation.
+    """Write the recipe into the folder, or refuses one that holds another ablation.
 
     The ablation may have grown: more seeds or variants, another text, other scores. What it had must stay as it was.
 
@@ -153,7 +153,7 @@ def claim(recipe: AblationRecipe, folder: Path) -> None:
 
 
 def _changed_step(before: AblationRecipe, now: AblationRecipe, folder: Path) -> str:
-    """Names what a recipe no longer has or does in another way, "" for nothing."""
+    """Return what a recipe no longer has or does in another way, "" for nothing."""
     for name in ("matched_by", "amount", "matched_steps"):
         if getattr(before, name) != getattr(now, name):
             return name
@@ -171,7 +171,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_results(recipe: AblationRecipe, grid: Grid, results: list[CellResult], folder: Path) -> None:
-    """Writes `results.csv`, `table.md` and `report.html`."""
+    """Write `results.csv`, `table.md` and `report.html`."""
     conditions = [("Date", datetime.now(UTC).date().isoformat()), ("Code", code_version())]
     write_text(folder / ROWS, as_csv(results))
     if any(result.scores for result in results):
@@ -181,7 +181,7 @@ def write_results(recipe: AblationRecipe, grid: Grid, results: list[CellResult],
 
 
 def code_version() -> str:
-    """Returns the version, with the commit where the code lies in a git checkout."""
+    """Return the version, with the commit where the code lies in a git checkout."""
     here = Path(__file__).parent
     asked = ["git", "-C", str(here), "describe", "--always", "--dirty"]
     try:
@@ -193,7 +193,7 @@ def code_version() -> str:
 
 
 def slurm_script(recipe_name: str, folder: Path, cells: int) -> str:
-    """Returns a job script that runs the cells as an array, one per job, after the shared steps are done.
+    """Return a job script that runs the cells as an array, one per job, after the shared steps are done.
 
     Args:
         recipe_name: As given on the command line.
@@ -216,7 +216,7 @@ def slurm_script(recipe_name: str, folder: Path, cells: int) -> str:
 cell=$({command} --list | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
 srun {command} --part "$cell"
 status=$?
-# Five minutes before the time is over the cell is told to save and leave; it goes on in a job of the same number.
+# Five minutes before the time is over the cell is told to save and leave; it continues in a job of the same number.
 if [ "$status" -eq {STOPPED} ]; then
   scontrol requeue "$SLURM_JOB_ID"
   exit 0

@@ -16,7 +16,7 @@ CHECK = (sys.executable, "-m", "divot_lightning.experiments.ablation.settings_ch
 
 
 def wrong_settings(steps: Sequence[Step]) -> dict[str, str]:
-    """Parses what training steps are given, as they will when they start; nothing is built.
+    """Parse what training steps are given, as they will when they start; nothing is built.
 
     Args:
         steps: Steps of an ablation; those that do not train are not looked at.
@@ -34,7 +34,7 @@ def wrong_settings(steps: Sequence[Step]) -> dict[str, str]:
 
 
 def main(words_of_steps: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Parses the words of each step."""
+    """Parse the words of each step."""
     from divot_lightning.training.training_args import resolve_recipes
     from divot_lightning.training.training_cli import SettingsOnly
 

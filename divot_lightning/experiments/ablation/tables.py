@@ -25,7 +25,7 @@ from divot_lightning.experiments.report.numbers import number, spread_of
 
 
 def shown_scores(recipe: AblationRecipe, results: Sequence[CellResult]) -> dict[str, Better]:
-    """Returns the scores of the tables: the recipe's.
+    """Return the scores of the tables: the recipe's.
 
     Raises:
         UserError: Cells are done, and none of them has a score that the recipe names.
@@ -38,7 +38,7 @@ def shown_scores(recipe: AblationRecipe, results: Sequence[CellResult]) -> dict[
 
 
 def baseline_of(recipe: AblationRecipe, results: Sequence[CellResult]) -> str:
-    """Returns the group that others are compared with.
+    """Return the group that others are compared with.
 
     Raises:
         UserError: The recipe's baseline is none of the groups.
@@ -50,7 +50,7 @@ def baseline_of(recipe: AblationRecipe, results: Sequence[CellResult]) -> str:
 
 
 def result_table(recipe: AblationRecipe, results: Sequence[CellResult]) -> Table:
-    """Returns the one table of an ablation, a row per combination of variants.
+    """Return the one table of an ablation, a row per combination of variants.
 
     For every score its mean, its range over seeds and its paired difference from the baseline with the interval;
     beside them what the combination's training cost. Coloured is what holds after the correction for all comparisons.
@@ -122,7 +122,7 @@ COSTS: dict[str, Callable[[Sequence[CellResult]], str]] = {
 
 
 def failure_table(results: Sequence[CellResult]) -> Table | None:
-    """Returns which cells failed and what they said; None if none did."""
+    """Return which cells failed and what they said; None if none did."""
     rows: list[list[Cell | str]] = [
         [Cell(result.cell.name, False), result.failure] for result in results if result.failure
     ]
@@ -130,7 +130,7 @@ def failure_table(results: Sequence[CellResult]) -> Table | None:
 
 
 def reference_tables(recipe: AblationRecipe) -> list[Table]:
-    """Returns the published tables of the recipe, marked as another scale."""
+    """Return the published tables of the recipe, marked as another scale."""
     return [_reference(entry) for entry in recipe.reference]
 
 
@@ -144,7 +144,7 @@ CSV_COSTS = ("seconds", "peak_mib", "peak_gpu_mib", "parameters")
 
 
 def as_csv(results: Sequence[CellResult]) -> str:
-    """Returns one row per cell and score, with the hash of its protocol and the cell's cost; why a cell failed."""
+    """Return one row per cell and score, with the hash of its protocol and the cell's cost; why a cell failed."""
     stream = io.StringIO()
     writer = csv.writer(stream)
     writer.writerow([*CSV_COLUMNS, *CSV_COSTS])
@@ -160,7 +160,7 @@ def as_csv(results: Sequence[CellResult]) -> str:
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
-    """Returns tables as Markdown; the further lines of a cell follow in brackets."""
+    """Return tables as Markdown; the further lines of a cell follow in brackets."""
     return "\n".join(_markdown(table) for table in tables)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import Sample, SampleDecoder
 from divot_datamodules.shards.reading import expand_shards, read_shard
 from divot_lightning.errors import UserError
@@ -33,7 +33,7 @@ class Clips:
 
 
 def load_clips(shards: str | Path, size: int = 32, limit: int | None = None) -> Clips:
-    """Reads samples in order.
+    """Read samples in order.
 
     Args:
         shards: Folder of videos or of features.
@@ -43,7 +43,7 @@ def load_clips(shards: str | Path, size: int = 32, limit: int | None = None) -> 
     Raises:
         UserError: A sample has not exactly one clip.
     """
-    decode = SampleDecoder(ClipSettings(height=size, width=size))
+    decode = SampleDecoder(ClipConfig(height=size, width=size))
     raws = (raw for shard in expand_shards(str(shards)) for raw in read_shard(shard))
     samples = [decode(raw, None) for raw in islice(raws, limit)]
     return Clips([s.key for s in samples], [s.text for s in samples], torch.stack([_one_clip(s) for s in samples]))

@@ -10,7 +10,7 @@ from divot_lightning.experiments.quickstart.illustrations import (
     loss_charts,
     reconstruction_rows,
 )
-from divot_lightning.experiments.quickstart.plan import MAIN_HEAD, Layout, QuickstartSettings, recipe_steps
+from divot_lightning.experiments.quickstart.plan import MAIN_HEAD, Layout, QuickstartConfig, recipe_steps
 from divot_lightning.experiments.quickstart.results import Results
 from divot_lightning.experiments.quickstart.score_tables import (
     TARGETS,
@@ -28,8 +28,8 @@ from divot_lightning.experiments.runner.records import StepRecord
 TABLES = (reconstruction_table, question_table, caption_table, generation_table, probe_table)
 
 
-def build_report(folder: Path, settings: QuickstartSettings, records: Sequence[StepRecord], seconds: float) -> Report:
-    """Puts the report together.
+def build_report(folder: Path, settings: QuickstartConfig, records: Sequence[StepRecord], seconds: float) -> Report:
+    """Put the report together.
 
     Args:
         folder: The quickstart's folder, with all steps done.
@@ -59,7 +59,7 @@ def build_report(folder: Path, settings: QuickstartSettings, records: Sequence[S
     )
 
 
-def _introduction(settings: QuickstartSettings) -> str:
+def _introduction(settings: QuickstartConfig) -> str:
     text = (
         "Generated clips of one moving shape, as tars of h264 video, went through every stage of Divot: tokenizer "
         "pretraining, de-tokenizer refinement, LLM pretraining with each generation head, instruction tuning and "
@@ -106,7 +106,7 @@ def _totals(records: Sequence[StepRecord], seconds: float) -> list[tuple[str, st
     ]
 
 
-def _notes(settings: QuickstartSettings) -> list[str]:
+def _notes(settings: QuickstartConfig) -> list[str]:
     stages = (
         "tokenizer_pretraining",
         "detokenizer_refinement",

@@ -14,7 +14,7 @@ SPLITS = ("train", "validation", "held_out")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Encodes all splits.
+    """Encode all splits.
 
     Args:
         argv: Run folder of the tokenizer, data folder, output folder.

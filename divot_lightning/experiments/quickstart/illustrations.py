@@ -15,7 +15,7 @@ SHOWN_OF_ONE_PROMPT = 6
 
 
 def reconstruction_rows(results: Results) -> list[PictureRow]:
-    """Returns originals beside their reconstructions, of the trained and of the random-init tokenizer."""
+    """Return originals beside their reconstructions, of the trained and of the random-init tokenizer."""
     kinds = {"trained": "reconstruction", "random-init tokenizer": "control_reconstruction"}
     rows = []
     for title, name in kinds.items():
@@ -34,7 +34,7 @@ def reconstruction_rows(results: Results) -> list[PictureRow]:
 
 
 def answered_clips(results: Results) -> list[Answered]:
-    """Returns clips with captions and answers."""
+    """Return clips with captions and answers."""
     originals = results.clips("reconstruction", "reconstruction", "original")
     captions = results.texts(llm_run(MAIN_HEAD, results.settings.seeds[0]), "captions")
     asked = results.texts("instruction", "questions")
@@ -48,7 +48,7 @@ def answered_clips(results: Results) -> list[Answered]:
 
 
 def generation_rows(results: Results) -> list[PictureRow]:
-    """Returns generated clips: a few prompts by all heads, then one prompt several times by each."""
+    """Return generated clips: a few prompts by all heads, then one prompt several times by each."""
     seed = results.settings.seeds[0]
     systems = {head: llm_run(head, seed) for head in results.settings.heads}
     systems[f"{MAIN_HEAD}, adapted"] = "adapted"
@@ -71,7 +71,7 @@ def generation_rows(results: Results) -> list[PictureRow]:
 
 
 def loss_charts(results: Results) -> list[Chart]:
-    """Returns the loss curves of all stages."""
+    """Return the loss curves of all stages."""
     heads, seeds = results.settings.heads, results.settings.seeds
     losses = {
         "training": "train/loss",
@@ -111,7 +111,7 @@ def loss_charts(results: Results) -> list[Chart]:
 
 
 def _drawable(chart: Chart) -> Chart:
-    """Leaves out curves without points, and the logarithm where a value has none."""
+    """Leave out curves without points, and the logarithm where a value has none."""
     lines = [line for line in chart.lines if line.x]
     positive = all(value > 0 for line in lines for value in line.y)
     return Chart(chart.title, lines, chart.x_label, chart.logarithmic and positive)

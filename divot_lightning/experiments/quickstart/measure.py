@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.tasks.segments import caption_segments, question_segments
 from divot_datamodules.toy.world import ATTRIBUTES, Reading, ToyWorld
 from divot_lightning.checkpoint.components import find_component, load_component
@@ -44,7 +44,7 @@ THEN = "then"
 
 
 def draw(models: Reconstructor, tokens_NQC: Tensor, seed: int) -> tuple[Tensor, list[Reading]]:
-    """Draws clips from tokens and reads them with the oracle, with a bar.
+    """Draw clips from tokens and reads them with the oracle, with a bar.
 
     Returns:
         uint8 (N, F, 3, H, W), and what the oracle read.
@@ -84,7 +84,7 @@ def _right(reading: Reading, attributes: dict[str, str]) -> bool:
 
 
 def _oracle_items(name: str, clips: Clips, readings: Sequence[Reading]) -> dict[str, list[float]]:
-    """Returns for each clip whether it is right, by score: what comparisons of two models are paired by."""
+    """Return for each clip whether it is right, by score: what comparisons of two models are paired by."""
     truths = [text["attributes"] for text in clips.texts]
     pairs = list(zip(readings, truths, strict=True))
     items = {"all": [float(_right(reading, truth)) for reading, truth in pairs]}
@@ -94,7 +94,7 @@ def _oracle_items(name: str, clips: Clips, readings: Sequence[Reading]) -> dict[
 
 
 def _shown(clips: Clips, readings: Sequence[Reading]) -> list[dict[str, Any]]:
-    """Says for each clip what it should show and what the oracle read."""
+    """Return for each clip what it should show and what the oracle read."""
     return [
         {"caption": text["caption"], "right": _right(reading, text["attributes"]), "reading": asdict(reading)}
         for text, reading in zip(clips.texts, readings, strict=True)
@@ -102,7 +102,7 @@ def _shown(clips: Clips, readings: Sequence[Reading]) -> list[dict[str, Any]]:
 
 
 def measure_reconstruction(args: argparse.Namespace) -> None:
-    """Encodes and redraws held-out clips."""
+    """Encode and redraws held-out clips."""
     models = Reconstructor.from_run(args.run)
     clips = load_clips(args.clips, models.detokenizer.config.size)
     made, readings = draw(models, models.encode(clips.media), args.seed)
@@ -116,17 +116,17 @@ def measure_reconstruction(args: argparse.Namespace) -> None:
 
 
 def measure_world(args: argparse.Namespace) -> None:
-    """Scores other real clips of the same captions as if a model had generated them: the best that is possible."""
+    """Score other real clips of the same captions as if a model had generated them: the best that is possible."""
     clips = load_clips(args.clips, args.size)
     world = ToyWorld(size=args.size, num_frames=clips.media.shape[1])
     made, _ = fresh_clips(clips.texts, world, args.seed)
     readings = [world.read(video.numpy()) for video in tqdm(made, desc="clips", unit="clip", mininterval=1.0)]
-    protocol = describe_data(args.clips) | describe_clips(ClipSettings(args.size, args.size))
+    protocol = describe_data(args.clips) | describe_clips(ClipConfig(args.size, args.size))
     _save(args, generation_scores(clips.media, made, readings, clips.texts, protocol), [], {})
 
 
 def measure_generation(args: argparse.Namespace) -> None:
-    """Generates one clip for each held-out caption."""
+    """Generate one clip for each held-out caption."""
     generator = ClipGenerator.from_run(args.run, args.detokenizer, head=args.head)
     models, template = generator.drawing, generator.template
     clips = load_clips(args.clips, models.detokenizer.config.size)
@@ -143,7 +143,7 @@ def measure_generation(args: argparse.Namespace) -> None:
 
 
 def measure_captions(args: argparse.Namespace) -> None:
-    """Writes a caption for each held-out clip, greedily."""
+    """Write a caption for each held-out clip, greedily."""
     clips, said = _continue(args, lambda text, rng: caption_segments(text, rng))
     truths = [text["caption"] for text in clips.texts]
     metric = ToyCaptionAccuracy()
@@ -159,7 +159,7 @@ def _exact(rows: Sequence[dict[str, str]]) -> list[float]:
 
 
 def measure_questions(args: argparse.Namespace) -> None:
-    """Asks all questions about each held-out clip, greedily."""
+    """Ask all questions about each held-out clip, greedily."""
     metric = ExactMatch(ATTRIBUTES)
     rows: list[dict[str, str]] = []
     for attribute in ATTRIBUTES:
@@ -182,7 +182,7 @@ def measure_questions(args: argparse.Namespace) -> None:
 
 
 def measure_probe(args: argparse.Namespace) -> None:
-    """Reads the attributes from cached tokens with a linear probe."""
+    """Read the attributes from cached tokens with a linear probe."""
     train, test = load_clips(args.train), load_clips(args.features)
     protocol = describe_data(args.clips) | {"probe": "ridge on all tokens of a clip", "training_clips": len(train.keys)}
     model = {"features": shard_hashes(args.features), "train": shard_hashes(args.train)}
@@ -205,7 +205,7 @@ def _load_llm(run: str) -> VideoLLM:
 def _continue(
     args: argparse.Namespace, build: Callable[[dict[str, Any], np.random.Generator], list[Segment]]
 ) -> tuple[Clips, list[str]]:
-    """Lets the model write what a task would have it learn, given everything that comes before."""
+    """Let the model write what a task would have it learn, given everything that comes before."""
     clips, video_llm = load_clips(args.features), _load_llm(args.run)
     rng = np.random.default_rng(args.seed)
     prompts = []
@@ -233,7 +233,7 @@ def _protocol(args: argparse.Namespace, models: Reconstructor) -> dict[str, Any]
 
 
 def _asked(args: argparse.Namespace, template: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the protocol of answers to cached features, and what was asked."""
+    """Return the protocol of answers to cached features, and what was asked."""
     weights, model = describe_run(args.run, ("video_llm",), features={"features": args.features})
     decoding = {"greedy": True, "max_new_tokens": MAX_NEW_TOKENS}
     return describe_data(args.clips) | weights | {"decoding": decoding, "template": template}, model
@@ -250,7 +250,7 @@ KINDS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs measurements.
+    """Run measurements.
 
     Args:
         argv: The words after the module's name; the word `then` stands between two measurements.
@@ -268,7 +268,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _split_at(words: Sequence[str], mark: str) -> list[list[str]]:
-    """Splits words at a mark.
+    """Split words at a mark.
 
     >>> _split_at(["a", "then", "b", "c"], "then")
     [['a'], ['b', 'c']]

@@ -22,7 +22,7 @@ FAST_STEPS = 4
 
 
 @dataclass(frozen=True)
-class QuickstartSettings:
+class QuickstartConfig:
     """What decides the results of a quickstart.
 
     Attributes:
@@ -46,12 +46,12 @@ class QuickstartSettings:
     few_processes: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the settings as JSON has them."""
+        """Return the settings as JSON has them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-FULL = QuickstartSettings()
-FAST = QuickstartSettings(
+FULL = QuickstartConfig()
+FAST = QuickstartConfig(
     train=32, validation=8, held_out=8, seeds=(0,), steps=FAST_STEPS, batch_size=4, few_processes=True
 )
 """Every step at a size that says nothing about quality, to see that all of it works."""
@@ -79,20 +79,20 @@ class Layout:
         self.report = folder / "report.html"
 
     def run(self, name: str) -> Path:
-        """Returns the run folder of a training step."""
+        """Return the run folder of a training step."""
         return self.folder / name
 
     def features(self, tokenizer: str) -> Path:
-        """Returns the cached features of a tokenizer's run."""
+        """Return the cached features of a tokenizer's run."""
         return self.folder / "features" / tokenizer
 
     def results(self, name: str) -> Path:
-        """Returns the folder of a measurement."""
+        """Return the folder of a measurement."""
         return self.folder / "results" / name
 
 
 def llm_run(head: str, seed: int) -> str:
-    """Names the LLM pretraining of a head and a seed.
+    """Return the LLM pretraining of a head and a seed.
 
     >>> llm_run("gmm", 0)
     'llm_gmm_0'
@@ -101,7 +101,7 @@ def llm_run(head: str, seed: int) -> str:
 
 
 def recipe_steps(name: str) -> int:
-    """Returns how many steps a toy recipe trains."""
+    """Return how many steps a toy recipe trains."""
     recipe = yaml.safe_load(find_recipe(f"toy/{name}").read_text(encoding="utf-8"))
     return int(recipe["trainer"]["max_steps"])
 
@@ -109,7 +109,7 @@ def recipe_steps(name: str) -> int:
 @dataclass(frozen=True)
 class _Plan:
     layout: Layout
-    settings: QuickstartSettings
+    settings: QuickstartConfig
 
     def fit(
         self, recipe: str, name: str, after: tuple[str, ...], options: dict[str, Any], steps: int | None = None
@@ -142,7 +142,7 @@ class _Plan:
         }
 
     def encode(self, tokenizer: str) -> Step:
-        """Caches the features of all splits."""
+        """Cache the features of all splits."""
         output = self.layout.features(tokenizer)
         command = (*ENCODE, str(self.layout.run(tokenizer)), str(self.layout.data), str(output))
         return Step(f"features_{tokenizer}", command, (tokenizer,), outputs=(output,))
@@ -155,8 +155,8 @@ class _Plan:
         return Step(f"measure_{name}", (*MEASURE, *kinds.split(), *pairs), after, outputs=(output,))
 
 
-def make_plan(folder: Path, settings: QuickstartSettings = FULL) -> list[Step]:
-    """Lists the steps of the quickstart.
+def make_plan(folder: Path, settings: QuickstartConfig = FULL) -> list[Step]:
+    """List the steps of the quickstart.
 
     Args:
         folder: Holds everything that the steps write.
@@ -173,7 +173,7 @@ def make_plan(folder: Path, settings: QuickstartSettings = FULL) -> list[Step]:
 
 
 def _together(name: str, steps: Sequence[Step]) -> Step:
-    """Puts measurements into one process: to import torch takes longer than a small measurement."""
+    """Put measurements into one process: to import torch takes longer than a small measurement."""
     words = [word for step in steps for word in ("then", *step.command[len(MEASURE) :])][1:]
     after = tuple(dict.fromkeys(name for step in steps for name in step.after))
     return Step(name, (*MEASURE, *words), after, outputs=tuple(path for step in steps for path in step.outputs))

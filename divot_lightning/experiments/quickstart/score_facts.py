@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.shards.reading import expand_shards
 from divot_lightning.evaluation.asking import RESIZE
 from divot_lightning.evaluation.protocol import file_sha256, library_versions
@@ -12,7 +12,7 @@ from divot_lightning.evaluation.run import describe_model, weights_kind
 
 
 def describe_data(clips: str) -> dict[str, Any]:
-    """Returns the split of held-out clips, the hash of each of their shards, and the versions of libraries.
+    """Return the split of held-out clips, the hash of each of their shards, and the versions of libraries.
 
     Args:
         clips: Folder of shards, or another setting of shards on this machine.
@@ -20,21 +20,21 @@ def describe_data(clips: str) -> dict[str, Any]:
     return {"split": Path(clips).name, "files": shard_hashes(clips), "versions": library_versions()}
 
 
-def describe_clips(settings: ClipSettings) -> dict[str, Any]:
-    """Returns how clips are cut from videos, as JSON values."""
+def describe_clips(settings: ClipConfig) -> dict[str, Any]:
+    """Return how clips are cut from videos, as JSON values."""
     cut = {"frames": settings.frames, "fps": settings.fps, "height": settings.height, "width": settings.width}
     return {"clips": {**cut, "resize": RESIZE}}
 
 
 def shard_hashes(shards: str) -> dict[str, str]:
-    """Returns the SHA-256 of each shard by its name."""
+    """Return the SHA-256 of each shard by its name."""
     return {Path(shard).name: file_sha256(shard) for shard in expand_shards(shards)}
 
 
 def describe_run(
     run: str, components: Sequence[str], detokenizer: str | None = None, features: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Says what of a run is measured.
+    """Return what of a run is measured.
 
     Args:
         run: Run folder.

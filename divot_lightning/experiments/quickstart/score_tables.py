@@ -58,7 +58,7 @@ def _seeds(results: Results) -> str:
 
 
 def reconstruction_table(results: Results) -> Table:
-    """Returns oracle scores, start error and PSNR of reconstructions beside the control's."""
+    """Return oracle scores, start error and PSNR of reconstructions beside the control's."""
     ours, control = (results.scores(name, "reconstruction") for name in ("reconstruction", "control_reconstruction"))
     note = (
         f"Exact pixel oracle on {ours['all'].count} held-out clips; a clip that it cannot read (invalid) counts as "
@@ -69,14 +69,14 @@ def reconstruction_table(results: Results) -> Table:
 
 
 def question_table(results: Results) -> Table:
-    """Returns exact answers per attribute beside the control's."""
+    """Return exact answers per attribute beside the control's."""
     ours, control = (results.scores(name, "questions") for name in ("instruction", "control_questions"))
     note = "Share of answers that equal the truth word for word, decoded greedily, after instruction tuning."
     return _beside_control("Questions", ours, control, TARGETS["questions"], note)
 
 
 def caption_table(results: Results) -> Table:
-    """Returns exact captions per head, with the control's."""
+    """Return exact captions per head, with the control's."""
     names = ("exact", *ATTRIBUTES, "invalid")
     targets = TARGETS["captions"]
     rows: list[list[Cell | str]] = []
@@ -94,7 +94,7 @@ def caption_table(results: Results) -> Table:
 
 
 def generation_table(results: Results) -> Table:
-    """Returns fidelity, spread and Frechet distance per head, between what real clips and real tokens reach."""
+    """Return fidelity, spread and Frechet distance per head, between what real clips and real tokens reach."""
     names = list(GENERATION_COLUMNS)
     world = results.scores_of("world", "world", "generation")
     redrawn = results.scores_of("reconstruction", "reconstruction", "generation")
@@ -119,7 +119,7 @@ def generation_table(results: Results) -> Table:
 
 
 def probe_table(results: Results) -> Table:
-    """Returns what a linear probe reads from tokens beside the control's."""
+    """Return what a linear probe reads from tokens beside the control's."""
     ours, control = results.scores("world", "probe"), results.scores("control_probe", "probe")
     note = (
         "A ridge classifier on the tokens of the training clips, tested on held-out ones. What it reads from "

@@ -18,7 +18,7 @@ MAX_POINTS = 240
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Returns round numbers inside a range, about `count` of them.
+    """Return round numbers inside a range, about `count` of them.
 
     >>> nice_ticks(0.0, 1000.0)
     [0.0, 200.0, 400.0, 600.0, 800.0, 1000.0]
@@ -34,7 +34,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
-    """Averages neighbouring points until at most `limit` are left; values that are not finite are dropped first."""
+    """Average neighbouring points until at most `limit` are left; values that are not finite are dropped first."""
     points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
     size = math.ceil(len(points) / limit) if points else 1
     groups = [points[at : at + size] for at in range(0, len(points), size)]
@@ -43,7 +43,7 @@ def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
 
 
 def line_style(line: Line, place: int) -> str:
-    """Returns the classes of a line's colour and dashes, for the curve and for its key.
+    """Return the classes of a line's colour and dashes, for the curve and for its key.
 
     >>> line_style(Line("a", [], []), 9), line_style(Line("b", [], [], colour=2, dashes=3), 0)
     ('c1 d1', 'c2 d3')
@@ -83,7 +83,7 @@ class _Scale:
 
 
 def chart_svg(chart: Chart) -> str:
-    """Draws a chart.
+    """Draw a chart.
 
     Args:
         chart: At least one line with at least one finite point.

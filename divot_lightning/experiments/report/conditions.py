@@ -9,7 +9,7 @@ PACKAGES = ("divot-lightning", "torch", "lightning", "transformers", "diffusers"
 
 
 def _first_value(path: str, key: str) -> str:
-    """Returns the value of the first `key : value` line of a file, "" if there is none."""
+    """Return the value of the first `key : value` line of a file, "" if there is none."""
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -18,7 +18,7 @@ def _first_value(path: str, key: str) -> str:
 
 
 def describe_machine() -> list[tuple[str, str]]:
-    """Returns what is known about this machine, as (name, value)."""
+    """Return what is known about this machine, as (name, value)."""
     processor = _first_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kib = _first_value("/proc/meminfo", "MemTotal").split(" ")[0]

@@ -19,7 +19,7 @@ QUALITY = 80
 
 
 def webp_bytes(video: Pixels, frames_per_second: float) -> bytes:
-    """Encodes a clip as an animated WebP that plays for ever, a small clip without losses.
+    """Encode a clip as an animated WebP that plays for ever, a small clip without losses.
 
     Args:
         video: uint8 (F, 3, H, W).
@@ -43,12 +43,12 @@ def webp_bytes(video: Pixels, frames_per_second: float) -> bytes:
 
 
 def data_uri(video: Pixels, frames_per_second: float) -> str:
-    """Returns a clip as the `src` of an image."""
+    """Return a clip as the `src` of an image."""
     return "data:image/webp;base64," + base64.b64encode(webp_bytes(video, frames_per_second)).decode("ascii")
 
 
 def side_by_side(videos: Sequence[Pixels], gap: int = 2, shade: int = 255) -> Pixels:
-    """Puts clips of one size beside each other in one, so that they stay in step.
+    """Put clips of one size beside each other in one, so that they stay in step.
 
     Args:
         videos: uint8 (F, 3, H, W) each.

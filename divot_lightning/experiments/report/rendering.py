@@ -25,7 +25,7 @@ def _moving(item: Picture | Answered) -> str:
 
 
 def render_report(report: Report) -> str:
-    """Returns the report as HTML: styles, charts and moving pictures are inside, nothing is loaded from elsewhere."""
+    """Return the report as HTML: styles, charts and moving pictures are inside, nothing is loaded from elsewhere."""
     environment = Environment(
         loader=PackageLoader("divot_lightning.experiments.report", "."),
         autoescape=True,
@@ -42,7 +42,7 @@ def render_report(report: Report) -> str:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Writes the report; the file appears under its name only when it is complete."""
+    """Write the report; the file appears under its name only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     unfinished.write_text(render_report(report), encoding="utf-8")

@@ -21,7 +21,7 @@ GPU_LIST = Path("/proc/driver/nvidia/gpus")
 
 
 def _prepare_child(parent: int) -> None:
-    """Runs in the child before its program starts."""
+    """Run in the child before its program starts."""
     # A job in the background ignores SIGINT, and its children would inherit that: they could not be asked to save.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
@@ -40,7 +40,7 @@ def start_process(
     gpus: Sequence[str] | None = None,
     keep_open: Sequence[int] = (),
 ) -> "subprocess.Popen[bytes]":
-    """Starts a process that writes into a log and computes with a given number of threads.
+    """Start a process that writes into a log and computes with a given number of threads.
 
     Args:
         command: Its words.
@@ -73,7 +73,7 @@ def _thread_settings(threads: int) -> Mapping[str, str]:
 
 
 def visible_gpus() -> list[str]:
-    """Returns the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES, without importing torch."""
+    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES, without importing torch."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip()]
@@ -81,7 +81,7 @@ def visible_gpus() -> list[str]:
 
 
 def deal_gpus(gpus: Sequence[str], jobs: int, slots: Sequence[int]) -> list[str] | None:
-    """Deals GPUs out to slots that run side by side.
+    """Deal GPUs out to slots that run side by side.
 
     Args:
         gpus: All of them.
@@ -105,7 +105,7 @@ def deal_gpus(gpus: Sequence[str], jobs: int, slots: Sequence[int]) -> list[str]
 
 
 def resident_mib(pid: int) -> float:
-    """Returns the resident memory of a process and its descendants in MiB, 0 where /proc does not tell.
+    """Return the resident memory of a process and its descendants in MiB, 0 where /proc does not tell.
 
     Pages that processes share are counted in each of them, so this is an upper bound.
     """
@@ -120,7 +120,7 @@ def resident_mib(pid: int) -> float:
 
 
 def stop_processes(processes: Sequence["subprocess.Popen[bytes]"], patience: float = SAVE_SECONDS) -> None:
-    """Interrupts processes as Ctrl-C would, so that training saves.
+    """Interrupt processes as Ctrl-C would, so that training saves.
 
     What is still there after `patience` seconds, or when Ctrl-C is pressed meanwhile, is killed with all that it
     started, since each process leads a session of its own.

@@ -36,7 +36,7 @@ def _tail(path: Path) -> str:
 
 
 def read_progress(log: Path, run: Path | None = None) -> Progress | None:
-    """Reads how far a process is from what it writes anyway.
+    """Read how far a process is from what it writes anyway.
 
     Args:
         log: Its output; the last tqdm bar in it counts.
@@ -58,7 +58,7 @@ def read_progress(log: Path, run: Path | None = None) -> Progress | None:
 
 
 def clock(seconds: float) -> str:
-    """Formats a time as m:ss, or as h:mm:ss from one hour on.
+    """Format a time as m:ss, or as h:mm:ss from one hour on.
 
     >>> clock(75), clock(3600)
     ('1:15', '1:00:00')
@@ -83,13 +83,13 @@ class StepMeter:
         self.progress: Progress | None = None
 
     def update(self, progress: Progress | None, now: float) -> None:
-        """Takes note of the progress at a time; a rate counts from the first one seen, as a resumed run starts late."""
+        """Take note of the progress at a time; a rate counts from the first one seen, as a resumed run starts late."""
         if progress is not None and self.first is None:
             self.first = (now, progress.done)
         self.progress = progress or self.progress
 
     def line(self, now: float, width: int = 32) -> str:
-        """Returns the line, without a line end."""
+        """Return the line, without a line end."""
         head = f"{self.position:>6}  {self.name:<{width}}"
         elapsed = f"elapsed {clock(now - self.started)}"
         if self.progress is None or self.first is None or not self.progress.total:
@@ -118,13 +118,13 @@ class Display:
         self.shown = time.monotonic()
 
     def say(self, text: str) -> None:
-        """Writes a line that stays."""
+        """Write a line that stays."""
         self._clear()
         self.stream.write(text + "\n")
         self.stream.flush()
 
     def show(self, meters: Sequence[StepMeter], footer: str) -> None:
-        """Shows the lines of the running steps and a footer."""
+        """Show the lines of the running steps and a footer."""
         now = time.monotonic()
         if not self.live and now - self.shown < PLAIN_REFRESH_SECONDS:
             return

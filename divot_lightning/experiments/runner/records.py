@@ -33,7 +33,7 @@ class StepRecord:
 
 
 def read_record(folder: Path, name: str) -> StepRecord | None:
-    """Returns the record of a step, None if it was never started."""
+    """Return the record of a step, None if it was never started."""
     path = folder / "steps" / f"{name}.json"
     if not path.is_file():
         return None
@@ -42,13 +42,13 @@ def read_record(folder: Path, name: str) -> StepRecord | None:
 
 
 def is_done(folder: Path, name: str) -> bool:
-    """Tells whether a step ended well."""
+    """Return whether a step ended well."""
     record = read_record(folder, name)
     return record is not None and record.done
 
 
 def write_record(folder: Path, record: StepRecord) -> None:
-    """Writes the record of a step, whole or not at all."""
+    """Write the record of a step, whole or not at all."""
     path = folder / "steps" / f"{record.name}.json"
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(asdict(record)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Runs steps side by side, remembers which are done, and goes on where a killed job stopped."""
+"""Runs steps side by side, remembers which are done, and continues where a killed job stopped."""
 
 import fcntl
 import shutil
@@ -49,7 +49,7 @@ class StepRunner:
         steps: The plan; of several steps that could start, the one that stands first does.
         folder: Holds `steps/` with a log and a record per step.
         jobs: How many slots steps share. GPUs are dealt out to them.
-        display: Shows what goes on.
+        display: Shows what continues.
         keep_going: Whether a failed step stops only those that wait for it; else it stops the job.
         part: Name of the part of a larger job that this runner does; parts of other names may run in the same folder
             at the same time, the whole job ("") may not.
@@ -84,14 +84,14 @@ class StepRunner:
         return self.former_seconds + time.monotonic() - self.began
 
     def run(self) -> list[StepRecord]:
-        """Runs what is not done yet.
+        """Run what is not done yet.
 
         Returns:
             The record of every step that was started, in the order of the plan.
 
         Raises:
             UserError: If another job uses the folder, if a step that is done was made by another command, or if a step
-                fails and the job does not keep going; the steps that ran beside it are stopped and go on at the next
+                fails and the job does not keep going; the steps that ran beside it are stopped and continue at the next
                 start.
         """
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ class StepRunner:
             time.sleep(POLL_SECONDS if self.running else 0)
 
     def _give_up_waiting(self) -> None:
-        """Counts steps as failed that wait for a failed one; plans are sorted, so one walk finds them all."""
+        """Count steps as failed that wait for a failed one; plans are sorted, so one walk finds them all."""
         for step in self.steps:
             if self.failed.intersection(step.after):
                 self.failed.add(step.name)
@@ -155,7 +155,7 @@ class StepRunner:
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[int, ...]]:
-        """Keeps other jobs out: a part those of its own name and the whole job, the whole job all of them."""
+        """Keep other jobs out: a part those of its own name and the whole job, the whole job all of them."""
         kinds = {"lock": fcntl.LOCK_SH if self.part else fcntl.LOCK_EX} | {f"{self.part}lock": fcntl.LOCK_EX}
         with ExitStack() as files:
             locks = {name: files.enter_context((self.folder / "steps" / name).open("w")) for name in kinds}
@@ -215,7 +215,7 @@ class StepRunner:
             running.record = replace(running.record, peak_mib=peak, together_mib=beside)
 
     def _command(self, step: Step) -> tuple[str, ...]:
-        """Chooses between a new start and going on, and clears what a former attempt left."""
+        """Choose between a new start and continuing, and clears what a former attempt left."""
         if step.run is not None and all_checkpoints(step.run):
             return step.resume
         for path in (*step.outputs, *((step.run,) if step.run else ())):
@@ -226,7 +226,7 @@ class StepRunner:
         return step.command
 
     def _poll(self, running: _Running) -> bool:
-        """Looks after a running step; True if it just ended well."""
+        """Look after a running step; True if it just ended well."""
         now, step = time.monotonic(), running.step
         status = running.process.poll()
         if status is None:
@@ -265,7 +265,7 @@ class StepRunner:
         said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
         return (
             f"step {step.name!r} failed with exit status {status}:\n{said[:300]}\n"
-            f"All it said: {log}\nThe same command goes on from here."
+            f"All it said: {log}\nThe same command continues from here."
         )
 
     def _log(self, name: str) -> Path:

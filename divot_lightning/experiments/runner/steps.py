@@ -32,7 +32,7 @@ class Step:
 
 
 def check_plan(steps: Sequence[Step]) -> None:
-    """Makes sure that steps can be run in the order given.
+    """Make sure that steps can be run in the order given.
 
     Raises:
         UserError: If a name appears twice, or a step waits for one that does not stand before it.

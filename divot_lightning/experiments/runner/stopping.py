@@ -5,7 +5,7 @@ from types import FrameType
 
 
 def stop_on_terminate() -> None:
-    """Makes SIGTERM raise KeyboardInterrupt, so that steps are stopped and can save."""
+    """Make SIGTERM raise KeyboardInterrupt, so that steps are stopped and can save."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -23,7 +23,7 @@ _OPPONENT_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0,
 
 
 def dct_matrix(size: int) -> Tensor:
-    """Returns the orthonormal DCT-II matrix, (size, size), frequencies by positions.
+    """Return the orthonormal DCT-II matrix, (size, size), frequencies by positions.
 
     >>> bool(torch.allclose(dct_matrix(8) @ dct_matrix(8).T, torch.eye(8), atol=1e-6))
     True
@@ -35,7 +35,7 @@ def dct_matrix(size: int) -> Tensor:
 
 
 def lowest_frequencies(size: int, count: int) -> list[tuple[int, int]]:
-    """Returns the `count` lowest (row, column) frequencies of a block, by diagonals as JPEG orders them.
+    """Return the `count` lowest (row, column) frequencies of a block, by diagonals as JPEG orders them.
 
     >>> lowest_frequencies(8, 3)
     [(0, 0), (0, 1), (1, 0)]
@@ -93,7 +93,7 @@ class BlockDCTLatents(nn.Module):
         self.register_buffer("basis", torch.stack(basis), persistent=False)
 
     def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
-        """Turns pixels in [-1, 1] into latents (B, F, c, h, w), H and W multiples of the block size; draws nothing.
+        """Turn pixels in [-1, 1] into latents (B, F, c, h, w), H and W multiples of the block size; draws nothing.
 
         Latents are of the pixels' dtype, also under autocast.
         """
@@ -109,7 +109,7 @@ class BlockDCTLatents(nn.Module):
         return latents.unflatten(0, (batch, frames)) * self.scale
 
     def decode(self, latents_BFchw: Tensor) -> Tensor:
-        """Turns latents back into pixels (B, F, 3, H, W), nominally in [-1, 1]."""
+        """Turn latents back into pixels (B, F, 3, H, W), nominally in [-1, 1]."""
         folded = latents_BFchw.flatten(0, 1) / self.scale
         video = nn.functional.conv_transpose2d(folded, self.basis.to(folded), stride=self.block_size)
         return video.unflatten(0, latents_BFchw.shape[:2])
@@ -130,12 +130,12 @@ class VAELatents(nn.Module):
         self.block_size = 2 ** (len(vae.config.block_out_channels) - 1)
 
     def train(self, mode: bool = True) -> "VAELatents":
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
     def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
-        """Turns pixels in [-1, 1] into latents (B, F, c, h, w), float32: a draw from the VAE's posterior, scaled."""
+        """Turn pixels in [-1, 1] into latents (B, F, c, h, w), float32: a draw from the VAE's posterior, scaled."""
         # Under autocast the network is in half precision; what is drawn from its answer is not.
         posteriors = (self.vae.encode(frame).latent_dist.parameters.float() for frame in video_BFCHW.unbind(1))
         frames = [DiagonalGaussianDistribution(posterior).sample(generator) for posterior in posteriors]
@@ -143,13 +143,13 @@ class VAELatents(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents_BFchw: Tensor) -> Tensor:
-        """Turns latents back into pixels (B, F, 3, H, W), nominally in [-1, 1]."""
+        """Turn latents back into pixels (B, F, 3, H, W), nominally in [-1, 1]."""
         frames = [self.vae.decode(frame / self.scale).sample for frame in latents_BFchw.unbind(1)]
         return torch.stack(frames, dim=1)
 
 
 def build_latents(config: LatentsConfig) -> BlockDCTLatents | VAELatents:
-    """Builds the latents that the settings name; reads the VAE's folder for `vae`."""
+    """Build the latents that the settings name; reads the VAE's folder for `vae`."""
     if config.kind == "block_dct":
         return BlockDCTLatents(config)
     if config.pretrained is None:

@@ -53,8 +53,8 @@ class SamplingConfig:
     spacing: Literal["leading", "trailing", "linspace"] = "leading"
 
 
-def signal_shares(config: NoiseScheduleConfig) -> Tensor:
-    """Returns the cumulative products of the alphas, (num_steps,) float64, falling to 0 with zero terminal SNR."""
+def alphas_cumprod(config: NoiseScheduleConfig) -> Tensor:
+    """Return the cumulative products of the alphas, (num_steps,) float64, falling to 0 with zero terminal SNR."""
     root = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_steps, dtype=torch.float64)
     shares = (1.0 - root**2).cumprod(0)
     if config.zero_terminal_snr:
@@ -67,7 +67,7 @@ def signal_shares(config: NoiseScheduleConfig) -> Tensor:
 
 
 def check_sampling(schedule: NoiseScheduleConfig, sampling: SamplingConfig) -> None:
-    """Refuses to sample from where the prediction says nothing about the clip.
+    """Refuse to sample from where the prediction says nothing about the clip.
 
     Raises:
         UserError: The noise is predicted and sampling starts at a step that is nothing but noise.
@@ -81,8 +81,8 @@ def check_sampling(schedule: NoiseScheduleConfig, sampling: SamplingConfig) -> N
 
 
 def build_scheduler(config: NoiseScheduleConfig, spacing: str = "trailing") -> DDIMScheduler:
-    """Builds the `diffusers` scheduler that adds noise in training and samples with DDIM."""
-    shares = signal_shares(config)
+    """Build the `diffusers` scheduler that adds noise in training and samples with DDIM."""
+    shares = alphas_cumprod(config)
     previous = torch.cat([torch.ones(1, dtype=shares.dtype), shares[:-1]])
     return DDIMScheduler(
         num_train_timesteps=config.num_steps,
@@ -96,7 +96,7 @@ def build_scheduler(config: NoiseScheduleConfig, spacing: str = "trailing") -> D
 
 
 def training_target(scheduler: DDIMScheduler, clean: Tensor, noise: Tensor, timestep_B: Tensor) -> Tensor:
-    """Returns what the network has to give for a noisy sample, of the sample's shape."""
+    """Return what the network has to give for a noisy sample, of the sample's shape."""
     prediction = scheduler.config.prediction_type
     if prediction == "v_prediction":
         return scheduler.get_velocity(clean, noise, timestep_B)
@@ -113,7 +113,7 @@ def ddim_step(
     eta: float = 0.0,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """Goes one step of DDIM (Song et al. 2021, arXiv:2010.02502, equation 12).
+    """Go one step of DDIM (Song et al. 2021, arXiv:2010.02502, equation 12).
 
     The scheduler's own `step` goes from t to t - num_steps // steps, whichever step is visited next. Where the two
     differ (linspace; trailing steps whose number does not divide num_steps) it leaves noise behind.
@@ -145,25 +145,25 @@ def ddim_step(
     return moved if noise is None else moved + sigma * noise
 
 
-def draw_timesteps(
-    count: int, num_steps: int, terminal_share: float, *, device: torch.device, generator: Randomness
+def sample_timesteps(
+    count: int, num_steps: int, terminal_timestep_prob: float, *, device: torch.device, generator: Randomness
 ) -> Tensor:
-    """Draws training times, (count,) int64.
+    """Draw training times, (count,) int64.
 
     Args:
         count: How many.
         num_steps: Times are 0 to num_steps - 1, uniformly.
-        terminal_share: Share of draws that are moved to the last time, in [0, 1].
+        terminal_timestep_prob: Share of draws that are moved to the last time, in [0, 1].
         device: Where to.
         generator: Source of randomness on that device, or one per draw on the CPU.
     """
     uniform = integer_rows(num_steps, count, generator, device)
-    moved = uniform_rows(count, generator, device) < terminal_share
+    moved = uniform_rows(count, generator, device) < terminal_timestep_prob
     return torch.where(moved, num_steps - 1, uniform)
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float, rescale: float) -> Tensor:
-    """Applies classifier-free guidance and sets part of the contrast back (arXiv:2305.08891, equations 14 to 16).
+    """Apply classifier-free guidance and sets part of the contrast back (arXiv:2305.08891, equations 14 to 16).
 
     Args:
         conditional: Prediction with the condition, (B, ...).

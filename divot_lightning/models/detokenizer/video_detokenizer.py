@@ -23,8 +23,8 @@ from divot_lightning.models.detokenizer.noise_schedule import (
     build_scheduler,
     check_sampling,
     ddim_step,
-    draw_timesteps,
     guide,
+    sample_timesteps,
     training_target,
 )
 from divot_lightning.models.detokenizer.video_dit import VideoDiT, VideoDiTConfig
@@ -99,7 +99,7 @@ class DetokenizerConfig:
     token_dim: int = 256
 
     def __post_init__(self) -> None:
-        """Accepts nested settings as the dictionaries that `asdict` makes of them."""
+        """Accept nested settings as the dictionaries that `asdict` makes of them."""
         self.latents = _restore(self.latents, LatentsConfig)
         self.condition_resampler = _restore(self.condition_resampler, ConditionResamplerConfig)
         self.noise_schedule = _restore(self.noise_schedule, NoiseScheduleConfig)
@@ -134,13 +134,13 @@ class VideoDetokenizer(nn.Module):
         self.scheduler = build_scheduler(config.noise_schedule)
 
     def save_extra(self, folder: Path) -> None:
-        """Writes the VAE's sizes beside the weights, so that its own folder is not needed again."""
+        """Write the VAE's sizes beside the weights, so that its own folder is not needed again."""
         if isinstance(self.latents, VAELatents):
             self.latents.vae.save_config(folder / VAE_FOLDER)
 
     @classmethod
     def from_component(cls, config: dict[str, Any], folder: Path) -> "VideoDetokenizer":
-        """Builds the module of a component folder, with random weights."""
+        """Build the module of a component folder, with random weights."""
         settings = DetokenizerConfig(**config)
         if settings.latents.kind == "block_dct":
             return cls(settings)
@@ -148,7 +148,7 @@ class VideoDetokenizer(nn.Module):
         return cls(settings, VAELatents(vae, settings.latents.scale))
 
     def condition(self, tokens_BQC: Tensor) -> Tensor:
-        """Turns tokens into what the denoiser attends to, (B, K, E)."""
+        """Turn tokens into what the denoiser attends to, (B, K, E)."""
         expected = (self.config.num_tokens, self.config.token_dim)
         if tuple(tokens_BQC.shape[1:]) != expected:
             raise UserError(
@@ -162,17 +162,17 @@ class VideoDetokenizer(nn.Module):
         video_BFCHW: Tensor,
         tokens_BQC: Tensor,
         *,
-        terminal_share: float = 0.0,
+        terminal_timestep_prob: float = 0.0,
         condition_dropout: float = 0.0,
         null_tokens_QC: Tensor | None = None,
         generator: Randomness = None,
     ) -> Tensor:
-        """Computes the denoising loss: mean squared error of the prediction, v in the paper.
+        """Compute the denoising loss: mean squared error of the prediction, v in the paper.
 
         Args:
             video_BFCHW: Clips, float in [-1, 1].
             tokens_BQC: Their tokens, float.
-            terminal_share: Share of the batch at the last, pure-noise step, where tokens are all there is to go by.
+            terminal_timestep_prob: Share of the batch at the last, pure-noise step, where tokens are all there is to go by.
             condition_dropout: Share of the batch whose tokens are replaced by the null tokens.
             null_tokens_QC: Tokens of an all-zero clip; needed with dropout.
             generator: Source of randomness on the video's device, or one per clip on the CPU, so that a clip's loss
@@ -190,7 +190,9 @@ class VideoDetokenizer(nn.Module):
             clean = self.latents.encode(video_BFCHW, generator).float()
         noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
         steps = self.config.noise_schedule.num_steps
-        timestep_B = draw_timesteps(len(clean), steps, terminal_share, device=clean.device, generator=generator)
+        timestep_B = sample_timesteps(
+            len(clean), steps, terminal_timestep_prob, device=clean.device, generator=generator
+        )
         noisy = self.scheduler.add_noise(clean, noise, timestep_B)
         prediction = self.denoiser(noisy.to(video_BFCHW.dtype), timestep_B, self.condition(tokens_BQC))
         target = training_target(self.scheduler, clean, noise, timestep_B)
@@ -205,7 +207,7 @@ class VideoDetokenizer(nn.Module):
         sampling: SamplingConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draws clips with DDIM, whose states are float32 also under autocast.
+        """Draw clips with DDIM, whose states are float32 also under autocast.
 
         Args:
             tokens_BQC: Tokens, float.
@@ -265,7 +267,7 @@ class DiffusersDenoiser(nn.Module):
             checkpoint_activations(self.model)
 
     def forward(self, latents_BFchw: Tensor, timestep_B: Tensor, condition_BKE: Tensor) -> Tensor:
-        """Returns the prediction, of the latents' shape."""
+        """Return the prediction, of the latents' shape."""
         latents = latents_BFchw.transpose(1, 2)
         prediction = self.model(latents, timestep_B, encoder_hidden_states=condition_BKE, return_dict=False)[0]
         return prediction.transpose(1, 2)

@@ -86,7 +86,7 @@ class VideoDiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, latents_BFchw: Tensor, timestep_B: Tensor, condition_BKE: Tensor) -> Tensor:
-        """Returns the prediction, of the latents' shape.
+        """Return the prediction, of the latents' shape.
 
         Args:
             latents_BFchw: Noisy latents, float.

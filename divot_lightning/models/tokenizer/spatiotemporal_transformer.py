@@ -29,6 +29,6 @@ class SpatiotemporalTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x_BFPC: Tensor) -> Tensor:
-        """Maps (B, F, P, width) to one sequence (B, F * P, width), frame by frame."""
+        """Map (B, F, P, width) to one sequence (B, F * P, width), frame by frame."""
         x_BFPC = x_BFPC + self.frame_positions[:, None] + self.grid_positions
         return self.norm(self.blocks(x_BFPC.flatten(1, 2)))

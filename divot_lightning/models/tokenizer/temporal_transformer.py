@@ -59,7 +59,7 @@ class TemporalTransformer(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, patches_BFPC: Tensor) -> Tensor:
-        """Maps patch features (B, F, P, input_dim) to (B, F, P, output_dim), both float."""
+        """Map patch features (B, F, P, input_dim) to (B, F, P, output_dim), both float."""
         batch, frames, positions, _ = patches_BFPC.shape
         x_BPFC = self.input_projection(patches_BFPC).transpose(1, 2) + self.frame_positions
         x = self.blocks(x_BPFC.reshape(batch * positions, frames, -1))

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.perceiver import PerceiverResampler
-from divot_lightning.models.positions import start_vit, start_with_positions
+from divot_lightning.models.positions import init_vit, init_with_sin_cos
 from divot_lightning.models.tokenizer.spatiotemporal_transformer import SpatiotemporalTransformer
 from divot_lightning.models.tokenizer.temporal_transformer import TemporalInit, TemporalTransformer
 from divot_lightning.models.tokenizer.vision_backbone import VisionBackbone, VisionConfig
@@ -40,7 +40,7 @@ class TokenizerConfig:
             step's gradient about a thousandfold: train with gradient clipping. "random" is torch's default, for
             training from scratch: tokens depend on the clip from the start.
         position_init: How learned positions start. "random" is small and random, as released. "sin_cos" is for a small
-            tokenizer that is trained from nothing in minutes; see `start_with_positions`.
+            tokenizer that is trained from nothing in minutes; see `init_with_sin_cos`.
         pool_size: Height and width of the grid that each frame's patches are averaged to; at most the ViT's own grid,
             and equal to it for no pooling.
         spatiotemporal_width: Channels of the spatio-temporal transformer; a multiple of ``spatiotemporal_heads``.
@@ -75,7 +75,7 @@ class TokenizerConfig:
     token_dim: int = 256
 
     def __post_init__(self) -> None:
-        """Accepts ``vision`` as the dictionary that ``asdict`` makes of it."""
+        """Accept ``vision`` as the dictionary that ``asdict`` makes of it."""
         if isinstance(self.vision, dict):
             self.vision = VisionConfig(**self.vision)
 
@@ -92,7 +92,7 @@ class TokenizerConfig:
 
 
 def check_tokenizer_config(config: TokenizerConfig) -> None:
-    """Raises UserError if sizes do not fit together; the ViT's own sizes must be filled in already."""
+    """Raise UserError if sizes do not fit together; the ViT's own sizes must be filled in already."""
     if config.num_frames < 1:
         raise UserError(f"tokenizer: num_frames is {config.num_frames}; it must be at least 1")
     grid = config.vision.grid_size
@@ -153,17 +153,17 @@ class VideoTokenizer(nn.Module):
     def _start_with_positions(self) -> None:
         frames = [self.spatiotemporal.frame_positions, self.temporal.frame_positions]
         queries = [self.to_tokens.queries] if isinstance(self.to_tokens, PerceiverResampler) else []
-        start_with_positions(self.spatiotemporal.grid_positions, self.config.pool_size, [*frames, *queries])
+        init_with_sin_cos(self.spatiotemporal.grid_positions, self.config.pool_size, [*frames, *queries])
         if not self.config.vision.frozen:
-            start_vit(self.vision.model, self.config.vision.grid_size)
+            init_vit(self.vision.model, self.config.vision.grid_size)
 
     def select_frames(self, video_BF3HW: Tensor) -> Tensor:
-        """Picks the sparse frames (B, num_frames, 3, H, W) out of a dense clip; 0, 4, 8, 12, 15 of 16 in the paper."""
+        """Pick the sparse frames (B, num_frames, 3, H, W) out of a dense clip; 0, 4, 8, 12, 15 of 16 in the paper."""
         indices = sparse_frame_indices(video_BF3HW.shape[1], self.config.num_frames)
         return video_BF3HW[:, indices]
 
     def encode_patches(self, patches_BFPC: Tensor) -> Tensor:
-        """Computes tokens (B, Q, token_dim) from the ViT's patch features (B, num_frames, P, C), in row-major order."""
+        """Compute tokens (B, Q, token_dim) from the ViT's patch features (B, num_frames, P, C), in row-major order."""
         grid, pool = self.config.vision.grid_size, self.config.pool_size
         x_BFPC = self.temporal(patches_BFPC)
         maps = x_BFPC.flatten(0, 1).transpose(1, 2).unflatten(2, (grid, grid))
@@ -174,12 +174,12 @@ class VideoTokenizer(nn.Module):
 
     @torch.no_grad()
     def null_tokens(self, height: int, width: int) -> Tensor:
-        """Computes the tokens (Q, token_dim) of an all-zero, mid-grey clip: guidance's unconditional branch."""
+        """Compute the tokens (Q, token_dim) of an all-zero, mid-grey clip: guidance's unconditional branch."""
         weight = next(self.parameters())
         return self(weight.new_zeros(1, self.config.num_frames, 3, height, width))[0]
 
     def forward(self, video_BF3HW: Tensor) -> Tensor:
-        """Encodes clips.
+        """Encode clips.
 
         Args:
             video_BF3HW: Float in [-1, 1]. F is either ``num_frames`` (sparse frames, used as they are) or more (a

@@ -62,7 +62,7 @@ class VisionConfig:
 
 
 def check_vision_config(config: VisionConfig) -> None:
-    """Raises UserError if the sizes do not fit together."""
+    """Raise UserError if the sizes do not fit together."""
     if config.patch_size < 1 or config.image_size < 1 or config.image_size % config.patch_size:
         raise UserError(
             f"ViT: image_size {config.image_size} does not divide into patches of patch_size {config.patch_size}; "
@@ -96,7 +96,7 @@ def _blur_for_shrinking(images_N3HW: Tensor, factors: tuple[float, float]) -> Te
 
 
 def resize_to_square(images_N3HW: Tensor, size: int) -> Tensor:
-    """Resizes images as the released encoder does: bicubic with the corner pixels aligned.
+    """Resiz images as the released encoder does: bicubic with the corner pixels aligned.
 
     Before shrinking, each axis is blurred with a Gaussian of standard deviation ``(factor - 1) / 2`` pixels, where
     ``factor`` is the old size over the new one. This is not torch's ``antialias=True``, which uses another cubic and
@@ -118,8 +118,8 @@ def resize_to_square(images_N3HW: Tensor, size: int) -> Tensor:
     return functional.interpolate(images_N3HW, (size, size), mode="bicubic", align_corners=True)
 
 
-def clip_pixels(images_N3HW: Tensor, image_size: int) -> Tensor:
-    """Turns images into what CLIP models expect: resized to a square and normalised per channel.
+def normalize_for_vision_encoder(images_N3HW: Tensor, image_size: int) -> Tensor:
+    """Turn images into what CLIP models expect: resized to a square and normalised per channel.
 
     Args:
         images_N3HW: Float in [-1, 1], any height and width.
@@ -136,7 +136,7 @@ def clip_pixels(images_N3HW: Tensor, image_size: int) -> Tensor:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keeps transformers from listing every weight of a CLIP model's text part as unexpected."""
+    """Keep transformers from listing every weight of a CLIP model's text part as unexpected."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -195,7 +195,7 @@ def _sizes_of(model: CLIPVisionModel, config: VisionConfig) -> VisionConfig:
 
 
 def _drop_final_norm(model: CLIPVisionModel) -> None:
-    """Removes the LayerNorm that only the pooled output uses: trained, it would never get a gradient."""
+    """Remove the LayerNorm that only the pooled output uses: trained, it would never get a gradient."""
     for module in model.modules():
         if hasattr(module, "post_layernorm"):
             module.post_layernorm = nn.Identity()
@@ -228,12 +228,12 @@ class VisionBackbone(nn.Module):
         self.train(True)
 
     def train(self, mode: bool = True) -> "VisionBackbone":
-        """Sets the training mode; a frozen ViT stays in eval mode whatever is asked."""
+        """Set the training mode; a frozen ViT stays in eval mode whatever is asked."""
         return super().train(mode and not self.config.frozen)
 
     def forward(self, frames_BF3HW: Tensor) -> Tensor:
-        """Maps frames, float in [-1, 1], to patch features (B, F, P, C), float, unnormalised."""
-        pixels = clip_pixels(frames_BF3HW.flatten(0, 1), self.config.image_size)
+        """Map frames, float in [-1, 1], to patch features (B, F, P, C), float, unnormalised."""
+        pixels = normalize_for_vision_encoder(frames_BF3HW.flatten(0, 1), self.config.image_size)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             hidden = self.model(pixel_values=pixels).last_hidden_state
         return hidden[:, 1:].unflatten(0, frames_BF3HW.shape[:2])

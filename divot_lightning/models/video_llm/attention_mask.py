@@ -1,6 +1,6 @@
 """Who attends to whom: causal text, queries of one clip that see each other, samples that share a row and no more.
 
-A position attends to itself, to every position of its sample before it, and, with the mechanism
+A position attends to itself, to every position of its sample before it, and, with the generation_mode
 ``query_bidirectional``, to all queries of its own clip (Divot section 3.2, arXiv:2412.04432). *Blocks* number the
 clips: equal non-negative numbers mark the queries of one clip, -1 everything else.
 
@@ -16,25 +16,25 @@ import torch
 from torch import Tensor
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequences import Mechanism, Position
+from divot_lightning.models.video_llm.sequences import GenerationMode, TokenKind
 
 TransformersMask: TypeAlias = Tensor | dict[str, Tensor] | None
 
 
-def query_blocks(roles_BL: Tensor, clips_BL: Tensor, mechanism: Mechanism) -> Tensor:
-    """Gives the blocks of positions that see each other.
+def query_blocks(token_kind_BL: Tensor, clips_BL: Tensor, generation_mode: GenerationMode) -> Tensor:
+    """Return the blocks of positions that see each other.
 
     Args:
-        roles_BL: ``Position`` values, int64.
+        token_kind_BL: ``TokenKind`` values, int64.
         clips_BL: Clip of each slot, int64.
-        mechanism: Only ``query_bidirectional`` has such blocks.
+        generation_mode: Only ``query_bidirectional`` has such blocks.
 
     Returns:
         blocks_BL, int64: the clip at its queries, -1 elsewhere.
     """
-    if mechanism != "query_bidirectional":
+    if generation_mode != "query_bidirectional":
         return torch.full_like(clips_BL, -1)
-    return torch.where(roles_BL == Position.QUERY, clips_BL, -1)
+    return torch.where(token_kind_BL == TokenKind.QUERY, clips_BL, -1)
 
 
 class Places(NamedTuple):
@@ -52,7 +52,7 @@ class Places(NamedTuple):
 
 
 def attention_rule(query: Places, key: Places) -> Tensor:
-    """States the rule for pairs of positions, by broadcasting.
+    """State the rule for pairs of positions, by broadcasting.
 
     Padding is seen by itself only, so that no softmax is over nothing.
 
@@ -74,7 +74,7 @@ def attention_rule(query: Places, key: Places) -> Tensor:
 
 
 def mixed_attention_mask(samples_BL: Tensor, blocks_BL: Tensor) -> Tensor:
-    """Gives the full mask of rows.
+    """Return the full mask of rows.
 
     Args:
         samples_BL: Number of the sample at each position, int64; -1 where padded.
@@ -91,7 +91,7 @@ def mixed_attention_mask(samples_BL: Tensor, blocks_BL: Tensor) -> Tensor:
 
 
 def flex_mask_mod(samples_BL: Tensor, blocks_BL: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Gives the same rule as a ``mask_mod`` for ``torch.nn.attention.flex_attention.create_block_mask``.
+    """Return the same rule as a ``mask_mod`` for ``torch.nn.attention.flex_attention.create_block_mask``.
 
     FlexAttention has no backward pass on CPUs, so ``VideoLLMConfig.attention`` does not offer it.
 
@@ -113,7 +113,7 @@ def flex_mask_mod(samples_BL: Tensor, blocks_BL: Tensor) -> Callable[[Tensor, Te
 
 
 def additive_mask(mask_BLS: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turns a bool mask into summands for attention scores.
+    """Turn a bool mask into summands for attention scores.
 
     Args:
         mask_BLS: True where attended, bool.
@@ -130,7 +130,7 @@ def additive_mask(mask_BLS: Tensor, dtype: torch.dtype) -> Tensor:
 def transformers_mask(
     config: Any, mask_BLS: Tensor, query_positions_BL: Tensor, key_positions_BS: Tensor, dtype: torch.dtype
 ) -> TransformersMask:
-    """Puts a mask into the form in which an unmodified transformers model honours it.
+    """Put a mask into the form in which an unmodified transformers model honours it.
 
     A 4D mask is used as it stands, so the sliding window of the model has to be in it. Scaled dot product attention
     takes bool masks (independent of autocast), eager attention adds a float mask. Models whose layers differ
@@ -157,7 +157,7 @@ def transformers_mask(
 
 
 def sliding_window(config: Any) -> int | None:
-    """Gives how many positions back a model's windowed layers see, None where no layer is windowed.
+    """Return how many positions back a model's windowed layers see, None where no layer is windowed.
 
     Args:
         config: The model's transformers configuration.

@@ -30,7 +30,7 @@ from divot_lightning.parts.trusted_classes import require_trusted
 
 
 def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
-    """Gives the text tokenizer and the language model: stored, pretrained, or untrained.
+    """Return the text tokenizer and the language model: stored, pretrained, or untrained.
 
     Args:
         config: The settings.
@@ -72,12 +72,12 @@ class LearnableQueries(nn.Module):
         self.weight_QD = nn.Parameter(initial_QD)
 
     def forward(self, slots_S: Tensor) -> Tensor:
-        """Gives the queries of slots, int64 indices in the clip, as (S, D)."""
+        """Return the queries of slots, int64 indices in the clip, as (S, D)."""
         return self.weight_QD[slots_S]
 
 
 def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
-    """Draws queries about the mean word embedding, with the words' own spread, so that they differ from the start.
+    """Draw queries about the mean word embedding, with the words' own spread, so that they differ from the start.
 
     They enter where words do behind their embedding layer, so they are on the scale that this layer gives words: the
     Gemma family multiplies by the square root of D.
@@ -99,7 +99,7 @@ def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
 
 
 def _embedding_scale(embedding: nn.Module, weight_VD: Tensor) -> float:
-    """Gives by how much an embedding layer enlarges its rows; 1 where it gives them as they are."""
+    """Return by how much an embedding layer enlarges its rows; 1 where it gives them as they are."""
     if weight_VD.is_meta:
         return 1.0
     with torch.no_grad():
@@ -111,7 +111,7 @@ def _embedding_scale(embedding: nn.Module, weight_VD: Tensor) -> float:
 
 
 def build_stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead:
-    """Builds the head of a stored video LLM, with random weights.
+    """Build the head of a stored video LLM, with random weights.
 
     Args:
         config: The stored settings.

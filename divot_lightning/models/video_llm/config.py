@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from divot_lightning.models.video_llm.language_model import Attention, LoRASettings
-from divot_lightning.models.video_llm.sequences import Mechanism
+from divot_lightning.models.video_llm.language_model import Attention, LoRAConfig
+from divot_lightning.models.video_llm.sequences import GenerationMode
 from divot_lightning.models.weight_dtypes import FrozenDtype
 
 
@@ -22,7 +22,7 @@ class VideoLLMConfig:
         text_tokenizer: Folder of the text tokenizer; None takes the one in the language_model folder.
         num_queries: Tokens per clip; equals the tokenizer's.
         feature_dim: Width of the tokenizer's features.
-        mechanism: How clips are generated: queries that see each other, queries that see earlier ones, or feature by
+        generation_mode: How clips are generated: queries that see each other, queries that see earlier ones, or feature by
             feature. Feature by feature, a head is trained and sampled one token at a time, also one that could draw the
             tokens of a clip jointly.
         lora: Low-rank adapters, trained in place of all weights of the language model; none by default.
@@ -45,8 +45,8 @@ class VideoLLMConfig:
     text_tokenizer: str | None = None
     num_queries: int = 64
     feature_dim: int = 256
-    mechanism: Mechanism = "query_bidirectional"
-    lora: LoRASettings | None = None
+    generation_mode: GenerationMode = "query_bidirectional"
+    lora: LoRAConfig | None = None
     frozen_dtype: FrozenDtype = "float32"
     freeze_language_model: bool = False
     max_length: int | None = 1400

@@ -41,7 +41,7 @@ TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 
 @dataclass
-class LoRASettings:
+class LoRAConfig:
     """Low-rank adapters; the defaults are those of the released Divot training configuration.
 
     Besides the adapters the rows of the marker tokens (``<vid>`` and its like) in the embedding and in the output layer
@@ -67,7 +67,7 @@ class LoRASettings:
 
 
 def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
-    """Loads a text tokenizer and adds the marker tokens that it lacks.
+    """Load a text tokenizer and adds the marker tokens that it lacks.
 
     Args:
         folder: A transformers tokenizer folder (or a hub name that is in the local cache).
@@ -90,7 +90,7 @@ def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
 
 
 def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
-    """Loads pretrained weights as they are stored; rows of new tokens become the mean of the rows there are.
+    """Load pretrained weights as they are stored; rows of new tokens become the mean of the rows there are.
 
     Args:
         folder: A transformers model folder.
@@ -119,7 +119,7 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
 
 
 def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
-    """Loads pretrained weights tensor by tensor into shards; as `load_language_model` otherwise."""
+    """Load pretrained weights tensor by tensor into shards; as `load_language_model` otherwise."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -152,7 +152,7 @@ def _load_whole(folder: str) -> PreTrainedModel:
 def build_untrained_language_model(
     config: dict[str, Any], text_tokenizer: Any, attention: Attention
 ) -> PreTrainedModel:
-    """Builds a model from its configuration, with random weights; the vocabulary is that of the text tokenizer.
+    """Build a model from its configuration, with random weights; the vocabulary is that of the text tokenizer.
 
     Args:
         config: Keys of a transformers configuration, ``model_type`` among them.
@@ -172,7 +172,7 @@ def build_untrained_language_model(
 
 
 def language_model_from_config(config: dict[str, Any], attention: Attention) -> PreTrainedModel:
-    """Builds a model from its complete configuration, with random weights.
+    """Build a model from its complete configuration, with random weights.
 
     Args:
         config: Keys of a transformers configuration, ``model_type`` and ``vocab_size`` among them.
@@ -200,7 +200,7 @@ def _reason(error: Exception) -> str:
 
 
 def check_language_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Refuses models that change the logits behind their output layer, since we apply that layer ourselves.
+    """Refuse models that change the logits behind their output layer, since we apply that layer ourselves.
 
     Args:
         model: A causal language model.
@@ -219,7 +219,7 @@ def check_language_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def vocabulary_size(text_tokenizer: Any) -> int:
-    """Gives the embedding rows that a text tokenizer needs (its ids may have gaps).
+    """Return the embedding rows that a text tokenizer needs (its ids may have gaps).
 
     Args:
         text_tokenizer: A transformers tokenizer.
@@ -231,7 +231,7 @@ def vocabulary_size(text_tokenizer: Any) -> int:
 
 
 def initialise_new_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
-    """Sets the embedding and output rows of new tokens to the mean of the other rows.
+    """Set the embedding and output rows of new tokens to the mean of the other rows.
 
     The released code does the same for embeddings; its rows of an untied output layer come out as three times the mean.
 
@@ -248,8 +248,8 @@ def initialise_new_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
             weight_VD[new_ids] = weight_VD[old].mean(dim=0)
 
 
-def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[int]) -> PeftModel:
-    """Freezes the model and puts adapters in.
+def add_lora(model: PreTrainedModel, settings: LoRAConfig, marker_ids: list[int]) -> PeftModel:
+    """Freez the model and puts adapters in.
 
     Args:
         model: A causal language model.
@@ -292,7 +292,7 @@ def add_lora(model: PreTrainedModel, settings: LoRASettings, marker_ids: list[in
 
 
 def layers_without_adapters(model: PeftModel) -> list[str]:
-    """Names the kinds of layers inside a model's blocks whose matrices are neither trained nor have an adapter.
+    """Return the kinds of layers inside a model's blocks whose matrices are neither trained nor have an adapter.
 
     Args:
         model: From ``add_lora``.
@@ -314,7 +314,7 @@ def layers_without_adapters(model: PeftModel) -> list[str]:
     return sorted(found)
 
 
-def _copied_weights(model: PreTrainedModel, embeddings: list[str], settings: LoRASettings) -> list[Tensor]:
+def _copied_weights(model: PreTrainedModel, embeddings: list[str], settings: LoRAConfig) -> list[Tensor]:
     return [
         parameter
         for name, parameter in model.named_parameters()
@@ -323,7 +323,7 @@ def _copied_weights(model: PreTrainedModel, embeddings: list[str], settings: LoR
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Folds adapters and trained rows into the weights, in float32; see `divot_lightning.models.weight_dtypes`.
+    """Fold adapters and trained rows into the weights, in float32; see `divot_lightning.models.weight_dtypes`.
 
     Args:
         model: From ``add_lora``.
@@ -345,7 +345,7 @@ def _module_name(model: nn.Module, wanted: nn.Module) -> str:
 
 
 def word_embeddings(model: PreTrainedModel) -> Tensor:
-    """Gives the input embeddings of a model without adapters.
+    """Return the input embeddings of a model without adapters.
 
     Args:
         model: A causal language model.
@@ -357,7 +357,7 @@ def word_embeddings(model: PreTrainedModel) -> Tensor:
 
 
 def unwrap(model: nn.Module) -> Any:
-    """Gives the causal language model itself, adapters included.
+    """Return the causal language model itself, adapters included.
 
     Args:
         model: With or without the PEFT wrapper.

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from divot_lightning.distributed.meta_building import has_shards
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.attention_mask import Places, attention_rule, transformers_mask
-from divot_lightning.models.video_llm.sequences import Mechanism
+from divot_lightning.models.video_llm.sequences import GenerationMode
 from divot_lightning.models.weight_dtypes import HALF
 
 _LENGTH = 9
@@ -37,8 +37,8 @@ _REACTION = 0.1
 """Share of that above which a position has seen a changed input; where it does not look, nothing changes at all."""
 
 
-def probe_language_model(model: PreTrainedModel, mechanism: Mechanism) -> None:
-    """Refuses a language model that our loss or our masks do not fit.
+def probe_language_model(model: PreTrainedModel, generation_mode: GenerationMode) -> None:
+    """Refuse a language model that our loss or our masks do not fit.
 
     The model's weights are used as they are, without gradient, in evaluation mode; random states and training mode are
     left as they were. Where each process holds a share of the weights only (ZeRO stage 3), a model of the same settings
@@ -47,7 +47,7 @@ def probe_language_model(model: PreTrainedModel, mechanism: Mechanism) -> None:
 
     Args:
         model: Without adapters.
-        mechanism: Whether queries see each other.
+        generation_mode: Whether queries see each other.
 
     Raises:
         UserError: Names the model type and what it does.
@@ -58,7 +58,7 @@ def probe_language_model(model: PreTrainedModel, mechanism: Mechanism) -> None:
         probed = _with_few_layers(model) if has_shards(model) else model
         with evaluation_mode(probed):
             try:
-                found = find_misfit(probed, mechanism)
+                found = find_misfit(probed, generation_mode)
             except UserError:
                 raise
             except Exception as error:
@@ -73,7 +73,7 @@ def probe_language_model(model: PreTrainedModel, mechanism: Mechanism) -> None:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Generator[None, None, None]:
-    """Has all modules in evaluation mode, within; afterwards each is in the mode that it was in."""
+    """Have all modules in evaluation mode, within; afterwards each is in the mode that it was in."""
     before = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -83,12 +83,12 @@ def evaluation_mode(model: nn.Module) -> Generator[None, None, None]:
             module.training = training
 
 
-def find_misfit(model: PreTrainedModel, mechanism: Mechanism) -> str | None:
-    """Tells in what a model differs from what we take it for; None if in nothing.
+def find_misfit(model: PreTrainedModel, generation_mode: GenerationMode) -> str | None:
+    """Return in what a model differs from what we take it for; None if in nothing.
 
     Args:
         model: In evaluation mode, on any device.
-        mechanism: Whether queries see each other.
+        generation_mode: Whether queries see each other.
     """
     weight_VD = model.get_input_embeddings().get_parameter("weight")
     # Spread over the vocabulary, since its first and last tokens are often special or unused.
@@ -97,7 +97,7 @@ def find_misfit(model: PreTrainedModel, mechanism: Mechanism) -> str | None:
     hidden_LD = model.base_model(inputs_embeds=text_LD[None], attention_mask=None, use_cache=False).last_hidden_state[0]
     rounding = _HALF_ROUNDING if hidden_LD.dtype in HALF else _ROUNDING
     trial = Trial(model, text_LD, hidden_LD, rounding)
-    return _loss_misfit(trial, ids_L) or _mask_misfit(trial, mechanism) or _row_misfit(trial)
+    return _loss_misfit(trial, ids_L) or _mask_misfit(trial, generation_mode) or _row_misfit(trial)
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ class Trial:
         return _difference(changed, base) > _REACTION * self.rounding
 
     def changed_at(self, place: int) -> Tensor:
-        """Gives the text with another input at one place."""
+        """Return the text with another input at one place."""
         noise_D = torch.randn(self.text_LD.shape[-1], generator=torch.Generator().manual_seed(0))
         changed_LD = self.text_LD.clone()
         changed_LD[place] = 3.0 * self.text_LD.std() * noise_D.to(self.text_LD)
         return changed_LD
 
     def run(self, embeds_BLD: Tensor, query: Places, key: Places, **more: Any) -> Tensor:
-        """Gives hidden states under the mask of our rule; places as (B, L) on the CPU."""
+        """Return hidden states under the mask of our rule; places as (B, L) on the CPU."""
         device = embeds_BLD.device
         mask_BLS = attention_rule(
             Places(*(values[:, :, None] for values in query)), Places(*(values[:, None, :] for values in key))
@@ -156,9 +156,9 @@ def _loss_misfit(trial: Trial, ids_L: Tensor) -> str | None:
     return None
 
 
-def _mask_misfit(trial: Trial, mechanism: Mechanism) -> str | None:
-    """Compares rows of a sample with queries that differ in one input, as in training without packing."""
-    together = mechanism == "query_bidirectional"
+def _mask_misfit(trial: Trial, generation_mode: GenerationMode) -> str | None:
+    """Compare rows of a sample with queries that differ in one input, as in training without packing."""
+    together = generation_mode == "query_bidirectional"
     first_query, second_query = _QUERIES
     rows = [trial.text_LD, *(trial.changed_at(place) for place in (0, second_query, _FIRST - 1))]
     embeds_BLD = torch.stack(rows)[:, :_FIRST]
@@ -179,7 +179,7 @@ def _mask_misfit(trial: Trial, mechanism: Mechanism) -> str | None:
 
 
 def _row_misfit(trial: Trial) -> str | None:
-    """Looks at rows that samples share, at padded rows and at what comes after them, as in packing and sampling."""
+    """Look at rows that samples share, at padded rows and at what comes after them, as in packing and sampling."""
     plain, packed = torch.arange(_LENGTH), torch.cat([torch.arange(_FIRST), torch.arange(_LENGTH - _FIRST)])
     padded = torch.where(plain < _FIRST, plain, -1)
     sample = (packed != plain).long()
@@ -193,7 +193,7 @@ def _row_misfit(trial: Trial) -> str | None:
         return trial.run(embeds_BLD, query, key, position_ids=position_ids, past_key_values=cache, use_cache=True)
 
     base, changed, text, _ = step(embeds_BLD, key, key, torch.stack([packed, packed, plain, padded.clamp(min=0)]))
-    # The padded row goes on with the text's next word.
+    # The padded row continues with the text's next word.
     nexts = embeds_BLD[:, _FIRST : _FIRST + 1]
     new = Places(*(torch.tensor(values)[:, None] for values in ((9, 9, 9, 6), (1, 1, 0, 0), (-1,) * 4)))
     keys = Places(*(torch.cat(pair, dim=1) for pair in zip(key, new, strict=True)))
@@ -202,7 +202,7 @@ def _row_misfit(trial: Trial) -> str | None:
         "samples that share a row see each other": trial.differs(changed[_NEIGHBOUR], base[_NEIGHBOUR])
         or trial.differs(after[1], after[0]),
         "with a causal mask it attends otherwise than without a mask": trial.differs(text, trial.hidden_LD),
-        "a padded row goes on otherwise than the same row without padding": trial.differs(
+        "a padded row continues otherwise than the same row without padding": trial.differs(
             after[3], trial.hidden_LD[_FIRST]
         ),
     }
@@ -219,7 +219,7 @@ def _mask_message(findings: dict[str, bool]) -> str | None:
 
 
 def _with_few_layers(model: PreTrainedModel) -> PreTrainedModel:
-    """Builds a small stand-in for a sharded model, whole on this process."""
+    """Build a small stand-in for a sharded model, whole on this process."""
     config = deepcopy(model.config)
     kinds = list(getattr(config, "layer_types", None) or ())
     layers = max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from divot_lightning.models.video_llm.sequences import IGNORED, Mechanism, Position, SequenceBatch
+from divot_lightning.models.video_llm.sequences import IGNORED, GenerationMode, SequenceBatch, TokenKind
 from divot_lightning.parts.heads import GenerationHead
 
 
@@ -41,7 +41,7 @@ class VideoLLMOutput:
 def next_word_loss(
     output_layer: Callable[[Tensor], Tensor], batch: SequenceBatch, hidden_BLD: Tensor
 ) -> tuple[Tensor, int]:
-    """Gives the cross entropy of each learned token, as predicted at the position before it.
+    """Return the cross entropy of each learned token, as predicted at the position before it.
 
     Args:
         output_layer: Hidden states (T, D) to scores (T, V), float32.
@@ -52,7 +52,7 @@ def next_word_loss(
         The mean over the targets, scalar float32, and their number.
     """
     # A sample's first position is predicted by nothing: what stands before it belongs to another sample.
-    labels_BL = batch.labels_BL.masked_fill(batch.positions_BL == 0, IGNORED)
+    labels_BL = batch.labels_BL.masked_fill(batch.position_ids_BL == 0, IGNORED)
     target_T = (labels_BL.flatten() != IGNORED).nonzero()[:, 0]
     flat = hidden_BLD.flatten(0, 1)
     if len(target_T) == 0:
@@ -62,47 +62,52 @@ def next_word_loss(
 
 
 def generation_loss(
-    head: GenerationHead, batch: SequenceBatch, hidden_BLD: Tensor, features_MQC: Tensor, *, mechanism: Mechanism
+    head: GenerationHead,
+    batch: SequenceBatch,
+    hidden_BLD: Tensor,
+    features_MQC: Tensor,
+    *,
+    generation_mode: GenerationMode,
 ) -> tuple[Tensor, int]:
-    """Gives the head's loss on all clips to generate.
+    """Return the head's loss on all clips to generate.
 
     Args:
         head: The generation head.
         batch: The sequences.
         hidden_BLD: Last hidden states.
         features_MQC: Normalised features of all clips, float.
-        mechanism: With "autoregressive" the hidden state one position earlier predicts a feature, and the head gets
+        generation_mode: With "autoregressive" the hidden state one position earlier predicts a feature, and the head gets
             each token as a clip of its own (Q = 1), as when it samples.
 
     Returns:
         The mean over the clips, scalar float32, and their number.
     """
     flat, num_queries = hidden_BLD.flatten(0, 1), features_MQC.shape[1]
-    generated_GQ = where_role(batch, Position.QUERY, Position.FORCED).view(-1, num_queries)
+    generated_GQ = where_kind(batch, TokenKind.QUERY, TokenKind.FORCED).view(-1, num_queries)
     if len(generated_GQ) == 0:
         unused_1QC = features_MQC.new_zeros(1, *features_MQC.shape[1:])
-        return 0.0 * _head_loss(head, flat[:1].expand(1, num_queries, -1), unused_1QC, mechanism), 0
+        return 0.0 * _head_loss(head, flat[:1].expand(1, num_queries, -1), unused_1QC, generation_mode), 0
     # Clips in the order of the features, so that a head that draws noise draws the same for any rows.
     clips_G, order_G = batch.clips_BL.flatten()[generated_GQ[:, 0]].sort()
-    predicting_GQ = generated_GQ[order_G] - int(mechanism == "autoregressive")
+    predicting_GQ = generated_GQ[order_G] - int(generation_mode == "autoregressive")
     hidden_GQD, target_GQC = flat[predicting_GQ.to(flat.device)], features_MQC[clips_G.to(flat.device)]
-    return _head_loss(head, hidden_GQD, target_GQC, mechanism), len(clips_G)
+    return _head_loss(head, hidden_GQD, target_GQC, generation_mode), len(clips_G)
 
 
-def _head_loss(head: GenerationHead, hidden_GQD: Tensor, target_GQC: Tensor, mechanism: Mechanism) -> Tensor:
-    """Asks the head in training what generation asks it: clips, or one token at a time.
+def _head_loss(head: GenerationHead, hidden_GQD: Tensor, target_GQC: Tensor, generation_mode: GenerationMode) -> Tensor:
+    """Ask the head in training what generation asks it: clips, or one token at a time.
 
     Feature by feature, the hidden state behind a token was made from the token's true feature. A head that looks at
     several tokens together would copy it, and have nothing to copy when it samples.
     """
-    if mechanism == "autoregressive":
+    if generation_mode == "autoregressive":
         hidden_GQD, target_GQC = (states.flatten(0, 1).unsqueeze(1) for states in (hidden_GQD, target_GQC))
     loss: Tensor = head(hidden_GQD, target_GQC)
     return loss
 
 
-def where_role(batch: SequenceBatch, *roles: Position) -> Tensor:
-    """Finds the positions that have one of some roles.
+def where_kind(batch: SequenceBatch, *roles: TokenKind) -> Tensor:
+    """Find the positions that have one of some roles.
 
     Args:
         batch: The sequences.
@@ -111,4 +116,4 @@ def where_role(batch: SequenceBatch, *roles: Position) -> Tensor:
     Returns:
         Indices into the flattened rows, rising, int64, on the CPU.
     """
-    return torch.isin(batch.roles_BL.flatten(), torch.tensor([int(role) for role in roles])).nonzero()[:, 0]
+    return torch.isin(batch.token_kind_BL.flatten(), torch.tensor([int(role) for role in roles])).nonzero()[:, 0]

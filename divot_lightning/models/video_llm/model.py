@@ -34,9 +34,9 @@ from divot_lightning.models.video_llm.building import (
     initial_queries,
 )
 from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
-from divot_lightning.models.video_llm.language_model import LoRASettings, add_lora, merge_lora, unwrap
+from divot_lightning.models.video_llm.language_model import LoRAConfig, add_lora, merge_lora, unwrap
 from divot_lightning.models.video_llm.language_model_probe import probe_language_model
-from divot_lightning.models.video_llm.losses import VideoLLMOutput, generation_loss, next_word_loss, where_role
+from divot_lightning.models.video_llm.losses import VideoLLMOutput, generation_loss, next_word_loss, where_kind
 from divot_lightning.models.video_llm.position_limit import check_positions
 from divot_lightning.models.video_llm.projectors import MLPProjector
 from divot_lightning.models.video_llm.row_packing import pack_rows
@@ -44,11 +44,11 @@ from divot_lightning.models.video_llm.sampling import generate_features, generat
 from divot_lightning.models.video_llm.sequences import (
     IGNORED,
     SPECIAL_TOKEN_NAMES,
-    Position,
     Segment,
     SequenceBatch,
     SequenceLayout,
     SpecialTokens,
+    TokenKind,
     TokenSequence,
     build_sequence,
     collate_sequences,
@@ -95,7 +95,7 @@ class VideoLLM(nn.Module):
         if config.frozen_dtype == "float32":
             raise_to_float32(causal_lm)  # so that adapters begin in float32, too
         if folder is None:
-            probe_language_model(causal_lm, config.mechanism)
+            probe_language_model(causal_lm, config.generation_mode)
         check_positions(causal_lm, config.max_length)
         self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
         dim = causal_lm.config.hidden_size
@@ -126,8 +126,8 @@ class VideoLLM(nn.Module):
         """The transformers model itself (``PreTrainedModel``), adapters included."""
         return unwrap(self.language_model)
 
-    def add_lora(self, settings: LoRASettings) -> None:
-        """Freezes the language model and adds adapters to it.
+    def add_lora(self, settings: LoRAConfig) -> None:
+        """Freez the language model and adds adapters to it.
 
         Args:
             settings: The adapters.
@@ -138,7 +138,7 @@ class VideoLLM(nn.Module):
         self.settings = replace(self.settings, lora=settings)
 
     def merge_lora(self) -> None:
-        """Folds adapters into the weights; afterwards all weights are trainable, unless the settings freeze them."""
+        """Fold adapters into the weights; afterwards all weights are trainable, unless the settings freeze them."""
         if self.settings.lora is not None:
             self.language_model = merge_lora(self.language_model)
             self.settings = replace(self.settings, lora=None)
@@ -146,7 +146,7 @@ class VideoLLM(nn.Module):
         raise_to_float32(self.language_model)
 
     def use_stored_precision(self) -> VideoLLM:
-        """Turns a language model that came in half precision back into it, to be used without training.
+        """Turn a language model that came in half precision back into it, to be used without training.
 
         Returns:
             The same model; one of float32 is left as it is.
@@ -155,7 +155,7 @@ class VideoLLM(nn.Module):
         return self
 
     def set_max_length(self, max_length: int | None) -> None:
-        """Changes the longest training sequence.
+        """Change the longest training sequence.
 
         Args:
             max_length: Tokens; None for no limit.
@@ -164,7 +164,7 @@ class VideoLLM(nn.Module):
         self.settings = replace(self.settings, max_length=max_length)
 
     def set_packing(self, packing: bool) -> None:
-        """Changes whether samples of a training batch may share rows.
+        """Change whether samples of a training batch may share rows.
 
         Args:
             packing: See `divot_lightning.models.video_llm.config.VideoLLMConfig`.
@@ -172,7 +172,7 @@ class VideoLLM(nn.Module):
         self.settings = replace(self.settings, packing=packing)
 
     def set_feature_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
-        """Sets how features are normalised.
+        """Set how features are normalised.
 
         Args:
             mean_C: Mean of the tokenizer's features per channel, float.
@@ -182,7 +182,7 @@ class VideoLLM(nn.Module):
         self.feature_std_C.copy_(std_C.clamp(min=SMALLEST_STD))
 
     def save_extra(self, folder: Path) -> None:
-        """Writes what weights and config leave out: the text tokenizer and the language model's configuration.
+        """Write what weights and config leave out: the text tokenizer and the language model's configuration.
 
         Args:
             folder: The component folder.
@@ -192,7 +192,7 @@ class VideoLLM(nn.Module):
 
     @classmethod
     def from_component(cls, config: dict[str, Any], folder: Path) -> VideoLLM:
-        """Builds the module of a component folder, with random weights.
+        """Build the module of a component folder, with random weights.
 
         Args:
             config: The stored config.
@@ -202,7 +202,7 @@ class VideoLLM(nn.Module):
             A module whose state has the stored keys.
         """
         try:
-            lora = LoRASettings(**config["lora"]) if config.get("lora") else None
+            lora = LoRAConfig(**config["lora"]) if config.get("lora") else None
             stored = BuiltVideoLLMConfig(**{**config, "lora": lora})
         except TypeError as error:
             raise UserError(f"The settings in {folder} do not fit a VideoLLM: {error}") from error
@@ -212,7 +212,7 @@ class VideoLLM(nn.Module):
         return video_llm
 
     def forward(self, segments: list[list[Segment]], features_MQC: Tensor | None) -> VideoLLMOutput:
-        """Computes the losses of a batch.
+        """Compute the losses of a batch.
 
         Every trainable part takes part in every batch, with weight zero where the batch does not need it: ranks that
         train in parallel must all produce the same gradients.
@@ -228,12 +228,14 @@ class VideoLLM(nn.Module):
         features_MQC = self.normalise(features_MQC, batch.num_clips)
         hidden_BLD = self.hidden_states(batch, self.embed(batch, features_MQC))
         text_loss, num_targets = next_word_loss(self.logits, batch, hidden_BLD)
-        mechanism = self.settings.mechanism
-        head_loss, num_clips = generation_loss(self.head, batch, hidden_BLD, features_MQC, mechanism=mechanism)
+        generation_mode = self.settings.generation_mode
+        head_loss, num_clips = generation_loss(
+            self.head, batch, hidden_BLD, features_MQC, generation_mode=generation_mode
+        )
         return VideoLLMOutput(text_loss, head_loss, num_targets, num_clips)
 
     def sequences(self, segments: list[list[Segment]], *, prompt: bool = False) -> SequenceBatch:
-        """Lays out samples.
+        """Lay out samples.
 
         Args:
             segments: B samples; none at all give a row that teaches nothing.
@@ -243,7 +245,7 @@ class VideoLLM(nn.Module):
             The padded sequences, on the CPU.
         """
         config = self.settings
-        layout = SequenceLayout(config.num_queries, config.mechanism, None if prompt else config.max_length)
+        layout = SequenceLayout(config.num_queries, config.generation_mode, None if prompt else config.max_length)
         built = [build_sequence(sample, self._encode, self.special, layout, prompt=prompt) for sample in segments]
         rows = None
         if config.packing and not prompt:
@@ -252,7 +254,7 @@ class VideoLLM(nn.Module):
         return collate_sequences(built or [_empty_sequence(self.special)], pad_id=self.special.end, rows=rows)
 
     def num_targets(self, segments: list[list[Segment]]) -> tuple[int, int]:
-        """Counts what the two losses of a batch are means over, without computing them.
+        """Count what the two losses of a batch are means over, without computing them.
 
         Args:
             segments: B samples.
@@ -261,8 +263,8 @@ class VideoLLM(nn.Module):
             Words to learn, and clips to generate.
         """
         batch = self.sequences(segments)
-        words = (batch.labels_BL != IGNORED) & (batch.positions_BL > 0)
-        slots = where_role(batch, Position.QUERY, Position.FORCED)
+        words = (batch.labels_BL != IGNORED) & (batch.position_ids_BL > 0)
+        slots = where_kind(batch, TokenKind.QUERY, TokenKind.FORCED)
         return int(words.sum()), len(slots) // self.settings.num_queries
 
     def _encode(self, text: str) -> list[int]:
@@ -270,7 +272,7 @@ class VideoLLM(nn.Module):
         return self.text_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def normalise(self, features_MQC: Tensor | None, num_clips: int) -> Tensor:
-        """Checks and normalises features.
+        """Check and normalises features.
 
         Args:
             features_MQC: Unnormalised features, float; None stands for no clips.
@@ -291,7 +293,7 @@ class VideoLLM(nn.Module):
         return (features_MQC - self.feature_mean_C) / self.feature_std_C
 
     def embed(self, batch: SequenceBatch, features_MQC: Tensor) -> Tensor:
-        """Embeds sequences: words, projected features, learnable queries.
+        """Embed sequences: words, projected features, learnable queries.
 
         Args:
             batch: The sequences.
@@ -303,13 +305,13 @@ class VideoLLM(nn.Module):
         device = features_MQC.device
         embeds_BLD = self.causal_lm.get_input_embeddings()(batch.ids_BL.to(device))
         flat = embeds_BLD.flatten(0, 1)
-        read_S = where_role(batch, Position.READ, Position.FORCED)
+        read_S = where_kind(batch, TokenKind.READ, TokenKind.FORCED)
         rows_S = (batch.clips_BL.flatten() * self.settings.num_queries + batch.slots_BL.flatten())[read_S]
         unread = features_MQC.new_zeros(1, features_MQC.shape[-1])
         features_SC = torch.cat([features_MQC.flatten(0, 1)[rows_S.to(device)], unread])
         projected_SD = self.project(features_SC, flat.dtype)
         flat = flat.index_copy(0, read_S.to(device), projected_SD[:-1])
-        query_S = where_role(batch, Position.QUERY)
+        query_S = where_kind(batch, TokenKind.QUERY)
         slots_S = batch.slots_BL.flatten()[query_S].to(device)
         queries_SD = self.queries(torch.cat([slots_S, slots_S.new_zeros(1)])).to(flat.dtype)
         flat = flat.index_copy(0, query_S.to(device), queries_SD[:-1])
@@ -317,7 +319,7 @@ class VideoLLM(nn.Module):
         return (flat + 0.0 * unused).unflatten(0, embeds_BLD.shape[:2])
 
     def project(self, features_SC: Tensor, dtype: torch.dtype) -> Tensor:
-        """Turns features into input of the language model.
+        """Turn features into input of the language model.
 
         Args:
             features_SC: Normalised features, float.
@@ -329,7 +331,7 @@ class VideoLLM(nn.Module):
         return self.input_projector(features_SC.to(self.input_projector.hidden.weight.dtype)).to(dtype)
 
     def hidden_states(self, batch: SequenceBatch, embeds_BLD: Tensor) -> Tensor:
-        """Runs the language model, without its output layer.
+        """Run the language model, without its output layer.
 
         Args:
             batch: The sequences.
@@ -339,12 +341,12 @@ class VideoLLM(nn.Module):
             hidden_BLD: last hidden states, normalised by the model's last layer.
         """
         mask = self.attention_mask(batch, embeds_BLD)
-        places = {"position_ids": batch.positions_BL.to(embeds_BLD.device)} if batch.packed else {}
+        places = {"position_ids": batch.position_ids_BL.to(embeds_BLD.device)} if batch.packed else {}
         model = self.causal_lm.base_model
         return model(inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False, **places).last_hidden_state
 
     def attention_mask(self, batch: SequenceBatch, embeds_BLD: Tensor) -> TransformersMask:
-        """Gives the mask in the form the language model takes.
+        """Return the mask in the form the language model takes.
 
         Rows of one sample without queries that see each other need none: padding is on the right, so causal attention
         keeps it apart, in its fast form.
@@ -356,7 +358,7 @@ class VideoLLM(nn.Module):
         Returns:
             See ``transformers_mask``; None for causal attention.
         """
-        blocks_BL = query_blocks(batch.roles_BL, batch.clips_BL, self.settings.mechanism)
+        blocks_BL = query_blocks(batch.token_kind_BL, batch.clips_BL, self.settings.generation_mode)
         if not batch.packed and not (blocks_BL >= 0).any():
             return None
         device = embeds_BLD.device
@@ -365,7 +367,7 @@ class VideoLLM(nn.Module):
         return transformers_mask(self.causal_lm.config, mask_BLL, order_L, order_L, embeds_BLD.dtype)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
-        """Applies the output layer.
+        """Apply the output layer.
 
         Args:
             hidden_TD: Hidden states.
@@ -386,7 +388,7 @@ class VideoLLM(nn.Module):
         generator: torch.Generator | None = None,
         synced: bool = False,
     ) -> list[str]:
-        """Continues prompts with text, without gradient; call it in eval mode.
+        """Continue prompts with text, without gradient; call it in eval mode.
 
         Args:
             segments: B prompts, or none.
@@ -395,7 +397,7 @@ class VideoLLM(nn.Module):
             temperature: 0 takes the best token each time. The released code samples with 0.7 and top_p 0.5.
             top_p: Probability mass of the tokens that are drawn from.
             generator: Source of randomness on the model's device; None is the global one.
-            synced: All ranks call this together, and go on until the last one is done: where the model's weights are
+            synced: All ranks call this together, and continue until the last one is done: where the model's weights are
                 sharded over ranks, a rank that stopped would leave the others waiting.
 
         Returns:
@@ -421,9 +423,9 @@ class VideoLLM(nn.Module):
         generator: Randomness = None,
         synced: bool = False,
     ) -> Tensor:
-        """Generates the clips that samples end with, without gradient; call it in eval mode.
+        """Generate the clips that samples end with, without gradient; call it in eval mode.
 
-        Queries take one forward pass per clip, the autoregressive mechanism Q steps.
+        Queries take one forward pass per clip, the autoregressive generation_mode Q steps.
 
         Args:
             segments: B samples, or none, each ending with ``Clips(role="generate")``. Of several clips each one sees
@@ -444,5 +446,5 @@ class VideoLLM(nn.Module):
 
 def _empty_sequence(special: SpecialTokens) -> TokenSequence:
     sequence = TokenSequence()
-    sequence.add_tokens([special.end], learn=False, role=Position.SPECIAL)
+    sequence.add_tokens([special.end], learn=False, role=TokenKind.SPECIAL)
     return sequence

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_positions(model: PreTrainedModel, max_length: int | None) -> None:
-    """Refuses sequences that are longer than a model's learned positions, and warns of others that it never saw.
+    """Refuse sequences that are longer than a model's learned positions, and warns of others that it never saw.
 
     Args:
         model: The causal language model, adapters or not.
@@ -33,7 +33,7 @@ def check_positions(model: PreTrainedModel, max_length: int | None) -> None:
 
 
 def _has_learned_positions(model: PreTrainedModel, known: int) -> bool:
-    """Looks for a table with a row per position; some models have one or two rows more than positions."""
+    """Look for a table with a row per position; some models have one or two rows more than positions."""
     words = set(model.get_input_embeddings().modules())
     rows = [
         module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding) and module not in words

@@ -21,5 +21,5 @@ class MLPProjector(nn.Module):
         self.out = nn.Linear(hidden_dim, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps float (..., in_dim) to (..., out_dim)."""
+        """Map float (..., in_dim) to (..., out_dim)."""
         return self.out(functional.gelu(self.hidden(x)))

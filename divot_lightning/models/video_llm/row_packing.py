@@ -14,7 +14,7 @@ TRIED_ONE_BY_ONE = 32
 
 
 def rows_cost(num_rows: int, length: int, width: int) -> int:
-    """Gives what a layer spends on a batch, in units of 2 D multiplications.
+    """Return what a layer spends on a batch, in units of 2 D multiplications.
 
     Args:
         num_rows: Rows, padded to one length.
@@ -31,7 +31,7 @@ def rows_cost(num_rows: int, length: int, width: int) -> int:
 
 
 def pack_rows(lengths: list[int], longest_row: int | None, width: int) -> list[list[int]]:
-    """Distributes samples over the rows that cost least.
+    """Distribute samples over the rows that cost least.
 
     For each number of rows the samples, the longest first, go to the shortest row so far (longest processing time
     first: Graham 1969, at most 4/3 of the best row length). One row per sample is among the choices, so that packing
@@ -64,7 +64,7 @@ def pack_rows(lengths: list[int], longest_row: int | None, width: int) -> list[l
 
 
 def _fill(lengths: list[int], num_rows: int) -> tuple[list[list[int]], int]:
-    """Gives the rows, none of them empty, and the length of the longest one."""
+    """Return the rows, none of them empty, and the length of the longest one."""
     rows: list[list[int]] = [[] for _ in range(num_rows)]
     loads = [(0, row) for row in range(num_rows)]
     heapify(loads)

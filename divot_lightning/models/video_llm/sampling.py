@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import Randomness, move_generators
 from divot_lightning.models.video_llm.attention_mask import Places, attention_rule, query_blocks, transformers_mask
-from divot_lightning.models.video_llm.sequences import Clips, Position, Segment, SequenceBatch
+from divot_lightning.models.video_llm.sequences import Clips, Segment, SequenceBatch, TokenKind
 from divot_lightning.parts.heads import GenerationHead
 
 if TYPE_CHECKING:
@@ -40,18 +40,18 @@ class CachedSequence:
         self.cache = DynamicCache()
         embeds_BLD = video_llm.embed(batch, features_MQC)
         batch = batch.to(embeds_BLD.device)
-        valid_BL = batch.roles_BL != Position.PAD
+        valid_BL = batch.token_kind_BL != TokenKind.PAD
         self.lengths_B = valid_BL.sum(dim=1)
         self.keys = Places(
-            order=torch.where(valid_BL, batch.positions_BL, -1),
+            order=torch.where(valid_BL, batch.position_ids_BL, -1),
             sample=batch.samples_BL,
-            block=query_blocks(batch.roles_BL, batch.clips_BL, video_llm.settings.mechanism),
+            block=query_blocks(batch.token_kind_BL, batch.clips_BL, video_llm.settings.generation_mode),
         )
         hidden_BLD = self._run(embeds_BLD, self.keys)
         self.last_hidden_BD = hidden_BLD[torch.arange(len(hidden_BLD)), self.lengths_B - 1]
 
     def append(self, embeds_BD: Tensor) -> Tensor:
-        """Adds one position to every sequence.
+        """Add one position to every sequence.
 
         Args:
             embeds_BD: Its input.
@@ -83,7 +83,7 @@ class CachedSequence:
 def sample_tokens(
     logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Chooses the next token of each sequence.
+    """Choose the next token of each sequence.
 
     Args:
         logits_BV: Scores, float.
@@ -107,7 +107,7 @@ def sample_tokens(
 
 
 def most_over_ranks(value: int, device: torch.device, *, synced: bool) -> int:
-    """Gives the greatest value that a rank has, so that ranks take the same number of steps.
+    """Return the greatest value that a rank has, so that ranks take the same number of steps.
 
     Args:
         value: This rank's value.
@@ -136,7 +136,7 @@ def generate_text(
     generator: torch.Generator | None = None,
     synced: bool = False,
 ) -> list[str]:
-    """Continues prompts with text; see ``VideoLLM.generate_text``."""
+    """Continue prompts with text; see ``VideoLLM.generate_text``."""
     batch = video_llm.sequences(segments, prompt=True)
     sequence = CachedSequence(video_llm, batch, video_llm.normalise(features_MQC, batch.num_clips))
     embedding, special = video_llm.causal_lm.get_input_embeddings(), video_llm.special
@@ -173,7 +173,7 @@ def generate_features(
     generator: Randomness = None,
     synced: bool = False,
 ) -> Tensor:
-    """Generates the clips that samples end with; see ``VideoLLM.generate_features``."""
+    """Generate the clips that samples end with; see ``VideoLLM.generate_features``."""
     wanted = [_clips_to_generate(sample) for sample in segments]
     given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
     normal_MQC = video_llm.normalise(features_MQC, sum(given))
@@ -196,7 +196,7 @@ def generate_features(
 
 
 def _keep_in_step(video_llm: VideoLLM) -> None:
-    """Generates a clip that nobody wants, with randomness of its own, while other ranks generate theirs."""
+    """Generate a clip that nobody wants, with randomness of its own, while other ranks generate theirs."""
     generator = torch.Generator(video_llm.feature_mean_C.device)
     _generate_clip(video_llm, [[Clips(1, "generate")]], [[]], 1.0, generator)
 
@@ -214,23 +214,23 @@ def _generate_clip(
     temperature: float,
     generator: Randomness,
 ) -> Tensor:
-    """Generates the last clip of each prompt: features_BQC, normalised."""
+    """Generate the last clip of each prompt: features_BQC, normalised."""
     batch = video_llm.sequences(prompts, prompt=True)
     num_queries, dim = video_llm.settings.num_queries, video_llm.settings.feature_dim
     # The clip to come has a row among the features but no slot that would read it.
     empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
     features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
-    if video_llm.settings.mechanism == "autoregressive":
+    if video_llm.settings.generation_mode == "autoregressive":
         return _autoregress(video_llm, batch, features_MQC, temperature, generator)
     hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, features_MQC))
-    ends_B = (batch.roles_BL != Position.PAD).sum(dim=1)
+    ends_B = (batch.token_kind_BL != TokenKind.PAD).sum(dim=1)
     columns_BQ = ends_B[:, None] - num_queries + torch.arange(num_queries)
     hidden_BQD = hidden_BLD[torch.arange(len(prompts))[:, None], columns_BQ]
     return _sample(video_llm.head, hidden_BQD, temperature, generator)
 
 
 def _sample(head: GenerationHead, hidden_BQD: Tensor, temperature: float, generator: Randomness) -> Tensor:
-    """Draws features, sample by sample where each has randomness of its own."""
+    """Draw features, sample by sample where each has randomness of its own."""
     if not isinstance(generator, list):
         return head.sample(hidden_BQD, temperature=temperature, generator=generator)
     rows = zip(hidden_BQD.split(1), generator, strict=True)

@@ -53,7 +53,7 @@ def length_without_text(segments: Iterable[Segment], layout: SequenceLayout, *, 
 
     Args:
         segments: The sample.
-        layout: Slots per clip and mechanism; its `max_length` is not looked at.
+        layout: Slots per clip and generation_mode; its `max_length` is not looked at.
         begins: Whether a token opens the sequence.
     """
     bare = [replace(segment, text="", ends=False) if isinstance(segment, Text) else segment for segment in segments]

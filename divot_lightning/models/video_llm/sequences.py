@@ -24,9 +24,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from divot_lightning.errors import UserError
 
-Role: TypeAlias = Literal["read", "generate"]
+ClipUse: TypeAlias = Literal["read", "generate"]
 Kind: TypeAlias = Literal["video", "image"]
-Mechanism: TypeAlias = Literal["query_bidirectional", "query_causal", "autoregressive"]
+GenerationMode: TypeAlias = Literal["query_bidirectional", "query_causal", "autoregressive"]
 Encode: TypeAlias = Callable[[str], list[int]]
 
 TAIL_LENGTH = 2
@@ -46,7 +46,7 @@ class Text:
     Attributes:
         text: The text, without special tokens.
         learn: Whether its tokens are targets of the next-word loss.
-        ends: Whether the end token closes it, learned if the text is: an answer in a conversation that goes on.
+        ends: Whether the end token closes it, learned if the text is: an answer in a conversation that continues.
     """
 
     text: str
@@ -68,7 +68,7 @@ class Clips:
     """
 
     count: int
-    role: Role
+    role: ClipUse
     kind: Kind = "video"
     learn: bool = False
 
@@ -84,7 +84,7 @@ class Clips:
 Segment: TypeAlias = Text | Clips
 
 
-class Position(IntEnum):
+class TokenKind(IntEnum):
     """What a position of a sequence is.
 
     READ takes a projected feature as input. QUERY takes a learnable query, and the hidden state there predicts a
@@ -122,7 +122,7 @@ class SpecialTokens:
 
     @classmethod
     def from_tokenizer(cls, text_tokenizer: Any) -> SpecialTokens:
-        """Reads the ids from a transformers tokenizer that knows ``SPECIAL_TOKEN_NAMES``.
+        """Read the ids from a transformers tokenizer that knows ``SPECIAL_TOKEN_NAMES``.
 
         Args:
             text_tokenizer: The tokenizer; it must have an end token.
@@ -154,13 +154,13 @@ class SequenceLayout:
 
     Attributes:
         num_queries: Q, slots per clip.
-        mechanism: How clips are generated: learnable queries that see each other ("query_bidirectional"), or only
+        generation_mode: How clips are generated: learnable queries that see each other ("query_bidirectional"), or only
             the earlier ones ("query_causal"), or feature by feature ("autoregressive").
         max_length: Longest sequence; None for no limit.
     """
 
     num_queries: int
-    mechanism: Mechanism = "query_bidirectional"
+    generation_mode: GenerationMode = "query_bidirectional"
     max_length: int | None = None
 
 
@@ -172,7 +172,7 @@ class TokenSequence:
         ids: Token ids (the placeholder ``<frame>`` in slots).
         labels: The id itself where it is a target of the next-word loss, else -100. As in transformers the loss
             compares label i with the prediction made at i - 1.
-        roles: ``Position`` values.
+        roles: ``TokenKind`` values.
         clips: In slots the index of the clip in the sample, else -1.
         slots: In slots the index 0..Q-1 in the clip, else -1.
         num_clips: Clips of the sample.
@@ -185,16 +185,16 @@ class TokenSequence:
     slots: list[int] = field(default_factory=list)
     num_clips: int = 0
 
-    def add_tokens(self, ids: list[int], *, learn: bool, role: Position) -> None:
-        """Appends text or special tokens."""
+    def add_tokens(self, ids: list[int], *, learn: bool, role: TokenKind) -> None:
+        """Append text or special tokens."""
         self.ids += ids
         self.labels += ids if learn else [IGNORED] * len(ids)
         self.roles += [int(role)] * len(ids)
         self.clips += [-1] * len(ids)
         self.slots += [-1] * len(ids)
 
-    def add_slots(self, clip: int, num_queries: int, *, placeholder: int, role: Position) -> None:
-        """Appends the Q slots of a clip."""
+    def add_slots(self, clip: int, num_queries: int, *, placeholder: int, role: TokenKind) -> None:
+        """Append the Q slots of a clip."""
         self.ids += [placeholder] * num_queries
         self.labels += [IGNORED] * num_queries
         self.roles += [int(role)] * num_queries
@@ -202,7 +202,7 @@ class TokenSequence:
         self.slots += range(num_queries)
 
     def cut(self, length: int) -> None:
-        """Drops all positions from ``length`` on."""
+        """Drop all positions from ``length`` on."""
         for values in (self.ids, self.labels, self.roles, self.clips, self.slots):
             del values[length:]
 
@@ -210,20 +210,20 @@ class TokenSequence:
 def build_sequence(
     segments: Iterable[Segment], encode: Encode, special: SpecialTokens, layout: SequenceLayout, *, prompt: bool = False
 ) -> TokenSequence:
-    """Lays out one sample of any task.
+    """Lay out one sample of any task.
 
     The next-word loss is on texts with ``learn``, on the opening and closing tokens of clips with ``learn``, and always
     on the end token: caption = clips, learned text; generation pretraining = text, clips (only the end is learned);
-    generation tuning = text, clips with learn. With query mechanisms a generated clip that something follows (text or
+    generation tuning = text, clips with learn. With query generation_modes a generated clip that something follows (text or
     another clip) is read back: behind its query block ``<frame> Q queries </frame>`` stands a read block
     ``<frame> Q slots </frame>`` of the same features, so that what follows sees what was generated and not only the
-    queries. The autoregressive mechanism needs no such block, since its slots hold the features.
+    queries. The autoregressive generation_mode needs no such block, since its slots hold the features.
 
     Args:
         segments: The sample.
         encode: Text to ids, without special tokens.
         special: Ids of the special tokens.
-        layout: Slots per clip, mechanism, greatest length. Samples that are too long lose the ends of their texts, the
+        layout: Slots per clip, generation_mode, greatest length. Samples that are too long lose the ends of their texts, the
             last text first, and never a part of a clip. If the last text has to give way, so does the end token, first
             of all: the text does not end there.
         prompt: Build the beginning of a sequence, for inference: without end token, and where the last segment is to
@@ -236,7 +236,7 @@ def build_sequence(
     texts = [_text_ids(segment, encode, special) for segment in segments]
     sequence = _lay_out(segments, texts, special, layout, end=not prompt)
     if prompt and segments and isinstance(segments[-1], Clips) and segments[-1].role == "generate":
-        slots = layout.num_queries if layout.mechanism == "autoregressive" else 0
+        slots = layout.num_queries if layout.generation_mode == "autoregressive" else 0
         sequence.cut(len(sequence.ids) - slots - TAIL_LENGTH)
     excess = len(sequence.ids) - (layout.max_length or len(sequence.ids))
     if excess <= 0:
@@ -258,38 +258,38 @@ def _lay_out(
 ) -> TokenSequence:
     sequence = TokenSequence()
     if special.begin is not None:
-        sequence.add_tokens([special.begin], learn=False, role=Position.SPECIAL)
+        sequence.add_tokens([special.begin], learn=False, role=TokenKind.SPECIAL)
     for index, (segment, ids) in enumerate(zip(segments, texts, strict=True)):
         if isinstance(segment, Text):
-            sequence.add_tokens(ids, learn=segment.learn, role=Position.TEXT)
+            sequence.add_tokens(ids, learn=segment.learn, role=TokenKind.TEXT)
         else:
             _add_clips(sequence, segment, special, layout, followed=index + 1 < len(segments))
     if end:
-        sequence.add_tokens([special.end], learn=True, role=Position.SPECIAL)
+        sequence.add_tokens([special.end], learn=True, role=TokenKind.SPECIAL)
     return sequence
 
 
 def _add_clips(
     sequence: TokenSequence, segment: Clips, special: SpecialTokens, layout: SequenceLayout, *, followed: bool
 ) -> None:
-    sequence.add_tokens([special.opening[segment.kind]], learn=segment.learn, role=Position.SPECIAL)
+    sequence.add_tokens([special.opening[segment.kind]], learn=segment.learn, role=TokenKind.SPECIAL)
     for index in range(segment.count):
-        roles = [Position.READ]
-        if segment.role == "generate" and layout.mechanism == "autoregressive":
-            roles = [Position.FORCED]
+        roles = [TokenKind.READ]
+        if segment.role == "generate" and layout.generation_mode == "autoregressive":
+            roles = [TokenKind.FORCED]
         elif segment.role == "generate":
             read_back = followed or index + 1 < segment.count
-            roles = [Position.QUERY, Position.READ] if read_back else [Position.QUERY]
+            roles = [TokenKind.QUERY, TokenKind.READ] if read_back else [TokenKind.QUERY]
         for role in roles:
-            sequence.add_tokens([special.frame_begin], learn=False, role=Position.SPECIAL)
+            sequence.add_tokens([special.frame_begin], learn=False, role=TokenKind.SPECIAL)
             sequence.add_slots(sequence.num_clips, layout.num_queries, placeholder=special.frame_begin, role=role)
-            sequence.add_tokens([special.frame_end], learn=False, role=Position.SPECIAL)
+            sequence.add_tokens([special.frame_end], learn=False, role=TokenKind.SPECIAL)
         sequence.num_clips += 1
-    sequence.add_tokens([special.closing[segment.kind]], learn=segment.learn, role=Position.SPECIAL)
+    sequence.add_tokens([special.closing[segment.kind]], learn=segment.learn, role=TokenKind.SPECIAL)
 
 
 def _shorten(texts: list[list[int]], excess: int) -> list[list[int]]:
-    """Drops ``excess`` ids from the ends of the texts, the last text first."""
+    """Drop ``excess`` ids from the ends of the texts, the last text first."""
     shortened = []
     for ids in reversed(texts):
         dropped = min(excess, len(ids))
@@ -313,21 +313,21 @@ class SequenceBatch:
     Attributes:
         ids_BL: Token ids, int64; pads hold the pad id.
         labels_BL: Targets of the next-word loss, int64, -100 elsewhere.
-        roles_BL: ``Position`` values, int64; PAD where padded.
+        token_kind_BL: ``TokenKind`` values, int64; PAD where padded.
         clips_BL: In slots the row of the clip among the M clips of the batch, int64, -1 elsewhere.
         slots_BL: In slots the index in the clip, int64, -1 elsewhere.
         samples_BL: Number of the sample in the batch, int64, -1 where padded.
-        positions_BL: Place in the sample, int64, from 0; 0 where padded.
+        position_ids_BL: Place in the sample, int64, from 0; 0 where padded.
         num_clips: M.
     """
 
     ids_BL: Tensor
     labels_BL: Tensor
-    roles_BL: Tensor
+    token_kind_BL: Tensor
     clips_BL: Tensor
     slots_BL: Tensor
     samples_BL: Tensor
-    positions_BL: Tensor
+    position_ids_BL: Tensor
     num_clips: int
 
     @property
@@ -336,7 +336,7 @@ class SequenceBatch:
         return bool((self.samples_BL > self.samples_BL[:, :1]).any())
 
     def to(self, device: torch.device | str) -> SequenceBatch:
-        """Copies the tensors to a device."""
+        """Copy the tensors to a device."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -346,7 +346,7 @@ class SequenceBatch:
 def collate_sequences(
     sequences: list[TokenSequence], pad_id: int, rows: list[list[int]] | None = None
 ) -> SequenceBatch:
-    """Sets sequences into rows, pads them to the longest row, on the right, and numbers the clips across the batch.
+    """Set sequences into rows, pads them to the longest row, on the right, and numbers the clips across the batch.
 
     Args:
         sequences: At least one sequence.
@@ -367,11 +367,11 @@ def collate_sequences(
     return SequenceBatch(
         ids_BL=pad(pad_id, lambda number, sequence: sequence.ids),
         labels_BL=pad(IGNORED, lambda number, sequence: sequence.labels),
-        roles_BL=pad(int(Position.PAD), lambda number, sequence: sequence.roles),
+        token_kind_BL=pad(int(TokenKind.PAD), lambda number, sequence: sequence.roles),
         clips_BL=pad(-1, lambda number, sequence: _renumbered(sequence.clips, first_clips[number])),
         slots_BL=pad(-1, lambda number, sequence: sequence.slots),
         samples_BL=pad(-1, lambda number, sequence: repeat(number, len(sequence.ids))),
-        positions_BL=pad(0, lambda number, sequence: range(len(sequence.ids))),
+        position_ids_BL=pad(0, lambda number, sequence: range(len(sequence.ids))),
         num_clips=first_clips[-1],
     )
 

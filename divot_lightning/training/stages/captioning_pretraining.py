@@ -12,7 +12,7 @@ from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, num_counted
 from divot_lightning.training.stages.video_llm_step import limits_of
 
@@ -21,11 +21,11 @@ class NoHead(GenerationHead):
     """Stands where a generation head would be in a model that only reads clips."""
 
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
-        """Returns zero, with a graph."""
+        """Return zero, with a graph."""
         return 0.0 * hidden_BQD.float().sum()
 
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Refuses.
+        """Refuse.
 
         Raises:
             UserError: Always.
@@ -42,11 +42,11 @@ class CaptioningPretraining(Stage):
     Args:
         tokenizer: The tokenizer.
         llm: The language model that reads the tokens; their number and width have to be the tokenizer's. It is not
-            handed on.
+            exported.
         optimizer: Optimizer settings.
     """
 
-    def __init__(self, tokenizer: TokenizerConfig, llm: VideoLLMConfig, optimizer: OptimizerSettings) -> None:
+    def __init__(self, tokenizer: TokenizerConfig, llm: VideoLLMConfig, optimizer: OptimizerConfig) -> None:
         super().__init__(optimizer)
         given, taken = (tokenizer.tokens_per_clip, tokenizer.token_dim), (llm.num_queries, llm.feature_dim)
         if given != taken:
@@ -57,13 +57,13 @@ class CaptioningPretraining(Stage):
         self.tokenizer_config, self.llm_config = tokenizer, llm
 
     def build(self) -> None:
-        """Builds both networks; only a ViT and a language model that come from folders are trained already."""
+        """Build both networks; only a ViT and a language model that come from folders are trained already."""
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
         self.video_llm = VideoLLM(self.llm_config, NoHead)
         self.video_llm.queries.requires_grad_(False)  # they only serve generated clips
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Gives the folders of a frozen ViT and of a frozen language model: checkpoints do not store them again."""
+        """Return the folders of a frozen ViT and of a frozen language model: checkpoints do not store them again."""
         vision, llm = self.tokenizer_config.vision, self.llm_config
         sources: dict[str, str | Path] = {}
         if vision.frozen and vision.pretrained is not None:
@@ -73,16 +73,16 @@ class CaptioningPretraining(Stage):
         return sources
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Returns the next-word loss of captions given the clips' tokens."""
+        """Return the next-word loss of captions given the clips' tokens."""
         self.agree("train", batch, batch_idx)
         return self.training_loss(self._losses(batch), batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
-        """Counts the words to learn."""
+        """Count the words to learn."""
         return {"text_loss": self.video_llm.num_targets(batch["segments"])[0] if num_counted(batch) else 0}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the same loss."""
+        """Log the same loss."""
         self.agree("validation", batch, batch_idx)
         self.log_validation(self._losses(batch))
 
@@ -95,13 +95,13 @@ class CaptioningPretraining(Stage):
         return {"text_loss": LossPart(output.text_loss, counts * output.num_text_targets)}
 
     def sample_limits(self) -> SampleLimits:
-        """Tells the data which samples fit into the longest sequence."""
+        """Return the data which samples fit into the longest sequence."""
         return limits_of(self.llm_config, self.video_llm if self.is_built else None)
 
     def exported_components(self) -> dict[str, nn.Module]:
-        """Returns the tokenizer."""
+        """Return the tokenizer."""
         return {"tokenizer": self.tokenizer}
 
     def used_components(self) -> dict[str, Path]:
-        """Returns nothing: this is a first stage."""
+        """Return nothing: this is a first stage."""
         return {}

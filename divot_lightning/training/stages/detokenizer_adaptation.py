@@ -14,7 +14,7 @@ from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_counted
 from divot_lightning.training.stages.tokenizer_pretraining import check_token_sizes, validation_losses
 
@@ -38,7 +38,7 @@ class DetokenizerAdaptation(Stage):
             token by itself gives any combination of its candidates' tokens equally well.
         temperature: Spread of the head's samples.
         condition_dropout: Share of clips whose tokens are replaced by those of an all-zero clip, for guidance.
-        terminal_share: See `TokenizerPretraining`; 0 is the paper's way.
+        terminal_timestep_prob: See `TokenizerPretraining`; 0 is the paper's way.
     """
 
     frozen = ("tokenizer", "video_llm")
@@ -47,12 +47,12 @@ class DetokenizerAdaptation(Stage):
         self,
         previous: str,
         detokenizer: str,
-        optimizer: OptimizerSettings,
+        optimizer: OptimizerConfig,
         candidates: int = 1,
         nearest_per: NearestPer = "clip",
         temperature: float = 1.0,
         condition_dropout: float = 0.05,
-        terminal_share: float = 0.0,
+        terminal_timestep_prob: float = 0.0,
     ) -> None:
         super().__init__(optimizer)
         if candidates < 1:
@@ -70,10 +70,10 @@ class DetokenizerAdaptation(Stage):
         self.nearest_per = nearest_per
         self.temperature = temperature
         self.condition_dropout = condition_dropout
-        self.terminal_share = terminal_share
+        self.terminal_timestep_prob = terminal_timestep_prob
 
     def build(self) -> None:
-        """Loads the three networks from the runs before."""
+        """Load the three networks from the runs before."""
         self.tokenizer = load_component(self.sources["tokenizer"], VideoTokenizer).requires_grad_(False)
         self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False)
         if not has_masters():
@@ -81,17 +81,17 @@ class DetokenizerAdaptation(Stage):
         self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Gives the folders of tokenizer and video LLM, and of the de-tokenizer for its VAE."""
+        """Return the folders of tokenizer and video LLM, and of the de-tokenizer for its VAE."""
         return {**self.sources, "detokenizer.latents": self.detokenizer_folder}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Returns the denoising loss of clips given features sampled for their captions."""
+        """Return the denoising loss of clips given features sampled for their captions."""
         agreement = self.agree("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         loss = self.detokenizer.loss(
             video,
             self.sampled_features(batch, video, "train", agreement.most_samples),
-            terminal_share=self.terminal_share,
+            terminal_timestep_prob=self.terminal_timestep_prob,
             condition_dropout=self.condition_dropout,
             null_tokens_QC=self.tokenizer.null_tokens(*video.shape[-2:]),
             generator=batch_generators(batch, "train"),
@@ -102,7 +102,7 @@ class DetokenizerAdaptation(Stage):
     def sampled_features(
         self, batch: dict[str, Any], video_MFCHW: Tensor, purpose: str = "train", most_samples: int = 0
     ) -> Tensor:
-        """Samples features for the clips to generate: of several candidates the nearest to a clip's own.
+        """Sample features for the clips to generate: of several candidates the nearest to a clip's own.
 
         Args:
             batch: With "segments", each ending with one clip to generate.
@@ -133,27 +133,27 @@ class DetokenizerAdaptation(Stage):
         return nearest_candidates(torch.stack(drawn), self.tokenizer(video_MFCHW), self.nearest_per)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
-        """Counts clips."""
+        """Count clips."""
         return {"loss": num_counted(batch)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the losses with sampled features, without dropout."""
+        """Log the losses with sampled features, without dropout."""
         agreement = self.agree("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
         features = self.sampled_features(batch, video, "validation", agreement.most_samples)
         self.log_validation(validation_losses(self.detokenizer, video, features, batch, batch_idx))
 
     def exported_components(self) -> dict[str, nn.Module]:
-        """Returns the adapted de-tokenizer."""
+        """Return the adapted de-tokenizer."""
         return {"detokenizer": self.detokenizer}
 
     def used_components(self) -> dict[str, Path]:
-        """Returns the tokenizer and the video LLM that it was adapted to."""
+        """Return the tokenizer and the video LLM that it was adapted to."""
         return self.sources
 
 
 def nearest_candidates(candidates_NMQC: Tensor, target_MQC: Tensor, per: NearestPer) -> Tensor:
-    """Chooses among N candidates the one nearest to the target, for each clip or for each token.
+    """Choose among N candidates the one nearest to the target, for each clip or for each token.
 
     Args:
         candidates_NMQC: Candidates, float.

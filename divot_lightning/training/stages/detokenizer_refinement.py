@@ -11,7 +11,7 @@ from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConf
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_counted
 from divot_lightning.training.stages.tokenizer_pretraining import check_token_sizes, validation_losses
 
@@ -24,7 +24,7 @@ class DetokenizerRefinement(Stage):
         optimizer: Optimizer settings.
         condition_dropout: Share of clips whose tokens are replaced by those of an all-zero (mid-grey) clip; 5 % in the
             paper.
-        terminal_share: See `TokenizerPretraining`; 0 is the paper's way.
+        terminal_timestep_prob: See `TokenizerPretraining`; 0 is the paper's way.
     """
 
     frozen = ("tokenizer",)
@@ -32,9 +32,9 @@ class DetokenizerRefinement(Stage):
     def __init__(
         self,
         previous: str,
-        optimizer: OptimizerSettings,
+        optimizer: OptimizerConfig,
         condition_dropout: float = 0.05,
-        terminal_share: float = 0.0,
+        terminal_timestep_prob: float = 0.0,
     ) -> None:
         super().__init__(optimizer)
         self.tokenizer_folder = find_component(previous, "tokenizer")
@@ -44,19 +44,19 @@ class DetokenizerRefinement(Stage):
             read_settings(self.detokenizer_folder, VideoDetokenizer, DetokenizerConfig),
         )
         self.condition_dropout = condition_dropout
-        self.terminal_share = terminal_share
+        self.terminal_timestep_prob = terminal_timestep_prob
 
     def build(self) -> None:
-        """Loads both networks from the run before."""
+        """Load both networks from the run before."""
         self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
         self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Gives the folders of the tokenizer, and of the de-tokenizer for its VAE."""
+        """Return the folders of the tokenizer, and of the de-tokenizer for its VAE."""
         return {"tokenizer": self.tokenizer_folder, "detokenizer.latents": self.detokenizer_folder}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Returns the denoising loss with condition dropout."""
+        """Return the denoising loss with condition dropout."""
         self.agree("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         with torch.no_grad():
@@ -65,7 +65,7 @@ class DetokenizerRefinement(Stage):
         loss = self.detokenizer.loss(
             video,
             tokens,
-            terminal_share=self.terminal_share,
+            terminal_timestep_prob=self.terminal_timestep_prob,
             condition_dropout=self.condition_dropout,
             null_tokens_QC=null_tokens,
             generator=batch_generators(batch, "train"),
@@ -73,19 +73,19 @@ class DetokenizerRefinement(Stage):
         return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
-        """Counts clips."""
+        """Count clips."""
         return {"loss": num_counted(batch)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the losses without dropout."""
+        """Log the losses without dropout."""
         self.agree("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
         self.log_validation(validation_losses(self.detokenizer, video, self.tokenizer(video), batch, batch_idx))
 
     def exported_components(self) -> dict[str, nn.Module]:
-        """Returns the refined de-tokenizer."""
+        """Return the refined de-tokenizer."""
         return {"detokenizer": self.detokenizer}
 
     def used_components(self) -> dict[str, Path]:
-        """Returns the tokenizer that it was refined for."""
+        """Return the tokenizer that it was refined for."""
         return {"tokenizer": self.tokenizer_folder}

@@ -11,9 +11,9 @@ from torch import nn
 from divot_lightning.checkpoint.components import find_component, load_component, read_settings
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.config import VideoLLMConfig
-from divot_lightning.models.video_llm.language_model import LoRASettings
+from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.video_llm_stage import VideoLLMStage
 
 Part: TypeAlias = Literal["head", "input_projector", "language_model", "queries"]
@@ -39,9 +39,9 @@ class InstructionTuning(VideoLLMStage):
     def __init__(
         self,
         previous: str,
-        optimizer: OptimizerSettings,
+        optimizer: OptimizerConfig,
         freeze: list[Part] | None = None,
-        lora: LoRASettings | None = None,
+        lora: LoRAConfig | None = None,
         max_length: int | None = None,
         packing: bool | None = None,
         text_loss_weight: float = 1.0,
@@ -62,7 +62,7 @@ class InstructionTuning(VideoLLMStage):
         self.packing = packing
 
     def build_video_llm(self) -> VideoLLM:
-        """Loads the video LLM, folds its adapters in, adds new ones and freezes parts."""
+        """Load the video LLM, folds its adapters in, adds new ones and freezes parts."""
         video_llm = load_component(self.video_llm_folder, VideoLLM)
         adapters = self.lora or video_llm.settings.lora
         video_llm.merge_lora()
@@ -76,12 +76,12 @@ class InstructionTuning(VideoLLMStage):
         return video_llm
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Gives the folders of the tokenizer, and of the pretraining for what is not tuned."""
+        """Return the folders of the tokenizer, and of the pretraining for what is not tuned."""
         return {**super().frozen_sources(), "video_llm": self.video_llm_folder}
 
 
 def freeze_parts(video_llm: VideoLLM, parts: list[Part]) -> None:
-    """Excludes parts from training.
+    """Exclude parts from training.
 
     Args:
         video_llm: The model.

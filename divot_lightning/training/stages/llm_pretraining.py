@@ -10,7 +10,7 @@ import torch
 
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.parts.heads import GenerationHead
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.video_llm_stage import VideoLLMStage
 from divot_lightning.training.stages.video_llm_step import apply_feature_statistics, feature_statistics
 
@@ -37,7 +37,7 @@ class LLMPretraining(VideoLLMStage):
         head: Callable[[int, int], GenerationHead],
         previous: str,
         llm: VideoLLMConfig,
-        optimizer: OptimizerSettings,
+        optimizer: OptimizerConfig,
         text_loss_weight: float = 1.0,
         head_loss_weight: float = 1.0,
         statistics_batches: int = 16,
@@ -49,16 +49,16 @@ class LLMPretraining(VideoLLMStage):
         self.register_buffer("statistics_known", torch.tensor(False))
 
     def build_video_llm(self) -> VideoLLM:
-        """Builds the video LLM, pretrained or not, and an untrained head."""
+        """Build the video LLM, pretrained or not, and an untrained head."""
         return VideoLLM(self.llm, self.head)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Gives the folder of the tokenizer, and of a pretrained language model for what adapters leave frozen."""
+        """Return the folder of the tokenizer, and of a pretrained language model for what adapters leave frozen."""
         pretrained = self.llm.language_model
         return {**super().frozen_sources(), **({"video_llm.language_model": pretrained} if pretrained else {})}
 
     def on_fit_start(self) -> None:
-        """Measures the feature statistics, once: a resumed run finds them in its checkpoint."""
+        """Measure the feature statistics, once: a resumed run finds them in its checkpoint."""
         # DeepSpeed restores a checkpoint after this hook.
         resumed = bool(self.statistics_known) or self.trainer.ckpt_path is not None
         if self.statistics_batches > 0 and not resumed:

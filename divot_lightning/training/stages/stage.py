@@ -13,14 +13,14 @@ from torch.optim import AdamW, Optimizer
 
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.distributed.meta_building import shard_rest
-from divot_lightning.distributed.rank_sync import Agreement, StepPlan, agree
+from divot_lightning.distributed.rank_sync import RankSync, StepState, agree
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import sample_generators
 from divot_lightning.models.weight_dtypes import raise_to_float32
 from divot_lightning.training.accumulation import STEP_COUNTS, check_step, hand_over_steps
 from divot_lightning.training.global_mean import GlobalLoss, LossPart, global_mean, merge_means, weighted_sum
 from divot_lightning.training.nonfinite import gather_culprits, over_budget, write_record
-from divot_lightning.training.optimization import OptimizerSettings, configure_optimizer
+from divot_lightning.training.optimization import OptimizerConfig, configure_optimizer
 
 Split = Literal["train", "validation"]
 
@@ -42,7 +42,7 @@ class Stage(LightningModule):
     frozen: tuple[str, ...] = ()
     nonfinite_steps: Tensor
 
-    def __init__(self, optimizer: OptimizerSettings) -> None:
+    def __init__(self, optimizer: OptimizerConfig) -> None:
         super().__init__()
         self.optimizer_settings = optimizer
         self.is_built = False
@@ -56,11 +56,11 @@ class Stage(LightningModule):
         self.register_buffer("nonfinite_steps", torch.tensor(0))
 
     def build(self) -> None:
-        """Builds the modules and loads their weights."""
+        """Build the modules and loads their weights."""
         raise TypeError(f"{type(self).__name__} has no build()")
 
     def configure_model(self) -> None:
-        """Builds the modules, once; under ZeRO stage 3 each process keeps its share of what is built.
+        """Build the modules, once; under ZeRO stage 3 each process keeps its share of what is built.
 
         What is trained is float32, unless the optimizer has float32 copies or the trainer's precision is a `-true` one.
         """
@@ -78,15 +78,15 @@ class Stage(LightningModule):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Stage":
-        """Switches what is trained; what is frozen stays in evaluation mode."""
+        """Switch what is trained; what is frozen stays in evaluation mode."""
         super().train(mode)
         for name in self.frozen if self.is_built else ():
             getattr(self, name).eval()
         return self
 
-    def agree(self, split: Split, batch: dict[str, Any], batch_idx: int) -> Agreement:
-        """Compares with the other processes what is about to be done; see `divot_lightning.distributed.rank_sync`."""
-        plan = StepPlan(
+    def agree(self, split: Split, batch: dict[str, Any], batch_idx: int) -> RankSync:
+        """Compare with the other processes what is about to be done; see `divot_lightning.distributed.rank_sync`."""
+        plan = StepState(
             work=f"{type(self).__name__} {split} step",
             step=self.global_step if self._trainer is not None else 0,
             batch_index=batch_idx,
@@ -98,7 +98,7 @@ class Stage(LightningModule):
         return agree(plan)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
-        """Tells what each training loss of a batch is a mean over, from the batch alone; see `LossPart`.
+        """Return what each training loss of a batch is a mean over, from the batch alone; see `LossPart`.
 
         Stages that have it can accumulate the gradients of several batches, which then are those of one large batch.
 
@@ -111,7 +111,7 @@ class Stage(LightningModule):
         raise TypeError(f"{type(self).__name__} has no loss_counts()")
 
     def on_fit_start(self) -> None:
-        """Has the batches of an optimizer step handed over together where a step accumulates several.
+        """Have the batches of an optimizer step handed over together where a step accumulates several.
 
         Raises:
             UserError: The stage cannot tell what its losses are means over.
@@ -127,11 +127,11 @@ class Stage(LightningModule):
         hand_over_steps(self.trainer, self.loss_counts)
 
     def frozen_sources(self) -> Mapping[str, str | Path]:
-        """Gives the folders that frozen weights come from, by module path; checkpoints do not store them again."""
+        """Return the folders that frozen weights come from, by module path; checkpoints do not store them again."""
         return {}
 
     def training_loss(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> Tensor:
-        """Turns the losses of this process into what it backpropagates, and logs their means over all processes.
+        """Turn the losses of this process into what it backpropagates, and logs their means over all processes.
 
         Args:
             parts: Losses by name.
@@ -150,7 +150,7 @@ class Stage(LightningModule):
         return result.loss.new_zeros((), requires_grad=True) if self.step_dropped else result.loss
 
     def _step_mean(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> GlobalLoss:
-        """Weighs a batch by its share of the step; of accumulated batches the means are those of the step so far."""
+        """Weigh a batch by its share of the step; of accumulated batches the means are those of the step so far."""
         num_batches = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
         if num_batches == 1:
             return global_mean(parts)
@@ -162,7 +162,7 @@ class Stage(LightningModule):
         return result._replace(mean=weighted_sum(parts, self.step_means), parts=self.step_means)
 
     def log_validation(self, parts: Mapping[str, LossPart]) -> None:
-        """Logs means over all processes and batches."""
+        """Log means over all processes and batches."""
         self._log("validation", parts, global_mean(parts))
 
     def _log(self, split: Split, parts: Mapping[str, LossPart], result: GlobalLoss) -> None:
@@ -172,18 +172,18 @@ class Stage(LightningModule):
         for name, (value, count) in result.parts.items():
             self.log(f"{split}/{name}", value, prog_bar=True, batch_size=count)
 
-    def _drop_step(self, what: str, culprits: list[Any]) -> None:
+    def _drop_step(self, what: str, nonfinite_ranks: list[Any]) -> None:
         self.step_dropped = True
         self.nonfinite_steps += 1
         count, allowed = int(self.nonfinite_steps), self.optimizer_settings.max_nonfinite_steps
         run = Path(self.trainer.default_root_dir)
         if self.trainer.is_global_zero:
-            write_record(run, self.step_number, what, culprits)
+            write_record(run, self.step_number, what, nonfinite_ranks)
         if count > allowed:
-            raise over_budget(run, count, allowed, self.step_number, what, culprits)
+            raise over_budget(run, count, allowed, self.step_number, what, nonfinite_ranks)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Starts an optimizer step afresh: of accumulated batches, one that is not finite spoils all."""
+        """Start an optimizer step afresh: of accumulated batches, one that is not finite spoils all."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.step_dropped = False
             self.step_keys = []
@@ -192,7 +192,7 @@ class Stage(LightningModule):
         self.batch_number = batch_idx
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Measures the gradient, before it is clipped; clears it where the step is left out."""
+        """Measure the gradient, before it is clipped; clears it where the step is left out."""
         if self._zero is not None:
             return
         gradients = [value.grad for value in self.parameters() if value.grad is not None]
@@ -203,7 +203,7 @@ class Stage(LightningModule):
             optimizer.zero_grad(set_to_none=True)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the global gradient norm, before clipping, of every optimizer step that was taken."""
+        """Log the global gradient norm, before clipping, of every optimizer step that was taken."""
         if self._zero is not None:
             self.gradient_norm, self._zero.step_outcome = self._zero.step_outcome, None
             self._note_gradient()
@@ -217,7 +217,7 @@ class Stage(LightningModule):
         return strategy if isinstance(strategy, DivotDeepSpeedStrategy) else None
 
     def _note_gradient(self) -> None:
-        """Leaves a step out whose gradient is not finite; the norm is the same on all processes."""
+        """Leave a step out whose gradient is not finite; the norm is the same on all processes."""
         norm = self.gradient_norm
         if norm is not None and not self.step_dropped and not torch.tensor(norm).isfinite():
             self._drop_step("gradient", gather_culprits(norm, self.step_keys, finite=False))
@@ -225,14 +225,14 @@ class Stage(LightningModule):
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """Moves the tensors of a batch; segments, keys and slot numbers stay as they are."""
+        """Move the tensors of a batch; segments, keys and slot numbers stay as they are."""
         return {
             name: value.to(device) if isinstance(value, Tensor) and name != "slot" else value
             for name, value in batch.items()
         }
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Builds optimizer and schedule."""
+        """Build optimizer and schedule."""
         if self.optimizer_settings.name == "muon" and self._zero is not None:
             raise UserError(
                 "optimizer.name 'muon' needs whole matrices, and ZeRO deals them out to the processes in pieces\n"
@@ -244,17 +244,17 @@ class Stage(LightningModule):
 
 
 def num_samples(batch: dict[str, Any]) -> int:
-    """Counts the samples of a batch, those of a filler too."""
+    """Count the samples of a batch, those of a dummy batch too."""
     return len(batch["segments"]) if "segments" in batch else len(batch["video"])
 
 
 def num_counted(batch: dict[str, Any]) -> int:
-    """Counts the samples that count: none in a filler, which only keeps processes in step."""
+    """Count the samples that count: none in a dummy batch, which only keeps processes in sync."""
     return int(batch.get("counted", num_samples(batch)))
 
 
 def batch_generators(batch: dict[str, Any], purpose: str) -> list[torch.Generator] | None:
-    """Gives each sample of a batch its randomness, from the run's seed and its slot number.
+    """Return each sample of a batch its randomness, from the run's seed and its slot number.
 
     Args:
         batch: With "slot", int64 (B,); without it draws come from the global generator.

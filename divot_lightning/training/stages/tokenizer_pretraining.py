@@ -12,7 +12,7 @@ from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_counted
 
 
@@ -25,34 +25,36 @@ class TokenizerPretraining(Stage):
         tokenizer: The tokenizer.
         detokenizer: The de-tokenizer; its number and width of tokens have to be the tokenizer's.
         optimizer: Optimizer settings.
-        terminal_share: Share of each batch that is moved to the last, pure-noise step of the diffusion. There the
+        terminal_timestep_prob: Share of each batch that is moved to the last, pure-noise step of the diffusion. There the
             tokens are all that the network can go by, so that they are learned soonest. 0, uniform times, is the
             paper's way.
-        terminal_share_end: The same for the second half of the training; none keeps `terminal_share`.
+        terminal_timestep_prob_end: The same for the second half of the training; none keeps `terminal_timestep_prob`.
     """
 
     def __init__(
         self,
         tokenizer: TokenizerConfig,
         detokenizer: DetokenizerConfig,
-        optimizer: OptimizerSettings,
-        terminal_share: float = 0.0,
-        terminal_share_end: float | None = None,
+        optimizer: OptimizerConfig,
+        terminal_timestep_prob: float = 0.0,
+        terminal_timestep_prob_end: float | None = None,
     ) -> None:
         super().__init__(optimizer)
         check_token_sizes(tokenizer, detokenizer)
         self.tokenizer_config = tokenizer
         self.detokenizer_config = detokenizer
-        self.terminal_share = terminal_share
-        self.terminal_share_end = terminal_share if terminal_share_end is None else terminal_share_end
+        self.terminal_timestep_prob = terminal_timestep_prob
+        self.terminal_timestep_prob_end = (
+            terminal_timestep_prob if terminal_timestep_prob_end is None else terminal_timestep_prob_end
+        )
 
     def build(self) -> None:
-        """Builds both networks, untrained but for a ViT and a VAE that come from folders."""
+        """Build both networks, untrained but for a ViT and a VAE that come from folders."""
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
         self.detokenizer = VideoDetokenizer(self.detokenizer_config)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Gives the folders of a frozen ViT and of a VAE."""
+        """Return the folders of a frozen ViT and of a VAE."""
         vision, latents = self.tokenizer_config.vision, self.detokenizer_config.latents
         sources: dict[str, str | Path] = {}
         if vision.frozen and vision.pretrained is not None:
@@ -62,50 +64,50 @@ class TokenizerPretraining(Stage):
         return sources
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Returns the denoising loss of clips given their own tokens."""
+        """Return the denoising loss of clips given their own tokens."""
         self.agree("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         second_half = 2 * self.global_step >= self.trainer.estimated_stepping_batches
-        share = self.terminal_share_end if second_half else self.terminal_share
+        share = self.terminal_timestep_prob_end if second_half else self.terminal_timestep_prob
         generators = batch_generators(batch, "train")
-        loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_share=share, generator=generators)
+        loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_timestep_prob=share, generator=generators)
         return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
-        """Counts clips."""
+        """Count clips."""
         return {"loss": num_counted(batch)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the loss with uniform times, and the one at pure noise, where only the tokens help."""
+        """Log the loss with uniform times, and the one at pure noise, where only the tokens help."""
         self.agree("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
         self.log_validation(validation_losses(self.detokenizer, video, self.tokenizer(video), batch, batch_idx))
 
     def exported_components(self) -> dict[str, nn.Module]:
-        """Returns tokenizer and de-tokenizer."""
+        """Return tokenizer and de-tokenizer."""
         return {"tokenizer": self.tokenizer, "detokenizer": self.detokenizer}
 
     def used_components(self) -> dict[str, Path]:
-        """Returns nothing: this is the first stage."""
+        """Return nothing: this is the first stage."""
         return {}
 
 
 def validation_losses(
     detokenizer: VideoDetokenizer, video_BFCHW: Tensor, tokens_BQC: Tensor, batch: dict[str, Any], batch_idx: int
 ) -> dict[str, LossPart]:
-    """Computes a de-tokenizer's validation losses, with the same noise at every validation."""
+    """Compute a de-tokenizer's validation losses, with the same noise at every validation."""
     losses = {}
     for name, share in (("loss", 0.0), ("loss_at_pure_noise", 1.0)):
         generators: Randomness = batch_generators(batch, "validation")
         if generators is None:
             generators = torch.Generator(video_BFCHW.device).manual_seed(batch_idx)
-        loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_share=share, generator=generators)
+        loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_timestep_prob=share, generator=generators)
         losses[name] = LossPart(loss, num_counted(batch))
     return losses
 
 
 def check_token_sizes(tokenizer: TokenizerConfig, detokenizer: DetokenizerConfig) -> None:
-    """Refuses a de-tokenizer for other tokens than the tokenizer gives.
+    """Refuse a de-tokenizer for other tokens than the tokenizer gives.
 
     Raises:
         UserError: Number or width of the tokens differ.

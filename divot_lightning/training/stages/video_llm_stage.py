@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from divot_lightning.checkpoint.components import find_component, load_component, read_settings
 from divot_lightning.distributed.meta_building import has_shards
-from divot_lightning.distributed.rank_sync import Agreement
+from divot_lightning.distributed.rank_sync import RankSync
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, num_counted
 from divot_lightning.training.stages.video_llm_step import (
     check_widths,
@@ -43,7 +43,7 @@ class VideoLLMStage(Stage):
         self,
         config: VideoLLMConfig,
         previous: str,
-        optimizer: OptimizerSettings,
+        optimizer: OptimizerConfig,
         text_loss_weight: float,
         head_loss_weight: float,
     ) -> None:
@@ -55,24 +55,24 @@ class VideoLLMStage(Stage):
         self.weights = {"text_loss_weight": text_loss_weight, "head_loss_weight": head_loss_weight}
 
     def build_video_llm(self) -> VideoLLM:
-        """Builds the model to train."""
+        """Build the model to train."""
         raise TypeError(f"{type(self).__name__} has no build_video_llm()")
 
     def build(self) -> None:
-        """Loads the frozen tokenizer and builds the video LLM."""
+        """Load the frozen tokenizer and builds the video LLM."""
         self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
         self.video_llm = self.build_video_llm()
 
     def sample_limits(self) -> SampleLimits:
-        """Tells the data what fits: features of the tokenizer's shape, clips within the longest sequence."""
+        """Return the data what fits: features of the tokenizer's shape, clips within the longest sequence."""
         return limits_of(self.llm_settings, self.video_llm if self.is_built else None)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Gives the folder of the tokenizer."""
+        """Return the folder of the tokenizer."""
         return {"tokenizer": self.tokenizer_folder}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Computes the loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             batch: "segments", "key", and "video" or "features".
@@ -84,24 +84,24 @@ class VideoLLMStage(Stage):
         return self.training_loss(self._step(batch, self.agree("train", batch, batch_idx)), batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
-        """Counts the words to learn and the clips to generate."""
+        """Count the words to learn and the clips to generate."""
         words, clips = self.video_llm.num_targets(batch["segments"]) if num_counted(batch) else (0, 0)
         return {"text_loss": words, "head_loss": clips}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Logs the losses of a validation batch, averaged over targets and clips; arguments as above."""
+        """Log the losses of a validation batch, averaged over targets and clips; arguments as above."""
         self.log_validation(self._step(batch, self.agree("validation", batch, batch_idx)))
 
-    def _step(self, batch: dict[str, Any], agreement: Agreement) -> dict[str, LossPart]:
+    def _step(self, batch: dict[str, Any], agreement: RankSync) -> dict[str, LossPart]:
         # Processes that hold shards of the tokenizer run it equally often, whoever has clips.
         at_least = agreement.most_clips if has_shards(self.tokenizer) else 0
         features = clip_features(batch, self.tokenizer, at_least)
         return loss_parts(self.video_llm(batch["segments"], features), batch, **self.weights)
 
     def exported_components(self) -> dict[str, nn.Module]:
-        """Gives what this stage trained."""
+        """Return what this stage trained."""
         return {"video_llm": self.video_llm}
 
     def used_components(self) -> dict[str, Path]:
-        """Gives the frozen tokenizer, and the de-tokenizer that belongs to it, which draws what is generated."""
+        """Return the frozen tokenizer, and the de-tokenizer that belongs to it, which draws what is generated."""
         return {"tokenizer": self.tokenizer_folder, **find_drawing_part(self.previous, self.tokenizer_folder)}

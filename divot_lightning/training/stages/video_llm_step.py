@@ -15,7 +15,7 @@ from torch import Tensor
 
 from divot_lightning.checkpoint.components import find_component
 from divot_lightning.distributed.meta_building import has_shards
-from divot_lightning.distributed.rank_sync import StepPlan, agree
+from divot_lightning.distributed.rank_sync import StepState, agree
 from divot_lightning.errors import UserError
 from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
@@ -28,7 +28,7 @@ from divot_lightning.training.stages.stage import num_counted
 
 
 def find_drawing_part(run: str, tokenizer_folder: Path) -> dict[str, Path]:
-    """Finds the de-tokenizer of a run, which these stages hand on without using it.
+    """Find the de-tokenizer of a run, which these stages export without using it.
 
     Args:
         run: Run folder, or a component folder.
@@ -45,7 +45,7 @@ def find_drawing_part(run: str, tokenizer_folder: Path) -> dict[str, Path]:
 
 
 def check_widths(tokenizer: TokenizerConfig, video_llm: VideoLLMConfig) -> None:
-    """Refuses a tokenizer whose features the video LLM does not take.
+    """Refuse a tokenizer whose features the video LLM does not take.
 
     Args:
         tokenizer: Settings of the frozen tokenizer.
@@ -63,7 +63,7 @@ def check_widths(tokenizer: TokenizerConfig, video_llm: VideoLLMConfig) -> None:
 
 @torch.no_grad()
 def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: int = 0) -> Tensor | None:
-    """Gives the features of all clips of a batch: the cached ones, or those of the frozen tokenizer.
+    """Return the features of all clips of a batch: the cached ones, or those of the frozen tokenizer.
 
     Args:
         batch: With "features", float (M, Q, C), or "video", uint8 (M, F, 3, H, W), or neither if it has no clips.
@@ -88,14 +88,14 @@ def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: in
 
 
 def limits_of(settings: VideoLLMConfig, video_llm: VideoLLM | None) -> SampleLimits:
-    """Tells what a video LLM can take of one sample.
+    """Return what a video LLM can take of one sample.
 
     Args:
         settings: Its settings.
         video_llm: The model, None as long as it is not built.
     """
     settings = video_llm.settings if video_llm is not None else settings
-    layout = SequenceLayout(settings.num_queries, settings.mechanism, settings.max_length)
+    layout = SequenceLayout(settings.num_queries, settings.generation_mode, settings.max_length)
     begins = video_llm is not None and video_llm.special.begin is not None
     return SampleLimits((settings.num_queries, settings.feature_dim), layout, begins)
 
@@ -103,11 +103,11 @@ def limits_of(settings: VideoLLMConfig, video_llm: VideoLLM | None) -> SampleLim
 def loss_parts(
     output: VideoLLMOutput, batch: dict[str, Any], *, text_loss_weight: float, head_loss_weight: float
 ) -> dict[str, LossPart]:
-    """Gives the losses of a batch with what they are means over.
+    """Return the losses of a batch with what they are means over.
 
     Args:
         output: What the model made of the batch.
-        batch: Nothing of a filler counts.
+        batch: Nothing of a dummy batch counts.
         text_loss_weight: Weight of the next-word loss.
         head_loss_weight: Weight of the generation head's loss.
 
@@ -122,16 +122,16 @@ def loss_parts(
 
 
 def most_clips(batch: dict[str, Any], index: int) -> int:
-    """Tells how many clips the process with most of them encodes for the feature statistics."""
+    """Return how many clips the process with most of them encodes for the feature statistics."""
     clips = len(batch["video"]) if "video" in batch else 0
-    return agree(StepPlan("feature statistics", 0, index, -1, list(batch.get("key", [])), clips, 0)).most_clips
+    return agree(StepState("feature statistics", 0, index, -1, list(batch.get("key", [])), clips, 0)).most_clips
 
 
 @torch.no_grad()
 def feature_statistics(
     batches: Iterable[dict[str, Any]], num_batches: int, tokenizer: VideoTokenizer, video_llm: VideoLLM
 ) -> Tensor:
-    """Sums what mean and standard deviation of the features need; sums of several processes may be added.
+    """Sum what mean and standard deviation of the features need; sums of several processes may be added.
 
     Args:
         batches: Training batches, on any device.
@@ -154,7 +154,7 @@ def feature_statistics(
 
 
 def apply_feature_statistics(video_llm: VideoLLM, sums: Tensor) -> None:
-    """Sets the model's feature normalisation.
+    """Set the model's feature normalisation.
 
     Args:
         video_llm: The model.

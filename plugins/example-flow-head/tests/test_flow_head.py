@@ -13,7 +13,7 @@ class TestFlowHead(HeadConformance):
     """The contract."""
 
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
-        """Builds a small head."""
+        """Build a small head."""
         return FlowHead(hidden_dim, feature_dim, width=32, depth=2, num_attention_heads=2)
 
 

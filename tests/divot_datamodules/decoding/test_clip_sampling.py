@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from divot_datamodules.decoding import clip_sampling
 from divot_datamodules.decoding.clip_sampling import (
-    ClipSettings,
+    ClipConfig,
     clip_times,
     decode_clip,
     decode_clips,
@@ -18,10 +18,10 @@ from divot_lightning.errors import UserError
 
 @pytest.mark.parametrize("container", ["mp4", "mkv", "webm", "avi", "gif"])
 def test_a_two_second_clip_at_8_fps_is_taken_as_it_is(container, numbered_file, frame_numbers):
-    clip = decode_clip(numbered_file(16, 8, container), ClipSettings())
+    clip = decode_clip(numbered_file(16, 8, container), ClipConfig())
     assert clip.video.shape == (16, 3, 32, 32)
     assert clip.video.dtype == np.uint8
-    assert clip.only_choice
+    assert clip.is_deterministic
     assert frame_numbers(clip.video) == list(range(16))
 
 
@@ -29,31 +29,31 @@ def test_a_two_second_clip_at_8_fps_is_taken_as_it_is(container, numbered_file, 
 def test_other_rates_are_sampled_by_time(fps, numbered_file, frame_numbers):
     data = numbered_file(100, fps)
     for seed in range(5):
-        clip = decode_clip(data, ClipSettings(), np.random.default_rng(seed))
+        clip = decode_clip(data, ClipConfig(), np.random.default_rng(seed))
         start = np.random.default_rng(seed).random() * (100 / fps - 2)
         wanted = [int((start + index / 8) * fps + 1e-3) for index in range(16)]
         assert frame_numbers(clip.video) == wanted
-        assert not clip.only_choice
+        assert not clip.is_deterministic
 
 
 def test_without_a_generator_the_clip_is_the_middle_one(numbered_file, frame_numbers):
-    assert frame_numbers(decode_clip(numbered_file(32, 8), ClipSettings()).video) == list(range(8, 24))
+    assert frame_numbers(decode_clip(numbered_file(32, 8), ClipConfig()).video) == list(range(8, 24))
 
 
 def test_starts_are_spread_over_the_whole_video():
     rng = np.random.default_rng(0)
-    starts = [sample_clip_times(10.0, 25.0, ClipSettings(), rng)[0][0] for _ in range(500)]
+    starts = [sample_clip_times(10.0, 25.0, ClipConfig(), rng)[0][0] for _ in range(500)]
     assert 0 <= min(starts) < 0.1
     assert 7.9 < max(starts) <= 8.0
 
 
 def test_a_video_shorter_than_a_clip_is_refused(numbered_file):
     with pytest.raises(DecodeError, match=r"too_short.*1\.88 s of 2\.00 s"):
-        decode_clip(numbered_file(15, 8), ClipSettings())
+        decode_clip(numbered_file(15, 8), ClipConfig())
 
 
 def test_a_short_video_may_be_squeezed_as_long_as_it_has_the_frames(numbered_file, frame_numbers):
-    settings = ClipSettings(short_videos="squeeze")
+    settings = ClipConfig(short_videos="squeeze")
     assert frame_numbers(decode_clip(numbered_file(32, 32), settings).video) == list(range(0, 32, 2))
     assert frame_numbers(decode_clip(numbered_file(16, 32), settings).video) == list(range(16))
     with pytest.raises(DecodeError, match="too_short"):
@@ -62,20 +62,20 @@ def test_a_short_video_may_be_squeezed_as_long_as_it_has_the_frames(numbered_fil
 
 def test_variable_rate_clips_repeat_what_is_shown_longer(variable_rate_file, frame_numbers):
     data = variable_rate_file([0, 500, 1000, 1800, 1900, 2000])
-    numbers = frame_numbers(decode_clip(data, ClipSettings()).video)
+    numbers = frame_numbers(decode_clip(data, ClipConfig()).video)
     assert numbers == [0] * 4 + [1] * 4 + [2] * 7 + [3]
 
 
 def test_a_picture_becomes_a_clip_that_stands_still(picture_file):
-    clip = image_clip(picture_file(), ClipSettings(height=16, width=24))
+    clip = image_clip(picture_file(), ClipConfig(height=16, width=24))
     assert clip.video.shape == (16, 3, 16, 24)
-    assert clip.only_choice
+    assert clip.is_deterministic
     assert (clip.video == clip.video[0]).all()
 
 
 @given(st.floats(0.1, 120.0), st.integers(1, 20))
 def test_clips_cover_a_video_in_order_and_never_leave_it(duration, max_clips):
-    clip = ClipSettings()
+    clip = ClipConfig()
     clips = clip_times(duration, clip, max_clips)
     assert 1 <= len(clips) <= max_clips
     times = [time for moments in clips for time in moments]
@@ -87,13 +87,13 @@ def test_clips_cover_a_video_in_order_and_never_leave_it(duration, max_clips):
 
 
 def test_a_long_video_gives_the_start_of_each_of_twenty_segments():
-    clips = clip_times(100.0, ClipSettings())
+    clips = clip_times(100.0, ClipConfig())
     assert [moments[0] for moments in clips] == [5.0 * index for index in range(20)]
     assert all(moments[1] - moments[0] == pytest.approx(0.125) for moments in clips)
 
 
 def test_forty_seconds_are_twenty_clips_without_gaps():
-    clips = clip_times(40.0, ClipSettings())
+    clips = clip_times(40.0, ClipConfig())
     assert [time for moments in clips for time in moments] == pytest.approx([i / 8 for i in range(320)])
 
 
@@ -101,14 +101,14 @@ def test_forty_seconds_are_twenty_clips_without_gaps():
 def test_a_whole_video_gives_its_consecutive_clips_or_the_starts_of_equal_segments(
     count, fps, starts, numbered_file, frame_numbers
 ):
-    clips = decode_clips(numbered_file(count, fps), ClipSettings(), np.random.default_rng(0), max_clips=5)
+    clips = decode_clips(numbered_file(count, fps), ClipConfig(), np.random.default_rng(0), max_clips=5)
     assert clips.video.shape == (len(starts), 16, 3, 32, 32)
-    assert clips.only_choice
+    assert clips.is_deterministic
     assert [frame_numbers(video) for video in clips.video] == [list(range(s, s + 16)) for s in starts]
 
 
 def test_the_last_piece_of_a_whole_video_is_squeezed(numbered_file, frame_numbers):
-    clips = decode_clips(numbered_file(24, 8), ClipSettings(), max_clips=20)
+    clips = decode_clips(numbered_file(24, 8), ClipConfig(), max_clips=20)
     assert [frame_numbers(video) for video in clips.video] == [list(range(16)), [16 + n // 2 for n in range(16)]]
 
 
@@ -117,14 +117,14 @@ def test_many_clips_are_decoded_in_one_pass_over_the_file(monkeypatch, numbered_
     monkeypatch.setattr(
         clip_sampling, "decode_chosen", lambda *args, **kwargs: calls.append(1) or decode_chosen(*args, **kwargs)
     )
-    assert len(decode_clips(numbered_file(64, 8), ClipSettings(), max_clips=20).video) == 4
+    assert len(decode_clips(numbered_file(64, 8), ClipConfig(), max_clips=20).video) == 4
     assert calls == [1]
 
 
 def test_a_whole_video_shorter_than_a_clip_follows_the_same_rule_as_one_clip(numbered_file, frame_numbers):
     with pytest.raises(DecodeError, match=r"too_short.*1\.00 s of 2\.00 s"):
-        decode_clips(numbered_file(8, 8), ClipSettings(), max_clips=20)
-    squeezed = decode_clips(numbered_file(16, 16), ClipSettings(short_videos="squeeze"), max_clips=20)
+        decode_clips(numbered_file(8, 8), ClipConfig(), max_clips=20)
+    squeezed = decode_clips(numbered_file(16, 16), ClipConfig(short_videos="squeeze"), max_clips=20)
     assert [frame_numbers(video) for video in squeezed.video] == [list(range(16))]
 
 
@@ -133,7 +133,7 @@ def test_a_whole_video_shorter_than_a_clip_follows_the_same_rule_as_one_clip(num
 def test_sparse_frames_are_bit_for_bit_those_of_the_dense_clip(container, max_clips, numbered_file):
     data = numbered_file(100, 24, container)
     dense, sparse = (
-        decode_clips(data, ClipSettings(24, 24, sparse_frames=count), np.random.default_rng(3), max_clips=max_clips)
+        decode_clips(data, ClipConfig(24, 24, sparse_frames=count), np.random.default_rng(3), max_clips=max_clips)
         for count in (None, 5)
     )
     assert sparse.video.shape[1] == 5
@@ -141,21 +141,21 @@ def test_sparse_frames_are_bit_for_bit_those_of_the_dense_clip(container, max_cl
 
 
 def test_sparse_pictures_have_as_many_frames(picture_file):
-    assert image_clip(picture_file(), ClipSettings(16, 16, sparse_frames=5)).video.shape == (5, 3, 16, 16)
+    assert image_clip(picture_file(), ClipConfig(16, 16, sparse_frames=5)).video.shape == (5, 3, 16, 16)
 
 
 @pytest.mark.parametrize("count", [0, 17])
 def test_more_sparse_frames_than_a_clip_has_are_refused(count):
     with pytest.raises(UserError, match=rf"sparse_frames is {count}; a clip has 16"):
-        ClipSettings(sparse_frames=count)
+        ClipConfig(sparse_frames=count)
 
 
 def test_a_picture_takes_the_memory_of_one_frame(picture_file):
-    assert image_clip(picture_file(), ClipSettings()).video.strides[0] == 0
+    assert image_clip(picture_file(), ClipConfig()).video.strides[0] == 0
 
 
 def test_larger_sources_than_allowed_are_refused(numbered_file, picture_file):
-    settings = ClipSettings(max_pixels=32 * 32 - 1)
+    settings = ClipConfig(max_pixels=32 * 32 - 1)
     with pytest.raises(DecodeError, match=r"too_large: 32 x 32 pixels, more than 1023"):
         decode_clip(numbered_file(), settings)
     with pytest.raises(DecodeError, match=r"too_large: 30 x 40 pixels"):

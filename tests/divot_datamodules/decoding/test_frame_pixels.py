@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from divot_datamodules.decoding import frame_pixels
-from divot_datamodules.decoding.clip_sampling import ClipSettings, decode_clip
+from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.decoding.video import DecodeError, decode_frames, decode_image, probe
 from divot_datamodules.decoding.video_writing import encode_video
 
@@ -145,7 +145,7 @@ def test_pixels_that_are_not_square_are_shown_in_their_shape(aspect, shown):
 def test_a_clip_of_a_video_with_wide_pixels_is_not_squeezed(coded_file, frame_numbers):
     data = coded_file("libx264", "mp4", {"crf": "4"}, count=60, pixel_aspect=Fraction(2), width=32)
     assert frame_numbers(decode_frames(data, [37.5 / 25], (32, 32))) == [37]  # all eight columns are in it
-    assert decode_clip(data, ClipSettings()).video.shape == (16, 3, 32, 32)
+    assert decode_clip(data, ClipConfig()).video.shape == (16, 3, 32, 32)
 
 
 def test_a_turned_video_with_wide_pixels_is_widened_before_it_is_turned():

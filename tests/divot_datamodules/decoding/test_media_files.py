@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings, clip_times, decode_clips
+from divot_datamodules.decoding.clip_sampling import ClipConfig, clip_times, decode_clips
 from divot_datamodules.decoding.video import DecodeError, check_media, decode_frames, decode_image, probe
 
 X264 = {"crf": "8", "g": "12"}
@@ -43,10 +43,8 @@ def test_sound_that_lasts_longer_changes_no_length_of_an_avi(coded_file):
 def test_webm_with_longer_sound_gives_every_clip_of_every_rule(muxing, coded_file):
     data = coded_file("libvpx", "webm", VP8, count=61, sound=4.0, muxing=muxing)
     for max_clips in range(1, 6):
-        decode_clips(
-            data, ClipSettings(frames=4, short_videos="squeeze"), np.random.default_rng(0), max_clips=max_clips
-        )
-    times = clip_times(probe(data).duration, ClipSettings(), 20)
+        decode_clips(data, ClipConfig(frames=4, short_videos="squeeze"), np.random.default_rng(0), max_clips=max_clips)
+    times = clip_times(probe(data).duration, ClipConfig(), 20)
     assert len(decode_frames(data, [moment for clip in times for moment in clip])) == 2 * 16
 
 

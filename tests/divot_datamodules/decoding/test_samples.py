@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from divot_datamodules.decoding import samples
 from divot_datamodules.decoding.cached_features import read_features
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import (
     Sample,
     SampleDecoder,
@@ -34,7 +34,7 @@ def raw(members, key="k"):
 
 
 def decode(members):
-    return SampleDecoder(ClipSettings(height=16, width=16))(raw(members), None)
+    return SampleDecoder(ClipConfig(height=16, width=16))(raw(members), None)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "webm", "avi", "gif"])
@@ -57,20 +57,20 @@ def test_numbered_clips_come_in_their_order(numbered_file, picture_file):
     members = {f"clip{number}.mp4": numbered_file(16 + number) for number in (10, 2, 0)}
     sample = decode(members)
     assert sample.num_clips == 3
-    assert not sample.only_choice
+    assert not sample.is_deterministic
 
 
 def test_a_long_video_gives_as_many_clips_as_are_asked_for(numbered_file):
     data = numbered_file(96)
-    whole = SampleDecoder(ClipSettings(16, 16), max_clips=4)(raw({"mp4": data}), np.random.default_rng(0))
-    assert (whole.num_clips, whole.only_choice) == (4, True)
-    one = SampleDecoder(ClipSettings(16, 16))(raw({"mp4": data}), np.random.default_rng(0))
-    assert (one.num_clips, one.only_choice) == (1, False)
+    whole = SampleDecoder(ClipConfig(16, 16), max_clips=4)(raw({"mp4": data}), np.random.default_rng(0))
+    assert (whole.num_clips, whole.is_deterministic) == (4, True)
+    one = SampleDecoder(ClipConfig(16, 16))(raw({"mp4": data}), np.random.default_rng(0))
+    assert (one.num_clips, one.is_deterministic) == (1, False)
 
 
 def test_the_videos_of_a_story_give_one_clip_each(numbered_file):
     members = {f"clip{number}.mp4": numbered_file(64) for number in range(3)}
-    assert SampleDecoder(ClipSettings(16, 16), max_clips=4)(raw(members), None).num_clips == 3
+    assert SampleDecoder(ClipConfig(16, 16), max_clips=4)(raw(members), None).num_clips == 3
 
 
 def test_members_may_be_files(tmp_path, numbered_file, picture_file):

@@ -13,7 +13,7 @@ import torch
 
 from divot_datamodules.decoding.samples import Sample, SampleError
 from divot_datamodules.loading.decode_pool import DecodePool, LazyDecoding, Request, make_decoding
-from divot_datamodules.loading.shared_memory import MediaArena
+from divot_datamodules.loading.shared_memory import SharedMemoryPool
 from divot_datamodules.order.order_plan import Slot
 from divot_lightning.errors import UserError
 from divot_lightning.testing.faults import full_shared_memory
@@ -59,7 +59,7 @@ def decode(wanted):
 
 @pytest.fixture
 def pool():
-    pool = DecodePool(decode, 2, DEADLINE, MediaArena(4, 2**10))
+    pool = DecodePool(decode, 2, DEADLINE, SharedMemoryPool(4, 2**10))
     yield pool
     pool.close()
     assert not [child for child in multiprocessing.active_children() if "pebble" in child.name]
@@ -87,7 +87,7 @@ def test_what_goes_wrong_costs_one_sample(pool):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_mistake_in_a_program_is_no_bad_sample_and_comes_out_with_its_traceback(workers):
-    decoding = make_decoding(decode, num_workers=workers, deadline=30, places=2, place_bytes=2**10)
+    decoding = make_decoding(decode, num_workers=workers, deadline=30, places=2, slot_bytes=2**10)
     with pytest.raises(KeyError, match="what no decoder should raise") as caught:
         decoding.submit(request(13)).result()
     decoding.close()
@@ -138,13 +138,13 @@ def test_workers_that_die_again_and_again_end_the_run(pool):
 
 
 def test_a_full_dev_shm_is_told_with_what_to_do():
-    pool = DecodePool(decode, 2, 30, MediaArena(2, 64))
+    pool = DecodePool(decode, 2, 30, SharedMemoryPool(2, 64))
     with full_shared_memory(), pytest.raises(UserError, match=r"No space left on device\n.*/dev/shm.*num_workers 0"):
         pool.submit(request(1))
 
 
 def test_without_workers_this_process_decodes_when_it_waits():
-    decoding = make_decoding(decode, num_workers=0, deadline=1, places=0, place_bytes=0)
+    decoding = make_decoding(decode, num_workers=0, deadline=1, places=0, slot_bytes=0)
     assert isinstance(decoding, LazyDecoding)
     assert decoding.submit(request(1)).result().text["pid"] == os.getpid()
     assert outcome(decoding.submit(request(12))) == "too_short"
@@ -154,14 +154,14 @@ def test_workers_end_with_a_process_that_is_killed():
     code = (
         "import sys, time\n"
         "from divot_datamodules.loading.decode_pool import DecodePool, Request\n"
-        "from divot_datamodules.loading.shared_memory import MediaArena\n"
+        "from divot_datamodules.loading.shared_memory import SharedMemoryPool\n"
         "from divot_datamodules.order.order_plan import Slot\n"
         "from divot_datamodules.decoding.samples import Sample\n"
         "import os\n"
         "def decode(wanted):\n"
         "    time.sleep(0.2)\n"
         "    return Sample('k', {'pid': os.getpid()})\n"
-        "pool = DecodePool(decode, 2, 30, MediaArena(2, 64))\n"
+        "pool = DecodePool(decode, 2, 30, SharedMemoryPool(2, 64))\n"
         "asked = [pool.submit(Request('train', Slot(n, 0, 0, 0, n))) for n in range(4)]\n"
         "print(*{one.result().text['pid'] for one in asked}, flush=True)\n"
         "time.sleep(60)"

@@ -9,7 +9,7 @@ def test_the_cache_keeps_to_its_memory_and_to_samples_without_a_choice():
     places = [("train", 0, 0, number) for number in range(4)]
     for number, place in enumerate(places):
         media = torch.zeros(1, 100, dtype=torch.uint8)
-        cache.add(place, Sample(f"k{number}", {}, video=media, only_choice=number != 1))
+        cache.add(place, Sample(f"k{number}", {}, video=media, is_deterministic=number != 1))
     assert [cache.get(place) is not None for place in places] == [True, False, True, False]
 
 

@@ -1,4 +1,4 @@
-"""Batches by the plan: the same steps in any layout, going on exactly, nothing lost in silence."""
+"""Batches by the plan: the same steps in any layout, continuing exactly, nothing lost in silence."""
 
 from collections import Counter
 from itertools import islice
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader, draw
-from divot_datamodules.loading.skipped_samples import Budget, Ledger
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.order.data_position import SourceFacts, TrainPosition
 from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
 from divot_datamodules.order.plan_edits import SkippedSteps
@@ -183,14 +183,14 @@ def test_unusable_samples_make_batches_smaller_and_are_noted_once(
     position = position_of(counts)
     found = []
     for rank in range(world_size):
-        ledger = Ledger("train", tmp_path, Budget(1.0), writer=f"rank{rank}")
+        ledger = SkippedSamples("train", tmp_path, Budget(1.0), writer=f"rank{rank}")
         reader = counted_reader(counted_source(counts, bad=bad), ledger=ledger, prefetch=prefetch)
         found.append(list(islice(iter(TrainLoader(reader, position, rank, world_size)), 6)))
     for step, batches in enumerate(zip(*found, strict=True)):
         keys = [key for batch in batches if batch["counted"] for key in batch["key"]]
         assert sorted(keys) == sorted(set(clean[step]) - bad)
         assert sum(batch["counted"] for batch in batches) == len(keys)
-    ledger = Ledger("train", tmp_path)
+    ledger = SkippedSamples("train", tmp_path)
     assert ledger.counts() == {"undecodable": 3}
     assert {(d.shard, d.key) for d in ledger.defects()} == {("0.tar", "u0s1"), ("1.tar", "u1s0"), ("1.tar", "u1s11")}
 

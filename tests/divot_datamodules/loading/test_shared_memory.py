@@ -3,8 +3,8 @@ import torch
 
 from divot_datamodules.decoding.samples import Sample
 from divot_datamodules.loading.shared_memory import (
-    MediaArena,
     PickledTensor,
+    SharedMemoryPool,
     StoredTensor,
     arena_bytes,
     without_repeats,
@@ -16,7 +16,7 @@ FEATURES = torch.randn(1, 3, 5)
 
 
 def test_what_is_stored_is_loaded_and_places_do_not_touch():
-    arena = MediaArena(2, 512)
+    arena = SharedMemoryPool(2, 512)
     first, second = arena.acquire(), arena.acquire()
     stored = [
         arena.store(place, Sample(f"k{place}", {}, video=VIDEO + place, features=FEATURES)) for place in (first, second)
@@ -29,7 +29,7 @@ def test_what_is_stored_is_loaded_and_places_do_not_touch():
 
 
 def test_what_does_not_fit_is_pickled():
-    arena = MediaArena(1, 64)
+    arena = SharedMemoryPool(1, 64)
     for place in (arena.acquire(), None):
         stored = arena.store(place, Sample("k", {}, video=VIDEO))
         assert isinstance(stored.video, PickledTensor)
@@ -39,14 +39,14 @@ def test_what_does_not_fit_is_pickled():
 def test_repeated_frames_take_the_memory_of_one():
     picture = torch.arange(48, dtype=torch.uint8).reshape(1, 1, 3, 4, 4).expand(1, 16, 3, 4, 4)
     assert without_repeats(picture).shape == (1, 1, 3, 4, 4)
-    arena = MediaArena(1, 64)
+    arena = SharedMemoryPool(1, 64)
     stored = arena.store(arena.acquire(), Sample("k", {}, video=picture))
     assert isinstance(stored.video, StoredTensor)
     assert torch.equal(arena.load(stored).video, picture)
 
 
 def test_places_are_handed_out_once_and_again_after_their_release():
-    arena = MediaArena(2, 64)
+    arena = SharedMemoryPool(2, 64)
     places = [arena.acquire(), arena.acquire()]
     assert sorted(places) == [0, 1]
     assert arena.acquire() is None
@@ -59,9 +59,9 @@ def test_places_are_handed_out_once_and_again_after_their_release():
 
 def test_memory_that_the_machine_does_not_give_is_told_in_words():
     with pytest.raises(UserError, match=r"share 1048576.0 GiB .* does not give"):
-        MediaArena(2**20, 2**30)
+        SharedMemoryPool(2**20, 2**30)
 
 
 def test_the_size_of_an_arena_is_that_of_its_aligned_places():
     assert arena_bytes(3, 65) == 3 * 128
-    assert len(MediaArena(3, 65)._memory) == arena_bytes(3, 65)
+    assert len(SharedMemoryPool(3, 65)._memory) == arena_bytes(3, 65)

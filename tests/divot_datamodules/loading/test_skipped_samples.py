@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from divot_datamodules.loading.skipped_samples import Budget, Defect, Ledger
+from divot_datamodules.loading.skipped_samples import Budget, Defect, SkippedSamples
 from divot_lightning.errors import UserError
 
 
@@ -12,10 +12,10 @@ def defect(number, reason="too_short"):
 
 
 def test_defects_are_counted_by_reason_and_listed_with_shard_and_key(tmp_path):
-    ledger = Ledger("train", tmp_path)
+    ledger = SkippedSamples("train", tmp_path)
     for number in range(3):
         ledger.record(defect(number))
-    Ledger("train", tmp_path, writer="rank1").record(defect(9, "undecodable"))
+    SkippedSamples("train", tmp_path, writer="rank1").record(defect(9, "undecodable"))
     assert ledger.counts() == {"too_short": 3, "undecodable": 1}
     lines = (tmp_path / "defects-train-main.jsonl").read_text().splitlines()
     assert json.loads(lines[0]) == {"reason": "too_short", "shard": "a.tar", "key": "k0", "detail": "0.1 s of 2 s"}
@@ -23,39 +23,39 @@ def test_defects_are_counted_by_reason_and_listed_with_shard_and_key(tmp_path):
 
 
 def test_a_defect_that_comes_by_in_each_pass_counts_once(tmp_path):
-    ledger = Ledger("train", tmp_path)
+    ledger = SkippedSamples("train", tmp_path)
     for _ in range(5):
         ledger.record(defect(0))
     assert ledger.bad == 1
-    assert len(Ledger("train", tmp_path).defects()) == 1
+    assert len(SkippedSamples("train", tmp_path).defects()) == 1
 
 
 def test_what_indexing_lost_is_a_share_of_everything_there_is(tmp_path):
     found = [Defect("missing_shard", f"{number}.tar", "") for number in range(12)]
-    ledger = Ledger("train", tmp_path, Budget(0.05), total=1000)
+    ledger = SkippedSamples("train", tmp_path, Budget(0.05), total=1000)
     ledger.record_found(found, lost=1200, usable=100_000)
     assert ledger.counts() == {"missing_shard": 12}
     ledger.saw_sample()
     ledger.record(Defect("too_short", "20.tar", "k"))  # the budget of samples that come by is still whole
     assert (ledger.lost, ledger.seen) == (1, 1)
     with pytest.raises(UserError, match=r"^1200 of 11200 samples of 'train' cannot be used"):
-        Ledger("train", tmp_path / "other", Budget(0.05)).record_found(found, lost=1200, usable=10_000)
+        SkippedSamples("train", tmp_path / "other", Budget(0.05)).record_found(found, lost=1200, usable=10_000)
 
 
 def test_without_defects_nothing_is_written(tmp_path):
-    Ledger("train", tmp_path / "new").saw_sample()
+    SkippedSamples("train", tmp_path / "new").saw_sample()
     assert not (tmp_path / "new").exists()
 
 
 def test_without_a_folder_the_counts_are_kept_for_the_process():
-    ledger = Ledger("train")
+    ledger = SkippedSamples("train")
     ledger.record(defect(0))
     assert ledger.counts() == {"too_short": 1}
 
 
 def test_a_run_that_goes_on_lists_a_known_defect_once_and_counts_it_among_the_known(tmp_path):
-    Ledger("train", tmp_path, writer="rank0").record(defect(0))
-    later = Ledger("train", tmp_path, writer="rank1")
+    SkippedSamples("train", tmp_path, writer="rank0").record(defect(0))
+    later = SkippedSamples("train", tmp_path, writer="rank1")
     later.record(defect(0))
     assert (later.bad, later.lost) == (1, 1)
     assert not later.path.exists()
@@ -80,22 +80,22 @@ def test_the_budget(budget, lost, seen, distinct, total, exceeded):
 
 
 def test_a_used_up_budget_reports_in_few_lines(tmp_path):
-    ledger = Ledger("train", tmp_path, Budget(1.0, max_bad_samples=2))
+    ledger = SkippedSamples("train", tmp_path, Budget(1.0, max_skipped_samples=2))
     ledger.record(defect(0))
     ledger.record(defect(1))
     with pytest.raises(UserError, match=r"3 of 0 samples of 'train'.*too_short 3") as caught:
         ledger.record(defect(2))
     text = str(caught.value)
     assert len(text.splitlines()) <= 5
-    for part in ("a.tar", "'k0'", "0.1 s of 2 s", str(tmp_path), "max_bad_fraction"):
+    for part in ("a.tar", "'k0'", "0.1 s of 2 s", str(tmp_path), "max_skipped_fraction"):
         assert part in text
 
 
 def test_a_pass_without_a_usable_sample_ends_the_run():
     with pytest.raises(UserError, match="4 of 4 samples"):
-        Ledger("train", budget=Budget(1.0)).finish_pass(bad=4, seen=4)
+        SkippedSamples("train", budget=Budget(1.0)).finish_pass(bad=4, seen=4)
     with pytest.raises(UserError, match="none was read"):
-        Ledger("train", budget=Budget(1.0)).finish_pass(bad=0, seen=0)
+        SkippedSamples("train", budget=Budget(1.0)).finish_pass(bad=0, seen=0)
 
 
 def test_defects_are_plain_data():

@@ -1,4 +1,4 @@
-"""A run that is stopped and goes on sees the same samples in the same order, under Lightning's own loops."""
+"""A run that is stopped and continues sees the same samples in the same order, under Lightning's own loops."""
 
 from dataclasses import replace
 

@@ -60,7 +60,7 @@ def test_other_shares_are_other_data(whole):
 
 
 def epoch(folder, share, seed=0):
-    data = VideoTextData(str(folder), str(folder), epoch="exact", batch_size=4, train_share=share, seed=seed)
+    data = VideoTextData(str(folder), str(folder), epoch="exact", batch_size=4, train_fraction=share, seed=seed)
     data.setup("fit")
     train, validation = (
         [batch["key"] for batch in loader] for loader in (data.train_dataloader(), data.val_dataloader())
@@ -80,13 +80,13 @@ def test_an_epoch_takes_each_sample_of_the_share_once_and_validation_takes_all(v
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
 def test_no_share_of_the_data_is_refused(share):
-    with pytest.raises(UserError, match=f"train_share is {share}; it must be greater than 0 and at most 1"):
-        VideoTextData("nowhere", train_share=share)
+    with pytest.raises(UserError, match=f"train_fraction is {share}; it must be greater than 0 and at most 1"):
+        VideoTextData("nowhere", train_fraction=share)
 
 
 def test_a_run_does_not_go_on_with_another_share(video_shards):
     folder = video_shards(2, 10)
-    first, second = (VideoTextData(str(folder), batch_size=4, train_share=share) for share in (0.5, 0.6))
+    first, second = (VideoTextData(str(folder), batch_size=4, train_fraction=share) for share in (0.5, 0.6))
     first.setup("fit")
     second.setup("fit")
     with pytest.raises(UserError, match=r"12 samples in 2 units; in the checkpoint .*: 10 in 2"):

@@ -105,7 +105,7 @@ STOPS = (2, 4)
 
 
 def train_again_and_again(rank, shards, folder, alone):
-    """Trains from the start on two processes, and goes on from checkpoints of a single one."""
+    """Trains from the start on two processes, and continues from checkpoints of a single one."""
     first = train(rank, shards, folder, 2, workers=rank)
     later = [
         train(rank, shards, f"{folder}-{stop}", 2, resume=f"{alone}/step={stop}.ckpt", workers=2 - rank)[0]

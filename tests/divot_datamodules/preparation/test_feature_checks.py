@@ -7,7 +7,7 @@ from lightning import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from safetensors.torch import save
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.preparation.feature_checks import check_features
 from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.writing import ShardFolder
@@ -24,7 +24,7 @@ class Tiny(torch.nn.Linear):
     def __init__(self, value):
         super().__init__(1, 1)
         torch.nn.init.constant_(self.weight, value)
-        self.config = ClipSettings()
+        self.config = ClipConfig()
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def test_a_tokenizer_that_is_trained_again_is_another_one(tokenizers, features):
 @pytest.mark.parametrize(
     ("clip", "max_clips", "message"),
     [
-        (ClipSettings(height=64), 3, "height is 32, not 64"),
-        (ClipSettings(fps=4.0), 3, "fps is 8.0, not 4.0"),
-        (ClipSettings(frames=8), 3, "frames is 16, not 8"),
-        (ClipSettings(short_videos="squeeze"), 3, "short_videos is 'refuse', not 'squeeze'"),
-        (ClipSettings(), 20, "max_clips is 3, not 20"),
+        (ClipConfig(height=64), 3, "height is 32, not 64"),
+        (ClipConfig(fps=4.0), 3, "fps is 8.0, not 4.0"),
+        (ClipConfig(frames=8), 3, "frames is 16, not 8"),
+        (ClipConfig(short_videos="squeeze"), 3, "short_videos is 'refuse', not 'squeeze'"),
+        (ClipConfig(), 20, "max_clips is 3, not 20"),
     ],
 )
 def test_features_of_other_clips_are_refused(clip, max_clips, message, tokenizers, features):
@@ -81,11 +81,11 @@ def test_features_of_other_clips_are_refused(clip, max_clips, message, tokenizer
 
 
 def test_how_many_frames_are_decoded_makes_no_other_clips(tokenizers, features):
-    check_features(expand_shards(features), tokenizers[0], ClipSettings(sparse_frames=5, max_pixels=10**6), 3)
+    check_features(expand_shards(features), tokenizers[0], ClipConfig(sparse_frames=5, max_pixels=10**6), 3)
 
 
 def test_shards_of_videos_pass(tokenizers, video_shards):
-    check_features(expand_shards(video_shards()), tokenizers[0], ClipSettings(), 1)
+    check_features(expand_shards(video_shards()), tokenizers[0], ClipConfig(), 1)
 
 
 def test_shards_whose_index_cannot_be_read_pass_and_their_files_are_checked(tokenizers, features):

@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings, decode_clip
+from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.decoding.video import decode_frames, probe
-from divot_datamodules.preparation.packing import PackSettings, pack, safe_key
+from divot_datamodules.preparation.packing import PackConfig, pack, safe_key
 from divot_datamodules.shards.reading import read_shard
 from divot_lightning.errors import UserError
 
@@ -32,7 +32,7 @@ def media_folder(tmp_path, numbered_file, picture_file):
 
 
 def test_a_folder_is_packed_with_its_texts_and_its_bytes(media_folder, tmp_path):
-    report = pack(media_folder, tmp_path / "out", PackSettings())
+    report = pack(media_folder, tmp_path / "out", PackConfig())
     found = packed(tmp_path / "out")
     assert set(found) == {"a", "cats/b_v1", "c"}
     assert found["a"]["mp4"] == (media_folder / "a.mp4").read_bytes()
@@ -49,7 +49,7 @@ def test_a_jsonl_is_packed_with_its_fields(media_folder, tmp_path):
         {"image": "c.jpg", "caption": "three"},
     ]
     (media_folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    pack(media_folder / "list.jsonl", tmp_path / "out", PackSettings(samples_per_shard=2))
+    pack(media_folder / "list.jsonl", tmp_path / "out", PackConfig(samples_per_shard=2))
     found = packed(tmp_path / "out")
     assert {key: json.loads(members["json"])["caption"] for key, members in found.items()} == {
         "a": "one",
@@ -63,12 +63,12 @@ def test_a_jsonl_is_packed_with_its_fields(media_folder, tmp_path):
 def test_long_videos_are_cut_into_pieces_that_are_clips(tmp_path, numbered_file, frame_numbers):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "long.mp4").write_bytes(numbered_file(120, 25))
-    pack(tmp_path / "in", tmp_path / "out", PackSettings(clip_seconds=2, size=16))
+    pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2, size=16))
     found = packed(tmp_path / "out")
     assert sorted(found) == ["long_0000", "long_0001"]
     for number, members in enumerate(found.values()):
-        clip = decode_clip(members["mp4"], ClipSettings(height=16, width=16))
-        assert clip.only_choice
+        clip = decode_clip(members["mp4"], ClipConfig(height=16, width=16))
+        assert clip.is_deterministic
         assert frame_numbers(clip.video) == [int((2 * number + index / 8) * 25 + 1e-3) for index in range(16)]
 
 
@@ -76,7 +76,7 @@ def test_pieces_keep_the_aspect_with_even_sides(tmp_path, numbered_video):
     from divot_datamodules.decoding.video_writing import write_video
 
     write_video(tmp_path / "in" / "wide.mp4", numbered_video(16, 32)[:, :, :18], 8)
-    pack(tmp_path / "in", tmp_path / "out", PackSettings(clip_seconds=2, size=32))
+    pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2, size=32))
     info = probe(packed(tmp_path / "out")["wide_0000"]["mp4"])
     assert (info.height, info.width) == (32, 56)
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_packed_is_reported_and_left_out(media_folder, tmp_path, 
     (media_folder / "bad.mp4").write_bytes(b"rubbish")
     (media_folder / "odd.mp4").write_bytes(numbered_file())
     (media_folder / "odd.json").write_text("{")
-    report = pack(media_folder, tmp_path / "out", PackSettings())
+    report = pack(media_folder, tmp_path / "out", PackConfig())
     assert {defect.key: defect.reason for defect in report.defects} == {"bad": "undecodable", "odd": "bad_json"}
     assert all("media" in defect.shard for defect in report.defects)
     assert set(packed(tmp_path / "out")) == {"a", "cats/b_v1", "c"}
@@ -106,19 +106,19 @@ def damaged_file(tmp_path, coded_file):
 
 
 def test_nothing_that_is_broken_anywhere_is_packed(damaged_file, tmp_path):
-    report = pack(damaged_file, tmp_path / "out", PackSettings())
+    report = pack(damaged_file, tmp_path / "out", PackConfig())
     assert [(defect.key, defect.reason) for defect in report.defects] == [("b", "corrupt")]
     assert set(packed(tmp_path / "out")) == {"a"}
 
 
 def test_a_look_at_the_first_frame_alone_misses_later_damage(damaged_file, tmp_path):
-    assert pack(damaged_file, tmp_path / "out", PackSettings(check="first")).samples == 2
+    assert pack(damaged_file, tmp_path / "out", PackConfig(check="first")).samples == 2
 
 
 def test_a_file_without_a_decoder_does_not_stop_the_others(media_folder, tmp_path, coded_file):
     (media_folder / "unknown.mp4").write_bytes(coded_file("libx264", "mp4").replace(b"avc1", b"zzzz"))
     (media_folder / "drawing.png").write_bytes(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
-    for name, settings in (("whole", PackSettings()), ("pieces", PackSettings(clip_seconds=2))):
+    for name, settings in (("whole", PackConfig()), ("pieces", PackConfig(clip_seconds=2))):
         report = pack(media_folder, tmp_path / name, settings)
         assert {defect.key: defect.reason for defect in report.defects} == {
             "unknown": "undecodable",
@@ -132,7 +132,7 @@ def test_pieces_of_a_turned_video_with_wide_pixels_stand_upright(tmp_path, coded
     clockwise = struct.pack(">5i", 0, 1 << 16, 0, -(1 << 16), 0)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.mp4").write_bytes(data[:place] + clockwise + data[place + 20 :])
-    pack(tmp_path / "in", tmp_path / "out", PackSettings(clip_seconds=2))
+    pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2))
     piece = decode_frames(packed(tmp_path / "out")["a_0000"]["mp4"], [1.0])
     assert piece.shape == (1, 3, 64, 64)
     assert frame_numbers(np.rot90(piece, 1, (2, 3))) == [25]  # the columns with the number have become rows
@@ -141,7 +141,7 @@ def test_pieces_of_a_turned_video_with_wide_pixels_stand_upright(tmp_path, coded
 def test_lines_that_cannot_be_packed_are_reported_by_number(media_folder, tmp_path):
     lines = ['{"video": "a.mp4"}', "{", '{"caption": "x"}', '{"video": "nowhere.mp4"}', '{"video": "notes.md"}']
     (media_folder / "list.jsonl").write_text("\n".join(lines))
-    report = pack(media_folder / "list.jsonl", tmp_path / "out", PackSettings())
+    report = pack(media_folder / "list.jsonl", tmp_path / "out", PackConfig())
     assert {defect.key: defect.reason for defect in report.defects} == {
         "line2": "bad_json",
         "line3": "missing_media",
@@ -154,20 +154,20 @@ def test_a_video_shorter_than_a_piece_is_left_out(tmp_path, numbered_file):
     for name, frames in (("short", 9), ("long", 16)):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / f"{name}.mp4").write_bytes(numbered_file(frames))
-    report = pack(tmp_path / "in", tmp_path / "out", PackSettings(clip_seconds=2))
+    report = pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2))
     assert [(defect.key, defect.reason) for defect in report.defects] == [("short", "too_short")]
 
 
 def test_a_second_call_does_nothing_and_a_changed_input_is_refused(media_folder, tmp_path):
-    pack(media_folder, tmp_path / "out", PackSettings())
-    again = pack(media_folder, tmp_path / "out", PackSettings())
+    pack(media_folder, tmp_path / "out", PackConfig())
+    again = pack(media_folder, tmp_path / "out", PackConfig())
     assert again.already_there
     assert (again.samples, again.with_text) == (3, 2)
     with pytest.raises(UserError, match="samples_per_shard is 256, not 7"):
-        pack(media_folder, tmp_path / "out", PackSettings(samples_per_shard=7))
+        pack(media_folder, tmp_path / "out", PackConfig(samples_per_shard=7))
     (media_folder / "a.txt").write_text("another text")
     with pytest.raises(UserError, match="source is"):
-        pack(media_folder, tmp_path / "out", PackSettings())
+        pack(media_folder, tmp_path / "out", PackConfig())
 
 
 def test_an_interrupted_call_starts_again(media_folder, tmp_path, monkeypatch):
@@ -182,9 +182,9 @@ def test_an_interrupted_call_starts_again(media_folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(packing, "_media_samples", stop_at_c)
     with pytest.raises(KeyboardInterrupt):
-        pack(media_folder, tmp_path / "out", PackSettings(samples_per_shard=1))
+        pack(media_folder, tmp_path / "out", PackConfig(samples_per_shard=1))
     monkeypatch.setattr(packing, "_media_samples", real)
-    pack(media_folder, tmp_path / "out", PackSettings(samples_per_shard=1))
+    pack(media_folder, tmp_path / "out", PackConfig(samples_per_shard=1))
     assert set(packed(tmp_path / "out")) == {"a", "cats/b_v1", "c"}
 
 
@@ -193,7 +193,7 @@ def test_nothing_to_pack_is_named(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.csv").write_text("")
     with pytest.raises(UserError, match=name):
-        pack(tmp_path / name, tmp_path / "out", PackSettings())
+        pack(tmp_path / name, tmp_path / "out", PackConfig())
     assert not (tmp_path / "out").exists()
 
 
@@ -201,7 +201,7 @@ def test_nothing_packable_is_an_error(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.mp4").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="none of 1 files can be packed: undecodable 1"):
-        pack(tmp_path / "in", tmp_path / "out", PackSettings())
+        pack(tmp_path / "in", tmp_path / "out", PackConfig())
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
@@ -211,9 +211,9 @@ def test_defects_of_a_call_that_failed_are_forgotten(media_folder, tmp_path):
     only.mkdir()
     (only / "a.mp4").write_bytes(b"rubbish")
     with pytest.raises(UserError, match="none of 1"):
-        pack(only, tmp_path / "out", PackSettings())
+        pack(only, tmp_path / "out", PackConfig())
     (only / "a.mp4").write_bytes(good.read_bytes())
-    assert pack(only, tmp_path / "out", PackSettings()).defects == []
+    assert pack(only, tmp_path / "out", PackConfig()).defects == []
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_defects_of_a_call_that_failed_are_forgotten(media_folder, tmp_path):
 )
 def test_settings_without_effect_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        PackSettings(**settings)
+        PackConfig(**settings)
 
 
 def test_keys_have_no_dots():
@@ -252,7 +252,7 @@ def test_the_videos_of_a_story_are_packed_in_their_order(tmp_path, numbered_file
         {"videos": []},
     ]
     (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    report = pack(tmp_path / "list.jsonl", tmp_path / "out", PackSettings(clip_seconds=1.0))
+    report = pack(tmp_path / "list.jsonl", tmp_path / "out", PackConfig(clip_seconds=1.0))
     first, *rest = read_shard(str(tmp_path / "out" / "shard-000000.tar"))
     assert (first.key, set(first.members)) == ("b", {"clip0.mkv", "clip1.mp4", "json"})
     assert first.members["clip1.mp4"] == numbered_file(16)

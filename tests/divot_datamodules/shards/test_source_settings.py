@@ -2,7 +2,7 @@ import pytest
 from lightning.pytorch.cli import LightningArgumentParser
 
 from divot_datamodules.decoding.samples import SampleDecoder, tokenizer_items
-from divot_datamodules.loading.plan_loader import OpenSource
+from divot_datamodules.loading.plan_loader import LoadedSource
 from divot_datamodules.shards.source_settings import Source, facts_of, items_of, listed_sources, make_plan
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
@@ -11,7 +11,7 @@ PLAN = {"batch_size": 4, "exact": False, "seed": 1, "streams": 2, "shuffle": 8}
 
 
 def opened(*sources):
-    return [OpenSource(source, SampleDecoder(), tokenizer_items) for source in sources]
+    return [LoadedSource(source, SampleDecoder(), tokenizer_items) for source in sources]
 
 
 def test_paths_alone_are_one_source_and_beside_sources_each_is_its_own():

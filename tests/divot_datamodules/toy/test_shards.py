@@ -4,14 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings, decode_clip
+from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.shards.reading import read_shard
-from divot_datamodules.toy.shards import SPLITS, ToyDataSettings, toy_sample, write_toy_data
+from divot_datamodules.toy.shards import SPLITS, ToyDataConfig, toy_sample, write_toy_data
 from divot_datamodules.toy.world import ATTRIBUTES, ToyWorld, parse_caption
 from divot_lightning.errors import UserError
 from divot_lightning.testing.toy_shards import make_toy_shards
 
-SMALL = ToyDataSettings(train=10, validation=4, held_out=5, samples_per_shard=2)
+SMALL = ToyDataConfig(train=10, validation=4, held_out=5, samples_per_shard=2)
 
 
 def samples_of(folder, split):
@@ -33,7 +33,7 @@ def test_the_oracle_reads_every_clip_as_its_caption_says(tmp_path):
     for split in SPLITS:
         for raw in samples_of(folder, split):
             text = json.loads(raw.members["json"])
-            video = decode_clip(raw.members["mp4"], ClipSettings()).video
+            video = decode_clip(raw.members["mp4"], ClipConfig()).video
             reading = ToyWorld().read(video)
             seen = {name: getattr(reading, name) for name in ATTRIBUTES}
             assert seen == text["attributes"] == parse_caption(text["caption"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings, decode_clip
+from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.toy.world import (
     ATTRIBUTES,
@@ -67,7 +67,7 @@ def test_the_oracle_reads_combinations_of_all_kinds():
 def test_the_oracle_reads_clips_after_h264(split, crf):
     for scene in scenes(split, 12, seed=1):
         media = encode_video(WORLD.render(scene), WORLD.frames_per_second, crf=crf)
-        assert_read(WORLD.read(decode_clip(media, ClipSettings()).video), scene, 0.5)
+        assert_read(WORLD.read(decode_clip(media, ClipConfig()).video), scene, 0.5)
 
 
 def test_combinations_of_the_splits_are_disjoint_and_all_there():

@@ -21,7 +21,7 @@ def keep_saving(run: str, started: Any) -> None:
     """Saves one checkpoint after the other, each in the place of the one before, until the process is killed.
 
     Args:
-        run: The run folder; goes on after its newest checkpoint.
+        run: The run folder; continues after its newest checkpoint.
         started: Is set when saving begins.
     """
     torch.set_num_threads(1)

@@ -23,12 +23,12 @@ from divot_lightning.checkpoint.folder_reading import CheckpointReader
 from divot_lightning.checkpoint.folder_writing import TRAINER, CheckpointNotWritten
 from divot_lightning.checkpoint.folders import complete_checkpoints, newest_checkpoint
 from divot_lightning.checkpoint.manifest import MANIFEST, FileRecord, file_sha256, read_manifest, write_manifest
-from divot_lightning.checkpoint.step_checkpoint import CheckpointSettings
+from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
 
-EVERY = CheckpointSettings(every_steps=1, keep_all=True)
+EVERY = CheckpointConfig(every_steps=1, keep_all=True)
 
 
 @contextmanager
@@ -236,7 +236,7 @@ class _FullDisk(Callback):
 
 def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotWritten, match="could not be written into"):
-        train(tmp_path, 6, settings=CheckpointSettings(every_steps=1), callbacks=[_FullDisk()])
+        train(tmp_path, 6, settings=CheckpointConfig(every_steps=1), callbacks=[_FullDisk()])
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
     CheckpointReader(step_folder(tmp_path, 2), Ranks())
 
@@ -244,15 +244,15 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(tmp_path: Pa
 def test_a_full_disk_is_reported_and_the_run_goes_on_if_told_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = CheckpointSettings(every_steps=1, keep_all=True, on_full_disk="continue")
+    settings = CheckpointConfig(every_steps=1, keep_all=True, on_full_disk="continue")
     train(tmp_path, 6, settings=settings, callbacks=[_FullDisk()])
     assert [path.name[-1] for path in reversed(complete_checkpoints(tmp_path))] == ["1", "2", "5", "6"]
-    assert "step 3 goes on without a checkpoint" in capsys.readouterr().err
+    assert "step 3 continues without a checkpoint" in capsys.readouterr().err
     assert list((tmp_path / "checkpoints").glob(".*")) == []
 
 
 def test_the_best_and_every_so_many_stay(tmp_path: Path) -> None:
-    settings = CheckpointSettings(every_steps=2, keep_last=2, keep_every=4, keep_best=1, mode="max")
+    settings = CheckpointConfig(every_steps=2, keep_last=2, keep_every=4, keep_best=1, mode="max")
     train(tmp_path, 14, settings=settings, limit_val_batches=1, val_check_interval=2)
     scores = json.loads((tmp_path / "checkpoints/scores.json").read_text())
     best = max(scores, key=lambda step: scores[step])
@@ -263,11 +263,11 @@ def test_the_best_and_every_so_many_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "value"), [("every_steps", 0), ("keep_last", 0), ("keep_every", -2)])
 def test_settings_that_make_no_sense_are_refused(name: str, value: int) -> None:
     with pytest.raises(UserError, match=f"checkpoint.{name} is {value}"):
-        CheckpointSettings(**{name: value})
+        CheckpointConfig(**{name: value})
 
 
 def test_a_metric_that_is_not_logged_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    settings = CheckpointSettings(keep_best=1, metric="validation/lsos")
+    settings = CheckpointConfig(keep_best=1, metric="validation/lsos")
     with pytest.raises(UserError, match=r"'validation/lsos'(.|\n)*validation/loss"):
         train(tmp_path, 4, settings=settings, limit_val_batches=1, val_check_interval=2)
 

@@ -17,7 +17,7 @@ from tiny_run import PlacedData, TinyStage, register, step_folder, train, whole_
 from divot_lightning.checkpoint.folder_reading import CheckpointReader
 from divot_lightning.checkpoint.folders import complete_checkpoints
 from divot_lightning.checkpoint.run_state import use_checkpoint_folders
-from divot_lightning.checkpoint.step_checkpoint import CheckpointSettings
+from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
@@ -74,7 +74,7 @@ def _run(root: Path, layout: Layout, steps: int, resume: Path | None = None, dro
         resume=resume,
         stage=TinyStage(dropout=dropout),
         callbacks=[WeightAverage(decay=0.5)],
-        settings=CheckpointSettings(every_steps=STOP, keep_all=True),
+        settings=CheckpointConfig(every_steps=STOP, keep_all=True),
         **rest,
     )
     return {
@@ -96,7 +96,7 @@ def write_checkpoints(root: str, world: int) -> dict[Layout, Any]:
 
 
 def read_checkpoints(root: str, world: int, befores: tuple[int, ...]) -> dict[Case, Any]:
-    """Goes on with `world` processes from checkpoints of `befores` processes."""
+    """Continues with `world` processes from checkpoints of `befores` processes."""
     found = {}
     for before, after in ELASTIC:
         if after[1] == world and before[1] in befores:
@@ -126,15 +126,15 @@ class FullDisk(Callback):
 
 
 def fill_one_disk(root: str) -> list[str]:
-    """Goes on while one rank cannot write."""
-    settings = CheckpointSettings(every_steps=1, keep_all=True, on_full_disk="continue")
+    """Continues while one rank cannot write."""
+    settings = CheckpointConfig(every_steps=1, keep_all=True, on_full_disk="continue")
     run = Path(root) / "full"
     train(run, 5, strategy="divot_zero2", devices=2, settings=settings, callbacks=[FullDisk()])
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
 def refuse_other_base(root: str) -> dict[str, str]:
-    """Tries to go on with another frozen module; gives what each strategy says about it."""
+    """Tries to continue with another frozen module; gives what each strategy says about it."""
     said = {}
     for name in STRATEGIES:
         stage = TinyStage(base_seed=5)
@@ -160,7 +160,7 @@ def measure(root: str) -> dict[str, list[float]]:
 
 
 def restore_frozen(root: str) -> dict[str, dict[str, torch.Tensor]]:
-    """Goes on from one checkpoint under all strategies; gives all parameters before the first step."""
+    """Continues from one checkpoint under all strategies; gives all parameters before the first step."""
     found = {}
 
     class Look(Callback):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from divot_lightning.checkpoint.module_tensors import full_shape
 from divot_lightning.checkpoint.rng_state import RandomStates
 from divot_lightning.checkpoint.run_state import use_checkpoint_folders
-from divot_lightning.checkpoint.step_checkpoint import CheckpointSettings, StepCheckpoint
+from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
 
 WIDTH = 5
 GLOBAL_BATCH = 6
@@ -165,12 +165,12 @@ def train(
     strategy: str = "auto",
     devices: int = 1,
     stage: TinyStage | None = None,
-    settings: CheckpointSettings | None = None,
+    settings: CheckpointConfig | None = None,
     callbacks: list[Callback] | None = None,
     batch: int = GLOBAL_BATCH,
     **trainer_settings: Any,
 ) -> dict[str, Any]:
-    """Trains up to a step; a given checkpoint is gone on from.
+    """Trains up to a step; a given checkpoint is continued from.
 
     Returns:
         "losses": (step, loss, rate, keys) of each micro-batch on this rank; "parameters" by step; "stage"; "trainer".
@@ -179,7 +179,7 @@ def train(
     register()
     stage = stage or TinyStage()
     remember = Remember()
-    own = [RandomStates(), remember, StepCheckpoint(run, settings or CheckpointSettings(every_steps=100))]
+    own = [RandomStates(), remember, StepCheckpoint(run, settings or CheckpointConfig(every_steps=100))]
     trainer = Trainer(
         max_steps=steps,
         max_epochs=-1,

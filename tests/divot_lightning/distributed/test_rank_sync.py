@@ -3,10 +3,10 @@ from dataclasses import replace
 
 from torch import distributed
 
-from divot_lightning.distributed.rank_sync import Agreement, RanksPartedError, StepPlan, agree
+from divot_lightning.distributed.rank_sync import RankDesyncError, RankSync, StepState, agree
 from divot_lightning.testing import run_distributed
 
-PLAN = StepPlan("LLMPretraining train step", 7, 3, 8, ["a", "b", "c", "d"], 2, 4)
+PLAN = StepState("LLMPretraining train step", 7, 3, 8, ["a", "b", "c", "d"], 2, 4)
 
 
 def meet(rank):
@@ -16,7 +16,7 @@ def meet(rank):
         plan = replace(PLAN, keys=["x"], **changes) if rank == 2 else PLAN
         try:
             outcomes.append(agree(plan))
-        except RanksPartedError as error:
+        except RankDesyncError as error:
             outcomes.append(str(error))
     return outcomes
 
@@ -30,7 +30,7 @@ def wait_for_one_that_does_not_come(rank, waited):
         return "", 0.0
     try:
         agree(PLAN, 2.0)
-    except RanksPartedError as error:
+    except RankDesyncError as error:
         return str(error), time.monotonic() - started
     finally:
         waited.touch()
@@ -40,7 +40,7 @@ def test_ranks_learn_what_the_others_hold_and_where_they_part_ways():
     every = run_distributed(meet, 3)
     assert every[0] == every[1] == every[2]
     good, *bad = every[0]
-    assert good == Agreement(most_clips=2, most_samples=3)
+    assert good == RankSync(most_clips=2, most_samples=3)
     for words, message in zip(("validation step", "step 8", "batch 4", "data position 9"), bad, strict=True):
         assert len(message.splitlines()) <= 5
         first, other = message.splitlines()[1:]
@@ -61,4 +61,4 @@ def test_a_rank_that_does_not_come_is_named_within_the_time_that_is_set(tmp_path
 
 def test_alone_there_is_nothing_to_agree_on():
     assert not distributed.is_initialized()
-    assert agree(PLAN) == Agreement(2, 4)
+    assert agree(PLAN) == RankSync(2, 4)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.item_media import read_item
 
-CLIP = ClipSettings(short_videos="squeeze")
+CLIP = ClipConfig(short_videos="squeeze")
 
 
 def frame_numbers(video):
@@ -51,7 +51,7 @@ def test_a_part_behind_the_end_is_an_error(video_bytes):
 def test_a_folder_of_frames_is_a_video_at_its_rate(tmp_path):
     for number in range(24):
         Image.new("RGB", (32, 32), (10 + 7 * number,) * 3).save(tmp_path / f"{number + 1:05d}.png")
-    clip = ClipSettings(frames=4, fps=2, short_videos="squeeze")
+    clip = ClipConfig(frames=4, fps=2, short_videos="squeeze")
     item = BenchmarkItem("1", tmp_path, "v", frame_rate=4.0, bounds=(1.0, 5.0))
     assert frame_numbers(read_item(item, clip, 20)) == [[4, 6, 8, 10], [12, 14, 16, 18]]
     assert frame_numbers(read_item(item, clip, 1)) == [[4, 6, 8, 10]]
@@ -59,7 +59,7 @@ def test_a_folder_of_frames_is_a_video_at_its_rate(tmp_path):
 
 def test_sparse_frames_are_the_same_pictures(video_bytes):
     item = BenchmarkItem("1", video_bytes(32), "v", bounds=(0.5, 3.9))
-    dense, sparse = (read_item(item, ClipSettings(short_videos="squeeze", sparse_frames=n), 20) for n in (None, 5))
+    dense, sparse = (read_item(item, ClipConfig(short_videos="squeeze", sparse_frames=n), 20) for n in (None, 5))
     np.testing.assert_array_equal(sparse, dense[:, [0, 4, 8, 12, 15]])
 
 

@@ -13,7 +13,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.multiple_choice import MVBENCH_TASKS
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
-from divot_lightning.evaluation.settings import EvaluationSettings, GenerationSettings, JudgeSettings
+from divot_lightning.evaluation.settings import EvaluationConfig, GenerationConfig, JudgeConfig
 from divot_lightning.testing.run_distributed import run_distributed
 
 
@@ -60,13 +60,13 @@ def test_averaged_weights_are_another_protocol(tiny_run, toy_data, tmp_path):
     kinds = []
     for number, folder in enumerate((tiny_run, run)):
         output = tmp_path / f"out{number}"
-        evaluate(folder, EvaluationSettings("toy-questions", str(toy_data), output=str(output), limit=1))
+        evaluate(folder, EvaluationConfig("toy-questions", str(toy_data), output=str(output), limit=1))
         kinds.append(load_scores(output / "scores.json")[0].protocol["weights"])
     assert kinds == [dict.fromkeys(("video_llm", "tokenizer"), kind) for kind in ("trained", "averaged")]
 
 
 def test_a_stopped_evaluation_goes_on_with_what_is_missing(tiny_run, toy_data, tmp_path):
-    settings = EvaluationSettings("toy-questions", str(toy_data), output=str(tmp_path / "out"), max_new_tokens=3)
+    settings = EvaluationConfig("toy-questions", str(toy_data), output=str(tmp_path / "out"), max_new_tokens=3)
     evaluate(tiny_run, settings)
     whole = rows_of(tmp_path / "out")
     marked = [{**row, "said": "kept"} for row in whole[:7]]
@@ -80,9 +80,9 @@ def test_a_stopped_evaluation_goes_on_with_what_is_missing(tiny_run, toy_data, t
 
 
 def measured(rank, run, data, output):
-    settings = EvaluationSettings("toy-questions", data, output=output, max_new_tokens=3, temperature=0.8)
+    settings = EvaluationConfig("toy-questions", data, output=output, max_new_tokens=3, temperature=0.8)
     evaluate(run, settings)
-    generation = EvaluationSettings("toy", data, output=f"{output}-clips")
+    generation = EvaluationConfig("toy", data, output=f"{output}-clips")
     evaluate(run, generation)
     return rank
 
@@ -97,16 +97,16 @@ def test_two_processes_write_what_one_does(tiny_run, toy_data, tmp_path):
 
 
 def test_predictions_of_another_way_are_not_mixed_in(tiny_run, toy_data, tmp_path):
-    settings = EvaluationSettings("toy-questions", str(toy_data), output=str(tmp_path), max_new_tokens=2, limit=2)
+    settings = EvaluationConfig("toy-questions", str(toy_data), output=str(tmp_path), max_new_tokens=2, limit=2)
     evaluate(tiny_run, settings)
     with pytest.raises(UserError, match=r"decoding\.max_new_tokens was 2, now it is 3\nGive another folder"):
-        evaluate(tiny_run, EvaluationSettings(**{**vars(settings), "max_new_tokens": 3}))
-    evaluate(tiny_run, EvaluationSettings(**{**vars(settings), "limit": 6}))
+        evaluate(tiny_run, EvaluationConfig(**{**vars(settings), "max_new_tokens": 3}))
+    evaluate(tiny_run, EvaluationConfig(**{**vars(settings), "limit": 6}))
     assert len(rows_of(tmp_path)) == 6
 
 
 def test_every_task_of_mvbench_is_asked_and_scored(tiny_run, mvbench, tmp_path):
-    settings = EvaluationSettings("mvbench", mvbench, output=str(tmp_path / "out"), max_new_tokens=2, max_clips=2)
+    settings = EvaluationConfig("mvbench", mvbench, output=str(tmp_path / "out"), max_new_tokens=2, max_clips=2)
     evaluate(tiny_run, settings)
     rows, values = rows_of(tmp_path / "out"), values_of(tmp_path / "out")
     assert len(rows) == 20
@@ -123,16 +123,14 @@ def test_every_task_of_mvbench_is_asked_and_scored(tiny_run, mvbench, tmp_path):
 def test_a_video_that_cannot_be_read_is_a_wrong_answer_and_is_counted(tiny_run, mvbench, tmp_path):
     broken = tmp_path / "mvbench" / "video" / "ssv2_video" / "action_antonym.mp4"
     broken.write_bytes(b"no video")
-    settings = EvaluationSettings(
-        "mvbench", mvbench, split="action_antonym", output=str(tmp_path / "out"), unparsed_as=1
-    )
+    settings = EvaluationConfig("mvbench", mvbench, split="action_antonym", output=str(tmp_path / "out"), unparsed_as=1)
     evaluate(tiny_run, settings)
     assert rows_of(tmp_path / "out")[0]["error"].startswith("undecodable")
     assert values_of(tmp_path / "out") == {"all": 0.0, "unparsed": 0.0, "unreadable": 1.0}
 
 
 def test_an_answer_without_a_choice_counts_as_the_option_that_is_set(tiny_run, mvbench, tmp_path):
-    settings = EvaluationSettings(
+    settings = EvaluationConfig(
         "mvbench", mvbench, split="state_change", output=str(tmp_path / "out"), unparsed_as=1, max_new_tokens=1,
         choice_rule="first_letter",
     )  # fmt: skip
@@ -145,17 +143,17 @@ def test_missing_videos_are_refused_or_left_out_as_asked(tiny_run, tmp_path, vid
     asked = [{"question_id": n, "video_name": n, "question": "what colour ?"} for n in ("a", "b")]
     answers = [{"question_id": n, "answer": "red"} for n in ("a", "b")]
     data = lay(tmp_path / "data", {"test_q.json": asked, "test_a.json": answers, "videos/v_b.mp4": video_bytes(16)})
-    settings = EvaluationSettings("activitynet_qa", data, output=str(tmp_path / "out"), max_new_tokens=2)
+    settings = EvaluationConfig("activitynet_qa", data, output=str(tmp_path / "out"), max_new_tokens=2)
     with pytest.raises(UserError, match="1 videos are not there, the first is videos/v_a"):
         evaluate(tiny_run, settings)
-    evaluate(tiny_run, EvaluationSettings(**{**vars(settings), "missing": "skip"}))
+    evaluate(tiny_run, EvaluationConfig(**{**vars(settings), "missing": "skip"}))
     assert [row["id"] for row in rows_of(tmp_path / "out")] == ["b"]
     assert load_scores(tmp_path / "out" / "scores.json")[0].protocol["items_without_video"] == 1
 
 
 def test_open_answers_are_judged_by_an_endpoint(tiny_run, toy_data, tmp_path, endpoint):
-    judge = JudgeSettings("endpoint", "m", endpoint.url)
-    settings = EvaluationSettings(
+    judge = JudgeConfig("endpoint", "m", endpoint.url)
+    settings = EvaluationConfig(
         "toy-questions", str(toy_data), output=str(tmp_path), max_new_tokens=2, limit=4, judge=judge
     )
     evaluate(tiny_run, settings)
@@ -176,13 +174,13 @@ def test_hidden_answers_give_a_file_for_the_server_and_no_accuracy(tiny_run, tmp
     questions = [{"q_uid": n, "question": "?", **{f"option {k}": f"o{k}" for k in range(5)}} for n in ("u1", "u2")]
     files = {f"videos/{n}.mp4": video_bytes(16) for n in ("u1", "u2")}
     data = lay(tmp_path / "data", {"questions.json": questions, **files})
-    settings = EvaluationSettings("egoschema", data, split="full", output=str(tmp_path / "out"), max_new_tokens=1)
+    settings = EvaluationConfig("egoschema", data, split="full", output=str(tmp_path / "out"), max_new_tokens=1)
     evaluate(tiny_run, settings)
     assert (tmp_path / "out" / "submission.csv").read_text().splitlines() == ["q_uid,answer", "u1,2", "u2,2"]
     assert values_of(tmp_path / "out") == {"unparsed": 1.0, "unreadable": 0.0}
     hidden = {"v": {"mc_question": [{"id": 3, "question": "?", "options": ["x", "y", "z"]}]}}
     data = lay(tmp_path / "p", {"mc_question_test.json": hidden, "videos/v.mp4": files["videos/u1.mp4"]})
-    evaluate(tiny_run, EvaluationSettings("perception_test", data, split="test", output=str(tmp_path / "p_out")))
+    evaluate(tiny_run, EvaluationConfig("perception_test", data, split="test", output=str(tmp_path / "p_out")))
     submission = json.loads((tmp_path / "p_out" / "submission.json").read_text())
     assert submission == {"v": [{"id": 3, "answer_id": 2, "answer": "z"}]}
 
@@ -192,16 +190,14 @@ def test_settings_of_the_head_stand_in_the_model_of_a_score_and_not_in_its_proto
     scores = []
     for number, head in enumerate((None, {"variance_scale": 0.7})):
         output = str(tmp_path / str(number))
-        chosen = GenerationSettings(head=head)
-        found, _ = evaluate(
-            tiny_run, EvaluationSettings("toy", str(toy_data), output=output, limit=1, generation=chosen)
-        )
+        chosen = GenerationConfig(head=head)
+        found, _ = evaluate(tiny_run, EvaluationConfig("toy", str(toy_data), output=output, limit=1, generation=chosen))
         scores.append(found[0])
     assert [score.model["head"] for score in scores] == [{"variance_scale": 0.1}, {"variance_scale": 0.7}]
     assert scores[0].protocol == scores[1].protocol
-    refused = GenerationSettings(head={"guidance": 2})
+    refused = GenerationConfig(head={"guidance": 2})
     with pytest.raises(UserError, match="GMMHead has no sampling setting guidance"):
-        evaluate(tiny_run, EvaluationSettings("toy", str(toy_data), output=str(tmp_path / "x"), generation=refused))
+        evaluate(tiny_run, EvaluationConfig("toy", str(toy_data), output=str(tmp_path / "x"), generation=refused))
 
 
 def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tmp_path):
@@ -212,7 +208,7 @@ def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tm
     from divot_lightning.inference.generate import ClipGenerator
 
     for limit in (2, None):  # what is kept is kept when items are added
-        evaluate(tiny_run, EvaluationSettings("toy", str(toy_data), output=str(tmp_path), seed=3, limit=limit))
+        evaluate(tiny_run, EvaluationConfig("toy", str(toy_data), output=str(tmp_path), seed=3, limit=limit))
     real = load_clips(toy_data / "held_out")
     generator = ClipGenerator.from_run(tiny_run)
     made = torch.stack(
@@ -256,8 +252,8 @@ class MeanColour(torch.nn.Module):
 
 def test_clips_from_captions_have_a_similarity_and_a_distance(tiny_run, msrvtt, clip_folder, tmp_path):
     torch.jit.script(MeanColour()).save(str(tmp_path / "i3d.pt"))
-    chosen = GenerationSettings(clip_model=str(clip_folder), video_features=str(tmp_path / "i3d.pt"))
-    settings = EvaluationSettings("msrvtt-generation", msrvtt, output=str(tmp_path / "out"), generation=chosen)
+    chosen = GenerationConfig(clip_model=str(clip_folder), video_features=str(tmp_path / "i3d.pt"))
+    settings = EvaluationConfig("msrvtt-generation", msrvtt, output=str(tmp_path / "out"), generation=chosen)
     evaluate(tiny_run, settings)
     rows, values = rows_of(tmp_path / "out"), values_of(tmp_path / "out")
     assert values["clip_similarity"] == pytest.approx(sum(row["clip_similarity"] for row in rows) / 3)
@@ -277,7 +273,7 @@ def test_clips_from_captions_have_a_similarity_and_a_distance(tiny_run, msrvtt, 
 
 
 def test_captions_are_compared_with_all_references(tiny_run, msrvtt, tmp_path):
-    evaluate(tiny_run, EvaluationSettings("msrvtt", msrvtt, output=str(tmp_path / "out"), max_new_tokens=4))
+    evaluate(tiny_run, EvaluationConfig("msrvtt", msrvtt, output=str(tmp_path / "out"), max_new_tokens=4))
     values = values_of(tmp_path / "out")
     assert set(values) >= {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "unreadable"}
     rows = rows_of(tmp_path / "out")
@@ -285,5 +281,5 @@ def test_captions_are_compared_with_all_references(tiny_run, msrvtt, tmp_path):
 
 
 def test_toy_captions_name_attributes(tiny_run, toy_data, tmp_path):
-    evaluate(tiny_run, EvaluationSettings("toy-captions", str(toy_data), output=str(tmp_path), max_new_tokens=3))
+    evaluate(tiny_run, EvaluationConfig("toy-captions", str(toy_data), output=str(tmp_path), max_new_tokens=3))
     assert {"colour", "exact", "invalid", "bleu_4"} <= set(values_of(tmp_path))

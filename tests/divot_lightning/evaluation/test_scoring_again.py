@@ -12,7 +12,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.asking import QuestionRunner
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
-from divot_lightning.evaluation.settings import EvaluationSettings, GenerationSettings, JudgeSettings
+from divot_lightning.evaluation.settings import EvaluationConfig, GenerationConfig, JudgeConfig
 from divot_lightning.evaluation.statistics.comparison import load_evaluation, paired_values, protocol_differences
 from divot_lightning.inference.generate import ClipGenerator
 
@@ -54,16 +54,16 @@ def no_predictions(monkeypatch):
 def test_another_rule_gives_its_own_score_and_costs_no_predictions(tiny_run, mvbench, tmp_path, no_predictions):
     settings = {"benchmark": "mvbench", "data": mvbench, "output": str(tmp_path / "out"), "max_new_tokens": 1}
     settings |= {"max_clips": 1}
-    evaluate(tiny_run, EvaluationSettings(**settings))
+    evaluate(tiny_run, EvaluationConfig(**settings))
     say(tmp_path / "out", ["Answer: (B)"] * 15 + ["(A)"] * 5)
     no_predictions()
-    evaluate(tiny_run, EvaluationSettings(**settings))
+    evaluate(tiny_run, EvaluationConfig(**settings))
     assert (values_of(tmp_path / "out")["all"], scores_of(tmp_path / "out")["all"].protocol["choice_rule"]) == (
         0.75,
         "letter_or_text",
     )
     by_text = load_evaluation(tmp_path / "out")
-    evaluate(tiny_run, EvaluationSettings(**settings, choice_rule="first_letter"))
+    evaluate(tiny_run, EvaluationConfig(**settings, choice_rule="first_letter"))
     by_letter = load_evaluation(tmp_path / "out")
     assert (values_of(tmp_path / "out")["all"], scores_of(tmp_path / "out")["all"].protocol["choice_rule"]) == (
         0.0,
@@ -73,20 +73,20 @@ def test_another_rule_gives_its_own_score_and_costs_no_predictions(tiny_run, mvb
         "choice_rule": ["letter_or_text", "first_letter"]
     }
     assert protocol_differences([by_text, by_letter], "mvbench/unreadable") == {}
-    evaluate(tiny_run, EvaluationSettings(**settings))
+    evaluate(tiny_run, EvaluationConfig(**settings))
     assert values_of(tmp_path / "out")["all"] == 0.75
 
 
 def test_a_run_that_was_stopped_and_goes_on_with_another_rule_mixes_nothing(tiny_run, mvbench, tmp_path):
     settings = {"benchmark": "mvbench", "data": mvbench, "output": str(tmp_path / "out"), "max_new_tokens": 2}
     settings |= {"max_clips": 1}
-    evaluate(tiny_run, EvaluationSettings(**settings))
+    evaluate(tiny_run, EvaluationConfig(**settings))
     rows = rows_of(tmp_path / "out")
     stale = [{**row, "said": "Answer: B", "chosen": 1, "judged": True, "scores": {"x": 1}} for row in rows[:10]]
     (tmp_path / "out" / "predictions.jsonl").unlink()
     lines = "".join(json.dumps(row) + "\n" for row in stale)
     (tmp_path / "out" / "predictions-rank0.jsonl").write_text(lines)
-    evaluate(tiny_run, EvaluationSettings(**settings, choice_rule="first_letter"))
+    evaluate(tiny_run, EvaluationConfig(**settings, choice_rule="first_letter"))
     assert [row["chosen"] for row in rows_of(tmp_path / "out")] == [0] * 10 + [None] * 10
     assert values_of(tmp_path / "out")["all"] == 0.0
     assert not any("judged" in row or "x" in row["scores"] for row in rows_of(tmp_path / "out"))
@@ -94,17 +94,17 @@ def test_a_run_that_was_stopped_and_goes_on_with_another_rule_mixes_nothing(tiny
 
 def test_a_limit_scores_the_first_items_and_loses_none(tiny_run, toy_data, tmp_path, no_predictions):
     settings = {"benchmark": "toy-questions", "data": str(toy_data), "output": str(tmp_path), "max_new_tokens": 2}
-    evaluate(tiny_run, EvaluationSettings(**settings))
+    evaluate(tiny_run, EvaluationConfig(**settings))
     whole, scores = rows_of(tmp_path), scores_of(tmp_path)
     no_predictions()
-    found = evaluate(tiny_run, EvaluationSettings(**settings, limit=3))
+    found = evaluate(tiny_run, EvaluationConfig(**settings, limit=3))
     assert scores_of(tmp_path)["normalised"].count == 3
     assert scores_of(tmp_path)["normalised"].protocol["limit"] == 3
     assert found.remarks == ("only the first 3 of 20 items (limit)",)
     kept = rows_of(tmp_path)
     assert [row["said"] for row in kept] == [row["said"] for row in whole]
     assert ["scores" in row for row in kept] == [True] * 3 + [False] * 17
-    evaluate(tiny_run, EvaluationSettings(**settings))
+    evaluate(tiny_run, EvaluationConfig(**settings))
     assert rows_of(tmp_path) == whole
     assert scores_of(tmp_path) == scores
 
@@ -131,12 +131,12 @@ def test_videos_that_come_later_are_added_and_draw_as_if_they_had_always_been_th
     data, lay = questions
     settings = {"benchmark": "activitynet_qa", "data": data, "max_new_tokens": 6, "missing": "skip"}
     settings |= {"temperature": 1.0, "seed": 5}
-    found = evaluate(tiny_run, EvaluationSettings(**settings, output=str(tmp_path / "out")))
+    found = evaluate(tiny_run, EvaluationConfig(**settings, output=str(tmp_path / "out")))
     assert found.remarks == ("2 of 4 items have no video and are left out",)
     first = {row["id"]: row["said"] for row in rows_of(tmp_path / "out")}
     lay("ac")
-    found = evaluate(tiny_run, EvaluationSettings(**settings, output=str(tmp_path / "out")))
-    evaluate(tiny_run, EvaluationSettings(**settings, output=str(tmp_path / "fresh")))
+    found = evaluate(tiny_run, EvaluationConfig(**settings, output=str(tmp_path / "out")))
+    evaluate(tiny_run, EvaluationConfig(**settings, output=str(tmp_path / "fresh")))
     assert found.remarks == ()
     later = {row["id"]: row["said"] for row in rows_of(tmp_path / "out")}
     assert list(later) == ["a", "b", "c", "d"]
@@ -149,9 +149,7 @@ def test_a_video_that_was_replaced_or_mended_is_asked_about_again(tiny_run, ques
     data, lay = questions
     broken = tmp_path / "questions" / "videos" / "v_d.mp4"
     broken.write_bytes(b"no video")
-    settings = EvaluationSettings(
-        "activitynet_qa", data, output=str(tmp_path / "out"), missing="skip", max_new_tokens=2
-    )
+    settings = EvaluationConfig("activitynet_qa", data, output=str(tmp_path / "out"), missing="skip", max_new_tokens=2)
     evaluate(tiny_run, settings)
     assert values_of(tmp_path / "out")["unreadable"] == 0.5
     assert "error" in rows_of(tmp_path / "out")[1]
@@ -167,17 +165,17 @@ def test_a_video_that_was_replaced_or_mended_is_asked_about_again(tiny_run, ques
 
 def test_a_later_version_scores_what_an_earlier_one_predicted_and_says_so(tiny_run, toy_data, tmp_path, monkeypatch):
     settings = {"benchmark": "toy-questions", "data": str(toy_data), "output": str(tmp_path), "max_new_tokens": 2}
-    evaluate(tiny_run, EvaluationSettings(**settings, limit=4))
+    evaluate(tiny_run, EvaluationConfig(**settings, limit=4))
     before = scores_of(tmp_path)["exact"].protocol
     for module in ("chosen_items", "scoring"):
         monkeypatch.setattr(
             f"divot_lightning.evaluation.{module}.library_versions", lambda: {**before["versions"], "torch": "9"}
         )
-    evaluate(tiny_run, EvaluationSettings(**settings, limit=3))
+    evaluate(tiny_run, EvaluationConfig(**settings, limit=3))
     protocol = scores_of(tmp_path)["exact"].protocol
     assert (protocol["versions"], protocol["scored_with"]) == (before["versions"], {"torch": "9"})
     with pytest.raises(UserError, match=r"versions\.torch was"):
-        evaluate(tiny_run, EvaluationSettings(**settings))
+        evaluate(tiny_run, EvaluationConfig(**settings))
 
 
 def test_the_default_folder_names_the_split(tiny_run, mvbench, tmp_path):
@@ -187,7 +185,7 @@ def test_the_default_folder_names_the_split(tiny_run, mvbench, tmp_path):
     shutil.copytree(tiny_run, run)
     settings = {"benchmark": "mvbench", "data": mvbench, "max_new_tokens": 1, "max_clips": 1}
     folders = [
-        evaluate(run, EvaluationSettings(**settings, split=split)).folder for split in ("state_change", "action_count")
+        evaluate(run, EvaluationConfig(**settings, split=split)).folder for split in ("state_change", "action_count")
     ]
     assert [str(folder.relative_to(run)) for folder in folders] == [
         "evaluation/mvbench-state_change",
@@ -198,13 +196,13 @@ def test_the_default_folder_names_the_split(tiny_run, mvbench, tmp_path):
 def test_the_mean_of_groups_has_values_per_item_that_can_be_paired(tiny_run, mvbench, tmp_path):
     settings = {"benchmark": "mvbench", "data": mvbench, "max_new_tokens": 1, "max_clips": 1}
     for name in ("a", "b"):
-        evaluate(tiny_run, EvaluationSettings(**settings, output=str(tmp_path / name)))
+        evaluate(tiny_run, EvaluationConfig(**settings, output=str(tmp_path / name)))
         rows = rows_of(tmp_path / name)
         (tmp_path / name / "predictions.jsonl").write_text(
             "".join(json.dumps({**row, "said": "B" if n % (2 if name == "a" else 3) else "A"}) + "\n"
                     for n, row in enumerate(rows))
         )  # fmt: skip
-        evaluate(tiny_run, EvaluationSettings(**settings, output=str(tmp_path / name)))
+        evaluate(tiny_run, EvaluationConfig(**settings, output=str(tmp_path / name)))
         score = scores_of(tmp_path / name)["mean_of_groups"]
         values = [row["scores"][score.name] for row in rows_of(tmp_path / name)]
         assert score.value == pytest.approx(sum(values) / len(values))
@@ -228,7 +226,7 @@ def test_groups_of_unequal_size_weigh_alike_in_the_values_of_items():
         for n in range(size)
     ]
     rows = [{"id": item.id, "said": "(A)"} for item in items]
-    values = measure(BENCHMARKS["mvbench"], items, rows, EvaluationSettings("mvbench", "."))
+    values = measure(BENCHMARKS["mvbench"], items, rows, EvaluationConfig("mvbench", "."))
     assert values["mean_of_groups"][0] == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
     assert sum(row["scores"]["mean_of_groups"] for row in rows) / 12 == pytest.approx(values["mean_of_groups"][0])
 
@@ -238,7 +236,7 @@ def test_groups_of_unequal_size_weigh_alike_in_the_values_of_items():
 
 def judged(data, folder, **judge):
     settings = {"benchmark": "toy-questions", "data": str(data), "output": str(folder), "max_new_tokens": 2, "limit": 8}
-    return EvaluationSettings(**settings, judge=JudgeSettings(**judge))
+    return EvaluationConfig(**settings, judge=JudgeConfig(**judge))
 
 
 def test_a_verdict_does_not_outlive_its_judge(tiny_run, toy_data, tmp_path, endpoint, no_predictions):
@@ -336,8 +334,8 @@ def test_accuracy_and_score_are_those_of_video_chatgpt_s_script(tiny_run, toy_da
 
 
 def clips(data, folder, **generation):
-    chosen = GenerationSettings(**generation)
-    return EvaluationSettings("msrvtt-generation", data, output=str(folder), generation=chosen)
+    chosen = GenerationConfig(**generation)
+    return EvaluationConfig("msrvtt-generation", data, output=str(folder), generation=chosen)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.settings import EvaluationSettings, GenerationSettings, JudgeSettings, check_settings
+from divot_lightning.evaluation.settings import EvaluationConfig, GenerationConfig, JudgeConfig, check_settings
 
 
 @pytest.mark.parametrize(
@@ -19,22 +19,22 @@ from divot_lightning.evaluation.settings import EvaluationSettings, GenerationSe
         ("open", {"temperature": -1.0}, "temperature is -1.0"),
         ("choice", {"prompt": "{question}"}, "lacks {options}"),
         ("open", {"prompt": "{question} {options}"}, "'options' that is not known; known here: {question}"),
-        ("choice", {"judge": JudgeSettings("local", "m")}, "judge has no effect on b"),
+        ("choice", {"judge": JudgeConfig("local", "m")}, "judge has no effect on b"),
         ("open", {"choice_rule": "first_letter"}, "choice_rule has no effect on b"),
-        ("open", {"generation": GenerationSettings(clip_model="x")}, "generation has no effect"),
+        ("open", {"generation": GenerationConfig(clip_model="x")}, "generation has no effect"),
         ("generation", {"max_clips": 3}, "max_clips has no effect"),
-        ("open", {"judge": JudgeSettings("endpoint", "m")}, "'endpoint', which needs judge.url"),
-        ("open", {"judge": JudgeSettings(attempts=0)}, r"judge\.attempts is 0"),
-        ("open", {"judge": JudgeSettings(temperature=-0.1)}, r"judge\.temperature is -0\.1"),
-        ("open", {"judge": JudgeSettings(top_p=0.0)}, r"judge\.top_p is 0\.0"),
-        ("open", {"judge": JudgeSettings(timeout=0.0)}, r"judge\.timeout is 0\.0"),
-        ("open", {"judge": JudgeSettings("local", "m", max_tokens=None)}, r"judge\.max_tokens is null"),
+        ("open", {"judge": JudgeConfig("endpoint", "m")}, "'endpoint', which needs judge.url"),
+        ("open", {"judge": JudgeConfig(attempts=0)}, r"judge\.attempts is 0"),
+        ("open", {"judge": JudgeConfig(temperature=-0.1)}, r"judge\.temperature is -0\.1"),
+        ("open", {"judge": JudgeConfig(top_p=0.0)}, r"judge\.top_p is 0\.0"),
+        ("open", {"judge": JudgeConfig(timeout=0.0)}, r"judge\.timeout is 0\.0"),
+        ("open", {"judge": JudgeConfig("local", "m", max_tokens=None)}, r"judge\.max_tokens is null"),
         ("choice", {"unparsed_as": -1}, "unparsed_as is -1"),
     ],
 )
 def test_wrong_settings_are_named(task, changes, shown):
     with pytest.raises(UserError, match=shown):
-        check_settings(EvaluationSettings("b", "data", **changes), task)
+        check_settings(EvaluationConfig("b", "data", **changes), task)
 
 
 def test_help_and_comparison_import_no_torch(tmp_path):

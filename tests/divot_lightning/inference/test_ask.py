@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.tasks.segments import caption_segments, question_segments
 from divot_datamodules.toy.world import ToyWorld
 from divot_lightning.errors import UserError
 from divot_lightning.inference.ask import (
-    Asker,
+    QuestionAnswerer,
     answer,
     caption_prompt,
     question_prompt,
@@ -35,23 +35,23 @@ def video(tmp_path):
 
 
 def test_a_video_is_read_clip_by_clip(video):
-    frames, kind = read_video(video, ClipSettings())
+    frames, kind = read_video(video, ClipConfig())
     assert frames.shape == (2, 16, 3, 32, 32)
     assert kind == "video"
-    assert read_video(video, ClipSettings(), max_clips=1)[0].shape[0] == 1
+    assert read_video(video, ClipConfig(), max_clips=1)[0].shape[0] == 1
 
 
 def test_a_picture_is_one_clip(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "red.png")
-    frames, kind = read_video(tmp_path / "red.png", ClipSettings())
+    frames, kind = read_video(tmp_path / "red.png", ClipConfig())
     assert frames.shape == (1, 16, 3, 32, 32)
     assert kind == "image"
 
 
 def test_batching_changes_no_answer(llm_run):
-    asker = Asker.from_run(llm_run)
+    asker = QuestionAnswerer.from_run(llm_run)
     features = [torch.randn(count, 3, 4) for count in (2, 1, 3, 1)]
     prompts = [question_prompt("What colour is it ?", len(part), "instruction") for part in features]
     together = answer(asker.video_llm, prompts, features, max_new_tokens=5)
@@ -62,7 +62,7 @@ def test_batching_changes_no_answer(llm_run):
 
 
 def test_a_file_is_asked_and_described(llm_run, video):
-    asker = Asker.from_run(llm_run, template="instruction")
+    asker = QuestionAnswerer.from_run(llm_run, template="instruction")
     answers = asker.ask_file(video, ["What colour is it ?", ""])
     features = asker.encode(torch.from_numpy(read_video(video, asker.clip)[0]))
     prompts = [question_prompt("What colour is it ?", 2, "instruction"), caption_prompt(2, "instruction")]
@@ -75,10 +75,10 @@ def test_the_kind_of_the_file_reaches_the_prompt():
 
 def test_files_that_give_no_clip_are_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.mp4"):
-        read_video(tmp_path / "nothing.mp4", ClipSettings())
+        read_video(tmp_path / "nothing.mp4", ClipConfig())
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(UserError, match=r"text\.mp4 gives no clip: undecodable"):
-        read_video(tmp_path / "text.mp4", ClipSettings())
+        read_video(tmp_path / "text.mp4", ClipConfig())
 
 
 def test_the_command_prints_answers(llm_run, video, capsys):
@@ -88,4 +88,4 @@ def test_the_command_prints_answers(llm_run, video, capsys):
     import json
 
     printed = json.loads(capsys.readouterr().out)
-    assert printed["answer"] == Asker.from_run(llm_run).ask_file(video, ["What colour is it ?"])[0]
+    assert printed["answer"] == QuestionAnswerer.from_run(llm_run).ask_file(video, ["What colour is it ?"])[0]

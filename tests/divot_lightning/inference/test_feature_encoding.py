@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.loading.skipped_samples import Budget
 from divot_datamodules.shards.sources import open_source
@@ -15,7 +15,7 @@ from divot_lightning.checkpoint.components import save_component, weights_sha256
 from divot_lightning.cli.main import main as divot
 from divot_lightning.errors import UserError
 from divot_lightning.inference import feature_encoding as encoding
-from divot_lightning.inference.feature_encoding import EncodeSettings, encode_shards
+from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.testing.faults import limited_file_size
@@ -51,7 +51,7 @@ def run(tmp_path):
 
 
 def first_batch(path, **settings):
-    data = VideoTextData(None, str(path), batch_size=5, max_bad_fraction=1.0, **settings)
+    data = VideoTextData(None, str(path), batch_size=5, max_skipped_fraction=1.0, **settings)
     data.setup("validate")
     return next(iter(data.val_dataloader()))
 
@@ -65,11 +65,11 @@ def test_batches_of_cached_features_equal_encoding_online_bit_for_bit(
     members += [("p.jpg", picture_file()), ("s.clip0.mp4", numbered_file(16)), ("s.clip1.mp4", numbered_file(30))]
     members += [(f"{key}.txt", key.encode()) for key in ("v0", "v1", "v2", "p", "s")]
     write_tar(tmp_path / "in" / "0.tar", sorted(members, key=lambda member: member[0].split(".")[0]))
-    settings = EncodeSettings(max_clips=max_clips, precision="bf16-mixed" if mixed else "32-true")
+    settings = EncodeConfig(max_clips=max_clips, precision="bf16-mixed" if mixed else "32-true")
     encode_shards(run, tmp_path / "in", tmp_path / "out", settings, batch_size=2)
     chosen = {"tasks": {"caption": 1.0, "generate": 1.0}, "max_clips": max_clips}
     online, sparse = (
-        first_batch(tmp_path / "in", clip=ClipSettings(sparse_frames=frames), **chosen) for frames in (None, 5)
+        first_batch(tmp_path / "in", clip=ClipConfig(sparse_frames=frames), **chosen) for frames in (None, 5)
     )
     cached = first_batch(tmp_path / "out", tokenizer=str(run), **chosen)
     assert cached["key"] == online["key"] == ["p", "s", "v0", "v1", "v2"]
@@ -164,7 +164,7 @@ def test_a_jsonl_is_encoded_in_several_shards(run, tmp_path, numbered_file):
     (tmp_path / "v.mp4").write_bytes(numbered_file())
     line = json.dumps({"video": "v.mp4", "caption": "numbers"}) + "\n"
     (tmp_path / "list.jsonl").write_text(line * 5)
-    settings = EncodeSettings(samples_per_shard=2)
+    settings = EncodeConfig(samples_per_shard=2)
     assert encode_shards(run, tmp_path / "list.jsonl", tmp_path / "out", settings).shards == 3
     source = open_source(tmp_path / "out")
     assert source.counts == (2, 2, 1)
@@ -183,7 +183,7 @@ def test_a_jsonl_is_encoded_in_several_shards(run, tmp_path, numbered_file):
 )
 def test_settings_that_cannot_work_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        EncodeSettings(**changes)
+        EncodeConfig(**changes)
 
 
 def test_the_index_names_the_tokenizer_and_a_second_call_does_nothing(run, video_shards, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import probe
 from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.toy.world import ToyWorld
@@ -70,7 +70,7 @@ def shards(tmp_path_factory):
     return make_toy_shards(tmp_path_factory.mktemp("toy"), train=4, validation=1, held_out=1)
 
 
-CLIP = ClipSettings(height=32, width=32)
+CLIP = ClipConfig(height=32, width=32)
 
 
 def test_shards_and_files_give_the_rendered_pixels(tmp_path, shards):

@@ -8,7 +8,7 @@ import torch
 
 from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer, toy_texts
-from divot_lightning.inference.ask import Asker, answer, question_prompt
+from divot_lightning.inference.ask import QuestionAnswerer, answer, question_prompt
 from divot_lightning.inference.generate import ClipGenerator
 from divot_lightning.inference.run_settings import run_tasks
 from divot_lightning.inference.unknown_words import MOST_NAMED, unknown_words, warn_of_unknown_words
@@ -49,7 +49,7 @@ def test_each_word_is_told_once_and_not_without_end(tokenizer, caplog):
 
 
 def test_asking_and_generating_tell(llm_run, tmp_path, caplog):
-    asker, generator = Asker.from_run(llm_run), ClipGenerator.from_run(llm_run)
+    asker, generator = QuestionAnswerer.from_run(llm_run), ClipGenerator.from_run(llm_run)
     prompt = question_prompt("What color is it ?", 1, "pretraining")
     features = asker.encode(torch.zeros(1, 16, 3, 32, 32, dtype=torch.uint8))
     with caplog.at_level(logging.WARNING):
@@ -87,7 +87,7 @@ def test_the_tasks_of_a_run_are_those_of_all_its_sources(tmp_path, settings, exp
 def test_a_run_that_learned_questions_alone_says_so_when_it_is_asked_none(
     llm_run, tmp_path, caplog, tasks, questions, warned
 ):
-    asker = Asker.from_run(llm_run)
+    asker = QuestionAnswerer.from_run(llm_run)
     asker.tasks = frozenset(tasks)
     video = write_video(tmp_path / "v.mp4", np.zeros((16, 3, 32, 32), np.uint8), 8)
     with caplog.at_level(logging.WARNING):

@@ -7,12 +7,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.distributed.meta_building import optimizer_with_masters
-from divot_lightning.models.video_llm.language_model import LoRASettings
+from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.models.weight_dtypes import HALF, raise_to_float32
 from tests.divot_lightning.models.video_llm.tiny_video_llm import GENERATE, READ, TINY, C, Q, features
 
-LORA = LoRASettings(rank=2, alpha=4, dropout=0.0, train_embeddings=True)
+LORA = LoRAConfig(rank=2, alpha=4, dropout=0.0, train_embeddings=True)
 
 
 @pytest.fixture

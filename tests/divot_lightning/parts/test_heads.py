@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island, masked_mean
+from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 
 class SettingsHead(GenerationHead):
@@ -20,11 +20,11 @@ class SettingsHead(GenerationHead):
         self.layer = nn.Linear(hidden_dim, feature_dim)
         self.norm = nn.LayerNorm(feature_dim)
 
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         return (self.norm(self.layer(hidden_BQD)) - target_BQC).square().mean()
 
-    @float32_island
+    @force_float32
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
         return self.norm(self.layer(hidden_BQD))
 
@@ -112,7 +112,7 @@ def test_island_lifts_half_precision_parameters_and_gives_them_gradients(dtype):
 
 def test_island_leaves_in_place_writes_into_half_precision_alone():
     class Counting(SettingsHead):
-        @float32_island
+        @force_float32
         def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
             with torch.no_grad():
                 self.norm.bias.copy_(torch.full((2,), 3.0))

@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import record_components, save_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.language_model import LoRASettings
+from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sequences import Clips, Text
 from divot_lightning.testing import run_distributed
 from divot_lightning.training.accumulation import STEP_COUNTS, StepWindows, check_validation
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage
 from tests.divot_lightning.training.tiny_stages import Settings, make_stage
 
@@ -41,7 +41,7 @@ def sample(number, name):
 
 
 def batch_of(numbers, name):
-    """A batch of samples; without any a filler, of which nothing counts."""
+    """A batch of samples; without any a dummy batch, of which nothing counts."""
     samples = [sample(number, name) for number in numbers or [0]]
     batch = {key: [each[key] for each in samples] for key in ("segments", "key")}
     batch |= {"slot": torch.tensor([each["slot"] for each in samples]), "counted": len(numbers)}
@@ -108,7 +108,7 @@ def assert_same_gradients(actual, expected, label):
 @pytest.fixture
 def settings(tmp_path, pretraining_run, tokenizer_config, detokenizer_config, make_config):
     torch.manual_seed(2)
-    video_llm = VideoLLM(make_config(lora=LoRASettings(rank=2, alpha=2, dropout=0.0)), GMMHead)
+    video_llm = VideoLLM(make_config(lora=LoRAConfig(rank=2, alpha=2, dropout=0.0)), GMMHead)
     for parameter in video_llm.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     save_component(video_llm, tmp_path / "llm_run" / "video_llm")
@@ -140,7 +140,7 @@ class Plain(Stage):
     """A stage as a stranger writes it."""
 
     def __init__(self):
-        super().__init__(OptimizerSettings())
+        super().__init__(OptimizerConfig())
 
     def build(self):
         self.layer = nn.Linear(2, 1)

@@ -13,7 +13,7 @@ from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.errors import UserError
 from divot_lightning.testing import run_distributed
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerSettings, cosine_with_warmup
+from divot_lightning.training.optimization import OptimizerConfig, cosine_with_warmup
 from divot_lightning.training.stages.stage import Stage
 
 
@@ -21,7 +21,7 @@ class Tiny(Stage):
     """Trains one layer on batches of numbers; a batch may spoil its loss, or its gradient alone."""
 
     def __init__(self, **settings):
-        super().__init__(OptimizerSettings(lr=0.1, warmup_steps=4, **settings))
+        super().__init__(OptimizerConfig(lr=0.1, warmup_steps=4, **settings))
         self.weights, self.rates = [], []
 
     def build(self):
@@ -87,7 +87,7 @@ def fit(kinds, strategy, folder, accumulate=1, spoilt_rank=1, **settings):
 
 
 def check(kinds, result, record):
-    """Weights stay where they are in spoilt steps and move in others; rates go on; the record names the samples."""
+    """Weights stay where they are in spoilt steps and move in others; rates continue; the record names the samples."""
     weights = [None, *result["weights"]]
     for number, kind in enumerate(kinds):
         if number:

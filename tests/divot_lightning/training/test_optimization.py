@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from divot_lightning.training.optimization import (
     MuonWithAdamW,
-    OptimizerSettings,
+    OptimizerConfig,
     configure_optimizer,
     cosine_with_warmup,
     inner_matrices,
@@ -42,7 +42,7 @@ class Model(nn.Module):
 
 MATRICES = {"inner.0.weight", "inner.1.weight"}
 VECTORS = {"embed.bias", "inner.0.bias", "inner.1.bias", "norm.weight", "norm.bias", "convolution.bias", "head.bias"}
-SETTINGS = OptimizerSettings(lr=0.01, matrix_lr=0.02, weight_decay=0.3, warmup_steps=3, final_lr_fraction=0.1)
+SETTINGS = OptimizerConfig(lr=0.01, matrix_lr=0.02, weight_decay=0.3, warmup_steps=3, final_lr_fraction=0.1)
 
 
 def train(model, setup, steps, first=0):
@@ -65,7 +65,7 @@ def train(model, setup, steps, first=0):
 
 
 def configured(model, total_steps=10, **changes):
-    return configure_optimizer(model, OptimizerSettings(**{**vars(SETTINGS), **changes}), total_steps)
+    return configure_optimizer(model, OptimizerConfig(**{**vars(SETTINGS), **changes}), total_steps)
 
 
 def names_of(model, parameters):

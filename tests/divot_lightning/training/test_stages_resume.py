@@ -9,18 +9,18 @@ from lightning import Callback, Trainer
 from lightning.pytorch import seed_everything
 from torch import distributed
 
-from divot_datamodules.decoding.clip_sampling import ClipSettings
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.video_text import VideoTextData
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import record_components, save_component
 from divot_lightning.checkpoint.folder_reading import CheckpointReader
 from divot_lightning.checkpoint.rng_state import RandomStates
 from divot_lightning.checkpoint.run_state import use_checkpoint_folders
-from divot_lightning.checkpoint.step_checkpoint import CheckpointSettings, StepCheckpoint
+from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.distributed.ranks import Ranks
-from divot_lightning.models.video_llm.language_model import LoRASettings
+from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.testing import run_distributed
 from divot_lightning.testing.toy_shards import make_toy_shards
@@ -71,7 +71,7 @@ def train(name, settings, run, zero=None, stop=None):
     seed_everything(5, verbose=False)
     stage = make_stage(name, settings)
     watch = Watch(stage)
-    shards, clip = settings.folder / "toy", ClipSettings(height=8, width=8)
+    shards, clip = settings.folder / "toy", ClipConfig(height=8, width=8)
     data = VideoTextData(
         str(shards / "train"), str(shards / "validation"), batch_size=4, clip=clip, tasks=TASKS[name], epoch="exact"
     )
@@ -94,7 +94,7 @@ def train(name, settings, run, zero=None, stop=None):
             watch,
             RandomStates(),
             WeightAverage(decay=0.5),
-            StepCheckpoint(run, CheckpointSettings(every_steps=1, keep_all=True)),
+            StepCheckpoint(run, CheckpointConfig(every_steps=1, keep_all=True)),
         ],
     )
     use_checkpoint_folders(trainer)
@@ -124,7 +124,7 @@ def settings(tmp_path, pretraining_run, tokenizer_config, detokenizer_config, ma
     language |= {"intermediate_size": 16, "attention_dropout": 0.2}
     changes = {"language_model_config": language, "text_tokenizer": str(tmp_path / "toy" / "text_tokenizer")}
     torch.manual_seed(2)
-    tuned = VideoLLM(make_config(**changes, lora=LoRASettings(rank=2, alpha=2, dropout=0.3)), GMMHead)
+    tuned = VideoLLM(make_config(**changes, lora=LoRAConfig(rank=2, alpha=2, dropout=0.3)), GMMHead)
     for parameter in tuned.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     save_component(tuned, tmp_path / "llm_run" / "video_llm")

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import record_components, save_component
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
-from divot_lightning.models.video_llm.language_model import LoRASettings
+from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sequences import Clips, Text
 from divot_lightning.testing import run_distributed
@@ -100,7 +100,7 @@ def fit_all(rank, settings, cases, folder):
 @pytest.fixture
 def settings(tmp_path, pretraining_run, tokenizer_config, detokenizer_config, make_config):
     torch.manual_seed(2)
-    lora = LoRASettings(rank=2, alpha=2, dropout=0.0)
+    lora = LoRAConfig(rank=2, alpha=2, dropout=0.0)
     video_llm = VideoLLM(make_config(lora=lora), GMMHead)
     for parameter in video_llm.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from divot_head_flow.transformer import TokenTransformer
 from divot_lightning.errors import UserError
-from divot_lightning.parts.heads import GenerationHead, clear_masked, float32_island, masked_mean
+from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 Times = Literal["logit_normal", "uniform"]
 Solver = Literal["euler", "midpoint"]
@@ -21,7 +21,7 @@ class FlowHead(GenerationHead):
 
     Learns the velocity of the line from noise to features (arXiv:2209.03003) with a transformer that sees the
     whole clip. Heads that draw each token by itself tear a clip apart when its tokens share one latent, such as
-    where the object is; here the tokens agree. Feature by feature (`mechanism: autoregressive`) it is given one token
+    where the object is; here the tokens agree. Feature by feature (`generation_mode: autoregressive`) it is given one token
     at a time, and flows alone.
     """
 
@@ -39,7 +39,7 @@ class FlowHead(GenerationHead):
         sampling_steps: int = 20,
         solver: Solver = "midpoint",
     ) -> None:
-        """Builds the transformer.
+        """Build the transformer.
 
         Args:
             hidden_dim: D, width of the LLM's hidden states.
@@ -68,9 +68,9 @@ class FlowHead(GenerationHead):
         self.solver = solver
         self.transformer = TokenTransformer(feature_dim, hidden_dim, width, depth, num_attention_heads)
 
-    @float32_island
+    @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
-        """Returns the mean squared error of the velocity over C, draws and tokens; see `GenerationHead.loss`."""
+        """Return the mean squared error of the velocity over C, draws and tokens; see `GenerationHead.loss`."""
         condition_BQW = self.transformer.condition(clear_masked(hidden_BQD, mask_BQ))
         errors_RBQ = [
             self._velocity_error(condition_BQW, clear_masked(target_BQC, mask_BQ), mask_BQ)
@@ -79,9 +79,9 @@ class FlowHead(GenerationHead):
         return masked_mean(torch.stack(errors_RBQ).mean(dim=0), mask_BQ)
 
     @torch.no_grad()
-    @float32_island
+    @force_float32
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Integrates the velocity from noise (time 0) to features (time 1).
+        """Integrate the velocity from noise (time 0) to features (time 1).
 
         Args:
             hidden_BQD: Hidden states at the queries.
@@ -105,7 +105,7 @@ class FlowHead(GenerationHead):
         return features_BQC
 
     def _velocity_error(self, condition_BQW: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None) -> Tensor:
-        """Returns the squared error per token at one random time per clip."""
+        """Return the squared error per token at one random time per clip."""
         time_B = torch.randn(len(target_BQC), device=target_BQC.device)
         time_B = time_B.sigmoid() if self.times == "logit_normal" else torch.rand_like(time_B)
         noise_BQC = torch.randn_like(target_BQC)

@@ -17,7 +17,7 @@ class TokenTransformer(nn.Module):
     """
 
     def __init__(self, feature_dim: int, hidden_dim: int, width: int, depth: int, num_attention_heads: int) -> None:
-        """Builds the layers.
+        """Build the layers.
 
         Args:
             feature_dim: C.
@@ -36,7 +36,7 @@ class TokenTransformer(nn.Module):
         self.features_out = _zeros(nn.Linear(width, feature_dim))
 
     def condition(self, hidden_BQD: Tensor) -> Tensor:
-        """Returns the part of the condition that no time changes, (B, Q, W); computed once per clip."""
+        """Return the part of the condition that no time changes, (B, Q, W); computed once per clip."""
         width = self.features_in.out_features
         position_QW = _sinusoids(torch.arange(hidden_BQD.shape[1], device=hidden_BQD.device), width)
         condition_BQW: Tensor = self.hidden_in(hidden_BQD) + position_QW
@@ -45,7 +45,7 @@ class TokenTransformer(nn.Module):
     def forward(
         self, noisy_BQC: Tensor, time_B: Tensor, condition_BQW: Tensor, mask_BQ: Tensor | None = None
     ) -> Tensor:
-        """Predicts the velocity.
+        """Predict the velocity.
 
         Args:
             noisy_BQC: Features on their way, float32.
@@ -71,7 +71,7 @@ class Block(nn.Module):
     """Self-attention over the tokens, then an MLP, each normalised, modulated and gated."""
 
     def __init__(self, width: int, num_attention_heads: int) -> None:
-        """Builds the block.
+        """Build the block.
 
         Args:
             width: W.
@@ -87,7 +87,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, stream_BQW: Tensor, modulator_BQW: Tensor, visible_B1QQ: Tensor | None) -> Tensor:
-        """Returns the stream, (B, Q, W); `visible_B1QQ` is True where a row may see a column."""
+        """Return the stream, (B, Q, W); `visible_B1QQ` is True where a row may see a column."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(modulator_BQW).chunk(6, dim=-1)
         attended_BQW = self._attend(self.norm_attention(stream_BQW) * (1 + scale_a) + shift_a, visible_B1QQ)
         stream_BQW = stream_BQW + gate_a * attended_BQW
@@ -102,13 +102,13 @@ class Block(nn.Module):
 
 
 def _visible(mask_BQ: Tensor) -> Tensor:
-    """Lets every token see those that count and itself, so that no row is empty."""
+    """Let every token see those that count and itself, so that no row is empty."""
     itself_QQ = torch.eye(mask_BQ.shape[1], dtype=torch.bool, device=mask_BQ.device)
     return (mask_BQ.bool()[:, None, :] | itself_QQ).unsqueeze(1)
 
 
 def _sinusoids(position_N: Tensor, width: int) -> Tensor:
-    """Embeds numbers as sines and cosines (arXiv:1706.03762, section 3.5), (N, W)."""
+    """Embed numbers as sines and cosines (arXiv:1706.03762, section 3.5), (N, W)."""
     steps = torch.arange(width // 2, dtype=torch.float32, device=position_N.device)
     angles = position_N.float().unsqueeze(-1) * torch.exp(-math.log(10_000.0) * steps / (width // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -13,7 +13,7 @@ from divot_lightning.evaluation.answers.accuracy import parse_choice
 from divot_lightning.evaluation.answers.peer_choice_rules import PEER_RULES
 from divot_lightning.evaluation.asking import fill_question
 from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
-from divot_lightning.evaluation.settings import EvaluationSettings, check_settings
+from divot_lightning.evaluation.settings import EvaluationConfig, check_settings
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "evaluation"
 LABELLED = [json.loads(line) for line in Path(__file__).with_name("choice_answers.jsonl").read_text().splitlines()]
@@ -168,17 +168,17 @@ def test_the_versions_of_videollama2_differ_where_its_history_says(said, mvbench
 
 
 def test_videollama2_counts_what_it_cannot_read_as_its_third_option():
-    assert EvaluationSettings("mvbench", "d", choice_rule="videollama2_v1.5_mvbench").unparsed_as == 2
-    assert EvaluationSettings("mvbench", "d", choice_rule="videollama2_v1.0_mvbench", unparsed_as=0).unparsed_as == 0
-    assert EvaluationSettings("mvbench", "d", choice_rule="lmms_eval_mvbench").unparsed_as is None
+    assert EvaluationConfig("mvbench", "d", choice_rule="videollama2_v1.5_mvbench").unparsed_as == 2
+    assert EvaluationConfig("mvbench", "d", choice_rule="videollama2_v1.0_mvbench", unparsed_as=0).unparsed_as == 0
+    assert EvaluationConfig("mvbench", "d", choice_rule="lmms_eval_mvbench").unparsed_as is None
 
 
 @pytest.mark.parametrize("benchmark", ["mvbench", "egoschema", "perception_test"])
 def test_recipes_take_the_rule_of_their_benchmark_in_its_newest_version(benchmark):
     recipe = yaml.safe_load((RECIPES / f"{benchmark}.yaml").read_text())
     assert recipe["choice_rule"] == f"videollama2_v1.5_{benchmark}"
-    assert EvaluationSettings(**recipe).unparsed_as == 2
-    check_settings(EvaluationSettings(**recipe), "choice")
+    assert EvaluationConfig(**recipe).unparsed_as == 2
+    check_settings(EvaluationConfig(**recipe), "choice")
 
 
 def test_the_recipe_of_egoschema_asks_as_videollama2_does_since_v1_5():

@@ -12,7 +12,7 @@ from divot_lightning.experiments.runner.steps import check_plan
 from tests.divot_lightning.experiments.ablation.test_recipe import RECIPE
 
 OUT = Path("out")
-MECHANISM = {"causal": {"llm": {"model.llm.mechanism": "query_causal"}}, "both": {}}
+MECHANISM = {"causal": {"llm": {"model.llm.generation_mode": "query_causal"}}, "both": {}}
 
 
 def recipe(**changes):
@@ -20,7 +20,7 @@ def recipe(**changes):
 
 
 def test_cells_are_all_combinations_with_every_seed():
-    cells = make_cells(recipe(vary={**RECIPE["vary"], "mechanism": MECHANISM}))
+    cells = make_cells(recipe(vary={**RECIPE["vary"], "generation_mode": MECHANISM}))
     assert len(cells) == 2 * 2 * 2
     assert {cell.name for cell in cells} >= {"mse-causal-seed0", "gmm-both-seed1"}
 

@@ -39,8 +39,8 @@ TINY = {
     ],
     "vary": {
         "share": {
-            "none": {"tokenizer": {"model.terminal_share": 0.0}},
-            "most": {"tokenizer": {"model.terminal_share": 0.9}},
+            "none": {"tokenizer": {"model.terminal_timestep_prob": 0.0}},
+            "most": {"tokenizer": {"model.terminal_timestep_prob": 0.9}},
             "impossible": {"tokenizer": {"model.terminal_sharee": 2}},
         }
     },

@@ -11,14 +11,14 @@ from divot_datamodules.toy.world import ATTRIBUTES
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.experiments.quickstart.collect import build_report
-from divot_lightning.experiments.quickstart.plan import Layout, QuickstartSettings, make_plan
+from divot_lightning.experiments.quickstart.plan import Layout, QuickstartConfig, make_plan
 from divot_lightning.experiments.quickstart.results import Results
 from divot_lightning.experiments.report.content import Cell, Report, Table
 from divot_lightning.experiments.report.numbers import number
 from divot_lightning.experiments.report.rendering import render_report
 from divot_lightning.experiments.runner.records import StepRecord
 
-SETTINGS = QuickstartSettings(held_out=4)
+SETTINGS = QuickstartConfig(held_out=4)
 CLIPS = 4
 
 
@@ -126,7 +126,7 @@ def test_numbers_have_their_telling_digits(value, text):
 
 
 def test_seeds_that_were_measured_differently_are_not_summarised(tmp_path):
-    settings = QuickstartSettings(heads=("mse",))
+    settings = QuickstartConfig(heads=("mse",))
     for seed, steps in ((0, 10), (1, 50)):
         scores = [Score("generation/all", 0.5, CLIPS, {"noise_seed": seed, "steps": steps})]
         save_scores(scores, tmp_path / "results" / f"llm_mse_{seed}" / "generation" / "scores.json")

@@ -11,7 +11,7 @@ from divot_lightning.experiments.quickstart.plan import (
     FULL,
     HEAD_OPTIONS,
     MAIN_HEAD,
-    QuickstartSettings,
+    QuickstartConfig,
     make_plan,
     recipe_steps,
 )
@@ -26,7 +26,7 @@ def options(step: Step) -> dict[str, str]:
     return {word[2:]: words[at + 1] for at, word in enumerate(words) if word.startswith("--")}
 
 
-def fits(settings: QuickstartSettings = FULL) -> list[Step]:
+def fits(settings: QuickstartConfig = FULL) -> list[Step]:
     return [step for step in make_plan(FOLDER, settings) if "fit" in step.command]
 
 
@@ -108,7 +108,7 @@ def test_measurements_are_of_known_kinds(settings):
 
 
 def test_measurements_that_share_processes_are_the_same_ones():
-    def measured(settings: QuickstartSettings) -> set[Path]:
+    def measured(settings: QuickstartConfig) -> set[Path]:
         steps = [step for step in make_plan(FOLDER, settings) if step.name.startswith("measure")]
         assert all(step.after for step in steps)
         return {path for step in steps for path in step.outputs}

@@ -1,4 +1,4 @@
-"""Steps run in order and side by side, done ones never again, and a stopped job goes on."""
+"""Steps run in order and side by side, done ones never again, and a stopped job continues."""
 
 import io
 import json

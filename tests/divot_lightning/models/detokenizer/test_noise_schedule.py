@@ -8,12 +8,12 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.noise_schedule import (
     NoiseScheduleConfig,
     SamplingConfig,
+    alphas_cumprod,
     build_scheduler,
     check_sampling,
     ddim_step,
-    draw_timesteps,
     guide,
-    signal_shares,
+    sample_timesteps,
     training_target,
 )
 
@@ -30,7 +30,7 @@ def snr(shares):
 def test_the_last_step_has_no_signal_at_all():
     for shift in (1.0, 4.0):
         config = NoiseScheduleConfig(snr_shift=shift)
-        assert signal_shares(config)[-1] == 0
+        assert alphas_cumprod(config)[-1] == 0
         assert build_scheduler(config).alphas_cumprod[-1] == 0
 
 
@@ -43,7 +43,7 @@ def test_the_last_noisy_sample_is_the_noise():
 def test_without_a_shift_the_schedule_is_that_of_diffusers():
     config = NoiseScheduleConfig()
     betas = rescale_zero_terminal_snr(torch.tensor(plain_betas(config)))
-    torch.testing.assert_close(signal_shares(config), (1 - betas).cumprod(0), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(alphas_cumprod(config), (1 - betas).cumprod(0), rtol=1e-9, atol=1e-12)
     ours, theirs = (
         build_scheduler(config),
         DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True),
@@ -53,29 +53,29 @@ def test_without_a_shift_the_schedule_is_that_of_diffusers():
 
 def test_without_the_rescaling_it_is_stable_diffusions_schedule():
     config = NoiseScheduleConfig(zero_terminal_snr=False, num_steps=50)
-    torch.testing.assert_close(signal_shares(config).numpy(), np.cumprod(1 - plain_betas(config)), rtol=1e-12, atol=0)
-    assert signal_shares(config)[-1] > 0
+    torch.testing.assert_close(alphas_cumprod(config).numpy(), np.cumprod(1 - plain_betas(config)), rtol=1e-12, atol=0)
+    assert alphas_cumprod(config)[-1] > 0
 
 
 def test_the_rescaling_keeps_the_first_step():
-    with_it, without = (signal_shares(NoiseScheduleConfig(zero_terminal_snr=on))[0] for on in (True, False))
+    with_it, without = (alphas_cumprod(NoiseScheduleConfig(zero_terminal_snr=on))[0] for on in (True, False))
     torch.testing.assert_close(with_it, without)
 
 
 @pytest.mark.parametrize("shift", [0.5, 2.0, 4.0])
 def test_a_shift_divides_the_signal_to_noise_ratio_by_its_square(shift):
-    plain, shifted = (signal_shares(NoiseScheduleConfig(snr_shift=value)) for value in (1.0, shift))
+    plain, shifted = (alphas_cumprod(NoiseScheduleConfig(snr_shift=value)) for value in (1.0, shift))
     torch.testing.assert_close(snr(shifted) * shift**2, snr(plain), rtol=1e-10, atol=0)
 
 
 def test_the_signal_falls_from_step_to_step():
     for shift in (1.0, 4.0):
-        assert (signal_shares(NoiseScheduleConfig(snr_shift=shift)).diff() < 0).all()
+        assert (alphas_cumprod(NoiseScheduleConfig(snr_shift=shift)).diff() < 0).all()
 
 
 def test_the_scheduler_holds_the_shares_in_its_own_precision():
     config = NoiseScheduleConfig(snr_shift=4.0)
-    shares = signal_shares(config).float()
+    shares = alphas_cumprod(config).float()
     torch.testing.assert_close(build_scheduler(config).alphas_cumprod, shares, rtol=2e-3, atol=1e-6)
 
 
@@ -84,7 +84,7 @@ def test_the_velocity_target_follows_its_formula():
     scheduler, times = build_scheduler(config), torch.arange(10)
     clean, noise = torch.randn(10, 2, 3), torch.randn(10, 2, 3)
     target = training_target(scheduler, clean, noise, times)
-    for time, share in enumerate(signal_shares(config).tolist()):
+    for time, share in enumerate(alphas_cumprod(config).tolist()):
         expected = share**0.5 * noise[time] - (1 - share) ** 0.5 * clean[time]
         torch.testing.assert_close(target[time], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(target[-1], -clean[-1])
@@ -98,7 +98,7 @@ def test_other_predictions_have_noise_or_sample_as_target(prediction, which):
 
 
 def test_times_are_uniform_over_all_steps():
-    draws = draw_timesteps(40_000, 8, 0.0, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
+    draws = sample_timesteps(40_000, 8, 0.0, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(draws, minlength=8)
     assert len(counts) == 8
     # Five standard deviations of a binomial count.
@@ -107,7 +107,7 @@ def test_times_are_uniform_over_all_steps():
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_the_terminal_share_is_moved_to_the_last_step(share):
-    draws = draw_timesteps(40_000, 8, share, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
+    draws = sample_timesteps(40_000, 8, share, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
     expected = share + (1 - share) / 8
     assert (draws == 7).double().mean().item() == pytest.approx(expected, abs=0.012)
     if share < 1:
@@ -116,7 +116,7 @@ def test_the_terminal_share_is_moved_to_the_last_step(share):
 
 def test_times_are_given_by_the_generator():
     def draw():
-        return draw_timesteps(9, 50, 0.5, device=torch.device("cpu"), generator=torch.Generator().manual_seed(3))
+        return sample_timesteps(9, 50, 0.5, device=torch.device("cpu"), generator=torch.Generator().manual_seed(3))
 
     assert torch.equal(draw(), draw())
 

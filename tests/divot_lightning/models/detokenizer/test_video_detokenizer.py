@@ -11,7 +11,7 @@ from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer import noise_schedule
 from divot_lightning.models.detokenizer.latents import LatentsConfig
-from divot_lightning.models.detokenizer.noise_schedule import NoiseScheduleConfig, SamplingConfig, signal_shares
+from divot_lightning.models.detokenizer.noise_schedule import NoiseScheduleConfig, SamplingConfig, alphas_cumprod
 from divot_lightning.models.detokenizer.video_detokenizer import (
     ConditionResamplerConfig,
     DetokenizerConfig,
@@ -92,7 +92,7 @@ class Recorder(nn.Module):
         return self.answer(state, times, condition)
 
 
-def slow_loss(detokenizer, video, tokens, terminal_share, dropout, null, generator):
+def slow_loss(detokenizer, video, tokens, terminal_timestep_prob, dropout, null, generator):
     """One clip at a time, with the schedule's formulas written out; draws in the order that the loss documents."""
     batch = len(video)
     tokens = tokens.clone()
@@ -104,8 +104,8 @@ def slow_loss(detokenizer, video, tokens, terminal_share, dropout, null, generat
     clean = detokenizer.latents.encode(video)
     noise = torch.randn(clean.shape, generator=generator)
     times = torch.randint(0, 1000, (batch,), generator=generator)
-    moved = torch.rand(batch, generator=generator) < terminal_share
-    shares = signal_shares(detokenizer.config.noise_schedule)
+    moved = torch.rand(batch, generator=generator) < terminal_timestep_prob
+    shares = alphas_cumprod(detokenizer.config.noise_schedule)
     errors = []
     for clip in range(batch):
         time = 999 if moved[clip] else int(times[clip])
@@ -117,18 +117,18 @@ def slow_loss(detokenizer, video, tokens, terminal_share, dropout, null, generat
     return torch.stack(errors).mean()
 
 
-@pytest.mark.parametrize(("terminal_share", "dropout"), [(0.0, 0.0), (0.5, 0.0), (0.3, 0.5), (1.0, 1.0)])
-def test_the_loss_equals_a_slow_computation(video, tokens, null, terminal_share, dropout):
+@pytest.mark.parametrize(("terminal_timestep_prob", "dropout"), [(0.0, 0.0), (0.5, 0.0), (0.3, 0.5), (1.0, 1.0)])
+def test_the_loss_equals_a_slow_computation(video, tokens, null, terminal_timestep_prob, dropout):
     detokenizer = make()
     loss = detokenizer.loss(
         video,
         tokens,
-        terminal_share=terminal_share,
+        terminal_timestep_prob=terminal_timestep_prob,
         condition_dropout=dropout,
         null_tokens_QC=null,
         generator=seeded(),
     )
-    expected = slow_loss(detokenizer, video, tokens, terminal_share, dropout, null, seeded())
+    expected = slow_loss(detokenizer, video, tokens, terminal_timestep_prob, dropout, null, seeded())
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -144,7 +144,8 @@ def test_at_the_terminal_step_the_network_sees_noise_and_nothing_of_the_clip(vid
     detokenizer = make()
     recorder = detokenizer.denoiser = Recorder(lambda state, times, condition: torch.zeros_like(state))
     losses = [
-        detokenizer.loss(clip, tokens, terminal_share=1.0, generator=seeded()) for clip in (video, video.flip(0) * 0.5)
+        detokenizer.loss(clip, tokens, terminal_timestep_prob=1.0, generator=seeded())
+        for clip in (video, video.flip(0) * 0.5)
     ]
     (state, times, _), (other_state, _, _) = recorder.calls
     assert times.tolist() == [999] * 6
@@ -171,7 +172,7 @@ def test_noise_levels_and_targets_are_float32_under_any_autocast(video, tokens, 
     detokenizer = make(noise_schedule=schedule, sampling=SamplingConfig(spacing="leading"))
     seen = {}
     monkeypatch.setattr(
-        "divot_lightning.models.detokenizer.video_detokenizer.draw_timesteps", lambda *args, **settings: times
+        "divot_lightning.models.detokenizer.video_detokenizer.sample_timesteps", lambda *args, **settings: times
     )
     monkeypatch.setattr(
         "torch.nn.functional.mse_loss", lambda given, target: seen.update(target=target) or given.sum() * 0
@@ -182,7 +183,7 @@ def test_noise_levels_and_targets_are_float32_under_any_autocast(video, tokens, 
     clean = detokenizer.latents.encode(video.double())
     noise = torch.randn(clean.shape, generator=seeded()).double()
     signal, spread = (
-        share.sqrt()[times].view(-1, 1, 1, 1, 1) for share in (signal_shares(schedule), 1 - signal_shares(schedule))
+        share.sqrt()[times].view(-1, 1, 1, 1, 1) for share in (alphas_cumprod(schedule), 1 - alphas_cumprod(schedule))
     )
     target = noise if prediction == "epsilon" else signal * noise - spread * clean
     for name, wanted in (("noisy", signal * clean + spread * noise), ("target", target)):
@@ -234,7 +235,7 @@ def test_the_loss_is_float32_and_given_by_the_generator(video, tokens):
 
 def oracle(detokenizer, clean):
     """Knows the clean latents and gives the exact velocity for any noisy state."""
-    shares = signal_shares(detokenizer.config.noise_schedule)
+    shares = alphas_cumprod(detokenizer.config.noise_schedule)
 
     def answer(state, times, condition):
         share = shares[times].to(state)[:, None, None, None, None]
@@ -416,7 +417,7 @@ def test_with_its_own_randomness_a_clips_loss_does_not_depend_on_its_batch(tmp_p
     AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
     changes = {"latents": LatentsConfig("vae", str(tmp_path / "vae"))} if kind == "vae" else {}
     detokenizer = make(**changes)
-    settings = {"terminal_share": 0.5, "condition_dropout": 0.5, "null_tokens_QC": null}
+    settings = {"terminal_timestep_prob": 0.5, "condition_dropout": 0.5, "null_tokens_QC": null}
 
     def loss(slots):
         generators = sample_generators(0, "train", slots)

@@ -14,7 +14,7 @@ from divot_lightning.models.tokenizer.vision_backbone import (
     CLIP_STD,
     VisionBackbone,
     VisionConfig,
-    clip_pixels,
+    normalize_for_vision_encoder,
     resize_to_square,
 )
 
@@ -98,7 +98,7 @@ def test_a_flat_image_stays_flat_at_any_shape(shape):
 
 def test_pixels_are_normalised_as_clip_expects():
     black_to_white = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 3, 8, 8)
-    pixels = clip_pixels(black_to_white, 8)
+    pixels = normalize_for_vision_encoder(black_to_white, 8)
     for channel in range(3):
         expected = torch.tensor([(value - CLIP_MEAN[channel]) / CLIP_STD[channel] for value in (0.0, 1.0)])
         torch.testing.assert_close(pixels[:, channel, 0, 0], expected)
@@ -109,7 +109,7 @@ def test_features_are_the_last_hidden_state_without_the_class_token(clip_folder)
     frames = torch.rand(2, 3, 3, 8, 8) * 2 - 1
     reference = CLIPVisionModel.from_pretrained(clip_folder).eval()
     with torch.no_grad():
-        expected = reference(pixel_values=clip_pixels(frames[1], 8)).last_hidden_state[:, 1:]
+        expected = reference(pixel_values=normalize_for_vision_encoder(frames[1], 8)).last_hidden_state[:, 1:]
         torch.testing.assert_close(backbone(frames)[1], expected)
 
 

@@ -16,58 +16,58 @@ from divot_lightning.models.video_llm.attention_mask import (
 from divot_lightning.models.video_llm.row_packing import pack_rows
 from divot_lightning.models.video_llm.sequences import (
     Clips,
-    Position,
     SequenceLayout,
     Text,
+    TokenKind,
     build_sequence,
     collate_sequences,
 )
-from tests.divot_lightning.models.video_llm.test_sequences import MECHANISMS, SPECIAL, encode, samples
+from tests.divot_lightning.models.video_llm.test_sequences import GENERATION_MODES, SPECIAL, encode, samples
 
 
-def batch_of(samples_, mechanism, num_queries=2, packing=False):
-    layout = SequenceLayout(num_queries, mechanism)
+def batch_of(samples_, generation_mode, num_queries=2, packing=False):
+    layout = SequenceLayout(num_queries, generation_mode)
     built = [build_sequence(sample, encode, SPECIAL, layout) for sample in samples_]
     lengths = [len(sequence.ids) for sequence in built]
     return collate_sequences(built, pad_id=0, rows=pack_rows(lengths, None, width=8) if packing else None)
 
 
-def mask_of(batch, mechanism):
-    return mixed_attention_mask(batch.samples_BL, query_blocks(batch.roles_BL, batch.clips_BL, mechanism))
+def mask_of(batch, generation_mode):
+    return mixed_attention_mask(batch.samples_BL, query_blocks(batch.token_kind_BL, batch.clips_BL, generation_mode))
 
 
-def sees(places, mechanism, query, key):
+def sees(places, generation_mode, query, key):
     """The rule for one pair of (role, clip, sample)."""
     if query == key:
         return True
     (role, clip, sample), (key_role, key_clip, key_sample) = places[query], places[key]
-    if key_role == Position.PAD or key_sample != sample:
+    if key_role == TokenKind.PAD or key_sample != sample:
         return False
-    if mechanism == "query_bidirectional" and role == key_role == Position.QUERY and clip == key_clip:
+    if generation_mode == "query_bidirectional" and role == key_role == TokenKind.QUERY and clip == key_clip:
         return True
     return key < query
 
 
-@given(st.lists(samples, min_size=1, max_size=5), st.sampled_from(MECHANISMS), st.integers(1, 3), st.booleans())
-def test_every_pair_equals_the_rule(samples_, mechanism, num_queries, packing):
-    batch = batch_of(samples_, mechanism, num_queries, packing)
-    mask_BLL = mask_of(batch, mechanism)
-    length = batch.roles_BL.shape[1]
-    rows = zip(batch.roles_BL.tolist(), batch.clips_BL.tolist(), batch.samples_BL.tolist(), strict=True)
+@given(st.lists(samples, min_size=1, max_size=5), st.sampled_from(GENERATION_MODES), st.integers(1, 3), st.booleans())
+def test_every_pair_equals_the_rule(samples_, generation_mode, num_queries, packing):
+    batch = batch_of(samples_, generation_mode, num_queries, packing)
+    mask_BLL = mask_of(batch, generation_mode)
+    length = batch.token_kind_BL.shape[1]
+    rows = zip(batch.token_kind_BL.tolist(), batch.clips_BL.tolist(), batch.samples_BL.tolist(), strict=True)
     for row, columns in enumerate(rows):
         places = list(zip(*columns, strict=True))
-        expected = [[sees(places, mechanism, q, k) for k in range(length)] for q in range(length)]
+        expected = [[sees(places, generation_mode, q, k) for k in range(length)] for q in range(length)]
         assert mask_BLL[row].tolist() == expected
 
 
-@given(st.lists(samples, min_size=1, max_size=5), st.sampled_from(MECHANISMS), st.booleans())
-def test_the_flex_attention_rule_is_the_same(samples_, mechanism, packing):
-    batch = batch_of(samples_, mechanism, packing=packing)
-    mask_mod = flex_mask_mod(batch.samples_BL, query_blocks(batch.roles_BL, batch.clips_BL, mechanism))
-    b, length = batch.roles_BL.shape
+@given(st.lists(samples, min_size=1, max_size=5), st.sampled_from(GENERATION_MODES), st.booleans())
+def test_the_flex_attention_rule_is_the_same(samples_, generation_mode, packing):
+    batch = batch_of(samples_, generation_mode, packing=packing)
+    mask_mod = flex_mask_mod(batch.samples_BL, query_blocks(batch.token_kind_BL, batch.clips_BL, generation_mode))
+    b, length = batch.token_kind_BL.shape
     rows = [torch.arange(b)[:, None, None], torch.tensor(0)]
     columns = [torch.arange(length)[None, :, None], torch.arange(length)[None, None, :]]
-    assert torch.equal(mask_mod(*rows, *columns), mask_of(batch, mechanism))
+    assert torch.equal(mask_mod(*rows, *columns), mask_of(batch, generation_mode))
 
 
 def test_rows_without_any_key_give_finite_attention():

@@ -9,7 +9,7 @@ from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.building import initial_queries
 from divot_lightning.models.video_llm.language_model import (
-    LoRASettings,
+    LoRAConfig,
     add_lora,
     initialise_new_rows,
     layers_without_adapters,
@@ -50,14 +50,14 @@ def test_new_rows_are_the_mean_of_the_others(model):
 def test_fresh_adapters_change_nothing(model):
     ids = torch.arange(10)[None]
     before = model(ids).logits
-    adapted = add_lora(model, LoRASettings(rank=2, dropout=0.0), [3, 5])
+    adapted = add_lora(model, LoRAConfig(rank=2, dropout=0.0), [3, 5])
     torch.testing.assert_close(unwrap(adapted)(ids).logits, before)
     assert unwrap(model) is model
 
 
 def test_merging_keeps_the_trained_rows(model):
     old = word_embeddings(model).detach().clone()
-    adapted = add_lora(model, LoRASettings(rank=2, dropout=0.0), [3, 5])
+    adapted = add_lora(model, LoRAConfig(rank=2, dropout=0.0), [3, 5])
     with torch.no_grad():
         for name, value in adapted.named_parameters():
             if "embed_tokens" in name and "trainable_tokens_delta" in name:
@@ -96,7 +96,7 @@ TINY = {**SIZES, "intermediate_size": 24, "vocab_size": 30, "pad_token_id": 0}
 )
 def test_layers_without_adapters_are_told(caplog, name, changes, left):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **TINY, **changes))
-    adapted = add_lora(model, LoRASettings(rank=2, dropout=0.0), [3])
+    adapted = add_lora(model, LoRAConfig(rank=2, dropout=0.0), [3])
     assert layers_without_adapters(adapted) == left
     told = [record.getMessage() for record in caplog.records if record.name == add_lora.__module__]
     assert len(told) == bool(left)
@@ -104,7 +104,7 @@ def test_layers_without_adapters_are_told(caplog, name, changes, left):
 
 
 def test_layers_that_are_left_out_on_purpose_are_not_told(caplog, model):
-    add_lora(model, LoRASettings(rank=2, target_modules=["q_proj"]), [3])
+    add_lora(model, LoRAConfig(rank=2, target_modules=["q_proj"]), [3])
     assert not caplog.records
 
 

@@ -71,8 +71,8 @@ def build(name, changes, attention="sdpa"):
 @pytest.mark.parametrize("name", FITTING)
 def test_models_that_fit_pass(name):
     for attention in ("sdpa", "eager"):
-        for mechanism in ("query_bidirectional", "query_causal"):
-            probe_language_model(build(name, FITTING[name], attention), mechanism)
+        for generation_mode in ("query_bidirectional", "query_causal"):
+            probe_language_model(build(name, FITTING[name], attention), generation_mode)
 
 
 @pytest.mark.parametrize("name", FITTING_EAGER)
@@ -136,7 +136,9 @@ def test_of_a_sharded_model_one_of_few_layers_is_tried(monkeypatch):
     tried = []
     find = language_model_probe.find_misfit
     monkeypatch.setattr(
-        language_model_probe, "find_misfit", lambda model, mechanism: tried.append(model) or find(model, mechanism)
+        language_model_probe,
+        "find_misfit",
+        lambda model, generation_mode: tried.append(model) or find(model, generation_mode),
     )
     kinds = ["sliding_attention"] * 3 + ["full_attention"]
     probe_language_model(

@@ -10,13 +10,13 @@ from divot_heads.gmm import GMMHead
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.language_model import LoRASettings
+from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.models.video_llm.sequences import SPECIAL_TOKEN_NAMES, Clips, Text
 from tests.divot_lightning.models.video_llm.tiny_video_llm import (
     GENERATE,
+    GENERATION_MODES,
     LORA,
-    MECHANISMS,
     READ,
     STORY,
     TINY,
@@ -28,9 +28,9 @@ from tests.divot_lightning.models.video_llm.tiny_video_llm import (
 )
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_two_samples_are_learned_by_heart(make, mechanism):
-    video_llm = make(mechanism=mechanism)
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_two_samples_are_learned_by_heart(make, generation_mode):
+    video_llm = make(generation_mode=generation_mode)
     target = features(2)
     video_llm.set_feature_statistics(target.mean((0, 1)), target.std((0, 1)))
     optimizer = torch.optim.AdamW(video_llm.parameters(), lr=5e-3)
@@ -56,14 +56,14 @@ def test_text_loss_is_the_models_own_next_word_loss(make):
     assert output.head_loss == 0
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_head_loss_is_the_heads_loss_on_hidden_states_of_each_clip(make, mechanism):
-    video_llm, clips = make(mechanism=mechanism), features(3)
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_head_loss_is_the_heads_loss_on_hidden_states_of_each_clip(make, generation_mode):
+    video_llm, clips = make(generation_mode=generation_mode), features(3)
     batch = video_llm.sequences([STORY])
     hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, clips))
-    role = 5 if mechanism == "autoregressive" else 4
-    columns = [i for i, value in enumerate(batch.roles_BL[0].tolist()) if value == role]
-    shift = 1 if mechanism == "autoregressive" else 0
+    role = 5 if generation_mode == "autoregressive" else 4
+    columns = [i for i, value in enumerate(batch.token_kind_BL[0].tolist()) if value == role]
+    shift = 1 if generation_mode == "autoregressive" else 0
     losses = []
     for clip in range(3):
         rows = [column - shift for column in columns[clip * Q : (clip + 1) * Q]]
@@ -84,7 +84,7 @@ class LooksAtTheWholeClip(MSEHead):
 
 def test_a_joint_head_learns_no_token_from_the_ones_that_are_forced_after_it(make):
     """Feature by feature, the state behind a token was made from its true feature: a head must not see it early."""
-    video_llm = make(mechanism="autoregressive", head=LooksAtTheWholeClip)
+    video_llm = make(generation_mode="autoregressive", head=LooksAtTheWholeClip)
     clips = features(2)
     predictions = []
     for later in (clips, torch.cat([clips[:, :1], clips[:, 1:] + 5], dim=1)):
@@ -96,22 +96,22 @@ def test_a_joint_head_learns_no_token_from_the_ones_that_are_forced_after_it(mak
 
 def test_a_joint_head_is_trained_as_it_samples_feature_by_feature(make):
     """With its own features forced, the loss is 0 only if training asks the head what generation asked it."""
-    video_llm = make(mechanism="autoregressive", head=LooksAtTheWholeClip)
+    video_llm = make(generation_mode="autoregressive", head=LooksAtTheWholeClip)
     generated = video_llm.generate_features([GENERATE])
     assert video_llm([GENERATE], generated).head_loss < 1e-10
 
 
-@pytest.mark.parametrize("mechanism", ["query_bidirectional", "query_causal"])
-def test_a_joint_head_sees_all_tokens_of_a_clip_with_queries(make, mechanism):
-    video_llm = make(mechanism=mechanism, head=LooksAtTheWholeClip)
+@pytest.mark.parametrize("generation_mode", ["query_bidirectional", "query_causal"])
+def test_a_joint_head_sees_all_tokens_of_a_clip_with_queries(make, generation_mode):
+    video_llm = make(generation_mode=generation_mode, head=LooksAtTheWholeClip)
     generated = video_llm.generate_features([GENERATE])
     assert video_llm([GENERATE], generated).head_loss < 1e-10
     assert video_llm.head.predicted.shape == (1, Q, C)
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_padding_changes_no_hidden_state(make, mechanism):
-    video_llm = make(mechanism=mechanism)
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_padding_changes_no_hidden_state(make, generation_mode):
+    video_llm = make(generation_mode=generation_mode)
 
     def hidden(*samples):
         batch = video_llm.sequences(list(samples))
@@ -126,9 +126,9 @@ def hidden_of_second_clip(video_llm):
     return video_llm.hidden_states(batch, video_llm.embed(batch, features(3)[1:2]))[0]
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_what_comes_later_does_not_change_what_was_said_before(make, mechanism):
-    video_llm = make(mechanism=mechanism)
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_what_comes_later_does_not_change_what_was_said_before(make, generation_mode):
+    video_llm = make(generation_mode=generation_mode)
     logits = []
     for ending in ("a blue square moves right", "a blue circle moves left"):
         batch = video_llm.sequences([[*STORY[:2], Text(ending, True), *STORY[3:]]])
@@ -159,10 +159,10 @@ def test_gradients_reach_projector_queries_and_head(make):
 
 
 @pytest.mark.parametrize("model", ["llama", "mistral", "qwen2"])
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_text_with_a_cache_equals_text_without(make, mechanism, model):
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_text_with_a_cache_equals_text_without(make, generation_mode, model):
     window = {"sliding_window": 6} if model == "mistral" else {}
-    video_llm = make(mechanism=mechanism, model=model, language_model=window)
+    video_llm = make(generation_mode=generation_mode, model=model, language_model=window)
     prompts = [[*STORY[:3]], [Text("what", False)], [Clips(2, "read"), Text("what ?", False)]]
     clips = features(3)
     with torch.no_grad():
@@ -183,9 +183,9 @@ def test_text_with_a_cache_equals_text_without(make, mechanism, model):
     assert video_llm.generate_text(prompts, clips, max_new_tokens=6) == slow
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_generated_features_are_what_the_head_predicts_in_training(make, mechanism):
-    video_llm = make(mechanism=mechanism)
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_generated_features_are_what_the_head_predicts_in_training(make, generation_mode):
+    video_llm = make(generation_mode=generation_mode)
     video_llm.set_feature_statistics(torch.full((C,), 0.3), torch.full((C,), 2.0))
     prompts = [STORY, [Text("a", False), Clips(1, "generate")]]
     first = features(1)
@@ -195,13 +195,15 @@ def test_generated_features_are_what_the_head_predicts_in_training(make, mechani
     batch = video_llm.sequences([STORY])
     normal = video_llm.normalise(torch.cat([first, generated[:2]]), 3)
     hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, normal))
-    own = functional.mse_loss(video_llm.head.sample(hidden_BLD[:, predicting(batch, mechanism)[:Q]])[0], normal[0])
+    own = functional.mse_loss(
+        video_llm.head.sample(hidden_BLD[:, predicting(batch, generation_mode)[:Q]])[0], normal[0]
+    )
     torch.testing.assert_close(output.head_loss, own.detach() / 3, atol=1e-5, rtol=1e-4)  # the other two are exact
 
 
-def predicting(batch, mechanism):
-    role, shift = (5, 1) if mechanism == "autoregressive" else (4, 0)
-    return [i - shift for i, value in enumerate(batch.roles_BL[0].tolist()) if value == role]
+def predicting(batch, generation_mode):
+    role, shift = (5, 1) if generation_mode == "autoregressive" else (4, 0)
+    return [i - shift for i, value in enumerate(batch.token_kind_BL[0].tolist()) if value == role]
 
 
 def test_features_are_normalised_on_the_way_in_and_denormalised_on_the_way_out(make):
@@ -274,7 +276,7 @@ def test_lora_trains_adapters_norms_and_marker_rows_only(make, tied):
 @pytest.mark.parametrize("train_embeddings", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_merging_adapters_changes_no_loss(make, train_embeddings, tied):
-    lora = LoRASettings(rank=2, alpha=4, dropout=0.0, train_embeddings=train_embeddings)
+    lora = LoRAConfig(rank=2, alpha=4, dropout=0.0, train_embeddings=train_embeddings)
     video_llm = make(lora=lora, language_model={"tie_word_embeddings": tied})
     for parameter in video_llm.parameters():
         if parameter.requires_grad:
@@ -365,7 +367,7 @@ def test_features_of_another_shape_are_refused(make, shape):
             {"language_model_config": {"model_type": "gemma2", **TINY}, "attention": "eager"},
             "softcapping=30",
         ),
-        ({"lora": LoRASettings(target_modules=["qq"])}, "'qq'"),
+        ({"lora": LoRAConfig(target_modules=["qq"])}, "'qq'"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(make, changes, named):

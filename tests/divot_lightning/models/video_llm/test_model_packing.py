@@ -5,11 +5,11 @@ import torch
 
 from divot_heads.diffusion import DiffusionHead
 from divot_heads.gmm import GMMHead
-from divot_lightning.models.video_llm.sequences import Clips, Position, Text
+from divot_lightning.models.video_llm.sequences import Clips, Text, TokenKind
 from tests.divot_lightning.models.video_llm.tiny_video_llm import (
     GENERATE,
+    GENERATION_MODES,
     LORA,
-    MECHANISMS,
     READ,
     STORY,
     WORDS,
@@ -49,10 +49,12 @@ def check_packed_equals_unpacked(make, samples=MIXED, **settings):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("model", ["llama", "mistral"])
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_packed_equals_unpacked_loss_and_gradients(make, mechanism, model, attention):
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_packed_equals_unpacked_loss_and_gradients(make, generation_mode, model, attention):
     window = {"sliding_window": 6} if model == "mistral" else {}
-    check_packed_equals_unpacked(make, mechanism=mechanism, model=model, attention=attention, language_model=window)
+    check_packed_equals_unpacked(
+        make, generation_mode=generation_mode, model=model, attention=attention, language_model=window
+    )
 
 
 ABSOLUTE_POSITIONS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -85,9 +87,9 @@ def test_a_head_that_draws_noise_draws_the_same_when_packed(make, head):
     check_packed_equals_unpacked(make, head=head)
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_a_packed_sample_has_the_hidden_states_it_has_alone(make, mechanism):
-    video_llm, clips = make(mechanism=mechanism, packing=True), features(num_clips(*MIXED))
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_a_packed_sample_has_the_hidden_states_it_has_alone(make, generation_mode):
+    video_llm, clips = make(generation_mode=generation_mode, packing=True), features(num_clips(*MIXED))
     batch = video_llm.sequences(MIXED)
     hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, clips))
     first_clip = 0
@@ -106,15 +108,15 @@ def test_the_first_word_of_a_packed_sample_is_no_target(make):
     samples = [LONG, SHORT, WORDS]
     starts = packed.sequences(samples)
     assert starts.packed
-    assert ((starts.positions_BL == 0) & (starts.labels_BL >= 0)).sum() == 2
+    assert ((starts.position_ids_BL == 0) & (starts.labels_BL >= 0)).sum() == 2
     expected, output = plain(samples, features(4)), packed(samples, features(4))
     assert output.num_text_targets == expected.num_text_targets == (3 + 5 + 2 + 1) + (1 + 1 - 1) + (5 + 1 - 1)
     torch.testing.assert_close(output.text_loss, expected.text_loss, rtol=1e-6, atol=1e-6)
 
 
 def test_packing_leaves_less_padding(make):
-    plain, packed = (make(packing=packing).sequences(MIXED).roles_BL for packing in (False, True))
-    assert (packed != Position.PAD).sum() == (plain != Position.PAD).sum()
+    plain, packed = (make(packing=packing).sequences(MIXED).token_kind_BL for packing in (False, True))
+    assert (packed != TokenKind.PAD).sum() == (plain != TokenKind.PAD).sum()
     assert packed.numel() < 0.7 * plain.numel()
 
 
@@ -175,11 +177,11 @@ def called_modules(video_llm, samples):
 @pytest.mark.parametrize(
     "settings", [{"lora": LORA}, {"gradient_checkpointing": True}, {"freeze_language_model": True}]
 )
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_every_batch_calls_the_same_modules_in_the_same_order(make, mechanism, settings):
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_every_batch_calls_the_same_modules_in_the_same_order(make, generation_mode, settings):
     batches = [[WORDS], [READ], [GENERATE], MIXED, []]
     calls = [
-        called_modules(make(mechanism=mechanism, packing=packing, **settings), batch)
+        called_modules(make(generation_mode=generation_mode, packing=packing, **settings), batch)
         for batch in batches
         for packing in (False, True)
     ]

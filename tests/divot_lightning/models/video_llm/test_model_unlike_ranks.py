@@ -110,8 +110,10 @@ def video_llms(text_tokenizer):
     config |= {"num_queries": Q, "feature_dim": C, "packing": True}
     torch.manual_seed(0)
     return [
-        trained(VideoLLM(VideoLLMConfig(**config, mechanism=mechanism), lambda *widths: GMMHead(*widths)).eval())
-        for mechanism in ("query_bidirectional", "autoregressive")
+        trained(
+            VideoLLM(VideoLLMConfig(**config, generation_mode=generation_mode), lambda *widths: GMMHead(*widths)).eval()
+        )
+        for generation_mode in ("query_bidirectional", "autoregressive")
     ]
 
 

@@ -10,15 +10,21 @@ from divot_lightning.models.video_llm.sequences import Clips, SequenceLayout, Sp
 
 texts = st.builds(Text, st.text("ab ", max_size=12), st.booleans(), st.booleans())
 clips = st.builds(Clips, st.integers(1, 4), st.sampled_from(["read", "generate"]), st.sampled_from(["video", "image"]))
-mechanisms = st.sampled_from(["query_bidirectional", "query_causal", "autoregressive"])
+generation_modes = st.sampled_from(["query_bidirectional", "query_causal", "autoregressive"])
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.lists(texts | clips, min_size=1, max_size=6), mechanisms, st.integers(1, 5), st.integers(1, 90), st.booleans()
+    st.lists(texts | clips, min_size=1, max_size=6),
+    generation_modes,
+    st.integers(1, 5),
+    st.integers(1, 90),
+    st.booleans(),
 )
-def test_a_sample_is_too_long_exactly_if_its_sequence_cannot_be_built(segments, mechanism, queries, longest, begins):
-    layout = SequenceLayout(queries, mechanism, longest)
+def test_a_sample_is_too_long_exactly_if_its_sequence_cannot_be_built(
+    segments, generation_mode, queries, longest, begins
+):
+    layout = SequenceLayout(queries, generation_mode, longest)
     special = SpecialTokens({"video": 1, "image": 2}, {"video": 3, "image": 4}, 5, 6, 7, 8 if begins else None)
     excess = SampleLimits(layout=layout, begins=begins).excess(segments)
     try:

@@ -7,10 +7,10 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.sequences import (
     IGNORED,
     Clips,
-    Position,
     SequenceLayout,
     SpecialTokens,
     Text,
+    TokenKind,
     build_sequence,
     collate_sequences,
 )
@@ -24,7 +24,7 @@ SPECIAL = SpecialTokens(
     end=END,
     begin=BEGIN,
 )
-MECHANISMS = ("query_bidirectional", "query_causal", "autoregressive")
+GENERATION_MODES = ("query_bidirectional", "query_causal", "autoregressive")
 
 
 def encode(text: str) -> list[int]:
@@ -42,17 +42,17 @@ clips = st.builds(
     st.booleans(),
 )
 samples = st.lists(st.one_of(texts, clips), max_size=5)
-layouts = st.builds(SequenceLayout, st.integers(1, 3), st.sampled_from(MECHANISMS))
+layouts = st.builds(SequenceLayout, st.integers(1, 3), st.sampled_from(GENERATION_MODES))
 
 
 def reference_rows(segments, layout):
     """Every position as (id, label, role, clip, slot), straight from the layout rules."""
-    rows, clip = [(BEGIN, IGNORED, Position.SPECIAL, -1, -1)], -1
+    rows, clip = [(BEGIN, IGNORED, TokenKind.SPECIAL, -1, -1)], -1
     last_clip_of_all = sum(segment.count for segment in segments if isinstance(segment, Clips)) - 1
     ends_with_clip = bool(segments) and isinstance(segments[-1], Clips)
 
     def token(value, learn):
-        rows.append((value, value if learn else IGNORED, Position.SPECIAL, -1, -1))
+        rows.append((value, value if learn else IGNORED, TokenKind.SPECIAL, -1, -1))
 
     def block(role):
         token(FRAME, False)
@@ -62,19 +62,19 @@ def reference_rows(segments, layout):
     for segment in segments:
         if isinstance(segment, Text):
             for value in encode(segment.text):
-                rows.append((value, value if segment.learn else IGNORED, Position.TEXT, -1, -1))
+                rows.append((value, value if segment.learn else IGNORED, TokenKind.TEXT, -1, -1))
             continue
         token(VID if segment.kind == "video" else IMG, segment.learn)
         for _ in range(segment.count):
             clip += 1
             if segment.role == "read":
-                block(Position.READ)
-            elif layout.mechanism == "autoregressive":
-                block(Position.FORCED)
+                block(TokenKind.READ)
+            elif layout.generation_mode == "autoregressive":
+                block(TokenKind.FORCED)
             else:
-                block(Position.QUERY)
+                block(TokenKind.QUERY)
                 if not (ends_with_clip and clip == last_clip_of_all):
-                    block(Position.READ)
+                    block(TokenKind.READ)
         token(VID_END if segment.kind == "video" else IMG_END, segment.learn)
     token(END, True)
     return rows
@@ -96,7 +96,9 @@ def test_a_prompt_is_the_beginning_of_the_training_sequence(segments, layout):
     assert prompt == full[: len(prompt)]
     rest = len(full) - len(prompt)
     generates = bool(segments) and isinstance(segments[-1], Clips) and segments[-1].role == "generate"
-    assert rest == 1 + 2 * generates + (layout.num_queries if generates and layout.mechanism == MECHANISMS[2] else 0)
+    assert rest == 1 + 2 * generates + (
+        layout.num_queries if generates and layout.generation_mode == GENERATION_MODES[2] else 0
+    )
 
 
 def learned(segments):
@@ -125,13 +127,13 @@ def test_a_generated_clip_is_read_back_only_where_something_follows():
     story = [Text("1", True), Clips(1, "generate"), Text("2", True), Clips(1, "generate")]
     sequence = build_sequence(story, encode, SPECIAL, SequenceLayout(1))
     slots = [(role, clip) for role, clip in zip(sequence.roles, sequence.clips, strict=True) if clip >= 0]
-    assert slots == [(Position.QUERY, 0), (Position.READ, 0), (Position.QUERY, 1)]
+    assert slots == [(TokenKind.QUERY, 0), (TokenKind.READ, 0), (TokenKind.QUERY, 1)]
 
 
 @given(samples, layouts, st.integers(1, 60))
 def test_too_long_samples_lose_text_ends_and_never_a_clip(segments, layout, max_length):
     full = build_sequence(segments, encode, SPECIAL, layout)
-    limited = SequenceLayout(layout.num_queries, layout.mechanism, max_length)
+    limited = SequenceLayout(layout.num_queries, layout.generation_mode, max_length)
     num_text = sum(len(encode(segment.text)) for segment in segments if isinstance(segment, Text))
     if len(full.ids) - num_text > max_length:
         with pytest.raises(UserError, match=f"has {len(full.ids)} tokens, {num_text} of them text.*is {max_length}"):
@@ -139,8 +141,8 @@ def test_too_long_samples_lose_text_ends_and_never_a_clip(segments, layout, max_
         return
     cut = build_sequence(segments, encode, SPECIAL, limited)
     assert len(cut.ids) == min(len(full.ids), max_length)
-    not_text = [row for row in rows_of(full) if row[2] != Position.TEXT and row[0] != END]
-    assert [row for row in rows_of(cut) if row[2] != Position.TEXT and row[0] != END] == not_text
+    not_text = [row for row in rows_of(full) if row[2] != TokenKind.TEXT and row[0] != END]
+    assert [row for row in rows_of(cut) if row[2] != TokenKind.TEXT and row[0] != END] == not_text
 
 
 def test_the_last_text_gives_way_first_and_takes_the_end_with_it():
@@ -177,7 +179,7 @@ def test_collating_pads_on_the_right_and_numbers_clips_across_the_batch():
     assert batch.num_clips == 3
     assert batch.ids_BL.tolist()[1] == [*second.ids, 0, 0]
     assert batch.labels_BL[1, -2:].tolist() == [IGNORED] * 2
-    assert batch.roles_BL[1, -2:].tolist() == [Position.PAD] * 2
+    assert batch.token_kind_BL[1, -2:].tolist() == [TokenKind.PAD] * 2
     assert batch.clips_BL[batch.clips_BL >= 0].tolist() == [0, 1, 2]
     assert batch.slots_BL.shape == batch.ids_BL.shape == (2, len(first.ids))
     assert batch.ids_BL.dtype == torch.int64

@@ -2,14 +2,14 @@
 
 import torch
 
-from divot_lightning.models.video_llm.language_model import LoRASettings
+from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.sequences import Clips, Text
 
-MECHANISMS = ("query_bidirectional", "query_causal", "autoregressive")
+GENERATION_MODES = ("query_bidirectional", "query_causal", "autoregressive")
 Q, C = 3, 5
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 TINY |= {"num_key_value_heads": 2}
-LORA = LoRASettings(rank=2, alpha=4, dropout=0.0)
+LORA = LoRAConfig(rank=2, alpha=4, dropout=0.0)
 
 READ = [Clips(1, "read"), Text("a red circle moves left", learn=True)]
 GENERATE = [Text("a blue square", learn=False), Clips(1, "generate", learn=True)]

@@ -8,10 +8,10 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
 
-OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=1)
+OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=1)
 
 
 def built(stage):
@@ -42,7 +42,7 @@ def test_it_starts_from_the_weights_of_the_run_before(stage, pretraining_run):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_the_detokenizer_learns_and_the_tokenizer_stays_to_the_bit(pretraining_run, clips, name):
-    settings = OptimizerSettings(name=name, lr=3e-3, warmup_steps=1)
+    settings = OptimizerConfig(name=name, lr=3e-3, warmup_steps=1)
     stage = built(DetokenizerRefinement(str(pretraining_run), settings))
     trainer(2).fit(stage, DataLoader(clips, batch_size=None))
     assert all(same(stage.tokenizer, pretraining_run / "tokenizer", VideoTokenizer).values())

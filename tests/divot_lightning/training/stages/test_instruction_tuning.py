@@ -4,15 +4,15 @@ from lightning import Trainer
 
 from divot_lightning.checkpoint.components import load_component, record_components, save_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.language_model import LoRASettings
+from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sequences import Text
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.instruction_tuning import InstructionTuning
 
-OPTIMIZER = OptimizerSettings(lr=1e-2, warmup_steps=1)
-LORA = LoRASettings(rank=2, alpha=2, dropout=0.0)
+OPTIMIZER = OptimizerConfig(lr=1e-2, warmup_steps=1)
+LORA = LoRAConfig(rank=2, alpha=2, dropout=0.0)
 
 
 def built(stage):

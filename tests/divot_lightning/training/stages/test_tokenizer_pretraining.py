@@ -9,10 +9,10 @@ from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenize
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimization import OptimizerSettings
+from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
 
-OPTIMIZER = OptimizerSettings(lr=3e-3, warmup_steps=1)
+OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=1)
 
 
 def built(stage):
@@ -58,7 +58,7 @@ def test_both_networks_learn_together(stage, clips):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_training_lowers_the_loss_on_one_batch(tokenizer_config, detokenizer_config, clips, name):
     torch.manual_seed(0)
-    settings = OptimizerSettings(name=name, lr=1e-2, matrix_lr=1e-2, warmup_steps=1)
+    settings = OptimizerConfig(name=name, lr=1e-2, matrix_lr=1e-2, warmup_steps=1)
     stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, settings))
     clips[0]["video"][0], clips[0]["video"][1] = 80, 175  # a dark clip and a bright one
 
@@ -66,7 +66,7 @@ def test_training_lowers_the_loss_on_one_batch(tokenizer_config, detokenizer_con
         video = to_unit_range(clips[0]["video"])
         with torch.no_grad():
             return stage.detokenizer.loss(
-                video, stage.tokenizer(video), terminal_share=0.5, generator=torch.Generator().manual_seed(0)
+                video, stage.tokenizer(video), terminal_timestep_prob=0.5, generator=torch.Generator().manual_seed(0)
             )
 
     before = loss()
@@ -95,7 +95,7 @@ def test_pixels_reach_the_models_between_minus_one_and_one(stage, clips, calls):
 def test_the_terminal_share_changes_in_the_middle(tokenizer_config, detokenizer_config, clips, calls, end, expected):
     stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER, 0.7, end))
     trainer(5, max_epochs=-1).fit(stage, DataLoader(clips, batch_size=None))
-    assert [call["terminal_share"] for call in calls] == expected
+    assert [call["terminal_timestep_prob"] for call in calls] == expected
 
 
 def test_validation_draws_the_same_noise_every_time(stage, clips):
