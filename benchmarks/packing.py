@@ -36,7 +36,8 @@ from torch.nn import functional
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
-from divot_lightning.models.video_llm.sequences import IGNORED, Clips, Segment, SequenceBatch, Text, TokenKind
+from divot_lightning.models.video_llm.sequences import IGNORED, SequenceBatch, TokenKind
+from divot_lightning.parts.segments import Clips, Segment, Text
 
 LONGEST = 1400
 PADS = {"labels_BL": IGNORED, "token_kind_BL": int(TokenKind.PAD), "clips_BL": -1, "slots_BL": -1, "samples_BL": -1}

@@ -23,7 +23,7 @@ from divot_lightning.evaluation.settings import CHOICE_PROMPT, EvaluationConfig
 from divot_lightning.inference.ask import QuestionAnswerer, answer, caption_prompt, question_prompt
 from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_template
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sequences import Segment
+from divot_lightning.parts.segments import Segment
 
 RESIZE = "short side by bicubic interpolation, middle cut out"
 

@@ -22,7 +22,7 @@ from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sequences import Kind, Segment
+from divot_lightning.parts.segments import Kind, Segment
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from divot_lightning.inference.run_settings import load_tokenizer, run_fps, run_
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sequences import Segment, Text
 from divot_lightning.parts.head_sampling import set_sampling
+from divot_lightning.parts.segments import Segment, Text
 
 
 def generation_prompt(text: str, template: Template) -> list[Segment]:

@@ -6,7 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from divot_lightning.io.printing import printable
-from divot_lightning.models.video_llm.sequences import Segment, Text
+from divot_lightning.parts.segments import Segment, Text
 
 logger = logging.getLogger(__name__)
 

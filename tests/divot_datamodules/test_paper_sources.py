@@ -9,7 +9,7 @@ import torch
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.shards.source_settings import Source
 from divot_datamodules.video_text import VideoTextData
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 
 TURNS = [
     {"from": "human", "value": "<video>\nwhat is it ?"},

@@ -11,7 +11,7 @@ from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.shards.writing import ShardFolder
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 
 ALL = [f"s{s}n{n}" for s in range(2) for n in range(3)]
 

@@ -22,7 +22,7 @@ from divot_datamodules.shards.reading import FEATURE_SUFFIX, MEDIA_SUFFIXES, Raw
 from divot_datamodules.tasks.segments import ONE_CLIP_TASKS, TASKS, MissingText, Template
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
-from divot_lightning.models.video_llm.sequences import Kind, Segment, Text
+from divot_lightning.parts.segments import Kind, Segment, Text
 
 Members = Mapping[str, bytes | Path]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from divot_lightning.models.video_llm.sequences import Clips, Kind, Segment, Text
+from divot_lightning.parts.segments import Clips, Kind, Segment, Text
 
 Template = Literal["pretraining", "instruction"]
 

@@ -39,7 +39,7 @@ def word_level_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from divot_lightning.models.video_llm.sequences import SPECIAL_TOKEN_NAMES
+    from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
 
     words = sorted({word for text in texts for word in text.split()})
     special = [PAD, UNKNOWN, BEGIN, END, *SPECIAL_TOKEN_NAMES]

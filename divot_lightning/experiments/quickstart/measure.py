@@ -33,9 +33,9 @@ from divot_lightning.experiments.quickstart.score_facts import describe_clips, d
 from divot_lightning.inference.generate import ClipGenerator, generate_clip_features
 from divot_lightning.inference.reconstruct import Reconstructor
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sequences import Segment, Text
 from divot_lightning.parts.head_options import HELP, split_head_options
 from divot_lightning.parts.head_sampling import sampling_of
+from divot_lightning.parts.segments import Segment, Text
 
 BATCH_SIZE = 64
 MAX_NEW_TOKENS = 24

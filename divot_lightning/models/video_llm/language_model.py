@@ -27,8 +27,8 @@ from divot_lightning.distributed.meta_building import (
     without_memory,
 )
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequences import SPECIAL_TOKEN_NAMES
 from divot_lightning.models.weight_dtypes import merging_in_float32
+from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
 
 Attention: TypeAlias = Literal["sdpa", "eager"]
 

@@ -43,8 +43,6 @@ from divot_lightning.models.video_llm.row_packing import pack_rows
 from divot_lightning.models.video_llm.sampling import generate_features, generate_text
 from divot_lightning.models.video_llm.sequences import (
     IGNORED,
-    SPECIAL_TOKEN_NAMES,
-    Segment,
     SequenceBatch,
     SequenceLayout,
     SpecialTokens,
@@ -55,6 +53,7 @@ from divot_lightning.models.video_llm.sequences import (
 )
 from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
 from divot_lightning.parts.heads import GenerationHead
+from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES, Segment
 
 HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
 

@@ -16,8 +16,9 @@ from transformers import DynamicCache
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import Randomness, move_generators
 from divot_lightning.models.video_llm.attention_mask import Places, attention_rule, query_blocks, transformers_mask
-from divot_lightning.models.video_llm.sequences import Clips, Segment, SequenceBatch, TokenKind
+from divot_lightning.models.video_llm.sequences import SequenceBatch, TokenKind
 from divot_lightning.parts.heads import GenerationHead
+from divot_lightning.parts.segments import Clips, Segment
 
 if TYPE_CHECKING:
     from divot_lightning.models.video_llm.model import VideoLLM

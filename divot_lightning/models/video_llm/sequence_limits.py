@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from divot_lightning.models.video_llm.sequences import Segment, SequenceLayout, SpecialTokens, Text, build_sequence
+from divot_lightning.models.video_llm.sequences import SequenceLayout, SpecialTokens, build_sequence
+from divot_lightning.parts.segments import Segment, Text
 
 _ANY_ID = 0
 """Stands for every special token where only lengths matter."""

@@ -26,7 +26,7 @@ from divot_datamodules.decoding.samples import (
 from divot_datamodules.shards.reading import RawSample
 from divot_datamodules.tasks.segments import TASKS
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 
 
 def raw(members, key="k"):

@@ -3,7 +3,7 @@ import pytest
 
 from divot_datamodules.tasks import segments as tasks
 from divot_datamodules.tasks.segments import MissingText
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 
 SAMPLE = {
     "caption": " a red circle moves ",

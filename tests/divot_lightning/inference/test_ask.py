@@ -14,7 +14,7 @@ from divot_lightning.inference.ask import (
     question_prompt,
     read_video,
 )
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 
 
 @pytest.mark.parametrize("template", ["pretraining", "instruction"])

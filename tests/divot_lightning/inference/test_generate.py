@@ -13,7 +13,7 @@ from divot_lightning.inference.generate import (
     generation_prompt,
     output_paths,
 )
-from divot_lightning.models.video_llm.sequences import Clips
+from divot_lightning.parts.segments import Clips
 
 
 @pytest.fixture(scope="module")

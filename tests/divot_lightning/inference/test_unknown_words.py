@@ -12,7 +12,7 @@ from divot_lightning.inference.ask import QuestionAnswerer, answer, question_pro
 from divot_lightning.inference.generate import ClipGenerator
 from divot_lightning.inference.run_settings import run_tasks
 from divot_lightning.inference.unknown_words import MOST_NAMED, unknown_words, warn_of_unknown_words
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.model import VideoLLMConfig
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.preflight.memory import Layout, checkpoint_bytes, rank_memory
 from divot_lightning.preflight.needs import model_needs
 from divot_lightning.training.optimization import OptimizerConfig

@@ -12,7 +12,7 @@ from divot_lightning.checkpoint.components import record_components, save_compon
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.testing import run_distributed
 from divot_lightning.training.accumulation import STEP_COUNTS, StepWindows, check_validation
 from divot_lightning.training.global_mean import LossPart

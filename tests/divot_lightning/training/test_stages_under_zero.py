@@ -13,7 +13,7 @@ from divot_lightning.checkpoint.components import record_components, save_compon
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.testing import run_distributed
 from divot_lightning.training.export import ComponentExport
 from tests.divot_lightning.training.tiny_stages import Settings, make_stage

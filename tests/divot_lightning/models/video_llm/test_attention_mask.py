@@ -14,14 +14,8 @@ from divot_lightning.models.video_llm.attention_mask import (
     transformers_mask,
 )
 from divot_lightning.models.video_llm.row_packing import pack_rows
-from divot_lightning.models.video_llm.sequences import (
-    Clips,
-    SequenceLayout,
-    Text,
-    TokenKind,
-    build_sequence,
-    collate_sequences,
-)
+from divot_lightning.models.video_llm.sequences import SequenceLayout, TokenKind, build_sequence, collate_sequences
+from divot_lightning.parts.segments import Clips, Text
 from tests.divot_lightning.models.video_llm.test_sequences import GENERATION_MODES, SPECIAL, encode, samples
 
 

@@ -20,7 +20,7 @@ from divot_lightning.models.video_llm.language_model import (
     vocabulary_size,
     word_embeddings,
 )
-from divot_lightning.models.video_llm.sequences import SPECIAL_TOKEN_NAMES
+from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 10}
 

@@ -12,7 +12,7 @@ from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
-from divot_lightning.models.video_llm.sequences import SPECIAL_TOKEN_NAMES, Clips, Text
+from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES, Clips, Text
 from tests.divot_lightning.models.video_llm.tiny_video_llm import (
     GENERATE,
     GENERATION_MODES,

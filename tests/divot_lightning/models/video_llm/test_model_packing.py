@@ -5,7 +5,8 @@ import torch
 
 from divot_heads.diffusion import DiffusionHead
 from divot_heads.gmm import GMMHead
-from divot_lightning.models.video_llm.sequences import Clips, Text, TokenKind
+from divot_lightning.models.video_llm.sequences import TokenKind
+from divot_lightning.parts.segments import Clips, Text
 from tests.divot_lightning.models.video_llm.tiny_video_llm import (
     GENERATE,
     GENERATION_MODES,

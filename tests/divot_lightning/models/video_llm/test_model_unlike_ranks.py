@@ -8,7 +8,7 @@ from torch import nn
 
 from divot_heads.gmm import GMMHead
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.testing import run_distributed
 
 Q, C = 3, 5

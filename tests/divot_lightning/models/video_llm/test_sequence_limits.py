@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.sequence_limits import LimitsSamples, SampleLimits
-from divot_lightning.models.video_llm.sequences import Clips, SequenceLayout, SpecialTokens, Text, build_sequence
+from divot_lightning.models.video_llm.sequences import SequenceLayout, SpecialTokens, build_sequence
+from divot_lightning.parts.segments import Clips, Text
 
 texts = st.builds(Text, st.text("ab ", max_size=12), st.booleans(), st.booleans())
 clips = st.builds(Clips, st.integers(1, 4), st.sampled_from(["read", "generate"]), st.sampled_from(["video", "image"]))

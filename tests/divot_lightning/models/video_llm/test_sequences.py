@@ -6,14 +6,13 @@ from hypothesis import strategies as st
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.sequences import (
     IGNORED,
-    Clips,
     SequenceLayout,
     SpecialTokens,
-    Text,
     TokenKind,
     build_sequence,
     collate_sequences,
 )
+from divot_lightning.parts.segments import Clips, Text
 
 VID, VID_END, IMG, IMG_END, FRAME, FRAME_END, END, BEGIN = range(101, 109)
 SPECIAL = SpecialTokens(

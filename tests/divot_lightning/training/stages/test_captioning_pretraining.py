@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.captioning_pretraining import CaptioningPretraining, NoHead
 

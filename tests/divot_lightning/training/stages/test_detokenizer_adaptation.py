@@ -10,7 +10,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sequences import Clips, Text
+from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.detokenizer_adaptation import DetokenizerAdaptation, nearest_candidates

@@ -6,7 +6,7 @@ from divot_lightning.checkpoint.components import load_component, record_compone
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sequences import Text
+from divot_lightning.parts.segments import Text
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.instruction_tuning import InstructionTuning

@@ -1,0 +1,62 @@
+"""Segments: the language in which tasks say what a sample teaches.
+
+A sample of any task (caption, generation, question and answer, story) is a list of segments: text, clips that the model
+reads, clips that the model generates. The segments alone say what is learned, so no task is a special case.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from divot_lightning.errors import UserError
+
+ClipUse: TypeAlias = Literal["read", "generate"]
+
+Kind: TypeAlias = Literal["video", "image"]
+
+SPECIAL_TOKEN_NAMES = ("<vid>", "</vid>", "<img>", "</img>", "<frame>", "</frame>")
+"""Names of the tokens that mark clips, as in the released tokenizer."""
+
+
+@dataclass(unsafe_hash=True)
+class Text:
+    """A piece of text. To be treated as a value: it is mutable only because Lightning rebuilds batches by field.
+
+    Attributes:
+        text: The text, without special tokens.
+        learn: Whether its tokens are targets of the next-word loss.
+        ends: Whether the end token closes it, learned if the text is: an answer in a conversation that continues.
+    """
+
+    text: str
+    learn: bool
+    ends: bool = False
+
+
+@dataclass(unsafe_hash=True)
+class Clips:
+    """Consecutive clips, set between ``<vid>`` and ``</vid>`` (``<img>`` and ``</img>`` for images). A value, as Text.
+
+    Attributes:
+        count: Number of clips (2 seconds each), at least 1.
+        role: "read": the features are input. "generate": the features are the target of the generation head.
+        kind: "video" or "image"; it chooses the opening and closing tokens.
+        learn: Whether the opening and closing tokens are targets of the next-word loss. Generation tuning sets it, so
+            that the model learns to announce a clip by itself (label details of the released code, video generation
+            instruction tuning).
+    """
+
+    count: int
+    role: ClipUse
+    kind: Kind = "video"
+    learn: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"Clips(count={self.count}) holds no clip; count must be at least 1.")
+        if self.role not in ("read", "generate"):
+            raise UserError(f"Clips(role={self.role!r}) is unknown; role is 'read' or 'generate'.")
+        if self.kind not in ("video", "image"):
+            raise UserError(f"Clips(kind={self.kind!r}) is unknown; kind is 'video' or 'image'.")
+
+
+Segment: TypeAlias = Text | Clips
