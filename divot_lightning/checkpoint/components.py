@@ -25,10 +25,9 @@ from torch import nn
 
 from divot_lightning.distributed.meta_building import fill, is_sharding, without_memory
 from divot_lightning.errors import UserError
+from divot_lightning.io.component_files import CONFIG_FILE, WEIGHTS_FILE
 from divot_lightning.parts.trusted_classes import require_trusted
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 RECORD_FILE = "components.json"
 MAX_NAMES_SHOWN = 3
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from divot_lightning.checkpoint.folder_writing import TRAINER, TensorAccess
 from divot_lightning.checkpoint.folders import what_to_do
 from divot_lightning.checkpoint.manifest import find_damage, require_manifest
-from divot_lightning.checkpoint.module_tensors import full_shape
 from divot_lightning.checkpoint.optimizer_state import check_families
 from divot_lightning.checkpoint.provenance import PROVENANCE
+from divot_lightning.distributed.meta_building import full_shape
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
 

@@ -74,11 +74,6 @@ def frozen_sources(stage: nn.Module) -> dict[str, str]:
     return {name: str(folder) for name, folder in used.items() if isinstance(getattr(stage, name, None), nn.Module)}
 
 
-def full_shape(tensor: Tensor) -> tuple[int, ...]:
-    """Return the shape of a whole tensor, which ZeRO-3 keeps besides the partition."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
-
-
 def copy_into(target: Tensor, value: Tensor) -> None:
     """Overwrite a tensor in place, in its own dtype and on its own device."""
     with torch.no_grad():

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from divot_lightning.checkpoint.module_tensors import ModuleTensors, full_shape
+from divot_lightning.checkpoint.module_tensors import ModuleTensors
 from divot_lightning.checkpoint.tensor_file import tensor_bytes
+from divot_lightning.distributed.meta_building import full_shape
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from divot_lightning.checkpoint.folder_reading import CheckpointReader, check_names
 from divot_lightning.checkpoint.folder_writing import Entry, TensorAccess
-from divot_lightning.checkpoint.module_tensors import full_shape
 from divot_lightning.checkpoint.run_state import is_fitting, tensor_access
 from divot_lightning.checkpoint.tensor_file import TensorSpec
+from divot_lightning.distributed.meta_building import full_shape
 from divot_lightning.errors import UserError
 
 GROUP = "ema"

@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "reconstruct": "clips through tokenizer and de-tokenizer, mp4s out",
     "ask": "questions about clips, answers out",
     "generate": "clips from text, mp4s out",
+    "parts": "list what is installed that a recipe can exchange: divot parts [KIND]",
     "heads": "list the generation heads that are installed",
     "data": "make, pack, inspect and encode shards: divot data toy|pack|inspect|encode",
 }

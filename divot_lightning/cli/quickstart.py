@@ -79,11 +79,11 @@ def _check_heads(heads: Sequence[str], main_head: str) -> None:
     Raises:
         UserError: Which.
     """
-    from divot_lightning.parts.registry import installed_heads, resolve_head_name
+    from divot_lightning.parts.kinds import HEADS
 
-    short_names = {head.name for head in installed_heads()}
+    short_names = {head.name for head in HEADS.installed()}
     for name in heads:
-        resolve_head_name(name)
+        HEADS.resolve(name)
         if name not in short_names:
             raise UserError(f"--heads {name}: give the short name; installed: {', '.join(sorted(short_names))}")
     if main_head not in heads:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed
 
-from divot_lightning.checkpoint.module_tensors import ModuleTensors, copy_into, full_shape
+from divot_lightning.checkpoint.module_tensors import ModuleTensors, copy_into
 from divot_lightning.checkpoint.optimizer_state import OptimizerEntry, family
 from divot_lightning.checkpoint.tensor_file import TensorSpec
+from divot_lightning.distributed.meta_building import full_shape
 from divot_lightning.errors import UserError
 
 _MASTERS = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")

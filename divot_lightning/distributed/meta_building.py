@@ -273,3 +273,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(names)]
     whole = [folder / name for name in ("model.safetensors", "diffusion_pytorch_model.safetensors")]
     return [file for file in whole if file.is_file()][:1]
+
+
+def full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape of a whole tensor, which ZeRO-3 keeps besides the partition."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.experiments.report.content import Pixels
+
+Pixels = NDArray[np.uint8]
 
 KEPT, CLIPS = "generation", "clips"
 

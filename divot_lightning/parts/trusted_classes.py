@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts.registry import GROUP, head_class_path, installed_heads, load_head
+from divot_lightning.parts import kinds, registry
 
 OWN_PACKAGES = ("divot_lightning", "divot_heads", "divot_datamodules")
 
@@ -18,7 +18,7 @@ VARIABLE = "DIVOT_TRUSTED_PACKAGES"
 
 
 def require_trusted(class_path: str, where: str | Path) -> None:
-    """Refuse a class that is neither ours, nor an installed head, nor of a package that the user trusts.
+    """Refuse a class that is neither ours, nor an installed part, nor of a package that the user trusts.
 
     Args:
         class_path: As the file names it, such as `divot_heads.gmm.GMMHead`; nothing of it is imported.
@@ -28,11 +28,11 @@ def require_trusted(class_path: str, where: str | Path) -> None:
         UserError: The class is refused; the message says how to allow it.
     """
     package = class_path.partition(".")[0]
-    if package in (*OWN_PACKAGES, *trusted_packages()) or _is_installed_head(class_path):
+    if package in (*OWN_PACKAGES, *trusted_packages()) or _is_installed_part(class_path):
         return
     raise UserError(
         f"{where} names the class {class_path!r}, which is not imported, since that would run its code\n"
-        f"allowed: classes of divot-lightning and heads that installed packages declare as {GROUP}\n"
+        f"allowed: classes of divot-lightning and parts that installed packages declare as divot_lightning.KIND\n"
         f"if you wrote it, or trust who did, set {VARIABLE}={package or 'PACKAGE'} in the environment"
     )
 
@@ -42,11 +42,16 @@ def trusted_packages() -> list[str]:
     return [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
 
 
-def _is_installed_head(class_path: str) -> bool:
+def _is_installed_part(class_path: str) -> bool:
     """Return whether an entry point leads to the class; only those of the same package are loaded to find out."""
     package = class_path.partition(".")[0]
-    declared = [head for head in installed_heads() if head.class_path.partition(".")[0] == package]
-    if any(head.class_path == class_path for head in declared):
+    declared = [
+        (parts, part)
+        for parts in kinds.REGISTRIES.values()
+        for part in parts.installed()
+        if part.class_path.partition(".")[0] == package
+    ]
+    if any(part.class_path == class_path for _, part in declared):
         return True
-    # A package may declare a head under another name than that of the module which holds it.
-    return any(head_class_path(load_head(head.name)) == class_path for head in declared)
+    # A package may declare a part under another name than that of the module which holds it.
+    return any(registry.class_path(parts.load(part.name)) == class_path for parts, part in declared)

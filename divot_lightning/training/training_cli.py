@@ -1,6 +1,7 @@
 """The training command line: recipe and command line in, trainer with its run folder out."""
 
 import contextlib
+import itertools
 import logging
 import shlex
 import sys
@@ -9,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, set_loader, set_parsing_settings
+from jsonargparse._loaders_dumpers import loader_exceptions, loaders
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,8 +27,7 @@ from divot_lightning.distributed.launcher import watch_processes
 from divot_lightning.distributed.same_start import SameStart
 from divot_lightning.distributed.signals import NoSignalHandlers, StopOnSignal, StopSignals
 from divot_lightning.errors import UserError
-from divot_lightning.parts.recipe_heads import head_names
-from divot_lightning.parts.registry import load_all, resolve_head_name
+from divot_lightning.parts.recipe_parts import expand_recipe, expand_words, read_recipe
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.messages import condense
 from divot_lightning.training.run_callbacks import RunOpening, StepProgress
@@ -36,6 +37,17 @@ from divot_lightning.training.run_logging import CsvMetrics, TensorBoardMetrics
 
 # Lightning's CLI lets a value that is a URL be read as settings; ours are shards, to be opened by the data alone.
 set_parsing_settings(config_read_mode_fsspec_enabled=False)
+
+RECIPE_MODE = "recipe"
+"""jsonargparse's name for how recipes are read: as YAML, with class paths in place of the short names of parts."""
+
+
+def load_recipe(text: str) -> Any:
+    """Return what a recipe, or one value of a command line, says."""
+    return expand_recipe(loaders["yaml"](text))
+
+
+set_loader(RECIPE_MODE, load_recipe, exceptions=loader_exceptions["yaml"])
 
 DEFAULT_SEED = 0
 
@@ -80,7 +92,7 @@ class TrainingCLI(LightningCLI):
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=DEFAULT_SEED,
-            parser_kwargs={"prog": command, "exit_on_error": False, "allow_abbrev": False},
+            parser_kwargs={"prog": command, "exit_on_error": False, "allow_abbrev": False, "parser_mode": RECIPE_MODE},
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=list(argv),
@@ -98,12 +110,12 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; what does not fit becomes a `UserError` of a few lines.
 
-        Heads are loaded and looked up first: then their short names are known, and an unknown one is told from the
-        registry, which knows what is installed.
+        Parts are looked up first: an unknown one is told by its registry, which knows what is installed.
         """
-        for name in head_names(args):
-            resolve_head_name(name)
-        load_all()
+        args = expand_words(args)
+        for option, value in itertools.pairwise(args):
+            if option == "--config":
+                expand_recipe(read_recipe(Path(value)))
         argv0, sys.argv = sys.argv, sys.argv[:1]
         try:
             super().parse_arguments(parser, args)

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from divot_lightning.cli.heads import format_heads, main
+from divot_lightning.cli.heads import main
+from divot_lightning.cli.parts import format_parts
 
 
 def test_every_installed_head_is_shown_with_origin_file_and_purpose(capsys):
@@ -35,7 +36,7 @@ def test_broken_plugin_is_shown_as_broken_with_its_reason(tmp_path, monkeypatch,
 
 
 def test_no_head_at_all_tells_how_to_install():
-    assert "pip install -e ." in format_heads([])
+    assert "pip install -e ." in format_parts([])
 
 
 def test_help_is_shown_without_importing_torch():

@@ -62,14 +62,12 @@ import warnings
 from collections.abc import Callable
 from jsonargparse import ArgumentParser
 from divot_lightning.parts.heads import GenerationHead
-from divot_lightning.parts.registry import load_all
 
 class Stage:
     def __init__(self, head: Callable[[int, int], GenerationHead]) -> None:
         print(type(head(8, 4)).__module__, head(8, 4).init_args)
 
 warnings.simplefilter("ignore")
-load_all()
 parser = ArgumentParser()
 parser.add_argument("--config", action="config")
 parser.add_class_arguments(Stage, "model")

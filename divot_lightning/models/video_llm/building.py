@@ -25,7 +25,7 @@ from divot_lightning.models.video_llm.language_model import (
     word_embeddings,
 )
 from divot_lightning.parts.heads import GenerationHead
-from divot_lightning.parts.registry import build_head
+from divot_lightning.parts.kinds import HEADS
 from divot_lightning.parts.trusted_classes import require_trusted
 
 
@@ -123,4 +123,4 @@ def build_stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead
     if not isinstance(config, BuiltVideoLLMConfig):
         raise UserError("VideoLLM needs a head_factory; only a stored video LLM knows its generation head.")
     require_trusted(config.head_class, "the stored video LLM")
-    return build_head(config.head_class, config.head_init_args, hidden_dim, config.feature_dim)
+    return HEADS.build(config.head_class, config.head_init_args, hidden_dim=hidden_dim, feature_dim=config.feature_dim)

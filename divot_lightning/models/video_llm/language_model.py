@@ -16,10 +16,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from divot_lightning.checkpoint.module_tensors import full_shape
 from divot_lightning.distributed.meta_building import (
     fill,
     fill_from_first,
+    full_shape,
     gathered,
     has_masters,
     is_sharding,

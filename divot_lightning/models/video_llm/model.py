@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from divot_lightning.checkpoint.components import WEIGHTS_FILE
 from divot_lightning.distributed.meta_building import is_sharding
 from divot_lightning.errors import UserError
+from divot_lightning.io.component_files import WEIGHTS_FILE
 from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.video_llm.attention_mask import (
     TransformersMask,

@@ -10,10 +10,10 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from divot_lightning.checkpoint.module_tensors import full_shape
 from divot_lightning.checkpoint.rng_state import RandomStates
 from divot_lightning.checkpoint.run_state import use_checkpoint_folders
 from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
+from divot_lightning.distributed.meta_building import full_shape
 
 WIDTH = 5
 GLOBAL_BATCH = 6

@@ -11,16 +11,10 @@ from jsonargparse import ArgumentParser
 from divot_lightning.errors import UserError
 from divot_lightning.parts import registry
 from divot_lightning.parts.heads import GenerationHead
-from divot_lightning.parts.registry import (
-    build_head,
-    head_class_path,
-    import_head,
-    installed_heads,
-    load_all,
-    load_every_head,
-    load_head,
-    resolve_head_name,
-)
+from divot_lightning.parts.kinds import HEADS, REGISTRIES, find_registry
+from divot_lightning.parts.recipe_parts import expand_recipe, expand_words
+from divot_lightning.parts.registry import class_path
+from divot_lightning.training.training_cli import RECIPE_MODE
 
 BUILT_IN = {
     "diffusion": "divot_heads.diffusion.DiffusionHead",
@@ -59,7 +53,6 @@ def install(tmp_path, monkeypatch) -> Callable[..., None]:
     for name in set(sys.modules) - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
-    registry._ALIASES[:] = [alias for alias in registry._ALIASES if alias.__mro__[1].__module__ in sys.modules]
 
 
 def in_fresh_python(code: str) -> str:
@@ -68,13 +61,13 @@ def in_fresh_python(code: str) -> str:
 
 
 def test_built_in_heads_come_through_the_entry_points_of_our_distribution():
-    ours = {head.name: head.class_path for head in installed_heads() if head.distribution == "divot-lightning"}
+    ours = {head.name: head.class_path for head in HEADS.installed() if head.distribution == "divot-lightning"}
     assert ours == BUILT_IN
 
 
 def test_listing_imports_no_head_and_no_torch():
     code = (
-        "import sys; from divot_lightning.parts.registry import installed_heads; names = [h.name for h in installed_heads()];"
+        "import sys; from divot_lightning.parts.kinds import HEADS; names = [part.name for part in HEADS.installed()];"
         "assert 'gmm' in names; print([m for m in sys.modules if m.startswith(('torch', 'divot_heads'))])"
     )
     assert in_fresh_python(code).strip() == "[]"
@@ -82,27 +75,27 @@ def test_listing_imports_no_head_and_no_torch():
 
 def test_loading_one_head_imports_no_other():
     code = (
-        "import sys; from divot_lightning.parts.registry import load_head; load_head('gmm');"
+        "import sys; from divot_lightning.parts.kinds import HEADS; HEADS.load('gmm');"
         "print(sorted(m for m in sys.modules if m in ('divot_heads.mse', 'divot_heads.gmm', 'divot_head_flow')))"
     )
     assert in_fresh_python(code).strip() == "['divot_heads.gmm']"
 
 
-@pytest.mark.parametrize(("name", "class_path"), BUILT_IN.items())
-def test_head_is_found_by_short_name_class_name_and_path(name, class_path):
-    assert head_class_path(load_head(name)) == class_path
-    for given in (name, class_path.rpartition(".")[2], class_path):
-        assert resolve_head_name(given) == class_path
+@pytest.mark.parametrize(("name", "path"), BUILT_IN.items())
+def test_head_is_found_by_short_name_class_name_and_path(name, path):
+    assert class_path(HEADS.load(name)) == path
+    for given in (name, path.rpartition(".")[2], path):
+        assert HEADS.resolve(given) == path
 
 
 def test_strangers_head_is_found_with_its_distribution_and_version(install):
     install("stranger", "odd = stranger_head:OddHead", HEAD_SOURCE.format(name="OddHead"), version="2.3")
-    (head,) = [head for head in installed_heads() if head.name == "odd"]
+    (head,) = [head for head in HEADS.installed() if head.name == "odd"]
     assert (head.distribution, head.version, head.class_path) == ("stranger", "2.3", "stranger_head.OddHead")
-    assert load_head("odd").__name__ == "OddHead"
+    assert HEADS.load("odd").__name__ == "OddHead"
 
 
-@pytest.mark.parametrize("find", [load_head, resolve_head_name])
+@pytest.mark.parametrize("find", [HEADS.load, HEADS.resolve])
 def test_unknown_name_is_refused_with_what_is_installed_and_a_guess(find):
     with pytest.raises(UserError, match=r"head 'gmn' is not installed; installed: diffusion, .*gmm.* mean 'gmm'\?"):
         find("gmn")
@@ -111,10 +104,10 @@ def test_unknown_name_is_refused_with_what_is_installed_and_a_guess(find):
 def test_empty_list_tells_how_to_install(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: ())
     with pytest.raises(UserError, match=r"head 'gmm' is not installed, nor is any other; run `pip install -e \.`"):
-        load_head("gmm")
+        HEADS.load("gmm")
 
 
-@pytest.mark.parametrize("find", [load_head, resolve_head_name])
+@pytest.mark.parametrize("find", [HEADS.load, HEADS.resolve])
 def test_one_name_from_two_distributions_is_refused_naming_both(install, find):
     install("first-dist", "twin = twin_one:TwinHead", HEAD_SOURCE.format(name="TwinHead"))
     install("second-dist", "twin = twin_two:TwinHead", HEAD_SOURCE.format(name="TwinHead"), version="4.2")
@@ -125,14 +118,14 @@ def test_one_name_from_two_distributions_is_refused_naming_both(install, find):
 def test_stranger_cannot_take_the_name_of_a_built_in_head(install):
     install("impostor", "gmm = impostor_head:GMMHead", HEAD_SOURCE.format(name="GMMHead"))
     with pytest.raises(UserError, match=r"divot-lightning .* and impostor"):
-        load_head("gmm")
+        HEADS.load("gmm")
 
 
 def test_class_name_of_two_heads_is_refused_with_both_paths(install):
     install("first-dist", "one = same_one:SameHead", HEAD_SOURCE.format(name="SameHead"))
     install("second-dist", "two = same_two:SameHead", HEAD_SOURCE.format(name="SameHead"))
     with pytest.raises(UserError, match=r"'SameHead' is the class name of several.*same_one\.SameHead, same_two\.Same"):
-        resolve_head_name("SameHead")
+        HEADS.resolve("SameHead")
 
 
 def test_failed_import_is_told_with_its_cause_and_distribution(install):
@@ -140,7 +133,7 @@ def test_failed_import_is_told_with_its_cause_and_distribution(install):
     with pytest.raises(
         UserError, match=r"'broken' of distribution broken-dist 1\.0 .*No module named 'not_there_at"
     ) as e:
-        load_head("broken")
+        HEADS.load("broken")
     assert isinstance(e.value.__cause__, ModuleNotFoundError)
     assert len(str(e.value).splitlines()) <= 5
 
@@ -148,44 +141,41 @@ def test_failed_import_is_told_with_its_cause_and_distribution(install):
 def test_plugin_that_raises_anything_on_import_is_told_the_same_way(install):
     install("syntax-dist", "syntax = syntax_head:SyntaxHead", "def broken(:\n")
     with pytest.raises(UserError, match=r"syntax-dist .*SyntaxError"):
-        load_head("syntax")
+        HEADS.load("syntax")
 
 
 @pytest.mark.parametrize("source", ["class NoHead:\n    pass\n", "NoHead = 3\n"])
 def test_what_is_no_head_is_refused_with_its_path(install, source):
     install("other-dist", "nohead = no_head:NoHead", source)
-    with pytest.raises(UserError, match=r"no_head\.NoHead is not a generation head"):
-        load_head("nohead")
+    with pytest.raises(UserError, match=r"no_head\.NoHead is no head"):
+        HEADS.load("nohead")
 
 
 @pytest.mark.parametrize("path", ["divot_heads.nothing.Head", "divot_heads.gmm.NoSuchHead"])
 def test_path_that_does_not_import_is_refused_with_its_cause(path):
     with pytest.raises(UserError, match=f"head '{path}' cannot be imported: .*Error") as caught:
-        import_head(path)
+        HEADS.import_class(path)
     assert caught.value.__cause__ is not None
 
 
 def test_one_broken_head_breaks_no_other(install):
     install("broken-dist", "broken = broken_head:BrokenHead", "import not_there_at_all\n")
-    with pytest.warns(UserWarning, match="broken-dist 1.0 cannot be imported"):
-        classes = load_all()
-    assert set(BUILT_IN) <= set(classes)
-    assert "broken" not in classes
-    problems = {loaded.installed.name: loaded.problem for loaded in load_every_head()}
+    assert HEADS.resolve("gmm") == BUILT_IN["gmm"]
+    problems = {loaded.installed.name: loaded.problem for loaded in HEADS.load_every()}
     assert "not_there_at_all" in problems["broken"]
     assert problems["gmm"] == ""
 
 
 def test_built_head_has_its_class_widths_and_settings():
-    head = build_head("divot_heads.gmm.GMMHead", {"num_components": 3}, hidden_dim=8, feature_dim=4)
+    head = HEADS.build("divot_heads.gmm.GMMHead", {"num_components": 3}, hidden_dim=8, feature_dim=4)
     assert (head.hidden_dim, head.feature_dim, head.init_args["num_components"]) == (8, 4, 3)
-    again = build_head(head_class_path(type(head)), json.loads(json.dumps(head.init_args)), 8, 4)
+    again = HEADS.build(class_path(type(head)), json.loads(json.dumps(head.init_args)), hidden_dim=8, feature_dim=4)
     assert again.init_args == head.init_args
 
 
 def test_setting_that_a_head_does_not_take_is_refused_with_those_it_takes():
     with pytest.raises(UserError, match=r"takes no setting num_component; it takes: num_components, variance_scale"):
-        build_head("gmm", {"num_component": 3}, 8, 4)
+        HEADS.build("gmm", {"num_component": 3}, hidden_dim=8, feature_dim=4)
 
 
 class Stage:
@@ -197,20 +187,20 @@ class Stage:
 
 def parse(*words: str) -> tuple[dict[str, object], GenerationHead, str]:
     """Parses a command line; returns the recorded head, the built head and the dumped configuration."""
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, parser_mode=RECIPE_MODE)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Stage, "model")
+    words = expand_words(words)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        config = parser.parse_args(list(words))
+        config = parser.parse_args(words)
         head = parser.instantiate_classes(config).model.head
     return config.model.head.as_dict(), head, parser.dump(config)
 
 
-@pytest.mark.parametrize("given", ["gmm", "GMMHead", "divot_heads.gmm.GMMHead", "divot_lightning.parts.head_names.gmm"])
+@pytest.mark.parametrize("given", ["gmm", "GMMHead", "divot_heads.gmm.GMMHead"])
 @pytest.mark.parametrize("place", ["option", "recipe", "recipe with class_path"])
 def test_any_name_works_on_the_command_line_and_in_a_recipe(tmp_path, given, place):
-    load_all()
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"model:\n  head: {given}\n" if place == "recipe" else f"model:\n  head:\n    class_path: {given}\n"
@@ -218,12 +208,11 @@ def test_any_name_works_on_the_command_line_and_in_a_recipe(tmp_path, given, pla
     words = ["--model.head", given] if place == "option" else ["--config", str(recipe)]
     recorded, head, _ = parse(*words, "--model.head.num_components", "8")
     assert recorded["class_path"] == "divot_heads.gmm.GMMHead"
-    assert head_class_path(type(head)) == "divot_heads.gmm.GMMHead"
+    assert class_path(type(head)) == "divot_heads.gmm.GMMHead"
     assert head.init_args == {"num_components": 8, "variance_scale": 0.1}
 
 
 def test_recorded_configuration_gives_the_same_head(tmp_path):
-    load_all()
     recipe = tmp_path / "config.yaml"
     recorded, head, dumped = parse("--model.head", "gmm", "--model.head.variance_scale", "0.5")
     recipe.write_text(dumped)
@@ -234,22 +223,51 @@ def test_recorded_configuration_gives_the_same_head(tmp_path):
 
 def test_name_of_a_strangers_head_works_on_the_command_line(install):
     install("stranger", "odd = stranger_head:OddHead", HEAD_SOURCE.format(name="OddHead"))
-    load_all()
     recorded, head, _ = parse("--model.head", "odd", "--model.head.strength", "5")
-    assert recorded["class_path"] == head_class_path(type(head)) == "stranger_head.OddHead"
+    assert recorded["class_path"] == class_path(type(head)) == "stranger_head.OddHead"
     assert head.init_args == {"strength": 5}
 
 
-def test_loading_twice_keeps_one_alias_per_name():
-    load_all()
-    load_all()
-    (gmm_head,) = [
-        child for child in import_head("divot_heads.gmm.GMMHead").__subclasses__() if child.__name__ == "gmm"
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_every_kind_treats_an_unknown_part_alike(kind):
+    registry = find_registry(kind)
+    with pytest.raises(UserError, match=f"^{registry.noun} 'nowhere' is not installed"):
+        registry.load("nowhere")
+
+
+def test_unknown_kind_is_refused_with_the_kinds_there_are():
+    with pytest.raises(UserError, match=r"no kind of part 'head'; kinds: heads"):
+        find_registry("head")
+
+
+@pytest.mark.parametrize(
+    "written", ["gmm", "GMMHead", {"class_path": "gmm"}, {"class_path": "divot_heads.gmm.GMMHead"}]
+)
+def test_every_way_to_write_a_part_gives_the_same_settings(written):
+    assert expand_recipe({"model": {"head": written}}) == {"model": {"head": {"class_path": BUILT_IN["gmm"]}}}
+
+
+def test_settings_of_a_part_stay_beside_its_class_path():
+    written = {"class_path": "gmm", "init_args": {"num_components": 3}}
+    assert expand_recipe({"head": written})["head"] == {**written, "class_path": BUILT_IN["gmm"]}
+
+
+@pytest.mark.parametrize("value", [None, 3, "null", {"num_components": 3}])
+def test_what_names_no_part_is_left_as_it_is(value):
+    assert expand_recipe({"head": value, "other": "gmm"}) == {"head": value, "other": "gmm"}
+
+
+def test_only_the_value_of_a_part_is_expanded_on_the_command_line():
+    words = [
+        "--model.head=gmm",
+        "--model.head.class_path",
+        "gmm",
+        "--model.head.num_components",
+        "8",
+        "gmm",
+        "--run=gmm",
     ]
-    assert gmm_head.__module__ == "divot_lightning.parts.head_names"
-
-
-def test_alias_module_gives_the_real_class_and_refuses_other_names():
-    names = importlib.import_module("divot_lightning.parts.head_names")
-    assert head_class_path(names.gmm) == "divot_heads.gmm.GMMHead"
-    assert not hasattr(names, "gmn")
+    expanded = expand_words(words)
+    assert expanded[0] == f"--model.head={BUILT_IN['gmm']}"
+    assert expanded[1:3] == ["--model.head.class_path", BUILT_IN["gmm"]]
+    assert expanded[3:] == words[3:]

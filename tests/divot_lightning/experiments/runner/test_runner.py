@@ -148,7 +148,7 @@ def test_parts_of_a_job_run_beside_each_other_but_not_beside_themselves_or_the_w
 
 def _nested(folder: Path, part: str = "") -> str:
     code = (
-        "from pathlib import Path; from divot_lightning.jobs import runner; "
+        "from pathlib import Path; from divot_lightning.experiments.runner import runner; "
         "from divot_lightning.experiments.runner.steps import Step; runner.LOCK_SECONDS = 0.0; "
         f"runner.StepRunner([Step('x', ('true',))], Path('{folder}'), part='{part}').run()"
     )

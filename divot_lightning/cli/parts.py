@@ -1,0 +1,99 @@
+"""`divot parts`: which parts are installed, and which of them are broken."""
+
+import argparse
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from divot_lightning.parts.kinds import REGISTRIES, find_registry
+
+if TYPE_CHECKING:
+    from divot_lightning.parts.registry import LoadedPart
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """One line of the table.
+
+    Attributes:
+        name: Short name.
+        class_path: Dotted path of the class.
+        distribution: Name of the distribution that declares it.
+        version: Version of that distribution.
+        file: Where the class is defined; empty for a broken part.
+        summary: First line of the docstring of the class; the reason for a broken part.
+        broken: Whether the part cannot be used.
+    """
+
+    name: str
+    class_path: str
+    distribution: str
+    version: str
+    file: str
+    summary: str
+    broken: bool
+
+
+def main(argv: Sequence[str]) -> int:
+    """List the installed parts of one kind or of all.
+
+    Args:
+        argv: The words after `divot parts`.
+
+    Returns:
+        0; a broken part is shown as such, it is no failure of this command.
+    """
+    parser = argparse.ArgumentParser(
+        prog="divot parts",
+        description="List the installed parts: name for recipes, class, distribution, version, file and what it is.",
+        epilog="A part comes from an entry-point group divot_lightning.KIND; see docs/write_your_own_head.md.",
+    )
+    parser.add_argument("kind", nargs="?", help=f"one of: {', '.join(REGISTRIES)}; all by default")
+    kind = parser.parse_args(list(argv)).kind
+    registries = [find_registry(kind)] if kind else list(REGISTRIES.values())
+    for registry in registries:
+        if not kind:
+            sys.stdout.write(f"{registry.kind} (key in recipes: {registry.key})\n")
+        sys.stdout.write(format_parts([part_row(loaded) for loaded in registry.load_every()]))
+    return 0
+
+
+def part_row(loaded: "LoadedPart[Any]") -> PartRow:
+    """Describe one installed part, usable or not."""
+    part = loaded.installed
+    common = (part.name, part.class_path, part.distribution, part.version)
+    if loaded.part_class is None:
+        return PartRow(*common, file="", summary=loaded.problem, broken=True)
+    file = inspect.getsourcefile(loaded.part_class) or "unknown"
+    return PartRow(*common, file=file, summary=_first_line(loaded.part_class), broken=False)
+
+
+def format_parts(rows: Sequence[PartRow]) -> str:
+    """Lay parts out as a table, the broken ones after it with their reasons.
+
+    Args:
+        rows: In the order to be shown.
+
+    Returns:
+        The text, with a final newline.
+    """
+    if not rows:
+        return "none is installed; run `pip install -e .` in the checkout\n"
+    usable = [row for row in rows if not row.broken]
+    table = [("name", "class", "distribution", "version", "file")]
+    table += [(row.name, row.class_path, row.distribution, row.version, row.file) for row in usable]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    for index, row in enumerate(usable):
+        lines.insert(2 * index + 2, f"    {row.summary}")
+    for row in rows:
+        if row.broken:
+            lines.append(f"\nbroken: {row.name}  {row.class_path}  {row.distribution} {row.version}")
+            lines += [f"    {line}" for line in row.summary.splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def _first_line(part_class: type) -> str:
+    return (inspect.cleandoc(part_class.__doc__ or "") or "(no docstring)").splitlines()[0]

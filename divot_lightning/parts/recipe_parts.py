@@ -1,0 +1,112 @@
+"""Short names of parts in recipes and on command lines, turned into class paths before anything is parsed.
+
+A recipe writes `head: gmm`, or `head: {class_path: gmm, init_args: {...}}`. What the parser reads, and what is recorded,
+is the class path alone, so that the parser needs to know nothing of short names.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from divot_lightning.errors import UserError
+from divot_lightning.parts.kinds import REGISTRIES
+from divot_lightning.parts.registry import Registry
+
+_BY_KEY: dict[str, Registry[Any]] = {registry.key: registry for registry in REGISTRIES.values()}
+
+
+def expand_recipe(settings: Any) -> Any:
+    """Return settings with the class path of each part in place of its short name.
+
+    Args:
+        settings: Of a recipe, nested as YAML has them.
+
+    Raises:
+        UserError: A part is not installed, is declared twice or is broken.
+
+    >>> expand_recipe({"model": {"head": "gmm"}})
+    {'model': {'head': {'class_path': 'divot_heads.gmm.GMMHead'}}}
+    """
+    if isinstance(settings, list):
+        return [expand_recipe(entry) for entry in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {key: _expand_part(key, expand_recipe(value)) for key, value in settings.items()}
+
+
+def expand_words(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with the class path of each part in place of its short name.
+
+    Args:
+        words: Options as typed, `--key value` or `--key=value`.
+
+    Raises:
+        UserError: As `expand_recipe`.
+
+    >>> expand_words(["--model.head", "gmm", "--model.head.num_components=4"])
+    ['--model.head', 'divot_heads.gmm.GMMHead', '--model.head.num_components=4']
+    """
+    expanded: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        registry = _registry_of(expanded[-1] if expanded else "") if not word.startswith("-") else None
+        if registry is not None:
+            expanded.append(_expand_name(registry, word))
+        elif equals and (registry := _registry_of(option)) is not None:
+            expanded.append(f"{option}={_expand_name(registry, value)}")
+        else:
+            expanded.append(word)
+    return expanded
+
+
+def read_recipe(recipe: Path) -> dict[str, Any]:
+    """Read a recipe as nested dictionaries, as it is written.
+
+    Raises:
+        UserError: The file is no YAML, or holds no settings.
+    """
+    try:
+        settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        where = str(getattr(error, "problem_mark", "")).strip()
+        reason = getattr(error, "problem", None) or error
+        raise UserError(f"recipe {recipe} is no YAML: {reason}\n{where}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"recipe {recipe} holds no settings but {settings!r:.60}; a recipe is lines of key: value")
+    return settings
+
+
+def _expand_part(key: str, value: Any) -> Any:
+    registry = _BY_KEY.get(key)
+    if registry is None:
+        return value
+    if isinstance(value, str) and not _is_null(value):
+        return {"class_path": registry.resolve(value)}
+    if isinstance(value, Mapping) and isinstance(value.get("class_path"), str):
+        return {**value, "class_path": registry.resolve(value["class_path"])}
+    return value
+
+
+def _registry_of(option: str) -> Registry[Any] | None:
+    """Return the registry of the part that an option sets, None if it sets none."""
+    if not option.startswith("--"):
+        return None
+    return next((_BY_KEY[key] for key in _last_keys(option) if key in _BY_KEY), None)
+
+
+def _last_keys(option: str) -> Iterator[str]:
+    keys = option.lstrip("-").split(".")
+    if keys[-1] == "class_path":
+        keys = keys[:-1]
+    yield from keys[-1:]
+
+
+def _expand_name(registry: Registry[Any], value: str) -> str:
+    # null switches a part off, and {...} is a whole part that the parser reads
+    return value if _is_null(value) or value.startswith("{") else registry.resolve(value)
+
+
+def _is_null(value: str) -> bool:
+    return value in ("", "null", "None")

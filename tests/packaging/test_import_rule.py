@@ -1,0 +1,95 @@
+"""The house rule: imports point downwards, as CONTRIBUTING.md draws it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+FLOORS = (
+    ("errors",),
+    ("io",),
+    ("parts", "distributed"),
+    ("models",),
+    ("checkpoint",),
+    ("data", "divot_heads"),
+    ("deepspeed_zero",),
+    ("training",),
+    ("inference", "preflight", "interop"),
+    ("evaluation",),
+    ("experiments",),
+    ("cli",),
+    ("testing", "__main__"),
+)
+"""Rooms of the house from the ground up; a room imports from rooms below it, and from itself."""
+
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+MAX_FILES = 16
+
+
+def source_files() -> list[tuple[str, Path]]:
+    """Lists the modules of the project's packages by dotted name."""
+    roots = {"divot_lightning": ROOT, "divot_datamodules": ROOT / "datamodules", "divot_heads": ROOT / "plugins"}
+    return [
+        (".".join(path.relative_to(root).with_suffix("").parts), path)
+        for package, root in roots.items()
+        for path in sorted((root / package).rglob("*.py"))
+    ]
+
+
+def room_of(module: str) -> str:
+    """Returns the room of a module: the folder below divot_lightning, or the other package."""
+    package, *rest = module.split(".")
+    if package == "divot_datamodules":
+        return "data"
+    if package == "divot_heads":
+        return "divot_heads"
+    return rest[0] if rest else ""
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yields what a file imports, also within functions and for types alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+FILES = source_files()
+
+
+def upward_imports(files: list[tuple[str, Path]]) -> list[str]:
+    """Lists the imports that point upwards, or sideways into another room of the same floor."""
+    found = []
+    for module, path in files:
+        room = room_of(module)
+        for name in imported(path):
+            target = room_of(name)
+            ours = name.split(".")[0] in ("divot_lightning", "divot_datamodules", "divot_heads")
+            if ours and target not in ("", room) and "__init__" not in (room, target) and LEVEL[target] >= LEVEL[room]:
+                found.append(f"{module} imports {name}")
+    return found
+
+
+def test_no_module_imports_from_a_room_above_or_beside_its_own():
+    assert upward_imports(FILES) == []
+
+
+def test_an_upward_import_is_found(tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def load():\n    from divot_lightning.training import runs\n", encoding="utf-8")
+    assert upward_imports([("divot_lightning.models.wrong", wrong)]) == [
+        "divot_lightning.models.wrong imports divot_lightning.training"
+    ]
+
+
+def test_every_room_stands_on_a_floor():
+    assert {room_of(module) for module, _ in FILES} <= {*LEVEL, "__init__"}
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for _, path in FILES}), ids=lambda path: path.name)
+def test_no_folder_is_crowded(folder):
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MAX_FILES
