@@ -14,7 +14,8 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.building import build_stored_head
 from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig
-from divot_lightning.parts.registry import head_class_path, load_head
+from divot_lightning.parts.kinds import HEADS
+from divot_lightning.parts.registry import class_path
 from divot_lightning.parts.trusted_classes import require_trusted
 
 PAYLOAD = "from pathlib import Path\n\nPath({marker!r}).touch()\n"
@@ -81,7 +82,7 @@ def test_a_command_started_in_a_strangers_folder_imports_nothing_of_it(
 
 def test_our_classes_and_heads_that_packages_declare_are_allowed() -> None:
     for name in ("mse", "diffusion", "gmm", "flow"):
-        require_trusted(head_class_path(load_head(name)), "a file")
+        require_trusted(class_path(HEADS.load(name)), "a file")
     require_trusted("divot_lightning.models.tokenizer.video_tokenizer.VideoTokenizer", "a file")
     with pytest.raises(UserError, match="is not imported"):
         require_trusted("divot_head_flow.SomethingElse", "a file")
