@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all, and the hashes of files. No torch in here."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a file to write to, which takes the place of `path` at the end of the block; after an error it is gone.
+
+    Args:
+        path: What is written; a file of that name is replaced.
+
+    Yields:
+        Another name in the same folder, so that the last step is a renaming.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        yield unfinished
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    unfinished.replace(path)
+
+
+def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = False) -> None:
+    """Write a file that appears whole or not at all.
+
+    Args:
+        path: What is written.
+        content: Text, written as UTF-8, or bytes.
+        durable: Whether the content is on the disk when this returns, so that it survives a crash of the machine.
+    """
+    with atomic_file(path) as unfinished, unfinished.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,38 @@
+import hashlib
+
+import pytest
+
+from divot_lightning.io.files import atomic_file, file_sha256, write_atomically
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize(("content", "stored"), [("é\n", "é\n".encode()), (b"\x00\xff", b"\x00\xff")])
+def test_content_replaces_what_was_there(tmp_path, content, stored, durable):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    write_atomically(path, content, durable=durable)
+    assert path.read_bytes() == stored
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as unfinished:
+        unfinished.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_has_the_name_before_it_is_whole(tmp_path):
+    path = tmp_path / "file"
+    with atomic_file(path) as unfinished:
+        unfinished.write_bytes(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+
+
+def test_hash_is_that_of_the_content(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
