@@ -18,9 +18,14 @@ def test_content_replaces_what_was_there(tmp_path, content, stored, durable):
 def test_an_error_leaves_what_was_there_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
-    with pytest.raises(KeyboardInterrupt), atomic_file(path) as unfinished:
-        unfinished.write_bytes(b"half")
-        raise KeyboardInterrupt
+
+    def write_half():
+        with atomic_file(path) as unfinished:
+            unfinished.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
