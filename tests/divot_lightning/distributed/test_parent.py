@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -81,11 +82,9 @@ def test_processes_of_a_test_that_is_killed_are_gone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_whose_parent_is_gone_before_it_looks_ends_at_once(number: signal.Signals) -> None:
-    child = os.fork()
-    if child == 0:
-        parent.bind_to_parent(1, number)  # process 1 started it no more than one that is gone did
-        time.sleep(600)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -number
+    # process 1 started it no more than one that is gone did
+    code = f"import time; from divot_lightning import parent; parent.bind_to_parent(1, {int(number)}); time.sleep(600)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -number
 
 
 def test_the_name_of_a_parent_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:

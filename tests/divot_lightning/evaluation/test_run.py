@@ -191,8 +191,8 @@ def test_settings_of_the_head_stand_in_the_model_of_a_score_and_not_in_its_proto
     for number, head in enumerate((None, {"variance_scale": 0.7})):
         output = str(tmp_path / str(number))
         chosen = GenerationConfig(head=head)
-        found, _ = evaluate(tiny_run, EvaluationConfig("toy", str(toy_data), output=output, limit=1, generation=chosen))
-        scores.append(found[0])
+        settings = EvaluationConfig("toy", str(toy_data), output=output, limit=1, generation=chosen)
+        scores.append(evaluate(tiny_run, settings).scores[0])
     assert [score.model["head"] for score in scores] == [{"variance_scale": 0.1}, {"variance_scale": 0.7}]
     assert scores[0].protocol == scores[1].protocol
     refused = GenerationConfig(head={"guidance": 2})

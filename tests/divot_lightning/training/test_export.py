@@ -28,6 +28,11 @@ class Part(nn.Module):
         self.layer = nn.Linear(config.width, 1)
 
 
+@pytest.fixture(autouse=True)
+def trust_the_parts_of_this_file(monkeypatch):
+    monkeypatch.setenv("DIVOT_TRUSTED_PACKAGES", "tests")
+
+
 class Plain(LightningModule):
     """Trains a part and hands nothing on."""
 
