@@ -83,7 +83,8 @@ def test_processes_of_a_test_that_is_killed_are_gone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_whose_parent_is_gone_before_it_looks_ends_at_once(number: signal.Signals) -> None:
     # process 1 started it no more than one that is gone did
-    code = f"import time; from divot_lightning import parent; parent.bind_to_parent(1, {int(number)}); time.sleep(600)"
+    bind = f"from divot_lightning.distributed import parent; parent.bind_to_parent(1, {int(number)})"
+    code = f"{bind}; import time; time.sleep(600)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -number
 
 
