@@ -1,7 +1,66 @@
-"""Divot-lightning: modular Lightning training suite for the Divot video tokenizer and video LLM."""
+"""A modular training suite for Divot: a diffusion-powered video tokenizer and the video LLM on top of it.
+
+Public classes can be imported from here: `from divot_lightning import VideoTokenizer`. Each is loaded when it is asked
+for, so that `import divot_lightning` itself is quick and imports no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from divot_lightning.distributed.parent import bind_to_named_parent
 
+if TYPE_CHECKING:
+    from divot_lightning.checkpoint.components import find_component, load_component, save_component
+    from divot_lightning.inference.ask import QuestionAnswerer
+    from divot_lightning.inference.generate import ClipGenerator
+    from divot_lightning.inference.reconstruct import Reconstructor
+    from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+    from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+    from divot_lightning.models.video_llm.config import VideoLLMConfig
+    from divot_lightning.models.video_llm.model import VideoLLM
+    from divot_lightning.parts.heads import GenerationHead
+
 __version__ = "0.1.0"
 
+__all__ = [
+    "ClipGenerator",
+    "DetokenizerConfig",
+    "GenerationHead",
+    "QuestionAnswerer",
+    "Reconstructor",
+    "TokenizerConfig",
+    "VideoDetokenizer",
+    "VideoLLM",
+    "VideoLLMConfig",
+    "VideoTokenizer",
+    "find_component",
+    "load_component",
+    "save_component",
+]
+
+_MODULES = {
+    "checkpoint.components": ("find_component", "load_component", "save_component"),
+    "inference.ask": ("QuestionAnswerer",),
+    "inference.generate": ("ClipGenerator",),
+    "inference.reconstruct": ("Reconstructor",),
+    "models.detokenizer.video_detokenizer": ("DetokenizerConfig", "VideoDetokenizer"),
+    "models.tokenizer.video_tokenizer": ("TokenizerConfig", "VideoTokenizer"),
+    "models.video_llm.config": ("VideoLLMConfig",),
+    "models.video_llm.model": ("VideoLLM",),
+    "parts.heads": ("GenerationHead",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
 bind_to_named_parent()  # does nothing but in a process that another one of ours started
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # asked for only once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

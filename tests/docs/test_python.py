@@ -1,0 +1,41 @@
+"""The code of docs/python.md runs, and shows every public name."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import divot_lightning
+from divot_datamodules.decoding.video_writing import encode_video
+from tests.divot_lightning.evaluation.conftest import tiny_run  # noqa: F401
+
+PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.usefixtures("tiny_run")
+def test_the_code_of_the_page_runs(request, tmp_path, monkeypatch):
+    run = request.getfixturevalue("tiny_run")
+    monkeypatch.chdir(tmp_path)
+    video = torch.randint(0, 256, (2, 16, 3, 32, 32), dtype=torch.uint8)
+    Path("clip.mp4").write_bytes(encode_video(video[0].numpy(), 8))
+    names = {"run": run, "detokenizer": run, "video": video}
+    for block in BLOCKS:
+        exec(block, names)
+    assert len(names["answers"]) == 2
+    assert [clip.shape for clip in names["clips"]] == [(16, 3, 32, 32)]
+    assert names["tokens"].shape == (2, 3, 4)
+    assert torch.cat(names["decoded"]).shape == video.shape
+    assert Path("my_tokenizer", "config.json").is_file()
+    assert names["small"].config.num_tokens == 8
+
+
+def test_the_page_shows_every_public_name():
+    shown = {
+        name
+        for block in BLOCKS
+        for line in re.findall(r"from divot_lightning import (.*)", block)
+        for name in line.split(", ")
+    }
+    assert shown == set(divot_lightning.__all__)
