@@ -37,7 +37,7 @@ def query_blocks(token_kind_BL: Tensor, clips_BL: Tensor, generation_mode: Gener
     return torch.where(token_kind_BL == TokenKind.QUERY, clips_BL, -1)
 
 
-class Places(NamedTuple):
+class TokenPositions(NamedTuple):
     """What the rule has to know of positions; three int64 tensors that broadcast with each other.
 
     Attributes:
@@ -51,7 +51,7 @@ class Places(NamedTuple):
     block: Tensor
 
 
-def attention_rule(query: Places, key: Places) -> Tensor:
+def may_attend(query: TokenPositions, key: TokenPositions) -> Tensor:
     """State the rule for pairs of positions, by broadcasting.
 
     Padding is seen by itself only, so that no softmax is over nothing.
@@ -64,8 +64,8 @@ def attention_rule(query: Places, key: Places) -> Tensor:
         Whether they are seen, bool.
 
     >>> order, sample, block = torch.arange(5), torch.tensor([0, 0, 0, 1, -1]), torch.tensor([-1, 7, 7, -1, -1])
-    >>> query = Places(order[:, None], sample[:, None], block[:, None])
-    >>> attention_rule(query, Places(order, sample, block)).int().tolist()
+    >>> query = TokenPositions(order[:, None], sample[:, None], block[:, None])
+    >>> may_attend(query, TokenPositions(order, sample, block)).int().tolist()
     [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
     """
     same_sample = (query.sample == key.sample) & (key.sample >= 0)
@@ -84,9 +84,9 @@ def mixed_attention_mask(samples_BL: Tensor, blocks_BL: Tensor) -> Tensor:
         mask_BLL, bool: mask[b, q, k] says whether q attends to k.
     """
     order_L = torch.arange(samples_BL.shape[1], device=samples_BL.device)
-    return attention_rule(
-        Places(order_L[None, :, None], samples_BL[:, :, None], blocks_BL[:, :, None]),
-        Places(order_L[None, None, :], samples_BL[:, None, :], blocks_BL[:, None, :]),
+    return may_attend(
+        TokenPositions(order_L[None, :, None], samples_BL[:, :, None], blocks_BL[:, :, None]),
+        TokenPositions(order_L[None, None, :], samples_BL[:, None, :], blocks_BL[:, None, :]),
     )
 
 
@@ -104,9 +104,9 @@ def flex_mask_mod(samples_BL: Tensor, blocks_BL: Tensor) -> Callable[[Tensor, Te
     """
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return attention_rule(
-            Places(query, samples_BL[batch, query], blocks_BL[batch, query]),
-            Places(key, samples_BL[batch, key], blocks_BL[batch, key]),
+        return may_attend(
+            TokenPositions(query, samples_BL[batch, query], blocks_BL[batch, query]),
+            TokenPositions(key, samples_BL[batch, key], blocks_BL[batch, key]),
         )
 
     return mask_mod

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from divot_lightning.distributed.meta_building import has_shards
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.attention_mask import Places, attention_rule, transformers_mask
+from divot_lightning.models.video_llm.attention_mask import TokenPositions, may_attend, transformers_mask
 from divot_lightning.models.video_llm.sequences import GenerationMode
 from divot_lightning.models.weight_dtypes import HALF
 
@@ -96,12 +96,12 @@ def find_misfit(model: PreTrainedModel, generation_mode: GenerationMode) -> str 
     text_LD = model.get_input_embeddings()(ids_L[None])[0]
     hidden_LD = model.base_model(inputs_embeds=text_LD[None], attention_mask=None, use_cache=False).last_hidden_state[0]
     rounding = _HALF_ROUNDING if hidden_LD.dtype in HALF else _ROUNDING
-    trial = Trial(model, text_LD, hidden_LD, rounding)
-    return _loss_misfit(trial, ids_L) or _mask_misfit(trial, generation_mode) or _row_misfit(trial)
+    probe = Probe(model, text_LD, hidden_LD, rounding)
+    return _loss_misfit(probe, ids_L) or _mask_misfit(probe, generation_mode) or _row_misfit(probe)
 
 
 @dataclass(frozen=True)
-class Trial:
+class Probe:
     """A model and what it makes of a text, without a mask.
 
     Attributes:
@@ -131,11 +131,12 @@ class Trial:
         changed_LD[place] = 3.0 * self.text_LD.std() * noise_D.to(self.text_LD)
         return changed_LD
 
-    def run(self, embeds_BLD: Tensor, query: Places, key: Places, **more: Any) -> Tensor:
+    def run(self, embeds_BLD: Tensor, query: TokenPositions, key: TokenPositions, **more: Any) -> Tensor:
         """Return hidden states under the mask of our rule; places as (B, L) on the CPU."""
         device = embeds_BLD.device
-        mask_BLS = attention_rule(
-            Places(*(values[:, :, None] for values in query)), Places(*(values[:, None, :] for values in key))
+        mask_BLS = may_attend(
+            TokenPositions(*(values[:, :, None] for values in query)),
+            TokenPositions(*(values[:, None, :] for values in key)),
         )
         mask = transformers_mask(
             self.model.config, mask_BLS.to(device), query.order.to(device), key.order.to(device), embeds_BLD.dtype
@@ -144,11 +145,11 @@ class Trial:
         return hidden
 
 
-def _loss_misfit(trial: Trial, ids_L: Tensor) -> str | None:
-    own = trial.model(input_ids=ids_L[None], labels=ids_L[None], use_cache=False)
-    logits_LV: Tensor = trial.model.get_output_embeddings()(trial.hidden_LD).float()
+def _loss_misfit(probe: Probe, ids_L: Tensor) -> str | None:
+    own = probe.model(input_ids=ids_L[None], labels=ids_L[None], use_cache=False)
+    logits_LV: Tensor = probe.model.get_output_embeddings()(probe.hidden_LD).float()
     loss = float(functional.cross_entropy(logits_LV[:-1], ids_L[1:]))
-    if trial.differs(logits_LV, own.logits[0]) or abs(loss - float(own.loss)) > trial.rounding * loss:
+    if probe.differs(logits_LV, own.logits[0]) or abs(loss - float(own.loss)) > probe.rounding * loss:
         return (
             f"its own next-word loss is {float(own.loss):.4f}, where its output layer alone gives {loss:.4f}: it "
             "computes more\nbetween its last hidden states and its logits, or between words and their embeddings"
@@ -156,54 +157,56 @@ def _loss_misfit(trial: Trial, ids_L: Tensor) -> str | None:
     return None
 
 
-def _mask_misfit(trial: Trial, generation_mode: GenerationMode) -> str | None:
+def _mask_misfit(probe: Probe, generation_mode: GenerationMode) -> str | None:
     """Compare rows of a sample with queries that differ in one input, as in training without packing."""
     together = generation_mode == "query_bidirectional"
     first_query, second_query = _QUERIES
-    rows = [trial.text_LD, *(trial.changed_at(place) for place in (0, second_query, _FIRST - 1))]
+    rows = [probe.text_LD, *(probe.changed_at(place) for place in (0, second_query, _FIRST - 1))]
     embeds_BLD = torch.stack(rows)[:, :_FIRST]
     block_L = torch.full((_FIRST,), -1)
     block_L[list(_QUERIES)] = 0 if together else -1
     order_L = torch.arange(_FIRST)
-    places = Places(*(values.expand(len(rows), -1) for values in (order_L, torch.zeros_like(order_L), block_L)))
-    base, first, query, last = trial.run(embeds_BLD, places, places, use_cache=False)
-    seen = trial.reacts(query[first_query], base[first_query])
+    places = TokenPositions(*(values.expand(len(rows), -1) for values in (order_L, torch.zeros_like(order_L), block_L)))
+    base, first, query, last = probe.run(embeds_BLD, places, places, use_cache=False)
+    seen = probe.reacts(query[first_query], base[first_query])
     findings = {
-        "text before a clip sees the clip's queries": trial.differs(query[:first_query], base[:first_query]),
-        "a position sees later ones": trial.differs(last[:-1], base[:-1]),
-        "a position does not see earlier ones": not all(trial.reacts(row[-1], base[-1]) for row in (first, query)),
+        "text before a clip sees the clip's queries": probe.differs(query[:first_query], base[:first_query]),
+        "a position sees later ones": probe.differs(last[:-1], base[:-1]),
+        "a position does not see earlier ones": not all(probe.reacts(row[-1], base[-1]) for row in (first, query)),
         "queries of a clip do not see each other": together and not seen,
         "queries see later ones unasked": seen and not together,
     }
     return _mask_message(findings)
 
 
-def _row_misfit(trial: Trial) -> str | None:
+def _row_misfit(probe: Probe) -> str | None:
     """Look at rows that samples share, at padded rows and at what comes after them, as in packing and sampling."""
     plain, packed = torch.arange(_LENGTH), torch.cat([torch.arange(_FIRST), torch.arange(_LENGTH - _FIRST)])
     padded = torch.where(plain < _FIRST, plain, -1)
     sample = (packed != plain).long()
-    embeds_BLD = torch.stack([trial.text_LD, trial.changed_at(0), trial.text_LD, trial.text_LD])
+    embeds_BLD = torch.stack([probe.text_LD, probe.changed_at(0), probe.text_LD, probe.text_LD])
     order = torch.stack([plain, plain, plain, padded])
-    key = Places(order, torch.stack([sample, sample, 0 * plain, padded.clamp(max=0)]), torch.full_like(order, -1))
+    key = TokenPositions(
+        order, torch.stack([sample, sample, 0 * plain, padded.clamp(max=0)]), torch.full_like(order, -1)
+    )
     cache = DynamicCache()
 
-    def step(embeds_BLD: Tensor, query: Places, key: Places, position: Tensor) -> Tensor:
+    def step(embeds_BLD: Tensor, query: TokenPositions, key: TokenPositions, position: Tensor) -> Tensor:
         position_ids = position.to(embeds_BLD.device)
-        return trial.run(embeds_BLD, query, key, position_ids=position_ids, past_key_values=cache, use_cache=True)
+        return probe.run(embeds_BLD, query, key, position_ids=position_ids, past_key_values=cache, use_cache=True)
 
     base, changed, text, _ = step(embeds_BLD, key, key, torch.stack([packed, packed, plain, padded.clamp(min=0)]))
     # The padded row continues with the text's next word.
     nexts = embeds_BLD[:, _FIRST : _FIRST + 1]
-    new = Places(*(torch.tensor(values)[:, None] for values in ((9, 9, 9, 6), (1, 1, 0, 0), (-1,) * 4)))
-    keys = Places(*(torch.cat(pair, dim=1) for pair in zip(key, new, strict=True)))
+    new = TokenPositions(*(torch.tensor(values)[:, None] for values in ((9, 9, 9, 6), (1, 1, 0, 0), (-1,) * 4)))
+    keys = TokenPositions(*(torch.cat(pair, dim=1) for pair in zip(key, new, strict=True)))
     after = step(nexts, new, keys, torch.tensor([[3], [3], [9], [6]]))[:, 0]
     findings = {
-        "samples that share a row see each other": trial.differs(changed[_NEIGHBOUR], base[_NEIGHBOUR])
-        or trial.differs(after[1], after[0]),
-        "with a causal mask it attends otherwise than without a mask": trial.differs(text, trial.hidden_LD),
-        "a padded row continues otherwise than the same row without padding": trial.differs(
-            after[3], trial.hidden_LD[_FIRST]
+        "samples that share a row see each other": probe.differs(changed[_NEIGHBOUR], base[_NEIGHBOUR])
+        or probe.differs(after[1], after[0]),
+        "with a causal mask it attends otherwise than without a mask": probe.differs(text, probe.hidden_LD),
+        "a padded row continues otherwise than the same row without padding": probe.differs(
+            after[3], probe.hidden_LD[_FIRST]
         ),
     }
     return _mask_message(findings)

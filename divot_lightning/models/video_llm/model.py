@@ -89,7 +89,7 @@ class VideoLLM(nn.Module):
         self, config: VideoLLMConfig, head_factory: HeadFactory | None = None, *, folder: Path | None = None
     ) -> None:
         super().__init__()
-        self.settings = config
+        self._config = config
         self.text_tokenizer, causal_lm = build_language_model(config, folder)
         if config.frozen_dtype == "float32":
             raise_to_float32(causal_lm)  # so that adapters begin in float32, too
@@ -116,7 +116,7 @@ class VideoLLM(nn.Module):
     @property
     def config(self) -> BuiltVideoLLMConfig:
         """What is stored with the weights."""
-        settings = {entry.name: getattr(self.settings, entry.name) for entry in fields(VideoLLMConfig)}
+        settings = {entry.name: getattr(self._config, entry.name) for entry in fields(VideoLLMConfig)}
         head_class = f"{type(self.head).__module__}.{type(self.head).__qualname__}"
         return BuiltVideoLLMConfig(**settings, head_class=head_class, head_init_args=dict(self.head.init_args))
 
@@ -134,14 +134,14 @@ class VideoLLM(nn.Module):
         markers = self.text_tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKEN_NAMES))
         self.language_model = add_lora(self.causal_lm, settings, markers)
         raise_to_float32(self.language_model)
-        self.settings = replace(self.settings, lora=settings)
+        self._config = replace(self._config, lora=settings)
 
     def merge_lora(self) -> None:
         """Fold adapters into the weights; afterwards all weights are trainable, unless the settings freeze them."""
-        if self.settings.lora is not None:
+        if self._config.lora is not None:
             self.language_model = merge_lora(self.language_model)
-            self.settings = replace(self.settings, lora=None)
-        self.language_model.requires_grad_(not self.settings.freeze_language_model)
+            self._config = replace(self._config, lora=None)
+        self.language_model.requires_grad_(not self._config.freeze_language_model)
         raise_to_float32(self.language_model)
 
     def use_stored_precision(self) -> VideoLLM:
@@ -160,7 +160,7 @@ class VideoLLM(nn.Module):
             max_length: Tokens; None for no limit.
         """
         check_positions(self.causal_lm, max_length)
-        self.settings = replace(self.settings, max_length=max_length)
+        self._config = replace(self._config, max_length=max_length)
 
     def set_packing(self, packing: bool) -> None:
         """Change whether samples of a training batch may share rows.
@@ -168,7 +168,7 @@ class VideoLLM(nn.Module):
         Args:
             packing: See `divot_lightning.models.video_llm.config.VideoLLMConfig`.
         """
-        self.settings = replace(self.settings, packing=packing)
+        self._config = replace(self._config, packing=packing)
 
     def set_feature_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
         """Set how features are normalised.
@@ -227,7 +227,7 @@ class VideoLLM(nn.Module):
         features_MQC = self.normalise(features_MQC, batch.num_clips)
         hidden_BLD = self.hidden_states(batch, self.embed(batch, features_MQC))
         text_loss, num_targets = next_word_loss(self.logits, batch, hidden_BLD)
-        generation_mode = self.settings.generation_mode
+        generation_mode = self._config.generation_mode
         head_loss, num_clips = generation_loss(
             self.head, batch, hidden_BLD, features_MQC, generation_mode=generation_mode
         )
@@ -243,7 +243,7 @@ class VideoLLM(nn.Module):
         Returns:
             The padded sequences, on the CPU.
         """
-        config = self.settings
+        config = self._config
         layout = SequenceLayout(config.num_queries, config.generation_mode, None if prompt else config.max_length)
         built = [build_sequence(sample, self._encode, self.special, layout, prompt=prompt) for sample in segments]
         rows = None
@@ -264,7 +264,7 @@ class VideoLLM(nn.Module):
         batch = self.sequences(segments)
         words = (batch.labels_BL != IGNORED) & (batch.position_ids_BL > 0)
         slots = where_kind(batch, TokenKind.QUERY, TokenKind.FORCED)
-        return int(words.sum()), len(slots) // self.settings.num_queries
+        return int(words.sum()), len(slots) // self._config.num_queries
 
     def _encode(self, text: str) -> list[int]:
         # A caption that spells "</s>" or "<vid>" is text, and must not end the sequence or mark a clip.
@@ -280,7 +280,7 @@ class VideoLLM(nn.Module):
         Returns:
             features_MQC, normalised, float32, on the model's device.
         """
-        expected = (num_clips, self.settings.num_queries, self.settings.feature_dim)
+        expected = (num_clips, self._config.num_queries, self._config.feature_dim)
         if features_MQC is None:
             features_MQC = self.feature_mean_C.new_zeros(0, *expected[1:])
         if tuple(features_MQC.shape) != expected:
@@ -305,13 +305,13 @@ class VideoLLM(nn.Module):
         embeds_BLD = self.causal_lm.get_input_embeddings()(batch.ids_BL.to(device))
         flat = embeds_BLD.flatten(0, 1)
         read_S = where_kind(batch, TokenKind.READ, TokenKind.FORCED)
-        rows_S = (batch.clips_BL.flatten() * self.settings.num_queries + batch.slots_BL.flatten())[read_S]
+        rows_S = (batch.clips_BL.flatten() * self._config.num_queries + batch.feature_index_BL.flatten())[read_S]
         unread = features_MQC.new_zeros(1, features_MQC.shape[-1])
         features_SC = torch.cat([features_MQC.flatten(0, 1)[rows_S.to(device)], unread])
         projected_SD = self.project(features_SC, flat.dtype)
         flat = flat.index_copy(0, read_S.to(device), projected_SD[:-1])
         query_S = where_kind(batch, TokenKind.QUERY)
-        slots_S = batch.slots_BL.flatten()[query_S].to(device)
+        slots_S = batch.feature_index_BL.flatten()[query_S].to(device)
         queries_SD = self.queries(torch.cat([slots_S, slots_S.new_zeros(1)])).to(flat.dtype)
         flat = flat.index_copy(0, query_S.to(device), queries_SD[:-1])
         unused = projected_SD[-1].sum() + queries_SD[-1].sum()
@@ -357,7 +357,7 @@ class VideoLLM(nn.Module):
         Returns:
             See ``transformers_mask``; None for causal attention.
         """
-        blocks_BL = query_blocks(batch.token_kind_BL, batch.clips_BL, self.settings.generation_mode)
+        blocks_BL = query_blocks(batch.token_kind_BL, batch.clips_BL, self._config.generation_mode)
         if not batch.packed and not (blocks_BL >= 0).any():
             return None
         device = embeds_BLD.device

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import Randomness, move_generators
-from divot_lightning.models.video_llm.attention_mask import Places, attention_rule, query_blocks, transformers_mask
+from divot_lightning.models.video_llm.attention_mask import TokenPositions, may_attend, query_blocks, transformers_mask
 from divot_lightning.models.video_llm.sequences import SequenceBatch, TokenKind
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.segments import Clips, Segment
@@ -43,10 +43,10 @@ class CachedSequence:
         batch = batch.to(embeds_BLD.device)
         valid_BL = batch.token_kind_BL != TokenKind.PAD
         self.lengths_B = valid_BL.sum(dim=1)
-        self.keys = Places(
+        self.keys = TokenPositions(
             order=torch.where(valid_BL, batch.position_ids_BL, -1),
             sample=batch.samples_BL,
-            block=query_blocks(batch.token_kind_BL, batch.clips_BL, video_llm.settings.generation_mode),
+            block=query_blocks(batch.token_kind_BL, batch.clips_BL, video_llm.config.generation_mode),
         )
         hidden_BLD = self._run(embeds_BLD, self.keys)
         self.last_hidden_BD = hidden_BLD[torch.arange(len(hidden_BLD)), self.lengths_B - 1]
@@ -61,15 +61,17 @@ class CachedSequence:
             hidden_BD: the hidden states there.
         """
         order_B1 = self.lengths_B[:, None]
-        new = Places(order_B1, torch.arange(len(order_B1), device=order_B1.device)[:, None], -torch.ones_like(order_B1))
+        new = TokenPositions(
+            order_B1, torch.arange(len(order_B1), device=order_B1.device)[:, None], -torch.ones_like(order_B1)
+        )
         self.lengths_B = self.lengths_B + 1
-        self.keys = Places(*(torch.cat(pair, dim=1) for pair in zip(self.keys, new, strict=True)))
+        self.keys = TokenPositions(*(torch.cat(pair, dim=1) for pair in zip(self.keys, new, strict=True)))
         self.last_hidden_BD = self._run(embeds_BD[:, None], new)[:, 0]
         return self.last_hidden_BD
 
-    def _run(self, embeds_BLD: Tensor, queries: Places) -> Tensor:
-        query = Places(*(values_BL[:, :, None] for values_BL in queries))
-        mask_BLS = attention_rule(query, Places(*(values_BS[:, None, :] for values_BS in self.keys)))
+    def _run(self, embeds_BLD: Tensor, queries: TokenPositions) -> Tensor:
+        query = TokenPositions(*(values_BL[:, :, None] for values_BL in queries))
+        mask_BLS = may_attend(query, TokenPositions(*(values_BS[:, None, :] for values_BS in self.keys)))
         causal_lm = self.video_llm.causal_lm
         mask = transformers_mask(causal_lm.config, mask_BLS, queries.order, self.keys.order, embeds_BLD.dtype)
         return causal_lm.base_model(
@@ -217,11 +219,11 @@ def _generate_clip(
 ) -> Tensor:
     """Generate the last clip of each prompt: features_BQC, normalised."""
     batch = video_llm.sequences(prompts, prompt=True)
-    num_queries, dim = video_llm.settings.num_queries, video_llm.settings.feature_dim
+    num_queries, dim = video_llm.config.num_queries, video_llm.config.feature_dim
     # The clip to come has a row among the features but no slot that would read it.
     empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
     features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
-    if video_llm.settings.generation_mode == "autoregressive":
+    if video_llm.config.generation_mode == "autoregressive":
         return _autoregress(video_llm, batch, features_MQC, temperature, generator)
     hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, features_MQC))
     ends_B = (batch.token_kind_BL != TokenKind.PAD).sum(dim=1)
@@ -247,9 +249,9 @@ def _autoregress(
 ) -> Tensor:
     sequence = CachedSequence(video_llm, batch, features_MQC)
     features = []
-    for index in range(video_llm.settings.num_queries):
+    for index in range(video_llm.config.num_queries):
         hidden_B1D = sequence.last_hidden_BD[:, None]
         features.append(_sample(video_llm.head, hidden_B1D, temperature, generator)[:, 0])
-        if index + 1 < video_llm.settings.num_queries:
+        if index + 1 < video_llm.config.num_queries:
             sequence.append(video_llm.project(features[-1], hidden_B1D.dtype))
     return torch.stack(features, dim=1)

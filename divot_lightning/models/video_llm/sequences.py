@@ -144,7 +144,7 @@ class TokenSequence:
         self.clips += [-1] * len(ids)
         self.slots += [-1] * len(ids)
 
-    def add_slots(self, clip: int, num_queries: int, *, placeholder: int, role: TokenKind) -> None:
+    def add_features(self, clip: int, num_queries: int, *, placeholder: int, role: TokenKind) -> None:
         """Append the Q slots of a clip."""
         self.ids += [placeholder] * num_queries
         self.labels += [IGNORED] * num_queries
@@ -233,7 +233,7 @@ def _add_clips(
             roles = [TokenKind.QUERY, TokenKind.READ] if read_back else [TokenKind.QUERY]
         for role in roles:
             sequence.add_tokens([special.frame_begin], learn=False, role=TokenKind.SPECIAL)
-            sequence.add_slots(sequence.num_clips, layout.num_queries, placeholder=special.frame_begin, role=role)
+            sequence.add_features(sequence.num_clips, layout.num_queries, placeholder=special.frame_begin, role=role)
             sequence.add_tokens([special.frame_end], learn=False, role=TokenKind.SPECIAL)
         sequence.num_clips += 1
     sequence.add_tokens([special.closing[segment.kind]], learn=segment.learn, role=TokenKind.SPECIAL)
@@ -266,7 +266,7 @@ class SequenceBatch:
         labels_BL: Targets of the next-word loss, int64, -100 elsewhere.
         token_kind_BL: ``TokenKind`` values, int64; PAD where padded.
         clips_BL: In slots the row of the clip among the M clips of the batch, int64, -1 elsewhere.
-        slots_BL: In slots the index in the clip, int64, -1 elsewhere.
+        feature_index_BL: In slots the index in the clip, int64, -1 elsewhere.
         samples_BL: Number of the sample in the batch, int64, -1 where padded.
         position_ids_BL: Place in the sample, int64, from 0; 0 where padded.
         num_clips: M.
@@ -276,7 +276,7 @@ class SequenceBatch:
     labels_BL: Tensor
     token_kind_BL: Tensor
     clips_BL: Tensor
-    slots_BL: Tensor
+    feature_index_BL: Tensor
     samples_BL: Tensor
     position_ids_BL: Tensor
     num_clips: int
@@ -320,7 +320,7 @@ def collate_sequences(
         labels_BL=pad(IGNORED, lambda number, sequence: sequence.labels),
         token_kind_BL=pad(int(TokenKind.PAD), lambda number, sequence: sequence.roles),
         clips_BL=pad(-1, lambda number, sequence: _renumbered(sequence.clips, first_clips[number])),
-        slots_BL=pad(-1, lambda number, sequence: sequence.slots),
+        feature_index_BL=pad(-1, lambda number, sequence: sequence.slots),
         samples_BL=pad(-1, lambda number, sequence: repeat(number, len(sequence.ids))),
         position_ids_BL=pad(0, lambda number, sequence: range(len(sequence.ids))),
         num_clips=first_clips[-1],

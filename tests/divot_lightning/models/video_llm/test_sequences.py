@@ -180,7 +180,7 @@ def test_collating_pads_on_the_right_and_numbers_clips_across_the_batch():
     assert batch.labels_BL[1, -2:].tolist() == [IGNORED] * 2
     assert batch.token_kind_BL[1, -2:].tolist() == [TokenKind.PAD] * 2
     assert batch.clips_BL[batch.clips_BL >= 0].tolist() == [0, 1, 2]
-    assert batch.slots_BL.shape == batch.ids_BL.shape == (2, len(first.ids))
+    assert batch.feature_index_BL.shape == batch.ids_BL.shape == (2, len(first.ids))
     assert batch.ids_BL.dtype == torch.int64
 
 
