@@ -1,6 +1,6 @@
-"""Text and features out of a trained video LLM.
+"""Generate text and features with a trained video LLM.
 
-Letters: B samples, L prompt length, S keys in the cache, M clips, Q slots per clip, D LLM width, C feature width, V
+Letters: B samples, L prompt length, S keys in the cache, M clips, Q tokens per clip, D LLM width, C feature width, V
 vocabulary.
 """
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class CachedSequence:
-    """A batch of prompts whose keys and values are kept, so that each further position costs one step.
+    """A batch of prompts with cached keys and values, so that each further position costs one small step.
 
-    Prompts are padded on the right. Further positions stand behind the padding in the cache, but continue each prompt's
-    own numbering.
+    Prompts are padded on the right. In the cache further positions follow the padding, but their position ids continue
+    those of their own prompt.
 
     Args:
         video_llm: The model.
@@ -52,13 +52,13 @@ class CachedSequence:
         self.last_hidden_BD = hidden_BLD[torch.arange(len(hidden_BLD)), self.lengths_B - 1]
 
     def append(self, embeds_BD: Tensor) -> Tensor:
-        """Add one position to every sequence.
+        """Append one position to every sequence.
 
         Args:
-            embeds_BD: Its input.
+            embeds_BD: Input embeddings at this position.
 
         Returns:
-            hidden_BD: the hidden states there.
+            hidden_BD, the hidden states at this position.
         """
         order_B1 = self.lengths_B[:, None]
         new = TokenPositions(
@@ -89,10 +89,10 @@ def sample_tokens(
     """Choose the next token of each sequence.
 
     Args:
-        logits_BV: Scores, float.
-        temperature: Divides the scores; 0 takes the best token.
-        top_p: Only the most likely tokens that together reach this probability are drawn.
-        generator: Source of randomness on the device of the scores.
+        logits_BV: Logits, float.
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_p: Only the most likely tokens that together reach this probability can be drawn.
+        generator: Random generator on the device of the logits.
 
     Returns:
         ids_B, int64.
@@ -110,15 +110,15 @@ def sample_tokens(
 
 
 def most_over_ranks(value: int, device: torch.device, *, synced: bool) -> int:
-    """Return the greatest value that a rank has, so that ranks take the same number of steps.
+    """Return the greatest value of all ranks, so that ranks take the same number of steps.
 
     Args:
         value: This rank's value.
         device: A device that the process group can send from.
-        synced: Whether all ranks call this together; if not, or without a process group, the value is its own.
+        synced: Whether all ranks call this together; if not, or without a process group, `value` is returned.
 
     Returns:
-        The same number on every rank.
+        If synced, the same number on every rank.
     """
     if not (synced and distributed.is_available() and distributed.is_initialized()):
         return value
@@ -177,20 +177,20 @@ def generate_features(
     synced: bool = False,
 ) -> Tensor:
     """Generate the clips that samples end with; see ``VideoLLM.generate_features``."""
-    wanted = [_clips_to_generate(sample) for sample in segments]
+    targets = [_clips_to_generate(sample) for sample in segments]
     given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
     normal_MQC = video_llm.normalise(features_MQC, sum(given))
     known = [list(part) for part in normal_MQC.split(given)]
-    sources = move_generators(generator, normal_MQC.device)
-    num_rounds = max((clips.count for clips in wanted), default=0)
+    generators = move_generators(generator, normal_MQC.device)
+    num_rounds = max((clips.count for clips in targets), default=0)
     for index in range(most_over_ranks(num_rounds, normal_MQC.device, synced=synced)):
-        active = [row for row, clips in enumerate(wanted) if clips.count > index]
+        active = [row for row, clips in enumerate(targets) if clips.count > index]
         if not active:
-            _keep_in_step(video_llm)
+            _generate_dummy_clip(video_llm)
             continue
-        prompts = [[*segments[row][:-1], replace(wanted[row], count=index + 1)] for row in active]
-        source = [sources[row] for row in active] if isinstance(sources, list) else sources
-        new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, source)
+        prompts = [[*segments[row][:-1], replace(targets[row], count=index + 1)] for row in active]
+        chosen = [generators[row] for row in active] if isinstance(generators, list) else generators
+        new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, chosen)
         for row, clip_QC in zip(active, new_BQC, strict=True):
             known[row].append(clip_QC)
     new_clips = [clip for row, clips in enumerate(known) for clip in clips[given[row] :]]
@@ -198,8 +198,8 @@ def generate_features(
     return generated * video_llm.feature_std_C + video_llm.feature_mean_C
 
 
-def _keep_in_step(video_llm: VideoLLM) -> None:
-    """Generate a clip that nobody wants, with randomness of its own, while other ranks generate theirs."""
+def _generate_dummy_clip(video_llm: VideoLLM) -> None:
+    """Generate a dummy clip, with a generator of its own, to stay in sync with ranks that still generate clips."""
     generator = torch.Generator(video_llm.feature_mean_C.device)
     _generate_clip(video_llm, [[Clips(1, "generate")]], [[]], 1.0, generator)
 
@@ -217,10 +217,10 @@ def _generate_clip(
     temperature: float,
     generator: Randomness,
 ) -> Tensor:
-    """Generate the last clip of each prompt: features_BQC, normalised."""
+    """Generate the last clip of each prompt; return features_BQC, normalised."""
     batch = video_llm.sequences(prompts, prompt=True)
     num_queries, dim = video_llm.config.num_queries, video_llm.config.feature_dim
-    # The clip to come has a row among the features but no slot that would read it.
+    # The features have a row for the clip to generate, but no position reads it.
     empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
     features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
     if video_llm.config.generation_mode == "autoregressive":
@@ -233,11 +233,11 @@ def _generate_clip(
 
 
 def _sample(head: GenerationHead, hidden_BQD: Tensor, temperature: float, generator: Randomness) -> Tensor:
-    """Draw features, sample by sample where each has randomness of its own."""
+    """Sample features; one sample at a time if each has its own generator."""
     if not isinstance(generator, list):
         return head.sample(hidden_BQD, temperature=temperature, generator=generator)
     rows = zip(hidden_BQD.split(1), generator, strict=True)
-    return torch.cat([head.sample(row, temperature=temperature, generator=source) for row, source in rows])
+    return torch.cat([head.sample(row, temperature=temperature, generator=one) for row, one in rows])
 
 
 def _autoregress(
@@ -247,6 +247,7 @@ def _autoregress(
     temperature: float,
     generator: Randomness,
 ) -> Tensor:
+    """Generate the last clip of each prompt token by token: each sampled feature is the input of the next step."""
     sequence = CachedSequence(video_llm, batch, features_MQC)
     features = []
     for index in range(video_llm.config.num_queries):
