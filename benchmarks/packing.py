@@ -40,7 +40,13 @@ from divot_lightning.models.video_llm.sequences import IGNORED, SequenceBatch, T
 from divot_lightning.parts.segments import Clips, Segment, Text
 
 LONGEST = 1400
-PADS = {"labels_BL": IGNORED, "token_kind_BL": int(TokenKind.PAD), "clips_BL": -1, "slots_BL": -1, "samples_BL": -1}
+PADS = {
+    "labels_BL": IGNORED,
+    "token_kind_BL": int(TokenKind.PAD),
+    "clips_BL": -1,
+    "feature_index_BL": -1,
+    "samples_BL": -1,
+}
 
 
 @dataclass
@@ -101,7 +107,7 @@ def build(hidden: int, layers: int, device: str, *, checkpointing: bool) -> Padd
 
 def prepare(video_llm: PaddedVideoLLM, way: str, source: Source) -> None:
     video_llm.pad_to = {"all to 1400": LONGEST, "source's maximum": source.maximum}.get(way, 0)
-    video_llm.settings = replace(video_llm.settings, packing=way == "packed")
+    video_llm.set_packing(way == "packed")
 
 
 def draw(

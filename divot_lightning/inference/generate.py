@@ -112,7 +112,7 @@ class ClipGenerator:
         video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval().use_stored_precision()
         set_sampling(video_llm.head, head or {})
         decoder = load_component(_detokenizer_folder(run, detokenizer), VideoDetokenizer).eval()
-        gives = (video_llm.settings.num_queries, video_llm.settings.feature_dim)
+        gives = (video_llm.config.num_queries, video_llm.config.feature_dim)
         takes = (decoder.config.num_tokens, decoder.config.token_dim)
         if gives != takes:
             raise UserError(

@@ -1,1 +1,1 @@
-"""Pure torch models: nothing in here knows Lightning."""
+"""The models of the paper in pure torch, without Lightning."""

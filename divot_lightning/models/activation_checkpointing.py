@@ -1,4 +1,4 @@
-"""Activations that are computed again in the backward pass, for models of `diffusers`: less memory for more time."""
+"""Activation checkpointing for models of `diffusers`: recompute activations in the backward pass to save memory."""
 
 from functools import lru_cache
 from typing import Any
@@ -13,26 +13,26 @@ from torch.utils.checkpoint import checkpoint
 from divot_lightning.errors import UserError
 
 BLOCKS = (ResnetBlock2D, TemporalConvLayer, Transformer2DModel, TransformerTemporalModel)
-"""Parts of `UNet3DConditionModel`, none of which holds another; `diffusers` itself has no checkpointing for it."""
+"""Blocks of `UNet3DConditionModel`, none inside another; `diffusers` has no checkpointing for this model."""
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Let a model keep only what goes into its blocks; loss and gradients stay the same.
+    """Make a model store only the inputs of its blocks for the backward pass; loss and gradients stay the same.
 
     Args:
-        model: Of `diffusers`; its own checkpointing is used where it has one.
+        model: A model of `diffusers`; its own checkpointing is used if it has one.
 
     Raises:
-        UserError: It has none, and no block that is known here.
+        UserError: It has no checkpointing of its own and none of the blocks in `BLOCKS`.
     """
     if getattr(model, "_supports_gradient_checkpointing", False):
         model.enable_gradient_checkpointing()
         return
     blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
     if not blocks:
-        raise UserError(f"denoiser.gradient_checkpointing: {type(model).__name__} has no such way; set it to false")
+        raise UserError(f"denoiser.gradient_checkpointing: {type(model).__name__} cannot do it; set it to false")
     for block in blocks:
-        # The class and not the object's forward: a copy of the object must not run the original's.
+        # Replace the class, not `block.forward`: a deep copy of the block would run the original's `forward`.
         block_class: Any = type(block)
         block.__class__ = _checkpointed(block_class)
 

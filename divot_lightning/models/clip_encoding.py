@@ -1,4 +1,4 @@
-"""Clips to tokens such that a clip's tokens do not depend on what it is batched with.
+"""Encode clips so that the tokens of a clip do not depend on the other clips of its batch.
 
 Letters: M clips, F frames, Q tokens per clip, C feature width, H W pixels.
 """
@@ -12,27 +12,27 @@ from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 CLIPS_AT_ONCE = {"cpu": 4}
 """Clips per call of the tokenizer by device type; 1 elsewhere.
 
-One clip at a time makes equal calls for equal clips, so the tokens are equal by construction. On a CPU four at a time,
-with the last call filled up, take about three quarters of the time for a small tokenizer, and what a row of such a
-batch comes to does not depend on the other rows or on its place: `tests/divot_lightning/models/test_clip_encoding.py`.
-On a GPU that is not promised (matrix products may split their sums by place), and one clip of a ViT-H is work enough.
+One clip per call makes the same call for the same clip, so its tokens are always the same. On a CPU, four clips per
+call (the last call is filled up) take about three quarters of the time with a small tokenizer. The result of a row does
+not depend on the other rows or on its index there: `tests/divot_lightning/models/test_clip_encoding.py` checks it. A
+GPU does not guarantee this (matrix products may split their sums by row index), and one clip keeps a ViT-H busy.
 """
 
 
 @torch.no_grad()
 def encode_clips(tokenizer: VideoTokenizer, video_MF3HW: Tensor) -> Tensor:
-    """Compute the tokens of stored clips, for cached features and for training alike.
+    """Compute the tokens of stored clips, for cached features and for training.
 
-    Batches of any composition give the same bits for the same clip: matrix libraries choose their way by the size of
-    the batch, so the tokenizer is always called with batches of one size. Autocast is left as the caller has it; with
-    other precision, on another kind of device, or with another number of threads the tokens are others.
+    The same clip gives the same bits in every batch: matrix libraries choose their algorithm by the size of the batch,
+    so the tokenizer is always called with the same batch size. Autocast is left as the caller has set it. Another
+    precision, kind of device or number of threads gives tokens that differ by rounding.
 
-    The number of calls depends on the number of clips only: where the tokenizer's weights are shared out over
-    processes, all of them must give equally many.
+    The number of calls depends only on the number of clips. Where the tokenizer's weights are sharded over ranks, all
+    ranks must pass the same number of clips.
 
     Args:
         tokenizer: In evaluation mode.
-        video_MF3HW: At least one clip, uint8 in [0, 255]; dense, or the frames that the tokenizer reads.
+        video_MF3HW: At least one clip, uint8 in [0, 255]; all frames, or only those that the tokenizer reads.
 
     Returns:
         Tokens (M, Q, C), float32, on the tokenizer's device.

@@ -11,7 +11,7 @@ from divot_lightning.errors import UserError
 
 
 class PerceiverAttention(nn.Module):
-    """Queries read the input and one another: keys and values come from both, concatenated.
+    """Attention of queries to the input and to one another: keys and values are computed from both, concatenated.
 
     Args:
         dim: Channels of input and queries.
@@ -29,7 +29,7 @@ class PerceiverAttention(nn.Module):
         self.out = nn.Linear(heads * dim_head, dim, bias=False)
 
     def forward(self, x_BLC: Tensor, queries_BQC: Tensor) -> Tensor:
-        """Return what each query read, (B, Q, dim)."""
+        """Return the attention output of each query, (B, Q, dim)."""
         queries_BQC = self.query_norm(queries_BQC)
         source_BSC = torch.cat([self.input_norm(x_BLC), queries_BQC], dim=1)
         q_BHQE = self.to_query(queries_BQC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -40,13 +40,13 @@ class PerceiverAttention(nn.Module):
 
 
 class PerceiverLayer(nn.Module):
-    """One round of reading followed by a feed-forward net, both residual.
+    """Attention followed by a feed-forward net, both with a residual connection.
 
     Args:
         dim: Channels of input and queries.
         dim_head: Channels of one attention head.
         heads: Number of attention heads.
-        ff_mult: Width of the feed-forward net over ``dim``.
+        ff_mult: Width of the feed-forward net divided by ``dim``.
     """
 
     def __init__(self, dim: int, *, dim_head: int, heads: int, ff_mult: int) -> None:
@@ -63,11 +63,11 @@ class PerceiverLayer(nn.Module):
 
 
 class PerceiverResampler(nn.Module):
-    """Turns a sequence of any length into ``num_queries`` vectors.
+    """Compress a sequence of any length into ``num_queries`` vectors.
 
     Used twice (Divot appendix A.1, arXiv:2412.04432): in the tokenizer (features -> 64 tokens of 256 channels) and in
-    front of the de-tokenizer's U-Net (64 tokens -> 125 condition vectors of 1024 channels). The input carries no
-    positions of its own here, so the order of its vectors does not matter.
+    front of the de-tokenizer's U-Net (64 tokens -> 125 condition vectors of 1024 channels). No position
+    embeddings are added to the input, so the order of its vectors does not matter.
 
     Args:
         dim: Channels inside.
@@ -77,7 +77,7 @@ class PerceiverResampler(nn.Module):
         num_queries: Length of the output.
         embedding_dim: Channels of the input.
         output_dim: Channels of the output.
-        ff_mult: Width of the feed-forward nets over ``dim``.
+        ff_mult: Width of the feed-forward nets divided by ``dim``.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
-"""Pixels between storage (uint8) and models (float in [-1, 1])."""
+"""Convert pixels between storage (uint8) and models (float in [-1, 1])."""
 
 import torch
 from torch import Tensor
 
 
 def to_unit_range(video: Tensor) -> Tensor:
-    """Turn stored pixels into model input.
+    """Convert stored pixels to model input.
 
     Args:
         video: Any shape, uint8 in [0, 255].
@@ -20,7 +20,7 @@ def to_unit_range(video: Tensor) -> Tensor:
 
 
 def to_uint8(video: Tensor) -> Tensor:
-    """Turn model output into storable pixels, clipping what lies outside the range.
+    """Convert model output to storable pixels; values outside the range are clipped.
 
     Args:
         video: Any shape, float, nominally in [-1, 1].

@@ -1,4 +1,4 @@
-"""Sine and cosine positions, and how a tokenizer that starts from nothing begins with them.
+"""Sine and cosine position embeddings, and the initial weights of a tokenizer that is trained from scratch with them.
 
 Shape letters: L positions, D width.
 """
@@ -11,32 +11,32 @@ from torch import Tensor, nn
 
 
 def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
-    """Return embeddings of a grid's positions, (L, D) float32, last axis fastest; an equal share of D for each axis.
+    """Return embeddings of the positions of a grid, (L, D) float32, last axis fastest.
 
-    Sines and cosines have the wavelengths of a transformer, with a longest of 2 pi 100 positions; channels that do not
-    divide evenly are zero.
+    Each axis gets the same number of channels: sines and cosines with the wavelengths of a transformer, the longest
+    about 2 pi 100 positions. Channels that are left over are zero.
 
     >>> sin_cos_positions((1, 8, 8), 64).shape
     torch.Size([64, 64])
     """
-    share = width // (2 * len(counts)) * 2
+    axis_width = width // (2 * len(counts)) * 2
     axes = torch.meshgrid(*(torch.arange(count, dtype=torch.float32) for count in counts), indexing="ij")
-    embedding = torch.cat([get_timestep_embedding(axis.flatten(), share, max_period=100) for axis in axes], dim=1)
+    embedding = torch.cat([get_timestep_embedding(axis.flatten(), axis_width, max_period=100) for axis in axes], dim=1)
     return nn.functional.pad(embedding, (0, width - embedding.shape[1]))
 
 
 @torch.no_grad()
 def init_with_sin_cos(grid_positions: Tensor, grid: int, vectors: Iterable[Tensor]) -> None:
-    """Set the initial positions of a tokenizer that is trained from nothing in minutes.
+    """Set the initial position embeddings of a small tokenizer that is trained from scratch in minutes.
 
-    Positions of the grid start as sines and cosines, those of frames and queries as vectors of half the content's size.
-    With CLIP's small initial weights, tokens of the toy world hold colours but hardly any position for the first
-    thousand steps (docs/experiments.md). The architecture is the same.
+    Embeddings of the grid become sines and cosines; those of frames and queries become random vectors of about half the
+    size of the content. With CLIP's small initial embeddings, tokens of the toy world encode colours but hardly any
+    position for the first thousand steps (docs/experiments.md). The architecture stays the same.
 
     Args:
         grid_positions: (grid x grid, D), set in place.
-        grid: Height and width in places.
-        vectors: Positions of frames and queries, set in place.
+        grid: Height and width of the grid.
+        vectors: Embeddings of frames and queries, set in place.
     """
     grid_positions.copy_(sin_cos_positions((1, grid, grid), grid_positions.shape[1]))
     for values in vectors:
@@ -45,12 +45,12 @@ def init_with_sin_cos(grid_positions: Tensor, grid: int, vectors: Iterable[Tenso
 
 @torch.no_grad()
 def init_vit(vit: nn.Module, grid: int) -> None:
-    """Start the layers of CLIP's ViT as torch's layers do, and its positions as sines and cosines.
+    """Initialise the layers of CLIP's ViT as torch does by default, and its position embeddings as sines and cosines.
 
-    For a ViT that is trained as well, see `init_with_sin_cos`.
+    This is for a ViT that is trained too; see `init_with_sin_cos`.
 
     Args:
-        vit: Set in place.
+        vit: The ViT, changed in place.
         grid: Height and width in patches.
     """
     for module in vit.modules():
@@ -58,5 +58,5 @@ def init_vit(vit: nn.Module, grid: int) -> None:
             module.reset_parameters()
     embedding = vit.get_submodule("embeddings.position_embedding")
     assert isinstance(embedding, nn.Embedding)
-    # Place 0 is the class token's.
+    # Row 0 belongs to the class token.
     embedding.weight[1:] = sin_cos_positions((1, grid, grid), embedding.embedding_dim)

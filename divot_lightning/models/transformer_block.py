@@ -11,10 +11,10 @@ from torch.nn import functional
 from divot_lightning.errors import UserError
 
 MLP_RATIO = 4
-"""Width of a block's hidden layer over the block's width, everywhere in the tokenizer."""
+"""Width of the MLP's hidden layer divided by the block's width, everywhere in the tokenizer."""
 
 BLOCK_NORM_EPS = 1e-6
-"""LayerNorm epsilon inside the blocks, as released."""
+"""LayerNorm epsilon inside the blocks, as in the released code."""
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BLC: Tensor) -> Tensor:
-        """Let each position of ``x_BLC`` read all positions; same shape out."""
+        """Let each position of ``x_BLC`` attend to all positions; the shape stays the same."""
         qkv = self.qkv(x_BLC).unflatten(-1, (3, self.heads, -1))
         q_BHLE, k_BHLE, v_BHLE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         read_BHLE = functional.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE)

@@ -1,9 +1,9 @@
-"""The dtypes of a language model's weights: what is trained is float32, whatever its folder holds.
+"""The dtypes of a language model's weights: trained weights are float32, whatever dtype is stored in the folder.
 
-A step of AdamW at a rate of 1e-4 moves a weight of 1 by about 1e-4. Its neighbours in bfloat16 are 4e-3 and 8e-3 away,
-so the step is rounded away: normalisation weights of a bfloat16 model never move. Under DeepSpeed in half precision
-the optimizer has float32 copies of its own (`divot_lightning.distributed.meta_building.has_masters`), and dtypes are its
-business.
+A step of AdamW at a learning rate of 1e-4 moves a weight of 1 by about 1e-4. Its neighbours in bfloat16 are 4e-3 and
+8e-3 away, so the step is rounded away: normalisation weights of a bfloat16 model never move. Under DeepSpeed in half
+precision the optimizer keeps float32 copies (`divot_lightning.distributed.meta_building.has_masters`), and these
+functions leave the dtypes to it.
 """
 
 from collections.abc import Generator
@@ -22,14 +22,14 @@ FrozenDtype: TypeAlias = Literal["float32", "stored"]
 HALF = (torch.bfloat16, torch.float16)
 _STORED_HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
 _ADAPTERS = "lora_"
-"""In the names of adapters' weights, which PEFT keeps in float32 beside a model in half precision."""
+"""Part of the names of adapters' weights, which PEFT keeps in float32 beside a model in half precision."""
 
 
 def raise_to_float32(module: nn.Module) -> None:
-    """Turn trained weights in half precision into float32, where the optimizer has no float32 copies of them.
+    """Convert trained weights in half precision to float32, unless the optimizer has float32 copies of them.
 
     Args:
-        module: Parameters that require no gradient are left as they are.
+        module: Changed in place; parameters that require no gradient stay as they are.
     """
     if has_masters():
         return
@@ -39,11 +39,11 @@ def raise_to_float32(module: nn.Module) -> None:
 
 
 def lower_to_stored(module: nn.Module, file: Path) -> None:
-    """Prepare a module for weights that are to keep the half precision in which a file holds them.
+    """Convert frozen weights to the dtypes of a file, so that weights stored in half precision stay in it when loaded.
 
     Args:
-        module: Its frozen parameters become of the file's dtypes; what is trained stays float32.
-        file: Safetensors.
+        module: Changed in place; trained parameters stay float32.
+        file: A safetensors file.
     """
     with safe_open(str(file), "pt") as stored:
         dtypes = {name: _STORED_HALF.get(stored.get_slice(name).get_dtype()) for name in stored.keys()}  # noqa: SIM118
@@ -53,11 +53,11 @@ def lower_to_stored(module: nn.Module, file: Path) -> None:
 
 
 def lower_for_inference(language_model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Turn a language model that is not trained any more into the half precision that it came in.
+    """Convert a language model that is no longer trained back to the half precision of its pretrained weights.
 
     Args:
-        language_model: With or without adapters.
-        dtype: That of its pretrained weights; nothing is done where it is none of half precision.
+        language_model: With or without adapters; adapters stay float32.
+        dtype: Dtype of the pretrained weights; nothing is done unless it is a half precision.
     """
     if dtype not in HALF:
         return
@@ -68,12 +68,12 @@ def lower_for_inference(language_model: nn.Module, dtype: torch.dtype | None) ->
 
 @contextmanager
 def merging_in_float32(layer: nn.Module) -> Generator[None, None, None]:
-    """Have adapters folded into weights of float32, within; what they come to is rounded once, or not at all.
+    """Keep the weights of a layer in float32 while adapters are merged into them: the sum is rounded once at most.
 
-    Under DeepSpeed in half precision the weights are as before afterwards, else float32.
+    Afterwards the weights are float32; under DeepSpeed in half precision they get their former dtype back.
 
     Args:
-        layer: One of PEFT's.
+        layer: A tuner layer of PEFT.
     """
     before = {
         parameter: parameter.dtype

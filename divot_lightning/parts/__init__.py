@@ -1,1 +1,1 @@
-"""What can be exchanged: one registry, and the base class of each kind of part."""
+"""The parts of a run that can be exchanged: one registry for all kinds, and the base class of each kind."""

@@ -1,21 +1,24 @@
-"""Sampling settings of a head as words of a command: `--head.guidance 2` or `--head.guidance=2`. No torch in here."""
+"""Read the sampling settings of a head from a command line: `--head.guidance 2` or `--head.guidance=2`.
+
+No torch in here.
+"""
 
 from collections.abc import Sequence
 
 from divot_lightning.errors import UserError
 
 PREFIX = "--head."
-HELP = "sampling setting of the run's head, such as --head.variance_scale 0.5; a wrong NAME lists what it has"
+HELP = "sampling setting of the run's head, such as --head.variance_scale 0.5; a wrong NAME lists all settings"
 
 
 def split_head_options(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Take the sampling settings of a head out of a command's words.
+    """Separate the sampling settings of a head from the other words of a command.
 
     Args:
-        words: Of the command.
+        words: The words of the command line.
 
     Returns:
-        Values by name, as texts, and the other words.
+        The values by name, as strings, and the other words.
 
     Raises:
         UserError: A setting has no value or no name, or is given twice.

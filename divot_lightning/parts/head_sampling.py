@@ -1,4 +1,4 @@
-"""Changes how a trained head samples: guidance, steps, variances, whatever its class declares."""
+"""Change how a trained head samples: guidance, steps, variances or any other setting that its class declares."""
 
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -11,22 +11,23 @@ from divot_lightning.parts.heads import GenerationHead
 
 
 def sampling_of(head: GenerationHead) -> dict[str, Any]:
-    """Return the sampling settings that a head has at present, as JSON values."""
-    # A subclass may fix a setting that its base class declares, and then has none of that name.
+    """Return the present sampling settings of a head, as JSON values."""
+    # A subclass may fix a setting that its base class declares; it then has no setting of that name.
     return {name: head.init_args[name] for name in head.sampling_settings if name in head.init_args}
 
 
 def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
     """Change sampling settings of a head in place; its weights stay as they are.
 
-    What the class would refuse when it is built is refused here too.
+    Values that the class refuses when it is built are refused here too.
 
     Args:
         head: Any head.
-        values: New values by name; texts, as from a command line, are read by the types that the class states.
+        values: New values by name. Strings, as from a command line, are converted to the types that the class
+            declares.
 
     Raises:
-        UserError: A name is no sampling setting of this head, or its value is not allowed.
+        UserError: A name is not a sampling setting of this head, or a value is not allowed.
 
     >>> from divot_heads.gmm import GMMHead
     >>> head = GMMHead(8, 4)
@@ -46,7 +47,7 @@ def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
             + (f"it has, with their present values: {known}" if known else "it has none besides the temperature")
         )
     read = _read(kind, values)
-    # A twin without memory: the checks of the class itself, and whatever it makes of the values.
+    # A copy on the meta device, which needs no memory: its class checks the values and may convert them.
     with torch.device("meta"):
         twin = kind(head.hidden_dim, head.feature_dim, **{**head.init_args, **read})
     for name in read:
@@ -55,10 +56,10 @@ def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
 
 
 def _read(kind: type[GenerationHead], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check values against the types that a head's `__init__` states."""
+    """Convert values to the types that a head's `__init__` declares."""
     try:
         hints = get_type_hints(kind.__init__)
-    except NameError:  # types that are imported for type checkers only
+    except NameError:  # a type that is imported for type checkers only
         hints = {}
     parser = ArgumentParser(exit_on_error=False)
     for name in values:
@@ -66,6 +67,6 @@ def _read(kind: type[GenerationHead], values: Mapping[str, Any]) -> dict[str, An
     try:
         found = parser.parse_object(dict(values))
     except ArgumentError as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{kind.__name__} cannot take {dict(values)} for sampling: {said[:300]}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{kind.__name__} cannot take {dict(values)} for sampling: {reason[:300]}") from error
     return {name: found[name] for name in values}

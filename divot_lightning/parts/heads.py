@@ -1,4 +1,6 @@
-"""What a generation head is: two verbs between the LLM's hidden states and a clip's features.
+"""The base class of generation heads: `loss` and `sample` between the LLM's hidden states and a clip's features.
+
+The rest of the module is what heads share: computing in float32, and means over the tokens that count.
 
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width.
 """
@@ -28,20 +30,20 @@ _HALF_DTYPES = (torch.bfloat16, torch.float16)
 class GenerationHead(nn.Module, ABC):
     """Learns and samples the features of a clip, given the LLM's hidden states at the clip's queries.
 
-    A subclass takes `hidden_dim` and `feature_dim` first, which the model supplies, and its own settings after
-    them, which a recipe supplies; settings are what JSON can hold. It implements `loss` and `sample`, both under
-    `force_float32`. It gets all tokens of a clip at once, so it may treat them one by one or jointly; generation
-    feature by feature gives it one token at a time (Q = 1), in training as well.
+    The first two arguments of a subclass are `hidden_dim` and `feature_dim`, which the model supplies. Its own
+    settings follow, which a recipe supplies; they must be values that JSON can hold. A subclass implements `loss` and
+    `sample`, both decorated with `force_float32`. It gets all tokens of a clip at once and may treat them one by one
+    or jointly. With `generation_mode: autoregressive` it gets one token at a time (Q = 1), in training as well.
 
-    Targets arrive normalised per channel (mean 0, deviation 1 over the first batches of the training data).
+    Targets are normalised per channel (mean 0, standard deviation 1 over the first batches of the training data).
 
     Attributes:
-        init_args: The settings this head was built with, defaults included, widths excluded; captured when the
-            head is built, with no code in the subclass, so that a saved head can be built again.
-        deterministic: Declared by the class: whether `sample` gives the same features under every generator.
+        init_args: The settings this head was built with, with defaults and without the two widths, so that a saved
+            head can be built again. They are recorded when the head is built; a subclass needs no code for it.
+        deterministic: Declared by the class: whether `sample` returns the same features for every generator.
         sampling_settings: Declared by the class: names of the settings that only `sample` reads, such as a number of
-            steps or a guidance scale. Each is kept in an attribute of its name, so that it can be changed in a trained
-            head; see `divot_lightning.parts.head_sampling`.
+            steps or a guidance scale. Each must be an attribute of the same name, so that it can be changed in a
+            trained head; see `divot_lightning.parts.head_sampling`.
     """
 
     deterministic: ClassVar[bool] = False
@@ -55,7 +57,7 @@ class GenerationHead(nn.Module, ABC):
         return head
 
     def __init__(self, hidden_dim: int, feature_dim: int) -> None:
-        """Keep the widths.
+        """Store the widths.
 
         Args:
             hidden_dim: D, width of the LLM's hidden states.
@@ -67,44 +69,48 @@ class GenerationHead(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
-        """Return how badly the hidden states predict the target features.
+        """Return the loss of predicting the target features from the hidden states.
 
         Args:
             hidden_BQD: Hidden states at the queries, any float dtype.
-            target_BQC: Features to be learnt, any float dtype.
-            mask_BQ: True or 1 where a token counts; None counts all. What masked tokens hold must not matter.
+            target_BQC: Target features, any float dtype.
+            mask_BQ: True or 1 where a token counts; None counts all. The values of masked tokens must not matter.
 
         Returns:
-            A scalar, float32 whatever autocast says: the mean over the tokens that count, 0 if none does.
+            A scalar, float32 also under autocast: the mean over the tokens that count, 0 if no token counts.
         """
 
     @abstractmethod
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Draw features.
+        """Sample features.
 
         Args:
             hidden_BQD: Hidden states at the queries, any float dtype.
-            temperature: Spread of the draws; 1 is the learnt distribution, 0 the least random draw a head has.
-            generator: Source of randomness on the device of `hidden_BQD`; None is the global one.
+            temperature: Spread of the samples; 1 is the learned distribution, 0 the least random sample of the head.
+            generator: Random generator on the device of `hidden_BQD`; None is the global one.
 
         Returns:
             features_BQC, float32, without gradient.
         """
 
     def forward(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
-        """Is `loss`: call the head itself in training, so that the hooks of sharding wrappers run."""
+        """Return the same as `loss`.
+
+        In training call `head(...)` and not `head.loss(...)`: ZeRO-3 gathers parameters in forward hooks.
+        """
         return self.loss(hidden_BQD, target_BQC, mask_BQ)
 
 
 def force_float32(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
-    """Make a head's method compute in float32 under any autocast, from any input, with any parameters.
+    """Make a head's method compute in float32, under any autocast and with inputs and parameters of any float dtype.
 
     Autocast is switched off and floating inputs are cast to float32. Parameters in half precision (a `bf16-true`
-    recipe) stay as they are and are lifted to float32 wherever they meet a float32 tensor, so that only their
-    stored rounding is left. In bf16 a Gaussian NLL of 1024 dimensions is off by a nat and more.
+    recipe) stay as they are stored. They are cast to float32 in each operation that combines them with a float32
+    tensor, so the only error that remains is the rounding of the stored values. In bf16 a Gaussian NLL of 1024
+    dimensions is wrong by a nat and more.
 
     Args:
-        method: `loss` or `sample` of a head; its first tensor argument tells the device.
+        method: `loss` or `sample` of a head; its first tensor argument decides the device.
 
     Returns:
         The method with the same signature.
@@ -114,8 +120,8 @@ def force_float32(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenat
     def in_float32(self: H, *args: P.args, **kwargs: P.kwargs) -> T:
         device = next(leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         args, kwargs = tree_map_only(Tensor, _input_as_float32, (args, kwargs))
-        lift = _LiftHalfPrecision() if _has_half_precision(self) else nullcontext()
-        with torch.autocast(device.type, enabled=False), lift:
+        upcast = _UpcastHalfPrecision() if _has_half_precision(self) else nullcontext()
+        with torch.autocast(device.type, enabled=False), upcast:
             return method(self, *args, **kwargs)
 
     return in_float32
@@ -125,11 +131,11 @@ def masked_mean(values_BQ: Tensor, mask_BQ: Tensor | None) -> Tensor:
     """Average over the tokens that count.
 
     Args:
-        values_BQ: One value per token, float; finite where masked too (see `clear_masked`).
+        values_BQ: One value per token, float; finite at masked tokens too (see `clear_masked`).
         mask_BQ: True or 1 where a token counts; None counts all.
 
     Returns:
-        A scalar of the dtype of `values_BQ`; 0, still attached to the graph, if no token counts.
+        A scalar of the dtype of `values_BQ`; if no token counts 0, still attached to the autograd graph.
 
     >>> masked_mean(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[True, True, False]])).item()
     1.5
@@ -141,14 +147,14 @@ def masked_mean(values_BQ: Tensor, mask_BQ: Tensor | None) -> Tensor:
 
 
 def clear_masked(states_BQX: Tensor, mask_BQ: Tensor | None) -> Tensor:
-    """Set masked tokens to zero, so that even a NaN in them reaches neither the loss nor a gradient.
+    """Set masked tokens to zero, so that not even a NaN in them reaches the loss or a gradient.
 
     Args:
-        states_BQX: Any states per token, float.
+        states_BQX: One vector per token, float.
         mask_BQ: True or 1 where a token counts; None keeps all.
 
     Returns:
-        The same shape and dtype.
+        A tensor of the same shape and dtype.
 
     >>> clear_masked(torch.tensor([[[1.0], [float("nan")]]]), torch.tensor([[1, 0]])).tolist()
     [[[1.0], [0.0]]]
@@ -158,21 +164,25 @@ def clear_masked(states_BQX: Tensor, mask_BQ: Tensor | None) -> Tensor:
     return states_BQX.masked_fill(~mask_BQ.bool().unsqueeze(-1), 0.0)
 
 
-class _LiftHalfPrecision(TorchFunctionMode):
-    """Lifts half-precision tensors to float32 in every call where they meet a float32 tensor.
+class _UpcastHalfPrecision(TorchFunctionMode):
+    """Cast half-precision tensors to float32 in every call that has a float32 tensor among its arguments.
 
-    Calls on half precision alone are left as they are: sharding hooks gather parameters inside the island.
+    Calls on half precision alone are left as they are: the hooks of ZeRO-3 gather parameters within this mode.
     """
 
     def __enter__(self) -> Self:
-        """Bring torch's own linear map back: DeepSpeed's goes backward with the weights before they were lifted."""
+        """Use torch's own `linear` within the mode.
+
+        ZeRO-3 replaces `torch.nn.functional.linear` by an autograd function. The mode does not see the call of an
+        autograd function, and its backward pass would multiply float32 gradients with weights in half precision.
+        """
         self._linear = nn.functional.linear
         nn.functional.linear = torch._C._nn.linear
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Leave things as they were."""
+        """Restore the `linear` that was there before."""
         super().__exit__(*error)
         nn.functional.linear = self._linear
 
@@ -188,6 +198,7 @@ class _LiftHalfPrecision(TorchFunctionMode):
 
 
 def _writes_into_argument(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """Return whether a torch function changes a tensor in place, which a cast copy would not pass on."""
     name = getattr(func, "__name__", "")
     if name.startswith("__"):
         return name in {"__get__", "__set__", "__setitem__"} or name.startswith("__i")
@@ -207,11 +218,12 @@ def _half_as_float32(tensor: Tensor) -> Tensor:
 
 
 def _capture_settings(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Bind a call of the class to its signature and returns the settings as JSON would give them back."""
+    """Bind the arguments of a call to their names; values become what JSON makes of them."""
     try:
         bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)  # type: ignore[misc]
     except TypeError:
-        return {}  # a copy or an unpickling, which restores the settings, or a wrong call, which __init__ refuses
+        # A copy or an unpickling, which restores the settings later, or a wrong call, which __init__ refuses.
+        return {}
     bound.apply_defaults()
     settings: dict[str, Any] = {}
     for name, value in list(bound.arguments.items())[1:]:

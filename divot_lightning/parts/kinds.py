@@ -1,4 +1,4 @@
-"""The kinds of parts, each with its registry. Nothing here imports torch."""
+"""The kinds of parts, each with its registry. This module does not import torch."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,7 @@
-"""Short names of parts in recipes and on command lines, turned into class paths before anything is parsed.
+"""Replace the short names of parts in recipes and on command lines by class paths, before anything is parsed.
 
-A recipe writes `head: gmm`, or `head: {class_path: gmm, init_args: {...}}`. What the parser reads, and what is recorded,
-is the class path alone, so that the parser needs to know nothing of short names.
+A recipe says `head: gmm`, or `head: {class_path: gmm, init_args: {...}}`. The parser reads class paths only, and only
+class paths are recorded, so the parser does not need to know short names.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +18,13 @@ _BY_KEY: dict[str, Registry[Any]] = {registry.key: registry for registry in REGI
 
 
 def expand_recipe(settings: Any) -> Any:
-    """Return settings with the class path of each part in place of its short name.
+    """Replace the short name of each part in a recipe by its class path.
 
     Args:
-        settings: Of a recipe, nested as YAML has them.
+        settings: Settings of a recipe, nested as in YAML.
+
+    Returns:
+        New settings; the given ones stay as they are.
 
     Raises:
         UserError: A part is not installed, is declared twice or is broken.
@@ -37,13 +40,16 @@ def expand_recipe(settings: Any) -> Any:
 
 
 def expand_words(words: Sequence[str]) -> list[str]:
-    """Return the words of a command line with the class path of each part in place of its short name.
+    """Replace the short name of each part on a command line by its class path.
 
     Args:
         words: Options as typed, `--key value` or `--key=value`.
 
+    Returns:
+        The words, with class paths.
+
     Raises:
-        UserError: As `expand_recipe`.
+        UserError: See `expand_recipe`.
 
     >>> expand_words(["--model.head", "gmm", "--model.head.num_components=4"])
     ['--model.head', 'divot_heads.gmm.GMMHead', '--model.head.num_components=4']
@@ -62,10 +68,10 @@ def expand_words(words: Sequence[str]) -> list[str]:
 
 
 def read_recipe(recipe: Path) -> dict[str, Any]:
-    """Read a recipe as nested dictionaries, as it is written.
+    """Read a recipe into nested dictionaries, without changing anything.
 
     Raises:
-        UserError: The file is no YAML, or holds no settings.
+        UserError: The file is not YAML or contains no settings.
     """
     try:
         settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
@@ -90,7 +96,7 @@ def _expand_part(key: str, value: Any) -> Any:
 
 
 def _registry_of(option: str) -> Registry[Any] | None:
-    """Return the registry of the part that an option sets, None if it sets none."""
+    """Return the registry of the part that an option sets; None if it sets no part."""
     if not option.startswith("--"):
         return None
     return next((_BY_KEY[key] for key in _last_keys(option) if key in _BY_KEY), None)
@@ -104,7 +110,7 @@ def _last_keys(option: str) -> Iterator[str]:
 
 
 def _expand_name(registry: Registry[Any], value: str) -> str:
-    # null switches a part off, and {...} is a whole part that the parser reads
+    # `null` switches a part off, and `{...}` is a whole part, which the parser reads.
     return value if _is_null(value) or value.startswith("{") else registry.resolve(value)
 
 

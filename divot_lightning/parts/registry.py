@@ -1,7 +1,7 @@
-"""Finds parts through entry points: one registry per kind of part, ours by the same door as anyone's.
+"""Find parts through entry points: one registry per kind of part, for built-in parts and plug-ins alike.
 
-A distribution declares a part under the group `divot_lightning.<kind>`. Listing reads metadata and imports nothing.
-Discovery is automatic, activation never is: only a recipe chooses.
+A distribution declares a part under the entry-point group `divot_lightning.<kind>`. To list parts only metadata is
+read; nothing is imported. Installed parts are found automatically but never used unless a recipe names them.
 """
 
 import difflib
@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class InstalledPart:
-    """One entry point, as its distribution declares it; nothing is imported to know this.
+    """One entry point, as its distribution declares it; the part itself is not imported.
 
     Attributes:
         name: Short name, such as `gmm`.
         class_path: Dotted path of the class, such as `divot_heads.gmm.GMMHead`.
         distribution: Name of the distribution that declares it.
         version: Version of that distribution.
-        entry_point: The declaration itself.
+        entry_point: The entry point.
     """
 
     name: str
@@ -37,12 +37,12 @@ class InstalledPart:
 
 @dataclass(frozen=True)
 class LoadedPart(Generic[T]):
-    """An installed part with its class, or with the reason why there is none.
+    """An installed part with its class, or with the reason why the class cannot be used.
 
     Attributes:
-        installed: The declaration.
+        installed: The declared part.
         part_class: The class; None for a broken part.
-        problem: Why the part cannot be used; empty if it can.
+        problem: Why the part cannot be used; empty if it can be used.
     """
 
     installed: InstalledPart
@@ -55,10 +55,10 @@ class Registry(Generic[T]):
     """All installed parts of one kind.
 
     Attributes:
-        kind: Name of the kind in the plural, which names the entry-point group: `heads`.
-        noun: What one part is called in messages: `head`.
-        key: The key of a recipe that holds such a part: `head`.
-        base: Dotted path of the class that all parts of this kind derive from; imported when a part is.
+        kind: Name of the kind in the plural, such as `heads`; it is in the name of the entry-point group.
+        noun: Name of one part in messages: `head`.
+        key: Key of a recipe that holds such a part: `head`.
+        base: Dotted path of the base class of this kind; it is imported only when a part is.
         supplied: Arguments of a part that the suite supplies; a recipe supplies all others.
     """
 
@@ -70,11 +70,11 @@ class Registry(Generic[T]):
 
     @property
     def group(self) -> str:
-        """Return the entry-point group."""
+        """Return the name of the entry-point group."""
         return f"divot_lightning.{self.kind}"
 
     def installed(self) -> list[InstalledPart]:
-        """List the declared parts in order of name; a name that two distributions declare is listed twice."""
+        """List the declared parts, sorted by name; a name that two distributions declare is listed twice."""
         parts = []
         for entry in entry_points(group=self.group):
             name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "unknown")
@@ -85,10 +85,10 @@ class Registry(Generic[T]):
         """Import one part by its short name.
 
         Args:
-            name: Such as "gmm".
+            name: Short name, such as "gmm".
 
         Raises:
-            UserError: The name is not installed, is declared twice, does not import or is no part of this kind.
+            UserError: The name is not installed, is declared twice, cannot be imported or is not a part of this kind.
         """
         matches = [part for part in self.installed() if part.name == name]
         if not matches:
@@ -102,7 +102,7 @@ class Registry(Generic[T]):
         return self._import_installed(matches[0])
 
     def load_every(self) -> list[LoadedPart[T]]:
-        """Load each installed part on its own; one that is broken comes with its reason and breaks no other."""
+        """Load each installed part on its own; a broken part is returned with the reason."""
         results: list[LoadedPart[T]] = []
         for part in self.installed():
             try:
@@ -112,13 +112,13 @@ class Registry(Generic[T]):
         return results
 
     def resolve(self, name: str) -> str:
-        """Turn what a user may write for a part into its class path.
+        """Return the class path of a part that a user names.
 
         Args:
             name: A short name (`gmm`), a class name (`GMMHead`) or a class path (`divot_heads.gmm.GMMHead`).
 
         Raises:
-            UserError: Nothing usable goes by that name; the message lists what is installed.
+            UserError: No usable part has that name; the message lists the installed parts.
         """
         if "." in name:
             return class_path(self.import_class(name))
@@ -137,10 +137,10 @@ class Registry(Generic[T]):
         """Import a part by its class path, installed or not.
 
         Args:
-            path: Such as "divot_heads.gmm.GMMHead".
+            path: Class path, such as "divot_heads.gmm.GMMHead".
 
         Raises:
-            UserError: The path does not import or is no part of this kind.
+            UserError: The path cannot be imported or is not a part of this kind.
         """
         module, _, attribute = path.rpartition(".")
         try:
@@ -150,7 +150,7 @@ class Registry(Generic[T]):
         return self._check(found, path)
 
     def build(self, path: str, init_args: dict[str, Any], **supplied: Any) -> T:
-        """Build a part from what a component folder or a recipe records.
+        """Build a part from its class path and settings, as a component folder or a recipe records them.
 
         Args:
             path: Dotted path of the class, or a short name.
@@ -158,7 +158,7 @@ class Registry(Generic[T]):
             **supplied: The arguments that the suite supplies, by name.
 
         Raises:
-            UserError: The class is not there or does not take these settings.
+            UserError: The class cannot be found or does not take these settings.
         """
         part_class = self.import_class(self.resolve(path))
         allowed = list(inspect.signature(part_class.__init__).parameters.values())[1:]
@@ -191,7 +191,7 @@ class Registry(Generic[T]):
     def _unknown(self, name: str) -> str:
         names = sorted({part.name for part in self.installed()})
         if not names:
-            return f"{self.noun} {name!r} is not installed, nor is any other; run `pip install -e .` in the checkout"
+            return f"no {self.noun} is installed, so {name!r} is not there; run `pip install -e .` in the checkout"
         close = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"{self.noun} {name!r} is not installed; installed: {', '.join(names)}.{hint}"

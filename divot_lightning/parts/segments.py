@@ -1,4 +1,4 @@
-"""Segments: the language in which tasks say what a sample teaches.
+"""Segments: how tasks describe the contents of a sample and what is learned from it.
 
 A sample of any task (caption, generation, question and answer, story) is a list of segments: text, clips that the model
 reads, clips that the model generates. The segments alone say what is learned, so no task is a special case.
@@ -19,12 +19,13 @@ SPECIAL_TOKEN_NAMES = ("<vid>", "</vid>", "<img>", "</img>", "<frame>", "</frame
 
 @dataclass(unsafe_hash=True)
 class Text:
-    """A piece of text. To be treated as a value: it is mutable only because Lightning rebuilds batches by field.
+    """A piece of text. Treat it as immutable: it is not frozen only because Lightning rebuilds batches field by field.
 
     Attributes:
         text: The text, without special tokens.
         learn: Whether its tokens are targets of the next-word loss.
-        ends: Whether the end token closes it, learned if the text is: an answer in a conversation that continues.
+        ends: Whether an end token follows the text, as after an answer in a conversation that continues. The end
+            token is a target if the text is.
     """
 
     text: str
@@ -34,14 +35,14 @@ class Text:
 
 @dataclass(unsafe_hash=True)
 class Clips:
-    """Consecutive clips, set between ``<vid>`` and ``</vid>`` (``<img>`` and ``</img>`` for images). A value, as Text.
+    """Consecutive clips between ``<vid>`` and ``</vid>`` (``<img>`` and ``</img>`` for images); immutable as `Text`.
 
     Attributes:
         count: Number of clips (2 seconds each), at least 1.
         role: "read": the features are input. "generate": the features are the target of the generation head.
         kind: "video" or "image"; it chooses the opening and closing tokens.
         learn: Whether the opening and closing tokens are targets of the next-word loss. Generation tuning sets it, so
-            that the model learns to announce a clip by itself (label details of the released code, video generation
+            that the model learns to begin a clip by itself (label details of the released code, video generation
             instruction tuning).
     """
 

@@ -1,12 +1,12 @@
-"""Which of a clip's frames the tokenizer reads; free of torch, so that a data module can decode only these."""
+"""Choose the frames of a clip that the tokenizer reads. No torch, so that data modules can decode these alone."""
 
 from divot_lightning.errors import UserError
 
 
 def sparse_frame_indices(total: int, count: int) -> list[int]:
-    """Choose which of a clip's frames the tokenizer reads: evenly spaced from the first one, then the last one.
+    """Choose the frames of a clip that the tokenizer reads: evenly spaced from the first one, then the last one.
 
-    The step is ``total // (count - 1)`` rounded down, and the last frame always closes the clip (the released rule).
+    The step is ``total // (count - 1)``, and the last frame is always chosen (the rule of the released code).
 
     >>> sparse_frame_indices(16, 5)
     [0, 4, 8, 12, 15]
@@ -14,8 +14,14 @@ def sparse_frame_indices(total: int, count: int) -> list[int]:
     [0, 1, 2, 3, 4]
 
     Args:
-        total: Frames of the clip, at least ``count``.
-        count: Frames to choose.
+        total: Number of frames of the clip, at least ``count``.
+        count: Number of frames to choose.
+
+    Returns:
+        Frame indices, rising.
+
+    Raises:
+        UserError: The clip has fewer frames.
     """
     if total < count:
         raise UserError(f"tokenizer: the clip has {total} frames; it reads {count}, so give at least {count}")

@@ -1,8 +1,8 @@
-"""Which classes the files of a run may name. No torch.
+"""Decide which classes the files of a run may name. No torch in here.
 
-Component folders are passed on between people, and importing a module runs it. So the class that a folder names is
-compared with what is installed here before anything is imported; the folder itself, and the one that the command is
-started in, are no places to import from.
+People pass component folders on, and importing a module runs its code. So a class that a folder names is checked
+against the installed packages before anything is imported. Nothing is imported from the component folder itself or
+from the working directory.
 """
 
 import os
@@ -14,18 +14,18 @@ from divot_lightning.parts import kinds, registry
 OWN_PACKAGES = ("divot_lightning", "divot_heads", "divot_datamodules")
 
 VARIABLE = "DIVOT_TRUSTED_PACKAGES"
-"""Names packages of the user's own, separated by commas, whose classes folders may name too."""
+"""Environment variable: further packages whose classes folders may name, separated by commas."""
 
 
 def require_trusted(class_path: str, where: str | Path) -> None:
-    """Refuse a class that is neither ours, nor an installed part, nor of a package that the user trusts.
+    """Refuse a class unless it is ours, an installed part, or of a package that the user trusts.
 
     Args:
-        class_path: As the file names it, such as `divot_heads.gmm.GMMHead`; nothing of it is imported.
+        class_path: Class path in the file, such as `divot_heads.gmm.GMMHead`; it is not imported.
         where: The file, for the message.
 
     Raises:
-        UserError: The class is refused; the message says how to allow it.
+        UserError: The class is not allowed; the message explains how to allow it.
     """
     package = class_path.partition(".")[0]
     if package in (*OWN_PACKAGES, *trusted_packages()) or _is_installed_part(class_path):
@@ -43,7 +43,7 @@ def trusted_packages() -> list[str]:
 
 
 def _is_installed_part(class_path: str) -> bool:
-    """Return whether an entry point leads to the class; only those of the same package are loaded to find out."""
+    """Return whether the class is an installed part; at most parts of the same package are imported to find out."""
     package = class_path.partition(".")[0]
     declared = [
         (parts, part)
@@ -53,5 +53,5 @@ def _is_installed_part(class_path: str) -> bool:
     ]
     if any(part.class_path == class_path for _, part in declared):
         return True
-    # A package may declare a part under another name than that of the module which holds it.
+    # An entry point may name a module that only re-exports the class.
     return any(registry.class_path(parts.load(part.name)) == class_path for parts, part in declared)

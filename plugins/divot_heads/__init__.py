@@ -1,1 +1,1 @@
-"""Built-in generation heads, found through the same entry points as any other plugin."""
+"""The built-in generation heads, which are found through entry points like the heads of any plug-in."""

@@ -16,18 +16,19 @@ from divot_lightning.parts.heads import GenerationHead, clear_masked, force_floa
 
 NUM_STEPS = 1000
 FIRST_EPSILON_STEP = 990
-"""Where sampling starts if the noise is predicted: there the clean estimate multiplies an error of the prediction by
-64, at the last step by 20,000. What is left of the clip there, 1.6% of its size, is too little to shift samples."""
+"""First step of sampling if the noise is predicted. The estimate of the clean features multiplies an error of the
+prediction by 64 at this step, and by 20,000 at the last step. Here the noisy features still contain 1.6% of the clean
+ones, too little to shift samples, which start from pure noise."""
 
 Prediction = Literal["epsilon", "v"]
 
 
 class DiffusionHead(GenerationHead):
-    """Denoises each token by itself, given its hidden state, as MAR does (arXiv:2406.11838).
+    """Diffusion of each token by itself, given its hidden state, as in MAR (arXiv:2406.11838).
 
-    Objective (b) of Divot (arXiv:2412.04432, section 3.2), which leaves the size of the denoiser, the schedule
-    and the number of steps open: width and depth default to MAR's, the schedule is cosine with 1000 steps.
-    Tokens are drawn independently of each other.
+    Objective (b) of Divot (arXiv:2412.04432, section 3.2), which does not state the size of the denoiser, the
+    schedule or the number of steps. Default width and depth are MAR's; the schedule is cosine with 1000 steps.
+    Tokens are sampled independently of each other.
     """
 
     sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps",)
@@ -50,7 +51,8 @@ class DiffusionHead(GenerationHead):
             prediction: What the denoiser predicts: the noise ("epsilon") or the velocity ("v").
             width: Width of the denoiser, even.
             depth: Residual blocks of the denoiser.
-            draws_per_token: Noise draws per token and loss; more make the gradient calmer at the head's cost only.
+            draws_per_token: Noise draws per token and loss; more make the gradient less noisy and cost time in the
+                head only.
             sampling_steps: Denoising steps per sample, 1 to 1000.
         """
         super().__init__(hidden_dim, feature_dim)
@@ -68,7 +70,7 @@ class DiffusionHead(GenerationHead):
     @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         """Return the mean squared error of the prediction over C, draws and tokens; see `GenerationHead.loss`."""
-        scheduler: Any = cosine_scheduler(self.prediction)  # diffusers annotates less than it takes
+        scheduler: Any = cosine_scheduler(self.prediction)  # the types of diffusers are too narrow
         draws = (self.draws_per_token, 1, 1, 1)
         clean_RBQC = clear_masked(target_BQC, mask_BQ).repeat(draws)
         clean_NC = clean_RBQC.flatten(0, -2)
@@ -76,8 +78,8 @@ class DiffusionHead(GenerationHead):
         noise_NC = torch.randn_like(clean_NC)
         timestep_N = torch.randint(len(scheduler.alphas_cumprod), (len(clean_NC),), device=clean_NC.device)
         noisy_NC = scheduler.add_noise(clean_NC, noise_NC, timestep_N)
-        wanted_NC = noise_NC if self.prediction == "epsilon" else scheduler.get_velocity(clean_NC, noise_NC, timestep_N)
-        error_NC = self.denoiser(noisy_NC, timestep_N, condition_ND) - wanted_NC
+        target_NC = noise_NC if self.prediction == "epsilon" else scheduler.get_velocity(clean_NC, noise_NC, timestep_N)
+        error_NC = self.denoiser(noisy_NC, timestep_N, condition_ND) - target_NC
         error_BQ = error_NC.square().mean(dim=-1).view(clean_RBQC.shape[:-1]).mean(dim=0)
         return masked_mean(error_BQ, mask_BQ)
 
@@ -88,8 +90,8 @@ class DiffusionHead(GenerationHead):
 
         Args:
             hidden_BQD: Hidden states at the queries.
-            temperature: Multiplies all noise, that which sampling starts from and that which each step adds.
-            generator: Source of randomness on the device of `hidden_BQD`.
+            temperature: Multiplies all noise: the noise that sampling starts from and the noise that each step adds.
+            generator: Random generator on the device of `hidden_BQD`.
 
         Returns:
             features_BQC, float32.
@@ -109,12 +111,12 @@ class DiffusionHead(GenerationHead):
 
 
 def sampling_times(prediction: Prediction, count: int) -> list[int]:
-    """Return the training steps that sampling visits, falling.
+    """Return the training steps that sampling visits, in falling order.
 
     Args:
-        prediction: "v" starts at the last step, "epsilon" at `FIRST_EPSILON_STEP` or, for more steps than fit below
-            it, as early as needed.
-        count: How many, 1 to 1000.
+        prediction: "v" starts at the last step. "epsilon" starts at `FIRST_EPSILON_STEP`, or as late as needed if more
+            steps are asked for than there are up to it.
+        count: Number of steps, 1 to 1000.
 
     >>> sampling_times("v", 4), sampling_times("epsilon", 4)
     ([999, 749, 499, 249], [990, 660, 330, 0])

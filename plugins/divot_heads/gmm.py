@@ -20,11 +20,11 @@ VARIANCE_FLOOR = 1e-5
 """Smallest variance of a component, as released."""
 
 _CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}
-"""Elements of one (tokens, K, C) intermediate: about what a core's cache holds, and 16 MB on a GPU."""
+"""Elements of one (tokens, K, C) intermediate result: about the size of a CPU core's cache, and 16 MB on a GPU."""
 
 
 class GMMHead(GenerationHead):
-    """Predicts K diagonal Gaussians per token and samples one; the head of the paper.
+    """A mixture of K diagonal Gaussians per token; the head of the paper.
 
     Objective (c) of arXiv:2412.04432, sections 3.2 and A.2, with the released layout (means | variances | logits),
     softplus variances with a floor of 1e-5, and the negative log-likelihood divided by C.
@@ -61,7 +61,7 @@ class GMMHead(GenerationHead):
     @torch.no_grad()
     @force_float32
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Draw a component, then its Gaussian; temperature as in `gmm_sample`."""
+        """Draw a component, then a sample of its Gaussian; `temperature` as in `gmm_sample`."""
         return gmm_sample(
             self.proj(hidden_BQD),
             self.num_components,
@@ -92,8 +92,8 @@ def split_gmm_params(params_BQP: Tensor, num_components: int) -> tuple[Tensor, T
 def gmm_nll(params_BQP: Tensor, target_BQC: Tensor, num_components: int, mask_BQ: Tensor | None = None) -> Tensor:
     """Return the negative log-likelihood of the mixture per feature dimension, averaged over the tokens.
 
-    Loss and gradient come from one pass over the tokens in chunks, so no (tokens, K, C) intermediate is kept for
-    the backward pass: besides its inputs it holds one gradient of the size of `params_BQP`.
+    Loss and gradient are computed together, in chunks of tokens, so no (tokens, K, C) intermediate result is kept for
+    the backward pass: it keeps one gradient of the size of `params_BQP` besides its inputs.
 
     Args:
         params_BQP: (..., 2*K*C + K), float32; see `split_gmm_params`.
@@ -102,7 +102,7 @@ def gmm_nll(params_BQP: Tensor, target_BQC: Tensor, num_components: int, mask_BQ
         mask_BQ: (...), True or 1 where a token counts; None counts all.
 
     Returns:
-        A scalar, float32, in nats per dimension; 0 if no token counts. Differentiable once.
+        A scalar, float32, in nats per dimension; 0 if no token counts. It can be differentiated once.
 
     >>> standard = math.log(math.e - 1)  # softplus of it is a variance of 1
     >>> params = torch.tensor([0.0, 0.0, standard, standard, 0.0])
@@ -127,15 +127,15 @@ def gmm_sample(
     temperature: float = 1.0,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Draw one component per token by its weight, then from that component's Gaussian.
+    """Draw one component per token by its weight, then a sample of that component's Gaussian.
 
     Args:
         params_BQP: (..., 2*K*C + K), float32; see `split_gmm_params`.
         num_components: K.
-        variance_scale: Multiplies the variances; the released code takes 0.1.
+        variance_scale: Multiplies the variances; 0.1 in the released code.
         temperature: Divides the logits and multiplies the standard deviations; 0 gives the mean of the most
             probable component.
-        generator: Source of randomness on the device of `params_BQP`.
+        generator: Random generator on the device of `params_BQP`.
 
     Returns:
         features_BQC, float32.
@@ -178,13 +178,14 @@ def _split_raw(params_BQP: Tensor, num_components: int) -> tuple[Tensor, Tensor,
 
 
 class _MixtureNLL(torch.autograd.Function):
-    """Weighted NLL / C whose gradient is taken in the forward pass, chunk by chunk."""
+    """Weighted NLL / C whose gradient is computed in the forward pass, chunk by chunk."""
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, params_NP: Tensor, target_NC: Tensor, weights_N: Tensor, num_components: int
     ) -> Tensor:
         needs_params, needs_target = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
+        # The gradient of the targets is a sum over that of the means, so it needs both.
         grad_params_NP = torch.empty_like(params_NP) if needs_params or needs_target else None
         grad_target_NC = torch.empty_like(target_NC) if needs_target else None
         chunk = max(1, _CHUNK_ELEMENTS.get(params_NP.device.type, 2**20) // max(params_NP.shape[-1] // 2, 1))
@@ -219,10 +220,10 @@ def _chunk_nll(
     grad_params_NP: Tensor | None,
     grad_target_NC: Tensor | None,
 ) -> Tensor:
-    """Return the weighted NLL of some tokens and writes its gradients into the given rows.
+    """Return the weighted NLL of some tokens and write its gradients into the given rows.
 
-    With v = max(softplus(s), floor), u = (x - m) / v and r the responsibilities: d/dm = -r u, d/dx = sum r u,
-    d/dv = r (1/v - u^2) / 2 and dv/ds = sigmoid(s) above the floor, d/dlogit = w - r.
+    With v = max(softplus(s), floor), u = (x - m) / v, w the weights of the components and r their responsibilities:
+    d/dm = -r u, d/dx = sum r u, d/dv = r (1/v - u^2) / 2, dv/ds = sigmoid(s) above the floor, d/dlogit = w - r.
     """
     means_NKC, raw_NKC, logits_NK = _split_raw(params_NP, num_components)
     inverse_NKC = softplus(raw_NKC).clamp_(min=VARIANCE_FLOOR).reciprocal_()
@@ -236,13 +237,13 @@ def _chunk_nll(
     log_likelihood_N = joint_NK.logsumexp(dim=-1)
     if grad_params_NP is not None:
         weights_N1 = weights_N.unsqueeze(-1)
-        shares_NK = (joint_NK - log_likelihood_N.unsqueeze(-1)).exp_() * weights_N1
+        responsibilities_NK = (joint_NK - log_likelihood_N.unsqueeze(-1)).exp_() * weights_N1
         grad_means_NKC, grad_raw_NKC, grad_logits_NK = _split_raw(grad_params_NP, num_components)
-        torch.sub(log_weights_NK.exp() * weights_N1, shares_NK, out=grad_logits_NK)
+        torch.sub(log_weights_NK.exp() * weights_N1, responsibilities_NK, out=grad_logits_NK)
         torch.addcmul(inverse_NKC, scaled_NKC, scaled_NKC, value=-1.0, out=grad_raw_NKC)
-        grad_raw_NKC *= (0.5 * shares_NK).unsqueeze(-1)
+        grad_raw_NKC *= (0.5 * responsibilities_NK).unsqueeze(-1)
         grad_raw_NKC *= raw_NKC.sigmoid() * (inverse_NKC < 1.0 / VARIANCE_FLOOR)
-        torch.mul(scaled_NKC, -shares_NK.unsqueeze(-1), out=grad_means_NKC)
+        torch.mul(scaled_NKC, -responsibilities_NK.unsqueeze(-1), out=grad_means_NKC)
         if grad_target_NC is not None:
             torch.sum(grad_means_NKC, dim=1, out=grad_target_NC).neg_()
     return -(weights_N * log_likelihood_N).sum()

@@ -1,4 +1,4 @@
-"""Regression of the features: the plainest head, and the one that shows what averaging costs.
+"""Regression of the features: the simplest head, for comparison with heads that sample.
 
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width.
 """
@@ -13,7 +13,7 @@ from divot_lightning.parts.heads import GenerationHead, clear_masked, force_floa
 
 
 class MSEHead(GenerationHead):
-    """Predicts each feature by regression; every sample is the average of all clips that fit the text.
+    """Regression of each feature; a prediction is the average of all clips that fit the text.
 
     Objective (a) of arXiv:2412.04432, section 3.2. Its loss is the squared error, averaged over C and the tokens.
     """
@@ -40,5 +40,5 @@ class MSEHead(GenerationHead):
     @torch.no_grad()
     @force_float32
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Return the prediction; there is nothing random, so temperature and generator change nothing."""
+        """Return the prediction; nothing is random, so `temperature` and `generator` have no effect."""
         return self.proj(hidden_BQD)

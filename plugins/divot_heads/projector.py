@@ -9,12 +9,12 @@ from torch import nn
 def two_layer_projector(hidden_dim: int, output_dim: int) -> nn.Sequential:
     """Build Linear, GELU, Linear with the inner width equal to the output width.
 
-    This is the released output projector (`output_resampler.proj.{0,2}`, 4096 -> 8208 -> 8208), whose state
-    fits under the same keys. arXiv:2412.04432, section A.2: "two fully-connected layers".
+    This is the released output projector (`output_resampler.proj.{0,2}`, 4096 -> 8208 -> 8208) with the same
+    keys of its state. arXiv:2412.04432, section A.2: "two fully-connected layers".
 
     Args:
-        hidden_dim: D, width that comes in.
-        output_dim: P, width of the inner and of the outgoing layer.
+        hidden_dim: D, width of the input.
+        output_dim: P, width between the layers and of the output.
 
     Returns:
         A module from (B, Q, D) to (B, Q, P), float.

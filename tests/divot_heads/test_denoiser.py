@@ -1,6 +1,8 @@
+import math
+
 import torch
 
-from divot_heads.denoiser import MLPDenoiser, sinusoidal_embedding
+from divot_heads.denoiser import MLPDenoiser
 
 
 def test_denoiser_starts_as_the_zero_function():
@@ -18,7 +20,18 @@ def test_rows_do_not_see_each_other():
     torch.testing.assert_close(denoiser(noisy[2:3], steps[2:3], condition[2:3]), whole[2:3])
 
 
-def test_embedding_tells_the_thousand_steps_apart():
-    embedded = sinusoidal_embedding(torch.arange(1000), 16)
-    distances = torch.cdist(embedded, embedded) + 9 * torch.eye(1000)
+def test_embedding_of_each_of_the_thousand_steps_is_distinct():
+    denoiser, embeddings = MLPDenoiser(4, 6, 16, 1), []
+    denoiser.time_in.register_forward_pre_hook(lambda module, args: embeddings.append(args[0]))
+    denoiser(torch.zeros(1000, 4), torch.arange(1000), torch.zeros(1000, 6))
+    distances = torch.cdist(embeddings[0], embeddings[0]) + 9 * torch.eye(1000)
     assert distances.min() > 1e-2
+
+
+def test_embedding_of_a_step_is_that_of_the_transformer_paper():
+    denoiser, embeddings = MLPDenoiser(4, 6, 8, 1), []
+    denoiser.time_in.register_forward_pre_hook(lambda module, args: embeddings.append(args[0]))
+    denoiser(torch.zeros(1, 4), torch.tensor([123]), torch.zeros(1, 6))
+    angles = [123 * 10_000 ** (-index / 4) for index in range(4)]
+    expected = [*map(math.sin, angles), *map(math.cos, angles)]
+    torch.testing.assert_close(embeddings[0], torch.tensor([expected]))

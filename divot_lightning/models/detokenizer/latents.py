@@ -1,7 +1,7 @@
-"""Where the video diffusion runs: latents of single frames.
+"""The latents that the video diffusion works on: each frame by itself.
 
-The paper uses Stable Diffusion's frozen VAE (`VAELatents`). The toy scale uses `BlockDCTLatents`, which need no
-weights: the orthonormal discrete cosine transform of JPEG, keeping the lowest frequencies of every block.
+The paper uses Stable Diffusion's frozen VAE (`VAELatents`). The toy scale uses `BlockDCTLatents`, which needs no
+weights: the orthonormal discrete cosine transform of JPEG, of which the lowest frequencies of every block are kept.
 
 Shape letters: B batch, F frames, H height, W width, h latent height, w latent width, c latent channels.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import Randomness
 
-# Rows: luma, red-blue and green-magenta axes of RGB, made orthonormal, so that errors keep their size.
+# Rows: luma, red-blue and green-magenta axes of RGB; they are normalised later, so that errors keep their size.
 _OPPONENT_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
 
 
@@ -41,7 +41,7 @@ def lowest_frequencies(size: int, count: int) -> list[tuple[int, int]]:
     [(0, 0), (0, 1), (1, 0)]
     """
     every = [(row, column) for row in range(size) for column in range(size)]
-    return sorted(every, key=lambda place: (sum(place), place[0]))[:count]
+    return sorted(every, key=lambda frequency: (sum(frequency), frequency[0]))[:count]
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class LatentsConfig:
 class BlockDCTLatents(nn.Module):
     """Latents without weights: low frequencies of blocks in opponent colours.
 
-    The transform is orthonormal, so an error in latents is the same error in pixels, and what it drops is a fixed,
-    measurable loss: 29.5 dB on the toy world at 32 x 32 with the default 27 channels, with which its oracle still reads
-    every clip.
+    The transform is orthonormal, so an error in latents is the same error in pixels. The dropped frequencies are a
+    fixed loss: the PSNR is 29.5 dB on the toy world at 32 x 32 with the default 27 channels, and the toy world's oracle
+    still recognises every clip.
     """
 
     basis: Tensor
@@ -93,9 +93,9 @@ class BlockDCTLatents(nn.Module):
         self.register_buffer("basis", torch.stack(basis), persistent=False)
 
     def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
-        """Turn pixels in [-1, 1] into latents (B, F, c, h, w), H and W multiples of the block size; draws nothing.
+        """Turn pixels in [-1, 1] into latents (B, F, c, h, w); nothing is random.
 
-        Latents are of the pixels' dtype, also under autocast.
+        H and W must be multiples of the block size. Latents have the pixels' dtype, also under autocast.
         """
         batch, frames, _, height, width = video_BFCHW.shape
         if height % self.block_size or width % self.block_size:
@@ -118,8 +118,8 @@ class BlockDCTLatents(nn.Module):
 class VAELatents(nn.Module):
     """Latents of a frozen `diffusers` image VAE, frame by frame.
 
-    Frames go through it one at a time, which keeps the memory of 16 frames at 256 x 256 flat. The released code decodes
-    all frames at once; what comes out is the same.
+    Frames pass through the VAE one at a time, so 16 frames need no more memory than one. The released code decodes all
+    frames at once; the result is the same.
     """
 
     def __init__(self, vae: AutoencoderKL, scale: float) -> None:
@@ -135,8 +135,8 @@ class VAELatents(nn.Module):
 
     @torch.no_grad()
     def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
-        """Turn pixels in [-1, 1] into latents (B, F, c, h, w), float32: a draw from the VAE's posterior, scaled."""
-        # Under autocast the network is in half precision; what is drawn from its answer is not.
+        """Turn pixels in [-1, 1] into latents (B, F, c, h, w), float32: a sample of the VAE's posterior, scaled."""
+        # Under autocast the network computes in half precision; the sample is drawn in float32.
         posteriors = (self.vae.encode(frame).latent_dist.parameters.float() for frame in video_BFCHW.unbind(1))
         frames = [DiagonalGaussianDistribution(posterior).sample(generator) for posterior in posteriors]
         return torch.stack(frames, dim=1) * self.scale
@@ -149,7 +149,7 @@ class VAELatents(nn.Module):
 
 
 def build_latents(config: LatentsConfig) -> BlockDCTLatents | VAELatents:
-    """Build the latents that the settings name; reads the VAE's folder for `vae`."""
+    """Build the latents of the config; `vae` reads the VAE's folder."""
     if config.kind == "block_dct":
         return BlockDCTLatents(config)
     if config.pretrained is None:

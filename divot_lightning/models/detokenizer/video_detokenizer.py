@@ -1,4 +1,4 @@
-"""The de-tokenizer: a video diffusion model that draws a clip from its tokens.
+"""The de-tokenizer: a video diffusion model that generates a clip from its tokens.
 
 Shape letters: B batch, F frames, C channels, H height, W width, Q tokens per clip, c h w latent channels and grid,
 K condition tokens, E condition width.
@@ -32,7 +32,7 @@ from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.randomness import Randomness, uniform_rows
 
 VAE_FOLDER = "vae"
-"""Inside a component folder: the sizes of the VAE; its weights are among the component's."""
+"""Folder inside a component folder with the config of the VAE; its weights are among the component's."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class DiffusersDenoiserConfig:
 
     Attributes:
         diffusers_class: Such as `UNet3DConditionModel`.
-        arguments: Its constructor's arguments; channels and condition width have to fit the latents and tokens.
-        gradient_checkpointing: Compute the inside of its blocks again in the backward pass: less memory, about a third
+        arguments: Arguments of its constructor; channels and condition width have to fit the latents and tokens.
+        gradient_checkpointing: Recompute the activations of its blocks in the backward pass: less memory, about a third
             more time, the same loss and gradients.
     """
 
@@ -77,15 +77,15 @@ class DetokenizerConfig:
     """Settings of the de-tokenizer.
 
     Attributes:
-        latents: Where the diffusion runs.
+        latents: The latents that the diffusion works on.
         denoiser: The network: our small transformer (toy), or a model of `diffusers`.
-        condition_resampler: Perceiver in front of the cross-attention; none gives it the tokens themselves.
+        condition_resampler: Perceiver in front of the cross-attention; with None it attends to the tokens themselves.
         noise_schedule: The diffusion's schedule and prediction type.
         sampling: Defaults of `decode`.
         num_frames: Frames F of a clip; 16 at 8 per second in the paper.
         size: Height and width in pixels; 256 in the paper.
-        num_tokens: Tokens Q of a clip; has to equal the tokenizer's.
-        token_dim: Width C of a token; has to equal the tokenizer's.
+        num_tokens: Tokens Q of a clip; must equal the tokenizer's.
+        token_dim: Width C of a token; must equal the tokenizer's.
     """
 
     latents: LatentsConfig = field(default_factory=LatentsConfig)
@@ -113,11 +113,11 @@ def _restore(value: Any, config_class: type) -> Any:
 
 
 class VideoDetokenizer(nn.Module):
-    """Learns to denoise clips from their tokens and so draws clips from tokens (Divot section 3.1.2).
+    """A diffusion model that denoises clips given their tokens, and so decodes tokens to clips (Divot section 3.1.2).
 
     Args:
         config: All settings.
-        latents: In place of those that the settings name.
+        latents: Used instead of the latents that the config describes.
     """
 
     def __init__(self, config: DetokenizerConfig, latents: BlockDCTLatents | VAELatents | None = None) -> None:
@@ -134,21 +134,21 @@ class VideoDetokenizer(nn.Module):
         self.scheduler = build_scheduler(config.noise_schedule)
 
     def save_extra(self, folder: Path) -> None:
-        """Write the VAE's sizes beside the weights, so that its own folder is not needed again."""
+        """Write the VAE's config beside the weights, so that its own folder is not needed again."""
         if isinstance(self.latents, VAELatents):
             self.latents.vae.save_config(folder / VAE_FOLDER)
 
     @classmethod
     def from_component(cls, config: dict[str, Any], folder: Path) -> "VideoDetokenizer":
         """Build the module of a component folder, with random weights."""
-        settings = DetokenizerConfig(**config)
-        if settings.latents.kind == "block_dct":
-            return cls(settings)
+        stored = DetokenizerConfig(**config)
+        if stored.latents.kind == "block_dct":
+            return cls(stored)
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / VAE_FOLDER))
-        return cls(settings, VAELatents(vae, settings.latents.scale))
+        return cls(stored, VAELatents(vae, stored.latents.scale))
 
     def condition(self, tokens_BQC: Tensor) -> Tensor:
-        """Turn tokens into what the denoiser attends to, (B, K, E)."""
+        """Turn tokens into the condition that the denoiser attends to, (B, K, E)."""
         expected = (self.config.num_tokens, self.config.token_dim)
         if tuple(tokens_BQC.shape[1:]) != expected:
             raise UserError(
@@ -167,25 +167,26 @@ class VideoDetokenizer(nn.Module):
         null_tokens_QC: Tensor | None = None,
         generator: Randomness = None,
     ) -> Tensor:
-        """Compute the denoising loss: mean squared error of the prediction, v in the paper.
+        """Compute the denoising loss: the mean squared error of the prediction (v in the paper).
 
         Args:
             video_BFCHW: Clips, float in [-1, 1].
             tokens_BQC: Their tokens, float.
-            terminal_timestep_prob: Share of the batch at the last, pure-noise step, where tokens are all there is to go by.
-            condition_dropout: Share of the batch whose tokens are replaced by the null tokens.
+            terminal_timestep_prob: Probability that a clip is trained at the last step, which is pure noise, so that
+                all information must come from the tokens.
+            condition_dropout: Probability that the tokens of a clip are replaced by the null tokens.
             null_tokens_QC: Tokens of an all-zero clip; needed with dropout.
-            generator: Source of randomness on the video's device, or one per clip on the CPU, so that a clip's loss
-                does not depend on the batch that it is in.
+            generator: Random generator on the video's device, or one per clip on the CPU, so that a clip's loss does
+                not depend on the batch that it is in.
 
         Returns:
             The loss, scalar float32.
         """
         if condition_dropout > 0:
             assert null_tokens_QC is not None
-            draws = uniform_rows(len(tokens_BQC), generator, tokens_BQC.device)
-            tokens_BQC = torch.where((draws < condition_dropout)[:, None, None], null_tokens_QC, tokens_BQC)
-        # float32 from here on, also under autocast: in bfloat16 the first two noise levels are 0.
+            dropped_B = uniform_rows(len(tokens_BQC), generator, tokens_BQC.device) < condition_dropout
+            tokens_BQC = torch.where(dropped_B[:, None, None], null_tokens_QC, tokens_BQC)
+        # float32 from here on, also under autocast: bfloat16 rounds the first two noise levels to 0.
         with torch.no_grad():
             clean = self.latents.encode(video_BFCHW, generator).float()
         noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
@@ -207,13 +208,13 @@ class VideoDetokenizer(nn.Module):
         sampling: SamplingConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw clips with DDIM, whose states are float32 also under autocast.
+        """Decode tokens to clips with DDIM, whose states are float32 also under autocast.
 
         Args:
             tokens_BQC: Tokens, float.
-            null_tokens_QC: Tokens of an all-zero clip; needed with guidance other than 1.
+            null_tokens_QC: Tokens of an all-zero clip; needed if guidance is not 1.
             sampling: Steps, guidance and noise; the config's by default.
-            generator: Source of randomness on the CPU, so that a seed gives the same clips on every device.
+            generator: Random generator on the CPU, so that a seed gives the same noise on every device.
 
         Returns:
             Clips (B, F, 3, H, W), float, nominally in [-1, 1].
@@ -233,10 +234,10 @@ class VideoDetokenizer(nn.Module):
         shape = (len(tokens_BQC), self.config.num_frames, self.latents.channels, grid, grid)
         device, dtype = tokens_BQC.device, tokens_BQC.dtype
 
-        def draw() -> Tensor:
+        def standard_normal() -> Tensor:
             return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
 
-        state = draw()
+        state = standard_normal()
         steps = scheduler.timesteps.tolist()
         for step, following in zip(steps, [*steps[1:], None], strict=True):
             times = torch.full((len(state),), step, device=device)
@@ -244,15 +245,15 @@ class VideoDetokenizer(nn.Module):
             if guided:
                 unconditional = self.denoiser(state.to(dtype), times, null).float()
                 prediction = guide(prediction, unconditional, sampling.guidance, sampling.guidance_rescale)
-            fresh = draw() if sampling.eta > 0 else None
+            noise = standard_normal() if sampling.eta > 0 else None
             state = ddim_step(
-                scheduler, prediction, state, step=step, following=following, eta=sampling.eta, noise=fresh
+                scheduler, prediction, state, step=step, following=following, eta=sampling.eta, noise=noise
             )
         return self.latents.decode(state.to(dtype))
 
 
 class DiffusersDenoiser(nn.Module):
-    """Gives a `diffusers` video model the axes of ours: frames before channels."""
+    """A `diffusers` video model with our order of axes: frames before channels."""
 
     def __init__(self, config: DiffusersDenoiserConfig) -> None:
         super().__init__()

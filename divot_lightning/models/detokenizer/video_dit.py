@@ -1,4 +1,4 @@
-"""A small video diffusion transformer, the toy scale's stand-in for the DynamiCrafter U-Net.
+"""A small video diffusion transformer, which replaces the DynamiCrafter U-Net at the toy scale.
 
 Shape letters: B batch, F frames, c latent channels, h w latent grid, L patches, D width, K condition tokens,
 E condition width.
@@ -27,11 +27,11 @@ class VideoDiTConfig:
         width: Width D of the transformer.
         layers: Number of blocks.
         heads: Attention heads; they divide the width.
-        condition_in_modulation: Adds a projection of all condition tokens, side by side, to the time embedding that
-            modulates every block, beside the cross-attention. The paper conditions by cross-attention only (`false`).
-            The toy recipes set it; what it alone contributes there has not been measured.
-        gradient_checkpointing: Keep only what goes into each block and compute the rest again in the backward pass:
-            less memory, about a third more time, the same loss and gradients.
+        condition_in_modulation: Besides cross-attention, add a projection of all concatenated condition tokens to the
+            time embedding that modulates every block. The paper conditions by cross-attention only (`false`). The toy
+            recipes set it; its own effect there has not been measured.
+        gradient_checkpointing: Keep only the inputs of each block and recompute the rest in the backward pass: less
+            memory, about a third more time, the same loss and gradients.
     """
 
     patch_frames: int = 2
@@ -44,10 +44,13 @@ class VideoDiTConfig:
 
 
 class VideoDiT(nn.Module):
-    """Denoises video latents by attention over space-time patches and over the condition tokens."""
+    """A denoiser of video latents with attention over space-time patches and to the condition tokens."""
 
     outer_layers = ("embed", "shift_scale", "head")
-    """They read and write latents, or scale; not for Muon (`divot_lightning.training.optimization.inner_matrices`)."""
+    """Layers whose inputs or outputs are latents or scales, which Muon must not train.
+
+    See `divot_lightning.training.optimization.inner_matrices`.
+    """
 
     def __init__(
         self,
@@ -125,9 +128,9 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
-        # Equal random queries and keys make a patch attend to patches like itself from the first step.
-        width_slice = self.self_qkv.weight.data[:width]
-        self.self_qkv.weight.data[width : 2 * width] = width_slice
+        # With equal random weights of queries and keys, a patch attends to similar patches from the first step.
+        query_weight = self.self_qkv.weight.data[:width]
+        self.self_qkv.weight.data[width : 2 * width] = query_weight
 
     def forward(self, state_BLD: Tensor, modulation_BD: Tensor, condition_BKD: Tensor) -> Tensor:
         shift1, scale1, gate1, scale2, shift3, scale3, gate3 = self.modulation(modulation_BD)[:, None].chunk(7, dim=-1)
@@ -145,6 +148,7 @@ class _Block(nn.Module):
 
 
 def _to_patches(latents_BFchw: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Cut latents into patches of (frames, rows, columns): (B, L, frames * c * rows * columns)."""
     batch, frames, channels, height, width = latents_BFchw.shape
     f, p, q = patch
     split = latents_BFchw.reshape(batch, frames // f, f, channels, height // p, p, width // q, q)
@@ -152,6 +156,7 @@ def _to_patches(latents_BFchw: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 
 def _from_patches(patches_BLP: Tensor, patch: tuple[int, int, int], shape: torch.Size) -> Tensor:
+    """Put patches together to latents of a shape; the inverse of `_to_patches`."""
     batch, frames, channels, height, width = shape
     f, p, q = patch
     split = patches_BLP.reshape(batch, frames // f, height // p, width // q, f, channels, p, q)

@@ -11,7 +11,7 @@ from divot_lightning.models.transformer_block import TransformerBlock
 
 
 class SpatiotemporalTransformer(nn.Module):
-    """Attends over F x P tokens with learned frame and grid positions (Divot appendix A.1, arXiv:2412.04432).
+    """Attention over F x P tokens with learned frame and grid positions (Divot appendix A.1, arXiv:2412.04432).
 
     Args:
         width: Channels of input and output.

@@ -14,9 +14,9 @@ TemporalInit = Literal["zero", "random"]
 
 
 class TemporalTransformer(nn.Module):
-    """Mixes information over time, separately for each patch position (Divot appendix A.1, arXiv:2412.04432).
+    """Attention over time, separately for each patch position (Divot appendix A.1, arXiv:2412.04432).
 
-    There is no residual connection around the whole stage: what the next stage sees is this stage's output projection.
+    There is no residual connection around the whole stage: the next stage gets only this stage's output projection.
 
     Args:
         input_dim: Channels of the ViT's patch features.
@@ -25,7 +25,7 @@ class TemporalTransformer(nn.Module):
         layers: Number of blocks.
         heads: Attention heads per block; divides ``width``.
         output_dim: Channels of the output.
-        init: How the weights start, see ``TokenizerConfig.temporal_init``.
+        init: How the weights are initialised, see ``TokenizerConfig.temporal_init``.
     """
 
     def __init__(
@@ -47,9 +47,10 @@ class TemporalTransformer(nn.Module):
         self.output_norm = nn.LayerNorm(width, eps=BLOCK_NORM_EPS)
         self.output_projection = nn.Linear(width, output_dim)
         if init == "zero":
-            self._start_from_zero(blocks)
+            self._zero_init(blocks)
 
-    def _start_from_zero(self, blocks: list[TransformerBlock]) -> None:
+    def _zero_init(self, blocks: list[TransformerBlock]) -> None:
+        """Initialise the input projection as the identity; positions, residual branches and output give zero."""
         nn.init.eye_(self.input_projection.weight)
         nn.init.zeros_(self.input_projection.bias)
         nn.init.zeros_(self.frame_positions)

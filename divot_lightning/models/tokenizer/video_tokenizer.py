@@ -34,21 +34,21 @@ class TokenizerConfig:
         temporal_width: Channels of the temporal transformer; a multiple of ``temporal_heads``.
         temporal_layers: Blocks of the temporal transformer.
         temporal_heads: Attention heads of the temporal transformer.
-        temporal_init: How the temporal transformer starts. "zero" is the released code's choice: identity input
-            projection; positions, ends of the residual branches and output projection zero. The stage has no residual
-            around it, so all clips have the same tokens at first, and the LayerNorm behind it magnifies the first
-            step's gradient about a thousandfold: train with gradient clipping. "random" is torch's default, for
-            training from scratch: tokens depend on the clip from the start.
-        position_init: How learned positions start. "random" is small and random, as released. "sin_cos" is for a small
-            tokenizer that is trained from nothing in minutes; see `init_with_sin_cos`.
+        temporal_init: Initial weights of the temporal transformer. "zero" is the released code's choice: the input
+            projection is the identity; positions, last layers of the residual branches and output projection are zero.
+            The stage has no residual connection around it, so all clips have the same tokens at first, and the
+            LayerNorm after it increases the gradient of the first step about a thousandfold: train with gradient
+            clipping. "random" is torch's default, for training from scratch: tokens depend on the clip from the start.
+        position_init: Initial values of the learned positions. "random" is small and random, as released. "sin_cos" is
+            for a small tokenizer that is trained from scratch in minutes; see `init_with_sin_cos`.
         pool_size: Height and width of the grid that each frame's patches are averaged to; at most the ViT's own grid,
             and equal to it for no pooling.
         spatiotemporal_width: Channels of the spatio-temporal transformer; a multiple of ``spatiotemporal_heads``.
         spatiotemporal_layers: Blocks of the spatio-temporal transformer.
         spatiotemporal_heads: Attention heads of the spatio-temporal transformer.
-        token_source: Where tokens are taken. "perceiver": after the resampler, ``num_tokens`` tokens without a
-            position. "spatiotemporal": before it, one token for each frame and grid position, mapped to ``token_dim``
-            by a linear layer and a LayerNorm (the paper's ablation, Table 8); the resampler then does not exist.
+        token_source: Where the tokens are taken from. "perceiver": the output of the resampler, ``num_tokens`` tokens
+            without a position. "spatiotemporal": one token for each frame and grid position, mapped to ``token_dim`` by
+            a linear layer and a LayerNorm (the paper's ablation, Table 8); there is no resampler then.
         num_tokens: Tokens per clip from the resampler.
         resampler_layers: Layers of the resampler; its width is ``spatiotemporal_width``.
         resampler_heads: Attention heads of the resampler.
@@ -75,24 +75,24 @@ class TokenizerConfig:
     token_dim: int = 256
 
     def __post_init__(self) -> None:
-        """Accept ``vision`` as the dictionary that ``asdict`` makes of it."""
+        """Accept ``vision`` as the dictionary that ``asdict`` returns."""
         if isinstance(self.vision, dict):
             self.vision = VisionConfig(**self.vision)
 
     @property
     def tokens_per_clip(self) -> int:
-        """Length of the sequence that one clip becomes."""
+        """Number of tokens of one clip."""
         if self.token_source == "perceiver":
             return self.num_tokens
         return self.num_frames * self.pool_size**2
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as nested dictionaries that JSON can hold."""
+        """Return the config as nested dictionaries that JSON can hold."""
         return asdict(self)
 
 
 def check_tokenizer_config(config: TokenizerConfig) -> None:
-    """Raise UserError if sizes do not fit together; the ViT's own sizes must be filled in already."""
+    """Raise UserError if sizes do not fit together; the sizes of the ViT must be known already."""
     if config.num_frames < 1:
         raise UserError(f"tokenizer: num_frames is {config.num_frames}; it must be at least 1")
     grid = config.vision.grid_size
@@ -114,10 +114,10 @@ def check_tokenizer_config(config: TokenizerConfig) -> None:
 
 
 class VideoTokenizer(nn.Module):
-    """Turns clips into tokens: ViT, temporal transformer, pooling, spatio-temporal transformer, Perceiver resampler.
+    """Encode clips to tokens: ViT, temporal transformer, pooling, spatio-temporal transformer, Perceiver resampler.
 
-    The attribute ``config`` holds the sizes in use, with ``vision.pretrained`` None and the ViT's own sizes filled in:
-    together with the weights it rebuilds the tokenizer anywhere.
+    The attribute ``config`` holds the sizes in use: ``vision.pretrained`` is None and the sizes of the ViT are filled
+    in, so config and weights are enough to build the tokenizer again.
 
     Args:
         config: Sizes of the tokenizer.
@@ -148,9 +148,9 @@ class VideoTokenizer(nn.Module):
         )
         self.to_tokens = _token_layer(config)
         if config.position_init == "sin_cos":
-            self._start_with_positions()
+            self._init_positions()
 
-    def _start_with_positions(self) -> None:
+    def _init_positions(self) -> None:
         frames = [self.spatiotemporal.frame_positions, self.temporal.frame_positions]
         queries = [self.to_tokens.queries] if isinstance(self.to_tokens, PerceiverResampler) else []
         init_with_sin_cos(self.spatiotemporal.grid_positions, self.config.pool_size, [*frames, *queries])
@@ -158,7 +158,7 @@ class VideoTokenizer(nn.Module):
             init_vit(self.vision.model, self.config.vision.grid_size)
 
     def select_frames(self, video_BF3HW: Tensor) -> Tensor:
-        """Pick the sparse frames (B, num_frames, 3, H, W) out of a dense clip; 0, 4, 8, 12, 15 of 16 in the paper."""
+        """Select the frames to encode, (B, num_frames, 3, H, W); frames 0, 4, 8, 12, 15 of 16 in the paper."""
         indices = sparse_frame_indices(video_BF3HW.shape[1], self.config.num_frames)
         return video_BF3HW[:, indices]
 
@@ -166,15 +166,15 @@ class VideoTokenizer(nn.Module):
         """Compute tokens (B, Q, token_dim) from the ViT's patch features (B, num_frames, P, C), in row-major order."""
         grid, pool = self.config.vision.grid_size, self.config.pool_size
         x_BFPC = self.temporal(patches_BFPC)
+        # Patches of a frame as an image (B * F, C, grid, grid), to be pooled to (B * F, C, pool, pool).
         maps = x_BFPC.flatten(0, 1).transpose(1, 2).unflatten(2, (grid, grid))
-        pooled_BFGC = (
-            functional.adaptive_avg_pool2d(maps, pool).flatten(2).transpose(1, 2).unflatten(0, x_BFPC.shape[:2])
-        )
+        pooled = functional.adaptive_avg_pool2d(maps, pool)
+        pooled_BFGC = pooled.flatten(2).transpose(1, 2).unflatten(0, x_BFPC.shape[:2])
         return self.to_tokens(self.spatiotemporal(self.pooled_norm(pooled_BFGC)))
 
     @torch.no_grad()
     def null_tokens(self, height: int, width: int) -> Tensor:
-        """Compute the tokens (Q, token_dim) of an all-zero, mid-grey clip: guidance's unconditional branch."""
+        """Compute the tokens (Q, token_dim) of an all-zero, mid-grey clip: the unconditional branch of the guidance."""
         weight = next(self.parameters())
         return self(weight.new_zeros(1, self.config.num_frames, 3, height, width))[0]
 
@@ -182,8 +182,8 @@ class VideoTokenizer(nn.Module):
         """Encode clips.
 
         Args:
-            video_BF3HW: Float in [-1, 1]. F is either ``num_frames`` (sparse frames, used as they are) or more (a
-                dense clip, of which ``select_frames`` picks). Any height and width; frames are resized to the ViT's
+            video_BF3HW: Float in [-1, 1]. F is ``num_frames`` (frames that are already selected) or more (all frames of
+                a clip, of which ``select_frames`` selects). Any height and width; frames are resized to the ViT's
                 square.
 
         Returns:

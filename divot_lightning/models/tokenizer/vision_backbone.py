@@ -1,4 +1,4 @@
-"""The tokenizer's image encoder: any CLIP vision model of transformers, seen as a grid of patch features.
+"""The tokenizer's image encoder: any CLIP vision model of transformers, which turns a frame into patch features.
 
 Letters: B batch, F frames, N images, P patches per image, C channels, H W pixels.
 """
@@ -20,20 +20,20 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.transformer_block import check_heads
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of the RGB channels in [0, 1] that CLIP models expect to be subtracted."""
+"""Mean that CLIP models subtract from RGB channels in [0, 1]."""
 
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of the RGB channels in [0, 1] that CLIP models expect to be divided out."""
+"""Standard deviation that CLIP models divide RGB channels in [0, 1] by."""
 
 
 @dataclass(kw_only=True)
 class VisionConfig:
-    """Which ViT encodes the frames. The defaults are the sizes of OpenCLIP ViT-H/14, the paper's choice.
+    """The ViT that encodes the frames. The defaults are the sizes of OpenCLIP ViT-H/14, the paper's choice.
 
     Attributes:
-        pretrained: Folder of a transformers CLIP model whose vision part is loaded; its sizes replace the fields below.
-            None builds a ViT with random weights from the fields below.
-        frozen: Whether the ViT keeps its weights and stays in eval mode, as in the paper.
+        pretrained: Folder of a transformers CLIP model whose vision part is loaded; its sizes replace those below. None
+            builds a ViT of the sizes below with random weights.
+        frozen: Whether the ViT is not trained and stays in eval mode, as in the paper.
         image_size: Height and width, in pixels, that frames are resized to.
         patch_size: Height and width of a patch, in pixels; divides ``image_size``.
         width: Channels of a patch feature.
@@ -57,7 +57,7 @@ class VisionConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side of an image."""
+        """Number of patches along one side of an image."""
         return self.image_size // self.patch_size
 
 
@@ -76,6 +76,7 @@ def check_vision_config(config: VisionConfig) -> None:
 
 
 def _blur_kernel(factor: float, width: int, like: Tensor) -> Tensor:
+    """Return a Gaussian of ``width`` weights that sum to 1; its standard deviation is at least 0.001 pixels."""
     sigma = max((factor - 1.0) / 2.0, 1e-3)
     offsets = torch.arange(width, dtype=like.dtype, device=like.device) - width // 2
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -83,6 +84,7 @@ def _blur_kernel(factor: float, width: int, like: Tensor) -> Tensor:
 
 
 def _kernel_width(factor: float) -> int:
+    """Return an odd width of about four standard deviations, at least 3."""
     return int(max(2.0 * (factor - 1.0), 3.0)) | 1
 
 
@@ -96,15 +98,15 @@ def _blur_for_shrinking(images_N3HW: Tensor, factors: tuple[float, float]) -> Te
 
 
 def resize_to_square(images_N3HW: Tensor, size: int) -> Tensor:
-    """Resiz images as the released encoder does: bicubic with the corner pixels aligned.
+    """Resize images as the released encoder does: bicubic with the corner pixels aligned.
 
     Before shrinking, each axis is blurred with a Gaussian of standard deviation ``(factor - 1) / 2`` pixels, where
     ``factor`` is the old size over the new one. This is not torch's ``antialias=True``, which uses another cubic and
-    other pixel centres; weights trained behind one resizing are best used with the same one.
+    other pixel centres. Weights work best with the resizing that they were trained with.
 
     Args:
         images_N3HW: Float, any height and width.
-        size: Target height and width in pixels. Images that have them already are returned as they are.
+        size: Target height and width in pixels. Images of this size are returned as they are.
 
     Returns:
         Float (N, 3, size, size).
@@ -119,7 +121,7 @@ def resize_to_square(images_N3HW: Tensor, size: int) -> Tensor:
 
 
 def normalize_for_vision_encoder(images_N3HW: Tensor, image_size: int) -> Tensor:
-    """Turn images into what CLIP models expect: resized to a square and normalised per channel.
+    """Prepare images for a CLIP model: resize them to a square and normalise each channel.
 
     Args:
         images_N3HW: Float in [-1, 1], any height and width.
@@ -152,9 +154,9 @@ def _load_vision_model(folder: str) -> CLIPVisionModel:
             "or null to build the ViT from sizes"
         )
     with _quiet_transformers():
-        # The weights' own dtype would decide otherwise; the precision of training is the trainer's business.
-        model, found = CLIPVisionModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    missing = sorted(name for name in found["missing_keys"] if "post_layernorm" not in name)
+        # float32 and not the stored dtype: the trainer decides the precision.
+        model, report = CLIPVisionModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    missing = sorted(name for name in report["missing_keys"] if "post_layernorm" not in name)
     if missing:
         raise UserError(
             f"vision.pretrained: {folder!r} lacks {len(missing)} weights of a CLIP vision model, such as "
@@ -195,23 +197,23 @@ def _sizes_of(model: CLIPVisionModel, config: VisionConfig) -> VisionConfig:
 
 
 def _drop_final_norm(model: CLIPVisionModel) -> None:
-    """Remove the LayerNorm that only the pooled output uses: trained, it would never get a gradient."""
+    """Remove the LayerNorm that only the pooled output uses, because it would never get a gradient."""
     for module in model.modules():
         if hasattr(module, "post_layernorm"):
             module.post_layernorm = nn.Identity()
 
 
 class VisionBackbone(nn.Module):
-    """Encodes each frame by itself into patch features.
+    """Encode each frame by itself to patch features.
 
-    The features are the last layer's raw output without the class token: the model's final LayerNorm belongs to its
-    pooled output and is left out, so every remaining weight is used.
+    The features are the output of the last layer without the class token. The model's final LayerNorm belongs to its
+    pooled output and is removed, so every remaining weight is used.
 
-    The attribute ``config`` holds the sizes in use, with ``pretrained`` None: together with the weights it rebuilds the
-    module without the folder that the weights came from.
+    The attribute ``config`` holds the sizes in use, with ``pretrained`` None: config and weights are enough to build
+    the module again, without the folder of the pretrained model.
 
     Args:
-        config: Which ViT, and whether it is trained.
+        config: The ViT, and whether it is trained.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -228,7 +230,7 @@ class VisionBackbone(nn.Module):
         self.train(True)
 
     def train(self, mode: bool = True) -> "VisionBackbone":
-        """Set the training mode; a frozen ViT stays in eval mode whatever is asked."""
+        """Set the training mode; a frozen ViT always stays in eval mode."""
         return super().train(mode and not self.config.frozen)
 
     def forward(self, frames_BF3HW: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Who attends to whom: causal text, queries of one clip that see each other, samples that share a row and no more.
+"""The attention mask: which positions attend to which, for samples that may share a row.
 
-A position attends to itself, to every position of its sample before it, and, with the generation_mode
-``query_bidirectional``, to all queries of its own clip (Divot section 3.2, arXiv:2412.04432). *Blocks* number the
-clips: equal non-negative numbers mark the queries of one clip, -1 everything else.
+A position attends to itself and to every earlier position of its own sample. With the generation mode
+``query_bidirectional`` a query also attends to all queries of its clip (Divot section 3.2, arXiv:2412.04432). A *block*
+is the queries of one clip: they have the same non-negative block number, and all other positions have -1.
 
 Letters: B rows, L query positions, S key positions.
 """
@@ -22,27 +22,27 @@ TransformersMask: TypeAlias = Tensor | dict[str, Tensor] | None
 
 
 def query_blocks(token_kind_BL: Tensor, clips_BL: Tensor, generation_mode: GenerationMode) -> Tensor:
-    """Return the blocks of positions that see each other.
+    """Return the block number of each position.
 
     Args:
         token_kind_BL: ``TokenKind`` values, int64.
-        clips_BL: Clip of each slot, int64.
-        generation_mode: Only ``query_bidirectional`` has such blocks.
+        clips_BL: Index of the clip at each of its feature positions, int64.
+        generation_mode: Only ``query_bidirectional`` has blocks.
 
     Returns:
-        blocks_BL, int64: the clip at its queries, -1 elsewhere.
+        blocks_BL, int64: the index of the clip at its queries, -1 elsewhere.
     """
     if generation_mode != "query_bidirectional":
         return torch.full_like(clips_BL, -1)
     return torch.where(token_kind_BL == TokenKind.QUERY, clips_BL, -1)
 
 
-class Places(NamedTuple):
-    """What the rule has to know of positions; three int64 tensors that broadcast with each other.
+class TokenPositions(NamedTuple):
+    """What ``may_attend`` has to know about positions: three int64 tensors that broadcast with each other.
 
     Attributes:
-        order: Order in the row.
-        sample: Number of the sample that the position belongs to, -1 for padding.
+        order: Index in the row.
+        sample: Index of the sample that the position belongs to, -1 for padding.
         block: From ``query_blocks``.
     """
 
@@ -51,21 +51,21 @@ class Places(NamedTuple):
     block: Tensor
 
 
-def attention_rule(query: Places, key: Places) -> Tensor:
-    """State the rule for pairs of positions, by broadcasting.
+def may_attend(query: TokenPositions, key: TokenPositions) -> Tensor:
+    """Return whether query positions attend to key positions. This is the only place where the rule is written.
 
-    Padding is seen by itself only, so that no softmax is over nothing.
+    A padded position attends to itself only, so that every softmax has at least one term.
 
     Args:
-        query: The ones that look.
-        key: The ones looked at.
+        query: Positions that attend.
+        key: Positions that are attended to.
 
     Returns:
-        Whether they are seen, bool.
+        Whether they attend, bool, of the shape that both broadcast to.
 
     >>> order, sample, block = torch.arange(5), torch.tensor([0, 0, 0, 1, -1]), torch.tensor([-1, 7, 7, -1, -1])
-    >>> query = Places(order[:, None], sample[:, None], block[:, None])
-    >>> attention_rule(query, Places(order, sample, block)).int().tolist()
+    >>> query = TokenPositions(order[:, None], sample[:, None], block[:, None])
+    >>> may_attend(query, TokenPositions(order, sample, block)).int().tolist()
     [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
     """
     same_sample = (query.sample == key.sample) & (key.sample >= 0)
@@ -77,16 +77,16 @@ def mixed_attention_mask(samples_BL: Tensor, blocks_BL: Tensor) -> Tensor:
     """Return the full mask of rows.
 
     Args:
-        samples_BL: Number of the sample at each position, int64; -1 where padded.
+        samples_BL: Index of the sample at each position, int64; -1 where padded.
         blocks_BL: From ``query_blocks``.
 
     Returns:
-        mask_BLL, bool: mask[b, q, k] says whether q attends to k.
+        mask_BLL, bool: mask[b, q, k] is True where q attends to k.
     """
     order_L = torch.arange(samples_BL.shape[1], device=samples_BL.device)
-    return attention_rule(
-        Places(order_L[None, :, None], samples_BL[:, :, None], blocks_BL[:, :, None]),
-        Places(order_L[None, None, :], samples_BL[:, None, :], blocks_BL[:, None, :]),
+    return may_attend(
+        TokenPositions(order_L[None, :, None], samples_BL[:, :, None], blocks_BL[:, :, None]),
+        TokenPositions(order_L[None, None, :], samples_BL[:, None, :], blocks_BL[:, None, :]),
     )
 
 
@@ -96,31 +96,31 @@ def flex_mask_mod(samples_BL: Tensor, blocks_BL: Tensor) -> Callable[[Tensor, Te
     FlexAttention has no backward pass on CPUs, so ``VideoLLMConfig.attention`` does not offer it.
 
     Args:
-        samples_BL: Number of the sample at each position, int64; -1 where padded.
+        samples_BL: Index of the sample at each position, int64; -1 where padded.
         blocks_BL: From ``query_blocks``.
 
     Returns:
-        The function of (batch, head, query, key) indices.
+        A function of (batch, head, query, key) indices.
     """
 
     def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return attention_rule(
-            Places(query, samples_BL[batch, query], blocks_BL[batch, query]),
-            Places(key, samples_BL[batch, key], blocks_BL[batch, key]),
+        return may_attend(
+            TokenPositions(query, samples_BL[batch, query], blocks_BL[batch, query]),
+            TokenPositions(key, samples_BL[batch, key], blocks_BL[batch, key]),
         )
 
     return mask_mod
 
 
 def additive_mask(mask_BLS: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a bool mask into summands for attention scores.
+    """Turn a bool mask into a float mask that is added to attention scores.
 
     Args:
         mask_BLS: True where attended, bool.
         dtype: The model's dtype.
 
     Returns:
-        (B, 1, L, S) in dtype: 0 where attended, else the least finite number (minus infinity would give NaN in rows
+        (B, 1, L, S) in dtype: 0 where attended, else the lowest finite number (minus infinity would give NaN in rows
         without any key).
     """
     zero = torch.zeros((), dtype=dtype, device=mask_BLS.device)
@@ -130,15 +130,15 @@ def additive_mask(mask_BLS: Tensor, dtype: torch.dtype) -> Tensor:
 def transformers_mask(
     config: Any, mask_BLS: Tensor, query_positions_BL: Tensor, key_positions_BS: Tensor, dtype: torch.dtype
 ) -> TransformersMask:
-    """Put a mask into the form in which an unmodified transformers model honours it.
+    """Convert a mask to the form that an unmodified transformers model takes.
 
-    A 4D mask is used as it stands, so the sliding window of the model has to be in it. Scaled dot product attention
-    takes bool masks (independent of autocast), eager attention adds a float mask. Models whose layers differ
-    (``layer_types``) take a dictionary with one mask per type.
+    transformers uses a 4D mask as it is, so the model's sliding window has to be part of it. Scaled dot product
+    attention takes bool masks (independent of autocast), eager attention adds a float mask. A model with layers of
+    different types (``layer_types``) takes a dictionary with one mask per type.
 
     Args:
         config: The model's transformers configuration.
-        mask_BLS: Who attends to whom, bool.
+        mask_BLS: True where a position attends to a key, bool.
         query_positions_BL: Positions of the L rows, int64.
         key_positions_BS: Positions of the S columns, int64.
         dtype: The model's dtype.
@@ -157,13 +157,13 @@ def transformers_mask(
 
 
 def sliding_window(config: Any) -> int | None:
-    """Return how many positions back a model's windowed layers see, None where no layer is windowed.
+    """Return how many positions the windowed layers of a model attend to; None if no layer is windowed.
 
     Args:
         config: The model's transformers configuration.
 
     Returns:
-        The window, the position itself counted.
+        The size of the window, including the position itself.
     """
     window = getattr(config, "sliding_window", None)
     if not getattr(config, "use_sliding_window", True) or _layer_types(config) == {"full_attention"}:

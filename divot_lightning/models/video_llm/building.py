@@ -1,6 +1,6 @@
-"""Builds the parts of a video LLM from its settings, or from what is stored of it.
+"""Build the parts of a video LLM, from its config or from a component folder.
 
-Letters: Q queries per clip, D LLM width, V vocabulary, S slots of the batch.
+Letters: Q queries per clip, D LLM width, V vocabulary, S query positions of the batch.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from divot_lightning.parts.trusted_classes import require_trusted
 
 
 def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
-    """Return the text tokenizer and the language model: stored, pretrained, or untrained.
+    """Build the text tokenizer and the language model: stored, pretrained, or with random weights.
 
     Args:
-        config: The settings.
+        config: Config of the video LLM.
         folder: Component folder of a stored video LLM, whose weights are loaded later; else None.
 
     Returns:
@@ -59,32 +59,32 @@ def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[A
 
 
 class LearnableQueries(nn.Module):
-    """The queries at whose places a clip's features are predicted.
+    """The learnable inputs at the positions where the features of a clip are predicted.
 
-    They are a module, so that the hooks of sharding wrappers run wherever they are looked up.
+    They are a module of their own, so that the hooks of ZeRO-3 run when they are looked up.
 
     Args:
-        initial_QD: Their first values, float.
+        initial_QD: Initial values, float.
     """
 
     def __init__(self, initial_QD: Tensor) -> None:
         super().__init__()
         self.weight_QD = nn.Parameter(initial_QD)
 
-    def forward(self, slots_S: Tensor) -> Tensor:
-        """Return the queries of slots, int64 indices in the clip, as (S, D)."""
-        return self.weight_QD[slots_S]
+    def forward(self, query_index_S: Tensor) -> Tensor:
+        """Return the queries with some indices (int64, 0 to Q - 1), as (S, D)."""
+        return self.weight_QD[query_index_S]
 
 
 def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
-    """Draw queries about the mean word embedding, with the words' own spread, so that they differ from the start.
+    """Draw initial queries around the mean word embedding, with the standard deviation of the word embeddings.
 
-    They enter where words do behind their embedding layer, so they are on the scale that this layer gives words: the
-    Gemma family multiplies by the square root of D.
+    So the queries differ from each other from the start. They replace outputs of the embedding layer, so they have the
+    scale of its outputs: models of the Gemma family multiply embeddings by the square root of D.
 
     Args:
         causal_lm: The language model.
-        num_queries: How many.
+        num_queries: Number of queries Q.
 
     Returns:
         queries_QD, float32.
@@ -99,22 +99,22 @@ def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
 
 
 def _embedding_scale(embedding: nn.Module, weight_VD: Tensor) -> float:
-    """Return by how much an embedding layer enlarges its rows; 1 where it gives them as they are."""
+    """Return the factor by which an embedding layer multiplies its rows; 1 if it does not change them."""
     if weight_VD.is_meta:
         return 1.0
     with torch.no_grad():
         rows_VD = weight_VD[:8]
-        given_VD = embedding(torch.arange(len(rows_VD), device=weight_VD.device))
-        if torch.equal(given_VD, rows_VD) or not rows_VD.any():
+        outputs_VD = embedding(torch.arange(len(rows_VD), device=weight_VD.device))
+        if torch.equal(outputs_VD, rows_VD) or not rows_VD.any():
             return 1.0
-        return float(given_VD.float().norm() / rows_VD.float().norm())
+        return float(outputs_VD.float().norm() / rows_VD.float().norm())
 
 
 def build_stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead:
     """Build the head of a stored video LLM, with random weights.
 
     Args:
-        config: The stored settings.
+        config: The stored config.
         hidden_dim: D.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Settings of the video LLM."""
+"""Config of the video LLM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from divot_lightning.models.weight_dtypes import FrozenDtype
 
 @dataclass
 class VideoLLMConfig:
-    """The video LLM, but for its generation head.
+    """Config of the video LLM, without its generation head.
 
     Attributes:
         language_model: Folder of a pretrained transformers causal language model; None builds an untrained one from
@@ -20,22 +20,22 @@ class VideoLLMConfig:
         language_model_config: Keys of a transformers configuration (model_type, hidden_size, ...) for a model with
             random weights.
         text_tokenizer: Folder of the text tokenizer; None takes the one in the language_model folder.
-        num_queries: Tokens per clip; equals the tokenizer's.
+        num_queries: Tokens per clip; must equal the tokenizer's.
         feature_dim: Width of the tokenizer's features.
-        generation_mode: How clips are generated: queries that see each other, queries that see earlier ones, or feature by
-            feature. Feature by feature, a head is trained and sampled one token at a time, also one that could draw the
-            tokens of a clip jointly.
+        generation_mode: How clips are generated: by queries that attend to all queries of the clip
+            ("query_bidirectional") or to the earlier ones ("query_causal"), or one feature after another
+            ("autoregressive"). In the last mode the head is trained and sampled one token at a time, even if it could
+            sample the tokens of a clip jointly.
         lora: Low-rank adapters, trained in place of all weights of the language model; none by default.
-        frozen_dtype: Dtype of the language model's weights that are not trained; those that are trained are float32.
-            "float32", or "stored" as in their folder, which halves the memory of a model in bfloat16 and needs
-            trainer.precision bf16-mixed. Weights that adapters were folded into are float32 from then on. Under
-            DeepSpeed in half precision it has no say: weights are in half precision, with float32 copies of the trained
-            ones.
-        freeze_language_model: Train no weight of the language model; projector, queries and head are trained.
+        frozen_dtype: Dtype of the language model's weights that are not trained: "float32", or "stored" for the dtype
+            in their folder, which halves the memory of a model in bfloat16 and needs trainer.precision bf16-mixed.
+            Trained weights are float32, and so are weights after adapters were merged into them. Under DeepSpeed in
+            half precision this has no effect: all weights are in half precision, and trained ones have float32 copies.
+        freeze_language_model: Do not train the language model; projector, queries and head are trained.
         max_length: Longest training sequence in tokens; texts of longer samples are shortened. The paper's are 1400 in
             pretraining and 1650 in instruction tuning.
         packing: Let samples of a training batch share rows of at most max_length tokens where that is cheaper than
-            padding to the longest sample; they do not see each other, and losses and gradients stay the same.
+            padding to the longest sample. They do not attend to each other; losses and gradients stay the same.
         attention: Attention implementation of transformers.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
     """
@@ -57,7 +57,7 @@ class VideoLLMConfig:
 
 @dataclass
 class BuiltVideoLLMConfig(VideoLLMConfig):
-    """A video LLM as it is stored, with what is needed to build its head again.
+    """Config of a stored video LLM, with class and settings of its head, so that the head can be built again.
 
     Attributes:
         head_class: Dotted path of the generation head's class.

@@ -1,4 +1,4 @@
-"""The causal language model inside the video LLM: text tokenizer, marker tokens, weights, LoRA.
+"""Load, build and adapt the causal language model of the video LLM: text tokenizer, marker tokens, weights, LoRA.
 
 The model is any unmodified transformers ``AutoModelForCausalLM`` with full or sliding-window attention.
 """
@@ -35,27 +35,28 @@ Attention: TypeAlias = Literal["sdpa", "eager"]
 logger = logging.getLogger(__name__)
 
 _ROUTERS = {"router", "gate"}
-"""Layers that choose experts; they are small, and adapters are not usual in them."""
+"""Names of layers that choose experts; they are small, and adapters are unusual in them."""
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""All linear layers in the blocks of Llama, Mistral and Qwen."""
 
 
 @dataclass
 class LoRAConfig:
     """Low-rank adapters; the defaults are those of the released Divot training configuration.
 
-    Besides the adapters the rows of the marker tokens (``<vid>`` and its like) in the embedding and in the output layer
-    are trained.
+    Besides the adapters, the rows of the marker tokens (``<vid>`` and the others) in the embedding and in the output
+    layer are trained.
 
     Attributes:
         rank: Rank of the adapters.
         alpha: The adapters' output is scaled by alpha / rank.
         dropout: Dropout on the adapters' input.
-        target_modules: Names of the linear layers that get an adapter. The default is all of a Llama, Mistral or Qwen;
-            for a model with other layers, those that are left out are told when the adapters are added.
+        target_modules: Names of the linear layers that get an adapter. The default is all those of Llama, Mistral and
+            Qwen. If another model has more layers, a warning names them when the adapters are added.
         train_norms: Train the normalisation layers in full.
-        train_embeddings: Train the whole embedding and output layer, as the released code does, not only the rows of
-            marker tokens.
+        train_embeddings: Train the whole embedding and output layer, as the released code does, and not only the rows
+            of the marker tokens.
     """
 
     rank: int = 32
@@ -67,13 +68,13 @@ class LoRAConfig:
 
 
 def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
-    """Load a text tokenizer and adds the marker tokens that it lacks.
+    """Load a text tokenizer and add the marker tokens that it lacks.
 
     Args:
         folder: A transformers tokenizer folder (or a hub name that is in the local cache).
 
     Returns:
-        A transformers tokenizer that knows ``SPECIAL_TOKEN_NAMES``, and the ids of those it did not know.
+        A transformers tokenizer with ``SPECIAL_TOKEN_NAMES``, and the ids of those that were added.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -81,7 +82,7 @@ def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
         raise UserError(
             f"text_tokenizer={str(folder)!r} cannot be loaded as a transformers tokenizer ({type(error).__name__}).\n"
             "Give a folder with tokenizer.json and tokenizer_config.json, or a hub name that was downloaded before\n"
-            "(hf download NAME): training itself asks no network, and code that comes with a tokenizer is never run."
+            "(hf download NAME): training does not use the network, and code that comes with a tokenizer is never run."
         ) from error
     known = tokenizer.get_vocab()
     new_names = [name for name in SPECIAL_TOKEN_NAMES if name not in known]
@@ -90,12 +91,12 @@ def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
 
 
 def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
-    """Load pretrained weights as they are stored; rows of new tokens become the mean of the rows there are.
+    """Load pretrained weights in their stored dtype; rows of new tokens become the mean of the existing rows.
 
     Args:
         folder: A transformers model folder.
-        vocabulary: Rows that the text tokenizer needs.
-        new_ids: Ids of tokens that the model never saw.
+        vocabulary: Number of embedding rows that the text tokenizer needs.
+        new_ids: Ids of tokens that the model was not trained on.
         attention: Implementation of the attention.
 
     Returns:
@@ -119,7 +120,7 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
 
 
 def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
-    """Load pretrained weights tensor by tensor into shards; as `load_language_model` otherwise."""
+    """Load pretrained weights tensor by tensor into ZeRO-3 shards; otherwise the same as `load_language_model`."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -127,14 +128,14 @@ def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: A
     rows = config.vocab_size
     config.vocab_size = max(vocabulary, rows)
     with torch.random.fork_rng(devices=[]), without_memory():
-        # What is sharded keeps its dtype, so it is decided here.
+        # The dtype of sharded weights cannot be changed later, so it is decided here.
         dtype = {} if has_masters() else {"dtype": torch.float32}
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention, trust_remote_code=False, **dtype
         )
     files = weight_files(Path(folder))
     if not files or fill(model, files).missing:
-        # The files have other names than the model, which only transformers can translate, all at once.
+        # The files name the weights differently and only transformers can translate: rank 0 loads the whole model.
         first = torch.distributed.get_rank() == 0
         whole = _load_whole(folder) if first else None
         fill_from_first(model, whole)
@@ -152,7 +153,7 @@ def _load_whole(folder: str) -> PreTrainedModel:
 def build_untrained_language_model(
     config: dict[str, Any], text_tokenizer: Any, attention: Attention
 ) -> PreTrainedModel:
-    """Build a model from its configuration, with random weights; the vocabulary is that of the text tokenizer.
+    """Build a model with random weights from its configuration; the text tokenizer decides the vocabulary.
 
     Args:
         config: Keys of a transformers configuration, ``model_type`` among them.
@@ -172,7 +173,7 @@ def build_untrained_language_model(
 
 
 def language_model_from_config(config: dict[str, Any], attention: Attention) -> PreTrainedModel:
-    """Build a model from its complete configuration, with random weights.
+    """Build a model with random weights from its complete configuration.
 
     Args:
         config: Keys of a transformers configuration, ``model_type`` and ``vocab_size`` among them.
@@ -193,14 +194,14 @@ def language_model_from_config(config: dict[str, Any], attention: Attention) -> 
 
 
 def _reason(error: Exception) -> str:
-    said = (str(error).splitlines() or [""])[0]
-    if "scaled_dot_product_attention" in said:
+    message = (str(error).splitlines() or [""])[0]
+    if "scaled_dot_product_attention" in message:
         return "It has no attention of the kind 'sdpa'; set llm.attention to eager."
-    return f"{type(error).__name__}: {said}"
+    return f"{type(error).__name__}: {message}"
 
 
 def check_language_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Refuse models that change the logits behind their output layer, since we apply that layer ourselves.
+    """Refuse models that change the logits after their output layer, because we apply only that layer.
 
     Args:
         model: A causal language model.
@@ -213,13 +214,13 @@ def check_language_model(model: PreTrainedModel) -> PreTrainedModel:
         if value not in (None, 1, 1.0):
             raise UserError(
                 f"The language model {model.config.model_type!r} sets {name}={value}: it changes its logits\n"
-                "behind the output layer, which is not supported. Choose a model without it (Llama, Mistral, Qwen2)."
+                "after the output layer, which is not supported. Choose a model without it (Llama, Mistral, Qwen2)."
             )
     return model
 
 
 def vocabulary_size(text_tokenizer: Any) -> int:
-    """Return the embedding rows that a text tokenizer needs (its ids may have gaps).
+    """Return the number of embedding rows that a text tokenizer needs (its ids may have gaps).
 
     Args:
         text_tokenizer: A transformers tokenizer.
@@ -233,7 +234,7 @@ def vocabulary_size(text_tokenizer: Any) -> int:
 def initialise_new_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
     """Set the embedding and output rows of new tokens to the mean of the other rows.
 
-    The released code does the same for embeddings; its rows of an untied output layer come out as three times the mean.
+    The released code does the same for embeddings; in an untied output layer its rows are three times the mean.
 
     Args:
         model: A causal language model.
@@ -248,57 +249,57 @@ def initialise_new_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
             weight_VD[new_ids] = weight_VD[old].mean(dim=0)
 
 
-def add_lora(model: PreTrainedModel, settings: LoRAConfig, marker_ids: list[int]) -> PeftModel:
-    """Freez the model and puts adapters in.
+def add_lora(model: PreTrainedModel, lora: LoRAConfig, marker_ids: list[int]) -> PeftModel:
+    """Freeze the model and add adapters to it.
 
     Args:
         model: A causal language model.
-        settings: The adapters.
+        lora: Config of the adapters.
         marker_ids: Ids of the tokens whose rows are trained.
 
     Returns:
         The PEFT model around it.
     """
     names = [_module_name(model, layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
-    saved = ["norm"] * settings.train_norms + names * settings.train_embeddings
+    saved = ["norm"] * lora.train_norms + names * lora.train_embeddings
     config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=list(settings.target_modules),
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
         modules_to_save=saved or None,
-        trainable_token_indices=None if settings.train_embeddings else dict.fromkeys(names, marker_ids),
-        ensure_weight_tying=settings.train_embeddings and bool(model.config.tie_word_embeddings),
+        trainable_token_indices=None if lora.train_embeddings else dict.fromkeys(names, marker_ids),
+        ensure_weight_tying=lora.train_embeddings and bool(model.config.tie_word_embeddings),
         task_type="CAUSAL_LM",
     )
     try:
-        # PEFT copies these; the weights that get adapters it only measures.
-        with gathered(_copied_weights(model, names, settings)):
+        # PEFT copies these weights; of the layers that get adapters it only reads the shapes.
+        with gathered(_copied_weights(model, names, lora)):
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
-            f"LoRA with target_modules={settings.target_modules} does not fit {model.config.model_type!r}: "
+            f"LoRA with target_modules={lora.target_modules} does not fit {model.config.model_type!r}: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    left = layers_without_adapters(adapted)
-    if left and tuple(settings.target_modules) == TARGET_MODULES:
+    unchanged = layers_without_adapters(adapted)
+    if unchanged and tuple(lora.target_modules) == TARGET_MODULES:
         logger.warning(
-            "LoRA: the default target_modules leave these layers of %r as they are: %s; name them in "
+            "LoRA: the default target_modules leave these layers of %r without adapters: %s; name them in "
             "lora.target_modules",
             model.config.model_type,
-            ", ".join(left),
+            ", ".join(unchanged),
         )
     return adapted
 
 
 def layers_without_adapters(model: PeftModel) -> list[str]:
-    """Return the kinds of layers inside a model's blocks whose matrices are neither trained nor have an adapter.
+    """Return the names of layers in a model's blocks whose matrices are not trained and have no adapter.
 
     Args:
         model: From ``add_lora``.
 
     Returns:
-        Names within the blocks, such as "qkv_proj"; routers and the embeddings' own layers are left out.
+        Names within the blocks, such as "qkv_proj"; routers and the layers of the embeddings are left out.
     """
     base = unwrap(model)
     embeddings = set(base.get_input_embeddings().modules()) | set(base.get_output_embeddings().modules())
@@ -314,16 +315,17 @@ def layers_without_adapters(model: PeftModel) -> list[str]:
     return sorted(found)
 
 
-def _copied_weights(model: PreTrainedModel, embeddings: list[str], settings: LoRAConfig) -> list[Tensor]:
+def _copied_weights(model: PreTrainedModel, embeddings: list[str], lora: LoRAConfig) -> list[Tensor]:
+    """Return the weights that PEFT copies: embeddings and, if they are trained, normalisation layers."""
     return [
         parameter
         for name, parameter in model.named_parameters()
-        if any(part in embeddings or (settings.train_norms and part.endswith("norm")) for part in name.split("."))
+        if any(part in embeddings or (lora.train_norms and part.endswith("norm")) for part in name.split("."))
     ]
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Fold adapters and trained rows into the weights, in float32; see `divot_lightning.models.weight_dtypes`.
+    """Merge adapters and trained rows into the weights, in float32; see `divot_lightning.models.weight_dtypes`.
 
     Args:
         model: From ``add_lora``.
@@ -340,8 +342,8 @@ def merge_lora(model: nn.Module) -> nn.Module:
     return unload()
 
 
-def _module_name(model: nn.Module, wanted: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is wanted).rpartition(".")[2]
+def _module_name(model: nn.Module, searched: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is searched).rpartition(".")[2]
 
 
 def word_embeddings(model: PreTrainedModel) -> Tensor:
@@ -357,12 +359,12 @@ def word_embeddings(model: PreTrainedModel) -> Tensor:
 
 
 def unwrap(model: nn.Module) -> Any:
-    """Return the causal language model itself, adapters included.
+    """Return the transformers model inside a PEFT wrapper, with its adapters.
 
     Args:
         model: With or without the PEFT wrapper.
 
     Returns:
-        The transformers model whose parts can be called.
+        The transformers model.
     """
     return model.get_base_model() if isinstance(model, PeftModel) else model

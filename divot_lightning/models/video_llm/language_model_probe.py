@@ -1,7 +1,7 @@
-"""Tries a causal language model out before it is trained: does our loss fit it, does it obey our masks?
+"""Test a causal language model before it is trained: does our loss fit it, and does it obey our masks?
 
-We apply the output layer ourselves and hand in masks of our own. A model that scales its logits, has a head of several
-layers, or looks at a 2D mask only would train on something else, without a word. A few small forward passes tell.
+We apply the output layer ourselves and pass our own masks. A model that scales its logits, has an output head of
+several layers or accepts only 2D masks would silently train on something else. A few small forward passes detect it.
 
 Letters: B rows, L row length, S keys, D width, V vocabulary.
 """
@@ -19,38 +19,40 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from divot_lightning.distributed.meta_building import has_shards
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.attention_mask import Places, attention_rule, transformers_mask
+from divot_lightning.models.video_llm.attention_mask import TokenPositions, may_attend, transformers_mask
 from divot_lightning.models.video_llm.sequences import GenerationMode
 from divot_lightning.models.weight_dtypes import HALF
 
 _LENGTH = 9
 _QUERIES = (3, 4)
-"""Positions of a clip's queries in the sample "text text text query query text"."""
+"""Positions of the queries of a clip in the sample "text text text query query text"."""
 _FIRST, _NEIGHBOUR = 6, slice(6, _LENGTH)
-"""Length of that sample, and where its neighbour "text text text" is in a packed row."""
+"""Length of that sample, and the positions of its neighbour "text text text" in a packed row."""
 
 _ROUNDING, _HALF_ROUNDING = 1e-3, 0.1
-"""Relative differences (rms) below which two ways of computing the same agree, after many layers in float32 and in
-half precision. What misfits differs by more: another mask by 0.3 and more, another output layer by about 1."""
+"""Relative differences (rms) below which two ways of computing the same result agree, after many layers in float32 and
+in half precision. A model that does not fit differs by more: 0.3 and more for another mask, about 1 for another output
+layer."""
 
 _REACTION = 0.1
-"""Share of that above which a position has seen a changed input; where it does not look, nothing changes at all."""
+"""Fraction of the rounding above which a hidden state has changed. If a position does not attend to a changed input,
+its hidden state does not change at all."""
 
 
 def probe_language_model(model: PreTrainedModel, generation_mode: GenerationMode) -> None:
-    """Refuse a language model that our loss or our masks do not fit.
+    """Refuse a language model that does not fit our loss or our masks.
 
-    The model's weights are used as they are, without gradient, in evaluation mode; random states and training mode are
-    left as they were. Where each process holds a share of the weights only (ZeRO stage 3), a model of the same settings
-    and as few layers as have all their kinds is built in its place, with random weights. Nothing is done for a model
-    without values (preflight).
+    The model is run with its present weights, without gradient, in evaluation mode; random states and training mode are
+    restored afterwards. If the weights are sharded over ranks (ZeRO stage 3), a small model with the same config and
+    random weights is tested instead; it has just enough layers to contain each type of layer. A model on the meta
+    device (preflight) is not tested.
 
     Args:
-        model: Without adapters.
-        generation_mode: Whether queries see each other.
+        model: A causal language model without adapters.
+        generation_mode: Decides whether queries attend to each other.
 
     Raises:
-        UserError: Names the model type and what it does.
+        UserError: The model does not fit; the message names its type and the reason.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return
@@ -58,22 +60,22 @@ def probe_language_model(model: PreTrainedModel, generation_mode: GenerationMode
         probed = _with_few_layers(model) if has_shards(model) else model
         with evaluation_mode(probed):
             try:
-                found = find_misfit(probed, generation_mode)
+                misfit = find_misfit(probed, generation_mode)
             except UserError:
                 raise
             except Exception as error:
-                found = f"it fails on embeddings with a mask of ours: {type(error).__name__}: {_first_line(error)}"
-    if found is not None:
+                misfit = f"it fails on embeddings with one of our masks: {type(error).__name__}: {_first_line(error)}"
+    if misfit is not None:
         raise UserError(
             f"The language model {model.config.model_type!r} (attention: {model.config._attn_implementation}) does not "
-            f"fit:\n{found}.\nChoose a decoder with full or sliding-window attention, such as Llama, Mistral, Qwen or "
+            f"fit:\n{misfit}.\nChoose a decoder with full or sliding-window attention, such as Llama, Mistral, Qwen or "
             "Gemma 3."
         )
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Generator[None, None, None]:
-    """Have all modules in evaluation mode, within; afterwards each is in the mode that it was in."""
+    """Keep all modules in evaluation mode within the block, and restore the mode of each afterwards."""
     before = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -84,30 +86,30 @@ def evaluation_mode(model: nn.Module) -> Generator[None, None, None]:
 
 
 def find_misfit(model: PreTrainedModel, generation_mode: GenerationMode) -> str | None:
-    """Return in what a model differs from what we take it for; None if in nothing.
+    """Return why a model does not fit our loss or our masks; None if it fits.
 
     Args:
         model: In evaluation mode, on any device.
-        generation_mode: Whether queries see each other.
+        generation_mode: Decides whether queries attend to each other.
     """
     weight_VD = model.get_input_embeddings().get_parameter("weight")
-    # Spread over the vocabulary, since its first and last tokens are often special or unused.
+    # Ids from all over the vocabulary, because its first and last tokens are often special or unused.
     ids_L = (torch.arange(_LENGTH, device=weight_VD.device) * (len(weight_VD) // _LENGTH) + 1) % len(weight_VD)
     text_LD = model.get_input_embeddings()(ids_L[None])[0]
     hidden_LD = model.base_model(inputs_embeds=text_LD[None], attention_mask=None, use_cache=False).last_hidden_state[0]
     rounding = _HALF_ROUNDING if hidden_LD.dtype in HALF else _ROUNDING
-    trial = Trial(model, text_LD, hidden_LD, rounding)
-    return _loss_misfit(trial, ids_L) or _mask_misfit(trial, generation_mode) or _row_misfit(trial)
+    probe = Probe(model, text_LD, hidden_LD, rounding)
+    return _loss_misfit(probe, ids_L) or _mask_misfit(probe, generation_mode) or _row_misfit(probe)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A model and what it makes of a text, without a mask.
+class Probe:
+    """A model, a text, and the model's hidden states for the text without a mask.
 
     Attributes:
         model: In evaluation mode.
         text_LD: Embeddings of the text.
-        hidden_LD: Its last hidden states.
+        hidden_LD: The last hidden states.
         rounding: Relative difference below which two tensors agree.
     """
 
@@ -117,25 +119,26 @@ class Trial:
     rounding: float
 
     def differs(self, one: Tensor, other: Tensor) -> bool:
-        """Whether two tensors differ by more than rounding; what is not finite does."""
+        """Return whether two tensors differ by more than rounding; a non-finite difference counts as different."""
         return not _difference(one, other) <= self.rounding
 
     def reacts(self, changed: Tensor, base: Tensor) -> bool:
-        """Whether hidden states have changed at all."""
+        """Return whether hidden states have changed at all."""
         return _difference(changed, base) > _REACTION * self.rounding
 
-    def changed_at(self, place: int) -> Tensor:
-        """Return the text with another input at one place."""
+    def changed_at(self, position: int) -> Tensor:
+        """Return the text with another input at one position."""
         noise_D = torch.randn(self.text_LD.shape[-1], generator=torch.Generator().manual_seed(0))
         changed_LD = self.text_LD.clone()
-        changed_LD[place] = 3.0 * self.text_LD.std() * noise_D.to(self.text_LD)
+        changed_LD[position] = 3.0 * self.text_LD.std() * noise_D.to(self.text_LD)
         return changed_LD
 
-    def run(self, embeds_BLD: Tensor, query: Places, key: Places, **more: Any) -> Tensor:
-        """Return hidden states under the mask of our rule; places as (B, L) on the CPU."""
+    def run(self, embeds_BLD: Tensor, query: TokenPositions, key: TokenPositions, **more: Any) -> Tensor:
+        """Return hidden states with the mask that `may_attend` gives; all positions are (B, L), on the CPU."""
         device = embeds_BLD.device
-        mask_BLS = attention_rule(
-            Places(*(values[:, :, None] for values in query)), Places(*(values[:, None, :] for values in key))
+        mask_BLS = may_attend(
+            TokenPositions(*(values[:, :, None] for values in query)),
+            TokenPositions(*(values[:, None, :] for values in key)),
         )
         mask = transformers_mask(
             self.model.config, mask_BLS.to(device), query.order.to(device), key.order.to(device), embeds_BLD.dtype
@@ -144,11 +147,11 @@ class Trial:
         return hidden
 
 
-def _loss_misfit(trial: Trial, ids_L: Tensor) -> str | None:
-    own = trial.model(input_ids=ids_L[None], labels=ids_L[None], use_cache=False)
-    logits_LV: Tensor = trial.model.get_output_embeddings()(trial.hidden_LD).float()
+def _loss_misfit(probe: Probe, ids_L: Tensor) -> str | None:
+    own = probe.model(input_ids=ids_L[None], labels=ids_L[None], use_cache=False)
+    logits_LV: Tensor = probe.model.get_output_embeddings()(probe.hidden_LD).float()
     loss = float(functional.cross_entropy(logits_LV[:-1], ids_L[1:]))
-    if trial.differs(logits_LV, own.logits[0]) or abs(loss - float(own.loss)) > trial.rounding * loss:
+    if probe.differs(logits_LV, own.logits[0]) or abs(loss - float(own.loss)) > probe.rounding * loss:
         return (
             f"its own next-word loss is {float(own.loss):.4f}, where its output layer alone gives {loss:.4f}: it "
             "computes more\nbetween its last hidden states and its logits, or between words and their embeddings"
@@ -156,54 +159,60 @@ def _loss_misfit(trial: Trial, ids_L: Tensor) -> str | None:
     return None
 
 
-def _mask_misfit(trial: Trial, generation_mode: GenerationMode) -> str | None:
-    """Compare rows of a sample with queries that differ in one input, as in training without packing."""
+def _mask_misfit(probe: Probe, generation_mode: GenerationMode) -> str | None:
+    """Compare rows that hold the same sample except for one input, as in training without packing."""
     together = generation_mode == "query_bidirectional"
     first_query, second_query = _QUERIES
-    rows = [trial.text_LD, *(trial.changed_at(place) for place in (0, second_query, _FIRST - 1))]
+    rows = [probe.text_LD, *(probe.changed_at(position) for position in (0, second_query, _FIRST - 1))]
     embeds_BLD = torch.stack(rows)[:, :_FIRST]
     block_L = torch.full((_FIRST,), -1)
     block_L[list(_QUERIES)] = 0 if together else -1
     order_L = torch.arange(_FIRST)
-    places = Places(*(values.expand(len(rows), -1) for values in (order_L, torch.zeros_like(order_L), block_L)))
-    base, first, query, last = trial.run(embeds_BLD, places, places, use_cache=False)
-    seen = trial.reacts(query[first_query], base[first_query])
+    positions = TokenPositions(
+        *(values.expand(len(rows), -1) for values in (order_L, torch.zeros_like(order_L), block_L))
+    )
+    base, first, query, last = probe.run(embeds_BLD, positions, positions, use_cache=False)
+    queries_attend = probe.reacts(query[first_query], base[first_query])
     findings = {
-        "text before a clip sees the clip's queries": trial.differs(query[:first_query], base[:first_query]),
-        "a position sees later ones": trial.differs(last[:-1], base[:-1]),
-        "a position does not see earlier ones": not all(trial.reacts(row[-1], base[-1]) for row in (first, query)),
-        "queries of a clip do not see each other": together and not seen,
-        "queries see later ones unasked": seen and not together,
+        "text before a clip attends to the clip's queries": probe.differs(query[:first_query], base[:first_query]),
+        "a position attends to later ones": probe.differs(last[:-1], base[:-1]),
+        "a position does not attend to earlier ones": not all(
+            probe.reacts(row[-1], base[-1]) for row in (first, query)
+        ),
+        "queries of a clip do not attend to each other": together and not queries_attend,
+        "queries attend to later ones, which this generation mode forbids": queries_attend and not together,
     }
     return _mask_message(findings)
 
 
-def _row_misfit(trial: Trial) -> str | None:
-    """Look at rows that samples share, at padded rows and at what comes after them, as in packing and sampling."""
+def _row_misfit(probe: Probe) -> str | None:
+    """Test packed rows, padded rows, and positions that are appended to them later, as in packing and sampling."""
     plain, packed = torch.arange(_LENGTH), torch.cat([torch.arange(_FIRST), torch.arange(_LENGTH - _FIRST)])
     padded = torch.where(plain < _FIRST, plain, -1)
     sample = (packed != plain).long()
-    embeds_BLD = torch.stack([trial.text_LD, trial.changed_at(0), trial.text_LD, trial.text_LD])
+    embeds_BLD = torch.stack([probe.text_LD, probe.changed_at(0), probe.text_LD, probe.text_LD])
     order = torch.stack([plain, plain, plain, padded])
-    key = Places(order, torch.stack([sample, sample, 0 * plain, padded.clamp(max=0)]), torch.full_like(order, -1))
+    key = TokenPositions(
+        order, torch.stack([sample, sample, 0 * plain, padded.clamp(max=0)]), torch.full_like(order, -1)
+    )
     cache = DynamicCache()
 
-    def step(embeds_BLD: Tensor, query: Places, key: Places, position: Tensor) -> Tensor:
+    def step(embeds_BLD: Tensor, query: TokenPositions, key: TokenPositions, position: Tensor) -> Tensor:
         position_ids = position.to(embeds_BLD.device)
-        return trial.run(embeds_BLD, query, key, position_ids=position_ids, past_key_values=cache, use_cache=True)
+        return probe.run(embeds_BLD, query, key, position_ids=position_ids, past_key_values=cache, use_cache=True)
 
     base, changed, text, _ = step(embeds_BLD, key, key, torch.stack([packed, packed, plain, padded.clamp(min=0)]))
     # The padded row continues with the text's next word.
     nexts = embeds_BLD[:, _FIRST : _FIRST + 1]
-    new = Places(*(torch.tensor(values)[:, None] for values in ((9, 9, 9, 6), (1, 1, 0, 0), (-1,) * 4)))
-    keys = Places(*(torch.cat(pair, dim=1) for pair in zip(key, new, strict=True)))
+    new = TokenPositions(*(torch.tensor(values)[:, None] for values in ((9, 9, 9, 6), (1, 1, 0, 0), (-1,) * 4)))
+    keys = TokenPositions(*(torch.cat(pair, dim=1) for pair in zip(key, new, strict=True)))
     after = step(nexts, new, keys, torch.tensor([[3], [3], [9], [6]]))[:, 0]
     findings = {
-        "samples that share a row see each other": trial.differs(changed[_NEIGHBOUR], base[_NEIGHBOUR])
-        or trial.differs(after[1], after[0]),
-        "with a causal mask it attends otherwise than without a mask": trial.differs(text, trial.hidden_LD),
-        "a padded row continues otherwise than the same row without padding": trial.differs(
-            after[3], trial.hidden_LD[_FIRST]
+        "samples that share a row attend to each other": probe.differs(changed[_NEIGHBOUR], base[_NEIGHBOUR])
+        or probe.differs(after[1], after[0]),
+        "a causal mask gives another result than no mask": probe.differs(text, probe.hidden_LD),
+        "a padded row continues differently from the same row without padding": probe.differs(
+            after[3], probe.hidden_LD[_FIRST]
         ),
     }
     return _mask_message(findings)
@@ -219,7 +228,7 @@ def _mask_message(findings: dict[str, bool]) -> str | None:
 
 
 def _with_few_layers(model: PreTrainedModel) -> PreTrainedModel:
-    """Build a small stand-in for a sharded model, whole on this process."""
+    """Build a small, unsharded model that replaces a sharded one in the tests."""
     config = deepcopy(model.config)
     kinds = list(getattr(config, "layer_types", None) or ())
     layers = max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])

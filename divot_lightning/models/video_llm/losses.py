@@ -1,8 +1,8 @@
-"""The two losses of the video LLM: next word, and features of clips to generate.
+"""The two losses of the video LLM: of the next word, and of the features of clips to generate.
 
-Both read hidden states wherever rows put them, so that it does not matter which samples share a row. Without anything
-to learn they are 0 with a gradient of 0, and call the same modules as ever: ranks that train in parallel then do the
-same, whatever their samples are.
+Both find their hidden states by the layout of the rows, so it does not matter which samples share a row. If a batch has
+no targets, a loss is 0 with a gradient of 0, and still calls the same modules: so all ranks run the same collectives,
+whatever their samples are.
 
 Letters: B rows, L row length, M clips of the batch, Q slots per clip, D LLM width, C feature width, G clips of the
 batch that are generated, T targets of the next-word loss, V vocabulary.
@@ -29,7 +29,7 @@ class VideoLLMOutput:
         text_loss: Mean next-word cross entropy over all targets, scalar float32; 0 without targets.
         head_loss: Loss of the generation head, scalar float32; 0 without clips to generate.
         num_text_targets: Targets of the next-word loss.
-        num_generated_clips: Clips the head was trained on.
+        num_generated_clips: Clips that the head was trained on.
     """
 
     text_loss: Tensor
@@ -41,17 +41,17 @@ class VideoLLMOutput:
 def next_word_loss(
     output_layer: Callable[[Tensor], Tensor], batch: SequenceBatch, hidden_BLD: Tensor
 ) -> tuple[Tensor, int]:
-    """Return the cross entropy of each learned token, as predicted at the position before it.
+    """Return the mean cross entropy of the target tokens, each predicted at the position before it.
 
     Args:
-        output_layer: Hidden states (T, D) to scores (T, V), float32.
+        output_layer: Maps hidden states (T, D) to logits (T, V), float32.
         batch: The sequences.
         hidden_BLD: Last hidden states.
 
     Returns:
         The mean over the targets, scalar float32, and their number.
     """
-    # A sample's first position is predicted by nothing: what stands before it belongs to another sample.
+    # Nothing predicts the first position of a sample: the position before it belongs to another sample.
     labels_BL = batch.labels_BL.masked_fill(batch.position_ids_BL == 0, IGNORED)
     target_T = (labels_BL.flatten() != IGNORED).nonzero()[:, 0]
     flat = hidden_BLD.flatten(0, 1)
@@ -76,8 +76,8 @@ def generation_loss(
         batch: The sequences.
         hidden_BLD: Last hidden states.
         features_MQC: Normalised features of all clips, float.
-        generation_mode: With "autoregressive" the hidden state one position earlier predicts a feature, and the head gets
-            each token as a clip of its own (Q = 1), as when it samples.
+        generation_mode: With "autoregressive" the hidden state one position earlier predicts a feature, and the head
+            gets each token as a clip of its own (Q = 1), as when it samples.
 
     Returns:
         The mean over the clips, scalar float32, and their number.
@@ -87,7 +87,7 @@ def generation_loss(
     if len(generated_GQ) == 0:
         unused_1QC = features_MQC.new_zeros(1, *features_MQC.shape[1:])
         return 0.0 * _head_loss(head, flat[:1].expand(1, num_queries, -1), unused_1QC, generation_mode), 0
-    # Clips in the order of the features, so that a head that draws noise draws the same for any rows.
+    # Clips in the order of the features, so that a head draws the same noise for a clip in any layout of rows.
     clips_G, order_G = batch.clips_BL.flatten()[generated_GQ[:, 0]].sort()
     predicting_GQ = generated_GQ[order_G] - int(generation_mode == "autoregressive")
     hidden_GQD, target_GQC = flat[predicting_GQ.to(flat.device)], features_MQC[clips_G.to(flat.device)]
@@ -95,10 +95,10 @@ def generation_loss(
 
 
 def _head_loss(head: GenerationHead, hidden_GQD: Tensor, target_GQC: Tensor, generation_mode: GenerationMode) -> Tensor:
-    """Ask the head in training what generation asks it: clips, or one token at a time.
+    """Call the head with the same input as in generation: whole clips, or one token at a time.
 
-    Feature by feature, the hidden state behind a token was made from the token's true feature. A head that looks at
-    several tokens together would copy it, and have nothing to copy when it samples.
+    In the autoregressive mode the hidden state that follows a token has seen the token's true feature. A head that
+    gets several tokens together would copy it, and could not do so when it samples.
     """
     if generation_mode == "autoregressive":
         hidden_GQD, target_GQC = (states.flatten(0, 1).unsqueeze(1) for states in (hidden_GQD, target_GQC))
@@ -106,14 +106,14 @@ def _head_loss(head: GenerationHead, hidden_GQD: Tensor, target_GQC: Tensor, gen
     return loss
 
 
-def where_kind(batch: SequenceBatch, *roles: TokenKind) -> Tensor:
-    """Find the positions that have one of some roles.
+def where_kind(batch: SequenceBatch, *kinds: TokenKind) -> Tensor:
+    """Find the positions of some kinds.
 
     Args:
         batch: The sequences.
-        *roles: The roles.
+        *kinds: The kinds of positions to find.
 
     Returns:
         Indices into the flattened rows, rising, int64, on the CPU.
     """
-    return torch.isin(batch.token_kind_BL.flatten(), torch.tensor([int(role) for role in roles])).nonzero()[:, 0]
+    return torch.isin(batch.token_kind_BL.flatten(), torch.tensor([int(kind) for kind in kinds])).nonzero()[:, 0]

@@ -3,8 +3,8 @@
 Features of the tokenizer enter through a two-layer projector; features to be generated are predicted from hidden states
 by a generation head (Divot section 3.2 and appendix A.2, arXiv:2412.04432).
 
-Letters: B samples or rows, L row length, M clips of the batch, Q slots per clip, D LLM width, C feature width, S slots
-of the batch that are read, G clips of the batch that are generated, T targets of the next-word loss.
+Letters: B samples or rows, L row length, M clips of the batch, Q tokens per clip, D LLM width, C feature width, S
+feature positions of the batch that are read, G clips of the batch that are generated, T targets of the next-word loss.
 """
 
 from __future__ import annotations
@@ -58,29 +58,30 @@ from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES, Segment
 HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
 
 SMALLEST_STD = 1e-4
-"""Channels that vary less are not magnified further; the tokenizer's are LayerNorm outputs, near 1."""
+"""Lowest standard deviation by which a channel is divided. Tokens are LayerNorm outputs with deviations near 1."""
 
 
 class VideoLLM(nn.Module):
     """A causal language model with an input projector, learnable queries and a generation head.
 
-    Any ``AutoModelForCausalLM`` of transformers serves, unmodified: embeddings in, hidden states out.
+    The language model is any unmodified ``AutoModelForCausalLM`` of transformers: it gets embeddings and returns hidden
+    states.
 
-    The released code keeps the learnable queries as embedding rows of tokens named ``<frame_00000>...``; here they are
-    a module of their own, which is the same function and can be frozen or adapted alone, with or without LoRA.
+    The released code keeps the learnable queries as embedding rows of tokens named ``<frame_00000>...``. Here they are
+    a module of their own: the same function, but it can be trained or frozen on its own, with or without LoRA.
 
     Features are normalised by ``feature_mean_C`` and ``feature_std_C`` (0 and 1 until ``set_feature_statistics``)
-    wherever they enter, as input and as target, and sampled features are denormalised; a head never sees raw features.
+    before they are used as input or target, and sampled features are denormalised; a head never gets raw features.
 
     Args:
         config: Sizes and settings.
-        head_factory: Called with (D, C), gives the generation head. None only with a stored config.
-        folder: Component folder to take the language model's configuration and the text tokenizer from; then no
-            pretrained weights are read.
+        head_factory: Function of (D, C) that returns the generation head. None only with a stored config.
+        folder: Component folder with the language model's configuration and the text tokenizer. If it is given, no
+            pretrained weights are loaded.
     """
 
     outer_layers = ("head",)
-    """Not for Muon; see `divot_lightning.training.optimization.inner_matrices`."""
+    """Layers that Muon must not train; see `divot_lightning.training.optimization.inner_matrices`."""
 
     feature_mean_C: Tensor
     feature_std_C: Tensor
@@ -89,10 +90,10 @@ class VideoLLM(nn.Module):
         self, config: VideoLLMConfig, head_factory: HeadFactory | None = None, *, folder: Path | None = None
     ) -> None:
         super().__init__()
-        self.settings = config
+        self._config = config
         self.text_tokenizer, causal_lm = build_language_model(config, folder)
         if config.frozen_dtype == "float32":
-            raise_to_float32(causal_lm)  # so that adapters begin in float32, too
+            raise_to_float32(causal_lm)  # before adapters are added, so that they are float32 too
         if folder is None:
             probe_language_model(causal_lm, config.generation_mode)
         check_positions(causal_lm, config.max_length)
@@ -115,40 +116,40 @@ class VideoLLM(nn.Module):
 
     @property
     def config(self) -> BuiltVideoLLMConfig:
-        """What is stored with the weights."""
-        settings = {entry.name: getattr(self.settings, entry.name) for entry in fields(VideoLLMConfig)}
+        """Return the config, with class and settings of the head, as it is stored with the weights."""
+        values = {entry.name: getattr(self._config, entry.name) for entry in fields(VideoLLMConfig)}
         head_class = f"{type(self.head).__module__}.{type(self.head).__qualname__}"
-        return BuiltVideoLLMConfig(**settings, head_class=head_class, head_init_args=dict(self.head.init_args))
+        return BuiltVideoLLMConfig(**values, head_class=head_class, head_init_args=dict(self.head.init_args))
 
     @property
     def causal_lm(self) -> Any:
-        """The transformers model itself (``PreTrainedModel``), adapters included."""
+        """Return the transformers model itself (``PreTrainedModel``), with its adapters."""
         return unwrap(self.language_model)
 
-    def add_lora(self, settings: LoRAConfig) -> None:
-        """Freez the language model and adds adapters to it.
+    def add_lora(self, lora: LoRAConfig) -> None:
+        """Freeze the language model and add adapters to it.
 
         Args:
-            settings: The adapters.
+            lora: Config of the adapters.
         """
         markers = self.text_tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKEN_NAMES))
-        self.language_model = add_lora(self.causal_lm, settings, markers)
+        self.language_model = add_lora(self.causal_lm, lora, markers)
         raise_to_float32(self.language_model)
-        self.settings = replace(self.settings, lora=settings)
+        self._config = replace(self._config, lora=lora)
 
     def merge_lora(self) -> None:
-        """Fold adapters into the weights; afterwards all weights are trainable, unless the settings freeze them."""
-        if self.settings.lora is not None:
+        """Merge adapters into the weights; afterwards all weights are trainable, unless the config freezes them."""
+        if self._config.lora is not None:
             self.language_model = merge_lora(self.language_model)
-            self.settings = replace(self.settings, lora=None)
-        self.language_model.requires_grad_(not self.settings.freeze_language_model)
+            self._config = replace(self._config, lora=None)
+        self.language_model.requires_grad_(not self._config.freeze_language_model)
         raise_to_float32(self.language_model)
 
     def use_stored_precision(self) -> VideoLLM:
-        """Turn a language model that came in half precision back into it, to be used without training.
+        """Convert the language model back to the half precision of its stored weights, for use without training.
 
         Returns:
-            The same model; one of float32 is left as it is.
+            The same model; a language model that was stored in float32 stays as it is.
         """
         lower_for_inference(self.language_model, self.causal_lm.config.dtype)
         return self
@@ -160,7 +161,7 @@ class VideoLLM(nn.Module):
             max_length: Tokens; None for no limit.
         """
         check_positions(self.causal_lm, max_length)
-        self.settings = replace(self.settings, max_length=max_length)
+        self._config = replace(self._config, max_length=max_length)
 
     def set_packing(self, packing: bool) -> None:
         """Change whether samples of a training batch may share rows.
@@ -168,7 +169,7 @@ class VideoLLM(nn.Module):
         Args:
             packing: See `divot_lightning.models.video_llm.config.VideoLLMConfig`.
         """
-        self.settings = replace(self.settings, packing=packing)
+        self._config = replace(self._config, packing=packing)
 
     def set_feature_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
         """Set how features are normalised.
@@ -181,7 +182,7 @@ class VideoLLM(nn.Module):
         self.feature_std_C.copy_(std_C.clamp(min=SMALLEST_STD))
 
     def save_extra(self, folder: Path) -> None:
-        """Write what weights and config leave out: the text tokenizer and the language model's configuration.
+        """Write the text tokenizer and the language model's configuration, which weights and config do not contain.
 
         Args:
             folder: The component folder.
@@ -198,7 +199,7 @@ class VideoLLM(nn.Module):
             folder: The component folder.
 
         Returns:
-            A module whose state has the stored keys.
+            The module, whose state has the keys of the stored weights.
         """
         try:
             lora = LoRAConfig(**config["lora"]) if config.get("lora") else None
@@ -213,8 +214,8 @@ class VideoLLM(nn.Module):
     def forward(self, segments: list[list[Segment]], features_MQC: Tensor | None) -> VideoLLMOutput:
         """Compute the losses of a batch.
 
-        Every trainable part takes part in every batch, with weight zero where the batch does not need it: ranks that
-        train in parallel must all produce the same gradients.
+        Every trainable part is used in every batch, with weight zero if the batch does not need it: under parallel
+        training all ranks must have gradients for the same parameters.
 
         Args:
             segments: B samples.
@@ -227,7 +228,7 @@ class VideoLLM(nn.Module):
         features_MQC = self.normalise(features_MQC, batch.num_clips)
         hidden_BLD = self.hidden_states(batch, self.embed(batch, features_MQC))
         text_loss, num_targets = next_word_loss(self.logits, batch, hidden_BLD)
-        generation_mode = self.settings.generation_mode
+        generation_mode = self._config.generation_mode
         head_loss, num_clips = generation_loss(
             self.head, batch, hidden_BLD, features_MQC, generation_mode=generation_mode
         )
@@ -237,13 +238,13 @@ class VideoLLM(nn.Module):
         """Lay out samples.
 
         Args:
-            segments: B samples; none at all give a row that teaches nothing.
-            prompt: Build beginnings for inference, each in a row of its own; see ``build_sequence``.
+            segments: B samples; an empty list gives one row without targets.
+            prompt: Build prompts for inference, each in a row of its own; see ``build_sequence``.
 
         Returns:
             The padded sequences, on the CPU.
         """
-        config = self.settings
+        config = self._config
         layout = SequenceLayout(config.num_queries, config.generation_mode, None if prompt else config.max_length)
         built = [build_sequence(sample, self._encode, self.special, layout, prompt=prompt) for sample in segments]
         rows = None
@@ -253,34 +254,34 @@ class VideoLLM(nn.Module):
         return collate_sequences(built or [_empty_sequence(self.special)], pad_id=self.special.end, rows=rows)
 
     def num_targets(self, segments: list[list[Segment]]) -> tuple[int, int]:
-        """Count what the two losses of a batch are means over, without computing them.
+        """Count the targets of the two losses of a batch, without computing the losses.
 
         Args:
             segments: B samples.
 
         Returns:
-            Words to learn, and clips to generate.
+            Number of tokens to predict, and number of clips to generate.
         """
         batch = self.sequences(segments)
         words = (batch.labels_BL != IGNORED) & (batch.position_ids_BL > 0)
-        slots = where_kind(batch, TokenKind.QUERY, TokenKind.FORCED)
-        return int(words.sum()), len(slots) // self.settings.num_queries
+        generated = where_kind(batch, TokenKind.QUERY, TokenKind.FORCED)
+        return int(words.sum()), len(generated) // self._config.num_queries
 
     def _encode(self, text: str) -> list[int]:
-        # A caption that spells "</s>" or "<vid>" is text, and must not end the sequence or mark a clip.
+        # A caption that contains "</s>" or "<vid>" is text; it must not end the sequence or mark a clip.
         return self.text_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def normalise(self, features_MQC: Tensor | None, num_clips: int) -> Tensor:
-        """Check and normalises features.
+        """Check and normalise features.
 
         Args:
-            features_MQC: Unnormalised features, float; None stands for no clips.
-            num_clips: M that the sequences ask for.
+            features_MQC: Unnormalised features, float; None if there are no clips.
+            num_clips: M, the number of clips in the sequences.
 
         Returns:
             features_MQC, normalised, float32, on the model's device.
         """
-        expected = (num_clips, self.settings.num_queries, self.settings.feature_dim)
+        expected = (num_clips, self._config.num_queries, self._config.feature_dim)
         if features_MQC is None:
             features_MQC = self.feature_mean_C.new_zeros(0, *expected[1:])
         if tuple(features_MQC.shape) != expected:
@@ -304,21 +305,22 @@ class VideoLLM(nn.Module):
         device = features_MQC.device
         embeds_BLD = self.causal_lm.get_input_embeddings()(batch.ids_BL.to(device))
         flat = embeds_BLD.flatten(0, 1)
+        # Each module gets one more row than it needs, so that it runs on every rank and has a gradient (of 0) there.
         read_S = where_kind(batch, TokenKind.READ, TokenKind.FORCED)
-        rows_S = (batch.clips_BL.flatten() * self.settings.num_queries + batch.slots_BL.flatten())[read_S]
+        rows_S = (batch.clips_BL.flatten() * self._config.num_queries + batch.feature_index_BL.flatten())[read_S]
         unread = features_MQC.new_zeros(1, features_MQC.shape[-1])
         features_SC = torch.cat([features_MQC.flatten(0, 1)[rows_S.to(device)], unread])
         projected_SD = self.project(features_SC, flat.dtype)
         flat = flat.index_copy(0, read_S.to(device), projected_SD[:-1])
         query_S = where_kind(batch, TokenKind.QUERY)
-        slots_S = batch.slots_BL.flatten()[query_S].to(device)
-        queries_SD = self.queries(torch.cat([slots_S, slots_S.new_zeros(1)])).to(flat.dtype)
+        query_index_S = batch.feature_index_BL.flatten()[query_S].to(device)
+        queries_SD = self.queries(torch.cat([query_index_S, query_index_S.new_zeros(1)])).to(flat.dtype)
         flat = flat.index_copy(0, query_S.to(device), queries_SD[:-1])
         unused = projected_SD[-1].sum() + queries_SD[-1].sum()
         return (flat + 0.0 * unused).unflatten(0, embeds_BLD.shape[:2])
 
     def project(self, features_SC: Tensor, dtype: torch.dtype) -> Tensor:
-        """Turn features into input of the language model.
+        """Project features to input embeddings of the language model.
 
         Args:
             features_SC: Normalised features, float.
@@ -337,27 +339,27 @@ class VideoLLM(nn.Module):
             embeds_BLD: From ``embed``.
 
         Returns:
-            hidden_BLD: last hidden states, normalised by the model's last layer.
+            hidden_BLD, the last hidden states, after the model's final normalisation.
         """
         mask = self.attention_mask(batch, embeds_BLD)
-        places = {"position_ids": batch.position_ids_BL.to(embeds_BLD.device)} if batch.packed else {}
+        positions = {"position_ids": batch.position_ids_BL.to(embeds_BLD.device)} if batch.packed else {}
         model = self.causal_lm.base_model
-        return model(inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False, **places).last_hidden_state
+        return model(inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False, **positions).last_hidden_state
 
     def attention_mask(self, batch: SequenceBatch, embeds_BLD: Tensor) -> TransformersMask:
         """Return the mask in the form the language model takes.
 
-        Rows of one sample without queries that see each other need none: padding is on the right, so causal attention
-        keeps it apart, in its fast form.
+        Rows with one sample each, without queries that attend to later ones, need no mask: padding is on the right, so
+        causal attention, which is faster, never attends to it.
 
         Args:
             batch: The sequences.
-            embeds_BLD: Decides dtype and device.
+            embeds_BLD: Input embeddings; dtype and device of the mask are theirs.
 
         Returns:
             See ``transformers_mask``; None for causal attention.
         """
-        blocks_BL = query_blocks(batch.token_kind_BL, batch.clips_BL, self.settings.generation_mode)
+        blocks_BL = query_blocks(batch.token_kind_BL, batch.clips_BL, self._config.generation_mode)
         if not batch.packed and not (blocks_BL >= 0).any():
             return None
         device = embeds_BLD.device
@@ -372,7 +374,7 @@ class VideoLLM(nn.Module):
             hidden_TD: Hidden states.
 
         Returns:
-            Scores of the vocabulary, (T, V), float32.
+            Logits, (T, V), float32.
         """
         return self.causal_lm.get_output_embeddings()(hidden_TD).float()
 
@@ -393,11 +395,11 @@ class VideoLLM(nn.Module):
             segments: B prompts, or none.
             features_MQC: Features of all their clips, unnormalised, float; None without clips.
             max_new_tokens: Most tokens per answer.
-            temperature: 0 takes the best token each time. The released code samples with 0.7 and top_p 0.5.
-            top_p: Probability mass of the tokens that are drawn from.
-            generator: Source of randomness on the model's device; None is the global one.
-            synced: All ranks call this together, and continue until the last one is done: where the model's weights are
-                sharded over ranks, a rank that stopped would leave the others waiting.
+            temperature: 0 takes the most likely token each time. The released code samples with 0.7 and top_p 0.5.
+            top_p: Only the most likely tokens that together reach this probability can be drawn.
+            generator: Random generator on the model's device; None is the global one.
+            synced: All ranks call this together and continue until the last one has finished. This is needed if the
+                weights are sharded over ranks: if one rank stopped, the others would wait for it.
 
         Returns:
             B texts without special tokens.
@@ -424,16 +426,17 @@ class VideoLLM(nn.Module):
     ) -> Tensor:
         """Generate the clips that samples end with, without gradient; call it in eval mode.
 
-        Queries take one forward pass per clip, the autoregressive generation_mode Q steps.
+        The query modes take one forward pass per clip, the autoregressive mode Q steps.
 
         Args:
-            segments: B samples, or none, each ending with ``Clips(role="generate")``. Of several clips each one sees
-                the earlier ones.
-            features_MQC: Features of all clips before those, in order of appearance, unnormalised; None without.
-            temperature: Spread of the head's draws.
-            generator: Source of randomness on the model's device; None is the global one. A list has one per sample, so
-                that what a sample gives does not depend on its batch.
-            synced: All ranks call this together, and generate as often as the one with the most clips per sample.
+            segments: B samples, or none, each ending with ``Clips(role="generate")``. If that is several clips, each is
+                generated given the earlier ones.
+            features_MQC: Features of all clips before those to generate, in order of appearance, unnormalised; None if
+                there are none.
+            temperature: Spread of the head's samples.
+            generator: Random generator on the model's device; None is the global one. A list has one per sample, so
+                that the result of a sample does not depend on its batch.
+            synced: All ranks call this together, and take as many steps as the rank with the most clips per sample.
 
         Returns:
             features_GQC of the generated clips in order of appearance, unnormalised, float32.
@@ -445,5 +448,5 @@ class VideoLLM(nn.Module):
 
 def _empty_sequence(special: SpecialTokens) -> TokenSequence:
     sequence = TokenSequence()
-    sequence.add_tokens([special.end], learn=False, role=TokenKind.SPECIAL)
+    sequence.add_tokens([special.end], learn=False, kind=TokenKind.SPECIAL)
     return sequence

@@ -1,4 +1,4 @@
-"""How long sequences may become for the positions that a language model knows."""
+"""Check the length of sequences against the positions that a language model was trained on."""
 
 import logging
 
@@ -11,14 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_positions(model: PreTrainedModel, max_length: int | None) -> None:
-    """Refuse sequences that are longer than a model's learned positions, and warns of others that it never saw.
+    """Refuse sequences longer than a model's learned positions; warn if it was merely not trained on such lengths.
 
     Args:
-        model: The causal language model, adapters or not.
-        max_length: Longest training sequence in tokens.
+        model: The causal language model, with or without adapters.
+        max_length: Longest training sequence in tokens; None for no limit.
 
     Raises:
-        UserError: It has no position for the last token.
+        UserError: The model has no position for the last token.
     """
     known = getattr(model.config, "max_position_embeddings", None)
     if max_length is None or known is None or max_length <= known:
@@ -28,12 +28,12 @@ def check_positions(model: PreTrainedModel, max_length: int | None) -> None:
         f"max_position_embeddings={known}"
     )
     if _has_learned_positions(model, known):
-        raise UserError(f"{too_long} and learned no position beyond.\nSet max_length to at most {known}.")
-    logger.warning("%s; it never saw positions beyond, where it may do poorly", too_long)
+        raise UserError(f"{too_long} and has no positions beyond.\nSet max_length to at most {known}.")
+    logger.warning("%s; it was not trained on positions beyond, so its results there may be poor", too_long)
 
 
 def _has_learned_positions(model: PreTrainedModel, known: int) -> bool:
-    """Look for a table with a row per position; some models have one or two rows more than positions."""
+    """Return whether there is a table with a row per position; some models have one or two more rows than positions."""
     words = set(model.get_input_embeddings().modules())
     rows = [
         module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding) and module not in words

@@ -1,4 +1,4 @@
-"""Which samples share a row, so that little of a batch is padding.
+"""Decide which samples of a batch share a row, so that there is little padding.
 
 A transformer layer of width D takes 12 D^2 multiplications per token in its linear layers (MLP of 4 D) and 2 L D in
 the attention over a row of length L. A row thus costs 2 D L (6 D + L): short rows are cheap in attention, few full
@@ -10,14 +10,14 @@ from __future__ import annotations
 from heapq import heapify, heapreplace
 
 TRIED_ONE_BY_ONE = 32
-"""Numbers of rows up to which each one is tried; beyond, every 32nd part, since 3% more rows are as good."""
+"""Up to this many rows, each number of rows is tried; beyond, numbers in steps of 3%, which is close enough."""
 
 
 def rows_cost(num_rows: int, length: int, width: int) -> int:
-    """Return what a layer spends on a batch, in units of 2 D multiplications.
+    """Return the cost of a batch in one layer, in units of 2 D multiplications.
 
     Args:
-        num_rows: Rows, padded to one length.
+        num_rows: Number of rows, padded to one length.
         length: That length in tokens.
         width: D of the language model.
 
@@ -31,11 +31,11 @@ def rows_cost(num_rows: int, length: int, width: int) -> int:
 
 
 def pack_rows(lengths: list[int], longest_row: int | None, width: int) -> list[list[int]]:
-    """Distribute samples over the rows that cost least.
+    """Distribute samples over rows so that the cost is lowest.
 
-    For each number of rows the samples, the longest first, go to the shortest row so far (longest processing time
-    first: Graham 1969, at most 4/3 of the best row length). One row per sample is among the choices, so that packing
-    never costs more than padding to the longest sample does.
+    For each number of rows, the samples are taken from the longest to the shortest, and each goes to the row that is
+    shortest so far (longest processing time first: Graham 1969, at most 4/3 of the best row length). One row per sample
+    is tried too, so packing never costs more than padding to the longest sample.
 
     Args:
         lengths: Tokens of each sample, at least 1.
@@ -43,7 +43,7 @@ def pack_rows(lengths: list[int], longest_row: int | None, width: int) -> list[l
         width: D of the language model.
 
     Returns:
-        The samples of each row by number, in rising order; rows in order of their first sample.
+        The sample indices of each row, rising; rows in order of their first sample.
 
     >>> pack_rows([9, 2, 3, 4], longest_row=10, width=64)
     [[0], [1, 2, 3]]
@@ -64,7 +64,7 @@ def pack_rows(lengths: list[int], longest_row: int | None, width: int) -> list[l
 
 
 def _fill(lengths: list[int], num_rows: int) -> tuple[list[list[int]], int]:
-    """Return the rows, none of them empty, and the length of the longest one."""
+    """Return the sample indices of each row, no row empty, and the length of the longest row."""
     rows: list[list[int]] = [[] for _ in range(num_rows)]
     loads = [(0, row) for row in range(num_rows)]
     heapify(loads)

@@ -1,6 +1,6 @@
-"""Text and features out of a trained video LLM.
+"""Generate text and features with a trained video LLM.
 
-Letters: B samples, L prompt length, S keys in the cache, M clips, Q slots per clip, D LLM width, C feature width, V
+Letters: B samples, L prompt length, S keys in the cache, M clips, Q tokens per clip, D LLM width, C feature width, V
 vocabulary.
 """
 
@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import Randomness, move_generators
-from divot_lightning.models.video_llm.attention_mask import Places, attention_rule, query_blocks, transformers_mask
+from divot_lightning.models.video_llm.attention_mask import TokenPositions, may_attend, query_blocks, transformers_mask
 from divot_lightning.models.video_llm.sequences import SequenceBatch, TokenKind
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.segments import Clips, Segment
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class CachedSequence:
-    """A batch of prompts whose keys and values are kept, so that each further position costs one step.
+    """A batch of prompts with cached keys and values, so that each further position costs one small step.
 
-    Prompts are padded on the right. Further positions stand behind the padding in the cache, but continue each prompt's
-    own numbering.
+    Prompts are padded on the right. In the cache further positions follow the padding, but their position ids continue
+    those of their own prompt.
 
     Args:
         video_llm: The model.
@@ -43,33 +43,35 @@ class CachedSequence:
         batch = batch.to(embeds_BLD.device)
         valid_BL = batch.token_kind_BL != TokenKind.PAD
         self.lengths_B = valid_BL.sum(dim=1)
-        self.keys = Places(
+        self.keys = TokenPositions(
             order=torch.where(valid_BL, batch.position_ids_BL, -1),
             sample=batch.samples_BL,
-            block=query_blocks(batch.token_kind_BL, batch.clips_BL, video_llm.settings.generation_mode),
+            block=query_blocks(batch.token_kind_BL, batch.clips_BL, video_llm.config.generation_mode),
         )
         hidden_BLD = self._run(embeds_BLD, self.keys)
         self.last_hidden_BD = hidden_BLD[torch.arange(len(hidden_BLD)), self.lengths_B - 1]
 
     def append(self, embeds_BD: Tensor) -> Tensor:
-        """Add one position to every sequence.
+        """Append one position to every sequence.
 
         Args:
-            embeds_BD: Its input.
+            embeds_BD: Input embeddings at this position.
 
         Returns:
-            hidden_BD: the hidden states there.
+            hidden_BD, the hidden states at this position.
         """
         order_B1 = self.lengths_B[:, None]
-        new = Places(order_B1, torch.arange(len(order_B1), device=order_B1.device)[:, None], -torch.ones_like(order_B1))
+        new = TokenPositions(
+            order_B1, torch.arange(len(order_B1), device=order_B1.device)[:, None], -torch.ones_like(order_B1)
+        )
         self.lengths_B = self.lengths_B + 1
-        self.keys = Places(*(torch.cat(pair, dim=1) for pair in zip(self.keys, new, strict=True)))
+        self.keys = TokenPositions(*(torch.cat(pair, dim=1) for pair in zip(self.keys, new, strict=True)))
         self.last_hidden_BD = self._run(embeds_BD[:, None], new)[:, 0]
         return self.last_hidden_BD
 
-    def _run(self, embeds_BLD: Tensor, queries: Places) -> Tensor:
-        query = Places(*(values_BL[:, :, None] for values_BL in queries))
-        mask_BLS = attention_rule(query, Places(*(values_BS[:, None, :] for values_BS in self.keys)))
+    def _run(self, embeds_BLD: Tensor, queries: TokenPositions) -> Tensor:
+        query = TokenPositions(*(values_BL[:, :, None] for values_BL in queries))
+        mask_BLS = may_attend(query, TokenPositions(*(values_BS[:, None, :] for values_BS in self.keys)))
         causal_lm = self.video_llm.causal_lm
         mask = transformers_mask(causal_lm.config, mask_BLS, queries.order, self.keys.order, embeds_BLD.dtype)
         return causal_lm.base_model(
@@ -87,10 +89,10 @@ def sample_tokens(
     """Choose the next token of each sequence.
 
     Args:
-        logits_BV: Scores, float.
-        temperature: Divides the scores; 0 takes the best token.
-        top_p: Only the most likely tokens that together reach this probability are drawn.
-        generator: Source of randomness on the device of the scores.
+        logits_BV: Logits, float.
+        temperature: Divides the logits; 0 takes the most likely token.
+        top_p: Only the most likely tokens that together reach this probability can be drawn.
+        generator: Random generator on the device of the logits.
 
     Returns:
         ids_B, int64.
@@ -108,15 +110,15 @@ def sample_tokens(
 
 
 def most_over_ranks(value: int, device: torch.device, *, synced: bool) -> int:
-    """Return the greatest value that a rank has, so that ranks take the same number of steps.
+    """Return the greatest value of all ranks, so that ranks take the same number of steps.
 
     Args:
         value: This rank's value.
         device: A device that the process group can send from.
-        synced: Whether all ranks call this together; if not, or without a process group, the value is its own.
+        synced: Whether all ranks call this together; if not, or without a process group, `value` is returned.
 
     Returns:
-        The same number on every rank.
+        If synced, the same number on every rank.
     """
     if not (synced and distributed.is_available() and distributed.is_initialized()):
         return value
@@ -175,20 +177,20 @@ def generate_features(
     synced: bool = False,
 ) -> Tensor:
     """Generate the clips that samples end with; see ``VideoLLM.generate_features``."""
-    wanted = [_clips_to_generate(sample) for sample in segments]
+    targets = [_clips_to_generate(sample) for sample in segments]
     given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
     normal_MQC = video_llm.normalise(features_MQC, sum(given))
     known = [list(part) for part in normal_MQC.split(given)]
-    sources = move_generators(generator, normal_MQC.device)
-    num_rounds = max((clips.count for clips in wanted), default=0)
+    generators = move_generators(generator, normal_MQC.device)
+    num_rounds = max((clips.count for clips in targets), default=0)
     for index in range(most_over_ranks(num_rounds, normal_MQC.device, synced=synced)):
-        active = [row for row, clips in enumerate(wanted) if clips.count > index]
+        active = [row for row, clips in enumerate(targets) if clips.count > index]
         if not active:
-            _keep_in_step(video_llm)
+            _generate_dummy_clip(video_llm)
             continue
-        prompts = [[*segments[row][:-1], replace(wanted[row], count=index + 1)] for row in active]
-        source = [sources[row] for row in active] if isinstance(sources, list) else sources
-        new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, source)
+        prompts = [[*segments[row][:-1], replace(targets[row], count=index + 1)] for row in active]
+        chosen = [generators[row] for row in active] if isinstance(generators, list) else generators
+        new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, chosen)
         for row, clip_QC in zip(active, new_BQC, strict=True):
             known[row].append(clip_QC)
     new_clips = [clip for row, clips in enumerate(known) for clip in clips[given[row] :]]
@@ -196,8 +198,8 @@ def generate_features(
     return generated * video_llm.feature_std_C + video_llm.feature_mean_C
 
 
-def _keep_in_step(video_llm: VideoLLM) -> None:
-    """Generate a clip that nobody wants, with randomness of its own, while other ranks generate theirs."""
+def _generate_dummy_clip(video_llm: VideoLLM) -> None:
+    """Generate a dummy clip, with a generator of its own, to stay in sync with ranks that still generate clips."""
     generator = torch.Generator(video_llm.feature_mean_C.device)
     _generate_clip(video_llm, [[Clips(1, "generate")]], [[]], 1.0, generator)
 
@@ -215,13 +217,13 @@ def _generate_clip(
     temperature: float,
     generator: Randomness,
 ) -> Tensor:
-    """Generate the last clip of each prompt: features_BQC, normalised."""
+    """Generate the last clip of each prompt; return features_BQC, normalised."""
     batch = video_llm.sequences(prompts, prompt=True)
-    num_queries, dim = video_llm.settings.num_queries, video_llm.settings.feature_dim
-    # The clip to come has a row among the features but no slot that would read it.
+    num_queries, dim = video_llm.config.num_queries, video_llm.config.feature_dim
+    # The features have a row for the clip to generate, but no position reads it.
     empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
     features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
-    if video_llm.settings.generation_mode == "autoregressive":
+    if video_llm.config.generation_mode == "autoregressive":
         return _autoregress(video_llm, batch, features_MQC, temperature, generator)
     hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, features_MQC))
     ends_B = (batch.token_kind_BL != TokenKind.PAD).sum(dim=1)
@@ -231,11 +233,11 @@ def _generate_clip(
 
 
 def _sample(head: GenerationHead, hidden_BQD: Tensor, temperature: float, generator: Randomness) -> Tensor:
-    """Draw features, sample by sample where each has randomness of its own."""
+    """Sample features; one sample at a time if each has its own generator."""
     if not isinstance(generator, list):
         return head.sample(hidden_BQD, temperature=temperature, generator=generator)
     rows = zip(hidden_BQD.split(1), generator, strict=True)
-    return torch.cat([head.sample(row, temperature=temperature, generator=source) for row, source in rows])
+    return torch.cat([head.sample(row, temperature=temperature, generator=one) for row, one in rows])
 
 
 def _autoregress(
@@ -245,11 +247,12 @@ def _autoregress(
     temperature: float,
     generator: Randomness,
 ) -> Tensor:
+    """Generate the last clip of each prompt token by token: each sampled feature is the input of the next step."""
     sequence = CachedSequence(video_llm, batch, features_MQC)
     features = []
-    for index in range(video_llm.settings.num_queries):
+    for index in range(video_llm.config.num_queries):
         hidden_B1D = sequence.last_hidden_BD[:, None]
         features.append(_sample(video_llm.head, hidden_B1D, temperature, generator)[:, 0])
-        if index + 1 < video_llm.settings.num_queries:
+        if index + 1 < video_llm.config.num_queries:
             sequence.append(video_llm.project(features[-1], hidden_B1D.dtype))
     return torch.stack(features, dim=1)

@@ -1,6 +1,6 @@
-"""What a stage can take of one sample, so that its data leave out what does not fit before a step meets it.
+"""Limits on a single sample, so that the data can skip samples that do not fit before a training step gets them.
 
-Letters: Q slots per clip, C feature width.
+Letters: Q tokens per clip, C feature width.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _ANY_ID = 0
 
 @dataclass(frozen=True)
 class SampleLimits:
-    """What a stage can take of one sample; by default anything.
+    """The limits that a stage puts on a sample; none by default.
 
     Attributes:
         feature_shape: (Q, C) that the features of a clip must have; None for any shape.
-        layout: How sequences are laid out, with the longest one; None where no sequences are built.
-        begins: Whether the text tokenizer has a token that opens sequences.
+        layout: Layout of sequences, with their greatest length; None if the stage builds no sequences.
+        begins: Whether the text tokenizer has a token that begins sequences.
     """
 
     feature_shape: tuple[int, int] | None = None
@@ -31,9 +31,9 @@ class SampleLimits:
     begins: bool = False
 
     def excess(self, segments: Iterable[Segment]) -> int:
-        """Return by how many tokens a sample is too long even without any text, 0 if it fits.
+        """Return by how many tokens a sample without its text is too long; 0 if it fits.
 
-        Texts are shortened, clips never are (see `build_sequence`), so no text has to be tokenized to know this.
+        Texts can be shortened and clips cannot (see `build_sequence`), so no text has to be tokenized for this.
         """
         if self.layout is None or not self.layout.max_length:
             return 0
@@ -42,7 +42,7 @@ class SampleLimits:
 
 @runtime_checkable
 class LimitsSamples(Protocol):
-    """A stage that tells its data what it can take of a sample."""
+    """A stage that limits its samples."""
 
     def sample_limits(self) -> SampleLimits:
         """Return the limits as far as they are known: `begins` only once the stage is built."""
@@ -50,12 +50,12 @@ class LimitsSamples(Protocol):
 
 
 def length_without_text(segments: Iterable[Segment], layout: SequenceLayout, *, begins: bool) -> int:
-    """Return the tokens that a sample's sequence has at least: its clips and special tokens.
+    """Return the number of tokens of a sample's sequence without its text: clips and special tokens.
 
     Args:
         segments: The sample.
-        layout: Slots per clip and generation_mode; its `max_length` is not looked at.
-        begins: Whether a token opens the sequence.
+        layout: Number of queries and generation mode; its `max_length` is ignored.
+        begins: Whether a token begins the sequence.
     """
     bare = [replace(segment, text="", ends=False) if isinstance(segment, Text) else segment for segment in segments]
     ids = dict.fromkeys(("video", "image"), _ANY_ID)

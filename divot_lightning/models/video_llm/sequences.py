@@ -1,13 +1,14 @@
-"""Segments of a sample and the token sequences that the video LLM is trained on.
+"""Lay out samples as the token sequences that the video LLM is trained on, and collate them to batches.
 
-A sample of any task (caption, generation, question and answer, story) is a list of segments: text, clips that the
-model reads, clips that the model generates. The segments alone say what is learned, so no task is a special case.
+A sample of any task is a list of segments (`divot_lightning.parts.segments`). The segments alone decide what is
+learned, so no task is a special case.
 
-Layout (released Divot code, ``<frame_00000>...`` there are our query slots)::
+A clip takes Q *feature positions*: each reads, or predicts, one of its Q features. The layout is that of the released
+Divot code, where the feature positions are the tokens ``<frame_00000>...``::
 
-    <bos> text <vid> (<frame> Q slots </frame>) x N </vid> text <eos>
+    <bos> text <vid> (<frame> Q feature positions </frame>) x N </vid> text <eos>
 
-Letters: B samples, L sequence length, Q slots per clip, M clips of the batch.
+Letters: B samples, L sequence length, Q tokens per clip, M clips of the batch.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ GenerationMode: TypeAlias = Literal["query_bidirectional", "query_causal", "auto
 Encode: TypeAlias = Callable[[str], list[int]]
 
 TAIL_LENGTH = 2
-"""Tokens behind the last slot of a clip: ``</frame> </vid>``."""
+"""Number of tokens after the last feature position of a clip: ``</frame> </vid>``."""
 
 IGNORED = -100
-"""Label of a position that is no target of the next-word loss (the value that PyTorch's cross entropy skips)."""
+"""Label of a position that is not a target of the next-word loss (PyTorch's cross entropy skips this value)."""
 
 
 class TokenKind(IntEnum):
-    """What a position of a sequence is.
+    """The kind of a position in a sequence.
 
-    READ takes a projected feature as input. QUERY takes a learnable query, and the hidden state there predicts a
-    feature. FORCED (autoregressive only) takes a projected feature, which the hidden state one position earlier
-    predicts.
+    The input at READ is a projected feature. The input at QUERY is a learnable query, and the hidden state there
+    predicts a feature. The input at FORCED (autoregressive only, "teacher forcing") is a projected feature that the
+    hidden state one position earlier predicts.
     """
 
     PAD = 0
@@ -56,12 +57,12 @@ class SpecialTokens:
     """Ids of the special tokens.
 
     Attributes:
-        opening: Id of ``<vid>`` and of ``<img>``, by kind.
-        closing: Id of ``</vid>`` and of ``</img>``, by kind.
-        frame_begin: Id of ``<frame>``; also the placeholder id of all slots, whose embedding is replaced.
+        opening: Ids of ``<vid>`` and ``<img>``, by kind of clip.
+        closing: Ids of ``</vid>`` and ``</img>``, by kind of clip.
+        frame_begin: Id of ``<frame>``; also the placeholder id at feature positions, whose embeddings are replaced.
         frame_end: Id of ``</frame>``.
-        end: Id that closes a sequence.
-        begin: Id that opens a sequence, None where the text tokenizer has none.
+        end: Id that ends a sequence.
+        begin: Id that begins a sequence; None if the text tokenizer has none.
     """
 
     opening: dict[str, int]
@@ -73,7 +74,7 @@ class SpecialTokens:
 
     @classmethod
     def from_tokenizer(cls, text_tokenizer: Any) -> SpecialTokens:
-        """Read the ids from a transformers tokenizer that knows ``SPECIAL_TOKEN_NAMES``.
+        """Read the ids from a transformers tokenizer that has ``SPECIAL_TOKEN_NAMES``.
 
         Args:
             text_tokenizer: The tokenizer; it must have an end token.
@@ -95,7 +96,7 @@ class SpecialTokens:
 
     @property
     def clip_markers(self) -> list[int]:
-        """The ids that mark clips; a text answer never contains them."""
+        """Return the ids that mark clips; a text answer never contains them."""
         return sorted({*self.opening.values(), *self.closing.values(), self.frame_begin, self.frame_end})
 
 
@@ -104,9 +105,10 @@ class SequenceLayout:
     """How clips are laid out.
 
     Attributes:
-        num_queries: Q, slots per clip.
-        generation_mode: How clips are generated: learnable queries that see each other ("query_bidirectional"), or only
-            the earlier ones ("query_causal"), or feature by feature ("autoregressive").
+        num_queries: Q, feature positions per clip.
+        generation_mode: How clips are generated: by learnable queries that attend to all queries of the clip
+            ("query_bidirectional") or to the earlier ones ("query_causal"), or one feature after another
+            ("autoregressive").
         max_length: Longest sequence; None for no limit.
     """
 
@@ -120,41 +122,41 @@ class TokenSequence:
     """One token sequence; all lists have length L.
 
     Attributes:
-        ids: Token ids (the placeholder ``<frame>`` in slots).
+        ids: Token ids; the placeholder ``<frame>`` at feature positions.
         labels: The id itself where it is a target of the next-word loss, else -100. As in transformers the loss
-            compares label i with the prediction made at i - 1.
-        roles: ``TokenKind`` values.
-        clips: In slots the index of the clip in the sample, else -1.
-        slots: In slots the index 0..Q-1 in the clip, else -1.
-        num_clips: Clips of the sample.
+            compares label i with the prediction at i - 1.
+        token_kinds: ``TokenKind`` values.
+        clips: At feature positions the index of the clip in the sample, else -1.
+        feature_indices: At feature positions the index 0..Q-1 of the feature in the clip, else -1.
+        num_clips: Number of clips of the sample.
     """
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    roles: list[int] = field(default_factory=list)
+    token_kinds: list[int] = field(default_factory=list)
     clips: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
+    feature_indices: list[int] = field(default_factory=list)
     num_clips: int = 0
 
-    def add_tokens(self, ids: list[int], *, learn: bool, role: TokenKind) -> None:
+    def add_tokens(self, ids: list[int], *, learn: bool, kind: TokenKind) -> None:
         """Append text or special tokens."""
         self.ids += ids
         self.labels += ids if learn else [IGNORED] * len(ids)
-        self.roles += [int(role)] * len(ids)
+        self.token_kinds += [int(kind)] * len(ids)
         self.clips += [-1] * len(ids)
-        self.slots += [-1] * len(ids)
+        self.feature_indices += [-1] * len(ids)
 
-    def add_slots(self, clip: int, num_queries: int, *, placeholder: int, role: TokenKind) -> None:
-        """Append the Q slots of a clip."""
+    def add_features(self, clip: int, num_queries: int, *, placeholder: int, kind: TokenKind) -> None:
+        """Append the Q feature positions of a clip."""
         self.ids += [placeholder] * num_queries
         self.labels += [IGNORED] * num_queries
-        self.roles += [int(role)] * num_queries
+        self.token_kinds += [int(kind)] * num_queries
         self.clips += [clip] * num_queries
-        self.slots += range(num_queries)
+        self.feature_indices += range(num_queries)
 
     def cut(self, length: int) -> None:
-        """Drop all positions from ``length`` on."""
-        for values in (self.ids, self.labels, self.roles, self.clips, self.slots):
+        """Remove all positions from ``length`` on."""
+        for values in (self.ids, self.labels, self.token_kinds, self.clips, self.feature_indices):
             del values[length:]
 
 
@@ -163,32 +165,38 @@ def build_sequence(
 ) -> TokenSequence:
     """Lay out one sample of any task.
 
-    The next-word loss is on texts with ``learn``, on the opening and closing tokens of clips with ``learn``, and always
-    on the end token: caption = clips, learned text; generation pretraining = text, clips (only the end is learned);
-    generation tuning = text, clips with learn. With query generation_modes a generated clip that something follows (text or
-    another clip) is read back: behind its query block ``<frame> Q queries </frame>`` stands a read block
-    ``<frame> Q slots </frame>`` of the same features, so that what follows sees what was generated and not only the
-    queries. The autoregressive generation_mode needs no such block, since its slots hold the features.
+    Targets of the next-word loss are texts with ``learn``, the opening and closing tokens of clips with ``learn``, and
+    always the end token: caption = clips, learned text; generation pretraining = text, clips (only the end is learned);
+    generation tuning = text, clips with learn.
+
+    With the query modes, a generated clip that text or another clip follows is read back: after its query block
+    ``<frame> Q queries </frame>`` comes a read block ``<frame> Q features </frame>`` of the same clip, so that later
+    positions attend to the generated features and not only to the queries. The autoregressive mode does not need it,
+    because the features are already the inputs there.
+
+    A sample that is longer than ``layout.max_length`` loses the ends of its texts, the last text first, and never a
+    part of a clip. If the last text is shortened, the end token is removed too, because the text does not end there.
 
     Args:
         segments: The sample.
-        encode: Text to ids, without special tokens.
+        encode: Maps text to ids, without special tokens.
         special: Ids of the special tokens.
-        layout: Slots per clip, generation_mode, greatest length. Samples that are too long lose the ends of their texts, the
-            last text first, and never a part of a clip. If the last text has to give way, so does the end token, first
-            of all: the text does not end there.
-        prompt: Build the beginning of a sequence, for inference: without end token, and where the last segment is to
-            be generated, up to the last query (autoregressive: up to the ``<frame>`` before its last clip).
+        layout: Feature positions per clip, generation mode, greatest length.
+        prompt: Build the beginning of a sequence for inference: without end token and, if the last segment is to be
+            generated, up to its last query (autoregressive: up to the ``<frame>`` before its last clip).
 
     Returns:
         The sequence.
+
+    Raises:
+        UserError: The sample does not fit, even without text, or a prompt does not fit.
     """
     segments = list(segments)
     texts = [_text_ids(segment, encode, special) for segment in segments]
     sequence = _lay_out(segments, texts, special, layout, end=not prompt)
     if prompt and segments and isinstance(segments[-1], Clips) and segments[-1].role == "generate":
-        slots = layout.num_queries if layout.generation_mode == "autoregressive" else 0
-        sequence.cut(len(sequence.ids) - slots - TAIL_LENGTH)
+        generated = layout.num_queries if layout.generation_mode == "autoregressive" else 0
+        sequence.cut(len(sequence.ids) - generated - TAIL_LENGTH)
     excess = len(sequence.ids) - (layout.max_length or len(sequence.ids))
     if excess <= 0:
         return sequence
@@ -209,38 +217,38 @@ def _lay_out(
 ) -> TokenSequence:
     sequence = TokenSequence()
     if special.begin is not None:
-        sequence.add_tokens([special.begin], learn=False, role=TokenKind.SPECIAL)
+        sequence.add_tokens([special.begin], learn=False, kind=TokenKind.SPECIAL)
     for index, (segment, ids) in enumerate(zip(segments, texts, strict=True)):
         if isinstance(segment, Text):
-            sequence.add_tokens(ids, learn=segment.learn, role=TokenKind.TEXT)
+            sequence.add_tokens(ids, learn=segment.learn, kind=TokenKind.TEXT)
         else:
             _add_clips(sequence, segment, special, layout, followed=index + 1 < len(segments))
     if end:
-        sequence.add_tokens([special.end], learn=True, role=TokenKind.SPECIAL)
+        sequence.add_tokens([special.end], learn=True, kind=TokenKind.SPECIAL)
     return sequence
 
 
 def _add_clips(
     sequence: TokenSequence, segment: Clips, special: SpecialTokens, layout: SequenceLayout, *, followed: bool
 ) -> None:
-    sequence.add_tokens([special.opening[segment.kind]], learn=segment.learn, role=TokenKind.SPECIAL)
+    sequence.add_tokens([special.opening[segment.kind]], learn=segment.learn, kind=TokenKind.SPECIAL)
     for index in range(segment.count):
-        roles = [TokenKind.READ]
+        kinds = [TokenKind.READ]
         if segment.role == "generate" and layout.generation_mode == "autoregressive":
-            roles = [TokenKind.FORCED]
+            kinds = [TokenKind.FORCED]
         elif segment.role == "generate":
             read_back = followed or index + 1 < segment.count
-            roles = [TokenKind.QUERY, TokenKind.READ] if read_back else [TokenKind.QUERY]
-        for role in roles:
-            sequence.add_tokens([special.frame_begin], learn=False, role=TokenKind.SPECIAL)
-            sequence.add_slots(sequence.num_clips, layout.num_queries, placeholder=special.frame_begin, role=role)
-            sequence.add_tokens([special.frame_end], learn=False, role=TokenKind.SPECIAL)
+            kinds = [TokenKind.QUERY, TokenKind.READ] if read_back else [TokenKind.QUERY]
+        for kind in kinds:
+            sequence.add_tokens([special.frame_begin], learn=False, kind=TokenKind.SPECIAL)
+            sequence.add_features(sequence.num_clips, layout.num_queries, placeholder=special.frame_begin, kind=kind)
+            sequence.add_tokens([special.frame_end], learn=False, kind=TokenKind.SPECIAL)
         sequence.num_clips += 1
-    sequence.add_tokens([special.closing[segment.kind]], learn=segment.learn, role=TokenKind.SPECIAL)
+    sequence.add_tokens([special.closing[segment.kind]], learn=segment.learn, kind=TokenKind.SPECIAL)
 
 
 def _shorten(texts: list[list[int]], excess: int) -> list[list[int]]:
-    """Drop ``excess`` ids from the ends of the texts, the last text first."""
+    """Remove ``excess`` ids from the ends of the texts, the last text first."""
     shortened = []
     for ids in reversed(texts):
         dropped = min(excess, len(ids))
@@ -252,7 +260,7 @@ def _shorten(texts: list[list[int]], excess: int) -> list[list[int]]:
 def _too_long(length: int, text_length: int, num_clips: int, layout: SequenceLayout) -> str:
     return (
         f"A sample has {length} tokens, {text_length} of them text, but max_length is {layout.max_length}.\n"
-        f"Its {num_clips} clips ({layout.num_queries} slots each) are never cut, and without text they do not fit.\n"
+        f"Its {num_clips} clips ({layout.num_queries} tokens each) are never cut, and without text they do not fit.\n"
         "Raise max_length or give the sample fewer clips."
     )
 
@@ -265,10 +273,10 @@ class SequenceBatch:
         ids_BL: Token ids, int64; pads hold the pad id.
         labels_BL: Targets of the next-word loss, int64, -100 elsewhere.
         token_kind_BL: ``TokenKind`` values, int64; PAD where padded.
-        clips_BL: In slots the row of the clip among the M clips of the batch, int64, -1 elsewhere.
-        slots_BL: In slots the index in the clip, int64, -1 elsewhere.
-        samples_BL: Number of the sample in the batch, int64, -1 where padded.
-        position_ids_BL: Place in the sample, int64, from 0; 0 where padded.
+        clips_BL: At feature positions the index of the clip among the M clips of the batch, int64, -1 elsewhere.
+        feature_index_BL: At feature positions the index of the feature in the clip, int64, -1 elsewhere.
+        samples_BL: Index of the sample in the batch, int64, -1 where padded.
+        position_ids_BL: Index of the position in the sample, int64; 0 where padded.
         num_clips: M.
     """
 
@@ -276,7 +284,7 @@ class SequenceBatch:
     labels_BL: Tensor
     token_kind_BL: Tensor
     clips_BL: Tensor
-    slots_BL: Tensor
+    feature_index_BL: Tensor
     samples_BL: Tensor
     position_ids_BL: Tensor
     num_clips: int
@@ -297,15 +305,15 @@ class SequenceBatch:
 def collate_sequences(
     sequences: list[TokenSequence], pad_id: int, rows: list[list[int]] | None = None
 ) -> SequenceBatch:
-    """Set sequences into rows, pads them to the longest row, on the right, and numbers the clips across the batch.
+    """Put sequences into rows, pad the rows on the right to the longest one, and number the clips of the batch.
 
     Args:
         sequences: At least one sequence.
         pad_id: Id at padded positions; nothing depends on it.
-        rows: The sequences of each row by number, see ``pack_rows``; None gives each one a row of its own.
+        rows: Sequence indices of each row, see ``pack_rows``; None gives each sequence a row of its own.
 
     Returns:
-        The batch, on the CPU; clips are numbered in order of the sequences, as the features of a batch are.
+        The batch, on the CPU; clips are numbered in the order of the sequences, like the features of the batch.
     """
     rows = rows or [[number] for number in range(len(sequences))]
     first_clips = [0, *accumulate(sequence.num_clips for sequence in sequences)]
@@ -318,9 +326,9 @@ def collate_sequences(
     return SequenceBatch(
         ids_BL=pad(pad_id, lambda number, sequence: sequence.ids),
         labels_BL=pad(IGNORED, lambda number, sequence: sequence.labels),
-        token_kind_BL=pad(int(TokenKind.PAD), lambda number, sequence: sequence.roles),
+        token_kind_BL=pad(int(TokenKind.PAD), lambda number, sequence: sequence.token_kinds),
         clips_BL=pad(-1, lambda number, sequence: _renumbered(sequence.clips, first_clips[number])),
-        slots_BL=pad(-1, lambda number, sequence: sequence.slots),
+        feature_index_BL=pad(-1, lambda number, sequence: sequence.feature_indices),
         samples_BL=pad(-1, lambda number, sequence: repeat(number, len(sequence.ids))),
         position_ids_BL=pad(0, lambda number, sequence: range(len(sequence.ids))),
         num_clips=first_clips[-1],

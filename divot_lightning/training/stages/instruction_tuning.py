@@ -64,7 +64,7 @@ class InstructionTuning(VideoLLMStage):
     def build_video_llm(self) -> VideoLLM:
         """Load the video LLM, folds its adapters in, adds new ones and freezes parts."""
         video_llm = load_component(self.video_llm_folder, VideoLLM)
-        adapters = self.lora or video_llm.settings.lora
+        adapters = self.lora or video_llm.config.lora
         video_llm.merge_lora()
         if adapters is not None:
             video_llm.add_lora(adapters)

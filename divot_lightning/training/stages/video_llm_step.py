@@ -94,7 +94,7 @@ def limits_of(settings: VideoLLMConfig, video_llm: VideoLLM | None) -> SampleLim
         settings: Its settings.
         video_llm: The model, None as long as it is not built.
     """
-    settings = video_llm.settings if video_llm is not None else settings
+    settings = video_llm.config if video_llm is not None else settings
     layout = SequenceLayout(settings.num_queries, settings.generation_mode, settings.max_length)
     begins = video_llm is not None and video_llm.special.begin is not None
     return SampleLimits((settings.num_queries, settings.feature_dim), layout, begins)
@@ -143,7 +143,7 @@ def feature_statistics(
         (3, C) float64: count, sum and sum of squares per channel.
     """
     device = video_llm.feature_mean_C.device
-    sums = torch.zeros(3, video_llm.settings.feature_dim, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, video_llm.config.feature_dim, dtype=torch.float64, device=device)
     for index, batch in enumerate(islice(batches, num_batches)):
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
         features = clip_features(tensors, tokenizer, most_clips(batch, index) if has_shards(tokenizer) else 0)

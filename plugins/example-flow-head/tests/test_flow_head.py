@@ -1,4 +1,4 @@
-"""The contract of a generation head, and what a joint head is for."""
+"""The flow head keeps the contract of a generation head, and its tokens agree."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from divot_lightning.testing import HeadConformance
 
 
 class TestFlowHead(HeadConformance):
-    """The contract."""
+    """The contract of a generation head."""
 
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         """Build a small head."""
@@ -20,7 +20,7 @@ class TestFlowHead(HeadConformance):
 @pytest.mark.parametrize("solver", ["euler", "midpoint"])
 @pytest.mark.parametrize("times", ["logit_normal", "uniform"])
 def test_tokens_of_one_clip_agree_on_what_they_share(times: str, solver: str) -> None:
-    """Every token of a clip is +1 or every token is -1; which it is, no hidden state tells."""
+    """In the data all tokens of a clip are +1 or all are -1; the hidden states do not say which."""
     torch.manual_seed(0)
     head = FlowHead(4, 2, width=32, depth=2, num_attention_heads=2, times=times, solver=solver)
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
@@ -41,6 +41,6 @@ def test_tokens_of_one_clip_agree_on_what_they_share(times: str, solver: str) ->
     [("times", "cosine"), ("solver", "rk4"), ("width", 130), ("draws_per_clip", 0), ("sampling_steps", 1)],
 )
 def test_setting_out_of_range_is_refused_with_its_value(setting: str, value: object) -> None:
-    """The message holds what was given."""
+    """The message contains the value."""
     with pytest.raises(UserError, match=f"{setting}={value!r}"):
         FlowHead(8, 4, **{setting: value})

@@ -81,7 +81,7 @@ def test_a_run_without_detokenizer_says_how_to_give_one(generator, llm_run, tmp_
     save_component(generator.drawing.tokenizer, tmp_path / "tokenizer")
     with pytest.raises(UserError, match=r"has no detokenizer(.|\n)*--detokenizer RUN"):
         ClipGenerator.from_run(tmp_path)
-    assert ClipGenerator.from_run(tmp_path, llm_run).video_llm.settings.num_queries == 3
+    assert ClipGenerator.from_run(tmp_path, llm_run).video_llm.config.num_queries == 3
 
 
 def test_a_detokenizer_of_other_tokens_is_refused(generator, llm_run, tmp_path):

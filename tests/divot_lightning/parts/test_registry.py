@@ -103,7 +103,7 @@ def test_unknown_name_is_refused_with_what_is_installed_and_a_guess(find):
 
 def test_empty_list_tells_how_to_install(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: ())
-    with pytest.raises(UserError, match=r"head 'gmm' is not installed, nor is any other; run `pip install -e \.`"):
+    with pytest.raises(UserError, match=r"no head is installed, so 'gmm' is not there; run `pip install -e \.`"):
         HEADS.load("gmm")
 
 

@@ -17,12 +17,12 @@ Solver = Literal["euler", "midpoint"]
 
 
 class FlowHead(GenerationHead):
-    """Carries noise to features along straight lines, all tokens of a clip together (rectified flow).
+    """Rectified flow from noise to features along straight lines, for all tokens of a clip together.
 
-    Learns the velocity of the line from noise to features (arXiv:2209.03003) with a transformer that sees the
-    whole clip. Heads that draw each token by itself tear a clip apart when its tokens share one latent, such as
-    where the object is; here the tokens agree. Feature by feature (`generation_mode: autoregressive`) it is given one token
-    at a time, and flows alone.
+    A transformer that attends to the whole clip learns the velocity of the line from noise to features
+    (arXiv:2209.03003). A head that samples each token by itself gives tokens that do not fit together if they depend on
+    something common, such as the position of an object; the tokens of this head agree. With
+    `generation_mode: autoregressive` it gets one token at a time and samples it by itself.
     """
 
     sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps", "solver")
@@ -47,9 +47,10 @@ class FlowHead(GenerationHead):
             width: Width of the transformer, a multiple of `num_attention_heads` and even.
             depth: Blocks of the transformer.
             num_attention_heads: Attention heads of each block.
-            draws_per_clip: Noise and time draws per clip and loss; more make the gradient calmer at the head's
-                cost only.
-            times: How training draws times: "logit_normal" prefers the middle (arXiv:2403.03206, section 3.1).
+            draws_per_clip: Noise and time draws per clip and loss; more make the gradient less noisy and cost time in
+                the head only.
+            times: Distribution of the times in training; "logit_normal" prefers the middle (arXiv:2403.03206,
+                section 3.1).
             sampling_steps: Evaluations of the transformer per sample; "midpoint" takes two for each of its steps.
             solver: How sampling integrates the velocity.
         """
@@ -85,8 +86,8 @@ class FlowHead(GenerationHead):
 
         Args:
             hidden_BQD: Hidden states at the queries.
-            temperature: Multiplies the noise that sampling starts from; the flow itself adds none.
-            generator: Source of randomness on the device of `hidden_BQD`.
+            temperature: Multiplies the noise that sampling starts from; no noise is added later.
+            generator: Random generator on the device of `hidden_BQD`.
 
         Returns:
             features_BQC, float32.

@@ -1,4 +1,4 @@
-"""The transformer that looks at all noisy tokens of a clip together.
+"""A transformer over all noisy tokens of a clip.
 
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width, W transformer width, A attention heads.
 """
@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 class TokenTransformer(nn.Module):
     """Transformer blocks modulated, token by token, by the time and the LLM's hidden state (AdaLN-zero).
 
-    Modulation as in DiT (arXiv:2212.09748, section 3.2). Starts as the zero function.
+    Modulation as in DiT (arXiv:2212.09748, section 3.2). A new transformer is the zero function.
     """
 
     def __init__(self, feature_dim: int, hidden_dim: int, width: int, depth: int, num_attention_heads: int) -> None:
@@ -36,7 +36,7 @@ class TokenTransformer(nn.Module):
         self.features_out = _zeros(nn.Linear(width, feature_dim))
 
     def condition(self, hidden_BQD: Tensor) -> Tensor:
-        """Return the part of the condition that no time changes, (B, Q, W); computed once per clip."""
+        """Return the part of the condition that does not depend on the time, (B, Q, W); computed once per clip."""
         width = self.features_in.out_features
         position_QW = _sinusoids(torch.arange(hidden_BQD.shape[1], device=hidden_BQD.device), width)
         condition_BQW: Tensor = self.hidden_in(hidden_BQD) + position_QW
@@ -48,10 +48,10 @@ class TokenTransformer(nn.Module):
         """Predict the velocity.
 
         Args:
-            noisy_BQC: Features on their way, float32.
+            noisy_BQC: Features mixed with noise, float32.
             time_B: 0 (noise) to 1 (features), float32.
             condition_BQW: From `condition`.
-            mask_BQ: True or 1 where a token counts; the others are seen by none but themselves.
+            mask_BQ: True or 1 where a token counts; only the token itself attends to one that does not.
 
         Returns:
             velocity_BQC, float32.
@@ -87,12 +87,12 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, stream_BQW: Tensor, modulator_BQW: Tensor, visible_B1QQ: Tensor | None) -> Tensor:
-        """Return the stream, (B, Q, W); `visible_B1QQ` is True where a row may see a column."""
+        """Return the stream, (B, Q, W); `visible_B1QQ` is True where a row attends to a column."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(modulator_BQW).chunk(6, dim=-1)
         attended_BQW = self._attend(self.norm_attention(stream_BQW) * (1 + scale_a) + shift_a, visible_B1QQ)
         stream_BQW = stream_BQW + gate_a * attended_BQW
-        found_BQW: Tensor = self.mlp(self.norm_mlp(stream_BQW) * (1 + scale_m) + shift_m)
-        return stream_BQW + gate_m * found_BQW
+        update_BQW: Tensor = self.mlp(self.norm_mlp(stream_BQW) * (1 + scale_m) + shift_m)
+        return stream_BQW + gate_m * update_BQW
 
     def _attend(self, states_BQW: Tensor, visible_B1QQ: Tensor | None) -> Tensor:
         q, k, v = self.qkv(states_BQW).unflatten(-1, (3, self.num_attention_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -102,7 +102,7 @@ class Block(nn.Module):
 
 
 def _visible(mask_BQ: Tensor) -> Tensor:
-    """Let every token see those that count and itself, so that no row is empty."""
+    """Let every token attend to the tokens that count and to itself, so that no row is empty."""
     itself_QQ = torch.eye(mask_BQ.shape[1], dtype=torch.bool, device=mask_BQ.device)
     return (mask_BQ.bool()[:, None, :] | itself_QQ).unsqueeze(1)
 

@@ -453,5 +453,5 @@ def test_checkpointing_keeps_less_and_changes_neither_loss_nor_gradients(denoise
 
 def test_a_denoiser_that_cannot_be_checkpointed_is_refused():
     other = DiffusersDenoiserConfig("UNet1DModel", {"block_out_channels": [32, 32, 64]}, gradient_checkpointing=True)
-    with pytest.raises(UserError, match="UNet1DModel has no such way"):
+    with pytest.raises(UserError, match="UNet1DModel cannot do it"):
         VideoDetokenizer(make_config(denoiser=other))

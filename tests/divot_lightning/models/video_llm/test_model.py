@@ -286,7 +286,7 @@ def test_merging_adapters_changes_no_loss(make, train_embeddings, tied):
     after = video_llm([READ, GENERATE], features(2))
     torch.testing.assert_close(after.text_loss, before.text_loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(after.head_loss, before.head_loss, atol=1e-5, rtol=1e-5)
-    assert video_llm.settings.lora is None
+    assert video_llm.config.lora is None
     assert all(value.requires_grad for value in video_llm.parameters())
 
 

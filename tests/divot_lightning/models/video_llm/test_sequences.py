@@ -80,7 +80,9 @@ def reference_rows(segments, layout):
 
 
 def rows_of(sequence):
-    return list(zip(sequence.ids, sequence.labels, sequence.roles, sequence.clips, sequence.slots, strict=True))
+    return list(
+        zip(sequence.ids, sequence.labels, sequence.token_kinds, sequence.clips, sequence.feature_indices, strict=True)
+    )
 
 
 @given(samples, layouts)
@@ -125,7 +127,7 @@ def test_twenty_clips_of_64_tokens_take_1322_tokens_between_begin_and_end():
 def test_a_generated_clip_is_read_back_only_where_something_follows():
     story = [Text("1", True), Clips(1, "generate"), Text("2", True), Clips(1, "generate")]
     sequence = build_sequence(story, encode, SPECIAL, SequenceLayout(1))
-    slots = [(role, clip) for role, clip in zip(sequence.roles, sequence.clips, strict=True) if clip >= 0]
+    slots = [(role, clip) for role, clip in zip(sequence.token_kinds, sequence.clips, strict=True) if clip >= 0]
     assert slots == [(TokenKind.QUERY, 0), (TokenKind.READ, 0), (TokenKind.QUERY, 1)]
 
 
@@ -180,7 +182,7 @@ def test_collating_pads_on_the_right_and_numbers_clips_across_the_batch():
     assert batch.labels_BL[1, -2:].tolist() == [IGNORED] * 2
     assert batch.token_kind_BL[1, -2:].tolist() == [TokenKind.PAD] * 2
     assert batch.clips_BL[batch.clips_BL >= 0].tolist() == [0, 1, 2]
-    assert batch.slots_BL.shape == batch.ids_BL.shape == (2, len(first.ids))
+    assert batch.feature_index_BL.shape == batch.ids_BL.shape == (2, len(first.ids))
     assert batch.ids_BL.dtype == torch.int64
 
 

@@ -55,7 +55,7 @@ def test_tuning_starts_where_pretraining_ended(pretrained, batches, lora):
     before = load_component(run / "video_llm", VideoLLM)
     stage = built(InstructionTuning(str(run), OPTIMIZER))
     torch.testing.assert_close(losses(stage.video_llm, batches[0]), losses(before, batches[0]))
-    assert stage.video_llm.settings.lora == lora
+    assert stage.video_llm.config.lora == lora
     assert stage.video_llm.feature_mean_C.eq(0.5).all()
 
 
@@ -71,7 +71,7 @@ def test_new_adapters_sit_on_merged_weights(pretrained):
 
 def test_adapters_can_be_added_to_a_model_trained_without(pretrained, loader, tmp_path):
     stage = built(InstructionTuning(str(pretrained()), OPTIMIZER, lora=LORA, max_length=30))
-    assert stage.video_llm.settings.max_length == 30
+    assert stage.video_llm.config.max_length == 30
     fit(stage, loader, tmp_path)
     assert stage.video_llm.causal_lm.model.layers[0].mlp.up_proj.lora_B["default"].weight.ne(0).any()
 
