@@ -11,13 +11,14 @@ PIP_ARGS ?=
 TORCH ?=
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help setup quickstart test check format clean
+.PHONY: help setup quickstart test check docs format clean
 
 help:
 	@echo "make quickstart   set up, then the whole pipeline on the toy world; report in runs/quickstart/report.html"
 	@echo "make test         set up, then all tests"
-	@echo "make check        set up, then ruff, ruff format, mypy, codespell"
-	@echo "make format       mend what ruff can mend"
+	@echo "make check        set up, then ruff, ruff format, mypy, codespell, and the pages of make docs"
+	@echo "make docs         set up, then the pages and the API reference in build/site/index.html; warnings are errors"
+	@echo "make format       fix what ruff can fix"
 	@echo "make setup        .venv with what constraints.txt pins"
 	@echo "make clean        remove .venv and caches"
 
@@ -34,6 +35,10 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/mkdocs build --quiet
+
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,88 @@
+"""What README, CONTRIBUTING and the index of the pages show is there, and fits the code."""
+
+import re
+import shlex
+from pathlib import Path
+from unittest.mock import create_autospec
+
+import pytest
+import yaml
+
+from divot_lightning.cli import ask, generate, reconstruct
+from divot_lightning.cli.data import COMMANDS as DATA_COMMANDS
+from divot_lightning.cli.main import COMMANDS
+from divot_lightning.inference import ask as ask_module
+from divot_lightning.inference import generate as generate_module
+from divot_lightning.parts.head_options import split_head_options
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+SHELL = "\n".join(code for language, code in BLOCKS if not language).replace("\\\n", " ")
+PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))
+PARSERS = {"ask": ask.parser, "generate": generate.parser, "reconstruct": reconstruct.parser}
+
+
+def links(text: str) -> list[str]:
+    """The relative links and pictures of a page, without the part behind `#`."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [target.partition("#")[0] for target in targets if not re.match(r"https?:|#", target)]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda path: path.name)
+def test_links_lead_to_files(page):
+    assert [target for target in links(page.read_text(encoding="utf-8")) if not (page.parent / target).exists()] == []
+
+
+def test_the_index_links_every_page():
+    linked = set(links((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in PAGES if path.parent.name != "api"}
+    assert pages - linked == {"index.md"}
+    assert "api/index.md" in linked
+
+
+def test_the_site_has_every_page():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    named = re.findall(r"[\w/]+\.md", str(nav))
+    assert sorted(named) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
+
+
+def test_commands_of_the_readme_exist():
+    named = re.findall(r"^divot (\S+)(?: (\w+))?", SHELL, re.MULTILINE)
+    assert {"fit", "ask", "generate", "data"} <= {command for command, _ in named}
+    assert {command for command, _ in named} <= set(COMMANDS)
+    assert {word for command, word in named if command == "data"} <= set(DATA_COMMANDS)
+
+
+def test_every_command_stands_in_the_readme():
+    table = README.partition("## Commands")[2].partition("\n## ")[0]
+    assert [name for name in COMMANDS if f"`divot {name}" not in table] == []
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_options_of_the_readme_fit_the_command(command):
+    lines = re.findall(rf"^divot {command} (.*)$", SHELL, re.MULTILINE)
+    assert lines
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        PARSERS[command]().parse_args(split_head_options(words)[1] if command == "generate" else words)
+
+
+def with_signatures(monkeypatch, module, name):
+    """Put a double of the class into its module that takes the same arguments; returns the instance of `from_run`."""
+    real = getattr(module, name)
+    double, instance = create_autospec(real), create_autospec(real, instance=True)
+    double.from_run.return_value = instance
+    monkeypatch.setattr(module, name, double)
+    return instance
+
+
+def test_python_lines_of_the_readme_call_what_exists(monkeypatch):
+    (code,) = [code for language, code in BLOCKS if language == "python"]
+    answerer = with_signatures(monkeypatch, ask_module, "QuestionAnswerer")
+    answerer.ask_file.return_value = ["red"]
+    generator = with_signatures(monkeypatch, generate_module, "ClipGenerator")
+    generator.generate_clips.return_value = iter(["a clip"])
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert (names["clip"], names["answers"]) == ("a clip", ["red"])
