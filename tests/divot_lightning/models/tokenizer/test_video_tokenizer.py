@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_bfloat16_autocast_is_finite_and_near_float32():
 
 def test_config_survives_json_and_rebuilds_the_tokenizer():
     tokenizer, video = VideoTokenizer(tiny()), clip()
-    twin = VideoTokenizer(TokenizerConfig(**json.loads(json.dumps(tokenizer.config.to_dict()))))
+    twin = VideoTokenizer(TokenizerConfig(**json.loads(json.dumps(asdict(tokenizer.config)))))
     assert twin.config == tokenizer.config
     twin.load_state_dict(tokenizer.state_dict())
     assert torch.equal(twin(video), tokenizer(video))
