@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a two-layer MLP, each behind a LayerNorm and with a residual connection.
+    """Attention and a two-layer MLP, each after a LayerNorm and with a residual connection.
 
     Args:
         width: Channels of the sequence.

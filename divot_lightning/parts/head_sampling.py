@@ -49,10 +49,10 @@ def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
     read = _read(kind, values)
     # A copy on the meta device, which needs no memory: its class checks the values and may convert them.
     with torch.device("meta"):
-        twin = kind(head.hidden_dim, head.feature_dim, **{**head.init_args, **read})
+        rebuilt = kind(head.hidden_dim, head.feature_dim, **{**head.init_args, **read})
     for name in read:
-        setattr(head, name, getattr(twin, name))
-    object.__setattr__(head, "init_args", dict(twin.init_args))
+        setattr(head, name, getattr(rebuilt, name))
+    object.__setattr__(head, "init_args", dict(rebuilt.init_args))
 
 
 def _read(kind: type[GenerationHead], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The base class of generation heads: `loss` and `sample` between the LLM's hidden states and a clip's features.
 
-The rest of the module is what heads share: computing in float32, and means over the tokens that count.
+The rest of the module is common to heads: computation in float32, and means over the tokens that count.
 
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width.
 """
@@ -218,7 +218,7 @@ def _half_as_float32(tensor: Tensor) -> Tensor:
 
 
 def _capture_settings(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Bind the arguments of a call to their names; values become what JSON makes of them."""
+    """Bind the arguments of a call to their names; values are converted as JSON would convert them."""
     try:
         bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)  # type: ignore[misc]
     except TypeError:

@@ -1,4 +1,4 @@
-"""The two-layer projector between the LLM's hidden states and what a head needs.
+"""The two-layer projector from the LLM's hidden states to the parameters that a head predicts.
 
 Shape letters: B batch, Q tokens of one clip, D LLM width, P output width.
 """

@@ -5,12 +5,12 @@ import torch
 from divot_heads.denoiser import MLPDenoiser
 
 
-def test_denoiser_starts_as_the_zero_function():
+def test_denoiser_is_the_zero_function_at_first():
     denoiser = MLPDenoiser(feature_dim=4, condition_dim=6, width=8, depth=2)
     assert not denoiser(torch.randn(5, 4), torch.arange(5), torch.randn(5, 6)).any()
 
 
-def test_rows_do_not_see_each_other():
+def test_rows_do_not_depend_on_each_other():
     torch.manual_seed(0)
     denoiser = MLPDenoiser(4, 6, 8, 2)
     for parameter in denoiser.parameters():

@@ -16,8 +16,8 @@ def test_schedule_is_the_cosine_one():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_untrained_loss_is_the_second_moment_of_what_is_predicted(prediction):
-    """The denoiser starts as the zero function; noise and velocity of unit features both have variance 1."""
+def test_untrained_loss_is_the_second_moment_of_the_target(prediction):
+    """A new denoiser is the zero function; noise and velocity of unit features both have variance 1."""
     torch.manual_seed(0)
     head = DiffusionHead(8, 4, prediction=prediction, width=8, depth=1)
     loss = head.loss(torch.randn(64, 16, 8), torch.randn(64, 16, 4))
@@ -28,16 +28,16 @@ MEAN, STD = 3.0, 1.0
 
 
 class ExactDenoiser(torch.nn.Module):
-    """Predicts what the best denoiser of features from N(3, 1) would: the posterior mean, in float64."""
+    """The best denoiser of features from N(3, 1): it predicts from the posterior mean, in float64."""
 
     def __init__(self, prediction):
         super().__init__()
         self.prediction = prediction
-        self.shares = cosine_scheduler(prediction).alphas_cumprod.double()
+        self.alphas = cosine_scheduler(prediction).alphas_cumprod.double()
 
     def forward(self, noisy_NC, timestep_N, condition_ND):
-        share_N1 = self.shares[timestep_N][:, None]
-        signal, spread = share_N1.sqrt(), (1 - share_N1).sqrt()
+        alpha_N1 = self.alphas[timestep_N][:, None]
+        signal, spread = alpha_N1.sqrt(), (1 - alpha_N1).sqrt()
         clean = MEAN + signal * STD**2 * (noisy_NC.double() - signal * MEAN) / (signal**2 * STD**2 + spread**2)
         noise = (noisy_NC.double() - signal * clean) / spread
         return (noise if self.prediction == "epsilon" else signal * noise - spread * clean).float()
@@ -45,7 +45,7 @@ class ExactDenoiser(torch.nn.Module):
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 99, 100, 150, 300, 600, 1000])
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_an_exact_denoiser_gives_the_distribution_it_knows_whatever_the_number_of_steps(prediction, steps):
+def test_an_exact_denoiser_gives_the_distribution_of_the_data_for_every_number_of_steps(prediction, steps):
     head = DiffusionHead(4, 4, prediction=prediction, width=8, depth=1, sampling_steps=steps)
     head.denoiser = ExactDenoiser(prediction)
     features = head.sample(torch.zeros(5, 200, 4), generator=torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ def test_the_sampler_is_that_of_diffusers_where_its_steps_are_even(prediction):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_every_number_of_steps_visits_so_many_falling_times(prediction):
+def test_every_number_of_steps_visits_as_many_falling_times(prediction):
     for count in [*range(1, 1000, 7), *range(985, 1001)]:
         times = sampling_times(prediction, count)
         assert len(times) == count
@@ -102,7 +102,7 @@ def test_samples_have_the_two_modes_of_the_data(prediction):
     assert 0.3 < (features > 0).float().mean() < 0.7
 
 
-def test_more_draws_make_the_loss_calmer():
+def test_more_draws_make_the_loss_less_noisy():
     def spread(draws: int) -> float:
         torch.manual_seed(0)
         head = DiffusionHead(8, 4, width=8, depth=1, draws_per_token=draws)

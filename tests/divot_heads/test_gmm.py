@@ -16,12 +16,12 @@ NUM_COMPONENTS = 4
 
 @pytest.fixture
 def golden() -> dict[str, Tensor]:
-    """Recorded from the released model code (TencentARC/Divot at bbb9c92), 4 components of 16 dimensions."""
+    """Return tensors of the released model code (TencentARC/Divot at bbb9c92): 4 components, 16 dimensions."""
     return load_file(GOLDEN)
 
 
 def reference_nll(params: Tensor, target: Tensor, num_components: int) -> Tensor:
-    """The same loss from torch.distributions, one number per token."""
+    """Return the same loss from torch.distributions, one number per token."""
     means, variances, logits = split_gmm_params(params, num_components)
     mixture = MixtureSameFamily(Categorical(logits=logits), Independent(Normal(means, variances.sqrt()), 1))
     return -mixture.log_prob(target) / target.shape[-1]
@@ -78,7 +78,7 @@ def test_loss_needs_no_gradient_buffers_without_grad():
 
 
 def one_component(mean: float, variance: float) -> Tensor:
-    """Mixture parameters of one component in one dimension."""
+    """Return mixture parameters of one component in one dimension."""
     return torch.tensor([mean, torch.tensor(variance).expm1().log().item(), 0.0])
 
 

@@ -46,7 +46,7 @@ def lowest_frequencies(size: int, count: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class LatentsConfig:
-    """Settings of the latents.
+    """Config of the latents.
 
     Attributes:
         kind: `vae` as in the paper, or `block_dct`, which needs no weights (toy).
@@ -93,7 +93,7 @@ class BlockDCTLatents(nn.Module):
         self.register_buffer("basis", torch.stack(basis), persistent=False)
 
     def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
-        """Turn pixels in [-1, 1] into latents (B, F, c, h, w); nothing is random.
+        """Turn pixels in [-1, 1] into latents (B, F, c, h, w). `generator` has no effect.
 
         H and W must be multiples of the block size. Latents have the pixels' dtype, also under autocast.
         """

@@ -13,7 +13,7 @@ from divot_lightning.models.randomness import Randomness, integer_rows, uniform_
 
 @dataclass(frozen=True)
 class NoiseScheduleConfig:
-    """Settings of the schedule; the defaults are the released sampler's (Divot appendix A.1 and configs).
+    """Config of the schedule; the defaults are the released sampler's (Divot appendix A.1 and configs).
 
     Attributes:
         num_steps: Training steps of the diffusion.
@@ -36,7 +36,7 @@ class NoiseScheduleConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Settings of the DDIM sampler; the defaults are the released ones.
+    """Config of the DDIM sampler; the defaults are the released ones.
 
     Attributes:
         steps: Denoising steps.

@@ -37,7 +37,7 @@ VAE_FOLDER = "vae"
 
 @dataclass(frozen=True)
 class ConditionResamplerConfig:
-    """Settings of the Perceiver between tokens and cross-attention; the defaults are the released ones.
+    """Config of the Perceiver between tokens and cross-attention; the defaults are the released ones.
 
     Attributes:
         num_queries: Condition tokens K.
@@ -74,7 +74,7 @@ class DiffusersDenoiserConfig:
 
 @dataclass
 class DetokenizerConfig:
-    """Settings of the de-tokenizer.
+    """Config of the de-tokenizer.
 
     Attributes:
         latents: The latents that the diffusion works on.
@@ -99,7 +99,7 @@ class DetokenizerConfig:
     token_dim: int = 256
 
     def __post_init__(self) -> None:
-        """Accept nested settings as the dictionaries that `asdict` makes of them."""
+        """Accept nested configs as the dictionaries that `asdict` returns."""
         self.latents = _restore(self.latents, LatentsConfig)
         self.condition_resampler = _restore(self.condition_resampler, ConditionResamplerConfig)
         self.noise_schedule = _restore(self.noise_schedule, NoiseScheduleConfig)
@@ -116,7 +116,7 @@ class VideoDetokenizer(nn.Module):
     """A diffusion model that denoises clips given their tokens, and so decodes tokens to clips (Divot section 3.1.2).
 
     Args:
-        config: All settings.
+        config: Config of the de-tokenizer.
         latents: Used instead of the latents that the config describes.
     """
 

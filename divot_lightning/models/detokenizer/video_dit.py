@@ -19,7 +19,7 @@ from divot_lightning.models.positions import sin_cos_positions
 
 @dataclass(frozen=True)
 class VideoDiTConfig:
-    """Settings of the transformer.
+    """Config of the transformer.
 
     Attributes:
         patch_frames: Frames per patch.

@@ -1,4 +1,4 @@
-"""The tokenizer's first stage behind the ViT: each patch position attends over its frames.
+"""The tokenizer's first stage after the ViT: each patch position attends over its frames.
 
 Letters: B batch, F frames, P patch positions per frame, C channels.
 """

@@ -4,8 +4,8 @@ Letters: B batch, F frames, P patches per frame, G pooled positions per frame, L
 C channels, H W pixels.
 """
 
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -85,10 +85,6 @@ class TokenizerConfig:
         if self.token_source == "perceiver":
             return self.num_tokens
         return self.num_frames * self.pool_size**2
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the config as nested dictionaries that JSON can hold."""
-        return asdict(self)
 
 
 def check_tokenizer_config(config: TokenizerConfig) -> None:

@@ -176,7 +176,7 @@ def _layer_types(config: Any) -> set[str]:
     if types - {"full_attention", "sliding_attention"}:
         raise UserError(
             f"The language model {config.model_type!r} has layers of the types {sorted(types)}.\n"
-            "Queries that see each other need full_attention or sliding_attention; choose another model."
+            "Queries that attend to each other need full_attention or sliding_attention; choose another model."
         )
     return types
 
@@ -188,5 +188,5 @@ def _mask_form(config: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     if implementation == "eager":
         return lambda mask_BLS: additive_mask(mask_BLS, dtype)
     raise UserError(
-        f"attention={implementation!r} takes no mask of queries that see each other; allowed: 'sdpa', 'eager'."
+        f"attention={implementation!r} takes no mask of queries that attend to each other; allowed: 'sdpa', 'eager'."
     )

@@ -4,7 +4,7 @@ Both find their hidden states by the layout of the rows, so it does not matter w
 no targets, a loss is 0 with a gradient of 0, and still calls the same modules: so all ranks run the same collectives,
 whatever their samples are.
 
-Letters: B rows, L row length, M clips of the batch, Q slots per clip, D LLM width, C feature width, G clips of the
+Letters: B rows, L row length, M clips of the batch, Q tokens per clip, D LLM width, C feature width, G clips of the
 batch that are generated, T targets of the next-word loss, V vocabulary.
 """
 

@@ -74,7 +74,7 @@ class VideoLLM(nn.Module):
     before they are used as input or target, and sampled features are denormalised; a head never gets raw features.
 
     Args:
-        config: Sizes and settings.
+        config: Config of the video LLM without its head.
         head_factory: Function of (D, C) that returns the generation head. None only with a stored config.
         folder: Component folder with the language model's configuration and the text tokenizer. If it is given, no
             pretrained weights are loaded.
@@ -205,7 +205,7 @@ class VideoLLM(nn.Module):
             lora = LoRAConfig(**config["lora"]) if config.get("lora") else None
             stored = BuiltVideoLLMConfig(**{**config, "lora": lora})
         except TypeError as error:
-            raise UserError(f"The settings in {folder} do not fit a VideoLLM: {error}") from error
+            raise UserError(f"The config in {folder} does not fit a VideoLLM: {error}") from error
         video_llm = cls(stored, folder=folder)
         if stored.frozen_dtype == "stored" and not is_sharding():
             lower_to_stored(video_llm, folder / WEIGHTS_FILE)

@@ -309,7 +309,7 @@ def collate_sequences(
 
     Args:
         sequences: At least one sequence.
-        pad_id: Id at padded positions; nothing depends on it.
+        pad_id: Id at padded positions; it has no effect on results.
         rows: Sequence indices of each row, see ``pack_rows``; None gives each sequence a row of its own.
 
     Returns:

@@ -9,7 +9,7 @@ from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 
 @pytest.fixture(scope="module", params=[8, 96])
 def tokenizer(request):
-    """A narrow tokenizer, and one wide enough for matrix libraries to change their way with the batch."""
+    """Return a narrow tokenizer, and one so wide that matrix libraries choose their algorithm by the batch size."""
     torch.manual_seed(0)
     width = request.param
     vision = VisionConfig(frozen=False, image_size=32, patch_size=8, width=width, layers=1, heads=2)
@@ -44,7 +44,7 @@ def test_the_tokens_are_the_tokenizers(tokenizer):
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_clips_tokens_are_the_same_bits_in_every_batch_and_at_every_place(tokenizer, mixed):
+def test_a_clips_tokens_are_the_same_bits_in_every_batch_and_at_every_index(tokenizer, mixed):
     video = clips(13)
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         alone = torch.cat([encode_clips(tokenizer, clip[None]) for clip in video])
@@ -53,7 +53,7 @@ def test_a_clips_tokens_are_the_same_bits_in_every_batch_and_at_every_place(toke
     assert alone.dtype == torch.float32
 
 
-def test_every_call_of_the_tokenizer_has_one_size(tokenizer):
+def test_every_call_of_the_tokenizer_has_the_same_size(tokenizer):
     sizes = []
     handle = tokenizer.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
     encode_clips(tokenizer, clips(6))

@@ -7,25 +7,25 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("draw", [uniform_rows, lambda *given: integer_rows(1000, *given)])
-def test_a_sample_draws_the_same_in_any_batch(draw):
+def test_a_sample_gets_the_same_numbers_in_any_batch(draw):
     whole = draw(4, sample_generators(1, "train", [5, 6, 7, 8]), CPU)
-    parts = [draw(2, sample_generators(1, "train", slots), CPU) for slots in ([5, 7], [6, 8])]
+    parts = [draw(2, sample_generators(1, "train", indices), CPU) for indices in ([5, 7], [6, 8])]
     assert torch.equal(whole, torch.stack([parts[0][0], parts[1][0], parts[0][1], parts[1][1]]))
     assert len(set(whole.tolist())) == 4
 
 
-def test_seed_purpose_and_slot_all_matter():
+def test_seed_purpose_and_sample_index_all_matter():
     seeds = {
-        sample_generators(seed, purpose, [slot])[0].initial_seed()
+        sample_generators(seed, purpose, [index])[0].initial_seed()
         for seed in (0, 1)
         for purpose in ("train", "validation")
-        for slot in (2, 3)
+        for index in (2, 3)
     }
     assert len(seeds) == 8
 
 
 @pytest.mark.parametrize("source", [None, 3])
-def test_one_source_serves_a_batch(source):
+def test_one_generator_can_serve_a_batch(source):
     def generator():
         torch.manual_seed(3)
         return None if source is None else torch.Generator().manual_seed(source)

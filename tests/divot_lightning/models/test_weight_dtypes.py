@@ -1,4 +1,4 @@
-"""What is trained is float32, whatever a checkpoint holds; adapters are folded in without rounding."""
+"""Trained weights are float32, whatever dtype a checkpoint has; adapters are merged without rounding."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ LORA = LoRAConfig(rank=2, alpha=4, dropout=0.0, train_embeddings=True)
 
 @pytest.fixture
 def pretrained(tmp_path, text_tokenizer):
-    """Folders of one model in both dtypes: the float32 one has the values of the bfloat16 one."""
+    """Return folders of one model in both dtypes: the float32 one has the values of the bfloat16 one."""
     tokenizer = AutoTokenizer.from_pretrained(text_tokenizer)
     torch.manual_seed(3)
     config = AutoConfig.for_model("llama", **TINY, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
@@ -59,7 +59,7 @@ def test_a_bfloat16_checkpoint_trains_as_a_float32_one(pretrained, lora):
     assert all(bool((one[name] != before["bf16"][name]).all()) for name in norms)
 
 
-def test_frozen_weights_stay_as_they_are_stored_where_the_settings_say_so(pretrained, tmp_path):
+def test_frozen_weights_stay_as_they_are_stored_where_the_config_says_so(pretrained, tmp_path):
     video_llm = build(pretrained["bf16"], lora=LORA, frozen_dtype="stored")
     for name, value in video_llm.named_parameters():
         frozen_half = not value.requires_grad and "language_model" in name
@@ -68,17 +68,15 @@ def test_frozen_weights_stay_as_they_are_stored_where_the_settings_say_so(pretra
         train(video_llm, steps=2)
     save_component(video_llm, tmp_path / "video_llm")
     loaded = load_component(tmp_path / "video_llm", VideoLLM)
-    for (name, value), (_, wanted) in zip(loaded.named_parameters(), video_llm.named_parameters(), strict=True):
-        assert value.dtype == wanted.dtype, name
-        assert torch.equal(value, wanted), name
+    for (name, value), (_, expected) in zip(loaded.named_parameters(), video_llm.named_parameters(), strict=True):
+        assert value.dtype == expected.dtype, name
+        assert torch.equal(value, expected), name
 
 
 @pytest.mark.parametrize("frozen_dtype", ["float32", "stored"])
-def test_adapters_of_a_bfloat16_checkpoint_are_folded_in_and_stored_without_rounding(
-    pretrained, tmp_path, frozen_dtype
-):
+def test_adapters_of_a_bfloat16_checkpoint_are_merged_and_stored_without_rounding(pretrained, tmp_path, frozen_dtype):
     video_llm = build(pretrained["bf16"], lora=LORA, frozen_dtype=frozen_dtype)
-    wanted = {}
+    expected = {}
     for name, layer in video_llm.language_model.named_modules():
         if hasattr(layer, "lora_A"):
             for part in (layer.lora_A, layer.lora_B):
@@ -87,14 +85,14 @@ def test_adapters_of_a_bfloat16_checkpoint_are_folded_in_and_stored_without_roun
                 each.weight.detach().double()
                 for each in (layer.base_layer, layer.lora_A["default"], layer.lora_B["default"])
             )
-            wanted[name.removeprefix("base_model.model.")] = (weight, layer.scaling["default"] * (second @ first))
+            expected[name.removeprefix("base_model.model.")] = (weight, layer.scaling["default"] * (second @ first))
     save_component(video_llm, tmp_path / "adapted")
     between = load_component(tmp_path / "adapted", VideoLLM)
     between.merge_lora()
     save_component(between, tmp_path / "merged")
     merged = load_component(tmp_path / "merged", VideoLLM)
-    assert len(wanted) == 14
-    for name, (weight, delta) in wanted.items():
+    assert len(expected) == 14
+    for name, (weight, delta) in expected.items():
         found = merged.causal_lm.get_submodule(name).weight
         error = (found.double() - weight - delta).norm() / delta.norm()
         assert float(error) < 1e-4, (name, error)  # in bfloat16 it is 0.1
@@ -107,8 +105,8 @@ def test_a_model_from_a_bfloat16_checkpoint_is_loaded_as_exactly_as_it_was_train
     train(video_llm)
     save_component(video_llm, tmp_path / "video_llm")
     loaded = load_component(tmp_path / "video_llm", VideoLLM)
-    for (name, value), (_, wanted) in zip(loaded.named_parameters(), video_llm.named_parameters(), strict=True):
-        assert torch.equal(value, wanted), name
+    for (name, value), (_, expected) in zip(loaded.named_parameters(), video_llm.named_parameters(), strict=True):
+        assert torch.equal(value, expected), name
     used = loaded.use_stored_precision()
     assert {value.dtype for value in used.language_model.parameters()} == {torch.bfloat16}
     assert {value.dtype for value in used.head.parameters()} == {torch.float32}
@@ -123,7 +121,7 @@ def test_an_optimizer_with_float32_copies_gets_the_weights_as_they_are_stored(pr
         assert not any(value.dtype in HALF for value in build(pretrained["bf16"]).parameters())
 
 
-def test_only_what_is_trained_is_raised():
+def test_only_trained_weights_become_float32():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)).bfloat16()
     module[1].requires_grad_(False)
     raise_to_float32(module)

@@ -1,4 +1,4 @@
-"""Sampling settings change what a trained head draws, and nothing else."""
+"""Sampling settings change the samples of a trained head and nothing else."""
 
 import pytest
 import torch
@@ -11,12 +11,12 @@ from divot_lightning.errors import UserError
 from divot_lightning.parts.head_sampling import sampling_of, set_sampling
 
 
-def draws(head, seed=0):
+def sampled(head, seed=0):
     return head.sample(torch.zeros(1, 500, 8), generator=torch.Generator().manual_seed(seed))
 
 
 def spread(head) -> float:
-    return draws(head).std(dim=1).mean().item()
+    return sampled(head).std(dim=1).mean().item()
 
 
 def test_a_variance_scale_set_later_is_the_one_the_head_would_be_built_with():
@@ -26,7 +26,7 @@ def test_a_variance_scale_set_later_is_the_one_the_head_would_be_built_with():
     built.load_state_dict(head.state_dict())
     narrow = spread(head)
     set_sampling(head, {"variance_scale": 0.9})
-    assert torch.equal(draws(head), draws(built))
+    assert torch.equal(sampled(head), sampled(built))
     assert head.init_args == built.init_args
     assert spread(head) == pytest.approx(3 * narrow, rel=1e-4)  # deviations go with the root of the variances
 
@@ -40,7 +40,7 @@ def test_the_loss_and_the_weights_stay_as_they_are():
     assert all(torch.equal(value, weights[name]) for name, value in head.state_dict().items())
 
 
-def test_texts_are_read_by_the_types_of_the_class():
+def test_strings_are_converted_to_the_types_of_the_class():
     head = DiffusionHead(8, 4, width=8, depth=1)
     set_sampling(head, {"sampling_steps": "7"})
     assert sampling_of(head) == {"sampling_steps": 7}
@@ -58,7 +58,7 @@ def test_texts_are_read_by_the_types_of_the_class():
         (DiffusionHead(8, 4, width=8, depth=1), {"sampling_steps": "7.5"}, "DiffusionHead cannot take"),
     ],
 )
-def test_what_a_head_does_not_know_or_allow_is_refused_and_changes_nothing(head, values, message):
+def test_an_unknown_or_forbidden_setting_is_refused_and_changes_nothing(head, values, message):
     before = dict(head.init_args)
     with pytest.raises(UserError, match=message) as caught:
         set_sampling(head, values)
@@ -67,7 +67,7 @@ def test_what_a_head_does_not_know_or_allow_is_refused_and_changes_nothing(head,
 
 
 class WithDerivedState(MSEHead):
-    """Keeps its setting as something else than it was given."""
+    """A head that stores its setting in another form."""
 
     sampling_settings = ("levels",)
 
@@ -79,7 +79,7 @@ class WithDerivedState(MSEHead):
         return super().sample(hidden_BQD) * len(self.levels)
 
 
-def test_what_the_class_makes_of_a_setting_is_taken_over():
+def test_the_form_in_which_the_class_stores_a_setting_is_kept():
     head = WithDerivedState(8, 4)
     set_sampling(head, {"levels": "3"})
     assert head.levels == (0, 1, 2)

@@ -11,7 +11,7 @@ from divot_lightning.parts.heads import GenerationHead, clear_masked, force_floa
 
 
 class SettingsHead(GenerationHead):
-    """Has every kind of setting."""
+    """A head with every kind of setting."""
 
     def __init__(
         self, hidden_dim: int, feature_dim: int, width: int = 8, *, sizes: tuple[int, ...] = (1, 2), **more: Any
@@ -30,11 +30,11 @@ class SettingsHead(GenerationHead):
 
 
 class PlainChild(SettingsHead):
-    """Inherits its settings."""
+    """A head that inherits its settings."""
 
 
 class FixedChild(SettingsHead):
-    """Passes other settings on than it takes."""
+    """A head that passes other settings on than it takes."""
 
     def __init__(self, hidden_dim: int, feature_dim: int, depth: int = 3) -> None:
         super().__init__(hidden_dim, feature_dim, width=depth * 2)
@@ -88,7 +88,7 @@ def test_head_without_sample_cannot_be_built():
 
 
 @pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_island_computes_in_float32_under_autocast_from_any_input(hidden_dtype):
+def test_force_float32_computes_in_float32_under_autocast_from_any_input(hidden_dtype):
     head, hidden, target = SettingsHead(4, 2), torch.randn(3, 5, 4).to(hidden_dtype), torch.randn(3, 5, 2)
     expected = head.loss(hidden.float(), target)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -99,7 +99,7 @@ def test_island_computes_in_float32_under_autocast_from_any_input(hidden_dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_island_lifts_half_precision_parameters_and_gives_them_gradients(dtype):
+def test_force_float32_casts_half_precision_parameters_and_gives_them_gradients(dtype):
     head, hidden, target = SettingsHead(4, 2).to(dtype), torch.randn(3, 5, 4), torch.randn(3, 5, 2)
     twin = copy.deepcopy(head).float()
     got, expected = head.loss(hidden, target), twin.loss(hidden, target)
@@ -110,7 +110,7 @@ def test_island_lifts_half_precision_parameters_and_gives_them_gradients(dtype):
     torch.testing.assert_close(head.layer.weight.grad, twin.layer.weight.grad.to(dtype))
 
 
-def test_island_leaves_in_place_writes_into_half_precision_alone():
+def test_force_float32_does_not_change_writes_into_half_precision():
     class Counting(SettingsHead):
         @force_float32
         def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
@@ -126,7 +126,7 @@ def test_island_leaves_in_place_writes_into_half_precision_alone():
     assert head.norm.bias.dtype == torch.bfloat16
 
 
-def test_island_ends_with_the_method():
+def test_force_float32_ends_with_the_method():
     head = SettingsHead(4, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         head.loss(torch.randn(1, 1, 4), torch.randn(1, 1, 2))

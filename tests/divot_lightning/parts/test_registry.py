@@ -36,7 +36,7 @@ class {name}(MSEHead):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch) -> Callable[..., None]:
-    """Puts distributions with one head each on the path, as pip would leave them there."""
+    """Return a function that installs a distribution with one head, as pip would."""
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
 
@@ -56,7 +56,7 @@ def install(tmp_path, monkeypatch) -> Callable[..., None]:
 
 
 def in_fresh_python(code: str) -> str:
-    """Runs code in an interpreter that has imported nothing yet and returns what it writes."""
+    """Run code in a new interpreter and return its output."""
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
@@ -101,7 +101,7 @@ def test_unknown_name_is_refused_with_what_is_installed_and_a_guess(find):
         find("gmn")
 
 
-def test_empty_list_tells_how_to_install(monkeypatch):
+def test_without_any_head_the_message_explains_how_to_install(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: ())
     with pytest.raises(UserError, match=r"no head is installed, so 'gmm' is not there; run `pip install -e \.`"):
         HEADS.load("gmm")
@@ -128,7 +128,7 @@ def test_class_name_of_two_heads_is_refused_with_both_paths(install):
         HEADS.resolve("SameHead")
 
 
-def test_failed_import_is_told_with_its_cause_and_distribution(install):
+def test_failed_import_is_reported_with_its_cause_and_distribution(install):
     install("broken-dist", "broken = broken_head:BrokenHead", "import not_there_at_all\n")
     with pytest.raises(
         UserError, match=r"'broken' of distribution broken-dist 1\.0 .*No module named 'not_there_at"
@@ -138,14 +138,14 @@ def test_failed_import_is_told_with_its_cause_and_distribution(install):
     assert len(str(e.value).splitlines()) <= 5
 
 
-def test_plugin_that_raises_anything_on_import_is_told_the_same_way(install):
+def test_plugin_that_raises_anything_on_import_is_reported_the_same_way(install):
     install("syntax-dist", "syntax = syntax_head:SyntaxHead", "def broken(:\n")
     with pytest.raises(UserError, match=r"syntax-dist .*SyntaxError"):
         HEADS.load("syntax")
 
 
 @pytest.mark.parametrize("source", ["class NoHead:\n    pass\n", "NoHead = 3\n"])
-def test_what_is_no_head_is_refused_with_its_path(install, source):
+def test_a_class_that_is_no_head_is_refused_with_its_path(install, source):
     install("other-dist", "nohead = no_head:NoHead", source)
     with pytest.raises(UserError, match=r"no_head\.NoHead is no head"):
         HEADS.load("nohead")
@@ -158,7 +158,7 @@ def test_path_that_does_not_import_is_refused_with_its_cause(path):
     assert caught.value.__cause__ is not None
 
 
-def test_one_broken_head_breaks_no_other(install):
+def test_a_broken_head_does_not_affect_the_others(install):
     install("broken-dist", "broken = broken_head:BrokenHead", "import not_there_at_all\n")
     assert HEADS.resolve("gmm") == BUILT_IN["gmm"]
     problems = {loaded.installed.name: loaded.problem for loaded in HEADS.load_every()}
@@ -179,14 +179,14 @@ def test_setting_that_a_head_does_not_take_is_refused_with_those_it_takes():
 
 
 class Stage:
-    """Takes a head as the stages do."""
+    """A class that takes a head as the stages do."""
 
     def __init__(self, head: Callable[[int, int], GenerationHead]) -> None:
         self.head = head(8, 4)
 
 
 def parse(*words: str) -> tuple[dict[str, object], GenerationHead, str]:
-    """Parses a command line; returns the recorded head, the built head and the dumped configuration."""
+    """Parse a command line; return the recorded head, the built head and the dumped configuration."""
     parser = ArgumentParser(exit_on_error=False, parser_mode=RECIPE_MODE)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Stage, "model")
@@ -199,13 +199,13 @@ def parse(*words: str) -> tuple[dict[str, object], GenerationHead, str]:
 
 
 @pytest.mark.parametrize("given", ["gmm", "GMMHead", "divot_heads.gmm.GMMHead"])
-@pytest.mark.parametrize("place", ["option", "recipe", "recipe with class_path"])
-def test_any_name_works_on_the_command_line_and_in_a_recipe(tmp_path, given, place):
+@pytest.mark.parametrize("where", ["option", "recipe", "recipe with class_path"])
+def test_any_name_works_on_the_command_line_and_in_a_recipe(tmp_path, given, where):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"model:\n  head: {given}\n" if place == "recipe" else f"model:\n  head:\n    class_path: {given}\n"
+        f"model:\n  head: {given}\n" if where == "recipe" else f"model:\n  head:\n    class_path: {given}\n"
     )
-    words = ["--model.head", given] if place == "option" else ["--config", str(recipe)]
+    words = ["--model.head", given] if where == "option" else ["--config", str(recipe)]
     recorded, head, _ = parse(*words, "--model.head.num_components", "8")
     assert recorded["class_path"] == "divot_heads.gmm.GMMHead"
     assert class_path(type(head)) == "divot_heads.gmm.GMMHead"

@@ -1,4 +1,4 @@
-"""Nothing in a folder that a stranger made is imported, whatever its files name and wherever the command is started."""
+"""Nothing in a stranger's folder is imported, whatever its files name and wherever a command is started."""
 
 import json
 import os
@@ -24,7 +24,7 @@ STRANGE = ["payload.X", "divot_payload.X", "unittest.__main__.x", "antigravity.x
 
 @pytest.fixture
 def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that appears if a module is imported which the folder of a stranger holds; the working directory is it."""
+    """Return a file that appears if a module in a stranger's folder, the working directory, is imported."""
     marker = tmp_path / "was-run"
     for name in ("payload.py", "divot_payload.py", "divot_heads/__init__.py", "divot_heads/payload.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -3,9 +3,8 @@
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width, W transformer width, A attention heads.
 """
 
-import math
-
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
@@ -108,10 +107,9 @@ def _visible(mask_BQ: Tensor) -> Tensor:
 
 
 def _sinusoids(position_N: Tensor, width: int) -> Tensor:
-    """Embed numbers as sines and cosines (arXiv:1706.03762, section 3.5), (N, W)."""
-    steps = torch.arange(width // 2, dtype=torch.float32, device=position_N.device)
-    angles = position_N.float().unsqueeze(-1) * torch.exp(-math.log(10_000.0) * steps / (width // 2))
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    """Embed numbers as sines and cosines (arXiv:1706.03762, section 3.5), (N, W) float32."""
+    embedding_NW: Tensor = get_timestep_embedding(position_N, width, downscale_freq_shift=0)
+    return embedding_NW
 
 
 def _zeros(layer: nn.Linear) -> nn.Linear:

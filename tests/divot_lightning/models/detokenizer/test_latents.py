@@ -15,7 +15,7 @@ from divot_lightning.models.detokenizer.latents import (
 
 
 def dct_of_block(block):
-    """The orthonormal two-dimensional DCT-II through the FFT of the mirrored signal."""
+    """Return the orthonormal two-dimensional DCT-II through the FFT of the mirrored signal."""
     for axis in (0, 1):
         size = block.shape[axis]
         moved = np.moveaxis(block, axis, -1)
@@ -54,11 +54,11 @@ def test_the_matrix_is_the_dct(size):
 
 
 def test_frequencies_are_taken_by_rising_diagonals_and_each_once():
-    places = lowest_frequencies(4, 16)
-    assert len(set(places)) == 16
-    assert [row + column for row, column in places] == sorted(row + column for row, column in places)
-    assert lowest_frequencies(4, 6) == places[:6]
-    assert set(places[:6]) == {(0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0)}
+    frequencies = lowest_frequencies(4, 16)
+    assert len(set(frequencies)) == 16
+    assert [row + column for row, column in frequencies] == sorted(row + column for row, column in frequencies)
+    assert lowest_frequencies(4, 6) == frequencies[:6]
+    assert set(frequencies[:6]) == {(0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0)}
 
 
 def test_latents_are_the_dct_of_each_block_in_opponent_colours(videos):
@@ -71,7 +71,7 @@ def test_latents_are_the_dct_of_each_block_in_opponent_colours(videos):
         rows = []
         for axis, count in zip(opponent_axes(), (10, 4, 4), strict=True):
             spectrum = dct_of_block(np.einsum("r,ryx->yx", axis, block))
-            rows += [spectrum[place] for place in lowest_frequencies(8, count)]
+            rows += [spectrum[frequency] for frequency in lowest_frequencies(8, count)]
         expected[batch, frame, :, row, column] = 1.5 * np.array(rows)
     np.testing.assert_allclose(latents.numpy(), expected, atol=1e-5)
 
@@ -142,25 +142,25 @@ def vae_latents(folder, scale=0.5):
     return build_latents(LatentsConfig("vae", str(folder), scale=scale))
 
 
-def test_vae_latents_are_scaled_draws_from_its_posterior(vae_folder, videos):
+def test_vae_latents_are_scaled_samples_of_its_posterior(vae_folder, videos):
     latents, vae, videos = vae_latents(vae_folder), AutoencoderKL.from_pretrained(vae_folder), videos[..., :8, :8]
     assert (latents.channels, latents.block_size) == (2, 2)
     with torch.no_grad():
         posterior = vae.encode(videos.flatten(0, 1)).latent_dist
     mean, spread = (value.unflatten(0, (2, 3)) for value in (posterior.mean, posterior.std))
-    draws = torch.stack([latents.encode(videos) for _ in range(64)])
-    assert draws.shape == (64, 2, 3, 2, 4, 4)
-    # Six standard errors of a mean of 64 draws.
-    assert ((draws.mean(0) - 0.5 * mean).abs() < 6 * 0.5 * spread / 64**0.5 + 1e-6).all()
-    torch.testing.assert_close((draws - 0.5 * mean).div(0.5 * spread).std(), torch.tensor(1.0), atol=0.03, rtol=0)
+    samples = torch.stack([latents.encode(videos) for _ in range(64)])
+    assert samples.shape == (64, 2, 3, 2, 4, 4)
+    # Six standard errors of a mean of 64 samples.
+    assert ((samples.mean(0) - 0.5 * mean).abs() < 6 * 0.5 * spread / 64**0.5 + 1e-6).all()
+    torch.testing.assert_close((samples - 0.5 * mean).div(0.5 * spread).std(), torch.tensor(1.0), atol=0.03, rtol=0)
 
 
-def test_what_is_drawn_from_the_vaes_posterior_is_float32_under_autocast(vae_folder, videos):
+def test_samples_of_the_vaes_posterior_are_float32_under_autocast(vae_folder, videos):
     latents = build_latents(LatentsConfig(pretrained=str(vae_folder)))
     with torch.autocast("cpu", torch.bfloat16):
         one, other = (latents.encode(videos, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     assert one.dtype == torch.float32
-    # Of bfloat16 numbers the lower 16 bits are 0; differences of draws are those of the noise.
+    # Of bfloat16 numbers the lower 16 bits are 0; differences of samples are those of the noise.
     assert (((one - other).view(torch.int32) & 0xFFFF) != 0).float().mean() > 0.9
 
 
@@ -172,7 +172,7 @@ def test_vae_decoding_frame_by_frame_equals_one_batch(vae_folder):
     torch.testing.assert_close(latents.decode(given), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_vae_draws_are_given_by_the_generator(vae_folder, videos):
+def test_the_generator_decides_the_sample_of_the_vae(vae_folder, videos):
     latents = vae_latents(vae_folder)
     first, second = (latents.encode(videos, torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(first, second)

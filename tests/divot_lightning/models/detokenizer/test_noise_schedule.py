@@ -23,8 +23,8 @@ def plain_betas(config):
     return root**2
 
 
-def snr(shares):
-    return shares / (1 - shares)
+def snr(alphas):
+    return alphas / (1 - alphas)
 
 
 def test_the_last_step_has_no_signal_at_all():
@@ -73,10 +73,10 @@ def test_the_signal_falls_from_step_to_step():
         assert (alphas_cumprod(NoiseScheduleConfig(snr_shift=shift)).diff() < 0).all()
 
 
-def test_the_scheduler_holds_the_shares_in_its_own_precision():
+def test_the_scheduler_holds_the_alphas_in_its_own_precision():
     config = NoiseScheduleConfig(snr_shift=4.0)
-    shares = alphas_cumprod(config).float()
-    torch.testing.assert_close(build_scheduler(config).alphas_cumprod, shares, rtol=2e-3, atol=1e-6)
+    alphas = alphas_cumprod(config).float()
+    torch.testing.assert_close(build_scheduler(config).alphas_cumprod, alphas, rtol=2e-3, atol=1e-6)
 
 
 def test_the_velocity_target_follows_its_formula():
@@ -84,8 +84,8 @@ def test_the_velocity_target_follows_its_formula():
     scheduler, times = build_scheduler(config), torch.arange(10)
     clean, noise = torch.randn(10, 2, 3), torch.randn(10, 2, 3)
     target = training_target(scheduler, clean, noise, times)
-    for time, share in enumerate(alphas_cumprod(config).tolist()):
-        expected = share**0.5 * noise[time] - (1 - share) ** 0.5 * clean[time]
+    for time, alpha in enumerate(alphas_cumprod(config).tolist()):
+        expected = alpha**0.5 * noise[time] - (1 - alpha) ** 0.5 * clean[time]
         torch.testing.assert_close(target[time], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(target[-1], -clean[-1])
 
@@ -98,23 +98,23 @@ def test_other_predictions_have_noise_or_sample_as_target(prediction, which):
 
 
 def test_times_are_uniform_over_all_steps():
-    draws = sample_timesteps(40_000, 8, 0.0, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
-    counts = torch.bincount(draws, minlength=8)
+    times = sample_timesteps(40_000, 8, 0.0, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(times, minlength=8)
     assert len(counts) == 8
     # Five standard deviations of a binomial count.
     assert (counts - 5000).abs().max() < 5 * (5000 * 7 / 8) ** 0.5
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_the_terminal_share_is_moved_to_the_last_step(share):
-    draws = sample_timesteps(40_000, 8, share, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
-    expected = share + (1 - share) / 8
-    assert (draws == 7).double().mean().item() == pytest.approx(expected, abs=0.012)
-    if share < 1:
-        assert torch.bincount(draws, minlength=8).min() > 0
+@pytest.mark.parametrize("prob", [0.3, 1.0])
+def test_the_terminal_probability_moves_time_steps_to_the_last_one(prob):
+    times = sample_timesteps(40_000, 8, prob, device=torch.device("cpu"), generator=torch.Generator().manual_seed(0))
+    expected = prob + (1 - prob) / 8
+    assert (times == 7).double().mean().item() == pytest.approx(expected, abs=0.012)
+    if prob < 1:
+        assert torch.bincount(times, minlength=8).min() > 0
 
 
-def test_times_are_given_by_the_generator():
+def test_the_generator_decides_the_times():
     def draw():
         return sample_timesteps(9, 50, 0.5, device=torch.device("cpu"), generator=torch.Generator().manual_seed(3))
 
@@ -163,7 +163,7 @@ def test_trailing_steps_start_without_signal():
 
 
 def denoise(scheduler, clean, noise):
-    """Follows the true prediction from the first visited step to the end."""
+    """Follow the true prediction from the first visited step to the end."""
     times = scheduler.timesteps.tolist()
     state = scheduler.add_noise(clean, noise, torch.tensor(times[:1]))
     for step, following in zip(times, [*times[1:], None], strict=True):

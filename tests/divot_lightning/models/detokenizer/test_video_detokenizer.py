@@ -81,7 +81,7 @@ def null():
 
 
 class Recorder(nn.Module):
-    """Takes the denoiser's place and keeps what it is given."""
+    """Replaces the denoiser and records its inputs."""
 
     def __init__(self, answer):
         super().__init__()
@@ -93,23 +93,26 @@ class Recorder(nn.Module):
 
 
 def slow_loss(detokenizer, video, tokens, terminal_timestep_prob, dropout, null, generator):
-    """One clip at a time, with the schedule's formulas written out; draws in the order that the loss documents."""
+    """Return the loss, computed clip by clip with the formulas of the schedule.
+
+    Random numbers are drawn in the order in which `loss` draws them.
+    """
     batch = len(video)
     tokens = tokens.clone()
     if dropout > 0:
-        draws = torch.rand(batch, generator=generator)
+        uniform = torch.rand(batch, generator=generator)
         for clip in range(batch):
-            if draws[clip] < dropout:
+            if uniform[clip] < dropout:
                 tokens[clip] = null
     clean = detokenizer.latents.encode(video)
     noise = torch.randn(clean.shape, generator=generator)
     times = torch.randint(0, 1000, (batch,), generator=generator)
     moved = torch.rand(batch, generator=generator) < terminal_timestep_prob
-    shares = alphas_cumprod(detokenizer.config.noise_schedule)
+    alphas = alphas_cumprod(detokenizer.config.noise_schedule)
     errors = []
     for clip in range(batch):
         time = 999 if moved[clip] else int(times[clip])
-        signal, spread = float(shares[time]) ** 0.5, float(1 - shares[time]) ** 0.5
+        signal, spread = float(alphas[time]) ** 0.5, float(1 - alphas[time]) ** 0.5
         noisy = signal * clean[clip] + spread * noise[clip]
         velocity = signal * noise[clip] - spread * clean[clip]
         given = detokenizer.denoiser(noisy[None], torch.tensor([time]), tokens[clip][None])[0]
@@ -140,7 +143,7 @@ def test_gradients_reach_the_tokens_and_every_parameter(video, tokens):
     assert [name for name, value in detokenizer.named_parameters() if value.grad is None] == []
 
 
-def test_at_the_terminal_step_the_network_sees_noise_and_nothing_of_the_clip(video, tokens):
+def test_at_the_terminal_step_the_network_gets_noise_and_nothing_of_the_clip(video, tokens):
     detokenizer = make()
     recorder = detokenizer.denoiser = Recorder(lambda state, times, condition: torch.zeros_like(state))
     losses = [
@@ -155,7 +158,7 @@ def test_at_the_terminal_step_the_network_sees_noise_and_nothing_of_the_clip(vid
     torch.testing.assert_close(losses[1], detokenizer.latents.encode(video * 0.5).square().mean())
 
 
-def test_before_the_terminal_step_the_network_sees_the_clip(video, tokens):
+def test_before_the_terminal_step_the_network_gets_the_clip(video, tokens):
     detokenizer = make()
     recorder = detokenizer.denoiser = Recorder(lambda state, times, condition: torch.zeros_like(state))
     for clip in (video, -video):
@@ -183,12 +186,12 @@ def test_noise_levels_and_targets_are_float32_under_any_autocast(video, tokens, 
     clean = detokenizer.latents.encode(video.double())
     noise = torch.randn(clean.shape, generator=seeded()).double()
     signal, spread = (
-        share.sqrt()[times].view(-1, 1, 1, 1, 1) for share in (alphas_cumprod(schedule), 1 - alphas_cumprod(schedule))
+        alpha.sqrt()[times].view(-1, 1, 1, 1, 1) for alpha in (alphas_cumprod(schedule), 1 - alphas_cumprod(schedule))
     )
     target = noise if prediction == "epsilon" else signal * noise - spread * clean
-    for name, wanted in (("noisy", signal * clean + spread * noise), ("target", target)):
+    for name, expected in (("noisy", signal * clean + spread * noise), ("target", target)):
         assert seen[name].dtype == torch.float32
-        torch.testing.assert_close(seen[name].double(), wanted, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(seen[name].double(), expected, rtol=1e-5, atol=2e-6)
     levels = ((seen["noisy"].double() - signal * clean) / noise).flatten(1).median(dim=1).values
     assert levels.tolist() == pytest.approx(spread.flatten().tolist(), rel=1e-3)
     assert (levels > 0.02).all()
@@ -219,11 +222,11 @@ def test_dropout_replaces_whole_clips_tokens_and_leaves_the_rest(null, dropout):
     dropped = (seen == null).all(dim=(1, 2))
     kept = (seen == tokens).all(dim=(1, 2))
     assert (dropped ^ kept).all()
-    # Five standard deviations of a binomial share.
+    # Five standard deviations of a binomial fraction.
     assert abs(dropped.float().mean().item() - dropout) <= 5 * (dropout * (1 - dropout) / 300) ** 0.5
 
 
-def test_the_loss_is_float32_and_given_by_the_generator(video, tokens):
+def test_the_loss_is_float32_and_the_generator_decides_it(video, tokens):
     detokenizer = make()
     with torch.autocast("cpu", torch.bfloat16):
         loss = detokenizer.loss(video, tokens, generator=seeded())
@@ -234,13 +237,13 @@ def test_the_loss_is_float32_and_given_by_the_generator(video, tokens):
 
 
 def oracle(detokenizer, clean):
-    """Knows the clean latents and gives the exact velocity for any noisy state."""
-    shares = alphas_cumprod(detokenizer.config.noise_schedule)
+    """Return a denoiser that knows the clean latents and predicts the exact velocity of any noisy state."""
+    alphas = alphas_cumprod(detokenizer.config.noise_schedule)
 
     def answer(state, times, condition):
-        share = shares[times].to(state)[:, None, None, None, None]
-        noise = (state - share.sqrt() * clean) / (1 - share).sqrt()
-        return share.sqrt() * noise - (1 - share).sqrt() * clean
+        alpha = alphas[times].to(state)[:, None, None, None, None]
+        noise = (state - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
 
     return answer
 
@@ -248,7 +251,7 @@ def oracle(detokenizer, clean):
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("steps", [1, 3, 10])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_an_all_knowing_denoiser_gives_the_clip_back(video, tokens, spacing, steps, eta):
+def test_an_exact_denoiser_restores_the_clip(video, tokens, spacing, steps, eta):
     detokenizer = make()
     clean = detokenizer.latents.encode(video)
     detokenizer.denoiser = Recorder(oracle(detokenizer, clean))
@@ -268,7 +271,7 @@ def test_the_first_trailing_step_is_at_pure_noise(tokens):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_clips_are_given_by_the_generator(tokens, eta):
+def test_the_generator_decides_the_clips(tokens, eta):
     detokenizer = make(sampling=SamplingConfig(steps=3, guidance=1.0, eta=eta))
     first, second, other = (detokenizer.decode(tokens, generator=seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, second)
@@ -313,7 +316,7 @@ def test_guidance_without_null_tokens_is_refused(tokens):
         make().decode(tokens, sampling=SamplingConfig(steps=1), generator=seeded())
 
 
-def test_given_sampling_takes_the_place_of_the_configs(tokens):
+def test_given_sampling_replaces_the_configs(tokens):
     detokenizer = make()
     recorder = detokenizer.denoiser = Recorder(lambda state, times, condition: state)
     detokenizer.decode(tokens, sampling=replace(detokenizer.config.sampling, steps=2), generator=seeded())
@@ -342,7 +345,7 @@ def test_the_resampler_gives_the_denoiser_its_tokens(tokens):
     assert make().condition(tokens) is tokens
 
 
-def test_a_diffusers_unet_stands_in(video, tokens, null):
+def test_a_diffusers_unet_can_be_the_denoiser(video, tokens, null):
     detokenizer = make(denoiser=UNET, latents=LatentsConfig("block_dct", None, 2, 4, 1, 1.0))
     loss = detokenizer.loss(video[:2], tokens[:2], generator=seeded())
     loss.backward()
@@ -354,7 +357,7 @@ def test_a_diffusers_unet_stands_in(video, tokens, null):
     assert clips.isfinite().all()
 
 
-def test_a_diffusers_model_sees_frames_where_it_expects_them(tokens):
+def test_a_diffusers_model_gets_frames_on_the_axis_it_expects(tokens):
     detokenizer = make(denoiser=UNET, latents=LatentsConfig("block_dct", None, 2, 4, 1, 1.0))
     seen = []
     detokenizer.denoiser.model.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
@@ -375,13 +378,13 @@ def test_a_diffusers_model_that_does_not_exist_is_named(denoiser, message):
 
 
 @pytest.mark.parametrize("changes", [{}, {"condition_resampler": RESAMPLER}, {"denoiser": UNET}])
-def test_settings_survive_json(changes):
+def test_the_config_survives_json(changes):
     config = make_config(**changes)
     assert DetokenizerConfig(**json.loads(json.dumps(asdict(config)))) == config
 
 
 @pytest.mark.parametrize("changes", [{}, {"condition_resampler": RESAMPLER}])
-def test_a_component_decodes_as_the_module_it_was_made_from(tmp_path, tokens, changes):
+def test_a_component_decodes_like_the_module_that_was_saved(tmp_path, tokens, changes):
     detokenizer = make(**changes)
     save_component(detokenizer, tmp_path / "detokenizer")
     loaded = load_component(tmp_path / "detokenizer", VideoDetokenizer)
@@ -389,7 +392,7 @@ def test_a_component_decodes_as_the_module_it_was_made_from(tmp_path, tokens, ch
     assert torch.equal(loaded.decode(tokens, generator=seeded()), detokenizer.decode(tokens, generator=seeded()))
 
 
-def test_a_frozen_vae_carries_the_latents(tmp_path, video, tokens):
+def test_a_frozen_vae_can_be_the_latents(tmp_path, video, tokens):
     torch.manual_seed(0)
     AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
     detokenizer = make(latents=LatentsConfig("vae", str(tmp_path / "vae")), size=SIZE)
@@ -413,17 +416,17 @@ def test_a_component_with_a_vae_needs_the_vae_folder_only_once(tmp_path, video, 
 
 
 @pytest.mark.parametrize("kind", ["block_dct", "vae"])
-def test_with_its_own_randomness_a_clips_loss_does_not_depend_on_its_batch(tmp_path, video, tokens, null, kind):
+def test_with_its_own_generator_a_clips_loss_does_not_depend_on_its_batch(tmp_path, video, tokens, null, kind):
     AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
     changes = {"latents": LatentsConfig("vae", str(tmp_path / "vae"))} if kind == "vae" else {}
     detokenizer = make(**changes)
     settings = {"terminal_timestep_prob": 0.5, "condition_dropout": 0.5, "null_tokens_QC": null}
 
-    def loss(slots):
-        generators = sample_generators(0, "train", slots)
-        return detokenizer.loss(video[slots], tokens[slots], generator=generators, **settings)
+    def loss(indices):
+        generators = sample_generators(0, "train", indices)
+        return detokenizer.loss(video[indices], tokens[indices], generator=generators, **settings)
 
-    alone = torch.stack([loss([slot]) for slot in range(6)])
+    alone = torch.stack([loss([index]) for index in range(6)])
     torch.testing.assert_close(loss([4, 1, 3, 0, 2, 5]), alone.mean(), rtol=1e-5, atol=1e-6)
     assert len(set(alone.tolist())) == 6
 

@@ -24,7 +24,7 @@ def inputs(batch=2):
 
 
 @pytest.mark.parametrize("patch", [(1, 1, 1), (2, 1, 1), (2, 2, 3), (4, 4, 6), (1, 2, 1)])
-def test_patches_go_forth_and_back(patch):
+def test_patches_are_put_together_again(patch):
     latents = torch.randn(2, 4, 3, 4, 6)
     patches = _to_patches(latents, patch)
     assert patches.shape == (2, 4 * 4 * 6 // np.prod(patch), 3 * np.prod(patch))
@@ -63,7 +63,7 @@ def test_each_input_changes_the_prediction_of_its_own_sample_only(in_modulation,
     torch.testing.assert_close(after[1], before[1])
 
 
-def test_cross_attention_does_not_see_the_order_of_condition_tokens_and_modulation_does():
+def test_modulation_depends_on_the_order_of_condition_tokens_and_cross_attention_does_not():
     latents, times, condition = inputs()
     shuffled = condition[:, [4, 2, 0, 1, 3]]
     plain, modulated = model(), model(in_modulation=True)
@@ -101,7 +101,7 @@ def test_attention_is_that_of_each_head_by_itself(heads):
     torch.testing.assert_close(block._attend(query, key, value), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_positions_tell_all_patches_apart():
+def test_positions_of_all_patches_differ():
     positions = model(random=False, width=24).position_LD.detach()
     distance = torch.cdist(positions, positions) + 10 * torch.eye(len(positions))
     assert len(positions) == 2 * 2 * 1

@@ -8,7 +8,7 @@ def tiny():
     return SpatiotemporalTransformer(12, num_frames=5, num_positions=4, layers=2, heads=3)
 
 
-def test_every_token_reads_every_other():
+def test_every_token_depends_on_every_other():
     model, x = tiny(), torch.randn(1, 5, 4, 12)
     other = x.clone()
     other[:, 2, 3] += torch.randn(12)

@@ -9,7 +9,7 @@ def tiny(init="random"):
 
 
 def changed(model, x, frame, patch):
-    """Which (frame, patch) outputs move when one input patch feature does."""
+    """Return which (frame, patch) outputs change when one input patch feature changes."""
     other = x.clone()
     other[:, frame, patch] += 1
     return ((model(x) - model(other)).abs().amax((0, -1)) > 1e-6).tolist()
@@ -28,12 +28,12 @@ def test_frames_have_positions():
     torch.testing.assert_close(model(x[:, order]), model(x)[:, order], atol=1e-5, rtol=1e-5)
 
 
-def test_zero_start_gives_every_clip_the_same_output_at_first():
+def test_zero_init_gives_every_clip_the_same_output_at_first():
     model = tiny("zero")
     assert model(torch.randn(2, 5, 4, 7)).abs().max() == 0
 
 
-def test_zero_start_wakes_up_within_three_steps():
+def test_zero_init_is_left_within_three_steps():
     model = tiny("zero")
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     x, target = torch.randn(4, 5, 4, 7), torch.randn(4, 5, 4, 6)

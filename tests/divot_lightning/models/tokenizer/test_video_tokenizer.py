@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -72,18 +73,18 @@ def test_tokens_depend_on_the_chosen_frames_only(frame, read):
     assert bool((difference == 0).all()) is not read
 
 
-def test_tokens_know_the_order_of_the_frames():
+def test_tokens_depend_on_the_order_of_the_frames():
     tokenizer, video = VideoTokenizer(tiny()), clip(frames=5)
     assert not torch.allclose(tokenizer(video), tokenizer(video.flip(1)), atol=1e-3)
 
 
-def test_clips_of_a_batch_do_not_see_one_another():
+def test_clips_of_a_batch_do_not_depend_on_each_other():
     tokenizer, video = VideoTokenizer(tiny()), clip()
     torch.testing.assert_close(tokenizer(video)[1:], tokenizer(video[1:]), atol=1e-5, rtol=1e-5)
 
 
 def test_position_bound_tokens_are_ordered_by_frame_then_row_then_column():
-    """With attention and mixing over time switched off, each token sees its own cell of its own frame."""
+    """Without attention and mixing over time, each token depends on one grid position of one frame."""
     tokenizer = VideoTokenizer(tiny(token_source="spatiotemporal"))
     blocks = [*tokenizer.temporal.blocks, *tokenizer.spatiotemporal.blocks]
     for block in blocks:
@@ -115,7 +116,7 @@ def test_frozen_vit_gets_no_gradient_and_the_rest_does():
     assert tokenizer.temporal.training
 
 
-def test_zero_start_gives_all_clips_the_same_tokens():
+def test_zero_init_gives_all_clips_the_same_tokens():
     tokens = VideoTokenizer(tiny(temporal_init="zero"))(clip())
     assert torch.equal(tokens[0], tokens[1])
 
@@ -130,13 +131,13 @@ def test_bfloat16_autocast_is_finite_and_near_float32():
 
 def test_config_survives_json_and_rebuilds_the_tokenizer():
     tokenizer, video = VideoTokenizer(tiny()), clip()
-    twin = VideoTokenizer(TokenizerConfig(**json.loads(json.dumps(tokenizer.config.to_dict()))))
+    twin = VideoTokenizer(TokenizerConfig(**json.loads(json.dumps(asdict(tokenizer.config)))))
     assert twin.config == tokenizer.config
     twin.load_state_dict(tokenizer.state_dict())
     assert torch.equal(twin(video), tokenizer(video))
 
 
-def test_a_tokenizer_with_a_pretrained_vit_moves_as_a_component_without_the_vit_folder(tmp_path):
+def test_a_tokenizer_with_a_pretrained_vit_is_loaded_from_its_component_without_the_vit_folder(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     CLIPVisionModel(CLIPVisionConfig(image_size=16, patch_size=4, **sizes)).save_pretrained(tmp_path / "vit")
     tokenizer, video = VideoTokenizer(tiny(vision={"pretrained": str(tmp_path / "vit"), "frozen": True})), clip()

@@ -42,7 +42,7 @@ def clip_folder(tmp_path):
 
 @contextmanager
 def propagated(name):
-    """Lets caplog see a logger that keeps its records to itself."""
+    """Let caplog record a logger that does not propagate."""
     logger = logging.getLogger(name)
     before, logger.propagate = logger.propagate, True
     try:
@@ -52,7 +52,7 @@ def propagated(name):
 
 
 def blurred_by_loop(image, factor):
-    """A Gaussian along the rows of one plane, with mirrored edges, pixel by pixel."""
+    """Return a Gaussian blur along the rows of one plane, with mirrored edges, pixel by pixel."""
     sigma, reach = (factor - 1) / 2, max(int(2 * (factor - 1)), 3) // 2
     weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-reach, reach + 1)]
     result = torch.zeros_like(image)

@@ -30,14 +30,14 @@ def mask_of(batch, generation_mode):
     return mixed_attention_mask(batch.samples_BL, query_blocks(batch.token_kind_BL, batch.clips_BL, generation_mode))
 
 
-def sees(places, generation_mode, query, key):
-    """The rule for one pair of (role, clip, sample)."""
+def attends(positions, generation_mode, query, key):
+    """Return the rule for one pair of positions, each (kind, clip, sample)."""
     if query == key:
         return True
-    (role, clip, sample), (key_role, key_clip, key_sample) = places[query], places[key]
-    if key_role == TokenKind.PAD or key_sample != sample:
+    (kind, clip, sample), (key_kind, key_clip, key_sample) = positions[query], positions[key]
+    if key_kind == TokenKind.PAD or key_sample != sample:
         return False
-    if generation_mode == "query_bidirectional" and role == key_role == TokenKind.QUERY and clip == key_clip:
+    if generation_mode == "query_bidirectional" and kind == key_kind == TokenKind.QUERY and clip == key_clip:
         return True
     return key < query
 
@@ -49,8 +49,8 @@ def test_every_pair_equals_the_rule(samples_, generation_mode, num_queries, pack
     length = batch.token_kind_BL.shape[1]
     rows = zip(batch.token_kind_BL.tolist(), batch.clips_BL.tolist(), batch.samples_BL.tolist(), strict=True)
     for row, columns in enumerate(rows):
-        places = list(zip(*columns, strict=True))
-        expected = [[sees(places, generation_mode, q, k) for k in range(length)] for q in range(length)]
+        positions = list(zip(*columns, strict=True))
+        expected = [[attends(positions, generation_mode, q, k) for k in range(length)] for q in range(length)]
         assert mask_BLL[row].tolist() == expected
 
 
@@ -94,7 +94,7 @@ MODELS = {
 
 
 def influence(model, mask, length):
-    """Which inputs each hidden state depends on, found by differentiation."""
+    """Return which inputs each hidden state depends on, by differentiation."""
     embeds = torch.randn(1, length, 16)
     jacobian = torch.autograd.functional.jacobian(
         lambda x: model.base_model(inputs_embeds=x, attention_mask=mask, use_cache=False).last_hidden_state, embeds
@@ -109,7 +109,7 @@ def build(name, attention):
 
 
 def windows(name, length):
-    """The window of each layer, straight from the configurations above."""
+    """Return the window of each layer, as the configurations above say."""
     return {"mistral with window": [4, 4], "qwen2 with one windowed layer": [length, 4]}.get(name, [length] * 2)
 
 

@@ -67,7 +67,7 @@ def test_merging_keeps_the_trained_rows(model):
 
 
 @pytest.mark.parametrize("load", [load_text_tokenizer, lambda folder: load_language_model(str(folder), 8, [], "sdpa")])
-def test_code_that_comes_with_a_tokenizer_or_model_is_not_run_and_not_asked_about(tmp_path, monkeypatch, load):
+def test_code_that_comes_with_a_tokenizer_or_model_is_neither_run_nor_asked_about(tmp_path, monkeypatch, load):
     (tmp_path / "evt.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w').close()\n")
     evil = {"AutoTokenizer": ["evt.Evil", None], "AutoConfig": "evt.Evil", "AutoModelForCausalLM": "evt.Evil"}
     tokenizer = {"tokenizer_class": "Evil", "auto_map": evil}
@@ -94,21 +94,21 @@ TINY = {**SIZES, "intermediate_size": 24, "vocab_size": 30, "pad_token_id": 0}
         ("mixtral", {"num_local_experts": 2}, ["experts.down_proj", "experts.gate_up_proj"]),
     ],
 )
-def test_layers_without_adapters_are_told(caplog, name, changes, left):
+def test_layers_without_adapters_are_named_in_a_warning(caplog, name, changes, left):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **TINY, **changes))
     adapted = add_lora(model, LoRAConfig(rank=2, dropout=0.0), [3])
     assert layers_without_adapters(adapted) == left
-    told = [record.getMessage() for record in caplog.records if record.name == add_lora.__module__]
-    assert len(told) == bool(left)
-    assert all(kind in line for kind in left for line in told)
+    warnings = [record.getMessage() for record in caplog.records if record.name == add_lora.__module__]
+    assert len(warnings) == bool(left)
+    assert all(kind in line for kind in left for line in warnings)
 
 
-def test_layers_that_are_left_out_on_purpose_are_not_told(caplog, model):
+def test_layers_that_are_left_out_on_purpose_are_not_named(caplog, model):
     add_lora(model, LoRAConfig(rank=2, target_modules=["q_proj"]), [3])
     assert not caplog.records
 
 
-def test_queries_begin_on_the_scale_that_words_have_behind_their_embedding_layer():
+def test_queries_have_the_scale_of_the_outputs_of_the_embedding_layer_at_first():
     config = AutoConfig.for_model("gemma3_text", **{**TINY, "hidden_size": 64, "head_dim": 8})
     model = AutoModelForCausalLM.from_config(config)
     words_VD = model.get_input_embeddings()(torch.arange(30)).detach()
@@ -117,7 +117,7 @@ def test_queries_begin_on_the_scale_that_words_have_behind_their_embedding_layer
     assert float(words_VD.std() / word_embeddings(model).detach().std()) == pytest.approx(8.0, abs=0.1)
 
 
-def test_queries_of_a_model_that_takes_words_as_they_are_have_their_mean_and_spread(model):
+def test_queries_of_a_model_without_embedding_scale_have_mean_and_spread_of_the_words(model):
     weight_VD = word_embeddings(model).detach()
     torch.manual_seed(4)
     queries_QD = initial_queries(model, 5)

@@ -50,13 +50,13 @@ MISFITS = {
     "gpt_neo": (
         {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4},
         "eager",
-        "queries of a clip do not see each other",
+        "queries of a clip do not attend to each other",
     ),
     "ctrl": ({**GPT, "dff": 48}, "eager", "does not obey our attention masks"),
     "mpt": ({"d_model": 32, "n_layers": 2, "n_heads": 4}, "eager", "does not obey our attention masks"),
     "rwkv": ({}, "eager", "does not obey our attention masks"),
-    "opt": ({"ffn_dim": 48, "word_embed_proj_dim": 32}, "sdpa", "fails on embeddings with a mask"),
-    "bloom": ({"n_layer": 2, "n_head": 4}, "eager", "fails on embeddings with a mask"),
+    "opt": ({"ffn_dim": 48, "word_embed_proj_dim": 32}, "sdpa", "fails on embeddings with one of our masks"),
+    "bloom": ({"n_layer": 2, "n_head": 4}, "eager", "fails on embeddings with one of our masks"),
     "falcon_h1": ({}, "sdpa", "linear_attention|hybrid|types"),
     "mamba": ({}, "eager", "linear_attention|mamba"),
 }
@@ -76,7 +76,7 @@ def test_models_that_fit_pass(name):
 
 
 @pytest.mark.parametrize("name", FITTING_EAGER)
-def test_models_that_fit_with_eager_attention_pass_with_it_and_are_told_of_it_without(name):
+def test_models_that_fit_with_eager_attention_pass_with_it_and_are_refused_without(name):
     probe_language_model(build(name, FITTING_EAGER[name], "eager"), "query_bidirectional")
     with pytest.raises(UserError, match=r"set llm\.attention to eager"):
         language_model_from_config({"model_type": name, **SIZES, **FITTING_EAGER[name]}, "sdpa")
@@ -84,15 +84,15 @@ def test_models_that_fit_with_eager_attention_pass_with_it_and_are_told_of_it_wi
 
 @pytest.mark.parametrize("name", MISFITS)
 def test_models_that_do_not_fit_are_refused_by_name(name):
-    changes, attention, says = MISFITS[name]
-    with pytest.raises(UserError, match=says) as refused:
+    changes, attention, message = MISFITS[name]
+    with pytest.raises(UserError, match=message) as refused:
         probe_language_model(build(name, changes, attention), "query_bidirectional")
     assert name.replace("-", "_") in str(refused.value).replace("-", "_")
     assert len(str(refused.value).splitlines()) <= 5
 
 
 class Scaling(LlamaForCausalLM):
-    """Scales its logits behind the output layer, by a setting that nobody knows."""
+    """A model that scales its logits after the output layer by a setting of an unknown name."""
 
     def forward(self, *args, **kwargs):
         output = super().forward(*args, **{**kwargs, "labels": None})
@@ -102,7 +102,7 @@ class Scaling(LlamaForCausalLM):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_that_are_changed_behind_the_output_layer_are_found_in_any_precision(dtype):
+def test_logits_that_are_changed_after_the_output_layer_are_found_in_any_precision(dtype):
     config = build("llama", {}).config
     probe_language_model(LlamaForCausalLM(config).to(dtype), "query_bidirectional")
     with pytest.raises(UserError, match="its own next-word loss"):
@@ -114,7 +114,7 @@ def test_a_deep_model_in_bfloat16_passes():
     probe_language_model(model, "query_bidirectional")
 
 
-def test_nothing_is_left_changed():
+def test_the_model_and_random_states_are_unchanged_afterwards():
     model = build("llama", {"attention_dropout": 0.5}).train()
     model.model.layers[0].eval()
     before = {name: module.training for name, module in model.named_modules()}
@@ -125,28 +125,28 @@ def test_nothing_is_left_changed():
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_model_without_values_is_let_through():
+def test_a_model_on_the_meta_device_is_not_tested():
     with torch.device("meta"):
         model = build("gpt_neo", MISFITS["gpt_neo"][0], "eager")
     probe_language_model(model, "query_bidirectional")
 
 
-def test_of_a_sharded_model_one_of_few_layers_is_tried(monkeypatch):
+def test_in_place_of_a_sharded_model_one_with_few_layers_is_tested(monkeypatch):
     monkeypatch.setattr(language_model_probe, "has_shards", lambda module: True)
-    tried = []
+    tested = []
     find = language_model_probe.find_misfit
     monkeypatch.setattr(
         language_model_probe,
         "find_misfit",
-        lambda model, generation_mode: tried.append(model) or find(model, generation_mode),
+        lambda model, generation_mode: tested.append(model) or find(model, generation_mode),
     )
     kinds = ["sliding_attention"] * 3 + ["full_attention"]
     probe_language_model(
         build("gemma3_text", {"num_hidden_layers": 6, "layer_types": [*kinds, *kinds[:2]], "head_dim": 8}),
         "query_bidirectional",
     )
-    assert [len(model.model.layers) for model in tried] == [4]
-    with pytest.raises(UserError, match="queries of a clip do not see each other"):
+    assert [len(model.model.layers) for model in tested] == [4]
+    with pytest.raises(UserError, match="queries of a clip do not attend to each other"):
         probe_language_model(build("gpt_neo", MISFITS["gpt_neo"][0], "eager"), "query_bidirectional")
 
 
@@ -157,11 +157,11 @@ def test_sequences_beyond_learned_positions_are_refused(name, changes):
     check_positions(model, None)
     with pytest.raises(UserError, match=r"max_length is 33.*max_position_embeddings=32"):
         check_positions(model, 33)
-    with pytest.raises((IndexError, RuntimeError)):  # what it would come to
+    with pytest.raises((IndexError, RuntimeError)):  # without the check
         model(torch.zeros(1, 33, dtype=torch.int64))
 
 
-def test_sequences_beyond_the_known_positions_of_a_rotary_model_are_warned_of(caplog):
+def test_sequences_beyond_the_known_positions_of_a_rotary_model_give_a_warning(caplog):
     model = build("llama", {"max_position_embeddings": 32})
     check_positions(model, 32)
     assert not caplog.records

@@ -29,7 +29,7 @@ from tests.divot_lightning.models.video_llm.tiny_video_llm import (
 
 
 @pytest.mark.parametrize("generation_mode", GENERATION_MODES)
-def test_two_samples_are_learned_by_heart(make, generation_mode):
+def test_two_samples_are_memorised(make, generation_mode):
     video_llm = make(generation_mode=generation_mode)
     target = features(2)
     video_llm.set_feature_statistics(target.mean((0, 1)), target.std((0, 1)))
@@ -72,7 +72,7 @@ def test_head_loss_is_the_heads_loss_on_hidden_states_of_each_clip(make, generat
 
 
 class LooksAtTheWholeClip(MSEHead):
-    """A joint head: what it predicts for a token depends on the hidden states of all tokens of the clip."""
+    """A joint head: its prediction for a token depends on the hidden states of all tokens of the clip."""
 
     def loss(self, hidden_BQD, target_BQC, mask_BQ=None):
         self.predicted = self.sample(hidden_BQD)
@@ -82,8 +82,8 @@ class LooksAtTheWholeClip(MSEHead):
         return super().sample(hidden_BQD + hidden_BQD.mean(dim=1, keepdim=True))
 
 
-def test_a_joint_head_learns_no_token_from_the_ones_that_are_forced_after_it(make):
-    """Feature by feature, the state behind a token was made from its true feature: a head must not see it early."""
+def test_a_joint_head_learns_no_token_from_later_true_features(make):
+    """Autoregressively, the state after a token has seen the token's true feature: a head must not get it before."""
     video_llm = make(generation_mode="autoregressive", head=LooksAtTheWholeClip)
     clips = features(2)
     predictions = []
@@ -95,14 +95,14 @@ def test_a_joint_head_learns_no_token_from_the_ones_that_are_forced_after_it(mak
 
 
 def test_a_joint_head_is_trained_as_it_samples_feature_by_feature(make):
-    """With its own features forced, the loss is 0 only if training asks the head what generation asked it."""
+    """With generated features as targets, the loss is 0 only if training gives the head the input of generation."""
     video_llm = make(generation_mode="autoregressive", head=LooksAtTheWholeClip)
     generated = video_llm.generate_features([GENERATE])
     assert video_llm([GENERATE], generated).head_loss < 1e-10
 
 
 @pytest.mark.parametrize("generation_mode", ["query_bidirectional", "query_causal"])
-def test_a_joint_head_sees_all_tokens_of_a_clip_with_queries(make, generation_mode):
+def test_a_joint_head_gets_all_tokens_of_a_clip_with_queries(make, generation_mode):
     video_llm = make(generation_mode=generation_mode, head=LooksAtTheWholeClip)
     generated = video_llm.generate_features([GENERATE])
     assert video_llm([GENERATE], generated).head_loss < 1e-10
@@ -127,7 +127,7 @@ def hidden_of_second_clip(video_llm):
 
 
 @pytest.mark.parametrize("generation_mode", GENERATION_MODES)
-def test_what_comes_later_does_not_change_what_was_said_before(make, generation_mode):
+def test_later_positions_do_not_change_earlier_predictions(make, generation_mode):
     video_llm = make(generation_mode=generation_mode)
     logits = []
     for ending in ("a blue square moves right", "a blue circle moves left"):
@@ -256,8 +256,8 @@ def test_a_stored_model_is_the_same_model(make, tmp_path, lora, tied):
     assert loaded.config == video_llm.config
     first, second = (model([READ, GENERATE], features(2)) for model in (video_llm, loaded))
     assert torch.equal(first.text_loss, second.text_loss)
-    draws = [m.generate_features([GENERATE], generator=torch.Generator().manual_seed(0)) for m in (video_llm, loaded)]
-    assert torch.equal(*draws)
+    clips = [m.generate_features([GENERATE], generator=torch.Generator().manual_seed(0)) for m in (video_llm, loaded)]
+    assert torch.equal(*clips)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -290,7 +290,7 @@ def test_merging_adapters_changes_no_loss(make, train_embeddings, tied):
     assert all(value.requires_grad for value in video_llm.parameters())
 
 
-def test_a_text_that_spells_special_tokens_stays_text(make, tmp_path):
+def test_a_text_that_contains_special_tokens_stays_text(make, tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -305,7 +305,7 @@ def test_a_text_that_spells_special_tokens_stays_text(make, tmp_path):
     assert not set(ids[1:-1]) & {video_llm.special.begin, video_llm.special.end, *video_llm.special.clip_markers}
 
 
-def test_a_pretrained_model_is_taken_over_and_new_rows_start_at_the_mean(tmp_path):
+def test_a_pretrained_model_is_loaded_and_new_rows_are_the_mean_of_the_others(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -370,7 +370,7 @@ def test_features_of_another_shape_are_refused(make, shape):
         ({"lora": LoRAConfig(target_modules=["qq"])}, "'qq'"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(make, changes, named):
+def test_configs_that_do_not_fit_are_named(make, changes, named):
     with pytest.raises(UserError, match=named) as caught:
         make(**changes)
     assert len(str(caught.value).splitlines()) <= 5
@@ -390,7 +390,7 @@ def test_generating_needs_a_clip_to_generate(make):
     ("change", "named"),
     [({"head_class": "no_such_plugin.Head"}, r"'no_such_plugin\.Head'"), ({"num_querys": 3}, "'num_querys'")],
 )
-def test_stored_settings_that_do_not_fit_are_named(make, tmp_path, change, named):
+def test_stored_configs_that_do_not_fit_are_named(make, tmp_path, change, named):
     save_component(make(), tmp_path / "video_llm")
     file = tmp_path / "video_llm" / "config.json"
     stored = json.loads(file.read_text())

@@ -22,7 +22,7 @@ LONG = [Text("a red circle moves right " * 5, learn=False), *STORY, Clips(1, "re
 SHORT = [Text("left", learn=True)]
 MIXED = [READ, LONG, GENERATE, WORDS, STORY, SHORT, GENERATE, SHORT]
 GRADIENT_SCALE = 1e-5
-"""Largest difference that rounding in float32 may make, as a share of the largest gradient of a weight."""
+"""Largest difference that rounding in float32 may make, as a fraction of the largest gradient of a weight."""
 
 
 def losses_and_gradients(video_llm, samples, seed=0):
@@ -74,7 +74,7 @@ WINDOWED_LAYER = {"use_sliding_window": True, "sliding_window": 6, "max_window_l
     ],
     ids=str,
 )
-def test_packed_equals_unpacked_under_other_settings(make, settings):
+def test_packed_equals_unpacked_with_other_configs(make, settings):
     check_packed_equals_unpacked(make, **settings)
 
 
@@ -149,7 +149,7 @@ def test_counts_are_those_of_the_samples(make, packing):
     assert output.num_text_targets == (3 + 5 + 1) + (5 + 1) + (5 + 1) + (2 + 1)
 
 
-def test_a_batch_without_samples_teaches_nothing(make):
+def test_a_batch_without_samples_has_no_targets(make):
     output, gradients = losses_and_gradients(make(packing=True), [])
     assert (output.text_loss, output.head_loss) == (0, 0)
     assert (output.num_text_targets, output.num_generated_clips) == (0, 0)
@@ -157,7 +157,7 @@ def test_a_batch_without_samples_teaches_nothing(make):
 
 
 def called_modules(video_llm, samples):
-    """Names of the modules that own parameters, in the order in which the two passes of a step come to them."""
+    """Return the names of modules with parameters, in the order of their calls in forward and backward pass."""
     calls = []
 
     def watch(name, module):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from divot_lightning.models.video_llm.sampling import sample_tokens
 
 
-def test_temperature_zero_takes_the_best_token():
+def test_temperature_zero_takes_the_most_likely_token():
     logits_BV = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     assert torch.equal(sample_tokens(logits_BV, temperature=0, top_p=1.0), logits_BV.argmax(dim=-1))
 
@@ -26,7 +26,7 @@ def test_only_tokens_within_top_p_are_drawn(seed, top_p, temperature):
     assert set(drawn.tolist()) <= allowed
 
 
-def test_draws_follow_the_softmax_at_the_temperature():
+def test_samples_follow_the_softmax_at_the_temperature():
     logits_V = torch.tensor([0.0, 1.0, 2.0, -torch.inf])
     drawn = sample_tokens(logits_V.expand(20000, -1), 2.0, 1.0, torch.Generator().manual_seed(0))
     frequency = torch.bincount(drawn, minlength=4) / len(drawn)

@@ -1,4 +1,4 @@
-"""What is too long is known from clips alone, and exactly where laying out the sequence would refuse it."""
+"""The clips alone decide whether a sample is too long, exactly as `build_sequence` does."""
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +40,7 @@ def test_a_sample_is_too_long_exactly_if_its_sequence_cannot_be_built(
 def test_the_excess_is_counted_in_tokens():
     layout = SequenceLayout(num_queries=4, max_length=10)
     segments = [Clips(1, "read"), Text("however long this is, it can be cut", learn=True)]
-    # <vid> <frame> 4 slots </frame> </vid> <eos> are 9 tokens, with <bos> 10.
+    # <vid> <frame> 4 features </frame> </vid> <eos> are 9 tokens, with <bos> 10.
     assert SampleLimits(layout=layout, begins=True).excess(segments) == 0
     assert SampleLimits(layout=layout, begins=True).excess([*segments, Clips(1, "read")]) == 8
 
@@ -50,7 +50,7 @@ def test_without_a_longest_sequence_everything_fits(limits):
     assert limits.excess([Clips(500, "read")]) == 0
 
 
-def test_a_stage_that_tells_its_limits_is_known_by_that():
+def test_a_stage_with_limits_is_recognised_by_its_method():
     class Stage:
         def sample_limits(self):
             return SampleLimits()

@@ -45,7 +45,7 @@ layouts = st.builds(SequenceLayout, st.integers(1, 3), st.sampled_from(GENERATIO
 
 
 def reference_rows(segments, layout):
-    """Every position as (id, label, role, clip, slot), straight from the layout rules."""
+    """Return every position as (id, label, kind, clip, feature index), by the rules of the layout."""
     rows, clip = [(BEGIN, IGNORED, TokenKind.SPECIAL, -1, -1)], -1
     last_clip_of_all = sum(segment.count for segment in segments if isinstance(segment, Clips)) - 1
     ends_with_clip = bool(segments) and isinstance(segments[-1], Clips)
@@ -53,9 +53,9 @@ def reference_rows(segments, layout):
     def token(value, learn):
         rows.append((value, value if learn else IGNORED, TokenKind.SPECIAL, -1, -1))
 
-    def block(role):
+    def block(kind):
         token(FRAME, False)
-        rows.extend((FRAME, IGNORED, role, clip, slot) for slot in range(layout.num_queries))
+        rows.extend((FRAME, IGNORED, kind, clip, index) for index in range(layout.num_queries))
         token(FRAME_END, False)
 
     for segment in segments:
@@ -115,7 +115,7 @@ def test_generation_pretraining_learns_only_the_end_of_the_text():
     assert learned([Text("7 8", learn=False), Clips(1, "generate")]) == [END]
 
 
-def test_generation_tuning_learns_to_announce_the_clip():
+def test_generation_tuning_learns_to_begin_the_clip():
     assert learned([Text("7", learn=False), Clips(1, "generate", learn=True)]) == [VID, VID_END, END]
 
 
@@ -127,8 +127,8 @@ def test_twenty_clips_of_64_tokens_take_1322_tokens_between_begin_and_end():
 def test_a_generated_clip_is_read_back_only_where_something_follows():
     story = [Text("1", True), Clips(1, "generate"), Text("2", True), Clips(1, "generate")]
     sequence = build_sequence(story, encode, SPECIAL, SequenceLayout(1))
-    slots = [(role, clip) for role, clip in zip(sequence.token_kinds, sequence.clips, strict=True) if clip >= 0]
-    assert slots == [(TokenKind.QUERY, 0), (TokenKind.READ, 0), (TokenKind.QUERY, 1)]
+    features = [(kind, clip) for kind, clip in zip(sequence.token_kinds, sequence.clips, strict=True) if clip >= 0]
+    assert features == [(TokenKind.QUERY, 0), (TokenKind.READ, 0), (TokenKind.QUERY, 1)]
 
 
 @given(samples, layouts, st.integers(1, 60))
@@ -146,19 +146,19 @@ def test_too_long_samples_lose_text_ends_and_never_a_clip(segments, layout, max_
     assert [row for row in rows_of(cut) if row[2] != TokenKind.TEXT and row[0] != END] == not_text
 
 
-def test_the_last_text_gives_way_first_and_takes_the_end_with_it():
+def test_the_last_text_is_shortened_first_and_loses_the_end_token():
     sample = [Text("1 2 3", learn=False), Text("4 5", learn=True)]
     assert build_sequence(sample, encode, SPECIAL, SequenceLayout(1, max_length=5)).ids == [BEGIN, 1, 2, 3, 4]
     assert build_sequence(sample, encode, SPECIAL, SequenceLayout(1, max_length=3)).ids == [BEGIN, 1, 2]
 
 
 def test_an_answer_within_a_conversation_learns_its_end():
-    said = [Clips(1, "read"), Text("1", False), Text("2 3", True, ends=True), Text("4", False), Text("5", True)]
-    ids = build_sequence(said, encode, SPECIAL, SequenceLayout(1)).ids
+    conversation = [Clips(1, "read"), Text("1", False), Text("2 3", True, ends=True), Text("4", False), Text("5", True)]
+    ids = build_sequence(conversation, encode, SPECIAL, SequenceLayout(1)).ids
     assert ids[-6:] == [2, 3, END, 4, 5, END]
-    assert learned(said) == [2, 3, END, 5, END]
-    assert build_sequence(said, encode, SPECIAL, SequenceLayout(1, max_length=len(ids) - 3)).ids == ids[:-3]
-    assert build_sequence(said, encode, SPECIAL, SequenceLayout(1, max_length=len(ids) - 4)).ids == ids[:-4]
+    assert learned(conversation) == [2, 3, END, 5, END]
+    assert build_sequence(conversation, encode, SPECIAL, SequenceLayout(1, max_length=len(ids) - 3)).ids == ids[:-3]
+    assert build_sequence(conversation, encode, SPECIAL, SequenceLayout(1, max_length=len(ids) - 4)).ids == ids[:-4]
 
 
 def test_a_shortened_prompt_keeps_the_clip_and_the_end():
@@ -199,7 +199,7 @@ def test_impossible_clips_are_refused(arguments, named):
         Clips(**arguments)
 
 
-def test_segments_survive_being_rebuilt_by_lightning():
+def test_lightning_can_rebuild_segments():
     from lightning.fabric.utilities.apply_func import apply_to_collection
 
     batch = {"segments": [[Text("a", True), Clips(1, "read")]], "features": torch.ones(1)}

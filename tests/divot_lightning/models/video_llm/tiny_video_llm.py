@@ -1,4 +1,4 @@
-"""Samples, features and settings of a video LLM that is small enough to be run many times."""
+"""Samples, features and config of a video LLM that is small enough to be run many times."""
 
 import torch
 
