@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from divot_lightning.testing import HeadConformance
 
@@ -57,24 +58,12 @@ def test_commands_of_the_guide_list_the_head_and_pass_its_conformance_tests(proj
 
 @pytest.mark.parametrize("words", ["--model.head laplace", "--model.head LaplaceHead", "--config recipe.yaml"])
 def test_recipe_and_options_of_the_guide_choose_the_head(project, words):
-    code = f"""
-import warnings
-from collections.abc import Callable
-from jsonargparse import ArgumentParser
-from divot_lightning.parts.heads import GenerationHead
-
-class Stage:
-    def __init__(self, head: Callable[[int, int], GenerationHead]) -> None:
-        print(type(head(8, 4)).__module__, head(8, 4).init_args)
-
-warnings.simplefilter("ignore")
-parser = ArgumentParser()
-parser.add_argument("--config", action="config")
-parser.add_class_arguments(Stage, "model")
-parser.instantiate_classes(parser.parse_args({(words + " --model.head.smallest_scale 0.01").split()!r}))
-"""
-    (project / "choose.py").write_text(code)
-    assert run(project, "python choose.py").split(maxsplit=1) == ["divot_head_laplace", "{'smallest_scale': 0.01}\n"]
+    options = f"{words} --model.head.smallest_scale 0.02 --print_config"
+    shown = yaml.safe_load(run(project, f"divot fit --config toy/llm_pretraining {options}"))
+    assert shown["model"]["init_args"]["head"] == {
+        "class_path": "divot_head_laplace.LaplaceHead",
+        "init_args": {"smallest_scale": 0.02},
+    }
 
 
 def test_python_blocks_of_the_guide_all_have_a_title():
