@@ -17,6 +17,7 @@ from divot_lightning.evaluation.answers.accuracy import (
 from divot_lightning.evaluation.answers.text_match import ToyCaptionAccuracy
 from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.benchmarks.table import Benchmark
+from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.metrics.caption_metrics import (
     BLEU_ORDERS,
     CaptionBLEU,
@@ -27,7 +28,6 @@ from divot_lightning.evaluation.metrics.caption_metrics import (
 from divot_lightning.evaluation.metrics.frechet import FrechetDistance
 from divot_lightning.evaluation.metrics.toy_oracle import count_correct, start_spread
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.settings import EvaluationConfig
 
 AnyMetric = TypeVar("AnyMetric", bound=Metric)
 
@@ -38,7 +38,7 @@ Pairs = list[tuple[BenchmarkItem, Row]]
 
 
 def measure(
-    benchmark: Benchmark, items: Sequence[BenchmarkItem], rows: Sequence[Row], settings: EvaluationConfig
+    benchmark: Benchmark, items: Sequence[BenchmarkItem], rows: Sequence[Row], config: EvaluationConfig
 ) -> Values:
     """Compute the scores of finished predictions.
 
@@ -46,14 +46,14 @@ def measure(
         benchmark: Which.
         items: Its items.
         rows: The row of each, in the same order; gets the item's own values as `scores`, without the benchmark's name.
-        settings: Of the evaluation.
+        config: Of the evaluation.
 
     Returns:
         Values by name without the benchmark's. What the benchmark keeps to itself has none.
     """
     pairs = list(zip(items, rows, strict=True))
     failed = sum("error" in row for row in rows)
-    values = _MEASURES[benchmark.task](benchmark, pairs, settings)
+    values = _MEASURES[benchmark.task](benchmark, pairs, config)
     return {**values, "unreadable": (failed / len(pairs), len(pairs))}
 
 
@@ -63,10 +63,10 @@ def _alone(metric: AnyMetric) -> AnyMetric:
     return metric
 
 
-def _measure_choices(benchmark: Benchmark, pairs: Pairs, settings: EvaluationConfig) -> Values:
+def _measure_choices(benchmark: Benchmark, pairs: Pairs, config: EvaluationConfig) -> Values:
     for item, row in pairs:
         said = row.get("said")
-        row["chosen"] = None if said is None else parse_choice(said, item.options, settings.choice_rule)
+        row["chosen"] = None if said is None else parse_choice(said, item.options, config.choice_rule)
     known = [(item, row) for item, row in pairs if item.choice is not None]
     if not known:
         return {"unparsed": _unparsed(pairs)}
@@ -75,7 +75,7 @@ def _measure_choices(benchmark: Benchmark, pairs: Pairs, settings: EvaluationCon
     counts = {group: sum(item.group == group for item, _ in known) for group in metric.groups}
     for item, row in known:
         assert item.choice is not None
-        counted = settings.unparsed_as if row["chosen"] is None and "error" not in row else row["chosen"]
+        counted = config.unparsed_as if row["chosen"] is None and "error" not in row else row["chosen"]
         right = float(counted == item.choice)
         row["scores"] = {"all": right}
         if metric.groups:
@@ -92,7 +92,7 @@ def _unparsed(pairs: Pairs) -> tuple[float, int]:
     return sum(row["chosen"] is None and "error" not in row for _, row in pairs) / len(pairs), len(pairs)
 
 
-def _measure_answers(benchmark: Benchmark, pairs: Pairs, settings: EvaluationConfig) -> Values:
+def _measure_answers(benchmark: Benchmark, pairs: Pairs, config: EvaluationConfig) -> Values:
     metric, groups = _alone(OpenAnswerAccuracy()), dict.fromkeys(item.group for item, _ in pairs if item.group)
     for item, row in pairs:
         said, wanted = row.get("said", ""), str(item.answer)
@@ -105,7 +105,7 @@ def _measure_answers(benchmark: Benchmark, pairs: Pairs, settings: EvaluationCon
     for group in groups:
         of_group = [row["scores"]["normalised"] for item, row in pairs if item.group == group]
         values[f"normalised/{group}"] = _mean(of_group)
-    return values | _measure_verdicts([row for _, row in pairs], settings.judge.unjudged_as)
+    return values | _measure_verdicts([row for _, row in pairs], config.judge.unjudged_as)
 
 
 def _measure_verdicts(rows: Sequence[Row], unjudged_as: Literal["wrong", "left_out"]) -> Values:
@@ -133,7 +133,7 @@ def _mean(values: Sequence[float]) -> tuple[float, int]:
     return math.fsum(values) / len(values) if values else math.nan, len(values)
 
 
-def _measure_captions(benchmark: Benchmark, pairs: Pairs, settings: EvaluationConfig) -> Values:
+def _measure_captions(benchmark: Benchmark, pairs: Pairs, config: EvaluationConfig) -> Values:
     said = [row.get("said", "") for _, row in pairs]
     wanted = [item.references for item, _ in pairs]
     values: Values = {}
@@ -155,17 +155,17 @@ def _measure_captions(benchmark: Benchmark, pairs: Pairs, settings: EvaluationCo
     return values
 
 
-def _measure_clips(benchmark: Benchmark, pairs: Pairs, settings: EvaluationConfig) -> Values:
+def _measure_clips(benchmark: Benchmark, pairs: Pairs, config: EvaluationConfig) -> Values:
     made = [(item, row) for item, row in pairs if "error" not in row]
     rows, values = [row for _, row in made], Values()
     for row in rows:
         row["scores"] = {}
-    if rows and settings.generation.clip_model:
+    if rows and config.generation.clip_model:
         for row in rows:
             row["scores"]["clip_similarity"] = row["clip_similarity"]
         similarities = [row["clip_similarity"] for row in rows]
         values["clip_similarity"] = (math.fsum(similarities) / len(rows), len(rows))
-    if rows and settings.generation.video_features:
+    if rows and config.generation.video_features:
         wrong = sum(not all(map(math.isfinite, row["features"] + row["real_features"])) for row in rows)
         # Without the clips that break the network a broken model would look better than it is.
         distance = math.nan if wrong else _frechet(rows, "features", scaled=False)

@@ -10,8 +10,8 @@ from typing import Any
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.benchmarks.table import Benchmark
+from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.protocol import file_sha256, library_versions, listing_sha256
-from divot_lightning.evaluation.settings import EvaluationConfig
 
 Numbered = tuple[int, BenchmarkItem]
 
@@ -76,29 +76,29 @@ class ChosenItems:
         return {"videos": videos, "items_without_video": self.without_video, "limit": self.limit}
 
 
-def choose_items(benchmark: Benchmark, settings: EvaluationConfig, split: str) -> ChosenItems:
+def choose_items(benchmark: Benchmark, config: EvaluationConfig, split: str) -> ChosenItems:
     """Read a benchmark and takes the items whose videos are there.
 
     Raises:
         UserError: Videos are missing and `missing` does not leave their items out, or none is there.
     """
-    data = benchmark.read(settings.data, split)
+    data = benchmark.read(config.data, split)
     missing = data.missing
-    if missing and settings.missing == "refuse":
+    if missing and config.missing == "refuse":
         raise UserError(
-            f"{settings.benchmark}: {len(missing)} videos are not there, the first is {missing[0]} in {settings.data}\n"
+            f"{config.benchmark}: {len(missing)} videos are not there, the first is {missing[0]} in {config.data}\n"
             "To leave their items out, which the score then says: --missing skip"
         )
     there = [(number, item) for number, item in enumerate(data.items) if item.media is not None]
     if not there:
-        raise UserError(f"{settings.benchmark}: none of its videos is in {settings.data}")
+        raise UserError(f"{config.benchmark}: none of its videos is in {config.data}")
     return ChosenItems(
-        settings.benchmark,
+        config.benchmark,
         split,
-        numbered=tuple(there[: settings.limit]),
+        numbered=tuple(there[: config.limit]),
         total=len(data.items),
         without_video=len(data.items) - len(there),
-        limit=settings.limit,
+        limit=config.limit,
         groups=tuple(dict.fromkeys(item.group for item in data.items if item.group)),
         files=data.files,
     )

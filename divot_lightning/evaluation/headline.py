@@ -20,7 +20,7 @@ HEADLINES = (
 )
 """The first of these that was measured is the benchmark's own score."""
 
-SHARES = {
+FRACTIONS = {
     "unparsed": "answers chose no option",
     "unreadable": "videos could not be read",
     "unjudged": "answers have no verdict that can be read",
@@ -33,26 +33,26 @@ LOUD = 0.05
 
 
 def headline_first(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return scores by name with the benchmark's own one first and the shares of `SHARES` next.
+    """Return scores by name with the benchmark's own one first and the shares of `FRACTIONS` next.
 
     >>> list(headline_first({"a task": 0, "all": 1, "mean_of_groups": 2, "unparsed": 3, "unreadable": 4}))
     ['mean_of_groups', 'unparsed', 'unreadable', 'a task', 'all']
     """
     first = next((name for name in HEADLINES if name in values), None)
-    order = [*([first] if first else []), *(name for name in SHARES if name in values)]
+    order = [*([first] if first else []), *(name for name in FRACTIONS if name in values)]
     return {name: values[name] for name in dict.fromkeys([*order, *values])}
 
 
 def warnings(scores: Iterable[Score]) -> list[str]:
-    """Return a line for every share of `SHARES` that is above `LOUD`, with what it means for the scores."""
+    """Return a line for every share of `FRACTIONS` that is above `LOUD`, with what it means for the scores."""
     lines = []
     for score in scores:
         name = score.name.rpartition("/")[2]
-        if name in SHARES and score.value > LOUD:
+        if name in FRACTIONS and score.value > LOUD:
             count = round(score.value * score.count)
             lines.append(
                 f"WARNING: {score.value:.1%} of {score.name.partition('/')[0]}: {count} of {score.count} "
-                f"{SHARES[name]}{_meaning(name, score.protocol)}"
+                f"{FRACTIONS[name]}{_meaning(name, score.protocol)}"
             )
     return lines
 
@@ -70,7 +70,7 @@ def _meaning(name: str, protocol: Mapping[str, object]) -> str:
     return "; the distance is undefined"
 
 
-def shares_of(scores: Iterable[Score]) -> str:
-    """Return the shares of `SHARES`, to be shown beside the score that they belong to."""
+def fractions_of(scores: Iterable[Score]) -> str:
+    """Return the shares of `FRACTIONS`, to be shown beside the score that they belong to."""
     shown = [(score.name.rpartition("/")[2], score.value) for score in scores]
-    return ", ".join(f"{name} {value:.1%}" for name, value in shown if name in SHARES)
+    return ", ".join(f"{name} {value:.1%}" for name, value in shown if name in FRACTIONS)

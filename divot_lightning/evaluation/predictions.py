@@ -23,7 +23,7 @@ SETTINGS = "protocol.json"
 
 DERIVED = ("chosen", "judged", "judge_score", "judge_reply", "scores")
 """Entries of a row that scoring writes; they are never read back, so that none outlives the rule that it is from."""
-NOT_CLAIMED = ("videos", "items_without_video", "clip_model", "video_features", "toy_features")
+NOT_COMPARED = ("videos", "items_without_video", "clip_model", "video_features", "toy_features")
 """Parts of older protocols that do not decide a prediction: which items there are, and what is measured on them."""
 
 
@@ -47,7 +47,7 @@ class PredictionStore:
             raise UserError(f"{problem}; give another folder: --output FOLDER") from error
         self._file = LineFile(folder / f"predictions-rank{rank}.jsonl")
 
-    def claim(self, protocol: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
+    def check_protocol(self, protocol: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
         """Record what decides the predictions, or checks that the folder's were made in the same way.
 
         Args:
@@ -66,7 +66,7 @@ class PredictionStore:
             write_text(path, json.dumps(protocol, indent=1, ensure_ascii=False) + "\n")
             return current
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        recorded = {name: value for name, value in recorded.items() if name not in NOT_CLAIMED}
+        recorded = {name: value for name, value in recorded.items() if name not in NOT_COMPARED}
         # The hashes say which model it is, wherever it lies now.
         allowed = ("model.run", "versions.") if complete else ("model.run",)
         found = differing([recorded, current]).items()

@@ -8,27 +8,27 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from divot_lightning.checkpoint.components import find_component, weights_sha256
-from divot_lightning.evaluation.asking import QuestionRunner
 from divot_lightning.evaluation.benchmarks.table import find_benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems, Numbered, by_video, choose_items
-from divot_lightning.evaluation.drawing import GenerationRunner
+from divot_lightning.evaluation.config import EvaluationConfig, check_config, check_metrics
+from divot_lightning.evaluation.generation_runner import GenerationRunner
 from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
 from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier
 from divot_lightning.evaluation.judges.prompts import JudgePrompt, load_prompt
 from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.processes import Processes, joined_processes, local_device
-from divot_lightning.evaluation.scoring import Evaluated, Scoring
-from divot_lightning.evaluation.settings import EvaluationConfig, check_metrics, check_settings
+from divot_lightning.evaluation.question_runner import QuestionRunner
+from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
 from divot_lightning.evaluation.submissions import check_submission
 from divot_lightning.training.run_folder import FINISHED
 
 
 class Runner(Protocol):
-    """Answers or draws; `components` are the parts of a run that take part, `model_settings` how they sample."""
+    """Answers or draws; `components` are the parts of a run that take part, `sampling_config` how they sample."""
 
     components: tuple[str, ...]
-    model_settings: dict[str, Any]
+    sampling_config: dict[str, Any]
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the predictions besides the models."""
@@ -47,14 +47,14 @@ class Runner(Protocol):
         ...
 
 
-def evaluate(run: str | Path, settings: EvaluationConfig) -> Evaluated:
+def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
     """Measure a run on a benchmark; continues where an earlier start was stopped.
 
     Predictions are made once and kept; rule, judge, metrics and limit are applied to them at every start.
 
     Args:
         run: Run folder of a stage that trains a video LLM.
-        settings: What is measured and how.
+        config: What is measured and how.
 
     Returns:
         The scores, on the first process only, and where they are.
@@ -62,31 +62,31 @@ def evaluate(run: str | Path, settings: EvaluationConfig) -> Evaluated:
     Raises:
         UserError: Something in settings, data or run is wrong; or the folder holds an evaluation made in another way.
     """
-    benchmark, split = find_benchmark(settings.benchmark, settings.split)
-    check_settings(settings, benchmark.task)
-    check_metrics(settings, benchmark.task, benchmark.toy)
-    prompt = load_prompt(settings.judge.prompt, settings.judge.prompt_file)
-    folder = Path(settings.output or Path(run) / "evaluation" / f"{settings.benchmark}-{split}")
+    benchmark, split = find_benchmark(config.benchmark, config.split)
+    check_config(config, benchmark.task)
+    check_metrics(config, benchmark.task, benchmark.toy)
+    prompt = load_prompt(config.judge.prompt, config.judge.prompt_file)
+    folder = Path(config.output or Path(run) / "evaluation" / f"{config.benchmark}-{split}")
     with joined_processes() as processes:
-        chosen = choose_items(benchmark, settings, split)
-        check_submission(settings.benchmark, chosen.items, settings.unparsed_as)
-        device = local_device(settings.device)
-        judge = make_judge(settings, prompt, folder)
+        chosen = choose_items(benchmark, config, split)
+        check_submission(config.benchmark, chosen.items, config.unparsed_as)
+        device = local_device(config.device)
+        judge = make_judge(config, prompt, folder)
         runner: Runner = (
-            GenerationRunner(run, settings, benchmark.toy, device, folder)
+            GenerationRunner(run, config, benchmark.toy, device, folder)
             if benchmark.task == "generation"
-            else QuestionRunner(run, settings, benchmark.task, device)
+            else QuestionRunner(run, config, benchmark.task, device)
         )
         protocol = {
             **chosen.describe_files(),
-            "weights": weights_kind(run, runner.components, settings.generation.detokenizer),
+            "weights": weights_kind(run, runner.components, config.generation.detokenizer),
             **runner.describe(),
-            "model": describe_model(run, runner.components, settings.generation.detokenizer) | runner.model_settings,
+            "model": describe_model(run, runner.components, config.generation.detokenizer) | runner.sampling_config,
         }
         rows, protocol = _predict(runner, chosen, PredictionStore(folder, processes.rank), processes, protocol, judge)
         if processes.rank:
-            return Evaluated([], folder)
-        scoring = Scoring(benchmark, settings, chosen, protocol, runner.describe_metrics(), folder)
+            return EvaluationResult([], folder)
+        scoring = Scoring(benchmark, config, chosen, protocol, runner.describe_metrics(), folder)
         return scoring.finish(rows, judge)
 
 
@@ -111,26 +111,26 @@ def _folders(run: str | Path, components: Sequence[str], detokenizer: str | None
     return {name: find_component(source, name) for name, source in sources.items()}
 
 
-def make_judge(settings: EvaluationConfig, prompt: JudgePrompt, folder: Path) -> Judge | None:
+def make_judge(config: EvaluationConfig, prompt: JudgePrompt, folder: Path) -> Judge | None:
     """Build the judge that is asked for, None for none.
 
     Args:
-        settings: Of the evaluation.
+        config: Of the evaluation.
         prompt: What it is asked.
         folder: Of the evaluation; the judge's replies are kept in it.
     """
-    chosen = settings.judge
+    chosen = config.judge
     if chosen.kind == "none":
         return None
     replier: Replier
     if chosen.kind == "local":
-        assert chosen.max_tokens is not None  # check_settings
+        assert chosen.max_tokens is not None  # check_config
         replier = LocalReplier(
             chosen.model,
             temperature=chosen.temperature,
             top_p=chosen.top_p,
             max_tokens=chosen.max_tokens,
-            device=settings.device,
+            device=config.device,
         )
     else:
         decoding = {"temperature": chosen.temperature, "top_p": chosen.top_p, "max_tokens": chosen.max_tokens}
@@ -153,7 +153,7 @@ def _predict(
         finished = {item: row for item, row in store.rows().items() if _is_of(row, sizes)}
         left = [(number, item) for number, item in chosen.numbered if not _is_finished(runner, finished.get(item.id))]
         if processes.rank == 0:
-            recorded = store.claim(protocol, complete=not left)
+            recorded = store.check_protocol(protocol, complete=not left)
             if judge is not None and left:
                 judge.check()  # before the predictions, which may take days
         processes.wait()  # nobody writes before everybody has read

@@ -8,6 +8,7 @@ from typing import Any
 from divot_lightning.evaluation.benchmark_scores import Values, measure
 from divot_lightning.evaluation.benchmarks.table import Benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems
+from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.headline import headline_first
 from divot_lightning.evaluation.judges.judge import Judge
 from divot_lightning.evaluation.judges.prompts import OpenAnswer
@@ -15,7 +16,6 @@ from divot_lightning.evaluation.kept_clips import gather_clips
 from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.protocol import library_versions
 from divot_lightning.evaluation.scores import Score, save_scores
-from divot_lightning.evaluation.settings import EvaluationConfig
 from divot_lightning.evaluation.statistics.comparison import SCORES
 from divot_lightning.evaluation.submissions import Submission, write_submission
 
@@ -31,7 +31,7 @@ JUDGED = ("judged", "judged_score", "unjudged")
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """A finished evaluation.
 
     Attributes:
@@ -53,7 +53,7 @@ class Scoring:
 
     Attributes:
         benchmark: Which.
-        settings: Of the evaluation.
+        config: Of the evaluation.
         chosen: The items.
         predicted: Protocol of the predictions, with the `model`.
         metrics: What clips were measured with, by metric.
@@ -61,13 +61,13 @@ class Scoring:
     """
 
     benchmark: Benchmark
-    settings: EvaluationConfig
+    config: EvaluationConfig
     chosen: ChosenItems
     predicted: Mapping[str, Any]
     metrics: Mapping[str, Any]
     folder: Path
 
-    def finish(self, rows: list[Row], judge: Judge | None) -> Evaluated:
+    def finish(self, rows: list[Row], judge: Judge | None) -> EvaluationResult:
         """Compute and writes all scores; those that need no judge are on the disk before it is asked.
 
         Args:
@@ -81,13 +81,13 @@ class Scoring:
         submission = None
         if self.benchmark.task == "choice":
             submission = write_submission(
-                self.settings.benchmark, self.folder, self.chosen.items, rows, self.settings.unparsed_as
+                self.config.benchmark, self.folder, self.chosen.items, rows, self.config.unparsed_as
             )
-        return Evaluated(scores, self.folder, self._remarks(), submission)
+        return EvaluationResult(scores, self.folder, self._remarks(), submission)
 
     def _write(self, rows: list[Row], judge: Judge | None) -> list[Score]:
-        name = self.settings.benchmark
-        values = measure(self.benchmark, self.chosen.items, rows, self.settings)
+        name = self.config.benchmark
+        values = measure(self.benchmark, self.chosen.items, rows, self.config)
         for row in rows:
             if "scores" in row:
                 row["scores"] = {f"{name}/{score}": value for score, value in row["scores"].items()}
@@ -95,7 +95,7 @@ class Scoring:
         PredictionStore(self.folder).merge(rows)
         if self.benchmark.task == "generation":
             numbers = [number for number, _ in self.chosen.numbered]
-            gather_clips(self.folder, dict(zip(numbers, rows, strict=True)), self.settings.generation.kept_clips)
+            gather_clips(self.folder, dict(zip(numbers, rows, strict=True)), self.config.generation.kept_clips)
         save_scores(scores, self.folder / SCORES)
         return scores
 
@@ -105,7 +105,7 @@ class Scoring:
         before, now = base.get("versions", {}), library_versions()
         if changed := {name: value for name, value in now.items() if before.get(name) != value}:
             base["scored_with"] = changed
-        name, model = self.settings.benchmark, dict(self.predicted["model"])
+        name, model = self.config.benchmark, dict(self.predicted["model"])
         return [
             Score(f"{name}/{score}", value, count, {**base, **self._rules(score, judge)}, model)
             for score, (value, count) in values.items()
@@ -115,11 +115,11 @@ class Scoring:
         """Return what decides this score and not every other one."""
         rules: dict[str, Any] = {}
         if self.benchmark.task == "choice" and score != "unreadable":
-            rules |= {"choice_rule": self.settings.choice_rule, "unparsed_as": self.settings.unparsed_as}
+            rules |= {"choice_rule": self.config.choice_rule, "unparsed_as": self.config.unparsed_as}
         if score == "mean_of_groups":
             rules["absent_groups"] = self.chosen.absent_groups
         if judge is not None and score.partition("/")[0] in JUDGED:
-            rules["judge"] = {**judge.describe(), "unjudged_as": self.settings.judge.unjudged_as}
+            rules["judge"] = {**judge.describe(), "unjudged_as": self.config.judge.unjudged_as}
         metric = MEASURED_WITH.get(score, "")
         if metric in self.metrics:
             rules[metric] = self.metrics[metric]

@@ -17,7 +17,7 @@ from divot_datamodules.decoding.video import IMAGE_SUFFIXES, DecodeError, Pixels
 from divot_datamodules.tasks.segments import Template, caption_segments, question_segments
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
-from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_tasks, run_template
+from divot_lightning.inference.run_config import load_tokenizer, run_clip_config, run_tasks, run_template
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
@@ -155,11 +155,11 @@ class QuestionAnswerer:
             device: Where the models run.
 
         Returns:
-            The asker.
+            The answerer.
         """
         tokenizer = load_tokenizer(run)
         video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval().use_stored_precision()
-        clip = run_clip_settings(run, tokenizer.config)
+        clip = run_clip_config(run, tokenizer.config)
         return cls(tokenizer.to(device), video_llm.to(device), clip, template or run_template(run), run_tasks(run))
 
     @torch.no_grad()
@@ -169,7 +169,7 @@ class QuestionAnswerer:
         parts = [self.tokenizer(to_unit_range(part.to(device))) for part in video_NFCHW.split(batch_size)]
         return torch.cat(parts).float().cpu()
 
-    def ask_file(self, path: str | Path, questions: Sequence[str], *, max_clips: int = MAX_CLIPS) -> list[str]:
+    def answer_questions(self, path: str | Path, questions: Sequence[str], *, max_clips: int = MAX_CLIPS) -> list[str]:
         """Answer questions about one video or picture.
 
         Args:

@@ -28,7 +28,7 @@ from divot_datamodules.shards.writing import Sample as Members
 from divot_datamodules.shards.writing import ShardFolder
 from divot_lightning.checkpoint.components import find_component, load_component, read_settings, weights_sha256
 from divot_lightning.errors import UserError
-from divot_lightning.inference.run_settings import run_clip_settings
+from divot_lightning.inference.run_config import run_clip_config
 from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 
@@ -134,9 +134,9 @@ def _pieces(source: SampleSource, samples_per_shard: int) -> list[tuple[int, ran
     ]
 
 
-def _identity(sha256: str, source: SampleSource, clip: ClipConfig, settings: EncodeConfig) -> dict[str, Any]:
+def _identity(sha256: str, source: SampleSource, clip: ClipConfig, config: EncodeConfig) -> dict[str, Any]:
     """Return everything that decides the features; names alone would not notice that shards were made anew."""
-    named = {name: value for name, value in asdict(settings).items() if name not in ("clip", "max_sample_clips")}
+    named = {name: value for name, value in asdict(config).items() if name not in ("clip", "max_sample_clips")}
     return {"tokenizer_sha256": sha256, "source": source.fingerprint, "clip": clip_identity(clip), **named}
 
 
@@ -144,7 +144,7 @@ def encode_shards(
     tokenizer: str | Path,
     source: str | Path,
     output: str | Path,
-    settings: EncodeConfig | None = None,
+    config: EncodeConfig | None = None,
     *,
     media_root: str | Path | None = None,
     media_from: MediaFrom = "disk",
@@ -161,7 +161,7 @@ def encode_shards(
         tokenizer: Run or component folder.
         source: Shards or a jsonl of videos; see `divot_datamodules.shards.sources.open_source`.
         output: Folder of the feature shards.
-        settings: What decides the features.
+        config: What decides the features.
         media_root: Of a jsonl: folder that relative paths start from.
         media_from: Of a jsonl: see `divot_datamodules.shards.sources.open_source`.
         batch_size: Samples at a time; decides no feature.
@@ -169,9 +169,9 @@ def encode_shards(
         device: Where the tokenizer runs.
         progress: Whether to show a bar with rate and time left.
     """
-    settings, output = settings or EncodeConfig(), Path(output)
+    config, output = config or EncodeConfig(), Path(output)
     component = find_component(tokenizer, "tokenizer")
-    clip = settings.clip or tokenizer_clip(tokenizer)
+    clip = config.clip or tokenizer_clip(tokenizer)
     opened = open_source(
         source,
         media_root=media_root,
@@ -183,19 +183,19 @@ def encode_shards(
     folder = ShardFolder(
         output,
         kind="features",
-        settings=_identity(sha256, opened, clip, settings),
-        newer_settings={"source_content": opened.content, "max_sample_clips": settings.max_sample_clips},
+        settings=_identity(sha256, opened, clip, config),
+        newer_settings={"source_content": opened.content, "max_sample_clips": config.max_sample_clips},
     )
     ledger = SkippedSamples("encode", output, budget, total=sum(opened.counts))
-    pieces = _pieces(opened, settings.samples_per_shard)
+    pieces = _pieces(opened, config.samples_per_shard)
     if folder.complete:
         return EncodeReport(folder.facts()["num_samples"], len(pieces), ledger.defects(), already_there=True)
     for defect in opened.defects:
         ledger.record(defect)
-    encoder = _Encoder.load(component, sha256, device, settings.precision)
+    encoder = _Encoder.load(component, sha256, device, config.precision)
     frames = encoder.tokenizer.config.num_frames
     clip = replace(clip, sparse_frames=frames)
-    decoder = SampleDecoder(clip, settings.max_clips, max_sample_clips=settings.max_sample_clips)
+    decoder = SampleDecoder(clip, config.max_clips, max_sample_clips=config.max_sample_clips)
     with tqdm(total=sum(opened.counts), desc="features", unit="sample", disable=not progress) as bar:
         for number, (unit, places) in enumerate(pieces):
             if not folder.has(number):
@@ -211,7 +211,7 @@ def encode_shards(
 def tokenizer_clip(tokenizer: str | Path) -> ClipConfig:
     """Return how a tokenizer's run cuts clips; videos that are too short are left out as elsewhere by default."""
     component = read_settings(find_component(tokenizer, "tokenizer"), VideoTokenizer, TokenizerConfig)
-    stated = run_clip_settings(tokenizer, component)
+    stated = run_clip_config(tokenizer, component)
     return replace(stated, short_videos="refuse", sparse_frames=None)
 
 

@@ -17,7 +17,7 @@ from divot_datamodules.tasks.segments import Template, generation_segments
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.reconstruct import Reconstructor
-from divot_lightning.inference.run_settings import load_tokenizer, run_fps, run_template
+from divot_lightning.inference.run_config import load_tokenizer, run_fps, run_template
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
@@ -75,12 +75,12 @@ class ClipGenerator:
 
     Attributes:
         video_llm: In evaluation mode.
-        drawing: Tokenizer and de-tokenizer.
+        reconstructor: Tokenizer and de-tokenizer.
         template: The form of the prompts that the model was trained on.
     """
 
     video_llm: VideoLLM
-    drawing: Reconstructor
+    reconstructor: Reconstructor
     template: Template = "pretraining"
 
     @classmethod
@@ -119,8 +119,8 @@ class ClipGenerator:
                 f"The video LLM in {run} gives {gives[0]} features of width {gives[1]}, but the de-tokenizer takes "
                 f"{takes[0]} of width {takes[1]}.\nGive a de-tokenizer of the same tokenizer."
             )
-        drawing = Reconstructor(load_tokenizer(run).to(device), decoder.to(device), fps=run_fps(run))
-        return cls(video_llm.to(device), drawing, template or run_template(run))
+        reconstructor = Reconstructor(load_tokenizer(run).to(device), decoder.to(device), fps=run_fps(run))
+        return cls(video_llm.to(device), reconstructor, template or run_template(run))
 
     def generate_clips(self, texts: Sequence[str], *, temperature: float = 1.0, seed: int = 0) -> Iterator[Tensor]:
         """Generate one clip per text.
@@ -136,7 +136,7 @@ class ClipGenerator:
         features_MQC = generate_clip_features(
             self.video_llm, texts, template=self.template, temperature=temperature, seed=seed
         )
-        for batch in self.drawing.decode(features_MQC, torch.Generator().manual_seed(seed)):
+        for batch in self.reconstructor.decode(features_MQC, torch.Generator().manual_seed(seed)):
             yield from batch
 
 
@@ -195,4 +195,4 @@ def generate_files(
     texts = [prompt for prompt in prompts for _ in range(num)]
     clips = generator.generate_clips(texts, temperature=temperature, seed=seed)
     for path, video in zip(output_paths(output, len(texts)), clips, strict=True):
-        yield write_video(path, video.numpy(), generator.drawing.fps)
+        yield write_video(path, video.numpy(), generator.reconstructor.fps)

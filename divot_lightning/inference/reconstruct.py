@@ -23,7 +23,7 @@ from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import JsonlSource, SampleSource, TarSource, find_jsonl
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
-from divot_lightning.inference.run_settings import run_fps
+from divot_lightning.inference.run_config import run_fps
 from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_uint8, to_unit_range

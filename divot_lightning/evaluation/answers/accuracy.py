@@ -12,7 +12,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.answers.choice_reading import read_choice
 from divot_lightning.evaluation.answers.peer_choice_rules import PEER_RULES
 from divot_lightning.evaluation.answers.text_match import normalise_answer
-from divot_lightning.evaluation.settings import ChoiceRule
+from divot_lightning.evaluation.config import ChoiceRule
 
 LETTERS = string.ascii_uppercase
 

@@ -12,7 +12,7 @@ MVBench's accuracy; here they are wrong.
 import re
 from collections.abc import Callable, Sequence
 
-from divot_lightning.evaluation.settings import ChoiceRule
+from divot_lightning.evaluation.config import ChoiceRule
 
 PeerRule = Callable[[str, Sequence[str]], int | None]
 

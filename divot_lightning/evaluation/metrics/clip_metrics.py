@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
+from divot_lightning.evaluation.config import GenerationConfig
 from divot_lightning.evaluation.metrics.clip_similarity import ClipTextSimilarity
 from divot_lightning.evaluation.metrics.toy_features import toy_clip_features
 from divot_lightning.evaluation.metrics.toy_oracle import read_clips
 from divot_lightning.evaluation.metrics.video_features import VideoFeatures, load_video_features
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.protocol import folder_sha256
-from divot_lightning.evaluation.settings import GenerationConfig
 
 TOY_FEATURES = "fixed toy features, scaled by their deviation over the real clips"
 MEASURED_BY = "measured_by"

@@ -8,7 +8,7 @@ from divot_lightning.cli.evaluate import shown
 from divot_lightning.cli.main import main
 from divot_lightning.evaluation.headline import headline_first, warnings
 from divot_lightning.evaluation.scores import Score
-from divot_lightning.evaluation.scoring import Evaluated
+from divot_lightning.evaluation.scoring import EvaluationResult
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_share_above_five_percent_is_warned_of(name, value, protocol, line):
 
 def test_every_line_says_what_it_is(tmp_path):
     scores = [Score("mvbench/mean_of_groups", 0.25, 40), Score("mvbench/unparsed", 0.5, 40, {"unparsed_as": 2})]
-    assert shown(Evaluated(scores, tmp_path, ("2 items have no video",))).splitlines() == [
+    assert shown(EvaluationResult(scores, tmp_path, ("2 items have no video",))).splitlines() == [
         "WARNING: 50.0% of mvbench: 20 of 40 answers chose no option; they count as option C",
         "mvbench/mean_of_groups\t0.2500\t40\tunparsed 50.0%",
         "mvbench/unparsed\t0.5000\t40",

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from divot_lightning.evaluation.answers.accuracy import parse_choice
 from divot_lightning.evaluation.answers.peer_choice_rules import PEER_RULES
-from divot_lightning.evaluation.asking import fill_question
 from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
-from divot_lightning.evaluation.settings import EvaluationConfig, check_settings
+from divot_lightning.evaluation.config import EvaluationConfig, check_config
+from divot_lightning.evaluation.question_runner import fill_question
 
 RECIPES = Path(__file__).parents[3] / "recipes" / "evaluation"
 LABELLED = [json.loads(line) for line in Path(__file__).with_name("choice_answers.jsonl").read_text().splitlines()]
@@ -178,7 +178,7 @@ def test_recipes_take_the_rule_of_their_benchmark_in_its_newest_version(benchmar
     recipe = yaml.safe_load((RECIPES / f"{benchmark}.yaml").read_text())
     assert recipe["choice_rule"] == f"videollama2_v1.5_{benchmark}"
     assert EvaluationConfig(**recipe).unparsed_as == 2
-    check_settings(EvaluationConfig(**recipe), "choice")
+    check_config(EvaluationConfig(**recipe), "choice")
 
 
 def test_the_recipe_of_egoschema_asks_as_videollama2_does_since_v1_5():

@@ -147,40 +147,40 @@ class EvaluationConfig:
             object.__setattr__(self, "unparsed_as", VIDEOLLAMA2_UNPARSED_AS)
 
 
-def check_settings(settings: EvaluationConfig, task: str) -> None:
+def check_config(config: EvaluationConfig, task: str) -> None:
     """Refuse settings that cannot work, or would have no effect, for a task.
 
     Args:
-        settings: What was asked for.
+        config: What was asked for.
         task: "choice", "open", "caption" or "generation".
 
     Raises:
         UserError: Names the setting.
     """
     for name in ("max_clips", "max_new_tokens", "limit"):
-        value = getattr(settings, name)
+        value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
-    if settings.unparsed_as is not None and settings.unparsed_as < 0:
-        raise UserError(f"unparsed_as is {settings.unparsed_as}; options are counted from 0")
-    if not 0.0 < settings.top_p <= 1.0:
-        raise UserError(f"top_p is {settings.top_p}; it must be above 0 and at most 1")
-    if settings.temperature is not None and settings.temperature < 0:
-        raise UserError(f"temperature is {settings.temperature}; it must be 0 or more")
-    _check_prompt(settings.prompt, task)
-    _refuse_idle(settings, task)
-    _check_judge(settings.judge)
+    if config.unparsed_as is not None and config.unparsed_as < 0:
+        raise UserError(f"unparsed_as is {config.unparsed_as}; options are counted from 0")
+    if not 0.0 < config.top_p <= 1.0:
+        raise UserError(f"top_p is {config.top_p}; it must be above 0 and at most 1")
+    if config.temperature is not None and config.temperature < 0:
+        raise UserError(f"temperature is {config.temperature}; it must be 0 or more")
+    _check_prompt(config.prompt, task)
+    _refuse_idle(config, task)
+    _check_judge(config.judge)
 
 
-def check_metrics(settings: EvaluationConfig, task: str, toy: bool) -> None:
+def check_metrics(config: EvaluationConfig, task: str, toy: bool) -> None:
     """Refuse to generate clips of which nothing would be measured.
 
     Raises:
         UserError: There is no metric.
     """
-    if task == "generation" and not (toy or settings.generation.clip_model or settings.generation.video_features):
+    if task == "generation" and not (toy or config.generation.clip_model or config.generation.video_features):
         raise UserError(
-            f"nothing would be measured on the clips of {settings.benchmark}: give generation.clip_model or\n"
+            f"nothing would be measured on the clips of {config.benchmark}: give generation.clip_model or\n"
             "generation.video_features, or both, see docs/evaluation.md"
         )
 
@@ -218,7 +218,7 @@ def _check_prompt(prompt: str | None, task: str) -> None:
         raise UserError(f"prompt {prompt!r} lacks {{{missing}}}")
 
 
-def _refuse_idle(settings: EvaluationConfig, task: str) -> None:
+def _refuse_idle(config: EvaluationConfig, task: str) -> None:
     default = EvaluationConfig("", "")
     used = {
         "judge": ("open",),
@@ -231,5 +231,5 @@ def _refuse_idle(settings: EvaluationConfig, task: str) -> None:
         "top_p": ("choice", "open", "caption"),
     }
     for name, tasks in used.items():
-        if task not in tasks and getattr(settings, name) != getattr(default, name):
-            raise UserError(f"{name} has no effect on {settings.benchmark}; leave it out")
+        if task not in tasks and getattr(config, name) != getattr(default, name):
+            raise UserError(f"{name} has no effect on {config.benchmark}; leave it out")

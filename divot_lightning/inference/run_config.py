@@ -15,7 +15,7 @@ from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, Vi
 CONFIG_FILE = "config.yaml"
 
 
-def read_data_settings(run: str | Path) -> dict[str, Any]:
+def read_data_config(run: str | Path) -> dict[str, Any]:
     """Return the data module's arguments of a run.
 
     Args:
@@ -36,12 +36,12 @@ def read_data_settings(run: str | Path) -> dict[str, Any]:
 
 def run_template(run: str | Path) -> Template:
     """Return the form of the prompts that a run was trained on, "pretraining" where it does not say."""
-    return "instruction" if read_data_settings(run).get("template") == "instruction" else "pretraining"
+    return "instruction" if read_data_config(run).get("template") == "instruction" else "pretraining"
 
 
 def run_tasks(run: str | Path) -> frozenset[str]:
     """Return the tasks that a run was trained on, those of all its sources; empty where it does not say."""
-    settings = read_data_settings(run)
+    settings = read_data_config(run)
     train = settings.get("train")
     sources = [source for source in train if isinstance(source, dict)] if isinstance(train, list) else []
     named = [source.get("tasks") or settings.get("tasks") for source in sources] or [settings.get("tasks")]
@@ -50,10 +50,10 @@ def run_tasks(run: str | Path) -> frozenset[str]:
 
 def run_fps(run: str | Path) -> float:
     """Return the frames per second of a run's clips; Divot's 8 where it does not say."""
-    return float((read_data_settings(run).get("clip") or {}).get("fps", ClipConfig.fps))
+    return float((read_data_config(run).get("clip") or {}).get("fps", ClipConfig.fps))
 
 
-def run_clip_settings(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:
+def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:
     """Return how clips are cut for a run; where it does not say, in the size that the tokenizer's ViT reads.
 
     Args:
@@ -64,7 +64,7 @@ def run_clip_settings(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig
         The settings; short videos are squeezed, not refused.
     """
     size = tokenizer.vision.image_size
-    stored = read_data_settings(run).get("clip") or {}
+    stored = read_data_config(run).get("clip") or {}
     known = {entry.name for entry in fields(ClipConfig)}
     stated = {name: value for name, value in stored.items() if name in known}
     return ClipConfig(**{"height": size, "width": size, **stated, "short_videos": "squeeze"})
