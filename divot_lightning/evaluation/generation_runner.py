@@ -1,4 +1,4 @@
-"""Generates the clips that a benchmark asks for, and measures each one beside the real one.
+"""Generate the clips for a benchmark's captions, and measure each one beside the real clip.
 
 Shape letters: F frames, H height, W width.
 """
@@ -24,7 +24,7 @@ from divot_lightning.parts.head_sampling import sampling_of
 
 
 class GenerationRunner:
-    """A run's models, asked for one clip at a time.
+    """Generates and measures clips with a run's models, one at a time.
 
     Args:
         run: Run folder of a stage that trains a video LLM.
@@ -47,7 +47,7 @@ class GenerationRunner:
         self.metrics = ClipMetrics(chosen, toy, device)
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the clips besides the models, as JSON values."""
+        """Return everything that decides the clips besides the models, as JSON values."""
         clip = self.generator.reconstructor.clip
         return {
             "prompt": "one caption per video",
@@ -59,22 +59,22 @@ class GenerationRunner:
         }
 
     def describe_metrics(self) -> Mapping[str, Any]:
-        """Return what clips are measured with, by metric, as JSON values."""
+        """Return the networks that measure the clips, by metric, as JSON values."""
         return self.metrics.described
 
     def is_finished(self, row: Row) -> bool:
-        """Return whether an item's clip was drawn and measured with all metrics that are asked for."""
+        """Return whether an item's clip was generated and measured with all metrics of the config."""
         return not self.metrics.missing(row)
 
     def run(self, items: Sequence[tuple[int, BenchmarkItem]], rows: Mapping[str, Row]) -> list[Row]:
-        """Generate and measures one clip for each item, unless it is kept.
+        """Generate one clip for each item, unless it is stored, and measure it.
 
         Args:
             items: Numbers within the benchmark, and items.
-            rows: What was measured before, by item.
+            rows: Earlier rows, by item; their measurements are not repeated.
 
         Returns:
-            One row per item; where the real video cannot be decoded, with an `error` and nothing measured.
+            One row per item, with an `error` and no measurements if the real video cannot be decoded.
         """
         return [self._one(number, item, rows.get(item.id, {})) for number, item in items]
 
@@ -85,17 +85,17 @@ class GenerationRunner:
             real = torch.from_numpy(decode_clip(item.media, self.generator.reconstructor.clip).video.copy())[None]
         except DecodeError as error:
             return {**row, "error": str(error)}
-        made_FCHW = self._clip(number, row["prompt"])
-        measured = self.metrics.measure(made_FCHW[None], real, row["prompt"], self.metrics.missing(before))
+        generated_FCHW = self._clip(number, row["prompt"])
+        measured = self.metrics.measure(generated_FCHW[None], real, row["prompt"], self.metrics.missing(before))
         by = {**before.get(MEASURED_BY, {}), **measured[MEASURED_BY]}
         kept = {name: value for name, value in before.items() if name != "error"}
         return {**kept, **row, **measured, MEASURED_BY: by}
 
     def _clip(self, number: int, prompt: str) -> Tensor:
-        """Return the clip that is kept, or draws it; either way it is the same clip."""
-        kept = find_clip(self.folder, number)
-        if kept is not None:
-            return torch.from_numpy(kept.copy())
+        """Return the stored clip, or generate it; the item's seed makes both equal."""
+        stored = find_clip(self.folder, number)
+        if stored is not None:
+            return torch.from_numpy(stored.copy())
         seed = item_seed(self.config.seed, number)
         (clip_FCHW,) = self.generator.generate_clips([prompt], temperature=self.temperature, seed=seed)
         if self.config.generation.store_clips or number < self.config.generation.kept_clips:

@@ -1,4 +1,4 @@
-"""Asks a trained video LLM a benchmark's questions.
+"""Answer a benchmark's questions, or caption its videos, with a trained video LLM.
 
 Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C feature width.
 """
@@ -29,10 +29,10 @@ RESIZE = "short side by bicubic interpolation, middle cut out"
 
 
 def fill_question(item: BenchmarkItem, prompt: str) -> str:
-    r"""Return what is asked about an item.
+    r"""Return the question about an item, filled into a prompt.
 
     Args:
-        item: With options where the prompt has them.
+        item: Must have options if the prompt shows them.
         prompt: Text with {question}, and {options} for multiple choice.
 
     >>> fill_question(BenchmarkItem("1", None, "v", "which ?", ("red", "blue")), "{question}|{options}")
@@ -43,7 +43,7 @@ def fill_question(item: BenchmarkItem, prompt: str) -> str:
 
 
 class QuestionRunner:
-    """A run's models, asked about one video at a time.
+    """Answers items with a run's models, one video at a time.
 
     Args:
         run: Run folder of a stage that trains a video LLM.
@@ -65,12 +65,12 @@ class QuestionRunner:
 
     @cached_property
     def answerer(self) -> QuestionAnswerer:
-        """The models; the language model is loaded for the first question, so never where answers are scored again."""
+        """The models. The language model is loaded for the first question, so never where stored answers are scored."""
         video_llm = load_component(self.llm_folder, VideoLLM).eval().use_stored_precision()
         return QuestionAnswerer(self.tokenizer.to(self.device), video_llm.to(self.device), self.clip, self.template)
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the answers besides the models, as JSON values."""
+        """Return everything that decides the answers besides the models, as JSON values."""
         temperature, clip = self.config.temperature or 0.0, self.clip
         sampled = {"temperature": temperature, "top_p": self.config.top_p, "seed": self.config.seed}
         return {
@@ -91,7 +91,7 @@ class QuestionRunner:
         }
 
     def describe_metrics(self) -> Mapping[str, Any]:
-        """Return that nothing is measured before the scores are computed."""
+        """Return nothing: answers are not measured before the scores are computed."""
         return {}
 
     def is_finished(self, row: Row) -> bool:
@@ -103,10 +103,10 @@ class QuestionRunner:
 
         Args:
             items: Numbers within the benchmark, and items of the same video and part.
-            rows: What is known of items that were answered before; none of these is among `items`.
+            rows: Rows of items that were answered before; not used.
 
         Returns:
-            One row per item; where the video cannot be decoded, with an `error` instead of an answer.
+            One row per item, with an `error` instead of an answer if the video cannot be decoded.
         """
         try:
             video = read_item(items[0][1], self.clip, self.config.max_clips)
@@ -114,8 +114,8 @@ class QuestionRunner:
             return [{**_row(item), "error": str(error)} for _, item in items]
         features = self.answerer.encode(torch.from_numpy(video))
         prompts = [self._segments(item, len(features)) for _, item in items]
-        said = self._answers([number for number, _ in items], prompts, features)
-        return [{**_row(item), "said": text} for (_, item), text in zip(items, said, strict=True)]
+        predictions = self._answers([number for number, _ in items], prompts, features)
+        return [{**_row(item), "said": text} for (_, item), text in zip(items, predictions, strict=True)]
 
     def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
         if self.prompt is None:
@@ -126,11 +126,12 @@ class QuestionRunner:
         longest, temperature = self.config.max_new_tokens, self.config.temperature or 0.0
         if not temperature:
             return answer(self.answerer.video_llm, prompts, [features] * len(prompts), max_new_tokens=longest)
-        device, said = self.answerer.video_llm.feature_mean_C.device, []
+        device, predictions = self.answerer.video_llm.feature_mean_C.device, list[str]()
         for number, prompt in zip(numbers, prompts, strict=True):
-            # One by one, each with draws of its own: whichever process answers, and whatever was finished before.
+            # One by one, each with a seed of its own, so that an answer depends neither on the process that samples it
+            # nor on which items were finished before.
             generator = torch.Generator(device).manual_seed(item_seed(self.config.seed, number))
-            said += answer(
+            predictions += answer(
                 self.answerer.video_llm,
                 [prompt],
                 [features],
@@ -139,11 +140,11 @@ class QuestionRunner:
                 top_p=self.config.top_p,
                 generator=generator,
             )
-        return said
+        return predictions
 
 
 def item_seed(seed: int, number: int) -> int:
-    """Return the seed of one item's draws: different for each item, the same in whichever process it is.
+    """Return the sampling seed of one item: different for each item, the same on every process.
 
     >>> item_seed(0, 0) == item_seed(0, 0), item_seed(0, 1) == item_seed(1, 0)
     (True, False)
@@ -152,5 +153,5 @@ def item_seed(seed: int, number: int) -> int:
 
 
 def _row(item: BenchmarkItem) -> Row:
-    known = {"id": item.id, "media": item.media_name, "group": item.group, "question": item.question}
-    return {name: value for name, value in known.items() if value}
+    entries = {"id": item.id, "media": item.media_name, "group": item.group, "question": item.question}
+    return {name: value for name, value in entries.items() if value}

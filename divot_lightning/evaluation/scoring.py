@@ -1,4 +1,4 @@
-"""From finished predictions to an evaluation's files: rules, judge and metrics are applied here and nowhere else."""
+"""Score finished predictions and write the files; rules, judge and metrics are applied nowhere else."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ MEASURED_WITH = {
     "non_finite_features": "video_features",
     "frechet": "toy_features",
 }
-"""Which of the metrics' descriptions belongs to which score."""
+"""The metric whose description belongs to a score."""
 JUDGED = ("judged", "judged_score", "unjudged")
 """Scores that depend on the judge."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A finished evaluation.
+    """The result of an evaluation.
 
     Attributes:
-        scores: The scores, the benchmark's own one first; none on other processes than the first.
+        scores: The scores, the benchmark's main score first; empty on all processes but the first.
         folder: Of predictions and scores.
-        remarks: What whoever reads the scores has to know, one line each.
-        submission: What was written for a server, where answers are not public.
+        remarks: What a reader of the scores must know, one line each.
+        submission: The file for the benchmark's server, if answers are not public.
     """
 
     scores: list[Score]
@@ -49,14 +49,14 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What scores are computed from besides the predictions.
+    """Everything that scores are computed from besides the predictions.
 
     Attributes:
-        benchmark: Which.
+        benchmark: The benchmark.
         config: Of the evaluation.
         chosen: The items.
         predicted: Protocol of the predictions, with the `model`.
-        metrics: What clips were measured with, by metric.
+        metrics: The networks that measured the clips, by metric.
         folder: Of the evaluation.
     """
 
@@ -68,11 +68,11 @@ class Scoring:
     folder: Path
 
     def finish(self, rows: list[Row], judge: Judge | None) -> EvaluationResult:
-        """Compute and writes all scores; those that need no judge are on the disk before it is asked.
+        """Compute and write all scores; those that need no judge are written before it is called.
 
         Args:
-            rows: The row of every chosen item, in order.
-            judge: Who judges open answers; None for nobody.
+            rows: The row of every selected item, in order.
+            judge: Judges open answers; None for no judge.
         """
         scores = self._write(rows, None)
         if judge is not None:
@@ -112,7 +112,7 @@ class Scoring:
         ]
 
     def _rules(self, score: str, judge: Judge | None) -> dict[str, Any]:
-        """Return what decides this score and not every other one."""
+        """Return the part of the protocol that belongs to this score alone."""
         rules: dict[str, Any] = {}
         if self.benchmark.task == "choice" and score != "unreadable":
             rules |= {"choice_rule": self.config.choice_rule, "unparsed_as": self.config.unparsed_as}
@@ -127,12 +127,12 @@ class Scoring:
 
     def _judge(self, judge: Judge, rows: Sequence[Row]) -> None:
         pairs = list(zip(self.chosen.items, rows, strict=True))
-        asked = [(item, row) for item, row in pairs if "error" not in row]
-        answers = [OpenAnswer(item.question, str(item.answer), row["said"]) for item, row in asked]
+        answered = [(item, row) for item, row in pairs if "error" not in row]
+        answers = [OpenAnswer(item.question, str(item.answer), row["said"]) for item, row in answered]
         prompt = judge.prompt
-        for _, row in pairs:  # a video that cannot be read is a wrong answer, which nobody is asked about
+        for _, row in pairs:  # a video that cannot be read counts as a wrong answer, without a judgement
             row |= {"judged": False, **({"judge_score": 0.0} if prompt.scored else {})}
-        for (_, row), (verdict, reply) in zip(asked, judge.judge(answers), strict=True):
+        for (_, row), (verdict, reply) in zip(answered, judge.judge(answers), strict=True):
             row |= {"judged": verdict and verdict.right, "judge_reply": reply}
             if prompt.scored:
                 score = None if verdict is None or verdict.score is None else verdict.score
@@ -141,7 +141,7 @@ class Scoring:
     def _remarks(self) -> tuple[str, ...]:
         chosen, remarks = self.chosen, []
         if chosen.without_video:
-            remarks.append(f"{chosen.without_video} of {chosen.total} items have no video and are left out")
+            remarks.append(f"{chosen.without_video} of {chosen.total} items have no video and are skipped")
         if chosen.limit is not None and chosen.limit < chosen.total - chosen.without_video:
             remarks.append(f"only the first {len(chosen.numbered)} of {chosen.total} items (limit)")
         if self.benchmark.task == "choice" and (absent := chosen.absent_groups):

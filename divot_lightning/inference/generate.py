@@ -1,4 +1,4 @@
-"""Clips from text: the video LLM predicts features, the de-tokenizer draws them.
+"""Generate clips from text: the video LLM predicts features, the de-tokenizer decodes them into pixels.
 
 Shape letters: M prompts, F frames, H height, W width, Q tokens per clip, C feature width.
 """
@@ -29,7 +29,7 @@ def generation_prompt(text: str, template: Template) -> list[Segment]:
     """Return the segments that ask for a clip, as a training sample with this caption has them.
 
     Args:
-        text: What the clip shall show.
+        text: Caption of the clip.
         template: The form of the prompts that the model was trained on.
 
     Returns:
@@ -47,14 +47,14 @@ def generate_clip_features(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Tensor:
-    """Predict one clip per text; warns of words that the text tokenizer does not know.
+    """Predict the features of one clip per text; log a warning about words that the text tokenizer does not know.
 
     Args:
         video_llm: In evaluation mode.
-        texts: What the clips shall show; the same text may stand several times.
+        texts: Captions of the clips; a text may occur several times.
         template: The form of the prompts that the model was trained on.
-        temperature: Spread of the head's draws.
-        seed: Of the head's draws.
+        temperature: Spread of the features that the head samples.
+        seed: Of the head's sampling.
         batch_size: Texts at a time.
 
     Returns:
@@ -75,7 +75,7 @@ class ClipGenerator:
 
     Attributes:
         video_llm: In evaluation mode.
-        reconstructor: Tokenizer and de-tokenizer.
+        reconstructor: Tokenizer and de-tokenizer, which decodes the features.
         template: The form of the prompts that the model was trained on.
     """
 
@@ -100,7 +100,7 @@ class ClipGenerator:
             detokenizer: Run folder that trained a de-tokenizer; None takes the one that belongs to ``run``.
             template: None takes the run's.
             device: Where the models run.
-            head: Sampling settings of the head that are to be others than the run's, by name; see
+            head: Sampling settings of the head that replace the run's, by name; see
                 `divot_lightning.parts.head_sampling`.
 
         Returns:
@@ -112,12 +112,12 @@ class ClipGenerator:
         video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval().use_stored_precision()
         set_sampling(video_llm.head, head or {})
         decoder = load_component(_detokenizer_folder(run, detokenizer), VideoDetokenizer).eval()
-        gives = (video_llm.settings.num_queries, video_llm.settings.feature_dim)
-        takes = (decoder.config.num_tokens, decoder.config.token_dim)
-        if gives != takes:
+        predicted = (video_llm.settings.num_queries, video_llm.settings.feature_dim)
+        accepted = (decoder.config.num_tokens, decoder.config.token_dim)
+        if predicted != accepted:
             raise UserError(
-                f"The video LLM in {run} gives {gives[0]} features of width {gives[1]}, but the de-tokenizer takes "
-                f"{takes[0]} of width {takes[1]}.\nGive a de-tokenizer of the same tokenizer."
+                f"The video LLM in {run} predicts {predicted[0]} features of width {predicted[1]}, but the "
+                f"de-tokenizer takes {accepted[0]} of width {accepted[1]}.\nGive a de-tokenizer of the same tokenizer."
             )
         reconstructor = Reconstructor(load_tokenizer(run).to(device), decoder.to(device), fps=run_fps(run))
         return cls(video_llm.to(device), reconstructor, template or run_template(run))
@@ -126,9 +126,9 @@ class ClipGenerator:
         """Generate one clip per text.
 
         Args:
-            texts: What the clips shall show.
-            temperature: Spread of the head's draws.
-            seed: Of the head's draws and of the de-tokenizer's noise.
+            texts: Captions of the clips.
+            temperature: Spread of the features that the head samples.
+            seed: Of the head's sampling and of the de-tokenizer's noise.
 
         Yields:
             uint8 (F, 3, H, W) on the CPU, in the order of the texts.
@@ -183,14 +183,14 @@ def generate_files(
 
     Args:
         generator: The models.
-        prompts: What the clips shall show.
+        prompts: Captions of the clips.
         output: See ``output_paths``.
         num: Clips per prompt.
-        temperature: Spread of the head's draws.
+        temperature: Spread of the features that the head samples.
         seed: Of all randomness.
 
     Yields:
-        Each path, as soon as the file is there; all clips of a prompt before the next prompt's.
+        Each path, as soon as the file is written; all clips of a prompt come before those of the next prompt.
     """
     texts = [prompt for prompt in prompts for _ in range(num)]
     clips = generator.generate_clips(texts, temperature=temperature, seed=seed)

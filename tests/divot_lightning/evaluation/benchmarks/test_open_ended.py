@@ -77,7 +77,7 @@ def test_files_and_fields_that_are_missing_are_named(lay, pair, tmp_path):
 
 def test_an_id_that_stands_twice_is_named(lay, pair):
     pair["test_q.json"][1]["question_id"] = "v_1_a"
-    with pytest.raises(UserError, match="'v_1_a' stands twice"):
+    with pytest.raises(UserError, match="'v_1_a' occurs twice"):
         read_activitynet_qa(lay(pair), "test")
 
 
