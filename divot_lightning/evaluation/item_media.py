@@ -33,8 +33,8 @@ def read_item(item: BenchmarkItem, clip: ClipConfig, max_clips: int) -> Pixels:
     Raises:
         DecodeError: The media cannot be decoded or end before the item's part begins, or the item is invalid.
     """
-    if item.defect:
-        raise DecodeError("corrupt", item.defect)
+    if item.problem:
+        raise DecodeError("corrupt", item.problem)
     assert item.media is not None
     if item.frame_rate is not None:
         assert isinstance(item.media, Path)

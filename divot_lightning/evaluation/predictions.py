@@ -37,7 +37,7 @@ class PredictionStore:
         rank: Number of this process.
 
     Raises:
-        UserError: The folder cannot be made.
+        UserError: The folder cannot be created.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -45,7 +45,7 @@ class PredictionStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            problem = f"{folder} cannot be made ({error.strerror})"
+            problem = f"{folder} cannot be created ({error.strerror})"
             raise UserError(f"{problem}; give another folder: --output FOLDER") from error
         self._file = LineFile(folder / f"predictions-rank{rank}.jsonl")
 
@@ -77,7 +77,7 @@ class PredictionStore:
             name, (before, now) = next(iter(different.items()))
             more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
             raise UserError(
-                f"{self.folder} holds predictions that were made in another way{more}:\n"
+                f"{self.folder} holds predictions of another protocol{more}:\n"
                 f"{name} was {before!r:.120}, now it is {now!r:.120}\nGive another folder: --output FOLDER"
             )
         return recorded

@@ -117,12 +117,12 @@ def _folders(run: str | Path, components: Sequence[str], detokenizer: str | None
 
 
 def make_judge(config: EvaluationConfig, prompt: JudgePrompt, folder: Path) -> Judge | None:
-    """Build the judge that is asked for, None for none.
+    """Build the judge of the config, None if it has none.
 
     Args:
         config: Of the evaluation.
-        prompt: What it is asked.
-        folder: Of the evaluation; the judge's replies are kept in it.
+        prompt: Its prompt.
+        folder: Of the evaluation; the judge's replies are stored in it.
     """
     chosen = config.judge
     if chosen.kind == "none":

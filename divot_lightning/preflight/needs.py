@@ -120,8 +120,8 @@ def module_sizes(module: torch.nn.Module) -> tuple[int, int]:
 
 def optimizer_states(stage: LightningModule) -> int:
     """Count the elements of the states that the stage's optimizers will keep."""
-    made: Any = stage.configure_optimizers()
-    optimizer = made["optimizer"] if isinstance(made, dict) else made
+    configured: Any = stage.configure_optimizers()
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
     return sum(
         STATES_PER_ELEMENT.get(family(part), 2) * _elements(p for group in part.param_groups for p in group["params"])
         for part in leaf_optimizers([optimizer])

@@ -13,7 +13,7 @@ QUESTIONED, LONE, NAMED, LEADING, STATED = range(5)
 """How strongly a mention chooses: "B?", a letter alone, "option B" or "(B)", at the beginning, "the answer is B"."""
 
 REACH = 200
-"""Characters around a mention that can tell what it means; keeps the time linear in long answers."""
+"""Characters around a mention that can decide its meaning; keeps the time linear in long answers."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class BenchmarkItem:
         group: The part of the benchmark that has a score of its own, such as MVBench's task; empty without parts.
         bounds: Seconds of the video's part that is shown; None shows all of it.
         frame_rate: Frames per second of a folder of numbered frames; None for a video.
-        defect: Why the entry in the file is invalid, empty if it is valid. An invalid item counts as `unreadable`; its
+        problem: Why the entry in the file is invalid, empty if it is valid. An invalid item counts as `unreadable`; its
             media is the file with the entry.
         facts: Further facts, such as the `prompt` for a generated clip.
     """
@@ -42,7 +42,7 @@ class BenchmarkItem:
     group: str = ""
     bounds: tuple[float, float] | None = None
     frame_rate: float | None = None
-    defect: str = ""
+    problem: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

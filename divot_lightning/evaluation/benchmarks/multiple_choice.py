@@ -113,8 +113,8 @@ def read_mvbench(folder: str | Path, split: str) -> BenchmarkData:
     `video/data0613/...`; those of Episodic Reasoning are folders of frames `00001.jpg` ... at three per second. The
     branch `video` of the hub, whose videos are cut already, is read as well.
 
-    An invalid entry becomes an item with a `defect`: some entries of older downloads have an empty part. A file without
-    any valid entry is refused.
+    An invalid entry becomes an item with a `problem`: some entries of older downloads have an empty part. A file
+    without any valid entry is refused.
 
     Args:
         folder: The folder of these files.
@@ -126,17 +126,17 @@ def read_mvbench(folder: str | Path, split: str) -> BenchmarkData:
 
 
 def _mvbench_items(files: BenchmarkFolder, name: str, task: MVBenchTask) -> list[BenchmarkItem]:
-    file, items, defects = f"json/{task.file}", [], []
+    file, items, problems = f"json/{task.file}", [], []
     for number, entry in enumerate(files.read_json(file)):
         try:
             items.append(_mvbench_item(files.folder, name, number, entry))
         except UserError as error:
-            defects.append(str(error))
+            problems.append(str(error))
             # The video may be unknown, so the file takes its place, under a name that no other item has.
             invalid = BenchmarkItem(f"{name}/{number}", files.folder / file, f"{file}/{number}", choice=-1, group=name)
-            items.append(replace(invalid, defect=str(error)))
-    if defects and len(defects) == len(items):
-        raise UserError(f"{defects[0]}\nNone of its {len(items)} entries is valid.")
+            items.append(replace(invalid, problem=str(error)))
+    if problems and len(problems) == len(items):
+        raise UserError(f"{problems[0]}\nNone of its {len(items)} entries is valid.")
     return items
 
 

@@ -1,6 +1,6 @@
 """A judge behind an HTTP endpoint that speaks the OpenAI chat protocol: bounded in number, time and size.
 
-No torch in here; `httpx2` is imported when an endpoint is asked for.
+No torch in here; `httpx2` is imported when an endpoint is used.
 """
 
 import asyncio

@@ -18,7 +18,7 @@ from divot_lightning.evaluation.judges.replies import Verdict, read_verdict
 from divot_lightning.io.files import write_atomically
 
 JUDGES = "judges"
-"""Folder of an evaluation: one folder per judge that was asked, with `judge.json` and `replies.jsonl`."""
+"""Folder of an evaluation: one folder per judge, with `judge.json` and `replies.jsonl`."""
 
 Keep = Callable[[Chat, str | None], None]
 """Called with each chat and its reply; the reply is None if there is none, such as after a refused request."""
@@ -34,7 +34,7 @@ class Replier(Protocol):
     repeatable: bool
 
     def check(self, chat: Chat) -> None:
-        """Raise a `UserError` if the model cannot be asked; `chat` is an example of what it would be."""
+        """Raise a `UserError` if the model cannot reply; `chat` is an example of a prompt."""
         ...
 
     def ask(self, chats: Sequence[Chat], keep: Keep) -> None:
@@ -64,7 +64,7 @@ class Judge:
         self.evaluation = folder
 
     def check(self) -> None:
-        """Raise a `UserError` if the judge cannot be asked."""
+        """Raise a `UserError` if the judge cannot reply."""
         self.replier.check(self.prompt.fill(OpenAnswer("what is in the video?", "a dog", "a dog")))
 
     def describe(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Judge:
         """Judge answers.
 
         Args:
-            answers: The answers; equal ones are asked once.
+            answers: The answers; equal ones are judged once.
 
         Returns:
             For each answer the verdict and the reply that it was read from; no verdict if the reply cannot be read.

@@ -63,10 +63,10 @@ def test_what_scoring_wrote_is_not_read_back_and_rows_that_are_not_scored_stay(t
 
 def test_other_versions_of_libraries_may_score_but_not_add(tmp_path):
     store = PredictionStore(tmp_path)
-    made = {"prompt": "x", "versions": {"torch": "1"}, "model": {"run": "here", "video_llm": "abc"}}
-    store.check_protocol(made)
-    later = {**made, "versions": {"torch": "2"}, "model": {"run": "moved", "video_llm": "abc"}}
-    assert store.check_protocol(later, complete=True) == made
+    protocol = {"prompt": "x", "versions": {"torch": "1"}, "model": {"run": "here", "video_llm": "abc"}}
+    store.check_protocol(protocol)
+    later = {**protocol, "versions": {"torch": "2"}, "model": {"run": "moved", "video_llm": "abc"}}
+    assert store.check_protocol(later, complete=True) == protocol
     with pytest.raises(UserError, match=r"versions\.torch was '1', now it is '2'"):
         store.check_protocol(later)
     with pytest.raises(UserError, match=r"model\.video_llm"):
@@ -80,5 +80,5 @@ def test_what_earlier_versions_recorded_besides_does_not_stand_in_the_way(tmp_pa
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/out cannot be made"):
+    with pytest.raises(UserError, match="file/out cannot be created"):
         PredictionStore(tmp_path / "file" / "out")

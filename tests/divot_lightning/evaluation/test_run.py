@@ -140,9 +140,9 @@ def test_an_answer_without_a_choice_counts_as_the_option_that_is_set(tiny_run, m
 
 
 def test_missing_videos_are_refused_or_left_out_as_asked(tiny_run, tmp_path, video_bytes):
-    asked = [{"question_id": n, "video_name": n, "question": "what colour ?"} for n in ("a", "b")]
+    questions = [{"question_id": n, "video_name": n, "question": "what colour ?"} for n in ("a", "b")]
     answers = [{"question_id": n, "answer": "red"} for n in ("a", "b")]
-    data = lay(tmp_path / "data", {"test_q.json": asked, "test_a.json": answers, "videos/v_b.mp4": video_bytes(16)})
+    data = lay(tmp_path / "data", {"test_q.json": questions, "test_a.json": answers, "videos/v_b.mp4": video_bytes(16)})
     config = EvaluationConfig("activitynet_qa", data, output=str(tmp_path / "out"), max_new_tokens=2)
     with pytest.raises(UserError, match="1 videos are not there, the first is videos/v_a"):
         evaluate(tiny_run, config)
@@ -159,9 +159,9 @@ def test_open_answers_are_judged_by_an_endpoint(tiny_run, toy_data, tmp_path, en
     evaluate(tiny_run, config)
     assert values_of(tmp_path)["judged"] == 0.0
     assert {row["judged"] for row in rows_of(tmp_path)} == {False}
-    asked = len(endpoint.requests)
+    count = len(endpoint.requests)
     evaluate(tiny_run, config)
-    assert len(endpoint.requests) == asked  # not even to see whether it is there
+    assert len(endpoint.requests) == count  # not even to see whether it is there
     protocols = {score.name.partition("/")[2]: score.protocol for score in load_scores(tmp_path / "scores.json")}
     assert [name for name, protocol in protocols.items() if "judge" in protocol and "/" not in name] == [
         "judged",
@@ -211,25 +211,27 @@ def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tm
         evaluate(tiny_run, EvaluationConfig("toy", str(toy_data), output=str(tmp_path), seed=3, limit=limit))
     real = load_clips(toy_data / "held_out")
     generator = ClipGenerator.from_run(tiny_run)
-    made = torch.stack(
+    generated = torch.stack(
         [
             next(iter(generator.generate_clips([text["caption"]], seed=item_seed(3, number))))
             for number, text in enumerate(real.texts)
         ]
     )
-    expected = {s.name: s.value for s in generation_scores(real.media, made, read_clips(made), real.texts, {})}
+    expected = {
+        s.name: s.value for s in generation_scores(real.media, generated, read_clips(generated), real.texts, {})
+    }
     for name, value in values_of(tmp_path).items():
         if name != "unreadable":
             assert value == pytest.approx(expected[f"generation/{name}"], rel=1e-6, nan_ok=True)
     with np.load(tmp_path / "generation" / "clips.npz") as kept:
-        np.testing.assert_array_equal(kept["made"], made[:6].numpy())
+        np.testing.assert_array_equal(kept["made"], generated[:6].numpy())
     texts = json.loads((tmp_path / "generation" / "texts.json").read_text())
-    readings = zip(read_clips(made), real.texts, strict=True)
+    readings = zip(read_clips(generated), real.texts, strict=True)
     rights = [all(getattr(r, name) == text["attributes"][name] for name in ATTRIBUTES) for r, text in readings]
     known = zip(real.texts, rights, strict=True)
     assert texts == [{"number": n, "caption": t["caption"], "right": r} for n, (t, r) in enumerate(known)][:6]
     assert not (tmp_path / ".clips").exists()
-    assert values_of(tmp_path)["frechet"] == pytest.approx(frechet(real.media, made), rel=1e-6)
+    assert values_of(tmp_path)["frechet"] == pytest.approx(frechet(real.media, generated), rel=1e-6)
 
 
 @pytest.fixture
@@ -257,9 +259,9 @@ def test_clips_from_captions_have_a_similarity_and_a_distance(tiny_run, msrvtt, 
     evaluate(tiny_run, config)
     rows, values = rows_of(tmp_path / "out"), values_of(tmp_path / "out")
     assert values["clip_similarity"] == pytest.approx(sum(row["clip_similarity"] for row in rows) / 3)
-    real, made = (torch.tensor([row[key] for row in rows]).double() for key in ("real_features", "features"))
-    assert made.shape == (3, 3)
-    assert values["frechet_video_distance"] > (real.mean(0) - made.mean(0)).square().sum().item() > 0
+    real, generated = (torch.tensor([row[key] for row in rows]).double() for key in ("real_features", "features"))
+    assert generated.shape == (3, 3)
+    assert values["frechet_video_distance"] > (real.mean(0) - generated.mean(0)).square().sum().item() > 0
     texts = json.loads((tmp_path / "out" / "generation" / "texts.json").read_text())
     assert texts == [{"number": n, "caption": row["prompt"], "right": None} for n, row in enumerate(rows)]
     protocols = {

@@ -1,4 +1,4 @@
-"""A score is computed from what was said: with another rule, judge, metric or limit, or more videos, it is right and
+"""A score is computed from stored answers: with another rule, judge, metric or limit, or more videos, it is right and
 new, and nothing that is there is lost or predicted again."""
 
 import ast
@@ -30,7 +30,7 @@ def values_of(folder):
 
 
 def say(folder, texts):
-    """Writes what each item shall have been answered, in place of what was."""
+    """Replace the stored answer of each item."""
     rows = rows_of(folder)
     lines = [json.dumps({**row, "said": text}) + "\n" for row, text in zip(rows, texts, strict=True)]
     (folder / "predictions.jsonl").write_text("".join(lines))
@@ -116,8 +116,8 @@ def questions(tmp_path, video_bytes):
     names = ["a", "b", "c", "d"]
     data = tmp_path / "questions"
     (data / "videos").mkdir(parents=True)
-    asked = [{"question_id": n, "video_name": n, "question": "what colour ?"} for n in names]
-    (data / "test_q.json").write_text(json.dumps(asked))
+    questions = [{"question_id": n, "video_name": n, "question": "what colour ?"} for n in names]
+    (data / "test_q.json").write_text(json.dumps(questions))
     (data / "test_a.json").write_text(json.dumps([{"question_id": n, "answer": "red"} for n in names]))
 
     def lay(names, frames=16):
@@ -133,7 +133,7 @@ def test_videos_that_come_later_are_added_and_draw_as_if_they_had_always_been_th
     config = {"benchmark": "activitynet_qa", "data": data, "max_new_tokens": 6, "missing": "skip"}
     config |= {"temperature": 1.0, "seed": 5}
     found = evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / "out")))
-    assert found.remarks == ("2 of 4 items have no video and are left out",)
+    assert found.remarks == ("2 of 4 items have no video and are skipped",)
     first = {row["id"]: row["said"] for row in rows_of(tmp_path / "out")}
     lay("ac")
     found = evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / "out")))
@@ -252,10 +252,10 @@ def test_a_verdict_does_not_outlive_its_judge(tiny_run, toy_data, tmp_path, endp
     for name in values_of(tmp_path):
         shared = [with_judge, load_evaluation(tmp_path)]
         assert protocol_differences(shared, f"toy-questions/{name}") == {}
-    asked = len(endpoint.requests)
+    count = len(endpoint.requests)
     evaluate(tiny_run, judged(toy_data, tmp_path, kind="endpoint", model="m", url=endpoint.url))
     assert values_of(tmp_path)["judged"] == 1.0  # read from what was kept
-    assert len(endpoint.requests) == asked
+    assert len(endpoint.requests) == count
     endpoint.reply = lambda prompt: "no"
     evaluate(tiny_run, judged(toy_data, tmp_path, kind="endpoint", model="other", url=endpoint.url))
     assert values_of(tmp_path)["judged"] == 0.0
@@ -307,11 +307,13 @@ REPLIES = [
 
 
 def test_accuracy_and_score_are_those_of_video_chatgpt_s_script(tiny_run, toy_data, tmp_path, endpoint):
-    """Its rule, from its description: the reply is a Python dictionary; accuracy is the share of `yes` among yes and
+    """Its rule, from its description: the reply is a Python dictionary; accuracy is the fraction of `yes` among yes and
     no, and the score loses its fraction before it is averaged."""
     given = iter(REPLIES)
-    told = {}
-    endpoint.reply = lambda prompt: told.setdefault(prompt, None) or told.update({prompt: next(given)}) or told[prompt]
+    replied = {}
+    endpoint.reply = lambda prompt: (
+        replied.setdefault(prompt, None) or replied.update({prompt: next(given)}) or replied[prompt]
+    )
     endpoint.script = [(200, {}, '{"choices": [{"message": {"content": "{}"}}]}')]  # the small request beforehand
     config = {"kind": "endpoint", "model": "m", "url": endpoint.url, "prompt": "video_chatgpt", "concurrency": 1}
     evaluate(tiny_run, judged(toy_data, tmp_path, **config))

@@ -21,8 +21,8 @@ from divot_lightning.parts.segments import Clips, Text
 def test_prompts_are_what_training_samples_have_before_the_answer(template):
     sample = {"question": "What colour is it ?", "answer": "red", "caption": "a red circle"}
     rng = np.random.default_rng(0)
-    asked = question_segments(sample, rng, template=template, num_clips=2)
-    assert [*question_prompt(sample["question"], 2, template), Text("red", learn=True)] == asked
+    sample_segments = question_segments(sample, rng, template=template, num_clips=2)
+    assert [*question_prompt(sample["question"], 2, template), Text("red", learn=True)] == sample_segments
     described = caption_segments(sample, np.random.default_rng(0), template=template)
     assert [*caption_prompt(1, template), Text("a red circle", learn=True)] == described
 

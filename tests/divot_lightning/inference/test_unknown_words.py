@@ -1,4 +1,4 @@
-"""Words that the model reads as <unk> are told, each once, by everything that prompts it."""
+"""Everything that prompts the model warns of words that it reads as <unk>, once for each word."""
 
 import logging
 
@@ -36,7 +36,7 @@ def test_a_tokenizer_without_an_unknown_token_knows_everything():
     assert unknown_words(Bytes(), "anything") == []
 
 
-def test_each_word_is_told_once_and_not_without_end(tokenizer, caplog):
+def test_each_word_is_named_once_and_their_number_is_bounded(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             warn_of_unknown_words(tokenizer, [[Text("a zebra\x1b[2J", False), Clips(1, "read")]])
@@ -48,7 +48,7 @@ def test_each_word_is_told_once_and_not_without_end(tokenizer, caplog):
     assert "not named any more" in caplog.records[-1].getMessage()
 
 
-def test_asking_and_generating_tell(llm_run, tmp_path, caplog):
+def test_answering_and_generating_warn(llm_run, tmp_path, caplog):
     answerer, generator = QuestionAnswerer.from_run(llm_run), ClipGenerator.from_run(llm_run)
     prompt = question_prompt("What color is it ?", 1, "pretraining")
     features = answerer.encode(torch.zeros(1, 16, 3, 32, 32, dtype=torch.uint8))

@@ -8,12 +8,12 @@ from divot_lightning.evaluation.benchmarks.open_ended import read_activitynet_qa
 
 @pytest.fixture
 def pair():
-    asked = [
+    questions = [
         {"question_id": "v_1_a", "video_name": "1QIUV7WYKXg", "question": "is it on ?"},
         {"question_id": "v_2_a", "video_name": "name-2", "question": "what colour ?"},
     ]
     answered = [{"question_id": "v_2_a", "answer": "red", "type": 4}, {"question_id": "v_1_a", "answer": "yes"}]
-    files = {"test_q.json": asked, "test_a.json": answered}
+    files = {"test_q.json": questions, "test_a.json": answered}
     return {**files, "all_test/v_1QIUV7WYKXg.webm": "", "all_test/name-2.mp4": ""}
 
 

@@ -1,4 +1,4 @@
-"""A bad entry of a benchmark's file costs its own item and no other."""
+"""An invalid entry of a benchmark's file makes its own item unreadable and no other."""
 
 import json
 
@@ -8,7 +8,7 @@ from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
 
 
-def test_a_bad_entry_of_mvbench_is_unreadable_and_the_others_are_answered(tiny_run, tmp_path, video_bytes):
+def test_an_invalid_entry_of_mvbench_is_unreadable_and_the_others_are_answered(tiny_run, tmp_path, video_bytes):
     task = MVBENCH_TASKS["object_interaction"]
     good = {"video": "v.mp4", "question": "what ?", "candidates": ["red", "up"], "answer": "up", "start": 0, "end": 2}
     data, out = tmp_path / "mvbench", tmp_path / "out"
