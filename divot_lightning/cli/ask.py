@@ -41,11 +41,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--max-clips is {args.max_clips}; it must be at least 1")
     from divot_lightning.inference.ask import QuestionAnswerer
 
-    asker = QuestionAnswerer.from_run(args.run, template=args.template, device=args.device)
+    answerer = QuestionAnswerer.from_run(args.run, template=args.template, device=args.device)
     questions = args.question or [""]
     alone = len(args.video) * len(questions) == 1
     for video in args.video:
-        for question, text in zip(questions, asker.ask_file(video, questions, max_clips=args.max_clips), strict=True):
+        answers = answerer.answer_questions(video, questions, max_clips=args.max_clips)
+        for question, text in zip(questions, answers, strict=True):
             sys.stdout.write(_line(video, question, text, jsonl=args.jsonl, alone=alone) + "\n")
     return 0
 

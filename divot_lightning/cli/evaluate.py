@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentError, ArgumentParser
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.settings import EvaluationConfig
+from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.training.training_args import resolve_recipes
 
 if TYPE_CHECKING:
-    from divot_lightning.evaluation.scoring import Evaluated
+    from divot_lightning.evaluation.scoring import EvaluationResult
 
 LETTERS = string.ascii_uppercase
 DESCRIPTION = (
@@ -59,14 +59,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def shown(found: "Evaluated") -> str:
+def shown(found: "EvaluationResult") -> str:
     """Return what is printed: warnings, the scores with the benchmark's own first, remarks, where the files are."""
-    from divot_lightning.evaluation.headline import shares_of, warnings
+    from divot_lightning.evaluation.headline import fractions_of, warnings
 
     lines = warnings(found.scores)
     for number, score in enumerate(found.scores):
-        shares = shares_of(found.scores) if number == 0 else ""
-        lines.append("\t".join([score.name, f"{score.value:.4f}", str(score.count), *([shares] if shares else [])]))
+        fractions = [fractions_of(found.scores)] if number == 0 else []
+        columns = [score.name, f"{score.value:.4f}", str(score.count), *filter(None, fractions)]
+        lines.append("	".join(columns))
     lines += [f"note: {remark}" for remark in found.remarks]
     if (file := found.submission) is not None:
         filled = f"{file.filled} ({file.filled / file.count:.1%}) of its {file.count} answers chose no option"

@@ -1,4 +1,4 @@
-"""The items of a benchmark that an evaluation takes, each with its number among all. No torch in here."""
+"""Select the items of a benchmark that an evaluation uses, each with its number in the split. No torch in here."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -10,24 +10,25 @@ from typing import Any
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.benchmarks.table import Benchmark
-from divot_lightning.evaluation.protocol import file_sha256, library_versions, listing_sha256
-from divot_lightning.evaluation.settings import EvaluationConfig
+from divot_lightning.evaluation.config import EvaluationConfig
+from divot_lightning.evaluation.protocol import library_versions, listing_sha256
+from divot_lightning.io.files import file_sha256
 
 Numbered = tuple[int, BenchmarkItem]
 
 
 @dataclass(frozen=True)
 class ChosenItems:
-    """What is evaluated.
+    """The selected items of a benchmark.
 
     Attributes:
         name: Of the benchmark.
         split: Of the benchmark.
-        numbered: The items that are taken. A number is an item's place among all of the split, those without video
-            included, so that it draws the same whichever videos are there.
+        numbered: The selected items with their numbers. A number is the item's index in the whole split, items without
+            video included. It seeds the sampling, which therefore does not depend on which videos are there.
         total: Items of the split.
-        without_video: How many of these have no video and are left out.
-        limit: First items only; None for all.
+        without_video: How many of these have no video and are skipped.
+        limit: Most items, the first ones; None for all.
         groups: All groups of the split.
         files: The benchmark's files, by name.
     """
@@ -48,7 +49,7 @@ class ChosenItems:
 
     @property
     def absent_groups(self) -> list[str]:
-        """Group of the split of which no item is taken."""
+        """Groups of the split without any selected item."""
         there = {item.group for item in self.items}
         return [group for group in self.groups if group not in there]
 
@@ -62,7 +63,7 @@ class ChosenItems:
         return found
 
     def describe_files(self) -> dict[str, Any]:
-        """Return what is asked and where it is from, which decides the predictions."""
+        """Return the benchmark, its files and the library versions, which decide the predictions."""
         return {
             "benchmark": self.name,
             "split": self.split,
@@ -71,41 +72,41 @@ class ChosenItems:
         }
 
     def describe_choice(self) -> dict[str, Any]:
-        """Return which items are scored."""
+        """Return which items are selected."""
         videos = {"count": len(self.media_sizes), "names_and_sizes_sha256": listing_sha256(self.media_sizes.items())}
         return {"videos": videos, "items_without_video": self.without_video, "limit": self.limit}
 
 
-def choose_items(benchmark: Benchmark, settings: EvaluationConfig, split: str) -> ChosenItems:
-    """Read a benchmark and takes the items whose videos are there.
+def choose_items(benchmark: Benchmark, config: EvaluationConfig, split: str) -> ChosenItems:
+    """Read a benchmark and select the items whose videos are there.
 
     Raises:
-        UserError: Videos are missing and `missing` does not leave their items out, or none is there.
+        UserError: Videos are missing and `missing` is "refuse", or no video is there.
     """
-    data = benchmark.read(settings.data, split)
+    data = benchmark.read(config.data, split)
     missing = data.missing
-    if missing and settings.missing == "refuse":
+    if missing and config.missing == "refuse":
         raise UserError(
-            f"{settings.benchmark}: {len(missing)} videos are not there, the first is {missing[0]} in {settings.data}\n"
-            "To leave their items out, which the score then says: --missing skip"
+            f"{config.benchmark}: {len(missing)} videos are not there, the first is {missing[0]} in {config.data}\n"
+            "To skip their items, which is then noted beside the score: --missing skip"
         )
     there = [(number, item) for number, item in enumerate(data.items) if item.media is not None]
     if not there:
-        raise UserError(f"{settings.benchmark}: none of its videos is in {settings.data}")
+        raise UserError(f"{config.benchmark}: none of its videos is in {config.data}")
     return ChosenItems(
-        settings.benchmark,
+        config.benchmark,
         split,
-        numbered=tuple(there[: settings.limit]),
+        numbered=tuple(there[: config.limit]),
         total=len(data.items),
         without_video=len(data.items) - len(there),
-        limit=settings.limit,
+        limit=config.limit,
         groups=tuple(dict.fromkeys(item.group for item in data.items if item.group)),
         files=data.files,
     )
 
 
 def by_video(numbered: Iterable[Numbered]) -> list[list[Numbered]]:
-    """Put the items of one video, or of one part of it, together, in the order in which they come up."""
+    """Group items by video, or by part of a video, in the order in which they first occur."""
     groups: dict[Any, list[Numbered]] = defaultdict(list)
     for number, item in numbered:
         groups[item.media_name, item.bounds].append((number, item))

@@ -1,4 +1,4 @@
-"""Which score of a benchmark is meant when one number is named, and how scores are shown. No torch in here."""
+"""Order and present scores: a benchmark's main score first, with warnings about it. No torch in here."""
 
 import string
 from collections.abc import Iterable, Mapping
@@ -18,41 +18,41 @@ HEADLINES = (
     "bleu_4",
     "clip_similarity",
 )
-"""The first of these that was measured is the benchmark's own score."""
+"""The first of these that was measured is the benchmark's main score."""
 
-SHARES = {
+FRACTIONS = {
     "unparsed": "answers chose no option",
     "unreadable": "videos could not be read",
     "unjudged": "answers have no verdict that can be read",
     "non_finite_features": "clips have features that are not finite",
 }
-"""Shares that say how far a score can be trusted."""
+"""Fractions that tell how far a score can be trusted."""
 WRONG = "; they count as wrong"
-LOUD = 0.05
-"""Above this share a line of warning comes before the scores."""
+WARN_ABOVE = 0.05
+"""A fraction above this one gets a warning before the scores."""
 
 
 def headline_first(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return scores by name with the benchmark's own one first and the shares of `SHARES` next.
+    """Return scores by name with the benchmark's main score first and the fractions in `FRACTIONS` next.
 
     >>> list(headline_first({"a task": 0, "all": 1, "mean_of_groups": 2, "unparsed": 3, "unreadable": 4}))
     ['mean_of_groups', 'unparsed', 'unreadable', 'a task', 'all']
     """
     first = next((name for name in HEADLINES if name in values), None)
-    order = [*([first] if first else []), *(name for name in SHARES if name in values)]
+    order = [*([first] if first else []), *(name for name in FRACTIONS if name in values)]
     return {name: values[name] for name in dict.fromkeys([*order, *values])}
 
 
 def warnings(scores: Iterable[Score]) -> list[str]:
-    """Return a line for every share of `SHARES` that is above `LOUD`, with what it means for the scores."""
+    """Return a line for every fraction in `FRACTIONS` above `WARN_ABOVE`, with what it means for the scores."""
     lines = []
     for score in scores:
         name = score.name.rpartition("/")[2]
-        if name in SHARES and score.value > LOUD:
+        if name in FRACTIONS and score.value > WARN_ABOVE:
             count = round(score.value * score.count)
             lines.append(
                 f"WARNING: {score.value:.1%} of {score.name.partition('/')[0]}: {count} of {score.count} "
-                f"{SHARES[name]}{_meaning(name, score.protocol)}"
+                f"{FRACTIONS[name]}{_meaning(name, score.protocol)}"
             )
     return lines
 
@@ -64,13 +64,13 @@ def _meaning(name: str, protocol: Mapping[str, object]) -> str:
     if name == "unjudged":
         judge = protocol.get("judge")
         rule = f"; they count as {judge['unjudged_as']}" if isinstance(judge, Mapping) else ""
-        return f"{rule}; what was said: judge_reply in predictions.jsonl"
+        return f"{rule}; the replies: judge_reply in predictions.jsonl"
     if name == "unreadable":
         return "; they are left out" if "real_clips" in protocol else WRONG
     return "; the distance is undefined"
 
 
-def shares_of(scores: Iterable[Score]) -> str:
-    """Return the shares of `SHARES`, to be shown beside the score that they belong to."""
+def fractions_of(scores: Iterable[Score]) -> str:
+    """Return the fractions in `FRACTIONS`, to be shown beside the benchmark's main score."""
     shown = [(score.name.rpartition("/")[2], score.value) for score in scores]
-    return ", ".join(f"{name} {value:.1%}" for name, value in shown if name in SHARES)
+    return ", ".join(f"{name} {value:.1%}" for name, value in shown if name in FRACTIONS)

@@ -1,4 +1,4 @@
-"""The clips of a benchmark's item: of a whole video, of a part of it, or of a folder of frames.
+"""Read the clips of a benchmark's item: from a whole video, a part of one, or a folder of frames.
 
 Shape letters: N clips, F frames, H height, W width.
 """
@@ -20,7 +20,7 @@ from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 
 
 def read_item(item: BenchmarkItem, clip: ClipConfig, max_clips: int) -> Pixels:
-    """Read the clips of an item, by the rule of `clip_times` over the part of the video that is meant.
+    """Read the clips of an item, cut by `clip_times` from the item's part of the video.
 
     Args:
         item: Its media must be there.
@@ -31,10 +31,10 @@ def read_item(item: BenchmarkItem, clip: ClipConfig, max_clips: int) -> Pixels:
         uint8 (N, F, 3, H, W).
 
     Raises:
-        DecodeError: The media cannot be decoded, or end before the part that is meant; or the item has a defect.
+        DecodeError: The media cannot be decoded or end before the item's part begins, or the item is invalid.
     """
-    if item.defect:
-        raise DecodeError("corrupt", item.defect)
+    if item.problem:
+        raise DecodeError("corrupt", item.problem)
     assert item.media is not None
     if item.frame_rate is not None:
         assert isinstance(item.media, Path)
@@ -64,7 +64,9 @@ def _decode_folder(
     if not files:
         raise DecodeError("empty_media", f"no picture in {folder.name}")
     moments = _moments(len(files) / rate, bounds, clip, max_clips)
-    # A small slack, so that a moment that is meant to be a frame's own start does not fall before it.
-    numbers = [min(int(moment * rate + 1e-6), len(files) - 1) for moment in moments]
-    pictures = {number: decode_image(files[number], clip.size, max_pixels=clip.max_pixels) for number in set(numbers)}
-    return np.stack([pictures[number] for number in numbers])
+    # The slack keeps rounding errors from moving the exact start of a frame into the frame before.
+    frame_indices = [min(int(moment * rate + 1e-6), len(files) - 1) for moment in moments]
+    pictures = {
+        index: decode_image(files[index], clip.size, max_pixels=clip.max_pixels) for index in set(frame_indices)
+    }
+    return np.stack([pictures[index] for index in frame_indices])

@@ -1,4 +1,4 @@
-"""Files of JSON, one value per line, that survive being cut off at any byte. No torch in here."""
+"""Read and write files of JSON, one value per line, that may be cut off at any byte. No torch in here."""
 
 import json
 from collections.abc import Iterable
@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import write_atomically
 
 Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the whole lines of a jsonl file; a last one that was cut off by a kill is left out.
+    """Read the complete lines of a jsonl file; skip a last line that was cut off when the process was killed.
 
     Raises:
-        UserError: A line in the middle is broken.
+        UserError: A line in the middle is no JSON.
     """
     rows = []
     lines = path.read_bytes().split(b"\n")
@@ -23,21 +24,14 @@ def read_rows(path: Path) -> list[Row]:
             rows.append(json.loads(line))
         except ValueError as error:
             raise UserError(
-                f"line {number} of {path} is no JSON; remove that line to have its item done again"
+                f"line {number} of {path} is no JSON; remove that line to have its item predicted again"
             ) from error
     return rows
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write a jsonl file whole or not at all."""
-    write_text(path, "".join(_line(row) for row in rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_atomically(path, "".join(_line(row) for row in rows))
 
 
 def _line(row: Row) -> str:
@@ -45,10 +39,10 @@ def _line(row: Row) -> str:
 
 
 class LineFile:
-    """A jsonl file that is added to; opened at the first row.
+    """A jsonl file to which rows are appended; it is opened at the first row.
 
     Args:
-        path: Of the file; a line that a kill cut off at its end is removed.
+        path: Of the file. An incomplete last line, left by a process that was killed, is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +50,7 @@ class LineFile:
         self._file: BinaryIO | None = None
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add rows; they are on the disk when this returns."""
+        """Add rows; they are in the file when this returns."""
         if self._file is None:
             self._file = self._opened()
         self._file.write("".join(_line(row) for row in rows).encode("utf-8"))
@@ -71,7 +65,7 @@ class LineFile:
     def _opened(self) -> BinaryIO:
         if self.path.is_file():
             content = self.path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):  # the process was killed in the middle of a line
-                self.path.write_bytes(content[:whole])
+            complete = content.rfind(b"\n") + 1
+            if complete < len(content):  # the process was killed in the middle of a line
+                self.path.write_bytes(content[:complete])
         return self.path.open("ab")

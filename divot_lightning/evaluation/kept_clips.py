@@ -1,4 +1,4 @@
-"""The generated clips of an evaluation: all, so that they can be measured again, and the first ones to be looked at.
+"""Store the generated clips of an evaluation: all to be measured again, the first ones to be looked at.
 
 Shape letters: F frames, H height, W width.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from divot_lightning.evaluation.predictions import Row
+from divot_lightning.io.files import atomic_file
 
 Pixels = NDArray[np.uint8]
 
@@ -19,17 +20,15 @@ KEPT, CLIPS = "generation", "clips"
 
 
 def keep_clip(folder: Path, number: int, clip_FCHW: Pixels) -> None:
-    """Keep a clip, uint8 (F, 3, H, W), of the item of a number; it is on the disk when this returns."""
+    """Store the clip of an item, uint8 (F, 3, H, W), under the item's number, whole or not at all."""
     path = _path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("wb") as file:
+    with atomic_file(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, clip=clip_FCHW)
-    unfinished.replace(path)
 
 
 def find_clip(folder: Path, number: int) -> Pixels | None:
-    """Return the clip of the item of a number, None where none is kept or its file is damaged."""
+    """Return the stored clip of an item by its number; None if there is none or its file is damaged."""
     try:
         with np.load(_path(folder, number)) as arrays:
             return np.asarray(arrays["clip"])
@@ -42,12 +41,12 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def gather_clips(folder: Path, rows: Mapping[int, Row], count: int) -> None:
-    """Put the clips of the first items into `generation/clips.npz`, with their prompts in `texts.json`.
+    """Copy the clips of the first items into `generation/clips.npz`, with their prompts in `texts.json`.
 
     Args:
         folder: Of the evaluation.
-        rows: The row of every item, by number; one without a prompt to draw from has no clip.
-        count: Items below this number are taken.
+        rows: The row of every item, by number.
+        count: Items with a lower number are copied.
     """
     found = {number: find_clip(folder, number) for number in rows if number < count}
     clips = {number: clip for number, clip in sorted(found.items()) if clip is not None}

@@ -1,8 +1,9 @@
-"""What was predicted for each item, as jsonl: appended by every process, continued with after a stop, merged at the end.
+"""Store the prediction for each item as jsonl, so that an evaluation that was stopped can be resumed.
 
-A process appends to a file of its own, `predictions-rank0.jsonl` and so on, one line per finished item; when all items
-are finished, they are written in order to `predictions.jsonl`. The number of processes may change between two starts.
-What was said or measured is kept for ever; what a rule, a judge or a metric made of it is written anew by every start.
+Every process appends to a file of its own, `predictions-rank0.jsonl` and so on, one line per finished item. When all
+items are finished, they are written in order to `predictions.jsonl`. The number of processes may change between two
+starts. Raw answers and measurements are kept for ever. What a rule, a judge or a metric derives from them is computed
+again by every start.
 No torch in here.
 """
 
@@ -13,29 +14,30 @@ from types import TracebackType
 from typing import Any
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.jsonl import LineFile, Row, read_rows, write_rows, write_text
+from divot_lightning.evaluation.jsonl import LineFile, Row, read_rows, write_rows
 from divot_lightning.evaluation.protocol import differing
+from divot_lightning.io.files import write_atomically
 
 __all__ = ["DERIVED", "MERGED", "PredictionStore", "Row", "read_rows", "write_rows"]
 
 MERGED = "predictions.jsonl"
-SETTINGS = "protocol.json"
+PROTOCOL = "protocol.json"
 
 DERIVED = ("chosen", "judged", "judge_score", "judge_reply", "scores")
-"""Entries of a row that scoring writes; they are never read back, so that none outlives the rule that it is from."""
-NOT_CLAIMED = ("videos", "items_without_video", "clip_model", "video_features", "toy_features")
-"""Parts of older protocols that do not decide a prediction: which items there are, and what is measured on them."""
+"""Entries of a row that scoring writes. They are never read back, since they belong to the rule that wrote them."""
+NOT_COMPARED = ("videos", "items_without_video", "clip_model", "video_features", "toy_features")
+"""Parts of older protocols that decide no prediction: which items there are, and how they are measured."""
 
 
 class PredictionStore:
     """The folder of an evaluation.
 
     Args:
-        folder: Is made.
+        folder: Is created if it does not exist.
         rank: Number of this process.
 
     Raises:
-        UserError: The folder cannot be made.
+        UserError: The folder cannot be created.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -43,31 +45,31 @@ class PredictionStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            problem = f"{folder} cannot be made ({error.strerror})"
+            problem = f"{folder} cannot be created ({error.strerror})"
             raise UserError(f"{problem}; give another folder: --output FOLDER") from error
         self._file = LineFile(folder / f"predictions-rank{rank}.jsonl")
 
-    def claim(self, protocol: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
-        """Record what decides the predictions, or checks that the folder's were made in the same way.
+    def check_protocol(self, protocol: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:
+        """Record the protocol of the predictions; if one is recorded already, check that it is the same.
 
         Args:
-            protocol: JSON values.
-            complete: Whether nothing is left to predict; other versions of libraries do no harm then.
+            protocol: What decides the predictions, as JSON values.
+            complete: Whether all items are predicted; the versions of libraries may then differ.
 
         Returns:
-            The protocol by which the folder's predictions were made.
+            The protocol of the predictions in the folder.
 
         Raises:
-            UserError: The folder's were made in another way; names what differs.
+            UserError: The predictions in the folder have another protocol; the message names what differs.
         """
-        path = self.folder / SETTINGS
+        path = self.folder / PROTOCOL
         current: dict[str, Any] = json.loads(json.dumps(protocol))
         if not path.is_file():
-            write_text(path, json.dumps(protocol, indent=1, ensure_ascii=False) + "\n")
+            write_atomically(path, json.dumps(protocol, indent=1, ensure_ascii=False) + "\n")
             return current
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        recorded = {name: value for name, value in recorded.items() if name not in NOT_CLAIMED}
-        # The hashes say which model it is, wherever it lies now.
+        recorded = {name: value for name, value in recorded.items() if name not in NOT_COMPARED}
+        # The hashes identify the model, so its folder may have moved.
         allowed = ("model.run", "versions.") if complete else ("model.run",)
         found = differing([recorded, current]).items()
         different = {name: values for name, values in found if not name.startswith(allowed)}
@@ -75,24 +77,24 @@ class PredictionStore:
             name, (before, now) = next(iter(different.items()))
             more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
             raise UserError(
-                f"{self.folder} holds predictions that were made in another way{more}:\n"
+                f"{self.folder} holds predictions of another protocol{more}:\n"
                 f"{name} was {before!r:.120}, now it is {now!r:.120}\nGive another folder: --output FOLDER"
             )
         return recorded
 
     def rows(self) -> dict[str, Row]:
-        """Read what is finished, by item, without what scoring made of it."""
+        """Read the rows of finished items, by item, without the entries that scoring wrote."""
         paths = sorted(self.folder.glob("predictions-rank*.jsonl"))
         merged = self.folder / MERGED
         rows = [row for path in ([merged] if merged.is_file() else []) + paths for row in read_rows(path)]
         return {row["id"]: {name: value for name, value in row.items() if name not in DERIVED} for row in rows}
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add finished items; they are on the disk when this returns."""
+        """Add the rows of finished items; they are in the file when this returns."""
         self._file.append(rows)
 
     def merge(self, rows: Sequence[Row]) -> None:
-        """Write scored items in order, then all others that were ever finished; removes the files of the processes."""
+        """Write the scored rows in order, then all other finished ones; remove the files of the processes."""
         scored = {row["id"] for row in rows}
         others = [row for item, row in self.rows().items() if item not in scored]
         write_rows(self.folder / MERGED, [*rows, *others])

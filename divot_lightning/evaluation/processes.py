@@ -1,4 +1,4 @@
-"""The processes of an evaluation: started by torchrun or SLURM, or only one."""
+"""Join the processes of an evaluation, which torchrun or SLURM started; or run in a single one."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,27 +13,27 @@ from torch import distributed
 Item = TypeVar("Item")
 
 PATIENCE = timedelta(days=7)
-"""How long one process waits for the slowest; they work without talking until the end."""
+"""How long a process waits for the slowest one; they do not communicate until the end."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all.
+    """The processes of an evaluation, seen from this one.
 
     Attributes:
-        rank: Its number.
-        count: How many there are.
+        rank: Number of this process.
+        count: Number of processes.
     """
 
     rank: int = 0
     count: int = 1
 
-    def share(self, items: Sequence[Item]) -> list[Item]:
-        """Return this process's part of what all have listed alike."""
+    def own_part(self, items: Sequence[Item]) -> list[Item]:
+        """Return the items that this process handles, out of a list that is the same on all processes."""
         return list(items[self.rank :: self.count])
 
     def wait(self) -> None:
-        """Wait until all are here."""
+        """Wait until all processes have reached this call."""
         if self.count > 1:
             distributed.barrier()
 
@@ -54,7 +54,7 @@ def joined_processes() -> Iterator[Processes]:
 
 
 def local_device(device: str) -> str:
-    """Return the device of this process: with several GPUs on a machine, `cuda` means its own.
+    """Return the device of this process: with several GPUs on a machine, `cuda` becomes a GPU of its own.
 
     >>> local_device("cpu")
     'cpu'

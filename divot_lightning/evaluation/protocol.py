@@ -1,4 +1,4 @@
-"""What decides a score besides the model: content hashes, versions of libraries, what differs of them. No torch."""
+"""Describe what decides a score besides the model: content hashes and versions of libraries. No torch in here."""
 
 import hashlib
 import platform
@@ -7,14 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from divot_lightning.io.files import file_sha256
+
 VERSIONED = ("divot-lightning", "torch", "transformers", "torchmetrics", "diffusers", "av", "numpy", "pillow")
 ABSENT = "(not stated)"
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_sha256(folder: str | Path, pattern: str = "*") -> str:
@@ -27,7 +23,7 @@ def folder_sha256(folder: str | Path, pattern: str = "*") -> str:
 
 
 def listing_sha256(files: Iterable[tuple[str, int]]) -> str:
-    """Return one SHA-256 over names and sizes, for media that are too large to be read for it."""
+    """Return one SHA-256 over names and sizes, for media that are too large to be hashed themselves."""
     digest = hashlib.sha256()
     for name, size in sorted(files):
         digest.update(f"{name} {size}\n".encode())
@@ -35,7 +31,7 @@ def listing_sha256(files: Iterable[tuple[str, int]]) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of what takes part in a measurement."""
+    """Return the versions of Python and of the libraries that a measurement uses."""
     found = {"python": platform.python_version()}
     for name in VERSIONED:
         try:
@@ -46,13 +42,13 @@ def library_versions() -> dict[str, str]:
 
 
 def differing(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Find where several values of JSON are not all the same.
+    """Find where several JSON objects differ.
 
     Args:
         values: Objects of JSON.
 
     Returns:
-        By dotted name, what each of them has there, `(not stated)` where it has nothing.
+        By dotted name the value of each object, `(not stated)` if it has none.
 
     >>> differing([{"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}, "d": 4}])
     {'b.c': [2, 3], 'd': ['(not stated)', 4]}

@@ -1,4 +1,4 @@
-"""Scores that carry their protocol, and what several seeds say together."""
+"""Scores with their protocol, their summary over seeds, and their file."""
 
 import json
 import math
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import write_atomically
 
 FORMAT = 2
-"""Of the file of scores; the first one was a list."""
+"""Version of the file of scores; the first version was a list."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Score:
         value: The number; NaN if it is undefined (no clip to measure it on).
         count: How many clips, captions or questions it was measured on.
         protocol: Everything that decides the number besides the model: data, split, sampling settings, rule for
-            invalid clips; JSON values only. Two scores compare only if their protocols are equal.
-        model: What was measured: content hashes of its weights, and where they lay; JSON values only.
+            invalid clips; JSON values only. Two scores can be compared only if their protocols are equal.
+        model: The measured model: content hashes of its weights, and where they were; JSON values only.
     """
 
     name: str
@@ -44,7 +45,7 @@ class SeedSummary:
         minimum: The smallest.
         maximum: The largest.
         count: Clips, captions or questions per seed.
-        protocol: The protocol that all of them share.
+        protocol: The protocol of all of them.
     """
 
     name: str
@@ -57,16 +58,16 @@ class SeedSummary:
 
 
 def summarise_seeds(scores: Sequence[Score]) -> SeedSummary:
-    """Put the scores of several seeds together.
+    """Summarise the scores of several seeds.
 
     Args:
-        scores: One score per seed, with one name, count and protocol.
+        scores: One score per seed, all with the same name, count and protocol.
 
     Returns:
         Mean, smallest and largest value; all NaN if any value is.
 
     Raises:
-        UserError: If there is no score, or if the scores were not measured in one way.
+        UserError: There is no score, or the scores differ in name, count or protocol.
 
     >>> summary = summarise_seeds([Score("colour", 0.5, 8), Score("colour", 1.0, 8)])
     >>> summary.mean, summary.minimum, summary.maximum
@@ -89,9 +90,9 @@ def summarise_seeds(scores: Sequence[Score]) -> SeedSummary:
 
 
 def save_scores(scores: Sequence[Score], path: Path) -> None:
-    """Write scores as JSON, through a temporary name so that no half-written file stays.
+    """Write scores as JSON, whole or not at all.
 
-    Protocols and models are written once each, however many scores share them.
+    A protocol or a model that many scores have is written once.
     """
     protocols, models = _distinct([score.protocol for score in scores]), _distinct([score.model for score in scores])
     entries = [
@@ -106,9 +107,7 @@ def save_scores(scores: Sequence[Score], path: Path) -> None:
     ]
     content = {"format": FORMAT, "scores": entries, "protocols": protocols, "models": models}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(content, indent=1))
 
 
 def _distinct(values: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -120,10 +119,10 @@ def _distinct(values: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def load_scores(path: Path) -> list[Score]:
-    """Read what `save_scores` wrote, also in its first form, a list in which every score has its own protocol.
+    """Read scores that `save_scores` wrote, also in the first version of the file, a list of scores.
 
     Raises:
-        UserError: If there is no such file, or it is of a later form.
+        UserError: There is no such file, or it has a later version.
     """
     if not path.is_file():
         raise UserError(f"there are no scores at {str(path)!r}: run the evaluation that writes them first")

@@ -1,4 +1,4 @@
-"""From finished predictions to an evaluation's files: rules, judge and metrics are applied here and nowhere else."""
+"""Score finished predictions and write the files; rules, judge and metrics are applied nowhere else."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 from divot_lightning.evaluation.benchmark_scores import Values, measure
 from divot_lightning.evaluation.benchmarks.table import Benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems
+from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.headline import headline_first
 from divot_lightning.evaluation.judges.judge import Judge
 from divot_lightning.evaluation.judges.prompts import OpenAnswer
@@ -15,7 +16,6 @@ from divot_lightning.evaluation.kept_clips import gather_clips
 from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.protocol import library_versions
 from divot_lightning.evaluation.scores import Score, save_scores
-from divot_lightning.evaluation.settings import EvaluationConfig
 from divot_lightning.evaluation.statistics.comparison import SCORES
 from divot_lightning.evaluation.submissions import Submission, write_submission
 
@@ -25,20 +25,20 @@ MEASURED_WITH = {
     "non_finite_features": "video_features",
     "frechet": "toy_features",
 }
-"""Which of the metrics' descriptions belongs to which score."""
+"""The metric whose description belongs to a score."""
 JUDGED = ("judged", "judged_score", "unjudged")
 """Scores that depend on the judge."""
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """A finished evaluation.
+class EvaluationResult:
+    """The result of an evaluation.
 
     Attributes:
-        scores: The scores, the benchmark's own one first; none on other processes than the first.
+        scores: The scores, the benchmark's main score first; empty on all processes but the first.
         folder: Of predictions and scores.
-        remarks: What whoever reads the scores has to know, one line each.
-        submission: What was written for a server, where answers are not public.
+        remarks: What a reader of the scores must know, one line each.
+        submission: The file for the benchmark's server, if answers are not public.
     """
 
     scores: list[Score]
@@ -49,30 +49,30 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What scores are computed from besides the predictions.
+    """Everything that scores are computed from besides the predictions.
 
     Attributes:
-        benchmark: Which.
-        settings: Of the evaluation.
+        benchmark: The benchmark.
+        config: Of the evaluation.
         chosen: The items.
         predicted: Protocol of the predictions, with the `model`.
-        metrics: What clips were measured with, by metric.
+        metrics: The networks that measured the clips, by metric.
         folder: Of the evaluation.
     """
 
     benchmark: Benchmark
-    settings: EvaluationConfig
+    config: EvaluationConfig
     chosen: ChosenItems
     predicted: Mapping[str, Any]
     metrics: Mapping[str, Any]
     folder: Path
 
-    def finish(self, rows: list[Row], judge: Judge | None) -> Evaluated:
-        """Compute and writes all scores; those that need no judge are on the disk before it is asked.
+    def finish(self, rows: list[Row], judge: Judge | None) -> EvaluationResult:
+        """Compute and write all scores; those that need no judge are written before it is called.
 
         Args:
-            rows: The row of every chosen item, in order.
-            judge: Who judges open answers; None for nobody.
+            rows: The row of every selected item, in order.
+            judge: Judges open answers; None for no judge.
         """
         scores = self._write(rows, None)
         if judge is not None:
@@ -81,13 +81,13 @@ class Scoring:
         submission = None
         if self.benchmark.task == "choice":
             submission = write_submission(
-                self.settings.benchmark, self.folder, self.chosen.items, rows, self.settings.unparsed_as
+                self.config.benchmark, self.folder, self.chosen.items, rows, self.config.unparsed_as
             )
-        return Evaluated(scores, self.folder, self._remarks(), submission)
+        return EvaluationResult(scores, self.folder, self._remarks(), submission)
 
     def _write(self, rows: list[Row], judge: Judge | None) -> list[Score]:
-        name = self.settings.benchmark
-        values = measure(self.benchmark, self.chosen.items, rows, self.settings)
+        name = self.config.benchmark
+        values = measure(self.benchmark, self.chosen.items, rows, self.config)
         for row in rows:
             if "scores" in row:
                 row["scores"] = {f"{name}/{score}": value for score, value in row["scores"].items()}
@@ -95,7 +95,7 @@ class Scoring:
         PredictionStore(self.folder).merge(rows)
         if self.benchmark.task == "generation":
             numbers = [number for number, _ in self.chosen.numbered]
-            gather_clips(self.folder, dict(zip(numbers, rows, strict=True)), self.settings.generation.kept_clips)
+            gather_clips(self.folder, dict(zip(numbers, rows, strict=True)), self.config.generation.kept_clips)
         save_scores(scores, self.folder / SCORES)
         return scores
 
@@ -105,21 +105,21 @@ class Scoring:
         before, now = base.get("versions", {}), library_versions()
         if changed := {name: value for name, value in now.items() if before.get(name) != value}:
             base["scored_with"] = changed
-        name, model = self.settings.benchmark, dict(self.predicted["model"])
+        name, model = self.config.benchmark, dict(self.predicted["model"])
         return [
             Score(f"{name}/{score}", value, count, {**base, **self._rules(score, judge)}, model)
             for score, (value, count) in values.items()
         ]
 
     def _rules(self, score: str, judge: Judge | None) -> dict[str, Any]:
-        """Return what decides this score and not every other one."""
+        """Return the part of the protocol that belongs to this score alone."""
         rules: dict[str, Any] = {}
         if self.benchmark.task == "choice" and score != "unreadable":
-            rules |= {"choice_rule": self.settings.choice_rule, "unparsed_as": self.settings.unparsed_as}
+            rules |= {"choice_rule": self.config.choice_rule, "unparsed_as": self.config.unparsed_as}
         if score == "mean_of_groups":
             rules["absent_groups"] = self.chosen.absent_groups
         if judge is not None and score.partition("/")[0] in JUDGED:
-            rules["judge"] = {**judge.describe(), "unjudged_as": self.settings.judge.unjudged_as}
+            rules["judge"] = {**judge.describe(), "unjudged_as": self.config.judge.unjudged_as}
         metric = MEASURED_WITH.get(score, "")
         if metric in self.metrics:
             rules[metric] = self.metrics[metric]
@@ -127,12 +127,12 @@ class Scoring:
 
     def _judge(self, judge: Judge, rows: Sequence[Row]) -> None:
         pairs = list(zip(self.chosen.items, rows, strict=True))
-        asked = [(item, row) for item, row in pairs if "error" not in row]
-        answers = [OpenAnswer(item.question, str(item.answer), row["said"]) for item, row in asked]
+        answered = [(item, row) for item, row in pairs if "error" not in row]
+        answers = [OpenAnswer(item.question, str(item.answer), row["said"]) for item, row in answered]
         prompt = judge.prompt
-        for _, row in pairs:  # a video that cannot be read is a wrong answer, which nobody is asked about
+        for _, row in pairs:  # a video that cannot be read counts as a wrong answer, without a judgement
             row |= {"judged": False, **({"judge_score": 0.0} if prompt.scored else {})}
-        for (_, row), (verdict, reply) in zip(asked, judge.judge(answers), strict=True):
+        for (_, row), (verdict, reply) in zip(answered, judge.judge(answers), strict=True):
             row |= {"judged": verdict and verdict.right, "judge_reply": reply}
             if prompt.scored:
                 score = None if verdict is None or verdict.score is None else verdict.score
@@ -141,7 +141,7 @@ class Scoring:
     def _remarks(self) -> tuple[str, ...]:
         chosen, remarks = self.chosen, []
         if chosen.without_video:
-            remarks.append(f"{chosen.without_video} of {chosen.total} items have no video and are left out")
+            remarks.append(f"{chosen.without_video} of {chosen.total} items have no video and are skipped")
         if chosen.limit is not None and chosen.limit < chosen.total - chosen.without_video:
             remarks.append(f"only the first {len(chosen.numbered)} of {chosen.total} items (limit)")
         if self.benchmark.task == "choice" and (absent := chosen.absent_groups):

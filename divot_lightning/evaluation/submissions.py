@@ -1,4 +1,4 @@
-"""Files for the servers of benchmarks that keep their answers to themselves. No torch in here."""
+"""Write files for the servers of benchmarks whose answers are not public. No torch in here."""
 
 import csv
 import json
@@ -13,19 +13,18 @@ from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.predictions import Row
 
 FALLBACK = 2
-"""Place of the option that stands for an answer without a choice where no setting names one; servers take no empty
-place."""
+"""Index of the option that replaces an answer without a choice if the config names none; servers need an option."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A file for a server.
+    """A file for a benchmark's server.
 
     Attributes:
-        path: Where it is.
-        count: How many answers it holds.
+        path: The file.
+        count: Number of answers in it.
         filled: How many of these chose no option.
-        option: Place of the option that stands for those.
+        option: Index of the option that replaces those.
     """
 
     path: Path
@@ -35,10 +34,10 @@ class Submission:
 
 
 def check_submission(benchmark: str, items: Sequence[BenchmarkItem], unparsed_as: int | None) -> None:
-    """Refuse an option for answers without a choice that a question of a submission does not have.
+    """Check that every question of a submission has the option that replaces answers without a choice.
 
     Raises:
-        UserError: There is such a question.
+        UserError: A question has too few options.
     """
     option = FALLBACK if unparsed_as is None else unparsed_as
     few = next((item for item in items if option >= len(item.options)), None)
@@ -47,26 +46,26 @@ def check_submission(benchmark: str, items: Sequence[BenchmarkItem], unparsed_as
 
 
 def needs_submission(benchmark: str, items: Sequence[BenchmarkItem]) -> bool:
-    """Return whether a file for a server is written: some answers are hidden, and the server's form is known."""
+    """Return whether a file for a server is written: some answers are not public, and the server's form is known."""
     return benchmark in _WRITERS and any(item.choice is None for item in items)
 
 
 def write_submission(
     benchmark: str, folder: Path, items: Sequence[BenchmarkItem], rows: Sequence[Row], unparsed_as: int | None = None
 ) -> Submission | None:
-    """Write what the server of EgoSchema or of the Perception Test takes, where answers are not public.
+    """Write the file for the server of EgoSchema or of the Perception Test, if answers are not public.
 
-    EgoSchema has two: Kaggle takes the CSV, the authors' server the JSON {q_uid: index of the option} beside it.
+    EgoSchema has two servers: Kaggle takes the CSV, the authors' server the JSON {q_uid: index of the option}.
 
     Args:
-        benchmark: Its name.
-        folder: Where to.
+        benchmark: Name of the benchmark.
+        folder: Folder of the file.
         items: Its items.
         rows: The scored row of each, in the same order.
-        unparsed_as: Place of the option that stands for an answer without a choice; None takes `FALLBACK`.
+        unparsed_as: Index of the option that replaces an answer without a choice; None takes `FALLBACK`.
 
     Returns:
-        The file; None where no server is needed.
+        The file; None if no server is needed.
     """
     if not needs_submission(benchmark, items):
         return None

@@ -17,20 +17,20 @@ from divot_datamodules.decoding.video import IMAGE_SUFFIXES, DecodeError, Pixels
 from divot_datamodules.tasks.segments import Template, caption_segments, question_segments
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
-from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_tasks, run_template
+from divot_lightning.inference.run_config import load_tokenizer, run_clip_config, run_tasks, run_template
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
-from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Kind, Segment
 
 logger = logging.getLogger(__name__)
 
-DESCRIBING = frozenset({"caption", "conversation"})
-"""Tasks that teach to describe: conversations of published data ask for it, questions alone do not."""
+CAPTION_TASKS = frozenset({"caption", "conversation"})
+"""Tasks that teach a model to describe a video: published conversations ask for descriptions, questions do not."""
 
-UNSAID = "-"
-"""Stands where a training sample has the text that is asked for; never shown to the model."""
+NO_TARGET = "-"
+"""Fills the target text, which a training sample must have; prompts are cut before it, so no model sees it."""
 
 
 def read_video(path: str | Path, clip: ClipConfig, max_clips: int = MAX_CLIPS) -> tuple[Pixels, Kind]:
@@ -45,7 +45,7 @@ def read_video(path: str | Path, clip: ClipConfig, max_clips: int = MAX_CLIPS) -
         uint8 (N, F, 3, H, W), and what the file is.
 
     Raises:
-        UserError: The file is missing or gives no clip; names it, and why.
+        UserError: The file is missing, or no clip can be read from it; the message says why.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,7 +61,7 @@ def read_video(path: str | Path, clip: ClipConfig, max_clips: int = MAX_CLIPS) -
 
 
 def question_prompt(question: str, num_clips: int, template: Template, kind: Kind = "video") -> list[Segment]:
-    """Return what a training sample with this question has before the answer.
+    """Return the prompt for a question: the segments that stand before the answer in a training sample.
 
     Args:
         question: The question.
@@ -72,15 +72,15 @@ def question_prompt(question: str, num_clips: int, template: Template, kind: Kin
     Returns:
         The segments.
     """
-    sample = {"question": question, "answer": UNSAID}
+    sample = {"question": question, "answer": NO_TARGET}
     rng = np.random.default_rng(0)
     return question_segments(sample, rng, template=template, num_clips=num_clips, kind=kind)[:-1]
 
 
 def caption_prompt(num_clips: int, template: Template, kind: Kind = "video") -> list[Segment]:
-    """Return what a training sample has before the caption; arguments as in ``question_prompt``."""
+    """Return the prompt for a caption, see ``question_prompt`` for the arguments."""
     rng = np.random.default_rng(0)
-    return caption_segments({"caption": UNSAID}, rng, template=template, num_clips=num_clips, kind=kind)[:-1]
+    return caption_segments({"caption": NO_TARGET}, rng, template=template, num_clips=num_clips, kind=kind)[:-1]
 
 
 def answer(
@@ -94,15 +94,15 @@ def answer(
     generator: torch.Generator | None = None,
     batch_size: int = 64,
 ) -> list[str]:
-    """Answer prompts, in batches of similar length; warns of words that the text tokenizer does not know.
+    """Answer prompts in batches of similar length; log a warning about words that the text tokenizer does not know.
 
     Args:
         video_llm: In evaluation mode.
         prompts: From ``question_prompt`` or ``caption_prompt``.
         features: For each prompt the features of its clips, (N, Q, C), unnormalised.
         max_new_tokens: Most tokens per answer.
-        temperature: 0 takes the best token each time.
-        top_p: Probability mass of the tokens that are drawn from.
+        temperature: 0 takes the most likely token each time.
+        top_p: Tokens are sampled from the most likely ones that together reach this probability.
         generator: Source of randomness on the model's device.
         batch_size: Prompts at a time.
 
@@ -136,7 +136,7 @@ class QuestionAnswerer:
         video_llm: In evaluation mode.
         clip: How clips are cut.
         template: The form of the prompts that the model was trained on.
-        tasks: What it was trained on last; empty where that is not known.
+        tasks: The tasks that it was trained on last; empty if the run does not name them.
     """
 
     tokenizer: VideoTokenizer
@@ -155,34 +155,32 @@ class QuestionAnswerer:
             device: Where the models run.
 
         Returns:
-            The asker.
+            The models, ready to answer.
         """
         tokenizer = load_tokenizer(run)
         video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval().use_stored_precision()
-        clip = run_clip_settings(run, tokenizer.config)
+        clip = run_clip_config(run, tokenizer.config)
         return cls(tokenizer.to(device), video_llm.to(device), clip, template or run_template(run), run_tasks(run))
 
-    @torch.no_grad()
-    def encode(self, video_NFCHW: Tensor, *, batch_size: int = 64) -> Tensor:
+    def encode(self, video_NFCHW: Tensor) -> Tensor:
         """Return the features of clips: uint8 (N, F, 3, H, W) in, (N, Q, C) float32 on the CPU out."""
-        device = next(self.tokenizer.parameters()).device
-        parts = [self.tokenizer(to_unit_range(part.to(device))) for part in video_NFCHW.split(batch_size)]
-        return torch.cat(parts).float().cpu()
+        return encode_clips(self.tokenizer, video_NFCHW).cpu()
 
-    def ask_file(self, path: str | Path, questions: Sequence[str], *, max_clips: int = MAX_CLIPS) -> list[str]:
+    def answer_questions(self, path: str | Path, questions: Sequence[str], *, max_clips: int = MAX_CLIPS) -> list[str]:
         """Answer questions about one video or picture.
 
         Args:
             path: The file.
-            questions: The questions; "" asks for a caption, with a warning if the model learned no task that has some.
+            questions: The questions; "" asks for a caption, with a warning if the model was trained on no task that has
+                captions.
             max_clips: Most clips of a video.
 
         Returns:
             One answer per question.
         """
-        if "" in questions and self.tasks and not self.tasks & DESCRIBING:
+        if "" in questions and self.tasks and not self.tasks & CAPTION_TASKS:
             logger.warning(
-                "this run was trained on the task%s %s, not to describe videos: what it says without a question may "
+                "this run was trained on the task%s %s, not to describe videos: its answers without a question may "
                 "mean nothing. Ask what it has learned, with --question.",
                 "s" * (len(self.tasks) > 1),
                 ", ".join(sorted(self.tasks)),

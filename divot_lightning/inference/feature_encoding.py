@@ -1,4 +1,4 @@
-"""Videos to shards of features: a frozen tokenizer runs once instead of in every step of the LLM stages.
+"""Encode videos into shards of features, so that the LLM stages need not run the frozen tokenizer in every step.
 
 Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C feature width.
 """
@@ -28,12 +28,12 @@ from divot_datamodules.shards.writing import Sample as Members
 from divot_datamodules.shards.writing import ShardFolder
 from divot_lightning.checkpoint.components import find_component, load_component, read_settings, weights_sha256
 from divot_lightning.errors import UserError
-from divot_lightning.inference.run_settings import run_clip_settings
+from divot_lightning.inference.run_config import run_clip_config
 from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
-"""As Lightning names what a stage trains with."""
+"""Precision, by the names that Lightning has for it."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class EncodeConfig:
             run does; where it does not say, in the size that the tokenizer's ViT reads.
         max_clips: 1: a video gives the clip in its middle. More: it gives the clips that stand for all of it, as in
             training; see `divot_datamodules.decoding.clip_sampling.clip_times`.
-        precision: Of the tokenizer; that of the training, if features are to be bit for bit those of encoding there.
-        samples_per_shard: At most; a shard of videos that holds more becomes several.
-        max_sample_clips: Most videos of a sample that has several; one with more is left out.
+        precision: Of the tokenizer. With the precision of the training, features equal those of the training bit for
+            bit.
+        samples_per_shard: Most samples of a feature shard; a larger shard of videos becomes several feature shards.
+        max_sample_clips: Most videos of one sample; a sample with more is skipped.
     """
 
     clip: ClipConfig | None = None
@@ -66,24 +67,24 @@ class EncodeConfig:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What was encoded.
+    """The result of `encode_shards`.
 
     Attributes:
         samples: Samples in the feature shards.
         shards: Feature shards.
-        defects: Samples that were left out.
-        already_there: Whether the output folder held exactly this before.
+        skipped: Samples that were skipped, with reasons.
+        already_there: Whether the output folder was complete before the call.
     """
 
     samples: int
     shards: int
-    defects: list[Defect]
+    skipped: list[Defect]
     already_there: bool = False
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """A tokenizer and what its features are called."""
+    """A tokenizer, with the hash of its weights, which every feature file records."""
 
     tokenizer: VideoTokenizer
     sha256: str
@@ -111,32 +112,32 @@ class _Encoder:
 
 
 def _decoded(
-    source: SampleSource, unit: int, places: range, decoder: SampleDecoder, ledger: SkippedSamples
+    source: SampleSource, shard: int, indices: range, decoder: SampleDecoder, skipped: SkippedSamples
 ) -> Iterator[Sample]:
-    for place in places:
-        ledger.saw_sample()
+    """Decode samples of a shard; record and skip those that cannot be decoded."""
+    for index in indices:
+        skipped.saw_sample()
         try:
-            sample = decoder(source.read(unit, place), None)
+            sample = decoder(source.read(shard, index), None)
             if sample.video is None:
-                raise UserError(f"{source.unit_name(unit)} holds features already; encode the shards of videos.")
+                raise UserError(f"{source.unit_name(shard)} holds features already; encode the shards of videos.")
             yield sample
         except SampleError as error:
-            defect = Defect(error.reason, source.unit_name(unit), source.key(unit, place), error.detail)
-            ledger.record(defect)
+            skipped.record(Defect(error.reason, source.unit_name(shard), source.key(shard, index), error.detail))
 
 
-def _pieces(source: SampleSource, samples_per_shard: int) -> list[tuple[int, range]]:
-    """Return unit and places of each feature shard."""
+def _plan_feature_shards(source: SampleSource, samples_per_shard: int) -> list[tuple[int, range]]:
+    """Return for each feature shard the shard of videos and the sample indices within it."""
     return [
-        (unit, range(start, min(start + samples_per_shard, count)))
-        for unit, count in enumerate(source.counts)
+        (shard, range(start, min(start + samples_per_shard, count)))
+        for shard, count in enumerate(source.counts)
         for start in range(0, count, samples_per_shard)
     ]
 
 
-def _identity(sha256: str, source: SampleSource, clip: ClipConfig, settings: EncodeConfig) -> dict[str, Any]:
-    """Return everything that decides the features; names alone would not notice that shards were made anew."""
-    named = {name: value for name, value in asdict(settings).items() if name not in ("clip", "max_sample_clips")}
+def _identity(sha256: str, source: SampleSource, clip: ClipConfig, config: EncodeConfig) -> dict[str, Any]:
+    """Return everything that decides the features; file names alone would miss shards whose content was replaced."""
+    named = {name: value for name, value in asdict(config).items() if name not in ("clip", "max_sample_clips")}
     return {"tokenizer_sha256": sha256, "source": source.fingerprint, "clip": clip_identity(clip), **named}
 
 
@@ -144,7 +145,7 @@ def encode_shards(
     tokenizer: str | Path,
     source: str | Path,
     output: str | Path,
-    settings: EncodeConfig | None = None,
+    config: EncodeConfig | None = None,
     *,
     media_root: str | Path | None = None,
     media_from: MediaFrom = "disk",
@@ -153,25 +154,28 @@ def encode_shards(
     device: str = "cpu",
     progress: bool = False,
 ) -> EncodeReport:
-    """Run a trained tokenizer over videos and writes feature shards; continues where an interrupted call stopped.
+    """Encode videos with a trained tokenizer into feature shards; resume where an interrupted call stopped.
 
-    Clips are always the same: a stage that trains on the videos themselves draws where a single clip starts.
+    A video always gives the same clips here. A stage that trains on the videos themselves takes a random one instead.
 
     Args:
         tokenizer: Run or component folder.
         source: Shards or a jsonl of videos; see `divot_datamodules.shards.sources.open_source`.
         output: Folder of the feature shards.
-        settings: What decides the features.
+        config: What decides the features.
         media_root: Of a jsonl: folder that relative paths start from.
         media_from: Of a jsonl: see `divot_datamodules.shards.sources.open_source`.
-        batch_size: Samples at a time; decides no feature.
-        budget: How much may be lost.
+        batch_size: Samples at a time; does not change the features.
+        budget: How many samples may be skipped.
         device: Where the tokenizer runs.
         progress: Whether to show a bar with rate and time left.
+
+    Returns:
+        Number of samples and shards, and the samples that were skipped.
     """
-    settings, output = settings or EncodeConfig(), Path(output)
+    config, output = config or EncodeConfig(), Path(output)
     component = find_component(tokenizer, "tokenizer")
-    clip = settings.clip or tokenizer_clip(tokenizer)
+    clip = config.clip or tokenizer_clip(tokenizer)
     opened = open_source(
         source,
         media_root=media_root,
@@ -183,35 +187,35 @@ def encode_shards(
     folder = ShardFolder(
         output,
         kind="features",
-        settings=_identity(sha256, opened, clip, settings),
-        newer_settings={"source_content": opened.content, "max_sample_clips": settings.max_sample_clips},
+        settings=_identity(sha256, opened, clip, config),
+        newer_settings={"source_content": opened.content, "max_sample_clips": config.max_sample_clips},
     )
-    ledger = SkippedSamples("encode", output, budget, total=sum(opened.counts))
-    pieces = _pieces(opened, settings.samples_per_shard)
+    skipped = SkippedSamples("encode", output, budget, total=sum(opened.counts))
+    planned = _plan_feature_shards(opened, config.samples_per_shard)
     if folder.complete:
-        return EncodeReport(folder.facts()["num_samples"], len(pieces), ledger.defects(), already_there=True)
+        return EncodeReport(folder.facts()["num_samples"], len(planned), skipped.defects(), already_there=True)
     for defect in opened.defects:
-        ledger.record(defect)
-    encoder = _Encoder.load(component, sha256, device, settings.precision)
+        skipped.record(defect)
+    encoder = _Encoder.load(component, sha256, device, config.precision)
     frames = encoder.tokenizer.config.num_frames
     clip = replace(clip, sparse_frames=frames)
-    decoder = SampleDecoder(clip, settings.max_clips, max_sample_clips=settings.max_sample_clips)
+    decoder = SampleDecoder(clip, config.max_clips, max_sample_clips=config.max_sample_clips)
     with tqdm(total=sum(opened.counts), desc="features", unit="sample", disable=not progress) as bar:
-        for number, (unit, places) in enumerate(pieces):
+        for number, (shard, indices) in enumerate(planned):
             if not folder.has(number):
-                samples = _decoded(opened, unit, places, decoder, ledger)
+                samples = _decoded(opened, shard, indices, decoder, skipped)
                 folder.write(number, _encoded(samples, encoder, batch_size, bar))
-            bar.update(places.stop + sum(opened.counts[:unit]) - bar.n)
+            bar.update(indices.stop + sum(opened.counts[:shard]) - bar.n)
     written = sum(entry.samples for entry in folder.entries())
-    ledger.finish_pass(len(ledger.defects()), written + len(ledger.defects()))
+    skipped.finish_pass(len(skipped.defects()), written + len(skipped.defects()))
     folder.finish()
-    return EncodeReport(written, len(pieces), ledger.defects())
+    return EncodeReport(written, len(planned), skipped.defects())
 
 
 def tokenizer_clip(tokenizer: str | Path) -> ClipConfig:
-    """Return how a tokenizer's run cuts clips; videos that are too short are left out as elsewhere by default."""
+    """Return how a tokenizer's run cuts clips; videos that are too short are skipped, as is the default elsewhere."""
     component = read_settings(find_component(tokenizer, "tokenizer"), VideoTokenizer, TokenizerConfig)
-    stated = run_clip_settings(tokenizer, component)
+    stated = run_clip_config(tokenizer, component)
     return replace(stated, short_videos="refuse", sparse_frames=None)
 
 

@@ -1,4 +1,4 @@
-"""Clips from text: the video LLM predicts features, the de-tokenizer draws them.
+"""Generate clips from text: the video LLM predicts features, the de-tokenizer decodes them into pixels.
 
 Shape letters: M prompts, F frames, H height, W width, Q tokens per clip, C feature width.
 """
@@ -17,7 +17,7 @@ from divot_datamodules.tasks.segments import Template, generation_segments
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.reconstruct import Reconstructor
-from divot_lightning.inference.run_settings import load_tokenizer, run_fps, run_template
+from divot_lightning.inference.run_config import load_tokenizer, run_fps, run_template
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
@@ -29,7 +29,7 @@ def generation_prompt(text: str, template: Template) -> list[Segment]:
     """Return the segments that ask for a clip, as a training sample with this caption has them.
 
     Args:
-        text: What the clip shall show.
+        text: Caption of the clip.
         template: The form of the prompts that the model was trained on.
 
     Returns:
@@ -47,14 +47,14 @@ def generate_clip_features(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Tensor:
-    """Predict one clip per text; warns of words that the text tokenizer does not know.
+    """Predict the features of one clip per text; log a warning about words that the text tokenizer does not know.
 
     Args:
         video_llm: In evaluation mode.
-        texts: What the clips shall show; the same text may stand several times.
+        texts: Captions of the clips; a text may occur several times.
         template: The form of the prompts that the model was trained on.
-        temperature: Spread of the head's draws.
-        seed: Of the head's draws.
+        temperature: Spread of the features that the head samples.
+        seed: Of the head's sampling.
         batch_size: Texts at a time.
 
     Returns:
@@ -75,12 +75,12 @@ class ClipGenerator:
 
     Attributes:
         video_llm: In evaluation mode.
-        drawing: Tokenizer and de-tokenizer.
+        reconstructor: Tokenizer and de-tokenizer, which decodes the features.
         template: The form of the prompts that the model was trained on.
     """
 
     video_llm: VideoLLM
-    drawing: Reconstructor
+    reconstructor: Reconstructor
     template: Template = "pretraining"
 
     @classmethod
@@ -100,7 +100,7 @@ class ClipGenerator:
             detokenizer: Run folder that trained a de-tokenizer; None takes the one that belongs to ``run``.
             template: None takes the run's.
             device: Where the models run.
-            head: Sampling settings of the head that are to be others than the run's, by name; see
+            head: Sampling settings of the head that replace the run's, by name; see
                 `divot_lightning.parts.head_sampling`.
 
         Returns:
@@ -112,23 +112,23 @@ class ClipGenerator:
         video_llm = load_component(find_component(run, "video_llm"), VideoLLM).eval().use_stored_precision()
         set_sampling(video_llm.head, head or {})
         decoder = load_component(_detokenizer_folder(run, detokenizer), VideoDetokenizer).eval()
-        gives = (video_llm.config.num_queries, video_llm.config.feature_dim)
-        takes = (decoder.config.num_tokens, decoder.config.token_dim)
-        if gives != takes:
+        predicted = (video_llm.config.num_queries, video_llm.config.feature_dim)
+        accepted = (decoder.config.num_tokens, decoder.config.token_dim)
+        if predicted != accepted:
             raise UserError(
-                f"The video LLM in {run} gives {gives[0]} features of width {gives[1]}, but the de-tokenizer takes "
-                f"{takes[0]} of width {takes[1]}.\nGive a de-tokenizer of the same tokenizer."
+                f"The video LLM in {run} predicts {predicted[0]} features of width {predicted[1]}, but the "
+                f"de-tokenizer takes {accepted[0]} of width {accepted[1]}.\nGive a de-tokenizer of the same tokenizer."
             )
-        drawing = Reconstructor(load_tokenizer(run).to(device), decoder.to(device), fps=run_fps(run))
-        return cls(video_llm.to(device), drawing, template or run_template(run))
+        reconstructor = Reconstructor(load_tokenizer(run).to(device), decoder.to(device), fps=run_fps(run))
+        return cls(video_llm.to(device), reconstructor, template or run_template(run))
 
     def generate_clips(self, texts: Sequence[str], *, temperature: float = 1.0, seed: int = 0) -> Iterator[Tensor]:
         """Generate one clip per text.
 
         Args:
-            texts: What the clips shall show.
-            temperature: Spread of the head's draws.
-            seed: Of the head's draws and of the de-tokenizer's noise.
+            texts: Captions of the clips.
+            temperature: Spread of the features that the head samples.
+            seed: Of the head's sampling and of the de-tokenizer's noise.
 
         Yields:
             uint8 (F, 3, H, W) on the CPU, in the order of the texts.
@@ -136,7 +136,7 @@ class ClipGenerator:
         features_MQC = generate_clip_features(
             self.video_llm, texts, template=self.template, temperature=temperature, seed=seed
         )
-        for batch in self.drawing.decode(features_MQC, torch.Generator().manual_seed(seed)):
+        for batch in self.reconstructor.decode(features_MQC, torch.Generator().manual_seed(seed)):
             yield from batch
 
 
@@ -183,16 +183,16 @@ def generate_files(
 
     Args:
         generator: The models.
-        prompts: What the clips shall show.
+        prompts: Captions of the clips.
         output: See ``output_paths``.
         num: Clips per prompt.
-        temperature: Spread of the head's draws.
+        temperature: Spread of the features that the head samples.
         seed: Of all randomness.
 
     Yields:
-        Each path, as soon as the file is there; all clips of a prompt before the next prompt's.
+        Each path, as soon as the file is written; all clips of a prompt come before those of the next prompt.
     """
     texts = [prompt for prompt in prompts for _ in range(num)]
     clips = generator.generate_clips(texts, temperature=temperature, seed=seed)
     for path, video in zip(output_paths(output, len(texts)), clips, strict=True):
-        yield write_video(path, video.numpy(), generator.drawing.fps)
+        yield write_video(path, video.numpy(), generator.reconstructor.fps)

@@ -1,4 +1,4 @@
-"""Clips through the tokenizer and back through the de-tokenizer.
+"""Reconstruct clips: encode them with the tokenizer, decode the tokens with the de-tokenizer.
 
 Shape letters: B batch, N clips, F frames, H height, W width, Q tokens per clip, C token width.
 """
@@ -23,14 +23,15 @@ from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import JsonlSource, SampleSource, TarSource, find_jsonl
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
-from divot_lightning.inference.run_settings import run_fps
+from divot_lightning.inference.run_config import run_fps
+from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
-from divot_lightning.models.pixels import to_uint8, to_unit_range
+from divot_lightning.models.pixels import to_uint8
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 
 LONGEST_NAME = 200
-"""Bytes of a key that become part of file names, which file systems limit to 255 bytes with everything behind."""
+"""Most bytes of a key in a file name; file systems limit the whole name, with its endings, to 255 bytes."""
 COMPARISON_HEIGHT = 256
 """Comparisons of smaller clips are enlarged to about this many rows, so that players show them sharp."""
 
@@ -42,7 +43,7 @@ class Reconstructor:
     Attributes:
         tokenizer: In evaluation mode.
         detokenizer: In evaluation mode.
-        batch_size: Clips at a time.
+        batch_size: Clips that are decoded at a time.
         fps: Frames per second of the clips that they were trained on.
     """
 
@@ -53,29 +54,26 @@ class Reconstructor:
 
     @classmethod
     def from_run(cls, run: str | Path, *, batch_size: int = 32, device: str = "cpu") -> "Reconstructor":
-        """Load both from a run that trained or used them."""
+        """Load both models from a run that trained or used them."""
         tokenizer = load_component(find_component(run, "tokenizer"), VideoTokenizer)
         detokenizer = load_component(find_component(run, "detokenizer"), VideoDetokenizer)
         return cls(tokenizer.to(device).eval(), detokenizer.to(device).eval(), batch_size, run_fps(run))
 
     @property
     def clip(self) -> ClipConfig:
-        """How clips are cut for this pair."""
+        """How clips are cut for these models."""
         config = self.detokenizer.config
         return ClipConfig(config.size, config.size, config.num_frames, self.fps, short_videos="squeeze")
 
-    @torch.no_grad()
     def encode(self, video_NFCHW: Tensor) -> Tensor:
-        """Return the tokens of clips, uint8 in, (N, Q, C) float32 on the CPU out."""
-        device = next(self.tokenizer.parameters()).device
-        parts = [self.tokenizer(to_unit_range(part.to(device))) for part in video_NFCHW.split(self.batch_size)]
-        return torch.cat(parts).float().cpu()
+        """Return the tokens of clips: uint8 (N, F, 3, H, W) in, (N, Q, C) float32 on the CPU out."""
+        return encode_clips(self.tokenizer, video_NFCHW).cpu()
 
     @torch.no_grad()
     def decode(
         self, tokens_NQC: Tensor, generator: torch.Generator | None = None, sampling: SamplingConfig | None = None
     ) -> Iterator[Tensor]:
-        """Draw clips from tokens, batch by batch.
+        """Decode tokens into clips, batch by batch.
 
         Args:
             tokens_NQC: Tokens, float.
@@ -97,26 +95,26 @@ class Reconstructor:
 
 
 def read_clips(
-    inputs: Sequence[str], clip: ClipConfig, on_defect: Callable[[Defect], object] = lambda defect: None
+    inputs: Sequence[str], clip: ClipConfig, on_skip: Callable[[Defect], object] = lambda sample: None
 ) -> Iterator[tuple[str, Pixels]]:
-    """Read clips from shards and from media files; what gives none is left out.
+    """Read clips from shards and from media files; skip what cannot be read.
 
     Args:
         inputs: Each a video or picture, or shards: a folder, a tar, a glob or a URL; or a jsonl.
         clip: How clips are cut; of a longer video the clip in its middle.
-        on_defect: Called with what is left out, as it comes up.
+        on_skip: Called with each sample or file that is skipped, as soon as it is.
 
     Yields:
         Key and pixels, uint8 (F, 3, H, W).
 
     Raises:
-        UserError: There is no such file, or none of the inputs gives a clip; names the first, and why.
+        UserError: A file is missing, or no clip can be read from any input; the message names the first ones and why.
     """
-    left_out: list[Defect] = []
+    skipped: list[Defect] = []
 
-    def note(defect: Defect) -> None:
-        left_out.append(defect)
-        on_defect(defect)
+    def note(sample: Defect) -> None:
+        skipped.append(sample)
+        on_skip(sample)
 
     count = 0
     for source in inputs:
@@ -126,10 +124,10 @@ def read_clips(
             count += 1
             yield clips
     if not count:
-        raise UserError("no clip to take:\n" + "\n".join(left_out_lines(left_out)[:4]))
+        raise UserError("no clip to take:\n" + "\n".join(left_out_lines(skipped)[:4]))
 
 
-def _file_clip(source: str, clip: ClipConfig, on_defect: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
+def _file_clip(source: str, clip: ClipConfig, on_skip: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"there is no file {source}")
@@ -138,33 +136,33 @@ def _file_clip(source: str, clip: ClipConfig, on_defect: Callable[[Defect], obje
         with decoding_errors():
             video = (image_clip if is_image else decode_clip)(path, clip).video
     except SampleError as error:
-        on_defect(Defect(error.reason, source, "", error.detail))
+        on_skip(Defect(error.reason, source, "", error.detail))
         return
     yield path.stem, video
 
 
-def _shard_clips(source: str, clip: ClipConfig, on_defect: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
-    """Yield clips shard by shard, so that no more shards are opened than are needed."""
+def _shard_clips(source: str, clip: ClipConfig, on_skip: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
+    """Yield clips shard by shard: a caller that stops early opens no further shard."""
     jsonl = find_jsonl(source)
     for name in jsonl or expand_shards(source):
         shard: SampleSource = JsonlSource([name]) if jsonl else TarSource([name], progress=False, may_be_empty=True)
-        for number in range(shard.counts[0]):
-            key = shard.key(0, number)
+        for index in range(shard.counts[0]):
+            key = shard.key(0, index)
             try:
-                video = SampleDecoder(clip)(shard.read(0, number), None).video
+                video = SampleDecoder(clip)(shard.read(0, index), None).video
             except SampleError as error:
-                on_defect(Defect(error.reason, name, key, error.detail))
+                on_skip(Defect(error.reason, name, key, error.detail))
                 continue
             if video is None:
                 raise UserError(f"{name} holds features; give the shards of videos that they were made from")
-            for place, pixels in enumerate(video.numpy()):
-                yield (key if len(video) == 1 else f"{key}.clip{place}"), pixels
-        for defect in shard.defects:
-            on_defect(defect)
+            for clip_index, pixels in enumerate(video.numpy()):
+                yield (key if len(video) == 1 else f"{key}.clip{clip_index}"), pixels
+        for skipped in shard.defects:
+            on_skip(skipped)
 
 
 def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:
-    """Put a clip and its reconstruction beside each other, enlarged to whole pixels if they are small.
+    """Put a clip and its reconstruction side by side; small ones are enlarged by a whole factor.
 
     Args:
         original: uint8 (F, 3, H, W).
@@ -187,7 +185,7 @@ def reconstruct_files(
     num: int = 8,
     seed: int = 0,
     device: str = "cpu",
-    on_defect: Callable[[Defect], object] = lambda defect: None,
+    on_skip: Callable[[Defect], object] = lambda sample: None,
 ) -> Iterator[Path]:
     """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
 
@@ -198,14 +196,14 @@ def reconstruct_files(
         num: Number of clips.
         seed: Of the de-tokenizer's noise.
         device: Where the models run.
-        on_defect: Called with each sample or file that gives no clip.
+        on_skip: Called with each sample or file that is skipped.
 
     Returns:
-        An iterator that writes the files clip by clip and gives the path of each comparison; run and inputs are read
-        before it is returned.
+        An iterator that writes the files of one clip at a time and yields the path of its comparison. Run and inputs
+        are read before it is returned, so that errors in them come first.
     """
     models = Reconstructor.from_run(run, device=device)
-    clips = list(islice(read_clips(inputs, models.clip, on_defect), num))
+    clips = list(islice(read_clips(inputs, models.clip, on_skip), num))
     return _write_clips(models, clips, Path(output), seed)
 
 
@@ -221,7 +219,7 @@ def _write_clips(models: Reconstructor, clips: list[tuple[str, Pixels]], output:
             write_video(output / f"{name}_original.mp4", original, models.fps)
             both = comparison(original, video)
             even = both[:, :, : both.shape[2] // 2 * 2, : both.shape[3] // 2 * 2]
-            # Half-resolution chroma, which every player knows; enlarged clips lose nothing by it.
+            # Every player knows chroma of half resolution; it needs even sides, and enlarged clips lose nothing by it.
             yield write_video(output / f"{name}_compare.mp4", even, models.fps, pixel_format="yuv420p")
             done += 1
 

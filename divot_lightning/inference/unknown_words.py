@@ -1,4 +1,4 @@
-"""Words of a prompt that the text tokenizer does not know, told to whoever asked: the model reads `<unk>` for them."""
+"""Warn of words in a prompt that the text tokenizer does not know: the model reads `<unk>` in their place."""
 
 import logging
 from collections.abc import Iterable
@@ -11,17 +11,17 @@ from divot_lightning.parts.segments import Segment, Text
 logger = logging.getLogger(__name__)
 
 MOST_NAMED = 20
-"""Words that are named for one tokenizer; a tokenizer that does not know more does not fit the texts at all."""
+"""Most words that are named for one tokenizer; one that lacks more does not fit the texts at all."""
 
-_told: "WeakKeyDictionary[Any, set[str]]" = WeakKeyDictionary()
+_warned: "WeakKeyDictionary[Any, set[str]]" = WeakKeyDictionary()
 
 
 def unknown_words(text_tokenizer: Any, text: str) -> list[str]:
     """Return the words of a text that become the unknown token, each once, in order.
 
     Args:
-        text_tokenizer: A transformers tokenizer. One that spells unknown words in pieces or bytes has none.
-        text: Any text; where no word alone is unknown but the text holds something that is, the text itself.
+        text_tokenizer: A transformers tokenizer. One that spells words in pieces or bytes has no unknown words.
+        text: Any text. If it holds something unknown but no single word is unknown, the whole text is returned.
     """
     unknown = text_tokenizer.unk_token_id
 
@@ -34,22 +34,22 @@ def unknown_words(text_tokenizer: Any, text: str) -> list[str]:
 
 
 def warn_of_unknown_words(text_tokenizer: Any, prompts: Iterable[Iterable[Segment]]) -> None:
-    """Warn of words in prompts that the tokenizer does not know, of each word once.
+    """Log a warning about words in prompts that the tokenizer does not know, once for each word.
 
     Args:
         text_tokenizer: A transformers tokenizer.
         prompts: Samples; only their texts are looked at.
     """
-    told = _told.setdefault(text_tokenizer, set())
-    if len(told) > MOST_NAMED:
+    warned = _warned.setdefault(text_tokenizer, set())
+    if len(warned) > MOST_NAMED:
         return
     texts = dict.fromkeys(part.text for prompt in prompts for part in prompt if isinstance(part, Text))
     words = dict.fromkeys(word for text in texts for word in unknown_words(text_tokenizer, text))
-    new = [word for word in words if word not in told]
-    told.update(new)
+    new = [word for word in words if word not in warned]
+    warned.update(new)
     if new:
         named = ", ".join(repr(printable(word[:40])) for word in new[:MOST_NAMED])
-        more = " and others, which are not named any more" if len(told) > MOST_NAMED else ""
+        more = " and others, which are not named any more" if len(warned) > MOST_NAMED else ""
         logger.warning(
             "the text tokenizer does not know %s%s; the model reads %s in their place.",
             named,

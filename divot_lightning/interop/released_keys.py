@@ -1,8 +1,8 @@
-"""How the released checkpoints (TencentARC/Divot) name their weights, and what we call them.
+"""Convert weight names between the released checkpoints (TencentARC/Divot) and this package.
 
-A table maps patterns of released names to patterns of ours. ``{layer}`` and ``{kind}`` stand for one part of a dotted
-name (a layer's number, "weight" or "bias") and mean the same on both sides, so each table reads in both directions.
-Tensors are equal on both sides: nothing is transposed, split or merged.
+A table maps patterns of released names to patterns of our names. ``{layer}`` and ``{kind}`` match one part of a dotted
+name (a layer's number, "weight" or "bias") and mean the same on both sides, so a table works in both directions. Only
+names differ: no tensor is transposed, split or merged.
 """
 
 import re
@@ -20,9 +20,9 @@ class KeyTable:
     """Names of one released part.
 
     Attributes:
-        part: What the table is for, in messages.
+        part: Name of the part, for messages.
         ours_by_released: Pattern of released names -> pattern of our names.
-        ignored: Beginnings of released names that the part does not need, on purpose.
+        ignored: Prefixes of released names that do not belong to this part.
     """
 
     part: str
@@ -35,16 +35,16 @@ def from_released(state_dict: Mapping[str, Value], table: KeyTable) -> dict[str,
 
     Args:
         state_dict: Released name -> tensor.
-        table: The part to take; names that it ignores are dropped.
+        table: Names of the part; names that it ignores are dropped.
 
     Returns:
         Our name -> the same tensor.
 
     Raises:
-        UserError: If a name is neither in the table nor ignored.
+        UserError: A name is neither in the table nor ignored.
     """
-    wanted = {name: value for name, value in state_dict.items() if not name.startswith(table.ignored)}
-    return _renamed(wanted, table.ours_by_released, f"released {table.part}")
+    own = {name: value for name, value in state_dict.items() if not name.startswith(table.ignored)}
+    return _renamed(own, table.ours_by_released, f"released {table.part}")
 
 
 def to_released(state_dict: Mapping[str, Value], table: KeyTable) -> dict[str, Value]:
@@ -59,7 +59,7 @@ def _renamed(state_dict: Mapping[str, Value], patterns: Mapping[str, str], owner
     unknown = [name for name, new in renamed.items() if new is None]
     if unknown:
         raise UserError(
-            f"{owner}: {len(unknown)} of {len(state_dict)} names have no place in the model, "
+            f"{owner}: {len(unknown)} of {len(state_dict)} names are not in the model, "
             f"such as {', '.join(repr(name) for name in unknown[:3])}; is this the right checkpoint?"
         )
     return {new: state_dict[name] for name, new in renamed.items() if new is not None}

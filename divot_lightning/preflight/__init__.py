@@ -1,1 +1,1 @@
-"""What a recipe will need, told before anything is allocated."""
+"""Predict what a recipe needs before anything is allocated."""

@@ -1,4 +1,4 @@
-"""What a training step holds at most beside its parameters, found by running it forward and back without memory."""
+"""Count the activation memory of a training step by running it on torch's meta device, which needs no memory."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -27,16 +27,16 @@ _HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layout) -> int:
-    """Count the most bytes that forward and backward pass hold at once, in the layout's precision.
+    """Return the most bytes that forward and backward pass hold at once, in the layout's precision.
 
-    Neither parameters nor their gradients count, nor what an operation takes for itself while it runs. What is
-    computed again in the backward pass counts there. Attention counts as its memory-saving kernels do: inputs and
-    output, no matrix of scores.
+    Neither parameters nor their gradients count, nor the temporary memory within an operation. Activations that are
+    recomputed in the backward pass count there. Attention is counted as in memory-saving kernels: inputs and output,
+    but no matrix of scores.
 
     Args:
-        stage: On the meta device, see `divot_lightning.preflight.shapes`; afterwards in the layout's precision.
-        batch: One process's batch, on any device.
-        layout: Its precision, its device and whether DeepSpeed trains.
+        stage: On the meta device, see `divot_lightning.preflight.shapes`. It is cast to the layout's precision.
+        batch: The batch of one process, on any device.
+        layout: Decides precision, device and whether DeepSpeed trains.
     """
     half = _HALVES.get(layout.precision.split("-")[0])
     if half is not None and layout.parameter_bytes == half.itemsize:
@@ -71,7 +71,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
 
 @contextlib.contextmanager
 def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[None]:
-    """Replace what reads values, asks other processes or knows no meta device."""
+    """Replace functions that read values, communicate with other processes or do not support the meta device."""
 
     def sum_losses(self: Any, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> Tensor:
         return torch.stack([part.mean for part in parts.values()]).sum()
@@ -90,7 +90,7 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
     vars(stage)["training_loss"] = MethodType(sum_losses, stage)
     functional.scaled_dot_product_attention = attention
     torch.autocast = switch  # type: ignore[assignment,misc]
-    # Asked where a batch has no mask of ours: its rows hold one sample each.
+    # transformers calls it for batches without a mask; their rows hold one sample each, so nothing is packed.
     masking_utils.find_packed_sequence_indices = lambda *args, **kwargs: None
     try:
         yield
@@ -103,7 +103,7 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
 
 @contextlib.contextmanager
 def _equal_calls_once(device: str) -> Iterator[None]:
-    """Encode the first clips only: the others come after them in equal calls and leave nothing but their tokens."""
+    """Encode the first clips only: later clips repeat the same call, and only their tokens stay in memory."""
     real = video_llm_step.encode_clips
 
     def encode(tokenizer: VideoTokenizer, video_MF3HW: Tensor) -> Tensor:
@@ -143,8 +143,8 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _backward(loss: Tensor) -> None:
-    # As Tensor.backward does, but within the mode, which what is computed again needs: modes hand that method on from
-    # outside themselves.
+    # Call the engine directly: inside `Tensor.backward` a function mode such as `MetaAutocast` is switched off, but
+    # activations that are recomputed in the backward pass need it.
     _engine_run_backward(
         (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
     )
@@ -155,7 +155,10 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 def _to_meta(batch: dict[str, Any], half: torch.dtype | None) -> dict[str, Any]:
-    """Move a batch; without slots, noise is not drawn per sample, which needs a generator on a real device."""
+    """Move a batch to the meta device, without its sample indices.
+
+    With them, noise would be sampled per sample, which needs generators on a real device.
+    """
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to("meta", half if half is not None and tensor.is_floating_point() else tensor.dtype)

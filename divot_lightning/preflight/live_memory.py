@@ -1,4 +1,4 @@
-"""What tensors occupy at once, counted as they come and go; works on torch's meta device, where they occupy nothing."""
+"""Count the bytes of live tensors; works on torch's meta device, where tensors occupy no memory."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -11,18 +11,18 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts, within, the bytes of all tensors that operations make and that are still there.
+    """Count, while active, the bytes of all tensors that operations create and that are still alive.
 
-    A storage counts once, however many views it has, from the operation that makes it until it is freed. What an
-    operation takes for itself while it runs is not seen.
+    A storage counts once, however many views it has, from the operation that creates it until it is freed. Temporary
+    memory within an operation is not counted.
 
     Attributes:
-        now: Bytes at the moment.
+        now: Bytes that are alive.
         peak: Greatest value of `now`.
 
     Args:
         device: Kind of device whose tensors count, such as "meta".
-        known: Tensors that were there before, such as parameters; they do not count.
+        known: Tensors that exist before, such as parameters; they do not count.
     """
 
     def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
@@ -30,13 +30,15 @@ class LiveMemory(TorchDispatchMode):
         self.device = device
         self.now = self.peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
-        self._known = [tensor.untyped_storage() for tensor in known]  # alive, so that no other gets its address
+        self._known = [
+            tensor.untyped_storage() for tensor in known
+        ]  # kept alive, so that no new storage gets the same address
         self._known_keys = {storage._cdata for storage in self._known}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation and counts what it gives."""
+        """Run an operation and count the tensors that it returns."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.device.type == self.device:

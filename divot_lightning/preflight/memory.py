@@ -1,7 +1,8 @@
-"""How many bytes a process needs for a stage, by strategy and precision; arithmetic only.
+"""Predict the bytes that a process needs for a stage, by strategy and precision; arithmetic only.
 
-What DeepSpeed keeps is read off its optimizers (version 0.19): whole parameters in the precision of training, a float32
-master copy and the optimizer's states of its share, gradients whole under stage 1 and its share of them under 2 and 3.
+The rules for DeepSpeed follow the code of its optimizers (version 0.19). A process has all parameters in the precision
+of training; a float32 master copy and optimizer states of its partition; and gradients of all parameters under stage 1,
+of its partition under stages 2 and 3.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class Layout:
         zero_stage: ZeRO stage, 0 without DeepSpeed.
         precision: Lightning's name: `32-true`, `bf16-mixed`, `bf16-true` ...
         offload_optimizer: Master copy and states are in the host's memory.
-        offload_parameters: Sharded parameters are there too.
+        offload_parameters: Sharded parameters are in the host's memory too.
         bucket_elements: Gradients sent at a time by DeepSpeed, in elements.
         per_node: Number of processes of one machine.
         device: Kind of device, "cpu" or "cuda", which decides what autocast computes in half precision.
@@ -36,7 +37,7 @@ class Layout:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of a parameter; DeepSpeed also keeps them in half precision under `-mixed`."""
+        """Bytes of a parameter; DeepSpeed has half-precision parameters under `-mixed` too."""
         half = self.precision.startswith(("bf16", "16")) and (self.zero_stage > 0 or self.precision.endswith("true"))
         return HALF_BYTES if half else FLOAT32_BYTES
 
@@ -47,9 +48,9 @@ class RankMemory:
 
     Attributes:
         weights: Parameters, trained and frozen.
-        gradients: Of the trained ones, and what is on its way to others.
+        gradients: Of the trained parameters, with communication buckets.
         optimizer: Master copy, states and a moving average.
-        host: What offload moved.
+        host: Bytes that offload moved to the host's memory.
     """
 
     weights: int
@@ -59,7 +60,7 @@ class RankMemory:
 
     @property
     def device(self) -> int:
-        """All on the device."""
+        """Bytes on the device in all."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -81,15 +82,15 @@ def rank_memory(trained: int, frozen: int, states: int, layout: Layout, *, avera
     """
     size, world = layout.parameter_bytes, layout.world_size
     if layout.zero_stage == 0:
-        buckets = trained * size if world > 1 else 0  # DDP's, beside the gradients themselves
+        buckets = trained * size if world > 1 else 0  # DDP's buckets, a second copy of the gradients
         average = trained * FLOAT32_BYTES if averaged else 0
         return RankMemory((trained + frozen) * size, trained * size + buckets, states * size + average)
-    share = -(-trained // world)
-    average = share * FLOAT32_BYTES if averaged else 0
+    partition = -(-trained // world)
+    average = partition * FLOAT32_BYTES if averaged else 0
     weights = (trained + frozen) * size // (world if layout.zero_stage == 3 else 1)
     bucket = min(layout.bucket_elements, trained) * size if layout.zero_stage > 1 else 0
-    gradients = (trained if layout.zero_stage == 1 else share) * size + (0 if world == 1 else bucket)
-    optimizer = share * FLOAT32_BYTES + -(-states // world) * FLOAT32_BYTES
+    gradients = (trained if layout.zero_stage == 1 else partition) * size + (0 if world == 1 else bucket)
+    optimizer = partition * FLOAT32_BYTES + -(-states // world) * FLOAT32_BYTES
     host = (optimizer if layout.offload_optimizer else 0) + (weights if layout.offload_parameters else 0)
     return RankMemory(
         weights=0 if layout.offload_parameters else weights,
@@ -102,11 +103,11 @@ def rank_memory(trained: int, frozen: int, states: int, layout: Layout, *, avera
 def checkpoint_bytes(
     trained: int, stored: int, buffers: int, states: int, layout: Layout, *, averaged: bool = False
 ) -> int:
-    """Predict the size of a checkpoint folder without what is small: names, settings, random states.
+    """Predict the size of a checkpoint folder without its small parts: names, settings, random states.
 
     Args:
         trained: Elements of parameters that are trained.
-        stored: Elements of frozen ones that come from no folder.
+        stored: Elements of frozen parameters that are loaded from no folder, so that the checkpoint must hold them.
         buffers: Bytes of persistent buffers.
         states: Elements of the optimizer's states.
         layout: The layout; under DeepSpeed the float32 master copy is stored.

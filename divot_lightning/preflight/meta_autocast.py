@@ -1,7 +1,7 @@
-"""Autocast on torch's meta device, which has none of its own.
+"""Autocast for torch's meta device, which torch itself does not have.
 
-The lists are those of "CUDA Ops that can autocast" and "CPU Ops that can autocast" in PyTorch's documentation of
-`torch.amp` (2.13), as far as layers and losses have them.
+The lists of operations are "CUDA Ops that can autocast" and "CPU Ops that can autocast" in PyTorch's documentation of
+`torch.amp` (2.13), as far as layers and losses use them.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,10 +36,10 @@ _FLOAT32 = {
 
 
 class MetaAutocast(TorchFunctionMode):
-    """Computes in half precision, within, what autocast would compute so on a device.
+    """Compute in half precision, while active, the operations for which autocast does so on a real device.
 
     Args:
-        device: "cuda" or "cpu": whose rules.
+        device: "cuda" or "cpu", whose rules apply.
         dtype: Half precision; None changes nothing.
     """
 
@@ -52,17 +52,17 @@ class MetaAutocast(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Cast the floating tensors that a call gets, where its name is in a list.
+        """Cast the floating-point arguments of a call if its name is in a list.
 
         Raises:
-            RuntimeError: A matrix product gets tensors of several precisions, which only the meta device takes.
+            RuntimeError: A matrix product gets tensors of several precisions, which only the meta device accepts.
         """
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if self.dtype is not None and name in _MATRIX_PRODUCTS:
             args, kwargs = tree_map_only(Tensor, self.lower, (args, kwargs))
         elif self.dtype is not None and name in self._float32:
-            args, kwargs = tree_map_only(Tensor, _raise, (args, kwargs))
+            args, kwargs = tree_map_only(Tensor, _to_float32, (args, kwargs))
         if name in _MATRIX_PRODUCTS:
             _check_dtypes(name, tree_leaves((args, kwargs)))
         return func(*args, **kwargs)
@@ -90,7 +90,7 @@ class MetaAutocast(TorchFunctionMode):
             self.dtype = dtype
 
 
-def _raise(tensor: Tensor) -> Tensor:
+def _to_float32(tensor: Tensor) -> Tensor:
     half = tensor.device.type == "meta" and tensor.dtype in (torch.bfloat16, torch.float16)
     return tensor.float() if half else tensor
 

@@ -1,4 +1,4 @@
-"""Gathers what a recipe needs: sizes of modules, memory per process, checkpoint, batch and data."""
+"""Find what a recipe needs: sizes of modules, memory per process, checkpoint, batch and data."""
 
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -18,19 +18,19 @@ from divot_lightning.preflight.memory import Layout, RankMemory, checkpoint_byte
 from divot_lightning.preflight.shapes import build_shapes
 
 STATES_PER_ELEMENT = {"AdamW": 2, "Muon": 1, "SGD": 1}
-"""Tensors as large as the parameter that an optimizer keeps; others are taken for two."""
+"""Number of state tensors per parameter, each as large as the parameter; 2 for other optimizers."""
 
 
 @dataclass(frozen=True)
 class ModelNeeds:
-    """What the stage needs.
+    """The needs of a stage.
 
     Attributes:
         modules: Elements trained and frozen by module.
         memory: Of one process, without activations.
         checkpoint: Bytes of a checkpoint.
-        activations: Most bytes that a step of one process holds besides, by the name of its kind of batch.
-        no_activations: Why they could not be found; then `activations` is not complete, and nor is any total.
+        activations: Most bytes that a step of one process holds besides, by the name of the kind of batch.
+        no_activations: Why activations could not be counted; then `activations` is incomplete and there is no total.
     """
 
     modules: dict[str, tuple[int, int]]
@@ -41,7 +41,7 @@ class ModelNeeds:
 
     @property
     def heaviest(self) -> str | None:
-        """Kind of batch that needs the most; None if that is not known."""
+        """Kind of batch that needs the most memory; None if unknown."""
         return (
             None
             if self.no_activations or not self.activations
@@ -50,19 +50,19 @@ class ModelNeeds:
 
     @property
     def device(self) -> int | None:
-        """Bytes of one process on its device in the heaviest step; None if that is not known."""
+        """Bytes of one process on its device in the heaviest step; None if unknown."""
         return None if self.heaviest is None else self.memory.device + self.activations[self.heaviest]
 
 
 @dataclass(frozen=True)
 class DataNeeds:
-    """What the data hold, as their datamodule tells.
+    """The sizes of the data, from their datamodule.
 
     Attributes:
         sizes: By "train" and so on: path, shards and usable samples of each source.
         trials: One process's first batch of each kind of training step.
         shared: Bytes that one process shares with its decoding workers.
-        problem: Why nothing could be read.
+        problem: Why the sizes are unknown; empty if they are known.
     """
 
     sizes: dict[str, list[tuple[str, int, int]]] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class DataNeeds:
 def model_needs(
     stage: LightningModule, layout: Layout, *, averaged: bool, max_steps: int, batches: Mapping[str, dict[str, Any]]
 ) -> ModelNeeds:
-    """Build a stage as shapes and adds up what it needs.
+    """Build a stage on the meta device and add up its needs.
 
     Args:
         stage: Not built yet; it stays on the meta device.
@@ -84,7 +84,7 @@ def model_needs(
         batches: One process's batch of each kind of training step, by name.
 
     Raises:
-        UserError: The stage cannot be built like this.
+        UserError: The stage cannot be built with these settings.
     """
     stage.trainer = Trainer(
         accelerator="cpu",
@@ -120,8 +120,8 @@ def module_sizes(module: torch.nn.Module) -> tuple[int, int]:
 
 def optimizer_states(stage: LightningModule) -> int:
     """Count the elements of the states that the stage's optimizers will keep."""
-    made: Any = stage.configure_optimizers()
-    optimizer = made["optimizer"] if isinstance(made, dict) else made
+    configured: Any = stage.configure_optimizers()
+    optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
     return sum(
         STATES_PER_ELEMENT.get(family(part), 2) * _elements(p for group in part.param_groups for p in group["params"])
         for part in leaf_optimizers([optimizer])
@@ -129,11 +129,11 @@ def optimizer_states(stage: LightningModule) -> int:
 
 
 def data_needs(data: LightningDataModule, stage: LightningModule, world_size: int) -> DataNeeds:
-    """Open the data as the first process of a job would, and takes its first batch of each kind of step.
+    """Open the data as the first process of a job does, and read its first batch of each kind of step.
 
     Args:
         data: Nothing is written into a run folder.
-        stage: Its settings decide what may be read.
+        stage: Its settings decide which data can be used.
         world_size: Number of processes.
 
     Raises:
@@ -145,8 +145,8 @@ def data_needs(data: LightningDataModule, stage: LightningModule, world_size: in
         data.trainer = _first_of(world_size, stage, folder)
         data.setup("fit")
         try:
-            told: Any = data
-            return DataNeeds(told.sizes(), told.trial_batches(), told.shared_bytes)
+            opened: Any = data
+            return DataNeeds(opened.sizes(), opened.trial_batches(), opened.shared_bytes)
         finally:
             data.teardown("fit")
 
@@ -160,7 +160,7 @@ def _first_of(world_size: int, stage: LightningModule, folder: str) -> Any:
         default_root_dir=folder,
         lightning_module=stage,
         strategy=strategy,
-        limit_train_batches=1,  # no more than the first is taken
+        limit_train_batches=1,  # only the first batch is needed
         callbacks=[],
     )
 
@@ -175,7 +175,7 @@ def _activations(
         except UserError:
             raise
         except Exception as error:
-            # a stage of somebody else may read values, which are not there
+            # A stage from elsewhere may read the values of tensors, which the meta device does not have.
             return found, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
     return found, "" if found else "no batch to go by"
 

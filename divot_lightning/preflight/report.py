@@ -1,4 +1,4 @@
-"""Reads a recipe for `divot preflight` and prints what it needs."""
+"""Read a recipe for `divot preflight` and print what it needs."""
 
 import shutil
 import sys
@@ -17,10 +17,10 @@ MIB = 2**20
 
 
 class PreflightCLI(TrainingCLI):
-    """Reads recipes as `divot fit` does, but sets no trainer up: it may be for another machine."""
+    """Read recipes as `divot fit` does, but build no trainer, since the recipe may be for another machine."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Build none."""
+        """Build no trainer."""
         return None
 
 
@@ -79,7 +79,7 @@ def read_layout(trainer: Any) -> Layout:
 
 
 def model_lines(model: ModelNeeds, layout: Layout) -> Iterator[str]:
-    """Return about modules, memory and checkpoint."""
+    """Yield lines about modules, memory and checkpoint."""
     width = max(map(len, model.modules), default=0)
     yield "parameters"
     for name, (trained, frozen) in model.modules.items():
@@ -105,7 +105,7 @@ def _activation_lines(model: ModelNeeds) -> Iterator[str]:
 
 
 def batch_lines(cli: TrainingCLI, layout: Layout, data: DataNeeds) -> Iterator[str]:
-    """Return about batches, steps and data."""
+    """Yield lines about batches, steps and data."""
     if data.problem:
         yield f"data           not looked at: {data.problem}"
         return
@@ -113,10 +113,10 @@ def batch_lines(cli: TrainingCLI, layout: Layout, data: DataNeeds) -> Iterator[s
     steps, micro = trainer.max_steps, int(trainer.accumulate_grad_batches)
     kinds = [trial.kind for trial in data.trials]
     for kind in kinds:
-        share = f" = {kind.batch_size // layout.world_size} on each process" if layout.world_size > 1 else ""
+        each = f" = {kind.batch_size // layout.world_size} on each process" if layout.world_size > 1 else ""
         times = f", {micro} batches to a step" if micro > 1 else ""
         part = f", {kind.share:.0%} of the steps: {kind.name}" if len(kinds) > 1 else ""
-        yield f"batch          {kind.batch_size} samples{share}{times}{part}"
+        yield f"batch          {kind.batch_size} samples{each}{times}{part}"
     for split, sources in data.sizes.items():
         for path, shards, samples in sources:
             yield f"{split:<14} {samples} samples in {shards} shards: {path}"
@@ -133,18 +133,18 @@ def batch_lines(cli: TrainingCLI, layout: Layout, data: DataNeeds) -> Iterator[s
 
 
 def disk_lines(needed: int, room: int, run: Path) -> Iterator[str]:
-    """Return whether the checkpoints that are kept, and one that is being written, have room."""
+    """Yield a line that says whether the disk has room for the kept checkpoints and one that is being written."""
     verdict = "" if needed <= room else "   NOT ENOUGH: fewer checkpoints (--checkpoint.keep_last), or another --run"
     yield f"disk           {needed / MIB:.1f} MiB for checkpoints, {room / MIB:.0f} MiB free at {run}{verdict}"
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free bytes where a folder is or will be."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
+    """Return the free bytes of the disk on which a folder is or will be."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _has_average(trainer: Any) -> bool:
     callbacks = trainer.callbacks or []
     listed = callbacks if isinstance(callbacks, list) else [callbacks]
-    return any(str(getattr(one, "class_path", "")).endswith("WeightAverage") for one in listed)
+    return any(str(getattr(callback, "class_path", "")).endswith("WeightAverage") for callback in listed)

@@ -1,4 +1,4 @@
-"""Builds a stage as shapes only: parameters on torch's meta device, weight files neither read nor downloaded."""
+"""Build a stage on torch's meta device: no memory for parameters, and no weight file is read or downloaded."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,10 @@ from divot_lightning.checkpoint import components
 
 @contextlib.contextmanager
 def without_weights() -> Iterator[None]:
-    """Within, modules get parameters without memory, and pretrained ones are built from their settings alone."""
+    """Within the block, create parameters on the meta device and pretrained modules from their config alone.
+
+    torch's own `with torch.device("meta")` is not enough: modules that load weights would still read the files.
+    """
     register = nn.Module.register_parameter
 
     def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -37,7 +40,7 @@ def without_weights() -> Iterator[None]:
 
 
 def build_shapes(stage: LightningModule) -> LightningModule:
-    """Build a stage's modules without memory for their parameters and moves the rest there too."""
+    """Build a stage's modules without memory for parameters, and move all other tensors to the meta device."""
     with without_weights(), torch.no_grad():
         stage.configure_model()
     return stage.to("meta")
@@ -57,7 +60,7 @@ def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
 
 
 def _leave_weights(module: nn.Module, file: str | Path) -> None:
-    """Stand for `load_weights`."""
+    """Replace `load_weights`: load nothing."""
 
 
 def _language_model(folder: str, *, attn_implementation: str | None = None, **ignored: Any) -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 
 from divot_lightning.cli.evaluate import parser
 from divot_lightning.evaluation.benchmarks.table import BENCHMARKS, find_benchmark
-from divot_lightning.evaluation.settings import EvaluationConfig, check_settings
+from divot_lightning.evaluation.config import EvaluationConfig, check_config
 from divot_lightning.training.recipe_files import recipe_names, recipes_dir
 
 RECIPES = [name for name in recipe_names() if name.startswith("evaluation/")]
@@ -27,9 +27,9 @@ def test_settings_work_for_the_benchmark(name: str) -> None:
     if name in ("evaluation/msvd_qa", "evaluation/activitynet_qa"):  # their headers say so
         words += ["--judge.url", "http://127.0.0.1/v1", "--judge.model", "m"]
     given = parser().instantiate(parser().parse_args(words))
-    settings = EvaluationConfig(**{field: given[field] for field in EvaluationConfig.__dataclass_fields__})
-    benchmark, _ = find_benchmark(settings.benchmark, settings.split)
-    check_settings(settings, benchmark.task)
+    config = EvaluationConfig(**{field: given[field] for field in EvaluationConfig.__dataclass_fields__})
+    benchmark, _ = find_benchmark(config.benchmark, config.split)
+    check_config(config, benchmark.task)
 
 
 def test_the_guide_names_every_benchmark() -> None:

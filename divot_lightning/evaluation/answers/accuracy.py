@@ -1,4 +1,4 @@
-"""Which option an answer chooses, and whether an open answer is right."""
+"""Read which option an answer chooses, decide whether an open answer is right, and average both."""
 
 import re
 import string
@@ -12,7 +12,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.answers.choice_reading import read_choice
 from divot_lightning.evaluation.answers.peer_choice_rules import PEER_RULES
 from divot_lightning.evaluation.answers.text_match import normalise_answer
-from divot_lightning.evaluation.settings import ChoiceRule
+from divot_lightning.evaluation.config import ChoiceRule
 
 LETTERS = string.ascii_uppercase
 
@@ -21,7 +21,7 @@ def parse_choice(answer: str, options: Sequence[str], rule: ChoiceRule = "letter
     """Return which option an answer chooses.
 
     Args:
-        answer: What the model said.
+        answer: The model's answer.
         options: The options, (A) being the first.
         rule: "letter_or_text" reads as a person would, see `read_choice`. "first_letter" takes the first capital letter
             of an option anywhere, even within a word. The others are in `peer_choice_rules`.
@@ -46,7 +46,7 @@ def parse_choice(answer: str, options: Sequence[str], rule: ChoiceRule = "letter
 
 
 def compare_answers(answer: str, correct: str) -> tuple[bool, bool]:
-    """Return whether an open answer is right to the character, and after `normalise_answer`; an empty one never is.
+    """Return whether an open answer is right exactly, and after `normalise_answer`; an empty one never is.
 
     >>> compare_answers("A dog.", "dog"), compare_answers("a", "a"), compare_answers("", "")
     ((False, True), (True, True), (False, False))
@@ -57,7 +57,7 @@ def compare_answers(answer: str, correct: str) -> tuple[bool, bool]:
 
 
 class ChoiceAccuracy(Metric):
-    """Share of multiple-choice questions answered rightly, over all, per group, and the mean of the groups' shares.
+    """Fraction of multiple-choice questions answered correctly: over all, per group, and the mean of the groups.
 
     Args:
         groups: Names of the groups, such as MVBench's tasks; each counts the same in the mean of groups.
@@ -87,25 +87,25 @@ class ChoiceAccuracy(Metric):
         """
         if self.groups and len(groups) != len(chosen):
             raise UserError(f"{len(chosen)} answers were given with {len(groups)} groups; give one for each")
-        for at, (choice, wanted) in enumerate(zip(chosen, correct, strict=True)):
-            places = [0, 1 + self.groups.index(groups[at])] if self.groups else [0]
-            self.right[places] += choice == wanted
-            self.total[places] += 1
+        for index, (choice, target) in enumerate(zip(chosen, correct, strict=True)):
+            counters = [0, 1 + self.groups.index(groups[index])] if self.groups else [0]
+            self.right[counters] += choice == target
+            self.total[counters] += 1
             self.unparsed += choice is None
 
     def compute(self) -> dict[str, Tensor]:
-        """Return shares in [0, 1]: `all`, `unparsed`, each group, and `mean_of_groups` if there are groups."""
-        shares = self.right / self.total
-        named = {name: shares[at] for at, name in enumerate(("all", *self.groups))}
+        """Return fractions in [0, 1]: `all`, `unparsed`, each group, and `mean_of_groups` if there are groups."""
+        fractions = self.right / self.total
+        named = dict(zip(("all", *self.groups), fractions, strict=True))
         if self.groups:
-            named["mean_of_groups"] = shares[1:][self.total[1:] > 0].mean()
+            named["mean_of_groups"] = fractions[1:][self.total[1:] > 0].mean()
         return {**named, "unparsed": self.unparsed / self.total[0]}
 
 
 class OpenAnswerAccuracy(Metric):
-    """Share of open answers that are right: `exact` to the character, `normalised`, and `judged` by a judge.
+    """Fraction of open answers that are right: `exact`, after normalisation (`normalised`), and `judged` by a judge.
 
-    An answer that no judge has seen counts as not judged, and `judged` is the share among those that were.
+    `judged` is the fraction of the judged answers; answers without a verdict are left out of it.
     """
 
     higher_is_better = True
@@ -120,14 +120,14 @@ class OpenAnswerAccuracy(Metric):
     def update(
         self, answers: Sequence[str], correct: Sequence[str], verdicts: Sequence[bool | None] | None = None
     ) -> None:
-        """Add answers, the right ones, and what a judge said about each, None where it did not."""
+        """Add answers, the right ones, and a judge's verdict about each, None for no verdict."""
         judged = verdicts if verdicts is not None else [None] * len(answers)
-        for answer, wanted, verdict in zip(answers, correct, judged, strict=True):
-            exact, same = compare_answers(answer, wanted)
+        for answer, target, verdict in zip(answers, correct, judged, strict=True):
+            exact, same = compare_answers(answer, target)
             row = [exact, same, verdict is True, verdict is not None, True]
             self.counts += torch.tensor(row, device=self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return shares in [0, 1], NaN where there was nothing."""
+        """Return fractions in [0, 1], NaN of no answers."""
         exact, same, yes, judged, total = self.counts
         return {"exact": exact / total, "normalised": same / total, "judged": yes / judged}

@@ -1,6 +1,6 @@
-"""How answers to multiple-choice questions are worded: the patterns that `choice_reading` works with.
+"""Patterns of how answers to multiple-choice questions are worded, for `choice_reading`.
 
-All patterns are searched in text where the full text of an option is one private character, see `option_mark`.
+All patterns are for text in which the full text of an option is replaced by one private character, see `option_mark`.
 """
 
 import re
@@ -10,7 +10,7 @@ MARKS = f"[{chr(MARK_BASE)}-{chr(MARK_BASE + 63)}]"
 """Matches the character that stands for an option's full text."""
 
 SHARED_MARK = chr(MARK_BASE + 63)
-"""Stands for a text that several options have, and so for none of them."""
+"""Replaces a text that several options have, which therefore chooses none of them."""
 
 OPENING, CLOSING = r"[\s(\[{<\"'`]*", r"[)\]}>\"'`]*"
 
@@ -50,7 +50,7 @@ STATED_AFTER = re.compile(
 """Begins right after a choice that is called right: "is correct", "seems to be the best answer", "best describes"."""
 
 FITS_AFTER = re.compile(rf"{CLOSING}\s*(?:\w+ly\s+)?(?:{_FITS})\b", re.IGNORECASE)
-"""As `STATED_AFTER`, of what a person in the video may do too: "matches the colours"."""
+"""As `STATED_AFTER`, for verbs that can also describe a person in the video: "matches the colours"."""
 
 NAMED_BEFORE = re.compile(rf"\b(?:options?|choices?|letters?|alternatives?){OPENING}[:#]?{OPENING}$", re.IGNORECASE)
 
@@ -85,7 +85,7 @@ NO_NEGATION = re.compile(
 CORRECTION = re.compile(
     r"\b(?:no,? wait|wait,|on second thoughts?|correction:|scratch that|actually,? no|sorry,)", re.IGNORECASE
 )
-"""After these words an answer takes back what it said."""
+"""After these words an answer takes back its earlier choice."""
 
 CLAUSE_END = re.compile(
     r"[.;:!?\n,]|\b(?:but|and|because|since|so|therefore|thus|hence|while|whereas|however|then|though|although)\b"
@@ -97,7 +97,7 @@ LIST_BETWEEN = re.compile(
     rf"(?:\b(?:option|choice|the)\b\s*)?{OPENING}",
     re.IGNORECASE,
 )
-"""All that stands between two choices of one list, such as "A or B", "both A and B", "A, B"."""
+"""Everything between two choices of one list, such as "A or B", "both A and B", "A, B"."""
 
 ORDINAL_ENDING = "(?:st|[nr]d|th)"
 _NUMBER_SIGN = r"(?:is|:|=|#|number|no\.)*\s*[(\[]?"
@@ -124,7 +124,7 @@ there his her their i you we not no none yes do does did has have had can cannot
 some any what which who how when where while during after before into over under up out very just only also
 """
 EMPTY_WORDS = frozenset(_EMPTY.split())
-"""Words that alone tell no option from another where an answer repeats a part of one."""
+"""Words that do not distinguish options: an answer of these words alone repeats no part of an option."""
 
 
 def option_mark(index: int) -> str:

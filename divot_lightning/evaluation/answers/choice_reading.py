@@ -13,12 +13,12 @@ QUESTIONED, LONE, NAMED, LEADING, STATED = range(5)
 """How strongly a mention chooses: "B?", a letter alone, "option B" or "(B)", at the beginning, "the answer is B"."""
 
 REACH = 200
-"""Characters around a mention that can tell what it means; keeps the time linear in long answers."""
+"""Characters around a mention that can decide its meaning; keeps the time linear in long answers."""
 
 
 @dataclass(frozen=True)
 class Mention:
-    """One place of an answer that names an option.
+    """A part of an answer that names an option.
 
     Attributes:
         choice: Index of the option, None for a text that several options have.
@@ -39,10 +39,10 @@ def read_choice(answer: str, options: Sequence[str]) -> int | None:
     In this order: the answer is nothing but a letter or an option's text; letters; numbers ("option 2", "the second
     one"); full texts of options; a part of the text of one option. Within each, what is stated as the answer counts
     before what stands at the beginning, that before "option B" and "(B)", and that before a letter alone; of several
-    statements the last counts. Denied mentions ("not B", "B is wrong") count as not said.
+    statements the last counts. Negated mentions ("not B", "B is wrong") do not count.
 
     Args:
-        answer: What the model said.
+        answer: The model's answer.
         options: The options, (A) first.
 
     Returns:
@@ -58,7 +58,7 @@ def read_choice(answer: str, options: Sequence[str]) -> int | None:
     masked = drop_list_of_options(mask_options(text, options))
     for find in (_letters, _numbers, _texts):
         mentions = list(find(masked, options))
-        groups = [group for group in _lists_of(mentions, masked) if not _denied(group, masked)]
+        groups = [group for group in _lists_of(mentions, masked) if not _negated(group, masked)]
         if groups:
             return _decide(groups)
     return _read_part(text, options) if not re.search(patterns.MARKS, masked) else None
@@ -90,7 +90,7 @@ def _letters(masked: str, options: Sequence[str]) -> Iterator[Mention]:
 
 
 def _letter_weight(before: str, letter: str, after: str, options: Sequence[str]) -> int | None:
-    """Return how strongly a letter chooses, None if it is no choice but a word."""
+    """Return how strongly a letter chooses an option, None if it is an ordinary word."""
     bracketed = re.search(r"[(\[{<]\s*$", before) and re.match(r"\s*(?:[)\]}>.,:;]|$)", after)
     named = bool(bracketed or patterns.NAMED_BEFORE.search(before))
     ended = re.match(rf"{patterns.CLOSING}\s*(?:[.,;:!?)\]/\n&+-]|{patterns.MARKS}|$)", after)
@@ -114,7 +114,7 @@ def _letter_weight(before: str, letter: str, after: str, options: Sequence[str])
 
 
 def _is_name(letter: str, option: str) -> bool:
-    """Whether a letter stands in an option as a name, as EgoSchema's camera wearer "C" does, and not as an article."""
+    """Return whether a letter is a name in an option, as EgoSchema's camera wearer "C" does, and not as an article."""
     found = re.search(rf"(?<![\w']){letter}(?!\w)(?:\s+(\w+))?", option) if len(option) > 1 else None
     return found is not None and not (letter in "Aa" and found[1] and not patterns.FOLLOWING.match(found[1]))
 
@@ -126,7 +126,7 @@ def _leads(after: str, letter: str) -> bool:
 
 
 def _begins_option(letter: str, word: str, options: Sequence[str]) -> bool:
-    """Whether an option begins with this letter as a word and the next word, as "A man is walking" does."""
+    """Return whether an option begins with this letter as a word and the next word, as "A man is walking" does."""
     return any(option.lower().startswith(f"{letter.lower()} {word.lower()}") for option in options)
 
 
@@ -138,7 +138,7 @@ def _numbers(masked: str, options: Sequence[str]) -> Iterator[Mention]:
 
 
 def _is_in_options(number: str, options: Sequence[str]) -> bool:
-    """Whether a number is a word of an option, as in "3 times", so that it may mean that option."""
+    """Return whether a number is a word of an option, as in "3 times", so that it may mean that option."""
     return any(normalise_answer(number) in normalise_answer(option).split() for option in options)
 
 
@@ -164,7 +164,7 @@ def _texts(masked: str, options: Sequence[str]) -> Iterator[Mention]:
 
 
 def _lists_of(mentions: Sequence[Mention], masked: str) -> list[list[Mention]]:
-    """Put the mentions of one list, such as "A or B", together."""
+    """Group the mentions that belong to one list, such as "A or B"."""
     groups: list[list[Mention]] = []
     for mention in mentions:
         if groups and patterns.LIST_BETWEEN.fullmatch(masked[groups[-1][-1].end : mention.start]):
@@ -174,7 +174,7 @@ def _lists_of(mentions: Sequence[Mention], masked: str) -> list[list[Mention]]:
     return groups
 
 
-def _denied(group: Sequence[Mention], masked: str) -> bool:
+def _negated(group: Sequence[Mention], masked: str) -> bool:
     before = patterns.NO_NEGATION.sub(" ", masked[max(0, group[0].start - REACH) : group[0].start])
     clause = before[max((match.end() for match in patterns.CLAUSE_END.finditer(before)), default=0) :]
     after = masked[group[-1].end : group[-1].end + REACH]
@@ -182,7 +182,7 @@ def _denied(group: Sequence[Mention], masked: str) -> bool:
 
 
 def _decide(groups: Sequence[Sequence[Mention]]) -> int | None:
-    """Return the option of the strongest mentions; of statements the last, else the only one."""
+    """Return the option of the strongest mentions: that of the last statement, else the only one that they name."""
     weights = [max(mention.weight for mention in group) for group in groups]
     strongest = [group for group, weight in zip(groups, weights, strict=True) if weight == max(weights)]
     counted = strongest[-1:] if max(weights) == STATED else strongest
@@ -191,14 +191,14 @@ def _decide(groups: Sequence[Sequence[Mention]]) -> int | None:
 
 
 def _read_part(text: str, options: Sequence[str]) -> int | None:
-    """Return the only option whose text holds the answer's words in a row; an answer cut off at its end holds too."""
-    said = normalise_answer(patterns.PREAMBLE.sub("", text))
-    if not set(said.split()) - patterns.EMPTY_WORDS:
+    """Return the only option whose text contains the answer's words in a row; the last word may be cut off."""
+    words = normalise_answer(patterns.PREAMBLE.sub("", text))
+    if not set(words.split()) - patterns.EMPTY_WORDS:
         begun = re.compile(rf"{re.escape(bare_text(text))}[,.;:]", re.IGNORECASE)  # "Yes" of "Yes, he does."
         found = [index for index, option in enumerate(options) if begun.match(option)]
         return found[0] if len(found) == 1 else None
     normal = [f" {normalise_answer(option)} " for option in options]
-    found = [index for index, option in enumerate(normal) if f" {said} " in option]
-    if not found and len(said.split()) > 2:
-        found = [index for index, option in enumerate(normal) if option.startswith(f" {said}")]
+    found = [index for index, option in enumerate(normal) if f" {words} " in option]
+    if not found and len(words.split()) > 2:
+        found = [index for index, option in enumerate(normal) if option.startswith(f" {words}")]
     return found[0] if len(found) == 1 else None

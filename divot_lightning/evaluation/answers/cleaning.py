@@ -1,4 +1,4 @@
-"""Take off what models put around an answer: thoughts, tags, markup."""
+"""Remove what models write around an answer: thoughts, tags, markup."""
 
 import re
 import unicodedata
@@ -17,10 +17,10 @@ _SIGNS = {
 
 
 def clean_answer(answer: str) -> str:
-    r"""Return an answer without thoughts in tags, special tokens, markup of Markdown, HTML and LaTeX.
+    r"""Return an answer without thoughts in tags, special tokens, and markup of Markdown, HTML and LaTeX.
 
-    Thoughts are what stands before the last `</think>`, and all behind a `<think>` that is never closed. Of `<answer>`
-    tags the content of the last is kept. `\boxed{B}` becomes "answer: B".
+    Thoughts are the text before the last `</think>`, and the text behind a `<think>` that is never closed. Of several
+    `<answer>` tags the content of the last one is kept. `\boxed{B}` becomes "answer: B".
 
     >>> clean_answer("<think>A or B?</think> **B**")
     'B'
@@ -30,7 +30,7 @@ def clean_answer(answer: str) -> str:
     text = re.split(r"</think(?:ing)?>", text, flags=re.IGNORECASE)[-1]
     text = re.split(r"<think(?:ing)?>", text, flags=re.IGNORECASE)[0]
     answers = re.findall(r"<answer>(.*?)(?:</answer>|$)", text, flags=re.IGNORECASE | re.DOTALL)
-    text = next((said for said in reversed(answers) if said.strip()), text)
+    text = next((content for content in reversed(answers) if content.strip()), text)
     text = re.sub(r"<\|.*?\|>|</?s>", " ", text)
     text = _ENCLOSED.sub(r" \2 ", text)
     while _COMMAND.search(text):

@@ -9,7 +9,7 @@ from divot_lightning.evaluation.answers.text_match import spelt_words
 
 
 def letter_index(letter: str) -> int:
-    """Return the place of a letter in the alphabet, "A" and "a" being 0; outside 0 to 25 for what is no letter."""
+    """Return the index of a letter in the alphabet, 0 for "A" and "a"; outside 0 to 25 for any other character."""
     return ord(letter.upper()) - ord("A")
 
 
@@ -23,13 +23,13 @@ def text_key(text: str) -> str:
 
 
 def mask_options(text: str, options: Sequence[str]) -> str:
-    """Replace the full text of each option by its mark, the longest first.
+    """Replace the full text of each option by its mark, the longest text first.
 
-    A text that several options have gets a mark of its own; an option's text that is the letter of one of the options
-    is left as it is.
+    A text that several options have gets `SHARED_MARK`. An option's text that is also the letter of an option is not
+    replaced.
 
     Args:
-        text: What `clean_answer` returned.
+        text: Result of `clean_answer`.
         options: The options, (A) first; less than 63.
 
     >>> [hex(ord(char)) for char in mask_options("B. A red  car", ["a dog", "a red car"]) if ord(char) > 127]
@@ -60,10 +60,10 @@ def _either_spelling(word: str) -> str:
 
 
 def drop_list_of_options(masked: str) -> str:
-    """Remove an echo of the question, "A. a dog B. a red car", which chooses nothing.
+    """Remove a repetition of the question's list of options, "A. a dog B. a red car", which chooses nothing.
 
     Args:
-        masked: What `mask_options` returned.
+        masked: Result of `mask_options`.
     """
     pair = re.compile(rf"(?<![\w']){patterns.OPENING}([A-Za-z]){patterns.CLOSING}[.):,]*\s*({patterns.MARKS})")
     own = {match[2] for match in pair.finditer(masked) if letter_index(match[1]) == ord(match[2]) - patterns.MARK_BASE}

@@ -1,18 +1,18 @@
-"""The rules by which the evaluation code of VideoLLaMA 2 and lmms-eval reads a choice, their oddities included.
+"""Read a choice as the evaluation code of VideoLLaMA 2 and of lmms-eval does, oddities included.
 
 VideoLLaMA 2 (arXiv:2406.07476, github.com/DAMO-NLP-SG/VideoLLaMA2): "v1.0" is its code of 2024-07-09 to 2024-08-12,
-"v1.5" that since 2024-08-13. lmms-eval: its code of 2026-08. Each has one rule per benchmark.
+"v1.5" the code since 2024-08-13. lmms-eval: its code of 2026-08. Each has one rule per benchmark.
 
-Three things are not in here. VideoLLaMA 2 counts an answer without a choice as its third option: `unparsed_as`, which
-is 2 by default with its rules. lmms-eval draws an option at random for such an answer about EgoSchema; here it is
-wrong, so that theirs is higher by a fifth of the `unparsed` share on average. And it leaves empty answers out of
-MVBench's accuracy; here they are wrong.
+Three things are not in this module. VideoLLaMA 2 counts an answer without a choice as the third option: that is
+`unparsed_as`, which is 2 by default with its rules. lmms-eval chooses a random option for such an answer on EgoSchema;
+here the answer is wrong, so that lmms-eval's accuracy is higher by a fifth of `unparsed` on average. lmms-eval leaves
+empty answers out of MVBench's accuracy; here they are wrong.
 """
 
 import re
 from collections.abc import Callable, Sequence
 
-from divot_lightning.evaluation.settings import ChoiceRule
+from divot_lightning.evaluation.config import ChoiceRule
 
 PeerRule = Callable[[str, Sequence[str]], int | None]
 
@@ -23,67 +23,67 @@ def _letters_of(options: Sequence[str]) -> str:
     return "".join(chr(ord("A") + index) for index in range(len(options)))
 
 
-def _without_answer(said: str) -> str:
+def _without_answer(answer: str) -> str:
     """Remove the word "answer", as v1.5 does, so that the A of "Answer: B" is not read."""
-    return said.replace("answer", "").replace("Answer", "")
+    return answer.replace("answer", "").replace("Answer", "")
 
 
-def _first_match(pattern: str, said: str, letters: str) -> tuple[bool, int | None]:
-    """Return whether a pattern occurs, and the option if its first match is one letter but for spaces and brackets."""
-    found = re.search(pattern, said)
+def _first_match(pattern: str, answer: str, letters: str) -> tuple[bool, int | None]:
+    """Return whether a pattern occurs; and its option, if the first match is one letter besides spaces and brackets."""
+    found = re.search(pattern, answer)
     if found is None:
         return False, None
     letter = found[0].strip().strip("()")
     return True, letters.index(letter) if len(letter) == 1 else None
 
 
-def _mvbench_letter(said: str, options: Sequence[str]) -> tuple[bool, int | None]:
+def _mvbench_letter(answer: str, options: Sequence[str]) -> tuple[bool, int | None]:
     # A comma around the letter is matched but not taken off, so that "B, a red car" is read as no option.
     letters = _letters_of(options)
-    return _first_match(rf"[(, ]*[{letters}][), ]*", said, letters)
+    return _first_match(rf"[(, ]*[{letters}][), ]*", answer, letters)
 
 
-def _videollama2_mvbench_1_0(said: str, options: Sequence[str]) -> int | None:
-    return _mvbench_letter(said, options)[1]
+def _videollama2_mvbench_1_0(answer: str, options: Sequence[str]) -> int | None:
+    return _mvbench_letter(answer, options)[1]
 
 
-def _videollama2_mvbench_1_5(said: str, options: Sequence[str]) -> int | None:
-    said = _without_answer(said)
-    lettered, choice = _mvbench_letter(said, options)
+def _videollama2_mvbench_1_5(answer: str, options: Sequence[str]) -> int | None:
+    answer = _without_answer(answer)
+    lettered, choice = _mvbench_letter(answer, options)
     if lettered:
         return choice
-    return next((index for index, text in enumerate(options) if text.lower() in said.lower()), None)
+    return next((index for index, text in enumerate(options) if text.lower() in answer.lower()), None)
 
 
-def _videollama2_egoschema_1_0(said: str, options: Sequence[str]) -> int | None:
-    return _first_match(r"[( ]*[A-E][) ]*", said, "ABCDE")[1]
+def _videollama2_egoschema_1_0(answer: str, options: Sequence[str]) -> int | None:
+    return _first_match(r"[( ]*[A-E][) ]*", answer, "ABCDE")[1]
 
 
-def _videollama2_egoschema_1_5(said: str, options: Sequence[str]) -> int | None:
-    return _videollama2_egoschema_1_0(_without_answer(said), options)
+def _videollama2_egoschema_1_5(answer: str, options: Sequence[str]) -> int | None:
+    return _videollama2_egoschema_1_0(_without_answer(answer), options)
 
 
-def _videollama2_perception_test_1_0(said: str, options: Sequence[str]) -> int | None:
-    lettered, choice = _first_match(r"\(*[A-C]\)*", said, "ABC")
+def _videollama2_perception_test_1_0(answer: str, options: Sequence[str]) -> int | None:
+    lettered, choice = _first_match(r"\(*[A-C]\)*", answer, "ABC")
     if lettered:
         return choice
-    return next((index for index, text in enumerate(options) if text.lower() == said.lower()), None)
+    return next((index for index, text in enumerate(options) if text.lower() == answer.lower()), None)
 
 
-def _videollama2_perception_test_1_5(said: str, options: Sequence[str]) -> int | None:
-    return _videollama2_perception_test_1_0(_without_answer(said), options)
+def _videollama2_perception_test_1_5(answer: str, options: Sequence[str]) -> int | None:
+    return _videollama2_perception_test_1_0(_without_answer(answer), options)
 
 
-def _lmms_eval_mvbench(said: str, options: Sequence[str]) -> int | None:
+def _lmms_eval_mvbench(answer: str, options: Sequence[str]) -> int | None:
     """Read "B. text", else the first letter A to E that stands alone in any case, the article "a" included."""
-    leading = re.match(r"([A-E])\.\s*.+$", said.strip(), re.IGNORECASE)
-    letter = leading or re.search(r"\b([A-E])\b", _lmms_eval_words(said), re.IGNORECASE)
+    leading = re.match(r"([A-E])\.\s*.+$", answer.strip(), re.IGNORECASE)
+    letter = leading or re.search(r"\b([A-E])\b", _lmms_eval_words(answer), re.IGNORECASE)
     return _index_within(letter[1].upper() if letter else "", options)
 
 
-def _lmms_eval_words(said: str) -> str:
-    """Return an answer without punctuation; what stands beside a space anywhere is removed, the rest made a space."""
-    text = re.sub(r"[\n\t]", " ", said).strip()
+def _lmms_eval_words(answer: str) -> str:
+    """Return an answer without punctuation: a sign that occurs next to a space is removed, any other made a space."""
+    text = re.sub(r"[\n\t]", " ", answer).strip()
     has_thousands = re.search(r"\d,\d", text) is not None
     kept = text
     for sign in ';/[]"{}()=+\\_-><@`,?!':
@@ -92,24 +92,24 @@ def _lmms_eval_words(said: str) -> str:
     return re.sub(r"\.(?!\d)", "", kept, count=32).strip("'\"() ")
 
 
-def _lmms_eval_egoschema(said: str, options: Sequence[str]) -> int | None:
+def _lmms_eval_egoschema(answer: str, options: Sequence[str]) -> int | None:
     """Read letters as "(B)", "B " and "B."; of several, the one whose last occurrence comes first."""
     for sign in ",.!?;:'":
-        said = said.strip(sign)
-    said = f" {said} "
-    forms = [form for ends in ("({})", "{} ", "{}.") for form in map(ends.format, _LMMS_LETTERS) if form in said]
+        answer = answer.strip(sign)
+    answer = f" {answer} "
+    forms = [form for ends in ("({})", "{} ", "{}.") for form in map(ends.format, _LMMS_LETTERS) if form in answer]
     if forms:
-        return _index_within(min(forms, key=said.rfind).strip("(). "), options)
-    if len(said.split()) <= 5:
+        return _index_within(min(forms, key=answer.rfind).strip("(). "), options)
+    if len(answer.split()) <= 5:
         return None
     # In lmms-eval's files an option's text begins with its letter.
     texts = [f"{letter}. {text}".lower() for letter, text in zip(_LMMS_LETTERS, options, strict=False)]
-    found = [index for index, text in enumerate(texts) if text in said.lower()]
-    return min(found, key=lambda index: said.lower().rfind(texts[index])) if found else None
+    found = [index for index, text in enumerate(texts) if text in answer.lower()]
+    return min(found, key=lambda index: answer.lower().rfind(texts[index])) if found else None
 
 
-def _lmms_eval_perception_test(said: str, options: Sequence[str]) -> int | None:
-    found = re.search(r"\b([A-D])\b", said)
+def _lmms_eval_perception_test(answer: str, options: Sequence[str]) -> int | None:
+    found = re.search(r"\b([A-D])\b", answer)
     return _index_within(found[1] if found else "", options)
 
 
@@ -129,4 +129,4 @@ PEER_RULES: dict[ChoiceRule, PeerRule] = {
     "lmms_eval_egoschema": _lmms_eval_egoschema,
     "lmms_eval_perception_test": _lmms_eval_perception_test,
 }
-"""Reads an answer by the name of the rule; None where the peer's code finds no option."""
+"""Rules by name; a rule returns the index of the option, None if the peer's code finds none."""

@@ -36,7 +36,7 @@ def spelt_words(text: str) -> list[str]:
 def normalise_answer(text: str) -> str:
     """Return an answer without case, punctuation, articles and spelt-out numbers up to ten.
 
-    An answer of articles alone keeps them, one of punctuation alone keeps that; so only an empty answer is empty.
+    Only an empty answer becomes empty: articles or punctuation are kept if there is nothing else.
 
     >>> normalise_answer("The  Two dogs!"), normalise_answer("A")
     ('2 dogs', 'a')
@@ -47,7 +47,7 @@ def normalise_answer(text: str) -> str:
 
 
 class ExactMatch(Metric):
-    """Share of texts that equal their target after `normalise_text`, over all and within each group.
+    """Fraction of texts that equal their target after `normalise_text`, over all and within each group.
 
     Args:
         groups: Names of the groups, such as the attributes that questions ask for.
@@ -67,18 +67,18 @@ class ExactMatch(Metric):
 
     def update(self, predicted: Sequence[str], target: Sequence[str], groups: Sequence[str] = ()) -> None:
         """Compare texts pairwise; `groups` names the group of each pair, if there are any."""
-        for at, (text, wanted) in enumerate(zip(predicted, target, strict=True)):
-            places = [0, 1 + self.groups.index(groups[at])] if self.groups else [0]
-            self.right[places] += normalise_text(text) == normalise_text(wanted)
-            self.total[places] += 1
+        for index, (text, correct) in enumerate(zip(predicted, target, strict=True)):
+            counters = [0, 1 + self.groups.index(groups[index])] if self.groups else [0]
+            self.right[counters] += normalise_text(text) == normalise_text(correct)
+            self.total[counters] += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the share for `all` and for each group, NaN where there was no pair."""
-        return {name: self.right[at] / self.total[at] for at, name in enumerate(("all", *self.groups))}
+        """Return the fraction for `all` and for each group, NaN where there was no pair."""
+        return {name: self.right[index] / self.total[index] for index, name in enumerate(("all", *self.groups))}
 
 
 class ToyCaptionAccuracy(Metric):
-    """Share of captions that are `exact`, that name each attribute rightly, and that are `invalid`.
+    """Fraction of captions that are `exact`, that name each attribute correctly, and that are `invalid`.
 
     A caption that does not parse as a caption of the toy world is invalid and wrong in every attribute.
     """
@@ -94,13 +94,13 @@ class ToyCaptionAccuracy(Metric):
 
     def update(self, predicted: Sequence[str], target: Sequence[str]) -> None:
         """Compare captions pairwise."""
-        for text, wanted in zip(predicted, target, strict=True):
-            found, truth = parse_caption(normalise_text(text)), parse_caption(normalise_text(wanted))
+        for text, correct in zip(predicted, target, strict=True):
+            found, truth = parse_caption(normalise_text(text)), parse_caption(normalise_text(correct))
             right = [found is not None and truth is not None and found[name] == truth[name] for name in ATTRIBUTES]
-            exact = normalise_text(text) == normalise_text(wanted)
+            exact = normalise_text(text) == normalise_text(correct)
             self.counts += torch.tensor([*right, exact, found is None, True], device=self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return shares in [0, 1], NaN before the first caption."""
+        """Return fractions in [0, 1], NaN before the first caption."""
         names = (*ATTRIBUTES, "exact", "invalid")
-        return {name: self.counts[at] / self.counts[-1] for at, name in enumerate(names)}
+        return {name: self.counts[index] / self.counts[-1] for index, name in enumerate(names)}

@@ -9,7 +9,7 @@ import numpy as np
 from divot_lightning.evaluation.benchmarks.items import BenchmarkData, BenchmarkFolder, BenchmarkItem, field_of
 
 CAPTION_SEED = 0
-"""Of the one caption per video that clips are generated from; the paper does not state its choice."""
+"""Seed that chooses the one caption per video from which a clip is generated; the paper does not state its choice."""
 
 _FOLDERS = ("TestVideo", "TrainValVideo", "videos/all", "videos", "all", ".")
 
@@ -21,11 +21,11 @@ def read_msrvtt(folder: str | Path, split: str) -> BenchmarkData:
     `MSRVTT_data.json` with all of them: {"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}.
     Videos `<video_id>.mp4` in any of `TestVideo`, `TrainValVideo`, `videos/all`, `videos`, `all`.
 
-    Each item has all captions as references. Its `question` is empty, and `facts["prompt"]` is the one caption, drawn
-    at random with a fixed seed, that a clip is generated from (Divot, arXiv:2412.04432, section 4.1).
+    Each item has all captions as references. Its `question` is empty, and `facts["prompt"]` is the one caption from
+    which a clip is generated, chosen at random with a fixed seed (Divot, arXiv:2412.04432, section 4.1).
 
     Args:
-        folder: Where these are.
+        folder: The folder of these files.
         split: "train", "validate" or "test".
     """
     files = BenchmarkFolder(folder, "msrvtt")

@@ -1,4 +1,4 @@
-"""What every benchmark reader gives, and what it reads its files with."""
+"""The items of a benchmark, and helpers that read a benchmark's files."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,20 +15,20 @@ class BenchmarkItem:
     """One question, or one caption, about one video.
 
     Attributes:
-        id: Names the item, different from all others of the benchmark and the same in every run.
-        media: The video's path or bytes, or the folder of its frames; None where the video is not there.
-        media_name: Where the video lies in the benchmark's folder.
-        question: What is asked; empty where a caption is wanted. What a clip shall show, where one is generated.
+        id: Identifies the item within the benchmark, the same in every run.
+        media: The video's path or bytes, or the folder of its frames; None if the video is missing.
+        media_name: Path of the video within the benchmark's folder.
+        question: The question; empty for captions and generated clips.
         options: The options of a multiple-choice question, (A) first.
-        choice: The place of the right option; None where the benchmark keeps it to itself.
-        answer: The right answer of an open question, None as above.
+        choice: Index of the right option; None if it is not public.
+        answer: The right answer of an open question; None for other items.
         references: Captions by people.
-        group: The part of the benchmark that is scored apart, such as MVBench's task; empty without parts.
+        group: The part of the benchmark that has a score of its own, such as MVBench's task; empty without parts.
         bounds: Seconds of the video's part that is shown; None shows all of it.
         frame_rate: Frames per second of a folder of numbered frames; None for a video.
-        defect: Why the item cannot be asked, empty if it can. Such an item is `unreadable`; its media is the file that
-            it stands in.
-        facts: What else is known about the item.
+        problem: Why the entry in the file is invalid, empty if it is valid. An invalid item counts as `unreadable`; its
+            media is the file with the entry.
+        facts: Further facts, such as the `prompt` for a generated clip.
     """
 
     id: str
@@ -42,13 +42,13 @@ class BenchmarkItem:
     group: str = ""
     bounds: tuple[float, float] | None = None
     frame_rate: float | None = None
-    defect: str = ""
+    problem: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """A benchmark's split as it lies on the disk.
+    """A split of a benchmark.
 
     Attributes:
         items: Its items, in the order of its files.
@@ -60,15 +60,15 @@ class BenchmarkData:
 
     @property
     def missing(self) -> list[str]:
-        """Return of the videos that are not there, each once."""
+        """Names of the missing videos, each once."""
         return list(dict.fromkeys(item.media_name for item in self.items if item.media is None))
 
 
 class BenchmarkFolder:
-    """The folder of a benchmark; remembers which files were read.
+    """The folder of a benchmark; it records which files were read.
 
     Args:
-        folder: As it was unpacked.
+        folder: The unpacked benchmark.
         benchmark: Name for messages.
 
     Raises:
@@ -79,17 +79,17 @@ class BenchmarkFolder:
         self.folder, self.benchmark = Path(folder), benchmark
         self.files: dict[str, Path] = {}
         if not self.folder.is_dir():
-            raise UserError(f"{benchmark}: there is no folder {folder}; give the folder that the benchmark lies in")
+            raise UserError(f"{benchmark}: there is no folder {folder}; give the folder of the benchmark")
 
     def has(self, name: str) -> bool:
-        """Return whether a file is there."""
+        """Return whether a file exists."""
         return (self.folder / name).is_file()
 
     def read_json(self, *names: str) -> Any:
-        """Read the first of the files that is there.
+        """Read the first of the files that exists.
 
         Raises:
-            UserError: None is there, or it is no JSON.
+            UserError: None exists, or it is no JSON.
         """
         name = next((name for name in names if self.has(name)), None)
         if name is None:
@@ -101,17 +101,17 @@ class BenchmarkFolder:
             raise UserError(f"{self.benchmark}: {self.folder / name} is no JSON: {error}") from error
 
     def read_lines(self, name: str) -> list[str]:
-        """Read a text file's lines; none if it is not there."""
+        """Read a text file's lines; return none if there is no such file."""
         if not self.has(name):
             return []
         self.files[name] = self.folder / name
         return (self.folder / name).read_text(encoding="utf-8").splitlines()
 
     def videos(self, *folders: str) -> "MediaFolders":
-        """List the videos of all of the folders that are there, the first ones first.
+        """List the videos of all folders that exist; earlier folders take precedence.
 
         Raises:
-            UserError: None of them is there.
+            UserError: None of them exists.
         """
         there = [name for name in folders if (self.folder / name).is_dir()]
         if not there:
@@ -122,7 +122,7 @@ class BenchmarkFolder:
         """Return the items with the files that were read.
 
         Raises:
-            UserError: There is no item, or two have one id.
+            UserError: There is no item, or two have the same id.
         """
         found = tuple(items)
         if not found:
@@ -130,13 +130,13 @@ class BenchmarkFolder:
         seen: set[str] = set()
         for item in found:
             if item.id in seen:
-                raise UserError(f"{self.benchmark}: the item {item.id!r} stands twice in {', '.join(self.files)}")
+                raise UserError(f"{self.benchmark}: the item {item.id!r} occurs twice in {', '.join(self.files)}")
             seen.add(item.id)
         return BenchmarkData(found, dict(self.files))
 
 
 class MediaFolders:
-    """The videos of some folders, by their names without suffix; what lies in several is taken from the first.
+    """The videos of some folders, by name without suffix; a video in several folders is taken from the first.
 
     Args:
         root: The benchmark's folder.
@@ -152,7 +152,7 @@ class MediaFolders:
                     self.by_stem.setdefault(path.stem, (path, f"{name}/{path.name}"))
 
     def find(self, *stems: str) -> tuple[Path | None, str]:
-        """Return the path of the first of the names that is there, or None, and what it is called in messages."""
+        """Return the path of the first of the names that exists, or None, and its name for messages."""
         for stem in stems:
             if stem in self.by_stem:
                 return self.by_stem[stem]
@@ -165,11 +165,11 @@ def field_of(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -
     Args:
         entry: The object.
         name: Of the field.
-        kind: What it must be.
-        where: File and place, for the message.
+        kind: Its type.
+        where: File and entry, for the message.
 
     Raises:
-        UserError: It is missing or of another kind.
+        UserError: The field is missing or has another type.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     names = " or ".join(each.__name__ for each in kinds)

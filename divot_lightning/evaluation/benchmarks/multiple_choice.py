@@ -13,16 +13,16 @@ TVQA_FRAME_RATE = 3.0
 
 
 def read_egoschema(folder: str | Path, split: str) -> BenchmarkData:
-    """Read EgoSchema (arXiv:2308.09126) as its repository and its videos are unpacked.
+    """Read EgoSchema (arXiv:2308.09126) from its unpacked repository and videos.
 
     `questions.json`: a list of {"q_uid", "question", "option 0" ... "option 4"}. `subset_answers.json`: the 500 public
-    answers, {q_uid: place of the right option}. Videos `<q_uid>.mp4` in `videos`, `videos/videos`, `good_clips_git` or
+    answers, {q_uid: index of the right option}. Videos `<q_uid>.mp4` in `videos`, `videos/videos`, `good_clips_git` or
     beside the files.
 
     Args:
-        folder: Where these are.
-        split: "subset" takes the questions with public answers; "full" takes all, with the public answers if they are
-            there; the accuracy over all only the benchmark's server tells.
+        folder: The folder of these files.
+        split: "subset" takes the questions with public answers; "full" takes all, with the public answers if the
+            file exists. Only the benchmark's server computes the accuracy over all.
     """
     files = BenchmarkFolder(folder, "egoschema")
     questions = files.read_json("questions.json")
@@ -51,9 +51,9 @@ class MVBenchTask(NamedTuple):
     Attributes:
         file: In `json`.
         media: Folder in `video`.
-        bounded: Whether a part of each video is meant.
+        bounded: Whether questions are about a part of each video.
         frames: Whether videos are folders of frames.
-        cut: Folder of the hub's branch `video`, whose files are single videos and show only the part that is meant.
+        cut: Folder of the hub's branch `video`, whose videos show only the part that a question is about.
     """
 
     file: str
@@ -64,12 +64,12 @@ class MVBenchTask(NamedTuple):
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Where videos may lie within the benchmark's folder; `data0613` is a later archive of some of them."""
+        """Possible folders of the videos within the benchmark's folder; `data0613` is a later archive of some."""
         roots = ("video/", "video/data0613/", "", "data0613/")
         return tuple(f"{root}{name}" for name in (self.media, self.cut) if name for root in roots)
 
     def is_cut(self, media_name: str) -> bool:
-        """Whether a file is of the branch `video` and shows only the part that is meant."""
+        """Return whether a file is of the branch `video`, and so shows only the part that a question is about."""
         return bool(self.cut) and f"{self.cut}/" in media_name
 
 
@@ -108,16 +108,16 @@ MVBENCH_TASKS = {
 def read_mvbench(folder: str | Path, split: str) -> BenchmarkData:
     """Read MVBench as it is published on the Hugging Face hub, its video archives unpacked.
 
-    `json/<task>.json`: lists of {"video", "question", "candidates", "answer"}, where a part of the video is meant also
-    "start" and "end" in seconds. Videos in `video/<folder of MVBENCH_TASKS>/<video>` or `video/data0613/...`; those of
-    Episodic Reasoning are folders of frames `00001.jpg` ... at three per second. The branch `video` of the hub, whose
-    videos are cut already, is read as well.
+    `json/<task>.json`: lists of {"video", "question", "candidates", "answer"}; also "start" and "end" in seconds where
+    a question is about a part of the video. Videos in `video/<folder of MVBENCH_TASKS>/<video>` or
+    `video/data0613/...`; those of Episodic Reasoning are folders of frames `00001.jpg` ... at three per second. The
+    branch `video` of the hub, whose videos are cut already, is read as well.
 
-    An entry that cannot be asked is an item with a `defect`: entries of older downloads have an empty part. A file
-    without any good entry is refused.
+    An invalid entry becomes an item with a `problem`: some entries of older downloads have an empty part. A file
+    without any valid entry is refused.
 
     Args:
-        folder: Where these are.
+        folder: The folder of these files.
         split: "test" takes all tasks; the name of a task takes only that.
     """
     files = BenchmarkFolder(folder, "mvbench")
@@ -126,17 +126,17 @@ def read_mvbench(folder: str | Path, split: str) -> BenchmarkData:
 
 
 def _mvbench_items(files: BenchmarkFolder, name: str, task: MVBenchTask) -> list[BenchmarkItem]:
-    file, items, defects = f"json/{task.file}", [], []
+    file, items, problems = f"json/{task.file}", [], []
     for number, entry in enumerate(files.read_json(file)):
         try:
             items.append(_mvbench_item(files.folder, name, number, entry))
         except UserError as error:
-            defects.append(str(error))
-            # The file stands for the video, which may be unknown; the name keeps the item apart from all others.
-            bad = BenchmarkItem(f"{name}/{number}", files.folder / file, f"{file}/{number}", choice=-1, group=name)
-            items.append(replace(bad, defect=str(error)))
-    if defects and len(defects) == len(items):
-        raise UserError(f"{defects[0]}\nNone of its {len(items)} entries can be asked.")
+            problems.append(str(error))
+            # The video may be unknown, so the file takes its place, under a name that no other item has.
+            invalid = BenchmarkItem(f"{name}/{number}", files.folder / file, f"{file}/{number}", choice=-1, group=name)
+            items.append(replace(invalid, problem=str(error)))
+    if problems and len(problems) == len(items):
+        raise UserError(f"{problems[0]}\nNone of its {len(items)} entries is valid.")
     return items
 
 
@@ -180,10 +180,10 @@ def _bounds(entry: Any, where: str) -> tuple[float, float]:
 
 
 def check_choice(choice: int | None, options: tuple[str, ...], where: str) -> None:
-    """Refuse a right option that is not there.
+    """Check that the right option exists.
 
     Raises:
-        UserError: Names the place.
+        UserError: It does not; the message names the entry.
     """
     if choice is not None and not 0 <= choice < len(options):
         raise UserError(f"{where} names option {choice} of {len(options)}, counted from 0")

@@ -33,11 +33,11 @@ def read_msvd_qa(folder: str | Path, split: str) -> BenchmarkData:
     """Read MSVD-QA (Xu et al. 2017) in either of its published forms.
 
     `<split>_qa.json`: a list of {"id", "video_id", "question", "answer"}, with `youtube_mapping.txt` (lines `<name>
-    vid<video_id>`) that says which video is meant; or the pair of files of `read_activitynet_qa`. Videos by name or
+    vid<video_id>`) that names the videos; or the pair of files of `read_activitynet_qa`. Videos by name or
     as `vid<video_id>` in `videos`, `YouTubeClips` or `video`.
 
     Args:
-        folder: Where these are.
+        folder: The folder of these files.
         split: "train", "val" or "test".
     """
     files = BenchmarkFolder(folder, "msvd_qa")
@@ -62,31 +62,31 @@ def read_activitynet_qa(folder: str | Path, split: str) -> BenchmarkData:
     """Read ActivityNet-QA (arXiv:1906.02467).
 
     `<split>_q.json`: a list of {"question_id", "video_name", "question"}; `<split>_a.json`: a list of {"question_id",
-    "answer", "type"}, the type being a place in `ANSWER_TYPES`, by which scores are reported apart. Videos
+    "answer", "type"}, the type being an index into `ANSWER_TYPES`; each type has a score of its own. Videos
     `v_<video_name>` or `<video_name>` in `videos` or `all_test`.
 
     Args:
-        folder: Where these are.
+        folder: The folder of these files.
         split: "train", "val" or "test".
     """
     return _read_pair(BenchmarkFolder(folder, "activitynet_qa"), split)
 
 
 def _read_pair(files: BenchmarkFolder, split: str) -> BenchmarkData:
-    asked, answered = files.read_json(f"{split}_q.json"), files.read_json(f"{split}_a.json")
-    answers = _answers(answered, f"{files.benchmark}: an entry of {split}_a.json")
-    return files.data(_pair_items(asked, answers, files.videos(*_FOLDERS), f"{files.benchmark}: {split}_q.json"))
+    questions, answer_entries = files.read_json(f"{split}_q.json"), files.read_json(f"{split}_a.json")
+    answers = _answers(answer_entries, f"{files.benchmark}: an entry of {split}_a.json")
+    return files.data(_pair_items(questions, answers, files.videos(*_FOLDERS), f"{files.benchmark}: {split}_q.json"))
 
 
 def _pair_items(
-    asked: list[object], answers: dict[str, tuple[str, str]], videos: MediaFolders, where: str
+    questions: list[object], answers: dict[str, tuple[str, str]], videos: MediaFolders, where: str
 ) -> Iterator[BenchmarkItem]:
-    for number, entry in enumerate(asked):
-        place = f"{where}, entry {number}"
-        identity = str(field_of(entry, "question_id", (str, int), place))
-        video, question = (field_of(entry, name, str, place) for name in ("video_name", "question"))
+    for number, entry in enumerate(questions):
+        entry_name = f"{where}, entry {number}"
+        identity = str(field_of(entry, "question_id", (str, int), entry_name))
+        video, question = (field_of(entry, name, str, entry_name) for name in ("video_name", "question"))
         if identity not in answers:
-            raise UserError(f"{place}: the question {identity!r} has no answer in the file of answers")
+            raise UserError(f"{entry_name}: the question {identity!r} has no answer in the file of answers")
         media, media_name = videos.find(f"v_{video}", video)
         answer, kind = answers[identity]
         yield BenchmarkItem(identity, media, media_name, question, answer=answer, group=kind)

@@ -1,4 +1,4 @@
-"""Reader of the Perception Test, whose videos are cut where their end would give the answer away."""
+"""Reader of the Perception Test, whose videos are cut where their end would reveal the answer."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,10 +9,10 @@ from divot_lightning.evaluation.benchmarks.items import BenchmarkData, Benchmark
 from divot_lightning.evaluation.benchmarks.multiple_choice import check_choice
 
 CUT_SPLITS = ("valid", "train")
-"""Splits whose videos are published whole, with the frames where they are to be cut; test videos are cut already."""
+"""Splits whose videos are published uncut, with the frames at which to cut them; test videos are cut already."""
 
 UNCUT = "_uncut"
-"""Ends the name of a split that shows whole videos in spite of that."""
+"""Ending of the name of a split that shows whole videos nevertheless."""
 
 NOT_CUT = -1
 
@@ -24,11 +24,11 @@ def read_perception_test(folder: str | Path, split: str) -> BenchmarkData:
     "options", "answer_id", "area"}], "metadata": {"frame_rate"}, ...}}; the test split has no "answer_id". Videos
     `<video>.mp4` in `videos`, `<split>/videos` or `<split>`.
 
-    Where the end of a video gives the answer away, `cut_frame_mapping_<split>.json`, {video: frame}, names the first
-    frame that is not shown, -1 for none.
+    If the end of a video reveals the answer, `cut_frame_mapping_<split>.json`, {video: frame}, names the first frame
+    that is not shown, -1 for none.
 
     Args:
-        folder: Where these are.
+        folder: The folder of these files.
         split: "train", "valid", "test" or "sample"; "valid_uncut" and "train_uncut" show whole videos, which makes the
             questions easier.
 
@@ -68,9 +68,9 @@ def _read_cuts(files: BenchmarkFolder, split: str) -> Mapping[str, Any]:
     name = f"cut_frame_mapping_{split}.json"
     if not files.has(name):
         raise UserError(
-            f"perception_test: {files.folder} has no {name}, which says where videos give the answer away\n"
+            f"perception_test: {files.folder} has no {name}, which says where to cut the videos\n"
             "It is on the benchmark's page, beside the questions.\n"
-            f"To show whole videos, which is easier and stands in the protocol: --split {split}{UNCUT}"
+            f"To show whole videos, which is easier and is noted in the protocol: --split {split}{UNCUT}"
         )
     cuts: Mapping[str, Any] = files.read_json(name)
     return cuts

@@ -22,12 +22,12 @@ Task = Literal["choice", "open", "caption", "generation"]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark is read and what is asked.
+    """How a benchmark is read, and its task.
 
     Attributes:
         read: Folder and split in, items out.
         task: "choice" among options, "open" answers, a "caption", or "generation" of a clip.
-        splits: Its splits, the one that is taken by default first.
+        splits: Its splits, the default one first.
         toy: Whether its clips are those of the toy world, which an exact oracle reads.
     """
 
@@ -57,10 +57,10 @@ BENCHMARKS = {
 
 
 def find_benchmark(name: str, split: str | None = None) -> tuple[Benchmark, str]:
-    """Return a benchmark and the split that is meant, its first by default.
+    """Return a benchmark and its split, by default the first one.
 
     Raises:
-        UserError: There is none of that name, or it has no such split.
+        UserError: There is no benchmark of that name, or it has no such split.
     """
     if name not in BENCHMARKS:
         raise UserError(f"there is no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")

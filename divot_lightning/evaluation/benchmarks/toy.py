@@ -1,4 +1,4 @@
-"""Reader of toy shards as a benchmark: the questions of each clip, and the clips that its captions ask for."""
+"""Reader of toy shards as a benchmark: each clip with its questions, or with its caption."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,5 +58,5 @@ def _clip_item(raw: RawSample) -> BenchmarkItem:
 def _data(shards: list[str], items: Iterator[BenchmarkItem]) -> BenchmarkData:
     found = tuple(items)
     if not found:
-        raise UserError(f"there is nothing to ask in {shards[0]} and the {len(shards) - 1} other shards")
+        raise UserError(f"there is no item in {shards[0]} and the {len(shards) - 1} other shards")
     return BenchmarkData(found, {Path(shard).name: Path(shard) for shard in shards})

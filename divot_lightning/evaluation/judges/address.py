@@ -1,4 +1,4 @@
-"""Where a judge's endpoint is, and what of it may be shown. No torch in here."""
+"""The address of a judge's endpoint, without secrets where it is shown. No torch in here."""
 
 import base64
 import re
@@ -8,32 +8,32 @@ from divot_lightning.errors import UserError
 
 HIDDEN = "***"
 MIN_SECRET = 4
-"""Shorter secrets are not looked for in texts: they would blot out ordinary words."""
+"""Shorter secrets are not removed from texts, since that would remove ordinary words too."""
 
 
 class JudgeAddress:
-    """A URL and a key; as text, the URL without what is secret in it.
+    """A URL and a key; `str` returns the URL without secrets.
 
     Args:
         url: Base of the endpoint; may hold a user and a password, and a query that every request gets.
         key: Sent as a bearer token; None or empty for none.
 
     Raises:
-        UserError: The URL is not one of HTTP.
+        UserError: The URL is not an HTTP URL.
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
         try:
             parts = urlsplit(url)
-            place = _without_user(parts)
+            host = _without_user(parts)
         except ValueError as error:
             raise UserError("the judge's URL cannot be read; it must be such as http://HOST:PORT/v1") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            shown = urlunsplit((parts.scheme, place, parts.path, "", ""))
+            shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
             raise UserError(f"the judge's URL is {shown!r}; it must begin with http:// or https://")
         self.host, path = parts.hostname, parts.path.rstrip("/")
-        self._shown = urlunsplit((parts.scheme, place, path, "", ""))
-        self.url = urlunsplit((parts.scheme, place, f"{path}/chat/completions", parts.query, ""))
+        self._shown = urlunsplit((parts.scheme, host, path, "", ""))
+        self.url = urlunsplit((parts.scheme, host, f"{path}/chat/completions", parts.query, ""))
         self.headers = {"Accept-Encoding": "identity"}
         user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
         basic = base64.b64encode(user.encode()).decode()
@@ -50,7 +50,7 @@ class JudgeAddress:
         return self._shown
 
     def cleaned(self, text: str, *, single_line: bool = True) -> str:
-        """Return a text that came from outside without secrets and, as one line, without control characters."""
+        """Return a text of the server without secrets; if `single_line`, also without control characters."""
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
         text = re.sub(r"(?i)\b(bearer|basic)\s+[^\s\"',}]+", rf"\1 {HIDDEN}", text) if single_line else text

@@ -1,6 +1,6 @@
 """A judge behind an HTTP endpoint that speaks the OpenAI chat protocol: bounded in number, time and size.
 
-No torch in here; `httpx2` is imported when an endpoint is asked for.
+No torch in here; `httpx2` is imported when an endpoint is used.
 """
 
 import asyncio
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     import httpx2
 
 KEY_VARIABLE = "DIVOT_JUDGE_API_KEY"
-"""Environment variable with the endpoint's key; there is no other way to give one, so that no file can hold it."""
+"""Environment variable with the endpoint's key; there is no other way to give it, so that no file holds it."""
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
-"""HTTP answers after which the same request is sent again."""
+"""HTTP statuses after which the same request is sent again."""
 ITEM_REFUSED = (400, 413, 422)
-"""HTTP answers that mean this one request, such as a content filter's; others mean the endpoint or the key."""
+"""HTTP statuses that concern one request, such as a content filter's; others concern the endpoint or the key."""
 MAX_BODY = 1 << 20
-"""Bytes of a reply; a chat completion of some hundred tokens has a few thousand."""
+"""Most bytes of a reply; a chat completion of some hundred tokens has a few thousand."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds on what is sent and waited for.
+    """Bounds on requests and their time.
 
     Attributes:
-        concurrency: Requests at a time.
-        max_requests: Requests in all, failed ones included; a bound on what a mistake can cost.
-        tries: Times that a request is sent before it is given up.
+        concurrency: Most requests at a time.
+        max_requests: Most requests in all, failed ones included; bounds the cost of a mistake.
+        tries: Most times that a request is sent.
         timeout: Seconds for one request, from connecting to the last byte.
         pause: Seconds before the second try; doubled for each further one, unless the endpoint names a time.
     """
@@ -55,7 +55,7 @@ class Limits:
 
 
 class _Refused(Exception):
-    """The endpoint will not answer this request."""
+    """The endpoint refuses this request."""
 
 
 class _Failed(Exception):
@@ -67,16 +67,16 @@ class _Failed(Exception):
 
 
 class EndpointReplier:
-    """Asks `<url>/chat/completions`.
+    """Sends chats to `<url>/chat/completions`.
 
     Args:
         url: Base of the endpoint, such as `https://api.openai.com/v1` or `http://127.0.0.1:8000/v1`.
         model: Name of the model there.
-        decoding: `temperature`, `top_p` and `max_tokens`; what is None is not sent, so that the endpoint's own counts.
-        limits: Bounds on what is sent.
+        decoding: `temperature`, `top_p` and `max_tokens`; None is not sent, so that the endpoint's default holds.
+        limits: Bounds on requests.
 
     Raises:
-        UserError: The URL is not one of HTTP, or the client library is not installed.
+        UserError: The URL is not an HTTP URL, or the client library is not installed.
     """
 
     repeatable = False
@@ -148,19 +148,19 @@ class EndpointReplier:
                 await asyncio.sleep(min(pause, self.limits.timeout))
         raise UserError(
             f"the judge at {self.address} gave no answer in {self.limits.tries} tries ({problem[:200]})\n"
-            "What it said so far is kept: run the same command again to continue."
+            "Its replies so far are stored: run the same command again to resume."
         )
 
     def _count(self) -> None:
         if self.requests >= self.limits.max_requests:
             raise UserError(
                 f"the judge has been sent {self.requests} requests, as many as max_requests allows\n"
-                "What it said is kept: run again with a higher limit to continue."
+                "Its replies so far are stored: run again with a higher limit to resume."
             )
         self.requests += 1
 
     async def _send(self, client: "httpx2.AsyncClient", chat: Chat) -> str | None:
-        """Send one request; whatever drips, never ends or breaks off ends at the timeout or at `MAX_BODY`."""
+        """Send one request; a reply that is too slow or too long ends at the timeout or at `MAX_BODY`."""
         messages = [{"role": role, "content": text} for role, text in chat]
         body = {"model": self.model, "messages": messages, **self.decoding}
         library = client_library()
@@ -168,7 +168,7 @@ class EndpointReplier:
             async with asyncio.timeout(self.limits.timeout):
                 request = client.stream("POST", self.address.url, json=body, headers=self.address.headers)
                 async with request as response:
-                    content = await _bounded(response)
+                    content = await _read_bounded(response)
         except TimeoutError as error:
             raise _Failed(f"no whole reply within {self.limits.timeout:g} s") from error
         except (library.HTTPError, library.InvalidURL) as error:
@@ -182,19 +182,19 @@ class EndpointReplier:
         stated = response.headers.get("Retry-After", "")
         if status in RETRIED:
             raise _Failed(f"HTTP {status}", float(stated) if stated.isdecimal() else None)
-        # A refusal of the key may repeat the key, in whatever form: what it says is not shown.
-        said = "" if status in (401, 403) else self.address.cleaned(content[:300].decode("utf-8", "replace"))
+        # A refusal of the key may repeat the key in any form, so its text is not shown.
+        reason = "" if status in (401, 403) else self.address.cleaned(content[:300].decode("utf-8", "replace"))
         if status in ITEM_REFUSED:
-            raise _Refused(f"HTTP {status} {said}")
+            raise _Refused(f"HTTP {status} {reason}")
         hint = f"\nThe key is read from the environment variable {KEY_VARIABLE}." if status in (401, 403) else ""
-        raise UserError(f"the judge at {self.address} refuses the request: HTTP {status} {said}".rstrip() + hint)
+        raise UserError(f"the judge at {self.address} refuses the request: HTTP {status} {reason}".rstrip() + hint)
 
     def _content(self, content: bytes) -> str | None:
         try:
             text = json.loads(content)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             raise _Failed(f"the reply is no chat completion ({type(error).__name__})") from error
-        # Models that think have null where their thoughts used up the tokens: no reply.
+        # The content is null if a reasoning model used up its tokens on thoughts: that is no reply.
         return self.address.cleaned(text, single_line=False) if isinstance(text, str) else None
 
 
@@ -205,7 +205,7 @@ def _key() -> str:
     return key
 
 
-async def _bounded(response: "httpx2.Response") -> bytes:
+async def _read_bounded(response: "httpx2.Response") -> bytes:
     content = b""
     async for chunk in response.aiter_raw():
         content += chunk

@@ -1,7 +1,7 @@
-"""Judges of open-ended answers: a language model says whether an answer means the same as the right one.
+"""Judge open-ended answers: a language model decides whether an answer means the same as the right one.
 
-A `Judge` asks a `Replier` - a local model or an endpoint - what its prompt says, keeps every reply in a folder of its
-own, and asks again where a reply cannot be read. No torch in here.
+A `Judge` sends its prompt to a `Replier`, a local model or an endpoint. It stores every reply in a folder of its own
+and asks again if a reply cannot be read. No torch in here.
 """
 
 import hashlib
@@ -12,32 +12,33 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.jsonl import LineFile, read_rows, write_text
+from divot_lightning.evaluation.jsonl import LineFile, read_rows
 from divot_lightning.evaluation.judges.prompts import Chat, JudgePrompt, OpenAnswer
 from divot_lightning.evaluation.judges.replies import Verdict, read_verdict
+from divot_lightning.io.files import write_atomically
 
 JUDGES = "judges"
-"""Folder of an evaluation: one folder per judge that was asked, with `judge.json` and `replies.jsonl`."""
+"""Folder of an evaluation: one folder per judge, with `judge.json` and `replies.jsonl`."""
 
 Keep = Callable[[Chat, str | None], None]
-"""Takes the reply to a chat as it comes; None where there is none, such as a request that a filter refuses."""
+"""Called with each chat and its reply; the reply is None if there is none, such as after a refused request."""
 
 
 class Replier(Protocol):
-    """A language model that takes part as a judge.
+    """A language model that replies to a judge's prompts.
 
     Attributes:
-        repeatable: Whether it always replies the same, so that asking again is of no use.
+        repeatable: Whether it always gives the same reply, so that asking again is useless.
     """
 
     repeatable: bool
 
     def check(self, chat: Chat) -> None:
-        """Raise a `UserError` if the model cannot be asked; `chat` is an example of what it would be."""
+        """Raise a `UserError` if the model cannot reply; `chat` is an example of a prompt."""
         ...
 
     def ask(self, chats: Sequence[Chat], keep: Keep) -> None:
-        """Ask all chats and hands each reply over as soon as it is there."""
+        """Send all chats and pass each reply to `keep` as soon as it arrives."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -46,12 +47,12 @@ class Replier(Protocol):
 
 
 class Judge:
-    """Judges answers with a language model and never asks twice what was replied to readably.
+    """Judge answers with a language model; an answer whose reply could be read is never judged twice.
 
     Args:
-        prompt: What is asked.
-        replier: Who is asked.
-        folder: Of the evaluation; replies are kept in a folder of this judge there.
+        prompt: The messages.
+        replier: The language model.
+        folder: Of the evaluation; replies are stored in a folder of this judge there.
         attempts: Times that an answer is judged until the reply can be read.
     """
 
@@ -63,7 +64,7 @@ class Judge:
         self.evaluation = folder
 
     def check(self) -> None:
-        """Raise a `UserError` if the judge cannot be asked."""
+        """Raise a `UserError` if the judge cannot reply."""
         self.replier.check(self.prompt.fill(OpenAnswer("what is in the video?", "a dog", "a dog")))
 
     def describe(self) -> dict[str, Any]:
@@ -74,13 +75,13 @@ class Judge:
         """Judge answers.
 
         Args:
-            answers: The answers; equal ones are asked once.
+            answers: The answers; equal ones are judged once.
 
         Returns:
-            Of each, the verdict and the reply that it was read from; no verdict where none could be read.
+            For each answer the verdict and the reply that it was read from; no verdict if the reply cannot be read.
 
         Raises:
-            UserError: The model cannot be asked any more; what it replied so far is kept.
+            UserError: The model does not reply any more; the replies so far are stored.
         """
         chats = [self.prompt.fill(answer) for answer in answers]
         with Replies(self.evaluation / JUDGES, self.describe()) as replies:
@@ -94,12 +95,12 @@ class Judge:
 
     def _read(self, reply: str | None) -> Verdict | None:
         verdict = None if reply is None else read_verdict(reply)
-        # Where a score is asked for, a reply without one is asked for again.
+        # Where the prompt asks for a score, a reply without one counts as unreadable.
         return None if verdict is None or (self.prompt.scored and verdict.score is None) else verdict
 
 
 class Replies:
-    """What one judge has replied, on the disk.
+    """The stored replies of one judge.
 
     Args:
         folder: Of all judges of the evaluation.
@@ -110,7 +111,7 @@ class Replies:
         text = json.dumps(description, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "judge.json", text)
+        write_atomically(self.folder / "judge.json", text)
         self._file = LineFile(self.folder / "replies.jsonl")
         path = self.folder / "replies.jsonl"
         self._found = {row["chat"]: row["reply"] for row in read_rows(path)} if path.is_file() else {}
@@ -120,7 +121,7 @@ class Replies:
         return self._found.get(_digest(chat))
 
     def keep(self, chat: Chat, reply: str | None) -> None:
-        """Add a reply; it is on the disk when this returns. None is no reply and leaves what is there."""
+        """Store a reply; it is in the file when this returns. None is no reply and changes nothing."""
         if reply is not None:
             self._found[_digest(chat)] = reply
             self._file.append([{"chat": _digest(chat), "reply": reply}])

@@ -10,17 +10,17 @@ from divot_lightning.evaluation.judges.prompts import Chat
 from divot_lightning.evaluation.protocol import folder_sha256
 
 SEED = 0
-"""Of the draws of a judge whose temperature is not 0; each batch adds one."""
+"""Seed of the sampling if the temperature is not 0; each batch adds one."""
 
 
 class LocalReplier:
-    """A causal language model; loaded when it is first asked, so that it does not lie beside the measured model.
+    """A causal language model as a judge. It is loaded for the first prompt, after the measured model has finished.
 
     Args:
         folder: A transformers model folder with its tokenizer; its chat template is used if it has one.
         temperature: 0 or None is greedy.
-        top_p: Probability mass of the words that are drawn from; None for all.
-        max_tokens: Longest reply.
+        top_p: Tokens are sampled from the most likely ones that together have this probability; None for all.
+        max_tokens: Most tokens of a reply.
         device: Where it runs.
         batch_size: Answers at a time.
     """
@@ -107,7 +107,7 @@ class LocalReplier:
 
         try:
             return self._templated(chat)
-        except TemplateError:  # Gemma and others know no system message: it goes before the user's
+        except TemplateError:  # Gemma and others have no system message: it goes before the user's
             return self._templated((("user", "\n\n".join(text for _, text in chat)),))
 
     def _templated(self, chat: Chat) -> str:
@@ -121,12 +121,12 @@ class LocalReplier:
         special = not self._tokenizer.chat_template
         words = self._tokenizer(prompts, padding=True, add_special_tokens=special, return_tensors="pt")
         words = {name: words[name].to(self._model.device) for name in ("input_ids", "attention_mask")}
-        drawn: dict[str, Any] = {"do_sample": False}
+        sampling: dict[str, Any] = {"do_sample": False}
         if self.temperature:
-            drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p or 1.0, "top_k": 0}
+            sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p or 1.0, "top_k": 0}
         self._batches += 1
         with torch.random.fork_rng():
-            torch.manual_seed(SEED + self._batches)  # so that asking again draws anew
+            torch.manual_seed(SEED + self._batches)  # so that another attempt samples another reply
             pad = self._tokenizer.pad_token_id
-            ids = self._model.generate(**words, max_new_tokens=self.max_tokens, pad_token_id=pad, **drawn)
+            ids = self._model.generate(**words, max_new_tokens=self.max_tokens, pad_token_id=pad, **sampling)
         return self._tokenizer.batch_decode(ids[:, words["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""What a judge of open answers is asked: built-in prompts, prompts from a file, and one prompt filled for one answer.
+"""Prompts for judges of open answers: built in or from a file, filled with a question and its answers.
 
 No torch in here.
 """
@@ -18,12 +18,12 @@ Chat = tuple[tuple[str, str], ...]
 
 PROMPT_FIELDS = ("question", "correct", "answer")
 MAX_ANSWER_CHARACTERS = 2000
-"""An answer that runs on is cut here before it is shown to a judge."""
+"""A longer answer is cut to so many characters before a judge sees it."""
 
 
 @dataclass(frozen=True)
 class OpenAnswer:
-    """What a judge sees.
+    """A question with the right answer and the model's.
 
     Attributes:
         question: The question.
@@ -38,13 +38,13 @@ class OpenAnswer:
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """The messages for a judge, with {question}, {correct} and {answer} where these go.
+    """The messages for a judge, with the fields {question}, {correct} and {answer}.
 
     Attributes:
         user: The message of the user.
         system: The system message; empty for none.
-        scored: Whether a score from 0 to 5 is asked for besides yes or no.
-        whole_scores: Whether scores lose their fraction before they are averaged, as Video-ChatGPT's script does it.
+        scored: Whether the reply must have a score from 0 to 5 besides yes or no.
+        whole_scores: Whether scores are cut to integers before they are averaged, as in Video-ChatGPT's script.
     """
 
     user: str
@@ -111,7 +111,7 @@ def load_prompt(name: PromptName, file: str | None) -> JudgePrompt:
         file: JSON or YAML with `user` and perhaps `system`, by its suffix; any other file is the user's message.
 
     Raises:
-        UserError: There is no such file, it holds something else, or a field is missing.
+        UserError: There is no such file, it holds no prompt, or a field is missing.
     """
     if file is None:
         return PROMPTS[name]
@@ -152,10 +152,10 @@ def check_prompt(prompt: JudgePrompt) -> JudgePrompt:
 
 
 def unescape(text: str) -> str:
-    """Return a text with doubled braces made single, if they were all doubled as Python's format wants them.
+    """Return a text with doubled braces made single, if all of them are doubled as `str.format` requires.
 
-    Braces that belong to no field stand for themselves, so published prompts can be given as they are. A file that was
-    written for format means the same as before.
+    Braces that belong to no field are ordinary text, so published prompts can be given as they are. A file that was
+    written for `str.format` keeps its meaning.
 
     >>> unescape("{answer} {{'pred': 'yes'}}"), unescape("{answer} {'pred': {'a': {}}}")
     ("{answer} {'pred': 'yes'}", "{answer} {'pred': {'a': {}}}")
@@ -167,5 +167,5 @@ def unescape(text: str) -> str:
 
 
 def _fill(text: str, values: dict[str, str]) -> str:
-    # In one pass, so that an answer that holds "{correct}" does not fetch the right answer.
+    # In one pass, so that "{correct}" within an answer is not replaced by the right answer.
     return re.sub("{(" + "|".join(PROMPT_FIELDS) + ")}", lambda field: values[field[1]], text)

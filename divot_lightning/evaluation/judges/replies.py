@@ -1,4 +1,4 @@
-"""What a judge's reply says: yes or no, and a score. No torch in here."""
+"""Read a judge's reply: yes or no, and a score. No torch in here."""
 
 import re
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ MAX_SCORE = 5.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge says about an answer.
+    """A judge's verdict about an answer.
 
     Attributes:
-        right: Whether it is right.
-        score: How well it agrees, from 0 to 5; None where the reply holds none.
+        right: Whether the answer is right.
+        score: How well the answer agrees with the right one, from 0 to 5; None if the reply has no score.
     """
 
     right: bool
@@ -28,33 +28,33 @@ _STATED = re.compile(r"""\b(?:answer|verdict|judgment|judgement|reply)\b\W*(?:is
 
 
 def read_verdict(reply: str) -> Verdict | None:
-    """Read a judge's reply; None where it says neither yes nor no.
+    """Read a judge's reply; return None if it has no verdict.
 
-    What a model thinks between `<think>` tags does not count. Of the rest, the last `pred` of a dictionary counts;
-    without one the last word, if it is yes or no; then the first word, if a mark or nothing follows it; then what is
-    called the answer. "no" anywhere else is mostly no verdict ("there is no way to tell").
+    Text between `<think>` tags does not count. In the rest, the first of these is the verdict: the last `pred` of a
+    dictionary; the last word, if it is yes or no; the first word, if punctuation or nothing follows it; the word after
+    "answer is" and the like. "no" anywhere else is mostly no verdict ("there is no way to tell").
 
     >>> read_verdict("I have no video, but: {'pred': 'yes', 'score': 4}")
     Verdict(right=True, score=4.0)
     >>> read_verdict("No doubt: yes"), read_verdict("there is no way to tell")
     (Verdict(right=True, score=None), None)
     """
-    said = _THOUGHT.sub(" ", reply).strip()
-    if "</think>" in said:  # some servers leave out the opening tag
-        said = said.rpartition("</think>")[2].strip()
-    word = _verdict_word(said)
-    return None if word is None else Verdict(word.lower() == "yes", _read_score(said))
+    text = _THOUGHT.sub(" ", reply).strip()
+    if "</think>" in text:  # some servers leave out the opening tag
+        text = text.rpartition("</think>")[2].strip()
+    word = _verdict_word(text)
+    return None if word is None else Verdict(word.lower() == "yes", _read_score(text))
 
 
-def _verdict_word(said: str) -> str | None:
-    if found := _PRED.findall(said):
+def _verdict_word(text: str) -> str | None:
+    if found := _PRED.findall(text):
         return str(found[-1])
     for pattern in (_LAST_WORD, _FIRST_WORD, _STATED):
-        if match := pattern.search(said):
+        if match := pattern.search(text):
             return match[1]
     return None
 
 
-def _read_score(said: str) -> float | None:
-    found = [float(score) for score in _SCORE.findall(said)]
+def _read_score(text: str) -> float | None:
+    found = [float(score) for score in _SCORE.findall(text)]
     return found[-1] if found and found[-1] <= MAX_SCORE else None

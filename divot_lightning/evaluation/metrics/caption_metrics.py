@@ -1,8 +1,8 @@
-"""How close generated captions are to the references of a video, as the captioning literature measures it.
+"""Compare generated captions with the references of a video, by the metrics of the captioning literature.
 
-The words are those of COCO's caption evaluation, see `caption_words`. BLEU is torchmetrics'. ROUGE-L and CIDEr-D are
-here, in the form of COCO's evaluation: torchmetrics has another ROUGE-L and no CIDEr, and the packages that have them
-want Java (pycocoevalcap) or an audio model (aac-metrics). METEOR needs Java and WordNet and is left out.
+Captions are split into words as COCO's caption evaluation does, see `caption_words`. BLEU is torchmetrics'. ROUGE-L and
+CIDEr-D are defined here as in COCO's evaluation: torchmetrics has another ROUGE-L and no CIDEr, and packages that have
+them need Java (pycocoevalcap) or an audio model (aac-metrics). METEOR needs Java and WordNet and is left out.
 """
 
 import math
@@ -44,8 +44,8 @@ class CaptionBLEU(BLEUScore):
 
     def update(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Compare captions with the references of their videos."""
-        wanted = [[_spaced(text) for text in texts] for texts in references]
-        super().update([_spaced(text) for text in captions], wanted)
+        targets = [[_spaced(text) for text in texts] for texts in references]
+        super().update([_spaced(text) for text in captions], targets)
 
 
 class CaptionROUGE(ItemMean):
@@ -55,7 +55,7 @@ class CaptionROUGE(ItemMean):
 
     def update(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         """Compare captions with the references of their videos."""
-        values = [rouge_of_caption(text, wanted) for text, wanted in zip(captions, references, strict=True)]
+        values = [rouge_of_caption(text, targets) for text, targets in zip(captions, references, strict=True)]
         self.add(torch.tensor(values, dtype=torch.float64))
 
 
@@ -65,7 +65,7 @@ def rouge_of_caption(caption: str, references: Sequence[str]) -> float:
     As in COCO's evaluation the two may come from different references.
 
     Args:
-        caption: What the model said.
+        caption: The model's caption.
         references: Captions by people.
 
     Returns:
@@ -77,17 +77,17 @@ def rouge_of_caption(caption: str, references: Sequence[str]) -> float:
     >>> round(rouge_of_caption("a red car drives", ["the blue car drives", "cat"]), 3)
     0.5
     """
-    said, wanted = caption_words(caption), _referred(caption, references)
-    common = [_longest_common(said, words) for words in wanted]
+    predicted, targets = caption_words(caption), _split_references(caption, references)
+    common = [_longest_common(predicted, words) for words in targets]
     if not any(common):
         return 0.0
-    precision = max(common) / len(said)
-    recall = max(length / len(words) for length, words in zip(common, wanted, strict=True) if words)
+    precision = max(common) / len(predicted)
+    recall = max(length / len(words) for length, words in zip(common, targets, strict=True) if words)
     return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
 
 
 class _Vector(NamedTuple):
-    """A caption's n-grams, weighted: by order, with the length of each order's vector; and its number of words."""
+    """The weights of a caption's n-grams by order, the norm of each order's vector, and the number of words."""
 
     orders: tuple[dict[NGram, float], ...]
     norms: tuple[float, ...]
@@ -97,11 +97,11 @@ class _Vector(NamedTuple):
 def cider_of_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """Return the CIDEr-D of each caption (Vedantam et al. 2015); their mean is the score of all.
 
-    An n-gram weighs log(number of videos / number of videos that have it in a reference). So the value of a caption
-    depends on all videos: captions of other sets, or of a part of one, do not compare; a single video has 0.
+    The weight of an n-gram is log(number of videos / number of videos that have it in a reference). So the value of a
+    caption depends on all videos: values over different sets of videos cannot be compared, and a single video has 0.
 
     Args:
-        captions: What the model said, one per video.
+        captions: The model's captions, one per video.
         references: Captions by people, of the same videos.
 
     Returns:
@@ -110,15 +110,15 @@ def cider_of_captions(captions: Sequence[str], references: Sequence[Sequence[str
     Raises:
         UserError: A video has no reference.
     """
-    wanted = [_referred(text, texts) for text, texts in zip(captions, references, strict=True)]
-    seen = Counter(ngram for texts in wanted for ngram in {ngram for words in texts for ngram in _ngrams(words)})
-    weights = {ngram: math.log(len(wanted) / count) for ngram, count in seen.items()}
-    unseen = math.log(max(len(wanted), 1))
+    targets = [_split_references(text, texts) for text, texts in zip(captions, references, strict=True)]
+    seen = Counter(ngram for texts in targets for ngram in {ngram for words in texts for ngram in _ngrams(words)})
+    weights = {ngram: math.log(len(targets) / count) for ngram, count in seen.items()}
+    unseen = math.log(max(len(targets), 1))
     values = []
-    for text, texts in zip(captions, wanted, strict=True):
-        said = _weigh(caption_words(text), weights, unseen)
+    for text, texts in zip(captions, targets, strict=True):
+        predicted = _weigh(caption_words(text), weights, unseen)
         values.append(
-            CIDER_SCALE * sum(_likeness(said, _weigh(words, weights, unseen)) for words in texts) / len(texts)
+            CIDER_SCALE * sum(_likeness(predicted, _weigh(words, weights, unseen)) for words in texts) / len(texts)
         )
     return values
 
@@ -133,13 +133,16 @@ def _weigh(words: Sequence[str], weights: Mapping[NGram, float], unseen: float) 
     return _Vector(orders, norms, len(words))
 
 
-def _likeness(said: _Vector, wanted: _Vector) -> float:
-    """Return the mean over the orders of the cosine, clipped at the reference's weights, less for another length."""
+def _likeness(predicted: _Vector, target: _Vector) -> float:
+    """Return the mean cosine over the orders, with clipped weights, times a penalty for another length.
+
+    The weights of the caption are clipped at those of the reference, so that repeating words does not pay.
+    """
     cosines = []
-    for a, b, norm_a, norm_b in zip(said.orders, wanted.orders, said.norms, wanted.norms, strict=True):
+    for a, b, norm_a, norm_b in zip(predicted.orders, target.orders, predicted.norms, target.norms, strict=True):
         product = math.fsum(min(value, b[ngram]) * b[ngram] for ngram, value in a.items() if ngram in b)
         cosines.append(product / (norm_a * norm_b) if norm_a and norm_b else 0.0)
-    penalty = math.exp(-((said.length - wanted.length) ** 2) / (2 * CIDER_SIGMA**2))
+    penalty = math.exp(-((predicted.length - target.length) ** 2) / (2 * CIDER_SIGMA**2))
     return penalty * math.fsum(cosines) / len(cosines)
 
 
@@ -149,7 +152,7 @@ def _ngrams(words: Sequence[str]) -> Iterator[NGram]:
 
 
 def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Return the length of the longest sequence of words that both have in this order."""
+    """Return the length of the longest common subsequence of words."""
     row = [0] * (len(b) + 1)
     for word in a:
         before = row
@@ -159,7 +162,7 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
     return row[-1]
 
 
-def _referred(caption: str, references: Sequence[str]) -> list[list[str]]:
+def _split_references(caption: str, references: Sequence[str]) -> list[list[str]]:
     if not references:
         raise UserError(f"the caption {caption!r} has no reference to be compared with")
     return [caption_words(text) for text in references]

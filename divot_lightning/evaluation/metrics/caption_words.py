@@ -1,4 +1,4 @@
-"""Words of captions, as the tools of the captioning literature split them."""
+"""Split captions into words as the tools of the captioning literature do."""
 
 import re
 

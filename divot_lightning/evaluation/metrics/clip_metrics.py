@@ -1,4 +1,4 @@
-"""What is measured on one generated clip beside the real one, and with which networks.
+"""Measure one generated clip, and the real clip that it belongs to, with the metrics of an evaluation.
 
 Shape letters: F frames, H height, W width.
 """
@@ -12,24 +12,24 @@ from typing import Any
 
 from torch import Tensor
 
+from divot_lightning.evaluation.config import GenerationConfig
 from divot_lightning.evaluation.metrics.clip_similarity import ClipTextSimilarity
 from divot_lightning.evaluation.metrics.toy_features import toy_clip_features
 from divot_lightning.evaluation.metrics.toy_oracle import read_clips
 from divot_lightning.evaluation.metrics.video_features import VideoFeatures, load_video_features
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.protocol import folder_sha256
-from divot_lightning.evaluation.settings import GenerationConfig
 
 TOY_FEATURES = "fixed toy features, scaled by their deviation over the real clips"
 MEASURED_BY = "measured_by"
-"""Entry of a row: by metric, a digest of what it was measured with."""
+"""Entry of a row: for each metric a digest of the network that measured it."""
 
 
 class ClipMetrics:
-    """The metrics that an evaluation asks for; the networks are loaded at once, so that a wrong one is told first.
+    """The metrics of an evaluation. Their networks are loaded at once, so that a wrong one is reported first.
 
     Args:
-        chosen: Which.
+        chosen: The metrics.
         toy: Whether the clips are those of the toy world.
         device: Where the networks run.
     """
@@ -51,21 +51,21 @@ class ClipMetrics:
         self._digests = {name: _digest(value) for name, value in self.described.items()}
 
     def missing(self, row: Row) -> list[str]:
-        """Return the metrics that a row has not, or has from another network."""
+        """Return the metrics that a row lacks, or has from another network."""
         by = row.get(MEASURED_BY, {})
         return [name for name, digest in self._digests.items() if by.get(name) != digest]
 
-    def measure(self, made_1FCHW: Tensor, real_1FCHW: Tensor, prompt: str, names: Collection[str]) -> Row:
-        """Measure a clip; `names` are some of what `missing` gives. Clips are uint8 (1, F, 3, H, W)."""
+    def measure(self, generated_1FCHW: Tensor, real_1FCHW: Tensor, prompt: str, names: Collection[str]) -> Row:
+        """Measure a clip by the metrics `names`, which `missing` returned. Clips are uint8 (1, F, 3, H, W)."""
         measured: Row = {}
         if "clip_model" in names and self.similarity is not None:
-            measured["clip_similarity"] = self.similarity(made_1FCHW, [prompt]).item()
+            measured["clip_similarity"] = self.similarity(generated_1FCHW, [prompt]).item()
         if "video_features" in names and self.features is not None:
-            measured["features"] = self.features(made_1FCHW)[0].tolist()
+            measured["features"] = self.features(generated_1FCHW)[0].tolist()
             measured["real_features"] = self.features(real_1FCHW)[0].tolist()
         if "toy_features" in names:
-            measured["reading"] = asdict(read_clips(made_1FCHW)[0])
-            measured["toy_features"] = toy_clip_features(made_1FCHW)[0].tolist()
+            measured["reading"] = asdict(read_clips(generated_1FCHW)[0])
+            measured["toy_features"] = toy_clip_features(generated_1FCHW)[0].tolist()
             measured["real_toy_features"] = toy_clip_features(real_1FCHW)[0].tolist()
         return {**measured, MEASURED_BY: {name: self._digests[name] for name in names}}
 

@@ -1,4 +1,4 @@
-"""CLIP similarity of clips and their captions, the CLIPSIM of text-to-video papers.
+"""CLIP similarity between clips and their captions, the CLIPSIM of text-to-video papers.
 
 Shape letters: B batch, F frames, N images, H height, W width, E width of CLIP's common space.
 """
@@ -23,8 +23,8 @@ class ClipTextSimilarity:
     """Cosine between a caption and each frame of its clip, averaged over the frames.
 
     Frames are prepared by transformers' own image processor of the folder (Pillow: short side resized, middle cut out,
-    normalised), so that the number does not depend on which image libraries are installed. The papers' numbers are
-    from different models and cannot be compared across them: ViT-B/16 or B/32 in most, ViT-G/14 in Divot's ablations.
+    normalised), so that the number does not depend on which image libraries are installed. Numbers in papers are
+    from different models, which cannot be compared: ViT-B/16 or B/32 in most, ViT-G/14 in Divot's ablations.
 
     Args:
         folder: A transformers folder of a CLIP model with its tokenizer and image processor.

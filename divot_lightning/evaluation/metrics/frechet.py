@@ -49,9 +49,9 @@ def frechet_distance(mean1_K: Tensor, cov1_KK: Tensor, mean2_K: Tensor, cov2_KK:
 
 
 def merge_moments(counts_P: Tensor, means_PK: Tensor, scatters_PKK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Put the moments of several parts of a sample together, Chan, Golub & LeVeque 1979.
+    """Merge the moments of several parts of a sample, Chan, Golub & LeVeque 1979.
 
-    Sums of squares around each part's own mean lose no digits where features are large beside their spread.
+    Sums of squares around each part's own mean lose no digits if features are large compared with their spread.
 
     Args:
         counts_P: Samples of each part, float64; parts may be empty.
@@ -83,14 +83,14 @@ class FrechetDistance(Metric):
         features: Maps clips (B, ...) to features (B, K). It must not be learned by the systems that are compared. None
             takes features instead of clips.
         num_features: K.
-        scaled: Whether each feature is divided by its standard deviation over the real clips, so that pixels, shares
-            and colours weigh alike; the real clips must then be the same for all systems that are compared. The
-            published distance over a network's features is not scaled.
+        scaled: Whether each feature is divided by its standard deviation over the real clips, so that pixels,
+            fractions and colours weigh alike; the real clips must then be the same for all systems that are compared.
+            The published distance over a network's features is not scaled.
     """
 
     higher_is_better = False
     is_differentiable = False
-    full_state_update = True  # the states of a part cannot be reduced by a sum
+    full_state_update = True  # states of parts are merged, not summed
 
     def __init__(self, features: FeatureFunction | None, num_features: int, *, scaled: bool = True) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class FrechetDistance(Metric):
 
     def _state(self, kind: str) -> tuple[Tensor, Tensor, Tensor]:
         count, mean, scatter = (cast(Tensor, getattr(self, f"{kind}_{name}")) for name in ("count", "mean", "scatter"))
-        # Between processes the states are gathered side by side.
+        # After a synchronisation the states of all processes are stacked, (P, ...).
         return merge_moments(count, mean, scatter) if count.ndim else (count, mean, scatter)
 
     def _moments(self, kind: str) -> tuple[Tensor, Tensor]:
@@ -133,7 +133,7 @@ class FrechetDistance(Metric):
         (real_mean_K, real_cov_KK), (mean_K, cov_KK) = self._moments("real"), self._moments("generated")
         if not self.scaled:
             return frechet_distance(real_mean_K, real_cov_KK, mean_K, cov_KK)
-        # A feature that is constant over the real clips keeps its own unit.
+        # A feature that is constant over the real clips is not scaled.
         scale_K = real_cov_KK.diagonal().clamp_min(0.0).sqrt()
         scale_K = torch.where(scale_K > 1e-9, scale_K, torch.ones_like(scale_K))
         scale_KK = torch.outer(scale_K, scale_K)

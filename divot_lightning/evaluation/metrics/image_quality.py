@@ -1,6 +1,6 @@
-"""Closeness of reconstructed clips to their originals.
+"""Compare reconstructed clips with their originals.
 
-Every clip gives one value and the metric is the mean over clips, in any number of processes. Clips are uint8, or float
+Every clip has one value and the metric is the mean over clips, on any number of processes. Clips are uint8, or float
 in [0, 255].
 
 Shape letters: B batch, F frames, H height, W width.
@@ -29,10 +29,14 @@ class ClipPSNR(ItemMean):
 
     higher_is_better = True
 
-    def update(self, made_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
+    def update(self, generated_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
         """Compare clips (B, F, 3, H, W) pairwise."""
         decibels_B = peak_signal_noise_ratio(
-            made_BFCHW.double(), original_BFCHW.double(), data_range=PIXEL_RANGE, dim=(1, 2, 3, 4), reduction="none"
+            generated_BFCHW.double(),
+            original_BFCHW.double(),
+            data_range=PIXEL_RANGE,
+            dim=(1, 2, 3, 4),
+            reduction="none",
         )
         self.add(decibels_B)
 
@@ -40,8 +44,8 @@ class ClipPSNR(ItemMean):
 class ClipSSIM(ItemMean):
     """Structural similarity of the frames, averaged over each clip; 1 is equality.
 
-    Every pixel has a window, with the picture reflected at its border, as torchmetrics does it; implementations that
-    take only windows inside the picture give slightly other values.
+    Every pixel has a window, and the picture is reflected at its border, as in torchmetrics. Implementations with
+    windows inside the picture only have slightly other values.
 
     Raises:
         UserError: On update, if the frames are smaller than its window.
@@ -49,14 +53,14 @@ class ClipSSIM(ItemMean):
 
     higher_is_better = True
 
-    def update(self, made_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
+    def update(self, generated_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
         """Compare clips (B, F, 3, H, W) pairwise."""
-        size = tuple(made_BFCHW.shape[-2:])
+        size = tuple(generated_BFCHW.shape[-2:])
         if min(size) < SSIM_WINDOW:
             raise UserError(f"SSIM compares windows of {SSIM_WINDOW} pixels, the frames have {size[0]}x{size[1]}")
-        made, original = (clips.double().flatten(0, 1) for clips in (made_BFCHW, original_BFCHW))
-        similarity = structural_similarity_index_measure(made, original, data_range=PIXEL_RANGE, reduction="none")
-        self.add(cast(Tensor, similarity).view(made_BFCHW.shape[:2]).mean(dim=1))
+        generated, original = (clips.double().flatten(0, 1) for clips in (generated_BFCHW, original_BFCHW))
+        similarity = structural_similarity_index_measure(generated, original, data_range=PIXEL_RANGE, reduction="none")
+        self.add(cast(Tensor, similarity).view(generated_BFCHW.shape[:2]).mean(dim=1))
 
 
 class ClipLPIPS(ItemMean):
@@ -87,11 +91,11 @@ class ClipLPIPS(ItemMean):
             raise UserError(f"LPIPS: torchvision could not load the weights of {network!r}: {error}") from error
 
     @torch.no_grad()
-    def update(self, made_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
+    def update(self, generated_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
         """Compare clips (B, F, 3, H, W) pairwise."""
-        frames = [clips.float().flatten(0, 1) / PIXEL_RANGE for clips in (made_BFCHW, original_BFCHW)]
+        frames = [clips.float().flatten(0, 1) / PIXEL_RANGE for clips in (generated_BFCHW, original_BFCHW)]
         self.lpips.update(*frames)
-        # Of a single frame torchmetrics keeps a number instead of a list of one.
+        # For a single frame torchmetrics keeps a number instead of a list of one.
         distances = torch.cat([scores.reshape(-1) for scores in self.lpips.all_scores])
         self.lpips.reset()
-        self.add(distances.view(made_BFCHW.shape[:2]).mean(dim=1))
+        self.add(distances.view(generated_BFCHW.shape[:2]).mean(dim=1))

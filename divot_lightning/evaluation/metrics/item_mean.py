@@ -1,4 +1,4 @@
-"""The mean of one value per clip or text, the same whatever the number of processes and however uneven their shares."""
+"""Average one value per clip or text, with the same result for any number of processes and any split over them."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,8 @@ from torchmetrics import Metric
 class ItemMean(Metric):
     """Mean over items, from a sum in float64 and a count; metrics define what an item's value is in `update`.
 
-    torchmetrics keeps lists of values for some metrics and gathers them entry by entry, which goes wrong where the
-    processes have updated unequally often; sums do not.
+    torchmetrics keeps lists of values for some metrics and gathers them entry by entry, which fails if the
+    processes have updated unequally often; sums do not fail.
     """
 
     is_differentiable = False

@@ -1,4 +1,4 @@
-"""A linear probe: what can be read from tokens without any further learning.
+"""A linear probe: how well a linear classifier reads labels from tokens.
 
 Shape letters: N samples, K features, V classes.
 """
@@ -18,7 +18,7 @@ def _fit(features_NK: Tensor, targets_NV: Tensor, penalty: float) -> Tensor:
 
 
 def probe_accuracy(train_NK: Tensor, train_labels: Sequence[str], test_NK: Tensor, test_labels: Sequence[str]) -> float:
-    """Fit a ridge classifier and returns its accuracy on the test set.
+    """Fit a ridge classifier and return its accuracy on the test set.
 
     One-hot regression on standardised features with a constant; the penalty is the best of `PENALTIES` on the last
     fifth of the training set, then everything is fitted again with it. Deterministic.
@@ -30,7 +30,7 @@ def probe_accuracy(train_NK: Tensor, train_labels: Sequence[str], test_NK: Tenso
         test_labels: Their labels; labels that training never saw count as wrong.
 
     Returns:
-        Share of right labels in [0, 1].
+        Fraction of right labels in [0, 1].
 
     >>> sign = torch.tensor([[-1.0], [1.0]]).repeat(10, 1)
     >>> probe_accuracy(sign, ["minus", "plus"] * 10, torch.tensor([[2.0]]), ["plus"])
@@ -53,5 +53,5 @@ def probe_accuracy(train_NK: Tensor, train_labels: Sequence[str], test_NK: Tenso
 
     penalty = max(PENALTIES, key=held_accuracy)
     predicted_N = (standardise(test_NK) @ _fit(inputs_NK, targets_NV, penalty)).argmax(dim=1)
-    right = [names[int(at)] == label for at, label in zip(predicted_N, test_labels, strict=True)]
+    right = [names[int(index)] == label for index, label in zip(predicted_N, test_labels, strict=True)]
     return sum(right) / len(right)

@@ -1,9 +1,9 @@
 """A fixed feature space for clips of one object on a plain background; nothing in it is learned.
 
-Size and position at five times, the motion, and colour and outline at three of them, all by moments of a soft
-foreground map. It needs no readable object: a smeared or torn clip has features too, far from the real ones. Values at
-several times stand beside each other instead of their standard deviation, which is almost zero for real clips: divided
-by so small a scale, a little flicker would outweigh everything else.
+The features are size and position at five times, the motion, and colour and outline at three of these times, computed
+as moments of a soft foreground map. They need no readable object: a smeared or torn clip has features too, far from the
+real ones. The values at all times are features, not their standard deviation over time. That would be almost zero for
+real clips, and after a division by so small a scale a little flicker would outweigh everything else.
 
 Shape letters: B batch, F frames, H height, W width, T times, K features, S outline features.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 NUM_TIMES = 5
-LOOK_TIMES = (0, 2, 4)  # which of them show colour and outline
+LOOK_TIMES = (0, 2, 4)  # indices of the times at which colour and outline are measured
 OUTLINE_FEATURES = ("spread_rows", "spread_columns", "tail", "threefold", "fourfold")
 FEATURE_NAMES = (
     *(f"{name}_{time}" for time in range(NUM_TIMES) for name in ("mass", "row", "column")),
@@ -21,7 +21,7 @@ FEATURE_NAMES = (
     "edge",
 )
 NUM_TOY_FEATURES = len(FEATURE_NAMES)
-# Differences from the background below this share of the range are compression noise.
+# Differences from the background below this fraction of the range are compression noise.
 NOISE_FLOOR = 0.08
 
 
@@ -46,9 +46,9 @@ def _peak(weight_BTHW: Tensor) -> Tensor:
 
 
 def _edge(weight_BTHW: Tensor, mass_BT: Tensor) -> Tensor:
-    """How sharp the outline is, (B, T).
+    """Return how sharp the outline is, (B, T).
 
-    Squared steps between neighbours, as the sum of the steps themselves is the same for a sharp edge and a blurred one.
+    It sums squared steps between neighbours; the sum of the steps is the same for a sharp edge and a blurred one.
     """
     peak_BT = _peak(weight_BTHW)
     cover_BTHW = weight_BTHW / peak_BT[:, :, None, None]
@@ -57,10 +57,10 @@ def _edge(weight_BTHW: Tensor, mass_BT: Tensor) -> Tensor:
 
 
 def _outline(weight_BTHW: Tensor, row_BTHW: Tensor, column_BTHW: Tensor, mass_BT: Tensor) -> Tensor:
-    """Moments of the outline around the centroid, scaled by the object's own area: (B, T, S).
+    """Return moments of the outline around the centroid, scaled by the object's own area, (B, T, S).
 
-    The strongest pixel of a frame counts as fully covered, so that a pale object is a matter of colour only; the
-    logarithms keep a few torn clips from deciding the covariance of all.
+    The strongest pixel of a frame counts as fully covered, so that a pale object differs in colour only. The
+    logarithms keep a few torn clips from dominating the covariance.
     """
     area_BT = mass_BT / _peak(weight_BTHW)
 
@@ -106,12 +106,12 @@ def toy_clip_features(video_BFCHW: Tensor) -> Tensor:
     grid_H, grid_W = torch.arange(height).double(), torch.arange(width).double()
     row_BT = (weight_BTHW.sum(dim=3) @ grid_H) / mass_BT
     column_BT = (weight_BTHW.sum(dim=2) @ grid_W) / mass_BT
-    place_BT3 = torch.stack([total_BT / (height * width), row_BT / height, column_BT / width], dim=2)
-    steps_BT2 = place_BT3[:, :, 1:].diff(dim=1)
+    position_BT3 = torch.stack([total_BT / (height * width), row_BT / height, column_BT / width], dim=2)
+    steps_BT2 = position_BT3[:, :, 1:].diff(dim=1)
     motion_B3 = torch.cat([steps_BT2.sum(dim=1), steps_BT2.norm(dim=2).sum(dim=1, keepdim=True)], dim=1)
     colour_BT3 = (offset_BTCHW * weight_BTHW[:, :, None]).sum(dim=(3, 4)) / mass_BT[:, :, None]
     from_row = grid_H[:, None] - row_BT[:, :, None, None] + torch.zeros(width)
     from_column = grid_W - column_BT[:, :, None, None] + torch.zeros(height, 1)
     look_BTK = torch.cat([colour_BT3, _outline(weight_BTHW, from_row, from_column, mass_BT)], dim=2)
     edge_B1 = _edge(weight_BTHW, mass_BT).mean(dim=1, keepdim=True)
-    return torch.cat([place_BT3.flatten(1), motion_B3, look_BTK[:, LOOK_TIMES].flatten(1), edge_B1], dim=1)
+    return torch.cat([position_BT3.flatten(1), motion_B3, look_BTK[:, LOOK_TIMES].flatten(1), edge_B1], dim=1)

@@ -1,4 +1,4 @@
-"""Scores of toy clips by the exact pixel oracle; a clip that it cannot read counts as wrong.
+"""Score toy clips by the exact pixel oracle; a clip that it cannot read counts as wrong.
 
 Shape letters: B batch, F frames, H height, W width.
 """
@@ -31,11 +31,16 @@ def read_clips(video_BFCHW: Tensor, world: ToyWorld | None = None) -> list[Readi
     return [world.read(video.cpu().numpy()) for video in video_BFCHW]
 
 
+def attributes_right(reading: Reading, target: Expected) -> dict[str, bool]:
+    """Return for each attribute whether a clip shows its target; an invalid clip is wrong in all."""
+    return {name: reading.valid and getattr(reading, name) == target[name] for name in ATTRIBUTES}
+
+
 def count_correct(readings: Sequence[Reading], expected: Sequence[Expected]) -> dict[str, int]:
     """Count the clips that show what they should.
 
     Args:
-        readings: What the oracle read.
+        readings: The oracle's readings.
         expected: The attributes that each clip should show, in the same order.
 
     Returns:
@@ -52,17 +57,17 @@ def count_correct(readings: Sequence[Reading], expected: Sequence[Expected]) -> 
     if len(readings) != len(expected):
         raise UserError(f"{len(readings)} clips were read but {len(expected)} are expected; give one for each")
     counts = {name: 0 for name in (*ATTRIBUTES, "all", "invalid")} | {"count": len(readings)}
-    for reading, wanted in zip(readings, expected, strict=True):
-        right = [reading.valid and getattr(reading, name) == wanted[name] for name in ATTRIBUTES]
-        for name, hit in zip(ATTRIBUTES, right, strict=True):
+    for reading, target in zip(readings, expected, strict=True):
+        right = attributes_right(reading, target)
+        for name, hit in right.items():
             counts[name] += hit
-        counts["all"] += all(right)
+        counts["all"] += all(right.values())
         counts["invalid"] += not reading.valid
     return counts
 
 
 class ToyOracleAccuracy(Metric):
-    """Share of clips in which the oracle reads what was asked for: per attribute, `all`, and the share `invalid`."""
+    """Fraction of clips in which the oracle reads the target: per attribute, `all`, and the fraction `invalid`."""
 
     higher_is_better = True
     is_differentiable = False
@@ -75,14 +80,14 @@ class ToyOracleAccuracy(Metric):
         self.add_state("counts", torch.zeros(len(ATTRIBUTES) + 3, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, video_BFCHW: Tensor, expected: Sequence[Expected]) -> None:
-        """Read clips, uint8 (B, F, 3, H, W), and compares them with the attributes they should show."""
+        """Read clips, uint8 (B, F, 3, H, W), and compare them with the attributes that they should show."""
         counts = count_correct(read_clips(video_BFCHW, self.world), expected)
         self.counts += torch.tensor(list(counts.values()), device=self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return shares in [0, 1], NaN before the first clip."""
+        """Return fractions in [0, 1], NaN before the first clip."""
         names = (*ATTRIBUTES, "all", "invalid")
-        return {name: self.counts[at] / self.counts[-1] for at, name in enumerate(names)}
+        return {name: self.counts[index] / self.counts[-1] for index, name in enumerate(names)}
 
 
 def start_error(readings: Sequence[Reading], starts: Sequence[tuple[float, float]]) -> tuple[float, int]:
@@ -98,14 +103,14 @@ def start_error(readings: Sequence[Reading], starts: Sequence[tuple[float, float
 def start_spread(readings: Sequence[Reading], groups: Sequence[Hashable]) -> tuple[float, int]:
     """Return how widely the clips of one caption are spread over the picture.
 
-    The caption says nothing about the position, so a model that has learnt the world starts its clips as widely spread
-    as the real ones are; one that averages starts all of them in the same place. Clips that the oracle cannot read have
-    no position and are left out, and so are captions with fewer than two clips left; the number of clips that counted
-    is part of the result, and the share of invalid clips belongs beside it.
+    The caption does not mention the position, so a model that has learnt the world starts its clips as widely spread
+    as the real ones; a model that averages starts all of them at the same position. Clips that the oracle cannot read
+    have no position and are left out, and so are captions with fewer than two remaining clips. The number of clips
+    that count is part of the result; the fraction of invalid clips should be shown beside it.
 
     Args:
-        readings: What the oracle read.
-        groups: The caption of each clip, or anything else that names its group.
+        readings: The oracle's readings.
+        groups: The caption of each clip, or another name of its group.
 
     Returns:
         Standard deviation of the start position within a caption, in pixels per axis (unbiased, pooled over captions
@@ -123,8 +128,8 @@ def start_spread(readings: Sequence[Reading], groups: Sequence[Hashable]) -> tup
     for positions in starts.values():
         if len(positions) < 2:
             continue
-        places = torch.tensor(positions, dtype=torch.float64)
-        squares += (places - places.mean(dim=0)).square().sum().item()
+        starts_N2 = torch.tensor(positions, dtype=torch.float64)
+        squares += (starts_N2 - starts_N2.mean(dim=0)).square().sum().item()
         freedom += 2 * (len(positions) - 1)
         counted += len(positions)
     return (math.sqrt(squares / freedom) if freedom else math.nan), counted

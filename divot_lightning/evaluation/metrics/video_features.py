@@ -1,9 +1,8 @@
-"""Feature networks for the Frechet video distance: a TorchScript file, or any callable that can be imported.
+"""Load feature networks for the Frechet video distance: a TorchScript file, or a torch module that can be imported.
 
 Shape letters: B batch, F frames, H height, W width, K features.
 """
 
-import hashlib
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,24 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import file_sha256
 
 I3D_OPTIONS: dict[str, Any] = {"rescale": True, "resize": True, "return_features": True}
-"""Arguments of the widely used `i3d_torchscript.pt`, which resizes to 224x224 and scales to [-1, 1] by itself and then
-gives 400 features of Kinetics-400 I3D (Carreira & Zisserman 2017)."""
+"""Arguments of the widely used `i3d_torchscript.pt`, which resizes to 224x224 and scales to [-1, 1] by itself and
+returns 400 features of Kinetics-400 I3D (Carreira & Zisserman 2017)."""
 
 
 MAX_FEATURES = 8192
-"""A network with more gives no usable distance: its covariance would need as many clips, and gigabytes."""
+"""Most features of a network: the covariance of more would need as many clips, and gigabytes."""
 
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """Clips to features, and what that means.
+    """A feature network, with its description for protocols.
 
     Attributes:
-        network: Takes float clips (B, 3, F, H, W) in [0, 255] and gives features (B, K).
+        network: Takes float clips (B, 3, F, H, W) in [0, 255], returns features (B, K).
         options: Further arguments of each call.
-        source: What the protocol of a score says about the network: its name and content hash.
+        source: Name and content hash of the network, for the protocol of a score.
+        device: Where it runs.
     """
 
     network: Callable[..., Tensor]
@@ -69,7 +70,7 @@ def load_video_features(network: str, *, options: dict[str, Any] | None = None, 
 
     Args:
         network: A TorchScript file, such as I3D's; or `package.module:name` of a module, or of a function without
-            arguments that gives one.
+            arguments that returns one.
         options: Arguments of each call; None takes `I3D_OPTIONS` for a file and none for a name.
         device: Where it runs.
 
@@ -78,14 +79,12 @@ def load_video_features(network: str, *, options: dict[str, Any] | None = None, 
     """
     path = Path(network)
     if path.is_file():
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         try:
             loaded: Any = torch.jit.load(str(path), map_location=device).eval()
         except RuntimeError as error:
             raise UserError(f"{path} is no TorchScript file, which the feature network must be") from error
         chosen = dict(I3D_OPTIONS if options is None else options)
-        source = {"network": path.name, "sha256": digest, "options": chosen}
+        source = {"network": path.name, "sha256": file_sha256(path), "options": chosen}
         return VideoFeatures(loaded, chosen, source, device)
     module, _, name = network.partition(":")
     if not name:

@@ -1,1 +1,1 @@
-"""What scores say about each other."""
+"""Comparison of scores."""

@@ -1,4 +1,4 @@
-"""Two scores beside each other: what differs in their protocols, by how much the values differ, and how sure that is.
+"""Compare scores: how their protocols differ, how much their values differ, and how sure the difference is.
 
 No torch in here.
 """
@@ -35,9 +35,9 @@ class Evaluation:
     """A finished evaluation.
 
     Attributes:
-        name: As it was given.
+        name: Its path, as given.
         scores: By name.
-        rows: Its predictions by item; empty where there are none.
+        rows: Its predictions by item; empty if there are none.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Evaluation:
     rows: Mapping[str, Row]
 
 
-def load_evaluation(place: str | Path) -> Evaluation:
+def load_evaluation(location: str | Path) -> Evaluation:
     """Read an evaluation's folder, or a file of scores alone.
 
     Raises:
         UserError: There are no scores.
     """
-    path = Path(place)
+    path = Path(location)
     folder = path if path.is_dir() else path.parent
     scores = load_scores(path / SCORES if path.is_dir() else path)
     rows = read_rows(folder / MERGED) if path.is_dir() and (folder / MERGED).is_file() else []
-    return Evaluation(str(place), {score.name: score for score in scores}, {row["id"]: row for row in rows})
+    return Evaluation(str(location), {score.name: score for score in scores}, {row["id"]: row for row in rows})
 
 
 def paired_values(first: Evaluation, second: Evaluation, score: str) -> tuple[np.ndarray, np.ndarray]:
@@ -70,9 +70,9 @@ def paired_values(first: Evaluation, second: Evaluation, score: str) -> tuple[np
 
 
 def paired_groups(first: Evaluation, second: Evaluation, score: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the values of the shared items by group, for a mean of group means; empty where it is none of these.
+    """Return the values of the shared items by group for a mean of group means; empty for any other score.
 
-    A group's items have a value under its name, besides the one under `all`.
+    The items of a group have a value under the group's name, besides the one under `all`.
 
     Args:
         first: An evaluation.
@@ -87,16 +87,16 @@ def paired_groups(first: Evaluation, second: Evaluation, score: str) -> list[tup
     found = [paired_values(first, second, group) for group in groups]
     if name != MEAN_OF_GROUPS or not groups or sum(len(one) for one, _ in found) != len(shared):
         return []
-    means = [[float(np.mean([pair[at].mean() for pair in found])) for at in range(2)]]
+    means = [[float(np.mean([pair[side].mean() for pair in found])) for side in range(2)]]
     stated = [[evaluation.scores[score].value for evaluation in (first, second)]]
-    # The values have to be those that the score was made of: all of its items, and no others.
+    # The values must be those that the score was computed from: all of its items, and no others.
     return found if np.allclose(means, stated, rtol=0, atol=1e-6) else []
 
 
 def score_difference(first: Evaluation, second: Evaluation, score: str) -> tuple[Difference, int]:
     """Return second minus first with its t interval over the shared items, and how many those are.
 
-    Without values per item, as for a Frechet distance, there is a difference and no interval.
+    A score without values per item, such as a Frechet distance, has a difference but no interval.
     """
     groups = paired_groups(first, second, score)
     if groups:
@@ -131,15 +131,14 @@ def score_table(evaluations: Sequence[Evaluation], *, mixed_protocols: bool = Fa
 
     Args:
         evaluations: Two or more.
-        mixed_protocols: Whether scores that were not measured in one way may stand beside each other; their names are
-            then marked with `*`.
+        mixed_protocols: Whether scores with different protocols may be compared; their names are then marked with `*`.
 
     Returns:
-        Rows of cells, the first one the header; of two evaluations with their difference, its interval and the number
-        of items that it is from.
+        Rows of columns, the first row the header. For two evaluations the difference, its interval and the number of
+        its items are added.
 
     Raises:
-        UserError: They have no score in common, or protocols differ and may not.
+        UserError: They have no score in common, or protocols differ and `mixed_protocols` is off.
     """
     header = ["score", *letters(len(evaluations))]
     pair = len(evaluations) == 2
@@ -147,20 +146,20 @@ def score_table(evaluations: Sequence[Evaluation], *, mixed_protocols: bool = Fa
     for name in shared_scores(evaluations):
         different = protocol_differences(evaluations, name)
         if different and not mixed_protocols:
-            what = ", ".join(different)
+            names = ", ".join(different)
             raise UserError(
-                f"{name} was not measured in one way, what differs: {what[:300]}\n"
+                f"{name} was not measured in one way, what differs: {names[:300]}\n"
                 "To see both nevertheless: --mixed-protocols"
             )
-        cells = [f"{name}{' *' if different else ''}", *(f"{e.scores[name].value:.4f}" for e in evaluations)]
+        columns = [f"{name}{' *' if different else ''}", *(f"{e.scores[name].value:.4f}" for e in evaluations)]
         if pair:
-            cells += _difference_cells(*score_difference(evaluations[0], evaluations[1], name))
-        rows.append(cells)
+            columns += _difference_columns(*score_difference(evaluations[0], evaluations[1], name))
+        rows.append(columns)
     return rows
 
 
 def letters(count: int) -> list[str]:
-    """Return what evaluations are called in a table.
+    """Return the names of evaluations in a table.
 
     >>> letters(3)
     ['A', 'B', 'C']
@@ -168,7 +167,7 @@ def letters(count: int) -> list[str]:
     return [chr(ord("A") + number) for number in range(count)]
 
 
-def _difference_cells(difference: Difference, items: int) -> list[str]:
+def _difference_columns(difference: Difference, items: int) -> list[str]:
     interval = "" if math.isnan(difference.low) else f"{difference.low:+.4f} to {difference.high:+.4f}"
     mean = "" if math.isnan(difference.mean) else f"{difference.mean:+.4f}"
     return [mean, interval, str(items) if items else ""]

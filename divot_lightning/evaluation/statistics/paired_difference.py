@@ -1,4 +1,4 @@
-"""What the scores of two variants say about each other: paired differences with t intervals.
+"""Compare the scores of two variants by paired differences with t intervals.
 
 Shape letters: S seeds, I items (clips, captions, questions), G groups of items.
 """
@@ -16,9 +16,9 @@ Values = NDArray[np.float64]
 
 COVERAGE = 0.95
 MIN_SEEDS = 3
-"""Fewest seeds that a claim may rest on: of two, the t interval is over three times as wide as of three."""
+"""Fewest seeds for a claim; with two, the t interval is over three times as wide as with three."""
 SMALLEST_P = 1e-12
-"""p-values below are given as this one."""
+"""Smallest p-value that is returned; smaller ones become this one."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Difference:
 
     Attributes:
         mean: Variant minus baseline, over the pairs.
-        low: Lower end of the 95% interval; NaN where nothing varies that an interval could be taken from.
+        low: Lower end of the 95% interval; NaN if nothing varies, so that there is no interval.
         high: Upper end.
-        pairs: What the interval is over: "items", "seeds", "items and seeds", or "nothing".
+        pairs: What the interval is computed over: "items", "seeds", "items and seeds", or "nothing".
         p: Two-sided p-value of no difference; NaN with fewer than `MIN_SEEDS` seeds or without an interval.
     """
 
@@ -52,10 +52,10 @@ def paired_difference(variant_SI: Values, baseline_SI: Values) -> Difference:
     """Compare a variant with the baseline on the same seeds and the same items.
 
     Over seeds the interval is the t interval of the seeds' mean differences. Items that differ alike with every seed
-    do not show in those, so that their variance (two-way analysis of variance without replication: mean squares of
+    do not show in these, so that their variance (two-way analysis of variance without replication: mean squares of
     items minus those of the residual) is added: `half^2 = t(S-1)^2 MS_S / SI + t(I-1)^2 max(MS_I - MS_E, 0) / SI`.
-    With one seed it is the t interval over items, which says nothing about training again. Seeds that all give the
-    same values (a measurement that they share) count as one.
+    With one seed it is the t interval over items, which says nothing about training again. Seeds that all have the
+    same values (because they share one measurement) count as one.
 
     Args:
         variant_SI: One value per seed and item; I is 1 for a score that has no items, such as a Frechet distance.
@@ -118,7 +118,7 @@ def _seed_part(difference_SI: Values) -> list[_Part]:
 
 
 def _item_part(difference_SI: Values, binary: bool) -> list[_Part]:
-    """Return what items that differ alike with every seed add to the variance of the mean."""
+    """Return the part of the mean's variance that comes from items that differ alike with every seed."""
     seeds, items = difference_SI.shape
     if items < 2:
         return []
@@ -127,7 +127,7 @@ def _item_part(difference_SI: Values, binary: bool) -> list[_Part]:
     if seeds > 1:
         residual_SI = difference_SI - mean_I - difference_SI.mean(axis=1, keepdims=True) + difference_SI.mean()
         variance -= float((residual_SI**2).sum()) / ((seeds - 1) * (items - 1)) / (seeds * items)
-    # Of N items that are all alike the next one may still differ: a share of 1/N is what they cannot tell from none.
+    # Of N items that are all alike the next one may still differ: N items cannot tell a fraction of 1/N from none.
     return [_Part(max(variance, 1.0 / items**2 if binary else 0.0), items - 1)]
 
 

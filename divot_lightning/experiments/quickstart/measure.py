@@ -128,7 +128,7 @@ def measure_world(args: argparse.Namespace) -> None:
 def measure_generation(args: argparse.Namespace) -> None:
     """Generate one clip for each held-out caption."""
     generator = ClipGenerator.from_run(args.run, args.detokenizer, head=args.head)
-    models, template = generator.drawing, generator.template
+    models, template = generator.reconstructor, generator.template
     clips = load_clips(args.clips, models.detokenizer.config.size)
     captions = [text["caption"] for text in clips.texts]
     tokens_NQC = generate_clip_features(generator.video_llm, captions, template=template, seed=args.seed)

@@ -28,7 +28,7 @@ def clip_folder(tmp_path_factory):
         projection_dim=8,
     )
     CLIPModel(config).save_pretrained(folder)
-    settings = {
+    processor = {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"shortest_edge": 16},
         "crop_size": {"height": 16, "width": 16},
@@ -36,7 +36,7 @@ def clip_folder(tmp_path_factory):
         "image_std": [0.2, 0.3, 0.4],
         "resample": 3,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 
@@ -130,13 +130,13 @@ def tiny_run(tmp_path_factory):
     save_component(detokenizer, folder / "detokenizer")
     toy_text_tokenizer().save_pretrained(folder / "text")
     llama = {"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    settings = VideoLLMConfig(
+    config = VideoLLMConfig(
         language_model_config={**llama, "intermediate_size": 16},
         text_tokenizer=str(folder / "text"),
         num_queries=3,
         feature_dim=4,
     )
-    video_llm = VideoLLM(settings, GMMHead)
+    video_llm = VideoLLM(config, GMMHead)
     for value in video_llm.parameters():
         value.data += 0.3 * torch.randn_like(value)
     save_component(video_llm, folder / "video_llm")

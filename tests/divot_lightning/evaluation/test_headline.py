@@ -1,4 +1,4 @@
-"""What `divot evaluate` prints: warnings, the benchmark's own score with its shares, then the rest."""
+"""What `divot evaluate` prints: warnings, the benchmark's main score with its fractions, then the rest."""
 
 import json
 
@@ -8,7 +8,7 @@ from divot_lightning.cli.evaluate import shown
 from divot_lightning.cli.main import main
 from divot_lightning.evaluation.headline import headline_first, warnings
 from divot_lightning.evaluation.scores import Score
-from divot_lightning.evaluation.scoring import Evaluated
+from divot_lightning.evaluation.scoring import EvaluationResult
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_score_that_papers_print_comes_first(names, first):
             "unjudged",
             0.5,
             {"judge": {"unjudged_as": "left_out"}},
-            "left_out; what was said: judge_reply in predictions.jsonl",
+            "left_out; the replies: judge_reply in predictions.jsonl",
         ),
         (
             "non_finite_features",
@@ -54,7 +54,7 @@ def test_the_score_that_papers_print_comes_first(names, first):
         ("all", 0.5, {}, None),
     ],
 )
-def test_a_share_above_five_percent_is_warned_of(name, value, protocol, line):
+def test_a_fraction_above_five_percent_gets_a_warning(name, value, protocol, line):
     found = warnings([Score(f"b/{name}", value, 100, protocol)])
     assert len(found) == (line is not None)
     assert line is None or (found[0].startswith(f"WARNING: {value:.1%} of b: ") and found[0].endswith(line))
@@ -62,7 +62,7 @@ def test_a_share_above_five_percent_is_warned_of(name, value, protocol, line):
 
 def test_every_line_says_what_it_is(tmp_path):
     scores = [Score("mvbench/mean_of_groups", 0.25, 40), Score("mvbench/unparsed", 0.5, 40, {"unparsed_as": 2})]
-    assert shown(Evaluated(scores, tmp_path, ("2 items have no video",))).splitlines() == [
+    assert shown(EvaluationResult(scores, tmp_path, ("2 items have no video",))).splitlines() == [
         "WARNING: 50.0% of mvbench: 20 of 40 answers chose no option; they count as option C",
         "mvbench/mean_of_groups\t0.2500\t40\tunparsed 50.0%",
         "mvbench/unparsed\t0.5000\t40",
@@ -93,14 +93,14 @@ def test_a_benchmark_with_hidden_answers_prints_the_file_for_its_server_and_what
     assert (tmp_path / "out" / "submission.csv").read_text().splitlines() == ["q_uid,answer", "u1,3", "u2,3"]
 
 
-def test_tasks_and_items_that_are_not_there_are_told(tiny_run, mvbench, tmp_path, capsys):
+def test_missing_tasks_and_items_are_reported(tiny_run, mvbench, tmp_path, capsys):
     import shutil
 
     shutil.rmtree(tmp_path / "mvbench" / "video" / "nturgbd")
     words = ["--benchmark", "mvbench", "--data", mvbench, "--missing", "skip", "--output", str(tmp_path / "out")]
     assert main(["evaluate", str(tiny_run), *words, "--max_new_tokens", "1", "--max_clips", "1"]) == 0
     out = capsys.readouterr().out
-    assert "note: 1 of 20 items have no video and are left out\n" in out
+    assert "note: 1 of 20 items have no video and are skipped\n" in out
     assert "note: 19 of 20 groups are there; without any item: fine_grained_pose\n" in out
     first = next(line for line in out.splitlines() if not line.startswith("WARNING"))
     assert first.startswith("mvbench/mean_of_groups\t")

@@ -33,9 +33,9 @@ def test_no_frame_from_the_cut_on_is_shown(video_bytes, frame):
     assert max(max(clip) for clip in frame_numbers(video)) == frame - 1
 
 
-def test_an_item_with_a_defect_is_an_error_that_names_it(video_bytes):
+def test_an_invalid_item_is_an_error_that_names_the_problem(video_bytes):
     with pytest.raises(DecodeError, match="entry 3 is bad"):
-        read_item(BenchmarkItem("1", video_bytes(16), "v", defect="entry 3 is bad"), CLIP, 20)
+        read_item(BenchmarkItem("1", video_bytes(16), "v", problem="entry 3 is bad"), CLIP, 20)
 
 
 def test_bounds_beyond_the_end_are_cut_there(video_bytes):

@@ -51,38 +51,38 @@ def metrics(clip_folder):
     }
 
 
-def update(metric, name, at, real, made):
+def update(metric, name, at, real, generated):
     word, references = texts()[at]
     attributes = {"colour": "red", "shape": "circle", "direction": "up", "speed": "slowly"}
     arguments = {
-        "psnr": [(made, real)],
-        "lpips": [(made, real)],
-        "ssim": [(made, real)],
-        "clipsim": [(made, [word])],
+        "psnr": [(generated, real)],
+        "lpips": [(generated, real)],
+        "ssim": [(generated, real)],
+        "clipsim": [(generated, [word])],
         "choice": [([ANSWERS[at]], [1], ["xy"[at % 2]])],
         "open": [([word], [WORDS[at - 1] if at % 2 else word], [None if at % 3 else at % 2 == 0])],
         "bleu": [([word], [references])],
         "rouge": [([word], [references])],
         "match": [([word], [WORDS[3]])],
         "toy_captions": [([word], ["a red circle moves slowly up"])],
-        "oracle": [(made, [attributes])],
+        "oracle": [(generated, [attributes])],
     }
     if name.startswith("frechet"):
         metric.update(real, real=True)
-        metric.update(made, real=False)
+        metric.update(generated, real=False)
     for given in arguments.get(name, []):
         metric.update(*given)
 
 
 def measured(rank, world_size, clip_folder):
     """Deals the samples unevenly: the last process gets one, the first all others that are left."""
-    real, made = samples()
+    real, generated = samples()
     owners = [min(at, world_size - 1) if at in (1, 2) else 0 for at in range(NUM_SAMPLES)]
     results = {}
     for name, metric in metrics(clip_folder).items():
         for at, owner in enumerate(owners):
             if owner == rank:
-                update(metric, name, at, real[at : at + 1], made[at : at + 1])
+                update(metric, name, at, real[at : at + 1], generated[at : at + 1])
         results[name] = metric.compute()
     return results
 
@@ -101,10 +101,10 @@ def test_moments_keep_their_digits_where_features_are_large(offset):
     from divot_lightning.evaluation.metrics.frechet import FrechetDistance, frechet_distance
 
     generator = torch.Generator().manual_seed(0)
-    real, made = (torch.randn(50, 3, dtype=torch.float64, generator=generator) + offset for _ in range(2))
+    real, generated = (torch.randn(50, 3, dtype=torch.float64, generator=generator) + offset for _ in range(2))
     metric = FrechetDistance(None, 3, scaled=False)
     for part in range(5):
         metric.update(real[part::5], real=True)
-        metric.update(made[part::5], real=False)
-    expected = frechet_distance(real.mean(0), real.T.cov(), made.mean(0), made.T.cov())
+        metric.update(generated[part::5], real=False)
+    expected = frechet_distance(real.mean(0), real.T.cov(), generated.mean(0), generated.T.cov())
     torch.testing.assert_close(metric.compute(), expected, rtol=1e-9, atol=0)

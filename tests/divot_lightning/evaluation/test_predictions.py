@@ -45,10 +45,10 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
 
 def test_a_folder_belongs_to_one_way_of_measuring(tmp_path):
     store = PredictionStore(tmp_path)
-    store.claim({"prompt": "x", "clips": {"frames": 5}})
-    store.claim({"prompt": "x", "clips": {"frames": 5}})
+    store.check_protocol({"prompt": "x", "clips": {"frames": 5}})
+    store.check_protocol({"prompt": "x", "clips": {"frames": 5}})
     with pytest.raises(UserError, match="in another way \\(and 1 more\\):\nprompt was 'x', now it is 'y'"):
-        store.claim({"prompt": "y", "clips": {"frames": 8}})
+        store.check_protocol({"prompt": "y", "clips": {"frames": 8}})
 
 
 def test_what_scoring_wrote_is_not_read_back_and_rows_that_are_not_scored_stay(tmp_path):
@@ -63,22 +63,22 @@ def test_what_scoring_wrote_is_not_read_back_and_rows_that_are_not_scored_stay(t
 
 def test_other_versions_of_libraries_may_score_but_not_add(tmp_path):
     store = PredictionStore(tmp_path)
-    made = {"prompt": "x", "versions": {"torch": "1"}, "model": {"run": "here", "video_llm": "abc"}}
-    store.claim(made)
-    later = {**made, "versions": {"torch": "2"}, "model": {"run": "moved", "video_llm": "abc"}}
-    assert store.claim(later, complete=True) == made
+    protocol = {"prompt": "x", "versions": {"torch": "1"}, "model": {"run": "here", "video_llm": "abc"}}
+    store.check_protocol(protocol)
+    later = {**protocol, "versions": {"torch": "2"}, "model": {"run": "moved", "video_llm": "abc"}}
+    assert store.check_protocol(later, complete=True) == protocol
     with pytest.raises(UserError, match=r"versions\.torch was '1', now it is '2'"):
-        store.claim(later)
+        store.check_protocol(later)
     with pytest.raises(UserError, match=r"model\.video_llm"):
-        store.claim({**later, "model": {"run": "moved", "video_llm": "def"}}, complete=True)
+        store.check_protocol({**later, "model": {"run": "moved", "video_llm": "def"}}, complete=True)
 
 
 def test_what_earlier_versions_recorded_besides_does_not_stand_in_the_way(tmp_path):
     (tmp_path / "protocol.json").write_text(json.dumps({"prompt": "x", "items_without_video": 3, "clip_model": {}}))
-    assert PredictionStore(tmp_path).claim({"prompt": "x"}) == {"prompt": "x"}
+    assert PredictionStore(tmp_path).check_protocol({"prompt": "x"}) == {"prompt": "x"}
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/out cannot be made"):
+    with pytest.raises(UserError, match="file/out cannot be created"):
         PredictionStore(tmp_path / "file" / "out")

@@ -11,9 +11,9 @@ from divot_lightning.checkpoint.components import weights_sha256
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.multiple_choice import MVBENCH_TASKS
+from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig, JudgeConfig
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
-from divot_lightning.evaluation.settings import EvaluationConfig, GenerationConfig, JudgeConfig
 from divot_lightning.testing.run_distributed import run_distributed
 
 
@@ -66,22 +66,22 @@ def test_averaged_weights_are_another_protocol(tiny_run, toy_data, tmp_path):
 
 
 def test_a_stopped_evaluation_goes_on_with_what_is_missing(tiny_run, toy_data, tmp_path):
-    settings = EvaluationConfig("toy-questions", str(toy_data), output=str(tmp_path / "out"), max_new_tokens=3)
-    evaluate(tiny_run, settings)
+    config = EvaluationConfig("toy-questions", str(toy_data), output=str(tmp_path / "out"), max_new_tokens=3)
+    evaluate(tiny_run, config)
     whole = rows_of(tmp_path / "out")
     marked = [{**row, "said": "kept"} for row in whole[:7]]
     (tmp_path / "out" / "predictions.jsonl").unlink()
     cut = json.dumps(whole[8])[:20]
     (tmp_path / "out" / "predictions-rank0.jsonl").write_text("".join(json.dumps(r) + "\n" for r in marked) + cut)
-    evaluate(tiny_run, settings)
+    evaluate(tiny_run, config)
     again = rows_of(tmp_path / "out")
     assert [row["said"] for row in again] == ["kept"] * 7 + [row["said"] for row in whole[7:]]
     assert not list((tmp_path / "out").glob("predictions-rank*"))
 
 
 def measured(rank, run, data, output):
-    settings = EvaluationConfig("toy-questions", data, output=output, max_new_tokens=3, temperature=0.8)
-    evaluate(run, settings)
+    config = EvaluationConfig("toy-questions", data, output=output, max_new_tokens=3, temperature=0.8)
+    evaluate(run, config)
     generation = EvaluationConfig("toy", data, output=f"{output}-clips")
     evaluate(run, generation)
     return rank
@@ -97,17 +97,17 @@ def test_two_processes_write_what_one_does(tiny_run, toy_data, tmp_path):
 
 
 def test_predictions_of_another_way_are_not_mixed_in(tiny_run, toy_data, tmp_path):
-    settings = EvaluationConfig("toy-questions", str(toy_data), output=str(tmp_path), max_new_tokens=2, limit=2)
-    evaluate(tiny_run, settings)
+    config = EvaluationConfig("toy-questions", str(toy_data), output=str(tmp_path), max_new_tokens=2, limit=2)
+    evaluate(tiny_run, config)
     with pytest.raises(UserError, match=r"decoding\.max_new_tokens was 2, now it is 3\nGive another folder"):
-        evaluate(tiny_run, EvaluationConfig(**{**vars(settings), "max_new_tokens": 3}))
-    evaluate(tiny_run, EvaluationConfig(**{**vars(settings), "limit": 6}))
+        evaluate(tiny_run, EvaluationConfig(**{**vars(config), "max_new_tokens": 3}))
+    evaluate(tiny_run, EvaluationConfig(**{**vars(config), "limit": 6}))
     assert len(rows_of(tmp_path)) == 6
 
 
 def test_every_task_of_mvbench_is_asked_and_scored(tiny_run, mvbench, tmp_path):
-    settings = EvaluationConfig("mvbench", mvbench, output=str(tmp_path / "out"), max_new_tokens=2, max_clips=2)
-    evaluate(tiny_run, settings)
+    config = EvaluationConfig("mvbench", mvbench, output=str(tmp_path / "out"), max_new_tokens=2, max_clips=2)
+    evaluate(tiny_run, config)
     rows, values = rows_of(tmp_path / "out"), values_of(tmp_path / "out")
     assert len(rows) == 20
     assert not any("error" in row for row in rows)
@@ -123,45 +123,45 @@ def test_every_task_of_mvbench_is_asked_and_scored(tiny_run, mvbench, tmp_path):
 def test_a_video_that_cannot_be_read_is_a_wrong_answer_and_is_counted(tiny_run, mvbench, tmp_path):
     broken = tmp_path / "mvbench" / "video" / "ssv2_video" / "action_antonym.mp4"
     broken.write_bytes(b"no video")
-    settings = EvaluationConfig("mvbench", mvbench, split="action_antonym", output=str(tmp_path / "out"), unparsed_as=1)
-    evaluate(tiny_run, settings)
+    config = EvaluationConfig("mvbench", mvbench, split="action_antonym", output=str(tmp_path / "out"), unparsed_as=1)
+    evaluate(tiny_run, config)
     assert rows_of(tmp_path / "out")[0]["error"].startswith("undecodable")
     assert values_of(tmp_path / "out") == {"all": 0.0, "unparsed": 0.0, "unreadable": 1.0}
 
 
 def test_an_answer_without_a_choice_counts_as_the_option_that_is_set(tiny_run, mvbench, tmp_path):
-    settings = EvaluationConfig(
+    config = EvaluationConfig(
         "mvbench", mvbench, split="state_change", output=str(tmp_path / "out"), unparsed_as=1, max_new_tokens=1,
         choice_rule="first_letter",
     )  # fmt: skip
-    evaluate(tiny_run, settings)
+    evaluate(tiny_run, config)
     assert rows_of(tmp_path / "out")[0]["chosen"] is None  # the toy's words have no capital letters
     assert values_of(tmp_path / "out") == {"all": 1.0, "unparsed": 1.0, "unreadable": 0.0}
 
 
 def test_missing_videos_are_refused_or_left_out_as_asked(tiny_run, tmp_path, video_bytes):
-    asked = [{"question_id": n, "video_name": n, "question": "what colour ?"} for n in ("a", "b")]
+    questions = [{"question_id": n, "video_name": n, "question": "what colour ?"} for n in ("a", "b")]
     answers = [{"question_id": n, "answer": "red"} for n in ("a", "b")]
-    data = lay(tmp_path / "data", {"test_q.json": asked, "test_a.json": answers, "videos/v_b.mp4": video_bytes(16)})
-    settings = EvaluationConfig("activitynet_qa", data, output=str(tmp_path / "out"), max_new_tokens=2)
+    data = lay(tmp_path / "data", {"test_q.json": questions, "test_a.json": answers, "videos/v_b.mp4": video_bytes(16)})
+    config = EvaluationConfig("activitynet_qa", data, output=str(tmp_path / "out"), max_new_tokens=2)
     with pytest.raises(UserError, match="1 videos are not there, the first is videos/v_a"):
-        evaluate(tiny_run, settings)
-    evaluate(tiny_run, EvaluationConfig(**{**vars(settings), "missing": "skip"}))
+        evaluate(tiny_run, config)
+    evaluate(tiny_run, EvaluationConfig(**{**vars(config), "missing": "skip"}))
     assert [row["id"] for row in rows_of(tmp_path / "out")] == ["b"]
     assert load_scores(tmp_path / "out" / "scores.json")[0].protocol["items_without_video"] == 1
 
 
 def test_open_answers_are_judged_by_an_endpoint(tiny_run, toy_data, tmp_path, endpoint):
     judge = JudgeConfig("endpoint", "m", endpoint.url)
-    settings = EvaluationConfig(
+    config = EvaluationConfig(
         "toy-questions", str(toy_data), output=str(tmp_path), max_new_tokens=2, limit=4, judge=judge
     )
-    evaluate(tiny_run, settings)
+    evaluate(tiny_run, config)
     assert values_of(tmp_path)["judged"] == 0.0
     assert {row["judged"] for row in rows_of(tmp_path)} == {False}
-    asked = len(endpoint.requests)
-    evaluate(tiny_run, settings)
-    assert len(endpoint.requests) == asked  # not even to see whether it is there
+    count = len(endpoint.requests)
+    evaluate(tiny_run, config)
+    assert len(endpoint.requests) == count  # not even to see whether it is there
     protocols = {score.name.partition("/")[2]: score.protocol for score in load_scores(tmp_path / "scores.json")}
     assert [name for name, protocol in protocols.items() if "judge" in protocol and "/" not in name] == [
         "judged",
@@ -174,8 +174,8 @@ def test_hidden_answers_give_a_file_for_the_server_and_no_accuracy(tiny_run, tmp
     questions = [{"q_uid": n, "question": "?", **{f"option {k}": f"o{k}" for k in range(5)}} for n in ("u1", "u2")]
     files = {f"videos/{n}.mp4": video_bytes(16) for n in ("u1", "u2")}
     data = lay(tmp_path / "data", {"questions.json": questions, **files})
-    settings = EvaluationConfig("egoschema", data, split="full", output=str(tmp_path / "out"), max_new_tokens=1)
-    evaluate(tiny_run, settings)
+    config = EvaluationConfig("egoschema", data, split="full", output=str(tmp_path / "out"), max_new_tokens=1)
+    evaluate(tiny_run, config)
     assert (tmp_path / "out" / "submission.csv").read_text().splitlines() == ["q_uid,answer", "u1,2", "u2,2"]
     assert values_of(tmp_path / "out") == {"unparsed": 1.0, "unreadable": 0.0}
     hidden = {"v": {"mc_question": [{"id": 3, "question": "?", "options": ["x", "y", "z"]}]}}
@@ -191,8 +191,8 @@ def test_settings_of_the_head_stand_in_the_model_of_a_score_and_not_in_its_proto
     for number, head in enumerate((None, {"variance_scale": 0.7})):
         output = str(tmp_path / str(number))
         chosen = GenerationConfig(head=head)
-        settings = EvaluationConfig("toy", str(toy_data), output=output, limit=1, generation=chosen)
-        scores.append(evaluate(tiny_run, settings).scores[0])
+        config = EvaluationConfig("toy", str(toy_data), output=output, limit=1, generation=chosen)
+        scores.append(evaluate(tiny_run, config).scores[0])
     assert [score.model["head"] for score in scores] == [{"variance_scale": 0.1}, {"variance_scale": 0.7}]
     assert scores[0].protocol == scores[1].protocol
     refused = GenerationConfig(head={"guidance": 2})
@@ -201,9 +201,9 @@ def test_settings_of_the_head_stand_in_the_model_of_a_score_and_not_in_its_proto
 
 
 def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tmp_path):
-    from divot_lightning.evaluation.asking import item_seed
     from divot_lightning.evaluation.metrics.toy_oracle import read_clips
     from divot_lightning.evaluation.metrics.toy_protocol import frechet, generation_scores
+    from divot_lightning.evaluation.question_runner import item_seed
     from divot_lightning.experiments.quickstart.clips import load_clips
     from divot_lightning.inference.generate import ClipGenerator
 
@@ -211,25 +211,27 @@ def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tm
         evaluate(tiny_run, EvaluationConfig("toy", str(toy_data), output=str(tmp_path), seed=3, limit=limit))
     real = load_clips(toy_data / "held_out")
     generator = ClipGenerator.from_run(tiny_run)
-    made = torch.stack(
+    generated = torch.stack(
         [
             next(iter(generator.generate_clips([text["caption"]], seed=item_seed(3, number))))
             for number, text in enumerate(real.texts)
         ]
     )
-    expected = {s.name: s.value for s in generation_scores(real.media, made, read_clips(made), real.texts, {})}
+    expected = {
+        s.name: s.value for s in generation_scores(real.media, generated, read_clips(generated), real.texts, {})
+    }
     for name, value in values_of(tmp_path).items():
         if name != "unreadable":
             assert value == pytest.approx(expected[f"generation/{name}"], rel=1e-6, nan_ok=True)
     with np.load(tmp_path / "generation" / "clips.npz") as kept:
-        np.testing.assert_array_equal(kept["made"], made[:6].numpy())
+        np.testing.assert_array_equal(kept["made"], generated[:6].numpy())
     texts = json.loads((tmp_path / "generation" / "texts.json").read_text())
-    readings = zip(read_clips(made), real.texts, strict=True)
+    readings = zip(read_clips(generated), real.texts, strict=True)
     rights = [all(getattr(r, name) == text["attributes"][name] for name in ATTRIBUTES) for r, text in readings]
     known = zip(real.texts, rights, strict=True)
     assert texts == [{"number": n, "caption": t["caption"], "right": r} for n, (t, r) in enumerate(known)][:6]
     assert not (tmp_path / ".clips").exists()
-    assert values_of(tmp_path)["frechet"] == pytest.approx(frechet(real.media, made), rel=1e-6)
+    assert values_of(tmp_path)["frechet"] == pytest.approx(frechet(real.media, generated), rel=1e-6)
 
 
 @pytest.fixture
@@ -253,13 +255,13 @@ class MeanColour(torch.nn.Module):
 def test_clips_from_captions_have_a_similarity_and_a_distance(tiny_run, msrvtt, clip_folder, tmp_path):
     torch.jit.script(MeanColour()).save(str(tmp_path / "i3d.pt"))
     chosen = GenerationConfig(clip_model=str(clip_folder), video_features=str(tmp_path / "i3d.pt"))
-    settings = EvaluationConfig("msrvtt-generation", msrvtt, output=str(tmp_path / "out"), generation=chosen)
-    evaluate(tiny_run, settings)
+    config = EvaluationConfig("msrvtt-generation", msrvtt, output=str(tmp_path / "out"), generation=chosen)
+    evaluate(tiny_run, config)
     rows, values = rows_of(tmp_path / "out"), values_of(tmp_path / "out")
     assert values["clip_similarity"] == pytest.approx(sum(row["clip_similarity"] for row in rows) / 3)
-    real, made = (torch.tensor([row[key] for row in rows]).double() for key in ("real_features", "features"))
-    assert made.shape == (3, 3)
-    assert values["frechet_video_distance"] > (real.mean(0) - made.mean(0)).square().sum().item() > 0
+    real, generated = (torch.tensor([row[key] for row in rows]).double() for key in ("real_features", "features"))
+    assert generated.shape == (3, 3)
+    assert values["frechet_video_distance"] > (real.mean(0) - generated.mean(0)).square().sum().item() > 0
     texts = json.loads((tmp_path / "out" / "generation" / "texts.json").read_text())
     assert texts == [{"number": n, "caption": row["prompt"], "right": None} for n, row in enumerate(rows)]
     protocols = {

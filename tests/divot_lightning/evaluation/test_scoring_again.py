@@ -1,4 +1,4 @@
-"""A score is computed from what was said: with another rule, judge, metric or limit, or more videos, it is right and
+"""A score is computed from stored answers: with another rule, judge, metric or limit, or more videos, it is right and
 new, and nothing that is there is lost or predicted again."""
 
 import ast
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.asking import QuestionRunner
+from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig, JudgeConfig
+from divot_lightning.evaluation.question_runner import QuestionRunner
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
-from divot_lightning.evaluation.settings import EvaluationConfig, GenerationConfig, JudgeConfig
 from divot_lightning.evaluation.statistics.comparison import load_evaluation, paired_values, protocol_differences
 from divot_lightning.inference.generate import ClipGenerator
 
@@ -30,7 +30,7 @@ def values_of(folder):
 
 
 def say(folder, texts):
-    """Writes what each item shall have been answered, in place of what was."""
+    """Replace the stored answer of each item."""
     rows = rows_of(folder)
     lines = [json.dumps({**row, "said": text}) + "\n" for row, text in zip(rows, texts, strict=True)]
     (folder / "predictions.jsonl").write_text("".join(lines))
@@ -45,25 +45,26 @@ def no_predictions(monkeypatch):
             raise AssertionError("predicted again")
 
         monkeypatch.setattr(QuestionRunner, "run", predict)
-        monkeypatch.setattr("divot_lightning.evaluation.asking.load_component", predict)  # nor is the LLM loaded
+        # Nor is the language model loaded.
+        monkeypatch.setattr("divot_lightning.evaluation.question_runner.load_component", predict)
         monkeypatch.setattr(ClipGenerator, "generate_clips", predict)
 
     return refuse
 
 
 def test_another_rule_gives_its_own_score_and_costs_no_predictions(tiny_run, mvbench, tmp_path, no_predictions):
-    settings = {"benchmark": "mvbench", "data": mvbench, "output": str(tmp_path / "out"), "max_new_tokens": 1}
-    settings |= {"max_clips": 1}
-    evaluate(tiny_run, EvaluationConfig(**settings))
+    config = {"benchmark": "mvbench", "data": mvbench, "output": str(tmp_path / "out"), "max_new_tokens": 1}
+    config |= {"max_clips": 1}
+    evaluate(tiny_run, EvaluationConfig(**config))
     say(tmp_path / "out", ["Answer: (B)"] * 15 + ["(A)"] * 5)
     no_predictions()
-    evaluate(tiny_run, EvaluationConfig(**settings))
+    evaluate(tiny_run, EvaluationConfig(**config))
     assert (values_of(tmp_path / "out")["all"], scores_of(tmp_path / "out")["all"].protocol["choice_rule"]) == (
         0.75,
         "letter_or_text",
     )
     by_text = load_evaluation(tmp_path / "out")
-    evaluate(tiny_run, EvaluationConfig(**settings, choice_rule="first_letter"))
+    evaluate(tiny_run, EvaluationConfig(**config, choice_rule="first_letter"))
     by_letter = load_evaluation(tmp_path / "out")
     assert (values_of(tmp_path / "out")["all"], scores_of(tmp_path / "out")["all"].protocol["choice_rule"]) == (
         0.0,
@@ -73,38 +74,38 @@ def test_another_rule_gives_its_own_score_and_costs_no_predictions(tiny_run, mvb
         "choice_rule": ["letter_or_text", "first_letter"]
     }
     assert protocol_differences([by_text, by_letter], "mvbench/unreadable") == {}
-    evaluate(tiny_run, EvaluationConfig(**settings))
+    evaluate(tiny_run, EvaluationConfig(**config))
     assert values_of(tmp_path / "out")["all"] == 0.75
 
 
 def test_a_run_that_was_stopped_and_goes_on_with_another_rule_mixes_nothing(tiny_run, mvbench, tmp_path):
-    settings = {"benchmark": "mvbench", "data": mvbench, "output": str(tmp_path / "out"), "max_new_tokens": 2}
-    settings |= {"max_clips": 1}
-    evaluate(tiny_run, EvaluationConfig(**settings))
+    config = {"benchmark": "mvbench", "data": mvbench, "output": str(tmp_path / "out"), "max_new_tokens": 2}
+    config |= {"max_clips": 1}
+    evaluate(tiny_run, EvaluationConfig(**config))
     rows = rows_of(tmp_path / "out")
     stale = [{**row, "said": "Answer: B", "chosen": 1, "judged": True, "scores": {"x": 1}} for row in rows[:10]]
     (tmp_path / "out" / "predictions.jsonl").unlink()
     lines = "".join(json.dumps(row) + "\n" for row in stale)
     (tmp_path / "out" / "predictions-rank0.jsonl").write_text(lines)
-    evaluate(tiny_run, EvaluationConfig(**settings, choice_rule="first_letter"))
+    evaluate(tiny_run, EvaluationConfig(**config, choice_rule="first_letter"))
     assert [row["chosen"] for row in rows_of(tmp_path / "out")] == [0] * 10 + [None] * 10
     assert values_of(tmp_path / "out")["all"] == 0.0
     assert not any("judged" in row or "x" in row["scores"] for row in rows_of(tmp_path / "out"))
 
 
 def test_a_limit_scores_the_first_items_and_loses_none(tiny_run, toy_data, tmp_path, no_predictions):
-    settings = {"benchmark": "toy-questions", "data": str(toy_data), "output": str(tmp_path), "max_new_tokens": 2}
-    evaluate(tiny_run, EvaluationConfig(**settings))
+    config = {"benchmark": "toy-questions", "data": str(toy_data), "output": str(tmp_path), "max_new_tokens": 2}
+    evaluate(tiny_run, EvaluationConfig(**config))
     whole, scores = rows_of(tmp_path), scores_of(tmp_path)
     no_predictions()
-    found = evaluate(tiny_run, EvaluationConfig(**settings, limit=3))
+    found = evaluate(tiny_run, EvaluationConfig(**config, limit=3))
     assert scores_of(tmp_path)["normalised"].count == 3
     assert scores_of(tmp_path)["normalised"].protocol["limit"] == 3
     assert found.remarks == ("only the first 3 of 20 items (limit)",)
     kept = rows_of(tmp_path)
     assert [row["said"] for row in kept] == [row["said"] for row in whole]
     assert ["scores" in row for row in kept] == [True] * 3 + [False] * 17
-    evaluate(tiny_run, EvaluationConfig(**settings))
+    evaluate(tiny_run, EvaluationConfig(**config))
     assert rows_of(tmp_path) == whole
     assert scores_of(tmp_path) == scores
 
@@ -115,8 +116,8 @@ def questions(tmp_path, video_bytes):
     names = ["a", "b", "c", "d"]
     data = tmp_path / "questions"
     (data / "videos").mkdir(parents=True)
-    asked = [{"question_id": n, "video_name": n, "question": "what colour ?"} for n in names]
-    (data / "test_q.json").write_text(json.dumps(asked))
+    questions = [{"question_id": n, "video_name": n, "question": "what colour ?"} for n in names]
+    (data / "test_q.json").write_text(json.dumps(questions))
     (data / "test_a.json").write_text(json.dumps([{"question_id": n, "answer": "red"} for n in names]))
 
     def lay(names, frames=16):
@@ -129,14 +130,14 @@ def questions(tmp_path, video_bytes):
 
 def test_videos_that_come_later_are_added_and_draw_as_if_they_had_always_been_there(tiny_run, questions, tmp_path):
     data, lay = questions
-    settings = {"benchmark": "activitynet_qa", "data": data, "max_new_tokens": 6, "missing": "skip"}
-    settings |= {"temperature": 1.0, "seed": 5}
-    found = evaluate(tiny_run, EvaluationConfig(**settings, output=str(tmp_path / "out")))
-    assert found.remarks == ("2 of 4 items have no video and are left out",)
+    config = {"benchmark": "activitynet_qa", "data": data, "max_new_tokens": 6, "missing": "skip"}
+    config |= {"temperature": 1.0, "seed": 5}
+    found = evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / "out")))
+    assert found.remarks == ("2 of 4 items have no video and are skipped",)
     first = {row["id"]: row["said"] for row in rows_of(tmp_path / "out")}
     lay("ac")
-    found = evaluate(tiny_run, EvaluationConfig(**settings, output=str(tmp_path / "out")))
-    evaluate(tiny_run, EvaluationConfig(**settings, output=str(tmp_path / "fresh")))
+    found = evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / "out")))
+    evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / "fresh")))
     assert found.remarks == ()
     later = {row["id"]: row["said"] for row in rows_of(tmp_path / "out")}
     assert list(later) == ["a", "b", "c", "d"]
@@ -149,33 +150,33 @@ def test_a_video_that_was_replaced_or_mended_is_asked_about_again(tiny_run, ques
     data, lay = questions
     broken = tmp_path / "questions" / "videos" / "v_d.mp4"
     broken.write_bytes(b"no video")
-    settings = EvaluationConfig("activitynet_qa", data, output=str(tmp_path / "out"), missing="skip", max_new_tokens=2)
-    evaluate(tiny_run, settings)
+    config = EvaluationConfig("activitynet_qa", data, output=str(tmp_path / "out"), missing="skip", max_new_tokens=2)
+    evaluate(tiny_run, config)
     assert values_of(tmp_path / "out")["unreadable"] == 0.5
     assert "error" in rows_of(tmp_path / "out")[1]
     say(tmp_path / "out", ["kept", "-"])
     lay("d")
-    evaluate(tiny_run, settings)
+    evaluate(tiny_run, config)
     assert values_of(tmp_path / "out")["unreadable"] == 0.0
     assert rows_of(tmp_path / "out")[0]["said"] == "kept"
     lay("b", frames=24)
-    evaluate(tiny_run, settings)
+    evaluate(tiny_run, config)
     assert rows_of(tmp_path / "out")[0]["said"] != "kept"
 
 
 def test_a_later_version_scores_what_an_earlier_one_predicted_and_says_so(tiny_run, toy_data, tmp_path, monkeypatch):
-    settings = {"benchmark": "toy-questions", "data": str(toy_data), "output": str(tmp_path), "max_new_tokens": 2}
-    evaluate(tiny_run, EvaluationConfig(**settings, limit=4))
+    config = {"benchmark": "toy-questions", "data": str(toy_data), "output": str(tmp_path), "max_new_tokens": 2}
+    evaluate(tiny_run, EvaluationConfig(**config, limit=4))
     before = scores_of(tmp_path)["exact"].protocol
     for module in ("chosen_items", "scoring"):
         monkeypatch.setattr(
             f"divot_lightning.evaluation.{module}.library_versions", lambda: {**before["versions"], "torch": "9"}
         )
-    evaluate(tiny_run, EvaluationConfig(**settings, limit=3))
+    evaluate(tiny_run, EvaluationConfig(**config, limit=3))
     protocol = scores_of(tmp_path)["exact"].protocol
     assert (protocol["versions"], protocol["scored_with"]) == (before["versions"], {"torch": "9"})
     with pytest.raises(UserError, match=r"versions\.torch was"):
-        evaluate(tiny_run, EvaluationConfig(**settings))
+        evaluate(tiny_run, EvaluationConfig(**config))
 
 
 def test_the_default_folder_names_the_split(tiny_run, mvbench, tmp_path):
@@ -183,9 +184,9 @@ def test_the_default_folder_names_the_split(tiny_run, mvbench, tmp_path):
 
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    settings = {"benchmark": "mvbench", "data": mvbench, "max_new_tokens": 1, "max_clips": 1}
+    config = {"benchmark": "mvbench", "data": mvbench, "max_new_tokens": 1, "max_clips": 1}
     folders = [
-        evaluate(run, EvaluationConfig(**settings, split=split)).folder for split in ("state_change", "action_count")
+        evaluate(run, EvaluationConfig(**config, split=split)).folder for split in ("state_change", "action_count")
     ]
     assert [str(folder.relative_to(run)) for folder in folders] == [
         "evaluation/mvbench-state_change",
@@ -194,15 +195,15 @@ def test_the_default_folder_names_the_split(tiny_run, mvbench, tmp_path):
 
 
 def test_the_mean_of_groups_has_values_per_item_that_can_be_paired(tiny_run, mvbench, tmp_path):
-    settings = {"benchmark": "mvbench", "data": mvbench, "max_new_tokens": 1, "max_clips": 1}
+    config = {"benchmark": "mvbench", "data": mvbench, "max_new_tokens": 1, "max_clips": 1}
     for name in ("a", "b"):
-        evaluate(tiny_run, EvaluationConfig(**settings, output=str(tmp_path / name)))
+        evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / name)))
         rows = rows_of(tmp_path / name)
         (tmp_path / name / "predictions.jsonl").write_text(
             "".join(json.dumps({**row, "said": "B" if n % (2 if name == "a" else 3) else "A"}) + "\n"
                     for n, row in enumerate(rows))
         )  # fmt: skip
-        evaluate(tiny_run, EvaluationConfig(**settings, output=str(tmp_path / name)))
+        evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / name)))
         score = scores_of(tmp_path / name)["mean_of_groups"]
         values = [row["scores"][score.name] for row in rows_of(tmp_path / name)]
         assert score.value == pytest.approx(sum(values) / len(values))
@@ -235,8 +236,8 @@ def test_groups_of_unequal_size_weigh_alike_in_the_values_of_items():
 
 
 def judged(data, folder, **judge):
-    settings = {"benchmark": "toy-questions", "data": str(data), "output": str(folder), "max_new_tokens": 2, "limit": 8}
-    return EvaluationConfig(**settings, judge=JudgeConfig(**judge))
+    config = {"benchmark": "toy-questions", "data": str(data), "output": str(folder), "max_new_tokens": 2, "limit": 8}
+    return EvaluationConfig(**config, judge=JudgeConfig(**judge))
 
 
 def test_a_verdict_does_not_outlive_its_judge(tiny_run, toy_data, tmp_path, endpoint, no_predictions):
@@ -251,10 +252,10 @@ def test_a_verdict_does_not_outlive_its_judge(tiny_run, toy_data, tmp_path, endp
     for name in values_of(tmp_path):
         shared = [with_judge, load_evaluation(tmp_path)]
         assert protocol_differences(shared, f"toy-questions/{name}") == {}
-    asked = len(endpoint.requests)
+    count = len(endpoint.requests)
     evaluate(tiny_run, judged(toy_data, tmp_path, kind="endpoint", model="m", url=endpoint.url))
     assert values_of(tmp_path)["judged"] == 1.0  # read from what was kept
-    assert len(endpoint.requests) == asked
+    assert len(endpoint.requests) == count
     endpoint.reply = lambda prompt: "no"
     evaluate(tiny_run, judged(toy_data, tmp_path, kind="endpoint", model="other", url=endpoint.url))
     assert values_of(tmp_path)["judged"] == 0.0
@@ -265,14 +266,14 @@ def test_what_no_verdict_could_be_read_from_is_a_share_and_counts_as_the_rule_sa
     tiny_run, toy_data, tmp_path, endpoint
 ):
     endpoint.reply = lambda prompt: "yes" if "Correct answer: red\n" in prompt else "hm"
-    settings = {"kind": "endpoint", "model": "m", "url": endpoint.url, "attempts": 2}
-    evaluate(tiny_run, judged(toy_data, tmp_path, **settings))
+    config = {"kind": "endpoint", "model": "m", "url": endpoint.url, "attempts": 2}
+    evaluate(tiny_run, judged(toy_data, tmp_path, **config))
     rows = rows_of(tmp_path)
     read = [row for row in rows if row["judged"] is not None]
     assert values_of(tmp_path)["judged"] == len(read) / 8
     assert values_of(tmp_path)["unjudged"] == 1 - len(read) / 8 > 0.05
     assert {row["judge_reply"] for row in rows} <= {"hm", "yes"}
-    found = evaluate(tiny_run, judged(toy_data, tmp_path, **settings, unjudged_as="left_out"))
+    found = evaluate(tiny_run, judged(toy_data, tmp_path, **config, unjudged_as="left_out"))
     assert scores_of(tmp_path)["judged"].count == len(read)
     assert values_of(tmp_path)["judged"] == 1.0 if read else math.isnan(values_of(tmp_path)["judged"])
     assert scores_of(tmp_path)["judged"].protocol["judge"]["unjudged_as"] == "left_out"
@@ -306,14 +307,16 @@ REPLIES = [
 
 
 def test_accuracy_and_score_are_those_of_video_chatgpt_s_script(tiny_run, toy_data, tmp_path, endpoint):
-    """Its rule, from its description: the reply is a Python dictionary; accuracy is the share of `yes` among yes and
+    """Its rule, from its description: the reply is a Python dictionary; accuracy is the fraction of `yes` among yes and
     no, and the score loses its fraction before it is averaged."""
     given = iter(REPLIES)
-    told = {}
-    endpoint.reply = lambda prompt: told.setdefault(prompt, None) or told.update({prompt: next(given)}) or told[prompt]
+    replied = {}
+    endpoint.reply = lambda prompt: (
+        replied.setdefault(prompt, None) or replied.update({prompt: next(given)}) or replied[prompt]
+    )
     endpoint.script = [(200, {}, '{"choices": [{"message": {"content": "{}"}}]}')]  # the small request beforehand
-    settings = {"kind": "endpoint", "model": "m", "url": endpoint.url, "prompt": "video_chatgpt", "concurrency": 1}
-    evaluate(tiny_run, judged(toy_data, tmp_path, **settings))
+    config = {"kind": "endpoint", "model": "m", "url": endpoint.url, "prompt": "video_chatgpt", "concurrency": 1}
+    evaluate(tiny_run, judged(toy_data, tmp_path, **config))
     replies = [ast.literal_eval(row["judge_reply"]) for row in rows_of(tmp_path)]
     yes = sum(reply["pred"].lower() == "yes" for reply in replies)
     no = sum(reply["pred"].lower() == "no" for reply in replies)

@@ -21,8 +21,8 @@ from divot_lightning.parts.segments import Clips, Text
 def test_prompts_are_what_training_samples_have_before_the_answer(template):
     sample = {"question": "What colour is it ?", "answer": "red", "caption": "a red circle"}
     rng = np.random.default_rng(0)
-    asked = question_segments(sample, rng, template=template, num_clips=2)
-    assert [*question_prompt(sample["question"], 2, template), Text("red", learn=True)] == asked
+    sample_segments = question_segments(sample, rng, template=template, num_clips=2)
+    assert [*question_prompt(sample["question"], 2, template), Text("red", learn=True)] == sample_segments
     described = caption_segments(sample, np.random.default_rng(0), template=template)
     assert [*caption_prompt(1, template), Text("a red circle", learn=True)] == described
 
@@ -51,22 +51,22 @@ def test_a_picture_is_one_clip(tmp_path):
 
 
 def test_batching_changes_no_answer(llm_run):
-    asker = QuestionAnswerer.from_run(llm_run)
+    answerer = QuestionAnswerer.from_run(llm_run)
     features = [torch.randn(count, 3, 4) for count in (2, 1, 3, 1)]
     prompts = [question_prompt("What colour is it ?", len(part), "instruction") for part in features]
-    together = answer(asker.video_llm, prompts, features, max_new_tokens=5)
-    alone = [answer(asker.video_llm, [p], [f], max_new_tokens=5)[0] for p, f in zip(prompts, features, strict=True)]
-    in_twos = answer(asker.video_llm, prompts, features, max_new_tokens=5, batch_size=2)
+    together = answer(answerer.video_llm, prompts, features, max_new_tokens=5)
+    alone = [answer(answerer.video_llm, [p], [f], max_new_tokens=5)[0] for p, f in zip(prompts, features, strict=True)]
+    in_twos = answer(answerer.video_llm, prompts, features, max_new_tokens=5, batch_size=2)
     assert together == alone == in_twos
     assert len(set(together)) > 1
 
 
 def test_a_file_is_asked_and_described(llm_run, video):
-    asker = QuestionAnswerer.from_run(llm_run, template="instruction")
-    answers = asker.ask_file(video, ["What colour is it ?", ""])
-    features = asker.encode(torch.from_numpy(read_video(video, asker.clip)[0]))
+    answerer = QuestionAnswerer.from_run(llm_run, template="instruction")
+    answers = answerer.answer_questions(video, ["What colour is it ?", ""])
+    features = answerer.encode(torch.from_numpy(read_video(video, answerer.clip)[0]))
     prompts = [question_prompt("What colour is it ?", 2, "instruction"), caption_prompt(2, "instruction")]
-    assert answers == answer(asker.video_llm, prompts, [features, features])
+    assert answers == answer(answerer.video_llm, prompts, [features, features])
 
 
 def test_the_kind_of_the_file_reaches_the_prompt():
@@ -88,4 +88,4 @@ def test_the_command_prints_answers(llm_run, video, capsys):
     import json
 
     printed = json.loads(capsys.readouterr().out)
-    assert printed["answer"] == QuestionAnswerer.from_run(llm_run).ask_file(video, ["What colour is it ?"])[0]
+    assert printed["answer"] == QuestionAnswerer.from_run(llm_run).answer_questions(video, ["What colour is it ?"])[0]

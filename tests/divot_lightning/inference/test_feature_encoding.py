@@ -124,7 +124,7 @@ def test_clips_have_the_size_of_the_tokenizers_run_by_default(tmp_path, write_ta
     assert read_index(tmp_path / "d")["settings"]["clip"] == clip("b")
 
 
-def test_a_sample_of_many_videos_is_left_out(run, tmp_path, write_tar, numbered_file, capsys):
+def test_a_sample_of_many_videos_is_skipped(run, tmp_path, write_tar, numbered_file, capsys):
     members = [(f"story.clip{number}.mp4", numbered_file()) for number in range(3)]
     write_tar(tmp_path / "in" / "0.tar", [*members, ("k.mp4", numbered_file())])
     words = [
@@ -142,7 +142,7 @@ def test_a_sample_of_many_videos_is_left_out(run, tmp_path, write_tar, numbered_
     assert open_source(tmp_path / "out").counts == (1,)
 
 
-def test_an_output_that_is_full_is_told_and_the_call_goes_on_with_room(run, video_shards, tmp_path):
+def test_a_full_output_is_reported_and_the_call_resumes_with_room(run, video_shards, tmp_path):
     folder = video_shards(shards=1, samples=40)
     with pytest.raises(UserError, match=r"cannot be written: .*\nMake room"), limited_file_size(12_000):
         encode_shards(run, folder, tmp_path / "out")
@@ -154,7 +154,7 @@ def test_pictures_and_several_clips_are_encoded(run, tmp_path, write_tar, pictur
     write_tar(tmp_path / "in" / "0.tar", members)
     encode_shards(run, tmp_path / "in", tmp_path / "out")
     source = open_source(tmp_path / "out")
-    first, second = (source.read(0, place) for place in range(2))
+    first, second = (source.read(0, index) for index in range(2))
     assert json.loads(first.members["json"]) == {"kind": "image"}
     assert second.key == "tale"
     assert [SampleDecoder()(raw, None).features.shape for raw in (first, second)] == [(1, 3, 4), (2, 3, 4)]
@@ -230,13 +230,13 @@ def test_an_interrupted_call_is_continued(run, video_shards, tmp_path, monkeypat
     assert len(calls) == 4
 
 
-def test_unusable_samples_are_left_out_within_the_budget(run, video_shards, tmp_path):
+def test_unusable_samples_are_skipped_within_the_budget(run, video_shards, tmp_path):
     folder = video_shards(extra=[("zbad.mp4", b"rubbish")])
     with pytest.raises(UserError, match="1 of 4 samples"):
         encode_shards(run, folder, tmp_path / "out")
     assert read_index(tmp_path / "out") is None
     report = encode_shards(run, folder, tmp_path / "out", budget=Budget(0.5))
-    assert (report.samples, len(report.defects)) == (6, 2)
+    assert (report.samples, len(report.skipped)) == (6, 2)
 
 
 def test_features_are_not_encoded_again(run, video_shards, tmp_path):

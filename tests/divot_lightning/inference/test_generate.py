@@ -78,17 +78,17 @@ def test_a_file_that_is_no_video_is_refused():
 
 def test_a_run_without_detokenizer_says_how_to_give_one(generator, llm_run, tmp_path):
     save_component(generator.video_llm, tmp_path / "video_llm")
-    save_component(generator.drawing.tokenizer, tmp_path / "tokenizer")
+    save_component(generator.reconstructor.tokenizer, tmp_path / "tokenizer")
     with pytest.raises(UserError, match=r"has no detokenizer(.|\n)*--detokenizer RUN"):
         ClipGenerator.from_run(tmp_path)
     assert ClipGenerator.from_run(tmp_path, llm_run).video_llm.config.num_queries == 3
 
 
 def test_a_detokenizer_of_other_tokens_is_refused(generator, llm_run, tmp_path):
-    config = generator.drawing.detokenizer.config
+    config = generator.reconstructor.detokenizer.config
     from dataclasses import replace
 
-    other = type(generator.drawing.detokenizer)(replace(config, num_tokens=5))
+    other = type(generator.reconstructor.detokenizer)(replace(config, num_tokens=5))
     save_component(other, tmp_path / "detokenizer")
     with pytest.raises(UserError, match=r"3 features of width 4.*5 of width 4"):
         ClipGenerator.from_run(llm_run, tmp_path)

@@ -104,7 +104,7 @@ def test_missing_and_truncated_shards_are_named(tmp_path, shards):
         list(read_clips([str(tmp_path / "cut.tar")], CLIP))
 
 
-def test_samples_that_give_no_clip_are_left_out_and_told(run, tmp_path, capsys):
+def test_samples_without_a_clip_are_skipped_and_reported(run, tmp_path, capsys):
     clip = moving_clip(0)
     members = [("cut.mp4", clip[: len(clip) // 2]), ("good.mp4", clip), (f"{'long' * 75}.mp4", clip), ("k.json", b"[]")]
     write_members(tmp_path / "a.tar", members)
@@ -115,13 +115,13 @@ def test_samples_that_give_no_clip_are_left_out_and_told(run, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "out: 2 clips" in shown
     assert "left out: 4 (" in shown
-    for told in ("a.tar cut (", "bad_json: ", "not_a_tar: ", "undecodable: "):
-        assert told in shown
+    for reason in ("a.tar cut (", "bad_json: ", "not_a_tar: ", "undecodable: "):
+        assert reason in shown
     names = sorted(path.name for path in (tmp_path / "out").glob("*_compare.mp4"))
     assert names == ["good_compare.mp4", f"{'long' * 50}_compare.mp4"]
 
 
-def test_an_output_that_cannot_be_written_is_told(run, shards, tmp_path):
+def test_an_output_that_cannot_be_written_is_reported(run, shards, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file.*cannot be written: a file stands where a folder is needed"):
         list(reconstruct_files(run, [str(shards / "train")], tmp_path / "file", num=1))

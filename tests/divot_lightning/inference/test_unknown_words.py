@@ -1,4 +1,4 @@
-"""Words that the model reads as <unk> are told, each once, by everything that prompts it."""
+"""Everything that prompts the model warns of words that it reads as <unk>, once for each word."""
 
 import logging
 
@@ -10,7 +10,7 @@ from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer, toy_texts
 from divot_lightning.inference.ask import QuestionAnswerer, answer, question_prompt
 from divot_lightning.inference.generate import ClipGenerator
-from divot_lightning.inference.run_settings import run_tasks
+from divot_lightning.inference.run_config import run_tasks
 from divot_lightning.inference.unknown_words import MOST_NAMED, unknown_words, warn_of_unknown_words
 from divot_lightning.parts.segments import Clips, Text
 
@@ -36,7 +36,7 @@ def test_a_tokenizer_without_an_unknown_token_knows_everything():
     assert unknown_words(Bytes(), "anything") == []
 
 
-def test_each_word_is_told_once_and_not_without_end(tokenizer, caplog):
+def test_each_word_is_named_once_and_their_number_is_bounded(tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             warn_of_unknown_words(tokenizer, [[Text("a zebra\x1b[2J", False), Clips(1, "read")]])
@@ -48,12 +48,12 @@ def test_each_word_is_told_once_and_not_without_end(tokenizer, caplog):
     assert "not named any more" in caplog.records[-1].getMessage()
 
 
-def test_asking_and_generating_tell(llm_run, tmp_path, caplog):
-    asker, generator = QuestionAnswerer.from_run(llm_run), ClipGenerator.from_run(llm_run)
+def test_answering_and_generating_warn(llm_run, tmp_path, caplog):
+    answerer, generator = QuestionAnswerer.from_run(llm_run), ClipGenerator.from_run(llm_run)
     prompt = question_prompt("What color is it ?", 1, "pretraining")
-    features = asker.encode(torch.zeros(1, 16, 3, 32, 32, dtype=torch.uint8))
+    features = answerer.encode(torch.zeros(1, 16, 3, 32, 32, dtype=torch.uint8))
     with caplog.at_level(logging.WARNING):
-        answer(asker.video_llm, [prompt], [features], max_new_tokens=1)
+        answer(answerer.video_llm, [prompt], [features], max_new_tokens=1)
         assert "'color'" in caplog.text
         list(generator.generate_clips(["a purple giraffe"]))
     assert "'giraffe'" in caplog.text
@@ -87,9 +87,9 @@ def test_the_tasks_of_a_run_are_those_of_all_its_sources(tmp_path, settings, exp
 def test_a_run_that_learned_questions_alone_says_so_when_it_is_asked_none(
     llm_run, tmp_path, caplog, tasks, questions, warned
 ):
-    asker = QuestionAnswerer.from_run(llm_run)
-    asker.tasks = frozenset(tasks)
+    answerer = QuestionAnswerer.from_run(llm_run)
+    answerer.tasks = frozenset(tasks)
     video = write_video(tmp_path / "v.mp4", np.zeros((16, 3, 32, 32), np.uint8), 8)
     with caplog.at_level(logging.WARNING):
-        assert len(asker.ask_file(video, questions)) == 1
+        assert len(answerer.answer_questions(video, questions)) == 1
     assert ("trained on the task question, not to describe videos" in caplog.text) == warned

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from divot_lightning.evaluation.answers.accuracy import parse_choice
 from divot_lightning.evaluation.answers.peer_choice_rules import PEER_RULES
-from divot_lightning.evaluation.asking import fill_question
 from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
-from divot_lightning.evaluation.settings import EvaluationConfig, check_settings
+from divot_lightning.evaluation.config import EvaluationConfig, check_config
+from divot_lightning.evaluation.question_runner import fill_question
 
-RECIPES = Path(__file__).parents[3] / "recipes" / "evaluation"
+RECIPES = Path(__file__).parents[4] / "recipes" / "evaluation"
 LABELLED = [json.loads(line) for line in Path(__file__).with_name("choice_answers.jsonl").read_text().splitlines()]
 ANSWERS = sorted({row["answer"] for row in LABELLED})
 FIVE = ("a dog", "a red car", "A man is walking", "Both of them", "C looks at a card")
@@ -40,18 +40,18 @@ def first_capital(text, letters, sides):
     return letters.index(left) if left in list(letters) else None
 
 
-def videollama2(version, benchmark, said, options):
+def videollama2(version, benchmark, answer, options):
     if version == "v1.5":
-        said = "".join("".join(said.split("answer")).split("Answer"))
+        answer = "".join("".join(answer.split("answer")).split("Answer"))
     letters = "ABCDE"[: len(options)]
     sides = {"mvbench": ("(, ", "), "), "egoschema": ("( ", ") "), "perception_test": ("(", ")")}[benchmark]
-    choice = first_capital(said, letters, sides)
+    choice = first_capital(answer, letters, sides)
     if choice != "nothing":
         return choice
     for index, text in enumerate(options):
-        if benchmark == "perception_test" and text.lower() == said.lower():
+        if benchmark == "perception_test" and text.lower() == answer.lower():
             return index
-        if benchmark == "mvbench" and version == "v1.5" and said.lower().find(text.lower()) >= 0:
+        if benchmark == "mvbench" and version == "v1.5" and answer.lower().find(text.lower()) >= 0:
             return index
     return None
 
@@ -65,8 +65,8 @@ def lone_letters(text, letters):
     ]
 
 
-def lmms_mvbench(said, options):
-    text = said.strip()
+def lmms_mvbench(answer, options):
+    text = answer.strip()
     rest = text[2:].lstrip()
     if text[:1].upper() in tuple("ABCDE") and text[1:2] == "." and rest and "\n" not in rest:
         letter = text[0]
@@ -90,35 +90,35 @@ def lmms_mvbench(said, options):
     return index if 0 <= index < len(options) else None
 
 
-def lmms_egoschema(said, options):
+def lmms_egoschema(answer, options):
     for sign in ",.!?;:'":
-        said = said.strip(sign)
-    said, places = f" {said} ", []
+        answer = answer.strip(sign)
+    answer, found = f" {answer} ", []
     for shape, letter in product(("({})", "{} ", "{}."), "ABCDE"):
-        if shape.format(letter) in said:
-            places.append((said.rindex(shape.format(letter)), letter))
-    if not places and len(said.split()) >= 6:
+        if shape.format(letter) in answer:
+            found.append((answer.rindex(shape.format(letter)), letter))
+    if not found and len(answer.split()) >= 6:
         for letter, text in zip("ABCDE", options, strict=False):
-            if f"{letter}. {text}".lower() in said.lower():
-                places.append((said.lower().rindex(f"{letter}. {text}".lower()), letter))
-    first = min((place for place, _ in places), default=None)
-    index = next(("ABCDE".index(letter) for place, letter in places if place == first), len(options))
+            if f"{letter}. {text}".lower() in answer.lower():
+                found.append((answer.lower().rindex(f"{letter}. {text}".lower()), letter))
+    first = min((place for place, _ in found), default=None)
+    index = next(("ABCDE".index(letter) for place, letter in found if place == first), len(options))
     return index if index < len(options) else None
 
 
-def lmms_perception_test(said, options):
-    letter = next(iter(lone_letters(said, "ABCD")), None)
+def lmms_perception_test(answer, options):
+    letter = next(iter(lone_letters(answer, "ABCD")), None)
     return "ABCD".index(letter) if letter and "ABCD".index(letter) < len(options) else None
 
 
-def expected(rule, said, options):
+def expected(rule, answer, options):
     if rule.startswith("lmms"):
         return {
             "lmms_eval_mvbench": lmms_mvbench,
             "lmms_eval_egoschema": lmms_egoschema,
             "lmms_eval_perception_test": lmms_perception_test,
-        }[rule](said, options)
-    return videollama2(rule.split("_")[1], rule.split("_", 2)[2], said, options)
+        }[rule](answer, options)
+    return videollama2(rule.split("_")[1], rule.split("_", 2)[2], answer, options)
 
 
 def options_for(rule, options=FIVE):
@@ -129,8 +129,8 @@ def options_for(rule, options=FIVE):
 def test_a_peers_rule_reads_the_labelled_answers_as_its_rederivation_does(rule):
     assert len(ANSWERS) >= 100
     options = options_for(rule)
-    got = {said: parse_choice(said, options, rule) for said in ANSWERS}
-    assert got == {said: expected(rule, said, options) for said in ANSWERS}
+    got = {answer: parse_choice(answer, options, rule) for answer in ANSWERS}
+    assert got == {answer: expected(rule, answer, options) for answer in ANSWERS}
     assert len(set(got.values())) >= len(options)  # every option, so that nothing is right by chance
     for row in LABELLED:
         if len(row["options"]) == len(options):
@@ -141,17 +141,17 @@ PIECES = [*"ABCDEabcde .,:;()[]-_!?'\n/", "1,000", "answer", "Answer", "the", "o
 
 
 @pytest.mark.parametrize("rule", PEER_RULES)
-@given(said=st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
-@example(said="(B )")
-@example(said="D. C looks at a card and at the dog")
+@given(answer=st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+@example(answer="(B )")
+@example(answer="D. C looks at a card and at the dog")
 @settings(max_examples=150, deadline=None, database=None)
-def test_a_peers_rule_reads_any_answer_as_its_rederivation_does(rule, said):
+def test_a_peers_rule_reads_any_answer_as_its_rederivation_does(rule, answer):
     options = options_for(rule)
-    assert parse_choice(said, options, rule) == expected(rule, said, options)
+    assert parse_choice(answer, options, rule) == expected(rule, answer, options)
 
 
 @pytest.mark.parametrize(
-    ("said", "mvbench", "egoschema", "perception_test"),
+    ("answer", "mvbench", "egoschema", "perception_test"),
     [
         ("Answer: B", (0, 1), (0, 1), (0, 1)),
         ("B, a red car", (None, None), (1, 1), (1, 1)),
@@ -161,10 +161,10 @@ def test_a_peers_rule_reads_any_answer_as_its_rederivation_does(rule, said):
         ("yes", (None, None), (None, None), (None, None)),
     ],
 )
-def test_the_versions_of_videollama2_differ_where_its_history_says(said, mvbench, egoschema, perception_test):
-    for benchmark, wanted in (("mvbench", mvbench), ("egoschema", egoschema), ("perception_test", perception_test)):
+def test_the_versions_of_videollama2_differ_where_its_history_says(answer, mvbench, egoschema, perception_test):
+    for benchmark, choices in (("mvbench", mvbench), ("egoschema", egoschema), ("perception_test", perception_test)):
         rules = [f"videollama2_{version}_{benchmark}" for version in ("v1.0", "v1.5")]
-        assert tuple(parse_choice(said, options_for(rules[0]), rule) for rule in rules) == wanted
+        assert tuple(parse_choice(answer, options_for(rules[0]), rule) for rule in rules) == choices
 
 
 def test_videollama2_counts_what_it_cannot_read_as_its_third_option():
@@ -178,12 +178,12 @@ def test_recipes_take_the_rule_of_their_benchmark_in_its_newest_version(benchmar
     recipe = yaml.safe_load((RECIPES / f"{benchmark}.yaml").read_text())
     assert recipe["choice_rule"] == f"videollama2_v1.5_{benchmark}"
     assert EvaluationConfig(**recipe).unparsed_as == 2
-    check_settings(EvaluationConfig(**recipe), "choice")
+    check_config(EvaluationConfig(**recipe), "choice")
 
 
 def test_the_recipe_of_egoschema_asks_as_videollama2_does_since_v1_5():
     prompt = yaml.safe_load((RECIPES / "egoschema.yaml").read_text())["prompt"]
-    asked = fill_question(BenchmarkItem("1", None, "v", "why ?", ("x", "y")), prompt).split("\n")
-    assert asked[1:5] == ["why ?", "Options:", "(A) x", "(B) y"]
-    assert asked[0].startswith("Select the best answer")
-    assert asked[5].endswith("The best answer is: ")
+    prompt_lines = fill_question(BenchmarkItem("1", None, "v", "why ?", ("x", "y")), prompt).split("\n")
+    assert prompt_lines[1:5] == ["why ?", "Options:", "(A) x", "(B) y"]
+    assert prompt_lines[0].startswith("Select the best answer")
+    assert prompt_lines[5].endswith("The best answer is: ")

@@ -127,18 +127,18 @@ def test_an_answer_out_of_range_is_named(lay, egoschema):
         ({"video": 3}, "'video' is '3'"),
     ],
 )
-def test_one_bad_entry_of_mvbench_is_one_item_that_cannot_be_read(lay, mvbench, change, shown):
+def test_one_invalid_entry_of_mvbench_is_one_unreadable_item(lay, mvbench, change, shown):
     good = mvbench["json/object_interaction.json"][0]
     mvbench["json/object_interaction.json"] = [good, {**good, **change}, good]
     data = read_mvbench(lay(mvbench), "test")
     assert len(data.items) == 22
     assert data.missing == []
-    (bad,) = [item for item in data.items if item.defect]
-    assert (bad.id, bad.group, bad.choice) == ("object_interaction/1", "object_interaction", -1)
-    assert "entry 1 of json/object_interaction.json" in bad.defect
-    assert shown in bad.defect
-    # Asked together with no other item, so that these are answered.
-    assert [item.media_name for item in data.items].count(bad.media_name) == 1
+    (invalid,) = [item for item in data.items if item.problem]
+    assert (invalid.id, invalid.group, invalid.choice) == ("object_interaction/1", "object_interaction", -1)
+    assert "entry 1 of json/object_interaction.json" in invalid.problem
+    assert shown in invalid.problem
+    # A group of its own, so that the other items are answered.
+    assert [item.media_name for item in data.items].count(invalid.media_name) == 1
 
 
 def test_videos_of_the_later_archive_of_mvbench_are_found(lay, mvbench):
@@ -173,5 +173,5 @@ def test_the_branch_of_mvbench_whose_videos_are_cut_already_is_read(lay, mvbench
         files[f"{root}{CUT.get(name, task.media)}/{name}.mp4"] = ""
     data = read_mvbench(lay(files), "test")
     assert data.missing == []
-    assert [(item.bounds, item.frame_rate, item.defect) for item in data.items] == [(None, None, "")] * 20
+    assert [(item.bounds, item.frame_rate, item.problem) for item in data.items] == [(None, None, "")] * 20
     assert all(item.media.is_file() for item in data.items)

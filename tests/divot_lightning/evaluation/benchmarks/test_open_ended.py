@@ -8,12 +8,12 @@ from divot_lightning.evaluation.benchmarks.open_ended import read_activitynet_qa
 
 @pytest.fixture
 def pair():
-    asked = [
+    questions = [
         {"question_id": "v_1_a", "video_name": "1QIUV7WYKXg", "question": "is it on ?"},
         {"question_id": "v_2_a", "video_name": "name-2", "question": "what colour ?"},
     ]
     answered = [{"question_id": "v_2_a", "answer": "red", "type": 4}, {"question_id": "v_1_a", "answer": "yes"}]
-    files = {"test_q.json": asked, "test_a.json": answered}
+    files = {"test_q.json": questions, "test_a.json": answered}
     return {**files, "all_test/v_1QIUV7WYKXg.webm": "", "all_test/name-2.mp4": ""}
 
 
@@ -77,7 +77,7 @@ def test_files_and_fields_that_are_missing_are_named(lay, pair, tmp_path):
 
 def test_an_id_that_stands_twice_is_named(lay, pair):
     pair["test_q.json"][1]["question_id"] = "v_1_a"
-    with pytest.raises(UserError, match="'v_1_a' stands twice"):
+    with pytest.raises(UserError, match="'v_1_a' occurs twice"):
         read_activitynet_qa(lay(pair), "test")
 
 

@@ -1,4 +1,4 @@
-"""The Perception Test is read with its videos cut where they would give the answer away."""
+"""The Perception Test is read with its videos cut where their end would reveal the answer."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""An endpoint is asked a bounded number of times, in bounded time and size, and no message shows a secret."""
+"""An endpoint gets a bounded number of requests, in bounded time and size, and no message shows a secret."""
 
 import json
 import time
@@ -185,18 +185,18 @@ def test_no_message_shows_what_is_secret(endpoint, tmp_path, monkeypatch, status
     def echo(handler):
         handler.send_response(status)
         handler.end_headers()
-        said = f"you sent {handler.headers['Authorization']}, {handler.path}, pass word, pass%20word, Bearer abc"
-        handler.wfile.write(said.encode())
+        reason = f"you sent {handler.headers['Authorization']}, {handler.path}, pass word, pass%20word, Bearer abc"
+        handler.wfile.write(reason.encode())
 
     endpoint.script = [echo] * 3
     judge = judge_at(url, tmp_path, **QUICK)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         judge.check()
     endpoint.script.clear()
     judge_at(url, tmp_path).judge([SAME])
     files = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     for secret in ("s3cret", "pass word", "pass%20word", "queried", "abc"):
-        assert secret not in str(told.value)
+        assert secret not in str(raised.value)
         assert secret not in files + json.dumps(judge.describe())
     assert endpoint.keys[0] == "Bearer s3cret-key"
     assert endpoint.requests[0][0] == "/v1/chat/completions?api-key=queried"
@@ -207,9 +207,9 @@ def test_a_key_that_no_header_can_hold_is_refused_unseen(endpoint, tmp_path, mon
     judge_at(endpoint.url, tmp_path).judge([SAME])
     assert endpoint.keys == ["Bearer s3cret"]
     monkeypatch.setenv(KEY_VARIABLE, "s3cr\u00e9t")
-    with pytest.raises(UserError, match=KEY_VARIABLE) as told:
+    with pytest.raises(UserError, match=KEY_VARIABLE) as raised:
         judge_at(endpoint.url, tmp_path)
-    assert "s3cr" not in str(told.value)
+    assert "s3cr" not in str(raised.value)
 
 
 def test_a_password_in_the_url_is_sent_as_it_was_meant(endpoint, tmp_path):
@@ -243,9 +243,9 @@ def test_requests_are_bounded(endpoint, tmp_path):
     ],
 )
 def test_wrong_settings_are_named(url, limits, shown):
-    with pytest.raises(UserError, match=shown.replace("[", r"\[")) as told:
+    with pytest.raises(UserError, match=shown.replace("[", r"\[")) as raised:
         EndpointReplier(url, "m", limits=Limits(**limits))
-    assert "hidden" not in str(told.value)
+    assert "hidden" not in str(raised.value)
 
 
 def test_it_can_be_asked_where_an_event_loop_runs_already(endpoint, tmp_path):

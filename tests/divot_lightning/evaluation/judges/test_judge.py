@@ -1,4 +1,4 @@
-"""A judge never asks twice what it has read, asks again what it could not, and says what it was asked."""
+"""A judge never repeats a request whose reply it could read, repeats the others, and describes its prompt."""
 
 import json
 
@@ -23,7 +23,7 @@ class Scripted:
     """Replies by the last message, from a list for each; the last entry of a list stays."""
 
     def __init__(self, replies, repeatable=False):
-        self.replies, self.asked, self.repeatable = replies, [], repeatable
+        self.replies, self.received, self.repeatable = replies, [], repeatable
 
     def describe(self):
         return {"kind": "scripted"}
@@ -33,26 +33,26 @@ class Scripted:
 
     def ask(self, chats, keep):
         for chat in chats:
-            self.asked.append(chat)
-            said = next(said for word, said in self.replies.items() if f"answer: {word}" in chat[-1][1])
-            keep(chat, said.pop(0) if len(said) > 1 else said[0])
+            self.received.append(chat)
+            reply = next(reply for word, reply in self.replies.items() if f"answer: {word}" in chat[-1][1])
+            keep(chat, reply.pop(0) if len(reply) > 1 else reply[0])
 
 
 def test_what_was_read_is_never_asked_again_and_what_was_not_is(tmp_path):
     first = Scripted({"dog": ["yes"], "cat": ["hm", "hm"]})
     found = Judge(PROMPTS["yes_no"], first, tmp_path, attempts=2).judge([SAME, OTHER, SAME])
     assert found == [(Verdict(True), "yes"), (None, "hm"), (Verdict(True), "yes")]
-    assert len(first.asked) == 3
+    assert len(first.received) == 3
     again = Scripted({"dog": ["no"], "cat": [None, "no"]})
     found = Judge(PROMPTS["yes_no"], again, tmp_path, attempts=2).judge([SAME, OTHER])
     assert found == [(Verdict(True), "yes"), (Verdict(False), "no")]
-    assert len(again.asked) == 2
+    assert len(again.received) == 2
 
 
 def test_a_model_that_always_replies_the_same_is_asked_once(tmp_path):
     replier = Scripted({"dog": ["hm"]}, repeatable=True)
     Judge(PROMPTS["yes_no"], replier, tmp_path, attempts=5).judge([SAME])
-    assert len(replier.asked) == 1
+    assert len(replier.received) == 1
 
 
 def test_replies_are_kept_with_the_judge_that_gave_them(tmp_path):

@@ -29,22 +29,22 @@ def ngrams(words, order):
 
 def bleu(captions, references, longest):
     """Papineni et al. 2002, section 2.3: clipped counts over the corpus, brevity penalty by the closest length."""
-    right, total, length, wanted_length = [0] * longest, [0] * longest, 0, 0
+    right, total, length, target_length = [0] * longest, [0] * longest, 0, 0
     for caption, texts in zip(captions, references, strict=True):
-        words, wanted = caption_words(caption), [caption_words(text) for text in texts]
+        words, targets = caption_words(caption), [caption_words(text) for text in texts]
         length += len(words)
-        wanted_length += min((len(text) for text in wanted), key=lambda n: (abs(n - len(words)), n))
+        target_length += min((len(text) for text in targets), key=lambda n: (abs(n - len(words)), n))
         for order in range(1, longest + 1):
             counts = ngrams(words, order)
             most = Counter()
-            for text in wanted:
+            for text in targets:
                 most |= ngrams(text, order)
             right[order - 1] += sum((counts & most).values())
             total[order - 1] += sum(counts.values())
     if 0 in right:
         return 0.0
     precision = math.exp(sum(math.log(r / t) for r, t in zip(right, total, strict=True)) / longest)
-    return precision * min(1.0, math.exp(1 - wanted_length / length))
+    return precision * min(1.0, math.exp(1 - target_length / length))
 
 
 def longest_common(a, b):
@@ -65,23 +65,27 @@ def rouge(caption, references):
 
 def cider(captions, references):
     """Vedantam et al. 2015, sections 4 and 4.2, with a vector over all n-grams of the corpus for each caption."""
-    texts = [[caption_words(text) for text in wanted] for wanted in references]
-    said = [caption_words(text) for text in captions]
+    texts = [[caption_words(text) for text in targets] for targets in references]
+    predicted = [caption_words(text) for text in captions]
     values = np.zeros(len(captions))
     for order in range(1, 5):
-        known = sorted({gram for words in [*said, *(w for t in texts for w in t)] for gram in ngrams(words, order)})
-        videos_with = [sum(any(gram in ngrams(words, order) for words in wanted) for wanted in texts) for gram in known]
+        known = sorted(
+            {gram for words in [*predicted, *(w for t in texts for w in t)] for gram in ngrams(words, order)}
+        )
+        videos_with = [
+            sum(any(gram in ngrams(words, order) for words in targets) for targets in texts) for gram in known
+        ]
         idf = np.log(len(captions)) - np.log(np.maximum(videos_with, 1))
 
         def vector(words, order=order, known=known, idf=idf):
             return idf * np.array([ngrams(words, order)[gram] for gram in known])
 
-        for at, (words, wanted) in enumerate(zip(said, texts, strict=True)):
-            for reference in wanted:
+        for at, (words, targets) in enumerate(zip(predicted, texts, strict=True)):
+            for reference in targets:
                 a, b = vector(words), vector(reference)
                 length = np.linalg.norm(a) * np.linalg.norm(b)
                 cosine = np.minimum(a, b) @ b / length if length else 0.0
-                values[at] += cosine * np.exp(-((len(words) - len(reference)) ** 2) / 72) / len(wanted)
+                values[at] += cosine * np.exp(-((len(words) - len(reference)) ** 2) / 72) / len(targets)
     return 10 * values / 4
 
 

@@ -41,8 +41,8 @@ def expected(folder, video, caption):
 def test_similarity_is_the_mean_over_frames_of_the_models_cosine(clip_folder):
     metric = ClipSimilarity(ClipTextSimilarity(clip_folder))
     metric.update(clips(), CAPTIONS)
-    wanted = np.mean([expected(clip_folder, *pair) for pair in zip(clips(), CAPTIONS, strict=True)])
-    np.testing.assert_allclose(metric.compute().item(), wanted, rtol=1e-5)
+    expected_mean = np.mean([expected(clip_folder, *pair) for pair in zip(clips(), CAPTIONS, strict=True)])
+    np.testing.assert_allclose(metric.compute().item(), expected_mean, rtol=1e-5)
 
 
 def test_padding_to_a_longer_caption_and_overlong_texts_change_nothing(clip_folder):

@@ -41,26 +41,28 @@ def ssim_of_one_channel(a, b):
 
 
 def test_psnr_is_averaged_over_clips(clips):
-    real, made = clips
-    expected = np.mean([10 * np.log10(255**2 / ((a - b) ** 2).mean().item()) for a, b in zip(made, real, strict=True)])
+    real, generated = clips
+    expected = np.mean(
+        [10 * np.log10(255**2 / ((a - b) ** 2).mean().item()) for a, b in zip(generated, real, strict=True)]
+    )
     metric = ClipPSNR()
-    metric.update(made[:1], real[:1])
-    metric.update(made[1:], real[1:])
+    metric.update(generated[:1], real[:1])
+    metric.update(generated[1:], real[1:])
     np.testing.assert_allclose(metric.compute().item(), expected, rtol=1e-6)
 
 
 def test_ssim_equals_its_formula_by_loops(clips):
-    real, made = clips
+    real, generated = clips
     expected = np.mean(
         [
-            ssim_of_one_channel(made[n, f, c].numpy(), real[n, f, c].numpy())
+            ssim_of_one_channel(generated[n, f, c].numpy(), real[n, f, c].numpy())
             for n in range(3)
             for f in range(4)
             for c in range(3)
         ]
     )
     metric = ClipSSIM()
-    metric.update(made, real)
+    metric.update(generated, real)
     np.testing.assert_allclose(metric.compute().item(), expected, rtol=1e-6)
 
 
@@ -93,13 +95,13 @@ def lpips_by_hand(a, b):
 
 
 def test_lpips_equals_its_formula(clips):
-    real, made = (torch.nn.functional.interpolate(part.flatten(0, 1), (32, 48)).float() for part in clips)
+    real, generated = (torch.nn.functional.interpolate(part.flatten(0, 1), (32, 48)).float() for part in clips)
     with random_network():
         metric = ClipLPIPS()
-    metric.update(made[:4].unflatten(0, (2, 2)), real[:4].unflatten(0, (2, 2)))
-    metric.update(made[4:5][None], real[4:5][None])
+    metric.update(generated[:4].unflatten(0, (2, 2)), real[:4].unflatten(0, (2, 2)))
+    metric.update(generated[4:5][None], real[4:5][None])
     with torch.no_grad():
-        by_frame = [lpips_by_hand(a, b) for a, b in zip(made[:5], real[:5], strict=True)]
+        by_frame = [lpips_by_hand(a, b) for a, b in zip(generated[:5], real[:5], strict=True)]
     by_clip = [np.mean(by_frame[:2]), np.mean(by_frame[2:4]), by_frame[4]]
     np.testing.assert_allclose(metric.compute().item(), np.mean(by_clip), rtol=1e-5)
 

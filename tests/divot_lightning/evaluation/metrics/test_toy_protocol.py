@@ -1,4 +1,4 @@
-"""The toy protocols: real clips score perfectly, broken ones do not, and every score says how it was measured."""
+"""The toy protocols: real clips score perfectly, broken ones do not, and every score states its protocol."""
 
 import math
 
@@ -17,8 +17,8 @@ WORLD = ToyWorld(size=32, supersampling=2)
 def scenes() -> list[Scene]:
     rng = np.random.default_rng(0)
     stock = [WORLD.sample("held_out", rng) for _ in range(60)]
-    wanted = sorted({caption(scene) for scene in stock})[:8]
-    return [scene for scene in stock if caption(scene) in wanted]
+    chosen = sorted({caption(scene) for scene in stock})[:8]
+    return [scene for scene in stock if caption(scene) in chosen]
 
 
 def render(scenes: list[Scene]) -> torch.Tensor:
@@ -46,24 +46,24 @@ def test_perfect_reconstruction_scores_perfectly(scenes):
 
 def test_reconstruction_of_the_wrong_clip_is_wrong(scenes):
     clips = render(scenes)
-    made = clips.flip(0)
-    scores = by_name(reconstruction_scores(clips, made, read_clips(made), [text(s) for s in scenes], {}))
+    generated = clips.flip(0)
+    scores = by_name(reconstruction_scores(clips, generated, read_clips(generated), [text(s) for s in scenes], {}))
     assert scores["reconstruction/all"].value < 0.5
     assert scores["reconstruction/start_error_pixels"].value > 1.0
 
 
 def test_fresh_clips_have_the_captions_but_other_positions(scenes):
-    made, others = fresh_clips([text(scene) for scene in scenes], WORLD, seed=5)
+    generated, others = fresh_clips([text(scene) for scene in scenes], WORLD, seed=5)
     assert [caption(scene) for scene in others] == [caption(scene) for scene in scenes]
     assert all(a.start_row != b.start_row for a, b in zip(scenes, others, strict=True))
-    assert made.shape == render(scenes).shape
+    assert generated.shape == render(scenes).shape
 
 
 def test_fresh_real_clips_are_faithful_diverse_and_near(scenes):
     texts = [text(scene) for scene in scenes]
     real = render(scenes)
-    made, _ = fresh_clips(texts, WORLD, seed=6)
-    scores = by_name(generation_scores(real, made, read_clips(made), texts, {}))
+    generated, _ = fresh_clips(texts, WORLD, seed=6)
+    scores = by_name(generation_scores(real, generated, read_clips(generated), texts, {}))
     assert scores["generation/all"].value == 1.0
     assert 0.5 < scores["generation/spread"].value < 2.0
     middle = render([Scene(s.colour, s.shape, s.direction, s.speed, 16.0, 16.0) for s in scenes])
@@ -75,8 +75,8 @@ def test_fresh_real_clips_are_faithful_diverse_and_near(scenes):
 
 def test_grey_clips_have_no_fidelity_and_no_spread(scenes):
     texts, real = [text(scene) for scene in scenes], render(scenes)
-    made = torch.full_like(real, 128)
-    scores = by_name(generation_scores(real, made, read_clips(made), texts, {}))
+    generated = torch.full_like(real, 128)
+    scores = by_name(generation_scores(real, generated, read_clips(generated), texts, {}))
     assert (scores["generation/all"].value, scores["generation/invalid"].value) == (0.0, 1.0)
     assert math.isnan(scores["generation/spread"].value)
     assert scores["generation/spread"].count == 0

@@ -40,11 +40,11 @@ def test_a_torchscript_file_is_called_as_i3d_is_and_its_hash_is_recorded(script)
 
 def test_distance_with_a_network_is_that_of_its_features(script):
     features = load_video_features(str(script))
-    real, made = clips(20), clips(20).flip(0)[:15] // 2
+    real, generated = clips(20), clips(20).flip(0)[:15] // 2
     direct, through = FrechetDistance(None, 3, scaled=False), FrechetDistance(features, 3, scaled=False)
     for metric, change in ((direct, features), (through, lambda x: x)):
         metric.update(change(real), real=True)
-        metric.update(change(made), real=False)
+        metric.update(change(generated), real=False)
     torch.testing.assert_close(through.compute(), direct.compute())
 
 

@@ -1,4 +1,4 @@
-"""Intervals cover the truth as often as they say, by simulation, and are left out where nothing varies."""
+"""Intervals cover the truth as often as they claim, by simulation, and there is none if nothing varies."""
 
 import math
 
@@ -119,7 +119,7 @@ def test_pairing_removes_what_items_have_in_common():
 def test_all_wrong_is_no_certainty():
     found = paired_difference(np.zeros((3, 256)), np.zeros((3, 256)))
     assert found.mean == 0.0
-    # Of 256 items without a hit a true share up to 0.0143 is left with 97.5% (exact binomial).
+    # Of 256 items without a hit a true fraction up to 0.0143 is left with 97.5% (exact binomial).
     assert 0.005 < found.high < 0.0143
     assert found.low == -found.high
     assert math.isnan(found.p)

@@ -10,7 +10,7 @@ from divot_datamodules.toy.world import ATTRIBUTES
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import save_component, weights_sha256
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.protocol import file_sha256
+from divot_lightning.io.files import file_sha256
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.experiments.quickstart.clips import load_clips
 from divot_lightning.experiments.quickstart.encode import main as encode

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.inference.run_settings import run_clip_settings, run_template
+from divot_lightning.inference.run_config import run_clip_config, run_template
 
 TOKENIZER = SimpleNamespace(vision=SimpleNamespace(image_size=48))
 
@@ -13,13 +13,13 @@ def test_form_of_prompts_and_size_of_clips_are_the_runs_own(tmp_path):
         "data: {class_path: x.Y, init_args: {template: instruction, clip: {height: 24, width: 32, fps: 4}}}"
     )
     assert run_template(tmp_path) == "instruction"
-    clip = run_clip_settings(tmp_path, TOKENIZER)
+    clip = run_clip_config(tmp_path, TOKENIZER)
     assert (clip.height, clip.width, clip.fps, clip.short_videos) == (24, 32, 4, "squeeze")
 
 
 def test_a_folder_without_settings_gives_the_bare_form_and_the_tokenizers_size(tmp_path):
     assert run_template(tmp_path) == "pretraining"
-    assert run_clip_settings(tmp_path, TOKENIZER).height == 48
+    assert run_clip_config(tmp_path, TOKENIZER).height == 48
 
 
 def test_damaged_settings_are_named(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.settings import EvaluationConfig, GenerationConfig, JudgeConfig, check_settings
+from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig, JudgeConfig, check_config
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from divot_lightning.evaluation.settings import EvaluationConfig, GenerationConf
 )
 def test_wrong_settings_are_named(task, changes, shown):
     with pytest.raises(UserError, match=shown):
-        check_settings(EvaluationConfig("b", "data", **changes), task)
+        check_config(EvaluationConfig("b", "data", **changes), task)
 
 
 def test_help_and_comparison_import_no_torch(tmp_path):

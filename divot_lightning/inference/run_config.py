@@ -1,4 +1,4 @@
-"""How a run's data were prepared, read from its resolved settings, so that inference prepares its input alike."""
+"""Read from a run's config how its data were prepared, so that inference prepares its input in the same way."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -15,56 +15,59 @@ from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, Vi
 CONFIG_FILE = "config.yaml"
 
 
-def read_data_settings(run: str | Path) -> dict[str, Any]:
+def read_data_config(run: str | Path) -> dict[str, Any]:
     """Return the data module's arguments of a run.
 
     Args:
         run: Run folder.
 
     Returns:
-        The arguments; empty where the folder has no settings, as one that only holds components.
+        The arguments; empty if the folder has no config, such as a folder of components alone.
+
+    Raises:
+        UserError: The config cannot be read.
     """
     file = Path(run) / CONFIG_FILE
     if not file.is_file():
         return {}
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        return dict(settings.get("data", {}).get("init_args", {}))
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        return dict(config.get("data", {}).get("init_args", {}))
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{file} cannot be read as the settings of a run ({type(error).__name__}).") from error
 
 
 def run_template(run: str | Path) -> Template:
-    """Return the form of the prompts that a run was trained on, "pretraining" where it does not say."""
-    return "instruction" if read_data_settings(run).get("template") == "instruction" else "pretraining"
+    """Return the form of the prompts that a run was trained on, "pretraining" if its config does not say."""
+    return "instruction" if read_data_config(run).get("template") == "instruction" else "pretraining"
 
 
 def run_tasks(run: str | Path) -> frozenset[str]:
-    """Return the tasks that a run was trained on, those of all its sources; empty where it does not say."""
-    settings = read_data_settings(run)
-    train = settings.get("train")
+    """Return the tasks of all sources that a run was trained on; empty if its config does not say."""
+    config = read_data_config(run)
+    train = config.get("train")
     sources = [source for source in train if isinstance(source, dict)] if isinstance(train, list) else []
-    named = [source.get("tasks") or settings.get("tasks") for source in sources] or [settings.get("tasks")]
+    named = [source.get("tasks") or config.get("tasks") for source in sources] or [config.get("tasks")]
     return frozenset(str(task) for tasks in named if isinstance(tasks, dict) for task in tasks)
 
 
 def run_fps(run: str | Path) -> float:
-    """Return the frames per second of a run's clips; Divot's 8 where it does not say."""
-    return float((read_data_settings(run).get("clip") or {}).get("fps", ClipConfig.fps))
+    """Return the frames per second of a run's clips; Divot's 8 if its config does not say."""
+    return float((read_data_config(run).get("clip") or {}).get("fps", ClipConfig.fps))
 
 
-def run_clip_settings(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:
-    """Return how clips are cut for a run; where it does not say, in the size that the tokenizer's ViT reads.
+def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:
+    """Return how clips are cut for a run; if its config does not say, in the size that the tokenizer's ViT reads.
 
     Args:
         run: Run folder.
-        tokenizer: Settings of its tokenizer.
+        tokenizer: Config of its tokenizer.
 
     Returns:
-        The settings; short videos are squeezed, not refused.
+        The config; short videos are squeezed, not refused.
     """
     size = tokenizer.vision.image_size
-    stored = read_data_settings(run).get("clip") or {}
+    stored = read_data_config(run).get("clip") or {}
     known = {entry.name for entry in fields(ClipConfig)}
     stated = {name: value for name, value in stored.items() if name in known}
     return ClipConfig(**{"height": size, "width": size, **stated, "short_videos": "squeeze"})

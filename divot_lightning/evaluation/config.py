@@ -1,4 +1,4 @@
-"""What `divot evaluate` can be told; each field is an option and a key of a recipe. No torch in here."""
+"""Config of `divot evaluate`; each field is an option and a key of a recipe. No torch in here."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -22,20 +22,20 @@ ChoiceRule = Literal[
 ]
 
 VIDEOLLAMA2_UNPARSED_AS = 2
-"""Index of the option that VideoLLaMA 2 counts an answer as that chooses none."""
+"""Index of the option that VideoLLaMA 2 takes for an answer that chooses none."""
 
 CHOICE_PROMPT = (
     "Question: {question}\nOptions:\n{options}\n"
     "Answer with the option's letter from the given choices directly and only give the best option."
 )
 """The multiple-choice prompt of VideoLLaMA 2 (arXiv:2406.07476), whose evaluation Divot follows; Divot's own is not
-stated. Since v1.5 VideoLLaMA 2 asks EgoSchema's questions in another way, which recipes/evaluation/egoschema.yaml has.
-Its open-ended questions are asked as they stand."""
+stated. Since v1.5 VideoLLaMA 2 has another prompt for EgoSchema, which recipes/evaluation/egoschema.yaml has. For
+open-ended questions its prompt is the question alone."""
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Who judges open-ended answers besides the comparison of words.
+    """Judge of open-ended answers, besides the comparison of words.
 
     Attributes:
         kind: "none", "local" for a transformers model, "endpoint" for an OpenAI-compatible one. An endpoint's key is
@@ -43,13 +43,13 @@ class JudgeConfig:
         model: Folder of the local model, or the model's name at the endpoint.
         url: Base of the endpoint, such as http://127.0.0.1:8000/v1.
         prompt: "yes_no", or "video_chatgpt": a system and a user message that ask for {'pred': 'yes', 'score': 5}.
-        prompt_file: Instead of its words, a file with {question}, {correct} and {answer}: JSON or YAML with `user` and
-            `system`, or a text, which is the user's message. Other braces stand for themselves.
+        prompt_file: A file with {question}, {correct} and {answer} that replaces the words of `prompt`: JSON or YAML
+            with `user` and `system`, or a text, which is the user's message. Other braces are ordinary text.
         temperature: 0 is greedy; null takes the endpoint's own.
-        top_p: Probability mass of the words that are drawn from; null takes the endpoint's own.
-        max_tokens: Longest reply; null takes the endpoint's own. A model that thinks before it replies needs more.
-        attempts: Times that an answer is judged until the reply can be read.
-        unjudged_as: How an answer counts whose judgement could not be read: "wrong", or "left_out" of the score.
+        top_p: Tokens are sampled from the most likely ones with this probability; null takes the endpoint's.
+        max_tokens: Longest reply; null takes the endpoint's own. A reasoning model needs more.
+        attempts: Most times that an answer is judged until a reply can be read.
+        unjudged_as: How an answer counts if no reply could be read: "wrong", or "left_out" of the score.
         concurrency: Requests to an endpoint at a time.
         max_requests: Requests to an endpoint in all.
         timeout: Seconds for one request to an endpoint.
@@ -72,7 +72,7 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How clips are generated and what they are measured with.
+    """How clips are generated and measured.
 
     Attributes:
         detokenizer: Run folder that trained the de-tokenizer; null takes the one of the run.
@@ -81,9 +81,9 @@ class GenerationConfig:
             package.module:name; null measures none.
         video_feature_options: Arguments of the network; null takes I3D's for a file.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
-        kept_clips: Clips of so many first items are put together in OUTPUT/generation, to be looked at.
-        store_clips: Whether every clip is kept in OUTPUT/clips, so that a metric that is added later needs no new clip;
-            a clip of 256x256 takes up to 3 MB. Without it clips are drawn again for that, the same by their seeds.
+        kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at.
+        store_clips: Whether every clip is stored in OUTPUT/clips, so that a metric that is added later needs no new
+            clip; a clip of 256x256 takes up to 3 MB. Otherwise clips are generated again, the same by their seeds.
     """
 
     detokenizer: str | None = None
@@ -97,28 +97,28 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """A benchmark and how a run is asked.
+    """A benchmark and how a run is evaluated on it.
 
     Attributes:
         benchmark: egoschema, perception_test, mvbench, msvd_qa, activitynet_qa, msrvtt (captions), msrvtt-generation,
             toy (generation), toy-questions or toy-captions.
-        data: Folder of the benchmark; docs/evaluation.md says what must lie in it.
-        split: Of the benchmark; null takes its usual one.
+        data: Folder of the benchmark; docs/evaluation.md lists the files that must be in it.
+        split: Split of the benchmark; null takes the usual one.
         output: Folder of predictions and scores; null takes RUN/evaluation/BENCHMARK-SPLIT.
         prompt: Text with {question}, and {options} for multiple choice; null takes the benchmark's.
         template: Form of the prompts that the model was trained on; null takes the run's.
-        max_clips: Clips of a video at most, five frames each (Divot section 4.1: 20).
-        temperature: 0 is greedy; null takes 0 for answers and 1 for the head's draws of generated clips.
-        top_p: Probability mass of the words that are drawn from.
-        max_new_tokens: Longest answer.
-        seed: Of everything that is drawn; each item has its own generator.
+        max_clips: Most clips of a video, five frames each (Divot section 4.1: 20).
+        temperature: 0 is greedy; null takes 0 for answers and 1 for the features that the head samples for clips.
+        top_p: Tokens are sampled from the most likely ones that together have this probability.
+        max_new_tokens: Most tokens of an answer.
+        seed: Of all sampling; each item has its own generator.
         choice_rule: How an option is read from an answer: "letter_or_text" as a person would, "first_letter" takes the
             first capital letter of an option, the others as the evaluation code of that name does.
-        unparsed_as: Place of the option that an answer without a choice counts as; null counts it as wrong, with
-            VideoLLaMA 2's rules as option 2, counted from 0, as its code does.
-        missing: "refuse" when videos are not there, or "skip" their items, which the score then says.
-        limit: First items only.
-        judge: Who judges open-ended answers.
+        unparsed_as: Index of the option, from 0, that an answer without a choice counts as. null counts it as wrong;
+            with VideoLLaMA 2's rules it counts as option 2, as in its code.
+        missing: What to do if videos are missing: "refuse", or "skip" their items, which is noted beside the score.
+        limit: Most items, the first ones; null takes all.
+        judge: Judge of open-ended answers.
         generation: How clips are generated and measured.
         device: cpu or cuda.
     """
@@ -147,47 +147,47 @@ class EvaluationConfig:
             object.__setattr__(self, "unparsed_as", VIDEOLLAMA2_UNPARSED_AS)
 
 
-def check_settings(settings: EvaluationConfig, task: str) -> None:
-    """Refuse settings that cannot work, or would have no effect, for a task.
+def check_config(config: EvaluationConfig, task: str) -> None:
+    """Refuse a config that cannot work for a task, or that has settings without effect on it.
 
     Args:
-        settings: What was asked for.
+        config: The config.
         task: "choice", "open", "caption" or "generation".
 
     Raises:
-        UserError: Names the setting.
+        UserError: A setting is wrong; the message names it.
     """
     for name in ("max_clips", "max_new_tokens", "limit"):
-        value = getattr(settings, name)
+        value = getattr(config, name)
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
-    if settings.unparsed_as is not None and settings.unparsed_as < 0:
-        raise UserError(f"unparsed_as is {settings.unparsed_as}; options are counted from 0")
-    if not 0.0 < settings.top_p <= 1.0:
-        raise UserError(f"top_p is {settings.top_p}; it must be above 0 and at most 1")
-    if settings.temperature is not None and settings.temperature < 0:
-        raise UserError(f"temperature is {settings.temperature}; it must be 0 or more")
-    _check_prompt(settings.prompt, task)
-    _refuse_idle(settings, task)
-    _check_judge(settings.judge)
+    if config.unparsed_as is not None and config.unparsed_as < 0:
+        raise UserError(f"unparsed_as is {config.unparsed_as}; options are counted from 0")
+    if not 0.0 < config.top_p <= 1.0:
+        raise UserError(f"top_p is {config.top_p}; it must be above 0 and at most 1")
+    if config.temperature is not None and config.temperature < 0:
+        raise UserError(f"temperature is {config.temperature}; it must be 0 or more")
+    _check_prompt(config.prompt, task)
+    _refuse_idle(config, task)
+    _check_judge(config.judge)
 
 
-def check_metrics(settings: EvaluationConfig, task: str, toy: bool) -> None:
-    """Refuse to generate clips of which nothing would be measured.
+def check_metrics(config: EvaluationConfig, task: str, toy: bool) -> None:
+    """Refuse to generate clips that no metric would measure.
 
     Raises:
         UserError: There is no metric.
     """
-    if task == "generation" and not (toy or settings.generation.clip_model or settings.generation.video_features):
+    if task == "generation" and not (toy or config.generation.clip_model or config.generation.video_features):
         raise UserError(
-            f"nothing would be measured on the clips of {settings.benchmark}: give generation.clip_model or\n"
+            f"nothing would be measured on the clips of {config.benchmark}: give generation.clip_model or\n"
             "generation.video_features, or both, see docs/evaluation.md"
         )
 
 
 def _check_judge(judge: JudgeConfig) -> None:
-    wanted = {"local": ("model",), "endpoint": ("model", "url")}.get(judge.kind, ())
-    for name in wanted:
+    required = {"local": ("model",), "endpoint": ("model", "url")}.get(judge.kind, ())
+    for name in required:
         if not getattr(judge, name):
             raise UserError(f"judge.kind is {judge.kind!r}, which needs judge.{name}")
     for name in ("max_tokens", "attempts", "concurrency", "max_requests"):
@@ -218,7 +218,7 @@ def _check_prompt(prompt: str | None, task: str) -> None:
         raise UserError(f"prompt {prompt!r} lacks {{{missing}}}")
 
 
-def _refuse_idle(settings: EvaluationConfig, task: str) -> None:
+def _refuse_idle(config: EvaluationConfig, task: str) -> None:
     default = EvaluationConfig("", "")
     used = {
         "judge": ("open",),
@@ -231,5 +231,5 @@ def _refuse_idle(settings: EvaluationConfig, task: str) -> None:
         "top_p": ("choice", "open", "caption"),
     }
     for name, tasks in used.items():
-        if task not in tasks and getattr(settings, name) != getattr(default, name):
-            raise UserError(f"{name} has no effect on {settings.benchmark}; leave it out")
+        if task not in tasks and getattr(config, name) != getattr(default, name):
+            raise UserError(f"{name} has no effect on {config.benchmark}; leave it out")

@@ -1,4 +1,4 @@
-"""Asks a trained video LLM a benchmark's questions.
+"""Answer a benchmark's questions, or caption its videos, with a trained video LLM.
 
 Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C feature width.
 """
@@ -17,11 +17,11 @@ from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.evaluation.answers.accuracy import LETTERS
 from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.benchmarks.table import Task
+from divot_lightning.evaluation.config import CHOICE_PROMPT, EvaluationConfig
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.settings import CHOICE_PROMPT, EvaluationConfig
 from divot_lightning.inference.ask import QuestionAnswerer, answer, caption_prompt, question_prompt
-from divot_lightning.inference.run_settings import load_tokenizer, run_clip_settings, run_template
+from divot_lightning.inference.run_config import load_tokenizer, run_clip_config, run_template
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Segment
 
@@ -29,10 +29,10 @@ RESIZE = "short side by bicubic interpolation, middle cut out"
 
 
 def fill_question(item: BenchmarkItem, prompt: str) -> str:
-    r"""Return what is asked about an item.
+    r"""Return the question about an item, filled into a prompt.
 
     Args:
-        item: With options where the prompt has them.
+        item: Must have options if the prompt shows them.
         prompt: Text with {question}, and {options} for multiple choice.
 
     >>> fill_question(BenchmarkItem("1", None, "v", "which ?", ("red", "blue")), "{question}|{options}")
@@ -43,47 +43,45 @@ def fill_question(item: BenchmarkItem, prompt: str) -> str:
 
 
 class QuestionRunner:
-    """A run's models, asked about one video at a time.
+    """Answers items with a run's models, one video at a time.
 
     Args:
         run: Run folder of a stage that trains a video LLM.
-        settings: Of the evaluation.
+        config: Of the evaluation.
         task: "choice", "open" or "caption".
         device: Where the models run.
     """
 
     components: tuple[str, ...] = ("video_llm", "tokenizer")
 
-    def __init__(self, run: str | Path, settings: EvaluationConfig, task: Task, device: str) -> None:
-        self.settings, self.device = settings, device
-        self.model_settings: dict[str, Any] = {}
+    def __init__(self, run: str | Path, config: EvaluationConfig, task: Task, device: str) -> None:
+        self.config, self.device = config, device
+        self.sampling_config: dict[str, Any] = {}
         self.llm_folder, self.tokenizer = find_component(run, "video_llm"), load_tokenizer(run)
         # The tokenizer reads only these frames of a clip, so only they are decoded.
-        self.clip = replace(
-            run_clip_settings(run, self.tokenizer.config), sparse_frames=self.tokenizer.config.num_frames
-        )
-        self.template = settings.template or run_template(run)
-        self.prompt = settings.prompt or {"choice": CHOICE_PROMPT, "open": "{question}"}.get(task)
+        self.clip = replace(run_clip_config(run, self.tokenizer.config), sparse_frames=self.tokenizer.config.num_frames)
+        self.template = config.template or run_template(run)
+        self.prompt = config.prompt or {"choice": CHOICE_PROMPT, "open": "{question}"}.get(task)
 
     @cached_property
-    def asker(self) -> QuestionAnswerer:
-        """The models; the language model is loaded for the first question, so never where answers are scored again."""
+    def answerer(self) -> QuestionAnswerer:
+        """The models. The language model is loaded for the first question, so never where stored answers are scored."""
         video_llm = load_component(self.llm_folder, VideoLLM).eval().use_stored_precision()
         return QuestionAnswerer(self.tokenizer.to(self.device), video_llm.to(self.device), self.clip, self.template)
 
     def describe(self) -> dict[str, Any]:
-        """Return what decides the answers besides the models, as JSON values."""
-        temperature, clip = self.settings.temperature or 0.0, self.clip
-        sampled = {"temperature": temperature, "top_p": self.settings.top_p, "seed": self.settings.seed}
+        """Return everything that decides the answers besides the models, as JSON values."""
+        temperature, clip = self.config.temperature or 0.0, self.clip
+        sampled = {"temperature": temperature, "top_p": self.config.top_p, "seed": self.config.seed}
         return {
             "prompt": self.prompt or "the instruction for captions that the template has",
             "template": self.template,
             "decoding": {
                 **(sampled if temperature else {"greedy": True}),
-                "max_new_tokens": self.settings.max_new_tokens,
+                "max_new_tokens": self.config.max_new_tokens,
             },
             "clips": {
-                "max_clips": self.settings.max_clips,
+                "max_clips": self.config.max_clips,
                 "frames": len(clip.frame_numbers),
                 "seconds": clip.seconds,
                 "height": clip.height,
@@ -93,7 +91,7 @@ class QuestionRunner:
         }
 
     def describe_metrics(self) -> Mapping[str, Any]:
-        """Return that nothing is measured before the scores are computed."""
+        """Return nothing: answers are not measured before the scores are computed."""
         return {}
 
     def is_finished(self, row: Row) -> bool:
@@ -105,19 +103,19 @@ class QuestionRunner:
 
         Args:
             items: Numbers within the benchmark, and items of the same video and part.
-            rows: What is known of items that were answered before; none of these is among `items`.
+            rows: Rows of items that were answered before; not used.
 
         Returns:
-            One row per item; where the video cannot be decoded, with an `error` instead of an answer.
+            One row per item, with an `error` instead of an answer if the video cannot be decoded.
         """
         try:
-            video = read_item(items[0][1], self.clip, self.settings.max_clips)
+            video = read_item(items[0][1], self.clip, self.config.max_clips)
         except DecodeError as error:
             return [{**_row(item), "error": str(error)} for _, item in items]
-        features = self.asker.encode(torch.from_numpy(video))
+        features = self.answerer.encode(torch.from_numpy(video))
         prompts = [self._segments(item, len(features)) for _, item in items]
-        said = self._answers([number for number, _ in items], prompts, features)
-        return [{**_row(item), "said": text} for (_, item), text in zip(items, said, strict=True)]
+        predictions = self._answers([number for number, _ in items], prompts, features)
+        return [{**_row(item), "said": text} for (_, item), text in zip(items, predictions, strict=True)]
 
     def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
         if self.prompt is None:
@@ -125,27 +123,28 @@ class QuestionRunner:
         return question_prompt(fill_question(item, self.prompt), num_clips, self.template)
 
     def _answers(self, numbers: Sequence[int], prompts: list[list[Segment]], features: Tensor) -> list[str]:
-        longest, temperature = self.settings.max_new_tokens, self.settings.temperature or 0.0
+        longest, temperature = self.config.max_new_tokens, self.config.temperature or 0.0
         if not temperature:
-            return answer(self.asker.video_llm, prompts, [features] * len(prompts), max_new_tokens=longest)
-        device, said = self.asker.video_llm.feature_mean_C.device, []
+            return answer(self.answerer.video_llm, prompts, [features] * len(prompts), max_new_tokens=longest)
+        device, predictions = self.answerer.video_llm.feature_mean_C.device, list[str]()
         for number, prompt in zip(numbers, prompts, strict=True):
-            # One by one, each with draws of its own: whichever process answers, and whatever was finished before.
-            generator = torch.Generator(device).manual_seed(item_seed(self.settings.seed, number))
-            said += answer(
-                self.asker.video_llm,
+            # One by one, each with a seed of its own, so that an answer depends neither on the process that samples it
+            # nor on which items were finished before.
+            generator = torch.Generator(device).manual_seed(item_seed(self.config.seed, number))
+            predictions += answer(
+                self.answerer.video_llm,
                 [prompt],
                 [features],
                 max_new_tokens=longest,
                 temperature=temperature,
-                top_p=self.settings.top_p,
+                top_p=self.config.top_p,
                 generator=generator,
             )
-        return said
+        return predictions
 
 
 def item_seed(seed: int, number: int) -> int:
-    """Return the seed of one item's draws: different for each item, the same in whichever process it is.
+    """Return the sampling seed of one item: different for each item, the same on every process.
 
     >>> item_seed(0, 0) == item_seed(0, 0), item_seed(0, 1) == item_seed(1, 0)
     (True, False)
@@ -154,5 +153,5 @@ def item_seed(seed: int, number: int) -> int:
 
 
 def _row(item: BenchmarkItem) -> Row:
-    known = {"id": item.id, "media": item.media_name, "group": item.group, "question": item.question}
-    return {name: value for name, value in known.items() if value}
+    entries = {"id": item.id, "media": item.media_name, "group": item.group, "question": item.question}
+    return {name: value for name, value in entries.items() if value}
