@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, SampleDecoder
-from divot_datamodules.loading.decode_pool import SMALLEST_PLACE, Decoding, make_decoding
+from divot_datamodules.loading.decode_pool import SMALLEST_SLOT_BYTES, Decoding, make_decoding
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import (
     BatchReader,
@@ -21,12 +21,12 @@ from divot_datamodules.loading.plan_loader import (
     decode_function,
 )
 from divot_datamodules.loading.position_callback import PositionCallback
-from divot_datamodules.loading.shared_memory import arena_bytes
+from divot_datamodules.loading.shared_memory import pool_bytes
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.loading.trial_batches import StepKind, TrialBatch, step_kinds
 from divot_datamodules.order.data_position import TrainPosition
 from divot_datamodules.order.plan_edits import read_edits
-from divot_datamodules.order.source_share import SourceShare
+from divot_datamodules.order.source_fraction import SourceFraction
 from divot_datamodules.order.training_processes import TrainingProcesses
 from divot_datamodules.preparation.feature_checks import check_features
 from divot_datamodules.shards.jsonl_source import MediaFrom
@@ -230,7 +230,7 @@ class VideoTextData(LightningDataModule):
     def shared_bytes(self) -> int:
         """Memory that this process maps for its decoding workers' frames; a page is taken once it is written."""
         places, slot_bytes = self._places()
-        return arena_bytes(places, slot_bytes) if self.num_workers else 0
+        return pool_bytes(places, slot_bytes) if self.num_workers else 0
 
     def _open_data(self, name: str) -> DataSplit:
         processes, sources = self._processes, self.sources[name]
@@ -252,14 +252,14 @@ class VideoTextData(LightningDataModule):
             total=-(-sum(sum(one.source.counts) for one in used) // processes.count),
         )
         if processes.rank == 0:
-            found = [defect for one in opened for defect in one.source.defects]
-            self.ledgers[name].record_found(found, sum(estimate_losses(one.source) for one in opened), size)
+            found = [defect for one in opened for defect in one.source.skipped]
+            self.ledgers[name].add_found(found, sum(estimate_losses(one.source) for one in opened), size)
         return DataSplit(sources, used, self.ledgers[name])
 
     def _share_of(self, opened: LoadedSource) -> LoadedSource:
         if self.train_fraction == 1.0 or not sum(opened.source.counts):
             return opened
-        return replace(opened, source=SourceShare(opened.source, self.train_fraction))
+        return replace(opened, source=SourceFraction(opened.source, self.train_fraction))
 
     def _open_source(self, source: Source, make_items: MakeItems) -> LoadedSource:
         opened = open_source(
@@ -272,7 +272,7 @@ class VideoTextData(LightningDataModule):
             progress=self._processes.rank == 0,
         )
         max_clips = source.max_clips if source.max_clips is not None else self.max_clips
-        units = [opened.unit_name(unit) for unit in range(len(opened.counts))]
+        units = [opened.shard_path(unit) for unit in range(len(opened.counts))]
         tokenizer = self._tokenizer
         made_by = check_features(units, tokenizer, self.clip, max_clips) if tokenizer is not None else None
         decoder = SampleDecoder(self.clip, max_clips, made_by, self.max_sample_clips)
@@ -389,7 +389,7 @@ class VideoTextData(LightningDataModule):
         clips = max(one.decoder.max_clips for data in self._open.values() for one in data.opened)
         clip_bytes = len(self.clip.frame_numbers) * 3 * self.clip.height * self.clip.width
         share = -(-most // self._processes.count)
-        return 2 * (self._prefetched(most) + share), max(SMALLEST_PLACE, clips * clip_bytes)
+        return 2 * (self._prefetched(most) + share), max(SMALLEST_SLOT_BYTES, clips * clip_bytes)
 
     def _close_decoder(self) -> None:
         if self._decoder is not None:

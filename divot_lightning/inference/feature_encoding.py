@@ -19,7 +19,7 @@ from divot_datamodules.decoding.cached_features import TOKENIZER_FIELD
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, Sample, SampleDecoder
-from divot_datamodules.loading.skipped_samples import Budget, Defect, SkippedSamples
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSample, SkippedSamples
 from divot_datamodules.preparation.feature_checks import clip_identity
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.reading import FEATURE_SUFFIX
@@ -71,13 +71,13 @@ class EncodeReport:
     Attributes:
         samples: Samples in the feature shards.
         shards: Feature shards.
-        defects: Samples that were left out.
+        skipped: Samples that were left out.
         already_there: Whether the output folder held exactly this before.
     """
 
     samples: int
     shards: int
-    defects: list[Defect]
+    skipped: list[SkippedSample]
     already_there: bool = False
 
 
@@ -114,15 +114,15 @@ def _decoded(
     source: SampleSource, unit: int, places: range, decoder: SampleDecoder, ledger: SkippedSamples
 ) -> Iterator[Sample]:
     for place in places:
-        ledger.saw_sample()
+        ledger.count_seen()
         try:
             sample = decoder(source.read(unit, place), None)
             if sample.video is None:
-                raise UserError(f"{source.unit_name(unit)} holds features already; encode the shards of videos.")
+                raise UserError(f"{source.shard_path(unit)} holds features already; encode the shards of videos.")
             yield sample
         except SampleError as error:
-            defect = Defect(error.reason, source.unit_name(unit), source.key(unit, place), error.detail)
-            ledger.record(defect)
+            defect = SkippedSample(error.reason, source.shard_path(unit), source.key(unit, place), error.detail)
+            ledger.add(defect)
 
 
 def _pieces(source: SampleSource, samples_per_shard: int) -> list[tuple[int, range]]:
@@ -189,9 +189,9 @@ def encode_shards(
     ledger = SkippedSamples("encode", output, budget, total=sum(opened.counts))
     pieces = _pieces(opened, settings.samples_per_shard)
     if folder.complete:
-        return EncodeReport(folder.facts()["num_samples"], len(pieces), ledger.defects(), already_there=True)
-    for defect in opened.defects:
-        ledger.record(defect)
+        return EncodeReport(folder.facts()["num_samples"], len(pieces), ledger.skipped(), already_there=True)
+    for defect in opened.skipped:
+        ledger.add(defect)
     encoder = _Encoder.load(component, sha256, device, settings.precision)
     frames = encoder.tokenizer.config.num_frames
     clip = replace(clip, sparse_frames=frames)
@@ -203,9 +203,9 @@ def encode_shards(
                 folder.write(number, _encoded(samples, encoder, batch_size, bar))
             bar.update(places.stop + sum(opened.counts[:unit]) - bar.n)
     written = sum(entry.samples for entry in folder.entries())
-    ledger.finish_pass(len(ledger.defects()), written + len(ledger.defects()))
+    ledger.check_pass(len(ledger.skipped()), written + len(ledger.skipped()))
     folder.finish()
-    return EncodeReport(written, len(pieces), ledger.defects())
+    return EncodeReport(written, len(pieces), ledger.skipped())
 
 
 def tokenizer_clip(tokenizer: str | Path) -> ClipConfig:

@@ -18,7 +18,7 @@ from divot_datamodules.decoding.sample_errors import SampleError, decoding_error
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Pixels
 from divot_datamodules.decoding.video_writing import write_video
-from divot_datamodules.loading.skipped_samples import Defect, left_out_lines
+from divot_datamodules.loading.skipped_samples import SkippedSample, left_out_lines
 from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import JsonlSource, SampleSource, TarSource, find_jsonl
 from divot_lightning.checkpoint.components import find_component, load_component
@@ -97,14 +97,14 @@ class Reconstructor:
 
 
 def read_clips(
-    inputs: Sequence[str], clip: ClipConfig, on_defect: Callable[[Defect], object] = lambda defect: None
+    inputs: Sequence[str], clip: ClipConfig, on_skipped: Callable[[SkippedSample], object] = lambda defect: None
 ) -> Iterator[tuple[str, Pixels]]:
     """Read clips from shards and from media files; what gives none is left out.
 
     Args:
         inputs: Each a video or picture, or shards: a folder, a tar, a glob or a URL; or a jsonl.
         clip: How clips are cut; of a longer video the clip in its middle.
-        on_defect: Called with what is left out, as it comes up.
+        on_skipped: Called with what is left out, as it comes up.
 
     Yields:
         Key and pixels, uint8 (F, 3, H, W).
@@ -112,11 +112,11 @@ def read_clips(
     Raises:
         UserError: There is no such file, or none of the inputs gives a clip; names the first, and why.
     """
-    left_out: list[Defect] = []
+    left_out: list[SkippedSample] = []
 
-    def note(defect: Defect) -> None:
+    def note(defect: SkippedSample) -> None:
         left_out.append(defect)
-        on_defect(defect)
+        on_skipped(defect)
 
     count = 0
     for source in inputs:
@@ -129,7 +129,9 @@ def read_clips(
         raise UserError("no clip to take:\n" + "\n".join(left_out_lines(left_out)[:4]))
 
 
-def _file_clip(source: str, clip: ClipConfig, on_defect: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
+def _file_clip(
+    source: str, clip: ClipConfig, on_skipped: Callable[[SkippedSample], object]
+) -> Iterator[tuple[str, Pixels]]:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"there is no file {source}")
@@ -138,12 +140,14 @@ def _file_clip(source: str, clip: ClipConfig, on_defect: Callable[[Defect], obje
         with decoding_errors():
             video = (image_clip if is_image else decode_clip)(path, clip).video
     except SampleError as error:
-        on_defect(Defect(error.reason, source, "", error.detail))
+        on_skipped(SkippedSample(error.reason, source, "", error.detail))
         return
     yield path.stem, video
 
 
-def _shard_clips(source: str, clip: ClipConfig, on_defect: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
+def _shard_clips(
+    source: str, clip: ClipConfig, on_skipped: Callable[[SkippedSample], object]
+) -> Iterator[tuple[str, Pixels]]:
     """Yield clips shard by shard, so that no more shards are opened than are needed."""
     jsonl = find_jsonl(source)
     for name in jsonl or expand_shards(source):
@@ -153,14 +157,14 @@ def _shard_clips(source: str, clip: ClipConfig, on_defect: Callable[[Defect], ob
             try:
                 video = SampleDecoder(clip)(shard.read(0, number), None).video
             except SampleError as error:
-                on_defect(Defect(error.reason, name, key, error.detail))
+                on_skipped(SkippedSample(error.reason, name, key, error.detail))
                 continue
             if video is None:
                 raise UserError(f"{name} holds features; give the shards of videos that they were made from")
             for place, pixels in enumerate(video.numpy()):
                 yield (key if len(video) == 1 else f"{key}.clip{place}"), pixels
-        for defect in shard.defects:
-            on_defect(defect)
+        for defect in shard.skipped:
+            on_skipped(defect)
 
 
 def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:
@@ -187,7 +191,7 @@ def reconstruct_files(
     num: int = 8,
     seed: int = 0,
     device: str = "cpu",
-    on_defect: Callable[[Defect], object] = lambda defect: None,
+    on_skipped: Callable[[SkippedSample], object] = lambda defect: None,
 ) -> Iterator[Path]:
     """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
 
@@ -198,14 +202,14 @@ def reconstruct_files(
         num: Number of clips.
         seed: Of the de-tokenizer's noise.
         device: Where the models run.
-        on_defect: Called with each sample or file that gives no clip.
+        on_skipped: Called with each sample or file that gives no clip.
 
     Returns:
         An iterator that writes the files clip by clip and gives the path of each comparison; run and inputs are read
         before it is returned.
     """
     models = Reconstructor.from_run(run, device=device)
-    clips = list(islice(read_clips(inputs, models.clip, on_defect), num))
+    clips = list(islice(read_clips(inputs, models.clip, on_skipped), num))
     return _write_clips(models, clips, Path(output), seed)
 
 

@@ -132,10 +132,10 @@ class CountedSource:
 
     def __init__(self, counts, name="", bad=()):
         self.counts, self.name, self.bad = tuple(counts), name, set(bad)
-        self.defects, self.fingerprint, self.content = [], f"{name}{self.counts}", ""
+        self.skipped, self.fingerprint, self.content = [], f"{name}{self.counts}", ""
         self.reads = []
 
-    def unit_name(self, unit):
+    def shard_path(self, unit):
         return f"{self.name}{unit}.tar"
 
     def key(self, unit, sample):
@@ -145,7 +145,7 @@ class CountedSource:
         self.reads.append(self.key(unit, sample))
         if self.key(unit, sample) in self.bad:
             raise SampleError("undecodable", "as asked")
-        return RawSample(self.key(unit, sample), self.unit_name(unit), sample, {})
+        return RawSample(self.key(unit, sample), self.shard_path(unit), sample, {})
 
 
 def _number_of_key(raw, rng):

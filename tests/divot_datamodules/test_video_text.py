@@ -23,8 +23,8 @@ def train_batches(data, count):
 
 def test_tokenizer_batches(video_shards):
     (batch,) = train_batches(VideoTextData(str(video_shards()), batch_size=6), 1)
-    assert set(batch) == {"key", "video", "slot", "counted", "position"}
-    assert (batch["slot"].tolist(), batch["counted"], batch["position"]) == (list(range(6)), 6, 1)
+    assert set(batch) == {"key", "video", "sample_index", "counted", "position"}
+    assert (batch["sample_index"].tolist(), batch["counted"], batch["position"]) == (list(range(6)), 6, 1)
     assert batch["video"].shape == (6, 16, 3, 32, 32)
     assert batch["video"].dtype == torch.uint8
     assert sorted(batch["key"]) == ALL
@@ -103,7 +103,7 @@ def test_a_shard_that_is_no_tar_ends_a_run_before_training_unless_the_budget_all
         VideoTextData(str(folder)).setup("fit")
     data = VideoTextData(str(folder), batch_size=3, max_skipped_fraction=1.0)
     assert sorted(train_batches(data, 1)[0]["key"]) == ALL[:3]
-    assert [defect.shard for defect in data.ledgers["train"].defects()] == [str(folder / "001.tar")]
+    assert [defect.shard for defect in data.ledgers["train"].skipped()] == [str(folder / "001.tar")]
 
 
 def test_a_lost_shard_counts_as_many_samples_as_the_others_hold(video_shards, tmp_path):

@@ -17,14 +17,14 @@ from pebble import ProcessExpired, ProcessPool
 from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import Sample
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
-from divot_datamodules.order.order_plan import Slot
+from divot_datamodules.order.order_plan import SampleIndex
 from divot_lightning.errors import UserError
 
 MOST_REBUILDS = 3
 """Times in a row that all workers are replaced without a sample in between, before the run ends."""
 MOST_STOPS = 8
 """Times that a sample's worker may be ended by SIGTERM."""
-SMALLEST_PLACE = 2**22
+SMALLEST_SLOT_BYTES = 2**22
 """Bytes; a page of a place costs memory only once it was used, so that features find room as well."""
 _GRACE_SECONDS = 15.0
 _POLL_SECONDS = 1.0
@@ -39,7 +39,7 @@ class Request(NamedTuple):
     """
 
     data: str
-    slot: Slot
+    slot: SampleIndex
 
 
 Decode = Callable[[Request], Sample]

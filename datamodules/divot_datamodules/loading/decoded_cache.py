@@ -8,7 +8,7 @@ from torch import Tensor
 from divot_datamodules.decoding.samples import Sample
 from divot_datamodules.loading.shared_memory import without_repeats
 
-Place = tuple[str, int, int, int]
+SampleId = tuple[str, int, int, int]
 """Data, source, unit, sample."""
 
 
@@ -23,9 +23,9 @@ class DecodedCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._left = max_bytes
-        self._kept: dict[Place, Sample] = {}
+        self._kept: dict[SampleId, Sample] = {}
 
-    def add(self, place: Place, sample: Sample) -> None:
+    def add(self, place: SampleId, sample: Sample) -> None:
         """Keep a copy of a sample if it may be kept and fits."""
         values = {field.name: getattr(sample, field.name) for field in fields(sample)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -38,6 +38,6 @@ class DecodedCache:
         }
         self._kept[place] = replace(sample, **copies)
 
-    def get(self, place: Place) -> Sample | None:
+    def get(self, place: SampleId) -> Sample | None:
         """Return a kept sample."""
         return self._kept.get(place)

@@ -20,10 +20,10 @@ from torch import Tensor
 from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, check_item, collate
 from divot_datamodules.loading.decode_pool import Decode, Decoding, Pending, Request
-from divot_datamodules.loading.decoded_cache import DecodedCache, Place
-from divot_datamodules.loading.skipped_samples import Defect, SkippedSamples
+from divot_datamodules.loading.decoded_cache import DecodedCache, SampleId
+from divot_datamodules.loading.skipped_samples import SkippedSample, SkippedSamples
 from divot_datamodules.order.data_position import TrainPosition
-from divot_datamodules.order.order_plan import Slot
+from divot_datamodules.order.order_plan import SampleIndex
 from divot_datamodules.shards.sources import SampleSource
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
@@ -49,15 +49,15 @@ class LoadedSource:
     make_items: MakeItems
 
 
-def draw(seed: int, slot_number: int, purpose: int) -> np.random.Generator:
+def draw(seed: int, sample_index: int, purpose: int) -> np.random.Generator:
     """Return the generator of what is drawn for one slot.
 
     Args:
         seed: Of the data.
-        slot_number: Of the slot.
+        sample_index: Of the slot.
         purpose: 0 for decoding, 1 for tasks, so that a decoded sample from the cache changes nothing.
     """
-    return np.random.default_rng([seed, slot_number, purpose])
+    return np.random.default_rng([seed, sample_index, purpose])
 
 
 def decode_function(data: dict[str, Sequence[LoadedSource]], seed: int) -> Decode:
@@ -86,8 +86,8 @@ class PlannedStep(NamedTuple):
     """
 
     step: int
-    share: list[Slot]
-    others: Iterable[Slot]
+    share: list[SampleIndex]
+    others: Iterable[SampleIndex]
 
 
 class _ReadySample:
@@ -130,8 +130,8 @@ class BatchReader:
     prefetch: int = 0
     pin_memory: bool = False
     limits: SampleLimits = field(default_factory=SampleLimits)
-    _usable: Slot | None = None
-    _failed_for_good: dict[Place, SampleError] = field(default_factory=dict)
+    _usable: SampleIndex | None = None
+    _failed_for_good: dict[SampleId, SampleError] = field(default_factory=dict)
 
     def read(self, steps: Iterable[PlannedStep]) -> Iterator[Batch]:
         """Yield a batch per step.
@@ -140,7 +140,7 @@ class BatchReader:
             steps: In order; taken from as far ahead as `prefetch` says.
 
         Yields:
-            What `collate` makes, and "slot" (int64, (B,)), "counted" (B, or 0 for a dummy batch), "position" (the number
+            What `collate` makes, and "sample_index" (int64, (B,)), "counted" (B, or 0 for a dummy batch), "position" (the number
             of the next step).
         """
         ahead: deque[tuple[PlannedStep, list[Pending]]] = deque()
@@ -162,17 +162,17 @@ class BatchReader:
             for pending in chain.from_iterable(pendings for _, pendings in ahead):
                 pending.release()
 
-    def _place(self, slot: Slot) -> Place:
+    def _place(self, slot: SampleIndex) -> SampleId:
         return self.data, slot.source, slot.unit, slot.sample
 
-    def _ask(self, slot: Slot) -> Pending:
+    def _ask(self, slot: SampleIndex) -> Pending:
         known = self.cache.get(self._place(slot)) or self._failed_for_good.get(self._place(slot))
         return _ReadySample(known) if known is not None else self.decoding().submit(Request(self.data, slot))
 
     def _batch(self, planned: PlannedStep, pendings: list[Pending]) -> Batch:
-        taken: list[tuple[Slot, Item]] = []
+        taken: list[tuple[SampleIndex, Item]] = []
         for slot, pending in zip(planned.share, pendings, strict=True):
-            self.ledger.saw_sample()
+            self.ledger.count_seen()
             taken += [(slot, item) for item in self._items(slot, pending)]
         counted = len(taken)
         if not taken:
@@ -182,9 +182,9 @@ class BatchReader:
         for pending in pendings:
             pending.release()
         slots = torch.tensor([slot.number for slot, _ in taken], dtype=torch.int64)
-        return {**batch, "slot": slots, "counted": counted, "position": planned.step + 1}
+        return {**batch, "sample_index": slots, "counted": counted, "position": planned.step + 1}
 
-    def _items(self, slot: Slot, pending: Pending) -> list[Item]:
+    def _items(self, slot: SampleIndex, pending: Pending) -> list[Item]:
         """Wait for a sample's items; [] if it cannot be used, which the ledger then knows."""
         opened = self.sources[slot.source]
         try:
@@ -196,13 +196,13 @@ class BatchReader:
         except SampleError as error:
             if error.reason in PERMANENT_ERRORS:
                 self._failed_for_good[self._place(slot)] = error
-            key, shard = opened.source.key(slot.unit, slot.sample), opened.source.unit_name(slot.unit)
-            self.ledger.record(Defect(error.reason, shard, key, error.detail))
+            key, shard = opened.source.key(slot.unit, slot.sample), opened.source.shard_path(slot.unit)
+            self.ledger.add(SkippedSample(error.reason, shard, key, error.detail))
             return []
         self._usable = slot
         return items
 
-    def _filler(self, planned: PlannedStep) -> tuple[list[tuple[Slot, Item]], list[Pending]]:
+    def _filler(self, planned: PlannedStep) -> tuple[list[tuple[SampleIndex, Item]], list[Pending]]:
         """Find the nearest usable sample, which keeps this process in step and does not count."""
         near = [self._usable] if self._usable else []
         for slot in chain(near, planned.others):
@@ -240,7 +240,7 @@ class PlanLoader:
         self.wait_seconds = 0.0
         self.waited_seconds = 0.0
 
-    def _share(self, slots: list[Slot]) -> list[Slot]:
+    def _share(self, slots: list[SampleIndex]) -> list[SampleIndex]:
         return slots[self.rank :: self.world_size]
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -315,7 +315,7 @@ class TrainLoader(PlanLoader):
                 break
         yield from self.reader.read([first[source] for source in sorted(first)])
 
-    def _slots_from(self, step: int) -> Iterator[Slot]:
+    def _slots_from(self, step: int) -> Iterator[SampleIndex]:
         """Yield slots as many as there are samples, this step's first."""
         plan = self.position.plan
         slots = (slot for later in self.position.steps_from(step) for slot in plan.batch(later))
@@ -363,8 +363,8 @@ class EvaluationLoader(PlanLoader):
             others = (self._slot(number % self.size) for number in range(first, first + self.size))
             yield PlannedStep(step, self._share(slots), others)
 
-    def _slot(self, number: int) -> Slot:
+    def _slot(self, number: int) -> SampleIndex:
         at = int(np.searchsorted(self._ends, number, side="right"))
         source, unit = self._units[at]
         count = self.reader.sources[source].source.counts[unit]
-        return Slot(number, source, 0, unit, number - int(self._ends[at]) + count)
+        return SampleIndex(number, source, 0, unit, number - int(self._ends[at]) + count)

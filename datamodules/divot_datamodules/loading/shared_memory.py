@@ -20,7 +20,7 @@ T = TypeVar("T")
 _ALIGNMENT = 64
 
 
-def arena_bytes(places: int, slot_bytes: int) -> int:
+def pool_bytes(places: int, slot_bytes: int) -> int:
     """Return the size of an arena.
 
     Args:
@@ -77,7 +77,7 @@ class SharedMemoryPool:
 
     def __init__(self, places: int, slot_bytes: int) -> None:
         self.slot_bytes = _aligned(slot_bytes)
-        size = arena_bytes(places, slot_bytes)
+        size = pool_bytes(places, slot_bytes)
         try:
             self._memory = mmap.mmap(-1, size)
         except OSError as error:

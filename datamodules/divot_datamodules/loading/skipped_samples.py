@@ -23,7 +23,7 @@ _EARLY = 200
 
 
 @dataclass(frozen=True)
-class Defect:
+class SkippedSample:
     """One sample (or shard) that could not be used.
 
     Attributes:
@@ -106,11 +106,11 @@ class SkippedSamples:
         """Different defects known so far, those of former runs in the same folder included."""
         return len(self._identities())
 
-    def saw_sample(self) -> None:
+    def count_seen(self) -> None:
         """Count a sample that came by."""
         self.seen += 1
 
-    def record(self, defect: Defect) -> None:
+    def add(self, defect: SkippedSample) -> None:
         """Record a defect: counts it each time, and lists it once, however often the sample comes by.
 
         Args:
@@ -124,7 +124,7 @@ class SkippedSamples:
         if self.budget.exceeded(self.lost, self.seen, self.bad, total=self.total):
             raise UserError(self.report(self.lost, self.seen))
 
-    def record_found(self, defects: Iterable[Defect], lost: int, usable: int) -> None:
+    def add_found(self, defects: Iterable[SkippedSample], lost: int, usable: int) -> None:
         """Record what is known to be lost before any sample came by; it does not count among those that come by.
 
         Args:
@@ -140,7 +140,7 @@ class SkippedSamples:
         if lost and self.budget.exceeded(lost, lost + usable, self.bad, total=lost + usable):
             raise UserError(self.report(lost, lost + usable))
 
-    def _list(self, defect: Defect) -> None:
+    def _list(self, defect: SkippedSample) -> None:
         identity = (defect.reason, defect.shard, defect.key)
         if identity not in self._identities():
             self._identities().add(identity)
@@ -149,7 +149,7 @@ class SkippedSamples:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(defect)) + "\n")
 
-    def finish_pass(self, bad: int, seen: int) -> None:
+    def check_pass(self, bad: int, seen: int) -> None:
         """Check the budget at the end of a pass whose length was not known before.
 
         Args:
@@ -159,14 +159,16 @@ class SkippedSamples:
         if seen == 0 or bad == seen or self.budget.exceeded(bad, seen, self.bad, total=seen):
             raise UserError(self.report(bad, seen))
 
-    def defects(self) -> list[Defect]:
+    def skipped(self) -> list[SkippedSample]:
         """Return all defects noted so far, of all processes, each once."""
         lines: Iterable[str] = (
             line
             for path in sorted(self.folder.glob(f"defects-{self.name}-*.jsonl"))
             for line in path.read_text(encoding="utf-8").splitlines()
         )
-        return list({(d.reason, d.shard, d.key): d for d in (Defect(**json.loads(line)) for line in lines)}.values())
+        return list(
+            {(d.reason, d.shard, d.key): d for d in (SkippedSample(**json.loads(line)) for line in lines)}.values()
+        )
 
     def clear(self) -> None:
         """Forget what a former run of the same name noted in the folder."""
@@ -176,11 +178,11 @@ class SkippedSamples:
 
     def counts(self) -> dict[str, int]:
         """Return the number of defects by reason, the most frequent first."""
-        return dict(Counter(defect.reason for defect in self.defects()).most_common())
+        return dict(Counter(defect.reason for defect in self.skipped()).most_common())
 
     def report(self, bad: int, seen: int) -> str:
         """Return the message that ends a run."""
-        defects = self.defects()
+        defects = self.skipped()
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts().items()) or "none was read"
         first = printable(f"{defects[0].reason} in {defects[0].shard}, key {defects[0].key!r}") if defects else "-"
         where = "" if self._temporary else f"All of them: {self.folder}/defects-{self.name}-*.jsonl. "
@@ -195,14 +197,14 @@ class SkippedSamples:
 
     def _identities(self) -> set[tuple[str, str, str]]:
         if self._known is None:
-            self._known = {(d.reason, d.shard, d.key) for d in self.defects()}
+            self._known = {(d.reason, d.shard, d.key) for d in self.skipped()}
         return self._known
 
 
-def left_out_lines(defects: Sequence[Defect]) -> list[str]:
+def left_out_lines(defects: Sequence[SkippedSample]) -> list[str]:
     """Return what a command says of samples that it left out: how many, why, and which the first ones are.
 
-    >>> left_out_lines([Defect("too_short", "a.tar", "k", "0.5 s of 2 s")])
+    >>> left_out_lines([SkippedSample("too_short", "a.tar", "k", "0.5 s of 2 s")])
     ['left out: 1 (too_short 1)', '  too_short: a.tar k (0.5 s of 2 s)']
     """
     if not defects:

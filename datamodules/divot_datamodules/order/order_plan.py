@@ -22,7 +22,7 @@ from divot_lightning.errors import UserError
 Indices = NDArray[np.int64]
 
 
-class Slot(NamedTuple):
+class SampleIndex(NamedTuple):
     """One place in the order.
 
     Attributes:
@@ -122,7 +122,7 @@ class SourceOrder:
         return stream * length + min(stream, longer) + row
 
 
-def share_out(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tuple[int, tuple[int, ...]]:
+def weighted_round_robin(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tuple[int, tuple[int, ...]]:
     """Return whose turn is number n when turns are shared out by weight as evenly as can be.
 
     The first source takes its share of all turns (Bresenham's line), the second its share of what is left, and so on.
@@ -136,9 +136,9 @@ def share_out(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tu
     Returns:
         Whose turn it is, and how many turns each had before.
 
-    >>> [share_out(n, (2.0, 1.0))[0] for n in range(6)]
+    >>> [weighted_round_robin(n, (2.0, 1.0))[0] for n in range(6)]
     [0, 1, 0, 0, 1, 0]
-    >>> share_out(6, (2.0, 1.0))[1]
+    >>> weighted_round_robin(6, (2.0, 1.0))[1]
     (4, 2)
     """
     remaining = [*accumulate(reversed(weights))][::-1]
@@ -216,7 +216,7 @@ class OrderPlan:
         """Steps of one pass if passes are exact, else None."""
         return -(-self.sources[0].size // self.batch_sizes[0]) if self.exact else None
 
-    def batch(self, step: int) -> list[Slot]:
+    def batch(self, step: int) -> list[SampleIndex]:
         """Return the samples of a step, in order; the share of a rank is `[rank::world_size]`.
 
         Args:
@@ -229,7 +229,7 @@ class OrderPlan:
         if self.mixes_samples:
             numbers = range(first, first + self.batch_sizes[0])
             return [self._mixed_slot(number) for number in numbers]
-        source, _ = share_out(step, self.weights)
+        source, _ = weighted_round_robin(step, self.weights)
         return [self._slot(first + j, source, before[source] + j) for j in range(self.batch_sizes[source])]
 
     def samples_before(self, step: int) -> tuple[int, ...]:
@@ -241,8 +241,8 @@ class OrderPlan:
         taken = self.origin.samples or (0,) * len(self.sources)
         if self.mixes_samples:
             number = sum(taken) + (step - self.origin.step) * self.batch_sizes[0]
-            return share_out(number, self.weights)[1]
-        now, then = share_out(step, self.weights)[1], share_out(self.origin.step, self.weights)[1]
+            return weighted_round_robin(number, self.weights)[1]
+        now, then = weighted_round_robin(step, self.weights)[1], weighted_round_robin(self.origin.step, self.weights)[1]
         counts = zip(taken, now, then, self.batch_sizes, strict=True)
         return tuple(samples + (steps - earlier) * size for samples, steps, earlier, size in counts)
 
@@ -259,15 +259,15 @@ class OrderPlan:
             "mixes_samples": self.mixes_samples,
         }
 
-    def _exact_batch(self, step: int) -> list[Slot]:
+    def _exact_batch(self, step: int) -> list[SampleIndex]:
         (first,) = self.samples_before(step)
         size = self.sources[0].size
         end = min(first + self.batch_sizes[0], (first // size + 1) * size)
         return [self._slot(number, 0, number) for number in range(first, end)]
 
-    def _mixed_slot(self, number: int) -> Slot:
-        source, before = share_out(number, self.weights)
+    def _mixed_slot(self, number: int) -> SampleIndex:
+        source, before = weighted_round_robin(number, self.weights)
         return self._slot(number, source, before[source])
 
-    def _slot(self, number: int, source: int, index: int) -> Slot:
-        return Slot(number, source, *self.sources[source].locate(index))
+    def _slot(self, number: int, source: int, index: int) -> SampleIndex:
+        return SampleIndex(number, source, *self.sources[source].locate(index))

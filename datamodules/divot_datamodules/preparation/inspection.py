@@ -15,8 +15,8 @@ from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, Task
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, MediaInfo, probe
 from divot_datamodules.loading.decode_pool import Decode, DecodePool, PooledSample, Request
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
-from divot_datamodules.loading.skipped_samples import Defect
-from divot_datamodules.order.order_plan import Slot
+from divot_datamodules.loading.skipped_samples import SkippedSample
+from divot_datamodules.order.order_plan import SampleIndex
 from divot_datamodules.preparation.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES, RawSample, expand_shards
@@ -161,9 +161,9 @@ def inspect_source(
         deadline: Seconds for one sample; one that takes longer is a defect, and its process is replaced.
         on_sample: Called after each sample, for a progress bar.
     """
-    report = ShardReport(shards=len(source.counts), defects=list(source.defects))
-    report.samples = sum(source.counts) + sum(bool(defect.key) for defect in source.defects)
-    names = [source.unit_name(unit) for unit in range(len(source.counts))]
+    report = ShardReport(shards=len(source.counts), skipped=list(source.skipped))
+    report.samples = sum(source.counts) + sum(bool(defect.key) for defect in source.skipped)
+    names = [source.shard_path(unit) for unit in range(len(source.counts))]
     report.bytes = sum(Path(name).stat().st_size for name in names if Path(name).is_file())
     inspector = _Inspector(source, decoder or SampleDecoder(), tasks, limits or SampleLimits())
     for unit, number, look in _looks(inspector, report, workers, deadline):
@@ -188,7 +188,7 @@ def _count(look: _Look, shard: str, key: str, report: ShardReport) -> None:
         report.features["x".join(map(str, look.features))] += 1
         look.error = look.error or _unlike_first(look.features, report)
     if look.error is not None:
-        report.defects.append(Defect(look.error.reason, shard, key, look.error.detail))
+        report.skipped.append(SkippedSample(look.error.reason, shard, key, look.error.detail))
 
 
 def _unlike_first(shape: tuple[int, ...], report: ShardReport) -> SampleError | None:
@@ -203,7 +203,7 @@ def _looks(
     """Yield unit, sample and what was seen, in order; at most a few samples per worker are on their way."""
     places = ((unit, sample) for unit, count in enumerate(inspector.source.counts) for sample in range(count))
     requests = (
-        Request(PICTURED if len(report.pictures) < SHEET_SAMPLES else "", Slot(number, 0, 0, *place))
+        Request(PICTURED if len(report.pictures) < SHEET_SAMPLES else "", SampleIndex(number, 0, 0, *place))
         for number, place in enumerate(places)
     )
     if workers == 0:

@@ -11,7 +11,7 @@ from statistics import median
 
 from torch import Tensor
 
-from divot_datamodules.loading.skipped_samples import LISTED, Defect
+from divot_datamodules.loading.skipped_samples import LISTED, SkippedSample
 from divot_lightning.errors import UserError
 from divot_lightning.io.output_files import writing_to
 from divot_lightning.io.printing import printable
@@ -34,7 +34,7 @@ class ShardReport:
         features: Samples with cached features by "tokens x width".
         captions: Samples with a caption.
         questions: Questions in all.
-        defects: What is wrong.
+        skipped: What is wrong.
         pictures: Clips for the contact sheet, uint8 (F, 3, H, W), with their captions.
     """
 
@@ -48,7 +48,7 @@ class ShardReport:
     features: Counter[str] = field(default_factory=Counter)
     captions: int = 0
     questions: int = 0
-    defects: list[Defect] = field(default_factory=list)
+    skipped: list[SkippedSample] = field(default_factory=list)
     pictures: list[tuple[Tensor, str]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -71,27 +71,27 @@ class ShardReport:
         return [printable(line) for line in found + self._defect_lines()]
 
     def _defect_lines(self) -> list[str]:
-        if not self.defects:
+        if not self.skipped:
             return ["defects     none"]
-        shards = len({defect.shard for defect in self.defects})
-        found = [f"defects     {len(self.defects)} in {shards} of {self.shards} shards"]
-        reasons = Counter(defect.reason for defect in self.defects).most_common()
+        shards = len({defect.shard for defect in self.skipped})
+        found = [f"defects     {len(self.skipped)} in {shards} of {self.shards} shards"]
+        reasons = Counter(defect.reason for defect in self.skipped).most_common()
         found += [f"  {reason:<22}{count:>7}" for reason, count in reasons]
         for reason, count in reasons:
-            named = [defect for defect in self.defects if defect.reason == reason]
+            named = [defect for defect in self.skipped if defect.reason == reason]
             found += [f"{reason}: {d.shard} {d.key}{' (' + d.detail + ')' if d.detail else ''}" for d in named[:LISTED]]
             found += [f"{reason}: and {count - LISTED} more"] if count > LISTED else []
         return found
 
 
-def write_defects(report: ShardReport, path: str | Path) -> None:
+def write_skipped(report: ShardReport, path: str | Path) -> None:
     """Write all defects, one json object per line, as the ledger of a run does.
 
     Args:
         report: Of any data.
         path: A file.
     """
-    lines = [json.dumps(asdict(defect)) + "\n" for defect in report.defects]
+    lines = [json.dumps(asdict(defect)) + "\n" for defect in report.skipped]
     with writing_to(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text("".join(lines), encoding="utf-8")

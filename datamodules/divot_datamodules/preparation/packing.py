@@ -21,7 +21,7 @@ from divot_datamodules.decoding.video import (
     probe,
 )
 from divot_datamodules.decoding.video_writing import encode_video
-from divot_datamodules.loading.skipped_samples import Budget, Defect, SkippedSamples
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSample, SkippedSamples
 from divot_datamodules.shards.jsonl_source import MEDIA_FIELDS
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES
 from divot_datamodules.shards.writing import Sample, ShardFolder
@@ -86,14 +86,14 @@ class PackReport:
         samples: Samples written.
         with_text: Of them with a text.
         shards: Shards written.
-        defects: What was left out, with the reason; the shard is the source's path.
+        skipped: What was left out, with the reason; the shard is the source's path.
         already_there: Whether the output folder held exactly this before.
     """
 
     samples: int
     with_text: int
     shards: int
-    defects: list[Defect]
+    skipped: list[SkippedSample]
     already_there: bool = False
 
 
@@ -217,7 +217,9 @@ def _media_samples(source: Source, settings: PackConfig) -> Iterator[tuple[str, 
             yield key, {"mp4": data}
 
 
-def _samples(sources: Iterable[Source], settings: PackConfig, on_defect: Callable[[Defect], None]) -> Iterator[Sample]:
+def _samples(
+    sources: Iterable[Source], settings: PackConfig, on_skipped: Callable[[SkippedSample], None]
+) -> Iterator[Sample]:
     for source in sources:
         try:
             if source.problem is not None:
@@ -226,7 +228,7 @@ def _samples(sources: Iterable[Source], settings: PackConfig, on_defect: Callabl
             for key, media in _media_samples(source, settings):
                 yield key, {**media, **texts}
         except (DecodeError, SampleError) as error:
-            on_defect(Defect(error.reason, str(source.paths[0]), source.key, error.detail))
+            on_skipped(SkippedSample(error.reason, str(source.paths[0]), source.key, error.detail))
 
 
 def _fingerprint(sources: list[Source]) -> str:
@@ -255,7 +257,7 @@ def pack(source: str | Path, output: str | Path, settings: PackConfig, *, progre
     ledger = SkippedSamples("pack", Path(output), Budget(max_skipped_fraction=1.0))
     if folder.complete:
         facts = folder.facts()
-        return PackReport(facts["num_samples"], facts["with_text"], len(folder.entries()), ledger.defects(), True)
+        return PackReport(facts["num_samples"], facts["with_text"], len(folder.entries()), ledger.skipped(), True)
     folder.restart()
     ledger.clear()
     counted = {"with_text": 0}
@@ -266,13 +268,13 @@ def pack(source: str | Path, output: str | Path, settings: PackConfig, *, progre
             yield key, members
 
     with tqdm(sources, desc="files", unit="file", disable=not progress) as bar:
-        folder.write_all(counting(_samples(bar, settings, ledger.record)), settings.samples_per_shard)
+        folder.write_all(counting(_samples(bar, settings, ledger.add)), settings.samples_per_shard)
     if not folder.entries():
         raise UserError(
             f"none of {len(sources)} files can be packed: {_reasons(ledger)}; see {output}/defects-*.jsonl."
         )
     index = folder.finish(**counted)
-    return PackReport(index["num_samples"], counted["with_text"], len(folder.entries()), ledger.defects())
+    return PackReport(index["num_samples"], counted["with_text"], len(folder.entries()), ledger.skipped())
 
 
 def _reasons(ledger: SkippedSamples) -> str:

@@ -73,25 +73,25 @@ class ShardIndex:
         stamp: The shard's when it was indexed; see `divot_datamodules.shards.storage.ShardBytes`.
         ranges: int64 (samples, 2), first byte and byte after the last of each usable sample, headers included.
         keys: Of the usable samples.
-        defects: Reason, key ("" for the whole shard) and detail of what is wrong.
+        skipped: Reason, key ("" for the whole shard) and detail of what is wrong.
     """
 
     size: int
     stamp: str
     ranges: NDArray[np.int64]
     keys: Keys
-    defects: list[tuple[str, str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str, str]] = field(default_factory=list)
 
     def broken_off(self, problem: str) -> None:
         """Record that the shard ends where it does only because it could not be fetched further."""
         ends = ("not_a_tar", "empty_shard", "cut_in_header", "cut_in_body", "cut_between_members")
-        keys = [key for reason, key, _ in self.defects if reason in ends] or [""]
-        others = [defect for defect in self.defects if defect[0] not in ends]
-        self.defects = [*others, *(("broken_off", key, problem) for key in keys)]
+        keys = [key for reason, key, _ in self.skipped if reason in ends] or [""]
+        others = [defect for defect in self.skipped if defect[0] not in ends]
+        self.skipped = [*others, *(("broken_off", key, problem) for key in keys)]
 
     def to_bytes(self) -> bytes:
         """Return the index as a file's content, which `index_from_bytes` reads."""
-        facts = {"format": FORMAT, "size": self.size, "stamp": self.stamp, "defects": self.defects}
+        facts = {"format": FORMAT, "size": self.size, "stamp": self.stamp, "defects": self.skipped}
         buffer = io.BytesIO()
         np.savez(
             buffer,

@@ -80,7 +80,7 @@ def put_index_beside(shard: str) -> tuple[ShardIndex, bool]:
         return no_samples(error.reason, str(error)), False
     index.stamp = ""
     _name_what_is_lost(index, beside)
-    if any(reason in ("not_a_tar", "broken_off") for reason, _, _ in index.defects):
+    if any(reason in ("not_a_tar", "broken_off") for reason, _, _ in index.skipped):
         return index, False
     try:
         _write(index_path(shard), index.to_bytes())
@@ -162,7 +162,7 @@ class IndexFiles:
         index = scan_tar(shard)
         self.made += 1
         _name_what_is_lost(index, beside)
-        if all(reason in STRUCTURE_REASONS for reason, _, _ in index.defects):  # others may be gone the next time
+        if all(reason in STRUCTURE_REASONS for reason, _, _ in index.skipped):  # others may be gone the next time
             self._keep(index, shard)
         return index
 
@@ -180,13 +180,13 @@ class IndexFiles:
 
 def _name_what_is_lost(index: ShardIndex, before: ShardIndex | None) -> None:
     """Of a shard that breaks off, adds what an index of the whole one knows of the rest."""
-    broken = next((defect for defect in index.defects if defect[0].startswith(("cut_", "broken_"))), None)
+    broken = next((defect for defect in index.skipped if defect[0].startswith(("cut_", "broken_"))), None)
     if broken is None:
         return
     reason, _, detail = broken
-    found = {index.keys[place] for place in range(len(index.keys))} | {key for _, key, _ in index.defects}
+    found = {index.keys[place] for place in range(len(index.keys))} | {key for _, key, _ in index.skipped}
     promised = [before.keys[place] for place in range(len(before.keys))] if before is not None else []
     lost = [key for key in promised if key not in found]
     if lost:
-        index.defects = [defect for defect in index.defects if defect != (reason, "", detail)]
-        index.defects += [(reason, key, detail) for key in lost]
+        index.skipped = [defect for defect in index.skipped if defect != (reason, "", detail)]
+        index.skipped += [(reason, key, detail) for key in lost]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from divot_datamodules.decoding.samples import SampleError, read_text
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES
-from divot_datamodules.loading.skipped_samples import Defect
+from divot_datamodules.loading.skipped_samples import SkippedSample
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES, RawSample, ShardError, is_url
 from divot_datamodules.shards.storage import LocalShard, read_whole
 from divot_datamodules.shards.tar_source import MAX_TEXT_BYTES
@@ -58,7 +58,7 @@ class JsonlSource:
         self._names = [str(file) for file in files]
         self._root = str(media_root) if media_root is not None else None
         self._media_from = media_from
-        self.defects: list[Defect] = []
+        self.skipped: list[SkippedSample] = []
         found = [self._index(name) for name in self._names]
         self._files = [file for file, _ in found]
         self._lines = [lines for _, lines in found]
@@ -66,7 +66,7 @@ class JsonlSource:
         self.fingerprint = self._fingerprint()
         self.content = ""  # the fingerprint has all of the lines; what lies behind their paths is not looked at
         if not any(self.counts):
-            first = self.defects[0]
+            first = self.skipped[0]
             raise UserError(
                 f"{first.shard} cannot be used: {first.detail} [{first.reason}]; look at the path in the recipe."
             )
@@ -79,10 +79,10 @@ class JsonlSource:
             lines = _scan_lines(Path(name))
         except (ShardError, OSError) as error:
             reason = error.reason if isinstance(error, ShardError) else "unreadable_shard"
-            self.defects.append(Defect(reason, name, "", str(error)))
+            self.skipped.append(SkippedSample(reason, name, "", str(error)))
             return None, np.zeros((0, 4), np.int64)
         if not len(lines):
-            self.defects.append(Defect("empty_shard", name, "", "no line in it"))
+            self.skipped.append(SkippedSample("empty_shard", name, "", "no line in it"))
         return file, lines
 
     def _fingerprint(self) -> str:
@@ -92,7 +92,7 @@ class JsonlSource:
             digest.update(lines.tobytes())
         return digest.hexdigest()
 
-    def unit_name(self, unit: int) -> str:
+    def shard_path(self, unit: int) -> str:
         """Return the path of a jsonl."""
         return self._names[unit]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from divot_datamodules.loading.skipped_samples import Defect
+from divot_datamodules.loading.skipped_samples import SkippedSample
 from divot_datamodules.shards.jsonl_source import JsonlSource, MediaFrom
 from divot_datamodules.shards.reading import RawSample, expand_shards, is_url
 from divot_datamodules.shards.tar_source import TarSource
@@ -25,13 +25,13 @@ class SampleSource(Protocol):
 
     Attributes:
         counts: Usable samples per unit; 0 for a unit that cannot be read.
-        defects: What indexing found: shards that are missing or cut, members that lie apart, and so on. Samples named
+        skipped: What indexing found: shards that are missing or cut, members that lie apart, and so on. Samples named
             here are not among the usable ones.
         fingerprint: Hash of the units' names (without folders), sizes, keys and places; equal for equal data.
     """
 
     counts: tuple[int, ...]
-    defects: list[Defect]
+    skipped: list[SkippedSample]
     fingerprint: str
 
     @property
@@ -39,7 +39,7 @@ class SampleSource(Protocol):
         """Hash of parts of the units' content, see `divot_datamodules.shards.content`; "" where nothing is known."""
         ...
 
-    def unit_name(self, unit: int) -> str:
+    def shard_path(self, unit: int) -> str:
         """Return path or URL of a unit, as ledger entries name it."""
         ...
 
@@ -52,7 +52,7 @@ class SampleSource(Protocol):
 
         Args:
             unit: Number of the unit.
-            sample: Place among the unit's usable samples, from 0 to `counts[unit] - 1`.
+            sample: SampleId among the unit's usable samples, from 0 to `counts[unit] - 1`.
 
         Raises:
             divot_datamodules.decoding.samples.SampleError: It cannot be read, such as "missing_shard", "shard_changed".
@@ -66,11 +66,11 @@ def estimate_losses(source: SampleSource) -> int:
     A unit that gives nothing counts as many as the others hold on average; of a unit that gives something each defect
     counts one.
     """
-    named = {source.unit_name(unit) for unit, count in enumerate(source.counts) if not count}
-    empty = named & {defect.shard for defect in source.defects}
+    named = {source.shard_path(unit) for unit, count in enumerate(source.counts) if not count}
+    empty = named & {defect.shard for defect in source.skipped}
     readable = len(source.counts) - len(named)
     each = max(1, round(sum(source.counts) / readable)) if readable else 1
-    return each * len(empty) + sum(defect.shard not in empty for defect in source.defects)
+    return each * len(empty) + sum(defect.shard not in empty for defect in source.skipped)
 
 
 def open_source(

@@ -13,7 +13,7 @@ import fsspec
 from tqdm import tqdm
 
 from divot_datamodules.decoding.samples import SampleError
-from divot_datamodules.loading.skipped_samples import Defect
+from divot_datamodules.loading.skipped_samples import SkippedSample
 from divot_datamodules.shards.content import ContentHashes
 from divot_datamodules.shards.copies import ShardCopies, is_compressed
 from divot_datamodules.shards.index import ShardIndex, no_samples
@@ -66,14 +66,14 @@ class TarSource:
         self._copies = ShardCopies(copies, int(copies_gb * 2**30), allow_pipe=allow_pipe)
         self._units = self._prepare_all(progress)
         self.counts = tuple(len(index.keys) for _, index in self._units)
-        self.defects = [
-            Defect(reason, name, key, detail)
+        self.skipped = [
+            SkippedSample(reason, name, key, detail)
             for name, (_, index) in zip(self._names, self._units, strict=True)
-            for reason, key, detail in index.defects
+            for reason, key, detail in index.skipped
         ]
         self.fingerprint = _fingerprint(self._names, [index for _, index in self._units])
         if not may_be_empty:
-            _report(self._names, self.counts, self.defects)
+            _report(self._names, self.counts, self.skipped)
 
     @cached_property
     def content(self) -> str:
@@ -84,7 +84,7 @@ class TarSource:
         self._contents.save()
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if all(hashes) else ""
 
-    def unit_name(self, unit: int) -> str:
+    def shard_path(self, unit: int) -> str:
         """Return path or URL of a shard."""
         return self._names[unit]
 
@@ -193,7 +193,7 @@ def _fingerprint(names: list[str], indexes: list[ShardIndex]) -> str:
     return digest.hexdigest()
 
 
-def _report(names: list[str], counts: tuple[int, ...], defects: list[Defect]) -> None:
+def _report(names: list[str], counts: tuple[int, ...], skipped: list[SkippedSample]) -> None:
     """Warn of shards that give nothing, and ends if none gives anything."""
     empty = {name for name, count in zip(names, counts, strict=True) if not count}
     unusable = [defect for defect in defects if defect.shard in empty]

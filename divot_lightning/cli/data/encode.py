@@ -81,5 +81,5 @@ def main(argv: Sequence[str]) -> int:
     counts = f"features of {report.samples} samples in {report.shards} shards"
     size = f"clips of {clip.frames} frames of {clip.height} x {clip.width} at {clip.fps:g} per second"
     sys.stdout.write(f"{args.output}: {counts}, {size}; {state}\n")
-    sys.stdout.write("".join(line + "\n" for line in left_out_lines(report.defects)))
+    sys.stdout.write("".join(line + "\n" for line in left_out_lines(report.skipped)))
     return 0

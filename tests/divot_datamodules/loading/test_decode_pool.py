@@ -14,7 +14,7 @@ import torch
 from divot_datamodules.decoding.samples import Sample, SampleError
 from divot_datamodules.loading.decode_pool import DecodePool, LazyDecoding, Request, make_decoding
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
-from divot_datamodules.order.order_plan import Slot
+from divot_datamodules.order.order_plan import SampleIndex
 from divot_lightning.errors import UserError
 from divot_lightning.testing.faults import full_shared_memory
 
@@ -31,7 +31,7 @@ def counted_tries():
 
 
 def request(number):
-    return Request("train", Slot(number, 0, 0, 0, number))
+    return Request("train", SampleIndex(number, 0, 0, 0, number))
 
 
 def decode(wanted):
@@ -155,14 +155,14 @@ def test_workers_end_with_a_process_that_is_killed():
         "import sys, time\n"
         "from divot_datamodules.loading.decode_pool import DecodePool, Request\n"
         "from divot_datamodules.loading.shared_memory import SharedMemoryPool\n"
-        "from divot_datamodules.order.order_plan import Slot\n"
+        "from divot_datamodules.order.order_plan import SampleIndex\n"
         "from divot_datamodules.decoding.samples import Sample\n"
         "import os\n"
         "def decode(wanted):\n"
         "    time.sleep(0.2)\n"
         "    return Sample('k', {'pid': os.getpid()})\n"
         "pool = DecodePool(decode, 2, 30, SharedMemoryPool(2, 64))\n"
-        "asked = [pool.submit(Request('train', Slot(n, 0, 0, 0, n))) for n in range(4)]\n"
+        "asked = [pool.submit(Request('train', SampleIndex(n, 0, 0, 0, n))) for n in range(4)]\n"
         "print(*{one.result().text['pid'] for one in asked}, flush=True)\n"
         "time.sleep(60)"
     )

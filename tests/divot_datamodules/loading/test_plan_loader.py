@@ -100,7 +100,7 @@ def test_batches_are_the_same_with_and_without_reading_ahead_and_cache(counted_r
     for batch, *others in zip(*batches, strict=True):
         for other in others:
             assert (batch["key"], batch["position"]) == (other["key"], other["position"])
-            assert torch.equal(batch["slot"], other["slot"])
+            assert torch.equal(batch["sample_index"], other["sample_index"])
     assert all(torch.equal(a["video"], b["video"]) for a, b in zip(batches[0], batches[1], strict=True))
 
 
@@ -192,7 +192,7 @@ def test_unusable_samples_make_batches_smaller_and_are_noted_once(
         assert sum(batch["counted"] for batch in batches) == len(keys)
     ledger = SkippedSamples("train", tmp_path)
     assert ledger.counts() == {"undecodable": 3}
-    assert {(d.shard, d.key) for d in ledger.defects()} == {("0.tar", "u0s1"), ("1.tar", "u1s0"), ("1.tar", "u1s11")}
+    assert {(d.shard, d.key) for d in ledger.skipped()} == {("0.tar", "u0s1"), ("1.tar", "u1s0"), ("1.tar", "u1s11")}
 
 
 def test_a_rank_without_a_sample_gets_a_filler_that_does_not_count(counted_reader, counted_source):

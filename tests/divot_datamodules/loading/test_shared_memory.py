@@ -6,7 +6,7 @@ from divot_datamodules.loading.shared_memory import (
     PickledTensor,
     SharedMemoryPool,
     StoredTensor,
-    arena_bytes,
+    pool_bytes,
     without_repeats,
 )
 from divot_lightning.errors import UserError
@@ -63,5 +63,5 @@ def test_memory_that_the_machine_does_not_give_is_told_in_words():
 
 
 def test_the_size_of_an_arena_is_that_of_its_aligned_places():
-    assert arena_bytes(3, 65) == 3 * 128
-    assert len(SharedMemoryPool(3, 65)._memory) == arena_bytes(3, 65)
+    assert pool_bytes(3, 65) == 3 * 128
+    assert len(SharedMemoryPool(3, 65)._memory) == pool_bytes(3, 65)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divot_datamodules.order.order_plan import OrderPlan, Origin, Slot, SourceOrder, share_out
+from divot_datamodules.order.order_plan import OrderPlan, Origin, SampleIndex, SourceOrder, weighted_round_robin
 from divot_lightning.errors import UserError
 
 WORLDS, SHARDS = (1, 2, 3, 4), (1, 3, 7, 64)
@@ -97,7 +97,7 @@ def test_endless_steps_are_full_and_reach_over_the_end_of_a_pass():
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=6))
 @settings(max_examples=30, deadline=None)
 def test_shares_are_within_one_percent_over_ten_thousand_samples(weights):
-    _, counts = share_out(10_000, tuple(weights))
+    _, counts = weighted_round_robin(10_000, tuple(weights))
     assert sum(counts) == 10_000
     for count, weight in zip(counts, weights, strict=True):
         assert abs(count / 10_000 - weight / sum(weights)) < 0.01
@@ -108,7 +108,7 @@ def test_shares_are_within_one_percent_over_ten_thousand_samples(weights):
 def test_turns_agree_with_a_count_one_by_one(weights):
     counts = [0] * len(weights)
     for number in range(300):
-        turn, before = share_out(number, tuple(weights))
+        turn, before = weighted_round_robin(number, tuple(weights))
         assert before == tuple(counts)
         counts[turn] += 1
 
@@ -155,7 +155,7 @@ def test_any_step_is_reached_without_the_steps_before():
     far = OrderPlan((SourceOrder(counts=counts),), (256,)).batch(10**6)
     assert far == OrderPlan((SourceOrder(counts=counts),), (256,)).batch(10**6)
     assert far[0].number == 256 * 10**6
-    assert isinstance(far[0], Slot)
+    assert isinstance(far[0], SampleIndex)
 
 
 @pytest.mark.parametrize(

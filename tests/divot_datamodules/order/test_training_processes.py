@@ -68,7 +68,7 @@ class Watcher(lightning.LightningModule):
         self.trained, self.validated = [], []
 
     def training_step(self, batch, index):
-        self.trained.append((batch["slot"].tolist(), batch["key"], batch["counted"]))
+        self.trained.append((batch["sample_index"].tolist(), batch["key"], batch["counted"]))
         return self.weight * batch["video"].float().mean()
 
     def validation_step(self, batch, index):

@@ -85,7 +85,7 @@ def test_wherever_a_shard_is_cut_whole_samples_stay_and_the_cut_is_told(place):
     # Of a cut shard's last sample it is only known that it is whole if another one has the same members.
     assert set(found) >= {key for key, end in ends.items() if end <= place} - {"k0"}
     assert set(found) <= {key for key, end in ends.items() if end - 512 < place}
-    reasons = {reason for reason, _, _ in index.defects}
+    reasons = {reason for reason, _, _ in index.skipped}
     expected = {"cut_in_header", "cut_in_body", "cut_between_members", "not_a_tar", "empty_shard"}
     assert (len(reasons) == 1 and reasons < expected) if place <= ends["k2"] else not reasons
 
@@ -99,11 +99,11 @@ def test_a_flipped_bit_never_loses_a_sample_in_silence(place, bit):
     index = scan_tar(InMemory(bytes(data)))
     in_a_body = place // 512 % 2 == 1
     behind_the_sum = place % 512 in (154, 155)  # what ends the sum of a header's bytes is the one thing it leaves out
-    if in_a_body or (behind_the_sum and not index.defects):
-        assert ([index.keys[number] for number in range(len(index.keys))], index.defects) == (["k0", "k1", "k2"], [])
+    if in_a_body or (behind_the_sum and not index.skipped):
+        assert ([index.keys[number] for number in range(len(index.keys))], index.skipped) == (["k0", "k1", "k2"], [])
     else:
         # Headers carry a sum of their bytes; their unused end is part of it.
-        assert index.defects
+        assert index.skipped
         assert len(index.keys) < 3
 
 
@@ -113,7 +113,7 @@ def test_a_header_that_promises_a_giant_name_is_not_believed():
     header.size = MAX_HEADER_BYTES * 1000
     data[1024:1536] = header.tobuf(tarfile.GNU_FORMAT)
     shard = InMemory(bytes(data))
-    assert [reason for reason, _, _ in scan_tar(shard).defects] == ["broken_header"]
+    assert [reason for reason, _, _ in scan_tar(shard).skipped] == ["broken_header"]
 
 
 def test_a_shard_that_cannot_be_read_far_gives_what_comes_before():
@@ -126,7 +126,7 @@ def test_a_shard_that_cannot_be_read_far_gives_what_comes_before():
     data = tar_of([(f"k{number}.mp4", b"v" * 512) for number in range(9)])
     index = scan_tar(BadDisk(data, readahead=2**20))
     assert [index.keys[place] for place in range(len(index.keys))] == ["k0", "k1", "k2"]
-    assert [(reason, key) for reason, key, _ in index.defects] == [("broken_off", "k3")]
+    assert [(reason, key) for reason, key, _ in index.skipped] == [("broken_off", "k3")]
     with pytest.raises(ShardError, match="bad sector"):
         scan_tar(
             type("Dead", (BadDisk,), {"read": lambda *_, **__: (_ for _ in ()).throw(ShardError("bad sector"))})(data)
@@ -143,10 +143,10 @@ def test_keys_come_back_as_they_were():
 def test_an_index_comes_back_from_its_file():
     index = scan_tar(InMemory(tar_of([("a.mp4", b"v"), ("b.mp4", b"w"), ("a.json", b"{}")])))
     again = index_from_bytes(index.to_bytes())
-    assert (again.size, again.stamp, again.defects) == (index.size, "s", index.defects)
+    assert (again.size, again.stamp, again.skipped) == (index.size, "s", index.skipped)
     assert np.array_equal(again.ranges, index.ranges)
     assert again.keys[0] == "b"
-    assert again.defects == [("interleaved", "a", "mp4 json at 2 places")]
+    assert again.skipped == [("interleaved", "a", "mp4 json at 2 places")]
 
 
 def test_what_is_no_index_is_none():

@@ -192,7 +192,7 @@ def test_missing_and_empty_files_are_defects_as_long_as_others_can_be_read(tmp_p
     (tmp_path / "empty.jsonl").touch()
     source = JsonlSource([good, tmp_path / "none.jsonl", tmp_path / "empty.jsonl"])
     assert source.counts == (1, 0, 0)
-    assert [(d.reason, Path(d.shard).name) for d in source.defects] == [
+    assert [(d.reason, Path(d.shard).name) for d in source.skipped] == [
         ("missing_shard", "none.jsonl"),
         ("empty_shard", "empty.jsonl"),
     ]
@@ -206,7 +206,7 @@ def test_what_a_recipe_names_is_opened_as_what_it_is(tmp_path, write_lines, writ
     for named in (file, str(tmp_path), str(tmp_path / "*.jsonl"), [file]):
         source = open_source(named)
         assert isinstance(source, JsonlSource)
-        assert source.unit_name(0) == str(file)
+        assert source.shard_path(0) == str(file)
     for named in (tar, tmp_path / "tars", str(tmp_path / "tars" / "*.tar")):
         assert isinstance(open_source(named), TarSource)
     with pytest.raises(UserError, match="make them two sources"):

@@ -236,7 +236,7 @@ def test_unusable_samples_are_left_out_within_the_budget(run, video_shards, tmp_
         encode_shards(run, folder, tmp_path / "out")
     assert read_index(tmp_path / "out") is None
     report = encode_shards(run, folder, tmp_path / "out", budget=Budget(0.5))
-    assert (report.samples, len(report.defects)) == (6, 2)
+    assert (report.samples, len(report.skipped)) == (6, 2)
 
 
 def test_features_are_not_encoded_again(run, video_shards, tmp_path):

@@ -5,7 +5,7 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
-from divot_datamodules.order.source_share import SourceShare
+from divot_datamodules.order.source_fraction import SourceFraction
 from divot_datamodules.shards.tar_source import TarSource
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
@@ -24,18 +24,18 @@ def whole(counted_source):
 
 @pytest.mark.parametrize(("share", "size"), [(1.0, 100), (0.5, 50), (0.254, 25), (0.01, 1), (1e-9, 1)])
 def test_a_share_has_as_many_different_samples_as_it_says(whole, share, size):
-    part = SourceShare(whole, share)
+    part = SourceFraction(whole, share)
     assert len(kept(part)) == sum(part.counts) == size
     assert kept(part) <= kept(whole)
 
 
 def test_a_smaller_share_is_part_of_a_larger_one(whole):
-    shares = [kept(SourceShare(whole, share / 20)) for share in range(1, 21)]
+    shares = [kept(SourceFraction(whole, share / 20)) for share in range(1, 21)]
     assert all(smaller < larger for smaller, larger in pairwise(shares))
 
 
 def test_every_sample_is_as_likely_to_be_kept(counted_source):
-    source = SourceShare(counted_source((500,) * 20), 0.3)
+    source = SourceFraction(counted_source((500,) * 20), 0.3)
     # 150 of 500 in each unit on average, with a standard deviation of 10
     assert all(100 < count < 200 for count in source.counts)
     places = np.concatenate(
@@ -48,14 +48,14 @@ def test_every_sample_is_as_likely_to_be_kept(counted_source):
 
 
 def test_what_is_read_is_what_the_key_names(video_shards):
-    source = SourceShare(TarSource([str(path) for path in sorted(video_shards(3, 7).glob("*.tar"))]), 0.4)
+    source = SourceFraction(TarSource([str(path) for path in sorted(video_shards(3, 7).glob("*.tar"))]), 0.4)
     assert sum(source.counts) == 8
     for unit, count in enumerate(source.counts):
         assert all(source.read(unit, place).key == source.key(unit, place) for place in range(count))
 
 
 def test_other_shares_are_other_data(whole):
-    prints = {SourceShare(whole, share).fingerprint for share in (0.1, 0.2, 0.2, 1.0)} | {whole.fingerprint}
+    prints = {SourceFraction(whole, share).fingerprint for share in (0.1, 0.2, 0.2, 1.0)} | {whole.fingerprint}
     assert len(prints) == 4
 
 

@@ -12,7 +12,7 @@ _SEED = 241204432
 seeds train on the same ones."""
 
 
-class SourceShare:
+class SourceFraction:
     """Some of a source's samples, drawn evenly over all of it; see `divot_datamodules.shards.sources.SampleSource`.
 
     A smaller share is part of every larger one, so that more data means the same data and more.
@@ -34,7 +34,7 @@ class SourceShare:
         self._places = [part - start for part, start in zip(np.split(drawn, cuts[:-1]), starts, strict=True)]
         self._whole = whole
         self.counts = tuple(len(places) for places in self._places)
-        self.defects = whole.defects
+        self.skipped = whole.skipped
         self.fingerprint = hashlib.sha256(f"{whole.fingerprint} {len(drawn)}".encode()).hexdigest()
 
     @property
@@ -42,9 +42,9 @@ class SourceShare:
         """That of the whole source."""
         return self._whole.content
 
-    def unit_name(self, unit: int) -> str:
+    def shard_path(self, unit: int) -> str:
         """Return path or URL of a unit."""
-        return self._whole.unit_name(unit)
+        return self._whole.shard_path(unit)
 
     def key(self, unit: int, sample: int) -> str:
         """Return a sample's key."""
