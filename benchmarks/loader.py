@@ -26,7 +26,7 @@ import torch
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.decoding.video_writing import encode_video
-from divot_datamodules.loading.plan_loader import Batch, draw
+from divot_datamodules.loading.plan_loader import Batch, sample_rng
 from divot_datamodules.shards.writing import ShardFolder
 from divot_datamodules.video_text import VideoTextData
 
@@ -57,7 +57,7 @@ def write_shards(folder: Path, clips: int, size: int, seconds: int, fps: int) ->
 
 def decode_all(work: list[tuple[bytes, int]], clip: ClipConfig) -> None:
     for data, slot in work:
-        decode_clip(data, clip, draw(0, slot, 0))
+        decode_clip(data, clip, sample_rng(0, slot, 0))
 
 
 def cpu_seconds(processes: Iterable[BaseProcess] = ()) -> float:

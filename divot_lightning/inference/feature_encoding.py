@@ -189,7 +189,7 @@ def encode_shards(
     ledger = SkippedSamples("encode", output, budget, total=sum(opened.counts))
     pieces = _pieces(opened, settings.samples_per_shard)
     if folder.complete:
-        return EncodeReport(folder.facts()["num_samples"], len(pieces), ledger.skipped(), already_there=True)
+        return EncodeReport(folder.facts()["num_samples"], len(pieces), ledger.all(), already_there=True)
     for defect in opened.skipped:
         ledger.add(defect)
     encoder = _Encoder.load(component, sha256, device, settings.precision)
@@ -203,9 +203,9 @@ def encode_shards(
                 folder.write(number, _encoded(samples, encoder, batch_size, bar))
             bar.update(places.stop + sum(opened.counts[:unit]) - bar.n)
     written = sum(entry.samples for entry in folder.entries())
-    ledger.check_pass(len(ledger.skipped()), written + len(ledger.skipped()))
+    ledger.check_pass(len(ledger.all()), written + len(ledger.all()))
     folder.finish()
-    return EncodeReport(written, len(pieces), ledger.skipped())
+    return EncodeReport(written, len(pieces), ledger.all())
 
 
 def tokenizer_clip(tokenizer: str | Path) -> ClipConfig:

@@ -103,7 +103,7 @@ def test_a_shard_that_is_no_tar_ends_a_run_before_training_unless_the_budget_all
         VideoTextData(str(folder)).setup("fit")
     data = VideoTextData(str(folder), batch_size=3, max_skipped_fraction=1.0)
     assert sorted(train_batches(data, 1)[0]["key"]) == ALL[:3]
-    assert [defect.shard for defect in data.ledgers["train"].skipped()] == [str(folder / "001.tar")]
+    assert [defect.shard for defect in data.skipped["train"].all()] == [str(folder / "001.tar")]
 
 
 def test_a_lost_shard_counts_as_many_samples_as_the_others_hold(video_shards, tmp_path):
@@ -148,10 +148,10 @@ def test_within_the_budget_training_goes_on_and_the_loss_is_reported(video_shard
     batches = train_batches(data, 8)
     assert {key for batch in batches for key in batch["key"]} == set(ALL)
     assert sum(batch["counted"] for batch in batches) == 32 - 8  # 4 passes over 8 samples, 2 of them unusable
-    assert data.ledgers["train"].counts() == {"undecodable": 2}
+    assert data.skipped["train"].counts() == {"undecodable": 2}
     with caplog.at_level(logging.WARNING):
         data.teardown()
-    assert "train left out: undecodable 2" in caplog.text
+    assert "skipped samples of train: undecodable 2" in caplog.text
 
 
 class Watcher(lightning.LightningModule):

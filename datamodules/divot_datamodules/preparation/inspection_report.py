@@ -1,4 +1,4 @@
-"""What was seen in shards, as text, as a list of defects and as a picture.
+"""The report of an inspection: as text, as a list of skipped samples, and as a picture.
 
 Shape letters: F frames, H height, W width.
 """
@@ -21,20 +21,20 @@ SHEET_SAMPLES, SHEET_FRAMES, SHEET_SIDE = 16, 4, 96
 
 @dataclass
 class ShardReport:
-    """What was seen.
+    """What an inspection found.
 
     Attributes:
         shards: Number of shards or jsonl files.
-        bytes: Their size; only what is local counts.
-        samples: Number of samples, good or bad.
+        bytes: Size of the local ones.
+        samples: Number of samples, usable or not.
         suffixes: Number of members by suffix.
         resolutions: Number of videos by "height x width".
         rates: Number of videos by frames per second.
         durations: Seconds of each video.
         features: Samples with cached features by "tokens x width".
         captions: Samples with a caption.
-        questions: Questions in all.
-        skipped: What is wrong.
+        questions: Number of questions.
+        skipped: Samples and shards that training would skip, with reasons.
         pictures: Clips for the contact sheet, uint8 (F, 3, H, W), with their captions.
     """
 
@@ -68,30 +68,30 @@ class ShardReport:
         if self.features:
             found.append(f"features    {_counted(self.features)} (tokens x width)")
         found += [f"texts       {self.captions} captions, {self.questions} questions"]
-        return [printable(line) for line in found + self._defect_lines()]
+        return [printable(line) for line in found + self._skipped_lines()]
 
-    def _defect_lines(self) -> list[str]:
+    def _skipped_lines(self) -> list[str]:
         if not self.skipped:
             return ["defects     none"]
-        shards = len({defect.shard for defect in self.skipped})
+        shards = len({sample.shard for sample in self.skipped})
         found = [f"defects     {len(self.skipped)} in {shards} of {self.shards} shards"]
-        reasons = Counter(defect.reason for defect in self.skipped).most_common()
+        reasons = Counter(sample.reason for sample in self.skipped).most_common()
         found += [f"  {reason:<22}{count:>7}" for reason, count in reasons]
         for reason, count in reasons:
-            named = [defect for defect in self.skipped if defect.reason == reason]
+            named = [sample for sample in self.skipped if sample.reason == reason]
             found += [f"{reason}: {d.shard} {d.key}{' (' + d.detail + ')' if d.detail else ''}" for d in named[:LISTED]]
             found += [f"{reason}: and {count - LISTED} more"] if count > LISTED else []
         return found
 
 
 def write_skipped(report: ShardReport, path: str | Path) -> None:
-    """Write all defects, one json object per line, as the ledger of a run does.
+    """Write all skipped samples, one json object per line, in the format of a run's lists.
 
     Args:
-        report: Of any data.
-        path: A file.
+        report: Report of any source.
+        path: File to write.
     """
-    lines = [json.dumps(asdict(defect)) + "\n" for defect in report.skipped]
+    lines = [json.dumps(asdict(sample)) + "\n" for sample in report.skipped]
     with writing_to(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text("".join(lines), encoding="utf-8")
@@ -106,8 +106,8 @@ def write_contact_sheet(report: ShardReport, path: str | Path) -> None:
     """Write a picture with some frames of the first samples and their captions.
 
     Args:
-        report: Of shards that hold videos.
-        path: A .png or .jpg.
+        report: Report of shards with videos.
+        path: File to write, a .png or .jpg.
     """
     from PIL import Image, ImageDraw
 
@@ -118,8 +118,8 @@ def write_contact_sheet(report: ShardReport, path: str | Path) -> None:
     width, height = SHEET_FRAMES * SHEET_SIDE + 8, SHEET_SIDE + line + 8
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (frames, caption) in enumerate(report.pictures):
-        left, top = place % columns * width, place // columns * height
+    for index, (frames, caption) in enumerate(report.pictures):
+        left, top = index % columns * width, index // columns * height
         draw.text((left + 2, top), caption.encode("latin-1", "replace").decode("latin-1")[:64], fill="black")
         for number, frame in enumerate(frames.permute(0, 2, 3, 1).numpy()):
             picture = Image.fromarray(frame)

@@ -14,7 +14,7 @@ COUNTS = (5, 0, 40, 1, 54)
 
 
 def kept(source):
-    return {source.key(unit, place) for unit, count in enumerate(source.counts) for place in range(count)}
+    return {source.key(shard, sample) for shard, count in enumerate(source.counts) for sample in range(count)}
 
 
 @pytest.fixture
@@ -36,22 +36,22 @@ def test_a_smaller_share_is_part_of_a_larger_one(whole):
 
 def test_every_sample_is_as_likely_to_be_kept(counted_source):
     source = SourceFraction(counted_source((500,) * 20), 0.3)
-    # 150 of 500 in each unit on average, with a standard deviation of 10
+    # 150 of 500 in each shard on average, with a standard deviation of 10
     assert all(100 < count < 200 for count in source.counts)
-    places = np.concatenate(
+    kept = np.concatenate(
         [
-            [int(source.read(unit, place).key.rpartition("s")[2]) for place in range(count)]
-            for unit, count in enumerate(source.counts)
+            [int(source.read(shard, sample).key.rpartition("s")[2]) for sample in range(count)]
+            for shard, count in enumerate(source.counts)
         ]
     )
-    assert abs(places.mean() - 249.5) < 5 * 500 / np.sqrt(12 * len(places))
+    assert abs(kept.mean() - 249.5) < 5 * 500 / np.sqrt(12 * len(kept))
 
 
 def test_what_is_read_is_what_the_key_names(video_shards):
     source = SourceFraction(TarSource([str(path) for path in sorted(video_shards(3, 7).glob("*.tar"))]), 0.4)
     assert sum(source.counts) == 8
-    for unit, count in enumerate(source.counts):
-        assert all(source.read(unit, place).key == source.key(unit, place) for place in range(count))
+    for shard, count in enumerate(source.counts):
+        assert all(source.read(shard, sample).key == source.key(shard, sample) for sample in range(count))
 
 
 def test_other_shares_are_other_data(whole):
@@ -89,5 +89,5 @@ def test_a_run_does_not_go_on_with_another_share(video_shards):
     first, second = (VideoTextData(str(folder), batch_size=4, train_fraction=share) for share in (0.5, 0.6))
     first.setup("fit")
     second.setup("fit")
-    with pytest.raises(UserError, match=r"12 samples in 2 units; in the checkpoint .*: 10 in 2"):
+    with pytest.raises(UserError, match=r"12 samples in 2 shards; in the checkpoint .*: 10 in 2"):
         second.load_state_dict(first.state_dict())

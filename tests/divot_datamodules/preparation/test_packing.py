@@ -97,8 +97,8 @@ def damaged_file(tmp_path, coded_file):
     data = bytearray(coded_file("libx264", "mp4", {"crf": "1", "g": "8", "bf": "0"}))
     with av.open(io.BytesIO(data)) as container:
         packet = max(list(container.demux(video=0))[20:30], key=lambda packet: packet.size)
-        place, size = packet.pos, packet.size
-    data[place + 20 : place + size - 20] = bytes(255 - byte for byte in data[place + 20 : place + size - 20])
+        offset, size = packet.pos, packet.size
+    data[offset + 20 : offset + size - 20] = bytes(255 - byte for byte in data[offset + 20 : offset + size - 20])
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "b.mp4").write_bytes(data)
     (tmp_path / "damaged" / "a.mp4").write_bytes(coded_file("libx264", "mp4"))
@@ -128,10 +128,10 @@ def test_a_file_without_a_decoder_does_not_stop_the_others(media_folder, tmp_pat
 
 def test_pieces_of_a_turned_video_with_wide_pixels_stand_upright(tmp_path, coded_file, frame_numbers):
     data = coded_file("libx264", "mp4", {"crf": "4"}, count=60, width=32, pixel_aspect=Fraction(2))
-    place = data.index(b"tkhd") + 44
+    offset = data.index(b"tkhd") + 44
     clockwise = struct.pack(">5i", 0, 1 << 16, 0, -(1 << 16), 0)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.mp4").write_bytes(data[:place] + clockwise + data[place + 20 :])
+    (tmp_path / "in" / "a.mp4").write_bytes(data[:offset] + clockwise + data[offset + 20 :])
     pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2))
     piece = decode_frames(packed(tmp_path / "out")["a_0000"]["mp4"], [1.0])
     assert piece.shape == (1, 3, 64, 64)

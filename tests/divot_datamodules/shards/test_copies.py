@@ -25,8 +25,8 @@ def shards(tmp_path, write_tar):
 
 def contents(source):
     return [
-        [(raw.key, raw.members) for raw in (source.read(unit, sample) for sample in range(count))]
-        for unit, count in enumerate(source.counts)
+        [(raw.key, raw.members) for raw in (source.read(shard, sample) for sample in range(count))]
+        for shard, count in enumerate(source.counts)
     ]
 
 
@@ -53,7 +53,7 @@ def test_a_command_is_run_only_where_allowed_and_read_as_a_copy(tmp_path, shards
         TarSource([name])
     source = open_source(name, allow_pipe=True)
     assert contents(source) == contents(TarSource(shards[:1]))
-    (copies,) = {Path(shard.path).parent for shard, _ in source._units}
+    (copies,) = {Path(shard.path).parent for shard, _ in source._shards}
     del source
     assert not copies.exists()
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from divot_datamodules.shards.index_files import index_path, put_index_beside, write_atomically
+from divot_datamodules.shards.index_files import index_path, put_index_beside, write_shared
 from divot_datamodules.shards.sources import TarSource
 from divot_lightning.errors import UserError
 from divot_lightning.testing.broken_shards import make_broken_shards
@@ -61,8 +61,8 @@ def test_no_index_is_put_beside_what_is_no_shard(tmp_path):
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "f"
-    write_atomically(path, b"old")
+    write_shared(path, b"old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, b"new")
+        write_shared(path, b"new")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("f", b"old")]

@@ -32,9 +32,9 @@ def test_ranges_are_read_exactly(file):
 
 def test_less_than_was_asked_for_is_never_given(file):
     shard = LocalShard(str(file))
-    for place in (150, 250):
-        with pytest.raises(ShardError, match=f"bytes {place} to 300") as caught:
-            shard.read(place, 300)
+    for offset in (150, 250):
+        with pytest.raises(ShardError, match=f"bytes {offset} to 300") as caught:
+            shard.read(offset, 300)
         assert caught.value.reason == "shard_changed"
 
 
