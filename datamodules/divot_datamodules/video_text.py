@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
@@ -220,7 +220,8 @@ class VideoTextData(LightningDataModule):
         """Read this process's first batch of each kind of training step, to measure what a step needs."""
         loader = self.train_dataloader()
         assert isinstance(loader, TrainLoader), "setup('fit') comes first"
-        return list(map(TrialBatch, self.step_kinds(), loader.trial()))
+        batches = [cast(dict[str, Any], batch) for batch in loader.trial()]
+        return list(map(TrialBatch, self.step_kinds(), batches))
 
     def step_kinds(self) -> list[StepKind]:
         """Return the kinds of training steps: one for each source that has a batch size of its own, else one."""

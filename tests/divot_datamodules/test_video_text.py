@@ -106,7 +106,7 @@ def test_a_shard_that_is_no_tar_ends_a_run_before_training_unless_the_budget_all
     assert [defect.shard for defect in data.skipped["train"].all()] == [str(folder / "001.tar")]
 
 
-def test_a_lost_shard_counts_as_many_samples_as_the_others_hold(video_shards, tmp_path):
+def test_a_missing_shard_counts_as_many_samples_as_the_others_hold(video_shards, tmp_path):
     folder = video_shards(shards=4, samples=3)
     (folder / "003.tar").write_bytes(b"rubbish" * 1000)
     shards = [*(str(path) for path in sorted(folder.glob("*.tar"))), str(folder / "gone.tar")]
@@ -140,7 +140,7 @@ def test_a_used_up_budget_ends_training_with_a_short_report(video_shards, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_within_the_budget_training_goes_on_and_the_loss_is_reported(video_shards, tmp_path, caplog, workers):
+def test_within_the_budget_training_continues_and_skipped_samples_are_reported(video_shards, tmp_path, caplog, workers):
     folder = video_shards(extra=[("zbad.mp4", b"rubbish")])
     data = VideoTextData(
         str(folder), batch_size=4, num_workers=workers, max_skipped_fraction=0.9, skipped_folder=str(tmp_path / "run")

@@ -19,7 +19,8 @@ def keyframe_times(video: OpenVideo) -> list[float]:
     """Return the times of the keyframes in the container's index, ascending, in seconds.
 
     They only serve to decode no more than needed. An mp4's index has decoding times, which are earlier than
-    presentation times by the same amount for every keyframe. If that is not so in a file, a seek lands on the keyframe before.
+    presentation times by the same amount for every keyframe. If that is not so in a file, a seek lands on the
+    keyframe before.
     """
     if video.kind not in _INDEXED:
         return []

@@ -38,11 +38,11 @@ class Request(NamedTuple):
 
     Attributes:
         data: Name of the split: "train", "validation" or "test".
-        index: The sample's entry in the order.
+        sample: The sample's entry in the order.
     """
 
     data: str
-    index: SampleIndex
+    sample: SampleIndex
 
 
 Decode = Callable[[Request], Sample]

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ from divot_datamodules.order.order_plan import SampleIndex
 from divot_datamodules.shards.sources import SampleSource
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
+from divot_lightning.parts.batch import Batch
 
-Batch = dict[str, Any]
 MakeItems = Callable[[Sample, np.random.Generator], list[Item]]
 PERMANENT_ERRORS = ("deadline", "worker_died")
 """Reasons for which a sample is not tried again in the next pass, since each try costs too much time."""
@@ -70,7 +70,7 @@ def decode_function(data: dict[str, Sequence[LoadedSource]], seed: int) -> Decod
     """
 
     def decode(request: Request) -> Sample:
-        index, opened = request.index, data[request.data][request.index.source]
+        index, opened = request.sample, data[request.data][request.sample.source]
         rng = sample_rng(seed, index.number, 0) if request.data == "train" else None
         return opened.decoder(opened.source.read(index.shard, index.sample), rng)
 
@@ -141,7 +141,7 @@ class BatchReader:
             steps: The steps in order; taken from the iterable as far ahead as `prefetch` requires.
 
         Yields:
-            The batch of a step; see `Batch`.
+            The batch of a step; see `divot_lightning.parts.batch.Batch`.
         """
         ahead: deque[tuple[PlannedStep, list[Pending]]] = deque()
         remaining = iter(steps)
@@ -183,7 +183,7 @@ class BatchReader:
         for pending in pendings:
             pending.release()
         numbers = torch.tensor([index.number for index, _ in taken], dtype=torch.int64)
-        return {**batch, "sample_index": numbers, "counted": counted, "position": planned.step + 1}
+        return cast(Batch, {**batch, "sample_index": numbers, "counted": counted, "position": planned.step + 1})
 
     def _items(self, index: SampleIndex, pending: Pending) -> list[Item]:
         """Wait for a sample's items. If it cannot be used, return [] and add it to the skipped samples."""
@@ -218,7 +218,7 @@ class BatchReader:
             pending.release()
         raise UserError(self.skipped.report(self.skipped.num_skipped, self.skipped.seen))
 
-    def _copied(self, batch: Batch, items: list[Item]) -> Batch:
+    def _copied(self, batch: dict[str, Any], items: list[Item]) -> dict[str, Any]:
         """Copy tensors that share memory with a sample: a buffer slot is used again, and the cache keeps its tensors.
 
         A batch of one sample shares its memory; `collate` has copied the others already.

@@ -35,7 +35,7 @@ class TrialBatch:
 
     Attributes:
         kind: The kind of step.
-        batch: The batch of one process.
+        batch: A `divot_lightning.parts.batch.Batch` of one process, as a plain dict.
     """
 
     kind: StepKind

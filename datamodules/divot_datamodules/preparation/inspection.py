@@ -95,7 +95,7 @@ class _Inspector:
     def __call__(self, request: Request) -> _Look:
         look = _Look()
         try:
-            raw = self.source.read(request.index.shard, request.index.sample)
+            raw = self.source.read(request.sample.shard, request.sample.sample)
             look.suffixes = list(raw.members)
             sample = self.decoder(raw, None)
             for item in self._items(sample):
@@ -208,7 +208,7 @@ def _looks(
     )
     if workers == 0:
         for request in requests:
-            yield request.index.shard, request.index.sample, inspector(request)
+            yield request.sample.shard, request.sample.sample, inspector(request)
         return
     # The pool returns looks instead of samples. It has no shared memory, so the few pictures are pickled.
     pool = DecodePool(cast(Decode, inspector), workers, deadline, SharedMemoryPool(0, 1))
@@ -219,7 +219,7 @@ def _looks(
             if not waiting:
                 return
             pending = waiting.popleft()
-            yield pending.request.index.shard, pending.request.index.sample, _result(pending)
+            yield pending.request.sample.shard, pending.request.sample.sample, _result(pending)
             pending.release()
     finally:
         pool.close()

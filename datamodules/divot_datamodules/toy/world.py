@@ -211,7 +211,8 @@ class ToyWorld:
         """Read a clip with the exact pixel oracle.
 
         The cover of a pixel is its position between the background's colour (0) and the clip's colour (1). A straight
-        line is fitted to the centres of the cover; it is the motion. The shape is the template with the largest overlap.
+        line is fitted to the centres of the cover; it is the motion. The shape is the template with the largest
+        overlap.
 
         Args:
             video: uint8 (F, 3, H, W).

@@ -36,7 +36,7 @@ def request(number):
 
 def decode(request):
     """Decodes to what the sample's number says, or misbehaves."""
-    number = request.index.number
+    number = request.sample.number
     if number == 10:
         time.sleep(60)
     if number == 11:
@@ -86,7 +86,7 @@ def test_what_goes_wrong_costs_one_sample(pool):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_mistake_in_a_program_is_no_bad_sample_and_comes_out_with_its_traceback(workers):
+def test_a_bug_is_no_skipped_sample_and_is_raised_with_its_traceback(workers):
     decoding = make_decoding(decode, num_workers=workers, deadline=30, num_slots=2, slot_bytes=2**10)
     with pytest.raises(KeyError, match="what no decoder should raise") as caught:
         decoding.submit(request(13)).result()
@@ -96,7 +96,7 @@ def test_a_mistake_in_a_program_is_no_bad_sample_and_comes_out_with_its_tracebac
     assert 'raise KeyError("what no decoder should raise")' in text
 
 
-def test_a_sample_is_not_lost_when_its_workers_are_asked_to_stop(pool):
+def test_a_sample_is_not_skipped_when_its_workers_are_told_to_stop(pool):
     assert outcome(pool.submit(request(16))) == "k16"
     assert TRIES.value == 4
 
@@ -111,7 +111,7 @@ def test_samples_arrive_whole_whether_they_fit_into_shared_memory_or_not(pool):
         one.release()
 
 
-def test_places_are_used_again_and_given_up_samples_free_theirs(pool):
+def test_buffer_slots_are_used_again_and_released_samples_free_theirs(pool):
     for _ in range(3):
         for one in [pool.submit(request(number)) for number in range(8)]:
             one.release()
@@ -122,7 +122,7 @@ def test_places_are_used_again_and_given_up_samples_free_theirs(pool):
     assert sorted(pool.memory.acquire() for _ in range(4)) == [0, 1, 2, 3]
 
 
-def test_a_broken_pool_is_replaced_and_its_samples_are_asked_for_again(pool):
+def test_a_broken_pool_is_replaced_and_its_samples_are_requested_again(pool):
     pending = [pool.submit(request(number)) for number in range(3)]
     pending[0].result()
     pool.rebuild()

@@ -144,7 +144,7 @@ def _run(counted_reader, counted_source, counts, stops, exact):
     return parts
 
 
-def test_another_batch_size_goes_on_after_the_samples_that_were_used(counted_reader, counted_source):
+def test_another_batch_size_continues_after_the_samples_that_were_used(counted_reader, counted_source):
     counts = [40]
     whole = [
         key
@@ -224,7 +224,7 @@ def test_evaluation_is_one_pass_in_order_with_as_many_batches_on_every_rank(coun
     assert {len(loader) for loader in loaders} == {2}
 
 
-def test_what_is_drawn_depends_on_the_slot_alone():
+def test_random_choices_depend_on_the_sample_index_alone():
     assert sample_rng(1, 7, 0).random() == sample_rng(1, 7, 0).random()
     assert len({sample_rng(*numbers).random() for numbers in [(1, 7, 0), (2, 7, 0), (1, 8, 0), (1, 7, 1)]}) == 4
 

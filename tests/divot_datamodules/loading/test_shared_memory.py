@@ -15,7 +15,7 @@ VIDEO = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(1, 2, 3, 4, 4)
 FEATURES = torch.randn(1, 3, 5)
 
 
-def test_what_is_stored_is_loaded_and_places_do_not_touch():
+def test_what_is_stored_is_loaded_and_buffer_slots_do_not_overlap():
     pool = SharedMemoryPool(2, 512)
     first, second = pool.acquire(), pool.acquire()
     stored = [
@@ -45,7 +45,7 @@ def test_repeated_frames_take_the_memory_of_one():
     assert torch.equal(pool.load(stored).video, picture)
 
 
-def test_places_are_handed_out_once_and_again_after_their_release():
+def test_buffer_slots_are_given_out_once_and_again_after_their_release():
     pool = SharedMemoryPool(2, 64)
     slots = [pool.acquire(), pool.acquire()]
     assert sorted(slots) == [0, 1]
@@ -62,6 +62,6 @@ def test_memory_that_the_machine_does_not_have_is_a_user_error():
         SharedMemoryPool(2**20, 2**30)
 
 
-def test_the_size_of_the_pool_is_that_of_its_aligned_places():
+def test_the_size_of_the_pool_is_that_of_its_aligned_buffer_slots():
     assert pool_bytes(3, 65) == 3 * 128
     assert len(SharedMemoryPool(3, 65)._memory) == pool_bytes(3, 65)

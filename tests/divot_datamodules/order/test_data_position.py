@@ -79,7 +79,7 @@ def shards(video_shards):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_every_stop_goes_on_in_the_order_of_the_uninterrupted_run(tmp_path, shards, exact):
+def test_every_stop_is_resumed_in_the_order_of_the_uninterrupted_run(tmp_path, shards, exact):
     whole = run(tmp_path / "whole", shards, steps=STEPS, exact=exact)
     assert [len(keys) for keys in whole] == ([4, 4, 4, 1] * 2 if exact else [4] * 8)
     for stop in range(1, STEPS):
@@ -129,7 +129,7 @@ def test_a_position_that_is_restored_after_lightning_fetched_a_batch_is_kept(tmp
     assert run(tmp_path / "whole", shards, steps=STEPS, exact=exact, resume=2, **settings) == whole[2:]
 
 
-def test_an_endless_order_goes_on_over_lightnings_epochs(tmp_path, shards):
+def test_an_endless_order_continues_over_lightnings_epochs(tmp_path, shards):
     whole = run(tmp_path / "whole", shards, steps=STEPS)
     assert run(tmp_path / "epochs", shards, steps=STEPS, limit_train_batches=3) == whole
 

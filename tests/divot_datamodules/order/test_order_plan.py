@@ -96,7 +96,7 @@ def test_endless_steps_are_full_and_reach_over_the_end_of_a_pass():
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=6))
 @settings(max_examples=30, deadline=None)
-def test_shares_are_within_one_percent_over_ten_thousand_samples(weights):
+def test_fractions_are_within_one_percent_over_ten_thousand_samples(weights):
     _, counts = weighted_round_robin(10_000, tuple(weights))
     assert sum(counts) == 10_000
     for count, weight in zip(counts, weights, strict=True):
@@ -124,7 +124,7 @@ def test_a_mixture_of_samples_takes_each_source_in_its_own_order(orders, batch_s
         assert mine == [order.locate(index) for index in range(len(mine))]
 
 
-def test_steps_of_one_source_each_have_that_sources_batch_size_and_share():
+def test_steps_of_one_source_each_have_that_sources_batch_size_and_fraction():
     orders = (SourceOrder(counts=(50,)), SourceOrder(counts=(70, 3)), SourceOrder(counts=(9,)))
     plan = OrderPlan(orders, (8, 32, 32), weights=(1.3, 1.0, 0.3))
     steps = [plan.batch(step) for step in range(2600)]
@@ -137,7 +137,7 @@ def test_steps_of_one_source_each_have_that_sources_batch_size_and_share():
 
 
 @pytest.mark.parametrize("batch_sizes", [(6,), (6, 9)])
-def test_a_plan_with_another_batch_size_goes_on_where_the_first_stopped(batch_sizes):
+def test_a_plan_with_another_batch_size_continues_where_the_first_stopped(batch_sizes):
     orders = (SourceOrder(counts=(50, 20)), SourceOrder(counts=(31,)))
     first = OrderPlan(orders, batch_sizes, weights=(2.0, 1.0))
     origin = Origin(7, first.samples_before(7))

@@ -1,4 +1,4 @@
-"""A share of the data: the same samples for every seed, and part of every larger share."""
+"""A fraction of the data: the same samples for every seed, and part of every larger fraction."""
 
 from itertools import chain, pairwise
 
@@ -22,29 +22,29 @@ def whole(counted_source):
     return counted_source(COUNTS)
 
 
-@pytest.mark.parametrize(("share", "size"), [(1.0, 100), (0.5, 50), (0.254, 25), (0.01, 1), (1e-9, 1)])
-def test_a_share_has_as_many_different_samples_as_it_says(whole, share, size):
-    part = SourceFraction(whole, share)
+@pytest.mark.parametrize(("fraction", "size"), [(1.0, 100), (0.5, 50), (0.254, 25), (0.01, 1), (1e-9, 1)])
+def test_a_fraction_has_the_right_number_of_different_samples(whole, fraction, size):
+    part = SourceFraction(whole, fraction)
     assert len(kept(part)) == sum(part.counts) == size
     assert kept(part) <= kept(whole)
 
 
-def test_a_smaller_share_is_part_of_a_larger_one(whole):
-    shares = [kept(SourceFraction(whole, share / 20)) for share in range(1, 21)]
-    assert all(smaller < larger for smaller, larger in pairwise(shares))
+def test_a_smaller_fraction_is_a_subset_of_a_larger_one(whole):
+    fractions = [kept(SourceFraction(whole, fraction / 20)) for fraction in range(1, 21)]
+    assert all(smaller < larger for smaller, larger in pairwise(fractions))
 
 
 def test_every_sample_is_as_likely_to_be_kept(counted_source):
     source = SourceFraction(counted_source((500,) * 20), 0.3)
     # 150 of 500 in each shard on average, with a standard deviation of 10
     assert all(100 < count < 200 for count in source.counts)
-    kept = np.concatenate(
+    samples = np.concatenate(
         [
             [int(source.read(shard, sample).key.rpartition("s")[2]) for sample in range(count)]
             for shard, count in enumerate(source.counts)
         ]
     )
-    assert abs(kept.mean() - 249.5) < 5 * 500 / np.sqrt(12 * len(kept))
+    assert abs(samples.mean() - 249.5) < 5 * 500 / np.sqrt(12 * len(kept))
 
 
 def test_what_is_read_is_what_the_key_names(video_shards):
@@ -54,13 +54,13 @@ def test_what_is_read_is_what_the_key_names(video_shards):
         assert all(source.read(shard, sample).key == source.key(shard, sample) for sample in range(count))
 
 
-def test_other_shares_are_other_data(whole):
-    prints = {SourceFraction(whole, share).fingerprint for share in (0.1, 0.2, 0.2, 1.0)} | {whole.fingerprint}
+def test_other_fractions_are_other_data(whole):
+    prints = {SourceFraction(whole, fraction).fingerprint for fraction in (0.1, 0.2, 0.2, 1.0)} | {whole.fingerprint}
     assert len(prints) == 4
 
 
-def epoch(folder, share, seed=0):
-    data = VideoTextData(str(folder), str(folder), epoch="exact", batch_size=4, train_fraction=share, seed=seed)
+def epoch(folder, fraction, seed=0):
+    data = VideoTextData(str(folder), str(folder), epoch="exact", batch_size=4, train_fraction=fraction, seed=seed)
     data.setup("fit")
     train, validation = (
         [batch["key"] for batch in loader] for loader in (data.train_dataloader(), data.val_dataloader())
@@ -68,7 +68,7 @@ def epoch(folder, share, seed=0):
     return list(chain(*train)), list(chain(*validation))
 
 
-def test_an_epoch_takes_each_sample_of_the_share_once_and_validation_takes_all(video_shards):
+def test_an_epoch_takes_each_sample_of_the_fraction_once_and_validation_takes_all(video_shards):
     folder = video_shards(2, 10)
     train, validation = epoch(folder, 0.35)
     assert len(train) == len(set(train)) == 7
@@ -78,15 +78,15 @@ def test_an_epoch_takes_each_sample_of_the_share_once_and_validation_takes_all(v
     assert others != train
 
 
-@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
-def test_no_share_of_the_data_is_refused(share):
-    with pytest.raises(UserError, match=f"train_fraction is {share}; it must be greater than 0 and at most 1"):
-        VideoTextData("nowhere", train_fraction=share)
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
+def test_no_fraction_of_the_data_is_refused(fraction):
+    with pytest.raises(UserError, match=f"train_fraction is {fraction}; it must be greater than 0 and at most 1"):
+        VideoTextData("nowhere", train_fraction=fraction)
 
 
-def test_a_run_does_not_go_on_with_another_share(video_shards):
+def test_a_run_is_not_resumed_with_another_fraction(video_shards):
     folder = video_shards(2, 10)
-    first, second = (VideoTextData(str(folder), batch_size=4, train_fraction=share) for share in (0.5, 0.6))
+    first, second = (VideoTextData(str(folder), batch_size=4, train_fraction=fraction) for fraction in (0.5, 0.6))
     first.setup("fit")
     second.setup("fit")
     with pytest.raises(UserError, match=r"12 samples in 2 shards; in the checkpoint .*: 10 in 2"):

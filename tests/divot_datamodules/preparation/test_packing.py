@@ -205,7 +205,7 @@ def test_nothing_packable_is_an_error(tmp_path):
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
-def test_defects_of_a_call_that_failed_are_forgotten(media_folder, tmp_path):
+def test_skipped_files_of_a_call_that_failed_are_forgotten(media_folder, tmp_path):
     good = media_folder / "a.mp4"
     only = tmp_path / "in"
     only.mkdir()

@@ -76,7 +76,7 @@ def test_a_compressed_shard_that_is_cut_gives_what_comes_before_and_says_so(shar
     assert source.counts[1:] == (4, 4)
 
 
-def test_a_command_that_fails_is_a_defect_of_its_shard(shards):
+def test_a_command_that_fails_is_a_reason_to_skip_its_shard(shards):
     source = TarSource([shards[0], f"pipe:head -c 3000 {shards[1]}; false"], allow_pipe=True)
     assert source.counts[0] == 4
     assert source.counts[1] < 4

@@ -30,7 +30,7 @@ def test_equal_shards_have_equal_indexes(shard, tmp_path, write_tar):
     assert Path(index_path(shard)).read_bytes() == Path(index_path(other)).read_bytes()
 
 
-def test_the_defects_are_those_that_training_finds(tmp_path):
+def test_the_skipped_samples_are_those_that_training_finds(tmp_path):
     made = make_broken_shards(tmp_path)
     for _ in range(2):
         found = [(reason, s, key) for s in made.shards for reason, key, _ in put_index_beside(s)[0].skipped]

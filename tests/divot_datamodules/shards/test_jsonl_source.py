@@ -101,7 +101,7 @@ def test_no_other_url_is_opened_unless_it_is_allowed(media, write_lines, root, m
             assert reason(source, sample) in ("media_elsewhere", "missing_media")
 
 
-def test_only_what_lies_below_the_root_is_read_if_asked_for(media, write_lines, tmp_path):
+def test_only_what_lies_below_the_root_is_read_if_media_from_is_root(media, write_lines, tmp_path):
     (media / "sub" / "link.mp4").symlink_to(media / "a.mp4")
     (media / "sub" / "c.mp4").write_bytes((media / "a.mp4").read_bytes())
     names = ["c.mp4", str(media / "sub" / "c.mp4"), "../a.mp4", str(media / "a.mp4"), "link.mp4"]
@@ -187,7 +187,7 @@ def test_the_fingerprint_tells_other_lines_but_not_another_folder(tmp_path):
     assert a != c
 
 
-def test_missing_and_empty_files_are_defects_as_long_as_others_can_be_read(tmp_path, write_lines):
+def test_missing_and_empty_files_are_skipped_as_long_as_others_can_be_read(tmp_path, write_lines):
     good = write_lines([{"video": "a.mp4"}])
     (tmp_path / "empty.jsonl").touch()
     source = JsonlSource([good, tmp_path / "none.jsonl", tmp_path / "empty.jsonl"])

@@ -206,7 +206,7 @@ def test_several_processes_may_index_at_the_same_time(tmp_path, write_tar):
     assert IndexFiles(tmp_path / "index").get(LocalShard(shards[0])).stamp
 
 
-def test_missing_shards_are_defects_as_long_as_others_can_be_read(tmp_path, write_tar, caplog):
+def test_missing_shards_are_skipped_as_long_as_others_can_be_read(tmp_path, write_tar, caplog):
     shards = shards_of(tmp_path, write_tar)
     source = TarSource([*shards, str(tmp_path / "missing.tar")])
     assert source.counts == (4, 4, 4, 0)
@@ -263,7 +263,7 @@ def test_a_server_that_hangs_up_costs_only_what_it_keeps_back(tmp_path, write_ta
             ]
 
 
-def test_a_server_that_fails_now_and_then_is_asked_again(tmp_path, write_tar, monkeypatch, no_pauses):
+def test_a_server_that_fails_now_and_then_is_tried_again(tmp_path, write_tar, monkeypatch, no_pauses):
     shards = shards_of(tmp_path, write_tar, shards=1)
     memory = fsspec.filesystem("memory")
     memory.pipe("/bucket/a.tar", Path(shards[0]).read_bytes())

@@ -112,7 +112,7 @@ def test_no_part_of_a_shape_leaves_the_picture():
         assert cover == pytest.approx(whole, rel=0.06)
 
 
-def test_the_start_is_drawn_over_the_whole_room_there_is():
+def test_the_start_is_sampled_over_all_allowed_positions():
     slow = [scene for scene in scenes("train", 300) if scene.speed == "slowly"]
     rows = [scene.start_row for scene in slow]
     assert min(rows) < 11
