@@ -26,9 +26,10 @@ import torch
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.decoding.video_writing import encode_video
-from divot_datamodules.loading.plan_loader import Batch, draw
+from divot_datamodules.loading.plan_loader import sample_rng
 from divot_datamodules.shards.writing import ShardFolder
 from divot_datamodules.video_text import VideoTextData
+from divot_lightning.parts.batch import Batch
 
 SHARDS, BATCH, AHEAD = 4, 8, 4
 WAYS = {"16_of_n": None, "5_of_16": 5}
@@ -57,7 +58,7 @@ def write_shards(folder: Path, clips: int, size: int, seconds: int, fps: int) ->
 
 def decode_all(work: list[tuple[bytes, int]], clip: ClipConfig) -> None:
     for data, slot in work:
-        decode_clip(data, clip, draw(0, slot, 0))
+        decode_clip(data, clip, sample_rng(0, slot, 0))
 
 
 def cpu_seconds(processes: Iterable[BaseProcess] = ()) -> float:

@@ -1,1 +1,1 @@
-"""Data modules: the toy world, video-text shards, instruction data and cached features."""
+"""Data modules: videos, or cached features, with texts from shards and jsonl lists; and the toy world."""

@@ -1,16 +1,16 @@
-"""Shards or jsonl lists of videos (or cached features) with texts, as a LightningDataModule for all stages."""
+"""The data module of all stages: videos (or cached features) with texts, from tar shards or jsonl lists."""
 
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, SampleDecoder
-from divot_datamodules.loading.decode_pool import SMALLEST_PLACE, Decoding, make_decoding
+from divot_datamodules.loading.decode_pool import SMALLEST_SLOT_BYTES, Decoding, make_decoding
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import (
     BatchReader,
@@ -21,12 +21,12 @@ from divot_datamodules.loading.plan_loader import (
     decode_function,
 )
 from divot_datamodules.loading.position_callback import PositionCallback
-from divot_datamodules.loading.shared_memory import arena_bytes
+from divot_datamodules.loading.shared_memory import pool_bytes
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.loading.trial_batches import StepKind, TrialBatch, step_kinds
 from divot_datamodules.order.data_position import TrainPosition
 from divot_datamodules.order.plan_edits import read_edits
-from divot_datamodules.order.source_share import SourceShare
+from divot_datamodules.order.source_fraction import SourceFraction
 from divot_datamodules.order.training_processes import TrainingProcesses
 from divot_datamodules.preparation.feature_checks import check_features
 from divot_datamodules.shards.jsonl_source import MediaFrom
@@ -46,23 +46,23 @@ from divot_lightning.models.video_llm.sequence_limits import LimitsSamples, Samp
 logger = logging.getLogger(__name__)
 
 DATA_FOLDER = "data"
-"""Within a run: indexes of shards that have none beside them, and edits of the order."""
+"""Folder in a run folder: indexes of shards that have none beside them, and edits of the order."""
 _DEFAULT_CLIP = ClipConfig()
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Training, validation or test data, opened.
+    """Open training, validation or test data.
 
     Attributes:
-        sources: Of the recipe.
-        opened: The same, opened.
-        ledger: Of what cannot be used.
+        sources: The sources of the recipe.
+        opened: The same sources, opened.
+        skipped: The log of samples that cannot be used.
     """
 
     sources: list[Source]
     opened: list[LoadedSource]
-    ledger: SkippedSamples
+    skipped: SkippedSamples
 
 
 class VideoTextData(LightningDataModule):
@@ -74,45 +74,45 @@ class VideoTextData(LightningDataModule):
     Args:
         train: Folder, tar, glob, brace expansion, URL or jsonl of the training data, or a list of these; or a list of
             sources with a weight each, such as {path: a.tar, weight: 2.0, tasks: {caption: 1.0}}.
-        validation: The same for validation; none without it.
+        validation: The same for validation; None for no validation.
         test: The same for `divot test`.
-        train_fraction: Share of the training samples that are used, of each source; the same ones for every `seed`, and
-            a smaller share is part of a larger one. 1.0 uses all.
-        batch_size: Samples of a step, all processes together (of one batch, where gradients are accumulated).
-        num_workers: Processes that decode, per training process; 0 decodes in the training process, where no
-            deadline can be kept and a crash of a decoder is one of the run.
+        train_fraction: Fraction of the training samples of each source that is used; the same samples for every `seed`,
+            and a smaller fraction is a subset of a larger one. 1.0 uses all.
+        batch_size: Samples of a step, in all processes together; with gradient accumulation, of one accumulated batch.
+        num_workers: Decoding processes per training process; 0 decodes in the training process, where deadlines have
+            no effect and a crash of the decoder ends the run.
         clip: Size and rate of the clips.
-        max_clips: Most clips of a video: 1 gives one from a drawn start, more give clips that stand for all of it.
+        max_clips: Most clips of a video: 1 gives one clip with a random start, more give clips that cover it.
         max_sample_clips: Most videos of a sample that has several, as stories do, or clips in a file of cached
-            features; a sample with more is not usable, so that none takes all memory.
-        tasks: None for the tokenizer and de-tokenizer stages, which need no texts; else the tasks of the LLM stages
-            with their weights, such as {"caption": 1.0, "generate": 1.0}; known: caption, generate, question,
+            features. A sample with more is skipped, so that no sample takes all memory.
+        tasks: None for the tokenizer and de-tokenizer stages, which need no texts. For the LLM stages, the tasks with
+            their weights, such as {"caption": 1.0, "generate": 1.0}; known tasks: caption, generate, question,
             conversation, story.
-        validation_tasks: Other weights for validation and test; None for those of training.
+        validation_tasks: Weights for validation and test; None for those of training.
         template: Whether the tasks have their bare pretraining form or Divot's instruction template.
-        epoch: "endless" passes over the data again and again, so a recipe sets `max_steps`; "exact" ends an epoch with
-            the last sample of a single source, each used once, in a step that may be smaller.
+        epoch: "endless" repeats the data without end, so a recipe sets `max_steps`. "exact" ends an epoch after each
+            sample of a single source was used once; its last step may be smaller.
         streams: Logical streams that read each source side by side.
-        shuffle_buffer: Undecoded samples of the window that is shuffled.
-        seed: Decides the order and all draws.
-        prefetch: Samples that a training process asks its workers for ahead; None for two steps of them.
-        decode_deadline: Seconds that reading and decoding one sample may take in a worker; beyond it the worker is
-            replaced and the sample counts as unusable.
+        shuffle_buffer: Samples in the window that is shuffled; they are shuffled before they are read.
+        seed: Decides the order and all random choices.
+        prefetch: Samples that a training process requests from its workers ahead; None for two steps.
+        decode_deadline: Seconds that reading and decoding one sample may take in a worker; after that the worker is
+            replaced and the sample is skipped.
         cache_decoded_mb: Memory for decoded clips per training process, so that later passes over a small set need no
-            decoding; 0 for none. A video that is longer than a clip is decoded anew for each random clip.
-        max_skipped_fraction: Largest share of unusable samples among those that one training process sees; beyond it the
-            run ends with a report.
-        max_skipped_samples: Largest number of unusable samples that one training process may know of; None for no limit.
-        skipped_folder: Where the lists of unusable samples go; by default `defects` in the trainer's root folder.
-        index_folder: Where indexes go of shards that have none beside them; by default `data/index` in the trainer's
-            root folder.
+            decoding; 0 for none. A video that is longer than a clip is decoded again for each random clip.
+        max_skipped_fraction: Largest fraction of skipped samples among the samples that one training process sees; with
+            more, the run ends with a report.
+        max_skipped_samples: Largest number of different skipped samples of one training process; None for no limit.
+        skipped_folder: Folder for the lists of skipped samples; by default `defects` in the trainer's root folder.
+        index_folder: Folder for indexes of shards that have none beside them; by default `data/index` in the
+            trainer's root folder.
         tokenizer: Run or component folder of the tokenizer that cached features must come from; None for the stage's.
-        media_root: Of jsonl lists: folder that relative media paths start from; None for the jsonl's own.
-        media_from: Of jsonl lists: where lines may take their media from: "root", "disk" or "anywhere", URLs included;
-            see `divot_datamodules.shards.jsonl_source.JsonlSource`.
+        media_root: For jsonl lists: folder that relative media paths start from; None for the folder of the jsonl.
+        media_from: For jsonl lists: where media may be: "root", "disk" or "anywhere", URLs included; see
+            `divot_datamodules.shards.jsonl_source.JsonlSource`.
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
-        copies_gb: Most disk, in GiB, for copies of shards of which no part can be read by itself: commands, servers
-            without ranges, compressed tars.
+        copies_gb: Largest size, in GiB, of copies of shards that cannot be read in parts: commands, servers without
+            ranges, compressed tars.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class VideoTextData(LightningDataModule):
         self.tokenizer, self.media_root, self.allow_pipe = tokenizer, media_root, allow_pipe
         self.media_from: MediaFrom = media_from
         self.copies_gb = copies_gb
-        self.ledgers: dict[str, SkippedSamples] = {}
+        self.skipped: dict[str, SkippedSamples] = {}
         self.position: TrainPosition | None = None
         self._cache = DecodedCache(cache_decoded_mb * 2**20)
         self._open: dict[str, DataSplit] = {}
@@ -187,7 +187,7 @@ class VideoTextData(LightningDataModule):
         self._callback: PositionCallback | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Open what this stage reads and refuses what cannot work, before any step is taken.
+        """Open the data of this stage, and refuse settings that cannot work before any step is taken.
 
         Args:
             stage: Lightning's: "fit", "validate", "test" or None for all.
@@ -195,8 +195,8 @@ class VideoTextData(LightningDataModule):
         names = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"]}
         for name in names.get(stage or "", list(self.sources)):
             if self.sources[name] and name not in self._open:
-                self._open[name] = self._open_data(name)
-                self._close_decoder()  # workers know the data that were open when they were forked
+                self._open[name] = self._open_split(name)
+                self._close_decoder()  # workers only know data that were open when they were forked
         if stage == "fit" and "train" not in self._open:
             raise UserError("no training shards; set data.train to a folder, a tar, a glob or a URL.")
         if stage == "fit":
@@ -207,7 +207,7 @@ class VideoTextData(LightningDataModule):
             self._watch(self.trainer, self.position)
 
     def sizes(self) -> dict[str, list[tuple[str, int, int]]]:
-        """Return what was opened: by "train", "validation", "test" each source with its shards and usable samples."""
+        """Return, for each open split, each source's path with its numbers of shards and of usable samples."""
         return {
             name: [
                 (str(source.path), len(one.source.counts), sum(one.source.counts))
@@ -217,10 +217,11 @@ class VideoTextData(LightningDataModule):
         }
 
     def trial_batches(self) -> list[TrialBatch]:
-        """Read this process's first batch of each kind of training step, for who wants to know what a step needs."""
+        """Read this process's first batch of each kind of training step, to measure what a step needs."""
         loader = self.train_dataloader()
         assert isinstance(loader, TrainLoader), "setup('fit') comes first"
-        return list(map(TrialBatch, self.step_kinds(), loader.trial()))
+        batches = [cast(dict[str, Any], batch) for batch in loader.trial()]
+        return list(map(TrialBatch, self.step_kinds(), batches))
 
     def step_kinds(self) -> list[StepKind]:
         """Return the kinds of training steps: one for each source that has a batch size of its own, else one."""
@@ -228,11 +229,11 @@ class VideoTextData(LightningDataModule):
 
     @property
     def shared_bytes(self) -> int:
-        """Memory that this process maps for its decoding workers' frames; a page is taken once it is written."""
-        places, slot_bytes = self._places()
-        return arena_bytes(places, slot_bytes) if self.num_workers else 0
+        """Shared memory in bytes for the frames of this process's workers; a page is used once it is written."""
+        num_slots, slot_bytes = self._buffer_slots()
+        return pool_bytes(num_slots, slot_bytes) if self.num_workers else 0
 
-    def _open_data(self, name: str) -> DataSplit:
+    def _open_split(self, name: str) -> DataSplit:
         processes, sources = self._processes, self.sources[name]
         own = [source.batch_size for source in sources if name == "train" and source.batch_size is not None]
         processes.check_share(own or [self.batch_size])
@@ -243,8 +244,8 @@ class VideoTextData(LightningDataModule):
         size = sum(sum(one.source.counts) for one in opened)
         if not size:
             raise UserError(f"data.{name} holds no usable sample: {sources[0].name}.\nSee `divot data inspect`.")
-        used = [self._share_of(one) for one in opened] if name == "train" else opened
-        self.ledgers[name] = SkippedSamples(
+        used = [self._fraction_of(one) for one in opened] if name == "train" else opened
+        self.skipped[name] = SkippedSamples(
             name,
             self._folder("defects", self.skipped_folder),
             self.budget,
@@ -252,14 +253,14 @@ class VideoTextData(LightningDataModule):
             total=-(-sum(sum(one.source.counts) for one in used) // processes.count),
         )
         if processes.rank == 0:
-            found = [defect for one in opened for defect in one.source.defects]
-            self.ledgers[name].record_found(found, sum(estimate_losses(one.source) for one in opened), size)
-        return DataSplit(sources, used, self.ledgers[name])
+            found = [sample for one in opened for sample in one.source.skipped]
+            self.skipped[name].add_found(found, sum(estimate_losses(one.source) for one in opened), size)
+        return DataSplit(sources, used, self.skipped[name])
 
-    def _share_of(self, opened: LoadedSource) -> LoadedSource:
+    def _fraction_of(self, opened: LoadedSource) -> LoadedSource:
         if self.train_fraction == 1.0 or not sum(opened.source.counts):
             return opened
-        return replace(opened, source=SourceShare(opened.source, self.train_fraction))
+        return replace(opened, source=SourceFraction(opened.source, self.train_fraction))
 
     def _open_source(self, source: Source, make_items: MakeItems) -> LoadedSource:
         opened = open_source(
@@ -272,21 +273,21 @@ class VideoTextData(LightningDataModule):
             progress=self._processes.rank == 0,
         )
         max_clips = source.max_clips if source.max_clips is not None else self.max_clips
-        units = [opened.unit_name(unit) for unit in range(len(opened.counts))]
+        shards = [opened.shard_path(shard) for shard in range(len(opened.counts))]
         tokenizer = self._tokenizer
-        made_by = check_features(units, tokenizer, self.clip, max_clips) if tokenizer is not None else None
-        decoder = SampleDecoder(self.clip, max_clips, made_by, self.max_sample_clips)
+        tokenizer_sha256 = check_features(shards, tokenizer, self.clip, max_clips) if tokenizer is not None else None
+        decoder = SampleDecoder(self.clip, max_clips, tokenizer_sha256, self.max_sample_clips)
         return LoadedSource(opened, decoder, make_items)
 
     @property
     def _tokenizer(self) -> str | Path | None:
-        """The tokenizer that cached features must come from: that of the recipe, or the stage's own."""
+        """Tokenizer that cached features must come from: the one of the recipe, or the stage's own."""
         stage = self.trainer.lightning_module if self.trainer is not None else None
         return self.tokenizer or getattr(stage, "tokenizer_folder", None)
 
     @property
     def _limits(self) -> SampleLimits:
-        """What the stage can take of a sample, as far as it tells."""
+        """Limits of the stage for samples; none if the stage states none."""
         stage = self.trainer.lightning_module if self.trainer is not None else None
         return stage.sample_limits() if isinstance(stage, LimitsSamples) else SampleLimits()
 
@@ -313,14 +314,18 @@ class VideoTextData(LightningDataModule):
         callbacks: list[Callback] = vars(trainer)["callbacks"]
         if self._callback is None or self._callback not in callbacks:
             self._callback = PositionCallback(position)
-            callbacks.insert(0, self._callback)  # before checkpoints are taken
+            callbacks.insert(0, self._callback)  # before callbacks that save checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where training stands in the order of its data; see `divot_datamodules.order.data_position`."""
+        """Return the position of training in the order of its data; see `divot_datamodules.order.data_position`."""
         return self.position.state_dict() if self.position is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where a checkpoint stood; refused if the data changed. Has no effect on validation and test."""
+        """Continue at the position of a checkpoint; validation and test are not changed.
+
+        Raises:
+            UserError: The data, or a setting that decides their order, changed.
+        """
         self._state = state_dict
         if self.position is not None:
             self.position.load_state_dict(state_dict)
@@ -337,7 +342,7 @@ class VideoTextData(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> EvaluationLoader | list[Any]:
-        """Return the validation batches, one pass in order; nothing if there are no validation data."""
+        """Return the validation batches, one pass in order; [] if there are no validation data."""
         return self._evaluation_loader("validation")
 
     def test_dataloader(self) -> EvaluationLoader | list[Any]:
@@ -356,7 +361,7 @@ class VideoTextData(LightningDataModule):
             data=name,
             sources=data.opened,
             decoding=self._decoding,
-            ledger=data.ledger,
+            skipped=data.skipped,
             cache=self._cache,
             seed=self.seed,
             prefetch=self._prefetched(batch_size),
@@ -365,31 +370,31 @@ class VideoTextData(LightningDataModule):
         )
 
     def _prefetched(self, batch_size: int) -> int:
-        share = batch_size // self._processes.count
+        own = batch_size // self._processes.count
         if not self.num_workers:
             return 0
-        return self.prefetch if self.prefetch is not None else max(2 * share, share + 2 * self.num_workers)
+        return self.prefetch if self.prefetch is not None else max(2 * own, own + 2 * self.num_workers)
 
     def _decoding(self) -> Decoding:
-        """Return who decodes; workers are forked when the first sample is asked for."""
+        """Return the decoder; workers are forked when the first sample is requested."""
         if self._decoder is None:
-            places, slot_bytes = self._places()
+            num_slots, slot_bytes = self._buffer_slots()
             self._decoder = make_decoding(
                 decode_function({name: data.opened for name, data in self._open.items()}, self.seed),
                 num_workers=self.num_workers,
                 deadline=self.decode_deadline,
-                places=places,
+                num_slots=num_slots,
                 slot_bytes=slot_bytes,
             )
         return self._decoder
 
-    def _places(self) -> tuple[int, int]:
-        """Return how many samples of this process may be on their way at one time, and the bytes of the largest."""
+    def _buffer_slots(self) -> tuple[int, int]:
+        """Return the number of samples of this process that may be in flight at a time, and bytes of the largest."""
         most = max(self.batch_size, *(self.position.plan.batch_sizes if self.position is not None else (0,)))
         clips = max(one.decoder.max_clips for data in self._open.values() for one in data.opened)
         clip_bytes = len(self.clip.frame_numbers) * 3 * self.clip.height * self.clip.width
-        share = -(-most // self._processes.count)
-        return 2 * (self._prefetched(most) + share), max(SMALLEST_PLACE, clips * clip_bytes)
+        own = -(-most // self._processes.count)
+        return 2 * (self._prefetched(most) + own), max(SMALLEST_SLOT_BYTES, clips * clip_bytes)
 
     def _close_decoder(self) -> None:
         if self._decoder is not None:
@@ -406,14 +411,14 @@ class VideoTextData(LightningDataModule):
         return Path(self.trainer.default_root_dir) / name if self.trainer is not None else None
 
     def on_exception(self, exception: BaseException) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self._close_decoder()
 
     def teardown(self, stage: str | None = None) -> None:
-        """End the workers and reports what was left out."""
+        """Stop the workers and report the skipped samples."""
         self._close_decoder()
-        for name, ledger in self.ledgers.items() if self._processes.rank == 0 else []:
-            counts = ledger.counts()
+        for name, skipped in self.skipped.items() if self._processes.rank == 0 else []:
+            counts = skipped.counts()
             if counts:
                 reasons = ", ".join(f"{reason} {number}" for reason, number in counts.items())
-                logger.warning("samples of %s left out: %s; listed in %s", name, reasons, ledger.folder)
+                logger.warning("skipped samples of %s: %s; listed in %s", name, reasons, skipped.folder)

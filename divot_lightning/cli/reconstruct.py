@@ -37,10 +37,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--num is {args.num}; it must be at least 1")
     from tqdm import tqdm
 
-    from divot_datamodules.loading.skipped_samples import Defect, left_out_lines
+    from divot_datamodules.loading.skipped_samples import SkippedSample, left_out_lines
     from divot_lightning.inference.reconstruct import reconstruct_files
 
-    defects: list[Defect] = []
+    defects: list[SkippedSample] = []
     options = {"num": args.num, "seed": args.seed, "device": args.device}
     files = reconstruct_files(args.run, args.input, args.output, **options, on_skip=defects.append)
     count = sum(1 for _ in tqdm(files, total=args.num, desc="clips", unit="clip"))

@@ -19,7 +19,7 @@ from divot_datamodules.decoding.cached_features import TOKENIZER_FIELD
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, Sample, SampleDecoder
-from divot_datamodules.loading.skipped_samples import Budget, Defect, SkippedSamples
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSample, SkippedSamples
 from divot_datamodules.preparation.feature_checks import clip_identity
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.reading import FEATURE_SUFFIX
@@ -78,7 +78,7 @@ class EncodeReport:
 
     samples: int
     shards: int
-    skipped: list[Defect]
+    skipped: list[SkippedSample]
     already_there: bool = False
 
 
@@ -116,14 +116,14 @@ def _decoded(
 ) -> Iterator[Sample]:
     """Decode samples of a shard; record and skip those that cannot be decoded."""
     for index in indices:
-        skipped.saw_sample()
+        skipped.count_seen()
         try:
             sample = decoder(source.read(shard, index), None)
             if sample.video is None:
-                raise UserError(f"{source.unit_name(shard)} holds features already; encode the shards of videos.")
+                raise UserError(f"{source.shard_path(shard)} holds features already; encode the shards of videos.")
             yield sample
         except SampleError as error:
-            skipped.record(Defect(error.reason, source.unit_name(shard), source.key(shard, index), error.detail))
+            skipped.add(SkippedSample(error.reason, source.shard_path(shard), source.key(shard, index), error.detail))
 
 
 def _plan_feature_shards(source: SampleSource, samples_per_shard: int) -> list[tuple[int, range]]:
@@ -193,9 +193,9 @@ def encode_shards(
     skipped = SkippedSamples("encode", output, budget, total=sum(opened.counts))
     planned = _plan_feature_shards(opened, config.samples_per_shard)
     if folder.complete:
-        return EncodeReport(folder.facts()["num_samples"], len(planned), skipped.defects(), already_there=True)
-    for defect in opened.defects:
-        skipped.record(defect)
+        return EncodeReport(folder.facts()["num_samples"], len(planned), skipped.all(), already_there=True)
+    for defect in opened.skipped:
+        skipped.add(defect)
     encoder = _Encoder.load(component, sha256, device, config.precision)
     frames = encoder.tokenizer.config.num_frames
     clip = replace(clip, sparse_frames=frames)
@@ -207,9 +207,9 @@ def encode_shards(
                 folder.write(number, _encoded(samples, encoder, batch_size, bar))
             bar.update(indices.stop + sum(opened.counts[:shard]) - bar.n)
     written = sum(entry.samples for entry in folder.entries())
-    skipped.finish_pass(len(skipped.defects()), written + len(skipped.defects()))
+    skipped.check_pass(len(skipped.all()), written + len(skipped.all()))
     folder.finish()
-    return EncodeReport(written, len(planned), skipped.defects())
+    return EncodeReport(written, len(planned), skipped.all())
 
 
 def tokenizer_clip(tokenizer: str | Path) -> ClipConfig:

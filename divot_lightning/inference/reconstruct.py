@@ -18,7 +18,7 @@ from divot_datamodules.decoding.sample_errors import SampleError, decoding_error
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Pixels
 from divot_datamodules.decoding.video_writing import write_video
-from divot_datamodules.loading.skipped_samples import Defect, left_out_lines
+from divot_datamodules.loading.skipped_samples import SkippedSample, left_out_lines
 from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import JsonlSource, SampleSource, TarSource, find_jsonl
 from divot_lightning.checkpoint.components import find_component, load_component
@@ -95,7 +95,7 @@ class Reconstructor:
 
 
 def read_clips(
-    inputs: Sequence[str], clip: ClipConfig, on_skip: Callable[[Defect], object] = lambda sample: None
+    inputs: Sequence[str], clip: ClipConfig, on_skip: Callable[[SkippedSample], object] = lambda sample: None
 ) -> Iterator[tuple[str, Pixels]]:
     """Read clips from shards and from media files; skip what cannot be read.
 
@@ -110,9 +110,9 @@ def read_clips(
     Raises:
         UserError: A file is missing, or no clip can be read from any input; the message names the first ones and why.
     """
-    skipped: list[Defect] = []
+    skipped: list[SkippedSample] = []
 
-    def note(sample: Defect) -> None:
+    def note(sample: SkippedSample) -> None:
         skipped.append(sample)
         on_skip(sample)
 
@@ -127,7 +127,9 @@ def read_clips(
         raise UserError("no clip to take:\n" + "\n".join(left_out_lines(skipped)[:4]))
 
 
-def _file_clip(source: str, clip: ClipConfig, on_skip: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
+def _file_clip(
+    source: str, clip: ClipConfig, on_skip: Callable[[SkippedSample], object]
+) -> Iterator[tuple[str, Pixels]]:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"there is no file {source}")
@@ -136,12 +138,14 @@ def _file_clip(source: str, clip: ClipConfig, on_skip: Callable[[Defect], object
         with decoding_errors():
             video = (image_clip if is_image else decode_clip)(path, clip).video
     except SampleError as error:
-        on_skip(Defect(error.reason, source, "", error.detail))
+        on_skip(SkippedSample(error.reason, source, "", error.detail))
         return
     yield path.stem, video
 
 
-def _shard_clips(source: str, clip: ClipConfig, on_skip: Callable[[Defect], object]) -> Iterator[tuple[str, Pixels]]:
+def _shard_clips(
+    source: str, clip: ClipConfig, on_skip: Callable[[SkippedSample], object]
+) -> Iterator[tuple[str, Pixels]]:
     """Yield clips shard by shard: a caller that stops early opens no further shard."""
     jsonl = find_jsonl(source)
     for name in jsonl or expand_shards(source):
@@ -151,13 +155,13 @@ def _shard_clips(source: str, clip: ClipConfig, on_skip: Callable[[Defect], obje
             try:
                 video = SampleDecoder(clip)(shard.read(0, index), None).video
             except SampleError as error:
-                on_skip(Defect(error.reason, name, key, error.detail))
+                on_skip(SkippedSample(error.reason, name, key, error.detail))
                 continue
             if video is None:
                 raise UserError(f"{name} holds features; give the shards of videos that they were made from")
             for clip_index, pixels in enumerate(video.numpy()):
                 yield (key if len(video) == 1 else f"{key}.clip{clip_index}"), pixels
-        for skipped in shard.defects:
+        for skipped in shard.skipped:
             on_skip(skipped)
 
 
@@ -185,7 +189,7 @@ def reconstruct_files(
     num: int = 8,
     seed: int = 0,
     device: str = "cpu",
-    on_skip: Callable[[Defect], object] = lambda sample: None,
+    on_skip: Callable[[SkippedSample], object] = lambda sample: None,
 ) -> Iterator[Path]:
     """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
 

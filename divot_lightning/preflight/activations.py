@@ -164,6 +164,6 @@ def _to_meta(batch: dict[str, Any], half: torch.dtype | None) -> dict[str, Any]:
         return tensor.to("meta", half if half is not None and tensor.is_floating_point() else tensor.dtype)
 
     moved: dict[str, Any] = tree_map_only(
-        Tensor, move, {name: value for name, value in batch.items() if name != "slot"}
+        Tensor, move, {name: value for name, value in batch.items() if name != "sample_index"}
     )
     return moved

@@ -132,20 +132,20 @@ class CountedSource:
 
     def __init__(self, counts, name="", bad=()):
         self.counts, self.name, self.bad = tuple(counts), name, set(bad)
-        self.defects, self.fingerprint, self.content = [], f"{name}{self.counts}", ""
+        self.skipped, self.fingerprint, self.content = [], f"{name}{self.counts}", ""
         self.reads = []
 
-    def unit_name(self, unit):
-        return f"{self.name}{unit}.tar"
+    def shard_path(self, shard):
+        return f"{self.name}{shard}.tar"
 
-    def key(self, unit, sample):
-        return f"{self.name}u{unit}s{sample}"
+    def key(self, shard, sample):
+        return f"{self.name}u{shard}s{sample}"
 
-    def read(self, unit, sample):
-        self.reads.append(self.key(unit, sample))
-        if self.key(unit, sample) in self.bad:
+    def read(self, shard, sample):
+        self.reads.append(self.key(shard, sample))
+        if self.key(shard, sample) in self.bad:
             raise SampleError("undecodable", "as asked")
-        return RawSample(self.key(unit, sample), self.unit_name(unit), sample, {})
+        return RawSample(self.key(shard, sample), self.shard_path(shard), sample, {})
 
 
 def _number_of_key(raw, rng):
@@ -163,14 +163,14 @@ def counted_source():
 def counted_reader():
     """Makes a reader of counted sources, which decodes in this process unless told otherwise."""
 
-    def make(*sources, data="train", ledger=None, seed=0, make_decoding=LazyDecoding, **settings):
+    def make(*sources, data="train", skipped=None, seed=0, make_decoding=LazyDecoding, **settings):
         opened = [LoadedSource(source, _number_of_key, tokenizer_items) for source in sources]
         decoding = make_decoding(decode_function({data: opened}, seed))
         return BatchReader(
             data=data,
             sources=opened,
             decoding=lambda: decoding,
-            ledger=ledger or SkippedSamples(data, budget=Budget(1.0)),
+            skipped=skipped or SkippedSamples(data, budget=Budget(1.0)),
             cache=settings.pop("cache", DecodedCache(0)),
             seed=seed,
             **settings,

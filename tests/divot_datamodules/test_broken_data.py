@@ -42,7 +42,7 @@ def test_one_epoch_uses_exactly_what_is_good_and_accounts_for_everything_else(br
     gone = broken.good[broken.vanishing]
     assert keys == sorted(key for good in broken.good.values() for key in good if good is not gone)
     assert all(batch["video"].shape[1:] == (16, 3, 32, 32) for batch in batches)
-    found = [(defect.reason, defect.shard, defect.key) for defect in data.ledgers["train"].defects()]
+    found = [(defect.reason, defect.shard, defect.key) for defect in data.skipped["train"].all()]
     assert sorted(found) == sorted((reason, shard, key) for reason, shard, key, _ in broken.expected)
     assert not broken.bomb.exists()
 
@@ -77,4 +77,4 @@ def test_workers_read_from_a_server_that_loses_and_hangs_up(tmp_path, monkeypatc
     assert sorted(key for batch in batches for key in batch["key"][: batch["counted"]]) == [
         f"train-{number:06d}" for number in (0, 1, 2, 9, 10, 11)
     ]
-    assert data.ledgers["train"].counts() == {"broken_off": 3, "missing_shard": 4}
+    assert data.skipped["train"].counts() == {"broken_off": 3, "missing_shard": 4}

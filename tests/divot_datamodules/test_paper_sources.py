@@ -90,7 +90,7 @@ def test_a_weighted_mixture_of_all_kinds_gives_batches_whose_clips_fit_their_seg
             counts[kind_of(sample)] += 1
     for name, source in sources.items():
         assert counts[name] / 300 == pytest.approx(source.weight / 12, abs=0.01)
-    assert data.ledgers["train"].defects() == []
+    assert data.skipped["train"].all() == []
 
 
 def test_each_kind_has_the_form_that_the_paper_trains_on(sources):

@@ -23,8 +23,8 @@ def train_batches(data, count):
 
 def test_tokenizer_batches(video_shards):
     (batch,) = train_batches(VideoTextData(str(video_shards()), batch_size=6), 1)
-    assert set(batch) == {"key", "video", "slot", "counted", "position"}
-    assert (batch["slot"].tolist(), batch["counted"], batch["position"]) == (list(range(6)), 6, 1)
+    assert set(batch) == {"key", "video", "sample_index", "counted", "position"}
+    assert (batch["sample_index"].tolist(), batch["counted"], batch["position"]) == (list(range(6)), 6, 1)
     assert batch["video"].shape == (6, 16, 3, 32, 32)
     assert batch["video"].dtype == torch.uint8
     assert sorted(batch["key"]) == ALL
@@ -103,10 +103,10 @@ def test_a_shard_that_is_no_tar_ends_a_run_before_training_unless_the_budget_all
         VideoTextData(str(folder)).setup("fit")
     data = VideoTextData(str(folder), batch_size=3, max_skipped_fraction=1.0)
     assert sorted(train_batches(data, 1)[0]["key"]) == ALL[:3]
-    assert [defect.shard for defect in data.ledgers["train"].defects()] == [str(folder / "001.tar")]
+    assert [defect.shard for defect in data.skipped["train"].all()] == [str(folder / "001.tar")]
 
 
-def test_a_lost_shard_counts_as_many_samples_as_the_others_hold(video_shards, tmp_path):
+def test_a_missing_shard_counts_as_many_samples_as_the_others_hold(video_shards, tmp_path):
     folder = video_shards(shards=4, samples=3)
     (folder / "003.tar").write_bytes(b"rubbish" * 1000)
     shards = [*(str(path) for path in sorted(folder.glob("*.tar"))), str(folder / "gone.tar")]
@@ -140,7 +140,7 @@ def test_a_used_up_budget_ends_training_with_a_short_report(video_shards, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_within_the_budget_training_goes_on_and_the_loss_is_reported(video_shards, tmp_path, caplog, workers):
+def test_within_the_budget_training_continues_and_skipped_samples_are_reported(video_shards, tmp_path, caplog, workers):
     folder = video_shards(extra=[("zbad.mp4", b"rubbish")])
     data = VideoTextData(
         str(folder), batch_size=4, num_workers=workers, max_skipped_fraction=0.9, skipped_folder=str(tmp_path / "run")
@@ -148,10 +148,10 @@ def test_within_the_budget_training_goes_on_and_the_loss_is_reported(video_shard
     batches = train_batches(data, 8)
     assert {key for batch in batches for key in batch["key"]} == set(ALL)
     assert sum(batch["counted"] for batch in batches) == 32 - 8  # 4 passes over 8 samples, 2 of them unusable
-    assert data.ledgers["train"].counts() == {"undecodable": 2}
+    assert data.skipped["train"].counts() == {"undecodable": 2}
     with caplog.at_level(logging.WARNING):
         data.teardown()
-    assert "train left out: undecodable 2" in caplog.text
+    assert "skipped samples of train: undecodable 2" in caplog.text
 
 
 class Watcher(lightning.LightningModule):

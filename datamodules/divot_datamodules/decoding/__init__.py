@@ -1,1 +1,1 @@
-"""From bytes to frames and samples."""
+"""Decoding: from the bytes of media files to frames, clips and samples."""

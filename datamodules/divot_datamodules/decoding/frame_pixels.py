@@ -1,4 +1,4 @@
-"""Decoded frames to RGB pixels as a player shows them: turned, with square pixels, resized and cut out.
+"""From decoded frames to RGB pixels as a player shows them: rotated, with square pixels, resized and cropped.
 
 Shape letters: H height, W width.
 """
@@ -17,21 +17,21 @@ Pixels = NDArray[np.uint8]
 
 
 BILINEAR, BICUBIC = 2, 4
-"""swscale's flags of the filters."""
+"""Flags of swscale for its filters."""
 
 EXACT = 0x40000 | 0x2000
-"""swscale's flags for accurate rounding and for chroma at full resolution. Without them pictures of 10 and 12 bits come
-out 2 levels of 255 too dark in the mean; with them within 0.6. Those of 8 bits are within 1.4 without."""
+"""Flags of swscale for accurate rounding and chroma at full resolution. Without them, pictures of 10 and 12 bits are on
+average 2 levels of 255 too dark; with them the error is below 0.6. Pictures of 8 bits are within 1.4 without them."""
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a stored picture becomes the shown one: first the swap of its axes, then the flips.
+    """The transformation from a stored picture to the shown one: first a swap of the axes, then flips.
 
     Attributes:
-        swap: Rows become columns.
-        flip_x: Left and right change places.
-        flip_y: Top and bottom change places.
+        swap: Whether rows become columns.
+        flip_x: Whether left and right are swapped.
+        flip_y: Whether top and bottom are swapped.
     """
 
     swap: bool = False
@@ -39,12 +39,12 @@ class Orientation:
     flip_y: bool = False
 
     def __call__(self, picture: Pixels) -> Pixels:
-        """Apply it to (H, W, 3)."""
+        """Transform a picture (H, W, 3)."""
         turned = picture.swapaxes(0, 1) if self.swap else picture
         return turned[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width after it; the same call gives those before it."""
+        """Return height and width after the transformation, or before it from those after it: the rule is the same."""
         return (width, height) if self.swap else (height, width)
 
 
@@ -60,17 +60,17 @@ BY_EXIF = {
     7: Orientation(swap=True, flip_x=True, flip_y=True),
     8: Orientation(swap=True, flip_y=True),
 }
-"""By the number that EXIF has for it (CIPA DC-008, section 4.6.4)."""
+"""Orientation by its number in EXIF (CIPA DC-008, section 4.6.4)."""
 
 _BY_QUARTER_TURNS = (UPRIGHT, BY_EXIF[8], BY_EXIF[3], BY_EXIF[6])
-"""Counterclockwise."""
+"""Orientation by the number of counterclockwise quarter turns."""
 
 
 def matrix_orientation(matrix: bytes) -> Orientation:
-    """Read a display matrix: nine native int32, of which the 1st, 2nd, 4th and 5th turn and flip.
+    """Read a display matrix: nine native int32, of which the 1st, 2nd, 4th and 5th rotate and flip.
 
-    They say x' = a x + c y and y' = b x + d y (ISO/IEC 14496-12, section 6.2.2); angles between quarter turns are
-    taken for the nearest one.
+    They mean x' = a x + c y and y' = b x + d y (ISO/IEC 14496-12, section 6.2.2). Other angles are rounded to quarter
+    turns.
     """
     a, b, _, c, d = struct.unpack("=5i", matrix[:20])
     if abs(b) > abs(a):
@@ -79,20 +79,20 @@ def matrix_orientation(matrix: bytes) -> Orientation:
 
 
 def frame_orientation(frame: Any) -> Orientation:
-    """Read the orientation that comes with a frame."""
+    """Read the orientation from a frame's side data."""
     try:
         return matrix_orientation(bytes(frame.side_data["DISPLAYMATRIX"]))
     except KeyError:
         return UPRIGHT
-    except ValueError:  # PyAV does not know all kinds of side data; without the matrix, a flip is not known
+    except ValueError:  # PyAV does not know all kinds of side data; the rotation is still known, but not a flip
         return _BY_QUARTER_TURNS[round(frame.rotation / 90) % 4]
 
 
 def covering_size(height: int, width: int, size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the smallest (height, width) of the same aspect that covers `size`.
+    """Return the smallest (height, width) with the same aspect ratio that covers `size`.
 
     Raises:
-        DecodeError: It is far too large, since one side is so much shorter than the other.
+        DecodeError: It has too many pixels, since one side is so much shorter than the other.
 
     >>> covering_size(720, 1280, (64, 64))
     (64, 114)
@@ -108,12 +108,14 @@ def covering_size(height: int, width: int, size: tuple[int, int] | None) -> tupl
 
 
 class FrameConverter:
-    """Turns decoded frames into RGB pixels of one size; keeps the scaler, which costs more than a small frame.
+    """Converts decoded frames into RGB pixels of one size.
+
+    It keeps the scaler, since making one costs more than scaling a small frame.
 
     Attributes:
-        size: Height and width: the short side is resized and the middle is cut out; None for what is shown.
-        pixel_aspect: Width of a stored pixel over its height.
-        orientation: Of all frames; None reads that of each.
+        size: Height and width: the short side is resized and the centre is cropped; None for the shown size.
+        pixel_aspect: Width of a stored pixel divided by its height.
+        orientation: Orientation of all frames; None reads the orientation of each frame.
     """
 
     def __init__(
@@ -125,16 +127,16 @@ class FrameConverter:
         self.deep: bool | None = None
 
     def shown_size(self, frame: Any) -> tuple[int, int]:
-        """Return height and width of a frame as it is shown."""
+        """Return height and width of the frame as shown."""
         width = max(1, round(frame.width * self.pixel_aspect))
         return self._turn(frame).shape(frame.height, width)
 
     def __call__(self, frame: Any) -> Pixels:
-        """Return uint8 (3, H, W) in [0, 255], RGB."""
+        """Convert a frame to uint8 (3, H, W) in [0, 255], RGB."""
         turn = self._turn(frame)
         height, width = turn.shape(*covering_size(*self.shown_size(frame), self.size))
-        # swscale widens its filter when it shrinks, so that bicubic is free of aliasing in both directions. One thread:
-        # threads of its own give the same bytes and, on small frames, cost far more than they bring.
+        # swscale widens its filter when it shrinks, so bicubic has no aliasing in either direction. One thread: more
+        # threads give the same bytes and are much slower on small frames.
         interpolation = BILINEAR if (height, width) == (frame.height, frame.width) else BICUBIC
         if self._is_deep(frame):
             interpolation |= EXACT
@@ -148,14 +150,14 @@ class FrameConverter:
         return picture.transpose(2, 0, 1)
 
     def _is_deep(self, frame: Any) -> bool:
-        if self.deep is None:  # a stream keeps its depth
+        if self.deep is None:  # the bit depth is the same for all frames of a stream
             self.deep = frame.format.components[0].bits > 8
         return self.deep
 
     def _turn(self, frame: Any) -> Orientation:
         if self.orientation is not None:
             return self.orientation
-        angle = frame.rotation  # costs far less than the matrix, which is read once for each angle that comes
+        angle = frame.rotation  # much cheaper than the matrix, which is read once for each angle
         if angle not in self.orientations:
             self.orientations[angle] = frame_orientation(frame)
         return self.orientations[angle]

@@ -1,7 +1,7 @@
-"""Media files, opened: which containers, which stream, how long, and why not.
+"""Opening of media files: allowed containers, choice of the stream, timing, and the reasons for refusal.
 
-FFmpeg gets neither a name nor leave to open anything: we read the file, and the container must be of a short list. What
-a sample's bytes say can therefore lead to no other file, address or port.
+FFmpeg gets no file name and may open nothing: this module reads the file, and the container must be in a short list. So
+the bytes of a sample cannot make FFmpeg open another file, address or port.
 """
 
 import io
@@ -20,11 +20,11 @@ VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "gif", "mov", "m4v")
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 VIDEO_CONTAINERS = ("mov", "matroska", "avi", "flv", "mpegts", "gif")
-"""FFmpeg's names of the containers of videos that are opened, whatever the suffix; "mov" is mp4 and m4v as well,
-"matroska" webm. Downloads named mp4 are flv or mpegts at times. None of them leads to other files."""
+"""FFmpeg's names of the allowed video containers, for any suffix; "mov" includes mp4 and m4v, "matroska" includes webm.
+Downloads named mp4 are sometimes flv or mpegts. None of these containers can refer to other files."""
 
 PICTURE_CONTAINERS = ("jpeg_pipe", "png_pipe", "webp_pipe", "bmp_pipe", "apng")
-"""FFmpeg's names for picture files."""
+"""FFmpeg's names of the allowed picture formats."""
 
 REASONS = (
     "missing_media",
@@ -35,28 +35,28 @@ REASONS = (
     "too_short",
     "corrupt",
 )
-"""Why a media file can be refused: it is not there; it is empty; it cannot be opened; it has no pictures; its pictures
-are larger than allowed; it shows nothing at a moment that is asked for; it breaks or is damaged on the way there."""
+"""Reasons for which a media file is refused: it does not exist; it is empty; it cannot be opened; it has no video; its
+pictures are larger than allowed; it has no frame at a requested time; it is damaged before that time."""
 
 MAX_PIXELS = 7680 * 4320
-"""Largest picture that is decoded unless a caller says otherwise, height x width: 8K television."""
+"""Default for the largest picture that is decoded, height x width: 8K television."""
 
 
-# PyAV 19 has no such argument: it keeps tags that are no UTF-8 by itself, with surrogate escapes.
+# Tags may not be UTF-8. PyAV 19 keeps such tags with surrogate escapes, and has no argument for it any more.
 _LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class DecodeError(Exception):
-    """A media file gives no clip.
+    """A media file cannot be decoded.
 
     Attributes:
         reason: One of `REASONS`.
-        detail: What was seen, for the report.
+        detail: What is wrong, for people.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         assert reason in REASONS, reason
-        super().__init__(reason, detail)  # both as arguments, so that the error travels between processes
+        super().__init__(reason, detail)  # both as arguments, so that the error can be pickled
         self.reason, self.detail = reason, detail
 
     def __str__(self) -> str:
@@ -65,15 +65,15 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class VideoTiming:
-    """How long a video is and how fast, known before a frame of it is decoded.
+    """Length and frame rate of a video, known before a frame is decoded.
 
     Attributes:
-        duration: Seconds from the first picture's time stamp to the end of the last, as the video stream's header or,
-            without one there, its packets say; sound that lasts longer does not count. What a truncated file promises
-            may be more than what it holds.
-        fps: Average rate, frames per second.
-        num_frames: Frames that the header promises; 0 where it does not say.
-        codec: FFmpeg's name.
+        duration: Seconds from the first picture's time stamp to the end of the last picture, from the video stream's
+            header or, if it has none, from its packets. Sound that lasts longer does not count. A truncated file may
+            be shorter than its header says.
+        fps: Average frame rate, frames per second.
+        num_frames: Number of frames in the header; 0 if it has none.
+        codec: FFmpeg's name of the codec.
     """
 
     duration: float
@@ -84,11 +84,11 @@ class VideoTiming:
 
 @dataclass(frozen=True)
 class OpenVideo:
-    """A container and the stream of it that is decoded.
+    """An open container and its video stream.
 
     Attributes:
-        container: Of PyAV, at its start.
-        stream: Its video stream; it has a decoder.
+        container: PyAV's container, at its start.
+        stream: The video stream; it has a decoder.
     """
 
     container: Any
@@ -101,7 +101,7 @@ class OpenVideo:
 
     @property
     def start(self) -> float:
-        """Time stamp of the first picture, seconds."""
+        """Time stamp of the first picture in seconds."""
         return float((self.stream.start_time or 0) * self.stream.time_base)
 
     @property
@@ -110,19 +110,19 @@ class OpenVideo:
         return float(self.stream.average_rate or self.stream.guessed_rate or 25)
 
     def timing(self) -> VideoTiming:
-        """Read the timing; the container is at its start again afterwards."""
+        """Read the timing; afterwards the container is at its start again."""
         return VideoTiming(self._duration(), self.fps, self.stream.frames, self.stream.codec_context.name)
 
     def _duration(self) -> float:
-        # An mp4 in fragments counts no frames in its header, and its length from zero instead of from the first frame.
+        # The header of a fragmented mp4 has no number of frames, and a length from time zero, not from the first frame.
         if self.stream.duration and (self.kind == "avi" or (self.kind == "mov" and self.stream.frames)):
             return float(self.stream.duration * self.stream.time_base)
         return self._last_end() - self.start
 
     def _last_end(self) -> float:
-        """Return when the last picture ends, in seconds, by the packets from the last keyframe on, or by all of them.
+        """Return the end of the last picture in seconds, from the packets after the last keyframe, or from all packets.
 
-        The headers of mkv, webm, flv and mpegts tell the length of the whole file, sound included.
+        The headers of mkv, webm, flv and mpegts have only the length of the whole file, sound included.
         """
         end = None
         if self.container.duration and self.kind in ("matroska", "mov", "flv"):
@@ -141,7 +141,7 @@ class OpenVideo:
 
 
 class _Unnamed:
-    """A file without its name, which FFmpeg would take for a pattern of many files ("%03d") or an address ("http:")."""
+    """A file without its name, which FFmpeg could interpret as a pattern of files ("%03d") or an address ("http:")."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
@@ -149,7 +149,7 @@ class _Unnamed:
 
 def _open_file(path: Path) -> BinaryIO:
     try:
-        if not path.is_file():  # also says no to pipes and devices, which could keep us waiting
+        if not path.is_file():  # false also for pipes and devices, which could block
             raise DecodeError("missing_media", f"there is no file {path}")
         if path.stat().st_size == 0:
             raise DecodeError("empty_media")
@@ -185,20 +185,20 @@ def _container(media: Media, options: dict[str, str]) -> Iterator[Any]:
 
 
 def _video_stream(container: Any) -> Any:
-    """Return the first video stream that is no cover picture, or else the first."""
+    """Return the first video stream that is not a cover picture, or else the first one."""
     streams = container.streams.video
     if not streams:
         raise DecodeError("no_video_stream")
     moving = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
     stream = (moving or streams)[0]
     if stream.codec_context is None:
-        raise DecodeError("undecodable", "its video is of a kind that there is no decoder for")
+        raise DecodeError("undecodable", "there is no decoder for its video")
     return stream
 
 
 @contextmanager
 def opened(media: Media, max_pixels: int) -> Iterator[OpenVideo]:
-    """Open a media file; what FFmpeg says on the way is `DecodeError` "corrupt".
+    """Open a media file; errors of FFmpeg inside the block become `DecodeError` "corrupt".
 
     Args:
         media: The file's bytes or its path.
@@ -210,13 +210,13 @@ def opened(media: Media, max_pixels: int) -> Iterator[OpenVideo]:
     Raises:
         DecodeError: The file cannot be opened or used.
     """
-    # FFmpeg itself must know the limit: it decodes a picture of some formats before it tells their size.
+    # FFmpeg itself needs the limit: for some formats it decodes a picture before it knows the size.
     with _container(media, {"max_pixels": str(max_pixels)}) as container:
         stream = _video_stream(container)
         height, width = (stream.height, stream.width) if stream.width else _size_without_limit(media)
         if height * width > max_pixels:
             raise DecodeError("too_large", f"{height} x {width} pixels, more than {max_pixels}")
-        stream.codec_context.thread_count = 1  # loader workers are the parallelism
+        stream.codec_context.thread_count = 1  # workers decode in parallel already
         try:
             yield OpenVideo(container, stream)
         except (av.FFmpegError, EOFError, OSError) as error:
@@ -224,7 +224,7 @@ def opened(media: Media, max_pixels: int) -> Iterator[OpenVideo]:
 
 
 def _size_without_limit(media: Media) -> tuple[int, int]:
-    """Return height and width of a file whose size the limit kept FFmpeg from telling; (0, 0) if it has none."""
+    """Return height and width of a file for which FFmpeg gives no size under the limit; (0, 0) if it has none."""
     with _container(media, {}) as container:
         stream = _video_stream(container)
         return stream.height, stream.width

@@ -1,4 +1,4 @@
-"""What FFmpeg does not tell about picture files, read by Pillow."""
+"""Facts about picture files that FFmpeg does not provide, read with Pillow."""
 
 import io
 
@@ -11,11 +11,11 @@ from divot_datamodules.decoding.frame_pixels import BY_EXIF, UPRIGHT, Orientatio
 from divot_datamodules.decoding.media_files import DecodeError, first_line
 
 _ANIMATED = 0b10
-"""Bit of the flags in a webp's extended header, which is at byte 20 (RFC 9649, section 2.7.1)."""
+"""Flag for animation in a webp's extended header, at byte 20 (RFC 9649, section 2.7.1)."""
 
 
 def exif_orientation(data: bytes) -> Orientation | None:
-    """Read the orientation of a jpeg or webp; None for other formats, whose frames tell it.
+    """Read the orientation of a jpeg or webp; return None for other formats, whose frames have it.
 
     Args:
         data: The picture's bytes.
@@ -27,19 +27,19 @@ def exif_orientation(data: bytes) -> Orientation | None:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return BY_EXIF.get(picture.getexif().get(Base.Orientation, 1), UPRIGHT)
-    except Exception:  # a broken block, which Pillow meets with errors of many types, says nothing
+    except Exception:  # a broken EXIF block, for which Pillow raises many types of errors, is ignored
         return UPRIGHT
 
 
 def first_of_animation(data: bytes, max_pixels: int) -> av.VideoFrame | None:
-    """Decode the first picture of an animated webp, which FFmpeg cannot; None if it is not animated.
+    """Decode the first picture of an animated webp, which FFmpeg cannot decode; return None for any other file.
 
     Args:
         data: The file's bytes.
         max_pixels: Largest height x width.
 
     Raises:
-        DecodeError: It is too large or damaged.
+        DecodeError: The picture is too large or damaged.
     """
     if data[12:16] != b"VP8X" or not data[20] & _ANIMATED:
         return None

@@ -1,7 +1,7 @@
-"""Which errors cost one sample, and where errors of libraries become such: at the boundary to decoding, nowhere else.
+"""The error of a sample that must be skipped, and the only function that turns errors of libraries into it.
 
-A `TypeError`, `AttributeError`, `NameError` or `KeyError` is a mistake in a program, most likely ours. It is never
-counted as a bad sample: a run that leaves out sample after sample because of it would hide what is wrong.
+A `TypeError`, `AttributeError`, `NameError` or `KeyError` is a bug, most likely ours. It is never counted as a skipped
+sample: a run that skips sample after sample because of a bug would hide it.
 """
 
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ DATA_ERRORS = (
     ValueError,
     av.FFmpegError,
 )
-"""What libraries that decode raise for data that they cannot make sense of."""
+"""Errors that decoding libraries raise for bad data."""
 
 
 class SampleError(Exception):
     """A sample cannot be used.
 
     Attributes:
-        reason: Short fixed name; the ledger counts by it.
-        detail: What was seen.
+        reason: Short fixed name; skipped samples are counted by it.
+        detail: What is wrong, for people.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -40,11 +40,10 @@ class SampleError(Exception):
 
 @contextmanager
 def decoding_errors() -> Iterator[None]:
-    """Turn what decoding of a sample's own bytes raises for bad data into a `SampleError`.
+    """Turn errors that bad data cause while a sample is decoded into a `SampleError`.
 
     Raises:
-        SampleError: With the decoder's reason, or "unexpected_error" for an error of `DATA_ERRORS` that it did not
-            foresee.
+        SampleError: With the reason of the `DecodeError`, or "unexpected_error" for another error of `DATA_ERRORS`.
     """
     try:
         yield

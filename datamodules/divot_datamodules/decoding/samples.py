@@ -1,10 +1,9 @@
-"""Raw samples to decoded ones, and decoded ones to what a stage trains on.
+"""From raw samples to decoded ones, and from decoded ones to items and batches.
 
 Shape letters: B batch, M clips of a batch, F frames, H height, W width, Q tokens per clip, C feature width.
 """
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +26,12 @@ from divot_lightning.parts.segments import Kind, Segment, Text
 Members = Mapping[str, bytes | Path]
 
 MAX_SAMPLE_CLIPS = 64
-"""Most clips of one sample. More than twice what the longest sequences of the paper hold (1650 tokens, 66 for a clip;
-its videos give at most 20 clips, its stories 3). Decoded at 256 x 256, 16 frames each, 64 clips are 201 MB."""
+"""Most clips of one sample: more than twice the number in the paper's longest sequences (1650 tokens, 66 for a clip; at
+most 20 clips of a video, 3 of a story). Decoded at 256 x 256 with 16 frames each, 64 clips are 201 MB."""
 
 MAX_TEXT_CHARACTERS = 2**20
-"""Longest text of a sample, all that its task uses together: some 250,000 tokens, far more than sequences take. A
-tokenizer needs about 180 bytes for each character (2.6 GB for 15 MB, measured)."""
+"""Longest text of a sample, all texts that its task uses together: some 250,000 tokens, far more than a sequence has. A
+text tokenizer needs about 180 bytes for each character (2.6 GB for 15 MB, measured)."""
 
 
 @dataclass
@@ -40,12 +39,12 @@ class Sample:
     """A decoded sample.
 
     Attributes:
-        key: The sample's key.
-        text: Its json, or {"caption": ...} from a txt; {} where it has none.
-        kind: What its media are.
-        video: uint8 (N, F, 3, H, W), its N clips; None if it holds features.
-        features: float32 (N, Q, C); None if it holds video.
-        is_deterministic: Whether decoding it again would give the same.
+        key: Key of the sample.
+        text: Its json, or {"caption": ...} from a txt; {} if it has no text.
+        kind: Whether its media are videos or images.
+        video: uint8 (N, F, 3, H, W), its N clips; None if the sample has features.
+        features: float32 (N, Q, C); None if the sample has video.
+        is_deterministic: Whether decoding again would give the same sample.
     """
 
     key: str
@@ -63,19 +62,14 @@ class Sample:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the media."""
+        """Bytes of the media in memory."""
         kept = (media for media in (self.video, self.features) if media is not None)
-        # The frames of a picture share their memory.
+        # All frames of a picture share the same memory.
         return sum(min(media.nbytes, media.untyped_storage().nbytes()) for media in kept)
 
 
-def sample_rng(seed: int, pass_number: int, key: str) -> np.random.Generator:
-    """Return the generator of one sample in one pass, the same in whichever process it is read."""
-    return np.random.default_rng([seed, pass_number, zlib.crc32(key.encode("utf-8", "surrogateescape"))])
-
-
 def _content(member: bytes | Path) -> bytes:
-    """Return a member's bytes; jsonl samples name files."""
+    """Return a member's bytes; members of jsonl samples are paths."""
     if isinstance(member, bytes):
         return member
     try:
@@ -85,12 +79,12 @@ def _content(member: bytes | Path) -> bytes:
 
 
 def read_text(members: Members) -> dict[str, Any]:
-    """Read a sample's json, or its txt as a caption; {} if it has neither.
+    """Read a sample's json, or its txt as a caption; return {} if it has neither.
 
-    A byte order mark before either is passed over, as Windows programs write it.
+    A byte order mark at the beginning, as Windows programs write it, is ignored.
 
     Raises:
-        SampleError: "bad_json"; "not_utf8", also for an escape that stands for half a character.
+        SampleError: "bad_json"; "not_utf8", also for an escape sequence that is half of a character.
     """
     try:
         if "json" in members:
@@ -107,13 +101,13 @@ def _read_json(data: str) -> dict[str, Any]:
     if not isinstance(text, dict):
         raise SampleError("bad_json", f"a {type(text).__name__}, not an object")
     if "\\u" in data:
-        # Of a pair of escapes such as \ud83d\ude00 one alone, as of an emoji that was cut, is no text.
+        # A pair of escapes such as \ud83d\ude00 is one character; one alone, from an emoji that was cut, is none.
         json.dumps(text, ensure_ascii=False).encode("utf-8")
     return text
 
 
 def media_members(members: Members) -> list[tuple[str, bytes | Path]]:
-    """Return a sample's media with their suffix: its numbered clips in order, or the one file it has."""
+    """Return a sample's media with their suffixes: its numbered clips in order, or its only file."""
     numbered = sorted((s for s in members if s.startswith("clip")), key=lambda s: int(s.split(".")[0][4:]))
     names = numbered or [suffix for suffix in MEDIA_SUFFIXES if suffix in members][:1]
     return [(name.split(".")[-1], members[name]) for name in names]
@@ -124,12 +118,12 @@ class SampleDecoder:
     """Decodes samples.
 
     Attributes:
-        clip: How clips are cut.
-        max_clips: 1: a video gives one clip, from a start that is drawn. More: it gives the clips that stand for all of
-            it, see `divot_datamodules.decoding.clip_sampling.clip_times`. The numbered videos of a story give one clip each.
-        tokenizer_sha256: Refuse cached features that say they come from another tokenizer; None for no check.
-        max_sample_clips: Most clips of one sample: videos of a story, or clips in a file of cached features; those that
-            `max_clips` allows may always be there.
+        clip: Settings of the clips.
+        max_clips: 1: one clip of a video, with a random start. More: clips that cover the whole video, see
+            `divot_datamodules.decoding.clip_sampling.clip_times`. Each numbered video of a story gives one clip.
+        tokenizer_sha256: Refuse cached features whose metadata names another tokenizer; None for no check.
+        max_sample_clips: Most clips of one sample: videos of a story, or clips in a file of cached features. A larger
+            `max_clips` raises this limit.
     """
 
     clip: ClipConfig = field(default_factory=ClipConfig)
@@ -142,7 +136,7 @@ class SampleDecoder:
 
         Args:
             raw: The sample from the shard.
-            rng: Draws where clips start; without it they are the ones in the middle.
+            rng: Samples the start of clips; without it they are in the middle.
 
         Raises:
             SampleError: The sample cannot be used.
@@ -167,7 +161,7 @@ class SampleDecoder:
     def _clips(
         self, suffix: str, media: bytes | Path, rng: np.random.Generator | None, max_clips: int
     ) -> tuple[Tensor, bool]:
-        """Return the clips of one file, uint8 (N, F, 3, H, W), and whether it gives no others."""
+        """Return the clips of one file, uint8 (N, F, 3, H, W), and whether they are deterministic."""
         with decoding_errors():
             if suffix in IMAGE_SUFFIXES:
                 picture = torch.from_numpy(image_picture(media, self.clip))
@@ -183,11 +177,11 @@ class SampleDecoder:
 
 @dataclass
 class TaskMixture:
-    """Draws a task for a sample and builds its segments.
+    """Samples a task for each sample and builds its segments.
 
     Attributes:
-        weights: Task name to weight, greater than 0; a sample takes part in the tasks that its texts allow.
-        template: Bare pretraining forms, or instructions.
+        weights: Weight by task name, greater than 0. Only tasks that a sample's texts allow are used for it.
+        template: Bare pretraining form, or instructions.
     """
 
     weights: dict[str, float]
@@ -203,28 +197,28 @@ class TaskMixture:
             raise UserError(f"tasks is empty; name at least one of {', '.join(TASKS)} with its weight.")
 
     def segments(self, sample: Sample, rng: np.random.Generator) -> list[Segment]:
-        """Build a sample's segments; see `draw`, which also tells which clips they are about."""
-        return self.draw(sample, rng)[0]
+        """Build a sample's segments; see `segments_and_clips`."""
+        return self.segments_and_clips(sample, rng)[0]
 
-    def draw(self, sample: Sample, rng: np.random.Generator) -> tuple[list[Segment], slice]:
-        """Draw a task and builds a sample's segments.
+    def segments_and_clips(self, sample: Sample, rng: np.random.Generator) -> tuple[list[Segment], slice]:
+        """Sample a task and build the segments of a sample.
 
         Args:
-            sample: Decoded.
-            rng: Draws the task and what the task leaves open.
+            sample: The decoded sample.
+            rng: Samples the task, and then the random choices of the task.
 
         Returns:
-            The segments, and the sample's clips that they are about: all, or the one that a text-to-clip task drew.
+            The segments, and the clips of the sample that they use: all, or a random one for tasks of one clip.
 
         Raises:
-            SampleError: If its texts allow none of the tasks: "missing_caption", "missing_question" or
-                "missing_story", by the first task of the mixture. "too_large" if they are longer than any sequence.
+            SampleError: The texts allow none of the tasks: "missing_caption", "missing_question" or "missing_story",
+                by the first task of the mixture. Or the texts are longer than any sequence: "too_large".
         """
         names = list(self.weights)
-        # The whole order is drawn, so that a task that is impossible gives way to the others by their weights.
+        # The order of all tasks is random by weight: if a task is impossible, the others follow by their weights.
         keys = rng.exponential(size=len(names)) / np.array([self.weights[name] for name in names])
         missing: dict[str, MissingText] = {}
-        for name in (names[place] for place in np.argsort(keys)):
+        for name in (names[index] for index in np.argsort(keys)):
             try:
                 segments = TASKS[name](
                     sample.text, rng, template=self.template, num_clips=sample.num_clips, kind=sample.kind
@@ -251,11 +245,14 @@ Item = dict[str, Any]
 
 
 def tokenizer_items(sample: Sample, rng: np.random.Generator | None = None) -> list[Item]:
-    """Turn a sample into the item of the (de-)tokenizer stages: one of its clips, so that batches stay as planned.
+    """Turn a sample into the item of the (de-)tokenizer stages: one clip, so that batches have the planned size.
 
     Args:
-        sample: With video.
-        rng: Draws the clip of a sample that has several; without it the first.
+        sample: A sample with video.
+        rng: Samples one of several clips; without it the first one is used.
+
+    Raises:
+        UserError: The sample has cached features.
     """
     if sample.video is None:
         raise UserError(
@@ -269,34 +266,34 @@ def tokenizer_items(sample: Sample, rng: np.random.Generator | None = None) -> l
 
 
 def llm_items(sample: Sample, rng: np.random.Generator, mixture: TaskMixture) -> list[Item]:
-    """Turn a sample into the item of the LLM stages: segments, and the clips that they are about.
+    """Turn a sample into the item of the LLM stages: segments, and the clips that they use.
 
     Args:
-        sample: With video or features.
-        rng: Draws the task, its wording, and the clip of a text-to-clip task.
+        sample: A sample with video or features.
+        rng: Samples the task, its wording, and the clip of tasks of one clip.
         mixture: The tasks.
     """
-    segments, clips = mixture.draw(sample, rng)
+    segments, clips = mixture.segments_and_clips(sample, rng)
     media = {"video": sample.video, "features": sample.features}
     used = {name: value[clips] for name, value in media.items() if value is not None}
     return [{"key": sample.key, "segments": segments, **used}]
 
 
 def check_item(item: Item, limits: SampleLimits) -> None:
-    """Refuse what the stage cannot take.
+    """Refuse an item that the stage cannot use.
 
     Args:
-        item: Of `llm_items` or `tokenizer_items`.
-        limits: The stage's.
+        item: From `llm_items` or `tokenizer_items`.
+        limits: Limits of the stage.
 
     Raises:
-        SampleError: "feature_shape": cached features are not of the tokenizer's shape. "too_long": without any of its
-            text the sample is still longer than the longest sequence.
+        SampleError: "feature_shape": the cached features do not have the tokenizer's shape. "too_long": even without
+            any text the sample is longer than the longest sequence.
     """
-    features, wanted = item.get("features"), limits.feature_shape
-    if features is not None and wanted is not None and tuple(features.shape[1:]) != wanted:
+    features, expected = item.get("features"), limits.feature_shape
+    if features is not None and expected is not None and tuple(features.shape[1:]) != expected:
         found = tuple(features.shape[1:])
-        raise SampleError("feature_shape", f"{found[0]} tokens of width {found[1]}, not {wanted[0]} of {wanted[1]}")
+        raise SampleError("feature_shape", f"{found[0]} tokens of width {found[1]}, not {expected[0]} of {expected[1]}")
     excess = limits.excess(item.get("segments", []))
     if excess:
         longest = limits.layout.max_length if limits.layout else None
@@ -304,15 +301,15 @@ def check_item(item: Item, limits: SampleLimits) -> None:
 
 
 def collate(items: list[Item]) -> dict[str, Any]:
-    """Make a batch.
+    """Join items to a batch.
 
     Returns:
-        "key" (B strings) and "video" (uint8, (B, F, 3, H, W)) for the (de-)tokenizer stages; for the LLM stages
+        A part of `divot_lightning.parts.batch.Batch`: "key" (B strings) and "video" (uint8, (B, F, 3, H, W)) for the (de-)tokenizer stages; for the LLM stages
         "segments" (B lists) as well and "video" (M, F, 3, H, W) or "features" (float32, (M, Q, C)) of all M clips in
         order of appearance.
 
     Raises:
-        UserError: Items are of different kinds or shapes, which only a stage's `SampleLimits` can tell apart before.
+        UserError: Items have different kinds or shapes, and the stage has no `SampleLimits` to find the wrong ones.
     """
     batch: dict[str, Any] = {"key": [item["key"] for item in items]}
     if "segments" not in items[0]:

@@ -1,4 +1,4 @@
-"""Which decoded frame is shown at a moment, and how little must be decoded for it."""
+"""Find the frame that is shown at a given time, and decode as little as possible for it."""
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
@@ -8,19 +8,19 @@ from typing import Any
 from divot_datamodules.decoding.media_files import DecodeError, OpenVideo
 
 _INDEXED = ("mov", "matroska", "avi")
-"""Containers whose index can be trusted; the others are decoded from their start."""
+"""Containers with a reliable index; others are decoded from their start."""
 
 
 _CUT_OFF = 1.0
-"""Seconds that a file's header may promise too much; headers of good files are less exact than those of streams."""
+"""Seconds by which a file may be shorter than its header says; headers of good files are not exact."""
 
 
 def keyframe_times(video: OpenVideo) -> list[float]:
-    """Return the times of the keyframes as far as the container's index knows them, ascending, in seconds.
+    """Return the times of the keyframes in the container's index, ascending, in seconds.
 
-    They are right for decoding no more than needed. An mp4's index has times of decoding, which run ahead of
-    presentation by as much for every keyframe as for the first one. Where that is not so, a seek lands on the keyframe
-    before.
+    They only serve to decode no more than needed. An mp4's index has decoding times, which are earlier than
+    presentation times by the same amount for every keyframe. If that is not so in a file, a seek lands on the
+    keyframe before.
     """
     if video.kind not in _INDEXED:
         return []
@@ -32,10 +32,10 @@ def keyframe_times(video: OpenVideo) -> list[float]:
 def shown_frames(video: OpenVideo, times: Sequence[float], keyframes: Sequence[float]) -> Iterator[Any]:
     """Yield, for each of the ascending times, the decoded frame that is shown then.
 
-    Decodes from the last keyframe before the first time, and jumps again where a keyframe lies between two times.
+    Decoding begins at the last keyframe before the first time, and seeks again at a keyframe between two times.
 
     Args:
-        video: At its start.
+        video: An open video at its start.
         times: Seconds after the first picture.
         keyframes: See `keyframe_times`; [] decodes everything from the start.
 
@@ -50,8 +50,8 @@ def shown_frames(video: OpenVideo, times: Sequence[float], keyframes: Sequence[f
     sought = False
     position = -float("inf")
     for time in times:
-        place = bisect_right(keyframes, time + slack)
-        key = keyframes[place - 1] if place else 0.0
+        index = bisect_right(keyframes, time + slack)
+        key = keyframes[index - 1] if index else 0.0
         if shown is None or key > position + 1e-6:
             sought = key > 0.0
             if sought:
@@ -76,11 +76,12 @@ def shown_frames(video: OpenVideo, times: Sequence[float], keyframes: Sequence[f
 def _decoded(video: OpenVideo, ends: Sequence[float] | None, delay: int) -> Iterator[Any]:
     """Yield frames with their time stamps.
 
-    An mp4's packets state both their times. Others do not always; FFmpeg guesses one.
+    An mp4's packets contain both decoding and presentation times. Other containers may lack one; FFmpeg guesses it.
 
     Args:
-        video: Where its next packet is the first to decode.
-        ends: The moments, in seconds, ascending: a frame is shown at one if none follows it up to there. None for all.
+        video: An open video, positioned at the first packet to decode.
+        ends: The requested times in seconds, ascending; the frame shown at a time is the last one before it. None for
+            all frames.
         delay: See `_decoding_delay`.
     """
     if video.kind == "mov" and ends is not None:
@@ -96,19 +97,19 @@ def _decoded(video: OpenVideo, ends: Sequence[float] | None, delay: int) -> Iter
 
 
 def _needed(video: OpenVideo, ends: Sequence[float]) -> Iterator[Any]:
-    """Yield frames, without those that are shown at none of the moments and that no other frame refers to."""
+    """Yield frames, without those that are shown at no requested time and that no other frame refers to."""
     stream, start, base = video.stream, video.start, float(video.stream.time_base)
     for packet, successor in _with_successors(video.container.demux(stream)):
         unused = False
         if successor is not None:
-            place = bisect_left(ends, packet.pts * base - start)
-            unused = place == len(ends) or ends[place] >= successor * base - start
+            index = bisect_left(ends, packet.pts * base - start)
+            unused = index == len(ends) or ends[index] >= successor * base - start
         stream.codec_context.skip_frame = "NONREF" if unused else "DEFAULT"
         yield from packet.decode()
 
 
 def _with_successors(packets: Iterable[Any]) -> Iterator[tuple[Any, int | None]]:
-    """Yield packets with the time stamp of the frame that is shown next; None where that cannot be told."""
+    """Yield packets with the time stamp of the frame that is shown next; None if that is unknown."""
     held: deque[Any] = deque()
     stamps: list[int] = []
     for packet in packets:
@@ -119,20 +120,20 @@ def _with_successors(packets: Iterable[Any]) -> Iterator[tuple[Any, int | None]]
             continue
         insort(stamps, packet.pts)
         while held:
-            place = bisect_right(stamps, held[0].pts)
-            # No packet is shown before it is decoded: what is still to come is not shown before this one's dts.
-            if place == len(stamps) or stamps[place] > packet.dts:
+            index = bisect_right(stamps, held[0].pts)
+            # A packet is shown after it is decoded, so packets still to come are shown after the dts of this one.
+            if index == len(stamps) or stamps[index] > packet.dts:
                 break
-            yield held.popleft(), stamps[place]
+            yield held.popleft(), stamps[index]
     yield from ((packet, None) for packet in held)
 
 
 def _decoding_delay(video: OpenVideo) -> int:
-    """Return how far an avi's decoder runs ahead of what it shows, in time stamps; 0 for other containers.
+    """Return the delay of an avi's decoder in time stamps, from packet in to frame out; 0 for other containers.
 
-    An avi stores no times of presentation, and those that FFmpeg guesses are wrong for frames that are stored in
-    another order. But frames come out in the order in which they are shown, one for each packet that goes in: each is
-    shown by the first one's delay before the packet that brought it out is decoded.
+    An avi stores no presentation times, and FFmpeg's guesses are wrong for frames that are stored in another order. But
+    the decoder returns frames in presentation order, one for each packet. So a frame's time is the time of the packet
+    that brought it out, minus the delay of the first frame.
     """
     if video.kind != "avi":
         return 0
@@ -142,10 +143,10 @@ def _decoding_delay(video: OpenVideo) -> int:
 
 
 def _stamped_in_order(video: OpenVideo, delay: int) -> Iterator[Any]:
-    """Yield an avi's frames, each with the time at which it is shown."""
+    """Yield an avi's frames, each with its presentation time."""
     stamp = (video.stream.start_time or 0) - 1
     for packet in video.container.demux(video.stream):
-        # The end of the file brings out the last ones, one after the other. A time stamp of an avi is one frame.
+        # The empty packet at the end brings out the last frames together. In an avi, one time stamp is one frame.
         stamp = packet.dts if packet.dts is not None else stamp + 1
         for number, frame in enumerate(packet.decode()):
             frame.pts = stamp + number - delay
@@ -153,10 +154,10 @@ def _stamped_in_order(video: OpenVideo, delay: int) -> Iterator[Any]:
 
 
 def check_every_frame(video: OpenVideo) -> None:
-    """Decode all of a video.
+    """Decode all frames of a video.
 
     Args:
-        video: At its start.
+        video: An open video at its start.
 
     Raises:
         DecodeError: A frame is damaged, or the frames or the file end before they should.
@@ -175,9 +176,9 @@ def check_every_frame(video: OpenVideo) -> None:
 
 
 def _file_ends(video: OpenVideo, last_frame: Any) -> tuple[float, float]:
-    """Return when a file of a kind whose length does not come from its header ends, and when its header says it does.
+    """Return the end of the file and the end in its header, in seconds; (0, 0) if `timing` is the header's already.
 
-    An avi that is cut off gets a shorter length from FFmpeg; an mkv, webm or flv is as long as its packets here.
+    For a truncated avi, FFmpeg already reports a shorter length; and the timing of mkv, webm and flv is from packets.
     """
     stream, container = video.stream, video.container
     if video.kind == "avi":
@@ -191,9 +192,9 @@ def _file_ends(video: OpenVideo, last_frame: Any) -> tuple[float, float]:
 
 
 def _slack(video: OpenVideo) -> float:
-    """Return by how many seconds a frame may start after the time that is meant: containers round time stamps.
+    """Return the tolerance in seconds by which a frame may start after a requested time: containers round time stamps.
 
-    An mkv does to 1 ms, a gif to 10 ms; an avi counts frames and has nothing to round.
+    An mkv rounds to 1 ms, a gif to 10 ms; an avi counts frames and rounds nothing.
     """
     return 1e-6 + (0.0 if video.kind == "avi" else min(0.75 * float(video.stream.time_base), 0.25 / video.fps))
 

@@ -1,7 +1,7 @@
-"""Video files to frames: only the frames that are asked for, by presentation time, as a player shows them.
+"""From video files to frames: only the requested frames, by presentation time, as a player shows them.
 
 A frame is shown from its time stamp to the next frame's, so a clip at 8 frames per second can be cut from a source of
-any rate, a varying one included. What cannot be decoded raises `DecodeError` with a reason; a clip is never filled up.
+any rate, also a variable one. If a video cannot be decoded, `DecodeError` has the reason; a clip is never padded.
 
 Shape letters: F frames, H height, W width.
 """
@@ -50,11 +50,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MediaInfo(VideoTiming):
-    """What a media file says about itself.
+    """Timing and size of a media file.
 
     Attributes:
-        height: Pixels as shown: turned as the file asks for, and with square pixels.
-        width: Pixels as shown.
+        height: Height in pixels as shown: rotated as the file says, and with square pixels.
+        width: Width in pixels as shown.
     """
 
     height: int
@@ -62,14 +62,14 @@ class MediaInfo(VideoTiming):
 
 
 def probe(media: Media, *, max_pixels: int = MAX_PIXELS) -> MediaInfo:
-    """Read a media file's header and its first picture, which tells how it is turned.
+    """Read a media file's header and its first picture, which has the rotation.
 
     Args:
         media: The file's bytes or its path.
         max_pixels: Largest height x width.
 
     Raises:
-        DecodeError: The file cannot be opened, or its first picture not be decoded.
+        DecodeError: The file cannot be opened, or its first picture cannot be decoded.
     """
     with opened(media, max_pixels) as video:
         timing = video.timing()
@@ -81,20 +81,20 @@ def probe(media: Media, *, max_pixels: int = MAX_PIXELS) -> MediaInfo:
 def decode_frames(
     media: Media, times: Sequence[float], size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Pixels:
-    """Decode the frames that are shown at given times.
+    """Decode the frames that are shown at the given times.
 
     Args:
         media: The file's bytes or its path.
         times: Seconds after the video's start, ascending.
-        size: Height and width in pixels: the short side is resized and the middle is cut out; None keeps the
-            source's.
+        size: Height and width in pixels: the short side is resized and the centre is cropped; None keeps the
+            size of the source.
         max_pixels: Largest height x width of the source; a larger one is refused before it is decoded.
 
     Returns:
         uint8 (len(times), 3, H, W) in [0, 255], RGB; never fewer frames than times.
 
     Raises:
-        DecodeError: The file cannot be decoded, or shows nothing at one of the times.
+        DecodeError: The file cannot be decoded, or has no frame at one of the times.
     """
     return decode_chosen(media, lambda timing: times, size, max_pixels=max_pixels)
 
@@ -110,7 +110,7 @@ def decode_chosen(
 
     Args:
         media: The file's bytes or its path.
-        choose: Gives the times, see `decode_frames`; called once.
+        choose: Returns the times, see `decode_frames`; called once.
         size: See `decode_frames`.
         max_pixels: See `decode_frames`.
 
@@ -128,7 +128,7 @@ def decode_chosen(
         except DecodeError as error:
             if error.reason != "corrupt":
                 raise
-    # Some streams decode only from their start: old x264 files in 4:4:4 tell their version in the first frame.
+    # Some streams decode only from their start: old x264 files in 4:4:4 have their version in the first frame.
     with opened(media, max_pixels) as video:
         return _decode(media, video, times, size, seek=False)
 
@@ -146,10 +146,10 @@ def _decode(
 
 
 def _converter(media: Media, video: OpenVideo, size: tuple[int, int] | None) -> FrameConverter:
-    """Make what turns the file's frames into pixels."""
+    """Return the converter for the frames of a file."""
     if video.kind in PICTURE_CONTAINERS:
         return FrameConverter(size, orientation=exif_orientation(_picture_bytes(media)))
-    # Browsers and picture viewers do not heed what a gif or a picture says about the shape of its pixels.
+    # Browsers and picture viewers ignore the pixel aspect ratio in gifs and pictures.
     aspect = None if video.kind == "gif" else video.stream.sample_aspect_ratio
     return FrameConverter(size, float(aspect or 1))
 
@@ -172,7 +172,7 @@ def _first_frame(media: Media, video: OpenVideo, max_pixels: int) -> Any:
 
 
 def decode_image(media: Media, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode a picture, or a video's first frame; of an animated picture the first one.
+    """Decode a picture, or the first frame of a video or animated picture.
 
     Args:
         media: The file's bytes or its path.
@@ -187,14 +187,14 @@ def decode_image(media: Media, size: tuple[int, int] | None = None, *, max_pixel
 
 
 def check_media(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Decode every frame of a video, or a picture, and keeps none.
+    """Decode every frame of a video, or a picture, to check it.
 
     Args:
         media: The file's bytes or its path.
         max_pixels: See `decode_frames`.
 
     Raises:
-        DecodeError: Something in it is damaged or missing.
+        DecodeError: A part of the file is damaged or missing.
     """
     with opened(media, max_pixels) as video:
         if video.kind in PICTURE_CONTAINERS:

@@ -1,4 +1,4 @@
-"""Frames to video files.
+"""Writing of frames into video files.
 
 Shape letters: F frames, H height, W width.
 """
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import write_atomically
 from divot_lightning.io.output_files import writing_to
 
 Pixels = NDArray[np.uint8]
 
 CODECS = {"mp4": "libx264", "mkv": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4", "gif": "gif"}
-"""Container by file suffix and the codec that is written into it."""
+"""Codec by file suffix of the container."""
 
 _FORMATS = {"mkv": "matroska"}
 # Full chroma resolution wherever the codec has it: half-resolution chroma smears the edges of small clips by up to 100
@@ -28,7 +29,7 @@ _PIXEL_FORMATS = {"libx264": "yuv444p", "libvpx-vp9": "yuv444p", "mpeg4": "yuv42
 
 def _codec_options(codec: str, crf: int) -> dict[str, str]:
     if codec == "libx264":
-        # With x264's macroblock tree the bytes of 32x32 clips differed with what lay in memory by chance.
+        # With x264's macroblock tree the bytes of 32x32 clips depended on uninitialised memory.
         return {"preset": "veryfast", "crf": str(crf), "mbtree": "0"}
     if codec == "libvpx-vp9":
         return {"crf": str(crf), "b:v": "0", "cpu-used": "8", "deadline": "realtime"}
@@ -37,7 +38,7 @@ def _codec_options(codec: str, crf: int) -> dict[str, str]:
 
 def _check_frames(video: Pixels) -> None:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[1] != 3 or len(video) == 0:
-        raise UserError(f"cannot write {video.dtype} {tuple(video.shape)} as a video; it takes uint8 (F, 3, H, W).")
+        raise UserError(f"cannot write {video.dtype} {tuple(video.shape)} as a video; it must be uint8 (F, 3, H, W).")
 
 
 def encode_video(
@@ -104,7 +105,7 @@ def write_video(path: str | Path, video: Pixels, fps: float, *, crf: int = 10, p
     The file appears under its name only when it is complete.
 
     Args:
-        path: Where to; parent folders are made.
+        path: File to write; parent folders are made.
         video: uint8 (F, 3, H, W) in [0, 255].
         fps: Frames per second.
         crf: See `encode_video`.
@@ -114,13 +115,11 @@ def write_video(path: str | Path, video: Pixels, fps: float, *, crf: int = 10, p
         The path.
 
     Raises:
-        UserError: It cannot be written, or not as this kind of video.
+        UserError: The file cannot be written, or its suffix is not known.
     """
     path = Path(path)
     data = encode_video(video, fps, container=path.suffix.lower().lstrip("."), crf=crf, pixel_format=pixel_format)
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
+        write_atomically(path, data)
     return path

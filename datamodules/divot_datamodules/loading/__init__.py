@@ -1,1 +1,1 @@
-"""From the order to batches: decoding workers, shared memory, skipped samples."""
+"""Loading: from the order to batches, with decoding workers, shared memory and the log of skipped samples."""

@@ -1,4 +1,7 @@
-"""Decoding in this process, or in workers that may hang, crash or be killed without ending the run."""
+"""Decoding of samples: in this process, or in worker processes.
+
+A worker may hang, crash or be killed: that costs at most its sample, and the run continues.
+"""
 
 import itertools
 import multiprocessing
@@ -17,120 +20,120 @@ from pebble import ProcessExpired, ProcessPool
 from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import Sample
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
-from divot_datamodules.order.order_plan import Slot
+from divot_datamodules.order.order_plan import SampleIndex
 from divot_lightning.errors import UserError
 
 MOST_REBUILDS = 3
-"""Times in a row that all workers are replaced without a sample in between, before the run ends."""
+"""The run ends if all workers had to be replaced more often than this, with no sample decoded in between."""
 MOST_STOPS = 8
-"""Times that a sample's worker may be ended by SIGTERM."""
-SMALLEST_PLACE = 2**22
-"""Bytes; a page of a place costs memory only once it was used, so that features find room as well."""
+"""A sample is given up if the workers that decode it are ended by SIGTERM more often than this."""
+SMALLEST_SLOT_BYTES = 2**22
+"""Least size of a buffer slot in bytes, so that cached features fit as well. Unused pages cost no memory."""
 _GRACE_SECONDS = 15.0
 _POLL_SECONDS = 1.0
 
 
 class Request(NamedTuple):
-    """Which sample is wanted.
+    """A request to read and decode one sample.
 
     Attributes:
-        data: Name of the data: "train", "validation", "test".
-        slot: The sample's place in the order.
+        data: Name of the split: "train", "validation" or "test".
+        sample: The sample's entry in the order.
     """
 
     data: str
-    slot: Slot
+    sample: SampleIndex
 
 
 Decode = Callable[[Request], Sample]
 
 
 class Pending(Protocol):
-    """A sample that was asked for."""
+    """A requested sample."""
 
     def result(self) -> Sample:
         """Wait for the sample, whose tensors are valid until `release`.
 
         Raises:
-            SampleError: It cannot be used.
+            SampleError: The sample cannot be used.
         """
         ...
 
     def release(self) -> None:
-        """Return up the sample, whether it came or not."""
+        """Give the sample and its memory back, whether it was decoded or not."""
         ...
 
 
 class Decoding(Protocol):
-    """Decodes what is asked for, in whichever process."""
+    """Decodes requested samples, in this process or in others."""
 
     def submit(self, request: Request) -> Pending:
-        """Ask for a sample."""
+        """Request a sample."""
         ...
 
     def close(self) -> None:
-        """End what was started."""
+        """End all processes that were started."""
         ...
 
 
-def make_decoding(decode: Decode, *, num_workers: int, deadline: float, places: int, slot_bytes: int) -> "Decoding":
-    """Return who decodes: this process without workers, else a pool of them.
+def make_decoding(decode: Decode, *, num_workers: int, deadline: float, num_slots: int, slot_bytes: int) -> "Decoding":
+    """Return a decoder: a pool of worker processes, or this process if there are no workers.
 
     Args:
-        decode: What is done.
-        num_workers: Number of worker processes.
-        deadline: Seconds for one sample; workers only.
-        places: Samples that may be on their way at one time; workers only.
-        slot_bytes: Memory of a sample's frames; workers only.
+        decode: Reads and decodes one sample.
+        num_workers: Number of worker processes; 0 decodes in this process.
+        deadline: Seconds for one sample; only with workers.
+        num_slots: Buffer slots of the shared memory: samples that may be in flight at a time; only with workers.
+        slot_bytes: Size of a buffer slot, for the frames of one sample; only with workers.
     """
     if num_workers == 0:
         return LazyDecoding(decode)
-    return DecodePool(decode, num_workers, deadline, SharedMemoryPool(places, slot_bytes))
+    return DecodePool(decode, num_workers, deadline, SharedMemoryPool(num_slots, slot_bytes))
 
 
 class LazyDecoding:
-    """Decodes in this process, when the sample is waited for. No deadline can be kept."""
+    """Decodes in this process, when `result` is called. Deadlines have no effect here."""
 
     def __init__(self, decode: Decode) -> None:
         self.decode = decode
 
     def submit(self, request: Request) -> "LazySample":
-        """Record what is wanted."""
+        """Keep the request until its result is needed."""
         return LazySample(self.decode, request)
 
     def close(self) -> None:
-        """Have nothing to end."""
+        """Do nothing: there are no processes to end."""
 
 
 class LazySample:
-    """A sample that is decoded when it is waited for."""
+    """A sample that is decoded when `result` is called."""
 
     def __init__(self, decode: Decode, request: Request) -> None:
         self.decode, self.request = decode, request
 
     def result(self) -> Sample:
-        """Decode."""
+        """Decode the sample."""
         return self.decode(self.request)
 
     def release(self) -> None:
-        """Have nothing to give up."""
+        """Do nothing: the sample has its own memory."""
 
 
 class DecodePool:
     """Decodes in forked worker processes, each sample with a deadline.
 
-    A worker that is not done in time is killed and replaced, and so is one that dies; a sample whose worker died is
-    tried once more. Workers end with this process, however it ends.
+    A worker that misses the deadline is killed and replaced; a worker that dies is replaced. If a worker dies, its
+    sample is tried once more. Workers end when this process ends, even if it is killed.
 
     Args:
-        decode: What the workers do.
+        decode: Reads and decodes one sample, in a worker.
         num_workers: Number of processes.
         deadline: Seconds for one sample, reading included.
-        arena: Where workers put the frames.
+        memory: Shared memory in which workers store the frames.
     """
 
-    def __init__(self, decode: Decode, num_workers: int, deadline: float, arena: SharedMemoryPool) -> None:
-        self.decode, self.num_workers, self.deadline, self.arena = decode, num_workers, deadline, arena
+    def __init__(self, decode: Decode, num_workers: int, deadline: float, memory: SharedMemoryPool) -> None:
+        self.decode, self.num_workers, self.deadline, self.memory = decode, num_workers, deadline, memory
         self.outstanding: set[PooledSample] = set()
         self.given_up: set[Future[Any]] = set()
         self.last_done = time.monotonic()
@@ -141,28 +144,28 @@ class DecodePool:
         return ProcessPool(
             max_workers=self.num_workers,
             initializer=_begin_worker,
-            initargs=(self.decode, self.arena, os.getpid()),
+            initargs=(self.decode, self.memory, os.getpid()),
             context=multiprocessing.get_context("fork"),
         )
 
     def submit(self, request: Request) -> "PooledSample":
-        """Queue a request; workers take them in the order in which they were made."""
-        return PooledSample(self, request, self.arena.acquire())
+        """Queue a request; workers take requests in order."""
+        return PooledSample(self, request, self.memory.acquire())
 
-    def schedule(self, request: Request, place: int | None) -> "Future[Any]":
-        """Hand a request to the workers."""
+    def schedule(self, request: Request, slot: int | None) -> "Future[Any]":
+        """Queue a request for the workers, which write the frames into a buffer slot."""
         try:
-            future = self._hand_over(request, place)
-        except RuntimeError:
+            future = self._hand_over(request, slot)
+        except RuntimeError:  # pebble: the pool is broken
             self.rebuild()
-            future = self._hand_over(request, place)
+            future = self._hand_over(request, slot)
         future.add_done_callback(self._note_done)
         return future
 
-    def _hand_over(self, request: Request, place: int | None) -> "Future[Any]":
+    def _hand_over(self, request: Request, slot: int | None) -> "Future[Any]":
         try:
             # The first request starts the workers.
-            return cast("Future[Any]", self._pool.schedule(_work, args=(request, place), timeout=self.deadline))
+            return cast("Future[Any]", self._pool.schedule(_work, args=(request, slot), timeout=self.deadline))
         except OSError as error:
             raise UserError(
                 f"the {self.num_workers} workers that decode cannot be started: {error}\n"
@@ -176,14 +179,14 @@ class DecodePool:
             self._rebuilds = 0
 
     def is_stuck(self) -> bool:
-        """Return whether no sample came for longer than deadlines explain: the workers' queue itself is broken."""
+        """Return whether no sample was decoded for so long that the workers' queue itself must be broken."""
         return time.monotonic() - self.last_done > 2 * self.deadline + _GRACE_SECONDS + 4 * self.num_workers
 
     def rebuild(self) -> None:
-        """Replace all workers and asks anew for what they had not done.
+        """Replace all workers and request again the samples that they had not finished.
 
         Raises:
-            UserError: They are replaced again and again.
+            UserError: All workers were replaced `MOST_REBUILDS` times in a row.
         """
         self._rebuilds += 1
         if self._rebuilds > MOST_REBUILDS:
@@ -193,10 +196,10 @@ class DecodePool:
             )
         self._stop()
         for future in list(self.given_up):
-            future.cancel()  # no worker has it any more, and its place in the arena is free
+            future.cancel()  # no worker uses its buffer slot any more
         self._pool, self.last_done = self._make_pool(), time.monotonic()
         for sample in sorted(self.outstanding, key=lambda sample: sample.number):
-            sample.ask_again_if_lost()
+            sample.request_again_if_unfinished()
 
     def close(self) -> None:
         """End the workers."""
@@ -212,15 +215,15 @@ class PooledSample:
 
     _numbers = itertools.count()
 
-    def __init__(self, pool: DecodePool, request: Request, place: int | None) -> None:
-        self.pool, self.request, self.place = pool, request, place
+    def __init__(self, pool: DecodePool, request: Request, slot: int | None) -> None:
+        self.pool, self.request, self.slot = pool, request, slot
         self.deaths = 0
         self.number = next(self._numbers)
-        self.future = pool.schedule(request, place)
+        self.future = pool.schedule(request, slot)
         pool.outstanding.add(self)
 
     def result(self) -> Sample:
-        """Wait; see `Pending`."""
+        """Wait for the sample; see `Pending`."""
         while True:
             self._wait()
             error = self.future.exception()
@@ -242,46 +245,46 @@ class PooledSample:
 
     def _worker_died(self, error: ProcessExpired) -> None:
         self.deaths += 1
-        # Whoever stops a job may signal its workers as well; the sample is not to blame for that.
-        asked_to_stop = error.exitcode in (signal.SIGTERM, -signal.SIGTERM)
-        if self.deaths > (MOST_STOPS if asked_to_stop else 1):
+        # Schedulers that stop a job send SIGTERM to its workers as well; then the sample is not the cause.
+        got_sigterm = error.exitcode in (signal.SIGTERM, -signal.SIGTERM)
+        if self.deaths > (MOST_STOPS if got_sigterm else 1):
             raise SampleError(
                 "worker_died", f"the process that decoded it ended with code {error.exitcode}, {self.deaths} times"
             )
-        self.future = self.pool.schedule(self.request, self.place)
+        self.future = self.pool.schedule(self.request, self.slot)
 
     def _unpack(self, answer: Any) -> Sample:
         if isinstance(answer, BaseException):
             raise answer
-        return self.pool.arena.load(cast(Sample, answer))
+        return self.pool.memory.load(cast(Sample, answer))
 
-    def ask_again_if_lost(self) -> None:
-        """Ask anew if the workers that were asked are gone."""
+    def request_again_if_unfinished(self) -> None:
+        """Request the sample again if the workers that had the request are gone."""
         if not self.future.done() or isinstance(self.future.exception(), BrokenProcessPool):
-            self.future = self.pool.schedule(self.request, self.place)
+            self.future = self.pool.schedule(self.request, self.slot)
 
     def release(self) -> None:
-        """Return up the sample; a worker that has not begun with it leaves it."""
+        """Give the sample and its buffer slot back; a worker that has not begun with it skips it."""
         if self not in self.pool.outstanding:
             return
         self.pool.outstanding.discard(self)
-        self.pool.arena.mark_unwanted(self.place)
-        # Not cancelled: that would kill the worker that has it.
+        self.pool.memory.mark_unneeded(self.slot)
+        # The future is not cancelled, since pebble would kill the worker that runs it.
         self.pool.given_up.add(self.future)
-        self.future.add_done_callback(self._free_place)
+        self.future.add_done_callback(self._free_slot)
 
-    def _free_place(self, future: "Future[Any]") -> None:
+    def _free_slot(self, future: "Future[Any]") -> None:
         self.pool.given_up.discard(future)
-        self.pool.arena.release(self.place)
+        self.pool.memory.release(self.slot)
 
 
 _worker: tuple[Decode, SharedMemoryPool] | None = None
 
 
-def _begin_worker(decode: Decode, arena: SharedMemoryPool, parent: int) -> None:
+def _begin_worker(decode: Decode, memory: SharedMemoryPool, parent: int) -> None:
     global _worker
     torch.set_num_threads(1)
-    _worker = decode, arena
+    _worker = decode, memory
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
 
@@ -292,16 +295,16 @@ def end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _work(request: Request, place: int | None) -> Sample | Exception | None:
-    """Decode in a worker; what is wrong with the sample is returned, so that no traceback crosses processes.
+def _work(request: Request, slot: int | None) -> Sample | Exception | None:
+    """Decode in a worker. Errors of the sample are returned, not raised, so that no traceback crosses processes.
 
-    Other errors are mistakes in a program: pebble carries them over with their traceback, and they end the run.
+    Other errors are bugs: pebble sends them with their traceback, and they end the run.
     """
     assert _worker is not None
-    decode, arena = _worker
-    if arena.is_unwanted(place):
+    decode, memory = _worker
+    if memory.is_unneeded(slot):
         return None
     try:
-        return arena.store(place, decode(request))
+        return memory.store(slot, decode(request))
     except (SampleError, UserError) as error:
         return error.with_traceback(None)

@@ -1,4 +1,4 @@
-"""Decoded samples that stay in memory, so that later passes over a small set need no decoding."""
+"""A cache of decoded samples in memory, so that later passes over a small data set need no decoding."""
 
 from dataclasses import fields, replace
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor
 from divot_datamodules.decoding.samples import Sample
 from divot_datamodules.loading.shared_memory import without_repeats
 
-Place = tuple[str, int, int, int]
-"""Data, source, unit, sample."""
+SampleId = tuple[str, int, int, int]
+"""Name of the split, and the indices of source, shard and sample: the same in every pass."""
 
 
 class DecodedCache:
-    """Keeps samples as long as they fit.
+    """Keeps decoded samples, as many as fit.
 
-    Only samples without a choice of clip are kept: a random part of a long video is decoded anew in each pass.
+    A sample is kept only if each pass decodes the same clip of it. Of a long video each pass decodes another part.
 
     Args:
         max_bytes: Memory for the media.
@@ -23,21 +23,21 @@ class DecodedCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._left = max_bytes
-        self._kept: dict[Place, Sample] = {}
+        self._kept: dict[SampleId, Sample] = {}
 
-    def add(self, place: Place, sample: Sample) -> None:
-        """Keep a copy of a sample if it may be kept and fits."""
+    def add(self, sample_id: SampleId, sample: Sample) -> None:
+        """Keep a copy of a sample if it is the same in each pass, and fits."""
         values = {field.name: getattr(sample, field.name) for field in fields(sample)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         size = sum(without_repeats(tensor).nbytes for tensor in tensors.values())
-        if not sample.is_deterministic or place in self._kept or size > self._left:
+        if not sample.is_deterministic or sample_id in self._kept or size > self._left:
             return
         self._left -= size
         copies: dict[str, Any] = {
             name: without_repeats(tensor).clone().expand(tensor.shape) for name, tensor in tensors.items()
         }
-        self._kept[place] = replace(sample, **copies)
+        self._kept[sample_id] = replace(sample, **copies)
 
-    def get(self, place: Place) -> Sample | None:
-        """Return a kept sample."""
-        return self._kept.get(place)
+    def get(self, sample_id: SampleId) -> Sample | None:
+        """Return a kept sample, or None."""
+        return self._kept.get(sample_id)

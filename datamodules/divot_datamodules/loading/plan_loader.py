@@ -1,7 +1,7 @@
-"""From the plan of the order to batches: asks for samples ahead, takes them in order, leaves out what is unusable.
+"""From the order plan to batches: request samples ahead, take them in order, skip those that cannot be used.
 
-Batches of a step are the same whatever the number of workers, and the shares of all ranks together are the same
-whatever the number of ranks: what is drawn for a sample depends on the seed and on its slot's number only.
+The batch of a step is the same for every number of workers, and for every number of ranks if their parts are joined:
+random choices for a sample depend only on the seed and on the sample's number in the order.
 
 Shape letters: B batch.
 """
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,28 +20,28 @@ from torch import Tensor
 from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, check_item, collate
 from divot_datamodules.loading.decode_pool import Decode, Decoding, Pending, Request
-from divot_datamodules.loading.decoded_cache import DecodedCache, Place
-from divot_datamodules.loading.skipped_samples import Defect, SkippedSamples
+from divot_datamodules.loading.decoded_cache import DecodedCache, SampleId
+from divot_datamodules.loading.skipped_samples import SkippedSample, SkippedSamples
 from divot_datamodules.order.data_position import TrainPosition
-from divot_datamodules.order.order_plan import Slot
+from divot_datamodules.order.order_plan import SampleIndex
 from divot_datamodules.shards.sources import SampleSource
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
+from divot_lightning.parts.batch import Batch
 
-Batch = dict[str, Any]
 MakeItems = Callable[[Sample, np.random.Generator], list[Item]]
 PERMANENT_ERRORS = ("deadline", "worker_died")
-"""Reasons that cost so much that a sample is not tried again in the next pass."""
+"""Reasons for which a sample is not tried again in the next pass, since each try costs too much time."""
 
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """A source with what is done to its samples.
+    """A source with the functions that turn its bytes into items of a batch.
 
     Attributes:
-        source: Where the bytes come from.
+        source: Reads the bytes of a sample.
         decoder: Decodes a sample.
-        make_items: Turns a decoded sample into what the stage trains on, with a generator for what is left open.
+        make_items: Turns a decoded sample into items of a batch; the generator makes the random choices.
     """
 
     source: SampleSource
@@ -49,49 +49,50 @@ class LoadedSource:
     make_items: MakeItems
 
 
-def draw(seed: int, slot_number: int, purpose: int) -> np.random.Generator:
-    """Return the generator of what is drawn for one slot.
+def sample_rng(seed: int, sample_index: int, purpose: int) -> np.random.Generator:
+    """Return the generator for the random choices of one sample.
 
     Args:
-        seed: Of the data.
-        slot_number: Of the slot.
-        purpose: 0 for decoding, 1 for tasks, so that a decoded sample from the cache changes nothing.
+        seed: Seed of the data.
+        sample_index: Number of the sample in the order.
+        purpose: 0 for decoding, 1 for tasks. They have separate generators, so that the task is the same whether the
+            decoded sample comes from the cache or not.
     """
-    return np.random.default_rng([seed, slot_number, purpose])
+    return np.random.default_rng([seed, sample_index, purpose])
 
 
 def decode_function(data: dict[str, Sequence[LoadedSource]], seed: int) -> Decode:
-    """Return how a request is read and decoded.
+    """Return the function that reads and decodes the sample of a request.
 
     Args:
-        data: Sources by the data's name; only "train" draws where clips start.
-        seed: Of the data.
+        data: Sources by the name of their split; only in "train" clips start at a random time.
+        seed: Seed of the data.
     """
 
     def decode(request: Request) -> Sample:
-        slot, opened = request.slot, data[request.data][request.slot.source]
-        rng = draw(seed, slot.number, 0) if request.data == "train" else None
-        return opened.decoder(opened.source.read(slot.unit, slot.sample), rng)
+        index, opened = request.sample, data[request.data][request.sample.source]
+        rng = sample_rng(seed, index.number, 0) if request.data == "train" else None
+        return opened.decoder(opened.source.read(index.shard, index.sample), rng)
 
     return decode
 
 
 class PlannedStep(NamedTuple):
-    """What one process takes in a step.
+    """The samples that one process takes in a step.
 
     Attributes:
-        step: Its number in the plan.
-        share: The slots of this process.
-        others: Slots to look for a dummy batch in, nearest first.
+        step: Number of the step in the plan.
+        indices: The samples of this process.
+        others: Samples to try for a dummy batch, nearest first.
     """
 
     step: int
-    share: list[Slot]
-    others: Iterable[Slot]
+    indices: list[SampleIndex]
+    others: Iterable[SampleIndex]
 
 
 class _ReadySample:
-    """A sample, or its defect, that needs no decoding."""
+    """A sample that needs no decoding: it is in the cache, or its error is known."""
 
     def __init__(self, outcome: Sample | SampleError) -> None:
         self.outcome = outcome
@@ -110,38 +111,37 @@ class BatchReader:
     """Reads planned steps.
 
     Attributes:
-        data: Name of the data.
+        data: Name of the split.
         sources: Its sources.
-        decoding: Gives who decodes.
-        ledger: Where unusable samples are noted.
+        decoding: Returns the decoder, which is started at the first call.
+        skipped: The log of samples that cannot be used.
         cache: Keeps decoded samples.
-        seed: Decides all draws.
-        prefetch: Samples that are asked for ahead.
-        pin_memory: Whether batches lie where a GPU fetches them faster.
-        limits: What the stage can take of a sample; another one is not usable.
+        seed: Decides all random choices.
+        prefetch: Number of samples that are requested ahead.
+        pin_memory: Whether batches are in pinned memory, from which a GPU copies faster.
+        limits: The samples that the stage accepts; others are skipped.
     """
 
     data: str
     sources: Sequence[LoadedSource]
     decoding: Callable[[], Decoding]
-    ledger: SkippedSamples
+    skipped: SkippedSamples
     cache: DecodedCache
     seed: int = 0
     prefetch: int = 0
     pin_memory: bool = False
     limits: SampleLimits = field(default_factory=SampleLimits)
-    _usable: Slot | None = None
-    _failed_for_good: dict[Place, SampleError] = field(default_factory=dict)
+    _last_usable: SampleIndex | None = None
+    _failed_for_good: dict[SampleId, SampleError] = field(default_factory=dict)
 
     def read(self, steps: Iterable[PlannedStep]) -> Iterator[Batch]:
         """Yield a batch per step.
 
         Args:
-            steps: In order; taken from as far ahead as `prefetch` says.
+            steps: The steps in order; taken from the iterable as far ahead as `prefetch` requires.
 
         Yields:
-            What `collate` makes, and "slot" (int64, (B,)), "counted" (B, or 0 for a dummy batch), "position" (the number
-            of the next step).
+            The batch of a step; see `divot_lightning.parts.batch.Batch`.
         """
         ahead: deque[tuple[PlannedStep, list[Pending]]] = deque()
         remaining = iter(steps)
@@ -151,7 +151,7 @@ class BatchReader:
                     planned = next(remaining, None)
                     if planned is None:
                         break
-                    ahead.append((planned, [self._ask(slot) for slot in planned.share]))
+                    ahead.append((planned, [self._request(index) for index in planned.indices]))
                 if not ahead:
                     return
                 planned, pendings = ahead[0]
@@ -162,59 +162,67 @@ class BatchReader:
             for pending in chain.from_iterable(pendings for _, pendings in ahead):
                 pending.release()
 
-    def _place(self, slot: Slot) -> Place:
-        return self.data, slot.source, slot.unit, slot.sample
+    def _sample_id(self, index: SampleIndex) -> SampleId:
+        return self.data, index.source, index.shard, index.sample
 
-    def _ask(self, slot: Slot) -> Pending:
-        known = self.cache.get(self._place(slot)) or self._failed_for_good.get(self._place(slot))
-        return _ReadySample(known) if known is not None else self.decoding().submit(Request(self.data, slot))
+    def _request(self, index: SampleIndex) -> Pending:
+        sample_id = self._sample_id(index)
+        known = self.cache.get(sample_id) or self._failed_for_good.get(sample_id)
+        return _ReadySample(known) if known is not None else self.decoding().submit(Request(self.data, index))
 
     def _batch(self, planned: PlannedStep, pendings: list[Pending]) -> Batch:
-        taken: list[tuple[Slot, Item]] = []
-        for slot, pending in zip(planned.share, pendings, strict=True):
-            self.ledger.saw_sample()
-            taken += [(slot, item) for item in self._items(slot, pending)]
+        taken: list[tuple[SampleIndex, Item]] = []
+        for index, pending in zip(planned.indices, pendings, strict=True):
+            self.skipped.count_seen()
+            taken += [(index, item) for item in self._items(index, pending)]
         counted = len(taken)
         if not taken:
-            taken, pendings = self._filler(planned)
+            taken, pendings = self._dummy_batch(planned)
         items = [item for _, item in taken]
-        batch = self._own(collate(items), items)
+        batch = self._copied(collate(items), items)
         for pending in pendings:
             pending.release()
-        slots = torch.tensor([slot.number for slot, _ in taken], dtype=torch.int64)
-        return {**batch, "slot": slots, "counted": counted, "position": planned.step + 1}
+        numbers = torch.tensor([index.number for index, _ in taken], dtype=torch.int64)
+        return cast(Batch, {**batch, "sample_index": numbers, "counted": counted, "position": planned.step + 1})
 
-    def _items(self, slot: Slot, pending: Pending) -> list[Item]:
-        """Wait for a sample's items; [] if it cannot be used, which the ledger then knows."""
-        opened = self.sources[slot.source]
+    def _items(self, index: SampleIndex, pending: Pending) -> list[Item]:
+        """Wait for a sample's items. If it cannot be used, return [] and add it to the skipped samples."""
+        opened = self.sources[index.source]
         try:
             sample = pending.result()
-            self.cache.add(self._place(slot), sample)
-            items = opened.make_items(sample, draw(self.seed, slot.number, 1))
+            self.cache.add(self._sample_id(index), sample)
+            items = opened.make_items(sample, sample_rng(self.seed, index.number, 1))
             for item in items:
                 check_item(item, self.limits)
         except SampleError as error:
             if error.reason in PERMANENT_ERRORS:
-                self._failed_for_good[self._place(slot)] = error
-            key, shard = opened.source.key(slot.unit, slot.sample), opened.source.unit_name(slot.unit)
-            self.ledger.record(Defect(error.reason, shard, key, error.detail))
+                self._failed_for_good[self._sample_id(index)] = error
+            key, path = opened.source.key(index.shard, index.sample), opened.source.shard_path(index.shard)
+            self.skipped.add(SkippedSample(error.reason, path, key, error.detail))
             return []
-        self._usable = slot
+        self._last_usable = index
         return items
 
-    def _filler(self, planned: PlannedStep) -> tuple[list[tuple[Slot, Item]], list[Pending]]:
-        """Find the nearest usable sample, which keeps this process in step and does not count."""
-        near = [self._usable] if self._usable else []
-        for slot in chain(near, planned.others):
-            pending = self._ask(slot)
-            items = self._items(slot, pending)
-            if items:
-                return [(slot, items[0])], [pending]
-            pending.release()
-        raise UserError(self.ledger.report(self.ledger.lost, self.ledger.seen))
+    def _dummy_batch(self, planned: PlannedStep) -> tuple[list[tuple[SampleIndex, Item]], list[Pending]]:
+        """Find the nearest usable sample, for a batch that does not count but keeps this rank in sync with the others.
 
-    def _own(self, batch: Batch, items: list[Item]) -> Batch:
-        """Copy what still lies where its samples do: that memory is used again, or belongs to the cache."""
+        Raises:
+            UserError: No sample is usable.
+        """
+        near = [self._last_usable] if self._last_usable else []
+        for index in chain(near, planned.others):
+            pending = self._request(index)
+            items = self._items(index, pending)
+            if items:
+                return [(index, items[0])], [pending]
+            pending.release()
+        raise UserError(self.skipped.report(self.skipped.num_skipped, self.skipped.seen))
+
+    def _copied(self, batch: dict[str, Any], items: list[Item]) -> dict[str, Any]:
+        """Copy tensors that share memory with a sample: a buffer slot is used again, and the cache keeps its tensors.
+
+        A batch of one sample shares its memory; `collate` has copied the others already.
+        """
         borrowed = {_storage(value) for item in items for value in item.values() if isinstance(value, Tensor)}
         for name, value in batch.items():
             if isinstance(value, Tensor):
@@ -228,11 +236,11 @@ def _storage(tensor: Tensor) -> int:
 
 
 class PlanLoader:
-    """Gives batches to Lightning's loops, and tells how long they were waited for.
+    """The loader of batches for Lightning's loops; it measures how long the loops wait for them.
 
     Attributes:
-        wait_seconds: What the latest batch made the caller wait.
-        waited_seconds: What all batches together did.
+        wait_seconds: Time that the caller waited for the latest batch.
+        waited_seconds: Time that the caller waited for all batches together.
     """
 
     def __init__(self, reader: BatchReader, rank: int, world_size: int) -> None:
@@ -240,8 +248,8 @@ class PlanLoader:
         self.wait_seconds = 0.0
         self.waited_seconds = 0.0
 
-    def _share(self, slots: list[Slot]) -> list[Slot]:
-        return slots[self.rank :: self.world_size]
+    def _of_this_rank(self, indices: list[SampleIndex]) -> list[SampleIndex]:
+        return indices[self.rank :: self.world_size]
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -255,14 +263,15 @@ class PlanLoader:
 
 
 class TrainLoader(PlanLoader):
-    """The training batches from the data's position on: endlessly, or to the end of the epoch.
+    """The training batches from the current position on: without end, or to the end of the epoch.
 
     Args:
         reader: Reads steps.
-        position: Where training stands; asked when the first batch is, and moved on by who uses the batches.
-        rank: Of this process.
+        position: Position of training, read when iteration begins. Who uses the batches moves it.
+        rank: Rank of this process.
         world_size: Number of training processes.
-        moves: Whether asking for the next batch counts as having used the last one, where nobody else says so.
+        moves: Whether a request for the next batch moves the position behind the last one; for use without a trainer,
+            whose callback moves it otherwise.
     """
 
     def __init__(
@@ -273,14 +282,14 @@ class TrainLoader(PlanLoader):
         self.began_at: int | None = None
 
     def __len__(self) -> int:
-        """Return the steps of an exact epoch."""
+        """Return the number of steps of an exact epoch."""
         steps = self.position.plan.steps_per_epoch
         if steps is None:
             raise TypeError("an endless order has no length")
         return steps
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches; nothing is read before the first is asked for."""
+        """Yield batches; nothing is read before the first one is requested."""
         self.began_at = self.position.restored
         for batch in self._timed(self.reader.read(self._steps())):
             yield batch
@@ -289,7 +298,7 @@ class TrainLoader(PlanLoader):
 
     @property
     def began_too_early(self) -> bool:
-        """Whether batches were asked for before a checkpoint moved the position."""
+        """Whether iteration began before a checkpoint set the position."""
         return self.began_at is not None and self.began_at != self.position.restored
 
     def _steps(self) -> Iterator[PlannedStep]:
@@ -299,36 +308,36 @@ class TrainLoader(PlanLoader):
         for step in self.position.steps_from(first):
             if last is not None and step >= last:
                 return
-            yield PlannedStep(step, self._share(plan.batch(step)), self._slots_from(step))
+            yield PlannedStep(step, self._of_this_rank(plan.batch(step)), self._indices_from(step))
 
     def trial(self) -> Iterator[Batch]:
-        """Yield the first batch of each source that has steps of its own, in their order; of mixed sources one.
+        """Yield the first batch of each source that has its own steps, in their order; one batch if sources are mixed.
 
-        Training does not begin with it: the position stays where it is.
+        Training does not begin with it: the position does not change.
         """
         plan = self.position.plan
-        wanted = 1 if plan.mixes_samples else len(plan.sources)
+        kinds = 1 if plan.mixes_samples else len(plan.sources)
         first: dict[int, PlannedStep] = {}
         for planned in self._steps():
-            first.setdefault(planned.share[0].source if wanted > 1 else 0, planned)
-            if len(first) == wanted:
+            first.setdefault(planned.indices[0].source if kinds > 1 else 0, planned)
+            if len(first) == kinds:
                 break
         yield from self.reader.read([first[source] for source in sorted(first)])
 
-    def _slots_from(self, step: int) -> Iterator[Slot]:
-        """Yield slots as many as there are samples, this step's first."""
+    def _indices_from(self, step: int) -> Iterator[SampleIndex]:
+        """Yield as many entries of the order as there are samples, from this step on."""
         plan = self.position.plan
-        slots = (slot for later in self.position.steps_from(step) for slot in plan.batch(later))
-        return islice(slots, sum(source.size for source in plan.sources))
+        indices = (index for later in self.position.steps_from(step) for index in plan.batch(later))
+        return islice(indices, sum(source.size for source in plan.sources))
 
 
 class EvaluationLoader(PlanLoader):
-    """The batches of one pass in order, as many on each rank.
+    """The batches of one pass in order; each rank has the same number of batches.
 
     Args:
         reader: Reads steps.
-        batch_size: Samples of a step, all ranks together.
-        rank: Of this process.
+        batch_size: Samples of a step, in all ranks together.
+        rank: Rank of this process.
         world_size: Number of processes.
     """
 
@@ -336,16 +345,16 @@ class EvaluationLoader(PlanLoader):
         super().__init__(reader, rank, world_size)
         self.batch_size = batch_size
         counts = [
-            (source, unit, count)
+            (source, shard, count)
             for source, opened in enumerate(reader.sources)
-            for unit, count in enumerate(opened.source.counts)
+            for shard, count in enumerate(opened.source.counts)
         ]
-        self._units = [(source, unit) for source, unit, _ in counts]
+        self._shards = [(source, shard) for source, shard, _ in counts]
         self._ends = np.cumsum([count for _, _, count in counts], dtype=np.int64)
 
     @property
     def size(self) -> int:
-        """Sample of the pass."""
+        """Samples of the pass."""
         return int(self._ends[-1])
 
     def __len__(self) -> int:
@@ -359,12 +368,12 @@ class EvaluationLoader(PlanLoader):
     def _steps(self) -> Iterator[PlannedStep]:
         for step in range(len(self)):
             first = step * self.batch_size
-            slots = [self._slot(number) for number in range(first, min(first + self.batch_size, self.size))]
-            others = (self._slot(number % self.size) for number in range(first, first + self.size))
-            yield PlannedStep(step, self._share(slots), others)
+            indices = [self._index(number) for number in range(first, min(first + self.batch_size, self.size))]
+            others = (self._index(number % self.size) for number in range(first, first + self.size))
+            yield PlannedStep(step, self._of_this_rank(indices), others)
 
-    def _slot(self, number: int) -> Slot:
+    def _index(self, number: int) -> SampleIndex:
         at = int(np.searchsorted(self._ends, number, side="right"))
-        source, unit = self._units[at]
-        count = self.reader.sources[source].source.counts[unit]
-        return Slot(number, source, 0, unit, number - int(self._ends[at]) + count)
+        source, shard = self._shards[at]
+        count = self.reader.sources[source].source.counts[shard]
+        return SampleIndex(number, source, 0, shard, number - int(self._ends[at]) + count)

@@ -1,4 +1,4 @@
-"""Between training steps and their data: what was used, and how long training waited for it."""
+"""A callback that connects training steps with their data: which batches were used, and the time spent waiting."""
 
 import time
 from typing import Any
@@ -10,10 +10,10 @@ from divot_datamodules.order.data_position import TrainPosition
 
 
 class PositionCallback(Callback):
-    """Notes which batches the training step has used, before checkpoints are taken; logs the share of waiting.
+    """Notes which batches were used, before checkpoints are saved; logs the fraction of time spent waiting for data.
 
     Args:
-        position: Where training stands.
+        position: Position of training in the order.
     """
 
     def __init__(self, position: TrainPosition) -> None:
@@ -23,7 +23,7 @@ class PositionCallback(Callback):
         self._waited = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let Lightning fetch again if it fetched before the checkpoint's position was known."""
+        """Make Lightning fetch again if it fetched a batch before the checkpoint set the position."""
         fetcher = trainer.fit_loop._data_fetcher
         if fetcher is not None and self.loader is not None and self.loader.began_too_early:
             iter(fetcher)
@@ -35,8 +35,8 @@ class PositionCallback(Callback):
         """Move the position to the step after this batch."""
         self.position.used(batch["position"])
         if self.loader is not None and trainer._logger_connector.should_update_logs:
-            share = (self.loader.waited_seconds - self._waited) / (time.perf_counter() - self._since)
-            pl_module.log("data/wait_share", share, rank_zero_only=True)
+            fraction = (self.loader.waited_seconds - self._waited) / (time.perf_counter() - self._since)
+            pl_module.log("data/wait_share", fraction, rank_zero_only=True)
             self._restart_clock()
 
     def _restart_clock(self) -> None:

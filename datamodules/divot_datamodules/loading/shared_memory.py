@@ -1,7 +1,7 @@
 """Memory that the training process shares with its decoding workers, so that frames need no pipe.
 
 The memory is mapped before the workers are forked and has no name: nothing is left behind when a worker is killed, no
-limit on /dev/shm applies, and a page costs memory only once it was written. Measured on one core: a sample of 3 MB
+limit on /dev/shm applies, and a page costs memory only once it is written. Measured on one core: a sample of 3 MB
 takes 0.3 ms this way, 2.9 ms through a named block of its own, 7.1 ms pickled.
 """
 
@@ -20,14 +20,14 @@ T = TypeVar("T")
 _ALIGNMENT = 64
 
 
-def arena_bytes(places: int, slot_bytes: int) -> int:
-    """Return the size of an arena.
+def pool_bytes(num_slots: int, slot_bytes: int) -> int:
+    """Return the size of a pool in bytes.
 
     Args:
-        places: Number of places.
+        num_slots: Number of buffer slots.
         slot_bytes: Size of each.
     """
-    return max(1, places) * _aligned(slot_bytes)
+    return max(1, num_slots) * _aligned(slot_bytes)
 
 
 def _aligned(size: int) -> int:
@@ -36,13 +36,13 @@ def _aligned(size: int) -> int:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Stands for a tensor that lies in the arena.
+    """Stands for a tensor whose values are in the pool.
 
     Attributes:
-        offset: Bytes from the arena's beginning.
-        stored: Shape of what lies there.
-        shape: Of the tensor, which may repeat it.
-        dtype: Of the tensor.
+        offset: Bytes from the beginning of the pool.
+        stored: Shape of the values in the pool, each once.
+        shape: Shape of the tensor, which may repeat them.
+        dtype: Type of the values.
     """
 
     offset: int
@@ -53,11 +53,11 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class PickledTensor:
-    """Stands for a tensor that found no place in the arena and goes through the pipe.
+    """Stands for a tensor that did not fit into the pool and is pickled.
 
     Attributes:
-        values: The tensor's, each once.
-        shape: Of the tensor, which may repeat them.
+        values: The values, each once.
+        shape: Shape of the tensor, which may repeat them.
     """
 
     values: NDArray[Any]
@@ -65,78 +65,78 @@ class PickledTensor:
 
 
 class SharedMemoryPool:
-    """Places of equal size, each for the tensors of one sample.
+    """Buffer slots of equal size, each for the tensors of one sample.
 
     Args:
-        places: Number of places.
+        num_slots: Number of buffer slots.
         slot_bytes: Size of each; a sample that needs more is pickled.
 
     Raises:
-        UserError: The machine does not give so much memory.
+        UserError: The machine does not have so much memory.
     """
 
-    def __init__(self, places: int, slot_bytes: int) -> None:
+    def __init__(self, num_slots: int, slot_bytes: int) -> None:
         self.slot_bytes = _aligned(slot_bytes)
-        size = arena_bytes(places, slot_bytes)
+        size = pool_bytes(num_slots, slot_bytes)
         try:
             self._memory = mmap.mmap(-1, size)
         except OSError as error:
             raise UserError(
-                f"the decoding workers share {size / 2**30:.1f} GiB with their training process ({places} samples of "
-                f"{slot_bytes / 2**20:.1f} MiB), which this machine does not give: {error}.\n"
+                f"the decoding workers share {size / 2**30:.1f} GiB with the training process ({num_slots} samples of "
+                f"{slot_bytes / 2**20:.1f} MiB); this machine does not have it: {error}.\n"
                 "Lower data.prefetch, the batch size or max_clips, or set data.num_workers to 0."
             ) from error
-        self._unwanted = mmap.mmap(-1, max(1, places))
-        self._free = list(range(places))[::-1]
+        self._unneeded = mmap.mmap(-1, max(1, num_slots))
+        self._free = list(range(num_slots))[::-1]
 
     def acquire(self) -> int | None:
-        """Take a free place; None if there is none."""
+        """Take a free buffer slot; None if there is none."""
         if not self._free:
             return None
-        place = self._free.pop()
-        self._unwanted[place] = 0
-        return place
+        slot = self._free.pop()
+        self._unneeded[slot] = 0
+        return slot
 
-    def release(self, place: int | None) -> None:
-        """Return a place back; what lay there must no longer be used."""
-        if place is not None:
-            self._free.append(place)
+    def release(self, slot: int | None) -> None:
+        """Give a buffer slot back; tensors in it must no longer be used."""
+        if slot is not None:
+            self._free.append(slot)
 
-    def mark_unwanted(self, place: int | None) -> None:
-        """Return the worker that has not begun with this place's sample to leave it."""
-        if place is not None:
-            self._unwanted[place] = 1
+    def mark_unneeded(self, slot: int | None) -> None:
+        """Mark the sample of a buffer slot as not needed; a worker that has not begun with it skips it."""
+        if slot is not None:
+            self._unneeded[slot] = 1
 
-    def is_unwanted(self, place: int | None) -> bool:
-        """Return whether nobody waits for this place's sample any more."""
-        return place is not None and bool(self._unwanted[place])
+    def is_unneeded(self, slot: int | None) -> bool:
+        """Return whether the sample of a buffer slot is not needed any more."""
+        return slot is not None and bool(self._unneeded[slot])
 
-    def store(self, place: int | None, sample: T) -> T:
-        """Copy a dataclass's tensors into a place; for the worker.
+    def store(self, slot: int | None, sample: T) -> T:
+        """Copy a dataclass's tensors into a buffer slot; called in a worker.
 
         Args:
-            place: The place; None to pickle.
-            sample: A dataclass; its fields that are tensors are replaced.
+            slot: The buffer slot; None to pickle.
+            sample: A dataclass.
 
         Returns:
-            The same with `StoredTensor`, or `PickledTensor` where the place is too small.
+            The dataclass with a `StoredTensor` for each tensor, or a `PickledTensor` where the slot is too small.
         """
         assert is_dataclass(sample)
         used = 0
         changes: dict[str, StoredTensor | PickledTensor] = {}
         for name, tensor in _tensors(sample).items():
-            once = without_repeats(tensor)
-            if place is None or once.nbytes == 0 or used + once.nbytes > self.slot_bytes:
+            once = without_repeats(tensor)  # expanded dimensions are stored once and expanded again in `load`
+            if slot is None or once.nbytes == 0 or used + once.nbytes > self.slot_bytes:
                 changes[name] = PickledTensor(once.contiguous().numpy(), tuple(tensor.shape))
                 continue
-            offset = place * self.slot_bytes + used
+            offset = slot * self.slot_bytes + used
             changes[name] = stored = StoredTensor(offset, tuple(once.shape), tuple(tensor.shape), tensor.dtype)
             self._view(stored).copy_(once)
             used += -(-once.nbytes // _ALIGNMENT) * _ALIGNMENT
         return cast(T, replace(cast(Any, sample), **changes))
 
     def load(self, sample: T) -> T:
-        """Return a stored dataclass its tensors back, as views of the arena that end with `release`."""
+        """Return the dataclass with its tensors again. They are views of the pool, valid until `release`."""
         assert is_dataclass(sample)
         changes: dict[str, Tensor] = {}
         for name in (field.name for field in fields(sample)):
@@ -154,7 +154,7 @@ class SharedMemoryPool:
 
 
 def without_repeats(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that an expanded one repeats, as the frames of a picture do.
+    """Return the part of an expanded tensor that is repeated; the frames of a picture are such repeats.
 
     >>> without_repeats(torch.zeros(3, 1, 2).expand(3, 16, 2)).shape
     torch.Size([3, 1, 2])

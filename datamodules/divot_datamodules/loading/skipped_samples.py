@@ -1,7 +1,7 @@
-"""The account of samples that could not be used: how many, why, in which shard, under which key.
+"""The log of skipped samples: how many could not be used, why, in which shard and under which key.
 
-One process writes one file: a training process writes what its own share of the data lost, worker processes write
-nothing. What one process sees is also what its budget is applied to.
+Each training process writes one file, about its own part of the data; worker processes write nothing. The limits of
+`Budget` apply to each training process by itself.
 """
 
 import json
@@ -16,21 +16,21 @@ from divot_lightning.io.output_files import writing_to
 from divot_lightning.io.printing import printable
 
 LISTED = 10
-"""Defects that are named one by one where a file, or another command, lists all."""
+"""Most skipped samples that a message names; a file, or another command, lists all."""
 
 _EARLY = 200
-"""Samples that a share of losses is taken of at least, so that an early defect does not end a run."""
+"""Least number of samples that a fraction is taken of, so that one early skipped sample does not end a run."""
 
 
 @dataclass(frozen=True)
-class Defect:
-    """One sample (or shard) that could not be used.
+class SkippedSample:
+    """One sample, or one whole shard, that could not be used.
 
     Attributes:
-        reason: A short fixed name, such as "too_short"; what is counted by.
+        reason: A short fixed name, such as "too_short"; samples are counted by it.
         shard: Path or URL.
-        key: The sample's key; "" where a whole shard is meant.
-        detail: What was seen.
+        key: The sample's key; "" for a whole shard.
+        detail: What is wrong, for people.
     """
 
     reason: str
@@ -41,43 +41,43 @@ class Defect:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much may be lost before a run ends.
+    """How many samples may be skipped before a run ends.
 
     Attributes:
-        max_skipped_fraction: Largest share of unusable samples among those that came by; at the beginning the share is
-            taken of at least 200 samples, or of all there are if they are fewer.
-        max_skipped_samples: Largest number of different unusable samples; None for no limit.
+        max_skipped_fraction: Largest fraction of skipped samples among the samples seen. At the beginning the fraction
+            is taken of at least 200 samples, or of all samples if there are fewer.
+        max_skipped_samples: Largest number of different skipped samples; None for no limit.
     """
 
     max_skipped_fraction: float = 0.05
     max_skipped_samples: int | None = None
 
-    def exceeded(self, lost: int, seen: int, distinct: int, *, total: int | None = None) -> bool:
-        """Return whether too much was lost.
+    def exceeded(self, skipped: int, seen: int, distinct: int, *, total: int | None = None) -> bool:
+        """Return whether too many samples were skipped.
 
         Args:
-            lost: Samples that came by and could not be used, one that comes again counted again.
-            seen: Samples that came by.
-            distinct: Different samples among the lost ones.
-            total: Number of samples that there are, where it is known.
+            skipped: Samples that could not be used; a sample that is seen again is counted again.
+            seen: Samples seen, usable or not.
+            distinct: Different samples among the skipped ones.
+            total: Number of samples in the data, where it is known.
 
         >>> Budget(0.05).exceeded(10, 20, 10), Budget(0.05).exceeded(10, 20, 10, total=20)
         (False, True)
         """
         if self.max_skipped_samples is not None and distinct > self.max_skipped_samples:
             return True
-        return lost > self.max_skipped_fraction * max(seen, _EARLY if total is None else min(_EARLY, total))
+        return skipped > self.max_skipped_fraction * max(seen, _EARLY if total is None else min(_EARLY, total))
 
 
 class SkippedSamples:
-    """Counts defects of one data source and keeps the list of them, each once.
+    """The skipped samples of one data split: counts each occurrence and lists each sample once.
 
     Args:
-        name: Of the source, such as "train"; part of the file names.
-        folder: Where the jsonl files go; None for a temporary folder.
-        budget: How much may be lost.
+        name: Name of the split, such as "train"; part of the file names.
+        folder: Where the jsonl files are written; None for a temporary folder.
+        budget: How many samples may be skipped.
         writer: Name of this process, unique among those that share the folder.
-        total: Samples of one pass over this process's share, where it is known.
+        total: Samples of one pass over this process's part of the data, where it is known.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class SkippedSamples:
         total: int | None = None,
     ) -> None:
         self.name, self.budget, self.writer, self.total = name, budget or Budget(), writer, total
-        self._temporary = tempfile.TemporaryDirectory(prefix="divot-ledger-") if folder is None else None
+        self._temporary = tempfile.TemporaryDirectory(prefix="divot-skipped-") if folder is None else None
         self.folder = Path(self._temporary.name) if self._temporary else Path(folder or ".")
         self.seen = 0
-        self.lost = 0
+        self.num_skipped = 0
         self._known: set[tuple[str, str, str]] | None = None
 
     @property
@@ -102,114 +102,124 @@ class SkippedSamples:
         return self.folder / f"defects-{self.name}-{self.writer}.jsonl"
 
     @property
-    def bad(self) -> int:
-        """Different defects known so far, those of former runs in the same folder included."""
+    def distinct(self) -> int:
+        """Different skipped samples known so far, including those of former runs in the same folder."""
         return len(self._identities())
 
-    def saw_sample(self) -> None:
-        """Count a sample that came by."""
+    def count_seen(self) -> None:
+        """Count a sample, usable or not."""
         self.seen += 1
 
-    def record(self, defect: Defect) -> None:
-        """Record a defect: counts it each time, and lists it once, however often the sample comes by.
+    def add(self, sample: SkippedSample) -> None:
+        """Add a skipped sample: it is counted each time, but listed only once.
 
         Args:
-            defect: What is wrong.
+            sample: The sample and what is wrong with it.
 
         Raises:
             UserError: The budget is used up.
         """
-        self.lost += 1
-        self._list(defect)
-        if self.budget.exceeded(self.lost, self.seen, self.bad, total=self.total):
-            raise UserError(self.report(self.lost, self.seen))
+        self.num_skipped += 1
+        self._list(sample)
+        if self.budget.exceeded(self.num_skipped, self.seen, self.distinct, total=self.total):
+            raise UserError(self.report(self.num_skipped, self.seen))
 
-    def record_found(self, defects: Iterable[Defect], lost: int, usable: int) -> None:
-        """Record what is known to be lost before any sample came by; it does not count among those that come by.
+    def add_found(self, found: Iterable[SkippedSample], skipped: int, usable: int) -> None:
+        """Add the samples that indexing found to be unusable; they do not count as samples seen.
 
         Args:
-            defects: What indexing found.
-            lost: How many samples that costs, whole shards included.
-            usable: How many samples are left.
+            found: Samples and whole shards that cannot be used.
+            skipped: Number of samples that are lost with them; whole shards are estimated.
+            usable: Number of samples that are left.
 
         Raises:
-            UserError: The lost ones are more of all than the budget allows.
+            UserError: They are a larger fraction of all samples than the budget allows.
         """
-        for defect in defects:
-            self._list(defect)
-        if lost and self.budget.exceeded(lost, lost + usable, self.bad, total=lost + usable):
-            raise UserError(self.report(lost, lost + usable))
+        for sample in found:
+            self._list(sample)
+        total = skipped + usable
+        if skipped and self.budget.exceeded(skipped, total, self.distinct, total=total):
+            raise UserError(self.report(skipped, total))
 
-    def _list(self, defect: Defect) -> None:
-        identity = (defect.reason, defect.shard, defect.key)
+    def _list(self, sample: SkippedSample) -> None:
+        identity = (sample.reason, sample.shard, sample.key)
         if identity not in self._identities():
             self._identities().add(identity)
             with writing_to(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(defect)) + "\n")
+                    file.write(json.dumps(asdict(sample)) + "\n")
 
-    def finish_pass(self, bad: int, seen: int) -> None:
+    def check_pass(self, skipped: int, seen: int) -> None:
         """Check the budget at the end of a pass whose length was not known before.
 
         Args:
-            bad: Unusable samples in this pass.
-            seen: Samples that came by in this pass.
-        """
-        if seen == 0 or bad == seen or self.budget.exceeded(bad, seen, self.bad, total=seen):
-            raise UserError(self.report(bad, seen))
+            skipped: Skipped samples of this pass.
+            seen: Samples of this pass, usable or not.
 
-    def defects(self) -> list[Defect]:
-        """Return all defects noted so far, of all processes, each once."""
+        Raises:
+            UserError: The budget is used up, or no sample was usable.
+        """
+        if seen == 0 or skipped == seen or self.budget.exceeded(skipped, seen, self.distinct, total=seen):
+            raise UserError(self.report(skipped, seen))
+
+    def all(self) -> list[SkippedSample]:
+        """Return all samples skipped so far, of all processes, each once."""
         lines: Iterable[str] = (
             line
             for path in sorted(self.folder.glob(f"defects-{self.name}-*.jsonl"))
             for line in path.read_text(encoding="utf-8").splitlines()
         )
-        return list({(d.reason, d.shard, d.key): d for d in (Defect(**json.loads(line)) for line in lines)}.values())
+        samples = [SkippedSample(**json.loads(line)) for line in lines]
+        return list({(sample.reason, sample.shard, sample.key): sample for sample in samples}.values())
 
     def clear(self) -> None:
-        """Forget what a former run of the same name noted in the folder."""
+        """Delete the lists that a former run of the same name left in the folder."""
         for path in self.folder.glob(f"defects-{self.name}-*.jsonl"):
             path.unlink()
         self._known = None
 
     def counts(self) -> dict[str, int]:
-        """Return the number of defects by reason, the most frequent first."""
-        return dict(Counter(defect.reason for defect in self.defects()).most_common())
+        """Return the number of skipped samples by reason, the most frequent first."""
+        return dict(Counter(sample.reason for sample in self.all()).most_common())
 
-    def report(self, bad: int, seen: int) -> str:
-        """Return the message that ends a run."""
-        defects = self.defects()
+    def report(self, skipped: int, seen: int) -> str:
+        """Return the message that ends a run.
+
+        Args:
+            skipped: Number of skipped samples.
+            seen: Number of samples seen, usable or not.
+        """
+        samples = self.all()
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts().items()) or "none was read"
-        first = printable(f"{defects[0].reason} in {defects[0].shard}, key {defects[0].key!r}") if defects else "-"
+        first = printable(f"{samples[0].reason} in {samples[0].shard}, key {samples[0].key!r}") if samples else "-"
         where = "" if self._temporary else f"All of them: {self.folder}/defects-{self.name}-*.jsonl. "
         limit = f"at most {self.budget.max_skipped_fraction:.1%}"
         if self.budget.max_skipped_samples is not None:
             limit += f" and {self.budget.max_skipped_samples} samples"
         return (
-            f"{bad} of {seen} samples of {self.name!r} cannot be used ({limit} allowed): {reasons}.\n"
-            f"First: {first} ({printable(defects[0].detail) if defects else 'no samples in the shards'}).\n"
-            f"{where}Mend the data (`divot data inspect` lists the defects) or raise max_skipped_fraction."
+            f"{skipped} of {seen} samples of {self.name!r} cannot be used ({limit} allowed): {reasons}.\n"
+            f"First: {first} ({printable(samples[0].detail) if samples else 'no samples in the shards'}).\n"
+            f"{where}Fix the data (`divot data inspect` lists what is wrong) or raise max_skipped_fraction."
         )
 
     def _identities(self) -> set[tuple[str, str, str]]:
         if self._known is None:
-            self._known = {(d.reason, d.shard, d.key) for d in self.defects()}
+            self._known = {(sample.reason, sample.shard, sample.key) for sample in self.all()}
         return self._known
 
 
-def left_out_lines(defects: Sequence[Defect]) -> list[str]:
-    """Return what a command says of samples that it left out: how many, why, and which the first ones are.
+def left_out_lines(skipped: Sequence[SkippedSample]) -> list[str]:
+    """Return the lines that a command prints about skipped samples: how many, why, and the first ones by name.
 
-    >>> left_out_lines([Defect("too_short", "a.tar", "k", "0.5 s of 2 s")])
+    >>> left_out_lines([SkippedSample("too_short", "a.tar", "k", "0.5 s of 2 s")])
     ['left out: 1 (too_short 1)', '  too_short: a.tar k (0.5 s of 2 s)']
     """
-    if not defects:
+    if not skipped:
         return []
-    counts = Counter(defect.reason for defect in defects).most_common()
-    lines = [f"left out: {len(defects)} ({', '.join(f'{reason} {count}' for reason, count in counts)})"]
-    for defect in defects[:LISTED]:
-        named = " ".join(part for part in (defect.shard, defect.key) if part)
-        lines.append(printable(f"  {defect.reason}: {named}{f' ({defect.detail})' if defect.detail else ''}"))
-    return lines + ([f"  and {len(defects) - LISTED} more"] if len(defects) > LISTED else [])
+    counts = Counter(sample.reason for sample in skipped).most_common()
+    lines = [f"left out: {len(skipped)} ({', '.join(f'{reason} {count}' for reason, count in counts)})"]
+    for sample in skipped[:LISTED]:
+        named = " ".join(part for part in (sample.shard, sample.key) if part)
+        lines.append(printable(f"  {sample.reason}: {named}{f' ({sample.detail})' if sample.detail else ''}"))
+    return lines + ([f"  and {len(skipped) - LISTED} more"] if len(skipped) > LISTED else [])

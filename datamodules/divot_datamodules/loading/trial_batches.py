@@ -1,4 +1,4 @@
-"""What kinds of training steps a recipe has, with a batch of each, for `divot preflight`."""
+"""The kinds of training steps of a recipe, with a batch of each, for `divot preflight`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ class StepKind:
     """One kind of training step.
 
     Attributes:
-        sources: Its sources, by name.
-        batch_size: Samples of a step, all processes together.
-        share: Of the steps.
-        tasks: With their weights, in words; "" for stages without texts.
+        sources: Names of its sources.
+        batch_size: Samples of a step, in all processes together.
+        share: Fraction of all steps.
+        tasks: Tasks with their weights, as text; "" for stages without texts.
     """
 
     sources: tuple[str, ...]
@@ -25,17 +25,17 @@ class StepKind:
 
     @property
     def name(self) -> str:
-        """How it is called."""
+        """Name for reports: its sources and tasks."""
         return ", ".join(self.sources) + (f" ({self.tasks})" if self.tasks else "")
 
 
 @dataclass(frozen=True)
 class TrialBatch:
-    """A batch of a kind of steps.
+    """A batch of one kind of step.
 
     Attributes:
-        kind: The kind.
-        batch: One process's batch.
+        kind: The kind of step.
+        batch: A `divot_lightning.parts.batch.Batch` of one process, as a plain dict.
     """
 
     kind: StepKind
@@ -46,9 +46,9 @@ def step_kinds(sources: Sequence[Source], tasks: dict[str, float] | None, batch_
     """Return the kinds of steps: one for each source that has a batch size of its own, else one.
 
     Args:
-        sources: Of the training data.
-        tasks: Of sources that name none.
-        batch_size: Of steps that sources share.
+        sources: The sources of the training data.
+        tasks: Tasks of sources that have none of their own.
+        batch_size: Batch size of sources that have none of their own.
 
     >>> step_kinds([Source("a.tar"), Source("b.tar", tasks={"caption": 1.0})], {"generate": 1.0}, 8)
     [StepKind(sources=('a.tar', 'b.tar'), batch_size=8, share=1.0, tasks='generate 1; caption 1')]

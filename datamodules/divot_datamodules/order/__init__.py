@@ -1,1 +1,1 @@
-"""The order of samples as a pure function of the recipe, and where training stands in it."""
+"""The order of samples as a pure function of the recipe, and the position of training in it."""

@@ -1,7 +1,7 @@
-"""Where in the plan of the order training stands: what was used, not what was fetched.
+"""The position of training in the order plan: the batches that were used, not those that were fetched.
 
 Loaders read ahead and Lightning's loops fetch ahead, by different amounts. So each batch carries the number of the
-next step, and a callback notes it when the training step has used the batch; a checkpoint holds that number.
+next step. A callback stores this number when the training step has used the batch, and checkpoints contain it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,36 +15,41 @@ from divot_lightning.errors import UserError
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a resumed run compares of a source.
+    """The facts about a source that a resumed run compares with its checkpoint.
 
     Attributes:
         name: As the recipe names it.
-        units: Number of shards or files.
+        shards: Number of shards or files.
         samples: Number of samples.
         fingerprint: See `divot_datamodules.shards.sources.SampleSource`.
-        content: See `divot_datamodules.shards.sources.SampleSource`; compared where both sides know it, which checkpoints of
-            earlier versions do not.
+        content: See `divot_datamodules.shards.sources.SampleSource`; compared only where both sides know it, since
+            checkpoints of earlier versions do not contain it.
     """
 
     name: str
-    units: int
+    shards: int
     samples: int
     fingerprint: str
     content: str = ""
 
+    def as_saved(self) -> dict[str, Any]:
+        """Return the facts as checkpoints contain them; there the number of shards is called "units"."""
+        facts = {"name": self.name, "units": self.shards, "samples": self.samples}
+        return {**facts, "fingerprint": self.fingerprint, "content": self.content}
+
 
 class TrainPosition:
-    """The next step of the plan.
+    """The next training step of the plan, which checkpoints save and load.
 
     Args:
         plan: The order.
-        sources: What the plan was made from.
-        edits: Steps that are left out.
+        sources: The sources that the plan was made from.
+        edits: Steps that the user skips.
 
     Attributes:
-        plan: The order; counts from another origin once a state with other batch sizes was loaded.
+        plan: The order. After a state with other batch sizes was loaded, it counts from another origin.
         step: The next step.
-        restored: How often a state was loaded.
+        restored: Number of times that a state was loaded.
     """
 
     def __init__(self, plan: OrderPlan, sources: Sequence[SourceFacts], edits: Sequence[SkippedSteps] = ()) -> None:
@@ -58,15 +63,15 @@ class TrainPosition:
             )
 
     def used(self, next_step: int) -> None:
-        """Record that the training step before `next_step` has used its batch."""
+        """Note that the training step before `next_step` has used its batch."""
         self.step = next_step
 
     def steps_from(self, first: int) -> Iterator[int]:
-        """Yield the steps from the first on that are not left out."""
+        """Yield the steps from `first` on, without the skipped ones."""
         return steps_from(first, self.edits)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, in plain types."""
+        """Return the state for a checkpoint, in plain types."""
         origin = self.plan.origin
         return {
             "step": self.step,
@@ -74,17 +79,17 @@ class TrainPosition:
             "batch_sizes": list(self.plan.batch_sizes),
             "origin": {"step": origin.step, "samples": list(origin.samples)},
             "order": self.plan.identity(),
-            "sources": [vars(facts) for facts in self.sources],
+            "sources": [facts.as_saved() for facts in self.sources],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where a checkpoint stood.
+        """Continue at a checkpoint's position.
 
         Args:
-            state: Of `state_dict`. Other batch sizes continue after the samples that were used.
+            state: From `state_dict`. With other batch sizes, the order continues after the samples that were used.
 
         Raises:
-            UserError: The data or what decides their order changed.
+            UserError: The data, or a setting that decides their order, changed.
         """
         changes = [*self._changed_sources(state["sources"]), *_differences(state["order"], self.plan.identity())]
         if changes:
@@ -111,7 +116,7 @@ class TrainPosition:
             return
         for then, now in zip(before, self.sources, strict=True):
             if then["fingerprint"] != now.fingerprint:
-                yield _what_differs(then, now)
+                yield _difference(then, now)
             elif then.get("content") and now.content and then["content"] != now.content:
                 yield (
                     f"- {now.name}: other content than in the checkpoint, under the same names and keys and in the "
@@ -119,12 +124,12 @@ class TrainPosition:
                 )
 
 
-def _what_differs(then: dict[str, Any], now: SourceFacts) -> str:
-    counts, before = (now.samples, now.units), (then["samples"], then["units"])
+def _difference(then: dict[str, Any], now: SourceFacts) -> str:
+    counts, before = (now.samples, now.shards), (then["samples"], then["units"])
     if counts == before:
         return f"- {now.name}: {now.samples} samples as in the checkpoint, but of other names, sizes or keys"
     return (
-        f"- {now.name}: {now.samples} samples in {now.units} units; "
+        f"- {now.name}: {now.samples} samples in {now.shards} shards; "
         f"in the checkpoint {then['name']}: {then['samples']} in {then['units']}"
     )
 

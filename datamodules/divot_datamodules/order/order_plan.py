@@ -1,11 +1,11 @@
 """The order of training samples as a pure function of the recipe: which samples step n takes, for every n.
 
 Nothing here depends on ranks, workers or what was read before. Every process can compute every step, so a step takes
-the same samples in any layout, and continuing after a stop is arithmetic.
+the same samples with any number of processes and workers, and a run is resumed by arithmetic.
 
-A source is passed over again and again. In each pass its units (shards) are permuted and laid end to end; a fixed
-number of streams read this sequence side by side, each its own contiguous part, and a window of the samples that come
-next from all streams together is shuffled. Undecoded samples are what is shuffled, so the window costs no memory.
+A source is read in pass after pass. In each pass its shards are permuted and joined into one sequence. A fixed number
+of streams read this sequence side by side, each its own contiguous part. The next samples of all streams together form
+a window, which is shuffled. Only indices are shuffled, before anything is read, so the window costs no memory.
 """
 
 import math
@@ -22,21 +22,22 @@ from divot_lightning.errors import UserError
 Indices = NDArray[np.int64]
 
 
-class Slot(NamedTuple):
-    """One place in the order.
+class SampleIndex(NamedTuple):
+    """One entry of the order: which sample it is, and its number in the order.
 
     Attributes:
-        number: Counts all slots of the training; never used twice, so it seeds what is drawn for this sample.
-        source: Which source.
-        pass_number: How often the source was passed over before.
-        unit: Which of the source's units (shards).
-        sample: Which of the unit's samples.
+        number: Counts the entries of the whole training. It is never used twice, so it seeds the random choices that
+            are made for this entry.
+        source: Index of the source.
+        pass_number: Number of the source's passes before this one.
+        shard: Index among the source's shards; a jsonl file counts as one.
+        sample: Index among the shard's samples.
     """
 
     number: int
     source: int
     pass_number: int
-    unit: int
+    shard: int
     sample: int
 
 
@@ -50,10 +51,10 @@ class SourceOrder:
     """The endless order of one source's samples; each pass holds every sample once.
 
     Attributes:
-        counts: Samples of each unit; at least one sample in all.
+        counts: Samples of each shard; at least one sample in all.
         seed: Decides the order.
         streams: Logical streams that read side by side, at least 1; more mix better, fewer read more in sequence.
-        shuffle: Samples of the window that is shuffled, at least 1.
+        shuffle: Samples in the window that is shuffled, at least 1.
     """
 
     counts: tuple[int, ...]
@@ -68,11 +69,11 @@ class SourceOrder:
             raise UserError(f"the shuffle window is {self.shuffle} samples; it must be at least 1 (1: no shuffle).")
         assert min(self.counts, default=0) >= 0
         if self.size == 0:
-            raise UserError(f"a source of {len(self.counts)} units holds no samples; it needs at least one.")
+            raise UserError(f"a source of {len(self.counts)} shards holds no samples; it needs at least one.")
 
     @cached_property
     def size(self) -> int:
-        """Sample of one pass."""
+        """Samples of one pass."""
         return sum(self.counts)
 
     @cached_property
@@ -80,65 +81,70 @@ class SourceOrder:
         return {}
 
     def _pass_order(self, pass_number: int) -> tuple[Indices, Indices]:
-        """Return the permuted units and where each of them ends when they are laid end to end."""
+        """Return the permuted shards, and for each the index behind its last sample in the joined sequence."""
         if pass_number not in self._passes:
             while len(self._passes) > 2:
                 del self._passes[next(iter(self._passes))]
-            units = np.random.default_rng([self.seed, pass_number]).permutation(len(self.counts))
-            self._passes[pass_number] = units, np.cumsum(np.array(self.counts, dtype=np.int64)[units])
+            shards = np.random.default_rng([self.seed, pass_number]).permutation(len(self.counts))
+            self._passes[pass_number] = shards, np.cumsum(np.array(self.counts, dtype=np.int64)[shards])
         return self._passes[pass_number]
 
     def locate(self, index: int) -> tuple[int, int, int]:
-        """Find the sample at one place of the order.
+        """Find the sample at one index of the order.
 
         Args:
-            index: Counts from the first sample of the first pass, at least 0.
+            index: At least 0; 0 is the first sample of the first pass.
 
         Returns:
-            Pass number, unit, sample.
+            Pass number, shard and sample; see `SampleIndex`.
 
         >>> order = SourceOrder(counts=(3, 2), streams=2)
         >>> sorted(order.locate(index)[1:] for index in range(5))
         [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
         """
-        pass_number, place = divmod(index, self.size)
-        units, ends = self._pass_order(pass_number)
-        position = self._stream_position(self._shuffled(place, pass_number))
+        pass_number, offset = divmod(index, self.size)
+        shards, ends = self._pass_order(pass_number)
+        position = self._stream_position(self._shuffled(offset, pass_number))
         at = int(np.searchsorted(ends, position, side="right"))
-        unit = int(units[at])
-        return pass_number, unit, position - int(ends[at]) + self.counts[unit]
+        shard = int(shards[at])
+        return pass_number, shard, position - int(ends[at]) + self.counts[shard]
 
-    def _shuffled(self, place: int, pass_number: int) -> int:
-        window, offset = divmod(place, self.shuffle)
+    def _shuffled(self, index: int, pass_number: int) -> int:
+        """Shuffle within windows: return the index, within the pass, that takes the turn of `index`."""
+        window, offset = divmod(index, self.shuffle)
         first = window * self.shuffle
         order = _permutation(min(self.shuffle, self.size - first), self.seed, pass_number, window)
         return first + int(order[offset])
 
-    def _stream_position(self, place: int) -> int:
-        """Deal places to the streams in turn; each stream has its contiguous part of the pass."""
+    def _stream_position(self, index: int) -> int:
+        """Return the position in the joined sequence of the shards.
+
+        The streams take turns: index i belongs to stream i mod n, which reads its contiguous part of the sequence. If
+        the parts cannot be equal, the first `longer` streams have one sample more.
+        """
         streams = min(self.streams, self.size)
         length, longer = divmod(self.size, streams)
-        row, stream = divmod(place, streams)
+        row, stream = divmod(index, streams)
         return stream * length + min(stream, longer) + row
 
 
-def share_out(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tuple[int, tuple[int, ...]]:
-    """Return whose turn is number n when turns are shared out by weight as evenly as can be.
+def weighted_round_robin(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tuple[int, tuple[int, ...]]:
+    """Return which source has turn n if turns are distributed by weight, as evenly as possible.
 
-    The first source takes its share of all turns (Bresenham's line), the second its share of what is left, and so on.
-    No source is ever more than one turn per source away from its share.
+    The first source takes its fraction of all turns (Bresenham's line), the second its fraction of the remaining turns,
+    and so on. The turns of a source never differ from its fraction by more than the number of sources.
 
     Args:
         number: n, at least 0.
         weights: Greater than 0.
-        phase: In [0, 1): where the lines start.
+        phase: In [0, 1); shifts the turns of each source.
 
     Returns:
-        Whose turn it is, and how many turns each had before.
+        The source that has the turn, and the number of turns that each source had before.
 
-    >>> [share_out(n, (2.0, 1.0))[0] for n in range(6)]
+    >>> [weighted_round_robin(n, (2.0, 1.0))[0] for n in range(6)]
     [0, 1, 0, 0, 1, 0]
-    >>> share_out(6, (2.0, 1.0))[1]
+    >>> weighted_round_robin(6, (2.0, 1.0))[1]
     (4, 2)
     """
     remaining = [*accumulate(reversed(weights))][::-1]
@@ -156,11 +162,11 @@ def share_out(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tu
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a plan begins to count with its batch sizes; a run that continues with others begins at its position.
+    """The step from which a plan counts with its batch sizes; a run resumed with other batch sizes has a new origin.
 
     Attributes:
         step: The first step.
-        samples: Samples of each source that the steps before took; () for none.
+        samples: Samples of each source that the earlier steps took; () for none.
     """
 
     step: int = 0
@@ -169,15 +175,15 @@ class Origin:
 
 @dataclass(frozen=True)
 class OrderPlan:
-    """Which samples each training step takes, all processes together.
+    """The samples that each training step takes, in all processes together.
 
     Attributes:
         sources: The sources.
         batch_sizes: One number: every step mixes samples of all sources by weight. One for each source: every step
-            takes one source, and the weights are shares of the steps.
+            takes one source, and the weights are fractions of the steps.
         weights: Greater than 0; () for one source.
-        exact: Steps never reach over the end of a pass: its last step takes what is left. For one source.
-        origin: Where the counting begins.
+        exact: No step crosses the end of a pass: the last step of a pass takes the remaining samples. For one source.
+        origin: The step from which the batch sizes count.
     """
 
     sources: tuple[SourceOrder, ...]
@@ -216,8 +222,8 @@ class OrderPlan:
         """Steps of one pass if passes are exact, else None."""
         return -(-self.sources[0].size // self.batch_sizes[0]) if self.exact else None
 
-    def batch(self, step: int) -> list[Slot]:
-        """Return the samples of a step, in order; the share of a rank is `[rank::world_size]`.
+    def batch(self, step: int) -> list[SampleIndex]:
+        """Return the samples of a step, in order; a rank takes `[rank::world_size]` of them.
 
         Args:
             step: Not before the plan's origin.
@@ -228,9 +234,9 @@ class OrderPlan:
         first = sum(before)
         if self.mixes_samples:
             numbers = range(first, first + self.batch_sizes[0])
-            return [self._mixed_slot(number) for number in numbers]
-        source, _ = share_out(step, self.weights)
-        return [self._slot(first + j, source, before[source] + j) for j in range(self.batch_sizes[source])]
+            return [self._mixed_index(number) for number in numbers]
+        source, _ = weighted_round_robin(step, self.weights)
+        return [self._sample_index(first + j, source, before[source] + j) for j in range(self.batch_sizes[source])]
 
     def samples_before(self, step: int) -> tuple[int, ...]:
         """Return how many samples of each source the steps before this one took."""
@@ -241,13 +247,13 @@ class OrderPlan:
         taken = self.origin.samples or (0,) * len(self.sources)
         if self.mixes_samples:
             number = sum(taken) + (step - self.origin.step) * self.batch_sizes[0]
-            return share_out(number, self.weights)[1]
-        now, then = share_out(step, self.weights)[1], share_out(self.origin.step, self.weights)[1]
+            return weighted_round_robin(number, self.weights)[1]
+        now, then = weighted_round_robin(step, self.weights)[1], weighted_round_robin(self.origin.step, self.weights)[1]
         counts = zip(taken, now, then, self.batch_sizes, strict=True)
         return tuple(samples + (steps - earlier) * size for samples, steps, earlier, size in counts)
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the order apart from batch sizes, JSON-able, so that a resumed run can compare it."""
+        """Return the settings that decide the order, except batch sizes, as JSON types; a resumed run compares them."""
         orders = [
             {"units": len(s.counts), "samples": s.size, "seed": s.seed, "streams": s.streams, "shuffle": s.shuffle}
             for s in self.sources
@@ -259,15 +265,15 @@ class OrderPlan:
             "mixes_samples": self.mixes_samples,
         }
 
-    def _exact_batch(self, step: int) -> list[Slot]:
+    def _exact_batch(self, step: int) -> list[SampleIndex]:
         (first,) = self.samples_before(step)
         size = self.sources[0].size
         end = min(first + self.batch_sizes[0], (first // size + 1) * size)
-        return [self._slot(number, 0, number) for number in range(first, end)]
+        return [self._sample_index(number, 0, number) for number in range(first, end)]
 
-    def _mixed_slot(self, number: int) -> Slot:
-        source, before = share_out(number, self.weights)
-        return self._slot(number, source, before[source])
+    def _mixed_index(self, number: int) -> SampleIndex:
+        source, before = weighted_round_robin(number, self.weights)
+        return self._sample_index(number, source, before[source])
 
-    def _slot(self, number: int, source: int, index: int) -> Slot:
-        return Slot(number, source, *self.sources[source].locate(index))
+    def _sample_index(self, number: int, source: int, index: int) -> SampleIndex:
+        return SampleIndex(number, source, *self.sources[source].locate(index))

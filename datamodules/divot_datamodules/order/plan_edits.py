@@ -1,6 +1,6 @@
-"""Steps that a user takes out of the training order, written down with date and reason.
+"""Training steps that a user skips, stored in the run folder with date and reason.
 
-No torch here: `divot data skip` starts fast.
+This module does not import torch, so that `divot data skip` starts fast.
 """
 
 import json
@@ -14,14 +14,14 @@ EDITS = "edits.jsonl"
 
 @dataclass(frozen=True)
 class SkippedSteps:
-    """One edit.
+    """A range of skipped steps: one line of the file.
 
     Attributes:
-        begin: First step of the plan that is left out.
-        end: The step of the plan after the last one that is left out.
-        steps: What the user wrote: numbers of the run's steps, such as "120:140".
-        reason: Why.
-        date: When, in ISO 8601.
+        begin: First step of the plan that is skipped.
+        end: The step of the plan after the last skipped one.
+        steps: The range as the user wrote it, in steps of the run, such as "120:140".
+        reason: The reason that the user gave.
+        date: Date of the edit, in ISO 8601.
     """
 
     begin: int
@@ -32,7 +32,7 @@ class SkippedSteps:
 
 
 def read_edits(folder: Path | None) -> list[SkippedSteps]:
-    """Read a run's edits; none where there is no file.
+    """Read a run's edits; return [] if there is no file.
 
     Args:
         folder: The run's `data` folder.
@@ -51,7 +51,7 @@ def add_edit(folder: Path, edit: SkippedSteps) -> None:
 
 
 def steps_from(first: int, edits: list[SkippedSteps]) -> Iterator[int]:
-    """Yield the plan's steps from the first on, without those that edits leave out.
+    """Yield the plan's steps from `first` on, without the skipped ones.
 
     >>> list(islice(steps_from(1, [SkippedSteps(2, 4, "2:4", "", "")]), 3))
     [1, 4, 5]
@@ -60,12 +60,12 @@ def steps_from(first: int, edits: list[SkippedSteps]) -> Iterator[int]:
 
 
 def plan_step(run_step: int, edits: list[SkippedSteps], plan_steps_each: int = 1) -> int:
-    """Return which step of the plan a step of the run begins with.
+    """Return the first step of the plan that a step of the run takes.
 
     Args:
-        run_step: Optimizer steps before it.
-        edits: Those in force.
-        plan_steps_each: Steps of the plan that one optimizer step takes: the accumulated batches.
+        run_step: Number of optimizer steps before it.
+        edits: The edits of the run.
+        plan_steps_each: Steps of the plan that one optimizer step takes, with gradient accumulation more than 1.
 
     >>> plan_step(3, [SkippedSteps(2, 4, "2:4", "", "")])
     5

@@ -1,4 +1,4 @@
-"""The training processes as the data see them: who takes which share, who indexes first, whether all agree."""
+"""The training processes as the data need them: rank and count, which one indexes first, whether their data agree."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ class TrainingProcesses:
 
     @property
     def rank(self) -> int:
-        """Number of this process."""
+        """Rank of this process."""
         return self.trainer.global_rank if self.trainer is not None else 0
 
     @property
@@ -34,13 +34,13 @@ class TrainingProcesses:
         return self.trainer.world_size if self.trainer is not None else 1
 
     def check_share(self, batch_sizes: Sequence[int]) -> None:
-        """Refuse batch sizes that the processes cannot share evenly.
+        """Refuse batch sizes that the number of processes does not divide.
 
         Args:
-            batch_sizes: Samples of a step, all processes together.
+            batch_sizes: Samples of a step, in all processes together.
 
         Raises:
-            UserError: With the sizes and the numbers of processes that would do.
+            UserError: It names the batch sizes and the numbers of processes that would fit.
         """
         for size in batch_sizes:
             if size < 1:
@@ -56,11 +56,11 @@ class TrainingProcesses:
                 )
 
     def check_end(self, *, exact: bool, validates: bool) -> None:
-        """Refuse a training that never ends, and warns of validation that never comes.
+        """Refuse a training that never ends, and warn of a validation that never runs.
 
         Args:
             exact: Whether epochs end.
-            validates: Whether there are validation data.
+            validates: Whether validation data are given.
 
         Raises:
             UserError: The order is endless and nothing else ends training.
@@ -83,7 +83,7 @@ class TrainingProcesses:
 
     @contextmanager
     def one_first(self) -> Iterator[None]:
-        """Let one process of each machine go first, so that the others find what it left on disk."""
+        """Let one process of each machine run the block first, so that the others find its files on the disk."""
         first = self.trainer is None or self.trainer.local_rank == 0
         if not first:
             self._wait("data: one first")
@@ -94,11 +94,11 @@ class TrainingProcesses:
                 self._wait("data: one first")
 
     def check_same(self, what: str, seen: Sequence[str]) -> None:
-        """Refuse processes that see other data than the first.
+        """Refuse to train if this process sees other data than process 0.
 
         Args:
-            what: For the message.
-            seen: Fingerprints.
+            what: Name of the data, for the message.
+            seen: Fingerprints of the data that this process sees.
         """
         if self.trainer is not None and self.count > 1:
             first: Sequence[str] = self.trainer.strategy.broadcast(list(seen))

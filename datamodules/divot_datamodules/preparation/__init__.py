@@ -1,1 +1,1 @@
-"""Shards made, inspected and encoded before training."""
+"""Preparation of data before training: packing into shards, inspection, checks of cached features."""

@@ -1,4 +1,4 @@
-"""Whether cached features are the ones that a stage would compute itself."""
+"""Checks that cached features are those that a stage would compute itself."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def clip_identity(clip: ClipConfig) -> dict[str, Any]:
-    """Return the settings that decide a clip's content; how many of its frames are decoded does not."""
+    """Return the settings that decide a clip's content; `sparse_frames` is not among them."""
     names = ("height", "width", "frames", "fps", "short_videos")
     return {name: getattr(clip, name) for name in names}
 
@@ -27,17 +27,17 @@ def clip_identity(clip: ClipConfig) -> dict[str, Any]:
 def check_features(
     shards: Iterable[str], tokenizer: str | Path, clip: ClipConfig | None = None, max_clips: int | None = None
 ) -> str:
-    """Refuse feature shards that another tokenizer made, or that hold other clips; shards of videos pass.
+    """Refuse feature shards that another tokenizer made, or that contain other clips; shards of videos are accepted.
 
     Args:
-        shards: Paths and URLs; what lies in their folder's index is compared. Where a URL's index cannot be read, each
+        shards: Paths and URLs; the index in their folder is compared. If the index behind a URL cannot be read, each
             file of features still names its tokenizer.
         tokenizer: Run or component folder.
-        clip: How the stage cuts clips; None for no comparison.
+        clip: Clip settings of the stage; None for no comparison.
         max_clips: Most clips of a video; None for no comparison.
 
     Returns:
-        SHA-256 of the tokenizer, for `divot_datamodules.decoding.samples.SampleDecoder`.
+        SHA-256 of the tokenizer's weights, for `divot_datamodules.decoding.samples.SampleDecoder`.
     """
     component = find_component(tokenizer, "tokenizer")
     sha256 = _sha256(component, (component / "model.safetensors").stat().st_mtime_ns)
@@ -56,11 +56,11 @@ def check_features(
 
 
 def _check_clips(folder: str, settings: dict[str, Any], clip: ClipConfig | None, max_clips: int | None) -> None:
-    wanted = {**(clip_identity(clip) if clip is not None else {})}
+    expected = {**(clip_identity(clip) if clip is not None else {})}
     found = {**settings.get("clip", {})}
     if max_clips is not None:
-        wanted["max_clips"], found["max_clips"] = max_clips, settings.get("max_clips", 1)
-    differing = [f"{name} is {found.get(name)!r}, not {value!r}" for name, value in wanted.items()
+        expected["max_clips"], found["max_clips"] = max_clips, settings.get("max_clips", 1)
+    differing = [f"{name} is {found.get(name)!r}, not {value!r}" for name, value in expected.items()
                  if found.get(name) != value]  # fmt: skip
     if differing:
         raise UserError(
@@ -79,7 +79,7 @@ def _index(folder: str) -> dict[str, Any] | None:
     try:
         with fsspec.open(f"{folder}/{INDEX_NAME}", "rb") as file:
             index = json.loads(file.read())
-    except Exception as error:  # each of fsspec's file systems has its own errors for what is missing or forbidden
+    except Exception as error:  # each of fsspec's file systems has its own errors
         logger.info("no %s can be read in %s (%s)", INDEX_NAME, folder, type(error).__name__)
         return None
     return index if isinstance(index, dict) else None
@@ -87,5 +87,5 @@ def _index(folder: str) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=8)
 def _sha256(component: Path, changed: int) -> str:
-    """Hash a tokenizer once for all sources that are compared with it."""
+    """Return the hash of a tokenizer's weights, computed once for all sources; `changed` is part of the cache key."""
     return weights_sha256(component)

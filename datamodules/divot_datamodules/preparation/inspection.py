@@ -1,4 +1,4 @@
-"""What shards and jsonl files hold and what is wrong in them, ahead of training."""
+"""Inspection before training: what shards and jsonl files contain, and which samples would be skipped, and why."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,8 +15,8 @@ from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, Task
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, MediaInfo, probe
 from divot_datamodules.loading.decode_pool import Decode, DecodePool, PooledSample, Request
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
-from divot_datamodules.loading.skipped_samples import Defect
-from divot_datamodules.order.order_plan import Slot
+from divot_datamodules.loading.skipped_samples import SkippedSample
+from divot_datamodules.order.order_plan import SampleIndex
 from divot_datamodules.preparation.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES, RawSample, expand_shards
@@ -28,7 +28,7 @@ from divot_lightning.models.video_llm.sequences import SequenceLayout
 
 
 def find_shards(source: str) -> list[str]:
-    """List shards as a recipe does, or those of all subfolders if a folder itself holds none."""
+    """List shards as a recipe would, or those of all subfolders if the folder itself contains none."""
     folder = Path(source)
     if folder.is_dir() and not any(folder.glob("*.tar")):
         found = sorted(str(path) for path in folder.rglob("*.tar"))
@@ -40,7 +40,7 @@ def find_shards(source: str) -> list[str]:
 def open_for_inspection(
     source: str, *, media_root: str | None = None, media_from: MediaFrom = "disk", copies_gb: float = 20.0
 ) -> SampleSource:
-    """Open shards, those of subfolders included, or jsonl files; what cannot be read is for the report.
+    """Open shards, those of subfolders included, or jsonl files; unreadable ones are accepted, for the report.
 
     Args:
         source: See `divot_datamodules.shards.sources.open_source`.
@@ -55,12 +55,12 @@ def open_for_inspection(
 
 
 def limits_for(tokenizer: str | Path, max_length: int | None = None) -> SampleLimits:
-    """Return what a video LLM on a tokenizer's features can take of a sample.
+    """Return the limits that a video LLM on a tokenizer's features has for samples.
 
     Args:
         tokenizer: Run or component folder.
-        max_length: Longest sequence in tokens; a token that begins sequences is counted, as most language models have
-            one, and generated clips are as long as with learnable queries.
+        max_length: Longest sequence in tokens. A token at the beginning is counted, which most language models have;
+            generated clips have the length of learnable queries.
     """
     config = read_settings(find_component(tokenizer, "tokenizer"), VideoTokenizer, TokenizerConfig)
     layout = SequenceLayout(config.tokens_per_clip, max_length=max_length)
@@ -68,12 +68,12 @@ def limits_for(tokenizer: str | Path, max_length: int | None = None) -> SampleLi
 
 
 PICTURED = "with picture"
-"""Data of a request that wants a picture for the contact sheet."""
+"""Name of the split in requests that need a picture for the contact sheet."""
 
 
 @dataclass
 class _Look:
-    """What was seen in one sample."""
+    """What inspection found in one sample."""
 
     suffixes: list[str] = field(default_factory=list)
     videos: list[MediaInfo] = field(default_factory=list)
@@ -85,7 +85,7 @@ class _Look:
 
 @dataclass
 class _Inspector:
-    """Reads and decodes a sample as training would, and tells what was seen."""
+    """Reads and decodes a sample as training would, and returns what it found."""
 
     source: SampleSource
     decoder: SampleDecoder
@@ -95,7 +95,7 @@ class _Inspector:
     def __call__(self, request: Request) -> _Look:
         look = _Look()
         try:
-            raw = self.source.read(request.slot.unit, request.slot.sample)
+            raw = self.source.read(request.sample.shard, request.sample.sample)
             look.suffixes = list(raw.members)
             sample = self.decoder(raw, None)
             for item in self._items(sample):
@@ -109,11 +109,11 @@ class _Inspector:
         return look
 
     def _items(self, sample: Sample) -> list[Item]:
-        """Return what a stage would train on: for each task alone, so that none hides what is wrong with another."""
+        """Return the items of a stage, for each task alone, so that no task hides what is wrong with another."""
         if self.tasks is None:
             return [{} if sample.features is None else {"features": sample.features}]
         rng = np.random.default_rng(0)
-        first = llm_items(sample, rng, self.tasks)  # refuses a sample whose texts allow no task at all
+        first = llm_items(sample, rng, self.tasks)  # raises an error if the texts allow no task at all
         alone = [TaskMixture({name: 1.0}, self.tasks.template) for name in self.tasks.weights]
         return [*first, *(item for one in alone for item in _allowed(sample, rng, one))]
 
@@ -150,24 +150,24 @@ def inspect_source(
     deadline: float = 30.0,
     on_sample: Callable[[], object] | None = None,
 ) -> ShardReport:
-    """Read and decodes each sample as training would, and counts.
+    """Read and decode each sample as training would, and count.
 
     Args:
         source: The samples.
-        decoder: As training would use it.
-        tasks: As training would use them; a sample whose texts allow none is a defect. None for no such check.
-        limits: Of the stage that would train on it. Without any, cached features must have the shape of the first ones.
-        workers: Processes; 0 for this one, in which no deadline can be kept.
-        deadline: Seconds for one sample; one that takes longer is a defect, and its process is replaced.
+        decoder: Decoder as in training.
+        tasks: Tasks as in training; a sample whose texts allow no task is reported. None for no such check.
+        limits: Limits of the stage. Without them, cached features must have the shape of the first ones.
+        workers: Worker processes; 0 decodes in this process, where deadlines have no effect.
+        deadline: Seconds for one sample; a sample that takes longer is reported, and its worker replaced.
         on_sample: Called after each sample, for a progress bar.
     """
-    report = ShardReport(shards=len(source.counts), defects=list(source.defects))
-    report.samples = sum(source.counts) + sum(bool(defect.key) for defect in source.defects)
-    names = [source.unit_name(unit) for unit in range(len(source.counts))]
+    report = ShardReport(shards=len(source.counts), skipped=list(source.skipped))
+    report.samples = sum(source.counts) + sum(bool(sample.key) for sample in source.skipped)
+    names = [source.shard_path(shard) for shard in range(len(source.counts))]
     report.bytes = sum(Path(name).stat().st_size for name in names if Path(name).is_file())
     inspector = _Inspector(source, decoder or SampleDecoder(), tasks, limits or SampleLimits())
-    for unit, number, look in _looks(inspector, report, workers, deadline):
-        _count(look, names[unit], source.key(unit, number), report)
+    for shard, number, look in _looks(inspector, report, workers, deadline):
+        _count(look, names[shard], source.key(shard, number), report)
         if on_sample is not None:
             on_sample()
     return report
@@ -188,11 +188,11 @@ def _count(look: _Look, shard: str, key: str, report: ShardReport) -> None:
         report.features["x".join(map(str, look.features))] += 1
         look.error = look.error or _unlike_first(look.features, report)
     if look.error is not None:
-        report.defects.append(Defect(look.error.reason, shard, key, look.error.detail))
+        report.skipped.append(SkippedSample(look.error.reason, shard, key, look.error.detail))
 
 
 def _unlike_first(shape: tuple[int, ...], report: ShardReport) -> SampleError | None:
-    """Return what is wrong with features of another shape than the first ones: they cannot share a batch."""
+    """Return an error if the features have another shape than the first ones: they cannot share a batch."""
     first, found = next(iter(report.features)), "x".join(map(str, shape))
     return None if found == first else SampleError("feature_shape", f"{found}; the first features are {first}")
 
@@ -200,17 +200,17 @@ def _unlike_first(shape: tuple[int, ...], report: ShardReport) -> SampleError | 
 def _looks(
     inspector: _Inspector, report: ShardReport, workers: int, deadline: float
 ) -> Iterator[tuple[int, int, _Look]]:
-    """Yield unit, sample and what was seen, in order; at most a few samples per worker are on their way."""
-    places = ((unit, sample) for unit, count in enumerate(inspector.source.counts) for sample in range(count))
+    """Yield shard, sample and what was found, in order; at most a few samples per worker are in flight."""
+    samples = ((shard, sample) for shard, count in enumerate(inspector.source.counts) for sample in range(count))
     requests = (
-        Request(PICTURED if len(report.pictures) < SHEET_SAMPLES else "", Slot(number, 0, 0, *place))
-        for number, place in enumerate(places)
+        Request(PICTURED if len(report.pictures) < SHEET_SAMPLES else "", SampleIndex(number, 0, 0, *sample))
+        for number, sample in enumerate(samples)
     )
     if workers == 0:
         for request in requests:
-            yield request.slot.unit, request.slot.sample, inspector(request)
+            yield request.sample.shard, request.sample.sample, inspector(request)
         return
-    # What was seen travels as a sample does; there is no memory to share, so the few pictures go through the pipe.
+    # The pool returns looks instead of samples. It has no shared memory, so the few pictures are pickled.
     pool = DecodePool(cast(Decode, inspector), workers, deadline, SharedMemoryPool(0, 1))
     waiting: deque[PooledSample] = deque()
     try:
@@ -219,7 +219,7 @@ def _looks(
             if not waiting:
                 return
             pending = waiting.popleft()
-            yield pending.request.slot.unit, pending.request.slot.sample, _result(pending)
+            yield pending.request.sample.shard, pending.request.sample.sample, _result(pending)
             pending.release()
     finally:
         pool.close()

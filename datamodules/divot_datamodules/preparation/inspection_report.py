@@ -1,4 +1,4 @@
-"""What was seen in shards, as text, as a list of defects and as a picture.
+"""The report of an inspection: as text, as a list of skipped samples, and as a picture.
 
 Shape letters: F frames, H height, W width.
 """
@@ -11,7 +11,7 @@ from statistics import median
 
 from torch import Tensor
 
-from divot_datamodules.loading.skipped_samples import LISTED, Defect
+from divot_datamodules.loading.skipped_samples import LISTED, SkippedSample
 from divot_lightning.errors import UserError
 from divot_lightning.io.output_files import writing_to
 from divot_lightning.io.printing import printable
@@ -21,20 +21,20 @@ SHEET_SAMPLES, SHEET_FRAMES, SHEET_SIDE = 16, 4, 96
 
 @dataclass
 class ShardReport:
-    """What was seen.
+    """What an inspection found.
 
     Attributes:
         shards: Number of shards or jsonl files.
-        bytes: Their size; only what is local counts.
-        samples: Number of samples, good or bad.
+        bytes: Size of the local ones.
+        samples: Number of samples, usable or not.
         suffixes: Number of members by suffix.
         resolutions: Number of videos by "height x width".
         rates: Number of videos by frames per second.
         durations: Seconds of each video.
         features: Samples with cached features by "tokens x width".
         captions: Samples with a caption.
-        questions: Questions in all.
-        defects: What is wrong.
+        questions: Number of questions.
+        skipped: Samples and shards that training would skip, with reasons.
         pictures: Clips for the contact sheet, uint8 (F, 3, H, W), with their captions.
     """
 
@@ -48,7 +48,7 @@ class ShardReport:
     features: Counter[str] = field(default_factory=Counter)
     captions: int = 0
     questions: int = 0
-    defects: list[Defect] = field(default_factory=list)
+    skipped: list[SkippedSample] = field(default_factory=list)
     pictures: list[tuple[Tensor, str]] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -68,30 +68,30 @@ class ShardReport:
         if self.features:
             found.append(f"features    {_counted(self.features)} (tokens x width)")
         found += [f"texts       {self.captions} captions, {self.questions} questions"]
-        return [printable(line) for line in found + self._defect_lines()]
+        return [printable(line) for line in found + self._skipped_lines()]
 
-    def _defect_lines(self) -> list[str]:
-        if not self.defects:
+    def _skipped_lines(self) -> list[str]:
+        if not self.skipped:
             return ["defects     none"]
-        shards = len({defect.shard for defect in self.defects})
-        found = [f"defects     {len(self.defects)} in {shards} of {self.shards} shards"]
-        reasons = Counter(defect.reason for defect in self.defects).most_common()
+        shards = len({sample.shard for sample in self.skipped})
+        found = [f"defects     {len(self.skipped)} in {shards} of {self.shards} shards"]
+        reasons = Counter(sample.reason for sample in self.skipped).most_common()
         found += [f"  {reason:<22}{count:>7}" for reason, count in reasons]
         for reason, count in reasons:
-            named = [defect for defect in self.defects if defect.reason == reason]
+            named = [sample for sample in self.skipped if sample.reason == reason]
             found += [f"{reason}: {d.shard} {d.key}{' (' + d.detail + ')' if d.detail else ''}" for d in named[:LISTED]]
             found += [f"{reason}: and {count - LISTED} more"] if count > LISTED else []
         return found
 
 
-def write_defects(report: ShardReport, path: str | Path) -> None:
-    """Write all defects, one json object per line, as the ledger of a run does.
+def write_skipped(report: ShardReport, path: str | Path) -> None:
+    """Write all skipped samples, one json object per line, in the format of a run's lists.
 
     Args:
-        report: Of any data.
-        path: A file.
+        report: Report of any source.
+        path: File to write.
     """
-    lines = [json.dumps(asdict(defect)) + "\n" for defect in report.defects]
+    lines = [json.dumps(asdict(sample)) + "\n" for sample in report.skipped]
     with writing_to(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text("".join(lines), encoding="utf-8")
@@ -106,8 +106,8 @@ def write_contact_sheet(report: ShardReport, path: str | Path) -> None:
     """Write a picture with some frames of the first samples and their captions.
 
     Args:
-        report: Of shards that hold videos.
-        path: A .png or .jpg.
+        report: Report of shards with videos.
+        path: File to write, a .png or .jpg.
     """
     from PIL import Image, ImageDraw
 
@@ -118,8 +118,8 @@ def write_contact_sheet(report: ShardReport, path: str | Path) -> None:
     width, height = SHEET_FRAMES * SHEET_SIDE + 8, SHEET_SIDE + line + 8
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (frames, caption) in enumerate(report.pictures):
-        left, top = place % columns * width, place // columns * height
+    for index, (frames, caption) in enumerate(report.pictures):
+        left, top = index % columns * width, index // columns * height
         draw.text((left + 2, top), caption.encode("latin-1", "replace").decode("latin-1")[:64], fill="black")
         for number, frame in enumerate(frames.permute(0, 2, 3, 1).numpy()):
             picture = Image.fromarray(frame)

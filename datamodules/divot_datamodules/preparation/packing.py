@@ -1,4 +1,4 @@
-"""A folder or a jsonl of videos and pictures to shards."""
+"""Packing of a folder, or a jsonl, of videos and pictures into shards."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from divot_datamodules.decoding.video import (
     probe,
 )
 from divot_datamodules.decoding.video_writing import encode_video
-from divot_datamodules.loading.skipped_samples import Budget, Defect, SkippedSamples
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSample, SkippedSamples
 from divot_datamodules.shards.jsonl_source import MEDIA_FIELDS
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES
 from divot_datamodules.shards.writing import Sample, ShardFolder
@@ -32,16 +32,16 @@ Check = Literal["all", "first"]
 
 @dataclass(frozen=True)
 class PackConfig:
-    """How media become samples.
+    """Settings of packing: how media files become samples.
 
     Attributes:
         clip_seconds: Cut videos into consecutive pieces of this length and leave out what remains at the end; None
-            packs the files as they are. The videos of a story are packed as they are.
+            packs the files unchanged. The videos of a story are always packed unchanged.
         fps: Frames per second of the pieces.
         size: Short side of the pieces in pixels; None keeps the source's.
-        samples_per_shard: At most.
-        check: What of a file that is packed as it is must decode, so that nothing broken is packed: "all" frames, or,
-            in a small part of the time, the "first" one, which misses files that are damaged further on or cut off.
+        samples_per_shard: Most samples in a shard.
+        check: Frames of an unchanged file that must decode, so that no broken file is packed: "all" frames, or the
+            "first" one, which is much faster but misses files that are damaged later or cut off.
     """
 
     clip_seconds: float | None = None
@@ -54,7 +54,7 @@ class PackConfig:
         if self.clip_seconds is not None and self.clip_seconds * self.fps < 1:
             raise UserError(f"clip_seconds is {self.clip_seconds}; at {self.fps} frames per second that is no frame.")
         if self.size is not None and self.clip_seconds is None:
-            raise UserError(f"size is {self.size}, but files are packed as they are; give clip_seconds as well.")
+            raise UserError(f"size is {self.size}, but files are packed unchanged; give clip_seconds as well.")
         if self.samples_per_shard < 1:
             raise UserError(f"samples_per_shard is {self.samples_per_shard}; it must be at least 1.")
         if self.check not in get_args(Check):
@@ -62,14 +62,14 @@ class PackConfig:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One sample to pack.
+class MediaItem:
+    """A media file, or the media files of a story, to pack.
 
     Attributes:
-        key: Unique; without dots, since many readers take what follows the first dot for the suffix.
-        paths: The media file, or the several of a story in order.
-        text: What goes into the sample's json; {} for none.
-        problem: What is wrong with its text already, if anything.
+        key: Unique key; without dots, since for many readers the suffix begins at the first dot.
+        paths: The media file, or the files of a story in order.
+        text: Content of the sample's json; {} for none.
+        problem: Error that its text has, if any.
     """
 
     key: str
@@ -80,20 +80,20 @@ class Source:
 
 @dataclass
 class PackReport:
-    """What was packed.
+    """The result of packing.
 
     Attributes:
-        samples: Samples written.
-        with_text: Of them with a text.
-        shards: Shards written.
-        defects: What was left out, with the reason; the shard is the source's path.
-        already_there: Whether the output folder held exactly this before.
+        samples: Number of samples written.
+        with_text: Number of them that have a text.
+        shards: Number of shards written.
+        skipped: Files that were skipped, with reasons; `shard` is the path of the file.
+        already_there: Whether the output folder already contained exactly these shards.
     """
 
     samples: int
     with_text: int
     shards: int
-    defects: list[Defect]
+    skipped: list[SkippedSample]
     already_there: bool = False
 
 
@@ -114,12 +114,12 @@ def _unique(key: str, taken: set[str]) -> str:
     return candidate
 
 
-def find_sources(source: Path) -> list[Source]:
-    """List what a folder (media files, each with a .json or .txt of the same name) or a jsonl asks to pack."""
+def find_media(source: Path) -> list[MediaItem]:
+    """List the items of a folder (media files, each with a .json or .txt of the same name) or of a jsonl."""
     if source.is_dir():
-        found = list(_folder_sources(source))
+        found = list(_folder_items(source))
     elif source.is_file() and source.suffix == ".jsonl":
-        found = list(_jsonl_sources(source))
+        found = list(_jsonl_items(source))
     else:
         raise UserError(f"{source} is neither a folder nor a .jsonl file; give one of these.")
     if not found:
@@ -127,7 +127,7 @@ def find_sources(source: Path) -> list[Source]:
     return found
 
 
-def _folder_sources(folder: Path) -> Iterator[Source]:
+def _folder_items(folder: Path) -> Iterator[MediaItem]:
     taken: set[str] = set()
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower().lstrip(".") not in MEDIA_SUFFIXES or not path.is_file():
@@ -136,12 +136,12 @@ def _folder_sources(folder: Path) -> Iterator[Source]:
         texts = {suffix: path.with_suffix(f".{suffix}") for suffix in ("json", "txt")}
         members = {suffix: text.read_bytes() for suffix, text in texts.items() if text.is_file()}
         try:
-            yield Source(key, (path,), read_text(members))
+            yield MediaItem(key, (path,), read_text(members))
         except SampleError as error:
-            yield Source(key, (path,), problem=error)
+            yield MediaItem(key, (path,), problem=error)
 
 
-def _jsonl_sources(file: Path) -> Iterator[Source]:
+def _jsonl_items(file: Path) -> Iterator[MediaItem]:
     taken: set[str] = set()
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         if not line.strip():
@@ -150,15 +150,15 @@ def _jsonl_sources(file: Path) -> Iterator[Source]:
             text = read_text({"json": line})
             names = _media_names(text)
         except SampleError as error:
-            yield Source(f"line{number}", (file,), problem=error)
+            yield MediaItem(f"line{number}", (file,), problem=error)
             continue
         key = _unique(safe_key(Path(names[0]).with_suffix("").as_posix()), taken)
         rest = {name: value for name, value in text.items() if name not in MEDIA_FIELDS}
-        yield Source(key, tuple(file.parent / name for name in names), rest)
+        yield MediaItem(key, tuple(file.parent / name for name in names), rest)
 
 
 def _media_names(text: Mapping[str, Any]) -> list[str]:
-    """Return the paths that a line names, in order."""
+    """Return the media paths of a line, in order."""
     given = [text[name] for name in MEDIA_FIELDS if text.get(name)]
     names = given[0] if len(given) == 1 and isinstance(given[0], list) else given
     if len(given) != 1 or not all(isinstance(name, str) for name in names):
@@ -168,21 +168,21 @@ def _media_names(text: Mapping[str, Any]) -> list[str]:
 
 
 def _piece_size(info: MediaInfo, short_side: int | None) -> tuple[int, int]:
-    """Return even sides of the source's aspect."""
+    """Return height and width of the pieces: even numbers with the aspect ratio of the source."""
     scale = 1.0 if short_side is None else short_side / min(info.height, info.width)
     return 2 * round(info.height * scale / 2), 2 * round(info.width * scale / 2)
 
 
-def _pieces(source: Source, info: MediaInfo, settings: PackConfig) -> Iterator[tuple[str, bytes]]:
-    assert settings.clip_seconds is not None
-    frames = round(settings.clip_seconds * settings.fps)
-    count = int((info.duration + 0.5 / max(info.fps, settings.fps)) // settings.clip_seconds)
+def _pieces(item: MediaItem, info: MediaInfo, config: PackConfig) -> Iterator[tuple[str, bytes]]:
+    assert config.clip_seconds is not None
+    frames = round(config.clip_seconds * config.fps)
+    count = int((info.duration + 0.5 / max(info.fps, config.fps)) // config.clip_seconds)
     if count == 0:
-        raise DecodeError("too_short", f"{info.duration:.2f} s of {settings.clip_seconds:.2f} s")
+        raise DecodeError("too_short", f"{info.duration:.2f} s of {config.clip_seconds:.2f} s")
     for number in range(count):
-        times = [number * settings.clip_seconds + frame / settings.fps for frame in range(frames)]
-        video = decode_frames(source.paths[0], times, _piece_size(info, settings.size))
-        yield f"{source.key}_{number:04d}", encode_video(video, settings.fps)
+        times = [number * config.clip_seconds + frame / config.fps for frame in range(frames)]
+        video = decode_frames(item.paths[0], times, _piece_size(info, config.size))
+        yield f"{item.key}_{number:04d}", encode_video(video, config.fps)
 
 
 def _suffix(path: Path) -> str:
@@ -193,7 +193,7 @@ def _suffix(path: Path) -> str:
 
 
 def _whole(path: Path, check: Check) -> bytes:
-    """Read a file as it is, after a look at what `PackConfig.check` asks for."""
+    """Read a file unchanged, and decode the frames that `PackConfig.check` names."""
     if not path.is_file():
         raise SampleError("missing_media", f"the file {path} does not exist")
     data = path.read_bytes()
@@ -201,63 +201,65 @@ def _whole(path: Path, check: Check) -> bytes:
     return data
 
 
-def _media_samples(source: Source, settings: PackConfig) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield key and media of the samples that a source gives: one, or the pieces of its video."""
-    suffixes = [_suffix(path) for path in source.paths]
-    if len(source.paths) > 1:
-        files = zip(suffixes, source.paths, strict=True)
+def _media_samples(item: MediaItem, config: PackConfig) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield key and media of the samples of an item: one sample, or the pieces of its video."""
+    suffixes = [_suffix(path) for path in item.paths]
+    if len(item.paths) > 1:
+        files = zip(suffixes, item.paths, strict=True)
         yield (
-            source.key,
-            {f"clip{place}.{suffix}": _whole(path, settings.check) for place, (suffix, path) in enumerate(files)},
+            item.key,
+            {f"clip{number}.{suffix}": _whole(path, config.check) for number, (suffix, path) in enumerate(files)},
         )
-    elif suffixes[0] in IMAGE_SUFFIXES or settings.clip_seconds is None:
-        yield source.key, {suffixes[0]: _whole(source.paths[0], settings.check)}
+    elif suffixes[0] in IMAGE_SUFFIXES or config.clip_seconds is None:
+        yield item.key, {suffixes[0]: _whole(item.paths[0], config.check)}
     else:
-        for key, data in _pieces(source, probe(source.paths[0]), settings):
+        for key, data in _pieces(item, probe(item.paths[0]), config):
             yield key, {"mp4": data}
 
 
-def _samples(sources: Iterable[Source], settings: PackConfig, on_defect: Callable[[Defect], None]) -> Iterator[Sample]:
-    for source in sources:
+def _samples(
+    items: Iterable[MediaItem], config: PackConfig, on_skipped: Callable[[SkippedSample], None]
+) -> Iterator[Sample]:
+    for item in items:
         try:
-            if source.problem is not None:
-                raise source.problem
-            texts: Mapping[str, bytes] = {"json": json.dumps(source.text).encode()} if source.text else {}
-            for key, media in _media_samples(source, settings):
+            if item.problem is not None:
+                raise item.problem
+            texts: Mapping[str, bytes] = {"json": json.dumps(item.text).encode()} if item.text else {}
+            for key, media in _media_samples(item, config):
                 yield key, {**media, **texts}
         except (DecodeError, SampleError) as error:
-            on_defect(Defect(error.reason, str(source.paths[0]), source.key, error.detail))
+            on_skipped(SkippedSample(error.reason, str(item.paths[0]), item.key, error.detail))
 
 
-def _fingerprint(sources: list[Source]) -> str:
-    """Return a hash of names, sizes and texts, so that a changed input is noticed without reading the media."""
+def _fingerprint(items: list[MediaItem]) -> str:
+    """Return a hash of names, sizes and texts, which notices a changed input without reading the media."""
     facts = [
-        (source.key, [path.stat().st_size if path.is_file() else None for path in source.paths], source.text)
-        for source in sources
+        (item.key, [path.stat().st_size if path.is_file() else None for path in item.paths], item.text)
+        for item in items
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def pack(source: str | Path, output: str | Path, settings: PackConfig, *, progress: bool = False) -> PackReport:
+def pack(source: str | Path, output: str | Path, config: PackConfig, *, progress: bool = False) -> PackReport:
     """Pack a folder or a jsonl into shards.
 
-    A file that cannot be decoded is left out and reported; texts go in as they are.
+    A file that cannot be decoded is skipped and reported; texts are packed unchanged.
 
     Args:
         source: A folder, or a jsonl with a path in "video" or "image", or several in order in "videos" or "images", and
             texts in the other fields.
-        output: The shard folder.
-        settings: How.
+        output: Folder of the shards.
+        config: Settings of packing.
         progress: Whether to show a bar with rate and time left.
     """
-    sources = find_sources(Path(source))
-    folder = ShardFolder(output, kind="video", settings={"source": _fingerprint(sources), **asdict(settings)})
-    ledger = SkippedSamples("pack", Path(output), Budget(max_skipped_fraction=1.0))
+    items = find_media(Path(source))
+    folder = ShardFolder(output, kind="video", settings={"source": _fingerprint(items), **asdict(config)})
+    skipped = SkippedSamples("pack", Path(output), Budget(max_skipped_fraction=1.0))
     if folder.complete:
         facts = folder.facts()
-        return PackReport(facts["num_samples"], facts["with_text"], len(folder.entries()), ledger.defects(), True)
+        return PackReport(facts["num_samples"], facts["with_text"], len(folder.entries()), skipped.all(), True)
     folder.restart()
-    ledger.clear()
+    skipped.clear()
     counted = {"with_text": 0}
 
     def counting(samples: Iterator[Sample]) -> Iterator[Sample]:
@@ -265,15 +267,13 @@ def pack(source: str | Path, output: str | Path, settings: PackConfig, *, progre
             counted["with_text"] += "json" in members
             yield key, members
 
-    with tqdm(sources, desc="files", unit="file", disable=not progress) as bar:
-        folder.write_all(counting(_samples(bar, settings, ledger.record)), settings.samples_per_shard)
+    with tqdm(items, desc="files", unit="file", disable=not progress) as bar:
+        folder.write_all(counting(_samples(bar, config, skipped.add)), config.samples_per_shard)
     if not folder.entries():
-        raise UserError(
-            f"none of {len(sources)} files can be packed: {_reasons(ledger)}; see {output}/defects-*.jsonl."
-        )
+        raise UserError(f"none of {len(items)} files can be packed: {_reasons(skipped)}; see {output}/defects-*.jsonl.")
     index = folder.finish(**counted)
-    return PackReport(index["num_samples"], counted["with_text"], len(folder.entries()), ledger.defects())
+    return PackReport(index["num_samples"], counted["with_text"], len(folder.entries()), skipped.all())
 
 
-def _reasons(ledger: SkippedSamples) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in ledger.counts().items())
+def _reasons(skipped: SkippedSamples) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in skipped.counts().items())

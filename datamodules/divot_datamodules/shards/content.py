@@ -1,9 +1,9 @@
-"""Whether a shard holds what it held before, from a few bytes of it.
+"""A hash of a few bytes of each shard, which shows whether a shard's content has changed.
 
-Names, sizes and keys do not tell a shard from another one that was made in the same way from other videos. So of eight
-samples, spread evenly over the shard, the middle and the end are hashed, 1 KiB each, which is where media and texts lie
-(all of a sample of up to 8 KiB). Other media or texts throughout are always noticed; where a share s of the samples
-changed, it goes unnoticed with a probability of about (1 - s)^8: 0.4% for a half, 43% for a tenth.
+Names, sizes and keys can be equal for two shards that were made in the same way from different videos. So this hash
+takes eight samples, spread evenly over the shard. Of each it hashes the middle and the end, 1 KiB each, where media and
+texts are (all of a sample of up to 8 KiB). A change of all media or texts is always noticed. If a fraction s of the
+samples changed, the change is missed with a probability of about (1 - s)^8: 0.4% for a half, 43% for a tenth.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from divot_datamodules.shards.index import ShardIndex
-from divot_datamodules.shards.index_files import write_atomically
+from divot_datamodules.shards.index_files import write_shared
 from divot_datamodules.shards.reading import ShardError
 from divot_datamodules.shards.storage import ShardBytes
 from divot_lightning.io.output_files import writing_to
 
 SAMPLES, PIECE, WHOLE = 8, 1024, 8192
-"""Samples of a shard that are looked at, bytes of each piece, bytes up to which a sample is read whole."""
+"""Number of samples per shard that are hashed; bytes of each piece; largest sample in bytes that is hashed whole."""
 
 FILE_NAME = "content.json"
 
@@ -30,7 +30,7 @@ def content_hash(shard: ShardBytes, index: ShardIndex) -> str:
 
     Args:
         shard: The shard.
-        index: Of the shard as it is now.
+        index: The index of the shard as it is now.
     """
     count = len(index.keys)
     chosen = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).round().astype(int))
@@ -52,10 +52,10 @@ def _pieces(start: int, end: int) -> list[tuple[int, int]]:
 
 
 class ContentHashes:
-    """Hashes of shards' content, kept in a file so that a shard that did not change is not read again.
+    """Hashes of shards' content, stored in a file so that unchanged shards are not read again.
 
     Args:
-        folder: Where the file lies; None keeps nothing.
+        folder: Folder of the file; None stores nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -67,7 +67,7 @@ class ContentHashes:
                 self._known = {str(name): [str(part) for part in fact] for name, fact in _read(self._path).items()}
 
     def get(self, shard: ShardBytes, index: ShardIndex) -> str:
-        """Return a shard's hash; it is computed anew unless size and time of change (or ETag) are as before."""
+        """Return a shard's hash. It is computed again if size or time of change (or ETag) are not the stored ones."""
         version = f"{shard.size} {shard.stamp}"
         known = self._known.get(shard.name, [])
         if shard.stamp and known[:1] == [version] and len(known) == 2:
@@ -78,12 +78,12 @@ class ContentHashes:
         return found
 
     def save(self) -> None:
-        """Keep what was computed."""
+        """Write new hashes to the file."""
         if self._path is None or not self._changed:
             return
         with writing_to(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, json.dumps(self._known).encode("utf-8", "backslashreplace"))
+            write_shared(self._path, json.dumps(self._known).encode("utf-8", "backslashreplace"))
 
 
 def _read(path: Path) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Copies of shards of which no part can be read by itself: commands, servers without ranges, compressed tars."""
+"""Local copies of shards that cannot be read in parts: commands, servers without ranges, compressed tars."""
 
 import bz2
 import gzip
@@ -40,8 +40,8 @@ class ShardCopies:
     """Copies shards into a folder, each once, and refuses to use more disk than allowed.
 
     Args:
-        folder: Where the copies go, kept from run to run; None for a temporary folder.
-        max_bytes: Of all copies together.
+        folder: Folder of the copies, which later runs use again; None for a temporary folder.
+        max_bytes: Largest size of all copies together.
         allow_pipe: See `divot_datamodules.shards.reading.expand_shards`.
     """
 
@@ -51,7 +51,7 @@ class ShardCopies:
 
     @property
     def folder(self) -> Path:
-        """Where the copies go; a temporary folder is made when it is first needed."""
+        """Folder of the copies; a temporary folder is made when it is first needed."""
         with _LOCK:
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="divot-copies-"))
@@ -64,10 +64,10 @@ class ShardCopies:
 
         Args:
             shard: Path, URL or command.
-            stamp: What is known of its version; another version is copied anew.
+            stamp: Version of the shard, as far as known; another version is copied again.
 
         Returns:
-            The copy, and why it is not whole; "" if it is.
+            The copy, and why it is incomplete; "" if it is complete.
         """
         name = hashlib.sha256(f"{shard}\n{stamp}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
         path, problem = self.folder / f"{name}.tar", ""
@@ -75,13 +75,15 @@ class ShardCopies:
             if path.is_file():
                 self._count(path.stat().st_size, shard)
             else:
-                logger.info("%s gives no parts of itself; it is copied into %s once", shard, self.folder)
+                logger.info("%s cannot be read in parts; it is copied into %s once", shard, self.folder)
                 path, problem = self._fetch(shard, path)
         return LocalShard(str(path), shard), problem
 
     def _fetch(self, shard: str, path: Path) -> tuple[Path, str]:
-        """Copy; what a source gave before it broke off for good is kept under a name that is not used again."""
-        partial = path.with_suffix(f".{uuid.uuid4().hex}.part")  # locks do not work everywhere
+        """Copy a shard. If it breaks off in each attempt, keep the last part under a name that no later run uses."""
+        partial = path.with_suffix(
+            f".{uuid.uuid4().hex}.part"
+        )  # a name of its own: locks do not work on all file systems
         for attempt in range(ATTEMPTS):
             before = self._used
             try:
@@ -134,7 +136,7 @@ def _remove(folder: Path, process: int) -> None:
 
 
 class _Joined:
-    """The beginning of a stream that was read already, then the rest."""
+    """A stream whose first bytes were read already: returns these first, then the rest."""
 
     def __init__(self, head: bytes, stream: Any) -> None:
         self._head, self._stream = head, stream
@@ -148,6 +150,6 @@ class _Joined:
 
 
 def is_compressed(shard: LocalShard | RemoteShard) -> bool:
-    """Return whether a shard is a compressed file, of which parts cannot be read."""
+    """Return whether a shard is a compressed file, which cannot be read in parts."""
     head = shard.read(0, min(8, shard.size))
     return any(head.startswith(magic) for magic in _OPENERS)

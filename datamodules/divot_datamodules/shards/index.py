@@ -1,4 +1,4 @@
-"""Where each sample of a tar lies, and what is wrong with the tar, from its headers alone."""
+"""Index of a tar: the byte range of each sample, and what is wrong with the tar, from its headers alone."""
 
 import io
 import json
@@ -17,10 +17,10 @@ from divot_datamodules.shards.storage import ShardBytes
 BLOCK = tarfile.BLOCKSIZE
 FORMAT = 1
 MAX_HEADER_BYTES = 2**20
-"""Longest name and attributes of a member; a damaged header may promise gigabytes."""
+"""Largest header of a member (name and attributes); a damaged header may claim gigabytes."""
 
 MAX_SAMPLE_BYTES = 2**31
-"""Longest sample, all members together; a loader worker holds it in memory."""
+"""Largest sample, all members together; a decoding worker holds it in memory."""
 
 STRUCTURE_REASONS = (
     "not_a_tar",
@@ -35,7 +35,7 @@ STRUCTURE_REASONS = (
     "duplicate_member",
     "too_large",
 )
-"""What can be wrong with a tar's structure."""
+"""Reasons for which a tar, or a sample in it, cannot be used: errors of its structure."""
 
 
 class Keys:
@@ -59,39 +59,40 @@ class Keys:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, place: int) -> str:
-        start = self.ends[place - 1] if place else 0
-        return self.text[start : self.ends[place]].tobytes().decode("utf-8", "surrogateescape")
+    def __getitem__(self, index: int) -> str:
+        start = self.ends[index - 1] if index else 0
+        return self.text[start : self.ends[index]].tobytes().decode("utf-8", "surrogateescape")
 
 
 @dataclass
 class ShardIndex:
-    """What is known of a shard.
+    """The index of a shard.
 
     Attributes:
         size: Bytes of the shard.
-        stamp: The shard's when it was indexed; see `divot_datamodules.shards.storage.ShardBytes`.
+        stamp: Stamp of the shard when it was indexed; see `divot_datamodules.shards.storage.ShardBytes`.
         ranges: int64 (samples, 2), first byte and byte after the last of each usable sample, headers included.
-        keys: Of the usable samples.
-        defects: Reason, key ("" for the whole shard) and detail of what is wrong.
+        keys: Keys of the usable samples.
+        skipped: Samples that cannot be used: reason, key ("" for the whole shard) and detail.
     """
 
     size: int
     stamp: str
     ranges: NDArray[np.int64]
     keys: Keys
-    defects: list[tuple[str, str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str, str]] = field(default_factory=list)
 
     def broken_off(self, problem: str) -> None:
-        """Record that the shard ends where it does only because it could not be fetched further."""
+        """Change the reason of an early end to "broken_off": the rest of the shard could not be fetched."""
         ends = ("not_a_tar", "empty_shard", "cut_in_header", "cut_in_body", "cut_between_members")
-        keys = [key for reason, key, _ in self.defects if reason in ends] or [""]
-        others = [defect for defect in self.defects if defect[0] not in ends]
-        self.defects = [*others, *(("broken_off", key, problem) for key in keys)]
+        keys = [key for reason, key, _ in self.skipped if reason in ends] or [""]
+        others = [sample for sample in self.skipped if sample[0] not in ends]
+        self.skipped = [*others, *(("broken_off", key, problem) for key in keys)]
 
     def to_bytes(self) -> bytes:
-        """Return the index as a file's content, which `index_from_bytes` reads."""
-        facts = {"format": FORMAT, "size": self.size, "stamp": self.stamp, "defects": self.defects}
+        """Return the content of an index file, which `index_from_bytes` reads."""
+        # Files of earlier versions call the skipped samples "defects".
+        facts = {"format": FORMAT, "size": self.size, "stamp": self.stamp, "defects": self.skipped}
         buffer = io.BytesIO()
         np.savez(
             buffer,
@@ -104,7 +105,7 @@ class ShardIndex:
 
 
 def no_samples(reason: str, detail: str) -> ShardIndex:
-    """Return the index of a shard that cannot be read at all, with the defect that it has."""
+    """Return the index of a shard that cannot be read at all; it contains only the reason."""
     return ShardIndex(0, "", np.zeros((0, 2), np.int64), Keys.of([]), [(reason, "", detail)])
 
 
@@ -121,7 +122,7 @@ def index_from_bytes(data: bytes) -> ShardIndex | None:
             Keys(arrays["key_text"], arrays["key_ends"]),
             [(str(reason), str(key), str(detail)) for reason, key, detail in facts["defects"]],
         )
-    except Exception:  # a damaged zip, array or json; each has errors of its own
+    except Exception:  # a damaged zip, array or json, each with its own exceptions
         return None
     return index if facts["format"] == FORMAT and _is_consistent(index) else None
 
@@ -139,7 +140,7 @@ def _is_consistent(index: ShardIndex) -> bool:
 
 
 class _Headers:
-    """A shard as the file that `tarfile` wants, read ahead in pieces; remembers what the last read gave."""
+    """A shard as a file for `tarfile`: reads ahead in pieces, and keeps the result of the last read."""
 
     def __init__(self, shard: ShardBytes) -> None:
         self.shard, self.position, self.last, self.short = shard, 0, b"", False
@@ -172,13 +173,13 @@ class _Headers:
             try:
                 return self.shard.read(start, ahead, once=True)
             except ShardError:
-                self._ahead = (ahead - start) // 2  # what cannot be read may lie ahead
+                self._ahead = (ahead - start) // 2  # the unreadable part may be one that is not needed
         return b""
 
 
 @dataclass
 class _Run:
-    """Members of one key that lie together."""
+    """Adjacent members with the same key."""
 
     key: str
     start: int
@@ -188,7 +189,7 @@ class _Run:
 
 
 def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
-    """Yield the members; where the shard does not end as a tar should, raises a ShardError with the reason."""
+    """Yield the members. If the shard does not end like a tar, raise a ShardError with the reason."""
     offset, content_end, begun, damaged = 0, 0, False, False
     try:
         with tarfile.open(fileobj=cast(Any, headers), mode="r:") as tar:
@@ -208,7 +209,7 @@ def _members(headers: _Headers) -> Iterator[tarfile.TarInfo]:
 
 
 def _check_end(headers: _Headers, offset: int, content_end: int, *, damaged: bool) -> None:
-    """Raise a ShardError unless a block of zeros ends the archive and nothing follows."""
+    """Raise a ShardError unless the archive ends with a block of zeros and only zeros follow."""
     size = headers.shard.size
     if content_end > size:
         raise ShardError(f"{size} of at least {content_end} bytes", "cut_in_body")
@@ -230,7 +231,7 @@ def scan_tar(shard: ShardBytes) -> ShardIndex:
         shard: The tar, not compressed.
 
     Raises:
-        ShardError: It cannot be read at all; defects of its structure are part of the result.
+        ShardError: It cannot be read at all. Errors of its structure are part of the index instead.
     """
     runs: list[_Run] = []
     problem: ShardError | None = None
@@ -244,9 +245,9 @@ def scan_tar(shard: ShardBytes) -> ShardIndex:
         problem = error
         if error.reason not in STRUCTURE_REASONS:
             problem, reach = ShardError(str(error), "broken_off"), headers.position
-    found, defects = _usable(runs, reach, problem)
+    found, skipped = _usable(runs, reach, problem)
     ranges = np.array([(run.start, run.end) for run in found], np.int64).reshape(-1, 2)
-    return ShardIndex(shard.size, shard.stamp, ranges, Keys.of([run.key for run in found]), defects)
+    return ShardIndex(shard.size, shard.stamp, ranges, Keys.of([run.key for run in found]), skipped)
 
 
 def _add(runs: list[_Run], member: tarfile.TarInfo) -> None:
@@ -264,12 +265,12 @@ def _add(runs: list[_Run], member: tarfile.TarInfo) -> None:
 
 
 def _usable(runs: list[_Run], reach: int, problem: ShardError | None) -> tuple[list[_Run], list[tuple[str, str, str]]]:
-    """Parts the runs that are whole samples from those that are not, and says why not.
+    """Return the runs that are whole samples, and the skipped ones with their reasons.
 
     Args:
-        runs: All that was found.
+        runs: All runs of the shard.
         reach: Bytes of the shard that can be read.
-        problem: Why the shard ends where it should not, if so.
+        problem: Error at the end of the shard, if there is one.
     """
     wrong: dict[str, tuple[str, str]] = {}
     if problem is not None and problem.reason != "data_after_end" and runs and not _is_whole(runs, reach):
@@ -279,30 +280,31 @@ def _usable(runs: list[_Run], reach: int, problem: ShardError | None) -> tuple[l
     for run in runs:
         if run.end - run.start > MAX_SAMPLE_BYTES:
             wrong.setdefault(run.key, ("too_large", f"{run.end - run.start} bytes of at most {MAX_SAMPLE_BYTES}"))
-    defects = [(reason, key, detail) for key, (reason, detail) in wrong.items()]
-    if problem is not None and not any(reason == problem.reason for reason, _, _ in defects):
-        defects.append((problem.reason, "", str(problem)))
+    skipped = [(reason, key, detail) for key, (reason, detail) in wrong.items()]
+    if problem is not None and not any(reason == problem.reason for reason, _, _ in skipped):
+        skipped.append((problem.reason, "", str(problem)))
     if not runs and problem is None:
-        defects.append(("empty_shard", "", "no member belongs to a sample"))
+        skipped.append(("empty_shard", "", "no member belongs to a sample"))
     found = [run for run in runs if run.key not in wrong]
     for run in found:
         run.end = min(run.end, reach)
-    return found, defects
+    return found, skipped
 
 
 def _is_whole(runs: list[_Run], reach: int) -> bool:
-    """Return whether the last sample before a cut has all that another sample of the shard has."""
+    """Return whether the last sample before a cut is whole: it has all members that another sample of the shard has."""
     last = runs[-1]
     return last.content_end <= reach and any(set(run.suffixes) <= set(last.suffixes) for run in runs[:-1])
 
 
 def _misplaced(runs: list[_Run]) -> dict[str, tuple[str, str]]:
+    """Return reason and detail, by key, of samples whose members are not adjacent or have the same suffix."""
     times = Counter(run.key for run in runs)
-    places: dict[str, list[_Run]] = {}
+    misplaced: dict[str, list[_Run]] = {}
     for run in runs:
         if times[run.key] > 1 or len(set(run.suffixes)) < len(run.suffixes):
-            places.setdefault(run.key, []).append(run)
-    return {key: _fault(found) for key, found in places.items()}
+            misplaced.setdefault(run.key, []).append(run)
+    return {key: _fault(found) for key, found in misplaced.items()}
 
 
 def _fault(runs: list[_Run]) -> tuple[str, str]:

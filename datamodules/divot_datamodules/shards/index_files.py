@@ -1,4 +1,4 @@
-"""Indexes of shards in files: beside the shards, where whoever writes shards puts them, or in the folder of a run."""
+"""Files with the indexes of shards: beside the shards, where writers of shards put them, or in a run folder."""
 
 import hashlib
 import io
@@ -28,8 +28,12 @@ def index_path(shard: str) -> str:
     return shard + SUFFIX
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that others see all of it or none, whoever writes it at the same time."""
+def write_shared(path: Path, data: bytes) -> None:
+    """Write a file atomically, even if several processes or machines write it at the same time.
+
+    `divot_lightning.io.files.atomic_file` has one unfinished file for each path, which two writers would share. So here
+    each writer has an unfinished file of its own.
+    """
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         unfinished.write_bytes(data)
@@ -39,9 +43,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_index(shard: str | Path) -> ShardIndex:
-    """Index a local shard and puts the index beside it.
+    """Index a local shard and write the index beside it.
 
-    Equal shards have equal indexes: the time of change is left out, since both files may be copied elsewhere.
+    Equal shards have equal indexes: the time of change is not stored, since both files may be copied elsewhere.
 
     Args:
         shard: An uncompressed tar.
@@ -51,27 +55,27 @@ def write_index(shard: str | Path) -> ShardIndex:
     """
     index = scan_tar(LocalShard(str(shard)))
     index.stamp = ""
-    write_atomically(Path(index_path(str(shard))), index.to_bytes())
+    write_shared(Path(index_path(str(shard))), index.to_bytes())
     return index
 
 
 def put_index_beside(shard: str) -> tuple[ShardIndex, bool]:
-    """Make sure that the index beside a shard, local or behind a URL, is there and is the shard's.
+    """Make sure that a shard, local or behind a URL, has an index beside it that fits.
 
     Args:
         shard: Path or URL of an uncompressed tar.
 
     Returns:
-        The index, and whether it was made. Of a shard that cannot be read, or not by parts, none is made: it has no
-        samples and a defect.
+        The index, and whether it was written. For a shard that cannot be read, or not in parts, no index is written:
+        the result has no samples and contains the reason.
 
     Raises:
-        UserError: It cannot be put there.
+        UserError: The index cannot be written.
     """
     try:
         file = RemoteShard(shard) if is_url(shard) else LocalShard(shard)
         if isinstance(file, RemoteShard) and not file.ranges:
-            raise ShardError("it can only be read as a whole, so that an index beside it is of no use", "no_parts")
+            raise ShardError("it can only be read as a whole, so an index beside it is of no use", "no_parts")
         beside = load_index(index_path(shard))
         if beside is not None and fits(beside, file):
             return beside, False
@@ -79,8 +83,8 @@ def put_index_beside(shard: str) -> tuple[ShardIndex, bool]:
     except ShardError as error:
         return no_samples(error.reason, str(error)), False
     index.stamp = ""
-    _name_what_is_lost(index, beside)
-    if any(reason in ("not_a_tar", "broken_off") for reason, _, _ in index.defects):
+    _add_missing_samples(index, beside)
+    if any(reason in ("not_a_tar", "broken_off") for reason, _, _ in index.skipped):
         return index, False
     try:
         _write(index_path(shard), index.to_bytes())
@@ -94,7 +98,7 @@ def put_index_beside(shard: str) -> tuple[ShardIndex, bool]:
 
 def _write(name: str, data: bytes) -> None:
     if not is_url(name):
-        write_atomically(Path(name), data)
+        write_shared(Path(name), data)
         return
     system, path = fsspec.core.url_to_fs(name)
     system.pipe_file(path, data)  # object stores show all of it or none
@@ -107,10 +111,10 @@ def load_index(name: str) -> ShardIndex | None:
 
 
 def fits(index: ShardIndex, shard: ShardBytes) -> bool:
-    """Return whether an index was made of a shard as it is now.
+    """Return whether an index was made from a shard as it is now.
 
-    The size must be equal, and either the stamp or, since copying a shard gives it another one, the key that the
-    shard has at the last indexed place. Whoever reads a sample compares its key as well.
+    The size must be equal. Either the stamp must be equal as well or, since a copy has another stamp, the key of the
+    last sample. When a sample is read, its key is compared again.
     """
     if index.size != shard.size:
         return False
@@ -132,10 +136,13 @@ def _key_at(shard: ShardBytes, start: int, end: int) -> str | None:
 
 
 class IndexFiles:
-    """Finds the index of a shard, or makes it.
+    """Finds or makes the indexes of shards.
 
     Args:
-        folder: Keeps the indexes that were made, so that a later run does not make them again; None keeps none.
+        folder: Stores new indexes, so that later runs need not make them again; None stores none.
+
+    Attributes:
+        made: Number of indexes that were made.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -143,7 +150,7 @@ class IndexFiles:
         self.made = 0
 
     def get(self, shard: ShardBytes) -> ShardIndex:
-        """Return the shard's index: the kept one, the one beside the shard, or a new one.
+        """Return the index of a shard: the stored one, the one beside the shard, or a new one.
 
         Raises:
             ShardError: The shard cannot be read.
@@ -151,7 +158,7 @@ class IndexFiles:
         kept = load_index(str(self._kept_path(shard))) if self.folder else None
         if kept is not None and fits(kept, shard):
             return kept
-        # A copy has another name than its file, and what lies beside the original is of the original.
+        # For a local copy of a shard, the index beside the original does not fit: it may be of the compressed file.
         is_copy = isinstance(shard, LocalShard) and shard.path != shard.name
         beside = None if is_copy else load_index(index_path(shard.name))
         if beside is not None and fits(beside, shard):
@@ -161,8 +168,8 @@ class IndexFiles:
             return beside
         index = scan_tar(shard)
         self.made += 1
-        _name_what_is_lost(index, beside)
-        if all(reason in STRUCTURE_REASONS for reason, _, _ in index.defects):  # others may be gone the next time
+        _add_missing_samples(index, beside)
+        if all(reason in STRUCTURE_REASONS for reason, _, _ in index.skipped):  # other reasons may be temporary
             self._keep(index, shard)
         return index
 
@@ -170,7 +177,7 @@ class IndexFiles:
         if self.folder is not None:
             with writing_to(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(self._kept_path(shard), index.to_bytes())
+                write_shared(self._kept_path(shard), index.to_bytes())
 
     def _kept_path(self, shard: ShardBytes) -> Path:
         assert self.folder is not None
@@ -178,15 +185,15 @@ class IndexFiles:
         return self.folder / f"{digest}{SUFFIX}"
 
 
-def _name_what_is_lost(index: ShardIndex, before: ShardIndex | None) -> None:
-    """Of a shard that breaks off, adds what an index of the whole one knows of the rest."""
-    broken = next((defect for defect in index.defects if defect[0].startswith(("cut_", "broken_"))), None)
+def _add_missing_samples(index: ShardIndex, before: ShardIndex | None) -> None:
+    """If a shard breaks off, add the samples that an index of the whole shard contains and that are missing now."""
+    broken = next((sample for sample in index.skipped if sample[0].startswith(("cut_", "broken_"))), None)
     if broken is None:
         return
     reason, _, detail = broken
-    found = {index.keys[place] for place in range(len(index.keys))} | {key for _, key, _ in index.defects}
-    promised = [before.keys[place] for place in range(len(before.keys))] if before is not None else []
-    lost = [key for key in promised if key not in found]
-    if lost:
-        index.defects = [defect for defect in index.defects if defect != (reason, "", detail)]
-        index.defects += [(reason, key, detail) for key in lost]
+    found = {index.keys[number] for number in range(len(index.keys))} | {key for _, key, _ in index.skipped}
+    expected = [before.keys[number] for number in range(len(before.keys))] if before is not None else []
+    missing = [key for key in expected if key not in found]
+    if missing:
+        index.skipped = [sample for sample in index.skipped if sample != (reason, "", detail)]
+        index.skipped += [(reason, key, detail) for key in missing]

@@ -1,4 +1,4 @@
-"""Jsonl files that name their media by path, as the released code's users have them."""
+"""Samples from jsonl files whose lines name their media by path, the format of the released code's data."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from divot_datamodules.decoding.samples import SampleError, read_text
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES
-from divot_datamodules.loading.skipped_samples import Defect
+from divot_datamodules.loading.skipped_samples import SkippedSample
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES, RawSample, ShardError, is_url
 from divot_datamodules.shards.storage import LocalShard, read_whole
 from divot_datamodules.shards.tar_source import MAX_TEXT_BYTES
@@ -35,16 +35,16 @@ class JsonlSource:
     """Samples of jsonl files; see `divot_datamodules.shards.sources.SampleSource`.
 
     A line is an object with a path in "video" or "image", or several in order in "videos" or "images"; its other
-    fields are the sample's texts. Its key is "line" with its number, counted from 1; empty lines are passed over.
-    What a path leads to is only ever decoded as a video or a picture.
+    fields are the sample's texts. Its key is "line" with its number, counted from 1; empty lines are skipped.
+    The files that paths name are only ever decoded as videos or pictures.
 
     Args:
         files: Local jsonl files.
-        media_root: Folder or URL that relative paths start from; None for each jsonl's folder.
-        media_from: Where lines may take their media from. "root": from below `media_root` alone. "disk": also from
-            elsewhere on a disk of this machine, by absolute paths and `..`. "anywhere": also from URLs of any server
-            and chained ones, such as "simplecache::https://..."; for lists that you trust, since whoever wrote the
-            list decides what this machine asks for, servers of your own network included.
+        media_root: Folder or URL that relative paths start from; None for the folder of each jsonl.
+        media_from: Where media may be. "root": only below `media_root`. "disk": also elsewhere on a disk of this
+            machine, by absolute paths and `..`. "anywhere": also behind URLs of any server, chained ones such as
+            "simplecache::https://..." included. Use it only for lists that you trust: the author of the list decides
+            which servers this machine contacts, those of your own network included.
 
     Raises:
         UserError: None of the files can be read.
@@ -58,15 +58,15 @@ class JsonlSource:
         self._names = [str(file) for file in files]
         self._root = str(media_root) if media_root is not None else None
         self._media_from = media_from
-        self.defects: list[Defect] = []
+        self.skipped: list[SkippedSample] = []
         found = [self._index(name) for name in self._names]
         self._files = [file for file, _ in found]
         self._lines = [lines for _, lines in found]
         self.counts = tuple(len(lines) for lines in self._lines)
         self.fingerprint = self._fingerprint()
-        self.content = ""  # the fingerprint has all of the lines; what lies behind their paths is not looked at
+        self.content = ""  # the fingerprint covers the lines; the media files are not hashed
         if not any(self.counts):
-            first = self.defects[0]
+            first = self.skipped[0]
             raise UserError(
                 f"{first.shard} cannot be used: {first.detail} [{first.reason}]; look at the path in the recipe."
             )
@@ -79,10 +79,10 @@ class JsonlSource:
             lines = _scan_lines(Path(name))
         except (ShardError, OSError) as error:
             reason = error.reason if isinstance(error, ShardError) else "unreadable_shard"
-            self.defects.append(Defect(reason, name, "", str(error)))
+            self.skipped.append(SkippedSample(reason, name, "", str(error)))
             return None, np.zeros((0, 4), np.int64)
         if not len(lines):
-            self.defects.append(Defect("empty_shard", name, "", "no line in it"))
+            self.skipped.append(SkippedSample("empty_shard", name, "", "no line in it"))
         return file, lines
 
     def _fingerprint(self) -> str:
@@ -92,35 +92,32 @@ class JsonlSource:
             digest.update(lines.tobytes())
         return digest.hexdigest()
 
-    def unit_name(self, unit: int) -> str:
+    def shard_path(self, shard: int) -> str:
         """Return the path of a jsonl."""
-        return self._names[unit]
+        return self._names[shard]
 
-    def key(self, unit: int, sample: int) -> str:
-        """Return a line's key.
+    def key(self, shard: int, sample: int) -> str:
+        """Return a line's key: its number, since ids in lines may be damaged, and are not unique in published data."""
+        return f"line{self._lines[shard][sample, _LINE]}"
 
-        Its number, not its content: that may be damaged, and ids in the wild repeat.
-        """
-        return f"line{self._lines[unit][sample, _LINE]}"
-
-    def read(self, unit: int, sample: int) -> RawSample:
+    def read(self, shard: int, sample: int) -> RawSample:
         """Read one line; see `divot_datamodules.shards.sources.SampleSource.read`.
 
         Raises:
             SampleError: "missing_shard", "unreadable_shard", "shard_changed", "bad_json", "not_utf8", "too_large",
                 "missing_media", "empty_media", "undecodable", "bad_path", "media_elsewhere".
         """
-        text = read_text({"json": self._line(unit, sample)})
-        root = self._root if self._root is not None else os.path.dirname(self._names[unit])
+        text = read_text({"json": self._line(shard, sample)})
+        root = self._root if self._root is not None else os.path.dirname(self._names[shard])
         members: dict[str, bytes | Path] = dict(_media(text, root, self._media_from))
         rest = {name: value for name, value in text.items() if name not in MEDIA_FIELDS}
         members["json"] = json.dumps(rest).encode()
-        return RawSample(self.key(unit, sample), self._names[unit], sample, members)
+        return RawSample(self.key(shard, sample), self._names[shard], sample, members)
 
-    def _line(self, unit: int, sample: int) -> bytes:
-        file = self._files[unit]
-        assert file is not None, f"unit {unit} has no samples"
-        start, length, checksum, _ = (int(fact) for fact in self._lines[unit][sample])
+    def _line(self, shard: int, sample: int) -> bytes:
+        file = self._files[shard]
+        assert file is not None, f"shard {shard} has no samples"
+        start, length, checksum, _ = (int(fact) for fact in self._lines[shard][sample])
         if length > MAX_TEXT_BYTES:
             raise SampleError("too_large", f"a line of {length} bytes; at most {MAX_TEXT_BYTES} are read")
         try:
@@ -128,7 +125,7 @@ class JsonlSource:
         except ShardError as error:
             raise SampleError(error.reason, str(error)) from error
         if zlib.crc32(line) != checksum:
-            raise SampleError("shard_changed", "the line is another one than when the file was indexed")
+            raise SampleError("shard_changed", "the line is not the one that was indexed")
         return line
 
 
@@ -145,7 +142,7 @@ def _scan_lines(path: Path) -> NDArray[np.int64]:
 
 
 def _media(text: Mapping[str, Any], root: str, media_from: MediaFrom) -> list[tuple[str, Path | bytes]]:
-    """Return the media of a line: by suffix, or numbered as the clips of a sample where there are several."""
+    """Return the media of a line by suffix; if there are several, as numbered clips in order."""
     given = [(name, text[name]) for name in MEDIA_FIELDS if text.get(name)]
     if not given:
         raise SampleError("missing_media", f"none of the fields {', '.join(MEDIA_FIELDS)}")
@@ -168,7 +165,7 @@ def _suffix(name: str, *, is_image: bool) -> str:
 
 
 def _find(name: str, root: str, media_from: MediaFrom) -> Path | bytes:
-    """Return a local file's absolute path, which no decoder takes for a protocol, or what a URL holds."""
+    """Return a local file's absolute path, which no decoder can mistake for a protocol, or the bytes behind a URL."""
     if "\0" in name:
         raise SampleError("bad_path", f"{name!r} holds a zero byte, which no file name has")
     where = name if is_url(name) or os.path.isabs(name) else os.path.join(root, name)
@@ -193,7 +190,7 @@ def _is_allowed(where: str, root: str, media_from: MediaFrom) -> bool:
     if media_from == "anywhere":
         return True
     if is_url(where):
-        # Below a root that is a URL, which the recipe named: no way up, and no "::", which chains another one to it.
+        # Only below a root that is a URL: no "..", which leads out of it, and no "::", which chains another URL to it.
         inside = where[len(root) :] if is_url(root) and where.startswith(root.rstrip("/") + "/") else ""
         return bool(inside) and "::" not in inside and ".." not in inside.split("/")
     if media_from == "disk":

@@ -1,4 +1,7 @@
-"""Tar shards to raw samples: local files and URLs, members grouped by key, nothing unpickled, nothing executed."""
+"""Names of shards and of their members, and raw samples read from a tar front to back.
+
+Nothing is unpickled. Nothing is executed, unless a recipe allows "pipe:" commands.
+"""
 
 import glob as globbing
 import re
@@ -20,20 +23,20 @@ FEATURE_SUFFIX = "features.safetensors"
 MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
 TEXT_SUFFIXES = ("json", "txt")
 
-# Keys may hold dots, so a suffix is what is known as one; `clip0.mp4`, `clip1.mp4` ... are a sample's several clips.
+# Keys may contain dots, so only known suffixes count. `clip0.mp4`, `clip1.mp4` ... are the clips of one sample.
 _KNOWN = "|".join(re.escape(s) for s in (FEATURE_SUFFIX, *MEDIA_SUFFIXES, *TEXT_SUFFIXES))
 _MEMBER = re.compile(rf"(?P<key>.+?)\.(?P<suffix>(?:clip[0-9]{{1,9}}\.)?(?:{_KNOWN}))", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass
 class RawSample:
-    """A sample as it lies in the shard.
+    """A sample as it is stored in the shard.
 
     Attributes:
-        key: Its name in the shard, folders included.
+        key: Name of the sample in the shard, folders included.
         shard: Path or URL of the shard.
-        number: Its place in the shard.
-        members: Contents by suffix: bytes, or for media of a jsonl the file's absolute `Path`.
+        number: Index of the sample in the shard.
+        members: Contents by suffix: bytes, or the absolute `Path` of a file that a jsonl names.
     """
 
     key: str
@@ -43,10 +46,10 @@ class RawSample:
 
 
 class ShardError(Exception):
-    """A shard cannot be read (on); the message says why.
+    """A shard cannot be read, or not to its end; the message says why.
 
     Attributes:
-        reason: Short fixed name; the ledger counts by it.
+        reason: Short fixed name; skipped samples are counted by it.
     """
 
     def __init__(self, message: str, reason: str = "unreadable_shard") -> None:
@@ -58,7 +61,7 @@ class ShardError(Exception):
 
 
 def split_member_name(name: str) -> tuple[str, str] | None:
-    """Split a member's name into key and suffix; None for members that are no part of a sample.
+    """Split a member's name into key and suffix; return None for members that belong to no sample.
 
     >>> split_member_name("cats/clip.v1.mp4")
     ('cats/clip.v1', 'mp4')
@@ -68,7 +71,7 @@ def split_member_name(name: str) -> tuple[str, str] | None:
     ('tale', 'clip0.mp4')
     >>> split_member_name("weights.pth") is None
     True
-    >>> split_member_name("cats/._clip.mp4") is None  # what tar on a Mac puts beside each file
+    >>> split_member_name("cats/._clip.mp4") is None  # tar on a Mac adds such a file for each file
     True
     """
     match = _MEMBER.fullmatch(name) if not name.rpartition("/")[2].startswith("._") else None
@@ -76,7 +79,7 @@ def split_member_name(name: str) -> tuple[str, str] | None:
 
 
 def expand_shards(source: str | Path | Sequence[str | Path], *, allow_pipe: bool = False) -> list[str]:
-    """Turn a recipe's shard setting into a list of paths and URLs.
+    """Expand a recipe's shard setting into a list of paths and URLs.
 
     Args:
         source: A folder, a tar, a glob, a brace expansion such as "s3://bucket/shard-{000000..000063}.tar", or a list
@@ -84,7 +87,7 @@ def expand_shards(source: str | Path | Sequence[str | Path], *, allow_pipe: bool
         allow_pipe: Whether "pipe:COMMAND" may be used, which runs the command in a shell.
 
     Returns:
-        Paths and URLs, those of a folder or glob sorted.
+        Paths and URLs; those of a folder or glob are sorted.
     """
     if not isinstance(source, str | Path):
         return [shard for part in source for shard in expand_shards(part, allow_pipe=allow_pipe)]
@@ -100,7 +103,7 @@ def expand_shards(source: str | Path | Sequence[str | Path], *, allow_pipe: bool
         if not found:
             raise UserError(f"the folder {text} holds no .tar shards; make some with `divot data toy` or `pack`.")
         return found
-    # A path that exists is meant literally, whatever characters it has.
+    # A path that exists is taken literally, even if it contains magic characters.
     parts = [text] if Path(text).exists() else list(webdataset.shardlists.expand_urls(text))
     return [shard for part in parts for shard in _expand_glob(part)]
 
@@ -115,7 +118,7 @@ def _expand_glob(pattern: str) -> list[str]:
 
 
 def is_url(shard: str) -> bool:
-    """Return a URL from a path."""
+    """Return whether a shard's name is a URL and not a path."""
     return "://" in shard
 
 
@@ -153,14 +156,14 @@ def first_line(error: BaseException) -> str:
 
 
 def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:
-    """Read a shard's samples in order; only members with known suffixes are looked at.
+    """Read a shard's samples in order; members with unknown suffixes are ignored.
 
     Args:
         shard: Path or URL.
         allow_pipe: See `expand_shards`.
 
     Raises:
-        ShardError: The shard cannot be opened or breaks off; samples that were complete before have been given.
+        ShardError: The shard cannot be opened or breaks off; the complete samples before have been yielded.
     """
     current: RawSample | None = None
     number = 0
@@ -177,7 +180,7 @@ def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:
 
 
 def _members(stream: BinaryIO) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
-    """Yield key, suffix and how to read the content of each member that belongs to a sample."""
+    """Yield key, suffix and a function that reads the content, for each member that belongs to a sample."""
     try:
         with tarfile.open(fileobj=stream, mode="r|*") as tar:
             for member in tar:

@@ -1,4 +1,4 @@
-"""What a recipe says of its sources, and the sources opened by it."""
+"""The sources of a recipe: their settings, and the order plan and items that follow from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ class Source:
 
     Attributes:
         path: Folder, tar, glob, brace expansion, URL or jsonl, or a list of these.
-        weight: Share of the samples of a step; of the steps, if sources have batch sizes of their own.
-        tasks: Tasks with their weights; None for those of the data.
-        template: None for that of the data.
-        batch_size: Samples of a step of this source alone, all processes together; None to share steps. All sources
-            have one or none has.
-        max_clips: Most clips of a video; None for that of the data.
-        media_root: Of a jsonl: folder that its relative media paths start from; None for the jsonl's own.
+        weight: Relative frequency among the samples of a step; among the steps, if sources have their own batch sizes.
+        tasks: Tasks with their weights; None for the tasks of the data module.
+        template: Template of its texts; None for the template of the data module.
+        batch_size: Samples of a step of this source alone, in all processes together; None to share steps. Either all
+            sources have one or none has.
+        max_clips: Most clips of a video; None for the number of the data module.
+        media_root: For a jsonl: folder that its relative media paths start from; None for the folder of the jsonl.
     """
 
     path: str | list[str]
@@ -40,21 +40,21 @@ class Source:
 
     @property
     def name(self) -> str:
-        """How messages name it."""
+        """Name for messages."""
         return (
             self.path if isinstance(self.path, str) else f"{self.path[0]} ..." if len(self.path) > 1 else self.path[0]
         )
 
 
 SourcesSetting = str | list[str | Source] | None
-"""A path, or a list: of paths only, which are one source, or of sources and paths."""
+"""A path, or a list. A list of paths is one source; in a list with sources, each path is a source of its own."""
 
 
 def listed_sources(name: str, setting: SourcesSetting) -> list[Source]:
     """Return a recipe's sources.
 
     Args:
-        name: Of the data, for messages.
+        name: Name of the split, for messages.
         setting: See `SourcesSetting`.
 
     >>> [source.path for source in listed_sources("train", ["a.tar", "b.tar"])]
@@ -74,13 +74,16 @@ def listed_sources(name: str, setting: SourcesSetting) -> list[Source]:
 def items_of(
     name: str, sources: Sequence[Source], tasks: dict[str, float] | None, template: Template
 ) -> list[MakeItems]:
-    """Return, for each source, how its samples become items: clips alone, or with texts.
+    """Return, for each source, the function that turns its samples into items: clips alone, or with texts.
 
     Args:
-        name: Of the data, for messages.
-        sources: Of the recipe.
-        tasks: Those of sources that name none; None for stages without texts.
-        template: Of sources that name none.
+        name: Name of the split, for messages.
+        sources: The sources of the recipe.
+        tasks: Tasks of sources that have none of their own; None for stages without texts.
+        template: Template of sources that have none of their own.
+
+    Raises:
+        UserError: Some sources have tasks and others have none.
     """
     chosen = [source.tasks if source.tasks is not None else tasks for source in sources]
     without = [source.name for source, own in zip(sources, chosen, strict=True) if own is None]
@@ -105,16 +108,19 @@ def make_plan(
     streams: int,
     shuffle: int,
 ) -> OrderPlan:
-    """Return the training order of opened sources.
+    """Return the order of training over all sources.
 
     Args:
-        sources: Of the recipe.
-        opened: The same, opened.
-        batch_size: Of steps that sources share.
-        exact: Whether epochs cover the source exactly once.
+        sources: The sources of the recipe.
+        opened: The same sources, opened.
+        batch_size: Samples of a step that sources share.
+        exact: Whether an epoch covers the source exactly once.
         seed: Decides the order.
-        streams: Of each source.
-        shuffle: Samples of the shuffle window.
+        streams: Logical streams of each source.
+        shuffle: Samples in the shuffle window.
+
+    Raises:
+        UserError: Some sources have a batch size and others have none.
     """
     own = [source.batch_size for source in sources if source.batch_size is not None]
     if own and len(own) < len(sources):
@@ -123,7 +129,7 @@ def make_plan(
             f"the source {shared!r} has no batch_size, but {len(own)} other sources have: either steps are shared "
             "by all sources or each source has its own.\nGive all of them a batch_size, or none."
         )
-    # A seed for each source, so that equal sources are not passed over in the same order.
+    # A seed for each source, so that equal sources do not have the same order.
     seeds = [seed, *np.random.SeedSequence(seed).generate_state(len(sources))[1:].tolist()]
     orders = tuple(
         SourceOrder(one.source.counts, seed=own_seed, streams=streams, shuffle=max(1, shuffle))
@@ -134,5 +140,5 @@ def make_plan(
 
 
 def facts_of(source: Source, opened: SampleSource) -> SourceFacts:
-    """Return what a resumed run compares of a source."""
+    """Return the facts of a source that a resumed run compares."""
     return SourceFacts(source.name, len(opened.counts), sum(opened.counts), opened.fingerprint, opened.content)

@@ -1,14 +1,30 @@
-"""Where samples come from: any sample of any shard or jsonl can be read by its place, so that an order can be planned.
+"""Sample sources: the interface, and a function that opens the source of a path.
 
-A unit is a shard or a jsonl file. Sources are made in the training process and used in forked workers: they hold no
-open file over a fork, and what they know of the samples lies in few arrays.
+Any sample of a source can be read by its index, so that an order of samples can be planned. Sources are made in the
+training process and used in forked workers. So they keep no file open across the fork, and store what they know of
+their samples in few arrays, which a fork does not copy.
+
+How a sample gets from a shard into a batch, and which class does what on the way:
+
+1. `Source` (`shards.source_settings`): what the recipe says of one source: path, weight, tasks.
+2. `SampleSource` (this module): reads the bytes of sample number s of shard number n. `TarSource` does it for tars,
+   `JsonlSource` for jsonl files; `SourceFraction` (`order.source_fraction`) shows a fraction of another source.
+3. `SourceOrder` (`order.order_plan`): the endless order of one source's samples. `OrderPlan` mixes the orders of all
+   sources into steps; an entry of it is a `SampleIndex`.
+4. `LoadedSource` (`loading.plan_loader`): a `SampleSource` together with its `SampleDecoder` (bytes to clips) and the
+   function that makes items (clips to the items of a batch).
+5. `BatchReader` (`loading.plan_loader`): takes the indices of a step, lets a worker decode their samples, and
+   collates the items into a `Batch`.
+
+`SourceFacts` (`order.data_position`) is what a checkpoint stores about a source, so that a resumed run notices changed
+data. `divot_datamodules.preparation.packing` has a `MediaItem` for each sample that it packs; it is no source.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from divot_datamodules.loading.skipped_samples import Defect
+from divot_datamodules.loading.skipped_samples import SkippedSample
 from divot_datamodules.shards.jsonl_source import JsonlSource, MediaFrom
 from divot_datamodules.shards.reading import RawSample, expand_shards, is_url
 from divot_datamodules.shards.tar_source import TarSource
@@ -20,39 +36,42 @@ __all__ = ["JsonlSource", "SampleSource", "TarSource", "estimate_losses", "find_
 class SampleSource(Protocol):
     """Samples that can be read in any order.
 
-    Ranks index by themselves; they agree on the order only if their fingerprints are equal, so compare these. With a
-    shared `index_folder`, let one rank open the source first: the others then find the index there.
+    Each rank indexes by itself, and ranks have the same order only if their fingerprints are equal, so compare these.
+    With a shared `index_folder`, let one rank open the source first: the others then find its index there.
+
+    A shard is a tar or a jsonl file.
 
     Attributes:
-        counts: Usable samples per unit; 0 for a unit that cannot be read.
-        defects: What indexing found: shards that are missing or cut, members that lie apart, and so on. Samples named
-            here are not among the usable ones.
-        fingerprint: Hash of the units' names (without folders), sizes, keys and places; equal for equal data.
+        counts: Usable samples per shard; 0 for a shard that cannot be read.
+        skipped: Samples and shards that indexing found to be unusable: missing or cut shards, members that are not
+            adjacent, and so on. They are not among the usable samples.
+        fingerprint: Hash of the shards' names (without folders) and sizes, and of keys and byte ranges of the samples;
+            equal for equal data.
     """
 
     counts: tuple[int, ...]
-    defects: list[Defect]
+    skipped: list[SkippedSample]
     fingerprint: str
 
     @property
     def content(self) -> str:
-        """Hash of parts of the units' content, see `divot_datamodules.shards.content`; "" where nothing is known."""
+        """Hash of parts of the shards' content, see `divot_datamodules.shards.content`; "" where nothing is known."""
         ...
 
-    def unit_name(self, unit: int) -> str:
-        """Return path or URL of a unit, as ledger entries name it."""
+    def shard_path(self, shard: int) -> str:
+        """Return path or URL of a shard, as `SkippedSample` has it."""
         ...
 
-    def key(self, unit: int, sample: int) -> str:
+    def key(self, shard: int, sample: int) -> str:
         """Return a sample's key without reading the sample."""
         ...
 
-    def read(self, unit: int, sample: int) -> RawSample:
+    def read(self, shard: int, sample: int) -> RawSample:
         """Read exactly one sample's bytes.
 
         Args:
-            unit: Number of the unit.
-            sample: Place among the unit's usable samples, from 0 to `counts[unit] - 1`.
+            shard: Index of the shard.
+            sample: Index among the shard's usable samples, from 0 to `counts[shard] - 1`.
 
         Raises:
             divot_datamodules.decoding.samples.SampleError: It cannot be read, such as "missing_shard", "shard_changed".
@@ -61,16 +80,16 @@ class SampleSource(Protocol):
 
 
 def estimate_losses(source: SampleSource) -> int:
-    """Estimate how many samples indexing found to be lost.
+    """Estimate how many samples are skipped because of what indexing found.
 
-    A unit that gives nothing counts as many as the others hold on average; of a unit that gives something each defect
-    counts one.
+    A shard without a usable sample counts as many as the others contain on average. In other shards each entry of
+    `skipped` counts as one.
     """
-    named = {source.unit_name(unit) for unit, count in enumerate(source.counts) if not count}
-    empty = named & {defect.shard for defect in source.defects}
+    named = {source.shard_path(shard) for shard, count in enumerate(source.counts) if not count}
+    empty = named & {sample.shard for sample in source.skipped}
     readable = len(source.counts) - len(named)
     each = max(1, round(sum(source.counts) / readable)) if readable else 1
-    return each * len(empty) + sum(defect.shard not in empty for defect in source.defects)
+    return each * len(empty) + sum(sample.shard not in empty for sample in source.skipped)
 
 
 def open_source(
@@ -83,19 +102,19 @@ def open_source(
     copies_gb: float = 20.0,
     progress: bool = True,
 ) -> SampleSource:
-    """Open tar shards or jsonl files, and indexes what has no index yet.
+    """Open tar shards or jsonl files, and index those that have no index yet.
 
     Args:
         path: Folder, tar, glob, brace expansion, URL or jsonl, or a list of these; tars or jsonl files, not both.
-        media_root: Of jsonl files: folder or URL that relative paths start from; None for each jsonl's folder.
-        media_from: Of jsonl files: see `JsonlSource`.
-        index_folder: Of tars: see `TarSource`.
-        allow_pipe: Of tars: see `TarSource`.
-        copies_gb: Of tars: see `TarSource`.
-        progress: Of tars: see `TarSource`.
+        media_root: For jsonl files: folder or URL that relative paths start from; None for the folder of each jsonl.
+        media_from: For jsonl files: see `JsonlSource`.
+        index_folder: For tars: see `TarSource`.
+        allow_pipe: For tars: see `TarSource`.
+        copies_gb: For tars: see `TarSource`.
+        progress: For tars: see `TarSource`.
 
     Raises:
-        UserError: Nothing of it can be read, or the settings do not fit.
+        UserError: No shard can be read, or the settings contradict each other.
     """
     files = find_jsonl(path)
     if files:
@@ -114,7 +133,7 @@ def find_jsonl(path: str | Path | Sequence[str | Path]) -> list[str]:
     """List the jsonl files that a recipe names; [] if it names tars.
 
     Args:
-        path: See `open_source`; a folder counts as jsonl files if it holds such, and no tar.
+        path: See `open_source`; a folder means its jsonl files if it contains some, and no tar.
     """
     parts = [path] if isinstance(path, str | Path) else list(path)
     found = [_jsonl_of(str(part)) for part in parts]

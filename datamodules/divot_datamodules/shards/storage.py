@@ -1,6 +1,6 @@
 """Bytes of shards: any range of a local file or of an object behind a URL.
 
-Nothing here is shared over a fork: files are opened, and file systems looked up, in the process that reads.
+Nothing is shared across a fork: the process that reads also opens the files and file systems.
 """
 
 import os
@@ -18,13 +18,13 @@ from divot_datamodules.shards.reading import ShardError, first_line, is_url
 T = TypeVar("T")
 
 OPEN_FILES = 16
-"""Files that a process keeps open; streams of the order come back to the same shards."""
+"""Files that a process keeps open, since the streams of the order return to the same shards."""
 
 ATTEMPTS, PAUSE_SECONDS = 5, 0.5
-"""How often a remote read is tried, and the pause after the first failure, which doubles: 7.5 seconds in all."""
+"""Attempts of a remote read, and the pause after the first failure. It doubles each time: 7.5 seconds in all."""
 
 CONNECT_SECONDS, SILENCE_SECONDS = 30.0, 60.0
-"""How long an http server may take to answer, and to send on; without limits a dead one would stop the run."""
+"""Time limits for the answer of an http server, and for its next bytes; without them a dead server stops the run."""
 
 
 class ShardBytes(Protocol):
@@ -33,8 +33,8 @@ class ShardBytes(Protocol):
     Attributes:
         name: Path or URL.
         size: Bytes.
-        stamp: What changes when the content does (time of change, ETag); "" where nothing is known.
-        readahead: Bytes worth reading at once while headers are scanned.
+        stamp: Changes when the content changes (time of change, ETag); "" if nothing is known.
+        readahead: Bytes to read at once while headers are scanned.
     """
 
     name: str
@@ -51,23 +51,26 @@ class ShardBytes(Protocol):
             once: Whether to give up at the first failure of a server.
 
         Raises:
-            ShardError: "missing_shard", "unreadable_shard", or "shard_changed" if fewer bytes are there.
+            ShardError: "missing_shard", "unreadable_shard", or "shard_changed" if there are fewer bytes.
         """
         ...
 
 
 class _OpenFiles:
-    """The few files that this process has open, the least recently used of which is closed for the next."""
+    """A cache of open files of this process; the least recently used one is closed first."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._files: OrderedDict[tuple[str, int, int], int] = OrderedDict()
 
     def read(self, path: str, start: int, end: int) -> bytes:
-        """Read a range; the position of the descriptor is not used, so that threads may read at the same time."""
+        """Read a range without the descriptor's position, so that threads can read at the same time."""
         if self._process != os.getpid():
-            self._process, self._files = os.getpid(), OrderedDict()  # those of the parent are left to it
-        status = os.stat(path)  # a file that was replaced is another one
+            self._process, self._files = (
+                os.getpid(),
+                OrderedDict(),
+            )  # after a fork: the parent's files stay with the parent
+        status = os.stat(path)  # a replaced file has another inode
         identity = (path, status.st_dev, status.st_ino)
         descriptor = self._files.pop(identity, None)
         if descriptor is None:
@@ -103,7 +106,7 @@ class LocalShard:
 
     Args:
         path: The file.
-        name: What it is called in reports, if that is not its path.
+        name: Name for reports, if it is not the path.
 
     Raises:
         ShardError: "missing_shard", "unreadable_shard".
@@ -132,7 +135,7 @@ class LocalShard:
 
 def _whole(data: bytes, start: int, end: int) -> bytes:
     if len(data) != end - start:
-        raise ShardError(f"bytes {start} to {end} were asked for, {len(data)} were given", "shard_changed")
+        raise ShardError(f"bytes {start} to {end} were requested, {len(data)} came", "shard_changed")
     return data
 
 
@@ -150,7 +153,7 @@ class RemoteShard:
         url: Its URL.
 
     Attributes:
-        ranges: Whether parts of it can be read.
+        ranges: Whether it can be read in parts.
 
     Raises:
         ShardError: "missing_shard", "unreadable_shard".
@@ -181,7 +184,7 @@ class RemoteShard:
 
 
 def file_system_options(url: str) -> dict[str, Any]:
-    """Return the options with which fsspec opens a URL: limits for http servers, which have none by default."""
+    """Return fsspec's options for a URL: time limits for http servers, which have none by default."""
     if not url.startswith(("http://", "https://")):
         return {}
     import aiohttp
@@ -191,7 +194,7 @@ def file_system_options(url: str) -> dict[str, Any]:
 
 
 def _find(url: str) -> tuple[Any, str]:
-    """Find file system and path; fsspec keeps the file systems of a process and starts anew after a fork."""
+    """Return file system and path; fsspec caches file systems per process, and makes new ones after a fork."""
     return fsspec.core.url_to_fs(url, **file_system_options(url))
 
 
@@ -201,7 +204,7 @@ def _fetch(url: str, start: int, end: int) -> bytes:
 
 
 def _gives_ranges(url: str, facts: dict[str, Any]) -> bool:
-    """Return whether a server gives the bytes that are asked for; some give all, whatever is asked."""
+    """Return whether a server sends the requested range; some always send the whole file."""
     if not url.startswith(("http://", "https://")):
         return True
     system, path = _find(url)
@@ -212,7 +215,7 @@ def _gives_ranges(url: str, facts: dict[str, Any]) -> bool:
 
 
 def _tried(read: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """Call until it works: servers of shards fail now and then."""
+    """Call `read` until it works: servers of shards fail now and then."""
     for attempt in range(attempts - 1):
         try:
             return read()
@@ -224,18 +227,18 @@ def _tried(read: Callable[[], T], attempts: int = ATTEMPTS) -> T:
 
 
 def _is_missing(error: BaseException) -> bool:
-    # fsspec's http calls everything "not found"; the error behind it knows the server's answer.
+    # fsspec's http raises FileNotFoundError for every error; its cause has the server's status.
     return isinstance(error, FileNotFoundError) and (
         error.__cause__ is None or getattr(error.__cause__, "status", None) in (404, 410)
     )
 
 
 def read_whole(name: str, limit: int) -> bytes | None:
-    """Read a small file or object; None if it is not there or cannot be read.
+    """Read a small file or object whole; return None if it does not exist, cannot be read or is too large.
 
     Args:
         name: Path or URL.
-        limit: Bytes; more than that is not read.
+        limit: Largest size in bytes.
     """
     try:
         file = RemoteShard(name) if is_url(name) else LocalShard(name)

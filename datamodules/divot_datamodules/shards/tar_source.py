@@ -1,4 +1,4 @@
-"""Tars whose samples can be read in any order."""
+"""Samples from tar shards, readable in any order."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ import fsspec
 from tqdm import tqdm
 
 from divot_datamodules.decoding.samples import SampleError
-from divot_datamodules.loading.skipped_samples import Defect
+from divot_datamodules.loading.skipped_samples import SkippedSample
 from divot_datamodules.shards.content import ContentHashes
 from divot_datamodules.shards.copies import ShardCopies, is_compressed
 from divot_datamodules.shards.index import ShardIndex, no_samples
@@ -25,26 +25,26 @@ from divot_lightning.errors import UserError
 logger = logging.getLogger(__name__)
 
 MAX_TEXT_BYTES = 2**24
-"""Longest json or txt of a sample."""
+"""Largest json or txt of a sample."""
 
 INDEXING_THREADS = 8
 SLOW_SECONDS = 2.0
-"""After how long indexing shows its progress."""
+"""Indexing that takes longer than this shows a progress bar."""
 
 
 class TarSource:
     """Samples of tar shards; see `divot_datamodules.shards.sources.SampleSource`.
 
-    What is known takes about 50 bytes per sample.
+    The index in memory takes about 50 bytes per sample.
 
     Args:
         shards: Paths and URLs, from `divot_datamodules.shards.reading.expand_shards`.
-        index_folder: Keeps the indexes of shards that have none beside them, and copies of shards of which no part
-            can be read by itself; None keeps nothing.
+        index_folder: Folder for indexes of shards that have none beside them, and for copies of shards that cannot be
+            read in parts; None stores nothing.
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
-        copies_gb: Most disk that the copies of these shards may take, in GiB.
+        copies_gb: Largest size of these copies on disk, in GiB.
         progress: Whether to show a bar if indexing takes long.
-        may_be_empty: Whether shards of which none can be read are a source without samples, for reports.
+        may_be_empty: Whether a source without any usable sample is accepted, for reports.
 
     Raises:
         UserError: No shard can be read, or the copies take too much disk.
@@ -64,45 +64,45 @@ class TarSource:
         self._indexes, self._contents = IndexFiles(index_folder), ContentHashes(index_folder)
         copies = index_folder / "copies" if index_folder is not None else None
         self._copies = ShardCopies(copies, int(copies_gb * 2**30), allow_pipe=allow_pipe)
-        self._units = self._prepare_all(progress)
-        self.counts = tuple(len(index.keys) for _, index in self._units)
-        self.defects = [
-            Defect(reason, name, key, detail)
-            for name, (_, index) in zip(self._names, self._units, strict=True)
-            for reason, key, detail in index.defects
+        self._shards = self._prepare_all(progress)
+        self.counts = tuple(len(index.keys) for _, index in self._shards)
+        self.skipped = [
+            SkippedSample(reason, name, key, detail)
+            for name, (_, index) in zip(self._names, self._shards, strict=True)
+            for reason, key, detail in index.skipped
         ]
-        self.fingerprint = _fingerprint(self._names, [index for _, index in self._units])
+        self.fingerprint = _fingerprint(self._names, [index for _, index in self._shards])
         if not may_be_empty:
-            _report(self._names, self.counts, self.defects)
+            _report(self._names, self.counts, self.skipped)
 
     @cached_property
     def content(self) -> str:
-        """Hash of parts of the shards, read when it is first asked for; "" if one of them cannot be read."""
-        readable = [(shard, index) for shard, index in self._units if shard is not None and len(index.keys)]
+        """Hash of parts of the shards, computed at first use; "" if one of them cannot be read."""
+        readable = [(file, index) for file, index in self._shards if file is not None and len(index.keys)]
         with ThreadPoolExecutor(INDEXING_THREADS) as pool:
-            hashes = list(pool.map(lambda unit: self._contents.get(*unit), readable))
+            hashes = list(pool.map(lambda pair: self._contents.get(*pair), readable))
         self._contents.save()
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if all(hashes) else ""
 
-    def unit_name(self, unit: int) -> str:
+    def shard_path(self, shard: int) -> str:
         """Return path or URL of a shard."""
-        return self._names[unit]
+        return self._names[shard]
 
-    def key(self, unit: int, sample: int) -> str:
+    def key(self, shard: int, sample: int) -> str:
         """Return a sample's key."""
-        return self._units[unit][1].keys[sample]
+        return self._shards[shard][1].keys[sample]
 
-    def read(self, unit: int, sample: int) -> RawSample:
+    def read(self, shard: int, sample: int) -> RawSample:
         """Read one sample; see `divot_datamodules.shards.sources.SampleSource.read`."""
-        shard, index = self._units[unit]
-        assert shard is not None, f"unit {unit} has no samples"
-        start, end = (int(place) for place in index.ranges[sample])
+        file, index = self._shards[shard]
+        assert file is not None, f"shard {shard} has no samples"
+        start, end = (int(offset) for offset in index.ranges[sample])
         key = index.keys[sample]
         try:
-            data = shard.read(start, end)
+            data = file.read(start, end)
         except ShardError as error:
             raise SampleError(error.reason, str(error)) from error
-        return RawSample(key, self._names[unit], sample, members_of(data, key))
+        return RawSample(key, self._names[shard], sample, members_of(data, key))
 
     def _prepare_all(self, progress: bool) -> list[tuple[LocalShard | RemoteShard | None, ShardIndex]]:
         hint = "`divot data index SHARDS` keeps an index beside the shards"
@@ -118,13 +118,13 @@ class TarSource:
                 disable=not progress,
             ) as bar,
         ):
-            units = list(bar)
+            shards = list(bar)
         if self._indexes.made:
             logger.info("indexed %d of %d shards; %s", self._indexes.made, len(self._names), hint)
-        return units
+        return shards
 
     def _prepare(self, name: str) -> tuple[LocalShard | RemoteShard | None, ShardIndex]:
-        """Make a shard readable and finds its index; a shard that cannot be read has no samples and one defect."""
+        """Open a shard and get its index; for a shard that cannot be read, the index contains only the reason."""
         try:
             shard, problem = self._open(name)
             index = self._indexes.get(shard)
@@ -148,20 +148,20 @@ def _scheme(url: str) -> str:
 
 
 def members_of(data: bytes, key: str) -> dict[str, bytes | Path]:
-    """Parts a sample's bytes from a tar into its members.
+    """Split the bytes of one sample in a tar into its members.
 
     Args:
-        data: Headers and contents, as far as the sample reaches.
-        key: The sample's.
+        data: Headers and contents of the sample's members.
+        key: Key of the sample.
 
     Returns:
-        Contents by suffix; members that belong to no sample, such as pickles, are passed over unread.
+        Contents by suffix. Members that belong to no sample, such as pickles, are not read.
 
     Raises:
-        SampleError: "shard_changed" if this is not the sample; "too_large" if its text is.
+        SampleError: "shard_changed" if the bytes are not this sample; "too_large" if its text is too large.
     """
     members: dict[str, bytes | Path] = {}
-    padding = bytes(-len(data) % tarfile.BLOCKSIZE)  # a shard may be cut in the padding behind its last member
+    padding = bytes(-len(data) % tarfile.BLOCKSIZE)  # a shard may be cut in the padding after its last member
     try:
         with tarfile.open(fileobj=io.BytesIO(data + padding if padding else data), mode="r:") as tar:
             for member in tar:
@@ -193,14 +193,14 @@ def _fingerprint(names: list[str], indexes: list[ShardIndex]) -> str:
     return digest.hexdigest()
 
 
-def _report(names: list[str], counts: tuple[int, ...], defects: list[Defect]) -> None:
-    """Warn of shards that give nothing, and ends if none gives anything."""
+def _report(names: list[str], counts: tuple[int, ...], skipped: list[SkippedSample]) -> None:
+    """Warn of shards without a usable sample; raise a UserError if no shard has any."""
     empty = {name for name, count in zip(names, counts, strict=True) if not count}
-    unusable = [defect for defect in defects if defect.shard in empty]
+    unusable = [sample for sample in skipped if sample.shard in empty]
     if len(empty) == len(names):
         first = unusable[0]
         verb = "is no tar" if first.reason == "not_a_tar" else f"cannot be used: {first.detail} [{first.reason}]"
         others = f" Nor can the other {len(names) - 1} shards." if len(names) > 1 else ""
         raise UserError(f"the shard {first.shard} {verb}; look at the path in the recipe.{others}")
-    for defect in unusable:
-        logger.warning("no sample of %s can be read: %s (%s)", defect.shard, defect.reason, defect.detail)
+    for sample in unusable:
+        logger.warning("no sample of %s can be read: %s (%s)", sample.shard, sample.reason, sample.detail)

@@ -1,4 +1,4 @@
-"""Samples to tar shards with an index beside them; nothing half-written ever has a shard's name."""
+"""Writing of samples into tar shards, with an index beside each. A file with a shard's name is always complete."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +12,7 @@ import webdataset
 from divot_datamodules.shards.index_files import index_path, write_index
 from divot_lightning.errors import UserError
 from divot_lightning.io.file_locks import writer_lock
+from divot_lightning.io.files import atomic_file, write_atomically
 from divot_lightning.io.output_files import writing_to
 
 Sample = tuple[str, Mapping[str, bytes]]
@@ -42,29 +43,31 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> ShardEntry:
-    """Write samples into one tar under a temporary name and renames it; equal samples give equal bytes.
+    """Write samples into one tar, atomically; equal samples give equal bytes.
 
-    Beside it goes an index, so that whoever reads the shard need not scan it; see `divot_datamodules.shards.index`.
+    An index is written beside it, so that readers need not scan the shard; see `divot_datamodules.shards.index`.
 
     Args:
-        path: The tar's final path; its folder exists.
-        samples: What goes in, in order.
+        path: Path of the tar; its folder exists.
+        samples: The samples, in order.
     """
-    unfinished = path.with_name(path.name + ".part")
     count = 0
-    # An open file, not a name: the writer takes names such as "pipe:..." for commands. PAX allows long names.
-    settings = {"encoder": False, "mtime": 0, "format": "PAX_FORMAT"}
-    with unfinished.open("wb") as stream, webdataset.TarWriter(stream, **settings) as tar:
+    # An open file, not a name: TarWriter runs names such as "pipe:..." as commands. PAX allows long names.
+    options = {"encoder": False, "mtime": 0, "format": "PAX_FORMAT"}
+    with (
+        atomic_file(path) as unfinished,
+        unfinished.open("wb") as stream,
+        webdataset.TarWriter(stream, **options) as tar,
+    ):
         for key, members in samples:
             tar.write({"__key__": key, **members})
             count += 1
-    unfinished.replace(path)
     write_index(path)
     return ShardEntry(path.name, count, path.stat().st_size)
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
-    """Return the index of a finished shard folder, None where there is none."""
+    """Return the index of a finished shard folder, or None if there is none."""
     path = folder / INDEX_NAME
     if not path.is_file():
         return None
@@ -78,17 +81,17 @@ def read_index(folder: Path) -> dict[str, Any] | None:
 class ShardFolder:
     """A folder of shards of one kind, made with one set of settings.
 
-    A folder that is finished with the same settings is left as it is, one that was interrupted is continued, and any
-    other folder that holds shards is refused, as is one that another process is writing into.
+    A folder that is finished with the same settings is not changed. An interrupted one is continued. Any other folder
+    that contains shards is refused, and so is one into which another process writes.
 
     Args:
-        folder: Where the shards go.
+        folder: Folder of the shards.
         kind: "video" or "features".
-        settings: JSON-able; everything that decides the shards' contents.
-        newer_settings: More of these, which folders of earlier versions do not name; compared where they are named.
+        settings: All settings that decide the content of the shards, as JSON types.
+        newer_settings: More of these, which folders of earlier versions lack; compared only if a folder has them.
 
     Attributes:
-        complete: Whether the folder already holds all of it.
+        complete: Whether the folder already contains all shards.
 
     Raises:
         UserError: The folder is refused, or cannot be written.
@@ -105,7 +108,7 @@ class ShardFolder:
         self.folder, self._newer = Path(folder), set(newer_settings or {})
         every = {**settings, **(newer_settings or {})}
         self._index: dict[str, Any] = {"format": FORMAT, "kind": kind, "settings": every, "shards": []}
-        self._index = json.loads(json.dumps(self._index))  # as it will be read back
+        self._index = json.loads(json.dumps(self._index))  # lists for tuples and so on, as the file will have them
         self.complete = read_index(self.folder) is not None
         if not self.complete:
             with writing_to(self.folder):
@@ -121,23 +124,23 @@ class ShardFolder:
             existing = json.loads(unfinished.read_text(encoding="utf-8"))
         if existing is None:
             if any(self.folder.glob("*.tar")):
-                raise UserError(f"{self.folder} already holds tars without an {INDEX_NAME}; choose another folder.")
+                raise UserError(f"{self.folder} already contains tars without an {INDEX_NAME}; choose another folder.")
             return
         differing = self._difference(existing)
         if differing:
             raise UserError(
-                f"{self.folder} already holds shards of other settings: {differing}.\n"
+                f"{self.folder} already contains shards of other settings: {differing}.\n"
                 "Choose another output folder, or delete this one."
             )
         self._index = existing
         self._refuse_damaged_shards()
 
     def _difference(self, existing: Mapping[str, Any]) -> str:
-        wanted = {"kind": self._index["kind"], **self._index["settings"]}
+        expected = {"kind": self._index["kind"], **self._index["settings"]}
         found = {"kind": existing.get("kind"), **existing.get("settings", {})}
-        names = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+        names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
         names = [name for name in names if name in found or name not in self._newer]
-        return ", ".join(f"{name} is {found.get(name)!r}, not {wanted.get(name)!r}" for name in names[:3])
+        return ", ".join(f"{name} is {found.get(name)!r}, not {expected.get(name)!r}" for name in names[:3])
 
     def _refuse_damaged_shards(self) -> None:
         for entry in self.entries():
@@ -146,11 +149,11 @@ class ShardFolder:
                 raise UserError(f"{path} is missing or not as its index says; delete {self.folder} and make it again.")
 
     def facts(self) -> dict[str, Any]:
-        """Return the index as it is now."""
+        """Return the current index."""
         return dict(self._index)
 
     def restart(self) -> None:
-        """Remove the shards of an interrupted call whose work cannot be continued in its middle."""
+        """Remove the shards of an interrupted call, if the work cannot be continued and must begin again."""
         assert not self.complete, "the folder is finished"
         for entry in self.entries():
             (self.folder / entry.name).unlink()
@@ -167,7 +170,7 @@ class ShardFolder:
         return any(entry.name == shard_name(number) for entry in self.entries())
 
     def write(self, number: int, samples: Iterable[Sample]) -> ShardEntry:
-        """Write the shard with this number and notes it."""
+        """Write the shard with this number and add it to the index."""
         assert not self.complete, "the folder is finished"
         with writing_to(self.folder):
             _write_json(self.folder / _UNFINISHED_NAME, self._index)
@@ -177,7 +180,7 @@ class ShardFolder:
         return entry
 
     def write_all(self, samples: Iterable[Sample], samples_per_shard: int) -> None:
-        """Write samples into as many shards as they need."""
+        """Write samples into as many shards as needed."""
         remaining = iter(samples)
         number = 0
         while first := list(islice(remaining, 1)):
@@ -185,10 +188,13 @@ class ShardFolder:
             number += 1
 
     def finish(self, **facts: Any) -> dict[str, Any]:
-        """Write the index; from now on the folder is complete.
+        """Write the index; then the folder is complete.
 
         Args:
-            facts: JSON-able; more that the index should tell.
+            facts: More entries for the index, as JSON types.
+
+        Returns:
+            The index.
         """
         self._index["shards"].sort(key=lambda entry: entry["name"])
         self._index["num_samples"] = sum(entry.samples for entry in self.entries())
@@ -207,6 +213,4 @@ def _chunk(first: list[Sample], remaining: Iterator[Sample], size: int) -> Itera
 
 
 def _write_json(path: Path, content: Any) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_atomically(path, json.dumps(content, indent=2) + "\n")

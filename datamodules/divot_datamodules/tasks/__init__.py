@@ -1,1 +1,1 @@
-"""What a sample teaches."""
+"""Tasks: from a sample's texts and clips to segments."""

@@ -1,9 +1,9 @@
-"""What a sample teaches: its texts and clips as segments, for each task and template.
+"""Tasks: a sample's texts and clips as segments, for each task and template.
 
-Pretraining forms are bare: clips then caption, caption then clip. Instruction forms follow Divot's template
+Pretraining forms are bare: clips then caption, or caption then clip. Instruction forms follow Divot's template
 `[INST] <instruction> [/INST] <answer>` (arXiv:2412.04432, appendix A.2), with the clips before the first question.
-What is learned is stated by the segments: captions and answers; of a generated clip in the instruction form also the
-tokens that announce it, so that the model learns to begin a clip by itself.
+Each segment says whether the model learns to predict it: captions and answers are learned. In the instruction form, the
+tokens that begin a generated clip are learned as well, so that the model learns to begin a clip by itself.
 """
 
 import re
@@ -39,7 +39,7 @@ IMAGE_PREFIXES = (
 INSTRUCTION_BEGIN, INSTRUCTION_END = "[INST] ", " [/INST]\n"
 
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-"""Who speaks in a turn of "conversations", by the names that published data use."""
+"""Speaker of a turn of "conversations", by its name in published data."""
 
 _MEDIA_PLACEHOLDER = re.compile(r"<(?:video|image)>")
 
@@ -48,7 +48,7 @@ class MissingText(Exception):
     """A sample has no text for a task.
 
     Attributes:
-        detail: Which text.
+        detail: The text that is missing.
         reason: "missing_caption", "missing_question" or "missing_story".
     """
 
@@ -68,8 +68,8 @@ def _caption(sample: Mapping[str, Any]) -> str:
     return caption.strip()
 
 
-def _asked(clips: Clips, instruction: str) -> list[Segment]:
-    """Clips and an instruction about them, as the user says it."""
+def _prompt(clips: Clips, instruction: str) -> list[Segment]:
+    """Return the segments of a user's turn: clips and an instruction about them."""
     return [Text(INSTRUCTION_BEGIN, learn=False), clips, Text(f" {instruction}{INSTRUCTION_END}", learn=False)]
 
 
@@ -81,20 +81,20 @@ def caption_segments(
     num_clips: int = 1,
     kind: Kind = "video",
 ) -> list[Segment]:
-    """Build "read the clips, write the caption".
+    """Build the task "read the clips, write the caption".
 
     Args:
         sample: The sample's json with "caption".
-        rng: Draws among phrasings of the instruction.
+        rng: Samples the wording of the instruction.
         template: Bare, or as an instruction.
-        num_clips: Clips of the sample.
+        num_clips: Number of clips of the sample.
         kind: "video" or "image".
     """
     caption = Text(_caption(sample), learn=True)
     clips = Clips(num_clips, "read", kind)
     if template == "pretraining":
         return [clips, caption]
-    return [*_asked(clips, _pick(CAPTION_INSTRUCTIONS, rng)), caption]
+    return [*_prompt(clips, _pick(CAPTION_INSTRUCTIONS, rng)), caption]
 
 
 def generation_segments(
@@ -105,9 +105,9 @@ def generation_segments(
     num_clips: int = 1,
     kind: Kind = "video",
 ) -> list[Segment]:
-    """Build "read the caption, generate the clip"; arguments as for `caption_segments`.
+    """Build the task "read the caption, generate the clip"; arguments as for `caption_segments`.
 
-    One clip is generated however many a sample has, as in the paper (section 3.2); see `ONE_CLIP_TASKS`.
+    One clip is generated, for any number of clips in the sample, as in the paper (section 3.2); see `ONE_CLIP_TASKS`.
     """
     caption = _caption(sample)
     if template == "pretraining":
@@ -131,15 +131,15 @@ def _turns(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(q, a) for q, a in found if q and a]
 
 
-def _released_turns(said: Any) -> list[tuple[str, str]]:
-    """Read the form that LLaVA's and Divot's data have: [{"from": "human", "value": "<video> what ?"}, ...].
+def _released_turns(turns: Any) -> list[tuple[str, str]]:
+    """Read the format of LLaVA's and Divot's data: [{"from": "human", "value": "<video> what ?"}, ...].
 
-    Where the media stand is decided by the task, so their placeholders are dropped. A turn that is not a question
-    followed by its answer makes the whole sample unusable, since the turns behind it would answer something else.
+    The task decides the position of the media, so their placeholders are removed. If the turns are not questions each
+    followed by its answer, the whole sample is unusable, since later answers would belong to other questions.
     """
-    values = [turn.get("value") for turn in said if isinstance(turn, Mapping)] if isinstance(said, list) else []
-    speakers = [SPEAKERS.get(str(turn.get("from"))) for turn in said if isinstance(turn, Mapping)] if values else []
-    if not values or speakers != ["human", "gpt"] * (len(said) // 2):
+    values = [turn.get("value") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    speakers = [SPEAKERS.get(str(turn.get("from"))) for turn in turns if isinstance(turn, Mapping)] if values else []
+    if not values or speakers != ["human", "gpt"] * (len(turns) // 2):
         raise MissingText("conversations are not turns of human and gpt, one after the other", "missing_question")
     texts = [_MEDIA_PLACEHOLDER.sub("", value).strip() if isinstance(value, str) else "" for value in values]
     if not all(texts):
@@ -155,14 +155,14 @@ def question_segments(
     num_clips: int = 1,
     kind: Kind = "video",
 ) -> list[Segment]:
-    """Build "read the clips, answer one question", drawn from the sample's.
+    """Build the task "read the clips, answer one question", with a random one of the sample's questions.
 
     Args:
         sample: The sample's json with "questions", a list of {"question", "answer"}, or one "question" and "answer",
             or "conversations", a list of {"from": "human" or "gpt", "value"}.
-        rng: Draws the question.
+        rng: Samples the question.
         template: Bare, or as an instruction.
-        num_clips: Clips of the sample.
+        num_clips: Number of clips of the sample.
         kind: "video" or "image".
     """
     turns = _turns(sample)
@@ -177,27 +177,27 @@ def conversation_segments(
     num_clips: int = 1,
     kind: Kind = "video",
 ) -> list[Segment]:
-    """Build "read the clips, answer all questions, one after the other".
+    """Build the task "read the clips, answer all questions, one after the other".
 
     Args:
         sample: See `question_segments`.
         rng: Unused; all turns are taken in their order.
         template: Bare, or as instructions.
-        num_clips: Clips of the sample; they stand before the first question.
+        num_clips: Number of clips of the sample; they are before the first question.
         kind: "video" or "image".
     """
     return _conversation(_turns(sample), Clips(num_clips, "read", kind), template)
 
 
 def _conversation(turns: Sequence[tuple[str, str]], clips: Clips, template: Template) -> list[Segment]:
-    """Questions and answers in turn; an answer ends as it would if nothing followed, so that answering stops there."""
+    """Return questions and answers in turn. Each answer has an end token, so that the model learns to stop after it."""
     segments: list[Segment] = []
     for number, (question, answer) in enumerate(turns):
         first, last = number == 0, number == len(turns) - 1
         if template == "pretraining":
             segments += [*([clips] if first else []), Text(question, learn=False)]
         elif first:
-            segments += _asked(clips, question)
+            segments += _prompt(clips, question)
         else:
             segments.append(Text(f"{INSTRUCTION_BEGIN}{question}{INSTRUCTION_END}", learn=False))
         segments.append(Text(answer, learn=True, ends=not last))
@@ -212,13 +212,13 @@ def story_segments(
     num_clips: int = 1,
     kind: Kind = "video",
 ) -> list[Segment]:
-    """Build an instruction followed by sentences and clips in turn, all learned but the instruction.
+    """Build the task "read an instruction, write sentences and generate clips in turn"; only the instruction is given.
 
     Args:
         sample: The sample's json with "story": {"instruction", "texts"}, one text per clip.
         rng: Unused; stories have one form.
         template: Bare, or with the instruction in the template.
-        num_clips: Clips of the sample; as many as texts.
+        num_clips: Number of clips of the sample; equal to the number of texts.
         kind: "video" or "image".
     """
     story = sample.get("story")
@@ -246,4 +246,4 @@ TASKS: dict[str, Callable[..., list[Segment]]] = {
 """Task by the name that recipes use."""
 
 ONE_CLIP_TASKS = frozenset({"generate"})
-"""Tasks that use one of a sample's clips, which is drawn; the others use all, in order."""
+"""Tasks that use a random one of a sample's clips; the others use all clips, in order."""

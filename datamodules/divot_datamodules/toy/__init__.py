@@ -1,1 +1,1 @@
-"""The toy world."""
+"""The toy world: clips of moving shapes with texts, made here, whose content is known exactly."""

@@ -1,7 +1,7 @@
 """The toy world as tar shards of real h264 videos, with captions, questions and a text tokenizer.
 
-The folder: `train/`, `validation/` (combinations of the training split, other clips), `held_out/` (combinations that
-training never sees) and `text_tokenizer/`.
+The folder contains `train/`, `validation/` (combinations of the training split, other clips), `held_out/` (combinations
+that training never sees) and `text_tokenizer/`.
 """
 
 import json
@@ -25,16 +25,17 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "held_out")
 
 @dataclass(frozen=True)
 class ToyDataConfig:
-    """What decides the toy data; the same settings give the same bytes.
+    """Settings of the toy data; equal settings give equal bytes.
 
     Attributes:
         size: Height and width in pixels.
-        train: Training clips.
-        validation: Clips of the same combinations, other start positions.
-        held_out: Clips of combinations that training never sees.
-        seed: Decides all draws.
-        samples_per_shard: At most; a split has at least four shards, so that a few ranks and workers can share it.
-        crf: Of the h264 encoder; 0 keeps pixels within 2 levels of 255.
+        train: Number of training clips.
+        validation: Number of clips with the same combinations of attributes, from other start positions.
+        held_out: Number of clips with combinations that training never sees.
+        seed: Decides all random choices.
+        samples_per_shard: Most samples in a shard; a split has at least four shards, so that ranks and workers can
+            share it.
+        crf: Constant rate factor of the h264 encoder; 0 keeps pixels within 2 levels of 255.
     """
 
     size: int = 32
@@ -50,7 +51,7 @@ class ToyDataConfig:
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.size % 2:
-            raise UserError(f"size is {self.size}; h264 wants an even number of pixels.")
+            raise UserError(f"size is {self.size}; h264 needs an even number of pixels.")
 
     def shards_of(self, split: Split) -> list[range]:
         """Return the sample numbers of each shard of a split."""
@@ -59,55 +60,55 @@ class ToyDataConfig:
         return [range(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def toy_sample(settings: ToyDataConfig, split: Split, number: int) -> Sample:
+def toy_sample(config: ToyDataConfig, split: Split, number: int) -> Sample:
     """Make one sample of the toy data, independent of all others.
 
     Args:
-        settings: The data's.
+        config: Settings of the data.
         split: The split.
-        number: The sample's place in it.
+        number: Index of the sample in the split.
 
     Returns:
         The key and its members: "mp4" (16 frames at 8 per second) and "json" (caption, questions, attributes, start).
     """
-    world = ToyWorld(size=settings.size)
-    rng = np.random.default_rng([settings.seed, SPLITS.index(split), number])
+    world = ToyWorld(size=config.size)
+    rng = np.random.default_rng([config.seed, SPLITS.index(split), number])
     scene = world.sample("held_out" if split == "held_out" else "train", rng)
     facts = asdict(scene)
     start = [facts.pop("start_row"), facts.pop("start_column")]
     text = {"caption": caption(scene), "questions": questions(scene), "attributes": facts, "start": start}
-    video = encode_video(world.render(scene), world.frames_per_second, crf=settings.crf)
+    video = encode_video(world.render(scene), world.frames_per_second, crf=config.crf)
     return f"{split}-{number:06d}", {"mp4": video, "json": json.dumps(text).encode()}
 
 
-def write_toy_data(folder: str | Path, settings: ToyDataConfig, *, progress: bool = False) -> bool:
-    """Write the toy data; continues where an interrupted call stopped.
+def write_toy_data(folder: str | Path, config: ToyDataConfig, *, progress: bool = False) -> bool:
+    """Write the toy data, or continue an interrupted call.
 
     Args:
-        folder: Where to.
-        settings: What to make.
+        folder: Folder to write.
+        config: Settings of the data.
         progress: Whether to show a bar with rate and time left.
 
     Returns:
-        Whether anything was missing; False if the folder already held exactly this data.
+        Whether anything was written; False if the folder already contained exactly this data.
     """
     folder = Path(folder)
-    shared = {name: value for name, value in asdict(settings).items() if name not in SPLITS}
+    shared = {name: value for name, value in asdict(config).items() if name not in SPLITS}
     folders = {
         split: ShardFolder(
-            folder / split, kind="video", settings={"world": "toy", **shared, "samples": getattr(settings, split)}
+            folder / split, kind="video", settings={"world": "toy", **shared, "samples": getattr(config, split)}
         )
         for split in SPLITS
     }
     missing = [split for split in SPLITS if not folders[split].complete]
-    total = sum(getattr(settings, split) for split in missing)
+    total = sum(getattr(config, split) for split in missing)
     with tqdm(total=total, desc="toy clips", unit="clip", disable=not (progress and missing)) as bar:
         for split in missing:
-            for number, places in enumerate(settings.shards_of(split)):
+            for number, indices in enumerate(config.shards_of(split)):
                 if folders[split].has(number):
-                    bar.update(len(places))
+                    bar.update(len(indices))
                     continue
-                folders[split].write(number, _samples(settings, split, places, bar))
+                folders[split].write(number, _samples(config, split, indices, bar))
             folders[split].finish()
     tokenizer_missing = not (folder / "text_tokenizer" / "tokenizer.json").is_file()
     if tokenizer_missing:
@@ -115,7 +116,7 @@ def write_toy_data(folder: str | Path, settings: ToyDataConfig, *, progress: boo
     return bool(missing) or tokenizer_missing
 
 
-def _samples(settings: ToyDataConfig, split: Split, places: range, bar: "tqdm[None]") -> Iterator[Sample]:
-    for place in places:
-        yield toy_sample(settings, split, place)
+def _samples(config: ToyDataConfig, split: Split, indices: range, bar: "tqdm[None]") -> Iterator[Sample]:
+    for index in indices:
+        yield toy_sample(config, split, index)
         bar.update()

@@ -1,4 +1,4 @@
-"""The toy world's text tokenizer: one token per word, made here, so that nothing is downloaded."""
+"""The text tokenizer of the toy world: one token per word. It is made here, so that nothing is downloaded."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
 
 
 def toy_texts() -> list[str]:
-    """Return texts that hold every word of the toy world's captions, questions, answers and instructions."""
+    """Return texts that contain every word of the toy world's captions, questions, answers and instructions."""
     scenes = [
         Scene(colour, shape, direction, speed, 0.0, 0.0)
         for colour in VALUES["colour"]
@@ -28,10 +28,10 @@ def toy_texts() -> list[str]:
 
 
 def word_level_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
-    """Build a tokenizer with one token per word (words are what whitespace separates).
+    """Build a tokenizer with one token per word; words are separated by whitespace.
 
     Args:
-        texts: The vocabulary is the words in them, sorted; any other word becomes `<unk>`.
+        texts: Their words, sorted, are the vocabulary; any other word becomes `<unk>`.
 
     Returns:
         A tokenizer that adds no special tokens by itself and knows pad, begin, end and the tokens that mark clips.

@@ -1,7 +1,7 @@
 """The toy world: clips of one coloured moving shape, their captions and questions, and an exact pixel oracle.
 
-Every clip is decided by four attributes that its caption names and by a start position that it does not. The oracle
-reads the attributes back from pixels alone; what it cannot read is invalid and counts as wrong everywhere.
+A clip is defined by four attributes, which its caption names, and a start position, which it does not name. The oracle
+reads the attributes from pixels alone; a clip that it cannot read is invalid and counts as wrong everywhere.
 
 Shape letters: F frames, H height, W width.
 """
@@ -48,14 +48,14 @@ VALUES: dict[str, tuple[str, ...]] = {
     "direction": tuple(DIRECTIONS),
     "speed": tuple(SPEEDS),
 }
-# A combination is held out if its values' places, weighted so, add up to a multiple of ten: one in ten, and no
-# attribute value is held out much more often than another (checked in the tests).
+# A combination is held out if the weighted sum of its values' indices is a multiple of ten: one in ten combinations,
+# and no attribute value is held out much more often than another (checked in the tests).
 HELD_OUT_WEIGHTS, HELD_OUT_MODULUS = (1, 2, 9, 6), 10
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip's causes: the four attributes and where the shape's centre starts, in pixels."""
+    """The content of one clip: the four attributes, and the start of the shape's centre in pixels."""
 
     colour: str
     shape: str
@@ -67,11 +67,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the oracle reads from pixels.
+    """The attributes that the oracle reads from pixels.
 
     Attributes:
         valid: Whether a shape of the world could be read in every frame.
-        reason: Why not, or "".
+        reason: Why the clip is invalid; "" if it is valid.
         colour: Name of the colour, None if invalid; likewise `shape`, `direction` and `speed`.
         start: Row and column of the shape's centre in the first frame, in pixels, from the fitted motion.
     """
@@ -104,7 +104,7 @@ _CAPTION = re.compile(
 
 
 def parse_caption(text: str) -> dict[str, str] | None:
-    """Read the attributes back from a caption; None if it is not a caption of this world.
+    """Read the attributes from a caption; return None if it is not a caption of this world.
 
     >>> parse_caption("a red circle moves slowly to the upper left")["direction"]
     'upper left'
@@ -145,17 +145,17 @@ def _inside(shape: str, row: NDArray[np.float64], column: NDArray[np.float64]) -
 @lru_cache
 def _combinations(split: Split) -> list[tuple[str, str, str, str]]:
     chosen = []
-    for places in itertools.product(*(range(len(values)) for values in VALUES.values())):
-        code = sum(weight * place for weight, place in zip(HELD_OUT_WEIGHTS, places, strict=True))
+    for indices in itertools.product(*(range(len(values)) for values in VALUES.values())):
+        code = sum(weight * index for weight, index in zip(HELD_OUT_WEIGHTS, indices, strict=True))
         if (code % HELD_OUT_MODULUS == 0) == (split == "held_out"):
-            colour, shape, direction, speed = (VALUES[name][at] for name, at in zip(VALUES, places, strict=True))
+            colour, shape, direction, speed = (VALUES[name][index] for name, index in zip(VALUES, indices, strict=True))
             chosen.append((colour, shape, direction, speed))
     return chosen
 
 
 @dataclass(frozen=True)
 class ToyWorld:
-    """Renders scenes and reads them back.
+    """Renders scenes to clips, and reads clips with the oracle.
 
     Attributes:
         size: Height and width in pixels; shapes and speeds scale with it.
@@ -176,7 +176,7 @@ class ToyWorld:
         return _combinations(split)
 
     def sample(self, split: Split, rng: np.random.Generator) -> Scene:
-        """Draw a scene: a combination of the split, and a start from which the shape stays in the picture."""
+        """Sample a scene: a combination of the split, and a start from which the shape stays in the picture."""
         combinations = self.combinations(split)
         colour, shape, direction, speed = combinations[int(rng.integers(len(combinations)))]
         margin = 9 / 32 * self.size
@@ -193,7 +193,7 @@ class ToyWorld:
         return np.array([scene.start_row, scene.start_column]) + np.arange(self.num_frames)[:, None] * step
 
     def coverage(self, shape: str, centre: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the share of each pixel that the shape covers, (H, W) in [0, 1]."""
+        """Return the fraction of each pixel that the shape covers, (H, W) in [0, 1]."""
         fine = (np.arange(self.size * self.supersampling) + 0.5) / self.supersampling
         scale = 32 / self.size
         row, column = np.meshgrid((fine - centre[0]) * scale, (fine - centre[1]) * scale, indexing="ij")
@@ -210,8 +210,9 @@ class ToyWorld:
     def read(self, video: Pixels) -> Reading:
         """Read a clip with the exact pixel oracle.
 
-        A pixel's cover is how far it has gone from the background towards the clip's colour. The motion is a straight
-        line fitted to the centres of the cover; the shape is the template with the largest overlap.
+        The cover of a pixel is its position between the background's colour (0) and the clip's colour (1). A straight
+        line is fitted to the centres of the cover; it is the motion. The shape is the template with the largest
+        overlap.
 
         Args:
             video: uint8 (F, 3, H, W).
@@ -267,7 +268,11 @@ class ToyWorld:
 
 
 def _read_colour(offset: NDArray[np.float64]) -> tuple[str | None, str]:
-    """Return the colour of what differs from the background; pixels (F, 3, H, W) relative to it."""
+    """Return the colour of the pixels that differ from the background, or the reason why there is none.
+
+    Args:
+        offset: Pixels minus the background, (F, 3, H, W).
+    """
     strength = np.sqrt((offset**2).sum(axis=1))
     strong = strength > 0.5 * strength.max()
     if strength.max() < 60:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     for shard in tqdm(shards, desc="shards", unit="shard"):
         index, is_new = put_index_beside(shard)
         made, samples = made + is_new, samples + len(index.keys)
-        defects += [f"{reason}: {shard} {key} ({detail})" for reason, key, detail in index.defects]
+        defects += [f"{reason}: {shard} {key} ({detail})" for reason, key, detail in index.skipped]
     sys.stdout.write(
         f"{args.source}: {samples} samples in {len(shards)} shards; {made} indexes made, "
         f"{len(shards) - made} were there; {len(defects)} defects\n"

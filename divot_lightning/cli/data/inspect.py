@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     from divot_datamodules.decoding.video import MAX_PIXELS
     from divot_datamodules.preparation.feature_checks import check_features
     from divot_datamodules.preparation.inspection import inspect_source, limits_for, open_for_inspection
-    from divot_datamodules.preparation.inspection_report import write_contact_sheet, write_defects
+    from divot_datamodules.preparation.inspection_report import write_contact_sheet, write_skipped
     from divot_datamodules.decoding.samples import SampleDecoder, TaskMixture
 
     clip = ClipConfig(
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     source = open_for_inspection(
         args.source, media_root=args.media_root, media_from=args.media_from, copies_gb=args.copies_gb
     )
-    units = [source.unit_name(unit) for unit in range(len(source.counts))]
+    units = [source.shard_path(unit) for unit in range(len(source.counts))]
     made_by = check_features(units, args.tokenizer) if args.tokenizer else None
     with tqdm(desc="samples", unit="sample", total=sum(source.counts)) as bar:
         report = inspect_source(
@@ -91,9 +91,9 @@ def main(argv: Sequence[str]) -> int:
         )
     sys.stdout.write("\n".join(report.lines()) + "\n")
     if args.list:
-        write_defects(report, args.list)
+        write_skipped(report, args.list)
         sys.stdout.write(f"all defects: {args.list}\n")
     if args.contact_sheet:
         write_contact_sheet(report, args.contact_sheet)
         sys.stdout.write(f"contact sheet: {args.contact_sheet}\n")
-    return 1 if report.defects else 0
+    return 1 if report.skipped else 0

@@ -7,9 +7,9 @@ from typing import Any
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.shards.reading import expand_shards
 from divot_lightning.evaluation.protocol import library_versions
-from divot_lightning.io.files import file_sha256
 from divot_lightning.evaluation.question_runner import RESIZE
 from divot_lightning.evaluation.run import describe_model, weights_kind
+from divot_lightning.io.files import file_sha256
 
 
 def describe_data(clips: str) -> dict[str, Any]:

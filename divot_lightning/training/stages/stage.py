@@ -227,7 +227,7 @@ class Stage(LightningModule):
     ) -> dict[str, Any]:
         """Move the tensors of a batch; segments, keys and slot numbers stay as they are."""
         return {
-            name: value.to(device) if isinstance(value, Tensor) and name != "slot" else value
+            name: value.to(device) if isinstance(value, Tensor) and name != "sample_index" else value
             for name, value in batch.items()
         }
 
@@ -257,12 +257,12 @@ def batch_generators(batch: dict[str, Any], purpose: str) -> list[torch.Generato
     """Return each sample of a batch its randomness, from the run's seed and its slot number.
 
     Args:
-        batch: With "slot", int64 (B,); without it draws come from the global generator.
+        batch: With "sample_index", int64 (B,); without it draws come from the global generator.
         purpose: What is drawn.
     """
-    if "slot" not in batch:
+    if "sample_index" not in batch:
         return None
-    return sample_generators(int(os.environ.get("PL_GLOBAL_SEED", "0")), purpose, batch["slot"].tolist())
+    return sample_generators(int(os.environ.get("PL_GLOBAL_SEED", "0")), purpose, batch["sample_index"].tolist())
 
 
 def _all_finite(parts: Mapping[str, LossPart]) -> bool:

@@ -38,10 +38,10 @@ def plain_mp4(pixels, pixel_aspect=None, count=3):
 
 def with_matrix(data, a, b, c, d):
     """Rewrites the matrix in an mp4's track header (ISO/IEC 14496-12, section 8.3.2): 16.16 fixed point."""
-    place = data.index(b"tkhd") + 44
+    offset = data.index(b"tkhd") + 44
     one, unit = 1 << 16, 1 << 30
     matrix = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, unit)
-    return data[:place] + matrix + data[place + 36 :]
+    return data[:offset] + matrix + data[offset + 36 :]
 
 
 # x' = a x + c y, y' = b x + d y with y downwards: a quarter turn clockwise takes right to down and down to left.
@@ -156,8 +156,8 @@ def test_a_turned_video_with_wide_pixels_is_widened_before_it_is_turned():
 @pytest.mark.parametrize("aspect", [(30000, 1), (1, 30000)])
 def test_pixels_of_a_shape_that_would_fill_the_memory_are_refused(aspect):
     data = plain_mp4(picture(), Fraction(4, 3))
-    place = data.index(b"pasp") + 4
-    data = data[:place] + struct.pack(">II", *aspect) + data[place + 8 :]
+    offset = data.index(b"pasp") + 4
+    data = data[:offset] + struct.pack(">II", *aspect) + data[offset + 8 :]
     with pytest.raises(DecodeError, match=r"too_large: \d+ x \d+ pixels when resized"):
         decode_frames(data, [0.0], (1024, 1024))
 
@@ -269,7 +269,7 @@ def lossless_file(codes, pixel_format, matrix, full, bits):
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(("sampling", "bits"), [("420", 8), ("444", 8), ("420", 10), ("444", 10), ("420", 12)])
 def test_colours_are_those_of_matrix_and_range(matrix, full, sampling, bits):
-    codes = [quantised(plane, place > 0, full, bits) for place, plane in enumerate(planes())]
+    codes = [quantised(plane, index > 0, full, bits) for index, plane in enumerate(planes())]
     pixel_format = f"yuv{sampling}p" + (f"{bits}le" if bits > 8 else "")
     data = lossless_file(codes, pixel_format, matrix, full, bits)
     found = decode_frames(data, [0.0])[0].astype(float)

@@ -202,8 +202,8 @@ def test_damage_anywhere_is_a_reason_and_never_an_error_of_another_type(codec, c
     refused = 0
     for _ in range(40):
         broken = bytearray(data)
-        for place in rng.integers(0, min(len(data), 3000), 12):
-            broken[place] = rng.integers(256)
+        for offset in rng.integers(0, min(len(data), 3000), 12):
+            broken[offset] = rng.integers(256)
         for read in READERS:
             try:
                 read(bytes(broken))

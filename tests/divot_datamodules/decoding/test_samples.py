@@ -60,7 +60,7 @@ def test_numbered_clips_come_in_their_order(numbered_file, picture_file):
     assert not sample.is_deterministic
 
 
-def test_a_long_video_gives_as_many_clips_as_are_asked_for(numbered_file):
+def test_a_long_video_gives_as_many_clips_as_are_requested(numbered_file):
     data = numbered_file(96)
     whole = SampleDecoder(ClipConfig(16, 16), max_clips=4)(raw({"mp4": data}), np.random.default_rng(0))
     assert (whole.num_clips, whole.is_deterministic) == (4, True)
@@ -166,7 +166,7 @@ def test_what_a_decoder_raises_for_odd_data_costs_the_sample(monkeypatch, error)
 @pytest.mark.parametrize(
     "error", [TypeError("open() got an unexpected keyword"), AttributeError(), NameError(), KeyError()]
 )
-def test_a_mistake_of_a_program_is_never_counted_as_a_bad_sample(monkeypatch, error):
+def test_a_bug_is_never_counted_as_a_skipped_sample(monkeypatch, error):
     def fail(*arguments, **settings):
         raise error
 
@@ -225,7 +225,7 @@ def task_of(segments):
     return "question" if len(segments) == 3 else "caption"
 
 
-def test_tasks_are_drawn_by_their_weights():
+def test_tasks_are_sampled_by_their_weights():
     mixture = TaskMixture({"caption": 1.0, "generate": 2.0, "question": 5.0})
     sample = Sample("k", TEXT, features=torch.zeros(1, 2, 3))
     counts = collections.Counter(task_of(mixture.segments(sample, np.random.default_rng(n))) for n in range(4000))
@@ -240,7 +240,7 @@ def test_a_sample_takes_part_in_what_its_texts_allow():
 
 
 @pytest.mark.parametrize("task", ["caption", "question", "story"])
-def test_samples_without_any_text_that_is_asked_for_are_counted_by_the_first_task(task):
+def test_samples_without_any_required_text_are_counted_by_the_first_task(task):
     mixture = TaskMixture({task: 0.001, "generate": 1.0, "conversation": 1000.0})
     for seed in range(5):
         with pytest.raises(SampleError, match=rf"missing_{task}.*generate: no caption; conversation: no question"):
@@ -267,7 +267,7 @@ def test_a_pixel_item_is_one_clip_which_the_generator_draws():
 
 
 @pytest.mark.parametrize("name", ["video", "features"])
-def test_reading_takes_all_clips_and_generating_the_one_that_is_drawn(name):
+def test_reading_takes_all_clips_and_generating_a_random_one(name):
     media = torch.arange(5.0)[:, None, None].expand(5, 2, 3)
     sample = Sample("k", TEXT, **{name: media})
     (read,) = llm_items(sample, np.random.default_rng(0), TaskMixture({"caption": 1.0}))

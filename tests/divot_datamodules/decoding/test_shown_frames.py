@@ -140,9 +140,9 @@ def test_an_avi_is_decoded_from_the_last_keyframe_on(coded_file, monkeypatch, fr
 
 def with_edit(data, media_time, duration):
     """Rewrites an mp4's only edit: from which moment on its media are shown and how long, in its two time scales."""
-    place = data.index(b"elst")
-    assert struct.unpack(">I", data[place + 8 : place + 12]) == (1,)
-    entry = place + 12
+    offset = data.index(b"elst")
+    assert struct.unpack(">I", data[offset + 8 : offset + 12]) == (1,)
+    entry = offset + 12
     return data[:entry] + struct.pack(">Ii", duration, media_time) + data[entry + 8 :]
 
 
@@ -176,9 +176,9 @@ def test_a_check_of_all_frames_finds_damage_in_the_middle_and_a_missing_end(cont
     check_media(data)
     with av.open(io.BytesIO(data)) as opened:
         packets = [(packet.pos, packet.size) for packet in opened.demux(video=0) if packet.size]
-    place, size = max(packets[20:30], key=lambda packet: packet[1])
+    offset, size = max(packets[20:30], key=lambda packet: packet[1])
     damaged = bytearray(data)
-    damaged[place + 20 : place + size - 20] = np.random.default_rng(0).bytes(size - 40)
+    damaged[offset + 20 : offset + size - 20] = np.random.default_rng(0).bytes(size - 40)
     assert decode_frames(bytes(damaged), [0.0]).shape[0] == 1  # its beginning does not tell
     with pytest.raises(DecodeError, match="corrupt"):
         check_media(bytes(damaged))

@@ -14,7 +14,7 @@ import torch
 from divot_datamodules.decoding.samples import Sample, SampleError
 from divot_datamodules.loading.decode_pool import DecodePool, LazyDecoding, Request, make_decoding
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
-from divot_datamodules.order.order_plan import Slot
+from divot_datamodules.order.order_plan import SampleIndex
 from divot_lightning.errors import UserError
 from divot_lightning.testing.faults import full_shared_memory
 
@@ -31,12 +31,12 @@ def counted_tries():
 
 
 def request(number):
-    return Request("train", Slot(number, 0, 0, 0, number))
+    return Request("train", SampleIndex(number, 0, 0, 0, number))
 
 
-def decode(wanted):
+def decode(request):
     """Decodes to what the sample's number says, or misbehaves."""
-    number = wanted.slot.number
+    number = request.sample.number
     if number == 10:
         time.sleep(60)
     if number == 11:
@@ -86,8 +86,8 @@ def test_what_goes_wrong_costs_one_sample(pool):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_mistake_in_a_program_is_no_bad_sample_and_comes_out_with_its_traceback(workers):
-    decoding = make_decoding(decode, num_workers=workers, deadline=30, places=2, slot_bytes=2**10)
+def test_a_bug_is_no_skipped_sample_and_is_raised_with_its_traceback(workers):
+    decoding = make_decoding(decode, num_workers=workers, deadline=30, num_slots=2, slot_bytes=2**10)
     with pytest.raises(KeyError, match="what no decoder should raise") as caught:
         decoding.submit(request(13)).result()
     decoding.close()
@@ -96,13 +96,13 @@ def test_a_mistake_in_a_program_is_no_bad_sample_and_comes_out_with_its_tracebac
     assert 'raise KeyError("what no decoder should raise")' in text
 
 
-def test_a_sample_is_not_lost_when_its_workers_are_asked_to_stop(pool):
+def test_a_sample_is_not_skipped_when_its_workers_are_told_to_stop(pool):
     assert outcome(pool.submit(request(16))) == "k16"
     assert TRIES.value == 4
 
 
 def test_samples_arrive_whole_whether_they_fit_into_shared_memory_or_not(pool):
-    pending = [pool.submit(request(number)) for number in range(9)]  # more than places
+    pending = [pool.submit(request(number)) for number in range(9)]  # more than buffer slots
     for number, one in enumerate(pending):
         sample = one.result()
         assert sample.text["pid"] != os.getpid()
@@ -111,7 +111,7 @@ def test_samples_arrive_whole_whether_they_fit_into_shared_memory_or_not(pool):
         one.release()
 
 
-def test_places_are_used_again_and_given_up_samples_free_theirs(pool):
+def test_buffer_slots_are_used_again_and_released_samples_free_theirs(pool):
     for _ in range(3):
         for one in [pool.submit(request(number)) for number in range(8)]:
             one.release()
@@ -119,10 +119,10 @@ def test_places_are_used_again_and_given_up_samples_free_theirs(pool):
     deadline = time.monotonic() + 50
     while pool.given_up and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert sorted(pool.arena.acquire() for _ in range(4)) == [0, 1, 2, 3]
+    assert sorted(pool.memory.acquire() for _ in range(4)) == [0, 1, 2, 3]
 
 
-def test_a_broken_pool_is_replaced_and_its_samples_are_asked_for_again(pool):
+def test_a_broken_pool_is_replaced_and_its_samples_are_requested_again(pool):
     pending = [pool.submit(request(number)) for number in range(3)]
     pending[0].result()
     pool.rebuild()
@@ -144,7 +144,7 @@ def test_a_full_dev_shm_is_told_with_what_to_do():
 
 
 def test_without_workers_this_process_decodes_when_it_waits():
-    decoding = make_decoding(decode, num_workers=0, deadline=1, places=0, slot_bytes=0)
+    decoding = make_decoding(decode, num_workers=0, deadline=1, num_slots=0, slot_bytes=0)
     assert isinstance(decoding, LazyDecoding)
     assert decoding.submit(request(1)).result().text["pid"] == os.getpid()
     assert outcome(decoding.submit(request(12))) == "too_short"
@@ -155,14 +155,14 @@ def test_workers_end_with_a_process_that_is_killed():
         "import sys, time\n"
         "from divot_datamodules.loading.decode_pool import DecodePool, Request\n"
         "from divot_datamodules.loading.shared_memory import SharedMemoryPool\n"
-        "from divot_datamodules.order.order_plan import Slot\n"
+        "from divot_datamodules.order.order_plan import SampleIndex\n"
         "from divot_datamodules.decoding.samples import Sample\n"
         "import os\n"
-        "def decode(wanted):\n"
+        "def decode(request):\n"
         "    time.sleep(0.2)\n"
         "    return Sample('k', {'pid': os.getpid()})\n"
         "pool = DecodePool(decode, 2, 30, SharedMemoryPool(2, 64))\n"
-        "asked = [pool.submit(Request('train', Slot(n, 0, 0, 0, n))) for n in range(4)]\n"
+        "asked = [pool.submit(Request('train', SampleIndex(n, 0, 0, 0, n))) for n in range(4)]\n"
         "print(*{one.result().text['pid'] for one in asked}, flush=True)\n"
         "time.sleep(60)"
     )

@@ -6,11 +6,11 @@ from divot_datamodules.loading.decoded_cache import DecodedCache
 
 def test_the_cache_keeps_to_its_memory_and_to_samples_without_a_choice():
     cache = DecodedCache(max_bytes=250)
-    places = [("train", 0, 0, number) for number in range(4)]
-    for number, place in enumerate(places):
+    sample_ids = [("train", 0, 0, number) for number in range(4)]
+    for number, sample_id in enumerate(sample_ids):
         media = torch.zeros(1, 100, dtype=torch.uint8)
-        cache.add(place, Sample(f"k{number}", {}, video=media, is_deterministic=number != 1))
-    assert [cache.get(place) is not None for place in places] == [True, False, True, False]
+        cache.add(sample_id, Sample(f"k{number}", {}, video=media, is_deterministic=number != 1))
+    assert [cache.get(sample_id) is not None for sample_id in sample_ids] == [True, False, True, False]
 
 
 def test_what_is_kept_does_not_change_with_what_it_was_made_from():

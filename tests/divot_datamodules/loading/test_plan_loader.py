@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from divot_datamodules.loading.decoded_cache import DecodedCache
-from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader, draw
+from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader, sample_rng
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.order.data_position import SourceFacts, TrainPosition
 from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
@@ -69,7 +69,7 @@ def test_an_exact_epoch_covers_everything_once_with_as_many_batches_on_every_ran
     batches = [list(loader) for loader in loaders]
     assert {len(one) for one in batches} == {len(loader) for loader in loaders} == {-(-samples // 12)}
     seen = [key for one in batches for batch in one if batch["counted"] for key in batch["key"]]
-    assert sorted(seen) == sorted(f"u{unit}s{sample}" for unit, count in enumerate(counts) for sample in range(count))
+    assert sorted(seen) == sorted(f"u{shard}s{sample}" for shard, count in enumerate(counts) for sample in range(count))
     assert all(len(batch["key"]) > 0 for one in batches for batch in one)
 
 
@@ -100,7 +100,7 @@ def test_batches_are_the_same_with_and_without_reading_ahead_and_cache(counted_r
     for batch, *others in zip(*batches, strict=True):
         for other in others:
             assert (batch["key"], batch["position"]) == (other["key"], other["position"])
-            assert torch.equal(batch["slot"], other["slot"])
+            assert torch.equal(batch["sample_index"], other["sample_index"])
     assert all(torch.equal(a["video"], b["video"]) for a, b in zip(batches[0], batches[1], strict=True))
 
 
@@ -144,7 +144,7 @@ def _run(counted_reader, counted_source, counts, stops, exact):
     return parts
 
 
-def test_another_batch_size_goes_on_after_the_samples_that_were_used(counted_reader, counted_source):
+def test_another_batch_size_continues_after_the_samples_that_were_used(counted_reader, counted_source):
     counts = [40]
     whole = [
         key
@@ -183,16 +183,16 @@ def test_unusable_samples_make_batches_smaller_and_are_noted_once(
     position = position_of(counts)
     found = []
     for rank in range(world_size):
-        ledger = SkippedSamples("train", tmp_path, Budget(1.0), writer=f"rank{rank}")
-        reader = counted_reader(counted_source(counts, bad=bad), ledger=ledger, prefetch=prefetch)
+        skipped = SkippedSamples("train", tmp_path, Budget(1.0), writer=f"rank{rank}")
+        reader = counted_reader(counted_source(counts, bad=bad), skipped=skipped, prefetch=prefetch)
         found.append(list(islice(iter(TrainLoader(reader, position, rank, world_size)), 6)))
     for step, batches in enumerate(zip(*found, strict=True)):
         keys = [key for batch in batches if batch["counted"] for key in batch["key"]]
         assert sorted(keys) == sorted(set(clean[step]) - bad)
         assert sum(batch["counted"] for batch in batches) == len(keys)
-    ledger = SkippedSamples("train", tmp_path)
-    assert ledger.counts() == {"undecodable": 3}
-    assert {(d.shard, d.key) for d in ledger.defects()} == {("0.tar", "u0s1"), ("1.tar", "u1s0"), ("1.tar", "u1s11")}
+    skipped = SkippedSamples("train", tmp_path)
+    assert skipped.counts() == {"undecodable": 3}
+    assert {(d.shard, d.key) for d in skipped.all()} == {("0.tar", "u0s1"), ("1.tar", "u1s0"), ("1.tar", "u1s11")}
 
 
 def test_a_rank_without_a_sample_gets_a_filler_that_does_not_count(counted_reader, counted_source):
@@ -224,9 +224,9 @@ def test_evaluation_is_one_pass_in_order_with_as_many_batches_on_every_rank(coun
     assert {len(loader) for loader in loaders} == {2}
 
 
-def test_what_is_drawn_depends_on_the_slot_alone():
-    assert draw(1, 7, 0).random() == draw(1, 7, 0).random()
-    assert len({draw(*numbers).random() for numbers in [(1, 7, 0), (2, 7, 0), (1, 8, 0), (1, 7, 1)]}) == 4
+def test_random_choices_depend_on_the_sample_index_alone():
+    assert sample_rng(1, 7, 0).random() == sample_rng(1, 7, 0).random()
+    assert len({sample_rng(*numbers).random() for numbers in [(1, 7, 0), (2, 7, 0), (1, 8, 0), (1, 7, 1)]}) == 4
 
 
 def test_batches_hold_no_memory_of_the_cache(counted_reader, counted_source):

@@ -3,61 +3,61 @@ import pickle
 
 import pytest
 
-from divot_datamodules.loading.skipped_samples import Budget, Defect, SkippedSamples
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSample, SkippedSamples
 from divot_lightning.errors import UserError
 
 
-def defect(number, reason="too_short"):
-    return Defect(reason, "a.tar", f"k{number}", "0.1 s of 2 s")
+def sample(number, reason="too_short"):
+    return SkippedSample(reason, "a.tar", f"k{number}", "0.1 s of 2 s")
 
 
-def test_defects_are_counted_by_reason_and_listed_with_shard_and_key(tmp_path):
-    ledger = SkippedSamples("train", tmp_path)
+def test_skipped_samples_are_counted_by_reason_and_listed_with_shard_and_key(tmp_path):
+    skipped = SkippedSamples("train", tmp_path)
     for number in range(3):
-        ledger.record(defect(number))
-    SkippedSamples("train", tmp_path, writer="rank1").record(defect(9, "undecodable"))
-    assert ledger.counts() == {"too_short": 3, "undecodable": 1}
+        skipped.add(sample(number))
+    SkippedSamples("train", tmp_path, writer="rank1").add(sample(9, "undecodable"))
+    assert skipped.counts() == {"too_short": 3, "undecodable": 1}
     lines = (tmp_path / "defects-train-main.jsonl").read_text().splitlines()
     assert json.loads(lines[0]) == {"reason": "too_short", "shard": "a.tar", "key": "k0", "detail": "0.1 s of 2 s"}
     assert (tmp_path / "defects-train-rank1.jsonl").is_file()
 
 
-def test_a_defect_that_comes_by_in_each_pass_counts_once(tmp_path):
-    ledger = SkippedSamples("train", tmp_path)
+def test_a_sample_that_is_skipped_in_each_pass_counts_once(tmp_path):
+    skipped = SkippedSamples("train", tmp_path)
     for _ in range(5):
-        ledger.record(defect(0))
-    assert ledger.bad == 1
-    assert len(SkippedSamples("train", tmp_path).defects()) == 1
+        skipped.add(sample(0))
+    assert skipped.distinct == 1
+    assert len(SkippedSamples("train", tmp_path).all()) == 1
 
 
-def test_what_indexing_lost_is_a_share_of_everything_there_is(tmp_path):
-    found = [Defect("missing_shard", f"{number}.tar", "") for number in range(12)]
-    ledger = SkippedSamples("train", tmp_path, Budget(0.05), total=1000)
-    ledger.record_found(found, lost=1200, usable=100_000)
-    assert ledger.counts() == {"missing_shard": 12}
-    ledger.saw_sample()
-    ledger.record(Defect("too_short", "20.tar", "k"))  # the budget of samples that come by is still whole
-    assert (ledger.lost, ledger.seen) == (1, 1)
+def test_what_indexing_skips_is_a_fraction_of_all_samples(tmp_path):
+    found = [SkippedSample("missing_shard", f"{number}.tar", "") for number in range(12)]
+    skipped = SkippedSamples("train", tmp_path, Budget(0.05), total=1000)
+    skipped.add_found(found, skipped=1200, usable=100_000)
+    assert skipped.counts() == {"missing_shard": 12}
+    skipped.count_seen()
+    skipped.add(SkippedSample("too_short", "20.tar", "k"))  # the budget of samples seen is still whole
+    assert (skipped.num_skipped, skipped.seen) == (1, 1)
     with pytest.raises(UserError, match=r"^1200 of 11200 samples of 'train' cannot be used"):
-        SkippedSamples("train", tmp_path / "other", Budget(0.05)).record_found(found, lost=1200, usable=10_000)
+        SkippedSamples("train", tmp_path / "other", Budget(0.05)).add_found(found, skipped=1200, usable=10_000)
 
 
-def test_without_defects_nothing_is_written(tmp_path):
-    SkippedSamples("train", tmp_path / "new").saw_sample()
+def test_without_skipped_samples_nothing_is_written(tmp_path):
+    SkippedSamples("train", tmp_path / "new").count_seen()
     assert not (tmp_path / "new").exists()
 
 
 def test_without_a_folder_the_counts_are_kept_for_the_process():
-    ledger = SkippedSamples("train")
-    ledger.record(defect(0))
-    assert ledger.counts() == {"too_short": 1}
+    skipped = SkippedSamples("train")
+    skipped.add(sample(0))
+    assert skipped.counts() == {"too_short": 1}
 
 
-def test_a_run_that_goes_on_lists_a_known_defect_once_and_counts_it_among_the_known(tmp_path):
-    SkippedSamples("train", tmp_path, writer="rank0").record(defect(0))
+def test_a_run_that_is_resumed_lists_a_known_sample_once_and_counts_it_among_the_known(tmp_path):
+    SkippedSamples("train", tmp_path, writer="rank0").add(sample(0))
     later = SkippedSamples("train", tmp_path, writer="rank1")
-    later.record(defect(0))
-    assert (later.bad, later.lost) == (1, 1)
+    later.add(sample(0))
+    assert (later.distinct, later.num_skipped) == (1, 1)
     assert not later.path.exists()
 
 
@@ -80,11 +80,11 @@ def test_the_budget(budget, lost, seen, distinct, total, exceeded):
 
 
 def test_a_used_up_budget_reports_in_few_lines(tmp_path):
-    ledger = SkippedSamples("train", tmp_path, Budget(1.0, max_skipped_samples=2))
-    ledger.record(defect(0))
-    ledger.record(defect(1))
+    skipped = SkippedSamples("train", tmp_path, Budget(1.0, max_skipped_samples=2))
+    skipped.add(sample(0))
+    skipped.add(sample(1))
     with pytest.raises(UserError, match=r"3 of 0 samples of 'train'.*too_short 3") as caught:
-        ledger.record(defect(2))
+        skipped.add(sample(2))
     text = str(caught.value)
     assert len(text.splitlines()) <= 5
     for part in ("a.tar", "'k0'", "0.1 s of 2 s", str(tmp_path), "max_skipped_fraction"):
@@ -93,10 +93,10 @@ def test_a_used_up_budget_reports_in_few_lines(tmp_path):
 
 def test_a_pass_without_a_usable_sample_ends_the_run():
     with pytest.raises(UserError, match="4 of 4 samples"):
-        SkippedSamples("train", budget=Budget(1.0)).finish_pass(bad=4, seen=4)
+        SkippedSamples("train", budget=Budget(1.0)).check_pass(skipped=4, seen=4)
     with pytest.raises(UserError, match="none was read"):
-        SkippedSamples("train", budget=Budget(1.0)).finish_pass(bad=0, seen=0)
+        SkippedSamples("train", budget=Budget(1.0)).check_pass(skipped=0, seen=0)
 
 
-def test_defects_are_plain_data():
-    assert pickle.loads(pickle.dumps(defect(1))) == defect(1)
+def test_skipped_samples_are_plain_data():
+    assert pickle.loads(pickle.dumps(sample(1))) == sample(1)

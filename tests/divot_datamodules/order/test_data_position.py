@@ -79,7 +79,7 @@ def shards(video_shards):
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_every_stop_goes_on_in_the_order_of_the_uninterrupted_run(tmp_path, shards, exact):
+def test_every_stop_is_resumed_in_the_order_of_the_uninterrupted_run(tmp_path, shards, exact):
     whole = run(tmp_path / "whole", shards, steps=STEPS, exact=exact)
     assert [len(keys) for keys in whole] == ([4, 4, 4, 1] * 2 if exact else [4] * 8)
     for stop in range(1, STEPS):
@@ -112,7 +112,7 @@ def noted(method, path, key_of):
 def test_what_was_used_before_a_stop_is_neither_read_nor_decoded_again(tmp_path, shards, monkeypatch, stop, workers):
     epoch = run(tmp_path / "whole", shards, steps=4, exact=True)
     read, decoded = tmp_path / "read", tmp_path / "decoded"
-    monkeypatch.setattr(TarSource, "read", noted(TarSource.read, read, lambda self, *place: self.key(*place)))
+    monkeypatch.setattr(TarSource, "read", noted(TarSource.read, read, lambda self, *index: self.key(*index)))
     monkeypatch.setattr(
         SampleDecoder, "__call__", noted(SampleDecoder.__call__, decoded, lambda self, raw, rng: raw.key)
     )
@@ -129,7 +129,7 @@ def test_a_position_that_is_restored_after_lightning_fetched_a_batch_is_kept(tmp
     assert run(tmp_path / "whole", shards, steps=STEPS, exact=exact, resume=2, **settings) == whole[2:]
 
 
-def test_an_endless_order_goes_on_over_lightnings_epochs(tmp_path, shards):
+def test_an_endless_order_continues_over_lightnings_epochs(tmp_path, shards):
     whole = run(tmp_path / "whole", shards, steps=STEPS)
     assert run(tmp_path / "epochs", shards, steps=STEPS, limit_train_batches=3) == whole
 
@@ -199,7 +199,7 @@ def position(*, sources=SOURCES, batch_size=4, exact=False, seed=0, streams=64):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"sources": [facts("b.tar", 21, "g")]}, r"b\.tar: 21 samples in 2 units; in the checkpoint a: 20 in 2"),
+        ({"sources": [facts("b.tar", 21, "g")]}, r"b\.tar: 21 samples in 2 shards; in the checkpoint a: 20 in 2"),
         (
             {"sources": [facts(fingerprint="g")]},
             "a: 20 samples as in the checkpoint, but of other names, sizes or keys",
@@ -236,7 +236,7 @@ def test_batch_sizes_may_change_again_and_again():
         if state is not None:
             now.load_state_dict(state)
         for step in range(now.step, now.step + steps):
-            taken += [slot.number for slot in now.plan.batch(step)]
+            taken += [index.number for index in now.plan.batch(step)]
             now.used(step + 1)
         state = now.state_dict()
     assert taken == list(range(4 * 3 + 10 * 2 + 2 + 4 * 5))

@@ -68,7 +68,7 @@ class Watcher(lightning.LightningModule):
         self.trained, self.validated = [], []
 
     def training_step(self, batch, index):
-        self.trained.append((batch["slot"].tolist(), batch["key"], batch["counted"]))
+        self.trained.append((batch["sample_index"].tolist(), batch["key"], batch["counted"]))
         return self.weight * batch["video"].float().mean()
 
     def validation_step(self, batch, index):
@@ -117,10 +117,10 @@ def train_again_and_again(rank, shards, folder, alone):
 def assert_same_steps(whole, *parts):
     """Compares steps of one process with the shares of several."""
     assert len({len(whole), *map(len, parts)}) == 1
-    for (slots, keys, counted), *shares in zip(whole, *parts, strict=True):
+    for (indices, keys, counted), *shares in zip(whole, *parts, strict=True):
         used = [share for share in shares if share[2]]
         assert sum(share[2] for share in shares) == counted
-        assert sorted(slot for share in used for slot in share[0]) == sorted(slots)
+        assert sorted(index for share in used for index in share[0]) == sorted(indices)
         assert sorted(key for share in used for key in share[1]) == sorted(keys)
 
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from divot_datamodules.decoding.samples import SampleDecoder, TaskMixture
-from divot_datamodules.loading.skipped_samples import Defect
+from divot_datamodules.loading.skipped_samples import SkippedSample
 from divot_datamodules.preparation.inspection import find_shards, inspect_source, open_for_inspection
-from divot_datamodules.preparation.inspection_report import LISTED, ShardReport, write_contact_sheet, write_defects
+from divot_datamodules.preparation.inspection_report import LISTED, ShardReport, write_contact_sheet, write_skipped
 from divot_datamodules.shards.tar_source import TarSource
 from divot_lightning.errors import UserError
 from divot_lightning.testing.broken_shards import HangingDecoder, make_broken_shards
@@ -29,7 +29,7 @@ def test_good_shards_are_counted(video_shards, picture_file):
     assert report.resolutions == {"32x32": 6}
     assert report.rates == {"8": 6}
     assert report.durations == [2.0] * 6
-    assert (report.captions, report.questions, report.defects) == (6, 6, [])
+    assert (report.captions, report.questions, report.skipped) == (6, 6, [])
     assert report.bytes == sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -38,7 +38,7 @@ def test_everything_that_training_loses_is_found_ahead_of_it(tmp_path):
     report = inspect_source(
         TarSource(made.shards), HangingDecoder(made.clip), tasks=TaskMixture({"caption": 1.0}), workers=1, deadline=6.0
     )
-    found = [(defect.reason, defect.shard, defect.key) for defect in report.defects]
+    found = [(defect.reason, defect.shard, defect.key) for defect in report.skipped]
     assert set(found) == made.found_when("indexing", "decoding", "task", "deadline")
     assert len(found) == len(set(found))
     lost = sum(bool(key) for _, _, key in found)
@@ -49,7 +49,7 @@ def test_everything_that_training_loses_is_found_ahead_of_it(tmp_path):
 def test_workers_see_what_one_process_sees(tmp_path):
     made = make_broken_shards(tmp_path)
     alone, together = (inspect_source(TarSource(made.shards), SampleDecoder(made.clip), workers=n) for n in (0, 2))
-    assert alone.defects == together.defects
+    assert alone.skipped == together.skipped
     assert alone.lines() == together.lines()
     assert [caption for _, caption in alone.pictures] == [caption for _, caption in together.pictures]
 
@@ -73,22 +73,24 @@ class DyingDecoder(SampleDecoder):
 def test_a_sample_is_tried_again_when_its_process_dies_as_in_training(video_shards):
     report = inspect(video_shards(shards=2, samples=3), decoder=DyingDecoder(), workers=1, deadline=120.0)
     assert DyingDecoder.deaths.value == 1
-    assert [(defect.reason, defect.key) for defect in report.defects] == [("worker_died", "s0n1")]
-    assert "code -9, 2 times" in report.defects[0].detail
+    assert [(defect.reason, defect.key) for defect in report.skipped] == [("worker_died", "s0n1")]
+    assert "code -9, 2 times" in report.skipped[0].detail
 
 
 def test_the_report_counts_by_reason_and_names_shard_and_key(tmp_path):
-    report = ShardReport(shards=9, defects=[Defect("too_short", f"{n % 2}.tar", f"k{n}", "why") for n in range(15)])
-    report.defects.append(Defect("cut_in_header", "0.tar", "", ""))
+    report = ShardReport(
+        shards=9, skipped=[SkippedSample("too_short", f"{n % 2}.tar", f"k{n}", "why") for n in range(15)]
+    )
+    report.skipped.append(SkippedSample("cut_in_header", "0.tar", "", ""))
     text = report.lines()
     assert "defects     16 in 2 of 9 shards" in text
     assert f"  {'too_short':<22}{15:>7}" in text
     assert "too_short: 1.tar k3 (why)" in text
     assert f"too_short: and {15 - LISTED} more" in text
     assert "cut_in_header: 0.tar " in text
-    write_defects(report, tmp_path / "new" / "defects.jsonl")
+    write_skipped(report, tmp_path / "new" / "defects.jsonl")
     lines = (tmp_path / "new" / "defects.jsonl").read_text().splitlines()
-    assert [Defect(**json.loads(line)) for line in lines] == report.defects
+    assert [SkippedSample(**json.loads(line)) for line in lines] == report.skipped
 
 
 def test_a_jsonl_is_inspected_like_shards(tmp_path, numbered_file):
@@ -97,19 +99,19 @@ def test_a_jsonl_is_inspected_like_shards(tmp_path, numbered_file):
     (tmp_path / "l.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     report = inspect(tmp_path / "l.jsonl")
     assert (report.samples, report.captions, report.resolutions) == (2, 1, {"32x32": 1})
-    assert [(defect.reason, defect.key) for defect in report.defects] == [("missing_media", "line2")]
+    assert [(defect.reason, defect.key) for defect in report.skipped] == [("missing_media", "line2")]
 
 
 def test_names_that_are_not_utf8_are_reported(tmp_path, write_tar):
     report = inspect(write_tar(tmp_path / "a.tar", [("caf\udce9.mp4", b"")]))
-    assert report.defects[0].key == "caf\udce9"
+    assert report.skipped[0].key == "caf\udce9"
     assert "caf\\udce9" in "\n".join(report.lines()).encode("utf-8").decode()
 
 
 def test_shards_of_which_none_can_be_read_are_reported(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"rubbish" * 999)
     report = inspect(tmp_path)
-    assert [(defect.reason, report.samples) for defect in report.defects] == [("not_a_tar", 0)]
+    assert [(defect.reason, report.samples) for defect in report.skipped] == [("not_a_tar", 0)]
 
 
 def test_a_folder_of_splits_is_looked_through(tmp_path):

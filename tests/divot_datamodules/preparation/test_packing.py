@@ -39,7 +39,7 @@ def test_a_folder_is_packed_with_its_texts_and_its_bytes(media_folder, tmp_path)
     assert json.loads(found["a"]["json"]) == {"caption": "the first"}
     assert json.loads(found["cats/b_v1"]["json"])["question"] == "who ?"
     assert set(found["c"]) == {"jpg"}
-    assert (report.samples, report.with_text, report.shards, report.defects) == (3, 2, 1, [])
+    assert (report.samples, report.with_text, report.shards, report.skipped) == (3, 2, 1, [])
 
 
 def test_a_jsonl_is_packed_with_its_fields(media_folder, tmp_path):
@@ -86,8 +86,8 @@ def test_what_cannot_be_packed_is_reported_and_left_out(media_folder, tmp_path, 
     (media_folder / "odd.mp4").write_bytes(numbered_file())
     (media_folder / "odd.json").write_text("{")
     report = pack(media_folder, tmp_path / "out", PackConfig())
-    assert {defect.key: defect.reason for defect in report.defects} == {"bad": "undecodable", "odd": "bad_json"}
-    assert all("media" in defect.shard for defect in report.defects)
+    assert {defect.key: defect.reason for defect in report.skipped} == {"bad": "undecodable", "odd": "bad_json"}
+    assert all("media" in defect.shard for defect in report.skipped)
     assert set(packed(tmp_path / "out")) == {"a", "cats/b_v1", "c"}
 
 
@@ -97,8 +97,8 @@ def damaged_file(tmp_path, coded_file):
     data = bytearray(coded_file("libx264", "mp4", {"crf": "1", "g": "8", "bf": "0"}))
     with av.open(io.BytesIO(data)) as container:
         packet = max(list(container.demux(video=0))[20:30], key=lambda packet: packet.size)
-        place, size = packet.pos, packet.size
-    data[place + 20 : place + size - 20] = bytes(255 - byte for byte in data[place + 20 : place + size - 20])
+        offset, size = packet.pos, packet.size
+    data[offset + 20 : offset + size - 20] = bytes(255 - byte for byte in data[offset + 20 : offset + size - 20])
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "b.mp4").write_bytes(data)
     (tmp_path / "damaged" / "a.mp4").write_bytes(coded_file("libx264", "mp4"))
@@ -107,7 +107,7 @@ def damaged_file(tmp_path, coded_file):
 
 def test_nothing_that_is_broken_anywhere_is_packed(damaged_file, tmp_path):
     report = pack(damaged_file, tmp_path / "out", PackConfig())
-    assert [(defect.key, defect.reason) for defect in report.defects] == [("b", "corrupt")]
+    assert [(defect.key, defect.reason) for defect in report.skipped] == [("b", "corrupt")]
     assert set(packed(tmp_path / "out")) == {"a"}
 
 
@@ -120,7 +120,7 @@ def test_a_file_without_a_decoder_does_not_stop_the_others(media_folder, tmp_pat
     (media_folder / "drawing.png").write_bytes(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
     for name, settings in (("whole", PackConfig()), ("pieces", PackConfig(clip_seconds=2))):
         report = pack(media_folder, tmp_path / name, settings)
-        assert {defect.key: defect.reason for defect in report.defects} == {
+        assert {defect.key: defect.reason for defect in report.skipped} == {
             "unknown": "undecodable",
             "drawing": "undecodable",
         }
@@ -128,10 +128,10 @@ def test_a_file_without_a_decoder_does_not_stop_the_others(media_folder, tmp_pat
 
 def test_pieces_of_a_turned_video_with_wide_pixels_stand_upright(tmp_path, coded_file, frame_numbers):
     data = coded_file("libx264", "mp4", {"crf": "4"}, count=60, width=32, pixel_aspect=Fraction(2))
-    place = data.index(b"tkhd") + 44
+    offset = data.index(b"tkhd") + 44
     clockwise = struct.pack(">5i", 0, 1 << 16, 0, -(1 << 16), 0)
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.mp4").write_bytes(data[:place] + clockwise + data[place + 20 :])
+    (tmp_path / "in" / "a.mp4").write_bytes(data[:offset] + clockwise + data[offset + 20 :])
     pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2))
     piece = decode_frames(packed(tmp_path / "out")["a_0000"]["mp4"], [1.0])
     assert piece.shape == (1, 3, 64, 64)
@@ -142,7 +142,7 @@ def test_lines_that_cannot_be_packed_are_reported_by_number(media_folder, tmp_pa
     lines = ['{"video": "a.mp4"}', "{", '{"caption": "x"}', '{"video": "nowhere.mp4"}', '{"video": "notes.md"}']
     (media_folder / "list.jsonl").write_text("\n".join(lines))
     report = pack(media_folder / "list.jsonl", tmp_path / "out", PackConfig())
-    assert {defect.key: defect.reason for defect in report.defects} == {
+    assert {defect.key: defect.reason for defect in report.skipped} == {
         "line2": "bad_json",
         "line3": "missing_media",
         "nowhere": "missing_media",
@@ -155,7 +155,7 @@ def test_a_video_shorter_than_a_piece_is_left_out(tmp_path, numbered_file):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / f"{name}.mp4").write_bytes(numbered_file(frames))
     report = pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2))
-    assert [(defect.key, defect.reason) for defect in report.defects] == [("short", "too_short")]
+    assert [(defect.key, defect.reason) for defect in report.skipped] == [("short", "too_short")]
 
 
 def test_a_second_call_does_nothing_and_a_changed_input_is_refused(media_folder, tmp_path):
@@ -205,7 +205,7 @@ def test_nothing_packable_is_an_error(tmp_path):
     assert not list((tmp_path / "out").glob("*.tar"))
 
 
-def test_defects_of_a_call_that_failed_are_forgotten(media_folder, tmp_path):
+def test_skipped_files_of_a_call_that_failed_are_forgotten(media_folder, tmp_path):
     good = media_folder / "a.mp4"
     only = tmp_path / "in"
     only.mkdir()
@@ -213,7 +213,7 @@ def test_defects_of_a_call_that_failed_are_forgotten(media_folder, tmp_path):
     with pytest.raises(UserError, match="none of 1"):
         pack(only, tmp_path / "out", PackConfig())
     (only / "a.mp4").write_bytes(good.read_bytes())
-    assert pack(only, tmp_path / "out", PackConfig()).defects == []
+    assert pack(only, tmp_path / "out", PackConfig()).skipped == []
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_the_videos_of_a_story_are_packed_in_their_order(tmp_path, numbered_file
     assert first.members["clip1.mp4"] == numbered_file(16)
     assert json.loads(first.members["json"]) == {"story": story}
     assert [raw.key for raw in rest] == ["a_0000", "a_0001"]
-    assert sorted((defect.reason, defect.key) for defect in report.defects) == [
+    assert sorted((defect.reason, defect.key) for defect in report.skipped) == [
         ("missing_media", "b_1"),
         ("missing_media", "line4"),
         ("missing_media", "line5"),

@@ -25,8 +25,8 @@ def shards(tmp_path, write_tar):
 
 def contents(source):
     return [
-        [(raw.key, raw.members) for raw in (source.read(unit, sample) for sample in range(count))]
-        for unit, count in enumerate(source.counts)
+        [(raw.key, raw.members) for raw in (source.read(shard, sample) for sample in range(count))]
+        for shard, count in enumerate(source.counts)
     ]
 
 
@@ -53,7 +53,7 @@ def test_a_command_is_run_only_where_allowed_and_read_as_a_copy(tmp_path, shards
         TarSource([name])
     source = open_source(name, allow_pipe=True)
     assert contents(source) == contents(TarSource(shards[:1]))
-    (copies,) = {Path(shard.path).parent for shard, _ in source._units}
+    (copies,) = {Path(shard.path).parent for shard, _ in source._shards}
     del source
     assert not copies.exists()
 
@@ -72,15 +72,15 @@ def test_a_compressed_shard_that_is_cut_gives_what_comes_before_and_says_so(shar
     data = compress(Path(shards[0]).read_bytes() + bytes(range(256)) * 800)
     Path(shards[0]).write_bytes(data[: len(data) - 20])
     source = TarSource(shards)
-    assert [defect.reason for defect in source.defects] == ["broken_off"]
+    assert [defect.reason for defect in source.skipped] == ["broken_off"]
     assert source.counts[1:] == (4, 4)
 
 
-def test_a_command_that_fails_is_a_defect_of_its_shard(shards):
+def test_a_command_that_fails_is_a_reason_to_skip_its_shard(shards):
     source = TarSource([shards[0], f"pipe:head -c 3000 {shards[1]}; false"], allow_pipe=True)
     assert source.counts[0] == 4
     assert source.counts[1] < 4
-    assert {(defect.reason, defect.shard[:4]) for defect in source.defects} == {("broken_off", "pipe")}
+    assert {(defect.reason, defect.shard[:4]) for defect in source.skipped} == {("broken_off", "pipe")}
 
 
 def test_a_copy_that_is_there_is_not_made_again(tmp_path, shards):

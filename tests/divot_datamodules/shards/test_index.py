@@ -39,8 +39,8 @@ def tar_of(members, format=tarfile.PAX_FORMAT):
 def samples_of(data, **settings):
     index = scan_tar(InMemory(data, **settings))
     return {
-        index.keys[place]: members_of(data[start:end], index.keys[place])
-        for place, (start, end) in enumerate(index.ranges)
+        index.keys[number]: members_of(data[start:end], index.keys[number])
+        for number, (start, end) in enumerate(index.ranges)
     }
 
 
@@ -71,11 +71,11 @@ def test_contents_are_not_read_to_index_a_shard():
     assert sum(end - start for start, end in shard.read_ranges) < 30_000
 
 
-@pytest.mark.parametrize("place", range(0, 8192, 128))
-def test_wherever_a_shard_is_cut_whole_samples_stay_and_the_cut_is_told(place):
+@pytest.mark.parametrize("offset", range(0, 8192, 128))
+def test_wherever_a_shard_is_cut_whole_samples_stay_and_the_cut_is_told(offset):
     data = tar_of([(f"k{n}.{suffix}", b"v" * 700) for n in range(3) for suffix in ("mp4", "json")])
     ends = {f"k{n}": (n + 1) * 2 * 1536 for n in range(3)}
-    cut = data[:place]
+    cut = data[:offset]
     try:
         index = scan_tar(InMemory(cut))
     except ShardError as error:
@@ -83,27 +83,27 @@ def test_wherever_a_shard_is_cut_whole_samples_stay_and_the_cut_is_told(place):
     found = samples_of(cut)
     assert all(members == {"mp4": b"v" * 700, "json": b"v" * 700} for members in found.values())
     # Of a cut shard's last sample it is only known that it is whole if another one has the same members.
-    assert set(found) >= {key for key, end in ends.items() if end <= place} - {"k0"}
-    assert set(found) <= {key for key, end in ends.items() if end - 512 < place}
-    reasons = {reason for reason, _, _ in index.defects}
+    assert set(found) >= {key for key, end in ends.items() if end <= offset} - {"k0"}
+    assert set(found) <= {key for key, end in ends.items() if end - 512 < offset}
+    reasons = {reason for reason, _, _ in index.skipped}
     expected = {"cut_in_header", "cut_in_body", "cut_between_members", "not_a_tar", "empty_shard"}
-    assert (len(reasons) == 1 and reasons < expected) if place <= ends["k2"] else not reasons
+    assert (len(reasons) == 1 and reasons < expected) if offset <= ends["k2"] else not reasons
 
 
 @settings(max_examples=60, deadline=None)
-@given(place=st.integers(0, 6143), bit=st.integers(0, 7))
-@example(place=155, bit=0)
-def test_a_flipped_bit_never_loses_a_sample_in_silence(place, bit):
+@given(offset=st.integers(0, 6143), bit=st.integers(0, 7))
+@example(offset=155, bit=0)
+def test_a_flipped_bit_never_loses_a_sample_in_silence(offset, bit):
     data = bytearray(tar_of([(f"k{n}.{suffix}", b"v" * 200) for n in range(3) for suffix in ("mp4", "json")]))
-    data[place] ^= 1 << bit
+    data[offset] ^= 1 << bit
     index = scan_tar(InMemory(bytes(data)))
-    in_a_body = place // 512 % 2 == 1
-    behind_the_sum = place % 512 in (154, 155)  # what ends the sum of a header's bytes is the one thing it leaves out
-    if in_a_body or (behind_the_sum and not index.defects):
-        assert ([index.keys[number] for number in range(len(index.keys))], index.defects) == (["k0", "k1", "k2"], [])
+    in_a_body = offset // 512 % 2 == 1
+    behind_the_sum = offset % 512 in (154, 155)  # what ends the sum of a header's bytes is the one thing it leaves out
+    if in_a_body or (behind_the_sum and not index.skipped):
+        assert ([index.keys[number] for number in range(len(index.keys))], index.skipped) == (["k0", "k1", "k2"], [])
     else:
         # Headers carry a sum of their bytes; their unused end is part of it.
-        assert index.defects
+        assert index.skipped
         assert len(index.keys) < 3
 
 
@@ -113,7 +113,7 @@ def test_a_header_that_promises_a_giant_name_is_not_believed():
     header.size = MAX_HEADER_BYTES * 1000
     data[1024:1536] = header.tobuf(tarfile.GNU_FORMAT)
     shard = InMemory(bytes(data))
-    assert [reason for reason, _, _ in scan_tar(shard).defects] == ["broken_header"]
+    assert [reason for reason, _, _ in scan_tar(shard).skipped] == ["broken_header"]
 
 
 def test_a_shard_that_cannot_be_read_far_gives_what_comes_before():
@@ -125,8 +125,8 @@ def test_a_shard_that_cannot_be_read_far_gives_what_comes_before():
 
     data = tar_of([(f"k{number}.mp4", b"v" * 512) for number in range(9)])
     index = scan_tar(BadDisk(data, readahead=2**20))
-    assert [index.keys[place] for place in range(len(index.keys))] == ["k0", "k1", "k2"]
-    assert [(reason, key) for reason, key, _ in index.defects] == [("broken_off", "k3")]
+    assert [index.keys[number] for number in range(len(index.keys))] == ["k0", "k1", "k2"]
+    assert [(reason, key) for reason, key, _ in index.skipped] == [("broken_off", "k3")]
     with pytest.raises(ShardError, match="bad sector"):
         scan_tar(
             type("Dead", (BadDisk,), {"read": lambda *_, **__: (_ for _ in ()).throw(ShardError("bad sector"))})(data)
@@ -136,17 +136,17 @@ def test_a_shard_that_cannot_be_read_far_gives_what_comes_before():
 def test_keys_come_back_as_they_were():
     names = ["a", "", "cats/\u00e9\u4e2d", "not utf-8: \udce9"]
     keys = Keys.of(names)
-    assert [keys[place] for place in range(len(keys))] == names
+    assert [keys[number] for number in range(len(keys))] == names
     assert len(Keys.of([])) == 0
 
 
 def test_an_index_comes_back_from_its_file():
     index = scan_tar(InMemory(tar_of([("a.mp4", b"v"), ("b.mp4", b"w"), ("a.json", b"{}")])))
     again = index_from_bytes(index.to_bytes())
-    assert (again.size, again.stamp, again.defects) == (index.size, "s", index.defects)
+    assert (again.size, again.stamp, again.skipped) == (index.size, "s", index.skipped)
     assert np.array_equal(again.ranges, index.ranges)
     assert again.keys[0] == "b"
-    assert again.defects == [("interleaved", "a", "mp4 json at 2 places")]
+    assert again.skipped == [("interleaved", "a", "mp4 json at 2 places")]
 
 
 def test_what_is_no_index_is_none():

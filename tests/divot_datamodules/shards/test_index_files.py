@@ -3,7 +3,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from divot_datamodules.shards.index_files import index_path, put_index_beside, write_atomically
+from divot_datamodules.shards.index_files import index_path, put_index_beside, write_shared
 from divot_datamodules.shards.sources import TarSource
 from divot_lightning.errors import UserError
 from divot_lightning.testing.broken_shards import make_broken_shards
@@ -30,13 +30,13 @@ def test_equal_shards_have_equal_indexes(shard, tmp_path, write_tar):
     assert Path(index_path(shard)).read_bytes() == Path(index_path(other)).read_bytes()
 
 
-def test_the_defects_are_those_that_training_finds(tmp_path):
+def test_the_skipped_samples_are_those_that_training_finds(tmp_path):
     made = make_broken_shards(tmp_path)
     for _ in range(2):
-        found = [(reason, s, key) for s in made.shards for reason, key, _ in put_index_beside(s)[0].defects]
+        found = [(reason, s, key) for s in made.shards for reason, key, _ in put_index_beside(s)[0].skipped]
         assert sorted(found) == sorted(made.found_when("indexing"))
     source = TarSource(made.shards)
-    assert {(d.reason, d.shard, d.key) for d in source.defects} == made.found_when("indexing")
+    assert {(d.reason, d.shard, d.key) for d in source.skipped} == made.found_when("indexing")
 
 
 def test_an_index_can_be_put_into_an_object_store_but_not_on_a_web_server(shard):
@@ -54,15 +54,15 @@ def test_an_index_can_be_put_into_an_object_store_but_not_on_a_web_server(shard)
 
 def test_no_index_is_put_beside_what_is_no_shard(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"rubbish" * 99)
-    assert [reason for reason, _, _ in put_index_beside(str(tmp_path / "a.tar"))[0].defects] == ["not_a_tar"]
-    assert put_index_beside(str(tmp_path / "none.tar"))[0].defects == [("missing_shard", "", "it does not exist")]
+    assert [reason for reason, _, _ in put_index_beside(str(tmp_path / "a.tar"))[0].skipped] == ["not_a_tar"]
+    assert put_index_beside(str(tmp_path / "none.tar"))[0].skipped == [("missing_shard", "", "it does not exist")]
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "f"
-    write_atomically(path, b"old")
+    write_shared(path, b"old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, b"new")
+        write_shared(path, b"new")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("f", b"old")]

@@ -101,7 +101,7 @@ def test_no_other_url_is_opened_unless_it_is_allowed(media, write_lines, root, m
             assert reason(source, sample) in ("media_elsewhere", "missing_media")
 
 
-def test_only_what_lies_below_the_root_is_read_if_asked_for(media, write_lines, tmp_path):
+def test_only_what_lies_below_the_root_is_read_if_media_from_is_root(media, write_lines, tmp_path):
     (media / "sub" / "link.mp4").symlink_to(media / "a.mp4")
     (media / "sub" / "c.mp4").write_bytes((media / "a.mp4").read_bytes())
     names = ["c.mp4", str(media / "sub" / "c.mp4"), "../a.mp4", str(media / "a.mp4"), "link.mp4"]
@@ -187,12 +187,12 @@ def test_the_fingerprint_tells_other_lines_but_not_another_folder(tmp_path):
     assert a != c
 
 
-def test_missing_and_empty_files_are_defects_as_long_as_others_can_be_read(tmp_path, write_lines):
+def test_missing_and_empty_files_are_skipped_as_long_as_others_can_be_read(tmp_path, write_lines):
     good = write_lines([{"video": "a.mp4"}])
     (tmp_path / "empty.jsonl").touch()
     source = JsonlSource([good, tmp_path / "none.jsonl", tmp_path / "empty.jsonl"])
     assert source.counts == (1, 0, 0)
-    assert [(d.reason, Path(d.shard).name) for d in source.defects] == [
+    assert [(d.reason, Path(d.shard).name) for d in source.skipped] == [
         ("missing_shard", "none.jsonl"),
         ("empty_shard", "empty.jsonl"),
     ]
@@ -206,7 +206,7 @@ def test_what_a_recipe_names_is_opened_as_what_it_is(tmp_path, write_lines, writ
     for named in (file, str(tmp_path), str(tmp_path / "*.jsonl"), [file]):
         source = open_source(named)
         assert isinstance(source, JsonlSource)
-        assert source.unit_name(0) == str(file)
+        assert source.shard_path(0) == str(file)
     for named in (tar, tmp_path / "tars", str(tmp_path / "tars" / "*.tar")):
         assert isinstance(open_source(named), TarSource)
     with pytest.raises(UserError, match="make them two sources"):

@@ -57,7 +57,7 @@ def test_sources_share_steps_or_each_has_its_own(counted_source):
         [Source("a", batch_size=2), Source("b", batch_size=6)], opened(counted_source([5]), counted_source([9])), **PLAN
     )
     assert own.batch_sizes == (2, 6)
-    assert {(len({slot.source for slot in own.batch(step)}), len(own.batch(step))) for step in range(6)} == {
+    assert {(len({index.source for index in own.batch(step)}), len(own.batch(step))) for step in range(6)} == {
         (1, 2),
         (1, 6),
     }
@@ -84,4 +84,4 @@ def test_equal_sources_are_passed_over_in_different_orders(counted_source):
 
 def test_facts_of_a_source(counted_source):
     facts = facts_of(Source("a"), counted_source([3, 4]))
-    assert (facts.name, facts.units, facts.samples) == ("a", 2, 7)
+    assert (facts.name, facts.shards, facts.samples) == ("a", 2, 7)

@@ -30,15 +30,15 @@ def test_ranges_are_read_exactly(file):
             assert [shard.read(*r) for r in ((0, 200), (5, 5), (7, 9))] == [bytes(range(200)), b"", bytes([7, 8])]
 
 
-def test_less_than_was_asked_for_is_never_given(file):
+def test_a_read_never_returns_less_than_requested(file):
     shard = LocalShard(str(file))
-    for place in (150, 250):
-        with pytest.raises(ShardError, match=f"bytes {place} to 300") as caught:
-            shard.read(place, 300)
+    for offset in (150, 250):
+        with pytest.raises(ShardError, match=f"bytes {offset} to 300") as caught:
+            shard.read(offset, 300)
         assert caught.value.reason == "shard_changed"
 
 
-def test_a_replaced_file_is_read_anew(file):
+def test_a_replaced_file_is_read_again(file):
     shard = LocalShard(str(file))
     assert shard.read(0, 1) == b"\0"
     (file.parent / "b").write_bytes(b"new")

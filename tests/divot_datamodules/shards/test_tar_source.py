@@ -45,13 +45,13 @@ def contents(source):
 
 
 def found(source):
-    return {(defect.reason, defect.shard, defect.key) for defect in source.defects}
+    return {(defect.reason, defect.shard, defect.key) for defect in source.skipped}
 
 
 def test_indexing_finds_what_is_broken_and_nothing_else(broken):
     source = TarSource(broken.shards)
     assert found(source) == broken.found_when("indexing")
-    assert len(source.defects) == len(broken.found_when("indexing"))
+    assert len(source.skipped) == len(broken.found_when("indexing"))
 
 
 def test_reading_and_decoding_find_the_rest_and_use_exactly_the_good(broken, tmp_path):
@@ -63,7 +63,7 @@ def test_reading_and_decoding_find_the_rest_and_use_exactly_the_good(broken, tmp
     mixture, good, lost = TaskMixture({"caption": 1.0}), {shard: [] for shard in made.shards}, set()
     for unit, count in enumerate(source.counts):
         for sample in range(count):
-            shard, key = source.unit_name(unit), source.key(unit, sample)
+            shard, key = source.shard_path(unit), source.key(unit, sample)
             try:
                 decoded = decode(source.read(unit, sample), None)
                 mixture.segments(decoded, np.random.default_rng(0))
@@ -162,7 +162,7 @@ def test_what_a_mac_puts_beside_files_is_no_sample_and_separates_none(tmp_path, 
     members = [(f"{dots}{name}", b"x") for name in ("a.mp4", "a.txt", "b.txt") for dots in ("._", "")]
     source = TarSource([str(write_tar(tmp_path / "a.tar", members))])
     assert contents(source) == [[("a", {"mp4": b"x", "txt": b"x"}), ("b", {"txt": b"x"})]]
-    assert source.defects == []
+    assert source.skipped == []
 
 
 def test_texts_have_a_limit(tmp_path, write_tar):
@@ -206,7 +206,7 @@ def test_several_processes_may_index_at_the_same_time(tmp_path, write_tar):
     assert IndexFiles(tmp_path / "index").get(LocalShard(shards[0])).stamp
 
 
-def test_missing_shards_are_defects_as_long_as_others_can_be_read(tmp_path, write_tar, caplog):
+def test_missing_shards_are_skipped_as_long_as_others_can_be_read(tmp_path, write_tar, caplog):
     shards = shards_of(tmp_path, write_tar)
     source = TarSource([*shards, str(tmp_path / "missing.tar")])
     assert source.counts == (4, 4, 4, 0)
@@ -239,8 +239,8 @@ def test_shards_behind_urls_give_the_same_by_parts(broken, no_pauses):
     with serve_shards(broken.folder) as server:
         source = TarSource([f"{server.url}/{Path(shard).name}" for shard in broken.shards])
         assert (source.counts, source.fingerprint) == (local.counts, local.fingerprint)
-        assert [(d.reason, Path(d.shard).name, d.key) for d in source.defects] == [
-            (d.reason, Path(d.shard).name, d.key) for d in local.defects
+        assert [(d.reason, Path(d.shard).name, d.key) for d in source.skipped] == [
+            (d.reason, Path(d.shard).name, d.key) for d in local.skipped
         ]
         server.requests.clear()
         assert source.read(0, 1).members == local.read(0, 1).members
@@ -254,8 +254,8 @@ def test_a_server_that_hangs_up_costs_only_what_it_keeps_back(tmp_path, write_ta
     shards = shards_of(tmp_path, write_tar, shards=2)
     with serve_shards(tmp_path, ranges=ranges, hang_up_after={"001.tar": 3 * 1536}) as server:
         source = TarSource([f"{server.url}/000.tar", f"{server.url}/001.tar"])
-        assert {defect.reason for defect in source.defects} == {"broken_off"}
-        assert all(defect.shard.endswith("001.tar") for defect in source.defects)
+        assert {defect.reason for defect in source.skipped} == {"broken_off"}
+        assert all(defect.shard.endswith("001.tar") for defect in source.skipped)
         if ranges:
             assert source.counts == (4, 3)
             assert contents(source) == [
@@ -263,7 +263,7 @@ def test_a_server_that_hangs_up_costs_only_what_it_keeps_back(tmp_path, write_ta
             ]
 
 
-def test_a_server_that_fails_now_and_then_is_asked_again(tmp_path, write_tar, monkeypatch, no_pauses):
+def test_a_server_that_fails_now_and_then_is_tried_again(tmp_path, write_tar, monkeypatch, no_pauses):
     shards = shards_of(tmp_path, write_tar, shards=1)
     memory = fsspec.filesystem("memory")
     memory.pipe("/bucket/a.tar", Path(shards[0]).read_bytes())

@@ -51,7 +51,7 @@ def test_the_tokens_that_announce_a_clip_are_learned_in_the_instruction_form_onl
     assert tasks.generation_segments(SAMPLE, rng(), template="instruction")[-1].learn is True
 
 
-def test_pictures_are_asked_for_as_pictures():
+def test_pictures_are_prompted_for_as_pictures():
     segments = tasks.generation_segments(SAMPLE, rng(), template="instruction", kind="image")
     assert segments[-1] == Clips(1, "generate", "image", learn=True)
     assert any(segments[0].text.startswith(f"[INST] {prefix}") for prefix in tasks.IMAGE_PREFIXES)
@@ -98,7 +98,7 @@ def test_every_answer_of_a_conversation_ends_and_the_last_one_with_the_sequence(
 
 
 @pytest.mark.parametrize("sample", [SAMPLE, RELEASED])
-def test_a_drawn_question_has_the_form_of_the_released_data_or_of_ours(sample):
+def test_a_sampled_question_has_the_form_of_the_released_data_or_of_ours(sample):
     seen = {joined(tasks.question_segments(sample, rng(seed))) for seed in range(20)}
     assert seen == {"<1>what colour ?red", "<1>what shape ?circle"}
 

@@ -91,7 +91,7 @@ def test_an_interrupted_call_is_continued_to_the_same_bytes(tmp_path, monkeypatc
     assert {k: v for k, v in contents(tmp_path / "a").items() if k.endswith("tar")} == {
         k: v for k, v in contents(tmp_path / "b").items() if k.endswith("tar")
     }
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.unfinished"))
 
 
 def test_a_folder_of_other_settings_is_refused_before_anything_is_written(tmp_path):

@@ -28,7 +28,7 @@ def test_special_tokens_are_single_and_distinct():
     assert len(set(ids)) == len(ids) == 4 + len(SPECIAL_TOKEN_NAMES)
 
 
-def test_no_special_token_is_added_unasked():
+def test_no_special_token_is_added_by_default():
     tokenizer = word_level_tokenizer(["red circle"])
     assert tokenizer.convert_ids_to_tokens(tokenizer("circle red blue")["input_ids"]) == ["circle", "red", "<unk>"]
 

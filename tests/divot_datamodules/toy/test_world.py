@@ -81,8 +81,8 @@ def test_combinations_of_the_splits_are_disjoint_and_all_there():
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_value_is_about_as_frequent_as_its_siblings(split):
     combinations = WORLD.combinations(split)
-    for place, name in enumerate(ATTRIBUTES):
-        counts = Counter(combination[place] for combination in combinations)
+    for index, name in enumerate(ATTRIBUTES):
+        counts = Counter(combination[index] for combination in combinations)
         assert set(counts) == set(VALUES[name])
         assert max(counts.values()) <= 1.7 * min(counts.values()), (name, counts)
 
@@ -91,7 +91,7 @@ def test_every_pair_of_values_is_trained_on():
     train = WORLD.combinations("train")
     for first, second in itertools.combinations(range(4), 2):
         pairs = {(combination[first], combination[second]) for combination in train}
-        sides = [VALUES[ATTRIBUTES[place]] for place in (first, second)]
+        sides = [VALUES[ATTRIBUTES[index]] for index in (first, second)]
         assert pairs == set(itertools.product(*sides))
 
 
@@ -112,7 +112,7 @@ def test_no_part_of_a_shape_leaves_the_picture():
         assert cover == pytest.approx(whole, rel=0.06)
 
 
-def test_the_start_is_drawn_over_the_whole_room_there_is():
+def test_the_start_is_sampled_over_all_allowed_positions():
     slow = [scene for scene in scenes("train", 300) if scene.speed == "slowly"]
     rows = [scene.start_row for scene in slow]
     assert min(rows) < 11

@@ -37,14 +37,14 @@ def sample(number, name):
     video = torch.randint(
         0, 256, (clips, 16, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(number)
     )
-    return {"segments": segments, "video": video, "slot": number, "key": f"sample{number}"}
+    return {"segments": segments, "video": video, "sample_index": number, "key": f"sample{number}"}
 
 
 def batch_of(numbers, name):
     """A batch of samples; without any a dummy batch, of which nothing counts."""
     samples = [sample(number, name) for number in numbers or [0]]
     batch = {key: [each[key] for each in samples] for key in ("segments", "key")}
-    batch |= {"slot": torch.tensor([each["slot"] for each in samples]), "counted": len(numbers)}
+    batch |= {"sample_index": torch.tensor([each["sample_index"] for each in samples]), "counted": len(numbers)}
     video = torch.cat([each["video"] for each in samples])
     return {**batch, "video": video} if len(video) else batch
 

@@ -31,13 +31,13 @@ def sample(number, kind):
     segments = {"llm": options[number % 5 % 3], "captions": options[0], "clips": options[2]}[kind]
     clips = sum(part.count for part in segments if isinstance(part, Clips))
     video = torch.randint(0, 256, (clips, 16, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    return {"segments": segments, "video": video, "slot": number, "key": f"sample{number}"}
+    return {"segments": segments, "video": video, "sample_index": number, "key": f"sample{number}"}
 
 
 def batch_of(samples):
     video = torch.cat([each["video"] for each in samples])
     batch = {name: [each[name] for each in samples] for name in ("segments", "key")}
-    batch |= {"slot": torch.tensor([each["slot"] for each in samples]), "counted": len(samples)}
+    batch |= {"sample_index": torch.tensor([each["sample_index"] for each in samples]), "counted": len(samples)}
     return {**batch, "video": video} if len(video) else batch
 
 

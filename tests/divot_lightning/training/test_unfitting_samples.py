@@ -98,7 +98,7 @@ def pretraining(tokenizer_run, make_config, head):
 
 
 def listed(folder, name):
-    return {(defect.reason, defect.key) for defect in SkippedSamples(name, folder).defects()}
+    return {(defect.reason, defect.key) for defect in SkippedSamples(name, folder).all()}
 
 
 EXPECTED = {(reason, key) for key, (_, _, reason) in BAD.items()}
@@ -149,9 +149,9 @@ def test_inspection_finds_all_of_it_ahead_of_training(shard, tokenizer_run, make
     stage = pretraining(tokenizer_run, make_config, head)
     stage.configure_model()
     report = inspect_source(open_source(shard), tasks=TaskMixture(MIXTURE), limits=stage.sample_limits())
-    assert {(defect.reason, defect.key) for defect in report.defects} == EXPECTED
-    assert {defect.shard for defect in report.defects} == {str(shard)}
+    assert {(defect.reason, defect.key) for defect in report.skipped} == EXPECTED
+    assert {defect.shard for defect in report.skipped} == {str(shard)}
     # Without knowing the stage, what no batch could hold is found all the same.
     alone = inspect_source(open_source(shard))
     found = {"half_character", "other_width", "other_tokens", "no_clip", "many_clips"}
-    assert {defect.key for defect in alone.defects} == found
+    assert {defect.key for defect in alone.skipped} == found

@@ -10,11 +10,11 @@ from divot_datamodules.toy.world import ATTRIBUTES
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import save_component, weights_sha256
 from divot_lightning.errors import UserError
-from divot_lightning.io.files import file_sha256
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.experiments.quickstart.clips import load_clips
 from divot_lightning.experiments.quickstart.encode import main as encode
 from divot_lightning.experiments.quickstart.measure import main
+from divot_lightning.io.files import file_sha256
 from divot_lightning.models.detokenizer.latents import LatentsConfig
 from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer

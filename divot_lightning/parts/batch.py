@@ -1,0 +1,37 @@
+"""The batch that the data give to a stage: its keys, with their shapes, types and meanings.
+
+Shape letters: B samples of the batch, M clips of all its samples, F frames, H height, W width, Q tokens per clip,
+C feature width.
+"""
+
+from typing import NotRequired, TypedDict
+
+from torch import Tensor
+
+from divot_lightning.parts.segments import Segment
+
+
+class Batch(TypedDict):
+    """One process's samples of a training or evaluation step.
+
+    The (de-)tokenizer stages get exactly one clip of each sample, in "video". The LLM stages get "segments", and all
+    clips of the samples in either "video" or "features", in the order in which the segments name them.
+
+    Attributes:
+        key: The samples' keys, B strings.
+        sample_index: int64 (B,), on the CPU. The samples' numbers in the order of the data, never used twice in a
+            training. They seed random choices, so that these do not depend on the number of processes.
+        counted: Samples that count for the loss: B, or 0 for a dummy batch, which only keeps the ranks in sync.
+        position: Number of the next step in the plan of the order. The data module saves it in checkpoints.
+        video: uint8 in [0, 255], RGB: (B, F, 3, H, W) for the (de-)tokenizer stages, (M, F, 3, H, W) for LLM stages.
+        features: float32 (M, Q, C), the tokenizer's features of the clips, cached.
+        segments: Texts and clips of each sample in order, B lists.
+    """
+
+    key: list[str]
+    sample_index: Tensor
+    counted: int
+    position: int
+    video: NotRequired[Tensor]
+    features: NotRequired[Tensor]
+    segments: NotRequired[list[list[Segment]]]
