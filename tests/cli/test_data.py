@@ -13,8 +13,8 @@ from divot_lightning.cli.main import main as divot
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
-from divot_lightning.testing.broken_shards import write_members
 from divot_lightning.testing.toy_shards import make_toy_shards
+from tests.helpers.broken_shards import write_members
 
 
 def tiny_tokenizer():

@@ -18,8 +18,8 @@ from divot_lightning.inference import feature_encoding as encoding
 from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
-from divot_lightning.testing.faults import limited_file_size
 from divot_lightning.training.stages.video_llm_step import clip_features
+from tests.helpers.faults import limited_file_size
 
 
 def tiny_tokenizer(seed=0, image_size=32):

@@ -1,12 +1,12 @@
-"""Breaks runs on purpose: kills, signals, errors on one rank, full disks, damaged files. Public, for tests.
+"""Break runs on purpose: kills, signals, errors on one rank, full disks, damaged files. Only our own tests use it.
 
-`python -m divot_lightning.testing.faults ...` is the `divot` command with a fault at an exact place:
+`python -m tests.helpers.faults ...` is the `divot` command with a fault at an exact place:
 
     with Job.divot("resume", "--config", "recipe.yaml", fault=Fault("kill", step=5, rank=1)) as job:
         assert job.wait() == 1
         print(job.output)
 
-`divot_lightning.testing.jobs.Job` also sends signals to a running command from outside, to one rank or to all.
+`tests.helpers.jobs.Job` also sends signals to a running command from outside, to one rank or to all.
 """
 
 import contextlib
@@ -78,11 +78,11 @@ class Fault:
 
 
 def damage_file(file: Path, *, at: int | None = None, keep_bytes: int | None = None) -> None:
-    """Flip a byte, or cuts the end off.
+    """Flip a byte, or cut the end off.
 
     Args:
         file: The file.
-        at: TokenKind of the byte that changes; the middle by default.
+        at: Position of the byte that changes; the middle by default.
         keep_bytes: Cut the file to this length instead.
     """
     if keep_bytes is not None:
@@ -150,7 +150,7 @@ _read_only: list[Path] = []
 
 
 @contextlib.contextmanager
-def read_only_place(folder: Path) -> Iterator[None]:
+def read_only_folder(folder: Path) -> Iterator[None]:
     """Surround code for which nothing in a folder can be written, even by root: another's folder, a mounted archive.
 
     It reaches what Python itself opens, makes, renames and removes.

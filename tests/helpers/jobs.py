@@ -1,4 +1,4 @@
-"""Runs a command with all the processes that it starts, and sends signals to some of them or all. Public, for tests."""
+"""A command with all the processes that it starts; sends signals to some or all of them. Only our own tests use it."""
 
 import contextlib
 import json
@@ -13,13 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from divot_lightning.testing.faults import VARIABLE, Fault
+from tests.helpers.faults import VARIABLE, Fault
 
 _JOB_VARIABLE = "DIVOT_TEST_JOB"
 """Marks all processes of a job, however they were started and whether their parents still live."""
 
 GONE_SECONDS = 30.0
 """How long killed processes may take to be gone."""
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Must be on the path of a job's processes, since `tests` is not installed."""
 
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
@@ -69,8 +72,9 @@ class Job:
             environment: Variables on top of this process's.
         """
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}", "-m"] if torchrun else []
-        command = [sys.executable, "-m", *launcher, "divot_lightning.testing.faults", *words]
-        variables = {VARIABLE: json.dumps(asdict(fault))} if fault else {}
+        command = [sys.executable, "-m", *launcher, "tests.helpers.faults", *words]
+        path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables = {"PYTHONPATH": path, **({VARIABLE: json.dumps(asdict(fault))} if fault else {})}
         return cls(command, cwd=cwd, environment={**variables, **(environment or {})})
 
     def __enter__(self) -> "Job":
