@@ -151,7 +151,7 @@ def lock_recipe(recipe: AblationRecipe, folder: Path) -> None:
                 "Seeds and variants may be added to it; for anything else give another --folder."
             )
     elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--folder {folder} is there and holds no ablation; give one that does not exist yet.")
+        raise UserError(f"--folder {folder} exists and holds no ablation; give one that does not exist yet.")
     folder.mkdir(parents=True, exist_ok=True)
     write_result(path, yaml.safe_dump(_plain(recipe.__dict__), sort_keys=False))
 

@@ -137,7 +137,7 @@ def test_a_sample_of_many_videos_is_left_out(run, tmp_path, write_tar, numbered_
         "--output",
         str(tmp_path / "out"),
     ]
-    assert divot([*words, "--max-sample-clips", "2", "--max-bad-fraction", "0.5"]) == 0
+    assert divot([*words, "--max-sample-clips", "2", "--max-skipped-fraction", "0.5"]) == 0
     assert "left out: 1 (too_many_clips 1)" in capsys.readouterr().out
     assert open_source(tmp_path / "out").counts == (1,)
 
