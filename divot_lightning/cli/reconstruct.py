@@ -12,7 +12,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot reconstruct",
         description="Encode clips with the tokenizer of a run and decode them with its de-tokenizer. Writes "
-        "KEY.mp4, KEY_original.mp4 and KEY_compare.mp4, which shows both side by side. Inputs without a usable clip are skipped.",
+        "KEY.mp4, KEY_original.mp4 and KEY_compare.mp4, which shows both side by side. Inputs without a usable clip "
+        "are skipped.",
     )
     parser.add_argument("run", help="run folder of a stage that trains or uses a tokenizer and a de-tokenizer")
     parser.add_argument("input", nargs="+", help="videos or pictures, or shards: folder, tar, glob or URL")

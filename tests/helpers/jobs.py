@@ -28,7 +28,7 @@ _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 
 class Job:
-    """A command with all processes that it starts, in a session of its own; `with` kills what is left of them (Linux).
+    """A command with all processes that it starts, in a session of its own; `with` kills those that are left (Linux).
 
     Args:
         command: Its words.
@@ -105,7 +105,7 @@ class Job:
             The exit status, negative if a signal ended it.
 
         Raises:
-            TimeoutError: It takes longer; the message holds the output.
+            TimeoutError: It takes longer than `timeout`; the message holds the output.
         """
         try:
             return self.process.wait(timeout)
