@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from divot_lightning.testing.jobs import Job
 from divot_lightning.testing.toy_shards import make_toy_shards
+from tests.helpers.jobs import Job
 
 RUN = Path("runs/measured")
 IMPORTS = "import torch, lightning.pytorch, transformers, diffusers"

@@ -1,4 +1,4 @@
-"""`divot ask`: questions about videos, answers out."""
+"""`divot ask`: answer questions about videos."""
 
 import argparse
 import json
@@ -13,16 +13,20 @@ def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot ask",
-        description="Answer questions about videos or pictures with a run's video LLM; without a question, describe "
-        "them, which a run that was trained on questions alone cannot. Words that its text tokenizer does not know are "
-        "named on stderr. Videos are cut into clips as in training.",
+        description="Answer questions about videos or pictures with the video LLM of a run. Without --question it "
+        "writes captions, which a run trained on questions only cannot do. Words that its text tokenizer does not "
+        "know are listed on stderr. Videos are cut into clips as in training.",
     )
     parser.add_argument("run", help="run folder of LLM pretraining or instruction tuning")
     parser.add_argument("video", nargs="+", help="videos or pictures")
-    parser.add_argument("--question", action="append", default=[], help="may be given several times")
-    parser.add_argument("--template", choices=("pretraining", "instruction"), help="form of the prompt (the run's own)")
-    parser.add_argument("--max-clips", type=int, default=20, help="clips of a video, at most (default: 20)")
-    parser.add_argument("--jsonl", action="store_true", help="one JSON object per answer: video, question, answer")
+    parser.add_argument("--question", action="append", default=[], help="a question; may be given several times")
+    parser.add_argument(
+        "--template", choices=("pretraining", "instruction"), help="form of the prompt (default: that of the run)"
+    )
+    parser.add_argument("--max-clips", type=int, default=20, help="largest number of clips of a video (default: 20)")
+    parser.add_argument(
+        "--jsonl", action="store_true", help="print one JSON object per answer: video, question, answer"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     return parser
 

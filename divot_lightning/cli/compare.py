@@ -1,4 +1,4 @@
-"""`divot compare`: scores beside each other, and what differs in how they were measured."""
+"""`divot compare`: show scores side by side, with the differences of their models and protocols."""
 
 import argparse
 import json
@@ -9,21 +9,21 @@ from typing import Any
 from divot_lightning.errors import UserError
 
 MAX_SHOWN = 60
-"""A value of a protocol is shown up to here."""
+"""Longer values of a protocol are cut to this number of characters."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot compare",
-        description="Show the scores of evaluations beside each other, with what differs in their models and "
-        "protocols; of two, also the difference with a 95%% interval over the items that both have.",
+        description="Show the scores of evaluations side by side, with the differences of their models and protocols. "
+        "For two evaluations, also show the difference of each score with its 95% interval over their common items.",
     )
-    parser.add_argument("evaluation", nargs="+", help="folders that divot evaluate wrote, or files of scores")
+    parser.add_argument("evaluation", nargs="+", help="folder that `divot evaluate` wrote, or file of scores")
     parser.add_argument(
         "--mixed-protocols",
         action="store_true",
-        help="show scores that were not measured in one way in one table; their names are marked with *",
+        help="show scores of different protocols in one table; they are marked with *",
     )
     return parser
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         shared_scores,
     )
 
-    found = [load_evaluation(place) for place in args.evaluation]
+    found = [load_evaluation(path) for path in args.evaluation]
     names = shared_scores(found)
     for letter, evaluation in zip(letters(len(found)), found, strict=True):
         sys.stdout.write(f"{letter}: {evaluation.name}\n")
@@ -58,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
     protocols = {what: values for name in names for what, values in protocol_differences(found, name).items()}
     sys.stdout.write(_section("models", models) + _section("protocols", protocols))
     if protocols and not args.mixed_protocols:
-        sys.stdout.write("\nThey were not measured in one way; to see the values nevertheless: --mixed-protocols\n")
+        sys.stdout.write(
+            "\nThe protocols differ, so no values are shown; to show them nevertheless: --mixed-protocols\n"
+        )
         return 1
     note = f"\n{INTERVAL_NOTE}\n" if len(found) == 2 else ""
     sys.stdout.write("\n" + _aligned(score_table(found, mixed_protocols=args.mixed_protocols)) + note)

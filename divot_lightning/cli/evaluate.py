@@ -1,4 +1,4 @@
-"""`divot evaluate`: a run on a benchmark, predictions and scores out."""
+"""`divot evaluate`: run a benchmark on a run, and write predictions and scores."""
 
 import string
 import sys
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 LETTERS = string.ascii_uppercase
 DESCRIPTION = (
-    "Measure a run on a benchmark: `divot evaluate RUN --benchmark mvbench --data FOLDER`, or with a recipe: "
-    "`divot evaluate RUN --config evaluation/mvbench --data FOLDER`. Writes predictions.jsonl and scores.json; stopped "
-    "at any moment, the same command continues. Under torchrun the processes share the items."
+    "Evaluate a run on a benchmark: `divot evaluate RUN --benchmark mvbench --data FOLDER`, or with a recipe: "
+    "`divot evaluate RUN --config evaluation/mvbench --data FOLDER`. Writes predictions.jsonl and scores.json. After a "
+    "stop, the same command continues. Under torchrun the items are divided among the processes."
 )
 
 
@@ -27,7 +27,7 @@ def parser() -> ArgumentParser:
     """Build the command's parser."""
     parser = ArgumentParser(prog="divot evaluate", description=DESCRIPTION, exit_on_error=False)
     parser.add_argument("run", type=str, help="run folder of LLM pretraining or instruction tuning")
-    parser.add_argument("--config", action="config", help="a recipe of settings, such as evaluation/mvbench")
+    parser.add_argument("--config", action="config", help="recipe with settings, such as evaluation/mvbench")
     parser.add_class_arguments(EvaluationConfig, fail_untyped=False)
     return parser
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def shown(found: "EvaluationResult") -> str:
-    """Return what is printed: warnings, the scores with the benchmark's own first, remarks, where the files are."""
+    """Return the printed text: warnings, scores (the benchmark's main score first), remarks, paths of the files."""
     from divot_lightning.evaluation.headline import fractions_of, warnings
 
     lines = warnings(found.scores)

@@ -8,20 +8,20 @@ from divot_lightning.training.training_args import resolve_recipes, wants_help, 
 
 HELP = """usage: divot fit --config RECIPE [--key value ...]
 
-Train one stage. The recipe is a YAML file or the name of a shipped one; options win over the recipe.
+Train one stage. RECIPE is a YAML file or the name of a shipped recipe. Options win over the recipe.
 
-  --config RECIPE               may be given several times, later ones win
-  --run FOLDER                  where everything goes; must not hold another run
+  --config RECIPE               may be given several times; later recipes win
+  --run FOLDER                  where everything is written; must not hold another run
   --model.KEY, --data.KEY       settings of the stage and of its data
-  --model.head NAME             a generation head: mse, diffusion, gmm, ... (see `divot heads`)
+  --model.head NAME             the generation head: mse, diffusion, gmm, ... (see `divot heads`)
   --trainer.max_steps N         any setting of Lightning's Trainer: devices, precision, strategy ...
-  --checkpoint.every_steps N    --checkpoint.keep_all true
-  --seed_everything N
-  --print_config                show every setting as resolved, and stop
-  --help_all                    every option; --model.help CLASS for those of one class
+  --checkpoint.every_steps N    steps between two checkpoints; --checkpoint.keep_all true keeps all of them
+  --seed_everything N           seed of all randomness
+  --print_config                print all settings, with defaults, and stop
+  --help_all                    show every option; --model.help CLASS shows those of one class
 
 A run folder holds config.yaml, metrics.csv, tensorboard/, checkpoints/ and the trained components.
-Stopped? Continue with: divot resume RUN
+To continue a stopped run: divot resume RUN
 """
 
 

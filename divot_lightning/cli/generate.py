@@ -1,4 +1,4 @@
-"""`divot generate`: clips from text, videos out."""
+"""`divot generate`: generate clips from text."""
 
 import argparse
 import sys
@@ -12,17 +12,22 @@ def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot generate",
-        description="Generate 2-second clips from text with a run's video LLM and draw them with a de-tokenizer.",
+        description="Generate 2-second clips from text with the video LLM of a run, and decode them with its "
+        "de-tokenizer or another one.",
     )
     parser.add_argument("run", help="run folder of LLM pretraining or instruction tuning")
-    parser.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    parser.add_argument("--prompt", action="append", required=True, help="text of a clip; may be given several times")
     parser.add_argument("--output", required=True, help="file ending in .mp4, .gif, ...; several clips are numbered")
-    parser.add_argument("--detokenizer", help="run folder with another de-tokenizer, such as an adapted one")
+    parser.add_argument("--detokenizer", help="run folder of another de-tokenizer, such as an adapted one")
     parser.add_argument("--num", type=int, default=1, help="clips per prompt (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="spread of the features (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="sampling temperature of the features (default: 1)"
+    )
     parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HELP)
-    parser.add_argument("--template", choices=("pretraining", "instruction"), help="form of the prompt (the run's own)")
+    parser.add_argument(
+        "--template", choices=("pretraining", "instruction"), help="form of the prompt (default: that of the run)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     return parser
 
@@ -43,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if args.temperature < 0:
         raise UserError(f"--temperature is {args.temperature}; it must be at least 0")
     if not all(prompt.strip() for prompt in args.prompt):
-        raise UserError("--prompt is empty; say what the clip shall show")
+        raise UserError("--prompt is empty; describe the clip in words")
     from divot_lightning.inference.generate import ClipGenerator, generate_files, output_paths
 
     output_paths(args.output, args.num * len(args.prompt))

@@ -13,12 +13,12 @@ def main(argv: Sequence[str]) -> int:
         argv: The words after `divot heads`; there are none but `--help`.
 
     Returns:
-        0, as `divot parts`.
+        0, as `divot parts` does.
     """
     argparse.ArgumentParser(
         prog="divot heads",
         description="List the installed generation heads: name for --model.head, class, distribution, version, "
-        "file and what it is. The same as `divot parts heads`.",
+        "file and description. The same as `divot parts heads`.",
         epilog="A head comes from the entry-point group divot_lightning.heads; see docs/write_your_own_head.md.",
     ).parse_args(list(argv))
     return parts.main(["heads"])

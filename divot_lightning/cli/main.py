@@ -1,4 +1,4 @@
-"""The `divot` command: a table of subcommands, one module each, imported only when it is asked for.
+"""The `divot` command: a table of subcommands, one module each, imported only when it runs.
 
 Nothing here imports torch, so that `divot --help` and a mistyped command answer at once.
 """
@@ -18,38 +18,38 @@ from divot_lightning.errors import UserError
 from divot_lightning.io.printing import printable
 
 COMMANDS: dict[str, str] = {
-    "quickstart": "toy data, every stage, the three heads compared, one report.html",
+    "quickstart": "train every stage on toy data, compare the heads, write report.html",
     "fit": "train one stage: divot fit --config toy/tokenizer_pretraining",
-    "resume": "continue with a run that was stopped: divot resume RUN",
-    "preflight": "what a recipe will need, before it is run: divot preflight --config RECIPE",
+    "resume": "continue a run that was stopped: divot resume RUN",
+    "preflight": "estimate the memory and disk of a recipe: divot preflight --config RECIPE",
     "validate": "measure a run on its validation data: divot validate RUN",
     "test": "measure a run on its test data: divot test RUN",
-    "evaluate": "a benchmark's questions or clips, predictions and scores out",
-    "compare": "two scores and what differs in how they were measured",
-    "ablate": "one thing changed at a time, one table: divot ablate ablations/heads",
-    "reconstruct": "clips through tokenizer and de-tokenizer, mp4s out",
-    "ask": "questions about clips, answers out",
-    "generate": "clips from text, mp4s out",
-    "parts": "list what is installed that a recipe can exchange: divot parts [KIND]",
-    "heads": "list the generation heads that are installed",
-    "data": "make, pack, inspect and encode shards: divot data toy|pack|inspect|encode",
+    "evaluate": "run a benchmark, write predictions and scores: divot evaluate RUN",
+    "compare": "show scores side by side, and what differs between them",
+    "ablate": "run and compare variants of a pipeline: divot ablate ablations/heads",
+    "reconstruct": "encode and decode clips with a run, write mp4 files",
+    "ask": "answer questions about videos",
+    "generate": "generate clips from text, write mp4 files",
+    "parts": "list the installed parts that a recipe can choose: divot parts [KIND]",
+    "heads": "list the installed generation heads",
+    "data": "make, pack, inspect and encode shards: divot data toy|pack|inspect|...",
 }
 """Every subcommand with its line in `divot --help`; `<name>` is served by `divot_lightning.cli.<name>:main`."""
 
 FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
-"""A full disk, or a user's share of it."""
+"""A full disk, or a user's full quota."""
 
-PLACE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL_ERRORS)
-"""What a place does not allow, rather than what we did wrong."""
+PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL_ERRORS)
+"""Errors of a path that a user can fix, not faults of our code."""
 
 MAX_ERROR_LINES = 5
-"""What a user reads before scrolling."""
+"""More lines would scroll the first one away."""
 
 BAR_SECONDS = 10.0
-"""Between two states of a progress bar in a file or a pipe: some 30 kB in an hour."""
+"""Seconds between two states of a progress bar in a file or a pipe, about 30 kB per hour."""
 
 MAX_LINE_CHARACTERS = 500
-"""A longer line of a message, such as a list of everything that a library knows, is cut here."""
+"""Longer lines of a message are cut, such as a library's list of all its names."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         saved, 130 stopped by Ctrl-C.
     """
     bind_to_torchrun()
-    calm_bars()
+    slow_progress_bars()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(help_text())
@@ -74,19 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_guarded(words[0], words[1:])
 
 
-def calm_bars() -> None:
-    """Let progress bars write every few seconds only where no terminal shows them, as in the log of a job.
+def slow_progress_bars() -> None:
+    """Let progress bars write only every few seconds if no terminal shows them, as in the log of a job.
 
-    tqdm takes its defaults from the environment, so that this holds for the bars of all commands and their processes.
+    tqdm reads its defaults from the environment, so this applies to all commands and their processes.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", str(BAR_SECONDS))
 
 
 def run_guarded(command: str, argv: list[str]) -> int:
-    """Run `command`; a `UserError` becomes at most five lines on stderr, Ctrl-C the status 130.
+    """Run `command`: a `UserError` is shown as at most five lines on stderr, and Ctrl-C returns the status 130.
 
-    `DIVOT_TRACEBACK=1` in the environment shows where a `UserError` came from.
+    `DIVOT_TRACEBACK=1` in the environment also shows the traceback of a `UserError`.
     """
     try:
         if command not in COMMANDS:
@@ -111,16 +111,16 @@ def run_guarded(command: str, argv: list[str]) -> int:
 
 
 def _run(command: str, argv: list[str]) -> int:
-    """Run a command; that it cannot write, or read, in some place is something that a user can fix."""
+    """Run a command, and turn errors of reading and writing that a user can fix into a `UserError`."""
     module = importlib.import_module(f"divot_lightning.cli.{command}")
     try:
         return int(module.main(argv))
     except OSError as error:
-        if error.errno not in PLACE_ERRORS or (error.filename is None and error.errno not in FULL_ERRORS):
+        if error.errno not in PATH_ERRORS or (error.filename is None and error.errno not in FULL_ERRORS):
             raise
-        place = "a file" if error.filename is None else error.filename
-        advice = "make room there" if error.errno in FULL_ERRORS else "give a place where you may write"
-        raise UserError(f"{place} cannot be opened or written: {error.strerror}\n{advice}, and repeat") from error
+        path = "a file" if error.filename is None else error.filename
+        advice = "make room there" if error.errno in FULL_ERRORS else "give a path where you may write"
+        raise UserError(f"{path} cannot be opened or written: {error.strerror}\n{advice}, and repeat") from error
 
 
 def error_text(error: Exception) -> str:
@@ -146,7 +146,7 @@ Train, compare and use Divot: a diffusion-powered video tokenizer and the video 
 commands:
 {table}
 
-`divot COMMAND --help` tells more; `divot --version` prints the version.
+`divot COMMAND --help` shows the options of a command; `divot --version` prints the version.
 """
 
 

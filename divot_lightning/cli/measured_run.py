@@ -1,4 +1,4 @@
-"""What `divot validate` and `divot test` share, before torch is imported."""
+"""Measure a run: the part of `divot validate` and `divot test` that both share. No torch until the run is found."""
 
 import sys
 from typing import Literal
@@ -10,7 +10,7 @@ from divot_lightning.training.training_args import run_args, split_run, wants_he
 
 HELP = """usage: divot {verb} RUN [--key value ...]
 
-Measure the newest checkpoint of a run on its {data} data; prints the metrics and writes nothing.
+Measure the newest checkpoint of a run on its {data} data. Prints the metrics, and writes nothing.
 """
 
 
@@ -19,7 +19,7 @@ def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -
 
     Args:
         verb: The command.
-        data: What its data are called.
+        data: Name of the data in the help.
         argv: The words after it.
 
     Returns:

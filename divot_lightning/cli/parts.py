@@ -1,4 +1,4 @@
-"""`divot parts`: which parts are installed, and which of them are broken."""
+"""`divot parts`: list the installed parts, and those that are broken."""
 
 import argparse
 import inspect
@@ -43,14 +43,14 @@ def main(argv: Sequence[str]) -> int:
         argv: The words after `divot parts`.
 
     Returns:
-        0; a broken part is shown as such, it is no failure of this command.
+        0; a broken part is shown as broken and is no failure of this command.
     """
     parser = argparse.ArgumentParser(
         prog="divot parts",
-        description="List the installed parts: name for recipes, class, distribution, version, file and what it is.",
+        description="List the installed parts: name for recipes, class, distribution, version, file and description.",
         epilog="A part comes from an entry-point group divot_lightning.KIND; see docs/write_your_own_head.md.",
     )
-    parser.add_argument("kind", nargs="?", help=f"one of: {', '.join(REGISTRIES)}; all by default")
+    parser.add_argument("kind", nargs="?", help=f"one of: {', '.join(REGISTRIES)} (default: all)")
     kind = parser.parse_args(list(argv)).kind
     registries = [find_registry(kind)] if kind else list(REGISTRIES.values())
     for registry in registries:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def part_row(loaded: "LoadedPart[Any]") -> PartRow:
-    """Describe one installed part, usable or not."""
+    """Return the row of an installed part, usable or broken."""
     part = loaded.installed
     common = (part.name, part.class_path, part.distribution, part.version)
     if loaded.part_class is None:
@@ -71,10 +71,10 @@ def part_row(loaded: "LoadedPart[Any]") -> PartRow:
 
 
 def format_parts(rows: Sequence[PartRow]) -> str:
-    """Lay parts out as a table, the broken ones after it with their reasons.
+    """Format parts as a table, followed by the broken ones with their reasons.
 
     Args:
-        rows: In the order to be shown.
+        rows: In the order of the table.
 
     Returns:
         The text, with a final newline.

@@ -1,4 +1,4 @@
-"""`divot preflight`: what a recipe will need, told before anything is allocated."""
+"""`divot preflight`: estimate what a recipe needs, before anything is allocated."""
 
 import sys
 
@@ -7,13 +7,13 @@ from divot_lightning.training.training_args import resolve_recipes, wants_help
 
 HELP = """usage: divot preflight --config RECIPE [--key value ...]
 
-Tell what a recipe will need before it is run anywhere: parameters by module, memory per process, checkpoint size,
-batch arithmetic, data, room on the disk. Options as in divot fit, for another machine than this one as well:
+Estimate what a recipe needs, before it runs: parameters by module, memory per process, size of checkpoints, batch
+sizes, data, disk space. Options are those of `divot fit`; they may describe another machine than this one:
 
   --trainer.devices N --trainer.num_nodes M --trainer.strategy divot_zero3 --trainer.precision bf16-mixed
 
-Weights are neither read nor downloaded: of pretrained models only config.json is needed. The data are opened and the
-first batch is decoded, to find what a step keeps for its backward pass.
+Weights are neither read nor downloaded: only config.json of pretrained models is needed. The data are opened and the
+first batch is decoded, to find the memory that a step keeps for its backward pass.
 """
 
 

@@ -1,4 +1,4 @@
-"""`divot quickstart`: toy data, every stage, the heads compared, one report."""
+"""`divot quickstart`: train every stage on toy data, compare the heads, write a report."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import write_atomically
 
 SETTINGS_FILE = "quickstart.json"
 
@@ -16,21 +17,25 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot quickstart",
         description="Make toy data, train every stage with the recipes in toy/, compare the generation heads and write "
-        "FOLDER/report.html. Stopped and started again, it continues where it stopped.",
+        "FOLDER/report.html. After a stop, the same command continues.",
     )
-    parser.add_argument("--folder", help="for everything (default: runs/quickstart, with --fast runs/quickstart_fast)")
-    parser.add_argument("--fast", action="store_true", help="a few steps per stage, to see that all of it works")
+    parser.add_argument(
+        "--folder", help="where everything is written (default: runs/quickstart; with --fast runs/quickstart_fast)"
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="train a few steps per stage, to check that everything runs"
+    )
     parser.add_argument(
         "--heads",
         nargs="+",
         metavar="HEAD",
-        help="generation heads to compare, by short name; gmm is always among them (default: mse diffusion gmm)",
+        help="generation heads to compare, by short name; gmm must be one of them (default: mse diffusion gmm)",
     )
     parser.add_argument(
         "--jobs",
         type=int,
         default=2,
-        help="processes side by side, one thread each, among which GPUs are dealt out (default: 2)",
+        help="processes that run side by side, with one thread each; GPUs are divided among them (default: 2)",
     )
     return parser
 
@@ -50,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_quickstart(folder: Path, *, fast: bool, jobs: int, heads: Sequence[str] | None = None) -> int:
-    """Run all steps that are not done, then writes the report."""
+    """Run all steps that are not done, then write the report."""
     from dataclasses import replace
 
     from divot_lightning.experiments.quickstart.collect import build_report
@@ -64,7 +69,7 @@ def run_quickstart(folder: Path, *, fast: bool, jobs: int, heads: Sequence[str] 
         _check_heads(heads, MAIN_HEAD)
         settings = replace(settings, heads=tuple(dict.fromkeys(heads)))
     runner = StepRunner(make_plan(folder, settings), folder, jobs=jobs)
-    _claim(folder, settings.as_json())
+    _lock_settings(folder, settings.as_json())
     stop_on_terminate()
     records = runner.run()
     layout = Layout(folder)
@@ -74,10 +79,10 @@ def run_quickstart(folder: Path, *, fast: bool, jobs: int, heads: Sequence[str] 
 
 
 def _check_heads(heads: Sequence[str], main_head: str) -> None:
-    """Refuse heads that are not installed, and a choice without the one that the later stages train with.
+    """Check the chosen heads.
 
     Raises:
-        UserError: Which.
+        UserError: A head is not installed, or the head that the later stages train with is missing.
     """
     from divot_lightning.parts.kinds import HEADS
 
@@ -90,8 +95,8 @@ def _check_heads(heads: Sequence[str], main_head: str) -> None:
         raise UserError(f"--heads {' '.join(heads)} lacks {main_head}, which the later stages train with; add it")
 
 
-def _claim(folder: Path, settings: dict[str, object]) -> None:
-    """Write the settings into the folder, or refuses it if it holds something else.
+def _lock_settings(folder: Path, settings: dict[str, object]) -> None:
+    """Write the settings into the folder, which then takes no quickstart of other settings.
 
     Raises:
         UserError: The folder holds a quickstart of other settings, or other files.
@@ -105,6 +110,6 @@ def _claim(folder: Path, settings: dict[str, object]) -> None:
             raise UserError(f"{folder} holds a quickstart of other settings: {values}\nGive another --folder.")
         return
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"--folder {folder} is there and holds no quickstart; give one that does not exist yet")
+        raise UserError(f"--folder {folder} exists and holds no quickstart; give one that does not exist yet")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(settings, indent=1) + "\n")

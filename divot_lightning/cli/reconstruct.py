@@ -1,4 +1,4 @@
-"""`divot reconstruct`: clips through tokenizer and de-tokenizer, mp4s out."""
+"""`divot reconstruct`: encode and decode clips, and write them as mp4 files."""
 
 import argparse
 import sys
@@ -11,14 +11,15 @@ def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot reconstruct",
-        description="Encode clips with a run's tokenizer and draw them again with its de-tokenizer. Writes KEY.mp4, "
-        "KEY_original.mp4 and KEY_compare.mp4, with the two beside each other. What gives no clip is left out.",
+        description="Encode clips with the tokenizer of a run and decode them with its de-tokenizer. Writes "
+        "KEY.mp4, KEY_original.mp4 and KEY_compare.mp4, which shows both side by side. Inputs without a usable clip "
+        "are skipped.",
     )
     parser.add_argument("run", help="run folder of a stage that trains or uses a tokenizer and a de-tokenizer")
     parser.add_argument("input", nargs="+", help="videos or pictures, or shards: folder, tar, glob or URL")
-    parser.add_argument("--output", required=True, help="folder for the files")
-    parser.add_argument("--num", type=int, default=8, help="clips, the first ones of the inputs (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the de-tokenizer's noise (default: 0)")
+    parser.add_argument("--output", required=True, help="folder of the mp4 files")
+    parser.add_argument("--num", type=int, default=8, help="number of clips, from the first inputs (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the de-tokenizer's noise (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     return parser
 

@@ -1,4 +1,4 @@
-"""`divot resume`: start a run, or continue with it where it was stopped; one command for both."""
+"""`divot resume`: continue a stopped run, or start it; one command for both."""
 
 import contextlib
 import sys
@@ -12,20 +12,20 @@ from divot_lightning.training.training_args import find_run_folder, names_recipe
 HELP = """usage: divot resume RUN [--config RECIPE] [--key value ...]
        divot resume --config RECIPE --run RUN [--key value ...]
 
-Continue with a run from its newest complete checkpoint, with any number of processes. With a recipe the same command
-also starts the run where there is none yet, so it can stand unedited in a job that is queued again and again.
+Continue a run from its newest complete checkpoint, with any number of processes. With a recipe, the same command also
+starts a run that does not exist yet, so a job that is queued again and again can use it unchanged.
 
-What counts: the command line over the recipe, the recipe over the settings in RUN/config.yaml. What differs from
-those is printed. Optimizer moments, the place in the schedule and in the data come from the checkpoint; learning
-rates and the schedule's form follow the settings.
+The command line wins over the recipe, and the recipe wins over the settings in RUN/config.yaml; differences from
+RUN/config.yaml are printed. Optimizer state and the positions in the schedule and in the data come from the checkpoint;
+learning rates and the form of the schedule come from the settings.
 
-RUN/config.yaml names the classes to build, so it is like a program: resume runs that you trust. A damaged checkpoint is
-named; the one before it is taken, and without one the run is refused, never begun anew.
+RUN/config.yaml names classes to build, so it can run code: resume only runs that you trust. A damaged checkpoint is
+reported, and the one before it is used. If no checkpoint is intact, the run is refused; it never starts again from 0.
 
-A run that finished says so. To train a finished run for longer: divot resume RUN --trainer.max_steps N
+A finished run does nothing. To train it for longer: divot resume RUN --trainer.max_steps N
 
-exit status: 0 finished, 75 stopped by SIGTERM or SIGUSR1 with everything saved, 130 stopped by Ctrl-C and saved
-             (a second Ctrl-C stops without saving), 2 something that you can fix, 1 anything else
+exit status: 0 finished, 75 stopped by SIGTERM or SIGUSR1 and saved, 130 stopped by Ctrl-C and saved (a second Ctrl-C
+             stops without saving), 2 an error that you can fix, 1 any other error
 """
 
 

@@ -1,4 +1,4 @@
-"""The contract of a generation head as a test class to subclass.
+"""Check the contract of a generation head, by a test class to subclass.
 
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width.
 """
@@ -18,21 +18,21 @@ from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.testing.run_distributed import run_distributed
 
 NUM_NOISES = 16
-"""Noise draws that a test takes together, for heads that leave out conditions at random: one that leaves out a fifth
-of them leaves out the same token in all draws with a probability of 7e-12."""
+"""Noise samples that a test averages, for heads that drop conditions at random: with a probability of a fifth, a head
+drops the same token in all samples with a probability of 0.2 ** 16 = 7e-12."""
 LEARNT_STD = 0.5
-"""Deviation of what the heads of the tests on spread and temperature have learnt."""
+"""Standard deviation of the targets in the tests of spread and temperature."""
 
 
 class HeadConformance(ABC):
-    """Tests a head against the contract; pytest collects the subclass, whose name starts with `Test`.
+    """Test a head against the contract. Pytest collects the subclass if its name starts with `Test`.
 
         class TestMyHead(HeadConformance):
             def make_head(self, hidden_dim, feature_dim):
                 return MyHead(hidden_dim, feature_dim, width=32)
 
-    Make the head small, since tests build their own, and with sampling settings under which temperature 1 draws what
-    was learnt (guidance 1, no scaled-down variances). The ZeRO test needs `deepspeed` (`pip install
+    Make the head small, since every test builds its own. With its sampling settings, temperature 1 must sample the
+    learnt distribution (guidance 1, variances not scaled). The ZeRO test needs `deepspeed` (`pip install
     divot-lightning[deepspeed]`) and runs on the CPU.
 
     Attributes:
@@ -41,7 +41,7 @@ class HeadConformance(ABC):
         learning_steps: Adam steps that `test_learns_a_constant_target` may take.
         learning_rate: Learning rate of these steps.
         learning_tolerance: Mean distance from the constant that samples may have afterwards.
-        spread_tolerance: Factor by which the samples' deviation may be off that of Gaussian targets, either way.
+        spread_tolerance: Largest factor between the standard deviations of samples and of Gaussian targets, either way.
         zero_stages: ZeRO stages that `test_trains_under_zero_in_two_processes` runs.
     """
 
@@ -66,7 +66,7 @@ class HeadConformance(ABC):
         """
 
     def test_loss_is_a_finite_float32_scalar(self) -> None:
-        """A scalar in float32 that is a number."""
+        """The loss is a scalar, float32, and finite."""
         loss = _loss(self._head(), *self._batch())
         assert loss.shape == (), f"loss has shape {tuple(loss.shape)}; it must be a scalar"
         assert loss.dtype == torch.float32, f"loss is {loss.dtype}; it must be float32"
@@ -80,14 +80,14 @@ class HeadConformance(ABC):
         assert_close(called, _loss(head, *batch))
 
     def test_gradient_reaches_the_hidden_states(self) -> None:
-        """The LLM learns from the head, at every token under some noise (a head may leave out conditions at random)."""
+        """Every token's hidden state gets a gradient, under some noise (a head may drop conditions at random)."""
         head = self._trained_a_little()
         gradients = torch.stack([_gradient(head, *self._batch(), seed=seed) for seed in range(NUM_NOISES)])
         assert gradients.isfinite().all(), "the gradient of the hidden states is not finite"
         assert (gradients.abs().amax(dim=(0, -1)) > 0).all(), "some token's hidden state gets no gradient"
 
     def test_gradient_reaches_every_parameter(self) -> None:
-        """After one step, as layers that start at zero hold back the gradient of what is behind them."""
+        """Checked after some steps, since zero-initialised layers block the gradient of the layers before them."""
         head = self._trained_a_little()
         head.zero_grad()
         for seed in range(NUM_NOISES):
@@ -98,24 +98,24 @@ class HeadConformance(ABC):
         assert not bad, f"gradient not finite for: {', '.join(bad)}"
 
     def test_clips_of_a_batch_do_not_see_each_other(self) -> None:
-        """Other clips beside it change neither a clip's gradient nor its samples; clips of one token included."""
+        """Other clips of the batch change neither a clip's gradient nor its samples, also for clips of one token."""
         head, whole = self._trained_a_little(), self._batch()
         for hidden_BQD, target_BQC in (whole, [states[:, :1] for states in whole]):
             others = [torch.cat([states[:1], 2.0 * states[1:] + 1.0]) for states in (hidden_BQD, target_BQC)]
             alone_QD, beside_QD = (_gradient(head, *batch)[0] for batch in ((hidden_BQD, target_BQC), others))
             assert_close(beside_QD, alone_QD, msg=lambda text: f"clips of a batch see each other in the loss: {text}")
-            made = [head.sample(hidden, generator=_generator(0))[0] for hidden in (hidden_BQD, others[0])]
-            assert_close(*made, msg=lambda text: f"clips of a batch see each other in samples: {text}")
+            samples = [head.sample(hidden, generator=_generator(0))[0] for hidden in (hidden_BQD, others[0])]
+            assert_close(*samples, msg=lambda text: f"clips of a batch see each other in samples: {text}")
 
     def test_duplicating_the_batch_keeps_the_loss(self) -> None:
-        """A mean over tokens, no sum: the same batch twice has the same loss, up to its noise."""
+        """The loss is a mean over tokens, not a sum: the same batch twice has the same loss, up to noise."""
         head, batch = self._trained_a_little(), self._batch()
         once = self._losses(head, *batch)
         twice = self._losses(head, *(torch.cat([states, states]) for states in batch))
         _assert_same_mean(twice, once, "the loss of a batch and of the same batch twice")
 
     def test_every_token_that_counts_weighs_the_same(self) -> None:
-        """The loss of two clips is the mean of theirs, weighted by their tokens that count, up to its noise."""
+        """The loss of two clips is the mean of their losses, weighted by their unmasked tokens, up to noise."""
         head, (hidden_BQD, target_BQC) = self._trained_a_little(), self._batch()
         target_BQC[1] = 3.0 * target_BQC[1] + 2.0
         mask_BQ = torch.tensor([[True] * 5, [True] + [False] * 4])
@@ -127,7 +127,7 @@ class HeadConformance(ABC):
         _assert_same_mean(together, (5 * first + second) / 6, "the loss of two clips and the mean over their tokens")
 
     def test_one_token_is_a_clip_too(self) -> None:
-        """Generation feature by feature gives a head one token at a time, in training and in sampling."""
+        """Autoregressive generation gives a head one token at a time, in training and in sampling."""
         head, (hidden_BQD, target_BQC) = self._trained_a_little(), self._batch()
         loss = _loss(head, hidden_BQD[:, :1], target_BQC[:, :1])
         assert loss.isfinite(), f"the loss of clips of one token is {loss.item()}"
@@ -137,7 +137,7 @@ class HeadConformance(ABC):
         assert features_BQC.isfinite().all(), "samples of one token are not finite"
 
     def test_masked_tokens_change_neither_loss_nor_gradients(self) -> None:
-        """Whatever they hold, NaN included."""
+        """The content of masked tokens has no effect, even if it is NaN."""
         head = self._trained_a_little()
         (hidden_BQD, target_BQC), mask_BQ = self._batch(), self._mask()
         other_hidden_BQD, other_target_BQC = hidden_BQD.clone(), target_BQC.clone()
@@ -150,13 +150,13 @@ class HeadConformance(ABC):
         assert_close(got, expected, msg=lambda text: f"masked tokens matter: {text}")
 
     def test_masked_tokens_get_no_gradient(self) -> None:
-        """The hidden state of a masked token is left alone."""
+        """The hidden state of a masked token gets no gradient."""
         hidden_BQD, target_BQC = self._batch()
         gradient_BQD = _gradient(self._trained_a_little(), hidden_BQD, target_BQC, self._mask())
         assert (gradient_BQD[~self._mask()] == 0).all(), "a masked token's hidden state gets a gradient"
 
     def test_mask_of_ones_is_no_mask(self) -> None:
-        """As booleans and as numbers."""
+        """A mask of ones gives the loss without a mask, as booleans and as numbers."""
         head, (hidden_BQD, target_BQC) = self._trained_a_little(), self._batch()
         expected = _loss(head, hidden_BQD, target_BQC)
         ones_BQ = torch.ones(hidden_BQD.shape[:2])
@@ -164,7 +164,7 @@ class HeadConformance(ABC):
         assert_close(_loss(head, hidden_BQD, target_BQC, ones_BQ.long()), expected)
 
     def test_batch_without_counting_tokens_has_loss_zero(self) -> None:
-        """With a graph behind it: under ZeRO-3 every rank must run the same modules."""
+        """The zero still has a graph: under ZeRO-3 every rank must run the same modules."""
         hidden_BQD, target_BQC = self._batch()
         mask_BQ = torch.zeros(hidden_BQD.shape[:2], dtype=torch.bool)
         loss = _loss(self._head(), hidden_BQD.requires_grad_(), target_BQC, mask_BQ)
@@ -197,14 +197,14 @@ class HeadConformance(ABC):
         head, (hidden_BQD, target_BQC) = self._trained_a_little(), self._batch()
         for hidden in (hidden_BQD, hidden_BQD.bfloat16(), hidden_BQD[:1, :1]):
             features_BQC = head.sample(hidden)
-            wanted = (*hidden.shape[:2], target_BQC.shape[-1])
-            assert features_BQC.shape == wanted, f"sampled {tuple(features_BQC.shape)}; must be {wanted}"
+            expected = (*hidden.shape[:2], target_BQC.shape[-1])
+            assert features_BQC.shape == expected, f"sampled {tuple(features_BQC.shape)}; must be {expected}"
             assert features_BQC.dtype == torch.float32, f"samples are {features_BQC.dtype}; must be float32"
             assert features_BQC.isfinite().all(), "samples are not finite"
             assert not features_BQC.requires_grad, "samples carry a gradient"
 
     def test_samples_follow_the_generator(self) -> None:
-        """Same seed, same features, whatever the global generator; another seed, others unless deterministic."""
+        """The same seed gives the same features, whatever the global generator; other seeds give others, unless deterministic."""
         head = self._trained_a_little()
         first = self._sample(head, seed=1)
         torch.rand(3)
@@ -220,7 +220,7 @@ class HeadConformance(ABC):
             assert features_BQC.isfinite().all(), f"samples are not finite at temperature {temperature}"
 
     def test_temperature_narrows_the_spread(self) -> None:
-        """Unless the head is deterministic, half the temperature gives clearly less spread, and 0 no more than that."""
+        """Half the temperature gives clearly less spread, and 0 not more than that, unless the head is deterministic."""
         if self._head().deterministic:
             return
         whole, half, none = (self._learnt_samples(temperature).std(dim=0).mean() for temperature in (1.0, 0.5, 0.0))
@@ -228,7 +228,7 @@ class HeadConformance(ABC):
         assert none <= 1.05 * half, f"temperature 0 has spread {none:.3f}, temperature 0.5 has {half:.3f}"
 
     def test_samples_have_the_spread_that_was_learnt(self) -> None:
-        """Target from a Gaussian give samples of its mean and deviation, unless the head is deterministic."""
+        """Gaussian targets give samples of their mean and standard deviation; of a deterministic head, only the mean."""
         features_NC = self._learnt_samples(1.0)
         distance = (features_NC.mean(dim=0) - self._learnt_mean()).abs().mean().item()
         assert distance < self.learning_tolerance, f"samples are {distance:.3f} away from the mean of the targets"
@@ -239,7 +239,7 @@ class HeadConformance(ABC):
         assert allowed[0] < factor < allowed[1], f"samples spread {factor:.2f} times as widely as the targets"
 
     def test_sampling_settings_can_be_set_in_a_trained_head(self) -> None:
-        """Each one is a setting kept under its own name; setting what is there changes nothing."""
+        """Each is an init argument and an attribute of the same name; setting the current values changes nothing."""
         head = self._trained_a_little()
         for name in head.sampling_settings:
             assert name in head.init_args, f"the sampling setting {name!r} is no setting of the head"
@@ -270,12 +270,12 @@ class HeadConformance(ABC):
         assert_close(self._sample(twin, seed=3), self._sample(head, seed=3))
 
     def test_copies_keep_their_settings(self) -> None:
-        """A deep copy, as an average of weights takes it, is a whole head."""
+        """A deep copy, as weight averaging makes it, keeps its init arguments."""
         head = self._head()
         assert copy.deepcopy(head).init_args == head.init_args
 
     def test_learns_a_constant_target(self) -> None:
-        """After some steps, samples lie near the one vector that was ever shown."""
+        """After training on one constant vector, samples lie near it."""
         head = self._head()
         target_C = torch.linspace(-1.5, 1.5, self.feature_dim)
         self._train(head, target_C, self.learning_steps)
@@ -301,7 +301,7 @@ class HeadConformance(ABC):
         return self.make_head(self.hidden_dim, self.feature_dim)
 
     def _trained_a_little(self) -> GenerationHead:
-        """A head whose layers that start at zero have left it."""
+        """Return a head after three steps, so that zero-initialised layers are not zero any more."""
         head = self._head()
         self._train(head, self._batch()[1][0, 0], num_steps=3)
         return head
@@ -310,7 +310,7 @@ class HeadConformance(ABC):
         return torch.linspace(-1.0, 1.0, self.feature_dim)
 
     def _learnt_samples(self, temperature: float) -> Tensor:
-        """Sample, (N, C), of a head that has learnt a Gaussian; one head per test class is trained for it."""
+        """Return samples, (N, C), of a head that has learnt a Gaussian; it is trained once per test class."""
         hidden_D = torch.randn(self.hidden_dim, generator=_generator(5))
         if type(self) not in _LEARNT:
             _LEARNT[type(self)] = head = self._head()
@@ -328,7 +328,7 @@ class HeadConformance(ABC):
     def _losses(
         self, head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None
     ) -> Tensor:
-        """The loss under several noises, (4 * NUM_NOISES,)."""
+        """Return the losses under several noises, (4 * NUM_NOISES,)."""
         noises = range(4 * NUM_NOISES)
         return torch.stack([_loss(head, hidden_BQD, target_BQC, mask_BQ, seed).detach() for seed in noises])
 
@@ -350,7 +350,7 @@ class HeadConformance(ABC):
         return hidden_BQD, torch.randn(3, 5, self.feature_dim, generator=generator)
 
     def _mask(self) -> Tensor:
-        """All, some and none of a clip's tokens count."""
+        """Return a mask, (3, 5), of clips with all, some and none of their tokens unmasked."""
         return torch.tensor([[True] * 5, [True, False, True, False, False], [False] * 5])
 
     def _sample(self, head: GenerationHead, seed: int) -> Tensor:
@@ -358,7 +358,7 @@ class HeadConformance(ABC):
 
 
 _LEARNT: dict[type, GenerationHead] = {}
-"""By test class, the head that has learnt a Gaussian."""
+"""The head that has learnt a Gaussian, by test class."""
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -368,7 +368,7 @@ def _generator(seed: int) -> torch.Generator:
 def _loss(
     head: GenerationHead, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None, seed: int = 0
 ) -> Tensor:
-    """The loss with the same noise at each call."""
+    """Return the loss, with the same noise at each call."""
     torch.manual_seed(seed)
     return head.loss(hidden_BQD, target_BQC, mask_BQ)
 
@@ -381,7 +381,7 @@ def _gradient(
 
 
 def _assert_same_mean(got: Tensor, expected: Tensor, what: str) -> None:
-    """Compare the means of losses under several noises, as far as these allow."""
+    """Check that two means of losses are equal, within five standard errors of their noise."""
     error = sum(losses.var() / len(losses) for losses in (got, expected)) ** 0.5
     difference = (got.mean() - expected.mean()).abs()
     allowed = 5 * error + 1e-4 * (1 + expected.mean().abs())
@@ -396,14 +396,14 @@ def _loss_and_gradients(head: GenerationHead, hidden_BQD: Tensor, target_BQC: Te
 
 
 def _plain_step(head: GenerationHead, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Return what a step of SGD with learning rate 1 on the mean of the losses adds to each parameter."""
+    """Return the update of each parameter by one step of SGD with learning rate 1 on the mean loss of the ranks."""
     losses = [_rank_loss(head, rank, *batch) for rank, batch in enumerate(batches)]
     torch.stack(losses).mean().backward()
     return {name: torch.zeros_like(p) if p.grad is None else -p.grad for name, p in head.named_parameters()}
 
 
 def _rank_loss(head: nn.Module, rank: int, hidden_BQD: Tensor, target_BQC: Tensor) -> Tensor:
-    """The loss with noise that belongs to the rank."""
+    """Return the loss, with noise that depends on the rank."""
     torch.manual_seed(rank)
     loss: Tensor = head(hidden_BQD, target_BQC)
     return loss
@@ -412,7 +412,7 @@ def _rank_loss(head: nn.Module, rank: int, hidden_BQD: Tensor, target_BQC: Tenso
 def _zero_steps(
     rank: int, head: GenerationHead, batches: list[tuple[Tensor, Tensor]], stages: tuple[int, ...]
 ) -> dict[int, dict[str, Tensor]]:
-    """Take one step under each ZeRO stage and returns what it adds to each parameter."""
+    """Take one step under each ZeRO stage, and return the update of each parameter by stage."""
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiles for a minute and serves inference only

@@ -1,7 +1,7 @@
-"""Runs a function in several processes that can talk to each other, on any machine, for tests.
+"""Run a function in several processes with a process group, on any machine, for tests.
 
-Each process is a fresh interpreter with a gloo process group on the loopback device. Functions and classes that
-live in a test file are found by that file, so it need not be importable.
+Each process is a fresh interpreter with a gloo process group on the loopback device. Functions and classes of a test
+file are loaded from that file, so it need not be importable.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ class DistributedError(RuntimeError):
 
 
 def run_distributed(function: Callable[..., Any], num_processes: int, *args: Any, timeout: float = 120.0) -> list[Any]:
-    """Call `function(rank, *args)` in each of several processes and collects what it returns.
+    """Call `function(rank, *args)` in each of several processes, and collect the results.
 
     In each process `torch.distributed` is initialised with gloo, the usual variables (RANK, LOCAL_RANK, WORLD_SIZE,
     MASTER_ADDR, MASTER_PORT) are set, DeepSpeed runs on the CPU and torch has one thread.
@@ -39,14 +39,14 @@ def run_distributed(function: Callable[..., Any], num_processes: int, *args: Any
     Args:
         function: A function at the top level of a module or test file.
         num_processes: Number of processes, at least 1.
-        *args: What can be pickled; functions and classes from a test file too.
-        timeout: Seconds until all processes are ended.
+        *args: Arguments that can be pickled; functions and classes of a test file may be among them.
+        timeout: Seconds after which all processes are killed.
 
     Returns:
         The results in the order of ranks.
 
     Raises:
-        DistributedError: A rank raised, died or was not done in time; all others are ended too.
+        DistributedError: A rank raised, died or did not finish in time; all others are killed too.
     """
     with tempfile.TemporaryDirectory(prefix="run_distributed") as name:
         folder = Path(name)
@@ -66,10 +66,10 @@ def run_distributed(function: Callable[..., Any], num_processes: int, *args: Any
 
 
 def run_worker(folder_name: str) -> None:
-    """Is what each process runs; not for use by tests.
+    """Run the function in one process; tests do not call this.
 
     Args:
-        folder_name: Where the job lies and the result goes.
+        folder_name: Folder of the pickled job, which also takes the result.
     """
     folder, rank = Path(folder_name), int(os.environ["RANK"])
     try:
@@ -91,7 +91,7 @@ def run_worker(folder_name: str) -> None:
     except BaseException:
         (folder / f"error{rank}.txt").write_text(traceback.format_exc())
         sys.stdout.flush()
-        os._exit(1)  # peers that wait for this rank must not keep it alive
+        os._exit(1)  # a clean exit would wait for the other ranks, which wait for this one
 
 
 def _start(folder: Path, rank: int, num_processes: int, port: int) -> subprocess.Popen[bytes]:
@@ -114,7 +114,7 @@ def _start(folder: Path, rank: int, num_processes: int, port: int) -> subprocess
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], timeout: float) -> list[bool]:
-    """Wait for all, or a little longer than for the first failure; returns which are done by themselves."""
+    """Wait for all processes, or a little longer than for the first failure; return which have ended by themselves."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         if any(process.poll() for process in processes):
@@ -148,7 +148,7 @@ def _free_port() -> int:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes functions and classes with the file they come from, so that test files need not be importable."""
+    """Pickle functions and classes with the file that defines them, so that test files need not be importable."""
 
     def reducer_override(self, item: Any) -> Any:
         if not isinstance(item, type | FunctionType) or "<" in item.__qualname__ or item.__module__ == __name__:
@@ -158,7 +158,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _load(module: str, file: str, qualname: str) -> Any:
-    """Find a class or function in a module, which is loaded from its file if it cannot be imported."""
+    """Return a class or function of a module; the module is loaded from its file if it cannot be imported."""
     found: Any = _imported(module, file) or _loaded_from_file(module, file)
     for name in qualname.split("."):
         found = getattr(found, name)

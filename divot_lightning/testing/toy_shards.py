@@ -1,4 +1,4 @@
-"""Small toy data for tests and trials."""
+"""Write small toy data for tests."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ def make_toy_shards(
 ) -> Path:
     """Write toy shards of real h264 clips with captions and questions, in well under a second.
 
-    Each split has up to four shards, so that a few ranks and workers can share it.
+    Each split has up to four shards, which a few ranks and workers can divide.
 
     Args:
         folder: Gets `train/`, `validation/`, `held_out/` and `text_tokenizer/`.
@@ -16,7 +16,7 @@ def make_toy_shards(
         validation: Clips of the same combinations.
         held_out: Clips of other combinations.
         size: Height and width in pixels.
-        seed: Decides all draws.
+        seed: Seed of all sampling.
 
     Returns:
         The folder.

@@ -13,8 +13,8 @@ from divot_lightning.cli.main import main as divot
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
-from divot_lightning.testing.broken_shards import write_members
 from divot_lightning.testing.toy_shards import make_toy_shards
+from tests.helpers.broken_shards import write_members
 
 
 def tiny_tokenizer():
@@ -139,12 +139,12 @@ def test_names_from_shards_reach_the_terminal_as_text(tmp_path, capsys):
 def test_index_makes_what_is_missing(tmp_path, capsys):
     make_toy_shards(tmp_path, train=4, validation=1, held_out=1)
     assert divot(["data", "index", str(tmp_path)]) == 0
-    assert "6 samples in 6 shards; 0 indexes made, 6 were there; 0 defects" in capsys.readouterr().out
+    assert "6 samples in 6 shards; 0 indexes written, 6 existed; 0 defects" in capsys.readouterr().out
     (tmp_path / "train" / "shard-000000.tar.index.npz").unlink()
     (tmp_path / "train" / "shard-000001.tar").write_bytes(b"rubbish" * 1000)
     assert divot(["data", "index", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
-    assert "5 samples in 6 shards; 1 indexes made, 5 were there; 1 defects" in shown
+    assert "5 samples in 6 shards; 1 indexes written, 5 existed; 1 defects" in shown
     assert f"not_a_tar: {tmp_path / 'train' / 'shard-000001.tar'}" in shown
 
 

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from divot_lightning.checkpoint.folders import newest_checkpoint
-from divot_lightning.testing.faults import limited_file_size
 from divot_lightning.training.recipe_files import find_recipe, recipe_names, recipes_dir
 from divot_lightning.training.run_logging import CsvMetrics
+from tests.helpers.faults import limited_file_size
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]

@@ -16,9 +16,9 @@ import yaml
 from safetensors.torch import load_file
 
 from divot_lightning.checkpoint.folders import complete_checkpoints, newest_checkpoint
-from divot_lightning.testing.faults import VARIABLE, Fault, limited_file_size
-from divot_lightning.testing.faults import main as faults_main
 from divot_lightning.training.run_logging import CsvMetrics
+from tests.helpers.faults import VARIABLE, Fault, limited_file_size
+from tests.helpers.faults import main as faults_main
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from divot_lightning.cli import main as cli
-from divot_lightning.testing.faults import no_loopback, read_only_place
+from tests.helpers.faults import no_loopback, read_only_folder
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]
@@ -54,7 +54,7 @@ def test_other_errors_of_a_run_say_nothing_about_paths(
 def test_a_place_where_nothing_may_be_written_is_told_in_a_line(divot: Divot, tiny: Settings, capsys: Any) -> None:
     assert divot("fit", tiny) == 0
     capsys.readouterr()
-    with read_only_place(Path("runs")):
+    with read_only_folder(Path("runs")):
         assert divot("fit", tiny, "--run", "runs/new") == 2
         assert "runs/new cannot be written: Read-only file system" in _told(capsys)
         assert divot("resume", "runs/tiny", "--trainer.max_steps", "9") == 2

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from divot_lightning.checkpoint.folders import newest_checkpoint
 from divot_lightning.checkpoint.manifest import file_sha256
 from divot_lightning.distributed import signals as preemption
-from divot_lightning.testing.faults import VARIABLE, Fault, damage_file
-from divot_lightning.testing.faults import main as faults_main
-from divot_lightning.testing.jobs import Job
 from divot_lightning.training import runs as training
+from tests.helpers.faults import VARIABLE, Fault, damage_file
+from tests.helpers.faults import main as faults_main
+from tests.helpers.jobs import Job
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]

@@ -21,8 +21,8 @@ from divot_lightning.distributed.failures import RankFailed
 from divot_lightning.distributed.launcher import WatchedLauncher, watched
 from divot_lightning.distributed.rank_sync import RankDesyncError
 from divot_lightning.errors import UserError
-from divot_lightning.testing.faults import Fault
-from divot_lightning.testing.jobs import Job
+from tests.helpers.faults import Fault
+from tests.helpers.jobs import Job
 
 RUN = "runs/tiny"
 

@@ -6,9 +6,9 @@ from divot_datamodules import video_text
 from divot_datamodules.shards import storage as shard_storage
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
-from divot_lightning.testing.broken_shards import HangingDecoder, make_broken_shards
-from divot_lightning.testing.shard_server import serve_shards
 from divot_lightning.testing.toy_shards import make_toy_shards
+from tests.helpers.broken_shards import HangingDecoder, make_broken_shards
+from tests.helpers.shard_server import serve_shards
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
-from divot_lightning.testing.jobs import Job
 from divot_lightning.training.recipe_files import recipes_dir
+from tests.helpers.jobs import Job
 
 RUN = Path("runs/tiny")
 JOBS = recipes_dir() / "jobs"

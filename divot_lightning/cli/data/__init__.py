@@ -10,12 +10,12 @@ from divot_lightning.errors import UserError
 COMMANDS: dict[str, str] = {
     "toy": "make the toy world's shards: divot data toy data/toy",
     "pack": "pack a folder or a jsonl of videos into shards: divot data pack clips/ shards/",
-    "inspect": "show what shards hold and what is wrong in them: divot data inspect shards/",
-    "index": "note where each sample lies, so that training starts at once: divot data index shards/",
-    "encode": "run a trained tokenizer over shards once: divot data encode --tokenizer RUN --input A --output B",
-    "skip": "take steps out of a stopped run's training order: divot data skip RUN --steps 120:140",
+    "inspect": "show the content and the defects of shards: divot data inspect shards/",
+    "index": "write the index of each shard, so that training starts at once: divot data index shards/",
+    "encode": "cache the features of a trained tokenizer: divot data encode --tokenizer RUN --input A --output B",
+    "skip": "skip training steps of a stopped run: divot data skip RUN --steps 120:140",
 }
-"""Every subcommand with its line in the help; `<name>` is served by `divot_lightning.cli.data_<name>:main`."""
+"""Every subcommand with its line in the help; `<name>` is served by `divot_lightning.cli.data.<name>:main`."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,4 +41,4 @@ def main(argv: Sequence[str]) -> int:
 def help_text() -> str:
     """Return what `divot data --help` prints."""
     table = "\n".join(f"  {name:<8} {line}" for name, line in COMMANDS.items())
-    return f"usage: divot data COMMAND [OPTIONS]\n\ncommands:\n{table}\n\n`divot data COMMAND --help` tells more.\n"
+    return f"usage: divot data COMMAND [OPTIONS]\n\ncommands:\n{table}\n\n`divot data COMMAND --help` shows the options of a command.\n"

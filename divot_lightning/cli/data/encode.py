@@ -1,4 +1,4 @@
-"""`divot data encode`: a trained tokenizer over shards, once."""
+"""`divot data encode`: cache the features of a trained tokenizer as shards."""
 
 import argparse
 import sys
@@ -10,45 +10,45 @@ def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data encode",
-        description="Run a trained tokenizer over videos and write shards of features, which the LLM stages read in "
-        "place of videos. Started again, it continues where it stopped.",
+        description="Encode videos with a trained tokenizer and write shards of features, which the LLM stages read "
+        "instead of videos. After a stop, the same command continues.",
     )
     parser.add_argument("--tokenizer", required=True, help="run folder of a stage that trains or uses a tokenizer")
     parser.add_argument("--input", required=True, help="videos: folder, tar, glob, brace expansion, URL or jsonl")
     parser.add_argument("--output", required=True, help="folder of the feature shards")
-    parser.add_argument("--media-root", help="folder that a jsonl's relative paths start from (default: the jsonl's)")
+    parser.add_argument("--media-root", help="folder of the relative paths in a jsonl (default: that of the jsonl)")
     parser.add_argument(
         "--media-from",
         choices=("root", "disk", "anywhere"),
         default="disk",
-        help="where a jsonl's lines may take media from: below the media root alone, any disk here, or also URLs "
+        help="allowed media paths in a jsonl: below the media root only, anywhere on this machine's disks, or also URLs "
         "(default: disk)",
     )
-    parser.add_argument("--size", type=int, help="height and width of the clips (default: as the tokenizer's run)")
-    parser.add_argument("--frames", type=int, help="frames per clip (default: as the tokenizer's run)")
-    parser.add_argument("--fps", type=float, help="frames per second of the clips (default: as the tokenizer's run)")
+    parser.add_argument("--size", type=int, help="height and width of the clips (default: as in the tokenizer's run)")
+    parser.add_argument("--frames", type=int, help="frames per clip (default: as in the tokenizer's run)")
+    parser.add_argument("--fps", type=float, help="frames per second of the clips (default: as in the tokenizer's run)")
     parser.add_argument(
         "--short-videos",
         choices=("refuse", "squeeze"),
         default="refuse",
-        help="leave out videos shorter than a clip, or take its frames closer together (default: refuse)",
+        help="skip videos that are shorter than a clip, or take their frames closer together (default: refuse)",
     )
     parser.add_argument(
-        "--max-clips", type=int, default=1, help="most clips of a video; 1 is the one in its middle (default: 1)"
+        "--max-clips", type=int, default=1, help="largest number of clips of a video; 1 is the clip in its middle (default: 1)"
     )
     parser.add_argument(
         "--precision",
         choices=("32-true", "bf16-mixed", "bf16-true"),
         default="32-true",
-        help="of the tokenizer; take the training's for bit-for-bit the same features (default: 32-true)",
+        help="precision of the tokenizer; with that of the training, features are the same bits (default: 32-true)",
     )
     parser.add_argument(
-        "--max-sample-clips", type=int, default=64, help="leave out samples of more videos than this (default: 64)"
+        "--max-sample-clips", type=int, default=64, help="skip samples with more videos than this (default: 64)"
     )
-    parser.add_argument("--samples-per-shard", type=int, default=1024, help="at most (default: 1024)")
-    parser.add_argument("--batch-size", type=int, default=32, help="samples at a time (default: 32)")
+    parser.add_argument("--samples-per-shard", type=int, default=1024, help="largest number of samples in a shard (default: 1024)")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples per batch (default: 32)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--max-bad-fraction", type=float, default=0.05, help="largest share left out (default: 0.05)")
+    parser.add_argument("--max-skipped-fraction", type=float, default=0.05, help="largest fraction of skipped samples (default: 0.05)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`divot data index`: an index beside each shard, so that training need not scan the shards when it starts."""
+"""`divot data index`: write an index beside each shard, so that training need not scan the shards first."""
 
 import argparse
 import sys
@@ -11,11 +11,11 @@ def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data index",
-        description="Note where each sample of each shard lies, in a file beside the shard. Training reads any sample "
-        "by its place; without these files it scans the shards' headers when it starts for the first time. Shards "
-        "that `divot data toy`, `pack` and `encode` write have theirs. The exit status is 1 if there are defects.",
+        description="Write the position of each sample of a shard into an index file beside the shard. Training reads "
+        "samples by their positions; without index files it scans all shards when it starts for the first time. Shards "
+        "of `divot data toy`, `pack` and `encode` have index files already. The exit status is 1 if there are defects.",
     )
-    parser.add_argument("source", help="folder (also of folders), tar, glob, brace expansion or URL")
+    parser.add_argument("source", help="folder (with subfolders), tar, glob, brace expansion or URL")
     return parser
 
 
@@ -38,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
         made, samples = made + is_new, samples + len(index.keys)
         defects += [f"{reason}: {shard} {key} ({detail})" for reason, key, detail in index.skipped]
     sys.stdout.write(
-        f"{args.source}: {samples} samples in {len(shards)} shards; {made} indexes made, "
-        f"{len(shards) - made} were there; {len(defects)} defects\n"
+        f"{args.source}: {samples} samples in {len(shards)} shards; {made} indexes written, "
+        f"{len(shards) - made} existed; {len(defects)} defects\n"
     )
     sys.stdout.write("".join(printable(line) + "\n" for line in defects))
     return 1 if defects else 0

@@ -1,4 +1,4 @@
-"""`divot data pack`: a folder or a jsonl of videos and pictures to shards."""
+"""`divot data pack`: pack videos and pictures into shards."""
 
 import argparse
 import sys
@@ -9,23 +9,23 @@ def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data pack",
-        description="Pack videos and pictures into shards. A folder: media files, each with a .json or .txt of the "
-        'same name. A jsonl: one object per line, the path in "video" or "image" (relative to the jsonl), or a '
-        'list of them in "videos" or "images"; texts such as "caption", "question", "answer", "conversations", "story" '
-        "in the other fields.",
+        description="Pack videos and pictures into shards. A folder holds media files, each with a .json or .txt of the "
+        'same name. A jsonl holds one object per line, with the path in "video" or "image" (relative to the jsonl), or a '
+        'list of paths in "videos" or "images"; other fields hold texts such as "caption", "question", "answer", '
+        '"conversations", "story".',
     )
     parser.add_argument("source", help="folder or .jsonl")
     parser.add_argument("output", help="folder of the shards")
-    parser.add_argument("--clip-seconds", type=float, help="cut videos into pieces of this length (default: whole)")
+    parser.add_argument("--clip-seconds", type=float, help="cut videos into pieces of this length (default: do not cut)")
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the pieces (default: 8)")
-    parser.add_argument("--size", type=int, help="short side of the pieces in pixels (default: the source's)")
-    parser.add_argument("--samples-per-shard", type=int, default=256, help="at most (default: 256)")
+    parser.add_argument("--size", type=int, help="short side of the pieces in pixels (default: as in the source)")
+    parser.add_argument("--samples-per-shard", type=int, default=256, help="largest number of samples in a shard (default: 256)")
     parser.add_argument(
         "--check",
         choices=("all", "first"),
         default="all",
-        help="what must decode of a file that is packed whole: all frames, or the first one, which is ten and more "
-        "times faster and misses damage further on (default: all)",
+        help="check of a file that is not cut: decode all frames, or only the first, which is at least ten times faster "
+        "and does not find damage in later frames (default: all)",
     )
     return parser
 

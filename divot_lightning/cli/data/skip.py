@@ -1,4 +1,4 @@
-"""`divot data skip`: take steps out of a run's training order, after a spike of the loss say."""
+"""`divot data skip`: skip training steps of a stopped run, for example after a spike of the loss."""
 
 import argparse
 import re
@@ -15,15 +15,15 @@ def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data skip",
-        description="Leave out the samples that some steps of a stopped run would take: each later step then takes "
-        "what a still later one would have taken. The edit is written with date and reason to RUN/data/edits.jsonl, "
-        "and `divot resume` shows it. Steps that the newest checkpoint has behind it cannot be left out any more.",
+        description="Skip the samples of some future steps of a stopped run: the samples of later steps move forward. The "
+        "edit is written with date and reason to RUN/data/edits.jsonl, and `divot resume` shows it. Steps before the "
+        "newest checkpoint are done and cannot be skipped.",
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument(
-        "--steps", required=True, metavar="A:B", help="steps A to B-1 as metrics.csv counts them, the first being 0"
+        "--steps", required=True, metavar="A:B", help="steps A to B-1, counted from 0 as in metrics.csv"
     )
-    parser.add_argument("--reason", default="", help="why; kept with the edit")
+    parser.add_argument("--reason", default="", help="reason, stored with the edit")
     return parser
 
 

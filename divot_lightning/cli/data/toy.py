@@ -1,4 +1,4 @@
-"""`divot data toy`: the toy world as shards."""
+"""`divot data toy`: write the toy world as shards."""
 
 import argparse
 import sys
@@ -9,16 +9,16 @@ def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data toy",
-        description="Make the toy world: tars of h264 clips with captions and questions, and a text tokenizer. "
-        "The same settings give the same bytes; started again, it continues where it stopped.",
+        description="Write the toy world: tars of h264 clips with captions and questions, and a text tokenizer. "
+        "The same settings give the same bytes. After a stop, the same command continues.",
     )
-    parser.add_argument("folder", help="where train/, validation/, held_out/ and text_tokenizer/ go")
+    parser.add_argument("folder", help="folder of train/, validation/, held_out/ and text_tokenizer/")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default: 32)")
     parser.add_argument("--train", type=int, default=4096, help="training clips (default: 4096)")
-    parser.add_argument("--validation", type=int, default=256, help="clips of known combinations (default: 256)")
-    parser.add_argument("--held-out", type=int, default=256, help="clips of combinations never trained on")
-    parser.add_argument("--seed", type=int, default=0, help="decides all draws (default: 0)")
-    parser.add_argument("--samples-per-shard", type=int, default=256, help="at most (default: 256)")
+    parser.add_argument("--validation", type=int, default=256, help="validation clips, with combinations of the training (default: 256)")
+    parser.add_argument("--held-out", type=int, default=256, help="clips with combinations that training never sees (default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
+    parser.add_argument("--samples-per-shard", type=int, default=256, help="largest number of samples in a shard (default: 256)")
     return parser
 
 

@@ -1,1 +1,1 @@
-"""Ablations: the same pipeline with one thing changed at a time, run as ordinary runs and compared in one table."""
+"""Ablations: one pipeline, trained several times with one thing changed each time, and compared in one table."""

@@ -1,4 +1,4 @@
-"""What the variants of an ablation are compared by: paired differences, corrected for their number, and in words.
+"""Compare the variants of an ablation: paired differences, p-values corrected for their number, and the text of both.
 
 No torch in here.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from divot_lightning.evaluation.statistics.multiple_comparisons import LEVEL, holm
 from divot_lightning.evaluation.statistics.paired_difference import COVERAGE, MIN_SEEDS, Difference, paired_difference
 from divot_lightning.experiments.ablation.directions import Better, Near, compared
-from divot_lightning.experiments.ablation.results import CellResult, paired_values
+from divot_lightning.experiments.ablation.results import TrialResult, paired_values
 from divot_lightning.experiments.report.numbers import number
 
 DECIMALS = 3
@@ -31,9 +31,9 @@ class Compared:
 
 
 def compare_groups(
-    scores: Mapping[str, Better], groups: Mapping[str, Sequence[CellResult]], baseline: str
+    scores: Mapping[str, Better], groups: Mapping[str, Sequence[TrialResult]], baseline: str
 ) -> dict[tuple[str, str], Compared]:
-    """Compare every group with the baseline in every score, and corrects the p-values over all of them.
+    """Compare every group with the baseline in every score, and correct the p-values over all of them.
 
     Args:
         scores: Which values are better, by score.
@@ -41,13 +41,13 @@ def compare_groups(
         baseline: Name of the group that the others are compared with.
 
     Returns:
-        By group and score; nothing for the baseline and for what has no seed in common with it.
+        The comparisons by group and score. The baseline, and groups without a seed in common with it, have none.
     """
     found: dict[tuple[str, str], Difference] = {}
-    for group, cells in groups.items():
+    for group, trials in groups.items():
         for name, better in scores.items():
-            # The distance to the best value is that of a seed's score, not of its items.
-            pair = paired_values(name, cells, groups[baseline], items=not isinstance(better, Near))
+            # The distance to the best value is defined for the score of a seed, not for single items.
+            pair = paired_values(name, trials, groups[baseline], items=not isinstance(better, Near))
             if group != baseline and pair is not None:
                 found[group, name] = paired_difference(*(compared(better, values_SI) for values_SI in pair))
     adjusted = holm([difference.p for difference in found.values()])
@@ -72,7 +72,7 @@ def _signed(value: float) -> str:
 
 
 def comparison_note(scores: Mapping[str, Better], baseline: str, seeds: Sequence[int], tests: int) -> str:
-    """Return what stands in the cells of a table, what its intervals are over, and what its colours mean.
+    """Return the note below a table: what its numbers are, what its intervals cover, what its colours mean.
 
     Args:
         scores: Which values are better, by score.
@@ -86,7 +86,7 @@ def comparison_note(scores: Mapping[str, Better], baseline: str, seeds: Sequence
     parts = [
         f"{first} mean paired difference from {baseline} with its {COVERAGE:.0%} interval.",
         _interval_note(len(seeds)),
-        _claim_note(len(seeds), tests),
+        _colour_note(len(seeds), tests),
         *_near_note(scores),
     ]
     return " ".join(parts)
@@ -95,18 +95,18 @@ def comparison_note(scores: Mapping[str, Better], baseline: str, seeds: Sequence
 def _interval_note(seeds: int) -> str:
     if seeds == 1:
         return (
-            "It is over the clips, captions or questions that both were measured on, and says nothing about training "
-            "again with another seed; a score without these has none."
+            "The interval covers the clips, captions or questions that both were measured on, and not training again "
+            "with another seed; a score without such items has no interval."
         )
     return (
-        "It is Student's t interval over seeds, widened by what clips, captions or questions differ in with every "
-        "seed; where all seeds share a measurement, it is over those items alone. Where nothing varies there is none."
+        "It is Student's t interval over seeds, widened by the variation of clips, captions or questions within each "
+        "seed; where all seeds share one measurement, it covers those items alone. Where nothing varies there is none."
     )
 
 
-def _claim_note(seeds: int, tests: int) -> str:
+def _colour_note(seeds: int, tests: int) -> str:
     if seeds < MIN_SEEDS:
-        return f"Nothing is coloured: no claim rests on fewer than {MIN_SEEDS} seeds."
+        return f"Nothing is coloured: fewer than {MIN_SEEDS} seeds support no conclusion."
     return (
         f"Coloured: p is below {LEVEL:g} after Holm's correction over the {tests} comparisons of this table that at "
         f"least {MIN_SEEDS} seeds allow. An interval by itself is not corrected."
@@ -117,4 +117,6 @@ def _near_note(scores: Mapping[str, Better]) -> list[str]:
     targets = dict.fromkeys(f"{better.near:g}" for better in scores.values() if isinstance(better, Near))
     if not targets:
         return []
-    return [f"A score near {' or '.join(targets)} is compared by its distance to it, of which less is better."]
+    return [
+        f"A score whose best value is {' or '.join(targets)} is compared by its distance to that value; less is better."
+    ]

@@ -1,4 +1,6 @@
-"""Measures what one training step of a recipe costs: `python -m divot_lightning.experiments.ablation.cost OUTPUT --config ...`.
+"""Measure the cost of one training step of a recipe.
+
+Run: `python -m divot_lightning.experiments.ablation.cost OUTPUT --config ...`
 
 Operations are counted by torch's flop counter over whole optimizer steps: forward and backward of every batch that a
 step accumulates, and the optimizer.
@@ -14,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-from divot_lightning.experiments.ablation.report import write_text
+from divot_lightning.experiments.result_files import write_result
 from divot_lightning.models.video_llm.sequences import TokenKind
 from divot_lightning.training.training_args import resolve_recipes
 from divot_lightning.training.training_cli import TrainingCLI
@@ -23,11 +25,11 @@ MEASURED_STEPS = 4
 
 
 class CostMeter(Callback):
-    """Counts operations and tokens of training batches.
+    """Count the operations and the tokens of training batches.
 
     Attributes:
         flops: Floating point operations of each batch.
-        tokens: Positions of each batch's sequences that are no padding; 0 in stages without a language model.
+        tokens: Tokens of each batch's sequences, padding not counted; 0 in stages without a language model.
     """
 
     def __init__(self) -> None:
@@ -50,7 +52,7 @@ class CostMeter(Callback):
 
 
 def num_tokens(stage: LightningModule, batch: dict[str, Any]) -> int:
-    """Count the positions of a batch's sequences that are no padding."""
+    """Count the tokens of a batch's sequences, without padding."""
     if "segments" not in batch:
         return 0
     video_llm: Any = stage.video_llm
@@ -58,7 +60,7 @@ def num_tokens(stage: LightningModule, batch: dict[str, Any]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train a few steps and writes what one of them costs on average.
+    """Train a few steps, and write the average cost of one.
 
     Args:
         argv: The output file, then the words after `divot fit`.
@@ -85,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     steps = trainer.global_step
     cost = {"flops": sum(meter.flops) / steps, "tokens": sum(meter.tokens) / steps, "steps": steps}
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    write_text(Path(output), json.dumps(cost) + "\n")
+    write_result(Path(output), json.dumps(cost) + "\n")
     return 0
 
 

@@ -25,7 +25,7 @@ Better: TypeAlias = Literal["higher", "lower"] | Near
 
 
 def parse_better(name: str, given: Any) -> Better:
-    """Read what a recipe says of a score: `higher`, `lower` or `{near: 1}`.
+    """Read which values of a score are better: `higher`, `lower` or `{near: 1}`.
 
     Args:
         name: Of the score.
@@ -43,11 +43,11 @@ def parse_better(name: str, given: Any) -> Better:
         number = given["near"]
         if isinstance(number, int | float) and not isinstance(number, bool):
             return Near(float(number))
-    raise UserError(f"the score {name!r} is said to be {given!r}; say what is better: higher, lower or {{near: 1}}.")
+    raise UserError(f"the score {name!r} has {given!r}; give which values are better: higher, lower or {{near: 1}}.")
 
 
 def heading(better: Better) -> str:
-    """Return what a column says of its score.
+    """Return the words in a column's heading for what is better.
 
     >>> heading("higher"), heading("lower"), heading(Near(1.0))
     ('up', 'down', 'near 1')
@@ -58,10 +58,10 @@ def heading(better: Better) -> str:
 
 
 def compared(better: Better, values: Values) -> Values:
-    """Return what is compared of a score's values: themselves, or their distance to the best value."""
+    """Return the values to compare: a score's own values, or their distances to the best value."""
     return np.abs(values - better.near) if isinstance(better, Near) else values
 
 
 def is_gain(better: Better, difference: float) -> bool:
-    """Return whether a difference of what is compared is for the better."""
+    """Return whether a difference of compared values is an improvement."""
     return difference > 0 if better == "higher" else difference < 0

@@ -1,4 +1,4 @@
-"""From an ablation recipe to cells and steps: what cells have in common is one step, done once. No torch in here."""
+"""Plan the trials of an ablation and their steps; a step that several trials need is done once. No torch in here."""
 
 import hashlib
 import itertools
@@ -17,11 +17,13 @@ from divot_lightning.experiments.runner.steps import Step
 
 DIVOT = (sys.executable, "-m", "divot_lightning")
 MEASURE = (sys.executable, "-m", "divot_lightning.experiments.quickstart.measure")
+TRIALS_FOLDER = "cells"
+"""Folder of the trials on disk; the name is an old one, kept so that ablations that were begun before continue."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One combination of variants with one seed.
+class Trial:
+    """A trial: one combination of variants, with one seed.
 
     Attributes:
         variants: The variant of each axis.
@@ -33,27 +35,27 @@ class Cell:
 
     @property
     def group(self) -> str:
-        """Name of the combination, which cells of all seeds share."""
+        """Name of the combination; the trials of all its seeds share it."""
         return "-".join(self.variants)
 
     @property
     def name(self) -> str:
-        """Name of the cell and of its folder.
+        """Name of the trial and of its folder.
 
-        >>> Cell(("gmm", "causal"), 1).name
+        >>> Trial(("gmm", "causal"), 1).name
         'gmm-causal-seed1'
         """
         return f"{self.group}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
-class CellStep:
-    """A step as a cell runs it.
+class TrialStep:
+    """A step of a trial.
 
     Attributes:
         step: What to run.
-        folder: Where its results are.
-        shared: Whether other cells use it as well.
+        folder: The folder of its results.
+        shared: Whether other trials use the same step.
     """
 
     step: Step
@@ -63,45 +65,45 @@ class CellStep:
 
 @dataclass(frozen=True)
 class Grid:
-    """All cells of an ablation and their steps.
+    """All trials of an ablation and their steps.
 
     Attributes:
-        cells: In the order of the recipe.
-        steps: By cell name and pipeline step.
+        trials: In the order of the recipe.
+        steps: By trial name and pipeline step.
     """
 
-    cells: tuple[Cell, ...]
-    steps: Mapping[str, Mapping[str, CellStep]]
+    trials: tuple[Trial, ...]
+    steps: Mapping[str, Mapping[str, TrialStep]]
 
     def all_steps(self) -> list[Step]:
-        """Return every step once: the pipeline's first ones first, so that what many cells wait for starts early."""
-        columns = itertools.zip_longest(*([s.step for s in self.steps[cell.name].values()] for cell in self.cells))
+        """Return every step once, ordered by its index in the pipeline: what many trials wait for starts early."""
+        columns = itertools.zip_longest(*([s.step for s in self.steps[trial.name].values()] for trial in self.trials))
         every = [step for column in columns for step in column if step is not None]
         return list({step.name: step for step in every}.values())
 
     def shared_steps(self) -> list[Step]:
-        """Return the steps that more than one cell needs."""
+        """Return the steps that more than one trial needs."""
         shared = {s.step.name for steps in self.steps.values() for s in steps.values() if s.shared}
         return [step for step in self.all_steps() if step.name in shared]
 
 
-def make_cells(recipe: AblationRecipe) -> tuple[Cell, ...]:
+def make_trials(recipe: AblationRecipe) -> tuple[Trial, ...]:
     """List all combinations of variants, each with every seed."""
     combinations = itertools.product(*recipe.vary.values())
-    return tuple(Cell(variants, seed) for variants in combinations for seed in recipe.seeds)
+    return tuple(Trial(variants, seed) for variants in combinations for seed in recipe.seeds)
 
 
-def cell_options(recipe: AblationRecipe, cell: Cell) -> dict[str, dict[str, Any]]:
-    """Return the options of each step in a cell: the pipeline's, then the variants', then the seed.
+def trial_options(recipe: AblationRecipe, trial: Trial) -> dict[str, dict[str, Any]]:
+    """Return the options of each step in a trial: the pipeline's, then the variants', then the seed.
 
-    A variant's option `fit` is no option but another recipe for the step.
+    In a variant, `fit` is not an option: it names another recipe for the step.
 
     Raises:
         UserError: Two axes change one option.
     """
     options: dict[str, dict[str, Any]] = {step.name: dict(step.options) for step in recipe.pipeline}
     changed: dict[tuple[str, str], str] = {}
-    for axis, variant in zip(recipe.vary, cell.variants, strict=True):
+    for axis, variant in zip(recipe.vary, trial.variants, strict=True):
         for step, changes in recipe.vary[axis][variant].items():
             for key, value in changes.items():
                 other = changed.setdefault((step, key), axis)
@@ -109,45 +111,45 @@ def cell_options(recipe: AblationRecipe, cell: Cell) -> dict[str, dict[str, Any]
                     raise UserError(f"the axes {other!r} and {axis!r} both change {key} of step {step!r}.")
                 options[step][key] = value
     for step, keys in recipe.seed_options.items():
-        options[step] |= dict.fromkeys(keys, cell.seed)
+        options[step] |= dict.fromkeys(keys, trial.seed)
     return options
 
 
 def make_grid(recipe: AblationRecipe, folder: Path, max_steps: Mapping[str, Mapping[str, int]] | None = None) -> Grid:
-    """Plan all cells.
+    """Plan all trials.
 
-    A step is known by everything that decides its result: its words, with the folders of other steps replaced by what
-    those are known by. Steps that are known by the same thing are one step.
+    A step's identity is a hash of everything that decides its result: its command, in which the folders of other steps
+    are replaced by the identities of those steps. Steps with the same identity are one step.
 
     Args:
         recipe: The ablation.
-        folder: Holds everything that the steps write: `shared/` and `cells/<cell>/`.
-        max_steps: By cell name and pipeline step, how long it trains; what is not named is as its recipe says.
+        folder: Holds everything that the steps write: `shared/` and `cells/<trial>/`.
+        max_steps: Training steps by trial name and pipeline step; a step that is not named trains as its recipe says.
     """
-    cells = make_cells(recipe)
-    options = {cell.name: cell_options(recipe, cell) for cell in cells}
+    trials = make_trials(recipe)
+    options = {trial.name: trial_options(recipe, trial) for trial in trials}
     for name, steps in (max_steps or {}).items():
         for step, number in steps.items():
             options[name][step]["trainer.max_steps"] = number
-    pipelines = {cell.name: _pipeline(recipe, options[cell.name]) for cell in cells}
-    identities = {cell.name: _identities(pipelines[cell.name]) for cell in cells}
-    uses = Counter(identity for of_cell in identities.values() for identity in of_cell.values())
-    steps_of: dict[str, dict[str, CellStep]] = {}
-    for cell in cells:
-        known, folders = identities[cell.name], dict[str, Path]()
+    pipelines = {trial.name: _pipeline(recipe, options[trial.name]) for trial in trials}
+    identities = {trial.name: _identities(pipelines[trial.name]) for trial in trials}
+    uses = Counter(identity for of_trial in identities.values() for identity in of_trial.values())
+    steps_of: dict[str, dict[str, TrialStep]] = {}
+    for trial in trials:
+        known, folders = identities[trial.name], dict[str, Path]()
         shared = {name: uses[identity] > 1 for name, identity in known.items()}
         for name, identity in known.items():
-            own = Path("cells", cell.name, name)
+            own = Path(TRIALS_FOLDER, trial.name, name)
             folders[name] = folder / (Path("shared", f"{name}-{identity}") if shared[name] else own)
-        steps_of[cell.name] = {
-            step.name: CellStep(_step(step, folders, folder), folders[step.name], shared[step.name])
-            for step in pipelines[cell.name]
+        steps_of[trial.name] = {
+            step.name: TrialStep(_step(step, folders, folder), folders[step.name], shared[step.name])
+            for step in pipelines[trial.name]
         }
-    return Grid(cells, steps_of)
+    return Grid(trials, steps_of)
 
 
 def _pipeline(recipe: AblationRecipe, options: Mapping[str, Mapping[str, Any]]) -> list[PipelineStep]:
-    """Return the steps as one cell has them."""
+    """Return the pipeline's steps with the options of one trial."""
     steps = []
     for step in recipe.pipeline:
         rest = dict(options[step.name])
@@ -166,7 +168,7 @@ def _identities(pipeline: Sequence[PipelineStep]) -> dict[str, str]:
         text = json.dumps([step.kind, step.what, dict(step.options)], sort_keys=True, default=str)
         for other in _references(step, [step.name for step in pipeline]):
             if other not in known:
-                raise UserError(f"step {step.name!r} refers to {other!r}, which does not stand before it.")
+                raise UserError(f"step {step.name!r} refers to {other!r}, which does not come before it.")
             text = text.replace(f"{{{other}}}", f"<{known[other]}>")
         known[step.name] = hashlib.sha256(f"{step.name} {text}".encode()).hexdigest()[:8]
     return known
@@ -193,7 +195,7 @@ def _step(step: PipelineStep, folders: Mapping[str, Path], root: Path) -> Step:
 
 
 def step_name(folder: Path, root: Path) -> str:
-    """Return a step by its folder, for logs and records.
+    """Return the name of a step from its folder, for logs and records.
 
     >>> step_name(Path("out/cells/gmm-seed0/llm"), Path("out"))
     'cells.gmm-seed0.llm'

@@ -1,4 +1,4 @@
-"""How long each cell trains, so that all have the same steps, samples, tokens or operations. No torch in here."""
+"""Compute how long each trial trains, for the same steps, samples, tokens or operations in all. No torch in here."""
 
 import json
 import sys
@@ -21,28 +21,28 @@ COST_FILE = "cost.json"
 
 
 def steps_for_amount(
-    recipe: AblationRecipe, options: Mapping[str, Any], costs: Mapping[str, Mapping[str, float]], cell: str
+    recipe: AblationRecipe, options: Mapping[str, Any], costs: Mapping[str, Mapping[str, float]], trial: str
 ) -> int:
-    """Return how many steps a cell trains.
+    """Return the number of training steps of a trial.
 
     Args:
         recipe: With `matched_by` and `amount`.
-        options: Options of the training step in this cell, with its recipe under "fit".
-        costs: By cell what a training step costs: "tokens" and "flops"; for those two ways of matching only.
-        cell: The cell's name.
+        options: Options of the training step in this trial, with its recipe under "fit".
+        costs: The cost of a training step by trial, "tokens" and "flops"; needed only if these are matched.
+        trial: The trial's name.
 
     Returns:
-        The number of steps that comes nearest to the amount, at least 1.
+        The number of steps nearest to the amount, at least 1.
     """
     assert recipe.amount is not None
     per_step = {
         "steps": lambda: 1.0,
         "samples": lambda: float(samples_per_step(options)),
-        "tokens": lambda: costs[cell]["tokens"],
-        "compute": lambda: costs[cell]["flops"],
+        "tokens": lambda: costs[trial]["tokens"],
+        "compute": lambda: costs[trial]["flops"],
     }[recipe.matched_by]()
     if per_step <= 0:
-        raise UserError(f"a training step of cell {cell!r} has no {recipe.matched_by}; match by steps or samples.")
+        raise UserError(f"a training step of trial {trial!r} has no {recipe.matched_by}; match by steps or samples.")
     return max(1, round(recipe.amount / per_step))
 
 
@@ -50,7 +50,7 @@ def samples_per_step(options: Mapping[str, Any]) -> int:
     """Return the samples of an optimizer step: those of a batch, times the batches that a step accumulates.
 
     Args:
-        options: Options of the training step, with its recipe under "fit"; they count before what the recipe says.
+        options: Options of the training step, with its recipe under "fit"; options win over the recipe.
     """
     content = yaml.safe_load(find_recipe(options["fit"]).read_text(encoding="utf-8"))
     stated = {
@@ -73,50 +73,50 @@ def measured_costs(
     part: str = "",
     without: Container[str] = (),
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Measure what a training step costs in each cell, once everything that it needs is there.
+    """Measure the cost of a training step in each trial, after the steps that it needs.
 
     Args:
         recipe: The ablation.
-        grid: Its cells as planned so far.
+        grid: The trials as planned so far.
         name: The pipeline step that is matched.
         folder: Of the ablation.
         jobs: Processes side by side.
-        part: The cell that is run alone, whose ablation must have been measured before; "" for all.
-        without: Names of cells that are not measured.
+        part: The trial that runs alone; the costs must have been measured before. "" for all trials.
+        without: Names of trials that are not measured.
 
     Returns:
-        By cell "tokens" (of the language model's sequences) and "flops" (forward, backward and optimizer) of a step,
-        empty if they are not needed; and for cells that could not be measured what they said.
+        The costs of a step by trial, "tokens" (of the language model's sequences) and "flops" (forward, backward and
+        optimizer), empty if they are not needed; and the reasons of trials that could not be measured.
 
     Raises:
-        UserError: A cell is run alone and the costs are not there yet.
+        UserError: A trial runs alone, and the costs are not measured yet.
     """
     if recipe.matched_by in ("steps", "samples"):
         return {}, {}
-    probes = {cell.name: _probe(grid, cell.name, name) for cell in grid.cells if cell.name not in without}
+    probes = {trial.name: _probe(grid, trial.name, name) for trial in grid.trials if trial.name not in without}
     if part and not any(read_record(folder, probe.name) for probe in probes.values()):
         raise UserError(
-            f"cell {part!r} is matched by {recipe.matched_by}, and what a training step costs is not measured yet.\n"
-            "Before cells run alone, once: the same command with --part shared"
+            f"trial {part!r} is matched by {recipe.matched_by}, and the cost of a training step is not measured yet.\n"
+            "Before trials run alone, run once the same command with --part shared"
         )
     if not part:
         needed = {name for probe in probes.values() for name in _ancestors(grid, probe)}
         steps = [step for step in grid.all_steps() if step.name in needed]
         unique = {probe.name: probe for probe in probes.values()}
         StepRunner([*steps, *unique.values()], folder, jobs=jobs, part="cost", keep_going=True).run()
-    done = {cell: probe for cell, probe in probes.items() if is_done(folder, probe.name)}
-    costs = {cell: json.loads(probe.outputs[0].read_text(encoding="utf-8")) for cell, probe in done.items()}
-    return costs, {cell: _said(probe, folder) for cell, probe in probes.items() if cell not in done}
+    done = {trial: probe for trial, probe in probes.items() if is_done(folder, probe.name)}
+    costs = {trial: json.loads(probe.outputs[0].read_text(encoding="utf-8")) for trial, probe in done.items()}
+    return costs, {trial: _failure_reason(probe, folder) for trial, probe in probes.items() if trial not in done}
 
 
-def _said(probe: Step, folder: Path) -> str:
+def _failure_reason(probe: Step, folder: Path) -> str:
     record = read_record(folder, probe.name)
     reason = record.failure.splitlines()[1] if record is not None and record.failure else "not measured"
-    return f"what a training step costs: {reason}"
+    return f"the cost of a training step: {reason}"
 
 
-def _probe(grid: Grid, cell: str, name: str) -> Step:
-    trained = grid.steps[cell][name]
+def _probe(grid: Grid, trial: str, name: str) -> Step:
+    trained = grid.steps[trial][name]
     output = trained.folder.with_name(f"{trained.folder.name}.{COST_FILE}")
     words = trained.step.command[trained.step.command.index("fit") + 1 :]
     return Step(f"{trained.step.name}.cost", (*COST, str(output), *words), trained.step.after, outputs=(output,))

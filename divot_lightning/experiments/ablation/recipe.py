@@ -1,6 +1,6 @@
-"""What an ablation recipe says. No torch in here.
+"""Read ablation recipes. No torch in here.
 
-A recipe is a pipeline of steps and what is varied in it::
+A recipe holds a pipeline of steps, and the variants of it::
 
     title: Generation heads
     pipeline:
@@ -17,8 +17,8 @@ A recipe is a pipeline of steps and what is varied in it::
     baseline: gmm
     scores: {generation/all: higher, generation/frechet: lower, generation/spread: {near: 1}}
 
-`{folder}` is a step's own folder, `{name}` that of another step. `extends: ablations/heads` takes everything that is
-not said from another recipe, and `options: {llm: {...}}` changes options of its steps.
+`{folder}` is a step's own folder, `{name}` that of another step. `extends: ablations/heads` takes all other keys from
+another recipe, and `options: {llm: {...}}` changes options of the steps.
 """
 
 import re
@@ -59,23 +59,23 @@ class PipelineStep:
 
 @dataclass(frozen=True)
 class AblationRecipe:
-    """A pipeline and what is varied in it.
+    """A pipeline and its variants.
 
     Attributes:
         title: Heading of the report.
-        question: What the ablation is to answer, and what to mind.
-        pipeline: The steps, each behind those it refers to.
-        vary: Axis, variant, step to options that the variant changes. Several axes give all combinations.
+        question: The question that the ablation answers, and what a reader must know about it.
+        pipeline: The steps, each after those it refers to.
+        vary: Changed options by axis, variant and step. Several axes give all combinations of their variants.
         seeds: Seeds that each variant is run with.
         seed_options: By step, the options that take the seed.
-        matched_by: What all variants have in common at the end of their training: optimizer steps, samples, tokens of
+        matched_by: The amount of training that all variants share: optimizer steps, samples, tokens of
             the language model's sequences, or compute in floating point operations.
-        amount: How much of it; None takes what the recipes of the first variant say.
-        matched_steps: Training steps of the pipeline that `amount` counts for.
-        baseline: The cell that others are compared with, variants joined by a dash; "" takes the first.
-        scores: Scores of the table and which of their values are better: higher, lower, or near a number.
+        amount: That amount; None for the steps that the recipes state.
+        matched_steps: Training steps of the pipeline that `amount` applies to.
+        baseline: The combination that others are compared with, its variants joined by a dash; "" for the first.
+        scores: Scores of the table, and which of their values are better: higher, lower, or near a number.
         curves: Columns of metrics.csv that the report draws, by step.
-        reference: Rows of published tables to stand beside, each with title, columns, rows and a note.
+        reference: Published tables to show beside ours, each with title, columns, rows and a note.
     """
 
     title: str
@@ -97,10 +97,10 @@ def load_recipe(name: str) -> AblationRecipe:
     """Read an ablation recipe.
 
     Args:
-        name: A path, or a shipped one such as `ablations/heads`.
+        name: A path, or the name of a shipped recipe such as `ablations/heads`.
 
     Raises:
-        UserError: The file is missing or no ablation recipe.
+        UserError: The file is missing, or is not an ablation recipe.
     """
     path = find_recipe(name)
     try:
@@ -110,7 +110,7 @@ def load_recipe(name: str) -> AblationRecipe:
 
 
 def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
-    """Read a recipe with everything that it takes from the one that it extends."""
+    """Read a recipe, with all keys that it takes from the recipe that it extends."""
     if path in readers:
         raise UserError(f"recipes extend each other in a circle: {', '.join(map(str, (*readers, path)))}.")
     try:
@@ -175,7 +175,7 @@ def parse_recipe(content: Mapping[str, Any]) -> AblationRecipe:
 
 
 def restore_recipe(fields: Mapping[str, Any]) -> AblationRecipe:
-    """Build a recipe from its fields as plain values, as the folder of an ablation keeps it."""
+    """Build a recipe from its fields as plain values, as they are stored in the folder of an ablation."""
     pipeline = tuple(PipelineStep(**step) for step in fields["pipeline"])
     lists = {name: tuple(fields[name]) for name in ("seeds", "matched_steps", "reference")}
     return AblationRecipe(**{**fields, **lists, "pipeline": pipeline, "scores": _parse_scores(fields["scores"])})
@@ -221,9 +221,11 @@ def _check(recipe: AblationRecipe, names: list[str]) -> None:
     if recipe.matched_by not in get_args(MatchedBy):
         raise UserError(f"matched_by is {recipe.matched_by!r}; known: {', '.join(get_args(MatchedBy))}.")
     if recipe.matched_by != "steps" and recipe.amount is None:
-        raise UserError(f"matched_by is {recipe.matched_by!r}, so `amount` has to say how many.")
+        raise UserError(f"matched_by is {recipe.matched_by!r}, so `amount` must state how many.")
     if (recipe.amount is None) != (not recipe.matched_steps):
-        raise UserError("`amount` and `matched_steps` belong together: how much, and for which steps of the pipeline.")
+        raise UserError(
+            "`amount` and `matched_steps` belong together: give how much, and for which steps of the pipeline."
+        )
     for what, given in (
         ("seeds", recipe.seed_options),
         ("matched_steps", recipe.matched_steps),

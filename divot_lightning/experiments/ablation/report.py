@@ -1,7 +1,9 @@
-"""An ablation's report page: tables, all cells' curves in one picture, samples side by side. No torch in here."""
+"""Build the report page of an ablation: tables, the curves of all trials in one chart, samples side by side.
+
+No torch in here.
+"""
 
 import json
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from divot_lightning.evaluation.scores import load_scores
-from divot_lightning.experiments.ablation.grid import Cell, Grid
+from divot_lightning.experiments.ablation.grid import Grid, Trial
 from divot_lightning.experiments.ablation.recipe import AblationRecipe
-from divot_lightning.experiments.ablation.results import CellResult
+from divot_lightning.experiments.ablation.results import TrialResult
 from divot_lightning.experiments.ablation.tables import (
     failure_table,
     reference_tables,
@@ -26,7 +28,7 @@ from divot_lightning.experiments.report.pictures import side_by_side
 SHOWN_PROMPTS = 6
 
 
-def all_tables(recipe: AblationRecipe, results: Sequence[CellResult]) -> list[Table]:
+def all_tables(recipe: AblationRecipe, results: Sequence[TrialResult]) -> list[Table]:
     """Return the tables in the order of the report."""
     failures = failure_table(results)
     return [result_table(recipe, results), *([failures] if failures else []), *reference_tables(recipe)]
@@ -35,15 +37,15 @@ def all_tables(recipe: AblationRecipe, results: Sequence[CellResult]) -> list[Ta
 def build_report(
     recipe: AblationRecipe,
     grid: Grid,
-    results: Sequence[CellResult],
+    results: Sequence[TrialResult],
     conditions: Sequence[tuple[str, str]] = (),
 ) -> Report:
-    """Put the report together.
+    """Build the report.
 
     Args:
         recipe: The ablation.
-        grid: Its cells and their folders.
-        results: What they came to.
+        grid: Its trials and their folders.
+        results: Their results.
         conditions: More facts, as (name, value).
     """
     return Report(
@@ -70,45 +72,46 @@ def _charts(recipe: AblationRecipe, grid: Grid) -> list[Chart]:
 
 
 def _curves(recipe: AblationRecipe, grid: Grid, step: str, column: str) -> list[Line]:
-    """Read a curve of every cell: a combination has one colour, its seeds differ in their dashes."""
-    groups = list(dict.fromkeys(cell.group for cell in grid.cells))
+    """Read a curve of every trial: a combination has one colour, and its seeds have different dashes."""
+    groups = list(dict.fromkeys(trial.group for trial in grid.trials))
     curves = []
-    for cell in grid.cells:
-        line = read_curve(grid.steps[cell.name][step].folder, column, cell.name)
-        curves.append(replace(line, colour=groups.index(cell.group), dashes=recipe.seeds.index(cell.seed)))
+    for trial in grid.trials:
+        line = read_curve(grid.steps[trial.name][step].folder, column, trial.name)
+        curves.append(replace(line, colour=groups.index(trial.group), dashes=recipe.seeds.index(trial.seed)))
     return curves
 
 
-def _pictures(grid: Grid, results: Sequence[CellResult], kind: str) -> list[PictureRow]:
-    """Return for the first prompts the clips of all combinations, each made with the first seed.
+def _pictures(grid: Grid, results: Sequence[TrialResult], kind: str) -> list[PictureRow]:
+    """Return, for the first prompts, the clips of all combinations with the first seed.
 
-    Combinations that share the model that made them have one picture.
+    Combinations that share one model have one picture.
     """
-    done = [result.cell for result in results if result.scores and result.cell.seed == results[0].cell.seed]
+    done = [result.trial for result in results if result.scores and result.trial.seed == results[0].trial.seed]
     groups: dict[Path, list[str]] = {}
-    for cell in done:
-        for folder in _folders_of_clips(grid, cell, kind):
-            groups.setdefault(folder, []).append(cell.group)
+    for trial in done:
+        for folder in _folders_of_clips(grid, trial, kind):
+            groups.setdefault(folder, []).append(trial.group)
     labels = {
         folder: "all" if len(done) > 1 and len(of) == len(done) else ", ".join(of) for folder, of in groups.items()
     }
-    made = {labels[folder]: _clips(folder) for folder in groups}
+    generated = {labels[folder]: _clips(folder) for folder in groups}
     rates = {labels[folder]: _frames_per_second(folder) for folder in groups}
-    if not made:
+    if not generated:
         return []
-    first_texts = next(iter(made.values()))[1]
+    first_texts = next(iter(generated.values()))[1]
     rows = []
     for at in range(min(SHOWN_PROMPTS, len(first_texts))):
         pictures = [
-            Picture(clips[at], label, texts[at].get("right"), rates[label]) for label, (clips, texts) in made.items()
+            Picture(clips[at], label, texts[at].get("right"), rates[label])
+            for label, (clips, texts) in generated.items()
         ]
         rows.append(PictureRow(first_texts[at]["caption"], pictures))
     return rows
 
 
-def _folders_of_clips(grid: Grid, cell: Cell, kind: str) -> list[Path]:
-    """Return the folder of a cell's clips, if it has one."""
-    folders = [step.folder / kind for step in grid.steps[cell.name].values()]
+def _folders_of_clips(grid: Grid, trial: Trial, kind: str) -> list[Path]:
+    """Return the folder of a trial's clips, if it has one."""
+    folders = [step.folder / kind for step in grid.steps[trial.name].values()]
     return [folder for folder in folders if (folder / "clips.npz").is_file()][:1]
 
 
@@ -122,35 +125,27 @@ def _clips(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def _frames_per_second(folder: Path) -> float:
-    """Return the rate that the clips of a measurement were cut at, which its scores state."""
+    """Return the frame rate of the clips of a measurement, as its scores state it."""
     scores = load_scores(folder / "scores.json") if (folder / "scores.json").is_file() else []
     stated = [score.protocol["clips"]["fps"] for score in scores if "fps" in (score.protocol.get("clips") or {})]
     return float(stated[0]) if stated else Picture.frames_per_second
 
 
-def _notes(recipe: AblationRecipe, results: Sequence[CellResult]) -> list[str]:
-    unfinished = [result.cell.name for result in results if not result.scores]
+def _notes(recipe: AblationRecipe, results: Sequence[TrialResult]) -> list[str]:
+    unfinished = [result.trial.name for result in results if not result.scores]
     notes = [
-        "Every cell is an ordinary run: its folder holds config.yaml, and `divot fit --config CELL/config.yaml --run "
-        "ANOTHER_FOLDER` trains it again alone.",
+        "Every trial is an ordinary run: its folder holds config.yaml, and `divot fit --config TRIAL/config.yaml --run "
+        "ANOTHER_FOLDER` trains it alone again.",
         f"Seeds: {', '.join(map(str, recipe.seeds))}. A range over few seeds is no confidence interval.",
     ]
     if unfinished:
         notes.append(f"Not done or failed: {', '.join(unfinished)}. The same command continues with what is missing.")
     if recipe.reference:
-        notes.append("Published tables stand beside ours for orientation: other data, models and metrics.")
+        notes.append("Published tables are shown for orientation only: their data, models and metrics are others.")
     return notes
 
 
 def table_page(recipe: AblationRecipe, conditions: Sequence[tuple[str, str]]) -> str:
-    """Return the head of the Markdown results: title, question, what they were obtained on."""
+    """Return the head of the Markdown results: title, question, machine and other conditions."""
     facts = "\n".join(f"- {name}: {value}" for name, value in [*describe_machine(), *conditions])
     return f"## {recipe.title}\n\n{recipe.question}\n\n{facts}\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears only when it is complete."""
-    # Cells that run at one time write the same results: each under a name of its own until it is complete.
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""What the cells of an ablation came to: scores, items, cost, failures. No torch in here.
+"""Read the results of the trials of an ablation: scores, items, cost, failures. No torch in here.
 
 Shape letters: S seeds, I items.
 """
@@ -18,32 +18,32 @@ from divot_lightning.evaluation.predictions import MERGED, read_rows
 from divot_lightning.evaluation.protocol import differing
 from divot_lightning.evaluation.scores import Score, load_scores
 from divot_lightning.evaluation.statistics.paired_difference import Values
-from divot_lightning.experiments.ablation.grid import Cell, CellStep, Grid
+from divot_lightning.experiments.ablation.grid import Grid, Trial, TrialStep
 from divot_lightning.experiments.runner.records import StepRecord, read_record
 from divot_lightning.training.run_folder import FINISHED
 
 _VALID_ONLY = re.compile(r"\bvalid (clips|ones)\b")
 SEED_KEYS = ("noise_seed", "seed")
-"""Entries of a protocol that follow the seed of a cell; all else has to be the same in all cells."""
+"""Entries of a protocol that follow the seed of a trial; all other entries must be the same in all trials."""
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """What one cell came to.
+class TrialResult:
+    """The result of one trial.
 
     Attributes:
-        cell: The cell.
+        trial: The trial.
         scores: Its scores by name; empty if it failed or is not done.
         items: By score name, one value per clip, caption or question, where the measurement keeps them; NaN for one
             that the score does not count, such as a video that cannot be read.
-        failure: Which step failed and what it said; "" if none did.
-        seconds: Time of the training steps that no other cell shares, without what their processes need to begin.
-        peak_mib: Largest resident memory of these.
-        peak_gpu_mib: Largest memory of their tensors on a GPU; 0 without one.
-        parameters: Parameters of the components that these trained.
+        failure: Which step failed, and the last line of its error; "" if none did.
+        seconds: Time of the training steps that no other trial shares, without the start of their processes.
+        peak_mib: Largest resident memory of these steps.
+        peak_gpu_mib: Largest memory of their tensors on a GPU; 0 without a GPU.
+        parameters: Number of parameters of the components that these steps trained.
     """
 
-    cell: Cell
+    trial: Trial
     scores: Mapping[str, Score] = field(default_factory=dict)
     items: Mapping[str, Sequence[float]] = field(default_factory=dict)
     failure: str = ""
@@ -53,30 +53,30 @@ class CellResult:
     parameters: int = 0
 
 
-def collect(grid: Grid, folder: Path, *, mixed_protocols: bool = False) -> list[CellResult]:
-    """Read what is there of all cells.
+def collect(grid: Grid, folder: Path, *, mixed_protocols: bool = False) -> list[TrialResult]:
+    """Read the results of all trials, as far as they are done.
 
     Args:
-        grid: The cells.
+        grid: The trials.
         folder: Of the ablation.
-        mixed_protocols: Whether scores may have been measured in different ways.
+        mixed_protocols: Whether scores of different protocols are allowed.
 
     Raises:
-        UserError: They were, and may not.
+        UserError: Protocols of a score differ, and this is not allowed.
     """
-    results = [_collect_cell(cell, grid.steps[cell.name], folder) for cell in grid.cells]
+    results = [_collect_trial(trial, grid.steps[trial.name], folder) for trial in grid.trials]
     mixed = {} if mixed_protocols else protocol_differences(results)
     for name, different in mixed.items():
         raise UserError(
-            f"{name} was not measured in one way in all cells, what differs: {', '.join(different)[:300]}.\n"
-            "Scores of different protocols do not go into one table; to see them nevertheless: --mixed-protocols"
+            f"{name} was not measured with the same protocol in all trials; different: {', '.join(different)[:300]}.\n"
+            "Scores of different protocols do not go into one table; to show them nevertheless: --mixed-protocols"
         )
     return results
 
 
-def _collect_cell(cell: Cell, steps: Mapping[str, CellStep], folder: Path) -> CellResult:
+def _collect_trial(trial: Trial, steps: Mapping[str, TrialStep], folder: Path) -> TrialResult:
     failure, missing = _failure(steps, folder)
-    result = CellResult(cell, failure=failure)
+    result = TrialResult(trial, failure=failure)
     for own in (step for step in steps.values() if step.step.run is not None and not step.shared):
         record = read_record(folder, own.step.name)
         if record is not None:
@@ -105,7 +105,7 @@ def _read_finished(run: Path) -> dict[str, Any]:
 
 
 def _training_seconds(finished: Mapping[str, Any], record: StepRecord) -> float:
-    """Return how long a run trained; of one that was stopped, what its last steps say of all of them."""
+    """Return the seconds that a run trained; for a resumed run, extrapolated from the steps since the last start."""
     seconds, steps = finished.get("seconds_since_start_or_resume"), finished.get("steps", 0)
     since = finished.get("steps_since_start_or_resume", steps if record.attempts == 1 else 0)
     if seconds is None or (steps and not since):
@@ -125,8 +125,8 @@ def _read_items(folder: Path) -> dict[str, list[float]]:
     return {name: [float(row.get(name, math.nan)) for row in rows] for name in names}
 
 
-def _failure(steps: Mapping[str, CellStep], folder: Path) -> tuple[str, bool]:
-    """Return what the first failed step said, and whether a step is not done."""
+def _failure(steps: Mapping[str, TrialStep], folder: Path) -> tuple[str, bool]:
+    """Return the error of the first failed step, and whether a step is not done."""
     missing = False
     for name, step in steps.items():
         record = read_record(folder, step.step.name)
@@ -147,11 +147,11 @@ def num_parameters(run: Path) -> int:
     return total
 
 
-def protocol_differences(results: Sequence[CellResult]) -> dict[str, list[str]]:
-    """Find scores that were not measured in one way in all cells.
+def protocol_differences(results: Sequence[TrialResult]) -> dict[str, list[str]]:
+    """Find scores that were not measured with the same protocol in all trials.
 
     Returns:
-        By score what differs, as dotted names; nothing for scores that compare.
+        The differing entries by score, as dotted names; comparable scores are left out.
     """
     protocols: dict[str, list[dict[str, object]]] = {}
     for result in results:
@@ -166,22 +166,22 @@ def _follows_seed(key: str) -> bool:
 
 
 def _fixed_count(score: Score) -> object:
-    # Scores over valid clips only count another number in each cell, by their own rule.
+    # Scores over valid clips count a different number of clips in each trial, by their own rule.
     return "valid" if any(_VALID_ONLY.search(str(value)) for value in score.protocol.values()) else score.count
 
 
-def by_group(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+def by_group(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
     """Return the results of all seeds by combination of variants, in the order of the recipe."""
-    groups: dict[str, list[CellResult]] = {}
+    groups: dict[str, list[TrialResult]] = {}
     for result in results:
-        groups.setdefault(result.cell.group, []).append(result)
+        groups.setdefault(result.trial.group, []).append(result)
     return groups
 
 
 def paired_values(
-    score: str, ours: Sequence[CellResult], others: Sequence[CellResult], *, items: bool = True
+    score: str, ours: Sequence[TrialResult], others: Sequence[TrialResult], *, items: bool = True
 ) -> tuple[Values, Values] | None:
-    """Return the values of two groups on the seeds and items that both have, (S, I) each; I is 1 without items.
+    """Return the values of two groups for the seeds and items that both have, (S, I) each; I is 1 without items.
 
     Args:
         score: Its name.
@@ -190,9 +190,9 @@ def paired_values(
         items: Whether to take the values of items, where there are any, instead of the seeds' scores.
 
     Returns:
-        Both, or None if they have no seed in common.
+        The values of both groups, or None if they have no seed in common.
     """
-    pairs = [(a, b) for a in ours for b in others if a.cell.seed == b.cell.seed]
+    pairs = [(a, b) for a in ours for b in others if a.trial.seed == b.trial.seed]
     pairs = [(a, b) for a, b in pairs if score in a.scores and score in b.scores]
     if not pairs:
         return None
@@ -204,5 +204,5 @@ def paired_values(
     return (pair[0][:, counted], pair[1][:, counted]) if counted.any() else pair
 
 
-def _values(score: str, result: CellResult) -> list[float]:
+def _values(score: str, result: TrialResult) -> list[float]:
     return list(result.items.get(score) or [result.scores[score].value])

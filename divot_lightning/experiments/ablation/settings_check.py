@@ -1,7 +1,7 @@
-"""Finds what is wrong with the settings of training steps before the first step runs, in a process with torch.
+"""Check the settings of all training steps before the first step runs, in a process of its own that imports torch.
 
-`python -m divot_lightning.experiments.ablation.settings_check` reads JSON, by step the words after `divot fit`, and writes JSON, by
-step what is wrong with them.
+`python -m divot_lightning.experiments.ablation.settings_check` reads the words after `divot fit` of each step as JSON,
+and writes the errors of each step as JSON.
 """
 
 import json
@@ -16,13 +16,13 @@ CHECK = (sys.executable, "-m", "divot_lightning.experiments.ablation.settings_ch
 
 
 def wrong_settings(steps: Sequence[Step]) -> dict[str, str]:
-    """Parse what training steps are given, as they will when they start; nothing is built.
+    """Parse the settings of training steps as `divot fit` does; nothing is built.
 
     Args:
-        steps: Steps of an ablation; those that do not train are not looked at.
+        steps: Steps of an ablation; those that do not train are ignored.
 
     Returns:
-        By name of the step what is wrong, in one line. What a class refuses when it is built is not found.
+        One line of error by name of the step. Errors that a class raises when it is built are not found.
     """
     words = {step.name: step.command[step.command.index("fit") + 1 :] for step in steps if step.run is not None}
     if not words:
@@ -34,7 +34,7 @@ def wrong_settings(steps: Sequence[Step]) -> dict[str, str]:
 
 
 def main(words_of_steps: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Parse the words of each step."""
+    """Parse the words of each step, and return the errors by step."""
     from divot_lightning.training.training_args import resolve_recipes
     from divot_lightning.training.training_cli import SettingsOnly
 
@@ -44,7 +44,7 @@ def main(words_of_steps: Mapping[str, Sequence[str]]) -> dict[str, str]:
             SettingsOnly(resolve_recipes(list(words)), "divot fit", "measure")
         except UserError as error:
             wrong[name] = " ".join(str(error).split())
-        except Exception as error:  # of a class of somebody else; it must stop no other cell
+        except Exception as error:  # raised by a class of a plug-in; it must stop no other trial
             wrong[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return wrong
 

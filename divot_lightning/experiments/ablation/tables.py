@@ -1,4 +1,4 @@
-"""The tables of an ablation, as report tables, CSV and Markdown. No torch in here."""
+"""Build the tables of an ablation, for the report, as CSV and as Markdown. No torch in here."""
 
 import csv
 import hashlib
@@ -19,29 +19,31 @@ from divot_lightning.experiments.ablation.comparisons import (
 )
 from divot_lightning.experiments.ablation.directions import Better, heading, is_gain
 from divot_lightning.experiments.ablation.recipe import AblationRecipe
-from divot_lightning.experiments.ablation.results import CellResult, by_group, protocol_differences
+from divot_lightning.experiments.ablation.results import TrialResult, by_group, protocol_differences
 from divot_lightning.experiments.report.content import Cell, Table
 from divot_lightning.experiments.report.numbers import number, spread_of
 
 
-def shown_scores(recipe: AblationRecipe, results: Sequence[CellResult]) -> dict[str, Better]:
+def shown_scores(recipe: AblationRecipe, results: Sequence[TrialResult]) -> dict[str, Better]:
     """Return the scores of the tables: the recipe's.
 
     Raises:
-        UserError: Cells are done, and none of them has a score that the recipe names.
+        UserError: The recipe names a score that no trial has, though trials are done.
     """
     measured = {name for result in results for name in result.scores}
     missing = sorted(set(recipe.scores) - measured)
     if measured and missing:
-        raise UserError(f"the recipe names scores that no cell has: {', '.join(missing)}; there are {sorted(measured)}")
+        raise UserError(
+            f"the recipe names scores that no trial has: {', '.join(missing)}; there are {sorted(measured)}"
+        )
     return dict(recipe.scores)
 
 
-def baseline_of(recipe: AblationRecipe, results: Sequence[CellResult]) -> str:
+def baseline_of(recipe: AblationRecipe, results: Sequence[TrialResult]) -> str:
     """Return the group that others are compared with.
 
     Raises:
-        UserError: The recipe's baseline is none of the groups.
+        UserError: The recipe's baseline is not one of the groups.
     """
     groups = list(by_group(results))
     if recipe.baseline and recipe.baseline not in groups:
@@ -49,20 +51,21 @@ def baseline_of(recipe: AblationRecipe, results: Sequence[CellResult]) -> str:
     return recipe.baseline or groups[0]
 
 
-def result_table(recipe: AblationRecipe, results: Sequence[CellResult]) -> Table:
-    """Return the one table of an ablation, a row per combination of variants.
+def result_table(recipe: AblationRecipe, results: Sequence[TrialResult]) -> Table:
+    """Return the main table of an ablation, a row per combination of variants.
 
-    For every score its mean, its range over seeds and its paired difference from the baseline with the interval;
-    beside them what the combination's training cost. Coloured is what holds after the correction for all comparisons.
+    Each score has its mean, its range over seeds, and its paired difference from the baseline with the interval.
+    Further columns hold the cost of training. A difference is coloured if it is significant after the correction for
+    all comparisons.
     """
     scores, baseline, groups = shown_scores(recipe, results), baseline_of(recipe, results), by_group(results)
     mixed = protocol_differences(results)
     cost = {name: value for name, value in COSTS.items() if name != GPU or any(r.peak_gpu_mib for r in results)}
     comparisons = compare_groups(scores, groups, baseline)
     rows: list[list[Cell | str]] = []
-    for group, cells in groups.items():
-        measured = [_score_cell(name, scores[name], cells, comparisons.get((group, name))) for name in scores]
-        rows.append([_label(group, cells, baseline), *measured, *(value(cells) for value in cost.values())])
+    for group, trials in groups.items():
+        measured = [_score_cell(name, scores[name], trials, comparisons.get((group, name))) for name in scores]
+        rows.append([_label(group, trials, baseline), *measured, *(value(trials) for value in cost.values())])
     names = [f"{name}{' *' if name in mixed else ''} ({heading(better)})" for name, better in scores.items()]
     tests = sum(not math.isnan(each.adjusted_p) for each in comparisons.values())
     note = _note(recipe, comparison_note(scores, baseline, recipe.seeds, tests), mixed)
@@ -74,25 +77,27 @@ def _note(recipe: AblationRecipe, comparisons: str, mixed: Mapping[str, Sequence
     parts = [
         comparisons,
         f"Matched by {recipe.matched_by}{amount}.",
-        "Cost: of the training that a cell does by itself; seconds are those of training (cells may have run side by "
-        "side), memory is resident memory, parameters are those of the stored components.",
+        "Cost: of the training steps that a trial does not share; seconds are those of training (trials may run side "
+        "by side), memory is resident memory, parameters are those of the stored components.",
     ]
-    parts += [f"* not measured in one way: {name} differs in {', '.join(keys)}." for name, keys in mixed.items()]
+    parts += [f"* protocols differ: {name} differs in {', '.join(keys)}." for name, keys in mixed.items()]
     return " ".join(parts)
 
 
-def _label(group: str, cells: Sequence[CellResult], baseline: str) -> Cell:
-    failed = sum(bool(cell.failure) for cell in cells)
-    waiting = sum(not cell.scores and not cell.failure for cell in cells)
-    said = ["baseline"] if group == baseline else []
-    said += [f"{count} of {len(cells)} {what}" for count, what in ((failed, "failed"), (waiting, "not done")) if count]
-    return Cell(group, False if failed else None, "\n".join(said))
+def _label(group: str, trials: Sequence[TrialResult], baseline: str) -> Cell:
+    failed = sum(bool(trial.failure) for trial in trials)
+    waiting = sum(not trial.scores and not trial.failure for trial in trials)
+    notes = ["baseline"] if group == baseline else []
+    notes += [
+        f"{count} of {len(trials)} {what}" for count, what in ((failed, "failed"), (waiting, "not done")) if count
+    ]
+    return Cell(group, False if failed else None, "\n".join(notes))
 
 
-def _score_cell(name: str, better: Better, cells: Sequence[CellResult], comparison: Compared | None) -> Cell:
-    values = [cell.scores[name].value for cell in cells if name in cell.scores]
+def _score_cell(name: str, better: Better, trials: Sequence[TrialResult], comparison: Compared | None) -> Cell:
+    values = [trial.scores[name].value for trial in trials if name in trial.scores]
     if not values:
-        return Cell("failed", False) if any(cell.failure for cell in cells) else Cell("not done")
+        return Cell("failed", False) if any(trial.failure for trial in trials) else Cell("not done")
     mean = math.fsum(values) / len(values)
     lines = [spread_of(values, DECIMALS)] if len(values) > 1 and not math.isnan(mean) else []
     if comparison is None or math.isnan(comparison.difference.mean):
@@ -103,8 +108,8 @@ def _score_cell(name: str, better: Better, cells: Sequence[CellResult], comparis
     return Cell(number(mean, DECIMALS), good, "\n".join(lines))
 
 
-def _seconds(cells: Sequence[CellResult]) -> str:
-    known = [cell.seconds for cell in cells if cell.seconds and not cell.failure]
+def _seconds(trials: Sequence[TrialResult]) -> str:
+    known = [trial.seconds for trial in trials if trial.seconds and not trial.failure]
     return f"{math.fsum(known) / len(known):.0f}" if known else "-"
 
 
@@ -113,20 +118,20 @@ def _largest(values: Sequence[float], form: str) -> str:
 
 
 GPU = "peak GPU MiB"
-COSTS: dict[str, Callable[[Sequence[CellResult]], str]] = {
+COSTS: dict[str, Callable[[Sequence[TrialResult]], str]] = {
     "seconds": _seconds,
-    "peak MiB": lambda cells: _largest([cell.peak_mib for cell in cells], ".0f"),
-    GPU: lambda cells: _largest([cell.peak_gpu_mib for cell in cells], ".0f"),
-    "million parameters": lambda cells: _largest([cell.parameters / 1e6 for cell in cells], ".2f"),
+    "peak MiB": lambda trials: _largest([trial.peak_mib for trial in trials], ".0f"),
+    GPU: lambda trials: _largest([trial.peak_gpu_mib for trial in trials], ".0f"),
+    "million parameters": lambda trials: _largest([trial.parameters / 1e6 for trial in trials], ".2f"),
 }
 
 
-def failure_table(results: Sequence[CellResult]) -> Table | None:
-    """Return which cells failed and what they said; None if none did."""
+def failure_table(results: Sequence[TrialResult]) -> Table | None:
+    """Return the failed trials and their errors; None if none failed."""
     rows: list[list[Cell | str]] = [
-        [Cell(result.cell.name, False), result.failure] for result in results if result.failure
+        [Cell(result.trial.name, False), result.failure] for result in results if result.failure
     ]
-    return Table("Failed cells", ["", "step and last line of its log"], rows, prose=True) if rows else None
+    return Table("Failed trials", ["", "step and last line of its log"], rows, prose=True) if rows else None
 
 
 def reference_tables(recipe: AblationRecipe) -> list[Table]:
@@ -140,22 +145,23 @@ def _reference(entry: Mapping[str, Any]) -> Table:
 
 
 CSV_COLUMNS = ("cell", "group", "seed", "score", "value", "count", "protocol_sha256", "failure")
+"""The first column holds the name of the trial; its heading is an old one, which readers of these files know."""
 CSV_COSTS = ("seconds", "peak_mib", "peak_gpu_mib", "parameters")
 
 
-def as_csv(results: Sequence[CellResult]) -> str:
-    """Return one row per cell and score, with the hash of its protocol and the cell's cost; why a cell failed."""
+def as_csv(results: Sequence[TrialResult]) -> str:
+    """Return one row per trial and score, with the hash of its protocol and the cost; failures with their reason."""
     stream = io.StringIO()
     writer = csv.writer(stream)
     writer.writerow([*CSV_COLUMNS, *CSV_COSTS])
     for result in results:
-        cell, cost = result.cell, [getattr(result, name) for name in CSV_COSTS]
+        trial, cost = result.trial, [getattr(result, name) for name in CSV_COSTS]
         if not result.scores:
             failure = result.failure or "not done"
-            writer.writerow([cell.name, cell.group, cell.seed, "", "", "", "", failure, *cost])
+            writer.writerow([trial.name, trial.group, trial.seed, "", "", "", "", failure, *cost])
         for name, score in result.scores.items():
             known = hashlib.sha256(json.dumps(score.protocol, sort_keys=True).encode()).hexdigest()[:16]
-            writer.writerow([cell.name, cell.group, cell.seed, name, score.value, score.count, known, "", *cost])
+            writer.writerow([trial.name, trial.group, trial.seed, name, score.value, score.count, known, "", *cost])
     return stream.getvalue()
 
 

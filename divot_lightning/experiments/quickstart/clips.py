@@ -1,4 +1,4 @@
-"""The clips that the quickstart measures on, from shards.
+"""Read the clips that the quickstart measures.
 
 Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C token width.
 """
@@ -23,7 +23,7 @@ class Clips:
 
     Attributes:
         keys: Their keys.
-        texts: Their json.
+        texts: The content of their json files.
         media: uint8 video (N, F, 3, H, W) or float32 features (N, Q, C).
     """
 
@@ -33,15 +33,15 @@ class Clips:
 
 
 def load_clips(shards: str | Path, size: int = 32, limit: int | None = None) -> Clips:
-    """Read samples in order.
+    """Read samples in the order of the shards.
 
     Args:
         shards: Folder of videos or of features.
         size: Height and width of videos, in pixels.
-        limit: At most so many.
+        limit: Largest number of samples; None for all.
 
     Raises:
-        UserError: A sample has not exactly one clip.
+        UserError: A sample does not have exactly one clip.
     """
     decode = SampleDecoder(ClipConfig(height=size, width=size))
     raws = (raw for shard in expand_shards(str(shards)) for raw in read_shard(shard))

@@ -1,4 +1,4 @@
-"""From the quickstart's results to its report. No torch in here."""
+"""Build the quickstart's report from its results. No torch in here."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ TABLES = (reconstruction_table, question_table, caption_table, generation_table,
 
 
 def build_report(folder: Path, settings: QuickstartConfig, records: Sequence[StepRecord], seconds: float) -> Report:
-    """Put the report together.
+    """Build the report.
 
     Args:
         folder: The quickstart's folder, with all steps done.
@@ -68,7 +68,7 @@ def _introduction(settings: QuickstartConfig) -> str:
     )
     if settings.steps is None:
         return text
-    return f"A smoke run of {settings.steps} steps per stage: all of it works, the scores say nothing. {text}"
+    return f"A smoke run of {settings.steps} steps per stage: everything runs, and the scores mean nothing. {text}"
 
 
 def _headlines(results: Results, records: Sequence[StepRecord], seconds: float) -> list[Headline]:
@@ -93,14 +93,14 @@ def _value(score: Score | SeedSummary) -> float:
 
 def _steps(records: Sequence[StepRecord]) -> Table:
     rows = [[r.name, clock(r.seconds), f"{r.peak_mib:.0f}", str(r.attempts)] for r in records]
-    note = "Wall time of steps that partly ran side by side, one thread each; memory with shared pages counted in each."
+    note = "Wall time; steps ran side by side, with one thread each. Shared memory pages are counted in each step."
     return Table("Steps", ["step", "time", "peak MiB", "starts"], rows, note)
 
 
 def _totals(records: Sequence[StepRecord], seconds: float) -> list[tuple[str, str]]:
     together = max(record.together_mib for record in records)
     return [
-        ("Wall time, all starts together", clock(seconds)),
+        ("Wall time of all starts", clock(seconds)),
         ("Time of all steps added up", clock(sum(record.seconds for record in records))),
         ("Peak memory of all processes together", f"{together:.0f} MiB"),
     ]
@@ -116,12 +116,12 @@ def _notes(settings: QuickstartConfig) -> list[str]:
     )
     steps = ", ".join(f"{name} {recipe_steps(name)}" for name in stages)
     notes = [
-        "The oracle reads the attributes back from pixels alone; what it cannot read is wrong everywhere.",
+        "The oracle reads the attributes from pixels alone; a clip that it cannot read counts as wrong in all of them.",
         "Tokenizer, instruction tuning, adaptation and the controls were trained with one seed, LLM pretraining with "
-        f"{len(settings.seeds)}: the ranges hold the variation of LLM pretraining alone.",
-        "In the toy world one number, the position, stands behind all tokens of a clip, and a head that draws each "
-        "token by itself tears the shape apart. The order of the heads here need not be their order on real videos.",
-        "The Frechet distance lives in hand-made features of one object on plain ground; it compares with nothing "
-        "outside this page.",
+        f"{len(settings.seeds)}: the ranges cover the variation of LLM pretraining only.",
+        "In the toy world all tokens of a clip depend on one number, the position. A head that samples each token "
+        "independently mixes positions, and the shape falls apart. On real videos the order of the heads may differ.",
+        "The Frechet distance uses hand-made features of one object on plain ground; it cannot be compared with "
+        "distances outside this page.",
     ]
     return [*notes, f"Training steps of the recipes: {steps}."] if settings.steps is None else notes

@@ -1,7 +1,8 @@
-"""Caches the features of all splits in one process.
+"""Cache the features of all splits in one process.
 
-`python -m divot_lightning.experiments.quickstart.encode TOKENIZER DATA OUTPUT` does the same as `divot data encode` once per
-split, without starting Python and torch three times.
+Run: `python -m divot_lightning.experiments.quickstart.encode TOKENIZER DATA OUTPUT`
+
+The features are those of `divot data encode`, called once per split, but Python and torch start only once.
 """
 
 import sys

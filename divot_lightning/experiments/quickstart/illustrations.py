@@ -1,4 +1,4 @@
-"""The quickstart's moving pictures and loss curves. No torch in here."""
+"""Build the quickstart's moving pictures and loss curves. No torch in here."""
 
 from collections import Counter
 
@@ -37,13 +37,13 @@ def answered_clips(results: Results) -> list[Answered]:
     """Return clips with captions and answers."""
     originals = results.clips("reconstruction", "reconstruction", "original")
     captions = results.texts(llm_run(MAIN_HEAD, results.settings.seeds[0]), "captions")
-    asked = results.texts("instruction", "questions")
+    answers = results.texts("instruction", "questions")
     shown = []
     for video, caption in list(zip(originals, captions, strict=True))[:SHOWN_ANSWERS]:
-        turns = [turn for turn in asked if turn["key"] == caption["key"]]
-        sayings = [("caption", caption["expected"], caption["said"], caption["expected"] == caption["said"])]
-        sayings += [(t["question"], t["expected"], t["said"], t["expected"] == t["said"]) for t in turns]
-        shown.append(Answered(video, sayings))
+        turns = [turn for turn in answers if turn["key"] == caption["key"]]
+        texts = [("caption", caption["expected"], caption["said"], caption["expected"] == caption["said"])]
+        texts += [(t["question"], t["expected"], t["said"], t["expected"] == t["said"]) for t in turns]
+        shown.append(Answered(video, texts))
     return shown
 
 
@@ -62,11 +62,11 @@ def generation_rows(results: Results) -> list[PictureRow]:
         pictures += [Picture(made[label][at], label, texts[label][at]["right"]) for label in systems]
         rows.append(PictureRow(captions[at], pictures))
     common = Counter(captions).most_common(1)[0][0]
-    places = [at for at, caption in enumerate(captions) if caption == common][:SHOWN_OF_ONE_PROMPT]
-    rows.append(PictureRow(f"real: {common}", [Picture(originals[at]) for at in places]))
+    indices = [at for at, caption in enumerate(captions) if caption == common][:SHOWN_OF_ONE_PROMPT]
+    rows.append(PictureRow(f"real: {common}", [Picture(originals[at]) for at in indices]))
     for label in systems:
-        pictures = [Picture(made[label][at], "", texts[label][at]["right"]) for at in places]
-        rows.append(PictureRow(f"{label}: the same prompt {len(places)} times", pictures))
+        pictures = [Picture(made[label][at], "", texts[label][at]["right"]) for at in indices]
+        rows.append(PictureRow(f"{label}: the same prompt {len(indices)} times", pictures))
     return rows
 
 
@@ -111,7 +111,7 @@ def loss_charts(results: Results) -> list[Chart]:
 
 
 def _drawable(chart: Chart) -> Chart:
-    """Leave out curves without points, and the logarithm where a value has none."""
+    """Drop curves without points, and the logarithmic axis if a value is not positive."""
     lines = [line for line in chart.lines if line.x]
     positive = all(value > 0 for line in lines for value in line.y)
     return Chart(chart.title, lines, chart.x_label, chart.logarithmic and positive)

@@ -1,7 +1,9 @@
-"""Measures one model in a process of its own: `python -m divot_lightning.experiments.quickstart.measure KIND [KIND ...] ...`.
+"""Measure one model in a process of its own.
 
-Every kind of measurement writes `scores.json` and what the report shows of it (`clips.npz`, `texts.json`) into a
-folder of its own inside the output folder.
+Run: `python -m divot_lightning.experiments.quickstart.measure KIND [KIND ...] ...`
+
+Every kind of measurement writes `scores.json`, and `clips.npz` and `texts.json` for the report, into a folder of its
+own inside the output folder.
 
 Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C token width.
 """
@@ -40,14 +42,14 @@ from divot_lightning.parts.segments import Segment, Text
 BATCH_SIZE = 64
 MAX_NEW_TOKENS = 24
 THEN = "then"
-"""Stands between two measurements of one process."""
+"""Separates two measurements of one process."""
 
 
-def draw(models: Reconstructor, tokens_NQC: Tensor, seed: int) -> tuple[Tensor, list[Reading]]:
-    """Draw clips from tokens and reads them with the oracle, with a bar.
+def decode(models: Reconstructor, tokens_NQC: Tensor, seed: int) -> tuple[Tensor, list[Reading]]:
+    """Decode tokens to clips and read the clips with the oracle, with a progress bar.
 
     Returns:
-        uint8 (N, F, 3, H, W), and what the oracle read.
+        Clips, uint8 (N, F, 3, H, W), and the oracle's readings.
     """
     generator = torch.Generator().manual_seed(seed)
     world = ToyWorld(size=models.detokenizer.config.size, num_frames=models.detokenizer.config.num_frames)
@@ -76,7 +78,7 @@ def _save(
     if arrays:
         np.savez_compressed(output / "clips.npz", **arrays)
     described = [replace(score, model=model or {}) for score in scores]
-    save_scores(described, output / "scores.json")  # the last one: where it is, everything is
+    save_scores(described, output / "scores.json")  # written last: if this file exists, all others do
 
 
 def _right(reading: Reading, attributes: dict[str, str]) -> bool:
@@ -84,7 +86,7 @@ def _right(reading: Reading, attributes: dict[str, str]) -> bool:
 
 
 def _oracle_items(name: str, clips: Clips, readings: Sequence[Reading]) -> dict[str, list[float]]:
-    """Return for each clip whether it is right, by score: what comparisons of two models are paired by."""
+    """Return for each score whether each clip is right, 1.0 or 0.0; comparisons of models are paired by clip."""
     truths = [text["attributes"] for text in clips.texts]
     pairs = list(zip(readings, truths, strict=True))
     items = {"all": [float(_right(reading, truth)) for reading, truth in pairs]}
@@ -94,7 +96,7 @@ def _oracle_items(name: str, clips: Clips, readings: Sequence[Reading]) -> dict[
 
 
 def _shown(clips: Clips, readings: Sequence[Reading]) -> list[dict[str, Any]]:
-    """Return for each clip what it should show and what the oracle read."""
+    """Return the caption of each clip and the oracle's reading."""
     return [
         {"caption": text["caption"], "right": _right(reading, text["attributes"]), "reading": asdict(reading)}
         for text, reading in zip(clips.texts, readings, strict=True)
@@ -102,21 +104,21 @@ def _shown(clips: Clips, readings: Sequence[Reading]) -> list[dict[str, Any]]:
 
 
 def measure_reconstruction(args: argparse.Namespace) -> None:
-    """Encode and redraws held-out clips."""
+    """Encode held-out clips, decode them again, and measure the result."""
     models = Reconstructor.from_run(args.run)
     clips = load_clips(args.clips, models.detokenizer.config.size)
-    made, readings = draw(models, models.encode(clips.media), args.seed)
+    made, readings = decode(models, models.encode(clips.media), args.seed)
     weights, model = describe_run(args.run, ("tokenizer", "detokenizer"))
     protocol = _protocol(args, models) | weights
     scores = reconstruction_scores(clips.media, made, readings, clips.texts, protocol)
-    # What generation could reach through this de-tokenizer if its tokens were perfect.
+    # The best that generation can reach through this de-tokenizer: its tokens are those of real clips.
     scores += generation_scores(clips.media, made, readings, clips.texts, protocol)
     items = _oracle_items("reconstruction", clips, readings)
     _save(args, scores, _shown(clips, readings), items, model, original=clips.media, made=made)
 
 
 def measure_world(args: argparse.Namespace) -> None:
-    """Score other real clips of the same captions as if a model had generated them: the best that is possible."""
+    """Score other real clips of the same captions as if a model had generated them: the best possible scores."""
     clips = load_clips(args.clips, args.size)
     world = ToyWorld(size=args.size, num_frames=clips.media.shape[1])
     made, _ = fresh_clips(clips.texts, world, args.seed)
@@ -132,9 +134,9 @@ def measure_generation(args: argparse.Namespace) -> None:
     clips = load_clips(args.clips, models.detokenizer.config.size)
     captions = [text["caption"] for text in clips.texts]
     tokens_NQC = generate_clip_features(generator.video_llm, captions, template=template, seed=args.seed)
-    made, readings = draw(models, tokens_NQC, args.seed)
+    made, readings = decode(models, tokens_NQC, args.seed)
     weights, model = describe_run(args.run, ("video_llm", "tokenizer", "detokenizer"), args.detokenizer)
-    # What a head samples with is part of the model: heads that are compared have different settings.
+    # Sampling settings of the head belong to the model, not to the protocol: compared heads have different ones.
     model |= {"head": sampling_of(generator.video_llm.head)}
     protocol = _protocol(args, models) | weights | {"temperature": 1.0, "template": template}
     protocol |= {"prompts": "the caption of each held-out clip"}
@@ -144,13 +146,15 @@ def measure_generation(args: argparse.Namespace) -> None:
 
 def measure_captions(args: argparse.Namespace) -> None:
     """Write a caption for each held-out clip, greedily."""
-    clips, said = _continue(args, lambda text, rng: caption_segments(text, rng))
-    truths = [text["caption"] for text in clips.texts]
+    clips, predictions = _continue(args, lambda text, rng: caption_segments(text, rng))
+    targets = [text["caption"] for text in clips.texts]
     metric = ToyCaptionAccuracy()
-    metric.update(said, truths)
-    protocol, model = _asked(args, "pretraining")
-    scores = [Score(f"captions/{what}", value.item(), len(said), protocol) for what, value in metric.compute().items()]
-    rows = [{"key": k, "expected": t, "said": s} for k, t, s in zip(clips.keys, truths, said, strict=True)]
+    metric.update(predictions, targets)
+    protocol, model = _text_protocol(args, "pretraining")
+    scores = [
+        Score(f"captions/{what}", value.item(), len(predictions), protocol) for what, value in metric.compute().items()
+    ]
+    rows = [{"key": k, "expected": t, "said": p} for k, t, p in zip(clips.keys, targets, predictions, strict=True)]
     _save(args, scores, rows, {"captions/exact": _exact(rows)}, model)
 
 
@@ -164,17 +168,17 @@ def measure_questions(args: argparse.Namespace) -> None:
     rows: list[dict[str, str]] = []
     for attribute in ATTRIBUTES:
 
-        def asked(text: dict[str, Any], rng: np.random.Generator, attribute: str = attribute) -> list[Segment]:
+        def prompted(text: dict[str, Any], rng: np.random.Generator, attribute: str = attribute) -> list[Segment]:
             return question_segments({"questions": [_question(text, attribute)]}, rng, template="instruction")
 
-        clips, said = _continue(args, asked)
+        clips, predictions = _continue(args, prompted)
         turns = [_question(text, attribute) for text in clips.texts]
-        metric.update(said, [turn["answer"] for turn in turns], [attribute] * len(said))
+        metric.update(predictions, [turn["answer"] for turn in turns], [attribute] * len(predictions))
         rows += [
             {"key": key, "question": turn["question"], "expected": turn["answer"], "said": answer}
-            for key, turn, answer in zip(clips.keys, turns, said, strict=True)
+            for key, turn, answer in zip(clips.keys, turns, predictions, strict=True)
         ]
-    protocol, model = _asked(args, "instruction")
+    protocol, model = _text_protocol(args, "instruction")
     counts = {"all": len(rows)} | dict.fromkeys(ATTRIBUTES, len(rows) // len(ATTRIBUTES))
     results = metric.compute()
     scores = [Score(f"questions/{what}", results[what].item(), count, protocol) for what, count in counts.items()]
@@ -205,7 +209,7 @@ def _load_llm(run: str) -> VideoLLM:
 def _continue(
     args: argparse.Namespace, build: Callable[[dict[str, Any], np.random.Generator], list[Segment]]
 ) -> tuple[Clips, list[str]]:
-    """Let the model write what a task would have it learn, given everything that comes before."""
+    """Generate the text that a task would train on, given everything before it."""
     clips, video_llm = load_clips(args.features), _load_llm(args.run)
     rng = np.random.default_rng(args.seed)
     prompts = []
@@ -213,11 +217,11 @@ def _continue(
         segments = build(text, rng)
         learned = next(at for at, part in enumerate(segments) if isinstance(part, Text) and part.learn)
         prompts.append(segments[:learned])
-    said, at = [], 0
+    predictions, at = [], 0
     for part in _batches(prompts, "texts"):
-        said += video_llm.generate_text(part, clips.media[at : at + len(part)], max_new_tokens=MAX_NEW_TOKENS)
+        predictions += video_llm.generate_text(part, clips.media[at : at + len(part)], max_new_tokens=MAX_NEW_TOKENS)
         at += len(part)
-    return clips, said
+    return clips, predictions
 
 
 def _batches(items: list[Any], unit: str) -> Iterator[list[Any]]:
@@ -228,12 +232,12 @@ def _batches(items: list[Any], unit: str) -> Iterator[list[Any]]:
 
 
 def _protocol(args: argparse.Namespace, models: Reconstructor) -> dict[str, Any]:
-    drawn = {"sampling": asdict(models.detokenizer.config.sampling), "noise_seed": args.seed}
-    return describe_data(args.clips) | describe_clips(models.clip) | drawn
+    sampling = {"sampling": asdict(models.detokenizer.config.sampling), "noise_seed": args.seed}
+    return describe_data(args.clips) | describe_clips(models.clip) | sampling
 
 
-def _asked(args: argparse.Namespace, template: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the protocol of answers to cached features, and what was asked."""
+def _text_protocol(args: argparse.Namespace, template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the protocol of texts about cached features, and the description of the model."""
     weights, model = describe_run(args.run, ("video_llm",), features={"features": args.features})
     decoding = {"greedy": True, "max_new_tokens": MAX_NEW_TOKENS}
     return describe_data(args.clips) | weights | {"decoding": decoding, "template": template}, model
@@ -253,7 +257,7 @@ def main(argv: Sequence[str]) -> int:
     """Run measurements.
 
     Args:
-        argv: The words after the module's name; the word `then` stands between two measurements.
+        argv: The words after the module's name; the word `then` separates two measurements.
 
     Returns:
         The exit status.
@@ -295,14 +299,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m divot_lightning.experiments.quickstart.measure")
     parser.add_argument("kinds", choices=KINDS, nargs="+")
     parser.add_argument("--clips", required=True, help="shards of held-out clips")
-    parser.add_argument("--features", help="cached features of the same clips, for what reads tokens")
+    parser.add_argument("--features", help="cached features of the same clips, for kinds that read tokens")
     parser.add_argument("--output", required=True, type=Path, help="folder for scores and examples")
-    parser.add_argument("--run", help="run folder of what is measured")
-    parser.add_argument("--detokenizer", help="run folder of the de-tokenizer that draws generated clips")
+    parser.add_argument("--run", help="run folder of the measured model")
+    parser.add_argument("--detokenizer", help="run folder of the de-tokenizer that decodes generated clips")
     parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HELP)
     parser.add_argument("--train", help="feature shards that the probe is fitted on")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of all sampling")
     return parser
 
 

@@ -1,7 +1,7 @@
-"""The steps of `divot quickstart`. No torch in here.
+"""Plan the steps of `divot quickstart`. No torch in here.
 
-Training steps are the commands a user would type: `divot fit --config toy/<stage>` with other paths. Steps that stand
-earlier start earlier where several could; what the comparison needs first stands first.
+Training steps are commands that a user could type: `divot fit --config toy/<stage>` with other paths. If several steps
+could start, the first in the plan does, so the steps of the comparison come first.
 """
 
 import sys
@@ -23,7 +23,7 @@ FAST_STEPS = 4
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """What decides the results of a quickstart.
+    """The settings that decide the results of a quickstart.
 
     Attributes:
         train: Training clips.
@@ -31,9 +31,9 @@ class QuickstartConfig:
         held_out: Clips of combinations that training never sees; all scores are measured on them.
         heads: Generation heads to compare.
         seeds: Training seeds of each head.
-        steps: Training steps of every stage; None for those of the recipes.
-        batch_size: Samples per step; None for those of the recipes.
-        few_processes: Whether measurements share processes, which takes less time if each of them is small.
+        steps: Training steps of every stage; None for the recipes' own.
+        batch_size: Samples per step; None for the recipes' own.
+        few_processes: Whether measurements share processes, which is faster if each of them is small.
     """
 
     train: int = 4096
@@ -46,7 +46,7 @@ class QuickstartConfig:
     few_processes: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """Return the settings as JSON has them."""
+        """Return the settings as JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
@@ -54,20 +54,20 @@ FULL = QuickstartConfig()
 FAST = QuickstartConfig(
     train=32, validation=8, held_out=8, seeds=(0,), steps=FAST_STEPS, batch_size=4, few_processes=True
 )
-"""Every step at a size that says nothing about quality, to see that all of it works."""
+"""Every step in a tiny size: it shows that everything runs, and its scores mean nothing."""
 
 HEAD_OPTIONS: dict[str, dict[str, Any]] = {
     "diffusion": {"model.head.width": 256, "model.head.draws_per_token": 1},
     "flow": {"model.head.draws_per_clip": 1},
 }
-"""Sizes of heads whose defaults are too large for two CPU cores; all else is as the recipe or the head has it."""
+"""Smaller sizes for heads whose defaults are too large for two CPU cores."""
 
 MAIN_HEAD = "gmm"
-"""The paper's choice: what instruction tuning, de-tokenizer adaptation and the random-init control are trained with."""
+"""The paper's head. Instruction tuning, de-tokenizer adaptation and the random-init control are trained with it."""
 
 
 class Layout:
-    """Where things are inside the quickstart's folder.
+    """Paths inside the quickstart's folder.
 
     Args:
         folder: The folder.
@@ -92,7 +92,7 @@ class Layout:
 
 
 def llm_run(head: str, seed: int) -> str:
-    """Return the LLM pretraining of a head and a seed.
+    """Return the name of the LLM pretraining of a head and a seed.
 
     >>> llm_run("gmm", 0)
     'llm_gmm_0'
@@ -114,7 +114,7 @@ class _Plan:
     def fit(
         self, recipe: str, name: str, after: tuple[str, ...], options: dict[str, Any], steps: int | None = None
     ) -> Step:
-        """A training step: a recipe with other paths, and with other numbers of steps where that is asked for."""
+        """Return a training step: a recipe with other paths, and with another number of steps if one is given."""
         run = self.layout.run(name)
         words = {"config": f"toy/{recipe}", "run": run, **options}
         if steps is not None:
@@ -129,11 +129,11 @@ class _Plan:
         return Step(name, tuple(command), after, run=run, resume=(*DIVOT, "resume", str(run)))
 
     def pixels(self) -> dict[str, Any]:
-        """Options of a stage that trains on pixels."""
+        """Return the options of a stage that trains on pixels."""
         return {"data.train": self.layout.data / "train", "data.validation": self.layout.data / "validation"}
 
     def cached(self, tokenizer: str) -> dict[str, Any]:
-        """Options of a stage that trains on a tokenizer's cached features."""
+        """Return the options of a stage that trains on a tokenizer's cached features."""
         features = self.layout.features(tokenizer)
         return {
             "data.train": features / "train",
@@ -142,13 +142,13 @@ class _Plan:
         }
 
     def encode(self, tokenizer: str) -> Step:
-        """Cache the features of all splits."""
+        """Return the step that caches the features of all splits."""
         output = self.layout.features(tokenizer)
         command = (*ENCODE, str(self.layout.run(tokenizer)), str(self.layout.data), str(output))
         return Step(f"features_{tokenizer}", command, (tokenizer,), outputs=(output,))
 
     def measure(self, name: str, kinds: str, after: tuple[str, ...], **options: Any) -> Step:
-        """A measurement on the held-out clips."""
+        """Return a measurement on the held-out clips."""
         output = self.layout.results(name)
         words = {"clips": self.layout.data / "held_out", "output": output, **options}
         pairs = (word for key, value in words.items() for word in (f"--{key}", str(value)))
@@ -163,7 +163,7 @@ def make_plan(folder: Path, settings: QuickstartConfig = FULL) -> list[Step]:
         settings: Sizes, heads and seeds.
 
     Returns:
-        The steps, each behind those that it waits for.
+        The steps, each after those that it waits for.
     """
     plan = _Plan(Layout(folder), settings)
     measurements = _measurements(plan)
@@ -173,7 +173,7 @@ def make_plan(folder: Path, settings: QuickstartConfig = FULL) -> list[Step]:
 
 
 def _together(name: str, steps: Sequence[Step]) -> Step:
-    """Put measurements into one process: to import torch takes longer than a small measurement."""
+    """Join measurements into one process, since importing torch takes longer than a small measurement."""
     words = [word for step in steps for word in ("then", *step.command[len(MEASURE) :])][1:]
     after = tuple(dict.fromkeys(name for step in steps for name in step.after))
     return Step(name, (*MEASURE, *words), after, outputs=tuple(path for step in steps for path in step.outputs))
@@ -188,7 +188,7 @@ def _data(plan: _Plan) -> Step:
 
 def _tokenizers(plan: _Plan) -> list[Step]:
     tokenizer, control = plan.layout.run("tokenizer"), plan.layout.run("control_tokenizer")
-    # The control's de-tokenizer learns as long as the trained tokenizer's does in both stages together.
+    # The control's de-tokenizer trains for as many steps as that of the trained tokenizer in both stages together.
     together = recipe_steps("tokenizer_pretraining") + recipe_steps("detokenizer_refinement")
     refine = "detokenizer_refinement"
     return [

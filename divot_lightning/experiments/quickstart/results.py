@@ -1,4 +1,4 @@
-"""The files of a quickstart, as the report needs them. No torch in here."""
+"""Read the files of a quickstart for its report. No torch in here."""
 
 import json
 from dataclasses import replace
@@ -13,10 +13,10 @@ from divot_lightning.experiments.report.numbers import read_curve
 
 
 class Results:
-    """Reads what the steps wrote.
+    """Read the results that the steps wrote.
 
     Args:
-        layout: Where things are.
+        layout: Paths of the quickstart.
         settings: Heads and seeds.
     """
 
@@ -29,16 +29,16 @@ class Results:
         return {score.name.partition("/")[2]: score for score in every if score.name.startswith(f"{prefix}/")}
 
     def scores(self, name: str, kind: str) -> dict[str, Score]:
-        """Return the scores that a measurement of a kind is for."""
+        """Return the scores of a measurement that are named after its kind."""
         return self.scores_of(name, kind, kind)
 
     def over_seeds(self, head: str, kind: str) -> dict[str, SeedSummary]:
-        """Return the scores of a head over all seeds, which must have been measured in one way but for the seed."""
+        """Return the scores of a head over all seeds; their protocols may differ in the seed only."""
         seeds = [self.scores(llm_run(head, seed), kind) for seed in self.settings.seeds]
         return {name: summarise_seeds([_without_seed(scores[name]) for scores in seeds]) for name in seeds[0]}
 
     def texts(self, name: str, kind: str) -> list[dict[str, Any]]:
-        """Return what a measurement kept of each clip."""
+        """Return the texts that a measurement stored for each clip."""
         path = self.layout.results(name) / kind / "texts.json"
         return json.loads(path.read_text(encoding="utf-8"))
 
@@ -48,11 +48,11 @@ class Results:
             return np.asarray(arrays[what])
 
     def curve(self, run: str, column: str, name: str) -> Line:
-        """Return a column of a run's metrics as a curve; without points if it was not logged."""
+        """Return a column of a run's metrics as a curve, without points if it was not logged."""
         return read_curve(self.layout.run(run), column, name)
 
 
 def _without_seed(score: Score) -> Score:
-    """Drop what differs between seeds of one protocol: the seed, and on how many clips a spread could be measured."""
+    """Drop what may differ between seeds: the seed, and the number of clips with a measurable spread."""
     protocol = {name: value for name, value in score.protocol.items() if name != "noise_seed"}
     return replace(score, protocol=protocol, count=0 if score.name.endswith("/spread") else score.count)

@@ -1,4 +1,4 @@
-"""What a toy score has to say about itself: its data and versions, and which weights and features were measured."""
+"""Describe how a toy score was measured: its data and versions, and the measured weights and features."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def describe_data(clips: str) -> dict[str, Any]:
 
 
 def describe_clips(settings: ClipConfig) -> dict[str, Any]:
-    """Return how clips are cut from videos, as JSON values."""
+    """Return the settings that cut clips from videos, as JSON values."""
     cut = {"frames": settings.frames, "fps": settings.fps, "height": settings.height, "width": settings.width}
     return {"clips": {**cut, "resize": RESIZE}}
 
@@ -35,17 +35,17 @@ def shard_hashes(shards: str) -> dict[str, str]:
 def describe_run(
     run: str, components: Sequence[str], detokenizer: str | None = None, features: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what of a run is measured.
+    """Return the description of a measured run.
 
     Args:
         run: Run folder.
-        components: Names of the components that take part.
-        detokenizer: Run folder of the de-tokenizer, if it is another one.
-        features: By name the feature shards that stand for the tokenizer.
+        components: Names of the components that are used.
+        detokenizer: Run folder of the de-tokenizer, if it comes from another run.
+        features: Feature shards by name, used in place of the tokenizer.
 
     Returns:
-        What belongs to the protocol (whether weights are averaged), and what names the model: content hashes of the
-        components and of the features.
+        The entries of the protocol (whether weights are averaged), and those of the model: hashes of the components and
+        of the features.
     """
     model = describe_model(run, components, detokenizer)
     hashes = {name: shard_hashes(shards) for name, shards in (features or {}).items()}

@@ -1,4 +1,4 @@
-"""The quickstart's score tables. No torch in here."""
+"""Build the quickstart's score tables. No torch in here."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ TARGETS: dict[str, dict[str, float]] = {
     "questions": dict.fromkeys(ATTRIBUTES, 0.9),
     "captions": {"exact": 0.8},
 }
-"""What held-out clips should reach, by the oracle and by exact match."""
+"""Targets for held-out clips, by the oracle and by exact match."""
 LABELS = {"start_error_pixels": "start error (pixels)", "psnr": "PSNR (dB)"}
 GENERATION_COLUMNS = {
     "all": "all right", "colour": "colour", "shape": "shape", "direction": "direction", "speed": "speed",
@@ -62,8 +62,8 @@ def reconstruction_table(results: Results) -> Table:
     ours, control = (results.scores(name, "reconstruction") for name in ("reconstruction", "control_reconstruction"))
     note = (
         f"Exact pixel oracle on {ours['all'].count} held-out clips; a clip that it cannot read (invalid) counts as "
-        "wrong. Start error in pixels over valid clips, PSNR in decibels. Control: the same tokenizer, never trained "
-        "and frozen, whose de-tokenizer learnt as many steps as both stages of the trained one together."
+        "wrong. Start error in pixels over valid clips, PSNR in decibels. Control: the same tokenizer, "
+        "untrained and frozen; its de-tokenizer trains for as many steps as both stages of the trained one together."
     )
     return _beside_control("Reconstruction", ours, control, TARGETS["reconstruction"], note)
 
@@ -71,7 +71,7 @@ def reconstruction_table(results: Results) -> Table:
 def question_table(results: Results) -> Table:
     """Return exact answers per attribute beside the control's."""
     ours, control = (results.scores(name, "questions") for name in ("instruction", "control_questions"))
-    note = "Share of answers that equal the truth word for word, decoded greedily, after instruction tuning."
+    note = "Fraction of answers that equal the target word for word, decoded greedily, after instruction tuning."
     return _beside_control("Questions", ours, control, TARGETS["questions"], note)
 
 
@@ -87,20 +87,20 @@ def caption_table(results: Results) -> Table:
     rows.append([f"{MAIN_HEAD} on a random-init tokenizer", *(number(control[name].value) for name in names)])
     rows.append(["target", *(_target(targets.get(name)) for name in names)])
     note = (
-        "Captions after LLM pretraining with each head, decoded greedily; one that does not parse is invalid. Heads: "
-        f"{_seeds(results)}"
+        "Captions after LLM pretraining with each head, decoded greedily; a caption that does not parse is invalid. "
+        f"Heads: {_seeds(results)}"
     )
     return Table("Captions", ["", *names], rows, note)
 
 
 def generation_table(results: Results) -> Table:
-    """Return fidelity, spread and Frechet distance per head, between what real clips and real tokens reach."""
+    """Return fidelity, spread and Frechet distance per head, beside those of real clips and real tokens."""
     names = list(GENERATION_COLUMNS)
     world = results.scores_of("world", "world", "generation")
-    redrawn = results.scores_of("reconstruction", "reconstruction", "generation")
+    decoded = results.scores_of("reconstruction", "reconstruction", "generation")
     rows: list[list[Cell | str]] = [
         ["other real clips of the same captions", *(number(world[name].value) for name in names)],
-        ["real tokens, redrawn", *(number(redrawn[name].value) for name in names)],
+        ["real tokens, decoded", *(number(decoded[name].value) for name in names)],
     ]
     for head in results.settings.heads:
         summaries = results.over_seeds(head, "generation")
@@ -109,20 +109,20 @@ def generation_table(results: Results) -> Table:
     seed = results.settings.seeds[0]
     rows.append([f"{MAIN_HEAD}, seed {seed}, adapted de-tokenizer", *(number(adapted[name].value) for name in names)])
     note = (
-        "One clip for the caption of each held-out clip. Fidelity: share in which the oracle reads what the caption "
-        "says; invalid clips are wrong. Spread: standard deviation of start positions within one caption over that of "
-        "the real clips (1 is best; the caption does not tell the position), over valid clips. Frechet distance in a "
-        "fixed space of hand-made features, lower is better, biased upwards for few clips; the first row is its "
-        f"floor. Heads: {_seeds(results)}"
+        "One clip for the caption of each held-out clip. Fidelity: fraction in which the oracle reads the attributes "
+        "of the caption; invalid clips are wrong. Spread: standard deviation of start positions within one caption, "
+        "relative to real clips (1 is best; captions do not name the position), over valid clips. Frechet distance in "
+        "a fixed space of hand-made features; lower is better, and few clips bias it upwards: the first row is the "
+        f"best that can be reached. Heads: {_seeds(results)}"
     )
     return Table("Generation", ["", *GENERATION_COLUMNS.values()], rows, note)
 
 
 def probe_table(results: Results) -> Table:
-    """Return what a linear probe reads from tokens beside the control's."""
+    """Return the accuracy of a linear probe on the tokens beside the control's."""
     ours, control = results.scores("world", "probe"), results.scores("control_probe", "probe")
     note = (
-        "A ridge classifier on the tokens of the training clips, tested on held-out ones. What it reads from "
-        "random-init tokens as well is no evidence that the tokenizer has learnt it."
+        "A ridge classifier on the tokens of the training clips, tested on held-out ones. An attribute that it "
+        "reads from random-init tokens as well is no evidence that the tokenizer has learnt it."
     )
     return _beside_control("Linear probe of the tokens", ours, control, {}, note)

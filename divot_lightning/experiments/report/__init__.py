@@ -1,1 +1,1 @@
-"""A run's results as one self-contained HTML file."""
+"""Write results as one self-contained HTML file."""

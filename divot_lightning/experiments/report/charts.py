@@ -1,4 +1,4 @@
-"""Line charts as inline SVG that takes its colours from the page, so that it reads in light and dark."""
+"""Draw line charts as inline SVG. Colours come from the page's style sheet, so that charts fit light and dark mode."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from divot_lightning.experiments.report.content import Chart, Line
 WIDTH, HEIGHT = 640, 280
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34
 NUM_COLOURS = 8
-"""Colours of the page's style sheet; further lines take them again, in other dashes."""
+"""Number of colours in the page's style sheet; further lines repeat the colours with other dashes."""
 NUM_DASHES = 4
-"""Patterns of dashes of the page's style sheet, the first of which is none."""
+"""Number of dash patterns in the page's style sheet; the first is a solid line."""
 MAX_POINTS = 240
 
 
@@ -30,7 +30,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
-    return [round(place * step, 12) + 0.0 for place in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [round(index * step, 12) + 0.0 for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
@@ -42,13 +42,13 @@ def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
     return replace(line, x=[x for x, _ in means], y=[y for _, y in means])
 
 
-def line_style(line: Line, place: int) -> str:
-    """Return the classes of a line's colour and dashes, for the curve and for its key.
+def line_style(line: Line, index: int) -> str:
+    """Return the CSS classes of a line's colour and dashes, for the curve and for its key in the legend.
 
     >>> line_style(Line("a", [], []), 9), line_style(Line("b", [], [], colour=2, dashes=3), 0)
     ('c1 d1', 'c2 d3')
     """
-    colour = place if line.colour is None else line.colour
+    colour = index if line.colour is None else line.colour
     return f"c{colour % NUM_COLOURS} d{(line.dashes + colour // NUM_COLOURS) % NUM_DASHES}"
 
 
@@ -59,7 +59,7 @@ def _number(value: float) -> str:
 
 
 class _Scale:
-    """Maps values to pixels along one axis."""
+    """Map values to pixels along one axis."""
 
     def __init__(self, values: Sequence[float], start: float, end: float, *, logarithmic: bool = False) -> None:
         self.map = math.log10 if logarithmic else float
@@ -69,8 +69,8 @@ class _Scale:
         self.start, self.end, self.logarithmic = start, end, logarithmic
 
     def __call__(self, value: float) -> float:
-        share = (self.map(value) - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
+        fraction = (self.map(value) - self.low) / (self.high - self.low)
+        return round(self.start + fraction * (self.end - self.start), 1)
 
     def ticks(self) -> list[float]:
         if not self.logarithmic:
@@ -78,7 +78,7 @@ class _Scale:
         powers = range(math.floor(self.low), math.ceil(self.high) + 1)
         marks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
         inside = [mark for mark in marks if self.low <= math.log10(mark) <= self.high]
-        # A narrow range is nearly linear.
+        # In a narrow range the logarithm is nearly linear, and holds too few of these marks.
         return inside if len(inside) >= 3 else nice_ticks(10**self.low, 10**self.high, 4)
 
 
@@ -89,21 +89,21 @@ def chart_svg(chart: Chart) -> str:
         chart: At least one line with at least one finite point.
 
     Returns:
-        An `<svg>` element for the middle of an HTML page; its classes are explained in the report's style sheet.
+        An `<svg>` element for an HTML page; its classes are defined in the report's style sheet.
 
     Raises:
-        UserError: If there is nothing to draw, or a logarithm of what is not positive.
+        UserError: There is no finite point, or a value that is not positive on a logarithmic axis.
     """
-    lines = [(place, line) for place, line in enumerate(map(thin_out, chart.lines)) if line.x]
+    lines = [(index, line) for index, line in enumerate(map(thin_out, chart.lines)) if line.x]
     if not lines:
         raise UserError(f"chart {chart.title!r} has no finite point to draw")
     lowest = min(min(line.y) for _, line in lines)
     if chart.logarithmic and lowest <= 0:
-        raise UserError(f"chart {chart.title!r} holds {lowest}, which has no place on a logarithmic axis")
+        raise UserError(f"chart {chart.title!r} holds {lowest}, which a logarithmic axis cannot show")
     across = _Scale([x for _, line in lines for x in line.x], LEFT, WIDTH - RIGHT)
     up = _Scale([y for _, line in lines for y in line.y], HEIGHT - BOTTOM, TOP, logarithmic=chart.logarithmic)
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">'
-    drawn = "".join(_draw_line(line, place, across, up) for place, line in lines)
+    drawn = "".join(_draw_line(line, index, across, up) for index, line in lines)
     return f"{head}{_draw_axes(across, up, chart.x_label)}{drawn}</svg>"
 
 
@@ -121,8 +121,8 @@ def _draw_axes(across: _Scale, up: _Scale, x_label: str) -> str:
     return "".join(parts) + _text(end, HEIGHT - 4, "end", x_label)
 
 
-def _draw_line(line: Line, place: int, across: _Scale, up: _Scale) -> str:
-    style = line_style(line, place)
+def _draw_line(line: Line, index: int, across: _Scale, up: _Scale) -> str:
+    style = line_style(line, index)
     points = [(across(x), up(y)) for x, y in zip(line.x, line.y, strict=True)]
     if len(points) == 1:
         return f'<circle class="dot {style}" cx="{points[0][0]}" cy="{points[0][1]}" r="3"/>'

@@ -1,4 +1,4 @@
-"""What a result was obtained on: machine, memory, versions. No torch in here."""
+"""Describe the machine on which results were obtained: processor, memory, versions. No torch in here."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ def _first_value(path: str, key: str) -> str:
 
 
 def describe_machine() -> list[tuple[str, str]]:
-    """Return what is known about this machine, as (name, value)."""
+    """Return facts about this machine, as (name, value)."""
     processor = _first_value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kib = _first_value("/proc/meminfo", "MemTotal").split(" ")[0]

@@ -1,4 +1,4 @@
-"""What a report shows, before it becomes HTML.
+"""Define the content of a report, before it becomes HTML.
 
 Shape letters: F frames, H height, W width.
 """
@@ -14,13 +14,13 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Headline:
-    """A number at the top.
+    """A number at the top of the report.
 
     Attributes:
         label: What it is.
-        value: How it reads, such as `97 %`.
-        target: How its target reads, empty without one.
-        met: Whether the target is met, None without one.
+        value: Its text, such as `97 %`.
+        target: The text of its target, empty without a target.
+        met: Whether the target is met, None without a target.
     """
 
     label: str
@@ -37,8 +37,8 @@ class Line:
         name: What it shows.
         x: In ascending order.
         y: As many values.
-        colour: Place of its colour; curves that belong together may share one. None takes the curve's own place.
-        dashes: Place of its pattern of dashes, 0 for none.
+        colour: Index of its colour; curves that belong together may share one. None takes the index of the curve.
+        dashes: Index of its dash pattern, 0 for a solid line.
     """
 
     name: str
@@ -55,8 +55,8 @@ class Chart:
     Attributes:
         title: Heading.
         lines: The curves.
-        x_label: What x counts.
-        logarithmic: Whether y is drawn on a logarithmic scale; all values must be positive then.
+        x_label: Unit of x.
+        logarithmic: Whether the y axis is logarithmic; then all values must be positive.
     """
 
     title: str
@@ -67,7 +67,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell: its text, whether it is right or met (None: neither), and further lines in small print."""
+    """A table cell: its text, whether it is good or bad (None: no colour), and further lines in small print."""
 
     text: str
     good: bool | None = None
@@ -81,9 +81,9 @@ class Table:
     Attributes:
         title: Heading.
         columns: Headings of the columns.
-        rows: Cells, as many as columns; plain strings are cells without a mark.
+        rows: Cells, one per column; a plain string is a cell without colour.
         note: How the numbers were measured.
-        prose: Whether the cells hold sentences, which wrap, instead of numbers.
+        prose: Whether the cells hold sentences, whose lines are wrapped, instead of numbers.
     """
 
     title: str
@@ -100,7 +100,7 @@ class Picture:
     Attributes:
         video: uint8 (F, 3, H, W).
         label: Text below it.
-        good: Whether it shows what it should, None if that is no question.
+        good: Whether it shows what it should, None if nothing judged it.
         frames_per_second: Presentation rate; the default is that of Divot's clips and of the toy world.
     """
 
@@ -120,22 +120,22 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class Answered:
-    """A clip with what a model said about it.
+    """A clip with a model's texts about it.
 
     Attributes:
         video: uint8 (F, 3, H, W).
-        sayings: Asked, expected, said, and whether that is right.
+        texts: Rows of prompt, target, prediction, and whether the prediction is right.
         frames_per_second: As in `Picture`.
     """
 
     video: Pixels
-    sayings: Sequence[tuple[str, str, str, bool]]
+    texts: Sequence[tuple[str, str, str, bool]]
     frames_per_second: float = 8.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """A whole report; empty parts are left out.
+    """A whole report. Empty parts are not shown.
 
     Attributes:
         title: Heading.
@@ -148,7 +148,7 @@ class Report:
         charts: Loss curves.
         steps: Table of the steps' times.
         conditions: Hardware, versions, settings, as (name, value).
-        notes: What a reader must know to judge the numbers.
+        notes: Sentences that a reader needs to judge the numbers.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""How numbers read in a report, and where its curves come from. No torch in here."""
+"""Format the numbers of a report, and read its curves. No torch in here."""
 
 import csv
 import math
@@ -9,7 +9,7 @@ from divot_lightning.experiments.report.content import Line
 
 
 def spread_of(values: Sequence[float], decimals: int = 2) -> str:
-    """Format the range of values, see `number`.
+    """Format the range of values; digits as in `number`.
 
     >>> spread_of([0.5, 0.75])
     '0.50 to 0.75'
@@ -18,7 +18,7 @@ def spread_of(values: Sequence[float], decimals: int = 2) -> str:
 
 
 def number(value: float, decimals: int = 2) -> str:
-    """Format a score with two to three telling digits.
+    """Format a score with two to three significant digits.
 
     Args:
         value: The score.
@@ -35,7 +35,7 @@ def number(value: float, decimals: int = 2) -> str:
 
 
 def read_curve(run: Path, column: str, name: str) -> Line:
-    """Return a column of a run's metrics.csv as a curve; without points if it was not logged.
+    """Return a column of a run's metrics.csv as a curve, without points if the column was not logged.
 
     Args:
         run: The run folder.

@@ -1,4 +1,4 @@
-"""Clips as moving pictures inside a page.
+"""Encode clips as moving pictures inside a page.
 
 Shape letters: F frames, H height, W width.
 """
@@ -14,22 +14,22 @@ from divot_lightning.errors import UserError
 from divot_lightning.experiments.report.content import Pixels
 
 LOSSLESS_PIXELS = 128 * 128
-"""Larger frames are compressed with losses that can hardly be seen: a page holds many of them."""
+"""Frames with more pixels are compressed with small losses, since a page holds many clips."""
 QUALITY = 80
 
 
 def webp_bytes(video: Pixels, frames_per_second: float) -> bytes:
-    """Encode a clip as an animated WebP that plays for ever, a small clip without losses.
+    """Encode a clip as an animated WebP that repeats for ever; small frames are compressed without losses.
 
     Args:
         video: uint8 (F, 3, H, W).
         frames_per_second: Presentation rate.
 
     Returns:
-        The bytes of the file; pixels are as many as the clip has, the page enlarges them.
+        The bytes of the file, in the size of the clip; the page enlarges it.
 
     Raises:
-        UserError: If this is no such clip.
+        UserError: The clip has another dtype or shape.
     """
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[1] != 3 or not len(video):
         raise UserError(f"a moving picture must be uint8 (F, 3, H, W), not {video.dtype} {video.shape}")
@@ -48,7 +48,7 @@ def data_uri(video: Pixels, frames_per_second: float) -> str:
 
 
 def side_by_side(videos: Sequence[Pixels], gap: int = 2, shade: int = 255) -> Pixels:
-    """Put clips of one size beside each other in one, so that they stay in step.
+    """Join clips of one size side by side into one clip, so that they play in sync.
 
     Args:
         videos: uint8 (F, 3, H, W) each.

@@ -1,6 +1,5 @@
-"""A report as one HTML file that needs nothing else."""
+"""Render a report as one HTML file without other files."""
 
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from markupsafe import Markup
 from divot_lightning.experiments.report.charts import NUM_COLOURS, chart_svg, line_style
 from divot_lightning.experiments.report.content import Answered, Cell, Picture, PictureRow, Report
 from divot_lightning.experiments.report.pictures import data_uri
+from divot_lightning.experiments.result_files import write_result
 
 
 def _as_cell(cell: Cell | str) -> Cell:
@@ -25,7 +25,7 @@ def _moving(item: Picture | Answered) -> str:
 
 
 def render_report(report: Report) -> str:
-    """Return the report as HTML: styles, charts and moving pictures are inside, nothing is loaded from elsewhere."""
+    """Return the report as HTML with styles, charts and moving pictures inside; nothing is loaded from elsewhere."""
     environment = Environment(
         loader=PackageLoader("divot_lightning.experiments.report", "."),
         autoescape=True,
@@ -42,8 +42,6 @@ def render_report(report: Report) -> str:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the report; the file appears under its name only when it is complete."""
+    """Write the report as a file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    unfinished.write_text(render_report(report), encoding="utf-8")
-    unfinished.replace(path)
+    write_result(path, render_report(report))

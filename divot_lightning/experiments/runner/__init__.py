@@ -1,1 +1,1 @@
-"""Runs steps side by side and remembers what is done."""
+"""Run steps side by side, and remember which are done."""

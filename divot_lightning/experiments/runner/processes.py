@@ -1,4 +1,4 @@
-"""Child processes: started so that they end with their parent, watched for memory, stopped so that they can save."""
+"""Start, watch and stop child processes: they end with their parent, and may save when they are stopped."""
 
 import contextlib
 import ctypes
@@ -15,18 +15,18 @@ from typing import IO
 from divot_lightning.distributed.parent import PR_SET_PDEATHSIG, named_parent
 
 SAVE_SECONDS = 600.0
-"""How long a stopped process may take to save and leave; a checkpoint of billions of parameters takes minutes."""
+"""Seconds that a stopped process has to save and end; a checkpoint of billions of parameters takes minutes."""
 GPU_LIST = Path("/proc/driver/nvidia/gpus")
-"""Holds a folder per GPU where NVIDIA's driver is loaded."""
+"""Holds one folder per GPU if NVIDIA's driver is loaded."""
 
 
 def _prepare_child(parent: int) -> None:
     """Run in the child before its program starts."""
-    # A job in the background ignores SIGINT, and its children would inherit that: they could not be asked to save.
+    # A job in the background ignores SIGINT, and its children would inherit that. But SIGINT tells them to save.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
-        # The kernel terminates it when its parent dies, however that happens. A process of ours, which may save then,
-        # also sees to it that it takes no longer than `divot_lightning.distributed.parent` says.
+        # The kernel sends SIGTERM when the parent dies, however that happens. A divot command then saves, within the
+        # time limit of `divot_lightning.distributed.parent`.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)
@@ -40,17 +40,17 @@ def start_process(
     gpus: Sequence[str] | None = None,
     keep_open: Sequence[int] = (),
 ) -> "subprocess.Popen[bytes]":
-    """Start a process that writes into a log and computes with a given number of threads.
+    """Start a process with a log and a given number of threads.
 
     Args:
         command: Its words.
         log: Where its output and its errors go.
-        threads: Threads for torch and everything else that follows OMP_NUM_THREADS.
-        gpus: Those that it sees, as in CUDA_VISIBLE_DEVICES; None for all that this process sees.
+        threads: Threads of torch and of everything else that reads OMP_NUM_THREADS.
+        gpus: GPUs that it may use, named as in CUDA_VISIBLE_DEVICES; None for all GPUs of this process.
         keep_open: File descriptors that it inherits.
 
     Returns:
-        The process, in a session of its own, so that Ctrl-C reaches the parent alone and the parent decides.
+        The process, in a session of its own, so that Ctrl-C reaches the parent only, which decides what to do.
     """
     environment = os.environ | _thread_settings(threads) | named_parent("TERM")
     if gpus is not None:
@@ -81,16 +81,16 @@ def visible_gpus() -> list[str]:
 
 
 def deal_gpus(gpus: Sequence[str], jobs: int, slots: Sequence[int]) -> list[str] | None:
-    """Deal GPUs out to slots that run side by side.
+    """Return the GPUs of a process, when GPUs are divided among worker slots.
 
     Args:
-        gpus: All of them.
-        jobs: The number of slots.
-        slots: Those that one process takes, from 0.
+        gpus: All GPUs.
+        jobs: Number of worker slots.
+        slots: Indices of the slots that the process takes, from 0.
 
     Returns:
-        Those of the process: each slot has as many as any other, or one that it shares if there are fewer GPUs than
-        slots; None where nothing is to be dealt out.
+        The GPUs of the process. Each slot has the same number; with fewer GPUs than slots, slots share a GPU. None if
+        there is nothing to divide: no GPU, or a single slot.
 
     >>> deal_gpus(["0", "1", "2", "3"], 2, [1])
     ['2', '3']
@@ -99,13 +99,13 @@ def deal_gpus(gpus: Sequence[str], jobs: int, slots: Sequence[int]) -> list[str]
     """
     if not gpus or jobs == 1:
         return None
-    share = max(1, len(gpus) // jobs)
-    taken = [gpus[(slot * share + place) % len(gpus)] for slot in slots for place in range(share)]
+    per_slot = max(1, len(gpus) // jobs)
+    taken = [gpus[(slot * per_slot + index) % len(gpus)] for slot in slots for index in range(per_slot)]
     return list(dict.fromkeys(taken))
 
 
 def resident_mib(pid: int) -> float:
-    """Return the resident memory of a process and its descendants in MiB, 0 where /proc does not tell.
+    """Return the resident memory of a process and its descendants in MiB; 0 if /proc has no such process.
 
     Pages that processes share are counted in each of them, so this is an upper bound.
     """
@@ -120,10 +120,10 @@ def resident_mib(pid: int) -> float:
 
 
 def stop_processes(processes: Sequence["subprocess.Popen[bytes]"], patience: float = SAVE_SECONDS) -> None:
-    """Interrupt processes as Ctrl-C would, so that training saves.
+    """Interrupt processes as Ctrl-C does, so that training saves.
 
-    What is still there after `patience` seconds, or when Ctrl-C is pressed meanwhile, is killed with all that it
-    started, since each process leads a session of its own.
+    A process that still runs after `patience` seconds, or when Ctrl-C is pressed again, is killed together with all
+    processes that it started: each process leads a session of its own.
     """
     for process in processes:
         if process.poll() is None:

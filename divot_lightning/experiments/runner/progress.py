@@ -1,4 +1,4 @@
-"""How far steps are, and lines that show it."""
+"""Read the progress of steps from their logs, and show it as lines."""
 
 import re
 import shutil
@@ -12,14 +12,14 @@ from typing import TextIO
 BAR_WIDTH = 20
 TAIL_BYTES = 4096
 PLAIN_REFRESH_SECONDS = 30.0
-"""Between two lines of a step where nobody watches: output to a file or a pipe."""
+"""Seconds between two lines of a step, if the output is a file or a pipe."""
 _BAR = re.compile(r"(\d+)/(\d+) \[")
 _TRAINING = re.compile(r"steps (\d+) to (\d+)")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a step is: `done` of `total` units."""
+    """The progress of a step: `done` of `total` units of work."""
 
     done: int
     total: int
@@ -36,14 +36,14 @@ def _tail(path: Path) -> str:
 
 
 def read_progress(log: Path, run: Path | None = None) -> Progress | None:
-    """Read how far a process is from what it writes anyway.
+    """Read the progress of a process from its log and its metrics.
 
     Args:
-        log: Its output; the last tqdm bar in it counts.
-        run: Its run folder if it trains; the last logged step in `metrics.csv` is newer than the bar in the log.
+        log: Its output; the last tqdm bar in it is read.
+        run: Its run folder if it trains; the last step in `metrics.csv` is newer than the bar in the log.
 
     Returns:
-        The progress, None as long as there is nothing to tell.
+        The progress; None as long as neither shows any.
     """
     text = _tail(log)
     bars = _BAR.findall(text)
@@ -83,7 +83,7 @@ class StepMeter:
         self.progress: Progress | None = None
 
     def update(self, progress: Progress | None, now: float) -> None:
-        """Take note of the progress at a time; a rate counts from the first one seen, as a resumed run starts late."""
+        """Set the progress at a time. The rate counts from the first progress seen: a resumed run starts above 0."""
         if progress is not None and self.first is None:
             self.first = (now, progress.done)
         self.progress = progress or self.progress
@@ -105,10 +105,10 @@ class StepMeter:
 
 
 class Display:
-    """Shows running steps: redrawn in place on a terminal, now and then a line elsewhere.
+    """Show running steps: redrawn in place on a terminal, otherwise a line now and then.
 
     Args:
-        stream: Where to; stderr by default.
+        stream: Where the lines go; stderr by default.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -131,7 +131,7 @@ class Display:
         self.shown = now
         self._clear()
         lines = [meter.line(now) for meter in meters] + [footer]
-        if self.live:  # a line that wraps would be two when it is redrawn
+        if self.live:  # a line that wraps would count as two lines when it is redrawn
             columns = shutil.get_terminal_size().columns - 1
             lines = [line[:columns] for line in lines]
         self.stream.write("".join(line + "\n" for line in lines))

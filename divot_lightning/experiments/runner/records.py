@@ -1,24 +1,26 @@
-"""What is kept of each step of a job: `<folder>/steps/<name>.json`."""
+"""Read and write the record of each step of a job: `<folder>/steps/<name>.json`."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from divot_lightning.io.files import write_atomically
+
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What is known of a step that was started.
+    """The record of a step that was started.
 
     Attributes:
         name: Its name.
-        command: Its words.
+        command: Its command line.
         done: Whether it ended well.
-        seconds: Wall time over all attempts, to within a few seconds if it was killed.
+        seconds: Wall time of all attempts; a few seconds may be missing if it was killed.
         peak_mib: Largest resident memory of its processes.
-        together_mib: Largest resident memory of all steps that ran at one time while this one did.
+        together_mib: Largest resident memory of all steps that ran at the same time as this one.
         attempts: How often it was started.
         started: When it was first started, seconds since 1970.
-        failure: What it said last if its latest attempt failed; "" else.
+        failure: The error of its latest attempt; "" if that did not fail.
     """
 
     name: str
@@ -50,6 +52,4 @@ def is_done(folder: Path, name: str) -> bool:
 def write_record(folder: Path, record: StepRecord) -> None:
     """Write the record of a step, whole or not at all."""
     path = folder / "steps" / f"{record.name}.json"
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(asdict(record)), encoding="utf-8")
-    unfinished.replace(path)
+    write_atomically(path, json.dumps(asdict(record)))

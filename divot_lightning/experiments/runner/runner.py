@@ -1,4 +1,4 @@
-"""Runs steps side by side, remembers which are done, and continues where a killed job stopped."""
+"""Run steps side by side, remember which are done, and continue a job that was killed."""
 
 import fcntl
 import shutil
@@ -22,10 +22,11 @@ from divot_lightning.experiments.runner.processes import (
 from divot_lightning.experiments.runner.progress import Display, StepMeter, clock, read_progress
 from divot_lightning.experiments.runner.records import StepRecord, read_record, write_record
 from divot_lightning.experiments.runner.steps import Step, check_plan
+from divot_lightning.io.files import write_atomically
 
 POLL_SECONDS = 0.2
 LOCK_SECONDS = 30.0
-"""How long to wait for the processes of a killed job to leave."""
+"""Seconds to wait until the processes of a killed job have ended."""
 RECORD_SECONDS = 5.0
 TOTAL_FILE = "total_seconds.txt"
 
@@ -43,16 +44,16 @@ class _Running:
 
 
 class StepRunner:
-    """Runs a plan inside a folder.
+    """Run the steps of a plan inside a folder.
 
     Args:
-        steps: The plan; of several steps that could start, the one that stands first does.
+        steps: The plan; if several steps could start, the first of them does.
         folder: Holds `steps/` with a log and a record per step.
-        jobs: How many slots steps share. GPUs are dealt out to them.
-        display: Shows what continues.
-        keep_going: Whether a failed step stops only those that wait for it; else it stops the job.
-        part: Name of the part of a larger job that this runner does; parts of other names may run in the same folder
-            at the same time, the whole job ("") may not.
+        jobs: Number of worker slots that steps share. GPUs are divided among them.
+        display: Shows the running steps.
+        keep_going: Whether a failed step stops only the steps that wait for it; otherwise it stops the job.
+        part: Name of a part of a larger job, "" for the whole job. Parts with different names may run in the same
+            folder at the same time; the whole job must run alone.
     """
 
     def __init__(
@@ -80,19 +81,18 @@ class StepRunner:
 
     @property
     def total_seconds(self) -> float:
-        """Wall time of this job, former starts included."""
+        """Wall time of this job in seconds, including earlier starts."""
         return self.former_seconds + time.monotonic() - self.began
 
     def run(self) -> list[StepRecord]:
-        """Run what is not done yet.
+        """Run all steps that are not done yet.
 
         Returns:
             The record of every step that was started, in the order of the plan.
 
         Raises:
-            UserError: If another job uses the folder, if a step that is done was made by another command, or if a step
-                fails and the job does not keep going; the steps that ran beside it are stopped and continue at the next
-                start.
+            UserError: Another job uses the folder, a step was done with another command, or a step fails and
+                `keep_going` is off. The steps that run beside a failed one are stopped, and continue at the next start.
         """
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
         with self._locked() as locks:
@@ -123,7 +123,7 @@ class StepRunner:
             time.sleep(POLL_SECONDS if self.running else 0)
 
     def _give_up_waiting(self) -> None:
-        """Count steps as failed that wait for a failed one; plans are sorted, so one walk finds them all."""
+        """Count the steps that wait for a failed one as failed. Plans are sorted, so one pass finds all."""
         for step in self.steps:
             if self.failed.intersection(step.after):
                 self.failed.add(step.name)
@@ -135,9 +135,7 @@ class StepRunner:
     def _write_total(self) -> None:
         self.noted = time.monotonic()
         path = self.folder / "steps" / f"{self.part}{TOTAL_FILE}"
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(f"{self.total_seconds:.1f}", encoding="ascii")
-        unfinished.replace(path)
+        write_atomically(path, f"{self.total_seconds:.1f}")
 
     def _done(self) -> set[str]:
         done = set()
@@ -147,7 +145,7 @@ class StepRunner:
                 continue
             if record.command != step.command:
                 raise UserError(
-                    f"{self.folder} holds step {step.name!r} made by another command:\n{_words(record.command)}\n"
+                    f"{self.folder} holds step {step.name!r}, done with another command:\n{_words(record.command)}\n"
                     f"now it is: {_words(step.command)}\nGive another --folder, or remove this one."
                 )
             done.add(step.name)
@@ -155,7 +153,7 @@ class StepRunner:
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[int, ...]]:
-        """Keep other jobs out: a part those of its own name and the whole job, the whole job all of them."""
+        """Lock the folder. A part excludes the part of its own name and the whole job; the whole job excludes all."""
         kinds = {"lock": fcntl.LOCK_SH if self.part else fcntl.LOCK_EX} | {f"{self.part}lock": fcntl.LOCK_EX}
         with ExitStack() as files:
             locks = {name: files.enter_context((self.folder / "steps" / name).open("w")) for name in kinds}
@@ -178,20 +176,20 @@ class StepRunner:
     def _start_ready(self, done: set[str], locks: Sequence[int]) -> None:
         taken = {slot for running in self.running.values() for slot in running.slots}
         free = [slot for slot in range(self.jobs) if slot not in taken]
-        for place, step in enumerate(self.steps, start=1):
+        for number, step in enumerate(self.steps, start=1):
             slots = min(step.slots, self.jobs)
             if step.name in done | self.failed or step.name in self.running or slots > len(free):
                 continue
             if not done.issuperset(step.after):
                 continue
-            self.running[step.name] = self._start(step, f"{place}/{len(self.steps)}", tuple(free[:slots]), locks)
+            self.running[step.name] = self._start(step, f"{number}/{len(self.steps)}", tuple(free[:slots]), locks)
             del free[:slots]
 
     def _start(self, step: Step, position: str, slots: tuple[int, ...], locks: Sequence[int]) -> _Running:
         command = self._command(step)
         former = read_record(self.folder, step.name) or self._new_record(step)
         record = replace(former, command=step.command, attempts=former.attempts + 1, failure="")
-        # A new log for each attempt: the bar of the former one would be taken for this one's.
+        # A new log for each attempt: an old progress bar must not be read as that of this attempt.
         path = self._log(step.name)
         if path.is_file():
             path.replace(path.with_suffix(f".{former.attempts}.log"))
@@ -215,7 +213,7 @@ class StepRunner:
             running.record = replace(running.record, peak_mib=peak, together_mib=beside)
 
     def _command(self, step: Step) -> tuple[str, ...]:
-        """Choose between a new start and continuing, and clears what a former attempt left."""
+        """Return the command to resume or to start a step; before a start, remove the output of earlier attempts."""
         if step.run is not None and all_checkpoints(step.run):
             return step.resume
         for path in (*step.outputs, *((step.run,) if step.run else ())):
@@ -226,7 +224,7 @@ class StepRunner:
         return step.command
 
     def _poll(self, running: _Running) -> bool:
-        """Look after a running step; True if it just ended well."""
+        """Update a running step; return whether it has just ended well."""
         now, step = time.monotonic(), running.step
         status = running.process.poll()
         if status is None:
@@ -261,11 +259,11 @@ class StepRunner:
         log = self._log(step.name)
         text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
         lines = [line for line in text.splitlines() if line.strip()]
-        # Our own errors may take several lines, of which the first says what is wrong.
-        said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+        # The first line of our own errors names the problem; further lines may follow.
+        reason = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
         return (
-            f"step {step.name!r} failed with exit status {status}:\n{said[:300]}\n"
-            f"All it said: {log}\nThe same command continues from here."
+            f"step {step.name!r} failed with exit status {status}:\n{reason[:300]}\n"
+            f"Its whole output: {log}\nThe same command continues from here."
         )
 
     def _log(self, name: str) -> Path:
@@ -273,7 +271,7 @@ class StepRunner:
 
     def _stop(self) -> None:
         if self.running:
-            self.display.say(f"stopping; {', '.join(self.running)} may save first; Ctrl-C ends that at once")
+            self.display.say(f"stopping; {', '.join(self.running)} may save first; Ctrl-C ends them at once")
         stop_processes([running.process for running in self.running.values()])
         now = time.monotonic()
         for running in self.running.values():

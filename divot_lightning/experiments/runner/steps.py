@@ -1,4 +1,4 @@
-"""What a step is. Nothing here imports torch: the process that runs the steps stays small."""
+"""Define a step of a job. Nothing here imports torch, so that the process that runs the steps stays small."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ class Step:
     """One process of a longer job.
 
     Attributes:
-        name: Unique name, also of its log and its done-marker.
-        command: The words of the process.
+        name: Unique name, also of its log and its record.
+        command: Its command line.
         after: Names of the steps that must be done before.
-        run: For a step that trains: its run folder. A folder with a checkpoint is continued by `resume`; one without is
-            cleared and begun anew.
-        resume: The words that continue `run`.
+        run: The run folder of a step that trains. With a checkpoint in it, the step continues with `resume`; without,
+            the folder is removed and the step starts again.
+        resume: The command line that continues `run`.
         outputs: Files and folders that only this step writes; cleared before it is started again.
-        slots: How many of the job's process slots, and torch threads, it takes.
+        slots: Number of worker slots of the job that it takes, and of torch threads.
     """
 
     name: str
@@ -32,10 +32,10 @@ class Step:
 
 
 def check_plan(steps: Sequence[Step]) -> None:
-    """Make sure that steps can be run in the order given.
+    """Check that steps can run in the given order.
 
     Raises:
-        UserError: If a name appears twice, or a step waits for one that does not stand before it.
+        UserError: A name appears twice, or a step waits for one that does not come before it.
 
     >>> check_plan([Step("data", ("true",)), Step("fit", ("true",), after=("data",))])
     """
@@ -45,5 +45,5 @@ def check_plan(steps: Sequence[Step]) -> None:
             raise UserError(f"two steps are called {step.name!r}; give each a name of its own")
         for name in step.after:
             if name not in known:
-                raise UserError(f"step {step.name!r} waits for {name!r}, which does not stand before it")
+                raise UserError(f"step {step.name!r} waits for {name!r}, which does not come before it")
         known.add(step.name)

@@ -1,4 +1,4 @@
-"""A polite SIGTERM ends a job like Ctrl-C."""
+"""Let SIGTERM end a job as Ctrl-C does: running steps may save first."""
 
 import signal
 from types import FrameType

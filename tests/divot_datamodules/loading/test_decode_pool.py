@@ -16,7 +16,7 @@ from divot_datamodules.loading.decode_pool import DecodePool, LazyDecoding, Requ
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
 from divot_datamodules.order.order_plan import SampleIndex
 from divot_lightning.errors import UserError
-from divot_lightning.testing.faults import full_shared_memory
+from tests.helpers.faults import full_shared_memory
 
 DEADLINE = 0.5
 

@@ -18,7 +18,7 @@ from divot_datamodules.shards.sources import open_source
 from divot_datamodules.shards.tar_source import TarSource
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
-from divot_lightning.testing.broken_shards import write_members
+from tests.helpers.broken_shards import write_members
 
 STEPS = 8
 

@@ -12,8 +12,8 @@ from divot_datamodules.preparation.inspection import find_shards, inspect_source
 from divot_datamodules.preparation.inspection_report import LISTED, ShardReport, write_contact_sheet, write_skipped
 from divot_datamodules.shards.tar_source import TarSource
 from divot_lightning.errors import UserError
-from divot_lightning.testing.broken_shards import HangingDecoder, make_broken_shards
 from divot_lightning.testing.toy_shards import make_toy_shards
+from tests.helpers.broken_shards import HangingDecoder, make_broken_shards
 
 
 def inspect(folder, **settings):

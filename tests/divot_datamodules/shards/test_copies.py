@@ -9,7 +9,7 @@ from divot_datamodules.shards import storage as shard_storage
 from divot_datamodules.shards.copies import ShardCopies
 from divot_datamodules.shards.sources import TarSource, open_source
 from divot_lightning.errors import UserError
-from divot_lightning.testing.shard_server import serve_shards
+from tests.helpers.shard_server import serve_shards
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import pytest
 from divot_datamodules.shards.index_files import index_path, put_index_beside, write_shared
 from divot_datamodules.shards.sources import TarSource
 from divot_lightning.errors import UserError
-from divot_lightning.testing.broken_shards import make_broken_shards
-from divot_lightning.testing.shard_server import serve_shards
+from tests.helpers.broken_shards import make_broken_shards
+from tests.helpers.shard_server import serve_shards
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from divot_datamodules.shards import storage as shard_storage
 from divot_datamodules.shards.reading import ShardError
 from divot_datamodules.shards.storage import LocalShard, RemoteShard, file_system_options, read_whole
-from divot_lightning.testing.shard_server import serve_shards
+from tests.helpers.shard_server import serve_shards
 
 
 @pytest.fixture(autouse=True)

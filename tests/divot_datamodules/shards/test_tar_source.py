@@ -16,8 +16,8 @@ from divot_datamodules.shards.index_files import IndexFiles, index_path, write_i
 from divot_datamodules.shards.storage import OPEN_FILES, LocalShard
 from divot_datamodules.shards.tar_source import MAX_TEXT_BYTES, TarSource
 from divot_lightning.errors import UserError
-from divot_lightning.testing.broken_shards import make_broken_shards
-from divot_lightning.testing.shard_server import serve_shards
+from tests.helpers.broken_shards import make_broken_shards
+from tests.helpers.shard_server import serve_shards
 
 
 @pytest.fixture(scope="module")

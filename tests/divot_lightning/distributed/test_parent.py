@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.distributed import parent
-from divot_lightning.testing.jobs import Job
+from tests.helpers.jobs import Job
 
 GONE_SECONDS = 10.0
 """What is promised."""

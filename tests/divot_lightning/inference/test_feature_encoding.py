@@ -18,8 +18,8 @@ from divot_lightning.inference import feature_encoding as encoding
 from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
-from divot_lightning.testing.faults import limited_file_size
 from divot_lightning.training.stages.video_llm_step import clip_features
+from tests.helpers.faults import limited_file_size
 
 
 def tiny_tokenizer(seed=0, image_size=32):
@@ -137,7 +137,7 @@ def test_a_sample_of_many_videos_is_skipped(run, tmp_path, write_tar, numbered_f
         "--output",
         str(tmp_path / "out"),
     ]
-    assert divot([*words, "--max-sample-clips", "2", "--max-bad-fraction", "0.5"]) == 0
+    assert divot([*words, "--max-sample-clips", "2", "--max-skipped-fraction", "0.5"]) == 0
     assert "left out: 1 (too_many_clips 1)" in capsys.readouterr().out
     assert open_source(tmp_path / "out").counts == (1,)
 

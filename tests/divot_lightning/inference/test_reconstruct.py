@@ -27,9 +27,9 @@ from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConf
 from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
-from divot_lightning.testing.broken_shards import moving_clip, write_members
-from divot_lightning.testing.faults import limited_file_size
 from divot_lightning.testing.toy_shards import make_toy_shards
+from tests.helpers.broken_shards import moving_clip, write_members
+from tests.helpers.faults import limited_file_size
 
 
 def tiny_tokenizer() -> VideoTokenizer:

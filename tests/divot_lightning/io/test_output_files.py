@@ -9,7 +9,7 @@ import pytest
 
 from divot_lightning.errors import UserError
 from divot_lightning.io.output_files import writing_to
-from divot_lightning.testing.faults import limited_file_size
+from tests.helpers.faults import limited_file_size
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from divot_datamodules.shards.sources import open_source
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.testing.broken_shards import write_members
 from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.instruction_tuning import InstructionTuning
 from divot_lightning.training.stages.llm_pretraining import LLMPretraining
+from tests.helpers.broken_shards import write_members
 
 MAX_LENGTH = 40
 SHAPE = (3, 8)

@@ -1,4 +1,4 @@
-"""Cells are all combinations; what two cells have in common is done once, and only that."""
+"""Trials are all combinations; what two trials have in common is done once, and only that."""
 
 import copy
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.ablation.grid import Cell, cell_options, make_cells, make_grid
+from divot_lightning.experiments.ablation.grid import Trial, make_grid, make_trials, trial_options
 from divot_lightning.experiments.ablation.recipe import parse_recipe
 from divot_lightning.experiments.runner.steps import check_plan
 from tests.divot_lightning.experiments.ablation.test_recipe import RECIPE
@@ -19,19 +19,19 @@ def recipe(**changes):
     return parse_recipe(copy.deepcopy(RECIPE) | changes)
 
 
-def test_cells_are_all_combinations_with_every_seed():
-    cells = make_cells(recipe(vary={**RECIPE["vary"], "generation_mode": MECHANISM}))
-    assert len(cells) == 2 * 2 * 2
-    assert {cell.name for cell in cells} >= {"mse-causal-seed0", "gmm-both-seed1"}
+def test_trials_are_all_combinations_with_every_seed():
+    trials = make_trials(recipe(vary={**RECIPE["vary"], "generation_mode": MECHANISM}))
+    assert len(trials) == 2 * 2 * 2
+    assert {trial.name for trial in trials} >= {"mse-causal-seed0", "gmm-both-seed1"}
 
 
 def test_options_are_the_pipelines_then_the_variants_then_the_seed():
-    options = cell_options(recipe(), Cell(("gmm",), 1))
+    options = trial_options(recipe(), Trial(("gmm",), 1))
     assert options["llm"] == {"data.train": "{data}/train", "model.head": "gmm", "seed_everything": 1}
     assert options["data"] == {"train": 8}
 
 
-def test_what_all_cells_need_is_done_once_and_the_rest_once_per_cell():
+def test_what_all_trials_need_is_done_once_and_the_rest_once_per_trial():
     steps = [step.name for step in make_grid(recipe(), OUT).all_steps()]
     assert sum(name.startswith("shared.data") for name in steps) == 1
     assert sorted(name for name in steps if name.endswith("llm")) == [
@@ -52,13 +52,13 @@ def test_a_change_in_an_early_step_separates_everything_behind_it():
 def test_steps_stand_behind_what_they_refer_to_and_read_its_folder():
     grid = make_grid(recipe(), OUT)
     check_plan(grid.all_steps())
-    cell = grid.steps["mse-seed0"]
-    assert f"{cell['data'].folder}/train" in cell["llm"].step.command
-    assert cell["scores"].step.after == ("cells.mse-seed0.llm",)
-    assert [step.name for step in grid.shared_steps()] == [cell["data"].step.name]
+    trial = grid.steps["mse-seed0"]
+    assert f"{trial['data'].folder}/train" in trial["llm"].step.command
+    assert trial["scores"].step.after == ("cells.mse-seed0.llm",)
+    assert [step.name for step in grid.shared_steps()] == [trial["data"].step.name]
 
 
-def test_a_cell_is_an_ordinary_run_that_resumes_by_itself():
+def test_a_trial_is_an_ordinary_run_that_resumes_by_itself():
     step = make_grid(recipe(), OUT).steps["mse-seed0"]["llm"].step
     assert step.command[2:7] == ("divot_lightning", "fit", "--config", "toy/llm_pretraining", "--run")
     assert step.run == OUT / "cells/mse-seed0/llm"

@@ -1,4 +1,4 @@
-"""Cells train as long as their common amount asks for, by what a step of theirs costs."""
+"""Trials train as long as their common amount asks for, by what a step of theirs costs."""
 
 import json
 
@@ -23,7 +23,7 @@ def matched(by, amount):
 )
 def test_steps_follow_from_the_amount(by, amount, expected):
     options = {"fit": "toy/llm_pretraining"}  # states batch_size 32
-    found = tuple(steps_for_amount(matched(by, amount), options, COSTS, cell) for cell in COSTS)
+    found = tuple(steps_for_amount(matched(by, amount), options, COSTS, trial) for trial in COSTS)
     assert found == expected
 
 
@@ -67,7 +67,7 @@ def test_the_cost_of_a_step_is_that_of_all_batches_it_accumulates(tmp_path):
 
 
 def test_a_step_without_tokens_cannot_be_matched_by_them():
-    with pytest.raises(UserError, match=r"cell 'a' has no tokens"):
+    with pytest.raises(UserError, match=r"trial 'a' has no tokens"):
         steps_for_amount(matched("tokens", 10), {}, {"a": {"tokens": 0.0}}, "a")
 
 
@@ -79,8 +79,8 @@ def test_the_cost_of_a_step_counts_tokens_and_operations(tmp_path):
     for width in ("64", "128"):
         more = [f"--data.{split}={tmp_path / 'data' / split}" for split in ("train", "validation")]
         more += ["--model.detokenizer.denoiser.width", width]
-        assert measure_cost([str(tmp_path / "cell" / "cost.json"), *words, *more]) == 0
-        costs.append(json.loads((tmp_path / "cell" / "cost.json").read_text()))
+        assert measure_cost([str(tmp_path / "trial" / "cost.json"), *words, *more]) == 0
+        costs.append(json.loads((tmp_path / "trial" / "cost.json").read_text()))
     assert costs[0]["tokens"] == 0
     assert costs[0]["flops"] < costs[1]["flops"]
     assert not (tmp_path / "run").exists()

@@ -8,7 +8,7 @@ import yaml
 from divot_lightning.errors import UserError
 from divot_lightning.experiments.ablation.directions import Near
 from divot_lightning.experiments.ablation.recipe import load_recipe, parse_recipe, restore_recipe
-from divot_lightning.experiments.ablation.run import claim
+from divot_lightning.experiments.ablation.run import lock_recipe
 
 RECIPE = yaml.safe_load(
     """
@@ -43,7 +43,7 @@ def test_a_recipe_is_read_as_written():
 def test_a_score_may_be_best_near_a_number_also_after_a_restart(tmp_path):
     recipe = parse_recipe(changed(scores={"generation/spread": {"near": 1}, "captions/exact": "higher"}))
     assert recipe.scores == {"generation/spread": Near(1.0), "captions/exact": "higher"}
-    claim(recipe, tmp_path)
+    lock_recipe(recipe, tmp_path)
     assert restore_recipe(yaml.safe_load((tmp_path / "recipe.yaml").read_text())).scores == recipe.scores
 
 
@@ -60,13 +60,13 @@ def test_a_score_may_be_best_near_a_number_also_after_a_restart(tmp_path):
         ({"vary": {"head": {"mse": {"lllm": {}}}}}, r"changes \['lllm'\]"),
         ({"vary": {"head": {}}}, "axis 'head' names no variants"),
         ({"matched_by": "hours"}, "matched_by is 'hours'"),
-        ({"matched_by": "tokens"}, "`amount` has to say"),
+        ({"matched_by": "tokens"}, "`amount` must state"),
         ({"amount": 4}, "belong together"),
         ({"amount": 4, "matched_steps": ["llms"]}, r"`matched_steps` names \['llms'\]"),
         ({"seeds": {"values": [0, 1]}}, "2 seeds, but"),
-        ({"scores": {"captions/exact": "up"}}, r"'up'; say what is better: higher, lower or {near: 1}"),
-        ({"scores": {"captions/exact": {"near": "one"}}}, r"{'near': 'one'}; say what is better"),
-        ({"scores": {"captions/exact": {"near": 1, "far": 2}}}, "say what is better"),
+        ({"scores": {"captions/exact": "up"}}, r"'up'; give which values are better: higher, lower or {near: 1}"),
+        ({"scores": {"captions/exact": {"near": "one"}}}, r"{'near': 'one'}; give which values are better"),
+        ({"scores": {"captions/exact": {"near": 1, "far": 2}}}, "give which values are better"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(changes, message):

@@ -1,4 +1,4 @@
-"""An ablation runs through the command line: shared steps once, a failed cell alone, nothing twice."""
+"""An ablation runs through the command line: shared steps once, a failed trial alone, nothing twice."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.experiments.ablation import matching
 from divot_lightning.experiments.ablation import run as run_module
-from divot_lightning.experiments.ablation.grid import make_cells
+from divot_lightning.experiments.ablation.grid import make_trials
 from divot_lightning.experiments.ablation.recipe import load_recipe
 from divot_lightning.experiments.ablation.run import run_ablation
 from divot_lightning.experiments.runner.records import StepRecord
@@ -22,7 +22,7 @@ from tests.divot_lightning.experiments.ablation.test_grid import recipe
 from tests.divot_lightning.experiments.ablation.test_recipe import RECIPE
 
 TINY = {
-    "title": "terminal share",
+    "title": "terminal timesteps",
     "pipeline": [
         {"name": "data", "divot": "data toy {folder}", "options": {"train": 8, "validation": 2, "held-out": 4}},
         {
@@ -41,7 +41,7 @@ TINY = {
         "share": {
             "none": {"tokenizer": {"model.terminal_timestep_prob": 0.0}},
             "most": {"tokenizer": {"model.terminal_timestep_prob": 0.9}},
-            "impossible": {"tokenizer": {"model.terminal_sharee": 2}},
+            "impossible": {"tokenizer": {"model.terminal_timestep_probs": 2}},
         }
     },
     "matched_by": "samples",
@@ -59,8 +59,8 @@ def test_an_ablation_runs_goes_on_and_shows_what_failed(tmp_path, capsys):
     words = ["ablate", str(tmp_path / "tiny.yaml"), "--folder", str(folder)]
     assert main(words) == 1
     shown = capsys.readouterr()
-    assert shown.err.startswith("impossible-seed0 cannot run: tokenizer: 'model.terminal_sharee' is no setting")
-    assert re.search(r"failed: impossible-seed0: tokenizer: .*terminal_sharee", shown.err)
+    assert shown.err.startswith("impossible-seed0 cannot run: tokenizer: 'model.terminal_timestep_probs' is no setting")
+    assert re.search(r"failed: impossible-seed0: tokenizer: .*terminal_timestep_probs", shown.err)
     assert not list((folder / "steps").glob("*impossible*"))
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert {row["cell"] for row in rows if row["value"]} == {"none-seed0", "most-seed0"}
@@ -70,7 +70,7 @@ def test_an_ablation_runs_goes_on_and_shows_what_failed(tmp_path, capsys):
     metrics = list(csv.DictReader((folder / "cells/most-seed0/tokenizer/metrics.csv").open()))
     assert len([row for row in metrics if row["train/loss"]]) == 3  # 6 samples, 2 at a time
     page = (folder / "report.html").read_text()
-    assert "Ablation: terminal share" in page
+    assert "Ablation: terminal timesteps" in page
     assert page.count("data:image/webp") >= 8
     assert "none-seed0" in page
 
@@ -118,26 +118,26 @@ def test_an_ablation_takes_more_seeds_and_variants_and_another_text(tmp_path, mo
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_an_unknown_cell_is_refused(tmp_path, monkeypatch):
+def test_an_unknown_trial_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
-    with pytest.raises(UserError, match="there is no cell 'gmm-seed9'"):
+    with pytest.raises(UserError, match="there is no trial 'gmm-seed9'"):
         run_ablation(recipe(), tmp_path / "out", jobs=1, part="gmm-seed9")
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_cell_alone_waits_for_what_other_cells_need_too(tmp_path, monkeypatch):
+def test_a_trial_alone_waits_for_what_other_trials_need_too(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: started.extend(self.steps))
-    with pytest.raises(UserError, match=r"cell 'gmm-seed0' needs 'shared\.data-\w+'.*\n.*--part shared"):
+    with pytest.raises(UserError, match=r"trial 'gmm-seed0' needs 'shared\.data-\w+'.*\n.*--part shared"):
         run_ablation(recipe(), tmp_path / "out", jobs=1, part="gmm-seed0")
     by_tokens = recipe(matched_by="tokens", amount=100, matched_steps=["llm"])
-    with pytest.raises(UserError, match=r"cell 'gmm-seed0' is matched by tokens.*\n.*--part shared"):
+    with pytest.raises(UserError, match=r"trial 'gmm-seed0' is matched by tokens.*\n.*--part shared"):
         run_ablation(by_tokens, tmp_path / "other", jobs=1, part="gmm-seed0")
     assert started == []
 
 
 class CostsOfGMMFail:
-    """Runs no step, but leaves what measuring the costs leaves where the GMM cells cannot be built."""
+    """Runs no step, but leaves what measuring the costs leaves where the GMM trials cannot be built."""
 
     def __init__(self, steps, folder, **settings):
         self.steps, self.folder = steps, folder
@@ -154,21 +154,21 @@ class CostsOfGMMFail:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_cell_whose_cost_cannot_be_measured_fails_alone_and_does_not_train(tmp_path, monkeypatch):
+def test_a_trial_whose_cost_cannot_be_measured_fails_alone_and_does_not_train(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(matching, "StepRunner", CostsOfGMMFail)
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: started.extend(self.steps))
     by_tokens = recipe(matched_by="tokens", amount=500, matched_steps=["llm"])
     results = run_ablation(by_tokens, tmp_path / "out", jobs=1)
-    failed = {result.cell.name: result.failure for result in results if result.failure}
-    assert failed == {f"gmm-seed{n}": "what a training step costs: no such setting" for n in (0, 1)}
+    failed = {result.trial.name: result.failure for result in results if result.failure}
+    assert failed == {f"gmm-seed{n}": "the cost of a training step: no such setting" for n in (0, 1)}
     trained = {step.name: " ".join(step.command) for step in started if step.name.endswith(".llm")}
     assert list(trained) == ["cells.mse-seed0.llm", "cells.mse-seed1.llm"]
     assert "--trainer.max_steps 50" in trained["cells.mse-seed0.llm"]
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_cells_with_wrong_settings_fail_before_anything_runs_and_others_go_on(tmp_path, monkeypatch, capsys):
+def test_trials_with_wrong_settings_fail_before_anything_runs_and_others_go_on(tmp_path, monkeypatch, capsys):
     started, looked_at = [], []
 
     def wrong(steps):
@@ -178,7 +178,7 @@ def test_cells_with_wrong_settings_fail_before_anything_runs_and_others_go_on(tm
     monkeypatch.setattr(run_module, "wrong_settings", wrong)
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: started.extend(step.name for step in self.steps))
     results = run_ablation(recipe(), tmp_path / "out", jobs=1)
-    failed = {result.cell.name: result.failure for result in results if result.failure}
+    failed = {result.trial.name: result.failure for result in results if result.failure}
     assert failed == {"gmm-seed0": "llm: no such setting"}
     assert capsys.readouterr().err == "gmm-seed0 cannot run: llm: no such setting\n"
     assert {"cells.mse-seed0.llm", "cells.gmm-seed1.llm"} < set(started)
@@ -187,11 +187,11 @@ def test_cells_with_wrong_settings_fail_before_anything_runs_and_others_go_on(tm
 
 
 @pytest.mark.parametrize(("status", "left", "queued"), [(0, 0, False), (1, 1, False), (130, 0, True)])
-def test_a_task_of_the_array_runs_its_cell_and_queues_itself_again_if_it_was_stopped(tmp_path, status, left, queued):
+def test_a_task_of_the_array_runs_its_trial_and_queues_itself_again_if_it_was_stopped(tmp_path, status, left, queued):
     folder = tmp_path / "an ablation"
     assert main(["ablate", "ablations/heads", "--folder", str(folder), "--slurm"]) == 0
-    cells = [cell.name for cell in make_cells(load_recipe("ablations/heads"))]
-    listing = f'case "$*" in *--list) echo {" ".join(cells)} | tr " " "\\n"; exit;; esac'
+    trials = [trial.name for trial in make_trials(load_recipe("ablations/heads"))]
+    listing = f'case "$*" in *--list) echo {" ".join(trials)} | tr " " "\\n"; exit;; esac'
     stubs = {
         "divot": f'{listing}\necho $6 > "$OUT"; exit {status}',
         "srun": 'exec "$@"',
@@ -203,17 +203,17 @@ def test_a_task_of_the_array_runs_its_cell_and_queues_itself_again_if_it_was_sto
     known = {"SLURM_ARRAY_TASK_ID": "4", "SLURM_JOB_ID": "77", "OUT": str(tmp_path / "out")}
     environment = os.environ | known | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     assert subprocess.run(["bash", folder / "array.sh"], env=environment, timeout=120).returncode == left
-    assert (tmp_path / "out").read_text().split() == [cells[4], *(["requeue", "77"] if queued else [])]
+    assert (tmp_path / "out").read_text().split() == [trials[4], *(["requeue", "77"] if queued else [])]
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_an_array_job_has_one_task_per_cell_and_its_folder_takes_the_ablation(tmp_path, capsys, monkeypatch):
+def test_an_array_job_has_one_task_per_trial_and_its_folder_takes_the_ablation(tmp_path, capsys, monkeypatch):
     assert main(["ablate", "ablations/heads", "--list"]) == 0
-    cells = capsys.readouterr().out.split()
+    trials = capsys.readouterr().out.split()
     words = ["ablate", "ablations/heads", "--folder", str(tmp_path / "out")]
     assert main([*words, "--slurm"]) == 0
     script = (tmp_path / "out" / "array.sh").read_text()
-    assert f"--array=0-{len(cells) - 1}" in script
+    assert f"--array=0-{len(trials) - 1}" in script
     assert "--requeue" in script
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
     assert main([*words, "--part", "shared"]) == 0

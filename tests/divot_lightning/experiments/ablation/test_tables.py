@@ -1,4 +1,4 @@
-"""Tables show what was measured, what failed, and compare only what was measured in one way."""
+"""Tables show what was measured, what failed, and compare only scores of one protocol."""
 
 import csv
 import io
@@ -15,9 +15,8 @@ from scipy.stats import ttest_1samp
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.experiments.ablation.comparisons import compare_groups
-from divot_lightning.experiments.ablation.grid import Cell as GridCell
-from divot_lightning.experiments.ablation.grid import make_grid
-from divot_lightning.experiments.ablation.results import CellResult, by_group, collect, num_parameters, paired_values
+from divot_lightning.experiments.ablation.grid import Trial, make_grid
+from divot_lightning.experiments.ablation.results import TrialResult, by_group, collect, num_parameters, paired_values
 from divot_lightning.experiments.ablation.tables import (
     as_csv,
     as_markdown,
@@ -32,8 +31,8 @@ from tests.divot_lightning.experiments.ablation.test_grid import recipe
 ITEMS = {"mse-seed0": [1, 0, 0, 0], "mse-seed1": [1, 1, 0, 0], "gmm-seed0": [1, 1, 1, 0], "gmm-seed1": [1, 1, 1, 1]}
 
 
-def write_cells(folder, grid, protocol=None):
-    """Writes what finished cells leave behind."""
+def write_trials(folder, grid, protocol=None):
+    """Writes what finished trials leave behind."""
     (folder / "steps").mkdir()
     for name, items in ITEMS.items():
         for what in grid.steps[name].values():
@@ -50,8 +49,8 @@ def seeds_of(values, better, *, items=None):
     """Returns the table of two groups with these scores per seed, `mse` the baseline."""
     folders = {"mse": {}, "gmm": {}}
     results = [
-        CellResult(
-            GridCell((group,), seed),
+        TrialResult(
+            Trial((group,), seed),
             {"s": Score("s", value, 4, {})},
             {"s": items[group][seed]} if items else {},
         )
@@ -72,7 +71,7 @@ def grid(tmp_path):
 
 
 def test_a_row_is_mean_range_difference_and_cost(tmp_path, grid):
-    write_cells(tmp_path, grid)
+    write_trials(tmp_path, grid)
     table = result_table(recipe(baseline="mse"), collect(grid, tmp_path))
     assert list(table.columns) == ["", "captions/exact (up)", "seconds", "peak MiB", "million parameters"]
     assert [[text(cell) for cell in row] for row in table.rows] == [
@@ -86,11 +85,11 @@ def test_a_row_is_mean_range_difference_and_cost(tmp_path, grid):
     assert difference.startswith("+0.500 [")
 
 
-def test_two_seeds_make_no_claim(tmp_path):
+def test_two_seeds_allow_no_conclusion(tmp_path):
     table = seeds_of({"mse": [0.0, 0.01], "gmm": [0.9, 0.92]}, "higher")
     assert table.rows[1][1].good is None
     assert table.rows[1][1].detail.splitlines()[1] == "+0.905 [+0.841, +0.969]"  # 0.905 -+ 12.706 * 0.0071 / sqrt(2)
-    assert "no claim rests on fewer than 3 seeds" in table.note
+    assert "fewer than 3 seeds support no conclusion" in table.note
 
 
 @pytest.mark.parametrize(("better", "good"), [("higher", True), ("lower", False)])
@@ -108,7 +107,7 @@ def test_a_score_with_a_best_value_is_judged_by_its_distance():
     assert overshooting.rows[1][1].detail.splitlines()[1].startswith("distance to 1: +0.807 [")
     closer = seeds_of({"mse": [0.20, 0.21, 0.22], "gmm": [1.08, 1.05, 1.07]}, {"near": 1})
     assert closer.rows[1][1].good is True
-    assert "compared by its distance to it" in closer.note
+    assert "compared by its distance to that value" in closer.note
 
 
 def test_the_distance_is_that_of_a_seed_s_score_and_not_of_its_items():
@@ -127,7 +126,7 @@ def test_many_comparisons_are_corrected():
         of_gmm = dict(zip(names, [gain, *chance[:, seed]], strict=True))
         for group, values in (("mse", dict.fromkeys(names, 0.0)), ("gmm", of_gmm)):
             scores = {name: Score(name, float(value), 1) for name, value in values.items()}
-            results.append(CellResult(GridCell((group,), seed), scores))
+            results.append(TrialResult(Trial((group,), seed), scores))
     alone, among = (
         compare_groups(dict.fromkeys(some, "higher"), by_group(results), "mse")["gmm", "s0"] for some in (["s0"], names)
     )
@@ -137,14 +136,14 @@ def test_many_comparisons_are_corrected():
 
 
 def test_undefined_scores_have_neither_range_nor_difference(tmp_path, grid):
-    write_cells(tmp_path, grid)
+    write_trials(tmp_path, grid)
     results = collect(grid, tmp_path)
     nothing = [replace(r, scores={"captions/exact": Score("captions/exact", math.nan, 0)}, items={}) for r in results]
     assert [row[1] for row in result_table(recipe(baseline="mse"), nothing).rows] == [Cell("-")] * 2
 
 
 def test_differences_are_paired_by_seed_and_item(tmp_path, grid):
-    write_cells(tmp_path, grid)
+    write_trials(tmp_path, grid)
     results = collect(grid, tmp_path)
     ours, theirs = paired_values("captions/exact", results[2:], results[:2])
     assert ours.tolist() == [ITEMS["gmm-seed0"], ITEMS["gmm-seed1"]]
@@ -152,18 +151,18 @@ def test_differences_are_paired_by_seed_and_item(tmp_path, grid):
 
 
 def test_items_are_also_those_of_evaluations(tmp_path, grid):
-    write_cells(tmp_path, grid)
+    write_trials(tmp_path, grid)
     for name, items in ITEMS.items():
         folder = grid.steps[name]["scores"].folder / "captions"
         (folder / "items.json").unlink()
         rows = [json.dumps({"id": str(at), "scores": {"captions/exact": value}}) for at, value in enumerate(items)]
         (folder / "predictions.jsonl").write_text("\n".join(rows) + "\n")
     results = collect(grid, tmp_path)
-    assert {result.cell.name: result.items["captions/exact"] for result in results} == ITEMS
+    assert {result.trial.name: result.items["captions/exact"] for result in results} == ITEMS
 
 
 def test_items_that_a_score_does_not_count_are_left_out_of_the_pairs(tmp_path, grid):
-    write_cells(tmp_path, grid)
+    write_trials(tmp_path, grid)
     for name, items in ITEMS.items():
         folder = grid.steps[name]["scores"].folder / "captions"
         (folder / "items.json").unlink()
@@ -176,8 +175,8 @@ def test_items_that_a_score_does_not_count_are_left_out_of_the_pairs(tmp_path, g
     assert theirs.tolist() == [ITEMS["mse-seed0"][:2], ITEMS["mse-seed1"][:2]]
 
 
-def test_a_failed_cell_is_shown_and_the_others_stand(tmp_path, grid):
-    write_cells(tmp_path, grid)
+def test_a_failed_trial_is_shown_and_the_others_stand(tmp_path, grid):
+    write_trials(tmp_path, grid)
     path = tmp_path / "steps" / "cells.gmm-seed1.llm.json"
     failure = "step 'x' failed with exit status 1:\nno such head\nlog"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"done": False, "failure": failure}))
@@ -190,8 +189,8 @@ def test_a_failed_cell_is_shown_and_the_others_stand(tmp_path, grid):
     assert "no such head" in as_csv(results)
 
 
-def test_a_cell_that_is_not_done_has_not_failed(tmp_path, grid):
-    write_cells(tmp_path, grid)
+def test_a_trial_that_is_not_done_has_not_failed(tmp_path, grid):
+    write_trials(tmp_path, grid)
     for seed in (0, 1):
         (tmp_path / "steps" / f"cells.gmm-seed{seed}.scores.json").unlink()
     results = collect(grid, tmp_path)
@@ -202,21 +201,23 @@ def test_a_cell_that_is_not_done_has_not_failed(tmp_path, grid):
 
 
 def test_scores_of_other_protocols_are_refused_or_marked(tmp_path, grid):
-    write_cells(tmp_path, grid, {"gmm-seed0": {"split": "validation"}})
-    with pytest.raises(UserError, match=r"captions/exact was not measured in one way .* differs: split\.\n.*--mixed"):
+    write_trials(tmp_path, grid, {"gmm-seed0": {"split": "validation"}})
+    with pytest.raises(
+        UserError, match=r"captions/exact was not measured with the same protocol .* different: split\.\n.*--mixed"
+    ):
         collect(grid, tmp_path)
     table = result_table(recipe(), collect(grid, tmp_path, mixed_protocols=True))
     assert table.columns[1] == "captions/exact * (up)"
     assert "captions/exact differs in split" in table.note
 
 
-def test_the_seed_of_a_cell_is_no_other_protocol_wherever_it_stands(tmp_path, grid):
-    write_cells(tmp_path, grid, {name: {"decoding": {"seed": int(name[-1])}} for name in ITEMS})
+def test_the_seed_of_a_trial_is_no_other_protocol_wherever_it_stands(tmp_path, grid):
+    write_trials(tmp_path, grid, {name: {"decoding": {"seed": int(name[-1])}} for name in ITEMS})
     assert len(collect(grid, tmp_path)) == len(ITEMS)
 
 
 def test_the_time_of_a_stopped_run_is_scaled_from_its_last_start(tmp_path, grid):
-    write_cells(tmp_path, grid)
+    write_trials(tmp_path, grid)
     run = grid.steps["gmm-seed0"]["llm"].folder
     run.mkdir(parents=True)
     finished = {"steps": 100, "seconds_since_start_or_resume": 5.0, "steps_since_start_or_resume": 25}
@@ -227,8 +228,8 @@ def test_the_time_of_a_stopped_run_is_scaled_from_its_last_start(tmp_path, grid)
     assert [text(row[table.columns.index("peak GPU MiB")]) for row in table.rows] == ["-", "7"]
 
 
-def test_csv_has_a_row_for_every_cell_and_score(tmp_path, grid):
-    write_cells(tmp_path, grid)
+def test_csv_has_a_row_for_every_trial_and_score(tmp_path, grid):
+    write_trials(tmp_path, grid)
     rows = list(csv.DictReader(io.StringIO(as_csv(collect(grid, tmp_path)))))
     assert [(row["cell"], float(row["value"])) for row in rows] == [
         (name, sum(items) / 4) for name, items in ITEMS.items()
@@ -250,9 +251,9 @@ def test_published_tables_are_marked_as_another_scale():
 
 
 def test_an_unknown_baseline_or_score_is_refused(tmp_path, grid):
-    write_cells(tmp_path, grid)
+    write_trials(tmp_path, grid)
     results = collect(grid, tmp_path)
     with pytest.raises(UserError, match="baseline is 'flow'; the combinations are mse, gmm"):
         baseline_of(recipe(baseline="flow"), results)
-    with pytest.raises(UserError, match="no cell has: captions/exactt"):
+    with pytest.raises(UserError, match="no trial has: captions/exactt"):
         result_table(recipe(scores={"captions/exactt": "higher"}), results)

@@ -110,8 +110,8 @@ def test_curves_hold_the_logged_points_only(report):
     assert not lines["LLM pretraining: gmm head"].logarithmic
 
 
-def test_right_and_wrong_sayings_are_told_apart(report):
-    right = [saying[3] for answered in report.answers for saying in answered.sayings]
+def test_right_and_wrong_texts_are_told_apart(report):
+    right = [saying[3] for answered in report.answers for saying in answered.texts]
     assert True in right
     assert False in right
 

@@ -1,12 +1,12 @@
-"""Breaks runs on purpose: kills, signals, errors on one rank, full disks, damaged files. Public, for tests.
+"""Break runs on purpose: kills, signals, errors on one rank, full disks, damaged files. Only our own tests use it.
 
-`python -m divot_lightning.testing.faults ...` is the `divot` command with a fault at an exact place:
+`python -m tests.helpers.faults ...` is the `divot` command with a fault at an exact place:
 
     with Job.divot("resume", "--config", "recipe.yaml", fault=Fault("kill", step=5, rank=1)) as job:
         assert job.wait() == 1
         print(job.output)
 
-`divot_lightning.testing.jobs.Job` also sends signals to a running command from outside, to one rank or to all.
+`tests.helpers.jobs.Job` also sends signals to a running command from outside, to one rank or to all.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ Moment = Literal["start", "step", "logged", "save", "validation", "next"]
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong, where and when.
+    """A fault: what goes wrong, on which rank, and when.
 
     Attributes:
         action: `kill` is `kill -9`; `user_error` and `crash` raise; `hang` stays for an hour; `full_disk` lets every
@@ -42,8 +42,8 @@ class Fault:
         step: Optimizer steps done when it happens.
         rank: On which rank; None for all.
         moment: `start` when training starts, `step` when the step is done, `logged` when its metrics are written and
-            before it is saved, `save` when its checkpoint starts to be written, `validation` when a validation after
-            it has begun, `next` when all of that is over and the next step begins.
+            before it is saved, `save` when writing its checkpoint starts, `validation` when a validation after it has begun, `next` when the
+            next step begins.
         delay: Seconds after the moment, during which the process continues; for `kill` and signals.
         bytes_left: See `full_disk`.
     """
@@ -56,7 +56,7 @@ class Fault:
     bytes_left: int = 64_000
 
     def happen(self) -> None:
-        """Do it, now or after the delay."""
+        """Cause the fault, now or after the delay."""
         if self.delay:
             threading.Timer(self.delay, self._act).start()
         else:
@@ -66,9 +66,9 @@ class Fault:
         from divot_lightning.errors import UserError
 
         if self.action == "user_error":
-            raise UserError(f"a fault was asked for at step {self.step}; ask for none")
+            raise UserError(f"this fault was requested at step {self.step}: request none")
         if self.action == "crash":
-            raise RuntimeError(f"a fault was asked for at step {self.step}")
+            raise RuntimeError(f"this fault was requested at step {self.step}")
         if self.action == "hang":
             time.sleep(3600.0)
         elif self.action == "full_disk":
@@ -78,11 +78,11 @@ class Fault:
 
 
 def damage_file(file: Path, *, at: int | None = None, keep_bytes: int | None = None) -> None:
-    """Flip a byte, or cuts the end off.
+    """Flip a byte, or cut the end off.
 
     Args:
         file: The file.
-        at: TokenKind of the byte that changes; the middle by default.
+        at: Position of the byte that changes; the middle by default.
         keep_bytes: Cut the file to this length instead.
     """
     if keep_bytes is not None:
@@ -150,10 +150,10 @@ _read_only: list[Path] = []
 
 
 @contextlib.contextmanager
-def read_only_place(folder: Path) -> Iterator[None]:
+def read_only_folder(folder: Path) -> Iterator[None]:
     """Surround code for which nothing in a folder can be written, even by root: another's folder, a mounted archive.
 
-    It reaches what Python itself opens, makes, renames and removes.
+    It covers files that Python itself opens, creates, renames and removes.
     """
     if not _read_only_hook:
         _read_only_hook.append(_refuse_writing)

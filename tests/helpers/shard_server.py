@@ -31,7 +31,7 @@ def serve_shards(
 
     Args:
         folder: Whose files; anything else is answered with 404.
-        ranges: Whether parts of a file can be asked for; otherwise all of it is sent, whatever is asked.
+        ranges: Whether byte ranges can be requested; otherwise the whole file is sent for every request.
         hang_up_after: By file name, the byte before which the server always hangs up, having promised the rest.
     """
     files, limits = Path(folder), dict(hang_up_after or {})
@@ -39,7 +39,7 @@ def serve_shards(
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
-            """Return nothing."""
+            """Write no log."""
 
         def do_HEAD(self) -> None:
             self._answer(send=False)
@@ -68,10 +68,10 @@ def serve_shards(
                 self.wfile.write(data[start : min(end, max(start, limits.get(name, end)))])
 
         def _range(self, size: int) -> tuple[int, int]:
-            wanted = self.headers.get("Range")
-            if wanted is None:
+            requested = self.headers.get("Range")
+            if requested is None:
                 return 0, size
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            first, _, last = requested.removeprefix("bytes=").partition("-")
             return int(first), min(size, int(last) + 1) if last else size
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.testing.faults import (
+from tests.helpers.faults import (
     Fault,
     damage_file,
     full_shared_memory,
     limited_file_size,
     no_loopback,
-    read_only_place,
+    read_only_folder,
 )
-from divot_lightning.testing.jobs import Job
+from tests.helpers.jobs import Job
 
 _FAMILY = """
 import os, subprocess, sys, time
@@ -50,11 +50,11 @@ def test_writes_beyond_the_limit_fail_as_on_a_full_disk_and_only_meanwhile(tmp_p
     (tmp_path / "long").write_bytes(bytes(101))
 
 
-def test_a_read_only_place_can_be_read_and_not_written_and_only_meanwhile(tmp_path: Path) -> None:
+def test_a_read_only_folder_can_be_read_and_not_written_and_only_meanwhile(tmp_path: Path) -> None:
     inside, outside = tmp_path / "in", tmp_path / "out"
     inside.mkdir()
     (inside / "file").write_text("old")
-    with read_only_place(inside):
+    with read_only_folder(inside):
         assert (inside / "file").read_text() == "old"
         outside.write_text("new")
         for write in (

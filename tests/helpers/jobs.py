@@ -1,4 +1,4 @@
-"""Runs a command with all the processes that it starts, and sends signals to some of them or all. Public, for tests."""
+"""A command with all the processes that it starts; sends signals to some or all of them. Only our own tests use it."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from divot_lightning.testing.faults import VARIABLE, Fault
+from tests.helpers.faults import VARIABLE, Fault
 
 _JOB_VARIABLE = "DIVOT_TEST_JOB"
 """Marks all processes of a job, however they were started and whether their parents still live."""
@@ -21,11 +21,14 @@ _JOB_VARIABLE = "DIVOT_TEST_JOB"
 GONE_SECONDS = 30.0
 """How long killed processes may take to be gone."""
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Must be on the path of a job's processes, since `tests` is not installed."""
+
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 
 
 class Job:
-    """A command with all processes that it starts, in a session of its own; `with` kills what is left of them (Linux).
+    """A command with all processes that it starts, in a session of its own; `with` kills those that are left (Linux).
 
     Args:
         command: Its words.
@@ -69,8 +72,9 @@ class Job:
             environment: Variables on top of this process's.
         """
         launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}", "-m"] if torchrun else []
-        command = [sys.executable, "-m", *launcher, "divot_lightning.testing.faults", *words]
-        variables = {VARIABLE: json.dumps(asdict(fault))} if fault else {}
+        command = [sys.executable, "-m", *launcher, "tests.helpers.faults", *words]
+        path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables = {"PYTHONPATH": path, **({VARIABLE: json.dumps(asdict(fault))} if fault else {})}
         return cls(command, cwd=cwd, environment={**variables, **(environment or {})})
 
     def __enter__(self) -> "Job":
@@ -101,7 +105,7 @@ class Job:
             The exit status, negative if a signal ended it.
 
         Raises:
-            TimeoutError: It takes longer; the message holds the output.
+            TimeoutError: It takes longer than `timeout`; the message holds the output.
         """
         try:
             return self.process.wait(timeout)

@@ -1,6 +1,6 @@
-"""Shards with every defect that shards have in the wild, and what is expected to be said about each.
+"""Write shards with every known defect, and list the report that is expected for each.
 
-`make_broken_shards` writes them; whatever reads shards must use exactly `good`, and report exactly `expected`.
+`make_broken_shards` writes them. Every reader of shards must use exactly `good`, and report exactly `expected`.
 """
 
 import io
@@ -35,11 +35,11 @@ class Expected(NamedTuple):
     """A defect that must be found.
 
     Attributes:
-        reason: As the ledger counts it.
+        reason: As skipped samples are counted.
         shard: Its path.
         key: The sample's; "" where the whole shard is meant.
-        when: What finds it: indexing, reading (the shard is gone by then, see `BrokenShards.remove_vanishing`),
-            decoding, drawing a caption task, or the deadline (with `HangingDecoder`).
+        when: The moment that finds it: indexing, reading (the shard is gone by then, see `BrokenShards.remove_vanishing`),
+            decoding, choosing a caption task, or the deadline (with `HangingDecoder`).
     """
 
     reason: str
@@ -92,7 +92,7 @@ class HangingDecoder(SampleDecoder):
     """Decodes like the one it stands for, but never comes back from the sample `HANGING_KEY`."""
 
     def __call__(self, raw: RawSample, rng: np.random.Generator | None) -> Sample:
-        """Decode one sample, or sleeps for an hour."""
+        """Decode one sample, or sleep for an hour."""
         if raw.key == HANGING_KEY:
             time.sleep(3600)
         return super().__call__(raw, rng)
@@ -147,7 +147,7 @@ class _Bomb:
 
 
 def _write_good(made: BrokenShards) -> None:
-    """Sample that look odd but are fine: keys with dots, a varying frame rate, pickles and programs beside them."""
+    """Samples that look odd but are valid: keys with dots, a varying frame rate, pickles and programs beside them."""
     bomb = pickle.dumps(_Bomb(made.bomb))
     dangerous = [(f"a.{suffix}", bomb) for suffix in ("pkl", "pth", "pyd", "pickle", "pt", "npy", "py", "mp4.pkl")]
     varying = [("varying_rate.mp4", _varying_rate()), ("varying_rate.txt", b"this is varying_rate")]
@@ -216,8 +216,8 @@ def _cut_media(fast: bytes, *, within_packet: bool) -> bytes:
 def _flipped(clip: bytes) -> bytes:
     damaged = bytearray(clip)
     start = clip.index(b"mdat") + 4
-    for place in range(start + (clip.index(b"moov") - start) // 2, clip.index(b"moov") - 8):
-        damaged[place] ^= 0x55
+    for index in range(start + (clip.index(b"moov") - start) // 2, clip.index(b"moov") - 8):
+        damaged[index] ^= 0x55
     return bytes(damaged)
 
 
@@ -248,7 +248,7 @@ def _write_bad_texts(made: BrokenShards) -> None:
 
 
 def _write_cut(made: BrokenShards) -> None:
-    """Shard of k0 to k3 that end too early, or whose headers are damaged, in k2; one of them with its index."""
+    """Shards of k0 to k3 that end too early, or whose headers are damaged, in k2; one of them with its index."""
     members = [member for number in range(4) for member in _sample(f"k{number}", number)]
     offsets = _offsets(write_members(made.folder / "whole.tar.part", members))
     (made.folder / "whole.tar.part").unlink()
@@ -276,8 +276,8 @@ def _offsets(path: Path) -> list[int]:
         return [member.offset for member in tar]
 
 
-def _with(data: bytes, place: int, change: Callable[[int], int]) -> bytes:
-    return data[:place] + bytes([change(data[place])]) + data[place + 1 :]
+def _with(data: bytes, index: int, change: Callable[[int], int]) -> bytes:
+    return data[:index] + bytes([change(data[index])]) + data[index + 1 :]
 
 
 def _write_misplaced(made: BrokenShards) -> None:
