@@ -1,9 +1,9 @@
 """Component folders: how a stage hands a module to the next one.
 
 A component is an `nn.Module` with a `config` dataclass. Its folder holds `config.json` (class and settings) and
-`model.safetensors`. Nothing in it can run code: the class must be one that `divot_lightning.parts.trusted_classes` allows, or
-it is not imported. A module whose settings and weights are not all there is to it
-may write more files in `save_extra(folder)` and be built by the classmethod `from_component(config, folder)`.
+`model.safetensors`. Nothing in it can run code: only a class that `divot_lightning.parts.trusted_classes` allows is
+imported. A module that needs more than settings and weights, such as a text tokenizer, writes its other files in
+`save_extra(folder)` and is built by its classmethod `from_component(config, folder)`.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from torch import nn
 from divot_lightning.distributed.meta_building import fill, is_sharding, without_memory
 from divot_lightning.errors import UserError
 from divot_lightning.io.component_files import CONFIG_FILE, WEIGHTS_FILE
+from divot_lightning.io.renamed import current_component, explain_import_error
 from divot_lightning.parts.trusted_classes import require_trusted
 
 RECORD_FILE = "components.json"
@@ -250,11 +251,12 @@ def _same(run: Path, name: str, folder: Path, source: dict[str, str]) -> Path:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json`, in today's names also where an earlier version wrote it."""
     try:
         described = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         if not (isinstance(described["class"], str) and isinstance(described["config"], dict)):
             raise TypeError
-        return described
+        return current_component(described)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is no component folder: {CONFIG_FILE} is missing or damaged ({type(error).__name__})"
@@ -268,7 +270,8 @@ def _import_class(path: str, folder: Path) -> type[nn.Module]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{folder / CONFIG_FILE} names the class {path!r}, which cannot be imported: {error}"
+            f"{folder / CONFIG_FILE} names the class {path!r}, which cannot be imported: "
+            f"{explain_import_error(str(error)) or error}"
         ) from error
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UserError(f"{folder / CONFIG_FILE} names {path!r}, which is no torch module")

@@ -44,9 +44,10 @@ class TensorSpec(NamedTuple):
 
 
 class TensorFile:
-    """A safetensors file that is being written; an `OSError`, such as a full disk, is kept and all else ignored then.
+    """A safetensors file that is being written; after an `OSError`, such as a full disk, further tensors are ignored.
 
-    Keeping it lets a process continue taking part in gathering tensors for the others, which would wait for it otherwise.
+    The error is kept and raised at the end. Until then the process still takes part in gathering tensors: the other
+    processes would wait for it otherwise.
 
     Args:
         path: The file.

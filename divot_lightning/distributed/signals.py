@@ -50,9 +50,9 @@ class StopSignals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals; those before come back unless a stop was asked for.
+        """Handle the signals within the block; earlier handlers come back afterwards unless a stop was requested.
 
-        A process that stops continues ignoring further requests up to its end: a second signal would spoil its exit code.
+        A process that stops ignores further requests until it ends: a second signal would change its exit code.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

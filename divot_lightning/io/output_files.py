@@ -44,7 +44,7 @@ def writing_to(target: str | Path) -> Iterator[None]:
 
 
 def _is_about(error: OSError, target: Path) -> bool:
-    """Return whether an error is about a target or its parents; one of an open file names none, and is about writing."""
+    """Return whether an error is about a target or its parents; the error of an open file names no file."""
     if error.filename is None:
         return True
     wanted, found = os.path.abspath(target), os.path.abspath(os.fsdecode(error.filename))

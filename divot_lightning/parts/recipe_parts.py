@@ -1,7 +1,7 @@
 """Short names of parts in recipes and on command lines, turned into class paths before anything is parsed.
 
-A recipe writes `head: gmm`, or `head: {class_path: gmm, init_args: {...}}`. What the parser reads, and what is recorded,
-is the class path alone, so that the parser needs to know nothing of short names.
+A recipe writes `head: gmm`, or `head: {class_path: gmm, init_args: {...}}`. The parser reads class paths alone, and run
+folders record them, so that neither needs to know short names.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.renamed import require_current_names
 from divot_lightning.parts.kinds import REGISTRIES
 from divot_lightning.parts.registry import Registry
 
@@ -65,7 +66,7 @@ def read_recipe(recipe: Path) -> dict[str, Any]:
     """Read a recipe as nested dictionaries, as it is written.
 
     Raises:
-        UserError: The file is no YAML, or holds no settings.
+        UserError: The file is no YAML, holds no settings, or holds names of an earlier version.
     """
     try:
         settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
@@ -75,6 +76,7 @@ def read_recipe(recipe: Path) -> dict[str, Any]:
         raise UserError(f"recipe {recipe} is no YAML: {reason}\n{where}") from error
     if not isinstance(settings, dict):
         raise UserError(f"recipe {recipe} holds no settings but {settings!r:.60}; a recipe is lines of key: value")
+    require_current_names(settings, recipe)
     return settings
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
 
+from divot_lightning.io.renamed import explain, explain_import_error, new_setting
 from divot_lightning.parts.heads import GenerationHead
 
 MAX_VALUE_CHARACTERS = 80
@@ -65,8 +66,8 @@ def condense(message: str, parser: ArgumentParser) -> str:
     keys = _KEY.findall(message)
     classes = [left or right for left, right in _CLASS.findall(_before_repetition(message))]
     refusal = Refusal(".".join(keys), classes[-1] if classes else None, message)
-    for explain in _EXPLANATIONS:
-        text = explain(refusal, parser)
+    for explanation in _EXPLANATIONS:
+        text = explanation(refusal, parser)
         if text:
             return text
     return _shorten(refusal)
@@ -91,6 +92,9 @@ def _unknown_key(refusal: Refusal, parser: ArgumentParser) -> str | None:
     known = next((i for i in range(len(path)) if path[i] not in allowed.get(".".join(path[:i]), [])), len(path) - 1)
     siblings = allowed.get(".".join(path[:known]), [])
     place = ".".join(part for part in (refusal.key, *path[: known + 1]) if part)
+    if new := new_setting(path[known], siblings):
+        current = ".".join([*place.split(".")[:-1], new])
+        return f"{place!r} is now {current!r}: it was renamed.\nWrite the new name; its values stay as they are."
     owner = f" of {refusal.class_path.rsplit('.', 1)[-1]}" if refusal.class_path else ""
     hint = did_you_mean(path[known], siblings if refusal.key else [*siblings, *NOT_SETTINGS])
     listed = _clip(", ".join(siblings), MAX_LIST_CHARACTERS) or "nothing"
@@ -136,6 +140,8 @@ def _no_such_class(refusal: Refusal, parser: ArgumentParser) -> str | None:
     found = _NO_CLASS.search(refusal.text)
     if not found:
         return None
+    if renamed := explain(found[1]):
+        return f"{refusal.key!r}: {renamed}\nWrite the new path."
     return f"{refusal.key!r}: no class is known as {found[1]!r}.\nGive its full path: package.module.Class"
 
 
@@ -143,6 +149,9 @@ def _failed_import(refusal: Refusal, parser: ArgumentParser) -> str | None:
     found = _IMPORT_FAILED.search(refusal.text)
     if not found:
         return None
+    renamed = explain(refusal.class_path or "") or explain_import_error(found[0])
+    if renamed:
+        return f"{refusal.key!r}: {refusal.class_path!r} cannot be imported: {renamed}\nWrite the new path."
     cause = found[0].replace("module ", "", 1) if "attribute" in found[0] else found[0]
     return (
         f"{refusal.key!r}: {refusal.class_path!r} cannot be imported: {cause}\n"

@@ -25,9 +25,9 @@ class TokenizerPretraining(Stage):
         tokenizer: The tokenizer.
         detokenizer: The de-tokenizer; its number and width of tokens have to be the tokenizer's.
         optimizer: Optimizer settings.
-        terminal_timestep_prob: Share of each batch that is moved to the last, pure-noise step of the diffusion. There the
-            tokens are all that the network can go by, so that they are learned soonest. 0, uniform times, is the
-            paper's way.
+        terminal_timestep_prob: Fraction of each batch that is moved to the last, pure-noise step of the diffusion.
+            There the tokens are the network's only information, so that they are learned soonest. 0, uniform times,
+            is the paper's way.
         terminal_timestep_prob_end: The same for the second half of the training; none keeps `terminal_timestep_prob`.
     """
 
