@@ -157,7 +157,7 @@ def write_tensors(folder: Path, entries: Sequence[Entry], ranks: Ranks) -> dict[
     Returns:
         This rank's files, or what went wrong with them.
     """
-    owners = share_out([entry.spec.bytes for entry in entries], ranks.size)
+    owners = balance_by_size([entry.spec.bytes for entry in entries], ranks.size)
     files: dict[str, FileRecord | OSError] = {}
     for group in dict.fromkeys(entry.group for entry in entries):
         members = [(entry, owner) for entry, owner in zip(entries, owners, strict=True) if entry.group == group]
@@ -176,10 +176,10 @@ def write_tensors(folder: Path, entries: Sequence[Entry], ranks: Ranks) -> dict[
     return files
 
 
-def share_out(sizes: Sequence[int], num_ranks: int) -> list[int]:
+def balance_by_size(sizes: Sequence[int], num_ranks: int) -> list[int]:
     """Return each tensor to a rank, so that all write about as much: the largest first, to whom has least.
 
-    >>> share_out([4, 1, 3, 2], 2)
+    >>> balance_by_size([4, 1, 3, 2], 2)
     [0, 0, 1, 1]
     """
     loads = [0] * num_ranks

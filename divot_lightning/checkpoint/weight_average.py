@@ -146,7 +146,7 @@ def averaged_weights(trainer: Trainer) -> Iterator[None]:
             yield
 
 
-def hands_on_average(trainer: Trainer) -> bool:
+def exports_average(trainer: Trainer) -> bool:
     """Return whether `averaged_weights` puts averaged weights into the model."""
     return _average_in_use(trainer) is not None
 

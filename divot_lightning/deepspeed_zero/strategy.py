@@ -128,7 +128,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Backpropagate; Lightning has divided by the accumulated steps already, so DeepSpeed must not."""
-        if self._drops_step():
+        if self._skips_step():
             return closure_loss  # no parameter has a part in it, which stages 1 and 2 cannot deal with
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
@@ -149,7 +149,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         super()._initialize_deepspeed_train(model)
         restore_buffers(buffers)
         self._autocast(model)
-        self._let_steps_be_left_out()
+        self._allow_skipped_steps()
 
     def _initialize_deepspeed_inference(self, model: Module) -> None:
         buffers = float32_buffers(model)
@@ -184,30 +184,30 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
             self.step_outcome = None if norm is None else float(norm)
         return result
 
-    def _drops_step(self) -> bool:
-        return bool(getattr(self.lightning_module, "step_dropped", False))
+    def _skips_step(self) -> bool:
+        return bool(getattr(self.lightning_module, "step_skipped", False))
 
-    def _let_steps_be_left_out(self) -> None:
-        """Let a stage that says `step_dropped` have the step left out, on the way of gradients that are no number."""
+    def _allow_skipped_steps(self) -> None:
+        """Let a stage that says `step_skipped` have the step left out, on the way of gradients that are no number."""
         optimizer: Any = self.deepspeed_engine.optimizer
         norm = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
         measure, check = getattr(optimizer, norm), optimizer.check_overflow
 
         def norm_or_nothing(*args: Any, **kwargs: Any) -> Any:
-            if not self._drops_step():
+            if not self._skips_step():
                 return measure(*args, **kwargs)
             nothing = torch.tensor(float("nan"), device=self.root_device)
             return [nothing] if self.stage == 3 else nothing
 
-        def check_or_drop(*args: Any, **kwargs: Any) -> None:
+        def check_or_skip(*args: Any, **kwargs: Any) -> None:
             # In half precision DeepSpeed looks at the gradients first, and there may be none.
-            if self._drops_step():
+            if self._skips_step():
                 optimizer.overflow = True
             else:
                 check(*args, **kwargs)
 
         setattr(optimizer, norm, norm_or_nothing)
-        optimizer.check_overflow = check_or_drop
+        optimizer.check_overflow = check_or_skip
 
 
 def float32_buffers(model: Module) -> list[tuple[Module, str, Tensor]]:

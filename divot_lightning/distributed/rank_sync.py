@@ -63,7 +63,7 @@ class RankSync(NamedTuple):
     most_samples: int
 
 
-def agree(plan: StepState, stuck_seconds: float = STUCK_SECONDS) -> RankSync:
+def check_ranks_in_sync(plan: StepState, stuck_seconds: float = STUCK_SECONDS) -> RankSync:
     """Compare plans; all processes call it before every step. Costs one small message between CPUs.
 
     Args:

@@ -105,7 +105,7 @@ class StopOnSignal(Checkpoint):
         self.group = cpu_group()
         self.last_step = trainer.global_step
         self.signals.training = self.began = True
-        self.stopped_by = agreed_signal(self.signals.received, self.group)
+        self.stopped_by = common_signal(self.signals.received, self.group)
         if self.stopped_by:
             self._write_record(trainer)
             raise SIGTERMException
@@ -117,7 +117,7 @@ class StopOnSignal(Checkpoint):
         if trainer.global_step == self.last_step:
             return
         self.last_step = trainer.global_step
-        self.stopped_by = agreed_signal(self.signals.received, self.group)
+        self.stopped_by = common_signal(self.signals.received, self.group)
         if self.stopped_by is None:
             return
         self.signals.received = self.stopped_by
@@ -165,7 +165,7 @@ class NoSignalHandlers:
         """Have nothing to restore."""
 
 
-def agreed_signal(received: signal.Signals | None, group: Any = None) -> signal.Signals | None:
+def common_signal(received: signal.Signals | None, group: Any = None) -> signal.Signals | None:
     """Return the signal that any rank has received, the same on all of them: of several the one with highest number.
 
     Args:

@@ -75,7 +75,7 @@ class StepWindows:
         return getattr(self.loader, name)
 
 
-def hand_over_steps(trainer: Trainer, count: CountLosses) -> None:
+def load_whole_steps(trainer: Trainer, count: CountLosses) -> None:
     """Have a trainer's training loader read whole optimizer steps; called before the first batch is trained on.
 
     Args:

@@ -16,7 +16,7 @@ from divot_lightning.checkpoint.components import new_component, record_componen
 from divot_lightning.checkpoint.folder_writing import TensorAccess
 from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.checkpoint.tensor_file import TensorFile
-from divot_lightning.checkpoint.weight_average import averaged_weights, hands_on_average
+from divot_lightning.checkpoint.weight_average import averaged_weights, exports_average
 from divot_lightning.checkpoint.whole_tensors import WholeTensors
 
 FINISHED_FILE = "finished.json"
@@ -74,7 +74,7 @@ class ComponentExport(Callback):
         finished = {
             "stage": type(stage).__name__,
             "steps": trainer.global_step,
-            "weights": "averaged" if hands_on_average(trainer) else "trained",
+            "weights": "averaged" if exports_average(trainer) else "trained",
             "seconds_since_start_or_resume": round(time.monotonic() - self.started, 1),
             "steps_since_start_or_resume": trainer.global_step - self.first_step,
             **peak_gpu_memory(),

@@ -27,7 +27,7 @@ class NonfiniteRank:
     keys: list[str]
 
 
-def gather_culprits(loss: float, keys: list[str], finite: bool) -> list[NonfiniteRank]:
+def gather_nonfinite_ranks(loss: float, keys: list[str], finite: bool) -> list[NonfiniteRank]:
     """Collect what the processes held whose loss is not finite; all processes call it together.
 
     Args:

@@ -84,7 +84,7 @@ class RunOpening(Callback):
         write_config(self.run, self.config)
         metrics = _csv_metrics(trainer)
         if metrics is not None:
-            metrics.go_on(trainer.global_step if self.first_step is None else self.first_step, self.rows)
+            metrics.resume(trainer.global_step if self.first_step is None else self.first_step, self.rows)
 
 
 class StepProgress(ProgressBar):

@@ -50,7 +50,7 @@ class CsvMetrics(RunLogger):
     """Writes `<run>/metrics.csv`: columns step, epoch and one per metric; a cell is empty where it was not logged.
 
     Each row is in the file as soon as it was logged. A checkpoint knows its rows by their number, so that a resumed run
-    continues behind exactly those: `go_on` drops what was written later. Rows that a full disk did not take follow when
+    continues behind exactly those: `resume` drops what was written later. Rows that a full disk did not take follow when
     it has room.
     """
 
@@ -74,7 +74,7 @@ class CsvMetrics(RunLogger):
                 os.fsync(file.fileno())
         return {"rows": len(self.rows), "missing": self.rows[self.num_written :]}
 
-    def go_on(self, step: int, position: dict[str, Any] | None) -> None:
+    def resume(self, step: int, position: dict[str, Any] | None) -> None:
         """Take over the rows that an earlier start of this run wrote before its checkpoint, and no later ones.
 
         Args:

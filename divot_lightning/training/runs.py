@@ -22,7 +22,7 @@ from divot_lightning.training.training_cli import TrainingCLI
 MAX_CHANGES_SHOWN = 20
 
 
-def start(argv: list[str], command: str = "divot fit") -> int:
+def fit(argv: list[str], command: str = "divot fit") -> int:
     """Train a new run; `divot resume` holds the lock of its folder already, `divot fit` takes it here.
 
     Args:
@@ -37,7 +37,7 @@ def start(argv: list[str], command: str = "divot fit") -> int:
         return _fit(cli, None, [])
 
 
-def go_on(run: Path, argv: list[str]) -> int:
+def resume(run: Path, argv: list[str]) -> int:
     """Train an existing run from its newest checkpoint on, or from its start when it has none.
 
     Args:
@@ -49,10 +49,10 @@ def go_on(run: Path, argv: list[str]) -> int:
     """
     checkpoint, before = _chosen(run), read_config(run)
     with telling_where_paths_count(run, before):
-        return _go_on(run, argv, checkpoint, before)
+        return _resume(run, argv, checkpoint, before)
 
 
-def _go_on(run: Path, argv: list[str], checkpoint: Path | None, before: str) -> int:
+def _resume(run: Path, argv: list[str], checkpoint: Path | None, before: str) -> int:
     cli = TrainingCLI(argv, "divot resume", "resume")
     changes = changed_settings(before, cli.saved_config())
     if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
@@ -84,7 +84,7 @@ def telling_where_paths_count(run: Path, config: str) -> Iterator[None]:
         raise UserError(f"{error}\n{hint}") from error
 
 
-def measure(run: Path, argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
+def validate(run: Path, argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
     """Measure a checkpoint on the validation or test data of its run; Lightning prints the table.
 
     Args:

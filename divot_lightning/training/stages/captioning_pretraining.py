@@ -13,7 +13,7 @@ from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimization import OptimizerConfig
-from divot_lightning.training.stages.stage import Stage, num_counted
+from divot_lightning.training.stages.stage import Stage, num_real_samples
 from divot_lightning.training.stages.video_llm_step import limits_of
 
 
@@ -74,16 +74,16 @@ class CaptioningPretraining(Stage):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the next-word loss of captions given the clips' tokens."""
-        self.agree("train", batch, batch_idx)
+        self.check_sync("train", batch, batch_idx)
         return self.training_loss(self._losses(batch), batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count the words to learn."""
-        return {"text_loss": self.video_llm.num_targets(batch["segments"])[0] if num_counted(batch) else 0}
+        return {"text_loss": self.video_llm.num_targets(batch["segments"])[0] if num_real_samples(batch) else 0}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the same loss."""
-        self.agree("validation", batch, batch_idx)
+        self.check_sync("validation", batch, batch_idx)
         self.log_validation(self._losses(batch))
 
     def _losses(self, batch: dict[str, Any]) -> dict[str, LossPart]:
@@ -91,7 +91,7 @@ class CaptioningPretraining(Stage):
             raise UserError("captioning pretraining trains the tokenizer on pixels; give it shards of videos")
         tokens_MQC = self.tokenizer(to_unit_range(batch["video"]))
         output = self.video_llm(batch["segments"], tokens_MQC)
-        counts = int(num_counted(batch) > 0)
+        counts = int(num_real_samples(batch) > 0)
         return {"text_loss": LossPart(output.text_loss, counts * output.num_text_targets)}
 
     def sample_limits(self) -> SampleLimits:

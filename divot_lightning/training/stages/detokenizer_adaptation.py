@@ -15,7 +15,7 @@ from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, Vi
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimization import OptimizerConfig
-from divot_lightning.training.stages.stage import Stage, batch_generators, num_counted
+from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
 from divot_lightning.training.stages.tokenizer_pretraining import check_token_sizes, validation_losses
 
 NearestPer = Literal["clip", "token"]
@@ -86,17 +86,17 @@ class DetokenizerAdaptation(Stage):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the denoising loss of clips given features sampled for their captions."""
-        agreement = self.agree("train", batch, batch_idx)
+        sync = self.check_sync("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         loss = self.detokenizer.loss(
             video,
-            self.sampled_features(batch, video, "train", agreement.most_samples),
+            self.sampled_features(batch, video, "train", sync.most_samples),
             terminal_timestep_prob=self.terminal_timestep_prob,
             condition_dropout=self.condition_dropout,
             null_tokens_QC=self.tokenizer.null_tokens(*video.shape[-2:]),
             generator=batch_generators(batch, "train"),
         )
-        return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
+        return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
 
     @torch.no_grad()
     def sampled_features(
@@ -134,13 +134,13 @@ class DetokenizerAdaptation(Stage):
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count clips."""
-        return {"loss": num_counted(batch)}
+        return {"loss": num_real_samples(batch)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the losses with sampled features, without dropout."""
-        agreement = self.agree("validation", batch, batch_idx)
+        sync = self.check_sync("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
-        features = self.sampled_features(batch, video, "validation", agreement.most_samples)
+        features = self.sampled_features(batch, video, "validation", sync.most_samples)
         self.log_validation(validation_losses(self.detokenizer, video, features, batch, batch_idx))
 
     def exported_components(self) -> dict[str, nn.Module]:

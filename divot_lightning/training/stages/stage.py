@@ -13,13 +13,13 @@ from torch.optim import AdamW, Optimizer
 
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.distributed.meta_building import shard_rest
-from divot_lightning.distributed.rank_sync import RankSync, StepState, agree
+from divot_lightning.distributed.rank_sync import RankSync, StepState, check_ranks_in_sync
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import sample_generators
 from divot_lightning.models.weight_dtypes import raise_to_float32
-from divot_lightning.training.accumulation import STEP_COUNTS, check_step, hand_over_steps
+from divot_lightning.training.accumulation import STEP_COUNTS, check_step, load_whole_steps
 from divot_lightning.training.global_mean import GlobalLoss, LossPart, global_mean, merge_means, weighted_sum
-from divot_lightning.training.nonfinite import gather_culprits, over_budget, write_record
+from divot_lightning.training.nonfinite import gather_nonfinite_ranks, over_budget, write_record
 from divot_lightning.training.optimization import OptimizerConfig, configure_optimizer
 
 Split = Literal["train", "validation"]
@@ -28,7 +28,7 @@ Split = Literal["train", "validation"]
 class Stage(LightningModule):
     """A training stage: subclasses check their settings in `__init__` and build their modules in `build`.
 
-    A subclass's `training_step` and `validation_step` call `agree` before their modules run and give their losses to
+    A subclass's `training_step` and `validation_step` call `check_sync` before their modules run and give their losses to
     `training_loss` or `log_validation`, which make them independent of how samples are dealt out to processes. With
     `loss_counts` they are independent of how samples are dealt out to accumulated batches, too.
 
@@ -44,9 +44,9 @@ class Stage(LightningModule):
 
     def __init__(self, optimizer: OptimizerConfig) -> None:
         super().__init__()
-        self.optimizer_settings = optimizer
+        self.optimizer_config = optimizer
         self.is_built = False
-        self.step_dropped = False
+        self.step_skipped = False
         self.step_number = 0
         self.batch_number = 0
         self.gradient_norm: float | None = None
@@ -84,7 +84,7 @@ class Stage(LightningModule):
             getattr(self, name).eval()
         return self
 
-    def agree(self, split: Split, batch: dict[str, Any], batch_idx: int) -> RankSync:
+    def check_sync(self, split: Split, batch: dict[str, Any], batch_idx: int) -> RankSync:
         """Compare with the other processes what is about to be done; see `divot_lightning.distributed.rank_sync`."""
         plan = StepState(
             work=f"{type(self).__name__} {split} step",
@@ -95,7 +95,7 @@ class Stage(LightningModule):
             clips=len(batch["video"]) if "video" in batch else 0,
             samples=num_samples(batch),
         )
-        return agree(plan)
+        return check_ranks_in_sync(plan)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Return what each training loss of a batch is a mean over, from the batch alone; see `LossPart`.
@@ -124,7 +124,7 @@ class Stage(LightningModule):
                 "loss_counts(batch):\nits accumulated batches would not weigh what they weigh in one large batch.\n"
                 "Add it to the stage, or set --trainer.accumulate_grad_batches 1 and raise data.batch_size"
             )
-        hand_over_steps(self.trainer, self.loss_counts)
+        load_whole_steps(self.trainer, self.loss_counts)
 
     def frozen_sources(self) -> Mapping[str, str | Path]:
         """Return the folders that frozen weights come from, by module path; checkpoints do not store them again."""
@@ -144,10 +144,10 @@ class Stage(LightningModule):
         result = self._step_mean(parts, batch)
         self.step_keys += list(batch.get("key", []))
         if not result.finite:
-            self._drop_step("loss", gather_culprits(result.loss.item(), self.step_keys, _all_finite(parts)))
+            self._skip_step("loss", gather_nonfinite_ranks(result.loss.item(), self.step_keys, _all_finite(parts)))
         else:
             self._log("train", parts, result)
-        return result.loss.new_zeros((), requires_grad=True) if self.step_dropped else result.loss
+        return result.loss.new_zeros((), requires_grad=True) if self.step_skipped else result.loss
 
     def _step_mean(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> GlobalLoss:
         """Weigh a batch by its share of the step; of accumulated batches the means are those of the step so far."""
@@ -172,10 +172,10 @@ class Stage(LightningModule):
         for name, (value, count) in result.parts.items():
             self.log(f"{split}/{name}", value, prog_bar=True, batch_size=count)
 
-    def _drop_step(self, what: str, nonfinite_ranks: list[Any]) -> None:
-        self.step_dropped = True
+    def _skip_step(self, what: str, nonfinite_ranks: list[Any]) -> None:
+        self.step_skipped = True
         self.nonfinite_steps += 1
-        count, allowed = int(self.nonfinite_steps), self.optimizer_settings.max_nonfinite_steps
+        count, allowed = int(self.nonfinite_steps), self.optimizer_config.max_nonfinite_steps
         run = Path(self.trainer.default_root_dir)
         if self.trainer.is_global_zero:
             write_record(run, self.step_number, what, nonfinite_ranks)
@@ -185,7 +185,7 @@ class Stage(LightningModule):
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Start an optimizer step afresh: of accumulated batches, one that is not finite spoils all."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self.step_dropped = False
+            self.step_skipped = False
             self.step_keys = []
             self.step_means = {}
             self.step_number = self.global_step
@@ -198,7 +198,7 @@ class Stage(LightningModule):
         gradients = [value.grad for value in self.parameters() if value.grad is not None]
         self.gradient_norm = float(nn.utils.get_total_norm(gradients)) if gradients else None
         self._note_gradient()
-        if self.step_dropped:
+        if self.step_skipped:
             # Optimizers pass over parameters without a gradient, decay and moments included.
             optimizer.zero_grad(set_to_none=True)
 
@@ -207,7 +207,7 @@ class Stage(LightningModule):
         if self._zero is not None:
             self.gradient_norm, self._zero.step_outcome = self._zero.step_outcome, None
             self._note_gradient()
-        if self.gradient_norm is not None and not self.step_dropped:
+        if self.gradient_norm is not None and not self.step_skipped:
             self.log("train/gradient_norm", self.gradient_norm, batch_size=1)
         self.gradient_norm = None
 
@@ -219,8 +219,8 @@ class Stage(LightningModule):
     def _note_gradient(self) -> None:
         """Leave a step out whose gradient is not finite; the norm is the same on all processes."""
         norm = self.gradient_norm
-        if norm is not None and not self.step_dropped and not torch.tensor(norm).isfinite():
-            self._drop_step("gradient", gather_culprits(norm, self.step_keys, finite=False))
+        if norm is not None and not self.step_skipped and not torch.tensor(norm).isfinite():
+            self._skip_step("gradient", gather_nonfinite_ranks(norm, self.step_keys, finite=False))
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
@@ -233,14 +233,14 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build optimizer and schedule."""
-        if self.optimizer_settings.name == "muon" and self._zero is not None:
+        if self.optimizer_config.name == "muon" and self._zero is not None:
             raise UserError(
                 "optimizer.name 'muon' needs whole matrices, and ZeRO deals them out to the processes in pieces\n"
                 "set --model.optimizer.name adamw, or train with --trainer.strategy ddp"
             )
         adamw = self._zero.adamw() if self._zero is not None else AdamW
         steps = int(self.trainer.estimated_stepping_batches)
-        return configure_optimizer(self, self.optimizer_settings, steps, adamw)
+        return configure_optimizer(self, self.optimizer_config, steps, adamw)
 
 
 def num_samples(batch: dict[str, Any]) -> int:
@@ -248,7 +248,7 @@ def num_samples(batch: dict[str, Any]) -> int:
     return len(batch["segments"]) if "segments" in batch else len(batch["video"])
 
 
-def num_counted(batch: dict[str, Any]) -> int:
+def num_real_samples(batch: dict[str, Any]) -> int:
     """Count the samples that count: none in a dummy batch, which only keeps processes in sync."""
     return int(batch.get("counted", num_samples(batch)))
 

@@ -13,7 +13,7 @@ from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimization import OptimizerConfig
-from divot_lightning.training.stages.stage import Stage, batch_generators, num_counted
+from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
 
 
 class TokenizerPretraining(Stage):
@@ -65,21 +65,21 @@ class TokenizerPretraining(Stage):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the denoising loss of clips given their own tokens."""
-        self.agree("train", batch, batch_idx)
+        self.check_sync("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         second_half = 2 * self.global_step >= self.trainer.estimated_stepping_batches
         share = self.terminal_timestep_prob_end if second_half else self.terminal_timestep_prob
         generators = batch_generators(batch, "train")
         loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_timestep_prob=share, generator=generators)
-        return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
+        return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count clips."""
-        return {"loss": num_counted(batch)}
+        return {"loss": num_real_samples(batch)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the loss with uniform times, and the one at pure noise, where only the tokens help."""
-        self.agree("validation", batch, batch_idx)
+        self.check_sync("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
         self.log_validation(validation_losses(self.detokenizer, video, self.tokenizer(video), batch, batch_idx))
 
@@ -102,7 +102,7 @@ def validation_losses(
         if generators is None:
             generators = torch.Generator(video_BFCHW.device).manual_seed(batch_idx)
         loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_timestep_prob=share, generator=generators)
-        losses[name] = LossPart(loss, num_counted(batch))
+        losses[name] = LossPart(loss, num_real_samples(batch))
     return losses
 
 

@@ -16,11 +16,11 @@ from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimization import OptimizerConfig
-from divot_lightning.training.stages.stage import Stage, num_counted
+from divot_lightning.training.stages.stage import Stage, num_real_samples
 from divot_lightning.training.stages.video_llm_step import (
     check_widths,
     clip_features,
-    find_drawing_part,
+    find_detokenizer,
     limits_of,
     loss_parts,
 )
@@ -49,7 +49,7 @@ class VideoLLMStage(Stage):
     ) -> None:
         super().__init__(optimizer)
         self.previous = previous
-        self.llm_settings = config
+        self.llm_config = config
         self.tokenizer_folder = find_component(previous, "tokenizer")
         check_widths(read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig), config)
         self.weights = {"text_loss_weight": text_loss_weight, "head_loss_weight": head_loss_weight}
@@ -65,7 +65,7 @@ class VideoLLMStage(Stage):
 
     def sample_limits(self) -> SampleLimits:
         """Return the data what fits: features of the tokenizer's shape, clips within the longest sequence."""
-        return limits_of(self.llm_settings, self.video_llm if self.is_built else None)
+        return limits_of(self.llm_config, self.video_llm if self.is_built else None)
 
     def frozen_sources(self) -> dict[str, str | Path]:
         """Return the folder of the tokenizer."""
@@ -81,20 +81,20 @@ class VideoLLMStage(Stage):
         Returns:
             The weighted loss.
         """
-        return self.training_loss(self._step(batch, self.agree("train", batch, batch_idx)), batch)
+        return self.training_loss(self._step(batch, self.check_sync("train", batch, batch_idx)), batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count the words to learn and the clips to generate."""
-        words, clips = self.video_llm.num_targets(batch["segments"]) if num_counted(batch) else (0, 0)
+        words, clips = self.video_llm.num_targets(batch["segments"]) if num_real_samples(batch) else (0, 0)
         return {"text_loss": words, "head_loss": clips}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the losses of a validation batch, averaged over targets and clips; arguments as above."""
-        self.log_validation(self._step(batch, self.agree("validation", batch, batch_idx)))
+        self.log_validation(self._step(batch, self.check_sync("validation", batch, batch_idx)))
 
-    def _step(self, batch: dict[str, Any], agreement: RankSync) -> dict[str, LossPart]:
+    def _step(self, batch: dict[str, Any], sync: RankSync) -> dict[str, LossPart]:
         # Processes that hold shards of the tokenizer run it equally often, whoever has clips.
-        at_least = agreement.most_clips if has_shards(self.tokenizer) else 0
+        at_least = sync.most_clips if has_shards(self.tokenizer) else 0
         features = clip_features(batch, self.tokenizer, at_least)
         return loss_parts(self.video_llm(batch["segments"], features), batch, **self.weights)
 
@@ -104,4 +104,4 @@ class VideoLLMStage(Stage):
 
     def used_components(self) -> dict[str, Path]:
         """Return the frozen tokenizer, and the de-tokenizer that belongs to it, which draws what is generated."""
-        return {"tokenizer": self.tokenizer_folder, **find_drawing_part(self.previous, self.tokenizer_folder)}
+        return {"tokenizer": self.tokenizer_folder, **find_detokenizer(self.previous, self.tokenizer_folder)}

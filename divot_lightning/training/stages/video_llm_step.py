@@ -15,7 +15,7 @@ from torch import Tensor
 
 from divot_lightning.checkpoint.components import find_component
 from divot_lightning.distributed.meta_building import has_shards
-from divot_lightning.distributed.rank_sync import StepState, agree
+from divot_lightning.distributed.rank_sync import StepState, check_ranks_in_sync
 from divot_lightning.errors import UserError
 from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
@@ -24,10 +24,10 @@ from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMOutput
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.models.video_llm.sequences import SequenceLayout
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.stages.stage import num_counted
+from divot_lightning.training.stages.stage import num_real_samples
 
 
-def find_drawing_part(run: str, tokenizer_folder: Path) -> dict[str, Path]:
+def find_detokenizer(run: str, tokenizer_folder: Path) -> dict[str, Path]:
     """Find the de-tokenizer of a run, which these stages export without using it.
 
     Args:
@@ -114,7 +114,7 @@ def loss_parts(
     Returns:
         Losses by name.
     """
-    counts = int(num_counted(batch) > 0)
+    counts = int(num_real_samples(batch) > 0)
     return {
         "text_loss": LossPart(output.text_loss, counts * output.num_text_targets, text_loss_weight),
         "head_loss": LossPart(output.head_loss, counts * output.num_generated_clips, head_loss_weight),
@@ -124,7 +124,9 @@ def loss_parts(
 def most_clips(batch: dict[str, Any], index: int) -> int:
     """Return how many clips the process with most of them encodes for the feature statistics."""
     clips = len(batch["video"]) if "video" in batch else 0
-    return agree(StepState("feature statistics", 0, index, -1, list(batch.get("key", [])), clips, 0)).most_clips
+    return check_ranks_in_sync(
+        StepState("feature statistics", 0, index, -1, list(batch.get("key", [])), clips, 0)
+    ).most_clips
 
 
 @torch.no_grad()

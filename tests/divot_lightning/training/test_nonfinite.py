@@ -29,7 +29,7 @@ class Tiny(Stage):
         self.layer = nn.Linear(2, 1)
 
     def training_step(self, batch, batch_idx):
-        self.agree("train", batch, batch_idx)
+        self.check_sync("train", batch, batch_idx)
         value = self.layer(batch["video"]).square().mean()
         spoilt = {"fine": 0.0 * value, "loss": value / 0.0, "gradient": (0.0 * value).sqrt()}[batch["kind"]]
         return self.training_loss({"loss": LossPart(value + spoilt, len(batch["video"]))}, batch)

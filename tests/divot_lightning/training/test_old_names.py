@@ -6,7 +6,7 @@ import pytest
 
 from divot_lightning.errors import UserError
 from divot_lightning.training.recipe_files import find_recipe, recipes_dir
-from divot_lightning.training.runs import go_on
+from divot_lightning.training.runs import resume
 from divot_lightning.training.training_cli import SettingsOnly
 
 RECIPE = recipes_dir() / "toy/tokenizer_pretraining.yaml"
@@ -44,7 +44,7 @@ def test_an_old_recipe_is_refused_with_its_file_and_every_new_name(tmp_path):
 def test_an_old_run_folder_is_refused_with_its_file_and_every_new_name(tmp_path):
     old_recipe(tmp_path, "config.yaml")
     with pytest.raises(UserError, match="terminal_share is now terminal_timestep_prob") as raised:
-        go_on(tmp_path, ["--config", str(tmp_path / "config.yaml")])
+        resume(tmp_path, ["--config", str(tmp_path / "config.yaml")])
     assert str(tmp_path / "config.yaml") in str(raised.value)
 
 

@@ -12,7 +12,7 @@ from divot_lightning.training.stages.video_llm_step import (
     apply_feature_statistics,
     clip_features,
     feature_statistics,
-    find_drawing_part,
+    find_detokenizer,
     loss_parts,
 )
 
@@ -69,11 +69,11 @@ def test_a_batch_is_filled_up_with_clips_that_nobody_sees(tokenizer_run, batches
 
 def test_the_detokenizer_of_the_previous_run_is_handed_on(tokenizer_run):
     tokenizer_folder = find_component(tokenizer_run, "tokenizer")
-    assert find_drawing_part(str(tokenizer_run), tokenizer_folder) == {}
-    assert find_drawing_part(str(tokenizer_folder), tokenizer_folder) == {}
+    assert find_detokenizer(str(tokenizer_run), tokenizer_folder) == {}
+    assert find_detokenizer(str(tokenizer_folder), tokenizer_folder) == {}
     stand_in = load_component(tokenizer_folder, VideoTokenizer)
     save_component(stand_in, tokenizer_run / "detokenizer")
-    assert find_drawing_part(str(tokenizer_run), tokenizer_folder) == {"detokenizer": tokenizer_run / "detokenizer"}
+    assert find_detokenizer(str(tokenizer_run), tokenizer_folder) == {"detokenizer": tokenizer_run / "detokenizer"}
 
 
 def test_too_few_features_for_statistics_are_refused():
