@@ -14,7 +14,6 @@ A folder is written under a temporary name and renamed when it is whole.
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,13 +23,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from divot_lightning.checkpoint.manifest import FileRecord, file_sha256, sync_folder, write_manifest
+from divot_lightning.checkpoint.manifest import FileRecord, sync_folder, write_manifest
 from divot_lightning.checkpoint.module_tensors import ModuleTensors
 from divot_lightning.checkpoint.optimizer_state import OptimizerEntry
 from divot_lightning.checkpoint.provenance import PROVENANCE
 from divot_lightning.checkpoint.tensor_file import TensorFile, TensorSpec
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import file_sha256, write_atomically
 
 TRAINER = "trainer.pt"
 UNFINISHED = ".{}.unfinished"
@@ -219,10 +219,7 @@ def _start(unfinished: Path) -> None:
 
 
 def _write(file: Path, content: bytes) -> FileRecord:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_atomically(file, content, durable=True)
     return FileRecord(len(content), file_sha256(file))
 
 

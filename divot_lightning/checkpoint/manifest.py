@@ -3,7 +3,6 @@
 No torch, so that looking for a run's newest checkpoint costs nothing.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import file_sha256, write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -39,10 +39,7 @@ def write_manifest(folder: Path, files: dict[str, FileRecord], about: dict[str, 
         about: What else is worth knowing without opening a file, such as the step.
     """
     content = {"format": FORMAT, **about, "files": {name: asdict(record) for name, record in sorted(files.items())}}
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n", durable=True)
     sync_folder(folder)
 
 
@@ -119,12 +116,6 @@ def find_damage(folder: Path, files: dict[str, FileRecord]) -> list[str]:
         elif file_sha256(folder / name) != record.sha256:
             damage.append(f"{name} has another content than was written")
     return damage
-
-
-def file_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
+from divot_lightning.io.files import write_atomically
+
 SCORES = "scores.json"
 
 
@@ -66,6 +68,4 @@ def read_scores(checkpoints: Path) -> dict[int, float]:
 def write_score(checkpoints: Path, step: int, score: float) -> None:
     """Add the score of a checkpoint, which is measured after the checkpoint is written."""
     scores = {**read_scores(checkpoints), step: score}
-    unfinished = checkpoints / f".{SCORES}.unfinished"
-    unfinished.write_text(json.dumps(scores) + "\n", encoding="utf-8")
-    unfinished.replace(checkpoints / SCORES)
+    write_atomically(checkpoints / SCORES, json.dumps(scores) + "\n")

@@ -1,4 +1,4 @@
-"""Where the recipes that come with the package are, in a checkout and in an installation."""
+"""The recipes that come with the package: their folder, their names, and finding one."""
 
 import difflib
 from pathlib import Path

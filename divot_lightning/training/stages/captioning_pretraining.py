@@ -1,4 +1,4 @@
-"""Captioning pretraining of a tokenizer: what Divot compares diffusion with (table 6, arXiv:2412.04432)."""
+"""Captioning pretraining of a tokenizer: Divot's baseline for diffusion (table 6, arXiv:2412.04432)."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from divot_lightning.training.stages.video_llm_step import limits_of
 
 
 class NoHead(GenerationHead):
-    """Stands where a generation head would be in a model that only reads clips."""
+    """The head of a model that only reads clips: it has no loss and generates nothing."""
 
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         """Return zero, with a graph."""
@@ -34,7 +34,7 @@ class NoHead(GenerationHead):
 
 
 class CaptioningPretraining(Stage):
-    """Learns tokens because a language model must write the clip's caption from them; no diffusion model takes part.
+    """Learns tokens because a language model must write the clip's caption from them, without a diffusion model.
 
     The same tokenizer as in `TokenizerPretraining`, another objective. In the paper the language model is pretrained
     and frozen (`llm.freeze_language_model`); one without pretrained weights has to learn along.
@@ -57,7 +57,7 @@ class CaptioningPretraining(Stage):
         self.tokenizer_config, self.llm_config = tokenizer, llm
 
     def build(self) -> None:
-        """Build both networks; only a ViT and a language model that come from folders are trained already."""
+        """Build both networks, untrained except for a ViT and a language model that come from folders."""
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
         self.video_llm = VideoLLM(self.llm_config, NoHead)
         self.video_llm.queries.requires_grad_(False)  # they only serve generated clips
@@ -95,7 +95,7 @@ class CaptioningPretraining(Stage):
         return {"text_loss": LossPart(output.text_loss, counts * output.num_text_targets)}
 
     def sample_limits(self) -> SampleLimits:
-        """Return the data which samples fit into the longest sequence."""
+        """Return the limits of a sample, by which the data skip samples that do not fit."""
         return limits_of(self.llm_config, self.video_llm if self.is_built else None)
 
     def exported_components(self) -> dict[str, nn.Module]:

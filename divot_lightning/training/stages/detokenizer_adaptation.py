@@ -1,4 +1,4 @@
-"""De-tokenizer adaptation: the video diffusion model learns from what the LLM's head samples (Divot appendix A.2)."""
+"""De-tokenizer adaptation: the video diffusion model learns from samples of the LLM's head (Divot appendix A.2)."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -24,21 +24,21 @@ NearestPer = Literal["clip", "token"]
 class DetokenizerAdaptation(Stage):
     """Adapts the de-tokenizer to features that are sampled from a trained video LLM, which is frozen.
 
-    The paper conditions on one sample per caption. That works as far as a caption decides the clip; where it leaves
-    much open (the toy world's position, for one), a sample seldom means the clip that it is trained to give, and the
-    de-tokenizer would learn to look away. With several `candidates` the sample nearest to the clip's own features is
-    taken: it still carries the head's errors, and it means this clip.
+    The paper conditions on one sample per caption. That works if the caption determines the clip. If the caption leaves
+    much open (such as the position in the toy world), a sample seldom describes the target clip, and the de-tokenizer
+    would learn to ignore its condition. With several `candidates`, the sample nearest to the clip's own features is
+    used: it still has the errors of the head, and it describes this clip.
 
     Args:
         previous: Run folder of the video LLM.
         detokenizer: Run folder of the de-tokenizer to adapt.
         optimizer: Optimizer settings.
-        candidates: Samples drawn per clip; 1 is the paper's way.
-        nearest_per: Whether the nearest candidate is chosen once for a clip or token by token. A head that draws every
-            token by itself gives any combination of its candidates' tokens equally well.
+        candidates: Samples per clip; 1 in the paper.
+        nearest_per: Whether the nearest candidate is chosen once per clip, or separately for each token. For a head
+            that samples each token independently, any combination of its candidates' tokens is equally likely.
         temperature: Spread of the head's samples.
-        condition_dropout: Share of clips whose tokens are replaced by those of an all-zero clip, for guidance.
-        terminal_timestep_prob: See `TokenizerPretraining`; 0 is the paper's way.
+        condition_dropout: Fraction of clips whose tokens are replaced by those of an all-zero clip, for guidance.
+        terminal_timestep_prob: See `TokenizerPretraining`; 0 in the paper.
     """
 
     frozen = ("tokenizer", "video_llm")
@@ -102,21 +102,21 @@ class DetokenizerAdaptation(Stage):
     def sampled_features(
         self, batch: dict[str, Any], video_MFCHW: Tensor, purpose: str = "train", most_samples: int = 0
     ) -> Tensor:
-        """Sample features for the clips to generate: of several candidates the nearest to a clip's own.
+        """Sample features for the clips to generate; of several candidates, keep the nearest to the clip's own.
 
         Args:
             batch: With "segments", each ending with one clip to generate.
             video_MFCHW: The clips, float in [-1, 1].
-            purpose: What the randomness is for.
-            most_samples: Samples of the process with most of them.
+            purpose: Name that separates this random stream from others, such as "train".
+            most_samples: Largest number of samples on any process.
 
         Returns:
             features_MQC, float32.
         """
         segments = list(batch["segments"])
-        # Heads draw sample by sample, so processes that hold shards of one draw for equally many samples.
+        # A head is called sample by sample. If it is sharded, all processes must call it equally often: fill up.
         missing = most_samples - len(segments) if has_shards(self.video_llm) else 0
-        drawn = []
+        sampled = []
         for number in range(self.candidates):
             generators = batch_generators(batch, f"{purpose} candidate {number}")
             if generators is not None:
@@ -127,10 +127,10 @@ class DetokenizerAdaptation(Stage):
                 generator=generators,
                 synced=has_shards(self.video_llm),
             )
-            drawn.append(features[: len(segments)])
+            sampled.append(features[: len(segments)])
         if self.candidates == 1:
-            return drawn[0]
-        return nearest_candidates(torch.stack(drawn), self.tokenizer(video_MFCHW), self.nearest_per)
+            return sampled[0]
+        return nearest_candidates(torch.stack(sampled), self.tokenizer(video_MFCHW), self.nearest_per)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count clips."""
@@ -157,7 +157,7 @@ def nearest_candidates(candidates_NMQC: Tensor, target_MQC: Tensor, per: Nearest
 
     Args:
         candidates_NMQC: Candidates, float.
-        target_MQC: What they are compared with, float.
+        target_MQC: The features to be near to, float.
         per: Whether the Q tokens of a clip are chosen together.
 
     Returns:

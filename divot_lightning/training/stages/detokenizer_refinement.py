@@ -22,9 +22,9 @@ class DetokenizerRefinement(Stage):
     Args:
         previous: Run folder of tokenizer pretraining.
         optimizer: Optimizer settings.
-        condition_dropout: Share of clips whose tokens are replaced by those of an all-zero (mid-grey) clip; 5 % in the
-            paper.
-        terminal_timestep_prob: See `TokenizerPretraining`; 0 is the paper's way.
+        condition_dropout: Fraction of clips whose tokens are replaced by those of an all-zero (mid-grey) clip; 5 % in
+            the paper.
+        terminal_timestep_prob: See `TokenizerPretraining`; 0 in the paper.
     """
 
     frozen = ("tokenizer",)

@@ -1,4 +1,4 @@
-"""What both stages of the video LLM do alike: steps and exports."""
+"""Base of both stages of the video LLM: steps and exports."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class VideoLLMStage(Stage):
         raise TypeError(f"{type(self).__name__} has no build_video_llm()")
 
     def build(self) -> None:
-        """Load the frozen tokenizer and builds the video LLM."""
+        """Load the frozen tokenizer and build the video LLM."""
         self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
         self.video_llm = self.build_video_llm()
 
     def sample_limits(self) -> SampleLimits:
-        """Return the data what fits: features of the tokenizer's shape, clips within the longest sequence."""
+        """Return the limits of a sample: shape of its features, length of its sequence."""
         return limits_of(self.llm_config, self.video_llm if self.is_built else None)
 
     def frozen_sources(self) -> dict[str, str | Path]:
@@ -93,15 +93,15 @@ class VideoLLMStage(Stage):
         self.log_validation(self._step(batch, self.check_sync("validation", batch, batch_idx)))
 
     def _step(self, batch: dict[str, Any], sync: RankSync) -> dict[str, LossPart]:
-        # Processes that hold shards of the tokenizer run it equally often, whoever has clips.
+        # If the tokenizer is sharded, all processes must run it equally often, also those without clips.
         at_least = sync.most_clips if has_shards(self.tokenizer) else 0
         features = clip_features(batch, self.tokenizer, at_least)
         return loss_parts(self.video_llm(batch["segments"], features), batch, **self.weights)
 
     def exported_components(self) -> dict[str, nn.Module]:
-        """Return what this stage trained."""
+        """Return the video LLM."""
         return {"video_llm": self.video_llm}
 
     def used_components(self) -> dict[str, Path]:
-        """Return the frozen tokenizer, and the de-tokenizer that belongs to it, which draws what is generated."""
+        """Return the folders of the frozen tokenizer and of its de-tokenizer, which decodes generated features."""
         return {"tokenizer": self.tokenizer_folder, **find_detokenizer(self.previous, self.tokenizer_folder)}

@@ -22,11 +22,12 @@ from tiny_run import TinyStage, step_folder, train
 from divot_lightning.checkpoint.folder_reading import CheckpointReader
 from divot_lightning.checkpoint.folder_writing import TRAINER, CheckpointNotWritten
 from divot_lightning.checkpoint.folders import complete_checkpoints, newest_checkpoint
-from divot_lightning.checkpoint.manifest import MANIFEST, FileRecord, file_sha256, read_manifest, write_manifest
+from divot_lightning.checkpoint.manifest import MANIFEST, FileRecord, read_manifest, write_manifest
 from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import file_sha256
 
 EVERY = CheckpointConfig(every_steps=1, keep_all=True)
 
