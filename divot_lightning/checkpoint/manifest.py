@@ -1,4 +1,4 @@
-"""What makes a checkpoint folder whole: `manifest.json`, the sizes and SHA-256 of all its files, written last.
+"""`manifest.json` of a checkpoint folder: sizes and SHA-256 of all its files, written last.
 
 No torch, so that looking for a run's newest checkpoint costs nothing.
 """
@@ -31,12 +31,12 @@ class FileRecord:
 
 
 def write_manifest(folder: Path, files: dict[str, FileRecord], about: dict[str, Any]) -> None:
-    """Complete a folder: all that is in it is on the disk when the manifest is.
+    """Complete a folder; all of its files are on the disk before the manifest is.
 
     Args:
         folder: Holds the files already.
         files: All of them by name.
-        about: What else is worth knowing without opening a file, such as the step.
+        about: Facts to know without opening a file, such as the step.
     """
     content = {"format": FORMAT, **about, "files": {name: asdict(record) for name, record in sorted(files.items())}}
     write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n", durable=True)
@@ -119,7 +119,7 @@ def find_damage(folder: Path, files: dict[str, FileRecord]) -> list[str]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, which `fsync` of the files alone does not."""
+    """Write the names in a folder to the disk, which `fsync` of the files alone does not."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
