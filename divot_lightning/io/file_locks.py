@@ -82,12 +82,11 @@ def _locked(path: Path) -> TextIOWrapper:
             ) from error
         if os.fstat(file.fileno()).st_nlink:
             return file
-        file.close()  # its last owner removed it between our opening and locking it
+        file.close()  # its last owner removed it after we had opened and before we had locked it
 
 
 def _drop(path: Path, file: TextIOWrapper, process: int) -> None:
     if os.getpid() == process:  # not in a forked worker
-        path.unlink(
-            missing_ok=True
-        )  # before it is released: a process that has opened it sees that it has no name any more
+        # Removed before it is released: a process that has opened it sees that it has no name any more.
+        path.unlink(missing_ok=True)
     file.close()

@@ -59,6 +59,6 @@ def test_a_rank_that_does_not_come_is_named_within_the_time_that_is_set(tmp_path
     assert 1.9 <= seconds < 15.0
 
 
-def test_alone_there_is_nothing_to_agree_on():
+def test_one_process_is_always_in_sync():
     assert not distributed.is_initialized()
     assert check_ranks_in_sync(PLAN) == RankSync(2, 4)

@@ -128,7 +128,7 @@ trainer:
 """
 
 
-def test_every_old_name_of_a_recipe_is_told_with_its_new_one():
+def test_every_old_name_of_a_recipe_is_reported_with_its_new_one():
     with pytest.raises(UserError) as raised:
         renamed.require_current_names(yaml.safe_load(OLD), "old.yaml")
     text = str(raised.value)

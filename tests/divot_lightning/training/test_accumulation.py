@@ -62,7 +62,7 @@ def batches_of(name, rank, world, *, accumulated):
 
 
 def fit(name, settings, rank=0, world=1, *, accumulated):
-    """Trains two steps; gives the gradients and losses of each."""
+    """Train two steps; return the gradients and losses of each."""
     seed_everything(5, verbose=False)
     stage, steps, logged = make_stage(name, settings), [], []
     measure = stage.on_before_optimizer_step

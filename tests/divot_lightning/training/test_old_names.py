@@ -74,6 +74,6 @@ def test_an_old_class_path_on_the_command_line_is_refused_with_the_new_one():
     assert f"{OLD_STAGE} is now {NEW_STAGE}" in message_of("--config", str(RECIPE), "--model", OLD_STAGE)
 
 
-def test_a_renamed_recipe_is_told():
+def test_a_renamed_recipe_is_explained():
     with pytest.raises(UserError, match="is now 'ablations/generation_mode'"):
         find_recipe("ablations/mechanism")

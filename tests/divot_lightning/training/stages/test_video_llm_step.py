@@ -50,7 +50,7 @@ def test_only_the_asked_number_of_batches_is_read(tokenizer_run, make_config, he
 
 
 @pytest.mark.parametrize("counted", [4, 0])
-def test_losses_come_with_what_they_are_the_mean_over_and_a_filler_counts_for_nothing(counted):
+def test_losses_come_with_their_counts_which_are_zero_for_a_dummy_batch(counted):
     output = VideoLLMOutput(torch.tensor(1.0), torch.tensor(2.0), 7, 3)
     parts = loss_parts(output, {"segments": [[]] * 4, "counted": counted}, text_loss_weight=0.5, head_loss_weight=2.0)
     assert parts == {
@@ -67,7 +67,7 @@ def test_a_batch_is_filled_up_with_clips_that_nobody_sees(tokenizer_run, batches
     assert clip_features(cached, tokenizer, 3) is cached["features"]
 
 
-def test_the_detokenizer_of_the_previous_run_is_handed_on(tokenizer_run):
+def test_the_detokenizer_of_the_previous_run_is_exported(tokenizer_run):
     tokenizer_folder = find_component(tokenizer_run, "tokenizer")
     assert find_detokenizer(str(tokenizer_run), tokenizer_folder) == {}
     assert find_detokenizer(str(tokenizer_folder), tokenizer_folder) == {}
