@@ -167,7 +167,7 @@ def test_tied_grown_and_frozen_parameters_and_buffers_are_filled(ranks: list[dic
             assert torch.equal(rank["tied"][name], stored[name]), name
 
 
-def test_names_that_do_not_fit_are_returned_and_nothing_is_read_if_some_are_missing(
+def test_misfitting_names_are_returned_and_nothing_is_read_if_any_is_missing(
     ranks: list[dict[str, Any]],
 ) -> None:
     for rank in ranks:
