@@ -1,13 +1,12 @@
-"""Component folders: how a stage hands a module to the next one.
+"""Component folders: how a stage exports a module for the next one.
 
 A component is an `nn.Module` with a `config` dataclass. Its folder holds `config.json` (class and settings) and
-`model.safetensors`. Nothing in it can run code: the class must be one that `divot_lightning.parts.trusted_classes` allows, or
-it is not imported. A module whose settings and weights are not all there is to it
-may write more files in `save_extra(folder)` and be built by the classmethod `from_component(config, folder)`.
+`model.safetensors`. Nothing in it can run code: only a class that `divot_lightning.parts.trusted_classes` allows is
+imported. A module that needs more than settings and weights, such as a text tokenizer, writes its other files in
+`save_extra(folder)` and is built by its classmethod `from_component(config, folder)`.
 """
 
 import dataclasses
-import hashlib
 import importlib
 import inspect
 import json
@@ -26,6 +25,8 @@ from torch import nn
 from divot_lightning.distributed.meta_building import fill, is_sharding, without_memory
 from divot_lightning.errors import UserError
 from divot_lightning.io.component_files import CONFIG_FILE, WEIGHTS_FILE
+from divot_lightning.io.files import file_sha256, write_atomically
+from divot_lightning.io.renamed import current_component, explain_import_error
 from divot_lightning.parts.trusted_classes import require_trusted
 
 RECORD_FILE = "components.json"
@@ -78,7 +79,7 @@ def new_component(module: nn.Module, folder: str | Path) -> Iterator[Path]:
 
 
 def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType:
-    """Build the module of a component folder and loads its weights strictly.
+    """Build the module of a component folder and load its weights; names and sizes must fit exactly.
 
     Args:
         folder: The component folder.
@@ -95,7 +96,7 @@ def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType
     described = _read_config(folder)
     actual = _import_class(described["class"], folder)
     _require(actual, expected, folder)
-    # What is drawn for weights that are overwritten at once must not change what is drawn after.
+    # The random initial weights are overwritten at once; making them must not change the random numbers of the run.
     with torch.random.fork_rng(devices=[]), without_memory():
         module = _build(actual, described["config"], folder)
     load_weights(module, folder / WEIGHTS_FILE)
@@ -202,9 +203,7 @@ def record_components(run: str | Path, used: dict[str, Path]) -> None:
         }
         for name, folder in used.items()
     }
-    unfinished = run / f".{RECORD_FILE}.unfinished"
-    unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    unfinished.rename(run / RECORD_FILE)
+    write_atomically(run / RECORD_FILE, json.dumps(record, indent=1) + "\n")
 
 
 def read_record(run: str | Path) -> dict[str, dict[str, str]]:
@@ -215,8 +214,7 @@ def read_record(run: str | Path) -> dict[str, dict[str, str]]:
 
 def weights_sha256(folder: str | Path) -> str:
     """Return the SHA-256 of a component's weights, in hexadecimal."""
-    with (Path(folder) / WEIGHTS_FILE).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(Path(folder) / WEIGHTS_FILE)
 
 
 def _recorded(run: Path, name: str, source: dict[str, str]) -> Path:
@@ -250,11 +248,12 @@ def _same(run: Path, name: str, folder: Path, source: dict[str, str]) -> Path:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json`, in today's names also where an earlier version wrote it."""
     try:
         described = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         if not (isinstance(described["class"], str) and isinstance(described["config"], dict)):
             raise TypeError
-        return described
+        return current_component(described)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is no component folder: {CONFIG_FILE} is missing or damaged ({type(error).__name__})"
@@ -268,7 +267,8 @@ def _import_class(path: str, folder: Path) -> type[nn.Module]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{folder / CONFIG_FILE} names the class {path!r}, which cannot be imported: {error}"
+            f"{folder / CONFIG_FILE} names the class {path!r}, which cannot be imported: "
+            f"{explain_import_error(str(error)) or error}"
         ) from error
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise UserError(f"{folder / CONFIG_FILE} names {path!r}, which is no torch module")

@@ -1,4 +1,4 @@
-"""Loads checkpoint folders: all that is expected is there and fits, or an error names what is not."""
+"""Loading of checkpoint folders: every expected tensor is there and fits, or an error names those that do not."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from divot_lightning.checkpoint.folder_writing import TRAINER, TensorAccess
-from divot_lightning.checkpoint.folders import what_to_do
+from divot_lightning.checkpoint.folders import damage_advice
 from divot_lightning.checkpoint.manifest import find_damage, require_manifest
 from divot_lightning.checkpoint.optimizer_state import check_families
 from divot_lightning.checkpoint.provenance import PROVENANCE
@@ -31,19 +31,19 @@ class CheckpointReader:
 
     Args:
         folder: The checkpoint.
-        ranks: The processes that load it together; each compares its share of the files with the manifest.
+        ranks: The processes that load it together; each checks its part of the files against the manifest.
     """
 
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         self.folder = folder
         self.manifest = require_manifest(folder)
         files = self.manifest["files"]
-        share = {name: files[name] for name in ranks.mine(sorted(files))}
-        damage = [found for part in ranks.gather(find_damage(folder, share)) for found in part]
+        mine = {name: files[name] for name in ranks.mine(sorted(files))}
+        damage = [found for part in ranks.gather(find_damage(folder, mine)) for found in part]
         missing = [f"{name} is missing" for name in (TRAINER, PROVENANCE) if name not in files]
         if damage or missing:
             raise UserError(
-                f"{folder} is damaged: {'; '.join([*damage, *missing][:_NAMES_SHOWN])}\n{what_to_do(folder)}"
+                f"{folder} is damaged: {'; '.join([*damage, *missing][:_NAMES_SHOWN])}\n{damage_advice(folder)}"
             )
         self._files: dict[str, dict[str, Any]] = {}
         for name in sorted(files):
@@ -71,22 +71,22 @@ class CheckpointReader:
         except Exception as error:
             raise UserError(
                 f"{self.folder / TRAINER} is not loaded: it holds more than plain data ({type(error).__name__})\n"
-                "it may be damaged or made to do harm; do not use this checkpoint"
+                "it may be damaged or malicious; do not use this checkpoint"
             ) from error
         return state
 
 
 def require_run_state(reader: CheckpointReader, state: dict[str, Any]) -> None:
-    """Refuse a state that a run cannot continue from.
+    """Refuse a state that a run cannot be resumed from.
 
     Raises:
-        UserError: What it lacks.
+        UserError: Keys are missing; the message names them.
     """
     lacking = [key for key in STATE_KEYS if not isinstance(state, dict) or key not in state]
     if lacking:
         raise UserError(
             f"{reader.folder / TRAINER} lacks {', '.join(map(repr, lacking))}: no state of a run of this version\n"
-            f"{what_to_do(reader.folder)}"
+            f"{damage_advice(reader.folder)}"
         )
 
 
@@ -116,7 +116,7 @@ def restore_optimizers(reader: CheckpointReader, access: TensorAccess, stored: d
     Args:
         reader: The checkpoint.
         access: The stage and its optimizers.
-        stored: By parameter, "optimizer" and "states", as `optimizer_record` gave them.
+        stored: By parameter, "optimizer" and "states", as `optimizer_record` returned them.
 
     Raises:
         UserError: Another optimizer trained a parameter, or a state is missing or left over.
@@ -144,7 +144,7 @@ def check_names(folder: Path, stored: set[str], wanted: set[str]) -> None:
     """Refuse a checkpoint with other tensors than wanted.
 
     Raises:
-        UserError: Which are missing or left over.
+        UserError: Tensors are missing or left over; the message names them.
     """
     problems = {"not in the checkpoint": sorted(wanted - stored), "only in the checkpoint": sorted(stored - wanted)}
     if any(problems.values()):

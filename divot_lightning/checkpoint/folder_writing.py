@@ -4,7 +4,7 @@
       weights-00000.safetensors ...    trained parameters, buffers, frozen parameters that came from no folder
       optimizer-00000.safetensors ...  "<parameter>/<state>", such as "layer.weight/exp_avg"
       ema-00000.safetensors ...        averaged parameters, if the run averages them
-      trainer.pt                       loops, schedules, callbacks, place in the data, random states; plain data only
+      trainer.pt                       loops, schedules, callbacks, data position, random states; plain data only
       provenance.json                  where frozen parameters came from, and hashes of their contents
       manifest.json                    sizes and hashes of all files
 
@@ -14,7 +14,6 @@ A folder is written under a temporary name and renamed when it is whole.
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,13 +23,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from divot_lightning.checkpoint.manifest import FileRecord, file_sha256, sync_folder, write_manifest
+from divot_lightning.checkpoint.manifest import FileRecord, sync_folder, write_manifest
 from divot_lightning.checkpoint.module_tensors import ModuleTensors
 from divot_lightning.checkpoint.optimizer_state import OptimizerEntry
 from divot_lightning.checkpoint.provenance import PROVENANCE
 from divot_lightning.checkpoint.tensor_file import TensorFile, TensorSpec
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import file_sha256, write_atomically
 
 TRAINER = "trainer.pt"
 UNFINISHED = ".{}.unfinished"
@@ -41,7 +41,7 @@ class TensorAccess(Protocol):
 
     tensors: ModuleTensors
     masters: list[Tensor]
-    """What the optimizer steps on this rank; copies of it may be kept, such as averages."""
+    """The tensors that the optimizer updates on this rank; averages, for one, are kept in copies of them."""
 
     def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
         """Return a trained parameter, taken from copies of `masters`, to the rank `owner`; all ranks call it."""
@@ -64,7 +64,7 @@ class TensorAccess(Protocol):
         ...
 
     def optimizer_entries(self) -> dict[str, OptimizerEntry]:
-        """Return by parameter which optimizer it has and which states that keeps now."""
+        """Return the optimizer of each parameter and the states that it keeps now."""
         ...
 
     def read_state(self, name: str, key: str, owner: int) -> Tensor | None:
@@ -76,7 +76,7 @@ class TensorAccess(Protocol):
         ...
 
     def flush(self) -> None:
-        """Is called by all ranks when everything is written."""
+        """Finish writing; all ranks call it when everything is written."""
         ...
 
 
@@ -86,8 +86,8 @@ class Entry(NamedTuple):
     Attributes:
         group: First part of the name of its file.
         key: Its name in the file.
-        spec: What it is.
-        read: Gives it to the rank whose number it is called with; all ranks call it together.
+        spec: Its dtype and shape.
+        read: Called with the number of a rank, returns the tensor on that rank; all ranks call it together.
     """
 
     group: str
@@ -97,7 +97,7 @@ class Entry(NamedTuple):
 
 
 class CheckpointNotWritten(UserError):
-    """A checkpoint could not be written, as on a full disk; nothing of it is left, and the one before is as it was."""
+    """A checkpoint could not be written, as on a full disk; nothing of it is left, and earlier ones are unchanged."""
 
 
 def stage_entries(access: TensorAccess) -> list[Entry]:
@@ -126,9 +126,9 @@ def save_folder(
     Args:
         folder: Where it appears when it is whole.
         entries: Its tensors, the same on all ranks.
-        state: What `trainer.pt` holds; the first rank's is taken.
-        provenance: What `provenance.json` holds; the first rank's is taken.
-        about: Goes into the manifest.
+        state: Content of `trainer.pt`; that of the first rank is used.
+        provenance: Content of `provenance.json`; that of the first rank is used.
+        about: Further entries of the manifest.
         ranks: The processes.
 
     Raises:
@@ -152,12 +152,12 @@ def save_folder(
 
 
 def write_tensors(folder: Path, entries: Sequence[Entry], ranks: Ranks) -> dict[str, FileRecord | OSError]:
-    """Write this rank's share of the tensors, and takes part in gathering those of the others.
+    """Write this rank's part of the tensors, and take part in gathering those of the others.
 
     Returns:
-        This rank's files, or what went wrong with them.
+        Records of this rank's files by name, or the error of a file.
     """
-    owners = share_out([entry.spec.bytes for entry in entries], ranks.size)
+    owners = balance_by_size([entry.spec.bytes for entry in entries], ranks.size)
     files: dict[str, FileRecord | OSError] = {}
     for group in dict.fromkeys(entry.group for entry in entries):
         members = [(entry, owner) for entry, owner in zip(entries, owners, strict=True) if entry.group == group]
@@ -176,10 +176,10 @@ def write_tensors(folder: Path, entries: Sequence[Entry], ranks: Ranks) -> dict[
     return files
 
 
-def share_out(sizes: Sequence[int], num_ranks: int) -> list[int]:
-    """Return each tensor to a rank, so that all write about as much: the largest first, to whom has least.
+def balance_by_size(sizes: Sequence[int], num_ranks: int) -> list[int]:
+    """Assign each tensor to a rank, so that all write about as much: the largest first, to the rank with least.
 
-    >>> share_out([4, 1, 3, 2], 2)
+    >>> balance_by_size([4, 1, 3, 2], 2)
     [0, 0, 1, 1]
     """
     loads = [0] * num_ranks
@@ -192,10 +192,10 @@ def share_out(sizes: Sequence[int], num_ranks: int) -> list[int]:
 
 
 def plain_bytes(state: dict[str, Any]) -> bytes:
-    """Serialise plain data: what can be read again without running code.
+    """Serialise plain data, which can be read again without running code.
 
     Raises:
-        UserError: Which entry holds anything else.
+        UserError: An entry holds anything else; the message names it.
     """
     for name, value in state.items():
         buffer = io.BytesIO()
@@ -219,16 +219,13 @@ def _start(unfinished: Path) -> None:
 
 
 def _write(file: Path, content: bytes) -> FileRecord:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_atomically(file, content, durable=True)
     return FileRecord(len(content), file_sha256(file))
 
 
 def _put_in_place(unfinished: Path, folder: Path) -> None:
     if folder.exists():
-        # Only a run that was set back by hand meets its own step again. A folder cannot be exchanged in one go.
+        # Only a run that was set back by hand saves a step again. A folder cannot be replaced in one operation.
         replaced = folder.with_name(f".{folder.name}.removing")
         shutil.rmtree(replaced, ignore_errors=True)
         folder.rename(replaced)
@@ -240,7 +237,7 @@ def _put_in_place(unfinished: Path, folder: Path) -> None:
 
 
 def _together(ranks: Ranks, unfinished: Path, action: Callable[[], None]) -> None:
-    """Run an action on all ranks and raises on all what went wrong on one."""
+    """Run an action on all ranks; raise an error of one of them on all."""
     failure: Exception | None = None
     try:
         action()
@@ -258,7 +255,7 @@ def _raise_failures(unfinished: Path, failures: Sequence[OSError], ranks: Ranks)
         _discard(unfinished, ranks)
         raise CheckpointNotWritten(
             f"a checkpoint could not be written into {unfinished.parent}: {failures[0]}\n"
-            "what was written of it is removed; checkpoints before it are untouched"
+            "its files are removed; checkpoints before it are untouched"
         )
 
 

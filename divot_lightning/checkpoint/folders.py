@@ -1,4 +1,4 @@
-"""The folders of a run's checkpoints: their names, and which of them are whole. Imports no torch."""
+"""The checkpoint folders of a run: their names, and which are complete. Imports no torch."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from divot_lightning.checkpoint.manifest import find_missing, is_complete
 from divot_lightning.errors import UserError
 
 CHECKPOINTS = "checkpoints"
-"""Folder of a run that holds them."""
+"""Folder of a run that holds its checkpoints."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -16,7 +16,7 @@ def checkpoint_name(step: int) -> str:
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """Return the number of optimizer steps behind a checkpoint.
+    """Return the number of optimizer steps before a checkpoint.
 
     Example:
         >>> checkpoint_step(Path("checkpoints/step_00000200"))
@@ -26,18 +26,18 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 class Choice(NamedTuple):
-    """Where a run continues from.
+    """The checkpoint that a run is resumed from.
 
     Attributes:
-        checkpoint: The newest whole checkpoint; None where the run has none at all.
-        damaged: A sentence per newer one that is not whole.
+        checkpoint: The newest complete checkpoint; None if the run has none at all.
+        damaged: A sentence per newer one that is damaged.
     """
 
     checkpoint: Path | None
     damaged: list[str]
 
     def warnings(self) -> str:
-        """Return what to tell a user, in lines; empty where nothing is damaged."""
+        """Return warnings for the user, in lines; empty if nothing is damaged."""
         return "".join(
             f"WARNING: {sentence}\n         the checkpoint before it is taken: {self.checkpoint}\n"
             for sentence in self.damaged
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
 
 
 def all_checkpoints(run: Path) -> list[Path]:
-    """Return the folders with names of checkpoints, whole or not, the newest first."""
+    """Return the folders with names of checkpoints, complete or not, the newest first."""
     found = [path for path in (run / CHECKPOINTS).glob("step_*") if path.name.removeprefix("step_").isdecimal()]
     return sorted(found, key=checkpoint_step, reverse=True)
 
@@ -61,12 +61,12 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def choose_checkpoint(run: Path) -> Choice:
-    """Choose what a run continues from: its newest checkpoint, or the newest whole one where later ones are damaged.
+    """Choose the checkpoint to resume from: the newest, or the newest complete one if later ones are damaged.
 
-    A checkpoint gets its name when it is whole, so one that is not was damaged since, as by a copy that was cut short.
+    A checkpoint gets its name when it is complete, so an incomplete one was damaged later, as by an interrupted copy.
 
     Raises:
-        UserError: All checkpoints are damaged. To begin at step 0 then would throw the run away.
+        UserError: All checkpoints are damaged. Starting at step 0 would discard the run.
     """
     damaged: list[str] = []
     for folder in all_checkpoints(run):
@@ -75,12 +75,12 @@ def choose_checkpoint(run: Path) -> Choice:
             return Choice(folder, damaged)
         damaged.append(f"{folder} is damaged: {'; '.join(missing[:_FILES_SHOWN])}")
     if damaged:
-        raise UserError(f"{damaged[0]}\n{what_to_do(all_checkpoints(run)[0])}")
+        raise UserError(f"{damaged[0]}\n{damage_advice(all_checkpoints(run)[0])}")
     return Choice(None, [])
 
 
-def what_to_do(damaged: Path) -> str:
-    """Return what to do about a damaged checkpoint: it depends on whether the run has another one."""
+def damage_advice(damaged: Path) -> str:
+    """Return advice about a damaged checkpoint, which depends on whether the run has another one."""
     run = damaged.parent.parent
     if any(other != damaged for other in complete_checkpoints(run)):
         return "copy it again, or remove this folder to continue from the checkpoint before it"

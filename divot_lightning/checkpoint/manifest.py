@@ -1,9 +1,8 @@
-"""What makes a checkpoint folder whole: `manifest.json`, the sizes and SHA-256 of all its files, written last.
+"""`manifest.json` of a checkpoint folder: sizes and SHA-256 of all its files, written last.
 
 No torch, so that looking for a run's newest checkpoint costs nothing.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import file_sha256, write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -31,18 +31,15 @@ class FileRecord:
 
 
 def write_manifest(folder: Path, files: dict[str, FileRecord], about: dict[str, Any]) -> None:
-    """Complete a folder: all that is in it is on the disk when the manifest is.
+    """Complete a folder; all of its files are on the disk before the manifest is.
 
     Args:
         folder: Holds the files already.
         files: All of them by name.
-        about: What else is worth knowing without opening a file, such as the step.
+        about: Facts to know without opening a file, such as the step.
     """
     content = {"format": FORMAT, **about, "files": {name: asdict(record) for name, record in sorted(files.items())}}
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n", durable=True)
     sync_folder(folder)
 
 
@@ -121,14 +118,8 @@ def find_damage(folder: Path, files: dict[str, FileRecord]) -> list[str]:
     return damage
 
 
-def file_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, which `fsync` of the files alone does not."""
+    """Write the names in a folder to the disk, which `fsync` of the files alone does not."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Sorts the tensors of a stage by what a checkpoint has to do with them."""
+"""Sorting the tensors of a stage: which ones a checkpoint stores, and which come from other folders."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from divot_lightning.errors import UserError
 
 @runtime_checkable
 class KnowsSources(Protocol):
-    """A stage that says where its frozen weights come from."""
+    """A stage that names the folders of its frozen weights."""
 
     def frozen_sources(self) -> Mapping[str, str | Path]:
         """Return folders by module path, such as `{"video_llm.language_model": "models/mistral-7b"}`."""
@@ -26,8 +26,8 @@ class ModuleTensors:
 
     Attributes:
         trained: Parameters that require gradients.
-        stored: Frozen parameters that nothing but a checkpoint keeps, such as untrained ones.
-        sourced: Frozen parameters by module path that came from a folder, which keeps them.
+        stored: Frozen parameters that only a checkpoint stores, such as untrained ones.
+        sourced: Frozen parameters that came from a folder, by module path; checkpoints do not store them.
         buffers: Persistent buffers.
         sources: The folders by module path.
     """
@@ -40,7 +40,7 @@ class ModuleTensors:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds of the stage itself."""
+        """The tensors of the stage itself that a checkpoint stores."""
         return {**self.trained, **self.stored, **self.buffers}
 
 
@@ -48,7 +48,7 @@ def sort_tensors(stage: nn.Module) -> ModuleTensors:
     """Sort the tensors of a stage.
 
     Raises:
-        UserError: A module keeps state that is no tensor.
+        UserError: A module has state that is no tensor.
     """
     sources = frozen_sources(stage)
     trained: dict[str, nn.Parameter] = {}

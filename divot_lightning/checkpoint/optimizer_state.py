@@ -1,7 +1,7 @@
-"""What checkpoints keep of optimizers and learning-rate schedules: where they stand, not their settings.
+"""State of optimizers and learning-rate schedules in checkpoints: their progress, not their settings.
 
 Rates, decay and the form of the schedule are the recipe's and the command line's, so that they may be changed at a
-resume; moments, step counters and the place in the schedule are the checkpoint's.
+resume; moments, step counters and the position in the schedule are the checkpoint's.
 """
 
 from collections.abc import Iterable, Sequence
@@ -70,10 +70,10 @@ def check_families(stored: dict[str, str], live: dict[str, str]) -> None:
 
 
 def restore_schedulers(configs: Sequence[LRSchedulerConfig], states: Sequence[dict[str, Any]]) -> None:
-    """Put schedules where they stood.
+    """Restore the position of schedules.
 
     For a schedule that is a function of the step (all of ours) the rates follow from the settings of this run. Any
-    other schedule carries its rates along from step to step; those continue.
+    other schedule computes its rates from those of the step before; these are restored.
 
     Args:
         configs: The schedules of this run.
@@ -92,7 +92,7 @@ def restore_schedulers(configs: Sequence[LRSchedulerConfig], states: Sequence[di
         if isinstance(scheduler, LambdaLR):
             scheduler.last_epoch, scheduler._step_count = state["last_epoch"], state["_step_count"]
             at_step = [function(scheduler.last_epoch) for function in scheduler.lr_lambdas]
-            rates = [base * share for base, share in zip(scheduler.base_lrs, at_step, strict=True)]
+            rates = [base * factor for base, factor in zip(scheduler.base_lrs, at_step, strict=True)]
         else:
             scheduler.load_state_dict(state)
             rates = state.get("_last_lr", [])

@@ -1,4 +1,4 @@
-"""Where frozen weights came from: recorded instead of stored, and verified before a run continues."""
+"""Folders of frozen weights: recorded instead of stored, and verified before a run is resumed."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ from divot_lightning.errors import UserError
 PROVENANCE = "provenance.json"
 
 ReadTensor = Callable[[Tensor, int], Tensor | None]
-"""Gives a whole tensor to one rank; all ranks call it together."""
+"""Returns a whole tensor on one rank; all ranks call it together."""
 
 
 class Digest(NamedTuple):
-    """What a tensor holds.
+    """Hashes of a tensor.
 
     Attributes:
         exact: Hash of its content in the precision it has.
-        rounded: Hash of its content in bfloat16, which tells the same weights in another precision.
+        rounded: Hash of its content in bfloat16, which is the same for the same weights in another precision.
     """
 
     exact: str
@@ -34,13 +34,13 @@ class Digest(NamedTuple):
 
 
 def describe_frozen(tensors: ModuleTensors, read: ReadTensor, ranks: Ranks) -> dict[str, dict[str, Any]]:
-    """Hash the frozen modules of a stage that came from folders; each rank hashes its share of the tensors.
+    """Hash the frozen modules of a stage that came from folders; each rank hashes a part of the tensors.
 
     The result does not depend on how tensors are sharded or in which order they stand.
 
     Args:
         tensors: The tensors of the stage.
-        read: Gives a tensor to the rank that hashes it.
+        read: Returns a tensor on the rank that hashes it.
         ranks: All processes that take part.
 
     Returns:
@@ -112,7 +112,7 @@ def verify_frozen(stored: dict[str, dict[str, Any]], live: dict[str, dict[str, A
 
 
 class FrozenRecord:
-    """Describes the frozen modules of a stage once, and again only when a weight was changed in between.
+    """Describes the frozen modules of a stage, and hashes them again only when a weight has changed.
 
     Args:
         stage: The stage.
@@ -124,7 +124,7 @@ class FrozenRecord:
         self._described: dict[str, dict[str, Any]] = {}
 
     def describe(self, tensors: ModuleTensors, read: ReadTensor, ranks: Ranks) -> dict[str, dict[str, Any]]:
-        """As `describe_frozen`."""
+        """Describe the frozen modules; arguments and result as for `describe_frozen`."""
         seen = [
             (value.data_ptr(), value._version)
             for members in tensors.sourced.values()

@@ -1,10 +1,12 @@
-"""Which checkpoints are kept; those that are not vanish in one go."""
+"""Choice of the checkpoints that are kept, and removal of the others."""
 
 import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
+
+from divot_lightning.io.files import write_atomically
 
 SCORES = "scores.json"
 
@@ -18,7 +20,7 @@ def steps_to_remove(
     keep_best: int,
     mode: Literal["min", "max"],
 ) -> list[int]:
-    """Choose the checkpoints to remove: those that none of the rules keeps.
+    """Choose the checkpoints to remove: those that no rule keeps.
 
     Args:
         steps: Steps that have a checkpoint.
@@ -26,7 +28,7 @@ def steps_to_remove(
         keep_last: How many of the newest to keep; at least 1.
         keep_every: Keep those whose step is a multiple of this.
         keep_best: How many of those with the best scores to keep.
-        mode: Whether small or great scores are good.
+        mode: Whether small or large scores are better.
 
     Example:
         >>> steps_to_remove([2, 4, 6, 8], {2: 0.1, 4: 0.5}, keep_last=1, keep_every=6, keep_best=1, mode="min")
@@ -41,7 +43,7 @@ def steps_to_remove(
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a checkpoint; under its own name it is there whole or not at all."""
+    """Remove a checkpoint; under its own name it is complete or does not exist."""
     removing = folder.with_name(f".{folder.name}.removing")
     shutil.rmtree(removing, ignore_errors=True)
     folder.rename(removing)
@@ -49,7 +51,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """Remove what a killed process left of saving or removing."""
+    """Remove files that a killed process left while it saved or removed."""
     for pattern in (".step_*.unfinished", ".step_*.removing"):
         for folder in checkpoints.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
@@ -66,6 +68,4 @@ def read_scores(checkpoints: Path) -> dict[int, float]:
 def write_score(checkpoints: Path, step: int, score: float) -> None:
     """Add the score of a checkpoint, which is measured after the checkpoint is written."""
     scores = {**read_scores(checkpoints), step: score}
-    unfinished = checkpoints / f".{SCORES}.unfinished"
-    unfinished.write_text(json.dumps(scores) + "\n", encoding="utf-8")
-    unfinished.replace(checkpoints / SCORES)
+    write_atomically(checkpoints / SCORES, json.dumps(scores) + "\n")

@@ -1,6 +1,6 @@
-"""Random states of all ranks, so that dropout after a resume draws what it would have drawn.
+"""Random states of all ranks, so that dropout after a resume is what it would have been without one.
 
-They are put back before the first training step, not earlier: building data loaders draws from the same generators.
+They are restored before the first training step, not earlier: building data loaders uses the same generators.
 """
 
 import random
@@ -17,17 +17,17 @@ from divot_lightning.distributed.ranks import Ranks
 class RandomStates(Callback):
     """Keeps the random states of all ranks in checkpoints.
 
-    Training steps draw from states of their own: what is drawn between two of them (by validation, by data loaders that
-    are built anew or run in this process) does not change the next one, and so cannot differ after a resume. With
-    another number of processes than before there are no states to put back: each process then starts from a seed made
-    of the run's seed, the step and its rank.
+    Training steps have random states of their own. Random numbers used between two steps (by validation, or by data
+    loaders that are built or run in this process) do not change the next step, and so cannot differ after a resume.
+    With another number of processes than before there are no states to restore: each process then starts from a seed
+    made of the run's seed, the step and its rank.
     """
 
     def __init__(self) -> None:
         self._next: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the states with which the next training step starts, of all ranks."""
+        """Add the states of all ranks at the start of the next training step."""
         checkpoint["random_states"] = Ranks.all().gather(self._next or random_state())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Set this process's generators to what `random_state` gave."""
+    """Set this process's generators to a state from `random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     keys, position, has_gauss, cached = state["numpy"]
@@ -77,7 +77,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def fresh_state(seed: int, step: int, rank: int) -> dict[str, Any]:
-    """Return states that depend on nothing but a seed, a step and a rank; this process's own stay as they are."""
+    """Return states that depend only on a seed, a step and a rank; this process's own states are unchanged."""
     kept = random_state()
     words = np.random.SeedSequence([seed, step, rank]).generate_state(3, np.uint64)
     random.seed(int(words[0]))

@@ -1,8 +1,8 @@
-"""Lightning's training loops with two moments more: a step is logged, and a validation is made up for.
+"""Lightning's training loops with two additions: a hook after a step is logged, and pending validations.
 
-A checkpoint that is taken in `on_train_batch_end` stands before the row of its own step and before the validation that
-is due there; a run that is killed in between would lose both for good. These loops call `on_step_logged` of the
-callbacks once the row is written, and a checkpoint says whether a validation was still owed.
+A checkpoint taken in `on_train_batch_end` comes before the row of its own step and before the validation that is due
+then; a run that is killed in between would lose both. These loops call `on_step_logged` of the callbacks after the row
+is written, and a checkpoint records whether a validation is pending.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ class LoggedStepLoop(_TrainingEpochLoop):
     """Calls `on_step_logged(trainer)` of each callback that has it, after every batch, when its metrics are logged.
 
     Attributes:
-        owes_validation: Whether a validation is due after the last step and has not ended; part of checkpoints.
+        owes_validation: Whether a validation is due after the last step and has not ended; stored in checkpoints.
     """
 
     owes_validation = False
 
     def advance(self, data_fetcher: Any) -> None:
-        """Train on a batch, then tell callbacks."""
+        """Train on a batch, then call the callbacks."""
         super().advance(data_fetcher)
         self.owes_validation = self._should_check_val_fx(data_fetcher)
         with self._in_batch_end():
@@ -32,22 +32,22 @@ class LoggedStepLoop(_TrainingEpochLoop):
                     callback.on_step_logged(self.trainer)
 
     def on_advance_end(self, data_fetcher: Any) -> None:
-        """Validate if it is time; then nothing is owed."""
+        """Validate if it is time; no validation is pending afterwards."""
         super().on_advance_end(data_fetcher)
         self.owes_validation = False
 
     def on_save_checkpoint(self) -> dict[str, Any]:
-        """Return what checkpoints hold."""
+        """Return the state for checkpoints."""
         return {**super().on_save_checkpoint(), "owes_validation": self.owes_validation}
 
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
-        """Take over what a checkpoint holds; older ones say nothing."""
+        """Restore the state; checkpoints of earlier versions have no pending validation."""
         super().on_load_checkpoint(state_dict)
         self.owes_validation = state_dict.get("owes_validation", False)
 
     @contextmanager
     def _in_batch_end(self) -> Iterator[None]:
-        """Count as in `on_train_batch_end`, the only place in a step where Lightning expects a checkpoint."""
+        """Set the counters as in `on_train_batch_end`, the only hook in which Lightning expects a checkpoint."""
         counters = (self.batch_progress.total, self.batch_progress.current)
         for counter in counters:
             counter.completed -= 1
@@ -56,7 +56,7 @@ class LoggedStepLoop(_TrainingEpochLoop):
             counter.completed += 1
 
     def make_up_validation(self) -> None:
-        """Validate as after the step that a checkpoint was taken at; all else stays as the checkpoint left it."""
+        """Run the validation that is due after the step of a checkpoint; all other state stays as in the checkpoint."""
         trainer, connector = self.trainer, self.trainer._logger_connector
         restored, first_iteration = self.val_loop.state_dict(), connector._first_loop_iter
         trainer.validating = True
@@ -70,10 +70,10 @@ class LoggedStepLoop(_TrainingEpochLoop):
 
 
 class ResumingFitLoop(_FitLoop):
-    """Makes up for the validation that the checkpoint stands before, also where no step is left to take."""
+    """Runs the pending validation of a checkpoint first, also if no step is left."""
 
     def run(self) -> None:
-        """Validate if a validation is owed, then train."""
+        """Validate if a validation is pending, then train."""
         loop = self.epoch_loop
         if isinstance(loop, LoggedStepLoop) and loop.owes_validation:
             loop.make_up_validation()

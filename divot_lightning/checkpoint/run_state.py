@@ -1,4 +1,4 @@
-"""Between Lightning's checkpoint dictionary and our checkpoint folder."""
+"""Saving and restoring a run: between Lightning's checkpoint dictionary and our checkpoint folder."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
 
 _LEFT_OUT = {"state_dict", "optimizer_states"}
-"""What Lightning puts into a checkpoint and we store tensor by tensor."""
+"""Keys of Lightning's dictionary that are stored tensor by tensor instead."""
 _SETTINGS = "hyper_parameters"
 """Part of the names under which Lightning stores settings; the run's config.yaml has them."""
 
@@ -43,7 +43,7 @@ def save_run(strategy: Strategy, access: TensorAccess, checkpoint: dict[str, Any
         access: Reads their tensors.
         checkpoint: Lightning's dictionary.
         folder: Where it appears when it is whole.
-        ranks: Who writes.
+        ranks: The processes that write.
 
     Raises:
         CheckpointNotWritten: A rank could not write.
@@ -68,7 +68,7 @@ def save_run(strategy: Strategy, access: TensorAccess, checkpoint: dict[str, Any
 
 
 def load_run(strategy: Strategy, access: TensorAccess, folder: Path, ranks: Ranks) -> tuple[CheckpointReader, Any]:
-    """Verify a checkpoint folder and restores all weights of the stage.
+    """Verify a checkpoint folder and restore all weights of the stage.
 
     Returns:
         The checkpoint, and Lightning's dictionary without tensors of the stage and its optimizers.
@@ -94,7 +94,7 @@ def restore_training(strategy: Strategy, access: TensorAccess, reader: Checkpoin
 
 
 def rescale_batches(state: dict[str, Any], trainer: Trainer) -> None:
-    """Count batches anew where a step has another number of them than before; checkpoints stand between steps."""
+    """Recompute the counts of batches if a step has another number of them now; checkpoints are between steps."""
     then, now = state["layout"]["accumulate_grad_batches"], trainer.accumulate_grad_batches
     if then == now or "loops" not in state:
         return
@@ -107,8 +107,8 @@ def rescale_batches(state: dict[str, Any], trainer: Trainer) -> None:
 class FolderCheckpointIO(CheckpointIO):
     """Lets Lightning's own strategies for one process and for DDP save and load checkpoint folders.
 
-    Under DDP Lightning lets only the first process save. What goes wrong there is kept for `save_together`, which
-    tells the others; whoever else saves gets it at once.
+    Under DDP Lightning lets only the first process save. `save_together` keeps an error of that process and raises it
+    on all; every other caller gets the error at once.
 
     Args:
         strategy: The trainer's strategy.
@@ -139,7 +139,7 @@ class FolderCheckpointIO(CheckpointIO):
         reader, state = load_run(self.strategy, self.tensor_access(), Path(path), Ranks.all())
         later = _Later(lambda: restore_training(self.strategy, self.tensor_access(), reader, state))
         stage = _stage(self.strategy)
-        # Lightning loads this dictionary into the stage, which already is in the restored state.
+        # Lightning loads this dictionary into the stage, whose weights are restored already.
         return {
             **state,
             "state_dict": stage.state_dict(),
@@ -149,14 +149,14 @@ class FolderCheckpointIO(CheckpointIO):
         }
 
     def remove_checkpoint(self, path: _PATH) -> None:
-        """Remove a folder so that it is never seen half removed."""
+        """Remove a folder; it is never visible half removed."""
         from divot_lightning.checkpoint.retention import remove_folder
 
         remove_folder(Path(path))
 
 
 class _Later:
-    """Lightning goes through the optimizer states when its optimizers are built: then all of them are restored."""
+    """Restores all optimizers when Lightning iterates over their states, which it does after building them."""
 
     def __init__(self, restore: Callable[[], None]) -> None:
         self.restore = restore
@@ -167,7 +167,7 @@ class _Later:
 
 
 def use_checkpoint_folders(trainer: Trainer) -> None:
-    """Make a trainer, just built, save checkpoint folders when a step is logged, and continue from them.
+    """Make a new trainer save checkpoint folders when a step is logged, and resume from them.
 
     Raises:
         UserError: Its strategy has checkpoints of its own.
@@ -209,7 +209,7 @@ def tensor_access(strategy: Strategy) -> TensorAccess:
 
 
 def is_fitting(strategy: Strategy) -> bool:
-    """Return training, which needs optimizers, from measuring."""
+    """Return whether the trainer trains, which needs optimizers, or only validates or tests."""
     return _stage(strategy).trainer.state.fn == TrainerFn.FITTING
 
 

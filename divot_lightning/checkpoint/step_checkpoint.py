@@ -1,4 +1,4 @@
-"""When a run's state is saved, and which checkpoints stay."""
+"""The callback that saves a run's state, and its settings."""
 
 import sys
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ class CheckpointConfig:
         every_steps: Optimizer steps between two checkpoints; the last step, Ctrl-C and signals save too.
         keep_all: Keep every checkpoint.
         keep_last: Checkpoints that are kept because they are the newest.
-        keep_every: Keep also those at every so many steps; none by default.
-        keep_best: Keep also this many with the best `metric`.
-        metric: What `keep_best` goes by: a name that validation logs.
-        mode: Whether a small or a great `metric` is good.
-        on_full_disk: Whether a checkpoint that cannot be written stops the run, or is reported and left out.
+        keep_every: Also keep those whose step is a multiple of this; none by default.
+        keep_best: Also keep this many with the best `metric`.
+        metric: The metric of `keep_best`: a name that validation logs.
+        mode: Whether a small or a large `metric` is better.
+        on_full_disk: Whether a checkpoint that cannot be written stops the run, or is reported and skipped.
     """
 
     every_steps: int = 200
@@ -53,7 +53,7 @@ class CheckpointConfig:
     on_full_disk: Literal["continue", "stop"] = "stop"
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
+        """Refuse numbers that are too small."""
         for name, least in (("every_steps", 1), ("keep_last", 1), ("keep_every", 1), ("keep_best", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -61,11 +61,11 @@ class CheckpointConfig:
 
 
 class StepCheckpoint(Checkpoint):
-    """Saves `<run>/checkpoints/step_<n>` every so many steps, and at the end, and removes what is not kept.
+    """Saves `<run>/checkpoints/step_<n>` every so many steps and at the end, and removes those that are not kept.
 
     Args:
         run: The run folder.
-        settings: When to save and what to keep.
+        settings: When to save and which checkpoints to keep.
     """
 
     def __init__(self, run: Path, settings: CheckpointConfig) -> None:
@@ -75,17 +75,17 @@ class StepCheckpoint(Checkpoint):
         self.saved_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear away what a killed process left; what the run continues from is not saved again."""
+        """Remove leftovers of a killed process; the checkpoint that the run resumes from is not saved again."""
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Record what the run continues from, which a validation that is made up for need not save again."""
+        """Record the resumed step, which a pending validation need not save again."""
         self.saved_step = checkpoint["global_step"]
 
     def on_step_logged(self, trainer: Trainer) -> None:
-        """Save when it is time: before a validation, which may take long, and which a resume makes up for."""
+        """Save when it is time: before a validation, which may take long and is repeated by a resume."""
         scored = self.settings.keep_best > 0 and trainer.fit_loop.epoch_loop.owes_validation  # type: ignore[attr-defined]
         # Lightning would count the step twice if it were saved at the very end, and the run trained for longer then.
         last = 0 < trainer.estimated_stepping_batches <= trainer.global_step
@@ -108,7 +108,7 @@ class StepCheckpoint(Checkpoint):
             self._remove_others()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step of a run that ended before its time, as by early stopping."""
+        """Save the last step of a run that ended early, as by early stopping."""
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:

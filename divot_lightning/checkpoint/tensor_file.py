@@ -1,4 +1,4 @@
-"""Writes safetensors files tensor by tensor, so that a process never holds more than one of them for it.
+"""Writing of safetensors files tensor by tensor, so that a process holds at most one of them in memory.
 
 The format: 8 bytes length of the header, the header as JSON, the bytes of all tensors without gaps
 (https://huggingface.co/docs/safetensors). The library writes only what is in memory as a whole.
@@ -32,7 +32,7 @@ _NAMES = {
 
 
 class TensorSpec(NamedTuple):
-    """What the header says about a tensor before its content is there."""
+    """Dtype and shape of a tensor, for the header, which is written before the contents."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -44,9 +44,10 @@ class TensorSpec(NamedTuple):
 
 
 class TensorFile:
-    """A safetensors file that is being written; an `OSError`, such as a full disk, is kept and all else ignored then.
+    """A safetensors file that is being written; after an `OSError`, such as a full disk, further tensors are ignored.
 
-    Keeping it lets a process continue taking part in gathering tensors for the others, which would wait for it otherwise.
+    The error is kept and raised at the end. Until then the process still takes part in gathering tensors: the other
+    processes would wait for it otherwise.
 
     Args:
         path: The file.
@@ -69,17 +70,17 @@ class TensorFile:
         self._put(self._header())
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Append a tensor; it must be the next one of `order` and be as announced."""
+        """Append a tensor; it must be the next one of `order` and have the announced dtype and shape."""
         assert name == self.order[len(self._written)], f"{name} is not the next tensor of {self.path.name}"
         assert self.specs[name] == (tensor.dtype, tuple(tensor.shape)), f"{name} is not as announced"
         self._written.append(name)
         self._put(tensor_bytes(tensor))
 
     def close(self) -> FileRecord | OSError:
-        """Bring the file to the disk.
+        """Write the file to the disk and close it.
 
         Returns:
-            Its size and hash, or what went wrong.
+            Its size and hash, or the error.
         """
         if self.error is None:
             assert len(self._written) == len(self.order), f"{self.path.name} lacks tensors"

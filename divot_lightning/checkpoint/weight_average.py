@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights, kept in parts where ZeRO keeps the weights in parts."""
+"""An exponential moving average (EMA) of the trained weights; under ZeRO it is sharded as the weights are."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,11 +25,11 @@ class WeightAverage(Callback):
     """Averages the trained weights after every optimizer step; checkpoints hold the average by parameter.
 
     In a recipe: `trainer.callbacks: [{class_path: divot_lightning.checkpoint.weight_average.WeightAverage}]`.
-    Each rank averages what its optimizer steps: under ZeRO its partition, so that the average is sharded too.
+    Each rank averages the tensors that its optimizer updates: under ZeRO its partition, so that the average is sharded.
 
     Args:
-        decay: Share of the old average that stays at a step. The first steps count more, as (1 + n) / (10 + n) at step
-            n, so that the untrained weights are soon forgotten.
+        decay: Fraction of the old average that is kept at a step. At early steps n it is at most (1 + n) / (10 + n), so
+            that the untrained weights are soon forgotten.
         use: Validate, test and export the averaged weights; without it they are only kept in checkpoints.
     """
 
@@ -45,7 +45,7 @@ class WeightAverage(Callback):
         self._step = 0
 
     def entries(self, access: TensorAccess) -> list[Entry]:
-        """List what a checkpoint stores."""
+        """List the tensors for a checkpoint."""
         return [
             Entry(
                 GROUP,
@@ -57,7 +57,7 @@ class WeightAverage(Callback):
         ]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Record the checkpoint, whose averages are read when there is a place for them."""
+        """Record the checkpoint; its averages are read when training starts."""
         self._reader = checkpoint.get("checkpoint_reader")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,7 +78,7 @@ class WeightAverage(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Average when an optimizer step is done."""
+        """Update the average after an optimizer step."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -98,12 +98,12 @@ class WeightAverage(Callback):
         self._put_in(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the trained weights back, which a checkpoint may be taken of."""
+        """Put the trained weights back, since a checkpoint may follow."""
         self._put_back()
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the averaged weights into the model for a while; all ranks do it together."""
+        """Put the averaged weights into the model within the block; all ranks enter it together."""
         self._hold()
         try:
             yield
@@ -137,7 +137,7 @@ class WeightAverage(Callback):
 
 @contextmanager
 def averaged_weights(trainer: Trainer) -> Iterator[None]:
-    """Put averaged weights into the model if the run averages them and shall use them; all ranks do it together."""
+    """Put averaged weights into the model within the block, if the run uses them; all ranks enter it together."""
     found = _average_in_use(trainer)
     if found is None:
         yield
@@ -146,7 +146,7 @@ def averaged_weights(trainer: Trainer) -> Iterator[None]:
             yield
 
 
-def hands_on_average(trainer: Trainer) -> bool:
+def exports_average(trainer: Trainer) -> bool:
     """Return whether `averaged_weights` puts averaged weights into the model."""
     return _average_in_use(trainer) is not None
 
@@ -163,17 +163,17 @@ def average(averages: Sequence[Tensor], values: Sequence[Tensor], *, step: int, 
     Args:
         averages: Float32.
         values: Of the same shapes, any precision.
-        step: Steps that were taken, at least 1.
-        decay: Share of the averages that stays at late steps.
+        step: Number of steps so far, at least 1.
+        decay: Fraction of the averages that is kept at late steps.
 
     >>> averages = [torch.tensor([1.0])]
     >>> average(averages, [torch.tensor([3.0])], step=90, decay=0.5)
     >>> averages[0].item()
     2.0
     """
-    stays = min(decay, (1 + step) / (10 + step))
+    keep = min(decay, (1 + step) / (10 + step))
     for kept, value in zip(averages, values, strict=True):
-        kept.lerp_(value.to(kept.dtype), 1.0 - stays)
+        kept.lerp_(value.to(kept.dtype), 1.0 - keep)
 
 
 def _overwrite(access: TensorAccess, values: Sequence[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Reads and writes the tensors of a stage that every process holds whole: one process, or DDP."""
+"""Access to the tensors of a stage that every process holds whole: one process, or DDP."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +52,7 @@ class WholeTensors:
         copy_into(copies[self._number[name]], value)
 
     def optimizer_entries(self) -> dict[str, OptimizerEntry]:
-        """Return by parameter which optimizer it has and which states that keeps now."""
+        """Return the optimizer of each parameter and the states that it keeps now."""
         entries = {}
         for name, parameter in self.tensors.trained.items():
             optimizer = self._owner.get(id(parameter))
@@ -73,7 +73,7 @@ class WholeTensors:
         optimizer.state[parameter] = {key: _placed(value, key, parameter, group) for key, value in values.items()}
 
     def flush(self) -> None:
-        """Is called when all is written; nothing is left to do here."""
+        """Do nothing: whole tensors need no last step after writing."""
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Any]:
         return self._owner[id(parameter)].state.get(parameter, {})

@@ -45,6 +45,6 @@ def main(argv: list[str]) -> int:
         )
     argv = with_full_help(resolve_recipes(argv))
 
-    from divot_lightning.training.runs import start
+    from divot_lightning.training.runs import fit
 
-    return start(argv)
+    return fit(argv)

@@ -35,6 +35,6 @@ def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -
     if is_first_process():
         sys.stderr.write(choice.warnings())
 
-    from divot_lightning.training.runs import measure
+    from divot_lightning.training.runs import validate
 
-    return measure(run, run_args(run, overrides), verb, choice.checkpoint)
+    return validate(run, run_args(run, overrides), verb, choice.checkpoint)

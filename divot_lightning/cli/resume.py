@@ -53,8 +53,8 @@ def _train(run: Path, words: list[str]) -> int:
         sys.stdout.write(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n")
         return 0
 
-    from divot_lightning.training.runs import go_on, start
+    from divot_lightning.training.runs import fit, resume
 
     if (run / CONFIG).is_file():
-        return go_on(run, run_args(run, words))
-    return start([*resolve_recipes(words), "--run", str(run)], "divot resume")
+        return resume(run, run_args(run, words))
+    return fit([*resolve_recipes(words), "--run", str(run)], "divot resume")

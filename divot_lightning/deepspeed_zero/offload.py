@@ -11,7 +11,7 @@ from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.errors import UserError
 
 STALE_SECONDS = 1800.0
-"""A compilation takes minutes. A lock that is older is one of a process that was killed, and would be waited for."""
+"""A compilation takes minutes. An older lock belongs to a killed process, and DeepSpeed would wait for it for ever."""
 
 _WAYS_OUT = (
     "train with --trainer.strategy divot_zero2_offload_torch or divot_zero3_offload_torch: torch's AdamW, slower;\n"
@@ -23,7 +23,7 @@ def offloaded_adamw() -> type[Optimizer]:
     """Return DeepSpeed's AdamW for the CPU, compiled if it has not been.
 
     Raises:
-        UserError: It cannot be compiled here; says why and what else there is.
+        UserError: It cannot be compiled here; the message has the reason and the alternatives.
     """
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.ops.op_builder import CPUAdamBuilder
@@ -55,7 +55,7 @@ def check_lock(folder: Path) -> None:
     """Refuse to wait for a compilation that was killed.
 
     Raises:
-        UserError: The folder holds a lock that is too old; names the file.
+        UserError: The folder holds a lock that is too old; the message names the file.
     """
     lock = folder / "lock"
     try:

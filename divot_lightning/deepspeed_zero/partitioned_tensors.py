@@ -1,4 +1,4 @@
-"""Reads and writes the tensors of a stage under ZeRO 1, 2 and 3, where each rank holds a part of them.
+"""Access to the tensors of a stage under ZeRO 1, 2 and 3, where each rank holds a part of them.
 
 ZeRO lays the parameters of a group end to end and cuts the row into one partition per rank. A partition (a "master")
 is the float32 tensor that the optimizer steps; its states have the same form. A parameter lies in one partition or
@@ -19,7 +19,7 @@ from divot_lightning.distributed.meta_building import full_shape
 from divot_lightning.errors import UserError
 
 _MASTERS = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
-"""Where DeepSpeed's optimizers for stage 1 and 2, for bfloat16, and for stage 3 keep their partitions."""
+"""Attributes with the partitions in DeepSpeed's optimizers for stages 1 and 2, for bfloat16, and for stage 3."""
 
 
 class Fragment(NamedTuple):
@@ -106,7 +106,7 @@ class PartitionedTensors:
             copy_into(copies[fragment.master].narrow(0, fragment.start, fragment.length), part)
 
     def optimizer_entries(self) -> dict[str, OptimizerEntry]:
-        """Return by parameter which optimizer it has and which states that keeps now."""
+        """Return the optimizer of each parameter and the states that it keeps now."""
         return {
             name: OptimizerEntry(
                 family(self.zero.optimizer),
@@ -147,7 +147,7 @@ class PartitionedTensors:
             self.write_copy(name, value, copies)
 
     def flush(self) -> None:
-        """Make the parameters that forward computes with what the masters hold now."""
+        """Copy the masters into the parameters that the forward pass uses."""
         if not self.masters:
             return
         if not hasattr(self.zero, "persistent_parameters"):

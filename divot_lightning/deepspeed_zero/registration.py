@@ -1,4 +1,4 @@
-"""Makes our strategies known to Lightning by name, so that `--trainer.strategy divot_zero2` works."""
+"""Registration of our strategies with Lightning by name, so that `--trainer.strategy divot_zero2` works."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "torch_adam": True,
     },
 }
-"""Names for the command line, with what they set; see `DivotDeepSpeedStrategy`."""
+"""Names for the command line with their arguments; see `DivotDeepSpeedStrategy`."""
 
 
 def register_strategies() -> None:

@@ -33,12 +33,12 @@ BUCKET_ELEMENTS = 50_000_000
 class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
     """Shards optimizer state (stage 1), gradients (2) and parameters (3) over all processes.
 
-    Differs from Lightning's strategy in these: it runs on CPUs with gloo; accumulated gradients are divided by their
+    Differences to Lightning's strategy: it runs on CPUs with gloo; accumulated gradients are divided by their
     number once, not twice; gradients are clipped only if the trainer says so; parameters are sharded while the stage
-    builds them (`divot_lightning.distributed.meta_building`), not after; any sampler and any loader will do.
+    builds them (`divot_lightning.distributed.meta_building`), not after; any sampler and any loader can be used.
 
     Args:
-        stage: What is sharded: 1, 2 or 3.
+        stage: ZeRO stage: 1, 2 or 3.
         offload_optimizer: Keep optimizer state in the host's memory and step there.
         offload_parameters: Keep sharded parameters there too; stage 3 only.
         torch_adam: With offload, step with torch's AdamW instead of DeepSpeed's compiled kernel: slower, needs no
@@ -46,7 +46,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         bucket_elements: Gradients or parameters sent at a time, in elements.
         persistence_elements: Parameters smaller than this stay whole on every process under stage 3.
         timeout_minutes: A collective that waits for longer ends the run.
-        config: DeepSpeed settings on top of these, merged into them section by section.
+        config: Further DeepSpeed settings, merged into these section by section.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         return int(self.config["zero_optimization"]["stage"])
 
     def adamw(self) -> type[Optimizer]:
-        """Return the AdamW that a stage builds: with offload DeepSpeed's, which steps where the states are.
+        """Return the AdamW class for a stage: with offload DeepSpeed's, which runs in the host's memory.
 
         Raises:
             UserError: It cannot be compiled here.
@@ -128,13 +128,13 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
 
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """Backpropagate; Lightning has divided by the accumulated steps already, so DeepSpeed must not."""
-        if self._drops_step():
-            return closure_loss  # no parameter has a part in it, which stages 1 and 2 cannot deal with
+        if self._skips_step():
+            return closure_loss  # it depends on no parameter, which stages 1 and 2 cannot handle
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
     @contextmanager
     def model_sharded_context(self) -> Generator[None, None, None]:
-        """Is entered around `configure_model`: under stage 3 what is built there is sharded."""
+        """Surround `configure_model`: under stage 3 the modules built there are sharded."""
         self._init_config_if_needed()
         assert isinstance(self.config, dict)
         sharding = sharded_building(Sharder(self.config)) if self.stage == 3 else nullcontext()
@@ -149,7 +149,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         super()._initialize_deepspeed_train(model)
         restore_buffers(buffers)
         self._autocast(model)
-        self._let_steps_be_left_out()
+        self._allow_skipped_steps()
 
     def _initialize_deepspeed_inference(self, model: Module) -> None:
         buffers = float32_buffers(model)
@@ -158,7 +158,7 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         self._autocast(model)
 
     def _autocast(self, model: Module) -> None:
-        """Let layers in half precision take what a stage computes in float32, such as noise, times and pixels."""
+        """Let layers in half precision take float32 inputs of a stage, such as noise, times and pixels."""
         name = self.precision_plugin.precision
         dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(name.split("-")[0])
         if dtype is None:
@@ -171,12 +171,12 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         def leave(*args: Any) -> None:
             contexts.close()
 
-        # Around the stage, inside the engine: that switches autocast off which it was not told of.
+        # Around the stage, inside the engine, which switches off any autocast that it does not know.
         model.register_forward_pre_hook(enter)
         model.register_forward_hook(leave, always_call=True)
 
     def optimizer_step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
-        """Steps, or only accumulates, as DeepSpeed counts; notes the gradient's norm of a step."""
+        """Step or accumulate, as DeepSpeed counts; record the gradient norm of a step."""
         steps = self.deepspeed_engine.global_steps
         result = super().optimizer_step(optimizer, *args, **kwargs)
         if self.deepspeed_engine.global_steps > steps:
@@ -184,30 +184,30 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
             self.step_outcome = None if norm is None else float(norm)
         return result
 
-    def _drops_step(self) -> bool:
-        return bool(getattr(self.lightning_module, "step_dropped", False))
+    def _skips_step(self) -> bool:
+        return bool(getattr(self.lightning_module, "step_skipped", False))
 
-    def _let_steps_be_left_out(self) -> None:
-        """Let a stage that says `step_dropped` have the step left out, on the way of gradients that are no number."""
+    def _allow_skipped_steps(self) -> None:
+        """Skip the step of a stage with `step_skipped` set, as DeepSpeed does for gradients that are not finite."""
         optimizer: Any = self.deepspeed_engine.optimizer
         norm = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
         measure, check = getattr(optimizer, norm), optimizer.check_overflow
 
         def norm_or_nothing(*args: Any, **kwargs: Any) -> Any:
-            if not self._drops_step():
+            if not self._skips_step():
                 return measure(*args, **kwargs)
             nothing = torch.tensor(float("nan"), device=self.root_device)
             return [nothing] if self.stage == 3 else nothing
 
-        def check_or_drop(*args: Any, **kwargs: Any) -> None:
+        def check_or_skip(*args: Any, **kwargs: Any) -> None:
             # In half precision DeepSpeed looks at the gradients first, and there may be none.
-            if self._drops_step():
+            if self._skips_step():
                 optimizer.overflow = True
             else:
                 check(*args, **kwargs)
 
         setattr(optimizer, norm, norm_or_nothing)
-        optimizer.check_overflow = check_or_drop
+        optimizer.check_overflow = check_or_skip
 
 
 def float32_buffers(model: Module) -> list[tuple[Module, str, Tensor]]:
@@ -232,10 +232,10 @@ def restore_buffers(buffers: list[tuple[Module, str, Tensor]]) -> None:
 
 
 def require_deepspeed() -> None:
-    """Refuse where DeepSpeed is not installed, and keeps it off CUDA where there is none.
+    """Refuse if DeepSpeed is not installed; keep it off CUDA if there is no GPU.
 
     Raises:
-        UserError: How to install it.
+        UserError: It is not installed; the message has the command.
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(
@@ -247,7 +247,7 @@ def require_deepspeed() -> None:
 
 
 def prepare_deepspeed_for_cpu() -> None:
-    """Make DeepSpeed compute on the CPU and leaves out a communication kernel that only inference needs."""
+    """Make DeepSpeed compute on the CPU, without a communication kernel that only inference needs."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator, set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator

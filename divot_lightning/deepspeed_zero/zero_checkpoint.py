@@ -14,18 +14,18 @@ from divot_lightning.distributed.ranks import Ranks
 
 
 class CheckpointFolders:
-    """Goes in front of Lightning's `DeepSpeedStrategy`; it replaces DeepSpeed's own checkpoints.
+    """A mixin before Lightning's `DeepSpeedStrategy`, which replaces DeepSpeed's own checkpoints.
 
     Attributes:
-        keep_failure: Keep what goes wrong in `failure` instead of raising it, for `save_together`.
-        failure: What went wrong; the same on all ranks.
+        keep_failure: Keep an error in `failure` instead of raising it, for `save_together`.
+        failure: The error; the same on all ranks.
     """
 
     keep_failure = False
     failure: CheckpointNotWritten | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: _PATH, storage_options: Any | None = None) -> None:
-        """Write a folder; each rank its share."""
+        """Write a folder; each rank writes a part."""
         strategy: Any = self
         try:
             save_run(strategy, self.tensor_access(), checkpoint, Path(strategy.broadcast(filepath)), Ranks.all())
@@ -35,7 +35,7 @@ class CheckpointFolders:
             self.failure = failure
 
     def load_checkpoint(self, checkpoint_path: _PATH, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restore the stage from a folder; in training its optimizer and schedules too."""
+        """Restore the stage from a folder; in training also its optimizer and schedules."""
         strategy: Any = self
         access = self.tensor_access()
         reader, state = load_run(strategy, access, Path(checkpoint_path), Ranks.all())

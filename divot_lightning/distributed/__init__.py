@@ -1,1 +1,1 @@
-"""The processes of a job: ranks, agreement, signals, launching, building without memory."""
+"""The processes of a job: ranks, sync checks, signals, launching, building without memory."""

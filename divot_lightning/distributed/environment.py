@@ -7,7 +7,7 @@ def is_first_process() -> bool:
     """Return whether this is the job's first process, which alone writes a run's records.
 
     Torchrun gives every process its RANK. Otherwise the variables of SLURM, of Lightning's launcher (LOCAL_RANK) and
-    of launching by export several nodes (NODE_RANK) are asked; the first process has 0, or nothing, in all of them.
+    of a launch by hand on several nodes (NODE_RANK) decide: the first process has 0, or nothing, in all of them.
     """
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"

@@ -1,4 +1,4 @@
-"""Why a process of a job failed, told by the process that started it, as the last thing that a user sees. No torch."""
+"""Reasons of failed processes, which the process that started them prints last, for the user. No torch."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from divot_lightning.io.files import write_atomically
+
 FOLDER_VARIABLE = "DIVOT_FAILURES"
 """Names the folder where the processes that the first one started leave their reasons."""
 
@@ -14,19 +16,19 @@ ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 """Names the file whose message torchrun shows in its table of failures."""
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "communicator was aborted")
-"""Words of errors that a process gets when another one has failed."""
+"""Parts of the error messages of a process whose connection to a failed process broke."""
 
 LATER_SECONDS = 60
-"""How much later such an error is dated for torchrun."""
+"""Seconds that are added to the time of such an error, so that torchrun does not take it for the cause."""
 
 
 class RankFailed(RuntimeError):
     """Another process of the job failed; the message says which one and why.
 
     Args:
-        message: What a user reads.
+        message: Text for the user.
         exit_code: The exit status of the job.
-        lost_peer: Whether that process failed only since yet another one was gone.
+        lost_peer: Whether that process failed only because another one had ended.
     """
 
     def __init__(self, message: str, exit_code: int, *, lost_peer: bool = False) -> None:
@@ -36,14 +38,14 @@ class RankFailed(RuntimeError):
 
 
 class Failure(NamedTuple):
-    """What a process left behind.
+    """The reason of a failed process.
 
     Attributes:
         when: Seconds since the epoch.
         rank: Its local rank.
         by_user: Whether the user can fix it.
-        lost_peer: Whether it failed because another process was gone.
-        text: What a user should read.
+        lost_peer: Whether it failed because another process had ended.
+        text: Text for the user.
     """
 
     when: float
@@ -54,32 +56,32 @@ class Failure(NamedTuple):
 
 
 def note_failure(error: BaseException, text: str, *, by_user: bool) -> bool:
-    """Leave the reason of a failure where whoever started this process looks for it.
+    """Write the reason of a failure into a file for the process that started this one.
 
     Args:
-        error: What was raised.
-        text: What a user should read.
+        error: The exception.
+        text: Text for the user.
         by_user: Whether the user can fix it.
 
     Returns:
-        Whether somebody will show it, so that this process need not.
+        Whether the other process will print it, so that this one need not.
     """
     lost_peer = is_lost_peer(error)
     _note_for_torchrun(error, text, lost_peer)
     folder, rank = os.environ.get(FOLDER_VARIABLE), int(os.environ.get("LOCAL_RANK", "0"))
     if not folder or rank == 0 or not Path(folder).is_dir():
         return False
-    _write_json(Path(folder) / f"rank{rank}.json", Failure(time.time(), rank, by_user, lost_peer, text)._asdict())
+    _write(Path(folder) / f"rank{rank}.json", Failure(time.time(), rank, by_user, lost_peer, text)._asdict())
     return True
 
 
 def first_failure(folder: Path, exit_codes: dict[int, int | None]) -> RankFailed | None:
-    """Return the reason why a job ends: what a user can fix first, what follows from a lost peer last.
+    """Return the reason why a job ends. Failures that a user can fix come first, broken connections last.
 
-    A process that was killed leaves no note, and comes before those that failed since it was gone.
+    A killed process leaves no reason; it comes before processes whose connection to it broke.
 
     Args:
-        folder: Where failures were noted.
+        folder: Where the reasons were written.
         exit_codes: Exit status by local rank, None while a process runs, negative if a signal ended it.
     """
     failed = {rank: code for rank, code in exit_codes.items() if code}
@@ -96,12 +98,12 @@ def first_failure(folder: Path, exit_codes: dict[int, int | None]) -> RankFailed
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Return whether an error is what a process gets when another one is gone."""
+    """Return whether an error means that the connection to another process broke."""
     return any(words in str(error) for words in LOST_PEER)
 
 
 def describe_exit(code: int) -> str:
-    """Return how a process ended.
+    """Describe how a process ended.
 
     >>> describe_exit(-11)
     'was ended by SIGSEGV'
@@ -117,16 +119,14 @@ def describe_exit(code: int) -> str:
 def _note_for_torchrun(error: BaseException, text: str, lost_peer: bool) -> None:
     file = os.environ.get(ERROR_FILE_VARIABLE)
     if file:
-        # torchrun calls the failure with the earliest second the cause of all
+        # torchrun takes the failure with the earliest time for the cause
         when = int(time.time()) + (LATER_SECONDS if lost_peer else 0)
         extra = {"py_callstack": text, "timestamp": str(when)}
-        _write_json(Path(file), {"message": {"message": f"{type(error).__name__}: {text}", "extraInfo": extra}})
+        _write(Path(file), {"message": {"message": f"{type(error).__name__}: {text}", "extraInfo": extra}})
 
 
-def _write_json(file: Path, content: dict[str, object]) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(content), encoding="utf-8")
-    new.rename(file)
+def _write(file: Path, content: dict[str, object]) -> None:
+    write_atomically(file, json.dumps(content))
 
 
 def _read(file: Path) -> Failure | None:

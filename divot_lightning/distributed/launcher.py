@@ -1,4 +1,4 @@
-"""Lightning's launcher of one process per device, with an eye on them: who fails first ends the job, and is heard."""
+"""Lightning's launcher of one process per device, watched: the first failure ends the job with a printed reason."""
 
 import os
 import signal
@@ -24,23 +24,23 @@ from divot_lightning.distributed.rank_sync import RankDesyncError
 from divot_lightning.errors import UserError
 
 LOOK_SECONDS = 0.2
-"""Between two looks at the processes."""
+"""Seconds between two checks of the processes."""
 
 SECONDARY_SECONDS = 3.0
-"""For so long the first process, when it fails, waits to learn whether another one failed before it."""
+"""Seconds that the first process, when it fails, waits for the failure of another process, which may be the cause."""
 
 LOST_PEER_SECONDS = 20.0
-"""The same where the connection to another one broke, so that it must be ending, on a busy machine slowly."""
+"""The same if a connection broke: the other process is ending, which takes longer on a busy machine."""
 
 LEAVE_SECONDS = 60.0
-"""For so long the first process waits for the others to leave at the end."""
+"""Seconds that the first process waits for the others at the end."""
 
 
 class WatchedLauncher(_SubprocessScriptLauncher):
     """Starts a process per device and ends the whole job within seconds when one of them fails.
 
-    Lightning looks every five seconds and then kills the first process, which cannot say why any more. Here the first
-    process prints the reason of the one that failed and leaves with its exit status. To be used inside `watched`.
+    Lightning checks every five seconds and then kills the first process, so that no reason is printed. Here the first
+    process prints the reason of the failed one and exits with its status. Use it inside `watched`.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -51,7 +51,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         self.watch = threading.Thread(target=self._watch, daemon=True, name="rank-watch")
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
-        """Start the processes, unless a cluster has, and calls the function in this one; arguments as Lightning's."""
+        """Start the processes, unless a cluster has, and call the function in this one; arguments as Lightning's."""
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
             check_network(self.cluster_environment.main_address)
@@ -65,7 +65,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         return function(*args, **kwargs)
 
     def failure(self, patience: float = 0.0) -> RankFailed | None:
-        """Return the reason why a started process failed, waiting up to `patience` seconds for one that does."""
+        """Return the reason of a failed process, None if none fails within `patience` seconds."""
         deadline = time.monotonic() + patience
         while True:
             codes = {rank: process.poll() for rank, process in enumerate(self.procs, start=1)}
@@ -81,7 +81,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
             process.send_signal(signum)
 
     def wait(self) -> None:
-        """Wait until the started processes have left, and kills those that do not."""
+        """Wait until the started processes have ended; kill those that take too long."""
         deadline = time.monotonic() + LEAVE_SECONDS
         for process in self.procs:
             try:
@@ -101,9 +101,9 @@ class WatchedLauncher(_SubprocessScriptLauncher):
     def _watch(self) -> None:
         while not self.settled.wait(LOOK_SECONDS):
             failed = self.failure()
-            # The first process mostly notices by itself, by a broken connection, and tells the reason on its way out.
+            # The first process usually notices a broken connection itself, and prints the reason when it ends.
             if failed and not self.settled.wait(SECONDARY_SECONDS):
-                failed = self.failure() or failed  # the cause may have ended later than those that lost it
+                failed = self.failure() or failed  # processes that lost their connection may end before the cause does
                 self.kill(signal.SIGKILL)
                 sys.stderr.write(f"\nerror: {failed}\n")
                 sys.stderr.flush()
@@ -112,7 +112,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
 
 @contextmanager
 def watched(trainer: Trainer) -> Iterator[None]:
-    """Surround `trainer.fit` and the like: what happened in another process comes out as `RankFailed`.
+    """Surround `trainer.fit` and the like: the failure of another process is raised here as `RankFailed`.
 
     Raises:
         RankFailed: Another process failed first.
@@ -127,7 +127,7 @@ def watched(trainer: Trainer) -> Iterator[None]:
         if isinstance(error, UserError) and not isinstance(error, RankDesyncError):
             launcher.kill(signal.SIGKILL)
             raise
-        # A process that did not come may have ended: that, then, is the reason. A lost one takes a while to be gone.
+        # A missing process may have ended: that is then the reason. A process that lost its peer ends a little later.
         failed = launcher.failure(LOST_PEER_SECONDS if is_lost_peer(error) else SECONDARY_SECONDS)
         launcher.kill(signal.SIGKILL)
         if failed:

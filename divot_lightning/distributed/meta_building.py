@@ -1,9 +1,9 @@
 """Modules that are sharded over processes while they are built (ZeRO stage 3), so that no process holds them whole.
 
-DeepSpeed's `zero.Init` shards each module as soon as its own constructor ends; whatever the constructor around it then
-does to the weights (zero gates, positions, tied weights) is lost without a word. Here a module with weights on disk is
-built without memory for its parameters, which are then read, sent and sharded one by one; one without is built as usual
-and sharded part by part.
+DeepSpeed's `zero.Init` shards each module as soon as its own constructor ends. What the constructor around it then
+does to the weights (zero gates, positions, tied weights) is silently lost. Here a module with weights on disk is built
+without memory for its parameters, which are then read, sent and sharded one by one. A module without weights on disk is
+built as usual and sharded part by part.
 """
 
 import json
@@ -38,7 +38,7 @@ class Sharder:
         self._init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings, dtype=self.half)
 
     def shard(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Leave each process its share of parameters that are whole; the first process's values count."""
+        """Shard whole parameters over the processes; the values are those of the first process."""
         for parameter in parameters:
             if not is_sharded(parameter):
                 if self.half is not None:
@@ -51,7 +51,7 @@ def refuse_scalar(name: str, parameter: Tensor) -> None:
     """Refuse a parameter without dimensions: DeepSpeed sends values as bytes, and cannot view it as such.
 
     Args:
-        name: What a user knows it by.
+        name: Name for the message.
         parameter: Not sharded yet.
 
     Raises:
@@ -59,7 +59,7 @@ def refuse_scalar(name: str, parameter: Tensor) -> None:
     """
     if parameter.ndim == 0:
         raise UserError(
-            f"{name} is a scalar, torch.Size([]), which DeepSpeed cannot share out under any ZeRO stage\n"
+            f"{name} is a scalar, torch.Size([]), which DeepSpeed cannot shard under any ZeRO stage\n"
             "give it a dimension (torch.zeros(1) for torch.tensor(0.0)), or train with --trainer.strategy ddp"
         )
 
@@ -68,13 +68,13 @@ _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def half_precision(settings: dict[str, Any]) -> torch.dtype | None:
-    """Return the half precision that DeepSpeed's settings turn weights into, None in float32."""
+    """Return the half precision of the weights under DeepSpeed's settings, None for float32."""
     return next((dtype for name, dtype in _HALVES.items() if settings.get(name, {}).get("enabled")), None)
 
 
 @contextmanager
 def optimizer_with_masters(settings: dict[str, Any]) -> Generator[None, None, None]:
-    """Is entered around building for DeepSpeed: in half precision its optimizer keeps float32 copies of weights."""
+    """Record, while a stage is built for DeepSpeed, whether its optimizer keeps float32 copies of the weights."""
     token = _MASTERS.set(half_precision(settings) is not None)
     try:
         yield
@@ -83,13 +83,13 @@ def optimizer_with_masters(settings: dict[str, Any]) -> Generator[None, None, No
 
 
 def has_masters() -> bool:
-    """Return whether what is built now is trained by an optimizer with float32 copies of the weights."""
+    """Return whether the optimizer of the stage being built keeps float32 copies of the weights."""
     return _MASTERS.get()
 
 
 @contextmanager
 def sharded_building(sharder: Sharder) -> Generator[None, None, None]:
-    """Shard what is built within."""
+    """Shard modules that are built within the block."""
     token = _SHARDER.set(sharder)
     try:
         yield
@@ -98,29 +98,29 @@ def sharded_building(sharder: Sharder) -> Generator[None, None, None]:
 
 
 def is_sharding() -> bool:
-    """Return whether what is built now is to be sharded."""
+    """Return whether modules that are built now are sharded."""
     return _SHARDER.get() is not None
 
 
 def is_sharded(parameter: Tensor) -> bool:
-    """Return whether this process holds only its share of a parameter."""
+    """Return whether this process holds only its shard of a parameter."""
     return hasattr(parameter, "ds_id")
 
 
 def has_shards(module: nn.Module) -> bool:
-    """Return whether all processes must run a module together, since each holds a share of its parameters."""
+    """Return whether a module has sharded parameters, so that all processes must run it together."""
     return any(is_sharded(parameter) for parameter in module.parameters())
 
 
 def shard_rest(module: nn.Module) -> None:
-    """Shard those parameters of a module that are still whole; does nothing without ZeRO stage 3."""
+    """Shard the parameters of a module that are still whole; do nothing without ZeRO stage 3."""
     sharder = _SHARDER.get()
     if sharder is not None:
         sharder.shard(module.parameters())
 
 
 def gathered(parameters: Iterable[Tensor], *, write: bool = False) -> AbstractContextManager[None]:
-    """Make sharded parameters whole within; all processes enter it together. Others are left as they are.
+    """Gather sharded parameters within the block; all processes enter it together. Others stay as they are.
 
     Args:
         parameters: Sharded or not.
@@ -138,7 +138,7 @@ def gathered(parameters: Iterable[Tensor], *, write: bool = False) -> AbstractCo
 
 
 def without_memory() -> AbstractContextManager[None]:
-    """Is entered to build a module whose parameters `fill` will read: then they take no memory. Buffers do."""
+    """Build a module within the block without memory for its parameters, which `fill` reads; buffers take memory."""
     return _parameters_on_meta() if is_sharding() else nullcontext()
 
 
@@ -160,14 +160,14 @@ def _parameters_on_meta() -> Generator[None, None, None]:
 
 
 class Found(NamedTuple):
-    """What `fill` made of the names: those of the module that are not stored, and those that it does not have."""
+    """Names that did not fit in `fill`: of the module but not stored, and stored but not of the module."""
 
     missing: list[str]
     unexpected: list[str]
 
 
 def fill(module: nn.Module, files: Iterable[Path]) -> Found:
-    """Read a module's parameters and persistent buffers tensor by tensor, and shards them; see `without_memory`.
+    """Read a module's parameters and persistent buffers tensor by tensor, and shard them; see `without_memory`.
 
     Args:
         module: Built without memory.
@@ -175,22 +175,22 @@ def fill(module: nn.Module, files: Iterable[Path]) -> Found:
             with fewer rows than its parameter fills the first ones.
 
     Returns:
-        Which names did not fit; where some are missing, nothing was read.
+        Names that did not fit; if some are missing, nothing was read.
     """
     sharder = _SHARDER.get()
     assert sharder is not None
     sources = {name: file for file in files for name in _names(file)}
     groups = list(_aliases(module))
     buffers = {name: value for name, value in module.state_dict().items() if name in dict(module.named_buffers())}
-    missing = [group[0].name for group in groups if not any(place.name in sources for place in group)]
+    missing = [group[0].name for group in groups if not any(slot.name in sources for slot in group)]
     missing += [name for name in buffers if name not in sources]
-    known = {place.name for group in groups for place in group} | set(buffers)
+    known = {slot.name for group in groups for slot in group} | set(buffers)
     found = Found(missing, sorted(set(sources) - known))
     if missing:
         return found
     for group in groups:
-        name = next(place.name for place in group if place.name in sources)
-        _place(group, lambda name=name: _read(sources[name], name), sharder)  # type: ignore[misc]
+        name = next(slot.name for slot in group if slot.name in sources)
+        _fill_slots(group, lambda name=name: _read(sources[name], name), sharder)  # type: ignore[misc]
     for name, value in buffers.items():
         value.copy_(_read(sources[name], name))
     _forget_originals(module)
@@ -198,7 +198,7 @@ def fill(module: nn.Module, files: Iterable[Path]) -> Found:
 
 
 def _forget_originals(module: nn.Module) -> None:
-    """Empty what PEFT copied from weights that had no values; it keeps it to undo a merge, which nobody does here."""
+    """Empty PEFT's copies of weights that had no values; it keeps them to undo a merge, which is not done here."""
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
             if buffer is not None and buffer.is_meta:
@@ -207,7 +207,7 @@ def _forget_originals(module: nn.Module) -> None:
 
 
 def fill_from_first(module: nn.Module, source: nn.Module | None) -> None:
-    """Take parameters and buffers over from a whole module that the first process has, and shards them.
+    """Copy parameters and buffers from a whole module of the first process, and shard them.
 
     Args:
         module: Built without memory.
@@ -217,31 +217,31 @@ def fill_from_first(module: nn.Module, source: nn.Module | None) -> None:
     assert sharder is not None
     stored = dict(source.state_dict()) if source is not None else {}
     for group in _aliases(module):
-        _place(group, lambda name=group[0].name: stored[name], sharder)  # type: ignore[misc]
+        _fill_slots(group, lambda name=group[0].name: stored[name], sharder)  # type: ignore[misc]
     for name, value in module.named_buffers():
         if source is not None:
             value.copy_(source.get_buffer(name))
         distributed.broadcast(value, 0)
 
 
-class _Place(NamedTuple):
+class _Slot(NamedTuple):
     owner: nn.Module
     attribute: str
     name: str
 
 
-def _aliases(module: nn.Module) -> Iterator[list[_Place]]:
-    """Return the places of each parameter; a tied one has several."""
-    groups: dict[int, list[_Place]] = {}
+def _aliases(module: nn.Module) -> Iterator[list[_Slot]]:
+    """Yield the slots of each parameter: the modules and attributes that hold it; a tied one has several."""
+    groups: dict[int, list[_Slot]] = {}
     for prefix, owner in module.named_modules(remove_duplicate=False):
         for attribute, parameter in owner._parameters.items():
             if parameter is not None:
                 name = f"{prefix}.{attribute}" if prefix else attribute
-                groups.setdefault(id(parameter), []).append(_Place(owner, attribute, name))
+                groups.setdefault(id(parameter), []).append(_Slot(owner, attribute, name))
     yield from groups.values()
 
 
-def _place(group: list[_Place], read: Callable[[], Tensor], sharder: Sharder) -> None:
+def _fill_slots(group: list[_Slot], read: Callable[[], Tensor], sharder: Sharder) -> None:
     empty = group[0].owner._parameters[group[0].attribute]
     assert empty is not None
     values = torch.zeros(empty.shape, dtype=sharder.half or empty.dtype, device="cpu")

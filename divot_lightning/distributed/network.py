@@ -1,4 +1,4 @@
-"""Whether processes of one machine can talk to each other, looked at before they are started. No torch.
+"""A check, before processes are started, that processes of one machine can connect to each other. No torch.
 
 Without a loopback interface they would wait for each other for half an hour and say nothing.
 """
@@ -15,13 +15,13 @@ GLOO_VARIABLE = "GLOO_SOCKET_IFNAME"
 
 
 def check_network(address: str) -> None:
-    """Connect this machine to itself as its processes are about to, and look for the interface that is named.
+    """Connect this machine to itself as its processes will, and look for the interfaces that the user named.
 
     Args:
         address: Where the first process will wait for the others.
 
     Raises:
-        UserError: There is no such interface, or a connection does not come about within seconds.
+        UserError: There is no such interface, or no connection within `ANSWER_SECONDS`.
     """
     _check_interfaces()
     if address not in ("127.0.0.1", "localhost"):

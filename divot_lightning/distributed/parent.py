@@ -1,7 +1,7 @@
-"""No process of ours outlives the one that started it, however that one ended. No torch.
+"""Ends a process of ours when the process that started it has ended, in whatever way. No torch.
 
-Whoever starts a process names itself in `DIVOT_PARENT`; the started one binds itself to it as the first thing that it
-does when this package is imported, long before the seconds that importing torch takes.
+The starting process writes its number into `DIVOT_PARENT`. The started process binds itself to it when this package is
+imported, before torch, whose import takes seconds.
 """
 
 import ctypes
@@ -13,27 +13,27 @@ import time
 from typing import Literal
 
 VARIABLE = "DIVOT_PARENT"
-"""Holds the number of the process that starts another one, and which signal that one gets when it is gone."""
+"""Has the number of the parent process, and the signal that the child gets when the parent has ended."""
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 LOOK_SECONDS = 1.0
 
 LEAVE_SECONDS = 6.0
-"""A process that is asked to stop since its parent is gone may save for so long; it is gone ten seconds after it."""
+"""Seconds for saving, for a process that is stopped because its parent ended: it ends within ten seconds of it."""
 
 
 def named_parent(ending: Literal["KILL", "TERM"]) -> dict[str, str]:
     """Return the variable for a process that this one starts directly.
 
     Args:
-        ending: What it gets when this process is gone: `KILL` if it can do nothing alone, `TERM` if it can save.
+        ending: The signal it gets when this process has ended: `TERM` if it can save by itself, else `KILL`.
     """
     return {VARIABLE: f"{os.getpid()}:{ending}"}
 
 
 def bind_to_named_parent() -> None:
-    """Bind this process to the one that `DIVOT_PARENT` names, if any; those that it starts do not inherit the name."""
+    """Bind this process to the one that `DIVOT_PARENT` names, if any; its own children do not inherit the variable."""
     parent, _, ending = os.environ.pop(VARIABLE, "").partition(":")
     if ending == "KILL":
         bind_to_parent(int(parent), signal.SIGKILL)
@@ -42,13 +42,13 @@ def bind_to_named_parent() -> None:
 
 
 def bind_to_torchrun() -> None:
-    """Have a process of torchrun's stop when that is gone: the ranks save together, if time allows."""
+    """Stop this process when torchrun, which started it, has ended; the ranks save together if time allows."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         bind_to_parent(os.getppid(), signal.SIGTERM)
 
 
 def bind_to_parent(parent: int, number: signal.Signals) -> None:
-    """Have this process get a signal when its parent is gone, now if it is gone already.
+    """Send this process a signal when its parent has ended, or now if it has ended already.
 
     Args:
         parent: The process that started this one.

@@ -1,7 +1,7 @@
-"""What processes tell each other before a step, so that they do the same or end with a reason instead of hanging.
+"""A check before each step that all processes do the same: they end with a reason instead of hanging.
 
-A collective call that not all processes make waits for ever, or until a timeout of half an hour with no word about
-why. Before each step the processes therefore compare, in one small message between CPUs, what each is about to do.
+A collective call that not all processes make waits for ever, or until a timeout of half an hour that gives no reason.
+Therefore the processes compare before each step, in one small message between CPUs, the step that each will do.
 """
 
 import time
@@ -15,22 +15,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
+from divot_lightning.distributed.ranks import num_ranks
 from divot_lightning.errors import UserError
 
 STUCK_SECONDS = 600.0
-"""For so long a process waits for the slowest one, which may still be loading data or writing a checkpoint."""
+"""Seconds that a process waits for the slowest one, which may still be loading data or writing a checkpoint."""
 
 _SETTLE_SECONDS = 2.0
 _KEYS_SHOWN = 3
 
 
 class RankDesyncError(UserError):
-    """Processes of one job are about to do different things, or one does nothing; names them and where they are."""
+    """Processes of a job are out of sync: they are about to do different steps, or one did not come."""
 
 
 @dataclass(frozen=True)
 class StepState:
-    """What a process is about to do.
+    """The step that a process is about to do.
 
     Attributes:
         work: In words, such as "LLMPretraining training step"; all must do the same work.
@@ -52,44 +53,44 @@ class StepState:
 
 
 class RankSync(NamedTuple):
-    """What all processes together are about to do.
+    """Facts about a step of all processes.
 
     Attributes:
-        most_clips: Most clips that a process has to encode.
-        most_samples: Most samples that a process has.
+        most_clips: Largest number of clips that any process encodes.
+        most_samples: Largest number of samples that any process has.
     """
 
     most_clips: int
     most_samples: int
 
 
-def agree(plan: StepState, stuck_seconds: float = STUCK_SECONDS) -> RankSync:
-    """Compare plans; all processes call it before every step. Costs one small message between CPUs.
+def check_ranks_in_sync(state: StepState, stuck_seconds: float = STUCK_SECONDS) -> RankSync:
+    """Check that all processes do the same step; all call it before every step. Costs one small message between CPUs.
 
     Args:
-        plan: What this process is about to do.
+        state: The step of this process.
         stuck_seconds: How long to wait for the slowest process.
 
     Returns:
-        What all know then.
+        Facts about all processes.
 
     Raises:
-        RankDesyncError: On every process that came here, where plans differ or a process did not come.
+        RankDesyncError: Steps differ or a process did not come; raised on every process that came.
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return RankSync(plan.clips, plan.samples)
-    same = torch.tensor([_number(plan.work), plan.step, plan.batch_index, plan.position])
-    message = torch.cat([same, -same, torch.tensor([plan.clips, plan.samples])])
+    if num_ranks() == 1:
+        return RankSync(state.clips, state.samples)
+    same = torch.tensor([_number(state.work), state.step, state.batch_index, state.position])
+    message = torch.cat([same, -same, torch.tensor([state.clips, state.samples])])
     group = _group(stuck_seconds)
     started = time.monotonic()
     try:
         distributed.all_reduce(message, distributed.ReduceOp.MAX, group=group)
     except RuntimeError as error:
-        raise RankDesyncError(_who_is_missing(plan, time.monotonic() - started, str(error))) from error
+        raise RankDesyncError(_who_is_missing(state, time.monotonic() - started, str(error))) from error
     if not torch.equal(message[:4], -message[4:8]):
-        plans: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(plans, plan, group=group)
-        raise RankDesyncError(_how_they_differ(plans))
+        states: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(states, state, group=group)
+        raise RankDesyncError(_how_they_differ(states))
     return RankSync(*message[8:].tolist())
 
 
@@ -107,29 +108,29 @@ def _number(words: str) -> int:
     return int.from_bytes(blake2b(words.encode(), digest_size=4).digest())
 
 
-def _how_they_differ(plans: list[StepState]) -> str:
+def _how_they_differ(states: list[StepState]) -> str:
     lines = ["the processes are about to do different things, which would hang; nothing was computed with it"]
     seen: dict[tuple[Any, ...], list[int]] = {}
-    for rank, plan in enumerate(plans):
-        seen.setdefault((plan.work, plan.step, plan.batch_index, plan.position), []).append(rank)
+    for rank, state in enumerate(states):
+        seen.setdefault((state.work, state.step, state.batch_index, state.position), []).append(rank)
     for ranks in seen.values():
         names = f"rank {ranks[0]}" + (f" and {len(ranks) - 1} more" if len(ranks) > 1 else "")
-        lines.append(f"{names}: {describe(plans[ranks[0]])}")
+        lines.append(f"{names}: {describe(states[ranks[0]])}")
     return "\n".join(lines)
 
 
-def describe(plan: StepState) -> str:
-    """Put a plan into words."""
-    keys = ", ".join(map(str, plan.keys[:_KEYS_SHOWN])) or "none"
-    more = f" and {len(plan.keys) - _KEYS_SHOWN} more" if len(plan.keys) > _KEYS_SHOWN else ""
-    position = "" if plan.position < 0 else f", data position {plan.position}"
-    return f"{plan.work}, step {plan.step}, batch {plan.batch_index}{position}, samples {keys}{more}"
+def describe(state: StepState) -> str:
+    """Describe a step in words."""
+    keys = ", ".join(map(str, state.keys[:_KEYS_SHOWN])) or "none"
+    more = f" and {len(state.keys) - _KEYS_SHOWN} more" if len(state.keys) > _KEYS_SHOWN else ""
+    position = "" if state.position < 0 else f", data position {state.position}"
+    return f"{state.work}, step {state.step}, batch {state.batch_index}{position}, samples {keys}{more}"
 
 
-def _who_is_missing(plan: StepState, waited: float, reason: str) -> str:
+def _who_is_missing(state: StepState, waited: float, reason: str) -> str:
     store = distributed.distributed_c10d._get_default_store()
     rank, size = distributed.get_rank(), distributed.get_world_size()
-    prefix = f"divot/stuck/{plan.work}/{plan.step}/{plan.batch_index}"
+    prefix = f"divot/stuck/{state.work}/{state.step}/{state.batch_index}"
     missing = []
     try:
         store.set(f"{prefix}/{rank}", "here")
@@ -139,6 +140,6 @@ def _who_is_missing(plan: StepState, waited: float, reason: str) -> str:
         reason = f"{reason} (nor does the first process answer)"
     who = f"rank {', '.join(map(str, missing))} did not come" if missing else "the processes cannot talk to each other"
     return (
-        f"rank {rank} waited {waited:.0f} s at {describe(plan)}: {who}\n"
+        f"rank {rank} waited {waited:.0f} s at {describe(state)}: {who}\n"
         f"It is stuck or ended: see its output. ({reason.splitlines()[0][:150]})"
     )

@@ -1,16 +1,21 @@
-"""The processes that write and read a checkpoint together."""
+"""The processes of a job: how many there are, which one this is, and what all of them hold."""
 
 from typing import Any, NamedTuple
 
 from torch import distributed
 
 
+def num_ranks() -> int:
+    """Count the processes of the job; 1 without a process group."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 class Ranks(NamedTuple):
     """This process among those that work together.
 
     Attributes:
-        rank: Its number.
-        size: How many there are; 1 stands alone whatever else runs.
+        rank: Its number, from 0.
+        size: Number of processes; with 1, nothing is sent to other processes of the job.
     """
 
     rank: int = 0
@@ -19,12 +24,11 @@ class Ranks(NamedTuple):
     @classmethod
     def all(cls) -> "Ranks":
         """Return all processes of the job."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return cls()
-        return cls(distributed.get_rank(), distributed.get_world_size())
+        size = num_ranks()
+        return cls() if size == 1 else cls(distributed.get_rank(), size)
 
     def gather(self, item: Any) -> list[Any]:
-        """Return everyone the items of all, in the order of ranks; what can be pickled."""
+        """Return the items of all processes, in the order of ranks, on each of them; items can be pickled."""
         if self.size == 1:
             return [item]
         items: list[Any] = [None] * self.size
@@ -32,5 +36,5 @@ class Ranks(NamedTuple):
         return items
 
     def mine(self, items: list[Any]) -> list[Any]:
-        """Return this process's share of items that all know in the same order."""
+        """Return the items that this process handles, of a list that is the same on all processes."""
         return items[self.rank :: self.size]

@@ -1,4 +1,4 @@
-"""All ranks continue from the same checkpoint with the same settings, or none does."""
+"""A check that all ranks start from the same checkpoint with the same settings."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from divot_lightning.errors import UserError
 
 
 class Start(NamedTuple):
-    """What a rank starts with.
+    """Checkpoint and settings that a rank starts with.
 
     Attributes:
         checkpoint: Name of the checkpoint folder, "nothing" for a new run.
@@ -30,25 +30,25 @@ class Start(NamedTuple):
 class SameStart(Callback):
     """Refuses ranks that start differently, before anything is built.
 
-    Each looks at the run folder by itself; on another node it may see older files, or have another recipe.
+    Each rank reads the run folder itself; on another node it may see older files, or have another recipe.
 
     Attributes:
-        start: What this rank starts with; to be set before training.
+        start: Checkpoint and settings of this rank; set it before training.
     """
 
     def __init__(self) -> None:
         self.start: Start | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare, on all ranks."""
+        """Compare the starts of all ranks."""
         check_same_start(Ranks.all().gather(self.start))
 
 
 def check_same_start(starts: list[Start | None]) -> None:
-    """Compare what ranks start with.
+    """Compare the starts of ranks.
 
     Raises:
-        UserError: Two differ; names the rank.
+        UserError: Two differ; the message names the rank.
     """
     for rank, start in enumerate(starts):
         if start != starts[0]:

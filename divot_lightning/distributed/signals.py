@@ -1,8 +1,8 @@
-"""Stops a run when a signal asks for it: all ranks agree on a step, save once and leave with a documented code.
+"""Stops a run on a signal: all ranks stop after the same step, save once and exit with a documented code.
 
-Saving is a collective, so it cannot happen inside a signal handler: ranks are caught at different points and would wait
-for each other for ever. Here a handler only notes the signal. After every optimizer step the ranks compare their notes,
-and if any of them has one, all stop at that step.
+Saving is a collective, so it cannot happen inside a signal handler: ranks are interrupted at different points and would
+wait for each other for ever. Here a handler only records the signal. After every optimizer step the ranks compare their
+records, and if any rank has one, all stop at that step.
 """
 
 import json
@@ -21,8 +21,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
+from divot_lightning.distributed.ranks import num_ranks
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What asks a run to stop: the end of a job or of a spot machine, a scheduler's warning, Ctrl-C."""
+"""Signals that stop a run: the end of a job or of a spot machine, a scheduler's warning, Ctrl-C."""
 
 STOPPED_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: stopped by a signal with everything saved; the same command continues."""
@@ -32,11 +34,11 @@ INTERRUPTED_EXIT_CODE = 130
 
 
 TWICE_SECONDS = 0.5
-"""Ctrl-C that comes again within so long is the same one: a terminal and a wrapper both pass it on."""
+"""A second Ctrl-C within this time is the same one: a terminal and a wrapper both send it."""
 
 
 class StopSignals:
-    """Notes the first signal that asks this process to stop; does nothing else in the handler.
+    """Records the first stop signal of this process; does nothing else in the handler.
 
     Ctrl-C counts as a request only between the first and the last step; before, and the second time, it is Python's
     own KeyboardInterrupt.
@@ -50,9 +52,9 @@ class StopSignals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the signals; those before come back unless a stop was asked for.
+        """Handle the signals within the block; earlier handlers come back afterwards unless a stop was requested.
 
-        A process that stops continues ignoring further requests up to its end: a second signal would spoil its exit code.
+        A process that stops ignores further requests until it ends: a second signal would change its exit code.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -76,19 +78,19 @@ class StopSignals:
 
 
 class StopOnSignal(Checkpoint):
-    """Ends training after the step at which any rank was asked to, with one checkpoint.
+    """Ends training, with one checkpoint, after the step at which any rank has received a signal.
 
     It is a `Checkpoint` so that Lightning calls it after all other callbacks, when the step is done for them too. A
-    validation that was due at this very step is left out, and made up for when the run continues.
+    validation that is due at this step is postponed until the run is resumed.
 
     Args:
-        signals: What this process was asked.
-        save: Saves a checkpoint of the step that is done, unless there is one; called on all ranks.
-        record: File for step and signal, written by the first rank once the checkpoint is there.
+        signals: The signals of this process.
+        save: Saves a checkpoint of the last step, unless there is one; called on all ranks.
+        record: File for step and signal, written by the first rank after the checkpoint.
 
     Attributes:
-        stopped_by: The signal that all ranks stopped for, None while they continue.
-        began: Whether everything was loaded and training began.
+        stopped_by: The signal that stopped all ranks, None while they train.
+        began: Whether training began, after everything was loaded.
     """
 
     def __init__(self, signals: StopSignals, save: Callable[[Trainer], None], record: Path) -> None:
@@ -105,7 +107,7 @@ class StopOnSignal(Checkpoint):
         self.group = cpu_group()
         self.last_step = trainer.global_step
         self.signals.training = self.began = True
-        self.stopped_by = agreed_signal(self.signals.received, self.group)
+        self.stopped_by = common_signal(self.signals.received, self.group)
         if self.stopped_by:
             self._write_record(trainer)
             raise SIGTERMException
@@ -113,11 +115,11 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask all ranks when an optimizer step is done, and lets Lightning end the loop if one has to stop."""
+        """Compare the signals of all ranks after an optimizer step, and let Lightning end the loop if any has one."""
         if trainer.global_step == self.last_step:
             return
         self.last_step = trainer.global_step
-        self.stopped_by = agreed_signal(self.signals.received, self.group)
+        self.stopped_by = common_signal(self.signals.received, self.group)
         if self.stopped_by is None:
             return
         self.signals.received = self.stopped_by
@@ -125,13 +127,13 @@ class StopOnSignal(Checkpoint):
         trainer._signal_connector.received_sigterm = True  # Lightning leaves once it has logged this step
 
     def on_step_logged(self, trainer: Trainer) -> None:
-        """Save the step that all ranks stop after."""
+        """Save the step after which all ranks stop."""
         if self.stopped_by is not None:
             self.save(trainer)
             self._write_record(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave out the validation between the last step and the end of the loop."""
+        """Skip the validation between the last step and the end of the loop."""
         if self.stopped_by is not None:
             raise SIGTERMException
 
@@ -149,7 +151,7 @@ class StopOnSignal(Checkpoint):
 
 
 class NoSignalHandlers:
-    """Takes the place of Lightning's signal handlers, which save or broadcast inside a handler.
+    """Replaces Lightning's signal handlers, which save or broadcast inside a handler.
 
     Attributes:
         received_sigterm: Lightning's training loop ends after the step at which it is set.
@@ -162,17 +164,17 @@ class NoSignalHandlers:
         """Register none."""
 
     def teardown(self) -> None:
-        """Have nothing to restore."""
+        """Restore nothing, since nothing was registered."""
 
 
-def agreed_signal(received: signal.Signals | None, group: Any = None) -> signal.Signals | None:
-    """Return the signal that any rank has received, the same on all of them: of several the one with highest number.
+def common_signal(received: signal.Signals | None, group: Any = None) -> signal.Signals | None:
+    """Return the signal that any rank has received, the same on all; of several, the one with the highest number.
 
     Args:
-        received: What this rank has received.
+        received: The signal that this rank has received, if any.
         group: Ranks that talk over the CPU; all ranks call this together.
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    if num_ranks() == 1:
         return received
     number = torch.tensor([int(received or 0)], dtype=torch.int32)
     distributed.all_reduce(number, distributed.ReduceOp.MAX, group=group)
@@ -180,8 +182,8 @@ def agreed_signal(received: signal.Signals | None, group: Any = None) -> signal.
 
 
 def cpu_group() -> Any:
-    """Return a process group whose messages go over the CPU, so that asking a question never waits for a GPU."""
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    """Return a process group whose messages go over the CPU, so that a comparison never waits for a GPU."""
+    if num_ranks() == 1:
         return None
     return None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
 

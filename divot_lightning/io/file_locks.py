@@ -1,4 +1,4 @@
-"""One process at a time, where several would do the same work into the same file or folder."""
+"""File locks: one process at a time, where several would write the same file or folder."""
 
 import errno
 import fcntl
@@ -18,10 +18,10 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def exclusively(path: Path) -> Iterator[None]:
     """Wait until no other process is in the same block for the same path.
 
-    On file systems without locks all continue at once; what is done in the block must be right then, too.
+    On file systems without locks no process waits; the block must be correct then, too.
 
     Args:
-        path: What is made; a file `<path>.lock` beside it is the lock, and is left there.
+        path: The file or folder to write; the lock is a file `<path>.lock` beside it, which stays there.
     """
     with path.with_name(path.name + ".lock").open("w") as file:
         with suppress(OSError):
@@ -82,10 +82,11 @@ def _locked(path: Path) -> TextIOWrapper:
             ) from error
         if os.fstat(file.fileno()).st_nlink:
             return file
-        file.close()  # its last owner removed it between our opening and locking it
+        file.close()  # its last owner removed it after we had opened and before we had locked it
 
 
 def _drop(path: Path, file: TextIOWrapper, process: int) -> None:
     if os.getpid() == process:  # not in a forked worker
-        path.unlink(missing_ok=True)  # before it is let go: whoever opened it sees that it has no name any more
+        # Removed before it is released: a process that has opened it sees that it has no name any more.
+        path.unlink(missing_ok=True)
     file.close()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Give a file to write to, which takes the place of `path` at the end of the block; after an error it is gone.
+    """Yield a file to write to, which replaces `path` at the end of the block; after an error it is removed.
 
     Args:
-        path: What is written; a file of that name is replaced.
+        path: The file to write; a file of that name is replaced.
 
     Yields:
         Another name in the same folder, so that the last step is a renaming.
@@ -31,7 +31,7 @@ def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = 
     """Write a file that appears whole or not at all.
 
     Args:
-        path: What is written.
+        path: The file to write.
         content: Text, written as UTF-8, or bytes.
         durable: Whether the content is on the disk when this returns, so that it survives a crash of the machine.
     """

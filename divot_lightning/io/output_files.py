@@ -1,4 +1,4 @@
-"""What keeps output from being written, told to the user: a full disk, a folder of somebody else, a file in the way."""
+"""Errors of writing output, explained to the user: a full disk, a folder without permission, a file in the way."""
 
 import errno
 import os
@@ -26,10 +26,10 @@ _REASONS = {
 
 @contextmanager
 def writing_to(target: str | Path) -> Iterator[None]:
-    """Turn what keeps a file or folder from being written into a `UserError`.
+    """Turn an error of writing a file or folder into a `UserError`.
 
     Args:
-        target: What is written. Errors that name a file which is neither this nor below it pass as they are.
+        target: The file or folder to write. Errors about files elsewhere are raised unchanged.
 
     Raises:
         UserError: With the reason and what to do.
@@ -44,7 +44,7 @@ def writing_to(target: str | Path) -> Iterator[None]:
 
 
 def _is_about(error: OSError, target: Path) -> bool:
-    """Return whether an error is about a target or its parents; one of an open file names none, and is about writing."""
+    """Return whether an error is about a target or its parents; the error of an open file names no file."""
     if error.filename is None:
         return True
     wanted, found = os.path.abspath(target), os.path.abspath(os.fsdecode(error.filename))

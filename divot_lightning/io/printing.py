@@ -1,4 +1,4 @@
-"""Text of others, such as file names, made safe to print."""
+"""Foreign text, such as file names, made safe to print."""
 
 import re
 
@@ -7,7 +7,7 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\
 
 
 def printable(text: str) -> str:
-    r"""Return a text of one line with everything that a terminal would act on written as an escape.
+    r"""Return a text of one line with escapes in place of characters that a terminal would act on.
 
     A file name may hold any character: one with an ESC could clear the screen or hide what stands before it.
 

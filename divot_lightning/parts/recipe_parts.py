@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.renamed import require_current_names
 from divot_lightning.parts.kinds import REGISTRIES
 from divot_lightning.parts.registry import Registry
 
@@ -71,7 +72,7 @@ def read_recipe(recipe: Path) -> dict[str, Any]:
     """Read a recipe into nested dictionaries, without changing anything.
 
     Raises:
-        UserError: The file is not YAML or contains no settings.
+        UserError: The file is no YAML, holds no settings, or holds names of an earlier version.
     """
     try:
         settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
@@ -81,6 +82,7 @@ def read_recipe(recipe: Path) -> dict[str, Any]:
         raise UserError(f"recipe {recipe} is no YAML: {reason}\n{where}") from error
     if not isinstance(settings, dict):
         raise UserError(f"recipe {recipe} holds no settings but {settings!r:.60}; a recipe is lines of key: value")
+    require_current_names(settings, recipe)
     return settings
 
 

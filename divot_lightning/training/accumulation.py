@@ -1,10 +1,10 @@
-"""What the losses of accumulated batches are means over, known before the first of them goes backward.
+"""Counts of targets over all accumulated batches of a step, known before the first backward pass.
 
-An optimizer step over several batches shall be the step over one large batch. Its losses are means over all samples,
-text targets or clips of the step, so each batch has to be weighed by its share of them, for each loss by itself: a
-batch may hold most of the words and none of the clips. Losses go backward one batch at a time and their gradients are
-added up, which cannot be taken apart afterwards. So the loader hands a step's batches over together, and each of them
-carries the counts of all.
+An optimizer step over several batches shall equal the step over one large batch. Its losses are means over all samples,
+text targets or clips of the step, so each batch is weighted by its fraction of them, for each loss separately: a batch
+may hold most of the words and none of the clips. The batches are backpropagated one by one and their gradients are
+summed, so the weights cannot be corrected afterwards. Therefore the loader reads all batches of a step first, and each
+batch carries the counts of all of them.
 """
 
 from collections import Counter
@@ -26,13 +26,13 @@ STEP_COUNTS = "step_counts"
 
 @dataclass(unsafe_hash=True)
 class StepCounts:
-    """What an accumulated batch knows of its optimizer step; of this process alone.
+    """The counts of a batch and of its optimizer step, on this process alone.
 
     Attributes:
-        index: Place of the batch in the step, from 0.
+        index: Index of the batch in the step, from 0.
         num_batches: Batches that a step accumulates; the last step of an epoch may have fewer.
-        own: What each loss of this batch is a mean over, by name.
-        total: The same of all batches of the step.
+        own: Number of targets of each loss in this batch, by name.
+        total: The same, summed over all batches of the step.
     """
 
     index: int
@@ -42,12 +42,12 @@ class StepCounts:
 
 
 class StepWindows:
-    """A loader that reads all batches of an optimizer step before it gives the first.
+    """A loader that reads all batches of an optimizer step before it yields the first.
 
     Args:
-        loader: Gives the batches.
+        loader: Yields the batches.
         num_batches: Batches per optimizer step.
-        count: Tells from a batch what its losses are means over.
+        count: Returns the number of targets of each loss in a batch.
     """
 
     def __init__(self, loader: Iterable[Batch], num_batches: int, count: CountLosses) -> None:
@@ -69,14 +69,14 @@ class StepWindows:
         return len(self.loader)  # type: ignore[arg-type]
 
     def __getattr__(self, name: str) -> Any:
-        """Return what else Lightning asks a loader for, such as its sampler."""
+        """Return other attributes of the loader that Lightning reads, such as its sampler."""
         if name == "loader":  # not set yet, while a copy is made
             raise AttributeError(name)
         return getattr(self.loader, name)
 
 
-def hand_over_steps(trainer: Trainer, count: CountLosses) -> None:
-    """Have a trainer's training loader read whole optimizer steps; called before the first batch is trained on.
+def load_whole_steps(trainer: Trainer, count: CountLosses) -> None:
+    """Make a trainer's loader read all batches of an optimizer step together; call it before the first training batch.
 
     Args:
         trainer: Accumulates more than one batch per step.
@@ -94,7 +94,7 @@ def hand_over_steps(trainer: Trainer, count: CountLosses) -> None:
 
 
 def check_validation(interval: float | None, epoch: float, num_batches: int) -> None:
-    """Refuse validations within an optimizer step: a checkpoint that one asks for could not be continued from.
+    """Refuse validations within an optimizer step: a run could not be resumed from a checkpoint taken there.
 
     Args:
         interval: Batches between validations; infinite or None without.
@@ -109,20 +109,20 @@ def check_validation(interval: float | None, epoch: float, num_batches: int) -> 
 
 
 def check_step(step: StepCounts | None, batch_idx: int, num_batches: int, counts: Mapping[str, int]) -> None:
-    """Make sure that what a batch knows of its step is true.
+    """Check the counts that a batch carries against the trainer and against its losses.
 
     Args:
-        step: What the batch carries.
+        step: The counts that the batch carries.
         batch_idx: Number of the batch in the epoch.
         num_batches: Batches that the trainer accumulates now.
-        counts: What the batch's losses turned out to be means over.
+        counts: Number of targets of each loss, as the stage computed them.
 
     Raises:
         UserError: The batch belongs to no window of the trainer's steps, or its losses were counted wrongly.
     """
     if step is None or step.num_batches != num_batches or step.index != batch_idx % num_batches:
         raise UserError(
-            f"accumulate_grad_batches is {num_batches}, but batch {batch_idx} was not handed over with its step.\n"
+            f"accumulate_grad_batches is {num_batches}, but batch {batch_idx} was not loaded together with its step.\n"
             "A stage that overrides on_fit_start calls super().on_fit_start(); the number cannot change in training."
         )
     if step.own != dict(counts):

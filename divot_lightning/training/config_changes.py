@@ -1,4 +1,4 @@
-"""What a command changes in the settings of a run, told as the command line spells it."""
+"""Changed settings of a run, spelt as on the command line, and the run's `config.yaml`."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from divot_lightning.io.files import write_atomically
 from divot_lightning.parts.recipe_parts import read_recipe
 from divot_lightning.training.run_folder import CONFIG
 
 UNCOUNTED = ("run",)
-"""Settings that do not belong to a run's way of training."""
+"""Settings that have no influence on training, and are not compared."""
 
 LENGTH = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")
 """Settings that a finished run can be trained for longer with."""
@@ -53,7 +54,7 @@ def read_config(run: Path) -> str:
     """Read the text of `<run>/config.yaml`.
 
     Raises:
-        UserError: It is no UTF-8 or no YAML, as after an edit by hand.
+        UserError: It is no UTF-8 or no YAML, as after an edit by hand, or was written by an earlier version.
     """
     file = run / CONFIG
     read_recipe(file)
@@ -68,9 +69,7 @@ def write_config(run: Path, text: str) -> None:
             return
         number = 1 + max((int(path.suffixes[0][1:]) for path in run.glob("config.[0-9]*.yaml")), default=0)
         os.link(file, run / f"config.{number:04d}.yaml")
-    new = run / f"{CONFIG}.new"
-    new.write_text(text, encoding="utf-8")
-    new.replace(file)
+    write_atomically(file, text)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

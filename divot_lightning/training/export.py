@@ -1,4 +1,4 @@
-"""Writes what a finished stage exports."""
+"""Export of a finished stage: its component folders and `finished.json`."""
 
 import json
 import time
@@ -16,7 +16,7 @@ from divot_lightning.checkpoint.components import new_component, record_componen
 from divot_lightning.checkpoint.folder_writing import TensorAccess
 from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.checkpoint.tensor_file import TensorFile
-from divot_lightning.checkpoint.weight_average import averaged_weights, hands_on_average
+from divot_lightning.checkpoint.weight_average import averaged_weights, exports_average
 from divot_lightning.checkpoint.whole_tensors import WholeTensors
 
 FINISHED_FILE = "finished.json"
@@ -24,14 +24,14 @@ FINISHED_FILE = "finished.json"
 
 @runtime_checkable
 class Exportable(Protocol):
-    """A stage that hands components on."""
+    """A stage that exports components."""
 
     def exported_components(self) -> dict[str, nn.Module]:
-        """Return what the stage trained, by component name."""
+        """Return the trained modules by component name."""
         ...
 
     def used_components(self) -> dict[str, Path]:
-        """Return the folders of what the stage used and did not change, by component name."""
+        """Return the folders of components that the stage used unchanged, by component name."""
         ...
 
 
@@ -52,11 +52,11 @@ class ComponentExport(Callback):
         self.started = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record where a resumed run stands."""
+        """Record the step at which a resumed run starts."""
         self.first_step = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the components, then the record, then the mark that all of it is there; all processes take part."""
+        """Write the components, then `components.json`, then `finished.json`; all processes take part."""
         if trainer.interrupted or not isinstance(pl_module, Exportable):
             return
         if trainer.is_global_zero:
@@ -74,7 +74,7 @@ class ComponentExport(Callback):
         finished = {
             "stage": type(stage).__name__,
             "steps": trainer.global_step,
-            "weights": "averaged" if hands_on_average(trainer) else "trained",
+            "weights": "averaged" if exports_average(trainer) else "trained",
             "seconds_since_start_or_resume": round(time.monotonic() - self.started, 1),
             "steps_since_start_or_resume": trainer.global_step - self.first_step,
             **peak_gpu_memory(),
@@ -88,7 +88,7 @@ class ComponentExport(Callback):
 
 
 def peak_gpu_memory() -> dict[str, float]:
-    """Return the largest memory that tensors of this process took on its GPU, in MiB; nothing without a GPU."""
+    """Return the peak memory of this process's tensors on its GPU, in MiB; an empty dictionary without a GPU."""
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return {}
     return {"peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1)}
@@ -106,7 +106,7 @@ def export_component(module: nn.Module, folder: Path, access: TensorAccess, *, f
     Args:
         module: Has a `config`; see `divot_lightning.checkpoint.components`.
         folder: Where to.
-        access: Gives the first process whole tensors.
+        access: Returns whole tensors to the first process.
         first: Whether this is the first process, which writes.
     """
     buffers = dict(module.named_buffers())

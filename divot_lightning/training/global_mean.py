@@ -1,9 +1,9 @@
-"""Losses as means over everything that the processes of a step hold together, however unevenly it is spread.
+"""Losses as means over all samples, targets or clips of a step, however unevenly the processes hold them.
 
 Data-parallel training averages the gradients of the processes. A process with two targets would count as much as one
-with two hundred, and the gradient would depend on how samples are dealt out. Here each process weighs its own mean by
-its share of what all hold, so that the average over processes is the mean over samples, targets or clips. The same
-goes for the batches that an optimizer step accumulates (`divot_lightning.training.accumulation`).
+with two hundred, and the gradient would depend on how samples are distributed. Here each process weights its own mean
+by its fraction of the targets of all processes, so that the average over processes is the mean over samples, targets or
+clips. The batches that an optimizer step accumulates are treated alike (`divot_lightning.training.accumulation`).
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from divot_lightning.distributed.ranks import num_ranks
+
 
 @dataclass(frozen=True)
 class LossPart:
     """One of the losses that are trained together.
 
     Attributes:
-        mean: Mean over what this process holds, scalar float32.
-        count: What the mean is over: samples, text targets or clips; 0 where the batch has none.
-        weight: Of this part in the sum.
+        mean: Mean on this process, scalar float32.
+        count: Number of samples, text targets or clips in the mean; 0 where the batch has none.
+        weight: Weight of this part in the sum.
     """
 
     mean: Tensor
@@ -36,7 +38,7 @@ class GlobalLoss(NamedTuple):
         loss: What this process backpropagates, scalar. The gradients of all processes and of all batches of the step
             average to the gradient of the step's mean.
         mean: Weighted sum of the parts' means over all processes.
-        parts: Mean over all processes, and what it is over; parts that no process has are left out.
+        parts: Mean over all processes and its count, by name; without parts that no process has.
         finite: Whether the losses of all processes are finite.
     """
 
@@ -49,12 +51,11 @@ class GlobalLoss(NamedTuple):
 def global_mean(
     parts: Mapping[str, LossPart], step_counts: Mapping[str, int] | None = None, num_batches: int = 1
 ) -> GlobalLoss:
-    """Weigh the losses of this process; all processes call it at the same time, with the same names.
+    """Weight the losses of this process; all processes call it at the same time, with the same names.
 
     Args:
         parts: Losses by name.
-        step_counts: What the losses of this process are means over in all batches of the step together; None where a
-            step is one batch.
+        step_counts: Counts of this process, summed over all batches of the step; None where a step is one batch.
         num_batches: Batches of a step, by which the trainer divides.
 
     Returns:
@@ -68,13 +69,15 @@ def global_mean(
     counts = torch.tensor([float(part.count) for part in every], dtype=torch.float64)
     means = torch.stack([part.mean.detach().double() for part in every]).cpu()
     finite = means.isfinite().all()
-    # What is not finite must not spoil the sums of the others, which are reported.
+    # A mean that is not finite would make the reported sums of all processes not finite.
     sums = torch.where(counts > 0, means, 0.0).nan_to_num(0.0, 0.0, 0.0) * counts
     of_step = counts if step_counts is None else counts.new_tensor([step_counts[name] for name in parts])
     totals = sum_over_processes(torch.cat([counts, sums, of_step, (~finite).double()[None]]), every[0].mean.device)
     total_counts, total_sums, step_totals = totals[:-1].view(3, -1)
-    shares = (counts * num_processes() * num_batches / step_totals.clamp(min=1.0)).tolist()
-    loss = torch.stack([part.weight * share * part.mean for part, share in zip(every, shares, strict=True)]).sum()
+    fractions = (counts * num_ranks() * num_batches / step_totals.clamp(min=1.0)).tolist()
+    loss = torch.stack(
+        [part.weight * fraction * part.mean for part, fraction in zip(every, fractions, strict=True)]
+    ).sum()
     found = {
         name: (total / count, int(count))
         for name, total, count in zip(parts, total_sums.tolist(), total_counts.tolist(), strict=True)
@@ -88,7 +91,7 @@ def weighted_sum(parts: Mapping[str, LossPart], means: Mapping[str, tuple[float,
     """Add up means by the weights of their parts.
 
     Args:
-        parts: Give the weights.
+        parts: Have the weights.
         means: Value and count by name, as in `GlobalLoss`.
     """
     return sum((parts[name].weight * value for name, (value, _) in means.items()), 0.0)
@@ -97,7 +100,7 @@ def weighted_sum(parts: Mapping[str, LossPart], means: Mapping[str, tuple[float,
 def merge_means(
     before: Mapping[str, tuple[float, int]], new: Mapping[str, tuple[float, int]]
 ) -> dict[str, tuple[float, int]]:
-    """Return the means over what two sets of means are over; either may lack a name.
+    """Merge two sets of means with their counts; either may lack a name.
 
     >>> merge_means({"text": (1.0, 3)}, {"text": (2.0, 1), "head": (4.0, 2)})
     {'text': (1.25, 4), 'head': (4.0, 2)}
@@ -110,13 +113,8 @@ def merge_means(
     return merged
 
 
-def num_processes() -> int:
-    """Count the processes that train together; 1 without a process group."""
-    return distributed.get_world_size() if _together() else 1
-
-
 def sum_over_processes(values: Tensor, device: torch.device) -> Tensor:
-    """Add up what all processes hold.
+    """Sum values over all processes.
 
     Args:
         values: On the CPU.
@@ -125,12 +123,8 @@ def sum_over_processes(values: Tensor, device: torch.device) -> Tensor:
     Returns:
         The sums, on the CPU.
     """
-    if num_processes() == 1:
+    if num_ranks() == 1:
         return values
     moved = values.to(device)
     distributed.all_reduce(moved)
     return moved.cpu()
-
-
-def _together() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

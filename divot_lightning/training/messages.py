@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
 
+from divot_lightning.io.renamed import explain, explain_import_error, new_setting
 from divot_lightning.parts.heads import GenerationHead
 
 MAX_VALUE_CHARACTERS = 80
@@ -42,8 +43,8 @@ class Refusal:
     """One message of jsonargparse, taken apart.
 
     Attributes:
-        key: Dotted path to the innermost place, as on the command line: no `init_args`.
-        class_path: Class whose settings were looked at, None at the top.
+        key: Dotted path to the innermost setting, as on the command line: without `init_args`.
+        class_path: Class whose settings were parsed, None at the top.
         text: The whole message.
     """
 
@@ -56,8 +57,8 @@ def condense(message: str, parser: ArgumentParser) -> str:
     """Turn a message of jsonargparse into at most four lines: key, value, what is allowed.
 
     Args:
-        message: What jsonargparse raised.
-        parser: The parser that raised it; knows the allowed keys at the top.
+        message: Text of the exception of jsonargparse.
+        parser: The parser that raised it; has the allowed keys at the top.
 
     Returns:
         Text for a `UserError`.
@@ -65,8 +66,8 @@ def condense(message: str, parser: ArgumentParser) -> str:
     keys = _KEY.findall(message)
     classes = [left or right for left, right in _CLASS.findall(_before_repetition(message))]
     refusal = Refusal(".".join(keys), classes[-1] if classes else None, message)
-    for explain in _EXPLANATIONS:
-        text = explain(refusal, parser)
+    for explanation in _EXPLANATIONS:
+        text = explanation(refusal, parser)
         if text:
             return text
     return _shorten(refusal)
@@ -90,11 +91,14 @@ def _unknown_key(refusal: Refusal, parser: ArgumentParser) -> str | None:
     allowed = _settings(refusal.class_path, parser)
     known = next((i for i in range(len(path)) if path[i] not in allowed.get(".".join(path[:i]), [])), len(path) - 1)
     siblings = allowed.get(".".join(path[:known]), [])
-    place = ".".join(part for part in (refusal.key, *path[: known + 1]) if part)
+    setting = ".".join(part for part in (refusal.key, *path[: known + 1]) if part)
+    if new := new_setting(path[known], siblings):
+        current = ".".join([*setting.split(".")[:-1], new])
+        return f"{setting!r} is now {current!r}: it was renamed.\nWrite the new name; its values stay as they are."
     owner = f" of {refusal.class_path.rsplit('.', 1)[-1]}" if refusal.class_path else ""
     hint = did_you_mean(path[known], siblings if refusal.key else [*siblings, *NOT_SETTINGS])
     listed = _clip(", ".join(siblings), MAX_LIST_CHARACTERS) or "nothing"
-    return f"{place!r} is no setting{owner}.{hint}\nallowed here: {listed}"
+    return f"{setting!r} is no setting{owner}.{hint}\nallowed here: {listed}"
 
 
 def _unknown_path(text: str) -> list[str] | None:
@@ -127,15 +131,17 @@ def _missing_key(refusal: Refusal, parser: ArgumentParser) -> str | None:
     found = _REQUIRED.search(refusal.text)
     if not found:
         return None
-    places = [".".join(part for part in (refusal.key, name.strip()) if part) for name in found[1].split(",")]
-    options = " ".join(f"--{place} VALUE" for place in places)
-    return f"not set: {', '.join(places)}\nGive it in the recipe or on the command line: {options}"
+    missing = [".".join(part for part in (refusal.key, name.strip()) if part) for name in found[1].split(",")]
+    options = " ".join(f"--{name} VALUE" for name in missing)
+    return f"not set: {', '.join(missing)}\nGive it in the recipe or on the command line: {options}"
 
 
 def _no_such_class(refusal: Refusal, parser: ArgumentParser) -> str | None:
     found = _NO_CLASS.search(refusal.text)
     if not found:
         return None
+    if renamed := explain(found[1]):
+        return f"{refusal.key!r}: {renamed}\nWrite the new path."
     return f"{refusal.key!r}: no class is known as {found[1]!r}.\nGive its full path: package.module.Class"
 
 
@@ -143,6 +149,9 @@ def _failed_import(refusal: Refusal, parser: ArgumentParser) -> str | None:
     found = _IMPORT_FAILED.search(refusal.text)
     if not found:
         return None
+    renamed = explain(refusal.class_path or "") or explain_import_error(found[0])
+    if renamed:
+        return f"{refusal.key!r}: {refusal.class_path!r} cannot be imported: {renamed}\nWrite the new path."
     cause = found[0].replace("module ", "", 1) if "attribute" in found[0] else found[0]
     return (
         f"{refusal.key!r}: {refusal.class_path!r} cannot be imported: {cause}\n"
@@ -172,7 +181,7 @@ def _wrong_type(refusal: Refusal, parser: ArgumentParser) -> str | None:
 
 
 def _shorten(refusal: Refusal) -> str:
-    """Return the first lines that say something, where no rule fits."""
+    """Return the first informative lines, where no rule fits."""
     boiler = (
         "Does not validate",
         "Subtypes:",
@@ -182,9 +191,9 @@ def _shorten(refusal: Refusal) -> str:
         "Parser key",
     )
     lines = [line.strip().removeprefix("- ") for line in refusal.text.splitlines()]
-    told = [line for line in lines if line and not line.startswith(boiler)]
+    informative = [line for line in lines if line and not line.startswith(boiler)]
     head = f"{refusal.key!r}: " if refusal.key else ""
-    return head + "\n".join(_clip(line, 200) for line in told[:4])
+    return head + "\n".join(_clip(line, 200) for line in informative[:4])
 
 
 def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[str]]:
@@ -209,7 +218,7 @@ def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[
 
 
 def _before_repetition(message: str) -> str:
-    """Cut the repeated recipe off, so that no class is read from it."""
+    """Remove the repeated recipe, so that no class is read from it."""
     return "\n".join(line for line in message.splitlines() if not line.strip().startswith("Given value"))
 
 

@@ -1,11 +1,10 @@
-"""Steps whose loss or gradient is not a number: left out by all processes alike, written down, and limited."""
+"""Steps whose loss or gradient is not finite: skipped by all processes, recorded, and limited in number."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import distributed
-
+from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
 
 RECORD_FILE = "nonfinite.jsonl"
@@ -14,7 +13,7 @@ _KEYS_SHOWN = 5
 
 @dataclass(frozen=True)
 class NonfiniteRank:
-    """What one process held in a step that was left out.
+    """The loss and the samples of one process in a skipped step.
 
     Attributes:
         rank: The process.
@@ -27,8 +26,8 @@ class NonfiniteRank:
     keys: list[str]
 
 
-def gather_culprits(loss: float, keys: list[str], finite: bool) -> list[NonfiniteRank]:
-    """Collect what the processes held whose loss is not finite; all processes call it together.
+def gather_nonfinite_ranks(loss: float, keys: list[str], finite: bool) -> list[NonfiniteRank]:
+    """Collect loss and samples of the processes whose loss is not finite; all processes call it together.
 
     Args:
         loss: This process's loss.
@@ -36,24 +35,21 @@ def gather_culprits(loss: float, keys: list[str], finite: bool) -> list[Nonfinit
         finite: Whether its loss is finite.
 
     Returns:
-        In the order of ranks, on every process.
+        One entry per such process, in the order of ranks, on every process.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return [] if finite else [NonfiniteRank(0, str(loss), keys)]
-    mine = None if finite else NonfiniteRank(distributed.get_rank(), str(loss), keys)
-    every: list[NonfiniteRank | None] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(every, mine)
-    return [rank for rank in every if rank is not None]
+    ranks = Ranks.all()
+    mine = None if finite else NonfiniteRank(ranks.rank, str(loss), keys)
+    return [found for found in ranks.gather(mine) if found is not None]
 
 
 def write_record(run: Path, step: int, what: str, nonfinite_ranks: list[NonfiniteRank]) -> None:
-    """Append a line to `<run>/nonfinite.jsonl`; one process of a job does.
+    """Append a line to `<run>/nonfinite.jsonl`; only one process of a job calls it.
 
     Args:
         run: The run folder.
-        step: The optimizer step that was left out.
+        step: The skipped optimizer step.
         what: "loss" or "gradient".
-        nonfinite_ranks: Who held what.
+        nonfinite_ranks: Loss and samples by process.
     """
     run.mkdir(parents=True, exist_ok=True)
     line = {"step": step, "what": what, "ranks": [vars(rank) for rank in nonfinite_ranks]}
@@ -64,7 +60,7 @@ def write_record(run: Path, step: int, what: str, nonfinite_ranks: list[Nonfinit
 def over_budget(
     run: Path, count: int, allowed: int, step: int, what: str, nonfinite_ranks: list[NonfiniteRank]
 ) -> UserError:
-    """Word the end of a run that left out too many steps."""
+    """Return the error that ends a run which skipped too many steps."""
     keys = [key for rank in nonfinite_ranks for key in rank.keys]
     more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
     return UserError(

@@ -21,7 +21,7 @@ class OptimizerConfig:
 
     Attributes:
         name: `adamw` as in the paper, or `muon`: Muon for the matrices inside the network (`inner_matrices`), AdamW for
-            all the rest, the generation head among it.
+            all other parameters, the generation head included.
             On the toy world Muon reaches the same reconstruction loss in less than half of the steps
             (docs/experiments.md); it needs whole matrices and has not been run under ZeRO.
         lr: Peak learning rate of AdamW.
@@ -30,9 +30,9 @@ class OptimizerConfig:
         eps: AdamW's term against division by zero.
         weight_decay: Decoupled weight decay, for matrices only.
         warmup_steps: Steps in which the rate rises linearly.
-        final_lr_fraction: The cosine ends at this share of the peak.
-        max_nonfinite_steps: Steps whose loss or gradient is not finite are left out and written into
-            `<run>/nonfinite.jsonl`; more than so many of them end the run.
+        final_lr_fraction: The cosine ends at this fraction of the peak.
+        max_nonfinite_steps: Steps whose loss or gradient is not finite are skipped and recorded in
+            `<run>/nonfinite.jsonl`; the run ends when there are more than this many.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -94,7 +94,7 @@ class MuonWithAdamW(Optimizer):
 
 
 def cosine_with_warmup(step: int, *, warmup_steps: int, total_steps: int, final_fraction: float) -> float:
-    """Return the learning rate of a step as a share of its peak.
+    """Return the learning rate of a step as a fraction of its peak.
 
     >>> cosine_with_warmup(49, warmup_steps=50, total_steps=100, final_fraction=0.1)
     1.0
@@ -116,7 +116,7 @@ def configure_optimizer(
         module: The stage.
         settings: The optimizer.
         total_steps: Optimizer steps of the whole run.
-        adamw: What steps for `adamw`; takes the arguments of torch's.
+        adamw: The class behind the name `adamw`; it takes the arguments of torch's AdamW.
 
     Returns:
         Optimizer and a schedule that is stepped after every optimizer step.
@@ -134,7 +134,7 @@ def configure_optimizer(
         make: Any = adamw
         optimizer = make(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
-    def share(step: int) -> float:
+    def fraction(step: int) -> float:
         return cosine_with_warmup(
             step,
             warmup_steps=settings.warmup_steps,
@@ -142,12 +142,12 @@ def configure_optimizer(
             final_fraction=settings.final_lr_fraction,
         )
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, fraction)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _decay_groups(parameters: Iterable[Tensor], settings: OptimizerConfig) -> list[dict[str, Any]]:
-    """Decay matrices; gains, biases and other vectors are left alone."""
+    """Build parameter groups: weight decay for matrices, none for gains, biases and other vectors."""
     every = list(parameters)
     groups = [
         {"params": [value for value in every if len(full_shape(value)) > 1], "weight_decay": settings.weight_decay},
@@ -159,8 +159,8 @@ def _decay_groups(parameters: Iterable[Tensor], settings: OptimizerConfig) -> li
 def inner_matrices(module: nn.Module) -> list[nn.Parameter]:
     """Return the matrices for Muon: weights of linear layers between hidden states.
 
-    Embeddings, positions and queries are no linear layers. Of those, the output layer of a language model is left out,
-    and what a module names in `outer_layers`: names of its submodules that read or write data, with all inside them.
+    Embeddings, positions and queries are no linear layers. Two kinds of linear layers are excluded: the output layer of
+    a language model, and the submodules that a module names in `outer_layers`, since they read or write data.
 
     Args:
         module: The stage.

@@ -1,9 +1,10 @@
-"""Where the recipes that come with the package are, in a checkout and in an installation."""
+"""The recipes that come with the package: their folder, their names, and finding one."""
 
 import difflib
 from pathlib import Path
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.renamed import RECIPES
 
 
 def recipes_dir() -> Path:
@@ -33,7 +34,7 @@ def find_recipe(name: str) -> Path:
         name: A path, or a shipped recipe as `toy/llm_pretraining`, with or without `recipes/` and `.yaml`.
 
     Raises:
-        UserError: No such file and no such recipe; names the nearest ones.
+        UserError: No such file and no such recipe; the message has the nearest names, or the new name.
     """
     path = Path(name)
     if path.is_file():
@@ -41,6 +42,8 @@ def find_recipe(name: str) -> Path:
     short = name.removeprefix("recipes/").removesuffix(".yaml")
     if short in recipe_names():
         return recipes_dir() / f"{short}.yaml"
+    if short in RECIPES:
+        raise UserError(f"recipe {name!r} is now {RECIPES[short]!r}: it was renamed.")
     near = difflib.get_close_matches(short, recipe_names(), n=3, cutoff=0.4)
     raise UserError(
         f"recipe {name!r} is neither a file nor a shipped recipe.\n"

@@ -1,4 +1,4 @@
-"""What happens around training steps: the run folder is opened, checkpoints are taken, a bar shows the way to go."""
+"""Callbacks of every run: `RunOpening` writes the run folder, `StepProgress` shows a bar."""
 
 import sys
 import time
@@ -15,11 +15,11 @@ from divot_lightning.training.run_folder import FINISHED
 from divot_lightning.training.run_logging import CsvMetrics
 
 SLOW_REFRESH_SECONDS = 15.0
-"""Between two lines of the bar where nobody watches: output to a file or a pipe."""
+"""Seconds between two lines of the bar where the output is a file or a pipe."""
 
 
 class RunOpening(Callback):
-    """Writes `<run>/config.yaml` when the first step is done, so that nothing is left behind by a run that never ran.
+    """Writes `<run>/config.yaml` after the first step, so that a run which fails before it leaves nothing behind.
 
     Args:
         run: The run folder.
@@ -34,25 +34,25 @@ class RunOpening(Callback):
         self.rows: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add which rows of `metrics.csv` belong to the checkpoint."""
+        """Add the number of rows of `metrics.csv` to the checkpoint."""
         metrics = _csv_metrics(trainer)
         if metrics is not None and trainer.is_global_zero:
             checkpoint["metrics"] = metrics.position()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note which rows the run continues behind; checkpoints of older versions do not say."""
+        """Read the number of rows that a resumed run keeps; checkpoints of earlier versions have none."""
         self.first_step = checkpoint["global_step"]
         self.rows = checkpoint.get("metrics")
 
     @rank_zero_only
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the folder of a run that is resumed with a validation to be made up for."""
+        """Open the folder of a run that is resumed with a pending validation."""
         if not trainer.sanity_checking:
             self._open(trainer)
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Return what is trained, up to where, and into which folder."""
+        """Print the number of parameters, the steps and the run folder."""
         self.first_step = trainer.global_step
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         trained = sum(size for size, learns in sizes if learns) / 1e6
@@ -71,7 +71,7 @@ class RunOpening(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the folder of a run that had no step to take: `max_steps: 0` exports untrained components."""
+        """Open the folder of a run without steps: `max_steps: 0` exports untrained components."""
         if not trainer.interrupted:
             self._open(trainer)
 
@@ -84,7 +84,7 @@ class RunOpening(Callback):
         write_config(self.run, self.config)
         metrics = _csv_metrics(trainer)
         if metrics is not None:
-            metrics.go_on(trainer.global_step if self.first_step is None else self.first_step, self.rows)
+            metrics.resume(trainer.global_step if self.first_step is None else self.first_step, self.rows)
 
 
 class StepProgress(ProgressBar):
@@ -93,7 +93,7 @@ class StepProgress(ProgressBar):
     Where stderr is no terminal, it writes a line every `SLOW_REFRESH_SECONDS`.
 
     Args:
-        title: What stands left of the bar.
+        title: Text left of the bar.
     """
 
     def __init__(self, title: str) -> None:
@@ -113,7 +113,7 @@ class StepProgress(ProgressBar):
         self.enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar at the step that a resumed run stands at."""
+        """Open the bar at the current step, which is not 0 in a resumed run."""
         self.bar = tqdm(
             total=total_steps(trainer),
             initial=trainer.global_step,
@@ -127,7 +127,7 @@ class StepProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar to the optimizer step that is done."""
+        """Move the bar to the last optimizer step."""
         assert self.bar is not None
         if time.monotonic() - self.shown > self.refresh_seconds:
             self.shown = time.monotonic()

@@ -1,15 +1,15 @@
-"""What a run folder holds, and what may be done with it. No torch, so that a wrong folder is refused at once.
+"""The contents of a run folder, and checks of it. No torch, so that a wrong folder is refused at once.
 
 A run folder:
 
 - `config.yaml`: the resolved settings, written when the first step is done
 - `metrics.csv`: one row per logged step; `tensorboard/`: the same for TensorBoard
 - `checkpoints/`: folders `step_00000200` ..., see `divot_lightning.checkpoint.folder_writing`
-- a folder per trained component, and `components.json`: where the others came from
+- a folder per trained component, and `components.json`: the folders of the others
 - `finished.json`: written when training reached its last step
-- `stopped.json`: written when a signal stopped it, gone when it continues
+- `stopped.json`: written when a signal stopped it, removed when it is resumed
 - `data/`: indexes of the training data, and the edits of their order that `divot data skip` made
-- `run.lock`: there while a process trains
+- `run.lock`: exists while a process trains
 """
 
 import re
@@ -23,7 +23,7 @@ from divot_lightning.errors import UserError
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
 DEFECTS = "defects"
-"""Lists of unusable samples; besides indexes and a lock all that a run which never took a step may leave behind."""
+"""Folder of lists of skipped samples. A run that never took a step may leave it, indexes and a lock."""
 DATA = "data"
 TENSORBOARD = "tensorboard"
 FINISHED = "finished.json"
@@ -68,15 +68,15 @@ def require_run(run: Path) -> None:
 
 
 def where_paths_count(run: Path, settings: Mapping[str, Any], message: str) -> str:
-    """Return from where a relative path of a run's settings is looked for, if a message is about one that is not there.
+    """Return a hint for a message about a missing relative path of a run's settings: the folder that it is relative to.
 
     Args:
         run: The run folder.
         settings: The content of its `config.yaml`.
-        message: What is told already.
+        message: The message so far.
 
     Returns:
-        One line, empty where the message is about something else.
+        One line; empty where the message names no missing relative path.
     """
     here, start = Path.cwd(), _start_folder(run, str(settings.get("run", "")))
     for path in _strings(settings):
@@ -98,7 +98,7 @@ def _start_folder(run: Path, recorded: str) -> Path | None:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Return all texts in nested settings."""
+    """Yield all texts in nested settings."""
     if isinstance(value, str) and value:
         yield value
     elif isinstance(value, Mapping | list):
@@ -107,7 +107,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def describe(run: Path) -> str:
-    """Return in a few words how far the run came."""
+    """Return the state of a run in a few words."""
     if (run / FINISHED).is_file():
         return "finished"
     newest = newest_checkpoint(run)

@@ -1,8 +1,8 @@
 """One process per run folder: a lock of the operating system that ends with the process that holds it.
 
-`<run>/run.lock` is locked with POSIX record locks (`fcntl.lockf`). They go with their owner however it ends, and
-workers that it forks do not inherit them, so a lock is never stale: a file left behind by a dead process is simply
-locked again. Between machines they hold where the file system carries them (NFS version 4, or version 3 with lockd;
+`<run>/run.lock` is locked with POSIX record locks (`fcntl.lockf`). The system releases them when their owner ends, and
+forked workers do not inherit them, so a lock is never stale: a file left behind by a dead process is locked again.
+Between machines they hold where the file system carries them (NFS version 4, or version 3 with lockd;
 Lustre mounted with `flock`; not object stores mounted as folders).
 """
 
@@ -27,8 +27,8 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 def run_lock(run: Path) -> Iterator[None]:
     """Hold the lock of a run folder; the first process of a job calls this, and its other ranks do not.
 
-    Folders that were made for the lock and still hold nothing else go with it, so that a run which was refused leaves
-    nothing behind.
+    Folders that were created for the lock and are still empty are removed with it, so that a refused run leaves nothing
+    behind.
 
     Args:
         run: The run folder; it need not exist.
@@ -47,7 +47,7 @@ def run_lock(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # unlinked before it is let go: whoever opened the old file sees that it has no name any more
+        # Removed before it is released: a process that has opened the old file sees that it has no name any more.
         (run / LOCK).unlink(missing_ok=True)
         os.close(descriptor)
         with contextlib.suppress(OSError):
@@ -66,7 +66,7 @@ def _open_locked(path: Path) -> int:
             if error.errno not in _UNSUPPORTED:
                 raise UserError(_refusal(path.parent, text)) from error
             sys.stderr.write(
-                f"warning: {path.parent} is on a file system without locks: see to it that one job uses it\n"
+                f"warning: {path.parent} is on a file system without locks: make sure that only one job uses it\n"
             )
             return os.open(path, os.O_RDWR | os.O_CLOEXEC)
         if os.fstat(descriptor).st_nlink > 0:

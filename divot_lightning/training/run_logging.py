@@ -12,11 +12,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
+from divot_lightning.io.files import atomic_file
 from divot_lightning.training.run_folder import METRICS, TENSORBOARD
 
 
 class RunLogger(Logger):
-    """What both loggers share: they write into the run folder and keep no settings (`config.yaml` has them).
+    """Base of both loggers: they write into the run folder and record no settings (`config.yaml` has them).
 
     Args:
         run: The run folder.
@@ -47,11 +48,11 @@ class RunLogger(Logger):
 
 
 class CsvMetrics(RunLogger):
-    """Writes `<run>/metrics.csv`: columns step, epoch and one per metric; a cell is empty where it was not logged.
+    """Writes `<run>/metrics.csv`: columns step, epoch and one per metric; empty where a metric was not logged.
 
-    Each row is in the file as soon as it was logged. A checkpoint knows its rows by their number, so that a resumed run
-    continues behind exactly those: `go_on` drops what was written later. Rows that a full disk did not take follow when
-    it has room.
+    Each row is in the file as soon as it was logged. A checkpoint stores the number of its rows, so that a resumed run
+    continues behind exactly those: `resume` drops later rows. Rows that a full disk did not take are written when there
+    is room again.
     """
 
     def __init__(self, run: Path) -> None:
@@ -62,7 +63,7 @@ class CsvMetrics(RunLogger):
         self.num_written = 0
 
     def position(self) -> dict[str, Any]:
-        """Bring all rows to the disk, and describe them for a checkpoint.
+        """Write all rows to the disk, and describe them for a checkpoint.
 
         Returns:
             "rows", their number, and "missing", the last of them if the file could not take them; plain data.
@@ -74,12 +75,12 @@ class CsvMetrics(RunLogger):
                 os.fsync(file.fileno())
         return {"rows": len(self.rows), "missing": self.rows[self.num_written :]}
 
-    def go_on(self, step: int, position: dict[str, Any] | None) -> None:
-        """Take over the rows that an earlier start of this run wrote before its checkpoint, and no later ones.
+    def resume(self, step: int, position: dict[str, Any] | None) -> None:
+        """Keep the rows that were written before the checkpoint, and drop later ones.
 
         Args:
-            step: Of the checkpoint.
-            position: What `position` gave for it; None goes by the steps of the rows alone.
+            step: Step of the checkpoint.
+            position: The result of `position` at the checkpoint; with None, rows are kept by their step.
         """
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -101,7 +102,7 @@ class CsvMetrics(RunLogger):
 
         Args:
             metrics: Scalars by name.
-            step: Optimizer steps done before this one.
+            step: Number of optimizer steps before this one.
         """
         row = {"step": str(step or 0), **{name: f"{float(value):.8g}" for name, value in metrics.items()}}
         if "epoch" in row:
@@ -119,24 +120,22 @@ class CsvMetrics(RunLogger):
                 self.num_written = len(self.rows)
         except OSError as error:
             if not is_behind:
-                sys.stderr.write(f"{self.path} cannot be written for now, which stops nothing: {error}\n")
+                sys.stderr.write(f"{self.path} cannot be written for now; training continues: {error}\n")
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_suffix(".new")
-        with new.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(self.path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        new.replace(self.path)
         self.num_written = len(self.rows)
 
 
 class TensorBoardMetrics(RunLogger):
     """Writes `<run>/tensorboard/` from the first logged step on.
 
-    Lightning's own logger makes its folder before the data are looked at, so that a recipe with a wrong path would
-    leave half a run behind.
+    Lightning's own logger creates its folder before the data are opened, so that a recipe with a wrong path would leave
+    an unfinished run behind.
     """
 
     writer: SummaryWriter | None = None
@@ -166,8 +165,8 @@ class TensorBoardMetrics(RunLogger):
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        # Its thread ends with the first write that fails.
+        # The writer's thread ends at the first write that fails.
         self.failed, self.writer = True, None
         sys.stderr.write(
-            f"{self.run / TENSORBOARD} gets no more until the run is resumed; {METRICS} continues: {error}\n"
+            f"{self.run / TENSORBOARD} is not written until the run is resumed; {METRICS} continues: {error}\n"
         )

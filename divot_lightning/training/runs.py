@@ -1,4 +1,4 @@
-"""Start, continue with and measure a run: what `divot fit`, `resume`, `validate` and `test` share."""
+"""Train, resume and validate a run: the work of `divot fit`, `resume`, `validate` and `test`."""
 
 import contextlib
 import sys
@@ -22,12 +22,12 @@ from divot_lightning.training.training_cli import TrainingCLI
 MAX_CHANGES_SHOWN = 20
 
 
-def start(argv: list[str], command: str = "divot fit") -> int:
-    """Train a new run; `divot resume` holds the lock of its folder already, `divot fit` takes it here.
+def fit(argv: list[str], command: str = "divot fit") -> int:
+    """Train a new run. `divot fit` takes the lock of the folder here; `divot resume` has it already.
 
     Args:
         argv: Options, `--config` with paths of files.
-        command: What the user typed.
+        command: The command that the user typed.
 
     Returns:
         The exit status.
@@ -37,22 +37,22 @@ def start(argv: list[str], command: str = "divot fit") -> int:
         return _fit(cli, None, [])
 
 
-def go_on(run: Path, argv: list[str]) -> int:
-    """Train an existing run from its newest checkpoint on, or from its start when it has none.
+def resume(run: Path, argv: list[str]) -> int:
+    """Resume a run from its newest checkpoint, or from step 0 when it has none.
 
     Args:
         run: The run folder; this process holds its lock.
-        argv: Options that repeat the run, and what changes.
+        argv: Options that repeat the run, then those that change it.
 
     Returns:
         The exit status.
     """
     checkpoint, before = _chosen(run), read_config(run)
-    with telling_where_paths_count(run, before):
-        return _go_on(run, argv, checkpoint, before)
+    with explain_relative_paths(run, before):
+        return _resume(run, argv, checkpoint, before)
 
 
-def _go_on(run: Path, argv: list[str], checkpoint: Path | None, before: str) -> int:
+def _resume(run: Path, argv: list[str], checkpoint: Path | None, before: str) -> int:
     cli = TrainingCLI(argv, "divot resume", "resume")
     changes = changed_settings(before, cli.saved_config())
     if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
@@ -73,8 +73,8 @@ def _chosen(run: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def telling_where_paths_count(run: Path, config: str) -> Iterator[None]:
-    """Add to a `UserError` about a relative path of the run's settings from where it is looked for."""
+def explain_relative_paths(run: Path, config: str) -> Iterator[None]:
+    """Add to a `UserError` about a missing relative path which folder it is relative to."""
     try:
         yield
     except UserError as error:
@@ -84,19 +84,19 @@ def telling_where_paths_count(run: Path, config: str) -> Iterator[None]:
         raise UserError(f"{error}\n{hint}") from error
 
 
-def measure(run: Path, argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
-    """Measure a checkpoint on the validation or test data of its run; Lightning prints the table.
+def validate(run: Path, argv: list[str], verb: Literal["validate", "test"], checkpoint: Path) -> int:
+    """Compute the losses of a checkpoint on the validation or test data of its run; Lightning prints the table.
 
     Args:
         run: The run folder.
         argv: Options that repeat the run.
-        verb: Which data.
+        verb: "validate" or "test", for the data of that name.
         checkpoint: A checkpoint of this run.
 
     Returns:
         The exit status.
     """
-    with telling_where_paths_count(run, read_config(run)):
+    with explain_relative_paths(run, read_config(run)):
         cli = TrainingCLI(argv, f"divot {verb}", "measure")
         with watched(cli.trainer):
             getattr(cli.trainer, verb)(cli.model, cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
@@ -124,7 +124,7 @@ def _report_stop(cli: TrainingCLI) -> int:
     step, stopped_by, saved = cli.trainer.global_step, cli.stop_on_signal.stopped_by, newest_checkpoint(cli.run_folder)
     saved_step = checkpoint_step(saved) if saved else 0
     how = f"stopped by {stopped_by.name} after" if stopped_by else "stopped after"
-    lost = "" if step == saved_step else f" without saving it; steps after {saved_step} will be done again"
+    lost = "" if step == saved_step else f" without saving it; steps after {saved_step} will be repeated"
     _say(f"{how} step {step}{lost}; continue with: divot resume {cli.run_folder}\n")
     if is_started_by_rank_zero():
         return 0  # the first process speaks for the job; a failed one would end it
@@ -132,7 +132,7 @@ def _report_stop(cli: TrainingCLI) -> int:
 
 
 def _with_model_changes(error: UserError, cli: TrainingCLI, changes: list[Change]) -> UserError:
-    """Return the changed settings behind a checkpoint that does not fit the stage."""
+    """Add the changed settings of the model to the error of a checkpoint that does not fit."""
     named = [str(change) for change in changes if change.key.startswith("model.")]
     if not named or cli.stop_on_signal.began:
         return error

@@ -43,7 +43,7 @@ RECIPE_MODE = "recipe"
 
 
 def load_recipe(text: str) -> Any:
-    """Return what a recipe, or one value of a command line, says."""
+    """Parse a recipe, or one value of a command line, with class paths in place of short names."""
     return expand_recipe(loaders["yaml"](text))
 
 
@@ -57,7 +57,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
-"""Steps bound a run, not epochs: training streams have no end."""
+"""A run is limited by steps, not by epochs: training streams have no end."""
 
 
 class TrainingCLI(LightningCLI):
@@ -67,11 +67,11 @@ class TrainingCLI(LightningCLI):
         argv: Options as on the command line, `--config` with paths of existing files.
         command: What stands in usage lines, such as `divot fit`.
         mode: "start" needs a folder that holds nothing yet; "measure" writes nothing into it.
-        held: Takes the lock of the run folder, if given.
+        held: Holds the lock of the run folder, if given.
 
     Attributes:
-        stop_signals: What this process was asked by signals.
-        stop_on_signal: The callback that ends training for them.
+        stop_signals: The stop signals that this process received.
+        stop_on_signal: The callback that ends training after one.
     """
 
     def __init__(
@@ -108,9 +108,9 @@ class TrainingCLI(LightningCLI):
         parser.add_class_arguments(CheckpointConfig, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; what does not fit becomes a `UserError` of a few lines.
+        """Parse; an error of the parser becomes a `UserError` of a few lines.
 
-        Parts are looked up first: an unknown one is told by its registry, which knows what is installed.
+        Parts are resolved first: the registry's message about an unknown part lists the installed ones.
         """
         args = expand_words(args)
         for option, value in itertools.pairwise(args):
@@ -132,7 +132,7 @@ class TrainingCLI(LightningCLI):
             require_free(self.run_folder)
 
     def instantiate_classes(self) -> None:
-        """Build stage, data and trainer; a `UserError` of theirs comes out as it is."""
+        """Build stage, data and trainer; a `UserError` of theirs is raised unchanged."""
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -140,7 +140,7 @@ class TrainingCLI(LightningCLI):
             raise _innermost_user_error(error) or error from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with the loggers and callbacks of a run; those of the recipe come on top."""
+        """Build the trainer with the loggers and callbacks of a run, besides those of the recipe."""
         settings = {**self.config_init.trainer, "default_root_dir": str(self.run_folder), **kwargs}
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *self._run_callbacks(settings)]
@@ -194,7 +194,7 @@ class TrainingCLI(LightningCLI):
 
 
 def take_files_by_name(parser: LightningArgumentParser) -> None:
-    """Have a value that is the name of a file stay one: shards and weights are files.
+    """Keep a value that is the name of a file as it is: shards and weights are files.
 
     jsonargparse would read every such file as text, to see whether it holds settings: a tar of 3 GB took 7 GB of memory
     and 84 s, and an empty list of samples became "nothing". It has no setting for that where subclasses are chosen.
@@ -209,11 +209,11 @@ class SettingsOnly(TrainingCLI):
     """Parses recipe and command line like a training command and builds nothing."""
 
     def instantiate_classes(self) -> None:
-        """Leave it."""
+        """Build nothing."""
 
 
 def quiet() -> None:
-    """Silence what says nothing to a user: Lightning's device lines and tips, and advice for other ways of working."""
+    """Silence messages of no use here: Lightning's device lines and tips, and advice for other ways of working."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

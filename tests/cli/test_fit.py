@@ -146,7 +146,7 @@ def test_metrics_written_before_a_step_survive_it_and_later_ones_do_not(tmp_path
     first.log_metrics({"epoch": 0, "loss": 1.0}, 1)
     first.log_metrics({"epoch": 0, "loss": 0.5, "accuracy": 0.25}, 5)
     again = CsvMetrics(tmp_path)
-    again.go_on(4, None)
+    again.resume(4, None)
     again.log_metrics({"epoch": 0, "loss": 0.75}, 4)
     assert _rows(tmp_path) == [
         {"step": "1", "epoch": "0", "loss": "1", "accuracy": ""},

@@ -155,9 +155,9 @@ def test_rows_that_the_file_could_not_take_are_in_the_checkpoint(tmp_path: Path)
         position = metrics.position()
     assert position["rows"] == 3
     again = CsvMetrics(tmp_path)
-    again.go_on(3, position)
+    again.resume(3, position)
     assert [(row["step"], row["loss"]) for row in _rows(tmp_path)] == [("0", "1"), ("1", "2"), ("2", "3")]
     again.log_metrics({"loss": 4.0}, 3)
     once_more = CsvMetrics(tmp_path)
-    once_more.go_on(3, position)
+    once_more.resume(3, position)
     assert [row["step"] for row in _rows(tmp_path)] == ["0", "1", "2"], "the row behind the checkpoint is dropped"

@@ -17,8 +17,8 @@ import yaml
 from safetensors.torch import load_file
 
 from divot_lightning.checkpoint.folders import newest_checkpoint
-from divot_lightning.checkpoint.manifest import file_sha256
 from divot_lightning.distributed import signals as preemption
+from divot_lightning.io.files import file_sha256
 from divot_lightning.training import runs as training
 from tests.helpers.faults import VARIABLE, Fault, damage_file
 from tests.helpers.faults import main as faults_main
@@ -96,7 +96,7 @@ def test_ctrl_c_twice_at_once_counts_once_and_what_is_told_is_what_was_saved(
     if saved == 6:
         assert "stopped by SIGINT after step 6; continue with" in told
     else:
-        assert "stopped after step 5 without saving it; steps after 4 will be done again; continue with" in told
+        assert "stopped after step 5 without saving it; steps after 4 will be repeated; continue with" in told
     monkeypatch.setattr(tiny_stage.TinyStage, "training_step", step)
     assert divot("resume", str(RUN), "--trainer.max_steps", "8") == 0
     assert f"continuing after step {saved}\n" in capsys.readouterr().err

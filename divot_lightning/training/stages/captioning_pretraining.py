@@ -1,4 +1,4 @@
-"""Captioning pretraining of a tokenizer: what Divot compares diffusion with (table 6, arXiv:2412.04432)."""
+"""Captioning pretraining of a tokenizer: Divot's baseline for diffusion (table 6, arXiv:2412.04432)."""
 
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimization import OptimizerConfig
-from divot_lightning.training.stages.stage import Stage, num_counted
+from divot_lightning.training.stages.stage import Stage, num_real_samples
 from divot_lightning.training.stages.video_llm_step import limits_of
 
 
 class NoHead(GenerationHead):
-    """Stands where a generation head would be in a model that only reads clips."""
+    """The head of a model that only reads clips: it has no loss and generates nothing."""
 
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         """Return zero, with a graph."""
@@ -34,7 +34,7 @@ class NoHead(GenerationHead):
 
 
 class CaptioningPretraining(Stage):
-    """Learns tokens because a language model must write the clip's caption from them; no diffusion model takes part.
+    """Learns tokens because a language model must write the clip's caption from them, without a diffusion model.
 
     The same tokenizer as in `TokenizerPretraining`, another objective. In the paper the language model is pretrained
     and frozen (`llm.freeze_language_model`); one without pretrained weights has to learn along.
@@ -57,7 +57,7 @@ class CaptioningPretraining(Stage):
         self.tokenizer_config, self.llm_config = tokenizer, llm
 
     def build(self) -> None:
-        """Build both networks; only a ViT and a language model that come from folders are trained already."""
+        """Build both networks, untrained except for a ViT and a language model that come from folders."""
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
         self.video_llm = VideoLLM(self.llm_config, NoHead)
         self.video_llm.queries.requires_grad_(False)  # they only serve generated clips
@@ -74,16 +74,16 @@ class CaptioningPretraining(Stage):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the next-word loss of captions given the clips' tokens."""
-        self.agree("train", batch, batch_idx)
+        self.check_sync("train", batch, batch_idx)
         return self.training_loss(self._losses(batch), batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count the words to learn."""
-        return {"text_loss": self.video_llm.num_targets(batch["segments"])[0] if num_counted(batch) else 0}
+        return {"text_loss": self.video_llm.num_targets(batch["segments"])[0] if num_real_samples(batch) else 0}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the same loss."""
-        self.agree("validation", batch, batch_idx)
+        self.check_sync("validation", batch, batch_idx)
         self.log_validation(self._losses(batch))
 
     def _losses(self, batch: dict[str, Any]) -> dict[str, LossPart]:
@@ -91,11 +91,11 @@ class CaptioningPretraining(Stage):
             raise UserError("captioning pretraining trains the tokenizer on pixels; give it shards of videos")
         tokens_MQC = self.tokenizer(to_unit_range(batch["video"]))
         output = self.video_llm(batch["segments"], tokens_MQC)
-        counts = int(num_counted(batch) > 0)
+        counts = int(num_real_samples(batch) > 0)
         return {"text_loss": LossPart(output.text_loss, counts * output.num_text_targets)}
 
     def sample_limits(self) -> SampleLimits:
-        """Return the data which samples fit into the longest sequence."""
+        """Return the limits of a sample, by which the data skip samples that do not fit."""
         return limits_of(self.llm_config, self.video_llm if self.is_built else None)
 
     def exported_components(self) -> dict[str, nn.Module]:

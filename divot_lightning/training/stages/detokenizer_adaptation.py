@@ -1,4 +1,4 @@
-"""De-tokenizer adaptation: the video diffusion model learns from what the LLM's head samples (Divot appendix A.2)."""
+"""De-tokenizer adaptation: the video diffusion model learns from samples of the LLM's head (Divot appendix A.2)."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, Vi
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimization import OptimizerConfig
-from divot_lightning.training.stages.stage import Stage, batch_generators, num_counted
+from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
 from divot_lightning.training.stages.tokenizer_pretraining import check_token_sizes, validation_losses
 
 NearestPer = Literal["clip", "token"]
@@ -24,21 +24,21 @@ NearestPer = Literal["clip", "token"]
 class DetokenizerAdaptation(Stage):
     """Adapts the de-tokenizer to features that are sampled from a trained video LLM, which is frozen.
 
-    The paper conditions on one sample per caption. That works as far as a caption decides the clip; where it leaves
-    much open (the toy world's position, for one), a sample seldom means the clip that it is trained to give, and the
-    de-tokenizer would learn to look away. With several `candidates` the sample nearest to the clip's own features is
-    taken: it still carries the head's errors, and it means this clip.
+    The paper conditions on one sample per caption. That works if the caption determines the clip. If the caption leaves
+    much open (such as the position in the toy world), a sample seldom describes the target clip, and the de-tokenizer
+    would learn to ignore its condition. With several `candidates`, the sample nearest to the clip's own features is
+    used: it still has the errors of the head, and it describes this clip.
 
     Args:
         previous: Run folder of the video LLM.
         detokenizer: Run folder of the de-tokenizer to adapt.
         optimizer: Optimizer settings.
-        candidates: Samples drawn per clip; 1 is the paper's way.
-        nearest_per: Whether the nearest candidate is chosen once for a clip or token by token. A head that draws every
-            token by itself gives any combination of its candidates' tokens equally well.
+        candidates: Samples per clip; 1 in the paper.
+        nearest_per: Whether the nearest candidate is chosen once per clip, or separately for each token. For a head
+            that samples each token independently, any combination of its candidates' tokens is equally likely.
         temperature: Spread of the head's samples.
-        condition_dropout: Share of clips whose tokens are replaced by those of an all-zero clip, for guidance.
-        terminal_timestep_prob: See `TokenizerPretraining`; 0 is the paper's way.
+        condition_dropout: Fraction of clips whose tokens are replaced by those of an all-zero clip, for guidance.
+        terminal_timestep_prob: See `TokenizerPretraining`; 0 in the paper.
     """
 
     frozen = ("tokenizer", "video_llm")
@@ -86,37 +86,37 @@ class DetokenizerAdaptation(Stage):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the denoising loss of clips given features sampled for their captions."""
-        agreement = self.agree("train", batch, batch_idx)
+        sync = self.check_sync("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         loss = self.detokenizer.loss(
             video,
-            self.sampled_features(batch, video, "train", agreement.most_samples),
+            self.sampled_features(batch, video, "train", sync.most_samples),
             terminal_timestep_prob=self.terminal_timestep_prob,
             condition_dropout=self.condition_dropout,
             null_tokens_QC=self.tokenizer.null_tokens(*video.shape[-2:]),
             generator=batch_generators(batch, "train"),
         )
-        return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
+        return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
 
     @torch.no_grad()
     def sampled_features(
         self, batch: dict[str, Any], video_MFCHW: Tensor, purpose: str = "train", most_samples: int = 0
     ) -> Tensor:
-        """Sample features for the clips to generate: of several candidates the nearest to a clip's own.
+        """Sample features for the clips to generate; of several candidates, keep the nearest to the clip's own.
 
         Args:
             batch: With "segments", each ending with one clip to generate.
             video_MFCHW: The clips, float in [-1, 1].
-            purpose: What the randomness is for.
-            most_samples: Samples of the process with most of them.
+            purpose: Name that separates this random stream from others, such as "train".
+            most_samples: Largest number of samples on any process.
 
         Returns:
             features_MQC, float32.
         """
         segments = list(batch["segments"])
-        # Heads draw sample by sample, so processes that hold shards of one draw for equally many samples.
+        # A head is called sample by sample. If it is sharded, all processes must call it equally often: fill up.
         missing = most_samples - len(segments) if has_shards(self.video_llm) else 0
-        drawn = []
+        sampled = []
         for number in range(self.candidates):
             generators = batch_generators(batch, f"{purpose} candidate {number}")
             if generators is not None:
@@ -127,20 +127,20 @@ class DetokenizerAdaptation(Stage):
                 generator=generators,
                 synced=has_shards(self.video_llm),
             )
-            drawn.append(features[: len(segments)])
+            sampled.append(features[: len(segments)])
         if self.candidates == 1:
-            return drawn[0]
-        return nearest_candidates(torch.stack(drawn), self.tokenizer(video_MFCHW), self.nearest_per)
+            return sampled[0]
+        return nearest_candidates(torch.stack(sampled), self.tokenizer(video_MFCHW), self.nearest_per)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count clips."""
-        return {"loss": num_counted(batch)}
+        return {"loss": num_real_samples(batch)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the losses with sampled features, without dropout."""
-        agreement = self.agree("validation", batch, batch_idx)
+        sync = self.check_sync("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
-        features = self.sampled_features(batch, video, "validation", agreement.most_samples)
+        features = self.sampled_features(batch, video, "validation", sync.most_samples)
         self.log_validation(validation_losses(self.detokenizer, video, features, batch, batch_idx))
 
     def exported_components(self) -> dict[str, nn.Module]:
@@ -157,7 +157,7 @@ def nearest_candidates(candidates_NMQC: Tensor, target_MQC: Tensor, per: Nearest
 
     Args:
         candidates_NMQC: Candidates, float.
-        target_MQC: What they are compared with, float.
+        target_MQC: The features to be near to, float.
         per: Whether the Q tokens of a clip are chosen together.
 
     Returns:

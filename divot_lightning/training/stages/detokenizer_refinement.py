@@ -12,7 +12,7 @@ from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimization import OptimizerConfig
-from divot_lightning.training.stages.stage import Stage, batch_generators, num_counted
+from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
 from divot_lightning.training.stages.tokenizer_pretraining import check_token_sizes, validation_losses
 
 
@@ -22,9 +22,9 @@ class DetokenizerRefinement(Stage):
     Args:
         previous: Run folder of tokenizer pretraining.
         optimizer: Optimizer settings.
-        condition_dropout: Share of clips whose tokens are replaced by those of an all-zero (mid-grey) clip; 5 % in the
-            paper.
-        terminal_timestep_prob: See `TokenizerPretraining`; 0 is the paper's way.
+        condition_dropout: Fraction of clips whose tokens are replaced by those of an all-zero (mid-grey) clip; 5 % in
+            the paper.
+        terminal_timestep_prob: See `TokenizerPretraining`; 0 in the paper.
     """
 
     frozen = ("tokenizer",)
@@ -57,7 +57,7 @@ class DetokenizerRefinement(Stage):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the denoising loss with condition dropout."""
-        self.agree("train", batch, batch_idx)
+        self.check_sync("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         with torch.no_grad():
             tokens = self.tokenizer(video)
@@ -70,15 +70,15 @@ class DetokenizerRefinement(Stage):
             null_tokens_QC=null_tokens,
             generator=batch_generators(batch, "train"),
         )
-        return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
+        return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count clips."""
-        return {"loss": num_counted(batch)}
+        return {"loss": num_real_samples(batch)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the losses without dropout."""
-        self.agree("validation", batch, batch_idx)
+        self.check_sync("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
         self.log_validation(validation_losses(self.detokenizer, video, self.tokenizer(video), batch, batch_idx))
 

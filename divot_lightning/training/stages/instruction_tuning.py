@@ -22,7 +22,7 @@ Part: TypeAlias = Literal["head", "input_projector", "language_model", "queries"
 class InstructionTuning(VideoLLMStage):
     """Trains a pretrained video LLM further, on instructions.
 
-    Adapters of the pretraining are folded into the weights, and new ones of the same settings are added.
+    Adapters of the pretraining are merged into the weights, and new ones with the same settings are added.
 
     Args:
         previous: Run folder of the LLM pretraining.
@@ -62,7 +62,7 @@ class InstructionTuning(VideoLLMStage):
         self.packing = packing
 
     def build_video_llm(self) -> VideoLLM:
-        """Load the video LLM, folds its adapters in, adds new ones and freezes parts."""
+        """Load the video LLM, merge its adapters into the weights, add new ones and freeze parts."""
         video_llm = load_component(self.video_llm_folder, VideoLLM)
         adapters = self.lora or video_llm.config.lora
         video_llm.merge_lora()
@@ -76,7 +76,7 @@ class InstructionTuning(VideoLLMStage):
         return video_llm
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return the folders of the tokenizer, and of the pretraining for what is not tuned."""
+        """Return the folders of the tokenizer, and of the pretraining for frozen parts."""
         return {**super().frozen_sources(), "video_llm": self.video_llm_folder}
 
 

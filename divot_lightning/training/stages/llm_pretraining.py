@@ -1,4 +1,4 @@
-"""LLM pretraining: next word and features of clips, learned together (Divot section 3.2, arXiv:2412.04432)."""
+"""LLM pretraining: the next word and the features of clips are learned together (Divot section 3.2)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class LLMPretraining(VideoLLMStage):
         text_loss_weight: Weight of the next-word loss; 1 in the paper.
         head_loss_weight: Weight of the generation head's loss; 1 in the paper.
         statistics_batches: Training batches from which mean and standard deviation of the features are measured before
-            the first step; 0 leaves features as they are, as the released code does. Where batches are accumulated,
-            those of as many steps.
+            the first step; 0 leaves features as they are, as the released code does. With accumulated batches it
+            counts steps.
     """
 
     statistics_known: torch.Tensor
@@ -53,7 +53,7 @@ class LLMPretraining(VideoLLMStage):
         return VideoLLM(self.llm, self.head)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return the folder of the tokenizer, and of a pretrained language model for what adapters leave frozen."""
+        """Return the folder of the tokenizer, and of a pretrained language model, frozen under adapters."""
         pretrained = self.llm.language_model
         return {**super().frozen_sources(), **({"video_llm.language_model": pretrained} if pretrained else {})}
 

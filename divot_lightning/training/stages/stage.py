@@ -1,4 +1,4 @@
-"""What all stages do alike around their own steps: building, agreeing, global means, gradient norm, skipped steps."""
+"""Base of all stages: building, sync checks, global means, gradient norm, skipped steps."""
 
 import os
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ from torch.optim import AdamW, Optimizer
 
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.distributed.meta_building import shard_rest
-from divot_lightning.distributed.rank_sync import RankSync, StepState, agree
+from divot_lightning.distributed.rank_sync import RankSync, StepState, check_ranks_in_sync
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import sample_generators
 from divot_lightning.models.weight_dtypes import raise_to_float32
-from divot_lightning.training.accumulation import STEP_COUNTS, check_step, hand_over_steps
+from divot_lightning.training.accumulation import STEP_COUNTS, check_step, load_whole_steps
 from divot_lightning.training.global_mean import GlobalLoss, LossPart, global_mean, merge_means, weighted_sum
-from divot_lightning.training.nonfinite import gather_culprits, over_budget, write_record
+from divot_lightning.training.nonfinite import gather_nonfinite_ranks, over_budget, write_record
 from divot_lightning.training.optimization import OptimizerConfig, configure_optimizer
 
 Split = Literal["train", "validation"]
@@ -28,9 +28,9 @@ Split = Literal["train", "validation"]
 class Stage(LightningModule):
     """A training stage: subclasses check their settings in `__init__` and build their modules in `build`.
 
-    A subclass's `training_step` and `validation_step` call `agree` before their modules run and give their losses to
-    `training_loss` or `log_validation`, which make them independent of how samples are dealt out to processes. With
-    `loss_counts` they are independent of how samples are dealt out to accumulated batches, too.
+    A subclass's `training_step` and `validation_step` call `check_sync` before their modules run, and pass their losses
+    to `training_loss` or `log_validation`. These make the losses independent of how samples are distributed over
+    processes; with `loss_counts` they are also independent of how samples are distributed over accumulated batches.
 
     Attributes:
         frozen: Names of the modules that are not trained and stay in evaluation mode.
@@ -44,9 +44,9 @@ class Stage(LightningModule):
 
     def __init__(self, optimizer: OptimizerConfig) -> None:
         super().__init__()
-        self.optimizer_settings = optimizer
+        self.optimizer_config = optimizer
         self.is_built = False
-        self.step_dropped = False
+        self.step_skipped = False
         self.step_number = 0
         self.batch_number = 0
         self.gradient_norm: float | None = None
@@ -56,20 +56,20 @@ class Stage(LightningModule):
         self.register_buffer("nonfinite_steps", torch.tensor(0))
 
     def build(self) -> None:
-        """Build the modules and loads their weights."""
+        """Build the modules and load their weights."""
         raise TypeError(f"{type(self).__name__} has no build()")
 
     def configure_model(self) -> None:
-        """Build the modules, once; under ZeRO stage 3 each process keeps its share of what is built.
+        """Build the modules, once; under ZeRO stage 3 each process keeps its shards.
 
-        What is trained is float32, unless the optimizer has float32 copies or the trainer's precision is a `-true` one.
+        Trained weights are float32, unless the optimizer has float32 copies or the trainer's precision is `-true`.
         """
         if self.is_built:
             return
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             seed = os.environ.get("PL_GLOBAL_SEED")
             if seed is not None:
-                # Initial weights follow from the seed alone, whatever was drawn before under this or that strategy.
+                # Initial weights depend on the seed alone, not on random numbers that a strategy used before.
                 torch.manual_seed(int(seed))
             self.build()
         raise_to_float32(self)
@@ -78,15 +78,15 @@ class Stage(LightningModule):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Stage":
-        """Switch what is trained; what is frozen stays in evaluation mode."""
+        """Set the mode of the trained modules; frozen ones stay in evaluation mode."""
         super().train(mode)
         for name in self.frozen if self.is_built else ():
             getattr(self, name).eval()
         return self
 
-    def agree(self, split: Split, batch: dict[str, Any], batch_idx: int) -> RankSync:
-        """Compare with the other processes what is about to be done; see `divot_lightning.distributed.rank_sync`."""
-        plan = StepState(
+    def check_sync(self, split: Split, batch: dict[str, Any], batch_idx: int) -> RankSync:
+        """Check that all processes do the same step; see `divot_lightning.distributed.rank_sync`."""
+        state = StepState(
             work=f"{type(self).__name__} {split} step",
             step=self.global_step if self._trainer is not None else 0,
             batch_index=batch_idx,
@@ -95,12 +95,12 @@ class Stage(LightningModule):
             clips=len(batch["video"]) if "video" in batch else 0,
             samples=num_samples(batch),
         )
-        return agree(plan)
+        return check_ranks_in_sync(state)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
-        """Return what each training loss of a batch is a mean over, from the batch alone; see `LossPart`.
+        """Return the number of targets of each training loss in a batch, from the batch alone; see `LossPart`.
 
-        Stages that have it can accumulate the gradients of several batches, which then are those of one large batch.
+        Stages that have it can accumulate gradients: those of several batches then equal those of one large batch.
 
         Args:
             batch: As the loader gives it, on the CPU.
@@ -111,46 +111,46 @@ class Stage(LightningModule):
         raise TypeError(f"{type(self).__name__} has no loss_counts()")
 
     def on_fit_start(self) -> None:
-        """Have the batches of an optimizer step handed over together where a step accumulates several.
+        """Load all batches of an optimizer step together if a step accumulates several.
 
         Raises:
-            UserError: The stage cannot tell what its losses are means over.
+            UserError: The stage has no `loss_counts`.
         """
         if self.trainer.accumulate_grad_batches == 1:
             return
         if type(self).loss_counts is Stage.loss_counts:
             raise UserError(
                 f"accumulate_grad_batches is {self.trainer.accumulate_grad_batches}, but {type(self).__name__} has no "
-                "loss_counts(batch):\nits accumulated batches would not weigh what they weigh in one large batch.\n"
+                "loss_counts(batch):\nits accumulated batches would not be weighted as in one large batch.\n"
                 "Add it to the stage, or set --trainer.accumulate_grad_batches 1 and raise data.batch_size"
             )
-        hand_over_steps(self.trainer, self.loss_counts)
+        load_whole_steps(self.trainer, self.loss_counts)
 
     def frozen_sources(self) -> Mapping[str, str | Path]:
         """Return the folders that frozen weights come from, by module path; checkpoints do not store them again."""
         return {}
 
     def training_loss(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> Tensor:
-        """Turn the losses of this process into what it backpropagates, and logs their means over all processes.
+        """Return the loss that this process backpropagates, and log the means over all processes.
 
         Args:
             parts: Losses by name.
-            batch: What they are of.
+            batch: The batch of these losses.
 
         Returns:
-            The loss. Where a process has one that is not finite, all leave the optimizer step out: the loss is then one
-            that no parameter has a part in.
+            The loss, scalar. If the loss of any process is not finite, all processes skip the optimizer step: the loss
+            returned then depends on no parameter.
         """
         result = self._step_mean(parts, batch)
         self.step_keys += list(batch.get("key", []))
         if not result.finite:
-            self._drop_step("loss", gather_culprits(result.loss.item(), self.step_keys, _all_finite(parts)))
+            self._skip_step("loss", gather_nonfinite_ranks(result.loss.item(), self.step_keys, _all_finite(parts)))
         else:
             self._log("train", parts, result)
-        return result.loss.new_zeros((), requires_grad=True) if self.step_dropped else result.loss
+        return result.loss.new_zeros((), requires_grad=True) if self.step_skipped else result.loss
 
     def _step_mean(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> GlobalLoss:
-        """Weigh a batch by its share of the step; of accumulated batches the means are those of the step so far."""
+        """Weight a batch by its fraction of the step; with accumulated batches, return the means of the step so far."""
         num_batches = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
         if num_batches == 1:
             return global_mean(parts)
@@ -172,10 +172,10 @@ class Stage(LightningModule):
         for name, (value, count) in result.parts.items():
             self.log(f"{split}/{name}", value, prog_bar=True, batch_size=count)
 
-    def _drop_step(self, what: str, nonfinite_ranks: list[Any]) -> None:
-        self.step_dropped = True
+    def _skip_step(self, what: str, nonfinite_ranks: list[Any]) -> None:
+        self.step_skipped = True
         self.nonfinite_steps += 1
-        count, allowed = int(self.nonfinite_steps), self.optimizer_settings.max_nonfinite_steps
+        count, allowed = int(self.nonfinite_steps), self.optimizer_config.max_nonfinite_steps
         run = Path(self.trainer.default_root_dir)
         if self.trainer.is_global_zero:
             write_record(run, self.step_number, what, nonfinite_ranks)
@@ -183,22 +183,22 @@ class Stage(LightningModule):
             raise over_budget(run, count, allowed, self.step_number, what, nonfinite_ranks)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Start an optimizer step afresh: of accumulated batches, one that is not finite spoils all."""
+        """Reset the state of an optimizer step at its first batch; one bad batch makes the whole step be skipped."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self.step_dropped = False
+            self.step_skipped = False
             self.step_keys = []
             self.step_means = {}
             self.step_number = self.global_step
         self.batch_number = batch_idx
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Measure the gradient, before it is clipped; clears it where the step is left out."""
+        """Measure the gradient norm before clipping; clear the gradient of a skipped step."""
         if self._zero is not None:
             return
         gradients = [value.grad for value in self.parameters() if value.grad is not None]
         self.gradient_norm = float(nn.utils.get_total_norm(gradients)) if gradients else None
         self._note_gradient()
-        if self.step_dropped:
+        if self.step_skipped:
             # Optimizers pass over parameters without a gradient, decay and moments included.
             optimizer.zero_grad(set_to_none=True)
 
@@ -207,7 +207,7 @@ class Stage(LightningModule):
         if self._zero is not None:
             self.gradient_norm, self._zero.step_outcome = self._zero.step_outcome, None
             self._note_gradient()
-        if self.gradient_norm is not None and not self.step_dropped:
+        if self.gradient_norm is not None and not self.step_skipped:
             self.log("train/gradient_norm", self.gradient_norm, batch_size=1)
         self.gradient_norm = None
 
@@ -217,15 +217,15 @@ class Stage(LightningModule):
         return strategy if isinstance(strategy, DivotDeepSpeedStrategy) else None
 
     def _note_gradient(self) -> None:
-        """Leave a step out whose gradient is not finite; the norm is the same on all processes."""
+        """Skip a step whose gradient is not finite; the norm is the same on all processes."""
         norm = self.gradient_norm
-        if norm is not None and not self.step_dropped and not torch.tensor(norm).isfinite():
-            self._drop_step("gradient", gather_culprits(norm, self.step_keys, finite=False))
+        if norm is not None and not self.step_skipped and not torch.tensor(norm).isfinite():
+            self._skip_step("gradient", gather_nonfinite_ranks(norm, self.step_keys, finite=False))
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
     ) -> dict[str, Any]:
-        """Move the tensors of a batch; segments, keys and slot numbers stay as they are."""
+        """Move the tensors of a batch; segments, keys and sample indices stay as they are."""
         return {
             name: value.to(device) if isinstance(value, Tensor) and name != "sample_index" else value
             for name, value in batch.items()
@@ -233,14 +233,14 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build optimizer and schedule."""
-        if self.optimizer_settings.name == "muon" and self._zero is not None:
+        if self.optimizer_config.name == "muon" and self._zero is not None:
             raise UserError(
-                "optimizer.name 'muon' needs whole matrices, and ZeRO deals them out to the processes in pieces\n"
+                "optimizer.name 'muon' needs whole matrices, and ZeRO splits them over the processes\n"
                 "set --model.optimizer.name adamw, or train with --trainer.strategy ddp"
             )
         adamw = self._zero.adamw() if self._zero is not None else AdamW
         steps = int(self.trainer.estimated_stepping_batches)
-        return configure_optimizer(self, self.optimizer_settings, steps, adamw)
+        return configure_optimizer(self, self.optimizer_config, steps, adamw)
 
 
 def num_samples(batch: dict[str, Any]) -> int:
@@ -248,17 +248,17 @@ def num_samples(batch: dict[str, Any]) -> int:
     return len(batch["segments"]) if "segments" in batch else len(batch["video"])
 
 
-def num_counted(batch: dict[str, Any]) -> int:
-    """Count the samples that count: none in a dummy batch, which only keeps processes in sync."""
+def num_real_samples(batch: dict[str, Any]) -> int:
+    """Count the samples that enter the loss: 0 in a dummy batch, which only keeps processes in sync."""
     return int(batch.get("counted", num_samples(batch)))
 
 
 def batch_generators(batch: dict[str, Any], purpose: str) -> list[torch.Generator] | None:
-    """Return each sample of a batch its randomness, from the run's seed and its slot number.
+    """Return one random generator per sample, made from the run's seed and the sample's index in the run.
 
     Args:
-        batch: With "sample_index", int64 (B,); without it draws come from the global generator.
-        purpose: What is drawn.
+        batch: With "sample_index", int64 (B,); without it, None is returned for the global generator.
+        purpose: Name that separates this random stream from others, such as "train".
     """
     if "sample_index" not in batch:
         return None

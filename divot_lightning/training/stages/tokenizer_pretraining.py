@@ -13,21 +13,21 @@ from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimization import OptimizerConfig
-from divot_lightning.training.stages.stage import Stage, batch_generators, num_counted
+from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
 
 
 class TokenizerPretraining(Stage):
     """Learns tokens because a video diffusion model must denoise the clip from them.
 
-    There is no condition dropout here, on purpose (appendix A.1): the diffusion model shall never learn to do without.
+    There is no condition dropout, on purpose (appendix A.1): the diffusion model must never learn to ignore the tokens.
 
     Args:
         tokenizer: The tokenizer.
         detokenizer: The de-tokenizer; its number and width of tokens have to be the tokenizer's.
         optimizer: Optimizer settings.
-        terminal_timestep_prob: Share of each batch that is moved to the last, pure-noise step of the diffusion. There the
-            tokens are all that the network can go by, so that they are learned soonest. 0, uniform times, is the
-            paper's way.
+        terminal_timestep_prob: Fraction of each batch that is moved to the last, pure-noise step of the diffusion.
+            There the tokens are the network's only information, so that they are learned soonest. 0, uniform times,
+            is the paper's way.
         terminal_timestep_prob_end: The same for the second half of the training; none keeps `terminal_timestep_prob`.
     """
 
@@ -49,7 +49,7 @@ class TokenizerPretraining(Stage):
         )
 
     def build(self) -> None:
-        """Build both networks, untrained but for a ViT and a VAE that come from folders."""
+        """Build both networks, untrained except for a ViT and a VAE that come from folders."""
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
         self.detokenizer = VideoDetokenizer(self.detokenizer_config)
 
@@ -65,21 +65,21 @@ class TokenizerPretraining(Stage):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the denoising loss of clips given their own tokens."""
-        self.agree("train", batch, batch_idx)
+        self.check_sync("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         second_half = 2 * self.global_step >= self.trainer.estimated_stepping_batches
-        share = self.terminal_timestep_prob_end if second_half else self.terminal_timestep_prob
+        prob = self.terminal_timestep_prob_end if second_half else self.terminal_timestep_prob
         generators = batch_generators(batch, "train")
-        loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_timestep_prob=share, generator=generators)
-        return self.training_loss({"loss": LossPart(loss, num_counted(batch))}, batch)
+        loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_timestep_prob=prob, generator=generators)
+        return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count clips."""
-        return {"loss": num_counted(batch)}
+        return {"loss": num_real_samples(batch)}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Log the loss with uniform times, and the one at pure noise, where only the tokens help."""
-        self.agree("validation", batch, batch_idx)
+        """Log the loss at uniform times, and the loss at pure noise, where only the tokens help."""
+        self.check_sync("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
         self.log_validation(validation_losses(self.detokenizer, video, self.tokenizer(video), batch, batch_idx))
 
@@ -97,17 +97,17 @@ def validation_losses(
 ) -> dict[str, LossPart]:
     """Compute a de-tokenizer's validation losses, with the same noise at every validation."""
     losses = {}
-    for name, share in (("loss", 0.0), ("loss_at_pure_noise", 1.0)):
+    for name, prob in (("loss", 0.0), ("loss_at_pure_noise", 1.0)):
         generators: Randomness = batch_generators(batch, "validation")
         if generators is None:
             generators = torch.Generator(video_BFCHW.device).manual_seed(batch_idx)
-        loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_timestep_prob=share, generator=generators)
-        losses[name] = LossPart(loss, num_counted(batch))
+        loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_timestep_prob=prob, generator=generators)
+        losses[name] = LossPart(loss, num_real_samples(batch))
     return losses
 
 
 def check_token_sizes(tokenizer: TokenizerConfig, detokenizer: DetokenizerConfig) -> None:
-    """Refuse a de-tokenizer for other tokens than the tokenizer gives.
+    """Refuse a de-tokenizer whose tokens differ from the tokenizer's.
 
     Raises:
         UserError: Number or width of the tokens differ.

@@ -1,4 +1,4 @@
-"""What both stages of the video LLM do alike: steps and exports."""
+"""Base of both stages of the video LLM: steps and exports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimization import OptimizerConfig
-from divot_lightning.training.stages.stage import Stage, num_counted
+from divot_lightning.training.stages.stage import Stage, num_real_samples
 from divot_lightning.training.stages.video_llm_step import (
     check_widths,
     clip_features,
-    find_drawing_part,
+    find_detokenizer,
     limits_of,
     loss_parts,
 )
@@ -49,7 +49,7 @@ class VideoLLMStage(Stage):
     ) -> None:
         super().__init__(optimizer)
         self.previous = previous
-        self.llm_settings = config
+        self.llm_config = config
         self.tokenizer_folder = find_component(previous, "tokenizer")
         check_widths(read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig), config)
         self.weights = {"text_loss_weight": text_loss_weight, "head_loss_weight": head_loss_weight}
@@ -59,13 +59,13 @@ class VideoLLMStage(Stage):
         raise TypeError(f"{type(self).__name__} has no build_video_llm()")
 
     def build(self) -> None:
-        """Load the frozen tokenizer and builds the video LLM."""
+        """Load the frozen tokenizer and build the video LLM."""
         self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
         self.video_llm = self.build_video_llm()
 
     def sample_limits(self) -> SampleLimits:
-        """Return the data what fits: features of the tokenizer's shape, clips within the longest sequence."""
-        return limits_of(self.llm_settings, self.video_llm if self.is_built else None)
+        """Return the limits of a sample: shape of its features, length of its sequence."""
+        return limits_of(self.llm_config, self.video_llm if self.is_built else None)
 
     def frozen_sources(self) -> dict[str, str | Path]:
         """Return the folder of the tokenizer."""
@@ -81,27 +81,27 @@ class VideoLLMStage(Stage):
         Returns:
             The weighted loss.
         """
-        return self.training_loss(self._step(batch, self.agree("train", batch, batch_idx)), batch)
+        return self.training_loss(self._step(batch, self.check_sync("train", batch, batch_idx)), batch)
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count the words to learn and the clips to generate."""
-        words, clips = self.video_llm.num_targets(batch["segments"]) if num_counted(batch) else (0, 0)
+        words, clips = self.video_llm.num_targets(batch["segments"]) if num_real_samples(batch) else (0, 0)
         return {"text_loss": words, "head_loss": clips}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the losses of a validation batch, averaged over targets and clips; arguments as above."""
-        self.log_validation(self._step(batch, self.agree("validation", batch, batch_idx)))
+        self.log_validation(self._step(batch, self.check_sync("validation", batch, batch_idx)))
 
-    def _step(self, batch: dict[str, Any], agreement: RankSync) -> dict[str, LossPart]:
-        # Processes that hold shards of the tokenizer run it equally often, whoever has clips.
-        at_least = agreement.most_clips if has_shards(self.tokenizer) else 0
+    def _step(self, batch: dict[str, Any], sync: RankSync) -> dict[str, LossPart]:
+        # If the tokenizer is sharded, all processes must run it equally often, also those without clips.
+        at_least = sync.most_clips if has_shards(self.tokenizer) else 0
         features = clip_features(batch, self.tokenizer, at_least)
         return loss_parts(self.video_llm(batch["segments"], features), batch, **self.weights)
 
     def exported_components(self) -> dict[str, nn.Module]:
-        """Return what this stage trained."""
+        """Return the video LLM."""
         return {"video_llm": self.video_llm}
 
     def used_components(self) -> dict[str, Path]:
-        """Return the frozen tokenizer, and the de-tokenizer that belongs to it, which draws what is generated."""
-        return {"tokenizer": self.tokenizer_folder, **find_drawing_part(self.previous, self.tokenizer_folder)}
+        """Return the folders of the frozen tokenizer and of its de-tokenizer, which decodes generated features."""
+        return {"tokenizer": self.tokenizer_folder, **find_detokenizer(self.previous, self.tokenizer_folder)}

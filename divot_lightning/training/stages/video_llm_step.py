@@ -1,4 +1,4 @@
-"""What the stages of the video LLM share: features of a batch, the loss, feature statistics.
+"""Functions of the video LLM's stages: features of a batch, the loss, feature statistics.
 
 Letters: M clips of the batch, F frames, Q tokens per clip, C feature width, H W pixels.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from divot_lightning.checkpoint.components import find_component
 from divot_lightning.distributed.meta_building import has_shards
-from divot_lightning.distributed.rank_sync import StepState, agree
+from divot_lightning.distributed.rank_sync import StepState, check_ranks_in_sync
 from divot_lightning.errors import UserError
 from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
@@ -24,10 +24,10 @@ from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMOutput
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.models.video_llm.sequences import SequenceLayout
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.stages.stage import num_counted
+from divot_lightning.training.stages.stage import num_real_samples
 
 
-def find_drawing_part(run: str, tokenizer_folder: Path) -> dict[str, Path]:
+def find_detokenizer(run: str, tokenizer_folder: Path) -> dict[str, Path]:
     """Find the de-tokenizer of a run, which these stages export without using it.
 
     Args:
@@ -68,7 +68,7 @@ def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: in
     Args:
         batch: With "features", float (M, Q, C), or "video", uint8 (M, F, 3, H, W), or neither if it has no clips.
         tokenizer: The frozen tokenizer.
-        at_least: Clips to encode; what the batch lacks is filled up with black ones, whose features are dropped.
+        at_least: Number of clips to encode; black clips are added up to it, and their features are dropped.
 
     Returns:
         features_MQC, float, or None; the same bits for the same clips, cached or not (see ``encode_clips``).
@@ -88,11 +88,11 @@ def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: in
 
 
 def limits_of(settings: VideoLLMConfig, video_llm: VideoLLM | None) -> SampleLimits:
-    """Return what a video LLM can take of one sample.
+    """Return the limits of one sample of a video LLM.
 
     Args:
         settings: Its settings.
-        video_llm: The model, None as long as it is not built.
+        video_llm: The model; None before it is built.
     """
     settings = video_llm.config if video_llm is not None else settings
     layout = SequenceLayout(settings.num_queries, settings.generation_mode, settings.max_length)
@@ -103,18 +103,18 @@ def limits_of(settings: VideoLLMConfig, video_llm: VideoLLM | None) -> SampleLim
 def loss_parts(
     output: VideoLLMOutput, batch: dict[str, Any], *, text_loss_weight: float, head_loss_weight: float
 ) -> dict[str, LossPart]:
-    """Return the losses of a batch with what they are means over.
+    """Return the losses of a batch with their counts.
 
     Args:
-        output: What the model made of the batch.
-        batch: Nothing of a dummy batch counts.
+        output: Output of the model.
+        batch: The batch; with a dummy batch all counts are 0.
         text_loss_weight: Weight of the next-word loss.
         head_loss_weight: Weight of the generation head's loss.
 
     Returns:
         Losses by name.
     """
-    counts = int(num_counted(batch) > 0)
+    counts = int(num_real_samples(batch) > 0)
     return {
         "text_loss": LossPart(output.text_loss, counts * output.num_text_targets, text_loss_weight),
         "head_loss": LossPart(output.head_loss, counts * output.num_generated_clips, head_loss_weight),
@@ -122,22 +122,24 @@ def loss_parts(
 
 
 def most_clips(batch: dict[str, Any], index: int) -> int:
-    """Return how many clips the process with most of them encodes for the feature statistics."""
+    """Return the largest number of clips that any process encodes for the feature statistics."""
     clips = len(batch["video"]) if "video" in batch else 0
-    return agree(StepState("feature statistics", 0, index, -1, list(batch.get("key", [])), clips, 0)).most_clips
+    return check_ranks_in_sync(
+        StepState("feature statistics", 0, index, -1, list(batch.get("key", [])), clips, 0)
+    ).most_clips
 
 
 @torch.no_grad()
 def feature_statistics(
     batches: Iterable[dict[str, Any]], num_batches: int, tokenizer: VideoTokenizer, video_llm: VideoLLM
 ) -> Tensor:
-    """Sum what mean and standard deviation of the features need; sums of several processes may be added.
+    """Sum the features and their squares for mean and standard deviation; sums of processes may be added.
 
     Args:
         batches: Training batches, on any device.
         num_batches: How many of them to look at.
         tokenizer: The frozen tokenizer.
-        video_llm: Gives device and feature width.
+        video_llm: Has the device and the feature width.
 
     Returns:
         (3, C) float64: count, sum and sum of squares per channel.

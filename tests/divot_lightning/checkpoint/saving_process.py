@@ -18,7 +18,7 @@ from divot_lightning.distributed.ranks import Ranks
 
 
 def keep_saving(run: str, started: Any) -> None:
-    """Saves one checkpoint after the other, each in the place of the one before, until the process is killed.
+    """Save one checkpoint after the other, each replacing the one before, until the process is killed.
 
     Args:
         run: The run folder; continues after its newest checkpoint.

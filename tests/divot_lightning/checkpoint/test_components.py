@@ -7,17 +7,22 @@ import pytest
 import torch
 from torch import nn
 
+from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
+from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint import components
 from divot_lightning.checkpoint.components import (
     find_component,
     load_component,
     load_weights,
     read_record,
+    read_settings,
     record_components,
     save_component,
     weights_sha256,
 )
 from divot_lightning.errors import UserError
+from divot_lightning.models.video_llm.config import VideoLLMConfig
+from divot_lightning.models.video_llm.model import VideoLLM
 
 
 @pytest.fixture(autouse=True)
@@ -256,6 +261,49 @@ def test_settings_that_the_class_does_not_know_are_named(tmp_path):
     saved(tmp_path / "part")
     rewrite_config(tmp_path / "part", config={"breadth": 3})
     assert "breadth" in message_of(load_component, tmp_path / "part", Part)
+
+
+def old_component(folder: Path) -> VideoLLM:
+    """Write a video LLM as an earlier version did: other class path, other name of a setting, same weights."""
+    toy_text_tokenizer().save_pretrained(folder.parent / "text")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = VideoLLMConfig(
+        language_model_config={"model_type": "llama", "max_position_embeddings": 64, **sizes},
+        text_tokenizer=str(folder.parent / "text"),
+        num_queries=2,
+        feature_dim=4,
+        max_length=64,
+        generation_mode="query_causal",
+    )
+    module = VideoLLM(config, MSEHead)
+    save_component(module, folder)
+    described = json.loads((folder / "config.json").read_text())
+    described["config"]["mechanism"] = described["config"].pop("generation_mode")
+    rewrite_config(folder, **{"class": "divot_lightning.models.video_llm.VideoLLM", "config": described["config"]})
+    return module
+
+
+def test_a_component_of_an_earlier_version_is_read_by_its_new_names(tmp_path):
+    module = old_component(tmp_path / "video_llm")
+    loaded = load_component(tmp_path / "video_llm", VideoLLM)
+    assert loaded.config.generation_mode == "query_causal"
+    assert loaded.config == module.config
+    weights = loaded.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in module.state_dict().items())
+    assert read_settings(tmp_path / "video_llm", VideoLLM, VideoLLMConfig).generation_mode == "query_causal"
+
+
+def test_a_component_with_an_old_setting_under_the_new_class_is_refused_by_name(tmp_path):
+    old_component(tmp_path / "video_llm")
+    rewrite_config(tmp_path / "video_llm", **{"class": "divot_lightning.models.video_llm.model.VideoLLM"})
+    assert "mechanism" in message_of(load_component, tmp_path / "video_llm", VideoLLM)
+
+
+def test_a_class_that_left_without_a_successor_names_where_its_module_is_now(tmp_path):
+    saved(tmp_path / "part")
+    rewrite_config(tmp_path / "part", **{"class": "divot_lightning.heads.NoSuchHead"})
+    text = message_of(load_component, tmp_path / "part", nn.Module)
+    assert "divot_lightning.parts.heads.NoSuchHead" in text
 
 
 INCOMPLETE = [

@@ -22,11 +22,12 @@ from tiny_run import TinyStage, step_folder, train
 from divot_lightning.checkpoint.folder_reading import CheckpointReader
 from divot_lightning.checkpoint.folder_writing import TRAINER, CheckpointNotWritten
 from divot_lightning.checkpoint.folders import complete_checkpoints, newest_checkpoint
-from divot_lightning.checkpoint.manifest import MANIFEST, FileRecord, file_sha256, read_manifest, write_manifest
+from divot_lightning.checkpoint.manifest import MANIFEST, FileRecord, read_manifest, write_manifest
 from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import file_sha256
 
 EVERY = CheckpointConfig(every_steps=1, keep_all=True)
 
@@ -85,7 +86,7 @@ def test_two_resumes_in_a_row_end_as_one_run(tmp_path: Path) -> None:
     _assert_same_end(resumed, straight, 5)
 
 
-def test_rates_are_the_recipes_and_the_place_in_the_schedule_is_the_checkpoints(tmp_path: Path) -> None:
+def test_rates_are_the_recipes_and_the_position_in_the_schedule_is_the_checkpoints(tmp_path: Path) -> None:
     train(tmp_path, 3, stage=TinyStage(lr=0.01))
     resumed = train(tmp_path, 5, stage=TinyStage(lr=0.5), resume=step_folder(tmp_path, 3))
     assert [row[2] for row in resumed["losses"]] == [0.5 / 1.3, 0.5 / 1.4]
@@ -241,7 +242,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_checkpoint_before(tmp_path: Pa
     CheckpointReader(step_folder(tmp_path, 2), Ranks())
 
 
-def test_a_full_disk_is_reported_and_the_run_goes_on_if_told_so(
+def test_a_full_disk_is_reported_and_the_run_continues_if_asked_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = CheckpointConfig(every_steps=1, keep_all=True, on_full_disk="continue")
@@ -308,7 +309,7 @@ def _check_numbered(folder: Path) -> int:
     return int(step)
 
 
-def test_a_checkpoint_of_the_same_step_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_same_step_replaces_the_old_one(tmp_path: Path) -> None:
     save_numbered(tmp_path / "step_00000003", 2)
     save_numbered(tmp_path / "step_00000003", 3)
     assert _check_numbered(tmp_path / "step_00000003") == 3

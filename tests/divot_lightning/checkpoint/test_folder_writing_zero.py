@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from safetensors import safe_open
-from tiny_run import PlacedData, TinyStage, register, step_folder, train, whole_parameters
+from tiny_run import PositionedData, TinyStage, register, step_folder, train, whole_parameters
 
 from divot_lightning.checkpoint.folder_reading import CheckpointReader
 from divot_lightning.checkpoint.folders import complete_checkpoints
@@ -134,7 +134,7 @@ def fill_one_disk(root: str) -> list[str]:
 
 
 def refuse_other_base(root: str) -> dict[str, str]:
-    """Tries to continue with another frozen module; gives what each strategy says about it."""
+    """Try to resume with another frozen module; return the message of each strategy."""
     said = {}
     for name in STRATEGIES:
         stage = TinyStage(base_seed=5)
@@ -154,13 +154,13 @@ def measure(root: str) -> dict[str, list[float]]:
         trainer = Trainer(accelerator="cpu", devices=2, strategy=name, enable_checkpointing=False, **settings)
         use_checkpoint_folders(trainer)
         stage = TinyStage()
-        trainer.validate(stage, PlacedData(), ckpt_path=str(_stopped(root, "divot_zero3")), verbose=False)
+        trainer.validate(stage, PositionedData(), ckpt_path=str(_stopped(root, "divot_zero3")), verbose=False)
         found.setdefault(name, []).append(float(trainer.callback_metrics["validation/loss"]))
     return found
 
 
 def restore_frozen(root: str) -> dict[str, dict[str, torch.Tensor]]:
-    """Continues from one checkpoint under all strategies; gives all parameters before the first step."""
+    """Resume one checkpoint under all strategies; return all parameters before the first step."""
     found = {}
 
     class Look(Callback):
@@ -240,7 +240,7 @@ def _steps(ranks: list[Any]) -> dict[int, tuple[float, float, list[int]]]:
 
 
 @pytest.mark.parametrize("case", ELASTIC, ids=lambda case: f"{case[0][0]}x{case[0][1]}-{case[1][0]}x{case[1][1]}")
-def test_a_run_goes_on_with_other_processes_as_if_it_never_stopped(runs: dict[str, Any], case: Case) -> None:
+def test_a_run_resumes_with_other_processes_as_if_it_never_stopped(runs: dict[str, Any], case: Case) -> None:
     reference = runs["straight"]["ddp", 1]
     expected = {step: row for step, row in _steps(reference).items() if step >= STOP}
     found = _steps(runs["resumed"][case])
@@ -286,7 +286,7 @@ def test_dropout_differs_between_ranks(runs: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES[1:])
-def test_every_rank_writes_its_share(runs: dict[str, Any], name: str) -> None:
+def test_every_rank_writes_a_part(runs: dict[str, Any], name: str) -> None:
     folder = step_folder(_folder(runs["root"], (name, 3)), STOP)
     for group in ("weights", "optimizer", "ema"):
         sizes, names = [], []
@@ -299,7 +299,7 @@ def test_every_rank_writes_its_share(runs: dict[str, Any], name: str) -> None:
 
 
 def _payload(folder: Path, group: str) -> int:
-    """Gives the bytes of all tensors in the files of a group."""
+    """Return the bytes of all tensors in the files of a group."""
     total = 0
     for file in folder.glob(f"{group}-*.safetensors"):
         with safe_open(file, "pt") as stored:

@@ -10,7 +10,6 @@ import pytest
 from divot_lightning.checkpoint.manifest import (
     MANIFEST,
     FileRecord,
-    file_sha256,
     find_damage,
     is_complete,
     require_manifest,
@@ -66,11 +65,6 @@ def test_a_manifest_of_another_format_is_refused(folder: Path) -> None:
     (folder / MANIFEST).write_text(text)
     with pytest.raises(UserError, match="has format 9"):
         require_manifest(folder)
-
-
-def test_the_hash_is_sha256(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
 
 
 def test_looking_for_checkpoints_needs_no_torch() -> None:

@@ -13,7 +13,7 @@ def _draws() -> tuple[float, float, float, float]:
     return random.random(), float(np.random.rand()), float(np.random.randn()), float(torch.rand(()))
 
 
-def test_states_that_went_through_a_file_draw_the_same() -> None:
+def test_states_that_went_through_a_file_give_the_same_numbers() -> None:
     random.gauss(0, 1)
     np.random.randn()
     buffer = io.BytesIO()

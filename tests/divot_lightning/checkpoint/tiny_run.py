@@ -1,4 +1,4 @@
-"""A stage with every kind of tensor, data that know their place, and a run of some steps under any strategy."""
+"""A stage with every kind of tensor, data with a position, and a run of some steps under any strategy."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -96,7 +96,7 @@ class TinyStage(LightningModule):
 
 
 class Samples(IterableDataset[dict[str, Tensor]]):
-    def __init__(self, data: "PlacedData", rank: int, world: int) -> None:
+    def __init__(self, data: "PositionedData", rank: int, world: int) -> None:
         self.data, self.rank, self.world, self.batch = data, rank, world, data.batch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -108,8 +108,8 @@ class Samples(IterableDataset[dict[str, Tensor]]):
             yield {"value": torch.stack(values), "key": keys, "position": step}
 
 
-class PlacedData(LightningDataModule):
-    """Batches of `GLOBAL_BATCH` samples shared out among the ranks; a checkpoint holds the place."""
+class PositionedData(LightningDataModule):
+    """Batches of `GLOBAL_BATCH` samples distributed over the ranks; a checkpoint holds the position."""
 
     def __init__(self, batch: int = GLOBAL_BATCH) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ def train(
         **{"limit_val_batches": 0, **trainer_settings},
     )
     use_checkpoint_folders(trainer)
-    trainer.fit(stage, PlacedData(batch), ckpt_path=None if resume is None else str(resume))
+    trainer.fit(stage, PositionedData(batch), ckpt_path=None if resume is None else str(resume))
     return {"losses": stage.losses, "parameters": remember.parameters, "stage": stage, "trainer": trainer}
 
 

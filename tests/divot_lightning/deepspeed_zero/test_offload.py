@@ -1,4 +1,4 @@
-"""Where DeepSpeed's CPU Adam cannot be compiled, a user reads why and what else there is."""
+"""If DeepSpeed's CPU Adam cannot be compiled, the message has the reason and the alternatives."""
 
 import os
 import time
@@ -37,7 +37,7 @@ def _fails(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         (OSError(), "OSError"),
     ],
 )
-def test_a_kernel_that_cannot_be_compiled_is_told_with_the_reason_and_the_ways_out(
+def test_a_kernel_that_cannot_be_compiled_is_refused_with_reason_and_alternatives(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, reason: str
 ) -> None:
     _fails(monkeypatch, error)

@@ -43,7 +43,7 @@ def test_a_process_that_was_killed_comes_before_those_that_lost_it(
     assert (str(failed), failed.lost_peer) == ("rank 1 was ended by SIGKILL (out of memory?)", False)
 
 
-def test_a_process_without_a_note_is_told_by_how_it_ended(tmp_path: Path) -> None:
+def test_a_process_without_a_reason_is_described_by_how_it_ended(tmp_path: Path) -> None:
     assert first_failure(tmp_path, {1: 0, 2: None}) is None
     assert str(first_failure(tmp_path, {1: 0, 2: -11})) == "rank 2 was ended by SIGSEGV"
 
@@ -54,7 +54,7 @@ def test_the_first_process_and_one_alone_speak_for_themselves(tmp_path: Path, mo
     assert not note_failure(ValueError("x"), "x", by_user=False)
 
 
-def test_torchrun_is_told_a_lost_peer_later_than_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_gets_a_lost_peer_later_than_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = []
     for number, error in enumerate([ValueError("the cause"), RuntimeError("Connection reset by peer")]):
         file = tmp_path / f"error{number}.json"

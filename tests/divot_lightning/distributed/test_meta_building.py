@@ -151,7 +151,7 @@ def test_weights_from_a_file_are_those_of_the_file(ranks: list[dict[str, Any]]) 
             assert torch.equal(rank["read"][name], value), name
 
 
-def test_drawn_weights_are_the_first_process_s_on_all(ranks: list[dict[str, Any]]) -> None:
+def test_random_weights_are_the_first_processs_on_all(ranks: list[dict[str, Any]]) -> None:
     first, other = (rank["drawn"] for rank in ranks)
     assert all(torch.equal(other[name], value) for name, value in first.items())
     assert first["0.weight"].std() > 0
@@ -167,7 +167,9 @@ def test_tied_grown_and_frozen_parameters_and_buffers_are_filled(ranks: list[dic
             assert torch.equal(rank["tied"][name], stored[name]), name
 
 
-def test_names_that_do_not_fit_are_told_and_nothing_is_read_where_some_are_missing(ranks: list[dict[str, Any]]) -> None:
+def test_misfitting_names_are_returned_and_nothing_is_read_if_any_is_missing(
+    ranks: list[dict[str, Any]],
+) -> None:
     for rank in ranks:
         assert rank["found"] == Found([], ["odd"])
         assert sorted(rank["missing"]) == ["first.bias", "first.weight", "scale", "seen"]

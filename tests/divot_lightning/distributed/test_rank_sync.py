@@ -3,7 +3,7 @@ from dataclasses import replace
 
 from torch import distributed
 
-from divot_lightning.distributed.rank_sync import RankDesyncError, RankSync, StepState, agree
+from divot_lightning.distributed.rank_sync import RankDesyncError, RankSync, StepState, check_ranks_in_sync
 from divot_lightning.testing import run_distributed
 
 PLAN = StepState("LLMPretraining train step", 7, 3, 8, ["a", "b", "c", "d"], 2, 4)
@@ -11,25 +11,25 @@ PLAN = StepState("LLMPretraining train step", 7, 3, 8, ["a", "b", "c", "d"], 2, 
 
 def meet(rank):
     """Several meetings of three ranks: a good one, then ones where rank 2 is elsewhere."""
-    outcomes = [agree(replace(PLAN, clips=rank, samples=3 - rank))]
+    outcomes = [check_ranks_in_sync(replace(PLAN, clips=rank, samples=3 - rank))]
     for changes in ({"work": "LLMPretraining validation step"}, {"step": 8}, {"batch_index": 4}, {"position": 9}):
         plan = replace(PLAN, keys=["x"], **changes) if rank == 2 else PLAN
         try:
-            outcomes.append(agree(plan))
+            outcomes.append(check_ranks_in_sync(plan))
         except RankDesyncError as error:
             outcomes.append(str(error))
     return outcomes
 
 
 def wait_for_one_that_does_not_come(rank, waited):
-    agree(PLAN, 2.0)
+    check_ranks_in_sync(PLAN, 2.0)
     started = time.monotonic()
     while rank == 1 and not waited.exists() and time.monotonic() < started + 60.0:
         time.sleep(0.05)
     if rank == 1:
         return "", 0.0
     try:
-        agree(PLAN, 2.0)
+        check_ranks_in_sync(PLAN, 2.0)
     except RankDesyncError as error:
         return str(error), time.monotonic() - started
     finally:
@@ -59,6 +59,6 @@ def test_a_rank_that_does_not_come_is_named_within_the_time_that_is_set(tmp_path
     assert 1.9 <= seconds < 15.0
 
 
-def test_alone_there_is_nothing_to_agree_on():
+def test_one_process_is_always_in_sync():
     assert not distributed.is_initialized()
-    assert agree(PLAN) == RankSync(2, 4)
+    assert check_ranks_in_sync(PLAN) == RankSync(2, 4)

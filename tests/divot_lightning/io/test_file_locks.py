@@ -60,7 +60,7 @@ def test_a_folder_that_another_process_writes_is_refused_until_that_one_ended_ho
     ]
 
 
-def test_this_process_may_go_on_after_an_interrupted_call(tmp_path):
+def test_this_process_may_continue_after_an_interrupted_call(tmp_path):
     first = ShardFolder(tmp_path, kind="video", settings={})
     second = ShardFolder(tmp_path, kind="video", settings={})
     del first

@@ -1,4 +1,4 @@
-"""What keeps output from being written is told in a line; errors about other files are not taken for it."""
+"""Errors of writing output are explained in a line; errors about other files are raised unchanged."""
 
 import errno
 import os
@@ -18,18 +18,18 @@ def _little_room(path):
         yield
 
 
-def test_a_full_disk_is_told(tmp_path):
+def test_a_full_disk_is_explained(tmp_path):
     with pytest.raises(UserError, match=r"out\.bin cannot be written.*\nMake room"), _little_room(tmp_path / "out.bin"):
         (tmp_path / "out.bin").write_bytes(b"x" * 2000)
 
 
-def test_a_device_without_room_is_told():
+def test_a_device_without_room_is_explained():
     with pytest.raises(UserError, match="/dev/full cannot be written: the disk is full"), writing_to("/dev/full"):
         Path("/dev/full").write_bytes(b"x")
 
 
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(parents=True), lambda path: path.write_text("x")])
-def test_a_file_in_the_way_is_told(tmp_path, make):
+def test_a_file_in_the_way_is_explained(tmp_path, make):
     (tmp_path / "file").touch()
     expected = pytest.raises(UserError, match=r"cannot be written: a file stands where a folder is needed")
     with expected, writing_to(tmp_path / "file" / "out"):
@@ -37,7 +37,7 @@ def test_a_file_in_the_way_is_told(tmp_path, make):
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.EDQUOT])
-def test_missing_rights_are_told(tmp_path, code):
+def test_missing_permissions_are_explained(tmp_path, code):
     with pytest.raises(UserError, match=r"a\.mp4 cannot be written: \w+"), writing_to(tmp_path):
         raise OSError(code, os.strerror(code), str(tmp_path / "a.mp4"))
 

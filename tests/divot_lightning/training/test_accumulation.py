@@ -62,7 +62,7 @@ def batches_of(name, rank, world, *, accumulated):
 
 
 def fit(name, settings, rank=0, world=1, *, accumulated):
-    """Trains two steps; gives the gradients and losses of each."""
+    """Train two steps; return the gradients and losses of each."""
     seed_everything(5, verbose=False)
     stage, steps, logged = make_stage(name, settings), [], []
     measure = stage.on_before_optimizer_step
@@ -162,7 +162,7 @@ class Lonely(Miscounting):
 
 @pytest.mark.parametrize(
     ("stage_class", "says"),
-    [(Plain, "Plain has no loss_counts"), (Miscounting, "loss_counts says"), (Lonely, "was not handed over")],
+    [(Plain, "Plain has no loss_counts"), (Miscounting, "loss_counts says"), (Lonely, "was not loaded together")],
 )
 def test_a_stage_that_would_weigh_accumulated_batches_wrongly_is_refused(stage_class, says, tmp_path):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

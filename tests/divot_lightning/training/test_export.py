@@ -106,7 +106,7 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize("use", [True, False])
-def test_averaged_weights_are_handed_on_where_they_are_used_and_the_mark_says_so(tmp_path, use):
+def test_averaged_weights_are_exported_if_they_are_used_and_finished_json_says_so(tmp_path, use):
     stage, watch = Stage(), Watch()
     fit(stage, tmp_path, WeightAverage(decay=0.5, use=use), watch, steps=8)
     loaded = load_component(tmp_path / "part", Part)

@@ -1,4 +1,4 @@
-"""Steps that are not finite, under every kind of strategy: left out by all, written down, limited."""
+"""Steps that are not finite, under every kind of strategy: skipped by all, recorded, limited in number."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ class Tiny(Stage):
         self.layer = nn.Linear(2, 1)
 
     def training_step(self, batch, batch_idx):
-        self.agree("train", batch, batch_idx)
+        self.check_sync("train", batch, batch_idx)
         value = self.layer(batch["video"]).square().mean()
         spoilt = {"fine": 0.0 * value, "loss": value / 0.0, "gradient": (0.0 * value).sqrt()}[batch["kind"]]
         return self.training_loss({"loss": LossPart(value + spoilt, len(batch["video"]))}, batch)
@@ -112,7 +112,7 @@ def test_one_process_leaves_spoilt_steps_out(tmp_path):
     assert [line["ranks"][0]["keys"] for line in lines] == [["key1of1"], ["key3of1"], ["key4of1"]]
 
 
-def test_training_goes_on_as_if_the_spoilt_steps_had_not_been(tmp_path):
+def test_training_continues_as_if_the_skipped_steps_had_not_happened(tmp_path):
     with_spoilt = fit(["fine", "loss", "fine"], "auto", tmp_path / "a")["weights"]
     assert with_spoilt[0] == fit(["fine", "fine", "fine"], "auto", tmp_path / "b")["weights"][0]
     assert with_spoilt[1] == with_spoilt[0] != with_spoilt[2]

@@ -205,7 +205,7 @@ def test_frozen_parameters_do_not_move_and_all_others_do(name):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_run_stopped_in_the_middle_goes_on_to_the_bit(name):
+def test_a_run_stopped_in_the_middle_resumes_bit_for_bit(name):
     whole = Model()
     setup = configured(whole, name=name)
     rates = train(whole, setup, 8)

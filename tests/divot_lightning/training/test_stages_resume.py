@@ -134,7 +134,7 @@ def settings(tmp_path, pretraining_run, tokenizer_config, detokenizer_config, ma
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_stage_stopped_after_any_step_goes_on_bit_for_bit(settings, name, tmp_path):
+def test_a_stage_stopped_after_any_step_resumes_bit_for_bit(settings, name, tmp_path):
     straight = train(name, settings, tmp_path / "straight")
     assert len({str(values) for _, _, values in straight}) == len(straight), "steps can be told apart"
     for stop in range(1, END):
@@ -155,7 +155,7 @@ def middle(name):
     return 3 if name in ACCUMULATED else 4
 
 
-def test_a_stage_stopped_under_zero_goes_on_bit_for_bit(settings, tmp_path):
+def test_a_stage_stopped_under_zero_resumes_bit_for_bit(settings, tmp_path):
     for ranks in run_distributed(train_all, 2, settings, UNDER_ZERO, tmp_path, timeout=600):
         for (name, zero), (straight, resumed) in ranks.items():
             run = tmp_path / f"{name}{zero}" / "on"

@@ -49,15 +49,15 @@ def batches_of(rank, world, kind, sizes=(7, 1, 6, 5)):
     batches, first = [], 0
     for size in sizes:
         mine = [sample(number, kind) for number in range(first, first + size)][rank::world]
-        filler = {**batch_of([sample(0, kind)]), "counted": 0}
-        batches.append(batch_of(mine) if mine else filler)
+        dummy = {**batch_of([sample(0, kind)]), "counted": 0}
+        batches.append(batch_of(mine) if mine else dummy)
         first += size
         batches[-1]["position"] = len(batches)
     return batches
 
 
 def fit(name, settings, strategy, run=None, **options):
-    """Trains a stage and gives the losses and gradient norms of its steps, then those of a validation."""
+    """Train a stage; return the losses and gradient norms of its steps, then those of a validation."""
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     kind = KINDS.get(name, "clips")
     seed_everything(5, verbose=False)

@@ -1,4 +1,4 @@
-"""One sample that does not fit a stage costs itself, never the run: it is left out and listed with reason and key."""
+"""A sample that does not fit a stage never ends the run: it is skipped and listed with reason and key."""
 
 import json
 
@@ -105,7 +105,7 @@ EXPECTED = {(reason, key) for key, (_, _, reason) in BAD.items()}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_and_validation_go_on_without_what_does_not_fit(
+def test_training_and_validation_continue_without_samples_that_do_not_fit(
     shard, tokenizer_run, make_config, head, tmp_path, workers
 ):
     stage = pretraining(tokenizer_run, make_config, head)

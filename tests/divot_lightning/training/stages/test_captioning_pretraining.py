@@ -45,7 +45,7 @@ def test_the_caption_loss_falls_and_reaches_the_whole_tokenizer(stage, batches, 
     assert not unmoved
 
 
-def test_only_the_tokenizer_is_handed_on(stage):
+def test_only_the_tokenizer_is_exported(stage):
     stage.configure_model()
     assert list(stage.exported_components()) == ["tokenizer"]
     assert stage.used_components() == {}

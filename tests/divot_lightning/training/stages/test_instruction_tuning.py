@@ -107,7 +107,7 @@ def test_a_frozen_part_stays_and_the_others_move(pretrained, loader, tmp_path, p
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-def test_the_tuned_model_and_its_tokenizer_are_handed_on(pretrained, tokenizer_run, batches, loader, tmp_path, lora):
+def test_the_tuned_model_and_its_tokenizer_are_exported(pretrained, tokenizer_run, batches, loader, tmp_path, lora):
     stage = built(InstructionTuning(str(pretrained(lora=lora)), OPTIMIZER))
     fit(stage, loader, tmp_path, callbacks=[ComponentExport(tmp_path / "tuned")])
     loaded = load_component(tmp_path / "tuned" / "video_llm", VideoLLM)

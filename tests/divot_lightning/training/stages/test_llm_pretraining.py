@@ -63,7 +63,7 @@ def test_without_statistics_features_stay_as_they_are(tokenizer_run, make_config
     assert stage.video_llm.feature_std_C.eq(1).all()
 
 
-def test_a_resumed_run_keeps_its_statistics_and_goes_on_as_if_never_stopped(
+def test_a_resumed_run_keeps_its_statistics_and_continues_as_if_never_stopped(
     tokenizer_run, make_config, batches, head, tmp_path, monkeypatch
 ):
     loader = DataLoader(batches[:1] * 4, batch_size=None)  # equal batches: their order is the data module's matter

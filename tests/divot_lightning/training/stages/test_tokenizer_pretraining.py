@@ -92,13 +92,13 @@ def test_pixels_reach_the_models_between_minus_one_and_one(stage, clips, calls):
 
 
 @pytest.mark.parametrize(("end", "expected"), [(None, [0.7] * 5), (0.2, [0.7, 0.7, 0.7, 0.2, 0.2])])
-def test_the_terminal_share_changes_in_the_middle(tokenizer_config, detokenizer_config, clips, calls, end, expected):
+def test_terminal_timestep_prob_changes_halfway(tokenizer_config, detokenizer_config, clips, calls, end, expected):
     stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER, 0.7, end))
     trainer(5, max_epochs=-1).fit(stage, DataLoader(clips, batch_size=None))
     assert [call["terminal_timestep_prob"] for call in calls] == expected
 
 
-def test_validation_draws_the_same_noise_every_time(stage, clips):
+def test_validation_uses_the_same_noise_every_time(stage, clips):
     rows = []
     for seed in (1, 2):
         torch.manual_seed(seed)

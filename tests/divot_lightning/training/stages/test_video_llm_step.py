@@ -12,7 +12,7 @@ from divot_lightning.training.stages.video_llm_step import (
     apply_feature_statistics,
     clip_features,
     feature_statistics,
-    find_drawing_part,
+    find_detokenizer,
     loss_parts,
 )
 
@@ -50,7 +50,7 @@ def test_only_the_asked_number_of_batches_is_read(tokenizer_run, make_config, he
 
 
 @pytest.mark.parametrize("counted", [4, 0])
-def test_losses_come_with_what_they_are_the_mean_over_and_a_filler_counts_for_nothing(counted):
+def test_losses_come_with_their_counts_which_are_zero_for_a_dummy_batch(counted):
     output = VideoLLMOutput(torch.tensor(1.0), torch.tensor(2.0), 7, 3)
     parts = loss_parts(output, {"segments": [[]] * 4, "counted": counted}, text_loss_weight=0.5, head_loss_weight=2.0)
     assert parts == {
@@ -67,13 +67,13 @@ def test_a_batch_is_filled_up_with_clips_that_nobody_sees(tokenizer_run, batches
     assert clip_features(cached, tokenizer, 3) is cached["features"]
 
 
-def test_the_detokenizer_of_the_previous_run_is_handed_on(tokenizer_run):
+def test_the_detokenizer_of_the_previous_run_is_exported(tokenizer_run):
     tokenizer_folder = find_component(tokenizer_run, "tokenizer")
-    assert find_drawing_part(str(tokenizer_run), tokenizer_folder) == {}
-    assert find_drawing_part(str(tokenizer_folder), tokenizer_folder) == {}
+    assert find_detokenizer(str(tokenizer_run), tokenizer_folder) == {}
+    assert find_detokenizer(str(tokenizer_folder), tokenizer_folder) == {}
     stand_in = load_component(tokenizer_folder, VideoTokenizer)
     save_component(stand_in, tokenizer_run / "detokenizer")
-    assert find_drawing_part(str(tokenizer_run), tokenizer_folder) == {"detokenizer": tokenizer_run / "detokenizer"}
+    assert find_detokenizer(str(tokenizer_run), tokenizer_folder) == {"detokenizer": tokenizer_run / "detokenizer"}
 
 
 def test_too_few_features_for_statistics_are_refused():

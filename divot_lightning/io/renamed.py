@@ -1,0 +1,185 @@
+"""Names of earlier versions that recipes, run folders, component folders and plug-ins may still hold. No torch in here.
+
+A recipe or a `config.yaml` with an old name is refused, and the message gives the new name. Component folders with old
+names are read through these tables, since nobody edits a `config.json` by hand.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from divot_lightning.errors import UserError
+
+MODULES = {
+    "divot_lightning.stages.captioning_pretraining": "divot_lightning.training.stages.captioning_pretraining",
+    "divot_lightning.stages.detokenizer_adaptation": "divot_lightning.training.stages.detokenizer_adaptation",
+    "divot_lightning.stages.detokenizer_refinement": "divot_lightning.training.stages.detokenizer_refinement",
+    "divot_lightning.stages.instruction_tuning": "divot_lightning.training.stages.instruction_tuning",
+    "divot_lightning.stages.llm_pretraining": "divot_lightning.training.stages.llm_pretraining",
+    "divot_lightning.stages.tokenizer_pretraining": "divot_lightning.training.stages.tokenizer_pretraining",
+    "divot_lightning.stages.stage": "divot_lightning.training.stages.stage",
+    "divot_lightning.stages.video_llm_stage": "divot_lightning.training.stages.video_llm_stage",
+    "divot_lightning.stages.video_llm_step": "divot_lightning.training.stages.video_llm_step",
+    "divot_lightning.stages.optimization": "divot_lightning.training.optimization",
+    "divot_lightning.models.tokenizer": "divot_lightning.models.tokenizer.video_tokenizer",
+    "divot_lightning.models.detokenizer": "divot_lightning.models.detokenizer.video_detokenizer",
+    "divot_lightning.models.video_llm": "divot_lightning.models.video_llm.model",
+    "divot_lightning.models.noise_schedule": "divot_lightning.models.detokenizer.noise_schedule",
+    "divot_lightning.heads": "divot_lightning.parts.heads",
+    "divot_lightning.head_options": "divot_lightning.parts.head_options",
+    "divot_lightning.head_sampling": "divot_lightning.parts.head_sampling",
+    "divot_lightning.registry": "divot_lightning.parts.registry",
+    "divot_lightning.sharding.rng_state": "divot_lightning.checkpoint.rng_state",
+    "divot_lightning.sharding.step_checkpoint": "divot_lightning.checkpoint.step_checkpoint",
+    "divot_lightning.sharding.weight_average": "divot_lightning.checkpoint.weight_average",
+    "divot_lightning.sharding.preemption": "divot_lightning.distributed.signals",
+    "divot_lightning.sharding.same_start": "divot_lightning.distributed.same_start",
+    "divot_lightning.sharding.strategy": "divot_lightning.deepspeed_zero.strategy",
+    "divot_lightning.runs.run_callbacks": "divot_lightning.training.run_callbacks",
+    "divot_lightning.runs.run_logging": "divot_lightning.training.run_logging",
+    "divot_datamodules.clip_sampling": "divot_datamodules.decoding.clip_sampling",
+    "divot_datamodules.position_callback": "divot_datamodules.loading.position_callback",
+    "divot_datamodules.samples": "divot_datamodules.decoding.samples",
+    "divot_datamodules.source_settings": "divot_datamodules.shards.source_settings",
+    "divot_datamodules.sources": "divot_datamodules.shards.sources",
+    "divot_datamodules.tasks": "divot_datamodules.tasks.segments",
+}
+"""Old module to new one, for the modules whose classes a file of a user can name, or a plug-in imports."""
+
+CLASSES = {
+    "divot_lightning.parts.heads.float32_island": "divot_lightning.parts.heads.force_float32",
+    "divot_lightning.training.optimization.OptimizerSettings": "divot_lightning.training.optimization.OptimizerConfig",
+    "divot_datamodules.decoding.clip_sampling.ClipSettings": "divot_datamodules.decoding.clip_sampling.ClipConfig",
+}
+"""Classes and functions that were renamed as well, under their new modules."""
+
+SETTINGS = {
+    "model.terminal_share": "terminal_timestep_prob",
+    "model.terminal_share_end": "terminal_timestep_prob_end",
+    "model.llm.mechanism": "generation_mode",
+    "data.train_share": "train_fraction",
+    "data.max_bad_fraction": "max_skipped_fraction",
+    "data.max_bad_samples": "max_skipped_samples",
+    "data.ledger_folder": "skipped_folder",
+}
+"""Settings of a recipe, spelt as on the command line, to the new name of the last word."""
+
+RECIPES = {
+    "ablations/data_share": "ablations/data_fraction",
+    "ablations/mechanism": "ablations/generation_mode",
+    "ablations/paper/data_share": "ablations/paper/data_fraction",
+    "ablations/paper/mechanism": "ablations/paper/generation_mode",
+}
+"""Shipped recipes."""
+
+OUR_PACKAGES = ("divot_lightning", "divot_datamodules")
+MAX_LINES = 2
+"""Renamed names that a message gives a line each; the others share one more."""
+
+_NO_MODULE = re.compile(r"No module named '([^']+)'")
+_NO_NAME = re.compile(r"cannot import name '([^']+)' from '([^']+)'")
+_NO_ATTRIBUTE = re.compile(r"module '([^']+)' has no attribute '([^']+)'")
+
+
+def new_class_path(path: str) -> str | None:
+    """Return the class path that an old one became, None for a path that was not renamed.
+
+    >>> new_class_path("divot_lightning.models.tokenizer.VideoTokenizer")
+    'divot_lightning.models.tokenizer.video_tokenizer.VideoTokenizer'
+    """
+    module, dot, name = path.rpartition(".")
+    current = f"{MODULES.get(module, module)}{dot}{name}"
+    current = CLASSES.get(current, current)
+    return current if current != path else None
+
+
+def new_setting(name: str, allowed: Collection[str]) -> str | None:
+    """Return what an old setting is called now.
+
+    Args:
+        name: The last word of the setting, such as `terminal_share`.
+        allowed: The settings that its owner has, so that a stranger's setting of the same name is left alone.
+    """
+    return next((new for old, new in SETTINGS.items() if old.endswith(f".{name}") and new in allowed), None)
+
+
+def explain(name: str) -> str:
+    """Return one sentence about an old class path, module or package, empty for a name that was not renamed.
+
+    >>> explain("divot_lightning.heads")
+    'divot_lightning.heads is now divot_lightning.parts.heads'
+    >>> explain("divot_lightning.runs")
+    'the modules of divot_lightning.runs are now in divot_lightning.training'
+    """
+    current = MODULES.get(name) or new_class_path(name)
+    if current:
+        return f"{name} is now {current}"
+    homes = {new.rpartition(".")[0] for old, new in MODULES.items() if old.startswith(f"{name}.")}
+    is_gone = homes and not any(f"{new}.".startswith(f"{name}.") for new in MODULES.values())
+    return f"the modules of {name} are now in {', '.join(sorted(homes))}" if is_gone else ""
+
+
+def explain_import_error(message: str) -> str:
+    """Return one sentence about the old name that a failed import was after, empty where there is none.
+
+    >>> explain_import_error("No module named 'divot_lightning.heads'")
+    'divot_lightning.heads is now divot_lightning.parts.heads'
+    """
+    if found := _NO_MODULE.search(message):
+        return explain(found[1])
+    if found := _NO_NAME.search(message):
+        return explain(f"{found[2]}.{found[1]}")
+    found = _NO_ATTRIBUTE.search(message)
+    return explain(f"{found[1]}.{found[2]}") if found else ""
+
+
+def require_current_names(settings: Mapping[str, Any], file: str | Path) -> None:
+    """Refuse settings that hold names of an earlier version.
+
+    Args:
+        settings: Of a recipe or of a run's `config.yaml`, nested as YAML has them.
+        file: Where they were read, for the message.
+
+    Raises:
+        UserError: With every old name and its new one.
+    """
+    found = list(_renamed(settings))
+    if not found:
+        return
+    told = [f"{name} is now {new}" for name, new in found]
+    lines = told[:MAX_LINES] + (["; ".join(told[MAX_LINES:])] if told[MAX_LINES:] else [])
+    advice = "Write the new names into that file; their values stay as they are."
+    raise UserError("\n".join([f"{file} was written for an earlier version:", *lines, advice]))
+
+
+def current_component(described: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a component's `config.json` with today's names.
+
+    Args:
+        described: Has `class`, a class path, and `config`, the settings; one without old names is returned as it is.
+    """
+    current = new_class_path(described["class"])
+    if current is None:
+        return described
+    renamed = {old.rpartition(".")[2]: new for old, new in SETTINGS.items()}
+    return {**described, "class": current, "config": {renamed.get(k, k): v for k, v in described["config"].items()}}
+
+
+def _renamed(settings: Any, path: tuple[str, ...] = (), ours: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield old names with their new ones; settings of a stranger's class are the stranger's."""
+    if isinstance(settings, list):
+        for index, entry in enumerate(settings):
+            yield from _renamed(entry, (*path, str(index)), ours)
+    if not isinstance(settings, Mapping):
+        return
+    if isinstance(named := settings.get("class_path"), str):
+        ours = named.partition(".")[0] in OUR_PACKAGES
+        if current := new_class_path(named):
+            yield ".".join([*path, f"class_path: {named}"]), current
+    for key, value in settings.items():
+        inner = (*path, *str(key).split("."))
+        spelt = ".".join(word for word in inner if word != "init_args")
+        if ours and spelt in SETTINGS:
+            yield ".".join(inner), SETTINGS[spelt]
+        yield from _renamed(value, inner, ours)

@@ -1,0 +1,164 @@
+"""Old names lead to names that exist, and names that were never ours stay as they are."""
+
+import importlib
+from importlib.util import find_spec
+
+import pytest
+import yaml
+
+from divot_lightning.errors import UserError
+from divot_lightning.io import renamed
+from divot_lightning.parts.kinds import HEADS
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.MODULES.items())
+def test_a_new_module_exists_and_the_old_one_is_no_module_file(old, new):
+    assert find_spec(new) is not None
+    package, _, name = old.rpartition(".")
+    try:
+        left = find_spec(old)
+    except ModuleNotFoundError:
+        left = None
+    assert left is None or left.submodule_search_locations, f"{old} still is a module: {name} of {package}"
+
+
+@pytest.mark.parametrize("new", renamed.CLASSES.values())
+def test_a_renamed_class_exists(new):
+    module, _, name = new.rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            "divot_lightning.stages.llm_pretraining.LLMPretraining",
+            "divot_lightning.training.stages.llm_pretraining.LLMPretraining",
+        ),
+        ("divot_lightning.models.video_llm.VideoLLM", "divot_lightning.models.video_llm.model.VideoLLM"),
+        (
+            "divot_lightning.stages.optimization.OptimizerSettings",
+            "divot_lightning.training.optimization.OptimizerConfig",
+        ),
+        ("divot_lightning.models.video_llm.model.VideoLLM", None),
+        ("divot_datamodules.video_text.VideoTextData", None),
+        ("my_package.stages.llm_pretraining.LLMPretraining", None),
+        ("Plain", None),
+    ],
+)
+def test_class_paths(old, new):
+    assert renamed.new_class_path(old) == new
+
+
+def test_every_new_class_path_of_the_table_can_be_imported():
+    stages = {
+        "captioning_pretraining": "CaptioningPretraining",
+        "detokenizer_adaptation": "DetokenizerAdaptation",
+        "detokenizer_refinement": "DetokenizerRefinement",
+        "instruction_tuning": "InstructionTuning",
+        "llm_pretraining": "LLMPretraining",
+        "tokenizer_pretraining": "TokenizerPretraining",
+    }
+    olds = [f"divot_lightning.stages.{module}.{name}" for module, name in stages.items()]
+    olds += ["divot_lightning.models.tokenizer.VideoTokenizer", "divot_lightning.models.detokenizer.VideoDetokenizer"]
+    olds += ["divot_lightning.sharding.weight_average.WeightAverage", "divot_lightning.heads.GenerationHead"]
+    for old in olds:
+        module, _, name = renamed.new_class_path(old).rpartition(".")
+        assert hasattr(importlib.import_module(module), name)
+
+
+def test_an_old_package_is_explained_by_where_its_modules_are_now():
+    told = "the modules of divot_lightning.sharding are now in divot_lightning.checkpoint, "
+    assert renamed.explain("divot_lightning.sharding").startswith(told)
+
+
+@pytest.mark.parametrize("name", ["divot_lightning", "divot_lightning.models", "divot_datamodules", "torch", "", "x.Y"])
+def test_what_was_not_renamed_is_not_explained(name):
+    assert renamed.explain(name) == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "told"),
+    [
+        (
+            "from divot_lightning.heads import GenerationHead",
+            "divot_lightning.heads is now divot_lightning.parts.heads",
+        ),
+        ("from divot_lightning.models.video_llm import VideoLLM", "is now divot_lightning.models.video_llm.model.Vid"),
+        ("from divot_lightning.parts.heads import float32_island", "is now divot_lightning.parts.heads.force_float32"),
+        ("import divot_lightning.models.tokenizer as m; m.VideoTokenizer", "video_tokenizer.VideoTokenizer"),
+    ],
+)
+def test_an_import_of_an_old_name_is_explained(old, told):
+    with pytest.raises((ImportError, AttributeError)) as raised:
+        exec(old, {})
+    assert told in renamed.explain_import_error(str(raised.value))
+
+
+@pytest.mark.parametrize("old", ["import no_such_package", "from json import no_such_name"])
+def test_an_import_of_a_stranger_is_not_explained(old):
+    with pytest.raises(ImportError) as raised:
+        exec(old, {})
+    assert renamed.explain_import_error(str(raised.value)) == ""
+
+
+def test_a_head_of_a_plug_in_that_imports_an_old_module_is_refused_with_the_new_one(tmp_path, monkeypatch):
+    (tmp_path / "head_of_last_year.py").write_text("from divot_lightning.heads import GenerationHead\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"divot_lightning\.heads is now divot_lightning\.parts\.heads"):
+        HEADS.import_class("head_of_last_year.Head")
+
+
+def test_a_setting_is_explained_only_where_its_owner_has_the_new_one():
+    assert renamed.new_setting("mechanism", ["num_queries", "generation_mode"]) == "generation_mode"
+    assert renamed.new_setting("mechanism", ["num_queries"]) is None
+    assert renamed.new_setting("share", ["train_fraction"]) is None
+
+
+OLD = """
+model:
+  class_path: divot_lightning.stages.llm_pretraining.LLMPretraining
+  init_args: {llm: {mechanism: query_causal, num_queries: 4}}
+data:
+  class_path: divot_datamodules.video_text.VideoTextData
+  init_args: {train_share: 0.5, max_bad_fraction: 0.1}
+trainer:
+  callbacks:
+  - {class_path: divot_lightning.sharding.weight_average.WeightAverage}
+"""
+
+
+def test_every_old_name_of_a_recipe_is_reported_with_its_new_one():
+    with pytest.raises(UserError) as raised:
+        renamed.require_current_names(yaml.safe_load(OLD), "old.yaml")
+    text = str(raised.value)
+    for told in (
+        "old.yaml",
+        "LLMPretraining is now divot_lightning.training.stages.llm_pretraining.LLMPretraining",
+        "model.init_args.llm.mechanism is now generation_mode",
+        "data.init_args.train_share is now train_fraction",
+        "data.init_args.max_bad_fraction is now max_skipped_fraction",
+        "WeightAverage is now divot_lightning.checkpoint.weight_average.WeightAverage",
+    ):
+        assert told in text
+    assert len(text.splitlines()) <= 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {class_path: my_package.Stage, init_args: {terminal_share: 1, llm: {mechanism: x}}}",
+        "data: {class_path: my_package.Data, init_args: {train_share: 1}}",
+        "model: {init_args: {head: {class_path: my_package.Head, init_args: {mechanism: x}}}}",
+        "terminal_share: 1",
+        "a: [1, {train_share: 2}]",
+    ],
+)
+def test_settings_of_other_classes_are_left_alone(text):
+    renamed.require_current_names(yaml.safe_load(text), "recipe.yaml")
+
+
+@pytest.mark.parametrize("text", ["data.train_share: 1", "data: {train_share: 1}", "data: {init_args.train_share: 1}"])
+def test_every_spelling_of_an_old_setting_is_found(text):
+    with pytest.raises(UserError, match="train_share is now train_fraction"):
+        renamed.require_current_names(yaml.safe_load(text), "recipe.yaml")
