@@ -1,1 +1,1 @@
-"""Metrics of reconstruction, understanding and generation."""
+"""Evaluate runs on benchmarks: predictions, judges, metrics, and scores with their protocol."""

@@ -24,7 +24,7 @@ from divot_lightning.parts.head_sampling import sampling_of
 
 
 class GenerationRunner:
-    """Generates and measures clips with a run's models, one at a time.
+    """Generate and measure clips with a run's models, one at a time.
 
     Args:
         run: Run folder of a stage that trains a video LLM.

@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from divot_datamodules.decoding.video import Pixels
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.io.files import atomic_file
-
-Pixels = NDArray[np.uint8]
 
 KEPT, CLIPS = "generation", "clips"
 

@@ -43,7 +43,7 @@ def fill_question(item: BenchmarkItem, prompt: str) -> str:
 
 
 class QuestionRunner:
-    """Answers items with a run's models, one video at a time.
+    """Answer items with a run's models, one video at a time.
 
     Args:
         run: Run folder of a stage that trains a video LLM.

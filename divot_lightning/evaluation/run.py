@@ -25,7 +25,7 @@ from divot_lightning.training.run_folder import FINISHED
 
 
 class Runner(Protocol):
-    """Predicts answers or clips.
+    """Predict answers or clips.
 
     Attributes:
         components: Names of the run's components that it uses.

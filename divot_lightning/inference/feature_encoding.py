@@ -156,7 +156,8 @@ def encode_shards(
 ) -> EncodeReport:
     """Encode videos with a trained tokenizer into feature shards; resume where an interrupted call stopped.
 
-    A video always gives the same clips here. A stage that trains on the videos themselves takes a random one instead.
+    A video always gives the same clips here. A stage that trains on the videos themselves samples the start of a single
+    clip at random.
 
     Args:
         tokenizer: Run or component folder.

@@ -1,1 +1,1 @@
-"""How answers are read and compared."""
+"""Read answers: which option they choose, and whether they are right."""

@@ -67,7 +67,7 @@ class _Failed(Exception):
 
 
 class EndpointReplier:
-    """Sends chats to `<url>/chat/completions`.
+    """Send chats to `<url>/chat/completions`.
 
     Args:
         url: Base of the endpoint, such as `https://api.openai.com/v1` or `http://127.0.0.1:8000/v1`.

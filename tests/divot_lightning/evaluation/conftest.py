@@ -153,7 +153,7 @@ def toy_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def video_bytes():
-    """Makes an mp4 at 8 frames per second whose frame i has the grey level 10 + 7 i."""
+    """Make an mp4 at 8 frames per second whose frame i has the grey level 10 + 7 i."""
     import numpy as np
 
     from divot_datamodules.decoding.video_writing import encode_video

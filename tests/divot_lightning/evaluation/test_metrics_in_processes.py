@@ -75,7 +75,7 @@ def update(metric, name, at, real, generated):
 
 
 def measured(rank, world_size, clip_folder):
-    """Deals the samples unevenly: the last process gets one, the first all others that are left."""
+    """Split the samples unevenly: the last process gets one, the first all remaining ones."""
     real, generated = samples()
     owners = [min(at, world_size - 1) if at in (1, 2) else 0 for at in range(NUM_SAMPLES)]
     results = {}

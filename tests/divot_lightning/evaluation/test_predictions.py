@@ -43,11 +43,11 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
         PredictionStore(tmp_path).rows()
 
 
-def test_a_folder_belongs_to_one_way_of_measuring(tmp_path):
+def test_a_folder_belongs_to_one_protocol(tmp_path):
     store = PredictionStore(tmp_path)
     store.check_protocol({"prompt": "x", "clips": {"frames": 5}})
     store.check_protocol({"prompt": "x", "clips": {"frames": 5}})
-    with pytest.raises(UserError, match="in another way \\(and 1 more\\):\nprompt was 'x', now it is 'y'"):
+    with pytest.raises(UserError, match="of another protocol \\(and 1 more\\):\nprompt was 'x', now it is 'y'"):
         store.check_protocol({"prompt": "y", "clips": {"frames": 8}})
 
 

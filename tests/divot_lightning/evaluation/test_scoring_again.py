@@ -38,7 +38,7 @@ def say(folder, texts):
 
 @pytest.fixture
 def no_predictions(monkeypatch):
-    """Makes a prediction an error."""
+    """Make a prediction an error."""
 
     def refuse():
         def predict(*args, **kwargs):

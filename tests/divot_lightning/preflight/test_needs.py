@@ -106,7 +106,7 @@ def _llm_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
 
 
 def _measure(stage: Stage, batch: dict[str, Any]) -> dict[str, int]:
-    """Trains one step for real and adds up what is there."""
+    """Train one step for real and add up the memory of its tensors."""
     _prepare(stage)
     optimizer: Any = stage.configure_optimizers()["optimizer"]  # type: ignore[index]
     stage.training_step(batch, 0).backward()

@@ -64,7 +64,7 @@ def test_busy_endpoints_and_broken_replies_are_tried_again(endpoint, tmp_path):
 
 
 def raw(content):
-    """Makes the server write bytes as they are and hang up."""
+    """Make the server write bytes as they are and hang up."""
 
     def write(handler):
         handler.wfile.write(content)

@@ -20,7 +20,7 @@ SAME, OTHER = OpenAnswer("what ?", "a dog", "dog"), OpenAnswer("what ?", "a dog"
 
 
 class Scripted:
-    """Replies by the last message, from a list for each; the last entry of a list stays."""
+    """Reply by the last message, from a list for each; the last entry of a list stays."""
 
     def __init__(self, replies, repeatable=False):
         self.replies, self.received, self.repeatable = replies, [], repeatable

@@ -20,7 +20,7 @@ NUM_ITEMS = 200
 
 
 def evaluation(folder, values, *, frames=5, count=NUM_ITEMS, weights="1a"):
-    """Writes an evaluation whose items have these values, and a distance that has no items."""
+    """Write an evaluation whose items have these values, and a distance that has no items."""
     protocol = {"benchmark": "b", "clips": {"frames": frames}}
     rows = [{"id": f"i{n}", "scores": {"b/all": float(value)}} for n, value in enumerate(values)]
     folder.mkdir()

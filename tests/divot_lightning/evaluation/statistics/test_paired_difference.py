@@ -15,7 +15,7 @@ well apart from what a bootstrap over seeds gives (0.3 to 0.9)."""
 
 
 def coverage(draw, truth=0.0):
-    """Returns how often the interval holds the true difference; `draw` gives the values of both arms."""
+    """Return how often the interval holds the true difference; `draw` samples the values of both arms."""
     hits = 0
     for _ in range(TRIALS):
         found = paired_difference(*draw())
@@ -24,7 +24,7 @@ def coverage(draw, truth=0.0):
 
 
 def right_or_wrong(rng, seeds, *, seed_sd, shared_sd=0.0, own_sd=0.0, items=256):
-    """Draws items that are right or wrong: arms differ by seeds (independently), and by items in either way."""
+    """Sample items that are right or wrong: arms differ by seeds (independently), and by items in either way."""
     hard = rng.normal(0, shared_sd, (1, items))
     own = rng.normal(0, own_sd, (1, items))
     means = [0.6 + rng.normal(0, seed_sd, (seeds, 1)) + hard + sign * own for sign in (1, -1)]
