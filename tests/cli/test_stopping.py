@@ -81,9 +81,9 @@ def test_signals_stop_all_ranks_at_one_step_whoever_gets_them(folder: Path) -> N
 @pytest.mark.parametrize(
     ("fault", "torchrun", "reason", "status"),
     [
-        (Fault("user_error", step=2, rank=1), None, "rank 1: a fault was asked for at step 2", 2),
+        (Fault("user_error", step=2, rank=1), None, "rank 1: this fault was requested at step 2", 2),
         (Fault("kill", step=2, rank=1), None, "rank 1 was ended by SIGKILL", 1),
-        (Fault("crash", step=2, rank=0), 2, "RuntimeError: a fault was asked for at step 2", 1),
+        (Fault("crash", step=2, rank=0), 2, "RuntimeError: this fault was requested at step 2", 1),
     ],
 )
 def test_a_rank_that_fails_ends_the_job_with_its_reason(
