@@ -3,10 +3,10 @@
 Run: python benchmarks/checkpoint.py [--devices 2 --strategy divot_zero3] [--width 1024 --layers 8] [--trained 4]
 
 Trains the last layers of a stack of linear layers, saves them, and resumes from the checkpoint in new processes; the
-other layers are frozen and come from a folder. Prints per process: bytes of the checkpoint, relative to those of trained
-weights and optimizer state; seconds of a step and of saving, and the fraction of time for saving every `--every-steps`;
-seconds of loading; and the rise of anonymous memory while loading above that of training, relative to the process's part
-of the model and to 1 GB.
+other layers are frozen and come from a folder. Prints per process: bytes of the checkpoint, relative to those of
+trained weights and optimizer state; seconds of a step and of saving, and the fraction of time for saving every
+`--every-steps`; seconds of loading; and the rise of anonymous memory while loading above that of training, relative
+to the process's part of the model and to 1 GB.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
 Run: python benchmarks/decoding.py [--videos FOLDER] [--height 720] [--seconds 20] [--keyframe-interval 48]
 
-For each way to cut clips, JSON on stdout holds ratios of processor time: whole files over the needed frames, without and
-with the conversion of these frames to 256 pixels. Beside them is the largest ratio that keyframes allow: all frames over
-the frames from the last keyframe before each needed frame.
+For each way to cut clips, JSON on stdout holds ratios of processor time: whole files over the needed frames, without
+and with the conversion of these frames to 256 pixels. Beside them is the largest ratio that keyframes allow: all
+frames over the frames from the last keyframe before each needed frame.
 """
 
 import argparse

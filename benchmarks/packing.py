@@ -3,8 +3,8 @@
 Run: python benchmarks/packing.py [--batch-fraction 1.0] [--hidden 512] [--layers 1] [--memory]
 
 The mixture is that of the released pretraining recipe: per GPU batches of 8 (video captions, weight 1.3), 32 (text to
-video, 1.0), 32 (image captions, 0.3) and 32 (text to image, 0.3); a step takes one source. The lengths come from a model,
-since the data are not available:
+video, 1.0), 32 (image captions, 0.3) and 32 (text to image, 0.3); a step takes one source. The lengths come from a
+model, since the data are not available:
 
 - a clip is 2 seconds and 66 tokens; a video lasts 18 seconds in the mean (WebVid; here log-normal with a sigma of 0.6)
   and gives at most 20 clips; an image is one clip;
@@ -12,8 +12,8 @@ since the data are not available:
 
 Useful tokens are all except padding. "all to 1400" pads every sample to the recipe's longest length, "source's
 maximum" to its own (1400, 180, 180, 180), "longest of batch" to the longest sample, "packed" is `packing: true`. All
-four run the same samples in turn, forward and backward, and must give the same losses. On a CPU the time is the process's
-CPU time, which other work on the machine does not change.
+four run the same samples in turn, forward and backward, and must give the same losses. On a CPU the time is the
+process's CPU time, which other work on the machine does not change.
 
 --memory also runs one step of video captions per way in a process of its own and prints the rise of its peak memory,
 without and with gradient checkpointing.
