@@ -135,7 +135,7 @@ def test_a_rank_that_was_killed_is_the_reason_however_the_first_one_notices(erro
     assert caught.value.exit_code == 1
 
 
-def test_what_a_user_can_mend_in_the_first_process_is_told_though_others_were_ended() -> None:
+def test_what_a_user_can_fix_in_the_first_process_is_told_though_others_were_ended() -> None:
     launcher = WatchedLauncher(LightningEnvironment(), 2, 1)
     launcher.notes = tempfile.TemporaryDirectory()
     launcher.procs = [subprocess.Popen(["sleep", "60"])]
