@@ -1,10 +1,10 @@
-"""LLM training steps on cached features against the same steps that encode the videos themselves.
+"""Compare LLM training steps on cached features with the same steps that encode the videos themselves.
 
 Run: python benchmarks/cached_features.py [--steps 8] [--max-clips 1] [--image-size 32 --vision-width 64 ...]
 
-Sizes are those of the toy recipes, unless the tokenizer's ViT is made larger. Both ways take the same samples by turns:
-data, features, forward, backward; their features must be the same bits and their losses equal. Ratios of one run on one
-machine, in CPU time of the process, so that other work on it does not count; JSON on stdout.
+Sizes are those of the toy recipes, unless the tokenizer's ViT is made larger. Both ways take the same samples in turn:
+data, features, forward, backward; their features must be the same bits and their losses equal. JSON on stdout holds
+ratios of CPU time of the process, which other work on the machine does not change.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def batches(source: Path, clip: ClipConfig, args: argparse.Namespace) -> Iterato
 
 
 def step(loader: Iterator[dict[str, Any]], tokenizer: VideoTokenizer, llm: VideoLLM) -> dict[str, Any]:
-    """Take a training step and tells its features, its loss and the CPU time of its parts."""
+    """Take a training step, and return its features, its loss and the CPU time of its parts."""
     llm.zero_grad()
     times = [time.process_time()]
     batch = next(loader)

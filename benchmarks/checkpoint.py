@@ -1,12 +1,12 @@
-"""Size of a checkpoint beside trained weights and optimizer state, time of saving beside training, memory of resuming.
+"""Measure the size of a checkpoint, the time of saving and the memory of resuming.
 
 Run: python benchmarks/checkpoint.py [--devices 2 --strategy divot_zero3] [--width 1024 --layers 8] [--trained 4]
 
-Trains the last layers of a stack of linear ones, of which the others are frozen and come from a folder, saves them, and
-continues from the checkpoint in new processes. Prints per process: bytes of the checkpoint against those of trained
-weights and optimizer state; seconds of a step and of saving, and the share of the time that saving every
-`--every-steps` takes; seconds of loading; and how far memory that no file backs rose over what a process holds when
-training continues, against a share of the model and 1 GB.
+Trains the last layers of a stack of linear layers, saves them, and resumes from the checkpoint in new processes; the
+other layers are frozen and come from a folder. Prints per process: bytes of the checkpoint, relative to those of
+trained weights and optimizer state; seconds of a step and of saving, and the fraction of time for saving every
+`--every-steps`; seconds of loading; and the rise of anonymous memory while loading above that of training, relative
+to the process's part of the model and to 1 GB.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Stack(LightningModule):
 
 
 class Clock(Callback):
-    """Measures steps, and saving after the last one."""
+    """Measure steps, and saving after the last one."""
 
     def __init__(self, folder: Path | None, peak: "Peak") -> None:
         self.folder = folder
@@ -95,7 +95,7 @@ class Clock(Callback):
 
 
 class Peak:
-    """The most memory that the process held at a time, without pages of files."""
+    """Track the largest anonymous memory of the process, which excludes pages of files."""
 
     def __init__(self) -> None:
         self.mb = 0.0
@@ -108,13 +108,13 @@ class Peak:
 
 
 def anonymous_mb() -> float:
-    """Memory of this process that no file backs, in MB."""
+    """Return the memory of this process that no file backs, in MB."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) * 1024 / MB
 
 
 def run(given: argparse.Namespace, folder: Path, resume: bool) -> None:
-    """Is what each process does; rank 0 writes the figures."""
+    """Train and measure in one process; rank 0 writes the figures."""
     register_strategies()
     torch.set_num_threads(1)
     before = anonymous_mb()
@@ -153,21 +153,21 @@ def run(given: argparse.Namespace, folder: Path, resume: bool) -> None:
 
 
 def report(given: argparse.Namespace, folder: Path) -> None:
-    """Print what was measured."""
+    """Print the figures."""
     first, resumed = (json.loads((folder / f"figures_{again}.json").read_text()) for again in (False, True))
     parameters = given.width * (given.width + 1) * given.trained
     needed = parameters * 4 * 3  # weights and two moments, float32 at every precision
     written = sum(path.stat().st_size for path in (folder / "checkpoints/step_00000002").iterdir())
     model = given.width * (given.width + 1) * given.layers * 4
     every = given.every_steps
-    share = first["saving"] / (first["saving"] + every * first["step"])
+    fraction = first["saving"] / (first["saving"] + every * first["step"])
     print(f"{given.strategy}, {given.devices} processes, {given.precision}")
     print(f"whole model                    {model / MB:10.1f} MB")
     print(f"trained weights + optimizer    {needed / MB:10.1f} MB")
     print(f"checkpoint                     {written / MB:10.1f} MB  ({written / needed:.4f} of it)")
     print(f"step                           {first['step']:10.3f} s")
     print(f"saving                         {first['saving']:10.3f} s  ({written / MB / first['saving']:.0f} MB/s)")
-    print(f"share of time, every {every:5} steps {100 * share:9.2f} %")
+    print(f"fraction of time, every {every:5} steps {100 * fraction:9.2f} %")
     print(f"fit from the checkpoint on     {resumed['seconds']:10.3f} s  (one step)")
     print(f"model / processes + 1 GB       {model / MB / given.devices + 1000:10.1f} MB")
     print(f"memory held when it continues    {resumed['steady'] - resumed['before']:10.1f} MB per process")
@@ -176,7 +176,7 @@ def report(given: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure in new processes, first the run, then continuing from its checkpoint."""
+    """Measure in new processes: first the run, then resuming from its checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--strategy", default="auto")

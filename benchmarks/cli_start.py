@@ -1,4 +1,4 @@
-"""How long `divot --help` takes beside `python -c pass` and beside importing torch.
+"""Measure the time of `divot --help` beside those of `python -c pass` and of importing torch.
 
 Run: python benchmarks/cli_start.py
 """

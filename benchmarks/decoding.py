@@ -1,10 +1,10 @@
-"""Decoding only the frames that are needed against decoding whole files.
+"""Compare decoding only the needed frames with decoding whole files.
 
 Run: python benchmarks/decoding.py [--videos FOLDER] [--height 720] [--seconds 20] [--keyframe-interval 48]
 
-For each way to cut clips: how many times faster the needed frames are decoded than whole files, alone and with the
-conversion of the same frames to 256 pixels, beside the ratio that the keyframes allow: all frames of the files over
-those from the keyframes before the needed ones on. Ratios of processor time, in one run on one machine; JSON on stdout.
+For each way to cut clips, JSON on stdout holds ratios of processor time: whole files over the needed frames, without
+and with the conversion of these frames to 256 pixels. Beside them is the largest ratio that keyframes allow: all
+frames over the frames from the last keyframe before each needed frame.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SIZE = 256
 
 
 def write_video(path: Path, height: int, seconds: int, fps: int, keyframe_interval: int, seed: int) -> None:
-    """Write a smooth random picture that slides, with B-frames as players' files have them."""
+    """Write a video of a smooth random picture that moves, with B-frames as in common files."""
     width = height * 16 // 9
     cells = (1, 3, height // 18, width // 20)
     coarse = torch.from_numpy(np.random.default_rng(seed).integers(0, 255, cells).astype(np.float32))
@@ -75,7 +75,7 @@ def frames_to_decode(path: Path, times: Sequence[float]) -> int:
 
 
 def decode_whole(path: Path, needed: set[int]) -> int:
-    """Decode every frame of a file and converts those that are needed; returns the number of frames."""
+    """Decode every frame of a file and convert the needed ones; return the number of frames."""
     number = 0
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
@@ -89,13 +89,13 @@ def decode_whole(path: Path, needed: set[int]) -> int:
 
 
 def decode_needed(path: Path, times: Sequence[float]) -> int:
-    """Decode what the needed frames take and converts nothing."""
+    """Decode the frames up to the needed ones, and convert none."""
     with opened(path, decoding.MAX_PIXELS) as video:
         return len(list(shown_frames(video, times, keyframe_times(video))))
 
 
 def seconds_of(work: Callable[[Path, Any], object], chosen: Sequence[tuple[Path, Any]]) -> float:
-    """Return the processor time that the work takes over all files."""
+    """Return the processor time of the work on all files."""
     started = time.process_time()
     for path, wanted in chosen:
         work(path, wanted)
@@ -120,7 +120,7 @@ def compare(chosen: list[tuple[Path, list[float]]], repeats: int) -> dict[str, o
 
 
 def ways(duration: float, fps: float, rng: np.random.Generator) -> dict[str, list[float]]:
-    """Return the needed moments of each way to cut clips."""
+    """Return the needed times of each way to cut clips."""
     dense = ClipConfig(short_videos="squeeze")
     sparse = replace(dense, sparse_frames=5)
     one = sample_clip_times(duration, fps, dense, rng)[0]

@@ -1,10 +1,10 @@
-"""Measures the GMM loss against torch.distributions' mixture: time and peak memory, forward and backward.
+"""Compare the GMM loss with torch.distributions' mixture: time and peak memory, forward and backward.
 
-    python benchmarks/gmm_loss.py --device cpu --tokens 2048 --components 16 --width 256
+Run: python benchmarks/gmm_loss.py --device cpu --tokens 2048 --components 16 --width 256
 
-Each implementation runs in a process of its own, so that neither sees the other's memory. The table ends with the
-ratios, which are what to compare between machines. Peak memory is what the step needs beyond its inputs: on a CPU the
-rise of the process's peak resident size, on a GPU the rise of the allocator's peak.
+Each implementation runs in a process of its own, so that their memory is separate. The table ends with the ratios,
+which can be compared between machines. Peak memory is that of the step beyond its inputs: on a CPU the rise of the
+process's peak resident size, on a GPU the rise of the allocator's peak.
 """
 
 import argparse

@@ -1,11 +1,10 @@
-"""Frames per second of the data module against decoding the same clips one after another on the same cores.
+"""Compare the data module's frames per second with decoding the same clips one after another on the same cores.
 
 Run: python benchmarks/loader.py [--size 256] [--clips 96] [--workers 0 1 2] [--repeats 5]
 
-Each figure is a ratio of two times taken in turn: the loader's, and that of as many plain processes as it has workers,
-which decode the very same clips from memory and do nothing else. "cpu" is the same ratio of processor time, all
-processes together: what the cores allow once they are all busy, and steadier where other programs use them too. JSON
-on stdout holds median, least and largest.
+Each figure is a ratio of two times, measured in turn: that of the loader, and that of as many plain processes as it has
+workers, which only decode the same clips from memory. "cpu" is the ratio of processor times of all processes, which
+other programs on the machine disturb less. JSON on stdout holds median, smallest and largest.
 """
 
 import argparse
@@ -36,7 +35,7 @@ WAYS = {"16_of_n": None, "5_of_16": 5}
 
 
 def moving_picture(frames: int, size: int, seed: int) -> np.ndarray:
-    """A smooth random picture that slides, so that the codec has something to do: uint8 (F, 3, H, W)."""
+    """Return a video of a smooth random picture that moves, uint8 (F, 3, H, W)."""
     coarse = np.random.default_rng(seed).integers(0, 255, (1, 3, 16, 16)).astype(np.float32)
     picture = torch.nn.functional.interpolate(torch.from_numpy(coarse), (size, size), mode="bicubic")[0]
     shifts = [torch.roll(picture, (frame, 2 * frame), (1, 2)) for frame in range(frames)]
@@ -44,7 +43,7 @@ def moving_picture(frames: int, size: int, seed: int) -> np.ndarray:
 
 
 def write_shards(folder: Path, clips: int, size: int, seconds: int, fps: int) -> dict[str, bytes]:
-    """Write clips of another rate than the one that is sampled, as real videos have it."""
+    """Write clips whose frame rate differs from the sampled one, as in real videos."""
     shards, media = ShardFolder(folder, kind="video", settings={}), {}
     step = -(-clips // SHARDS)
     for number in range(SHARDS):
@@ -73,7 +72,7 @@ def cpu_seconds(processes: Iterable[BaseProcess] = ()) -> float:
 
 
 def plain_seconds(work: list[tuple[bytes, int]], clip: ClipConfig, processes: int) -> tuple[float, float]:
-    """Decode in this process, or in several that share the clips evenly; returns wall and processor time."""
+    """Decode in this process, or in several with equal numbers of clips; return wall and processor time."""
     started, spent = time.perf_counter(), cpu_seconds()
     if processes <= 1:
         decode_all(work, clip)
@@ -88,7 +87,7 @@ def plain_seconds(work: list[tuple[bytes, int]], clip: ClipConfig, processes: in
 
 
 def loader_seconds(batches: Iterator[Batch], count: int) -> tuple[float, float]:
-    """Take batches; returns wall and processor time."""
+    """Take batches; return wall and processor time."""
     workers = multiprocessing.active_children()
     started, spent = time.perf_counter(), cpu_seconds(workers)
     for _ in islice(batches, count):

@@ -1,9 +1,9 @@
-"""Growth of memory while the data module reads many clips: of its own process and of its workers.
+"""Measure the growth of memory while the data module reads many clips, of its own process and of its workers.
 
 Run: python benchmarks/loader_memory.py [--clips 10000] [--workers 2]
 
 The resident memory of each process is read after every 1,000 clips; the growth per 1,000 clips is the slope of a line
-through these readings, the first left out. JSON on stdout holds the slopes and the readings in MB.
+through these readings, without the first. JSON on stdout holds the slopes and the readings in MB.
 """
 
 import argparse
@@ -25,7 +25,7 @@ EVERY, BATCH = 1000, 20
 
 
 def resident_mb(pid: int | str, kind: str = "Rss") -> float:
-    """Return a process's resident memory in MB; without what it shares with others if kind is "private"."""
+    """Return a process's resident memory in MB; without shared memory if kind is "private"."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {line.split()[0].rstrip(":"): int(line.split()[1]) for line in lines}
     size = sizes["Rss"] if kind == "Rss" else sizes["Private_Clean"] + sizes["Private_Dirty"]
@@ -33,7 +33,7 @@ def resident_mb(pid: int | str, kind: str = "Rss") -> float:
 
 
 def slope(readings: list[float]) -> float:
-    """Return the growth per reading, the first left out."""
+    """Return the growth per reading, without the first."""
     later = readings[1:]
     return round(float(np.polyfit(range(len(later)), later, 1)[0]), 4)
 

@@ -1,8 +1,8 @@
-"""Time to the first batch of a run that continues late in its order, beside that of a fresh run.
+"""Compare the time to the first batch of a run that resumes late in its order with that of a fresh run.
 
 Run: python benchmarks/loader_resume.py [--step 20000] [--repeats 7]
 
-Both open the same shards and start the same workers; the order is computed, so how far it is skipped should not matter.
+Both open the same shards and start the same workers; the order is computed, so the step should not matter.
 JSON on stdout holds the ratio of the medians and the seconds.
 """
 

@@ -1,19 +1,19 @@
-"""Measures useful tokens per second of LLM training steps: packed rows against three ways to pad.
+"""Compare useful tokens per second of LLM training steps: packed rows and three ways to pad.
 
-    python benchmarks/packing.py [--batch-share 1.0] [--hidden 512] [--layers 1] [--memory]
+Run: python benchmarks/packing.py [--batch-fraction 1.0] [--hidden 512] [--layers 1] [--memory]
 
 The mixture is that of the released pretraining recipe: per GPU batches of 8 (video captions, weight 1.3), 32 (text to
-video, 1.0), 32 (image captions, 0.3) and 32 (text to image, 0.3); a step takes one source. The lengths are a model,
-since the data are not here:
+video, 1.0), 32 (image captions, 0.3) and 32 (text to image, 0.3); a step takes one source. The lengths come from a
+model, since the data are not available:
 
 - a clip is 2 seconds and 66 tokens; a video lasts 18 seconds in the mean (WebVid; here log-normal with a sigma of 0.6)
   and gives at most 20 clips; an image is one clip;
-- captions have 9 tokens and a Poisson number more: 9 for videos, 5 for images, 40 for prompts of images to draw.
+- captions have 9 tokens and a Poisson number more: 9 for videos, 5 for images, 40 for prompts of images to generate.
 
-Useful are all tokens that are no padding. "all to 1400" pads every sample to the recipe's longest length, "source's
+Useful tokens are all except padding. "all to 1400" pads every sample to the recipe's longest length, "source's
 maximum" to its own (1400, 180, 180, 180), "longest of batch" to the longest sample, "packed" is `packing: true`. All
-four run the same samples one after the other, forward and backward, and give the same losses, which is checked. On a
-CPU the time is the process's CPU time, so that other work on the machine does not count.
+four run the same samples in turn, forward and backward, and must give the same losses. On a CPU the time is the
+process's CPU time, which other work on the machine does not change.
 
 --memory also runs one step of video captions per way in a process of its own and prints the rise of its peak memory,
 without and with gradient checkpointing.
@@ -80,7 +80,7 @@ WAYS = ("all to 1400", "source's maximum", "longest of batch", "packed")
 
 
 class PaddedVideoLLM(VideoLLM):
-    """Pads every row to `pad_to` if that is more than the longest sample."""
+    """Pad every row to `pad_to` if that is more than the longest sample."""
 
     pad_to = 0
 
@@ -110,10 +110,10 @@ def prepare(video_llm: PaddedVideoLLM, way: str, source: Source) -> None:
     video_llm.set_packing(way == "packed")
 
 
-def draw(
-    source: Source, share: float, draws: np.random.Generator, device: str
+def sample_batch(
+    source: Source, fraction: float, draws: np.random.Generator, device: str
 ) -> tuple[list[list[Segment]], torch.Tensor]:
-    samples = [source.sample(draws) for _ in range(max(1, round(source.batch * share)))]
+    samples = [source.sample(draws) for _ in range(max(1, round(source.batch * fraction)))]
     num_clips = sum(segment.count for sample in samples for segment in sample if isinstance(segment, Clips))
     return samples, torch.randn(num_clips, 64, 256, device=device)
 
@@ -136,14 +136,16 @@ def now(features: torch.Tensor) -> float:
 
 
 def measure_speed(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Per way: useful tokens, all tokens and seconds of each source."""
+    """Return useful tokens, all tokens and seconds of each source, by way."""
     video_llm = build(args.hidden, args.layers, args.device, checkpointing=False)
     draws = np.random.default_rng(0)
     sums = {way: {what: [0.0] * len(SOURCES) for what in ("useful", "all", "seconds")} for way in WAYS}
-    step(video_llm, *draw(SOURCES[1], 0.1, draws, args.device))  # what is set up once does not count
+    step(
+        video_llm, *sample_batch(SOURCES[1], 0.1, draws, args.device)
+    )  # a first step sets things up and is not measured
     for _ in range(args.batches):
         for index, source in enumerate(SOURCES):
-            samples, features = draw(source, args.batch_share, draws, args.device)
+            samples, features = sample_batch(source, args.batch_fraction, draws, args.device)
             losses = []
             for way in WAYS:
                 prepare(video_llm, way, source)
@@ -164,12 +166,12 @@ def in_mixture(sums: dict[str, list[float]], what: str) -> float:
 def report_speed(sums: dict[str, dict[str, list[float]]]) -> None:
     rates = {way: in_mixture(sums[way], "useful") / in_mixture(sums[way], "seconds") for way in WAYS}
     for way in WAYS:
-        share = in_mixture(sums[way], "useful") / in_mixture(sums[way], "all")
+        fraction = in_mixture(sums[way], "useful") / in_mixture(sums[way], "all")
         by_source = ", ".join(
             f"{source.name} {useful / seconds:.0f}"
             for source, useful, seconds in zip(SOURCES, sums[way]["useful"], sums[way]["seconds"], strict=True)
         )
-        sys.stdout.write(f"{way:<17} {rates[way]:7.0f} useful tokens/s, {share:4.0%} useful; {by_source}\n")
+        sys.stdout.write(f"{way:<17} {rates[way]:7.0f} useful tokens/s, {fraction:4.0%} useful; {by_source}\n")
     for way in WAYS[:-1]:
         sys.stdout.write(f"ratio packed / {way:<17} {rates['packed'] / rates[way]:.2f}\n")
     ratio = rates["longest of batch"] / rates["all to 1400"]
@@ -177,10 +179,10 @@ def report_speed(sums: dict[str, dict[str, list[float]]]) -> None:
 
 
 def measure_memory(args: argparse.Namespace, way: str, checkpointing: bool) -> float:
-    """MiB that one step of video captions adds to the peak."""
+    """Return the MiB that one step of video captions adds to the peak memory."""
     video_llm = build(args.hidden, args.layers, args.device, checkpointing=checkpointing)
-    step(video_llm, *draw(SOURCES[1], 0.01, np.random.default_rng(1), args.device))
-    samples, features = draw(SOURCES[0], args.batch_share, np.random.default_rng(0), args.device)
+    step(video_llm, *sample_batch(SOURCES[1], 0.01, np.random.default_rng(1), args.device))
+    samples, features = sample_batch(SOURCES[0], args.batch_fraction, np.random.default_rng(0), args.device)
     prepare(video_llm, way, SOURCES[0])
     before = peak_bytes(args.device)
     step(video_llm, samples, features)
@@ -199,7 +201,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=512, help="width of the Llama")
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--batches", type=int, default=1, help="per source")
-    parser.add_argument("--batch-share", type=float, default=1.0, help="of the recipe's batch per GPU")
+    parser.add_argument("--batch-fraction", type=float, default=1.0, help="of the recipe's batch per GPU")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Seconds from `divot resume` to the first step that is done, after a kill, beside a fresh start of the same recipe.
+"""Compare the seconds from `divot resume` to its first finished step with those of a fresh start.
 
 Run: python benchmarks/resume.py [--devices 2 --strategy divot_zero2] [--repeats 3]
 
-A toy run of the LLM stage is started, killed with `kill -9` after its first checkpoint, and resumed; each time the
-clock stops when the first step stands in `metrics.csv`. Importing torch and Lightning is measured beside it, since most
-of both times goes there.
+A toy run of the LLM stage is started, killed with `kill -9` after its first checkpoint, and resumed. Each time ends
+when the first step is in `metrics.csv`. Importing torch and Lightning is measured as well, since it takes most of
+both times.
 """
 
 import argparse
@@ -26,7 +26,7 @@ IMPORTS = "import torch, lightning.pytorch, transformers, diffusers"
 
 
 def seconds_to_first_step(words: list[str]) -> float:
-    """Start the run, or continues with it, and gives the seconds until a step is logged; ends it with `kill -9`."""
+    """Start or resume the run, return the seconds until a step is logged, and end it with `kill -9`."""
     metrics, checkpoints = RUN / "metrics.csv", RUN / "checkpoints"
     metrics.unlink(missing_ok=True)
     before = {path.name for path in checkpoints.glob("step_*")}

@@ -1,4 +1,4 @@
-"""Public helpers for the tests of plug-in authors: a conformance suite, toy data, and functions in several processes."""
+"""Public test helpers for plug-in authors: head conformance, toy data, functions in several processes."""
 
 from divot_lightning.testing.head_conformance import HeadConformance
 from divot_lightning.testing.run_distributed import DistributedError, run_distributed

@@ -204,7 +204,7 @@ class HeadConformance(ABC):
             assert not features_BQC.requires_grad, "samples carry a gradient"
 
     def test_samples_follow_the_generator(self) -> None:
-        """The same seed gives the same features, whatever the global generator; other seeds give others, unless deterministic."""
+        """The same seed gives the same features; another seed gives others, unless the head is deterministic."""
         head = self._trained_a_little()
         first = self._sample(head, seed=1)
         torch.rand(3)
@@ -220,7 +220,7 @@ class HeadConformance(ABC):
             assert features_BQC.isfinite().all(), f"samples are not finite at temperature {temperature}"
 
     def test_temperature_narrows_the_spread(self) -> None:
-        """Half the temperature gives clearly less spread, and 0 not more than that, unless the head is deterministic."""
+        """Unless deterministic, half the temperature gives clearly less spread, and 0 not more than half."""
         if self._head().deterministic:
             return
         whole, half, none = (self._learnt_samples(temperature).std(dim=0).mean() for temperature in (1.0, 0.5, 0.0))
@@ -228,7 +228,7 @@ class HeadConformance(ABC):
         assert none <= 1.05 * half, f"temperature 0 has spread {none:.3f}, temperature 0.5 has {half:.3f}"
 
     def test_samples_have_the_spread_that_was_learnt(self) -> None:
-        """Gaussian targets give samples of their mean and standard deviation; of a deterministic head, only the mean."""
+        """Samples have the mean of Gaussian targets and, unless deterministic, their standard deviation."""
         features_NC = self._learnt_samples(1.0)
         distance = (features_NC.mean(dim=0) - self._learnt_mean()).abs().mean().item()
         assert distance < self.learning_tolerance, f"samples are {distance:.3f} away from the mean of the targets"

@@ -62,7 +62,7 @@ def _straight(divot: Divot, watched: dict[str, Any], *words: str) -> dict[int, l
 
 
 @pytest.mark.parametrize("epoch", ["endless", "exact"])
-def test_a_resumed_run_goes_on_with_the_next_sample(divot: Divot, watched: dict[str, Any], epoch: str) -> None:
+def test_a_resumed_run_continues_with_the_next_sample(divot: Divot, watched: dict[str, Any], epoch: str) -> None:
     watched["data"]["init_args"]["epoch"] = epoch
     assert divot("fit", watched, "--model.stop_after", "3") == 130
     assert divot("resume", str(RUN), "--model.stop_after", "5", "--data.num_workers", "2") == 130

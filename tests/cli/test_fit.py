@@ -36,7 +36,7 @@ def test_a_run_folder_holds_config_metrics_checkpoints_and_components(divot: Div
     assert (RUN / "finished.json").is_file()
 
 
-def test_a_run_of_no_steps_hands_on_untrained_components(divot: Divot, tiny: Settings) -> None:
+def test_a_run_of_no_steps_exports_untrained_components(divot: Divot, tiny: Settings) -> None:
     assert divot("fit", tiny, "--trainer.max_steps", "0") == 0
     assert (RUN / "layer/model.safetensors").is_file()
     assert (RUN / "config.yaml").is_file()

@@ -110,7 +110,7 @@ def test_each_row_is_there_once_after_a_signal_at_the_step_of_a_validation(
 
 
 @pytest.mark.parametrize("every_steps", [4, 3])
-def test_a_run_trained_for_longer_goes_on_with_the_rows_of_its_last_validation(
+def test_a_run_trained_for_longer_continues_with_the_rows_of_its_last_validation(
     divot: Divot, validated: Settings, every_steps: int
 ) -> None:
     validated["checkpoint"] = {"every_steps": every_steps}

@@ -59,7 +59,7 @@ def _handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_ctrl_c_saves_where_it_stopped_and_says_how_to_go_on(
+def test_ctrl_c_saves_where_it_stopped_and_says_how_to_continue(
     divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _interrupted(divot, tiny, at=5)
@@ -127,7 +127,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(divot: Divot, tiny: Settin
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
 
 
-def test_one_command_starts_goes_on_and_says_when_it_has_finished(
+def test_one_command_starts_continues_and_says_when_it_has_finished(
     divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny["data"]["init_args"]["interrupt_at"] = 3
@@ -341,7 +341,7 @@ def _fit_on_a_full_disk(recipe: Settings, *words: str) -> int:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
+def test_a_full_disk_stops_the_run_which_continues_when_there_is_room(
     divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _fit_on_a_full_disk(tiny) == 2
@@ -352,7 +352,7 @@ def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
-def test_a_full_disk_is_reported_and_the_run_goes_on_if_told_so(
+def test_a_full_disk_is_reported_and_the_run_continues_if_told_so(
     tiny: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny["trainer"]["max_steps"] = 100
@@ -392,7 +392,7 @@ def test_a_run_killed_while_it_wrote_its_components_writes_them(divot: Divot, ti
     assert list(_column("train/loss")) == [1, 3, 5]
 
 
-def test_a_moved_run_goes_on_where_it_is_now(divot: Divot, tiny: Settings) -> None:
+def test_a_moved_run_continues_where_it_is_now(divot: Divot, tiny: Settings) -> None:
     _interrupted(divot, tiny, at=5)
     shutil.move(RUN, "elsewhere")
     assert divot("resume", "elsewhere", "--data.interrupt_at", "null") == 0

@@ -81,9 +81,9 @@ def test_signals_stop_all_ranks_at_one_step_whoever_gets_them(folder: Path) -> N
 @pytest.mark.parametrize(
     ("fault", "torchrun", "reason", "status"),
     [
-        (Fault("user_error", step=2, rank=1), None, "rank 1: a fault was asked for at step 2", 2),
+        (Fault("user_error", step=2, rank=1), None, "rank 1: this fault was requested at step 2", 2),
         (Fault("kill", step=2, rank=1), None, "rank 1 was ended by SIGKILL", 1),
-        (Fault("crash", step=2, rank=0), 2, "RuntimeError: a fault was asked for at step 2", 1),
+        (Fault("crash", step=2, rank=0), 2, "RuntimeError: this fault was requested at step 2", 1),
     ],
 )
 def test_a_rank_that_fails_ends_the_job_with_its_reason(
@@ -135,7 +135,7 @@ def test_a_rank_that_was_killed_is_the_reason_however_the_first_one_notices(erro
     assert caught.value.exit_code == 1
 
 
-def test_what_a_user_can_mend_in_the_first_process_is_told_though_others_were_ended() -> None:
+def test_what_a_user_can_fix_in_the_first_process_is_told_though_others_were_ended() -> None:
     launcher = WatchedLauncher(LightningEnvironment(), 2, 1)
     launcher.notes = tempfile.TemporaryDirectory()
     launcher.procs = [subprocess.Popen(["sleep", "60"])]

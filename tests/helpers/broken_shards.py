@@ -38,7 +38,7 @@ class Expected(NamedTuple):
         reason: As skipped samples are counted.
         shard: Its path.
         key: The sample's; "" where the whole shard is meant.
-        when: The moment that finds it: indexing, reading (the shard is gone by then, see `BrokenShards.remove_vanishing`),
+        when: The moment that finds it: indexing, reading (the shard is gone, see `BrokenShards.remove_vanishing`),
             decoding, choosing a caption task, or the deadline (with `HangingDecoder`).
     """
 

@@ -42,8 +42,8 @@ class Fault:
         step: Optimizer steps done when it happens.
         rank: On which rank; None for all.
         moment: `start` when training starts, `step` when the step is done, `logged` when its metrics are written and
-            before it is saved, `save` when writing its checkpoint starts, `validation` when a validation after it has begun, `next` when the
-            next step begins.
+            before it is saved, `save` when writing its checkpoint starts, `validation` when a validation after
+            it has begun, `next` when the next step begins.
         delay: Seconds after the moment, during which the process continues; for `kill` and signals.
         bytes_left: See `full_disk`.
     """

@@ -30,7 +30,7 @@ MAX_FILES = 16
 
 
 def source_files() -> list[tuple[str, Path]]:
-    """Lists the modules of the project's packages by dotted name."""
+    """List the modules of the project's packages by dotted name."""
     roots = {"divot_lightning": ROOT, "divot_datamodules": ROOT / "datamodules", "divot_heads": ROOT / "plugins"}
     return [
         (".".join(path.relative_to(root).with_suffix("").parts), path)
@@ -40,7 +40,7 @@ def source_files() -> list[tuple[str, Path]]:
 
 
 def room_of(module: str) -> str:
-    """Returns the room of a module: the folder below divot_lightning, or the other package."""
+    """Return the room of a module: the folder below divot_lightning, or the other package."""
     package, *rest = module.split(".")
     if package == "divot_datamodules":
         return "data"
@@ -50,7 +50,7 @@ def room_of(module: str) -> str:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Yields what a file imports, also within functions and for types alone."""
+    """Yield what a file imports, also within functions and for types alone."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
@@ -62,7 +62,7 @@ FILES = source_files()
 
 
 def upward_imports(files: list[tuple[str, Path]]) -> list[str]:
-    """Lists the imports that point upwards, or sideways into another room of the same floor."""
+    """List the imports that point upwards, or sideways into another room of the same floor."""
     found = []
     for module, path in files:
         room = room_of(module)

@@ -38,7 +38,7 @@ def _names(wheel: Path) -> list[str]:
 
 
 def _run(installed: Path, *words: str) -> str:
-    """Runs Python in a neutral folder; `installed` comes before everything else on the path."""
+    """Run Python in a neutral folder; `installed` comes before everything else on the path."""
     environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *words]
     return subprocess.run(

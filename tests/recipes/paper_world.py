@@ -35,7 +35,7 @@ SAMPLES = 4
 
 
 def make_paper_world(folder: Path) -> None:
-    """Writes `models/`, `data/paper/` and `runs/paper/` into a folder that is the working directory."""
+    """Write `models/`, `data/paper/` and `runs/paper/` into a folder that is the working directory."""
     _write_models(folder / "models")
     _write_data(folder / "data/paper")
     _write_runs(folder / "runs/paper")
@@ -80,7 +80,7 @@ def _write_data(folder: Path) -> None:
 
 
 def _write_runs(folder: Path) -> None:
-    """Writes components as the paper's recipes make them, in their sizes."""
+    """Write components as the paper's recipes make them, in their sizes."""
     recipe = {name: _model_settings(name) for name in ("tokenizer_pretraining", "llm_pretraining")}
     tokenizer = TokenizerConfig(vision=VisionConfig(pretrained="models/clip-vit-h-14"))
     settings = recipe["tokenizer_pretraining"]["detokenizer"]

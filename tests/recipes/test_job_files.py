@@ -82,7 +82,7 @@ def _torchrun(environment: Mapping[str, str], node: int, port: str) -> dict[str,
     return {**environment, **nodes, "FIRST_NODE": "127.0.0.1", "PORT": port}
 
 
-def test_a_run_on_two_nodes_is_queued_again_by_slurm_and_goes_on_under_torchrun(environment: dict[str, str]) -> None:
+def test_a_run_on_two_nodes_is_queued_again_by_slurm_and_continues_under_torchrun(environment: dict[str, str]) -> None:
     with _job("slurm.sh", _slurm(environment)) as job:
         job.wait_for(RUN / "metrics.csv", PATIENCE)
         job.send(signal.SIGUSR1, rank=1)

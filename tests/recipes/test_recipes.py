@@ -131,7 +131,7 @@ def test_a_stage_resumes_from_its_run_folder(workplace: Path) -> None:
 
 
 def _trained(stage: str) -> Path:
-    """Gives the run folder of a stage in the working directory; trains it, and what it needs, once."""
+    """Return the run folder of a stage in the working directory; train it, and the runs that it needs, once."""
     run = Path("runs/toy") / stage
     if not run.exists():
         for former in FORMER[stage]:

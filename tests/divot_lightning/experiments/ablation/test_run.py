@@ -53,7 +53,7 @@ TINY = {
 
 
 @pytest.mark.slow
-def test_an_ablation_runs_goes_on_and_shows_what_failed(tmp_path, capsys):
+def test_an_ablation_runs_continues_and_shows_what_failed(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     folder = tmp_path / "out"
     words = ["ablate", str(tmp_path / "tiny.yaml"), "--folder", str(folder)]
@@ -88,7 +88,7 @@ def test_an_ablation_runs_goes_on_and_shows_what_failed(tmp_path, capsys):
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Takes settings for right, which spares a process that imports torch."""
+    """Take settings for right, which spares a process that imports torch."""
     monkeypatch.setattr(run_module, "wrong_settings", lambda steps: {})
 
 
@@ -137,7 +137,7 @@ def test_a_trial_alone_waits_for_what_other_trials_need_too(tmp_path, monkeypatc
 
 
 class CostsOfGMMFail:
-    """Runs no step, but leaves what measuring the costs leaves where the GMM trials cannot be built."""
+    """Run no step, but write the results of measuring costs, in which the GMM trials cannot be built."""
 
     def __init__(self, steps, folder, **settings):
         self.steps, self.folder = steps, folder
@@ -168,7 +168,7 @@ def test_a_trial_whose_cost_cannot_be_measured_fails_alone_and_does_not_train(tm
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_trials_with_wrong_settings_fail_before_anything_runs_and_others_go_on(tmp_path, monkeypatch, capsys):
+def test_trials_with_wrong_settings_fail_before_anything_runs_and_others_continue(tmp_path, monkeypatch, capsys):
     started, looked_at = [], []
 
     def wrong(steps):

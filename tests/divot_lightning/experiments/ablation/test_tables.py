@@ -32,7 +32,7 @@ ITEMS = {"mse-seed0": [1, 0, 0, 0], "mse-seed1": [1, 1, 0, 0], "gmm-seed0": [1, 
 
 
 def write_trials(folder, grid, protocol=None):
-    """Writes what finished trials leave behind."""
+    """Write what finished trials leave behind."""
     (folder / "steps").mkdir()
     for name, items in ITEMS.items():
         for what in grid.steps[name].values():
@@ -46,7 +46,7 @@ def write_trials(folder, grid, protocol=None):
 
 
 def seeds_of(values, better, *, items=None):
-    """Returns the table of two groups with these scores per seed, `mse` the baseline."""
+    """Return the table of two groups with these scores per seed, `mse` the baseline."""
     folders = {"mse": {}, "gmm": {}}
     results = [
         TrialResult(

@@ -72,7 +72,7 @@ def test_done_steps_do_not_run_again(tmp_path):
     assert (tmp_path / "count").read_text() == "x\n"
 
 
-def test_failed_step_is_reported_and_the_next_start_goes_on_from_there(tmp_path):
+def test_failed_step_is_reported_and_the_next_start_continues_from_there(tmp_path):
     steps = [
         shell("first", f"echo x >> {tmp_path}/count"),
         shell("second", f"echo 'disk is full'; [ -e {tmp_path}/repaired ]", after=("first",)),
@@ -170,7 +170,7 @@ def test_memory_of_children_is_recorded(tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_job_leaves_no_child_behind_and_goes_on(tmp_path, how):
+def test_a_killed_job_leaves_no_child_behind_and_continues(tmp_path, how):
     script = tmp_path / "job.py"
     script.write_text(
         textwrap.dedent(f"""

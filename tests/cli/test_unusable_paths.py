@@ -1,4 +1,4 @@
-"""Runs that were moved, places where nothing may be written, machines that lack something: one clear line each."""
+"""Runs that were moved, paths that cannot be written, machines that lack something: one clear line each."""
 
 import shutil
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def test_other_errors_of_a_run_say_nothing_about_paths(
     assert "looked for" not in _told(capsys)
 
 
-def test_a_place_where_nothing_may_be_written_is_told_in_a_line(divot: Divot, tiny: Settings, capsys: Any) -> None:
+def test_a_folder_where_nothing_may_be_written_is_told_in_a_line(divot: Divot, tiny: Settings, capsys: Any) -> None:
     assert divot("fit", tiny) == 0
     capsys.readouterr()
     with read_only_folder(Path("runs")):
