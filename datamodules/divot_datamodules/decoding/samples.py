@@ -304,7 +304,8 @@ def collate(items: list[Item]) -> dict[str, Any]:
     """Join items to a batch.
 
     Returns:
-        A part of `divot_lightning.parts.batch.Batch`: "key" (B strings) and "video" (uint8, (B, F, 3, H, W)) for the (de-)tokenizer stages; for the LLM stages
+        The keys of `divot_lightning.parts.batch.Batch` that hold samples: "key" (B strings) and "video" (uint8,
+        (B, F, 3, H, W)) for the (de-)tokenizer stages; for the LLM stages
         "segments" (B lists) as well and "video" (M, F, 3, H, W) or "features" (float32, (M, Q, C)) of all M clips in
         order of appearance.
 

@@ -20,7 +20,6 @@ from divot_datamodules.decoding.samples import (
     collate,
     llm_items,
     read_text,
-    sample_rng,
     tokenizer_items,
 )
 from divot_datamodules.shards.reading import RawSample
@@ -206,14 +205,6 @@ def test_odd_texts_are_a_missing_text_and_never_an_error_of_a_program(text, task
 def test_json_goes_before_txt():
     assert read_text({"json": b'{"caption": "a"}', "txt": b"b"}) == {"caption": "a"}
     assert read_text({}) == {}
-
-
-def test_a_samples_draws_depend_on_seed_pass_and_key_only():
-    draws = {sample_rng(seed, number, key).random() for seed in (0, 1) for number in (0, 1) for key in ("a", "b")}
-    assert len(draws) == 8
-    assert (
-        sample_rng(3, 4, "\u043a\u043b\u044e\u0447").random() == sample_rng(3, 4, "\u043a\u043b\u044e\u0447").random()
-    )
 
 
 TEXT = {"caption": "a", "questions": [{"question": "q", "answer": "b"}]}

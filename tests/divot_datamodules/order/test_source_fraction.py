@@ -44,7 +44,7 @@ def test_every_sample_is_as_likely_to_be_kept(counted_source):
             for shard, count in enumerate(source.counts)
         ]
     )
-    assert abs(samples.mean() - 249.5) < 5 * 500 / np.sqrt(12 * len(kept))
+    assert abs(samples.mean() - 249.5) < 5 * 500 / np.sqrt(12 * len(samples))
 
 
 def test_what_is_read_is_what_the_key_names(video_shards):
