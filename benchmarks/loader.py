@@ -110,7 +110,7 @@ def compare(
             batch = next(batches)
         first = batch["position"]
         slots = [slot for step in range(first, first + steps) for slot in data.position.plan.batch(step)]
-        work = [(media[source.key(slot.unit, slot.sample)], slot.number) for slot in slots]
+        work = [(media[source.key(slot.shard, slot.sample)], slot.number) for slot in slots]
         taken, plain = loader_seconds(batches, steps), plain_seconds(work, clip, workers)
         for kind, ours, theirs in zip(found, taken, plain, strict=True):
             found[kind].append(theirs / ours)
