@@ -80,7 +80,7 @@ def with_signatures(monkeypatch, module, name):
 def test_python_lines_of_the_readme_call_what_exists(monkeypatch):
     (code,) = [code for language, code in BLOCKS if language == "python"]
     answerer = with_signatures(monkeypatch, ask_module, "QuestionAnswerer")
-    answerer.ask_file.return_value = ["red"]
+    answerer.answer_questions.return_value = ["red"]
     generator = with_signatures(monkeypatch, generate_module, "ClipGenerator")
     generator.generate_clips.return_value = iter(["a clip"])
     names: dict[str, object] = {}
