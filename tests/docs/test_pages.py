@@ -8,6 +8,7 @@ from unittest.mock import create_autospec
 import pytest
 import yaml
 
+import divot_lightning
 from divot_lightning.cli import ask, generate, reconstruct
 from divot_lightning.cli.data import COMMANDS as DATA_COMMANDS
 from divot_lightning.cli.main import COMMANDS
@@ -74,6 +75,7 @@ def with_signatures(monkeypatch, module, name):
     double, instance = create_autospec(real), create_autospec(real, instance=True)
     double.from_run.return_value = instance
     monkeypatch.setattr(module, name, double)
+    monkeypatch.setattr(divot_lightning, name, double)  # the public name, which is kept once it was asked for
     return instance
 
 
