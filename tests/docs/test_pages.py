@@ -74,8 +74,8 @@ def with_signatures(monkeypatch, module, name):
     real = getattr(module, name)
     double, instance = create_autospec(real), create_autospec(real, instance=True)
     double.from_run.return_value = instance
+    monkeypatch.setattr(divot_lightning, name, double)  # first: the public name is kept once it was asked for
     monkeypatch.setattr(module, name, double)
-    monkeypatch.setattr(divot_lightning, name, double)  # the public name, which is kept once it was asked for
     return instance
 
 
