@@ -88,7 +88,7 @@ def test_other_data_are_refused(
     make_toy_shards(tmp_path / "other", train=5, validation=1, held_out=1)
     assert divot("resume", str(RUN), "--data.train", str(tmp_path / "other/train")) == 2
     shown = capsys.readouterr().err
-    assert "other/train: 5 samples in 3 units; in the checkpoint" in shown
+    assert "other/train: 5 samples in 3 shards; in the checkpoint" in shown
     assert "14 in 4" in shown
 
 

@@ -16,7 +16,7 @@ def test_every_installed_head_is_shown_with_origin_file_and_purpose(capsys):
     (gmm,) = [line for line in lines if line.startswith("gmm ")]
     assert gmm.split()[1:3] == ["divot_heads.gmm.GMMHead", "divot-lightning"]
     assert gmm.endswith("gmm.py")
-    assert lines[lines.index(gmm) + 1].strip().startswith("Predicts K diagonal Gaussians per token")
+    assert lines[lines.index(gmm) + 1].strip().startswith("A mixture of K diagonal Gaussians per token")
     assert "broken" not in shown
 
 

@@ -41,4 +41,5 @@ def main(argv: Sequence[str]) -> int:
 def help_text() -> str:
     """Return what `divot data --help` prints."""
     table = "\n".join(f"  {name:<8} {line}" for name, line in COMMANDS.items())
-    return f"usage: divot data COMMAND [OPTIONS]\n\ncommands:\n{table}\n\n`divot data COMMAND --help` shows the options of a command.\n"
+    closing = "`divot data COMMAND --help` shows the options of a command."
+    return f"usage: divot data COMMAND [OPTIONS]\n\ncommands:\n{table}\n\n{closing}\n"

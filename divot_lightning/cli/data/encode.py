@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
         "--media-from",
         choices=("root", "disk", "anywhere"),
         default="disk",
-        help="allowed media paths in a jsonl: below the media root only, anywhere on this machine's disks, or also URLs "
-        "(default: disk)",
+        help="allowed media paths in a jsonl: below the media root only, anywhere on this machine's disks, or also "
+        "URLs (default: disk)",
     )
     parser.add_argument("--size", type=int, help="height and width of the clips (default: as in the tokenizer's run)")
     parser.add_argument("--frames", type=int, help="frames per clip (default: as in the tokenizer's run)")
@@ -34,7 +34,10 @@ def parser() -> argparse.ArgumentParser:
         help="skip videos that are shorter than a clip, or take their frames closer together (default: refuse)",
     )
     parser.add_argument(
-        "--max-clips", type=int, default=1, help="largest number of clips of a video; 1 is the clip in its middle (default: 1)"
+        "--max-clips",
+        type=int,
+        default=1,
+        help="largest number of clips of a video; 1 is the clip in its middle (default: 1)",
     )
     parser.add_argument(
         "--precision",
@@ -45,10 +48,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-sample-clips", type=int, default=64, help="skip samples with more videos than this (default: 64)"
     )
-    parser.add_argument("--samples-per-shard", type=int, default=1024, help="largest number of samples in a shard (default: 1024)")
+    parser.add_argument(
+        "--samples-per-shard", type=int, default=1024, help="largest number of samples in a shard (default: 1024)"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="samples per batch (default: 32)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--max-skipped-fraction", type=float, default=0.05, help="largest fraction of skipped samples (default: 0.05)")
+    parser.add_argument(
+        "--max-skipped-fraction", type=float, default=0.05, help="largest fraction of skipped samples (default: 0.05)"
+    )
     return parser
 
 
@@ -59,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
         argv: The words after `divot data encode`.
     """
     args = parser().parse_args(argv)
-    from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards, tokenizer_clip
     from divot_datamodules.loading.skipped_samples import Budget, left_out_lines
+    from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards, tokenizer_clip
 
     given = {"height": args.size, "width": args.size, "frames": args.frames, "fps": args.fps}
     given = {name: value for name, value in given.items() if value is not None}

@@ -16,11 +16,15 @@ def parser() -> argparse.ArgumentParser:
         "durations, and defects with shard and key. The exit status is 1 if there are defects.",
     )
     parser.add_argument("source", help="folder (with subfolders), tar, glob, brace expansion, URL or jsonl")
-    parser.add_argument("--media-root", help="folder or URL of the relative paths in a jsonl (default: that of the jsonl)")
+    parser.add_argument(
+        "--media-root", help="folder or URL of the relative paths in a jsonl (default: that of the jsonl)"
+    )
     parser.add_argument("--size", type=int, default=32, help="height and width of the clips (default: 32)")
     parser.add_argument("--frames", type=int, default=16, help="frames per clip (default: 16)")
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the clips (default: 8)")
-    parser.add_argument("--short-videos", choices=("refuse", "squeeze"), default="refuse", help="as in `encode` (default: refuse)")
+    parser.add_argument(
+        "--short-videos", choices=("refuse", "squeeze"), default="refuse", help="as in `encode` (default: refuse)"
+    )
     parser.add_argument("--max-pixels", type=int, help="largest height x width of decoded videos (default: 8K)")
     parser.add_argument("--max-clips", type=int, default=1, help="largest number of clips of a video (default: 1)")
     parser.add_argument(
@@ -30,10 +34,12 @@ def parser() -> argparse.ArgumentParser:
         "--media-from",
         choices=("root", "disk", "anywhere"),
         default="disk",
-        help="allowed media paths in a jsonl: below the media root only, anywhere on this machine's disks, or also URLs "
-        "(default: disk)",
+        help="allowed media paths in a jsonl: below the media root only, anywhere on this machine's disks, or also "
+        "URLs (default: disk)",
     )
-    parser.add_argument("--tasks", help="also report samples without a text for any of these tasks, such as caption,question")
+    parser.add_argument(
+        "--tasks", help="also report samples without a text for any of these tasks, such as caption,question"
+    )
     parser.add_argument("--tokenizer", metavar="RUN", help="also report cached features of other tokenizers than this")
     parser.add_argument(
         "--max-length",
@@ -41,8 +47,12 @@ def parser() -> argparse.ArgumentParser:
         help="also report samples with more tokens than this (needs --tasks and --tokenizer)",
     )
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per CPU, at most 8)")
-    parser.add_argument("--deadline", type=float, default=30.0, help="largest time of a sample in seconds (default: 30)")
-    parser.add_argument("--copies-gb", type=float, default=20.0, help="disk space in GB for local copies of remote shards (default: 20)")
+    parser.add_argument(
+        "--deadline", type=float, default=30.0, help="largest time of a sample in seconds (default: 30)"
+    )
+    parser.add_argument(
+        "--copies-gb", type=float, default=20.0, help="disk space in GB for local copies of remote shards (default: 20)"
+    )
     parser.add_argument("--list", metavar="JSONL", help="write all defects, one per line; the report shows only some")
     parser.add_argument("--contact-sheet", metavar="PNG", help="write a picture of the first samples")
     return parser
@@ -60,11 +70,11 @@ def main(argv: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from divot_datamodules.decoding.clip_sampling import ClipConfig
+    from divot_datamodules.decoding.samples import SampleDecoder, TaskMixture
     from divot_datamodules.decoding.video import MAX_PIXELS
     from divot_datamodules.preparation.feature_checks import check_features
     from divot_datamodules.preparation.inspection import inspect_source, limits_for, open_for_inspection
     from divot_datamodules.preparation.inspection_report import write_contact_sheet, write_skipped
-    from divot_datamodules.decoding.samples import SampleDecoder, TaskMixture
 
     clip = ClipConfig(
         height=args.size,

@@ -10,22 +10,26 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot data pack",
         description="Pack videos and pictures into shards. A folder holds media files, each with a .json or .txt of the "
-        'same name. A jsonl holds one object per line, with the path in "video" or "image" (relative to the jsonl), or a '
-        'list of paths in "videos" or "images"; other fields hold texts such as "caption", "question", "answer", '
-        '"conversations", "story".',
+        "same name. A jsonl holds one object per line. Its `video` or `image` is a path, relative to the jsonl, and its "
+        "`videos` or `images` a list of paths; other fields hold texts, such as `caption`, `question`, `answer`, "
+        "`conversations`, `story`.",
     )
     parser.add_argument("source", help="folder or .jsonl")
     parser.add_argument("output", help="folder of the shards")
-    parser.add_argument("--clip-seconds", type=float, help="cut videos into pieces of this length (default: do not cut)")
+    parser.add_argument(
+        "--clip-seconds", type=float, help="cut videos into pieces of this length (default: do not cut)"
+    )
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the pieces (default: 8)")
     parser.add_argument("--size", type=int, help="short side of the pieces in pixels (default: as in the source)")
-    parser.add_argument("--samples-per-shard", type=int, default=256, help="largest number of samples in a shard (default: 256)")
+    parser.add_argument(
+        "--samples-per-shard", type=int, default=256, help="largest number of samples in a shard (default: 256)"
+    )
     parser.add_argument(
         "--check",
         choices=("all", "first"),
         default="all",
-        help="check of a file that is not cut: decode all frames, or only the first, which is at least ten times faster "
-        "and does not find damage in later frames (default: all)",
+        help="check of a file that is not cut: decode all frames, or only the first, which is at least ten times "
+        "faster and does not find damage in later frames (default: all)",
     )
     return parser
 

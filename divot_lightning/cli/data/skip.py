@@ -15,9 +15,9 @@ def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = argparse.ArgumentParser(
         prog="divot data skip",
-        description="Skip the samples of some future steps of a stopped run: the samples of later steps move forward. The "
-        "edit is written with date and reason to RUN/data/edits.jsonl, and `divot resume` shows it. Steps before the "
-        "newest checkpoint are done and cannot be skipped.",
+        description="Skip the samples of some future steps of a stopped run: the samples of later steps move forward. "
+        "The edit is written with date and reason to RUN/data/edits.jsonl, and `divot resume` shows it. Steps before "
+        "the newest checkpoint are done and cannot be skipped.",
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument(

@@ -15,10 +15,16 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", help="folder of train/, validation/, held_out/ and text_tokenizer/")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default: 32)")
     parser.add_argument("--train", type=int, default=4096, help="training clips (default: 4096)")
-    parser.add_argument("--validation", type=int, default=256, help="validation clips, with combinations of the training (default: 256)")
-    parser.add_argument("--held-out", type=int, default=256, help="clips with combinations that training never sees (default: 256)")
+    parser.add_argument(
+        "--validation", type=int, default=256, help="validation clips, with combinations of the training (default: 256)"
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=256, help="clips with combinations that training never sees (default: 256)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
-    parser.add_argument("--samples-per-shard", type=int, default=256, help="largest number of samples in a shard (default: 256)")
+    parser.add_argument(
+        "--samples-per-shard", type=int, default=256, help="largest number of samples in a shard (default: 256)"
+    )
     return parser
 
 

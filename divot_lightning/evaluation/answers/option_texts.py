@@ -10,7 +10,8 @@ from divot_lightning.evaluation.answers.text_match import spelt_words
 
 def letter_index(letter: str) -> int:
     """Return the index of a letter in the alphabet, 0 for "A" and "a"; outside 0 to 25 for any other character."""
-    return ord(letter.upper()) - ord("A")
+    # A capital may be several characters, as that of the German sharp s; then it is no letter of an option either.
+    return ord(letter.upper()) - ord("A") if len(letter.upper()) == 1 else -1
 
 
 def text_key(text: str) -> str:

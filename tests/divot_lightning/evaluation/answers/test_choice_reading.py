@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from divot_lightning.evaluation.answers.choice_reading import read_choice
@@ -166,6 +166,7 @@ def test_short_and_nested_options_are_told_apart(answer, options, choice):
     assert read_choice(answer, options) == choice
 
 
+@example(answer="11", options=["ß"])
 @given(
     answer=st.text(alphabet=st.sampled_from("ABCDEabc .,:;()[]<>{}\\*'\"?!\n12th isnoa\ue000\u2019")),
     options=st.lists(st.text(max_size=8), min_size=1, max_size=6),

@@ -201,7 +201,7 @@ def test_features_of_videos_that_were_replaced_are_not_taken_for_theirs(run, tmp
     other = bytearray(path.read_bytes())
     other[other.index(b"mdat") + 40] ^= 1
     path.write_bytes(other)
-    with pytest.raises(UserError, match="already holds shards of other settings: source_content"):
+    with pytest.raises(UserError, match="already contains shards of other settings: source_content"):
         encode_shards(run, tmp_path / "in", tmp_path / "out")
 
 
