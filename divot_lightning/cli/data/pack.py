@@ -11,8 +11,8 @@ def parser() -> argparse.ArgumentParser:
         prog="divot data pack",
         description="Pack videos and pictures into shards. A folder holds media files, each with a .json or .txt of "
         "the same name. A jsonl holds one object per line. Its `video` or `image` is a path, relative to the jsonl, "
-        "and its `videos` or `images` a list of paths; other fields hold texts, such as `caption`, `question`, `answer`, "
-        "`conversations`, `story`.",
+        "and its `videos` or `images` a list of paths; other fields hold texts, such as `caption`, `question`, "
+        "`answer`, `conversations`, `story`.",
     )
     parser.add_argument("source", help="folder or .jsonl")
     parser.add_argument("output", help="folder of the shards")
