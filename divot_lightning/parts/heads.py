@@ -6,8 +6,6 @@ Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width.
 """
 
 import functools
-import inspect
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -18,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from divot_lightning.errors import UserError
+from divot_lightning.parts.part import Part
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,7 +25,7 @@ H = TypeVar("H", bound=nn.Module)
 _HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
-class GenerationHead(nn.Module, ABC):
+class GenerationHead(Part, nn.Module, ABC):
     """Learns and samples the features of a clip, given the LLM's hidden states at the clip's queries.
 
     The first two arguments of a subclass are `hidden_dim` and `feature_dim`, which the model supplies. Its own
@@ -48,13 +46,7 @@ class GenerationHead(nn.Module, ABC):
 
     deterministic: ClassVar[bool] = False
     sampling_settings: ClassVar[tuple[str, ...]] = ()
-    init_args: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Record the settings before `__init__` runs."""
-        head = super().__new__(cls)
-        object.__setattr__(head, "init_args", _capture_settings(cls, args, kwargs))
-        return head
+    supplied_args: ClassVar[tuple[str, ...]] = ("hidden_dim", "feature_dim")
 
     def __init__(self, hidden_dim: int, feature_dim: int) -> None:
         """Store the widths.
@@ -215,30 +207,3 @@ def _input_as_float32(tensor: Tensor) -> Tensor:
 
 def _half_as_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in _HALF_DTYPES else tensor
-
-
-def _capture_settings(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Bind the arguments of a call to their names; values are converted as JSON would convert them."""
-    try:
-        bound = inspect.signature(cls.__init__).bind(None, *args, **kwargs)  # type: ignore[misc]
-    except TypeError:
-        # A copy or an unpickling, which restores the settings later, or a wrong call, which __init__ refuses.
-        return {}
-    bound.apply_defaults()
-    settings: dict[str, Any] = {}
-    for name, value in list(bound.arguments.items())[1:]:
-        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            settings.update(value)
-        else:
-            settings[name] = value
-    return {k: _through_json(cls, k, v) for k, v in settings.items() if k not in ("hidden_dim", "feature_dim")}
-
-
-def _through_json(cls: type, name: str, value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value))
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{cls.__name__}: setting {name}={value!r} cannot be stored as JSON, so the head could not be rebuilt\n"
-            "Allowed are numbers, strings, booleans, None, and lists and dicts of these; pass a name and look it up."
-        ) from error
