@@ -56,7 +56,7 @@ $(VENV)/torch: constraints.txt
 	@touch $@
 
 # torch goes first: DeepSpeed looks for it while it is built, and DS_BUILD_OPS=0 leaves its kernels to be built on use
-$(VENV)/installed: $(VENV)/torch pyproject.toml plugins/example-flow-head/pyproject.toml
+$(VENV)/installed: $(VENV)/torch pyproject.toml plugins/example-flow-head/pyproject.toml plugins/example-vision-encoder/pyproject.toml
 	DS_BUILD_OPS=0 $(PIP) -e ".[dev,deepspeed]"
-	$(PIP) -e plugins/example-flow-head
+	$(PIP) -e plugins/example-flow-head -e plugins/example-vision-encoder
 	@touch $@

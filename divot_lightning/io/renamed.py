@@ -4,6 +4,7 @@ A recipe or a `config.yaml` with an old name is refused, and the message gives t
 names are read through these tables, since nobody edits a `config.json` by hand.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -72,6 +73,9 @@ RECIPES = {
     "ablations/paper/mechanism": "ablations/paper/generation_mode",
 }
 """Shipped recipes."""
+
+OLD_VISION = "divot_backbones.vision.clip.ClipVision"
+"""The vision encoder of tokenizers whose `vision` holds its settings alone, from the time when there was only one."""
 
 OUR_PACKAGES = ("divot_lightning", "divot_datamodules")
 MAX_LINES = 2
@@ -159,6 +163,10 @@ def current_component(described: dict[str, Any]) -> dict[str, Any]:
     Args:
         described: Has `class`, a class path, and `config`, the settings; one without old names is returned as it is.
     """
+    config = described["config"]
+    if isinstance(vision := config.get("vision"), dict) and "class_path" not in vision:
+        part = {"class_path": OLD_VISION, "init_args": vision, "image_size": vision["image_size"], "frame_stride": 1}
+        described = {**described, "config": {**config, "vision": part}}
     current = new_class_path(described["class"])
     if current is None:
         return described
@@ -182,4 +190,11 @@ def _renamed(settings: Any, path: tuple[str, ...] = (), ours: bool = True) -> It
         spelt = ".".join(word for word in inner if word != "init_args")
         if ours and spelt in SETTINGS:
             yield ".".join(inner), SETTINGS[spelt]
+        if ours and spelt == "model.tokenizer.vision" and _is_settings_alone(value):
+            written = ", ".join(f"{name}: {json.dumps(setting)}" for name, setting in value.items())
+            yield f"{'.'.join(inner)}: {{...}}", f"{{class_path: clip, init_args: {{{written}}}}}"
         yield from _renamed(value, inner, ours)
+
+
+def _is_settings_alone(value: Any) -> bool:
+    return isinstance(value, Mapping) and not {"class_path", "init_args"} & set(value)

@@ -7,12 +7,17 @@ from divot_lightning.parts.registry import Registry
 
 if TYPE_CHECKING:
     from divot_lightning.parts.heads import GenerationHead
+    from divot_lightning.parts.vision_encoders import VisionEncoder
 
 HEADS: "Registry[GenerationHead]" = Registry(
     "heads", "head", "head", "divot_lightning.parts.heads.GenerationHead", ("hidden_dim", "feature_dim")
 )
 
-REGISTRIES: dict[str, Registry[Any]] = {registry.kind: registry for registry in (HEADS,)}
+VISION_ENCODERS: "Registry[VisionEncoder]" = Registry(
+    "vision_encoders", "vision encoder", "vision", "divot_lightning.parts.vision_encoders.VisionEncoder"
+)
+
+REGISTRIES: dict[str, Registry[Any]] = {registry.kind: registry for registry in (HEADS, VISION_ENCODERS)}
 """Every registry by its kind."""
 
 

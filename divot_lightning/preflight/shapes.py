@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from lightning import LightningModule
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from divot_lightning.checkpoint import components
 
@@ -32,7 +32,7 @@ def without_weights() -> Iterator[None]:
             (nn.Module, "register_parameter", register_on_meta),
             (components, "load_weights", _leave_weights),
             (AutoModelForCausalLM, "from_pretrained", staticmethod(_language_model)),
-            (CLIPVisionModel, "from_pretrained", staticmethod(_vision_model)),
+            (PreTrainedModel, "from_pretrained", classmethod(_vision_model)),
             (AutoencoderKL, "from_pretrained", staticmethod(_autoencoder)),
         ):
             replaced.enter_context(_replaced(owner, name, new))
@@ -71,9 +71,20 @@ def _language_model(folder: str, *, attn_implementation: str | None = None, **ig
     return model
 
 
-def _vision_model(folder: str, **ignored: Any) -> tuple[nn.Module, dict[str, list[str]]]:
-    config = CLIPVisionConfig.from_pretrained(folder, local_files_only=True)
-    return CLIPVisionModel(config), {"missing_keys": []}
+def _vision_model(
+    model_class: type[PreTrainedModel],
+    name: str,
+    *,
+    config: PretrainedConfig | None = None,
+    revision: str = "main",
+    output_loading_info: bool = False,
+    **ignored: Any,
+) -> Any:
+    """Replace `from_pretrained` of transformers' models, which vision encoders call."""
+    assert model_class.config_class is not None
+    config = config or model_class.config_class.from_pretrained(name, revision=revision, local_files_only=True)
+    model = model_class(config)
+    return (model, {"missing_keys": []}) if output_loading_info else model
 
 
 def _autoencoder(folder: str, **ignored: Any) -> nn.Module:

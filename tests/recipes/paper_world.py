@@ -4,6 +4,7 @@
 stories are longer than any `max_length`, and videos have as many clips as recipes take.
 """
 
+import functools
 import io
 import json
 import tarfile
@@ -16,13 +17,13 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPVisionConfig, MistralConfig
 
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import new_component
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
@@ -82,7 +83,7 @@ def _write_data(folder: Path) -> None:
 def _write_runs(folder: Path) -> None:
     """Write components as the paper's recipes make them, in their sizes."""
     recipe = {name: _model_settings(name) for name in ("tokenizer_pretraining", "llm_pretraining")}
-    tokenizer = TokenizerConfig(vision=VisionConfig(pretrained="models/clip-vit-h-14"))
+    tokenizer = TokenizerConfig(vision=functools.partial(ClipVision, pretrained="models/clip-vit-h-14"))
     settings = recipe["tokenizer_pretraining"]["detokenizer"]
     llm = recipe["llm_pretraining"]["llm"]
     config = VideoLLMConfig(**{**llm, "lora": LoRAConfig(**llm["lora"])})

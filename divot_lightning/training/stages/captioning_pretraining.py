@@ -14,7 +14,7 @@ from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, num_real_samples
-from divot_lightning.training.stages.video_llm_step import limits_of
+from divot_lightning.training.stages.video_llm_step import check_widths, limits_of
 
 
 class NoHead(GenerationHead):
@@ -48,26 +48,21 @@ class CaptioningPretraining(Stage):
 
     def __init__(self, tokenizer: TokenizerConfig, llm: VideoLLMConfig, optimizer: OptimizerConfig) -> None:
         super().__init__(optimizer)
-        given, taken = (tokenizer.tokens_per_clip, tokenizer.token_dim), (llm.num_queries, llm.feature_dim)
-        if given != taken:
-            raise UserError(
-                f"the tokenizer gives {given[0]} tokens of width {given[1]}, but llm.num_queries is {taken[0]} and "
-                f"llm.feature_dim {taken[1]}\nset both to the tokenizer's"
-            )
         self.tokenizer_config, self.llm_config = tokenizer, llm
 
     def build(self) -> None:
-        """Build both networks, untrained except for a ViT and a language model that come from folders."""
+        """Build both networks, untrained except for a vision encoder and a language model that come from folders."""
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
+        check_widths(self.tokenizer.config, self.llm_config)
         self.video_llm = VideoLLM(self.llm_config, NoHead)
         self.video_llm.queries.requires_grad_(False)  # they only serve generated clips
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return the folders of a frozen ViT and of a frozen language model: checkpoints do not store them again."""
-        vision, llm = self.tokenizer_config.vision, self.llm_config
+        """Return the sources of a frozen vision encoder and language model: checkpoints do not store them again."""
+        vision, llm = self.tokenizer.vision, self.llm_config
         sources: dict[str, str | Path] = {}
-        if vision.frozen and vision.pretrained is not None:
-            sources["tokenizer.vision"] = vision.pretrained
+        if vision.frozen and vision.source is not None:
+            sources["tokenizer.vision"] = vision.source
         if llm.freeze_language_model and llm.language_model is not None:
             sources["video_llm.language_model"] = llm.language_model
         return sources

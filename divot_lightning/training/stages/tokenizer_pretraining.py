@@ -40,7 +40,6 @@ class TokenizerPretraining(Stage):
         terminal_timestep_prob_end: float | None = None,
     ) -> None:
         super().__init__(optimizer)
-        check_token_sizes(tokenizer, detokenizer)
         self.tokenizer_config = tokenizer
         self.detokenizer_config = detokenizer
         self.terminal_timestep_prob = terminal_timestep_prob
@@ -49,16 +48,17 @@ class TokenizerPretraining(Stage):
         )
 
     def build(self) -> None:
-        """Build both networks, untrained except for a ViT and a VAE that come from folders."""
+        """Build both networks, untrained except for a vision encoder and a VAE that come from folders."""
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
+        check_token_sizes(self.tokenizer.config, self.detokenizer_config)
         self.detokenizer = VideoDetokenizer(self.detokenizer_config)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return the folders of a frozen ViT and of a VAE."""
-        vision, latents = self.tokenizer_config.vision, self.detokenizer_config.latents
+        """Return the sources of a frozen vision encoder and of a VAE."""
+        vision, latents = self.tokenizer.vision, self.detokenizer_config.latents
         sources: dict[str, str | Path] = {}
-        if vision.frozen and vision.pretrained is not None:
-            sources["tokenizer.vision"] = vision.pretrained
+        if vision.frozen and vision.source is not None:
+            sources["tokenizer.vision"] = vision.source
         if latents.pretrained is not None:
             sources["detokenizer.latents"] = latents.pretrained
         return sources

@@ -1,3 +1,4 @@
+import functools
 import json
 from itertools import islice
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.loading.skipped_samples import Budget
@@ -17,14 +19,15 @@ from divot_lightning.errors import UserError
 from divot_lightning.inference import feature_encoding as encoding
 from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.training.stages.video_llm_step import clip_features
 from tests.helpers.faults import limited_file_size
 
 
 def tiny_tokenizer(seed=0, image_size=32):
     torch.manual_seed(seed)
-    vision = VisionConfig(frozen=False, image_size=image_size, patch_size=image_size // 2, width=8, layers=1, heads=2)
+    vision = functools.partial(
+        ClipVision, frozen=False, image_size=image_size, patch_size=image_size // 2, width=8, layers=1, heads=2
+    )
     config = TokenizerConfig(
         vision=vision,
         temporal_width=8,

@@ -1,5 +1,6 @@
 """Clips are read from files and shards, go through both models and come out as videos."""
 
+import functools
 import shutil
 import tarfile
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import probe
 from divot_datamodules.decoding.video_writing import write_video
@@ -26,14 +28,13 @@ from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.testing.toy_shards import make_toy_shards
 from tests.helpers.broken_shards import moving_clip, write_members
 from tests.helpers.faults import limited_file_size
 
 
 def tiny_tokenizer() -> VideoTokenizer:
-    vision = VisionConfig(image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
+    vision = functools.partial(ClipVision, image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
     return VideoTokenizer(
         TokenizerConfig(
             vision=vision, temporal_width=8, temporal_layers=1, temporal_heads=2, temporal_init="random", pool_size=2,

@@ -162,3 +162,29 @@ def test_settings_of_other_classes_are_left_alone(text):
 def test_every_spelling_of_an_old_setting_is_found(text):
     with pytest.raises(UserError, match="train_share is now train_fraction"):
         renamed.require_current_names(yaml.safe_load(text), "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {init_args: {tokenizer: {vision: {frozen: false, width: 64}}}}",
+        "model.tokenizer.vision: {frozen: false, width: 64}",
+    ],
+)
+def test_settings_of_the_only_vision_encoder_there_was_are_refused_with_the_new_form(text):
+    with pytest.raises(
+        UserError, match=r"vision: \{\.\.\.\} is now \{class_path: clip, init_args: \{frozen: f"
+    ) as raised:
+        renamed.require_current_names(yaml.safe_load(text), "recipe.yaml")
+    written = str(raised.value).splitlines()[1].partition(" is now ")[2]
+    assert yaml.safe_load(written) == {"class_path": "clip", "init_args": {"frozen": False, "width": 64}}
+
+
+@pytest.mark.parametrize(
+    "vision",
+    ["clip", "{class_path: clip}", "{class_path: my.Encoder, init_args: {width: 3}}", "{init_args: {width: 3}}"],
+)
+def test_a_vision_encoder_in_the_new_form_is_left_alone(vision):
+    renamed.require_current_names(
+        yaml.safe_load(f"model: {{init_args: {{tokenizer: {{vision: {vision}}}}}}}"), "recipe.yaml"
+    )

@@ -1,5 +1,6 @@
 """What is predicted for a stage, against the same stage when it is built and trained."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from lightning import Trainer
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
@@ -20,7 +22,6 @@ from divot_lightning.models.detokenizer.latents import LatentsConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, DiffusersDenoiserConfig
 from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.model import VideoLLMConfig
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.preflight.memory import Layout, checkpoint_bytes, rank_memory
@@ -30,7 +31,7 @@ from divot_lightning.training.stages.llm_pretraining import LLMPretraining
 from divot_lightning.training.stages.stage import Stage
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
 
-VISION = VisionConfig(frozen=False, image_size=16, patch_size=4, width=32, layers=2, heads=2)
+VISION = functools.partial(ClipVision, frozen=False, image_size=16, patch_size=4, width=32, layers=2, heads=2)
 TOKENIZER = TokenizerConfig(
     vision=VISION,
     token_dim=8,

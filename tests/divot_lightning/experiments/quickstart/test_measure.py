@@ -1,11 +1,13 @@
 """Measurements with tiny untrained models: every kind writes its scores and what the report needs of it."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 import torch
 
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.toy.world import ATTRIBUTES
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import save_component, weights_sha256
@@ -20,7 +22,6 @@ from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.testing.toy_shards import make_toy_shards
 
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     make_toy_shards(folder / "data", train=24, validation=2, held_out=HELD_OUT)
     torch.manual_seed(0)
-    vision = VisionConfig(image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
+    vision = functools.partial(ClipVision, image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
     sizes = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}
     sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 2, "num_tokens": 3}
     sizes |= {"resampler_layers": 1, "resampler_heads": 2, "resampler_head_dim": 4, "token_dim": 4}

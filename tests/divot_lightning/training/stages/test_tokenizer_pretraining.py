@@ -126,11 +126,11 @@ def test_the_run_hands_on_both_components(stage, clips, tmp_path):
 def test_a_detokenizer_for_other_tokens_is_refused(tokenizer_config, detokenizer_config):
     detokenizer_config.num_tokens = 7
     with pytest.raises(UserError, match="gives 3 tokens of width 8, the de-tokenizer needs 7 of 8") as caught:
-        TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER)
+        TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER).build()
     assert len(str(caught.value).splitlines()) <= 5
 
 
 def test_position_bound_tokens_are_counted_by_frames_and_grid(tokenizer_config, detokenizer_config):
     tokenizer_config.token_source = "spatiotemporal"
     with pytest.raises(UserError, match="gives 20 tokens of width 8"):
-        TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER)
+        TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER).build()

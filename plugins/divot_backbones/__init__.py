@@ -1,0 +1,1 @@
+"""Networks that others have published, as parts of a run."""
