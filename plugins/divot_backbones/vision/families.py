@@ -64,6 +64,7 @@ class Family:
         size_key: Where the config has the height and width of images; None if it has the number of patches.
         settings: Keys of the config that differ from the checkpoint's, to leave out what patch features do not use.
         unused: Modules and parameters that patch features do not use; they are removed.
+        borrowed: Parameters of inner modules that the module around them reads; see `gather_borrowed`.
     """
 
     model: str
@@ -74,6 +75,7 @@ class Family:
     size_key: str | None = "image_size"
     settings: dict[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    borrowed: tuple[str, ...] = ()
 
     def num_prefix_tokens(self, config: Any) -> int:
         """Return the number of tokens before the patches."""
@@ -84,16 +86,33 @@ _MASK = ("embeddings.mask_token",)
 """Replaces masked patches in the pretraining of DINO."""
 _NO_HEAD = {"vision_use_head": False}
 """SigLIP pools its patches with an attention of its own."""
+_POSITIONS = ("embeddings.position_embedding.weight",)
+"""SigLIP resizes these, without calling the module that holds them."""
 
 FAMILIES: dict[str, Family] = {
     "dinov2": Family("Dinov2Model", run_on_images, True, unused=_MASK),
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", run_on_images, True, unused=_MASK),
     "dinov3_vit": Family("DINOv3ViTModel", run_on_images, True, unused=_MASK),
     "siglip_vision_model": Family(
-        "SiglipVisionModel", run_on_resized_positions, False, HALF, HALF, settings=_NO_HEAD, unused=("head",)
+        "SiglipVisionModel",
+        run_on_resized_positions,
+        False,
+        HALF,
+        HALF,
+        settings=_NO_HEAD,
+        unused=("head",),
+        borrowed=_POSITIONS,
     ),
     "siglip2_vision_model": Family(
-        "Siglip2VisionModel", run_on_patches, False, HALF, HALF, None, settings=_NO_HEAD, unused=("head",)
+        "Siglip2VisionModel",
+        run_on_patches,
+        False,
+        HALF,
+        HALF,
+        size_key=None,
+        settings=_NO_HEAD,
+        unused=("head",),
+        borrowed=_POSITIONS,
     ),
     "vit": Family("ViTModel", run_on_resized_positions, True, HALF, HALF, unused=("pooler",)),
     "vjepa2": Family("VJEPA2Model", run_on_clips, False, size_key="crop_size", unused=("predictor",)),

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from divot_lightning.distributed.meta_building import is_sharded
 from divot_lightning.errors import UserError
 
 
@@ -81,6 +82,23 @@ def drop_unused(model: nn.Module, unused: Iterable[str]) -> None:
         owner = model.get_submodule(owner_name)
         if getattr(owner, attribute, None) is not None:
             setattr(owner, attribute, None)
+
+
+def gather_borrowed(model: nn.Module, names: Iterable[str]) -> None:
+    """Let ZeRO-3 gather parameters for a module that reads them without calling the inner module that holds them.
+
+    Without ZeRO-3 nothing happens. It may be called before every forward pass.
+
+    Args:
+        model: The model.
+        names: Names of the parameters, such as `embeddings.position_embedding.weight`, which `embeddings` reads.
+    """
+    for name in names:
+        parameter = model.get_parameter(name)
+        if is_sharded(parameter):
+            import deepspeed
+
+            deepspeed.zero.register_external_parameter(model.get_submodule(name.rsplit(".", 2)[0]), parameter)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from divot_backbones.vision.families import FAMILIES, WHOLE_MODELS, Family
-from divot_backbones.vision.loading import drop_unused, load_vision_model, local_files, not_found
+from divot_backbones.vision.loading import drop_unused, gather_borrowed, load_vision_model, local_files, not_found
 from divot_backbones.vision.pixels import normalize, resize
 from divot_lightning.errors import UserError
 from divot_lightning.parts.vision_encoders import VisionEncoder
@@ -87,6 +87,7 @@ class TransformersVision(VisionEncoder):
         """Return the patch features, (B, T, P, C); see `VisionEncoder.encode`."""
         images_N3HW = resize(frames_BF3HW.flatten(0, 1), self.image_size)
         pixels_BF3HW = normalize(images_N3HW, self.mean, self.std).unflatten(0, frames_BF3HW.shape[:2])
+        gather_borrowed(self.model, self.family.borrowed)
         tokens_BTLC = self.family.run(self.model, pixels_BF3HW)
         return tokens_BTLC[:, :, self.family.num_prefix_tokens(self.model.config) :]
 

@@ -54,6 +54,6 @@ def test_a_recipe_that_names_it_trains_and_the_tokenizer_is_loaded(tmp_path: Pat
     folder = find_component(tmp_path / "run", "tokenizer")
     vision = json.loads((folder / "config.json").read_text())["config"]["vision"]
     assert vision["class_path"] == "divot_vision_convnet.encoder.ConvNet"
-    assert vision["init_args"] == {"frozen": False, "image_size": 32, "patch_size": 4, "width": 16, "layers": 2}
+    assert vision["init_args"] == {"frozen": False, "image_size": 32, "patch_size": 4, "width": 16, "layers": 1}
     tokenizer = load_component(folder, VideoTokenizer)
     assert tokenizer(torch.rand(1, 16, 3, 32, 32) * 2 - 1).shape == (1, 16, 32)
