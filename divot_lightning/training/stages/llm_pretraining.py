@@ -59,9 +59,7 @@ class LLMPretraining(VideoLLMStage):
 
     def on_fit_start(self) -> None:
         """Measure the feature statistics, once: a resumed run finds them in its checkpoint."""
-        # DeepSpeed restores a checkpoint after this hook.
-        resumed = bool(self.statistics_known) or self.trainer.ckpt_path is not None
-        if self.statistics_batches > 0 and not resumed:
+        if self.statistics_batches > 0 and not self.statistics_known:
             self._measure_features()
         super().on_fit_start()
 

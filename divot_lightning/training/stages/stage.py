@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
-from divot_lightning.distributed.meta_building import shard_rest
 from divot_lightning.distributed.rank_sync import RankSync, StepState, check_ranks_in_sync
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import sample_generators
 from divot_lightning.models.weight_dtypes import raise_to_float32
+from divot_lightning.models.weights import shard_rest
 from divot_lightning.training.accumulation import STEP_COUNTS, check_step, load_whole_steps
 from divot_lightning.training.global_mean import GlobalLoss, LossPart, global_mean, merge_means, weighted_sum
 from divot_lightning.training.nonfinite import gather_nonfinite_ranks, over_budget, write_record
