@@ -7,12 +7,20 @@ from divot_lightning.parts.registry import Registry
 
 if TYPE_CHECKING:
     from divot_lightning.parts.heads import GenerationHead
+    from divot_lightning.parts.sources import Source
+    from divot_lightning.parts.tasks import Task
 
 HEADS: "Registry[GenerationHead]" = Registry(
     "heads", "head", "head", "divot_lightning.parts.heads.GenerationHead", ("hidden_dim", "feature_dim")
 )
 
-REGISTRIES: dict[str, Registry[Any]] = {registry.kind: registry for registry in (HEADS,)}
+SOURCES: "Registry[Source]" = Registry(
+    "sources", "source", "source", "divot_lightning.parts.sources.Source", ("index_folder",)
+)
+
+TASKS: "Registry[Task]" = Registry("tasks", "task", "tasks", "divot_lightning.parts.tasks.Task", ("template",))
+
+REGISTRIES: dict[str, Registry[Any]] = {registry.kind: registry for registry in (HEADS, SOURCES, TASKS)}
 """Every registry by its kind."""
 
 
