@@ -43,7 +43,7 @@ MODULES = {
     "divot_datamodules.samples": "divot_datamodules.decoding.samples",
     "divot_datamodules.source_settings": "divot_datamodules.shards.source_settings",
     "divot_datamodules.sources": "divot_datamodules.shards.sources",
-    "divot_datamodules.tasks": "divot_datamodules.tasks.segments",
+    "divot_datamodules.tasks": "divot_datamodules.tasks.built_in",
 }
 """Old module to new one, for the modules whose classes a file of a user can name, or a plug-in imports."""
 

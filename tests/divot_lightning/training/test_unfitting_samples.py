@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from divot_datamodules.decoding.samples import TaskMixture
 from divot_datamodules.loading.skipped_samples import SkippedSamples
 from divot_datamodules.preparation.inspection import inspect_source
 from divot_datamodules.shards.sources import open_source
+from divot_datamodules.tasks.mixture import TaskMixture
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.models.video_llm.model import VideoLLM
