@@ -6,13 +6,30 @@ from divot_lightning.errors import UserError
 from divot_lightning.parts.registry import Registry
 
 if TYPE_CHECKING:
+    from divot_lightning.parts.denoisers import Denoiser
     from divot_lightning.parts.heads import GenerationHead
+    from divot_lightning.parts.latents import Latents
+    from divot_lightning.parts.objectives import Objective
 
 HEADS: "Registry[GenerationHead]" = Registry(
     "heads", "head", "head", "divot_lightning.parts.heads.GenerationHead", ("hidden_dim", "feature_dim")
 )
 
-REGISTRIES: dict[str, Registry[Any]] = {registry.kind: registry for registry in (HEADS,)}
+LATENTS: "Registry[Latents]" = Registry("latents", "latents", "latents", "divot_lightning.parts.latents.Latents")
+
+DENOISERS: "Registry[Denoiser]" = Registry(
+    "denoisers",
+    "denoiser",
+    "denoiser",
+    "divot_lightning.parts.denoisers.Denoiser",
+    ("channels", "frames", "grid", "condition_tokens", "condition_dim"),
+)
+
+OBJECTIVES: "Registry[Objective]" = Registry(
+    "objectives", "objective", "objective", "divot_lightning.parts.objectives.Objective"
+)
+
+REGISTRIES: dict[str, Registry[Any]] = {registry.kind: registry for registry in (HEADS, LATENTS, DENOISERS, OBJECTIVES)}
 """Every registry by its kind."""
 
 
