@@ -1,1 +1,1 @@
-"""Networks that others have published, as parts of a run."""
+"""Built-in backbones: vision encoders, denoisers, latents and objectives."""

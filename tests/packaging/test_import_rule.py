@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("errors",),
     ("io",),
-    ("parts", "distributed"),
-    ("models",),
+    ("parts",),
+    ("models", "distributed"),
     ("checkpoint",),
     ("data", "divot_heads", "divot_backbones"),
     ("deepspeed_zero",),
@@ -31,12 +31,8 @@ MAX_FILES = 16
 
 def source_files() -> list[tuple[str, Path]]:
     """List the modules of the project's packages by dotted name."""
-    roots = {
-        "divot_lightning": ROOT,
-        "divot_datamodules": ROOT / "datamodules",
-        "divot_heads": ROOT / "plugins",
-        "divot_backbones": ROOT / "plugins",
-    }
+    plugins = {name: ROOT / "plugins" for name in ("divot_heads", "divot_backbones")}
+    roots = {"divot_lightning": ROOT, "divot_datamodules": ROOT / "datamodules", **plugins}
     return [
         (".".join(path.relative_to(root).with_suffix("").parts), path)
         for package, root in roots.items()
