@@ -17,7 +17,9 @@ from divot_backbones.vision.pixels import normalize, resize
 from divot_backbones.vision.transformers_vision import TransformersVision
 from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
+from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.preflight.shapes import without_weights
 from tests.divot_backbones.vision.tiny_models import TINY
 
 CLASSES = {
@@ -206,6 +208,30 @@ def test_a_tokenizer_with_any_model_is_saved_and_loaded_without_the_folder(model
     assert twin.config == tokenizer.config
     assert twin(video).shape == (2, 3, 8)
     assert torch.equal(twin(video), tokenizer(video))
+
+
+@EVERY_MODEL
+def test_a_clip_has_the_same_tokens_to_the_bit_in_every_batch(model_type):
+    """Cached features have to equal those of a training step."""
+    vision = {"class_path": "transformers", "init_args": {"config": config_of(model_type)}}
+    tokenizer = VideoTokenizer(tokenizer_config(vision)).eval()
+    video = torch.randint(0, 256, (6, 16, 3, 20, 20), dtype=torch.uint8)
+    alone = torch.cat([encode_clips(tokenizer, clip[None]) for clip in video])
+    assert torch.equal(encode_clips(tokenizer, video), alone)
+
+
+@EVERY_MODEL
+def test_shapes_of_pretrained_weights_are_known_without_reading_them(model_type, tmp_path):
+    model_of(model_type).save_pretrained(tmp_path)
+    whole = TransformersVision(pretrained=str(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    with without_weights():
+        encoder = TransformersVision(pretrained=str(tmp_path))
+    assert {name: value.shape for name, value in encoder.named_parameters()} == {
+        name: value.shape for name, value in whole.named_parameters()
+    }
+    assert all(parameter.is_meta for parameter in encoder.parameters())
+    assert (encoder.init_args, encoder.grid) == (whole.init_args, whole.grid)
 
 
 def test_a_tokenizer_has_as_many_positions_in_time_as_the_encoder_makes_steps():
