@@ -107,6 +107,8 @@ def _vision_of(described: dict[str, Any]) -> Callable[[], VisionEncoder]:
     """Return what builds the encoder of a dictionary; only that of a component folder has facts beside the class."""
     if "frame_stride" in described:
         return VisionSpec(**described)
+    if "class_path" not in described:
+        raise UserError(f"tokenizer: vision={described} names no class; give {{class_path: clip, init_args: {{...}}}}")
     return functools.partial(VISION_ENCODERS.build, described["class_path"], described.get("init_args") or {})
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from divot_lightning.distributed.meta_building import is_sharded
 from divot_lightning.errors import UserError
+from divot_lightning.models.weights import is_sharded
 
 
 def load_vision_model(

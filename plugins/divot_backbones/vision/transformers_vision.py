@@ -17,8 +17,8 @@ from divot_backbones.vision.pixels import normalize, resize
 from divot_lightning.errors import UserError
 from divot_lightning.parts.vision_encoders import VisionEncoder
 
-NOT_STORED = {"architectures", "dtype", "transformers_version", "_name_or_path"}
-"""Keys of a config that say where weights came from, not what the network is."""
+NOT_STORED = {"architectures", "dtype", "id2label", "label2id", "transformers_version", "_name_or_path"}
+"""Keys of a config that say where weights came from or what a classifier's classes are, not what the network is."""
 
 
 class TransformersVision(VisionEncoder):
@@ -67,9 +67,8 @@ class TransformersVision(VisionEncoder):
         size = image_size or _own_size(family, settings)
         own_mean, own_std = _normalisation(family, pretrained, revision)
         self.mean, self.std = mean or own_mean, std or own_std
-        stored = {name: value for name, value in settings.to_diff_dict().items() if name not in NOT_STORED}
         self.init_args = {
-            "config": {**stored, "model_type": settings.model_type},
+            "config": _stored(settings),
             "frozen": frozen,
             "image_size": size,
             "mean": list(self.mean),
@@ -108,14 +107,24 @@ def _read_config(pretrained: str, revision: str | None) -> PreTrainedConfig:
 def _new_config(given: dict[str, Any]) -> PreTrainedConfig:
     model_type = given.get("model_type")
     _require_family(model_type)
-    known = set(AutoConfig.for_model(str(model_type)).to_dict())
-    unknown = sorted(set(given) - known)
+    unknown = sorted(set(given) - _known_keys(str(model_type)))
     if unknown:
         raise UserError(f"vision.config: {model_type} has no setting {', '.join(unknown)}; see transformers' docs")
     try:
         return AutoConfig.for_model(**given)
     except (TypeError, ValueError) as error:
         raise _unfitting(model_type, error) from error
+
+
+def _known_keys(model_type: str) -> set[str]:
+    return set(AutoConfig.for_model(model_type).to_dict())
+
+
+def _stored(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what builds the model again; the configs of some folders have further keys that transformers ignores."""
+    kept = _known_keys(config.model_type) - NOT_STORED
+    stored = {name: value for name, value in config.to_diff_dict().items() if name in kept}
+    return {**stored, "model_type": config.model_type}
 
 
 def _require_family(model_type: Any) -> None:

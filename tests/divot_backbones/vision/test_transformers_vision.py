@@ -146,6 +146,16 @@ def test_half_precision_weights_are_loaded_and_rebuilt_as_float32(tmp_path):
     assert {p.dtype for part in (encoder, twin) for p in part.parameters()} == {torch.float32}
 
 
+def test_keys_of_the_folder_that_do_not_describe_the_network_are_not_stored(tmp_path):
+    model_of("vit").save_pretrained(tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    told |= {"id2label": {"0": "tench"}, "label2id": {"tench": 0}, "of_an_older_version": 3}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    encoder = TransformersVision(pretrained=str(tmp_path))
+    assert not {"id2label", "label2id", "of_an_older_version", "dtype"} & set(encoder.init_args["config"])
+    assert TransformersVision(**encoder.init_args).init_args == encoder.init_args
+
+
 def test_normalisation_is_that_of_the_folder_then_that_of_the_settings(tmp_path):
     model_of("vit").save_pretrained(tmp_path)
     told = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}

@@ -183,6 +183,11 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
         VideoTokenizer(tiny(**changes))
 
 
+def test_settings_of_an_encoder_without_its_class_are_refused():
+    with pytest.raises(UserError, match=r"vision=\{'width': 8\} names no class; give \{class_path: clip, init_args"):
+        TokenizerConfig(vision={"width": 8})
+
+
 def test_too_short_clips_are_refused():
     with pytest.raises(UserError, match="the clip has 3 frames; it reads 5"):
         VideoTokenizer(tiny())(clip(frames=3))
