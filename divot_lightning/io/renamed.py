@@ -203,7 +203,7 @@ def _renamed(settings: Any, path: tuple[str, ...] = (), ours: bool = True) -> It
         spelt = ".".join(word for word in inner if word != "init_args")
         if ours and spelt in SETTINGS:
             yield ".".join(inner), SETTINGS[spelt]
-        if ours and spelt == "model.tokenizer.vision" and _is_settings_alone(value):
+        if ours and spelt == "model.tokenizer.vision" and inner[-1] == "vision" and _is_settings_alone(value):
             written = ", ".join(f"{name}: {json.dumps(setting)}" for name, setting in value.items())
             yield f"{'.'.join(inner)}: {{...}}", f"{{class_path: clip, init_args: {{{written}}}}}"
         yield from _renamed(value, inner, ours)

@@ -32,7 +32,8 @@ def tiny_tokenizer(seed=0, image_size=32, model_type=None):
         ClipVision, frozen=False, image_size=image_size, patch_size=image_size // 2, width=8, layers=1, heads=2
     )
     if model_type is not None:
-        vision = functools.partial(TransformersVision, config={"model_type": model_type, **TINY[model_type]})
+        settings = {"model_type": model_type, **TINY[model_type]}
+        vision = functools.partial(TransformersVision, config=settings, image_size=image_size)
     config = TokenizerConfig(
         vision=vision,
         num_frames=5 if model_type is None else 4,
