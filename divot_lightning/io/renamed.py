@@ -25,6 +25,7 @@ MODULES = {
     "divot_lightning.stages.optimization": "divot_lightning.training.optimization",
     "divot_lightning.models.tokenizer": "divot_lightning.models.tokenizer.video_tokenizer",
     "divot_lightning.models.detokenizer": "divot_lightning.models.detokenizer.video_detokenizer",
+    "divot_lightning.models.tokenizer.vision_backbone": "divot_backbones.vision.clip",
     "divot_lightning.models.video_llm": "divot_lightning.models.video_llm.model",
     "divot_lightning.models.noise_schedule": "divot_lightning.models.detokenizer.noise_schedule",
     "divot_lightning.heads": "divot_lightning.parts.heads",
@@ -49,6 +50,7 @@ MODULES = {
 """Old module to new one, for the modules whose classes a file of a user can name, or a plug-in imports."""
 
 CLASSES = {
+    "divot_backbones.vision.clip.VisionBackbone": "divot_backbones.vision.clip.ClipVision",
     "divot_lightning.parts.heads.float32_island": "divot_lightning.parts.heads.force_float32",
     "divot_lightning.training.optimization.OptimizerSettings": "divot_lightning.training.optimizers.AdamWOptimizer",
     "divot_lightning.training.optimization.OptimizerConfig": "divot_lightning.training.optimizers.AdamWOptimizer",

@@ -45,7 +45,8 @@ class TokenizerConfig:
             LayerNorm after it increases the gradient of the first step about a thousandfold: train with gradient
             clipping. "random" is torch's default, for training from scratch: tokens depend on the clip from the start.
         position_init: Initial values of the learned positions. "random" is small and random, as released. "sin_cos" is
-            for a small tokenizer that is trained from scratch in minutes; see `init_with_sin_cos`.
+            for a small tokenizer that is trained from scratch in minutes; see `init_with_sin_cos`. A trained
+            vision encoder then sets initial weights of its own, see `VisionEncoder.init_from_scratch`.
         pool_size: Height and width of the grid that the patches of each step are averaged to; at most the vision
             encoder's own grid, and equal to it for no pooling.
         spatiotemporal_width: Channels of the spatio-temporal transformer; a multiple of ``spatiotemporal_heads``.
