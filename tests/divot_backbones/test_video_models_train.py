@@ -20,7 +20,7 @@ from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConf
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
 
 IMAGE_VAE = {
@@ -68,7 +68,7 @@ def stage(request):
     latents, denoiser, objective = PARTS[request.param]
     sampling = SamplingConfig(steps=2)
     detokenizer = DetokenizerConfig(latents, denoiser, objective, sampling=sampling, size=16)
-    optimizer = OptimizerConfig(name="adamw", lr=1e-2, warmup_steps=1)
+    optimizer = AdamWOptimizer(lr=1e-2, warmup_steps=1)
     stage = TokenizerPretraining(TokenizerConfig(vision=vision, **sizes), detokenizer, optimizer, 0.5)
     stage.configure_model()
     return stage
