@@ -2,6 +2,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from divot_backbones import pretrained
 from divot_backbones.latents.image_vae import ImageVAELatents
 from divot_lightning.errors import UserError
 from divot_lightning.testing.latents_conformance import LatentsConformance
@@ -120,3 +121,22 @@ def test_another_models_folder_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
     with pytest.raises(UserError, match="holds a AutoencoderKLWan, not a AutoencoderKL"):
         ImageVAELatents(str(tmp_path))
+
+
+def test_of_a_hub_repository_one_revision_of_one_folder_is_downloaded(vae_folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        pretrained, "snapshot_download", lambda name, **settings: asked.append((name, settings)) or vae_folder.parent
+    )
+    latents = ImageVAELatents("someone/some-model", revision="0f1e2d", subfolder="vae")
+    assert asked == [("someone/some-model", {"revision": "0f1e2d", "allow_patterns": ["vae/*"]})]
+    assert latents.source == str(vae_folder)
+
+
+def test_a_hub_repository_that_cannot_be_read_is_named(monkeypatch):
+    def fail(name, **settings):
+        raise OSError("no route")
+
+    monkeypatch.setattr(pretrained, "snapshot_download", fail)
+    with pytest.raises(UserError, match=r"'someone/some-model' at revision '0f1e2d' cannot be read: no route"):
+        ImageVAELatents("someone/some-model", revision="0f1e2d")

@@ -538,3 +538,14 @@ def test_a_component_of_an_earlier_version_with_a_vae_and_a_unet_is_read(tmp_pat
     loaded = load_component(tmp_path / "detokenizer", VideoDetokenizer)
     losses = [each.loss(video, tokens, generator=seeded()) for each in (detokenizer, loaded)]
     assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("part", ["latents", "denoiser", "objective"])
+def test_a_part_of_a_package_that_nobody_trusts_is_not_imported(tmp_path, part):
+    save_component(make(), tmp_path / "detokenizer")
+    file = tmp_path / "detokenizer" / "config.json"
+    described = json.loads(file.read_text())
+    described["config"][part]["class_path"] = "stranger.Part"
+    file.write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"'stranger\.Part', which is not imported"):
+        load_component(tmp_path / "detokenizer", VideoDetokenizer)
