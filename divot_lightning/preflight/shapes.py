@@ -1,16 +1,18 @@
 """Build a stage on torch's meta device: no memory for parameters, and no weight file is read or downloaded."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import ModelMixin
+from huggingface_hub import snapshot_download
 from lightning import LightningModule
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from divot_backbones import pretrained
 from divot_lightning.checkpoint import components
 
 
@@ -33,7 +35,8 @@ def without_weights() -> Iterator[None]:
             (components, "load_weights", _leave_weights),
             (AutoModelForCausalLM, "from_pretrained", staticmethod(_language_model)),
             (PreTrainedModel, "from_pretrained", classmethod(_vision_model)),
-            (AutoencoderKL, "from_pretrained", staticmethod(_autoencoder)),
+            (ModelMixin, "from_pretrained", classmethod(_diffusers_model)),
+            (pretrained, "snapshot_download", _download_configs),
         ):
             replaced.enter_context(_replaced(owner, name, new))
         yield
@@ -87,6 +90,11 @@ def _vision_model(
     return (model, {"missing_keys": []}) if output_loading_info else model
 
 
-def _autoencoder(folder: str, **ignored: Any) -> nn.Module:
-    build: Callable[..., nn.Module] = AutoencoderKL.from_config
-    return build(AutoencoderKL.load_config(folder, local_files_only=True))
+def _diffusers_model(model_class: Any, folder: Path, *, local_files_only: bool, **changes: Any) -> nn.Module:
+    config = model_class.load_config(folder, local_files_only=local_files_only)
+    model: nn.Module = model_class.from_config(config, **changes)
+    return model
+
+
+def _download_configs(name: str, *, revision: str, allow_patterns: list[str] | None) -> str:
+    return snapshot_download(name, revision=revision, allow_patterns=["*.json"])
