@@ -183,7 +183,7 @@ odd_texts = st.dictionaries(
 @settings(max_examples=300, deadline=None)
 @given(
     odd_texts,
-    st.sampled_from([task.name for task in TASKS.installed()]),
+    st.sampled_from(["caption", "generate", "question", "conversation", "story"]),
     st.sampled_from(["pretraining", "instruction"]),
 )
 def test_odd_texts_are_a_missing_text_and_never_an_error_of_a_program(text, task, template):
