@@ -10,7 +10,7 @@ PIP_ARGS ?=
 # cuda: take PyTorch with CUDA where no NVIDIA GPU is found, too
 TORCH ?=
 # distributions of their own, with tests of their own; none is in our wheel
-EXAMPLES := plugins/example-flow-head plugins/example-parquet-source plugins/example-task
+EXAMPLES := $(wildcard plugins/example-*)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .PHONY: help setup quickstart test check docs format clean

@@ -47,10 +47,9 @@ class TestParquetSource(SourceConformance):
 
 def test_a_row_is_a_sample_with_its_texts(tmp_path):
     """Media in the form of `datasets`; all other columns are texts."""
-    rows = [
-        {"clip": {"bytes": b"gif", "path": None}, "caption": "a dog", "questions": [{"question": "q", "answer": "a"}]}
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    texts = {"caption": "a dog", "questions": [{"question": "q", "answer": "a"}]}
+    row = {"clip": {"bytes": b"gif", "path": None}, **texts}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     raw = ParquetSource(str(tmp_path / "*.parquet"), media="clip", suffix="gif").read(0, 0)
     assert raw.members["gif"] == b"gif"
     assert json.loads(raw.members["json"]) == texts
