@@ -111,3 +111,5 @@ def test_an_entry_of_the_data_has_a_path_or_a_source():
         SourceConfig(weight=2.0)
     with pytest.raises(UserError, match=r"both path 'a\.tar' and source"):
         SourceConfig("a.tar", source=lambda: None)
+    with pytest.raises(UserError, match="media_root 'm', which is for paths of jsonl lists"):
+        SourceConfig(source=lambda: None, media_root="m")
