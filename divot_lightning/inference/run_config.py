@@ -39,7 +39,7 @@ def read_data_config(run: str | Path) -> dict[str, Any]:
 
 def run_template(run: str | Path) -> Template:
     """Return the form of the prompts that a run was trained on, "pretraining" if its config does not say."""
-    return "instruction" if read_data_config(run).get("template") == "instruction" else "pretraining"
+    return str(read_data_config(run).get("template") or "pretraining")
 
 
 def run_tasks(run: str | Path) -> frozenset[str]:

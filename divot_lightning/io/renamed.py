@@ -50,6 +50,7 @@ MODULES = {
     "divot_datamodules.source_settings": "divot_datamodules.shards.source_settings",
     "divot_datamodules.sources": "divot_datamodules.shards.sources",
     "divot_datamodules.tasks": "divot_datamodules.tasks.built_in",
+    "divot_datamodules.tasks.segments": "divot_datamodules.tasks.built_in",
 }
 """Old module to new one, for the modules whose classes a file of a user can name, or a plug-in imports."""
 
@@ -59,6 +60,13 @@ CLASSES = {
     "divot_lightning.training.optimization.OptimizerSettings": "divot_lightning.training.optimizers.AdamWOptimizer",
     "divot_lightning.training.optimization.OptimizerConfig": "divot_lightning.training.optimizers.AdamWOptimizer",
     "divot_datamodules.decoding.clip_sampling.ClipSettings": "divot_datamodules.decoding.clip_sampling.ClipConfig",
+    "divot_datamodules.decoding.sample_errors.SampleError": "divot_lightning.parts.sources.SampleError",
+    "divot_datamodules.decoding.samples.TaskMixture": "divot_datamodules.tasks.mixture.TaskMixture",
+    "divot_datamodules.loading.skipped_samples.SkippedSample": "divot_lightning.parts.sources.SkippedSample",
+    "divot_datamodules.shards.reading.RawSample": "divot_lightning.parts.sources.RawSample",
+    "divot_datamodules.shards.reading.read_shard": "divot_datamodules.shards.sources.read_all",
+    "divot_datamodules.shards.source_settings.Source": "divot_datamodules.shards.source_settings.SourceConfig",
+    "divot_datamodules.shards.sources.SampleSource": "divot_lightning.parts.sources.Source",
 }
 """Classes and functions that were renamed as well, under their new modules."""
 
