@@ -179,7 +179,7 @@ class PartitionedTensors:
         if isinstance(value, Tensor) and value.numel() > 1:
             raise UserError(
                 f"the optimizer keeps {key} of shape {tuple(value.shape)} for a whole ZeRO partition, which cannot be "
-                "stored by parameter\nchoose adamw (--model.optimizer.name adamw)"
+                "stored by parameter\nchoose adamw (--model.optimizer adamw)"
             )
         return TensorSpec(torch.float32, ())
 

@@ -10,7 +10,7 @@ import torch
 
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.parts.heads import GenerationHead
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.stages.video_llm_stage import VideoLLMStage
 from divot_lightning.training.stages.video_llm_step import apply_feature_statistics, feature_statistics
 
@@ -37,7 +37,7 @@ class LLMPretraining(VideoLLMStage):
         head: Callable[[int, int], GenerationHead],
         previous: str,
         llm: VideoLLMConfig,
-        optimizer: OptimizerConfig,
+        optimizer: TrainingOptimizer,
         text_loss_weight: float = 1.0,
         head_loss_weight: float = 1.0,
         statistics_batches: int = 16,
