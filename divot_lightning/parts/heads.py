@@ -196,7 +196,8 @@ def _swapped(part: nn.Module) -> Iterator[None]:
         for store, name, tensor, copy in copies:
             current = store[name]
             assert current is not None
-            if current is not copy or copy._version:
+            # Tensors made in inference mode do not count their changes; what did not change is copied back unchanged.
+            if current is not copy or copy.is_inference() or copy._version:
                 with torch.no_grad():
                     tensor.copy_(current)
             store[name] = tensor  # type: ignore[assignment]

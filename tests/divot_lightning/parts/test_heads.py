@@ -134,6 +134,16 @@ def test_force_float32_keeps_what_a_method_writes_into_parameters_and_buffers_in
     assert {value.dtype for value in head.state_dict().values()} == {torch.bfloat16}
 
 
+def test_force_float32_samples_in_inference_mode_and_leaves_half_precision_as_it_was():
+    head, hidden = SettingsHead(4, 2).bfloat16(), torch.randn(1, 2, 4)
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    with torch.inference_mode():
+        sampled = head.sample(hidden)
+    torch.testing.assert_close(sampled, copy.deepcopy(head).float().sample(hidden).detach())
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+    assert {name for name, value in head.named_parameters() if value.requires_grad} == set(before)
+
+
 def test_force_float32_ends_with_the_method():
     head = SettingsHead(4, 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
