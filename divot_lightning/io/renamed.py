@@ -160,10 +160,14 @@ def current_component(described: dict[str, Any]) -> dict[str, Any]:
         described: Has `class`, a class path, and `config`, the settings; one without old names is returned as it is.
     """
     current = new_class_path(described["class"])
-    if current is None:
-        return described
-    renamed = {old.rpartition(".")[2]: new for old, new in SETTINGS.items()}
-    return {**described, "class": current, "config": {renamed.get(k, k): v for k, v in described["config"].items()}}
+    config = described["config"]
+    if current is not None:
+        renamed = {old.rpartition(".")[2]: new for old, new in SETTINGS.items()}
+        config = {renamed.get(name, name): value for name, value in config.items()}
+    if "head_class" in config:
+        head = {"class_path": config["head_class"], "init_args": config.get("head_init_args", {})}
+        config = {name: value for name, value in config.items() if not name.startswith("head_")} | {"head": head}
+    return {**described, "class": current or described["class"], "config": config}
 
 
 def _renamed(settings: Any, path: tuple[str, ...] = (), ours: bool = True) -> Iterator[tuple[str, str]]:

@@ -23,8 +23,8 @@ from divot_datamodules.shards.reading import MEDIA_SUFFIXES, RawSample, expand_s
 from divot_datamodules.shards.sources import JsonlSource, SampleSource, TarSource, find_jsonl
 from divot_lightning.checkpoint.components import find_component, read_settings
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_llm.sequence_limits import SampleLimits
-from divot_lightning.models.video_llm.sequences import SequenceLayout
+from divot_lightning.parts.sequences.layout import SequenceLayout
+from divot_lightning.parts.sequences.limits import SampleLimits
 
 
 def find_shards(source: str) -> list[str]:

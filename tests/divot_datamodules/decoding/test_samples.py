@@ -17,11 +17,11 @@ from divot_datamodules.decoding.samples import (
     SampleDecoder,
     SampleError,
     TaskMixture,
-    collate,
     llm_items,
     read_text,
     tokenizer_items,
 )
+from divot_datamodules.loading.collate import collate
 from divot_datamodules.shards.reading import RawSample
 from divot_datamodules.tasks.segments import TASKS
 from divot_lightning.errors import UserError

@@ -2,8 +2,8 @@ from transformers import AutoTokenizer
 
 from divot_datamodules.tasks import segments as tasks
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer, toy_texts, word_level_tokenizer
-from divot_lightning.models.video_llm.sequences import SpecialTokens
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
+from divot_lightning.parts.sequences.tokens import SpecialTokens
 
 
 def test_every_text_of_the_toy_world_is_known_and_comes_back():
