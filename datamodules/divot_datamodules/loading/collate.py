@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import Item, Sample, check_item
 from divot_lightning.errors import UserError
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.parts.sequences.limits import SampleLimits
 from divot_lightning.parts.sequences.tokens import TokenSequence
+from divot_lightning.parts.sources import SampleError
 
 MakeItems = Callable[[Sample, np.random.Generator], list[Item]]
 

@@ -17,19 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder
 from divot_datamodules.loading.collate import MakeItems, checked_items, collate, laid_out, lay_out_ahead
 from divot_datamodules.loading.decode_pool import Decode, Decoding, Pending, Request
 from divot_datamodules.loading.decoded_cache import DecodedCache, SampleId
-from divot_datamodules.loading.skipped_samples import SkippedSample, SkippedSamples
+from divot_datamodules.loading.skipped_samples import SkippedSamples
 from divot_datamodules.order.data_position import TrainPosition
 from divot_datamodules.order.order_plan import SampleIndex
-from divot_datamodules.shards.sources import SampleSource
 from divot_lightning.errors import UserError
 from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.parts.sequences.limits import SampleLimits
+from divot_lightning.parts.sources import SampleError, SkippedSample, Source
 
 PERMANENT_ERRORS = ("deadline", "worker_died")
 """Reasons for which a sample is not tried again in the next pass, since each try costs too much time."""
@@ -45,7 +44,7 @@ class LoadedSource:
         make_items: Turns a decoded sample into items of a batch; the generator makes the random choices.
     """
 
-    source: SampleSource
+    source: Source
     decoder: SampleDecoder
     make_items: MakeItems
 

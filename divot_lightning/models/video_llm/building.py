@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from divot_lightning.distributed.meta_building import gathered
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import (
@@ -23,6 +22,7 @@ from divot_lightning.models.video_llm.language_model import (
     vocabulary_size,
     word_embeddings,
 )
+from divot_lightning.models.weights import gathered
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.parts.sequences.text_tokenizer import load_text_tokenizer
 
