@@ -195,10 +195,14 @@ def current_component(described: dict[str, Any]) -> dict[str, Any]:
     if "noise_schedule" in config and described["class"].endswith(".VideoDetokenizer"):
         described = {**described, "config": detokenizer_of_parts(config)}
     current = new_class_path(described["class"])
-    if current is None:
-        return described
-    renamed = {old.rpartition(".")[2]: new for old, new in SETTINGS.items()}
-    return {**described, "class": current, "config": {renamed.get(k, k): v for k, v in described["config"].items()}}
+    config = described["config"]
+    if current is not None:
+        renamed = {old.rpartition(".")[2]: new for old, new in SETTINGS.items()}
+        config = {renamed.get(name, name): value for name, value in config.items()}
+    if "head_class" in config:
+        head = {"class_path": config["head_class"], "init_args": config.get("head_init_args", {})}
+        config = {name: value for name, value in config.items() if not name.startswith("head_")} | {"head": head}
+    return {**described, "class": current or described["class"], "config": config}
 
 
 def _has_plain_settings(part: Any) -> bool:

@@ -88,6 +88,7 @@ def _write_runs(folder: Path) -> None:
     settings = recipe["tokenizer_pretraining"]["detokenizer"]
     llm = recipe["llm_pretraining"]["llm"]
     config = VideoLLMConfig(**{**llm, "lora": LoRAConfig(**llm["lora"])})
+    config = config.for_tokenizer(tokenizer.tokens_per_clip, tokenizer.token_dim)
     with without_weights():
         parts: dict[str, nn.Module] = {
             "tokenizer": VideoTokenizer(tokenizer),

@@ -20,7 +20,7 @@ from divot_lightning.interop.released_keys import (
 )
 from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_llm.projectors import MLPProjector
+from divot_lightning.models.video_llm.projectors import mlp_projector
 
 DATA = Path(__file__).parents[2] / "data"
 RECORDED = {
@@ -93,7 +93,7 @@ def test_condition_resampler_gives_the_recorded_condition():
     ],
 )
 def test_projectors_give_the_recorded_outputs(table, sizes, given, expected):
-    model = MLPProjector(*sizes)
+    model = mlp_projector(*sizes)
     model.load_state_dict(from_released(recorded_weights(table), table))
     recorded = load("projectors")
     torch.testing.assert_close(model(recorded[given]), recorded[expected], atol=1e-5, rtol=0)

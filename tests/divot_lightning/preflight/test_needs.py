@@ -103,7 +103,7 @@ def _llm_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
     segments = [[Clips(1, "read"), Text("a red circle", True)], [Text("a circle", False), Clips(1, "generate")]] * 4
     video = torch.zeros(8, 16, 3, 16, 16, dtype=torch.uint8)
     stage = LLMPretraining(GMMHead, str(folder / "run"), config, OPTIMIZERS.build(optimizer, {}))
-    return stage, {"segments": segments, "video": video}
+    return stage, {"segments": segments, "sequences": stage.sequence_collator().lay_out(segments), "video": video}
 
 
 def _measure(stage: Stage, batch: dict[str, Any]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.model import VideoLLMConfig
 from divot_lightning.parts.segments import Clips, Text
 
@@ -86,8 +87,9 @@ def make_config(tmp_path):
 
 
 @pytest.fixture
-def batches():
+def batches(make_config):
     """Batches with videos: a caption, a generation, and one of text only."""
+    collator = sequence_collator(make_config())
     torch.manual_seed(1)
     both = [
         [Clips(1, "read"), Text("a red circle moves left", True)],
@@ -95,7 +97,8 @@ def batches():
     ]
     video = torch.randint(0, 256, (2, 16, 3, 8, 8), dtype=torch.uint8)
     rows = [{"segments": both, "key": ["a", "b"], "video": video.roll(i, 1)} for i in range(3)]
-    return [*rows, {"segments": [[Text("what ?", True)]], "key": ["c"]}]
+    rows.append({"segments": [[Text("what ?", True)]], "key": ["c"]})
+    return [{**row, "sequences": collator.lay_out(row["segments"])} for row in rows]
 
 
 @pytest.fixture

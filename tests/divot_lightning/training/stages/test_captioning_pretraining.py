@@ -18,10 +18,11 @@ CAPTIONS = ("a red circle moves left", "blue square right")
 
 
 @pytest.fixture
-def batches(clips):
+def batches(clips, stage):
     """Clips with captions to write."""
     segments = [[Clips(1, "read"), Text(caption, learn=True)] for caption in CAPTIONS]
-    return [batch | {"segments": segments} for batch in clips]
+    sequences = stage.sequence_collator().lay_out(segments)
+    return [batch | {"segments": segments, "sequences": sequences} for batch in clips]
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from divot_lightning.models.video_llm.row_packing import pack_rows, rows_cost
+from divot_lightning.parts.sequences.row_packing import pack_rows, rows_cost
 
 lengths = st.lists(st.integers(1, 300), max_size=24)
 limits = st.one_of(st.none(), st.integers(1, 400))

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequence_limits import LimitsSamples, SampleLimits
-from divot_lightning.models.video_llm.sequences import SequenceLayout, SpecialTokens, build_sequence
 from divot_lightning.parts.segments import Clips, Text
+from divot_lightning.parts.sequences.layout import SequenceLayout, build_sequence
+from divot_lightning.parts.sequences.limits import SampleLimits
+from divot_lightning.parts.sequences.tokens import SpecialTokens
 
 texts = st.builds(Text, st.text("ab ", max_size=12), st.booleans(), st.booleans())
 clips = st.builds(Clips, st.integers(1, 4), st.sampled_from(["read", "generate"]), st.sampled_from(["video", "image"]))
@@ -48,12 +49,3 @@ def test_the_excess_is_counted_in_tokens():
 @pytest.mark.parametrize("limits", [SampleLimits(), SampleLimits(layout=SequenceLayout(4))])
 def test_without_a_longest_sequence_everything_fits(limits):
     assert limits.excess([Clips(500, "read")]) == 0
-
-
-def test_a_stage_with_limits_is_recognised_by_its_method():
-    class Stage:
-        def sample_limits(self):
-            return SampleLimits()
-
-    assert isinstance(Stage(), LimitsSamples)
-    assert not isinstance(object(), LimitsSamples)

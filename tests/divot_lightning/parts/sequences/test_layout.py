@@ -4,15 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequences import (
-    IGNORED,
-    SequenceLayout,
-    SpecialTokens,
-    TokenKind,
-    build_sequence,
-    collate_sequences,
-)
 from divot_lightning.parts.segments import Clips, Text
+from divot_lightning.parts.sequences.layout import SequenceLayout, build_sequence
+from divot_lightning.parts.sequences.rows import collate_sequences
+from divot_lightning.parts.sequences.tokens import IGNORED, SpecialTokens, TokenKind
 
 VID, VID_END, IMG, IMG_END, FRAME, FRAME_END, END, BEGIN = range(101, 109)
 SPECIAL = SpecialTokens(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
-from divot_lightning.models.video_llm.sequences import SequenceLayout, SpecialTokens, build_sequence
 from divot_lightning.parts.segments import Segment, Text
+from divot_lightning.parts.sequences.layout import SequenceLayout, build_sequence
+from divot_lightning.parts.sequences.tokens import SpecialTokens
 
 _ANY_ID = 0
 """Stands for every special token where only lengths matter."""
@@ -38,15 +38,6 @@ class SampleLimits:
         if self.layout is None or not self.layout.max_length:
             return 0
         return max(0, length_without_text(segments, self.layout, begins=self.begins) - self.layout.max_length)
-
-
-@runtime_checkable
-class LimitsSamples(Protocol):
-    """A stage that limits its samples."""
-
-    def sample_limits(self) -> SampleLimits:
-        """Return the limits as far as they are known: `begins` only once the stage is built."""
-        ...
 
 
 def length_without_text(segments: Iterable[Segment], layout: SequenceLayout, *, begins: bool) -> int:
