@@ -4,5 +4,13 @@ from divot_lightning.testing.head_conformance import HeadConformance
 from divot_lightning.testing.run_distributed import DistributedError, run_distributed
 from divot_lightning.testing.source_conformance import SourceConformance
 from divot_lightning.testing.task_conformance import TaskConformance
+from divot_lightning.testing.vision_encoder_conformance import VisionEncoderConformance
 
-__all__ = ["DistributedError", "HeadConformance", "SourceConformance", "TaskConformance", "run_distributed"]
+__all__ = [
+    "DistributedError",
+    "HeadConformance",
+    "SourceConformance",
+    "TaskConformance",
+    "VisionEncoderConformance",
+    "run_distributed",
+]

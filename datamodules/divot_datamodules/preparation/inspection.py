@@ -22,8 +22,8 @@ from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_datamodules.tasks.mixture import TaskMixture, llm_items
 from divot_lightning.checkpoint.components import find_component, read_settings
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_llm.sequence_limits import SampleLimits
-from divot_lightning.models.video_llm.sequences import SequenceLayout
+from divot_lightning.parts.sequences.layout import SequenceLayout
+from divot_lightning.parts.sequences.limits import SampleLimits
 from divot_lightning.parts.sources import RawSample, SampleError, SkippedSample, Source
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save
 from divot_datamodules.decoding import samples
 from divot_datamodules.decoding.cached_features import read_features
 from divot_datamodules.decoding.clip_sampling import ClipConfig
-from divot_datamodules.decoding.samples import Sample, SampleDecoder, collate, read_text, tokenizer_items
+from divot_datamodules.decoding.samples import Sample, SampleDecoder, read_text, tokenizer_items
+from divot_datamodules.loading.collate import collate
 from divot_datamodules.tasks.mixture import TaskMixture, llm_items
 from divot_lightning.errors import UserError
 from divot_lightning.parts.segments import Clips, Text
