@@ -24,7 +24,7 @@ from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConf
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.config import VideoLLMConfig
-from divot_lightning.models.video_llm.language_model import LoRAConfig
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.preflight.shapes import without_weights
 from divot_lightning.training.recipe_files import recipes_dir

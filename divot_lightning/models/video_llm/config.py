@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.language_model import Attention, LoRAConfig
+from divot_lightning.models.video_llm.language_model import Attention
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.weight_dtypes import FrozenDtype
 from divot_lightning.parts.part import PartSpec
 from divot_lightning.parts.sequences.layout import GenerationMode, SequenceLayout
