@@ -41,9 +41,9 @@ def toy_settings(stage: str) -> dict[str, Any]:
 def build_tokenizer(args: argparse.Namespace) -> VideoTokenizer:
     settings = toy_settings("tokenizer_pretraining")["tokenizer"]
     given = {"image_size": args.image_size, "width": args.vision_width, "layers": args.vision_layers}
-    settings["vision"] |= {name: value for name, value in given.items() if value is not None}
+    settings["vision"]["init_args"] |= {name: value for name, value in given.items() if value is not None}
     if args.image_size is not None:
-        settings["vision"]["patch_size"] = max(4, args.image_size // 16)
+        settings["vision"]["init_args"]["patch_size"] = max(4, args.image_size // 16)
     return VideoTokenizer(TokenizerConfig(**settings)).requires_grad_(False).eval()
 
 

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple, cast
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder
 from divot_datamodules.loading.collate import MakeItems, checked_items, collate, laid_out, lay_out_ahead
-from divot_datamodules.loading.decode_pool import Decode, Decoding, Pending, Request
+from divot_datamodules.loading.decode_pool import Decode, Decoding, LazySample, Pending, Request
 from divot_datamodules.loading.decoded_cache import DecodedCache, SampleId
 from divot_datamodules.loading.skipped_samples import SkippedSamples
 from divot_datamodules.order.data_position import TrainPosition
@@ -101,19 +102,11 @@ class PlannedStep(NamedTuple):
     others: Iterable[SampleIndex]
 
 
-class _ReadySample:
-    """A sample that needs no decoding: it is in the cache, or its error is known."""
-
-    def __init__(self, outcome: Sample | SampleError) -> None:
-        self.outcome = outcome
-
-    def result(self) -> Sample:
-        if isinstance(self.outcome, SampleError):
-            raise self.outcome
-        return self.outcome
-
-    def release(self) -> None:
-        pass
+def _known_outcome(outcome: Sample | SampleError, request: Request) -> Sample:
+    """Stand for decoding where the result is known: the sample is in the cache, or cannot be used."""
+    if isinstance(outcome, SampleError):
+        raise outcome
+    return outcome
 
 
 @dataclass
@@ -183,7 +176,8 @@ class BatchReader:
     def _request(self, index: SampleIndex) -> Pending:
         sample_id = self._sample_id(index)
         known = self.cache.get(sample_id) or self._failed_for_good.get(sample_id)
-        return _ReadySample(known) if known is not None else self.decoding().submit(Request(self.data, index))
+        request = Request(self.data, index)
+        return LazySample(partial(_known_outcome, known), request) if known else self.decoding().submit(request)
 
     def _batch(self, planned: PlannedStep, pendings: list[Pending]) -> Batch:
         taken: list[tuple[SampleIndex, Item]] = []

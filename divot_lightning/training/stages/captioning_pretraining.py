@@ -48,21 +48,20 @@ class CaptioningPretraining(Stage):
 
     def __init__(self, tokenizer: TokenizerConfig, llm: VideoLLMConfig, optimizer: TrainingOptimizer) -> None:
         super().__init__(optimizer)
-        self.tokenizer_config = tokenizer
-        self.llm_config = llm.for_tokenizer(tokenizer.tokens_per_clip, tokenizer.token_dim)
+        self.tokenizer_config, self.llm_config = tokenizer, llm
 
     def build(self) -> None:
-        """Build both networks, untrained except for a ViT and a language model that come from folders."""
+        """Build both networks, untrained except for a vision encoder and a language model that come from folders."""
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
-        self.video_llm = VideoLLM(self.llm_config, NoHead)
+        self.video_llm = VideoLLM(self._llm_config(self.tokenizer.config), NoHead)
         self.video_llm.queries.requires_grad_(False)  # they only serve generated clips
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return the folders of a frozen ViT and of a frozen language model: checkpoints do not store them again."""
-        vision, llm = self.tokenizer_config.vision, self.llm_config
+        """Return the sources of a frozen vision encoder and language model: checkpoints do not store them again."""
+        vision, llm = self.tokenizer.vision, self.llm_config
         sources: dict[str, str | Path] = {}
-        if vision.frozen and vision.pretrained is not None:
-            sources["tokenizer.vision"] = vision.pretrained
+        if vision.frozen and vision.source is not None:
+            sources["tokenizer.vision"] = vision.source
         if llm.freeze_language_model and llm.language_model is not None:
             sources["video_llm.language_model"] = llm.language_model
         return sources
@@ -91,7 +90,11 @@ class CaptioningPretraining(Stage):
 
     def sequence_collator(self) -> SequenceCollator:
         """Return what the data need to tokenise and lay out samples."""
-        return sequence_collator(self.llm_config)
+        tokens = self.tokenizer.config if self.is_built else self.tokenizer_config
+        return sequence_collator(self._llm_config(tokens))
+
+    def _llm_config(self, tokens: TokenizerConfig) -> VideoLLMConfig:
+        return self.llm_config.for_tokenizer(tokens.tokens_per_clip, tokens.token_dim)
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Return the tokenizer."""

@@ -72,7 +72,7 @@ def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: in
     video = batch.get("video")
     num_clips = 0 if video is None else len(video)
     if num_clips < at_least:
-        size = tokenizer.config.vision.image_size
+        size = tokenizer.config.image_size
         shape = (tokenizer.config.num_frames, 3, size, size) if video is None else tuple(video.shape[1:])
         device = next(tokenizer.parameters()).device
         black = torch.zeros(at_least - num_clips, *shape, dtype=torch.uint8, device=device)

@@ -1,11 +1,13 @@
 """The released model code's recorded outputs (tests/data, random weights at a small size), from the released names."""
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from divot_backbones.vision.clip import ClipVision
 from divot_lightning.errors import UserError
 from divot_lightning.interop.released_keys import (
     CONDITION_RESAMPLER,
@@ -18,7 +20,6 @@ from divot_lightning.interop.released_keys import (
 )
 from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.projectors import mlp_projector
 
 DATA = Path(__file__).parents[2] / "data"
@@ -42,7 +43,7 @@ def recorded_weights(table):
 def tokenizer():
     return VideoTokenizer(
         TokenizerConfig(
-            vision=VisionConfig(image_size=24, patch_size=4, width=48, layers=1, heads=4),
+            vision=functools.partial(ClipVision, image_size=24, patch_size=4, width=48, layers=1, heads=4),
             temporal_width=48,
             temporal_layers=2,
             temporal_heads=12,
