@@ -25,7 +25,7 @@ from divot_lightning.checkpoint.components import new_component
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.config import VideoLLMConfig
-from divot_lightning.models.video_llm.language_model import LoRAConfig
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.recipe_parts import expand_recipe
 from divot_lightning.preflight.shapes import without_weights
