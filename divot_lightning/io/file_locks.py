@@ -38,8 +38,8 @@ def lock_file(path: Path) -> TextIOWrapper:
     """Open a file, made if it is missing, and lock it until it is closed or this process ends, in whatever way.
 
     It is a POSIX record lock: forked workers do not have it, and a file that a dead process left is locked again.
-    Between machines it holds on NFS version 4, or 3 with lockd, and on Lustre mounted with `flock`. On file systems without
-    locks, such as object stores mounted as folders, a warning is written and nobody is refused.
+    Between machines it holds on NFS version 4, or 3 with lockd, and on Lustre mounted with `flock`. On file systems
+    without locks, such as object stores mounted as folders, a warning is written and nobody is refused.
 
     Raises:
         FileHeld: Another process has it.
