@@ -232,7 +232,8 @@ def _batches(items: list[Any], unit: str) -> Iterator[list[Any]]:
 
 
 def _protocol(args: argparse.Namespace, models: Reconstructor) -> dict[str, Any]:
-    sampling = {"sampling": asdict(models.detokenizer.config.sampling), "noise_seed": args.seed}
+    config = asdict(models.detokenizer.config)
+    sampling = {"sampling": config["sampling"], "objective": config["objective"], "noise_seed": args.seed}
     return describe_data(args.clips) | describe_clips(models.clip) | sampling
 
 
