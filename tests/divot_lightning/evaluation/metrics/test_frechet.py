@@ -86,3 +86,15 @@ def test_features_that_are_not_finite_are_told(value):
     metric.update(torch.tensor([[0.0, 1.0], [value, 1.0]]), real=False)
     with pytest.raises(UserError, match="features of the generated clips are not finite"):
         metric.compute()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_moments_keep_their_digits_where_features_are_large(offset):
+    generator = torch.Generator().manual_seed(0)
+    real, generated = (torch.randn(50, 3, dtype=torch.float64, generator=generator) + offset for _ in range(2))
+    metric = FrechetDistance(None, 3, scaled=False)
+    for part in range(5):
+        metric.update(real[part::5], real=True)
+        metric.update(generated[part::5], real=False)
+    expected = frechet_distance(real.mean(0), real.T.cov(), generated.mean(0), generated.T.cov())
+    torch.testing.assert_close(metric.compute(), expected, rtol=1e-9, atol=0)
