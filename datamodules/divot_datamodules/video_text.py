@@ -10,13 +10,13 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, SampleDecoder
+from divot_datamodules.loading.collate import MakeItems
 from divot_datamodules.loading.decode_pool import SMALLEST_SLOT_BYTES, Decoding, make_decoding
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import (
     BatchReader,
     EvaluationLoader,
     LoadedSource,
-    MakeItems,
     TrainLoader,
     decode_function,
 )
@@ -31,7 +31,7 @@ from divot_datamodules.order.training_processes import TrainingProcesses
 from divot_datamodules.preparation.feature_checks import check_features
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.source_settings import (
-    Source,
+    SourceConfig,
     SourcesSetting,
     facts_of,
     items_of,
@@ -39,9 +39,13 @@ from divot_datamodules.shards.source_settings import (
     make_plan,
 )
 from divot_datamodules.shards.sources import estimate_losses, open_source
-from divot_datamodules.tasks.segments import Template
+from divot_datamodules.tasks.mixture import TasksSetting
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequence_limits import LimitsSamples, SampleLimits
+from divot_lightning.parts.kinds import SOURCES
+from divot_lightning.parts.part import build_part
+from divot_lightning.parts.sequences.collator import LaysOutSamples, SequenceCollator
+from divot_lightning.parts.sources import Source
+from divot_lightning.parts.tasks import Template
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ class DataSplit:
         skipped: The log of samples that cannot be used.
     """
 
-    sources: list[Source]
+    sources: list[SourceConfig]
     opened: list[LoadedSource]
     skipped: SkippedSamples
 
@@ -73,7 +77,8 @@ class VideoTextData(LightningDataModule):
 
     Args:
         train: Folder, tar, glob, brace expansion, URL or jsonl of the training data, or a list of these; or a list of
-            sources with a weight each, such as {path: a.tar, weight: 2.0, tasks: {caption: 1.0}}.
+            sources with a weight each, such as {path: a.tar, weight: 2.0, tasks: {caption: 1.0}} or
+            {source: {class_path: parquet, init_args: {path: a.parquet}}}.
         validation: The same for validation; None for no validation.
         test: The same for `divot test`.
         train_fraction: Fraction of the training samples of each source that is used; the same samples for every `seed`,
@@ -86,10 +91,11 @@ class VideoTextData(LightningDataModule):
         max_sample_clips: Most videos of a sample that has several, as stories do, or clips in a file of cached
             features. A sample with more is skipped, so that no sample takes all memory.
         tasks: None for the tokenizer and de-tokenizer stages, which need no texts. For the LLM stages, the tasks with
-            their weights, such as {"caption": 1.0, "generate": 1.0}; known tasks: caption, generate, question,
-            conversation, story.
+            their weights, such as {"caption": 1.0, "generate": 1.0}; a task with settings is
+            {"caption": {"weight": 1.0, "init_args": {"prompts": ["Describe it ."]}}}. `divot parts tasks` lists them.
         validation_tasks: Weights for validation and test; None for those of training.
-        template: Whether the tasks have their bare pretraining form or Divot's instruction template.
+        template: How the user's turn is written: "pretraining" (bare), "instruction" (Divot's), or a text with `{}` for
+            the turn, such as "USER: {} ASSISTANT: ".
         epoch: "endless" repeats the data without end, so a recipe sets `max_steps`. "exact" ends an epoch after each
             sample of a single source was used once; its last step may be smaller.
         streams: Logical streams that read each source side by side.
@@ -127,8 +133,8 @@ class VideoTextData(LightningDataModule):
         clip: ClipConfig = _DEFAULT_CLIP,
         max_clips: int = 1,
         max_sample_clips: int = MAX_SAMPLE_CLIPS,
-        tasks: dict[str, float] | None = None,
-        validation_tasks: dict[str, float] | None = None,
+        tasks: TasksSetting | None = None,
+        validation_tasks: TasksSetting | None = None,
         template: Template = "pretraining",
         epoch: Literal["endless", "exact"] = "endless",
         streams: int = 64,
@@ -210,7 +216,7 @@ class VideoTextData(LightningDataModule):
         """Return, for each open split, each source's path with its numbers of shards and of usable samples."""
         return {
             name: [
-                (str(source.path), len(one.source.counts), sum(one.source.counts))
+                (source.name, len(one.source.counts), sum(one.source.counts))
                 for source, one in zip(data.sources, data.opened, strict=True)
             ]
             for name, data in self._open.items()
@@ -262,16 +268,19 @@ class VideoTextData(LightningDataModule):
             return opened
         return replace(opened, source=SourceFraction(opened.source, self.train_fraction))
 
-    def _open_source(self, source: Source, make_items: MakeItems) -> LoadedSource:
-        opened = open_source(
-            source.path,
-            media_root=source.media_root or self.media_root,
-            media_from=self.media_from,
-            index_folder=self._folder(f"{DATA_FOLDER}/index", self.index_folder),
-            allow_pipe=self.allow_pipe,
-            copies_gb=self.copies_gb,
-            progress=self._processes.rank == 0,
-        )
+    def _open_source(self, source: SourceConfig, make_items: MakeItems) -> LoadedSource:
+        index_folder = self._folder(f"{DATA_FOLDER}/index", self.index_folder)
+        if source.path is None:
+            opened: Source = build_part(source.source, SOURCES, "the recipe", index_folder=index_folder)
+        else:
+            opened = open_source(
+                source.path,
+                media_root=source.media_root or self.media_root,
+                media_from=self.media_from,
+                index_folder=index_folder,
+                allow_pipe=self.allow_pipe,
+                copies_gb=self.copies_gb,
+            )
         max_clips = source.max_clips if source.max_clips is not None else self.max_clips
         shards = [opened.shard_path(shard) for shard in range(len(opened.counts))]
         tokenizer = self._tokenizer
@@ -286,10 +295,10 @@ class VideoTextData(LightningDataModule):
         return self.tokenizer or getattr(stage, "tokenizer_folder", None)
 
     @property
-    def _limits(self) -> SampleLimits:
-        """Limits of the stage for samples; none if the stage states none."""
+    def _collator(self) -> SequenceCollator | None:
+        """What lays out texts for the stage; None if the stage trains no language model, or there is none."""
         stage = self.trainer.lightning_module if self.trainer is not None else None
-        return stage.sample_limits() if isinstance(stage, LimitsSamples) else SampleLimits()
+        return stage.sequence_collator() if isinstance(stage, LaysOutSamples) else None
 
     def _make_position(self, data: DataSplit) -> TrainPosition:
         plan = make_plan(
@@ -366,7 +375,7 @@ class VideoTextData(LightningDataModule):
             seed=self.seed,
             prefetch=self._prefetched(batch_size),
             pin_memory=torch.cuda.is_available(),
-            limits=self._limits,
+            collator=self._collator,
         )
 
     def _prefetched(self, batch_size: int) -> int:
@@ -380,7 +389,7 @@ class VideoTextData(LightningDataModule):
         if self._decoder is None:
             num_slots, slot_bytes = self._buffer_slots()
             self._decoder = make_decoding(
-                decode_function({name: data.opened for name, data in self._open.items()}, self.seed),
+                decode_function({name: data.opened for name, data in self._open.items()}, self.seed, self._collator),
                 num_workers=self.num_workers,
                 deadline=self.decode_deadline,
                 num_slots=num_slots,

@@ -55,9 +55,10 @@ class ClipRunner(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        clip = self.models.clip
+        clip, detokenizer = self.models.clip, asdict(self.models.detokenizer.config)
         return {
-            "sampling": asdict(self.models.detokenizer.config.sampling),
+            "sampling": detokenizer["sampling"],
+            "objective": detokenizer["objective"],
             "clips": {"frames": clip.frames, "fps": clip.fps, "height": clip.height, "width": clip.width},
             "real_clips": f"the middle {clip.seconds:g} s of each video; {RESIZE}",
         }

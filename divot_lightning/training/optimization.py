@@ -7,7 +7,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from divot_lightning.distributed.meta_building import full_shape
+from divot_lightning.models.weights import full_shape
 from divot_lightning.parts.optimizers import TrainedParameter, TrainingOptimizer
 
 

@@ -5,13 +5,9 @@ Nothing is unpickled. Nothing is executed, unless a recipe allows "pipe:" comman
 
 import glob as globbing
 import re
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import fsspec
 import webdataset
@@ -26,23 +22,6 @@ TEXT_SUFFIXES = ("json", "txt")
 # Keys may contain dots, so only known suffixes count. `clip0.mp4`, `clip1.mp4` ... are the clips of one sample.
 _KNOWN = "|".join(re.escape(s) for s in (FEATURE_SUFFIX, *MEDIA_SUFFIXES, *TEXT_SUFFIXES))
 _MEMBER = re.compile(rf"(?P<key>.+?)\.(?P<suffix>(?:clip[0-9]{{1,9}}\.)?(?:{_KNOWN}))", re.IGNORECASE | re.DOTALL)
-
-
-@dataclass
-class RawSample:
-    """A sample as it is stored in the shard.
-
-    Attributes:
-        key: Name of the sample in the shard, folders included.
-        shard: Path or URL of the shard.
-        number: Index of the sample in the shard.
-        members: Contents by suffix: bytes, or the absolute `Path` of a file that a jsonl names.
-    """
-
-    key: str
-    shard: str
-    number: int
-    members: dict[str, bytes | Path] = field(default_factory=dict)
 
 
 class ShardError(Exception):
@@ -153,49 +132,3 @@ def open_shard(shard: str, *, allow_pipe: bool = False) -> BinaryIO:
 def first_line(error: BaseException) -> str:
     """Return the beginning of an error's message, or the error's name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:
-    """Read a shard's samples in order; members with unknown suffixes are ignored.
-
-    Args:
-        shard: Path or URL.
-        allow_pipe: See `expand_shards`.
-
-    Raises:
-        ShardError: The shard cannot be opened or breaks off; the complete samples before have been yielded.
-    """
-    current: RawSample | None = None
-    number = 0
-    with closing(open_shard(shard, allow_pipe=allow_pipe)) as stream:
-        for key, suffix, read in _members(stream):
-            if current is None or current.key != key:
-                if current is not None:
-                    yield current  # before the next member's content, which may break off
-                current = RawSample(key, shard, number)
-                number += 1
-            current.members[suffix] = read()
-        if current is not None:
-            yield current
-
-
-def _members(stream: BinaryIO) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
-    """Yield key, suffix and a function that reads the content, for each member that belongs to a sample."""
-    try:
-        with tarfile.open(fileobj=stream, mode="r|*") as tar:
-            for member in tar:
-                cast(Any, tar).members = []  # the list of all members would grow with the shard
-                named = split_member_name(member.name) if member.isreg() else None
-                if named is not None:
-                    yield *named, partial(_content, tar, member)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ShardError(f"it breaks off ({first_line(error)})") from error
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None
-    try:
-        return file.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ShardError(f"it breaks off in {member.name} ({first_line(error)})") from error

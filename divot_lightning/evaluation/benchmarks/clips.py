@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from divot_datamodules.shards.reading import expand_shards
+from divot_datamodules.shards.sources import find_jsonl
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.shard_items import MEDIA, folder_items, shard_items
 from divot_lightning.evaluation.metrics.clip_similarity import ClipSimilarity
@@ -86,7 +87,7 @@ class Reconstruction(ClipBenchmark):
         """Find the clips: videos and pictures in a folder and its folders, else the samples of shards.
 
         Args:
-            data: Folder, tar, glob or URL.
+            data: Folder, video, tar, jsonl, glob or URL.
             split: "all".
         """
         folder = Path(data)
@@ -94,7 +95,7 @@ class Reconstruction(ClipBenchmark):
             return found
         if folder.is_file() and folder.suffix.lower().lstrip(".") in MEDIA:
             return BenchmarkData((BenchmarkItem(folder.name, folder, folder.name),), {})
-        return shard_items(expand_shards(str(data)), lambda found: [found.item])
+        return shard_items(find_jsonl(str(data)) or expand_shards(str(data)), lambda found: [found.item])
 
     def make_metrics(self, items: Sequence[BenchmarkItem], device: str = "cpu") -> list[BenchmarkMetric]:
         """Build PSNR and SSIM, LPIPS if its weights were given, and the metrics of other networks."""

@@ -8,11 +8,13 @@ from typing import Any
 
 from divot_datamodules.decoding.samples import read_text
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from divot_datamodules.shards.reading import is_url, read_shard, split_member_name
+from divot_datamodules.shards.reading import is_url, split_member_name
+from divot_datamodules.shards.sources import read_all
 from divot_lightning.errors import UserError
 from divot_lightning.parts.benchmarks import BenchmarkData, BenchmarkItem, FileSlice
 
 MEDIA = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+Member = bytes | Path | FileSlice
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class ShardSample:
     """
 
     name: str
-    media: bytes | FileSlice
+    media: Member
     text: dict[str, Any]
 
     @property
@@ -39,7 +41,7 @@ def shard_items(shards: Sequence[str], items: Callable[[ShardSample], Iterable[B
     """Read the items of all samples.
 
     Args:
-        shards: Paths or URLs of tars.
+        shards: Paths or URLs of tars, or jsonl files.
         items: Returns the items of a sample.
 
     Raises:
@@ -60,16 +62,17 @@ def folder_items(folder: Path) -> BenchmarkData:
 
 def _samples(shard: str) -> Iterator[ShardSample]:
     """Yield the samples of a shard; media in a tar on the disk are not read."""
-    for key, members in _remote_members(shard) if is_url(shard) else _local_members(Path(shard)):
+    is_tar = not is_url(shard) and shard.endswith(".tar")
+    for key, members in _tar_members(Path(shard)) if is_tar else _other_members(shard):
         suffix = next((suffix for suffix in MEDIA if suffix in members), None)
         if suffix is None:
             raise UserError(f"the sample {key!r} of {shard} has no video; give shards of videos, not cached features")
-        text = read_text({name: value for name, value in members.items() if isinstance(value, bytes)})
+        text = read_text({name: value for name, value in members.items() if not isinstance(value, FileSlice)})
         yield ShardSample(f"{Path(shard).name}/{key}", members[suffix], text)
 
 
-def _local_members(shard: Path) -> Iterator[tuple[str, dict[str, bytes | FileSlice]]]:
-    samples: dict[str, dict[str, bytes | FileSlice]] = {}
+def _tar_members(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    samples: dict[str, dict[str, Member]] = {}
     with tarfile.open(shard) as tar:
         for member in tar:
             named = split_member_name(member.name) if member.isfile() else None
@@ -81,6 +84,7 @@ def _local_members(shard: Path) -> Iterator[tuple[str, dict[str, bytes | FileSli
     yield from samples.items()
 
 
-def _remote_members(shard: str) -> Iterator[tuple[str, dict[str, bytes | FileSlice]]]:
-    for raw in read_shard(shard):
-        yield raw.key, {name: value for name, value in raw.members.items() if isinstance(value, bytes)}
+def _other_members(shard: str) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Yield the samples of a jsonl, or of a tar at a URL."""
+    for raw in read_all(shard):
+        yield raw.key, dict(raw.members)

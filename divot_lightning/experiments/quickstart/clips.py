@@ -13,7 +13,7 @@ from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import Sample, SampleDecoder
-from divot_datamodules.shards.reading import expand_shards, read_shard
+from divot_datamodules.shards.sources import read_all
 from divot_lightning.errors import UserError
 
 
@@ -44,8 +44,7 @@ def load_clips(shards: str | Path, size: int = 32, limit: int | None = None) -> 
         UserError: A sample does not have exactly one clip.
     """
     decode = SampleDecoder(ClipConfig(height=size, width=size))
-    raws = (raw for shard in expand_shards(str(shards)) for raw in read_shard(shard))
-    samples = [decode(raw, None) for raw in islice(raws, limit)]
+    samples = [decode(raw, None) for raw in islice(read_all(shards), limit)]
     return Clips([s.key for s in samples], [s.text for s in samples], torch.stack([_one_clip(s) for s in samples]))
 
 

@@ -53,11 +53,11 @@ def test_toy_shards_give_four_questions_and_one_clip_each(tmp_path):
 
 
 def test_videos_of_local_shards_are_read_when_they_are_needed(tmp_path):
-    from divot_datamodules.shards.reading import read_shard
+    from divot_datamodules.shards.sources import read_all
 
     make_toy_shards(tmp_path, train=1, validation=1, held_out=3)
     clips = read_toy_clips(tmp_path, "held_out")
-    stored = [raw for path in clips.files.values() for raw in read_shard(str(path))]
+    stored = [raw for path in clips.files.values() for raw in read_all(str(path))]
     assert all(isinstance(item.media, FileSlice) for item in clips.items)
     assert [item.content for item in clips.items] == [raw.members["mp4"] for raw in stored]
     assert [item.media.size for item in clips.items] == [len(raw.members["mp4"]) for raw in stored]
