@@ -3,14 +3,13 @@
 Shape letters: N clips, K features.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from divot_lightning.evaluation.metrics.frechet import FrechetDistance
+from divot_lightning.evaluation.metrics.frechet import feature_distance
 from divot_lightning.evaluation.metrics.toy_features import toy_clip_features
 from divot_lightning.evaluation.metrics.video_features import load_video_features
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
@@ -26,7 +25,7 @@ class _ClipDistance(BenchmarkMetric):
 
     Attributes:
         entry: Name of a clip's features in its line of predictions.jsonl; its original's begin with `real_`.
-        scaled: Whether features are scaled, see `FrechetDistance`.
+        scaled: Whether features are scaled, see `feature_distance`.
     """
 
     inputs: ClassVar[Literal["answers", "clips"]] = "clips"
@@ -57,14 +56,7 @@ class _ClipDistance(BenchmarkMetric):
     def distance(self) -> Tensor:
         """Return the distance, scalar float64."""
         pairs_N2K = self.pairs()
-        if len(pairs_N2K) < 2 or not pairs_N2K.isfinite().all():
-            # Leaving out clips with features that are not finite would make a broken model look better than it is.
-            return torch.tensor(math.nan, dtype=torch.float64)
-        metric = FrechetDistance(None, pairs_N2K.shape[2], scaled=self.scaled)
-        metric.distributed_available_fn = lambda: False  # the features of all processes are here
-        metric.update(pairs_N2K[:, 0], real=True)
-        metric.update(pairs_N2K[:, 1], real=False)
-        return metric.compute()
+        return feature_distance(pairs_N2K[:, 0], pairs_N2K[:, 1], scaled=self.scaled)
 
 
 class FrechetVideoDistance(_ClipDistance):
