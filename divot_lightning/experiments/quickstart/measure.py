@@ -35,6 +35,7 @@ from divot_lightning.experiments.quickstart.score_facts import describe_clips, d
 from divot_lightning.inference.generate import ClipGenerator, generate_clip_features
 from divot_lightning.inference.reconstruct import Reconstructor
 from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.head_options import HELP, split_head_options
 from divot_lightning.parts.head_sampling import sampling_of
 from divot_lightning.parts.segments import Segment, Text
@@ -149,7 +150,8 @@ def measure_captions(args: argparse.Namespace) -> None:
     clips, predictions = _continue(args, CaptionTask().segments)
     targets = [text["caption"] for text in clips.texts]
     metric = ToyCaptionAccuracy()
-    metric.update(predictions, targets)
+    items = [BenchmarkItem(key, None, key, references=(t,)) for key, t in zip(clips.keys, targets, strict=True)]
+    metric.update([metric.measure(Prediction(p), i) for p, i in zip(predictions, items, strict=True)], items)
     protocol, model = _text_protocol(args, "pretraining")
     scores = [
         Score(f"captions/{what}", value.item(), len(predictions), protocol) for what, value in metric.compute().items()
