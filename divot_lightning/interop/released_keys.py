@@ -77,7 +77,8 @@ def _rename(name: str, compiled: Iterable[tuple[re.Pattern[str], str]]) -> str |
     return None
 
 
-def _with_prefixes(rules: Mapping[str, str], released: str, ours: str) -> dict[str, str]:
+def with_prefixes(rules: Mapping[str, str], released: str, ours: str) -> dict[str, str]:
+    """Return the patterns with a prefix on either side."""
     return {released + theirs: ours + mine for theirs, mine in rules.items()}
 
 
@@ -125,10 +126,10 @@ _SPATIOTEMPORAL_RULES = {
 TOKENIZER = KeyTable(
     part="tokenizer",
     ours_by_released={
-        **_with_prefixes(_TEMPORAL_RULES, "temporal_encoder.", "temporal."),
+        **with_prefixes(_TEMPORAL_RULES, "temporal_encoder.", "temporal."),
         "norm.{kind}": "pooled_norm.{kind}",
-        **_with_prefixes(_SPATIOTEMPORAL_RULES, "image_proj_model.", "spatiotemporal."),
-        **_with_prefixes(_RESAMPLER_RULES, "image_proj_model.down_sampler.", "to_tokens."),
+        **with_prefixes(_SPATIOTEMPORAL_RULES, "image_proj_model.", "spatiotemporal."),
+        **with_prefixes(_RESAMPLER_RULES, "image_proj_model.down_sampler.", "to_tokens."),
     },
     ignored=("vit_model.",),
 )
@@ -136,7 +137,7 @@ TOKENIZER = KeyTable(
 
 CONDITION_RESAMPLER = KeyTable(
     part="condition resampler",
-    ours_by_released=_with_prefixes(_RESAMPLER_RULES, "image_proj_model.", ""),
+    ours_by_released=with_prefixes(_RESAMPLER_RULES, "image_proj_model.", ""),
     ignored=("diffusion_model.", "first_stage_model."),
 )
 """The resampler in front of the released U-Net -> ``PerceiverResampler``."""
