@@ -1,6 +1,7 @@
 """Attention with one context or with two gated branches of it.
 
-Shape letters: N sequences, L their length, D width, B batch, K context tokens, E their width, H heads, d width of a head.
+Shape letters: N sequences, L their length, D width, B batch, K context tokens, E their width, H heads, d width of a
+head.
 """
 
 import torch
@@ -79,16 +80,14 @@ class TwoBranchAttention(Attention):
     def _read(self, query_BHLd: Tensor, context_BKE: Tensor) -> Tensor:
         check_split(context_BKE.shape[1], self.split)
         first, second = context_BKE[:, : self.split], context_BKE[:, self.split :]
-        read = super()._read(query_BHLd, first)
-        return read + (self.gate.tanh() + 1) * self._attend(
-            query_BHLd, self.second_to_k(second), self.second_to_v(second)
-        )
+        key_BKD, value_BKD = self.second_to_k(second), self.second_to_v(second)
+        return super()._read(query_BHLd, first) + (self.gate.tanh() + 1) * self._attend(query_BHLd, key_BKD, value_BKD)
 
 
 def check_split(tokens: int, split: int | None) -> None:
     """Raise UserError unless the second branch, if there is one, has tokens to read."""
     if split is not None and tokens <= split:
         raise UserError(
-            f"DynamiCrafter U-Net: of {tokens} condition tokens the first attention branch reads {split}, so none is left "
-            "for the second\ngive more condition tokens, a smaller context_split, or null for one branch"
+            f"DynamiCrafter U-Net: the first attention branch reads {split} condition tokens, and of {tokens} none is "
+            "left for the second\ngive more condition tokens, a smaller context_split, or null for one branch"
         )

@@ -38,7 +38,7 @@ class LayerSizes:
 
 
 class UNetLayer(nn.Module):
-    """Residual convolutions of each frame, convolutions over time, and where asked a spatial and a temporal transformer.
+    """Residual convolutions of each frame, convolutions over time and, if asked for, the two transformers.
 
     Args:
         in_channels: Channels of the input.

@@ -23,7 +23,8 @@ def check_sizes(channels: Sequence[int], attention_levels: Sequence[int], head_d
         # The middle, which follows the last level, has transformers in any case.
         if (level in attention_levels or level == len(channels) - 1) and width % head_dim:
             raise UserError(
-                f"DynamiCrafter U-Net: {width} channels of level {level} are no multiple of attention_head_dim {head_dim}"
+                f"DynamiCrafter U-Net: {width} channels of level {level} do not divide into heads of "
+                f"attention_head_dim {head_dim}"
             )
 
 

@@ -168,8 +168,8 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin):
         factor = 2 ** (levels - 1)
         if any(size % factor for size in grid):
             raise UserError(
-                f"DynamiCrafter U-Net: latents of {grid[0]}x{grid[1]} do not divide by {factor}, as its {levels} levels "
-                "need; change the size of the frames, or take fewer levels"
+                f"DynamiCrafter U-Net: latents of {grid[0]}x{grid[1]} do not divide by {factor}, which its {levels} "
+                "levels need; change the size of the frames, or take fewer levels"
             )
 
     def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
