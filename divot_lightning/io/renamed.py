@@ -25,7 +25,10 @@ MODULES = {
     "divot_lightning.models.tokenizer": "divot_lightning.models.tokenizer.video_tokenizer",
     "divot_lightning.models.detokenizer": "divot_lightning.models.detokenizer.video_detokenizer",
     "divot_lightning.models.video_llm": "divot_lightning.models.video_llm.model",
-    "divot_lightning.models.noise_schedule": "divot_lightning.models.detokenizer.noise_schedule",
+    "divot_lightning.models.noise_schedule": "divot_backbones.objectives.ddim",
+    "divot_lightning.models.detokenizer.noise_schedule": "divot_backbones.objectives.ddim",
+    "divot_lightning.models.detokenizer.latents": "divot_backbones.latents.block_dct",
+    "divot_lightning.models.detokenizer.video_dit": "divot_backbones.denoisers.video_dit",
     "divot_lightning.heads": "divot_lightning.parts.heads",
     "divot_lightning.head_options": "divot_lightning.parts.head_options",
     "divot_lightning.head_sampling": "divot_lightning.parts.head_sampling",
@@ -65,6 +68,16 @@ SETTINGS = {
 }
 """Settings of a recipe, spelt as on the command line, to the new name of the last word."""
 
+DETOKENIZER_PARTS = {
+    "model.detokenizer.latents.kind": "latents: block_dct, or image_vae (was vae), with its settings under init_args",
+    "model.detokenizer.denoiser.diffusers_class": "denoiser: unet3d, latte, wan or another part of `divot parts "
+    "denoisers`, with the model's arguments under init_args.config",
+    "model.detokenizer.noise_schedule": "objective: v_prediction, epsilon or x0, with its settings under init_args",
+    "model.detokenizer.sampling.eta": "objective.init_args.eta",
+    "model.detokenizer.sampling.spacing": "objective.init_args.spacing",
+}
+"""Settings of the de-tokenizer, spelt as on the command line, to the part of `model.detokenizer` that has them now."""
+
 RECIPES = {
     "ablations/data_share": "ablations/data_fraction",
     "ablations/mechanism": "ablations/generation_mode",
@@ -73,7 +86,7 @@ RECIPES = {
 }
 """Shipped recipes."""
 
-OUR_PACKAGES = ("divot_lightning", "divot_datamodules")
+OUR_PACKAGES = ("divot_lightning", "divot_datamodules", "divot_backbones")
 MAX_LINES = 2
 """Renamed names that a message gives a line each; the others share one more."""
 
@@ -159,11 +172,53 @@ def current_component(described: dict[str, Any]) -> dict[str, Any]:
     Args:
         described: Has `class`, a class path, and `config`, the settings; one without old names is returned as it is.
     """
+    config = described["config"]
+    if "noise_schedule" in config and described["class"].endswith(".VideoDetokenizer"):
+        described = {**described, "config": _detokenizer_of_parts(config)}
     current = new_class_path(described["class"])
     if current is None:
         return described
     renamed = {old.rpartition(".")[2]: new for old, new in SETTINGS.items()}
     return {**described, "class": current, "config": {renamed.get(k, k): v for k, v in described["config"].items()}}
+
+
+def _detokenizer_of_parts(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a de-tokenizer from before its latents, denoiser and objective were parts."""
+    latents, schedule, sampling = (dict(config[name]) for name in ("latents", "noise_schedule", "sampling"))
+    kept = ("scale", "pretrained") if latents["kind"] == "vae" else _BLOCK_DCT
+    predictions = {"v_prediction": "VPrediction", "epsilon": "Epsilon", "sample": "X0"}
+    objective = f"divot_backbones.objectives.ddim.{predictions[schedule.pop('prediction')]}"
+    moved = {name: sampling.pop(name) for name in ("eta", "spacing")}
+    vae = "image_vae.ImageVAELatents" if latents["kind"] == "vae" else "block_dct.BlockDCTLatents"
+    parts = {
+        "latents": _part(f"divot_backbones.latents.{vae}", {name: latents[name] for name in kept}),
+        "denoiser": _denoiser_part(config["denoiser"]),
+        "objective": _part(objective, {**schedule, **moved}),
+        "sampling": sampling,
+    }
+    return {name: value for name, value in {**config, **parts}.items() if name != "noise_schedule"}
+
+
+_BLOCK_DCT = ("block_size", "luma_frequencies", "chroma_frequencies", "scale")
+_DIFFUSERS = {"UNet3DConditionModel": "UNet3D", "LatteTransformer3DModel": "Latte", "WanTransformer3DModel": "Wan"}
+
+
+def _denoiser_part(denoiser: dict[str, Any]) -> dict[str, Any]:
+    if "diffusers_class" not in denoiser:
+        return _part("divot_backbones.denoisers.video_dit.VideoDiT", denoiser)
+    name = denoiser["diffusers_class"]
+    if name not in _DIFFUSERS:
+        raise UserError(f"a de-tokenizer with the denoiser {name} is of an earlier version, and no part builds it")
+    settings = {"config": denoiser["arguments"], "gradient_checkpointing": denoiser["gradient_checkpointing"]}
+    return _part(f"divot_backbones.denoisers.diffusers_denoiser.{_DIFFUSERS[name]}", settings)
+
+
+def _part(class_path: str, init_args: dict[str, Any]) -> dict[str, Any]:
+    return {"class_path": class_path, "init_args": init_args}
+
+
+def _has_plain_settings(part: Any) -> bool:
+    return isinstance(part, Mapping) and not {"class_path", "init_args", "diffusers_class"} & set(part)
 
 
 def _renamed(settings: Any, path: tuple[str, ...] = (), ours: bool = True) -> Iterator[tuple[str, str]]:
@@ -182,4 +237,8 @@ def _renamed(settings: Any, path: tuple[str, ...] = (), ours: bool = True) -> It
         spelt = ".".join(word for word in inner if word != "init_args")
         if ours and spelt in SETTINGS:
             yield ".".join(inner), SETTINGS[spelt]
+        if ours and spelt in DETOKENIZER_PARTS:
+            yield ".".join(inner), DETOKENIZER_PARTS[spelt]
+        if ours and spelt == "model.detokenizer.denoiser" and _has_plain_settings(value):
+            yield ".".join(inner), "denoiser: video_dit, with its settings under init_args"
         yield from _renamed(value, inner, ours)

@@ -1,12 +1,12 @@
 """Build a stage on torch's meta device: no memory for parameters, and no weight file is read or downloaded."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import ModelMixin
 from lightning import LightningModule
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
@@ -33,7 +33,7 @@ def without_weights() -> Iterator[None]:
             (components, "load_weights", _leave_weights),
             (AutoModelForCausalLM, "from_pretrained", staticmethod(_language_model)),
             (CLIPVisionModel, "from_pretrained", staticmethod(_vision_model)),
-            (AutoencoderKL, "from_pretrained", staticmethod(_autoencoder)),
+            (ModelMixin, "from_pretrained", classmethod(_diffusers_model)),
         ):
             replaced.enter_context(_replaced(owner, name, new))
         yield
@@ -76,6 +76,7 @@ def _vision_model(folder: str, **ignored: Any) -> tuple[nn.Module, dict[str, lis
     return CLIPVisionModel(config), {"missing_keys": []}
 
 
-def _autoencoder(folder: str, **ignored: Any) -> nn.Module:
-    build: Callable[..., nn.Module] = AutoencoderKL.from_config
-    return build(AutoencoderKL.load_config(folder, local_files_only=True))
+def _diffusers_model(model_class: Any, folder: Path, *, local_files_only: bool, **changes: Any) -> nn.Module:
+    config = model_class.load_config(folder, local_files_only=local_files_only)
+    model: nn.Module = model_class.from_config(config, **changes)
+    return model

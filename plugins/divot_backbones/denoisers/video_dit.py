@@ -5,7 +5,6 @@ E condition width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,72 +14,69 @@ from torch.utils.checkpoint import checkpoint
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.positions import sin_cos_positions
+from divot_lightning.parts.denoisers import Denoiser
 
 
-@dataclass(frozen=True)
-class VideoDiTConfig:
-    """Config of the transformer.
-
-    Attributes:
-        patch_frames: Frames per patch.
-        patch_size: Latent rows and columns per patch.
-        width: Width D of the transformer.
-        layers: Number of blocks.
-        heads: Attention heads; they divide the width.
-        condition_in_modulation: Besides cross-attention, add a projection of all concatenated condition tokens to the
-            time embedding that modulates every block. The paper conditions by cross-attention only (`false`). The toy
-            recipes set it; its own effect there has not been measured.
-        gradient_checkpointing: Keep only the inputs of each block and recompute the rest in the backward pass: less
-            memory, about a third more time, the same loss and gradients.
-    """
-
-    patch_frames: int = 2
-    patch_size: int = 1
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    condition_in_modulation: bool = False
-    gradient_checkpointing: bool = False
-
-
-class VideoDiT(nn.Module):
+class VideoDiT(Denoiser):
     """A denoiser of video latents with attention over space-time patches and to the condition tokens."""
 
     outer_layers = ("embed", "shift_scale", "head")
-    """Layers whose inputs or outputs are latents or scales, which Muon must not train.
-
-    See `divot_lightning.training.optimization.inner_matrices`.
-    """
 
     def __init__(
         self,
-        config: VideoDiTConfig,
-        *,
         channels: int,
         frames: int,
         grid: tuple[int, int],
         condition_tokens: int,
         condition_dim: int,
+        patch_frames: int = 2,
+        patch_size: int = 1,
+        width: int = 128,
+        layers: int = 4,
+        heads: int = 4,
+        condition_in_modulation: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        if frames % config.patch_frames or grid[0] % config.patch_size or grid[1] % config.patch_size:
+        """Build the transformer.
+
+        Args:
+            channels: Latent channels c.
+            frames: Latent frames F.
+            grid: Latent rows h and columns w.
+            condition_tokens: Condition tokens K.
+            condition_dim: Condition width E.
+            patch_frames: Frames per patch.
+            patch_size: Latent rows and columns per patch.
+            width: Width D of the transformer.
+            layers: Number of blocks.
+            heads: Attention heads; they divide the width.
+            condition_in_modulation: Besides cross-attention, add a projection of all concatenated condition tokens to
+                the time embedding that modulates every block. The paper conditions by cross-attention only (`false`).
+                The toy recipes set it; its own effect there has not been measured.
+            gradient_checkpointing: Keep only the inputs of each block and recompute the rest in the backward pass: less
+                memory, about a third more time, the same loss and gradients.
+
+        Raises:
+            UserError: The latents do not divide into patches, or the width into heads.
+        """
+        super().__init__(channels, frames, grid, condition_tokens, condition_dim)
+        if frames % patch_frames or grid[0] % patch_size or grid[1] % patch_size:
             raise UserError(
                 f"{frames} frames of {grid[0]}x{grid[1]} latents do not divide into patches of "
-                f"{config.patch_frames} frames of {config.patch_size}x{config.patch_size}"
+                f"{patch_frames} frames of {patch_size}x{patch_size}"
             )
-        if config.width % config.heads:
-            raise UserError(f"width {config.width} does not divide into {config.heads} heads")
-        self.gradient_checkpointing = config.gradient_checkpointing
-        self.patch = (config.patch_frames, config.patch_size, config.patch_size)
-        width = config.width
-        patch_dim = channels * config.patch_frames * config.patch_size**2
+        if width % heads:
+            raise UserError(f"width {width} does not divide into {heads} heads")
+        self.gradient_checkpointing = gradient_checkpointing
+        self.patch = (patch_frames, patch_size, patch_size)
+        patch_dim = channels * patch_frames * patch_size**2
         counts = (frames // self.patch[0], grid[0] // self.patch[1], grid[1] // self.patch[2])
         self.embed = nn.Linear(patch_dim, width)
         self.register_parameter("position_LD", nn.Parameter(sin_cos_positions(counts, width)))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Linear(condition_dim, width)
-        self.modulation = nn.Linear(condition_tokens * condition_dim, width) if config.condition_in_modulation else None
-        self.blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.layers))
+        self.modulation = nn.Linear(condition_tokens * condition_dim, width) if condition_in_modulation else None
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.shift_scale = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, patch_dim)
@@ -88,16 +84,10 @@ class VideoDiT(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, latents_BFchw: Tensor, timestep_B: Tensor, condition_BKE: Tensor) -> Tensor:
-        """Return the prediction, of the latents' shape.
-
-        Args:
-            latents_BFchw: Noisy latents, float.
-            timestep_B: Diffusion time in [0, 1000), int or float.
-            condition_BKE: Condition tokens, float.
-        """
+    def forward(self, latents_BFchw: Tensor, time_B: Tensor, condition_BKE: Tensor) -> Tensor:
+        """Return the prediction, of the latents' shape; see `Denoiser.forward`."""
         state_BLD = self.embed(_to_patches(latents_BFchw, self.patch)) + self.position_LD
-        embedding = get_timestep_embedding(timestep_B, state_BLD.shape[-1]).to(state_BLD)
+        embedding = get_timestep_embedding(time_B, state_BLD.shape[-1]).to(state_BLD)
         modulation_BD = self.time(embedding)
         if self.modulation is not None:
             modulation_BD = modulation_BD + self.modulation(condition_BKE.flatten(1))
