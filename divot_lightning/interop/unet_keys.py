@@ -34,14 +34,14 @@ _TRANSFORMER_RULES = {
     "transformer_blocks.{block}.{attn}.to_q.weight": "blocks.{block}.{attn}.to_q.weight",
     "transformer_blocks.{block}.{attn}.to_k.weight": "blocks.{block}.{attn}.to_k.weight",
     "transformer_blocks.{block}.{attn}.to_v.weight": "blocks.{block}.{attn}.to_v.weight",
-    "transformer_blocks.{block}.{attn}.to_out.0.{kind}": "blocks.{block}.{attn}.to_out.{kind}",
+    "transformer_blocks.{block}.{attn}.to_out.0.{kind}": "blocks.{block}.{attn}.to_out.0.{kind}",
     "proj_out.{kind}": "proj_out.{kind}",
 }
 
 _SPATIAL_RULES = {
     **_TRANSFORMER_RULES,
-    "transformer_blocks.{block}.attn2.to_k_ip.weight": "blocks.{block}.attn2.second_to_k.weight",
-    "transformer_blocks.{block}.attn2.to_v_ip.weight": "blocks.{block}.attn2.second_to_v.weight",
+    "transformer_blocks.{block}.attn2.to_k_ip.weight": "blocks.{block}.attn2.second.to_k.weight",
+    "transformer_blocks.{block}.attn2.to_v_ip.weight": "blocks.{block}.attn2.second.to_v.weight",
     "transformer_blocks.{block}.attn2.alpha": "blocks.{block}.attn2.gate",
 }
 

@@ -28,7 +28,8 @@ class Attention(nn.Module):
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_k = nn.Linear(context_dim or width, inner, bias=False)
         self.to_v = nn.Linear(context_dim or width, inner, bias=False)
-        self.to_out = nn.Linear(inner, width)
+        # Named as in `diffusers`, so that LoRA finds these layers as it does there.
+        self.to_out = nn.Sequential(nn.Linear(inner, width))
 
     def forward(self, state_NLD: Tensor, context_BKE: Tensor | None = None) -> Tensor:
         """Return what each position reads, (N, L, D).
@@ -72,15 +73,16 @@ class TwoBranchAttention(Attention):
     def __init__(self, width: int, heads: int, head_dim: int, context_dim: int, split: int) -> None:
         super().__init__(width, heads, head_dim, context_dim)
         self.split = split
-        self.second_to_k = nn.Linear(context_dim, heads * head_dim, bias=False)
-        self.second_to_v = nn.Linear(context_dim, heads * head_dim, bias=False)
+        self.second = nn.ModuleDict(
+            {name: nn.Linear(context_dim, heads * head_dim, bias=False) for name in ("to_k", "to_v")}
+        )
         # One element and not a scalar, which DeepSpeed cannot shard.
         self.gate = nn.Parameter(torch.zeros(1))
 
     def _read(self, query_BHLd: Tensor, context_BKE: Tensor) -> Tensor:
         check_split(context_BKE.shape[1], self.split)
         first, second = context_BKE[:, : self.split], context_BKE[:, self.split :]
-        key_BKD, value_BKD = self.second_to_k(second), self.second_to_v(second)
+        key_BKD, value_BKD = self.second["to_k"](second), self.second["to_v"](second)
         return super()._read(query_BHLd, first) + (self.gate.tanh() + 1) * self._attend(query_BHLd, key_BKD, value_BKD)
 
 
