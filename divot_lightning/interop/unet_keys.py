@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
-from divot_lightning.interop.released_keys import KeyTable, with_prefixes
+from divot_lightning.interop.released_keys import with_prefixes
 
 RELEASED_UNET = "diffusion_model."
-"""Prefix of the U-Net in a released file of Divot; in DynamiCrafter's own it is `model.diffusion_model.`."""
+"""Prefix of the U-Net in Divot's de-tokenizer; DynamiCrafter's own checkpoint has `model.` in front."""
 
 _LAYER_RULES = {
     "in_layers.0.{kind}": "resnet.norm1.{kind}",
@@ -50,6 +50,9 @@ _ENDS_RULES = {
     "time_embed.2.{kind}": "time_embedding.linear_2.{kind}",
     "fps_embedding.0.{kind}": "frame_stride_embedding.linear_1.{kind}",
     "fps_embedding.2.{kind}": "frame_stride_embedding.linear_2.{kind}",
+    # The same in DynamiCrafter's first checkpoints.
+    "framestride_embed.0.{kind}": "frame_stride_embedding.linear_1.{kind}",
+    "framestride_embed.2.{kind}": "frame_stride_embedding.linear_2.{kind}",
     "input_blocks.0.0.{kind}": "conv_in.{kind}",
     **with_prefixes(_TRANSFORMER_RULES, "init_attn.0.", "input_transformer."),
     "out.0.{kind}": "norm_out.{kind}",
@@ -86,11 +89,6 @@ def unet_rules(config: Mapping[str, Any]) -> dict[str, str]:
             theirs = f"output_blocks.{number}.{3 if attends[level] else 1}.conv.{{kind}}"
             rules[theirs] = f"up_levels.{position}.upsample.conv.{{kind}}"
     return rules
-
-
-def unet_table(config: Mapping[str, Any], prefix: str = RELEASED_UNET, ignored: tuple[str, ...] = ()) -> KeyTable:
-    """Return the table of a U-Net of these sizes, whose released names have a prefix -> `DynamiCrafterUNet`."""
-    return KeyTable("U-Net", with_prefixes(unet_rules(config), prefix, ""), ignored)
 
 
 def _layer_rules(released: str, ours: str, attends: bool) -> dict[str, str]:

@@ -11,8 +11,9 @@ from torch._dynamo.testing import CompileCounter
 from divot_backbones.denoisers.dynamicrafter.attention import TwoBranchAttention
 from divot_backbones.denoisers.dynamicrafter.model import DynamiCrafterUNet
 from divot_lightning.errors import UserError
-from divot_lightning.interop.released_keys import from_released
-from divot_lightning.interop.unet_keys import unet_table
+from divot_lightning.interop.conversion import convert
+from divot_lightning.interop.released_keys import KeyTable, with_prefixes
+from divot_lightning.interop.unet_keys import RELEASED_UNET, unet_rules
 
 DATA = Path(__file__).parents[2] / "data"
 RECORDED = {
@@ -56,9 +57,9 @@ def inputs(seed=0, clips=2, frames=3, tokens=5, dtype=torch.float32):
 def recorded_unet():
     model = DynamiCrafterUNet(**RECORDED).eval()
     released = {name: value.float() for name, value in load_file(DATA / "detokenizer_state.safetensors").items()}
-    weights = from_released(released, unet_table(model.config, ignored=("image_proj_model.",)))
-    sizes = {name: value.shape for name, value in model.state_dict().items()}
-    model.load_state_dict({name: value.reshape(sizes[name]) for name, value in weights.items()})
+    rules = with_prefixes(unet_rules(model.config), RELEASED_UNET, "")
+    table = KeyTable("U-Net", rules, {"image_proj_model.": "the condition resampler"})
+    model.load_state_dict(convert(released, table, model, "recorded"))
     return model
 
 
