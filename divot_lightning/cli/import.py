@@ -3,8 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
+
+from divot_lightning.errors import UserError
 
 KINDS = {
+    "tokenizer": "Divot_tokenizer.bin -> a component folder `tokenizer`",
     "detokenizer": "Divot_detokenizer_stage1.bin or _stage2.bin -> a component folder `detokenizer`",
     "dynamicrafter": "DynamiCrafter's model.ckpt for 256 pixels -> folders unet and vae for a recipe's `pretrained`",
     "clip": "OpenCLIP's ViT-H-14 -> a transformers CLIP folder for a recipe's `pretrained`",
@@ -20,11 +24,14 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Turn a downloaded checkpoint into a folder that recipes and commands can use. Only weights are "
         f"read,\nno code in the file is run. The folder appears whole or not at all.\n\nkinds:\n{kinds}",
-        epilog="example: divot import detokenizer Divot_detokenizer_stage1.bin --to models/divot/detokenizer",
+        epilog="example: divot import detokenizer Divot_detokenizer_stage1.bin --to runs/divot/detokenizer",
     )
     parser.add_argument("kind", choices=KINDS, metavar="KIND", help=f"one of: {', '.join(KINDS)}")
     parser.add_argument("file", metavar="FILE", help="the downloaded file (.bin, .ckpt, .pt or .safetensors)")
     parser.add_argument("--to", required=True, metavar="FOLDER", help="new folder to write")
+    parser.add_argument(
+        "--vision", metavar="FILE", help="tokenizer only: OpenCLIP's ViT-H-14, if FILE does not contain the ViT"
+    )
     return parser
 
 
@@ -36,14 +43,22 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         0.
+
+    Raises:
+        UserError: The file is damaged or another one, the folder exists, or an option has no effect.
     """
     args = parser().parse_args(list(argv))
-    from divot_lightning.interop import importing
+    if args.vision is not None and args.kind != "tokenizer":
+        raise UserError(f"--vision has no effect on the import of a {args.kind}; leave it out")
+    from divot_lightning.interop.import_clip import import_clip
+    from divot_lightning.interop.import_detokenizer import import_detokenizer, import_dynamicrafter
+    from divot_lightning.interop.import_tokenizer import import_tokenizer
 
     imports = {
-        "detokenizer": importing.import_detokenizer,
-        "dynamicrafter": importing.import_dynamicrafter,
-        "clip": importing.import_clip,
+        "tokenizer": partial(import_tokenizer, vision=args.vision),
+        "detokenizer": import_detokenizer,
+        "dynamicrafter": import_dynamicrafter,
+        "clip": import_clip,
     }
     done = imports[args.kind](args.file, args.to)
     sys.stdout.write(f"{done.folder}: {done.parameters / 1e6:.1f} M numbers\n")

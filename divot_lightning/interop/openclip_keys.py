@@ -70,6 +70,19 @@ CLIP = KeyTable(
 )
 """OpenCLIP -> `CLIPModel`, after `split_projections`."""
 
+NOT_FOR_PATCHES = {
+    "visual.ln_post.": "last norm of the ViT: only its pooled output uses it",
+    "visual.proj": "projection of the ViT's pooled output",
+    "transformer.": "text encoder of CLIP",
+    "token_embedding.": "text encoder of CLIP",
+    "positional_embedding": "text encoder of CLIP",
+    "ln_final.": "text encoder of CLIP",
+    "text_projection": "text encoder of CLIP",
+    "logit_scale": "text encoder of CLIP",
+    "attn_mask": "text encoder of CLIP",
+}
+"""Prefixes of the names that patch features do not need -> what they are."""
+
 _TRANSPOSED = ("visual.proj", "text_projection")
 
 

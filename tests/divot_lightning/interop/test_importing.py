@@ -18,12 +18,8 @@ from divot_backbones.objectives.ddim import VPrediction
 from divot_lightning.checkpoint.components import load_component
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
-from divot_lightning.interop.importing import (
-    import_clip,
-    import_detokenizer,
-    import_dynamicrafter,
-    released_detokenizer,
-)
+from divot_lightning.interop.import_clip import import_clip
+from divot_lightning.interop.import_detokenizer import import_detokenizer, import_dynamicrafter, released_detokenizer
 from divot_lightning.models.detokenizer.video_detokenizer import (
     ConditionResamplerConfig,
     DetokenizerConfig,
@@ -216,7 +212,7 @@ def test_an_error_while_writing_leaves_nothing(released_file, tmp_path, monkeypa
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("divot_lightning.interop.importing.save_file", full)
+    monkeypatch.setattr("divot_lightning.interop.folders.save_file", full)
     with pytest.raises(OSError, match="No space"):
         import_detokenizer(released_file, tmp_path / "run" / "detokenizer", config())
     assert list((tmp_path / "run").iterdir()) == []

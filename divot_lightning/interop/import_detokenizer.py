@@ -1,29 +1,21 @@
-"""Turn downloaded checkpoints into folders that recipes and commands can use.
+"""Import Divot's released de-tokenizer, and DynamiCrafter's checkpoint that it was trained from."""
 
-Every name of a file is used or ignored for a stated reason, and a folder appears whole or not at all.
-"""
-
-import shutil
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from torch import Tensor
 
 from divot_backbones.denoisers.dynamicrafter.denoiser import DynamiCrafter
 from divot_backbones.denoisers.dynamicrafter.model import DynamiCrafterUNet
 from divot_backbones.latents.image_vae import ImageVAELatents
 from divot_backbones.objectives.ddim import VPrediction
-from divot_lightning.checkpoint.components import new_component
-from divot_lightning.errors import UserError
 from divot_lightning.interop.conversion import convert, ignored_reasons
-from divot_lightning.interop.openclip_keys import CLIP, VIT_H_14, split_projections
+from divot_lightning.interop.folders import Imported, count_numbers, import_component, whole_folder
 from divot_lightning.interop.released_files import read_released
 from divot_lightning.interop.released_keys import RESAMPLER_RULES, KeyTable, with_prefixes
 from divot_lightning.interop.unet_keys import RELEASED_UNET, unet_rules
@@ -53,20 +45,6 @@ DYNAMICRAFTER_IGNORED = {
     "embedder.": "image encoder: the condition is Divot's tokens",
     "image_proj_model.": "image resampler: the condition is Divot's tokens",
 }
-
-
-class Imported(NamedTuple):
-    """What an import did.
-
-    Attributes:
-        folder: The folder that it wrote.
-        parameters: Numbers in it.
-        ignored: Why names of the file were not used -> number of names.
-    """
-
-    folder: Path
-    parameters: int
-    ignored: dict[str, int]
 
 
 def released_detokenizer() -> DetokenizerConfig:
@@ -100,7 +78,7 @@ def import_detokenizer(file: str | Path, folder: str | Path, config: Detokenizer
         **with_prefixes(vae_rules(len(module.latents.vae.config.block_out_channels)), RELEASED_VAE, "latents.vae."),
     }
     table = KeyTable("de-tokenizer", rules, {**SCHEDULE_IGNORED, **VAE_IGNORED})
-    return _import_component(read_released(file), table, module, file, folder)
+    return import_component(read_released(file), table, module, file, folder)
 
 
 def import_dynamicrafter(
@@ -135,72 +113,11 @@ def import_dynamicrafter(
         for name, model in models.items():
             model.save_config(work / name)
             save_file(weights[name], work / name / "diffusion_pytorch_model.safetensors")
-    numbers = sum(_count(each) for each in weights.values())
+    numbers = sum(count_numbers(each) for each in weights.values())
     return Imported(Path(folder), numbers, ignored_reasons(released, KeyTable("", {}, common)))
-
-
-def import_clip(file: str | Path, folder: str | Path, config: Mapping[str, Any] | None = None) -> Imported:
-    """Turn OpenCLIP's ViT-H/14 into a folder of a transformers `CLIPModel`.
-
-    Args:
-        file: `open_clip_pytorch_model.bin`, or safetensors of the same names.
-        folder: Where to; it must not exist.
-        config: Arguments of `CLIPConfig`; those of ViT-H/14 by default.
-
-    Raises:
-        UserError: The file is damaged or another one, or the folder exists.
-    """
-    with init_empty_weights():
-        model = CLIPModel(CLIPConfig(**(config or VIT_H_14)))
-    released = split_projections(read_released(file))
-    weights = convert(released, CLIP, model, file)
-    with whole_folder(folder) as work:
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(work)
-        save_file(weights, work / "model.safetensors", {"format": "pt"})
-    return Imported(Path(folder), _count(weights), ignored_reasons(released, CLIP))
-
-
-@contextmanager
-def whole_folder(folder: str | Path) -> Generator[Path, None, None]:
-    """Write a new folder elsewhere; it is moved into place at the end, and nothing of it is left after an error.
-
-    Args:
-        folder: Where it appears.
-
-    Yields:
-        Where to write it, beside that place; nothing is there yet.
-
-    Raises:
-        UserError: It exists.
-    """
-    folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder} exists, and an import overwrites nothing\ngive a new folder, or remove that one")
-    work = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        yield work / folder.name
-        (work / folder.name).rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _import_component(
-    released: Mapping[str, Tensor], table: KeyTable, module: nn.Module, file: str | Path, folder: str | Path
-) -> Imported:
-    weights = convert(released, table, module, file)
-    with whole_folder(folder) as work, new_component(module, work) as weights_file:
-        save_file(weights, weights_file)
-    return Imported(Path(folder), _count(weights), ignored_reasons(released, table))
 
 
 def _without_image_input(released: Mapping[str, Tensor], channels: int) -> dict[str, Tensor]:
     """Keep the first input channels of the U-Net, the noisy latents; the others belong to the conditional image."""
     name = f"model.{RELEASED_UNET}input_blocks.0.0.weight"
     return {**released, name: released[name][:, :channels]} if name in released else dict(released)
-
-
-def _count(weights: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() for value in weights.values())
