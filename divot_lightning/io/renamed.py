@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.old_detokenizer import detokenizer_of_parts
 
 MODULES = {
     "divot_lightning.stages.captioning_pretraining": "divot_lightning.training.stages.captioning_pretraining",
@@ -46,13 +47,14 @@ MODULES = {
     "divot_datamodules.samples": "divot_datamodules.decoding.samples",
     "divot_datamodules.source_settings": "divot_datamodules.shards.source_settings",
     "divot_datamodules.sources": "divot_datamodules.shards.sources",
-    "divot_datamodules.tasks": "divot_datamodules.tasks.segments",
+    "divot_datamodules.tasks": "divot_datamodules.tasks.built_in",
 }
 """Old module to new one, for the modules whose classes a file of a user can name, or a plug-in imports."""
 
 CLASSES = {
     "divot_lightning.parts.heads.float32_island": "divot_lightning.parts.heads.force_float32",
-    "divot_lightning.training.optimization.OptimizerSettings": "divot_lightning.training.optimization.OptimizerConfig",
+    "divot_lightning.training.optimization.OptimizerSettings": "divot_lightning.training.optimizers.AdamWOptimizer",
+    "divot_lightning.training.optimization.OptimizerConfig": "divot_lightning.training.optimizers.AdamWOptimizer",
     "divot_datamodules.decoding.clip_sampling.ClipSettings": "divot_datamodules.decoding.clip_sampling.ClipConfig",
 }
 """Classes and functions that were renamed as well, under their new modules."""
@@ -157,7 +159,7 @@ def require_current_names(settings: Mapping[str, Any], file: str | Path) -> None
     Raises:
         UserError: With every old name and its new one.
     """
-    found = list(_renamed(settings))
+    found = [*_renamed(settings), *_old_optimizer(settings)]
     if not found:
         return
     told = [f"{name} is now {new}" for name, new in found]
@@ -174,7 +176,7 @@ def current_component(described: dict[str, Any]) -> dict[str, Any]:
     """
     config = described["config"]
     if "noise_schedule" in config and described["class"].endswith(".VideoDetokenizer"):
-        described = {**described, "config": _detokenizer_of_parts(config)}
+        described = {**described, "config": detokenizer_of_parts(config)}
     current = new_class_path(described["class"])
     if current is None:
         return described
@@ -182,43 +184,20 @@ def current_component(described: dict[str, Any]) -> dict[str, Any]:
     return {**described, "class": current, "config": {renamed.get(k, k): v for k, v in described["config"].items()}}
 
 
-def _detokenizer_of_parts(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a de-tokenizer from before its latents, denoiser and objective were parts."""
-    latents, schedule, sampling = (dict(config[name]) for name in ("latents", "noise_schedule", "sampling"))
-    kept = ("scale", "pretrained") if latents["kind"] == "vae" else _BLOCK_DCT
-    predictions = {"v_prediction": "VPrediction", "epsilon": "Epsilon", "sample": "X0"}
-    objective = f"divot_backbones.objectives.ddim.{predictions[schedule.pop('prediction')]}"
-    moved = {name: sampling.pop(name) for name in ("eta", "spacing")}
-    vae = "image_vae.ImageVAELatents" if latents["kind"] == "vae" else "block_dct.BlockDCTLatents"
-    parts = {
-        "latents": _part(f"divot_backbones.latents.{vae}", {name: latents[name] for name in kept}),
-        "denoiser": _denoiser_part(config["denoiser"]),
-        "objective": _part(objective, {**schedule, **moved}),
-        "sampling": sampling,
-    }
-    return {name: value for name, value in {**config, **parts}.items() if name != "noise_schedule"}
-
-
-_BLOCK_DCT = ("block_size", "luma_frequencies", "chroma_frequencies", "scale")
-_DIFFUSERS = {"UNet3DConditionModel": "UNet3D", "LatteTransformer3DModel": "Latte", "WanTransformer3DModel": "Wan"}
-
-
-def _denoiser_part(denoiser: dict[str, Any]) -> dict[str, Any]:
-    if "diffusers_class" not in denoiser:
-        return _part("divot_backbones.denoisers.video_dit.VideoDiT", denoiser)
-    name = denoiser["diffusers_class"]
-    if name not in _DIFFUSERS:
-        raise UserError(f"a de-tokenizer with the denoiser {name} is of an earlier version, and no part builds it")
-    settings = {"config": denoiser["arguments"], "gradient_checkpointing": denoiser["gradient_checkpointing"]}
-    return _part(f"divot_backbones.denoisers.diffusers_denoiser.{_DIFFUSERS[name]}", settings)
-
-
-def _part(class_path: str, init_args: dict[str, Any]) -> dict[str, Any]:
-    return {"class_path": class_path, "init_args": init_args}
-
-
 def _has_plain_settings(part: Any) -> bool:
     return isinstance(part, Mapping) and not {"class_path", "init_args", "diffusers_class"} & set(part)
+
+
+def _old_optimizer(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the optimizer of one of our stages if it has the form of before optimizers were parts."""
+    model = settings.get("model")
+    arguments = model.get("init_args") if isinstance(model, Mapping) else None
+    old = arguments.get("optimizer") if isinstance(arguments, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(old, Mapping) or {"class_path", "init_args"} & set(old):
+        return
+    if "name" in old or str(model.get("class_path", "")).partition(".")[0] in OUR_PACKAGES:
+        name = old.get("name", "adamw")
+        yield f"optimizer: {{name: {name}, ...}}", f"optimizer: {{class_path: {name}, init_args: {{...}}}}"
 
 
 def _renamed(settings: Any, path: tuple[str, ...] = (), ours: bool = True) -> Iterator[tuple[str, str]]:

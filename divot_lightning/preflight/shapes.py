@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from huggingface_hub import snapshot_download
 from lightning import LightningModule
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
 
+from divot_backbones import pretrained
 from divot_lightning.checkpoint import components
 
 
@@ -34,6 +36,7 @@ def without_weights() -> Iterator[None]:
             (AutoModelForCausalLM, "from_pretrained", staticmethod(_language_model)),
             (CLIPVisionModel, "from_pretrained", staticmethod(_vision_model)),
             (ModelMixin, "from_pretrained", classmethod(_diffusers_model)),
+            (pretrained, "snapshot_download", _download_configs),
         ):
             replaced.enter_context(_replaced(owner, name, new))
         yield
@@ -80,3 +83,7 @@ def _diffusers_model(model_class: Any, folder: Path, *, local_files_only: bool, 
     config = model_class.load_config(folder, local_files_only=local_files_only)
     model: nn.Module = model_class.from_config(config, **changes)
     return model
+
+
+def _download_configs(name: str, *, revision: str, allow_patterns: list[str] | None) -> str:
+    return snapshot_download(name, revision=revision, allow_patterns=["*.json"])

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("errors",),
     ("io",),
-    ("parts", "distributed"),
-    ("models",),
+    ("parts",),
+    ("models", "distributed"),
     ("checkpoint",),
     ("data", "divot_heads", "divot_backbones"),
     ("deepspeed_zero",),

@@ -26,6 +26,7 @@ from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.parts.recipe_parts import expand_recipe
 from divot_lightning.preflight.shapes import without_weights
 from divot_lightning.training.recipe_files import recipes_dir
 
@@ -89,7 +90,9 @@ def _write_runs(folder: Path) -> None:
     with without_weights():
         parts: dict[str, nn.Module] = {
             "tokenizer": VideoTokenizer(tokenizer),
-            "detokenizer": VideoDetokenizer(DetokenizerConfig(**settings)),
+            "detokenizer": VideoDetokenizer(
+                DetokenizerConfig(**settings).for_tokens(tokenizer.tokens_per_clip, tokenizer.token_dim)
+            ),
             "video_llm": VideoLLM(config, GMMHead),
         }
     for run in ("tokenizer_pretraining", "detokenizer_refinement", "llm_pretraining", "generation_tuning"):
@@ -100,7 +103,7 @@ def _write_runs(folder: Path) -> None:
 
 def _model_settings(name: str) -> dict[str, Any]:
     recipe = yaml.safe_load((recipes_dir() / f"paper/{name}.yaml").read_text())
-    settings: dict[str, Any] = recipe["model"]["init_args"]
+    settings: dict[str, Any] = expand_recipe(recipe["model"]["init_args"])
     return settings
 
 

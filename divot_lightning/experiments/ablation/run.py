@@ -21,10 +21,10 @@ from divot_lightning.experiments.ablation.results import TrialResult, collect
 from divot_lightning.experiments.ablation.settings_check import wrong_settings
 from divot_lightning.experiments.ablation.tables import as_csv, as_markdown, baseline_of
 from divot_lightning.experiments.report.rendering import write_report
-from divot_lightning.experiments.result_files import write_result
 from divot_lightning.experiments.runner.records import is_done
 from divot_lightning.experiments.runner.runner import StepRunner
 from divot_lightning.experiments.runner.steps import Step
+from divot_lightning.io.files import write_atomically
 
 REPORT, TABLE, ROWS = "report.html", "table.md", "results.csv"
 STOPPED = 130
@@ -153,7 +153,7 @@ def lock_recipe(recipe: AblationRecipe, folder: Path) -> None:
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--folder {folder} exists and holds no ablation; give one that does not exist yet.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_result(path, yaml.safe_dump(_plain(recipe.__dict__), sort_keys=False))
+    write_atomically(path, yaml.safe_dump(_plain(recipe.__dict__), sort_keys=False))
 
 
 def _changed_step(before: AblationRecipe, now: AblationRecipe, folder: Path) -> str:
@@ -177,10 +177,10 @@ def _plain(value: Any) -> Any:
 def write_results(recipe: AblationRecipe, grid: Grid, results: list[TrialResult], folder: Path) -> None:
     """Write `results.csv`, `table.md` and `report.html`."""
     conditions = [("Date", datetime.now(UTC).date().isoformat()), ("Code", code_version())]
-    write_result(folder / ROWS, as_csv(results))
+    write_atomically(folder / ROWS, as_csv(results))
     if any(result.scores for result in results):
         tables = as_markdown(all_tables(recipe, results))
-        write_result(folder / TABLE, f"{table_page(recipe, conditions)}\n{tables}")
+        write_atomically(folder / TABLE, f"{table_page(recipe, conditions)}\n{tables}")
         write_report(build_report(recipe, grid, results, conditions), folder / REPORT)
 
 

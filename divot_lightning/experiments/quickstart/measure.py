@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
-from divot_datamodules.tasks.segments import caption_segments, question_segments
+from divot_datamodules.tasks.built_in import CaptionTask, QuestionTask
 from divot_datamodules.toy.world import ATTRIBUTES, Reading, ToyWorld
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
@@ -146,7 +146,7 @@ def measure_generation(args: argparse.Namespace) -> None:
 
 def measure_captions(args: argparse.Namespace) -> None:
     """Write a caption for each held-out clip, greedily."""
-    clips, predictions = _continue(args, lambda text, rng: caption_segments(text, rng))
+    clips, predictions = _continue(args, CaptionTask().segments)
     targets = [text["caption"] for text in clips.texts]
     metric = ToyCaptionAccuracy()
     metric.update(predictions, targets)
@@ -169,7 +169,7 @@ def measure_questions(args: argparse.Namespace) -> None:
     for attribute in ATTRIBUTES:
 
         def prompted(text: dict[str, Any], rng: np.random.Generator, attribute: str = attribute) -> list[Segment]:
-            return question_segments({"questions": [_question(text, attribute)]}, rng, template="instruction")
+            return QuestionTask("instruction").segments({"questions": [_question(text, attribute)]}, rng)
 
         clips, predictions = _continue(args, prompted)
         turns = [_question(text, attribute) for text in clips.texts]
@@ -232,7 +232,8 @@ def _batches(items: list[Any], unit: str) -> Iterator[list[Any]]:
 
 
 def _protocol(args: argparse.Namespace, models: Reconstructor) -> dict[str, Any]:
-    sampling = {"sampling": asdict(models.detokenizer.config.sampling), "noise_seed": args.seed}
+    config = asdict(models.detokenizer.config)
+    sampling = {"sampling": config["sampling"], "objective": config["objective"], "noise_seed": args.seed}
     return describe_data(args.clips) | describe_clips(models.clip) | sampling
 
 

@@ -91,7 +91,8 @@ class DetokenizerConfig:
             if getattr(self, name) not in (None, size):
                 raise UserError(
                     f"detokenizer.{name} is {getattr(self, name)}, and the tokenizer gives {num_tokens} tokens of "
-                    f"width {token_dim}\nleave detokenizer.{name} out: it is derived from the tokenizer"
+                    f"width {token_dim}\nin a recipe leave detokenizer.{name} out, since it is derived; "
+                    "of a run, take the de-tokenizer that was trained with this tokenizer"
                 )
         return replace(self, **derived)  # type: ignore[arg-type]
 

@@ -1,13 +1,16 @@
+from functools import partial
+
 import pytest
 import torch
 
+from divot_backbones.denoisers.video_dit import VideoDiT
+from divot_backbones.latents.block_dct import BlockDCTLatents
+from divot_backbones.objectives.ddim import VPrediction
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
-from divot_lightning.models.detokenizer.latents import LatentsConfig
-from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
@@ -25,8 +28,9 @@ def llm_run(tmp_path_factory):
     save_component(VideoTokenizer(TokenizerConfig(vision=vision, **sizes)), folder / "tokenizer")
     detokenizer = VideoDetokenizer(
         DetokenizerConfig(
-            latents=LatentsConfig(kind="block_dct"),
-            denoiser=VideoDiTConfig(width=8, layers=1, heads=2, patch_frames=4),
+            latents=partial(BlockDCTLatents, scale=0.18215),
+            denoiser=partial(VideoDiT, width=8, layers=1, heads=2, patch_frames=4),
+            objective=VPrediction,
             sampling=SamplingConfig(steps=2),
             size=32,
             num_tokens=3,

@@ -38,7 +38,7 @@ def test_a_renamed_class_exists(new):
         ("divot_lightning.models.video_llm.VideoLLM", "divot_lightning.models.video_llm.model.VideoLLM"),
         (
             "divot_lightning.stages.optimization.OptimizerSettings",
-            "divot_lightning.training.optimization.OptimizerConfig",
+            "divot_lightning.training.optimizers.AdamWOptimizer",
         ),
         ("divot_lightning.models.video_llm.model.VideoLLM", None),
         ("divot_datamodules.video_text.VideoTextData", None),
@@ -162,3 +162,64 @@ def test_settings_of_other_classes_are_left_alone(text):
 def test_every_spelling_of_an_old_setting_is_found(text):
     with pytest.raises(UserError, match="train_share is now train_fraction"):
         renamed.require_current_names(yaml.safe_load(text), "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("model", "refused"),
+    [
+        ({"init_args": {"optimizer": {"name": "muon", "lr": 0.1}}}, "class_path: muon"),
+        ({"class_path": "divot_lightning.x.Stage", "init_args": {"optimizer": {"lr": 0.1}}}, "class_path: adamw"),
+        ({"class_path": "divot_lightning.x.Stage", "init_args": {"optimizer": {"init_args": {"lr": 0.1}}}}, None),
+        ({"class_path": "stranger.Stage", "init_args": {"optimizer": {"lr": 0.1}}}, None),
+        ({"init_args": {"optimizer": {"lr": 0.1}}}, None),
+    ],
+)
+def test_an_optimizer_in_the_old_form_is_refused_with_the_new_one(model, refused):
+    if refused is None:
+        renamed.require_current_names({"model": model}, "recipe.yaml")
+        return
+    with pytest.raises(UserError, match=rf"optimizer: \{{{refused}, init_args: \{{\.\.\.\}}\}}"):
+        renamed.require_current_names({"model": model}, "recipe.yaml")
+
+
+OLD_DETOKENIZER = """
+model:
+  class_path: divot_lightning.training.stages.tokenizer_pretraining.TokenizerPretraining
+  init_args:
+    detokenizer:
+      latents: {kind: block_dct, scale: 1.5}
+      denoiser: DENOISER
+      noise_schedule: {snr_shift: 4.0}
+      sampling: {steps: 2, eta: 0.0, spacing: trailing}
+"""
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "told"),
+    [
+        ("{width: 128}", "denoiser is now denoiser: video_dit, with its settings under init_args"),
+        ("{diffusers_class: UNet3DConditionModel}", "diffusers_class is now denoiser: unet3d"),
+    ],
+)
+def test_a_recipe_of_before_the_detokenizers_parts_is_refused_with_their_keys(denoiser, told):
+    with pytest.raises(UserError) as raised:
+        renamed.require_current_names(yaml.safe_load(OLD_DETOKENIZER.replace("DENOISER", denoiser)), "old.yaml")
+    text = str(raised.value)
+    for line in (told, "latents.kind is now latents: block_dct", "noise_schedule is now objective: v_prediction"):
+        assert line in text
+    assert "sampling.eta is now objective.init_args.eta" in text
+    assert "sampling.spacing is now objective.init_args.spacing" in text
+    assert len(text.splitlines()) <= 5
+
+
+def test_a_recipe_with_the_detokenizers_parts_is_current():
+    text = """
+model:
+  class_path: divot_lightning.training.stages.tokenizer_pretraining.TokenizerPretraining
+  init_args:
+    detokenizer:
+      latents: {class_path: block_dct, init_args: {scale: 1.5}}
+      denoiser: {class_path: video_dit, init_args: {width: 128}}
+      objective: {class_path: v_prediction, init_args: {eta: 0.0, spacing: trailing}}
+"""
+    renamed.require_current_names(yaml.safe_load(text), "new.yaml")

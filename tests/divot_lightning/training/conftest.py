@@ -1,13 +1,16 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from divot_backbones.denoisers.video_dit import VideoDiT
+from divot_backbones.latents.block_dct import BlockDCTLatents
+from divot_backbones.objectives.ddim import VPrediction
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import save_component
-from divot_lightning.models.detokenizer.latents import LatentsConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.model import VideoLLMConfig
@@ -38,8 +41,9 @@ def tokenizer_run(tmp_path, tokenizer_config):
 def detokenizer_config():
     """Settings of a tiny de-tokenizer for the tokens of `tokenizer_config`."""
     return DetokenizerConfig(
-        latents=LatentsConfig("block_dct", block_size=4, luma_frequencies=4, chroma_frequencies=1, scale=1.5),
-        denoiser=VideoDiTConfig(width=12, layers=1, heads=2, patch_frames=4, condition_in_modulation=True),
+        latents=partial(BlockDCTLatents, block_size=4, luma_frequencies=4, chroma_frequencies=1),
+        denoiser=partial(VideoDiT, width=12, layers=1, heads=2, patch_frames=4, condition_in_modulation=True),
+        objective=VPrediction,
         size=8,
         num_tokens=NUM_QUERIES,
         token_dim=FEATURE_DIM,

@@ -1,11 +1,15 @@
 """Measurements with tiny untrained models: every kind writes its scores and what the report needs of it."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from divot_backbones.denoisers.video_dit import VideoDiT
+from divot_backbones.latents.block_dct import BlockDCTLatents
+from divot_backbones.objectives.ddim import VPrediction
 from divot_datamodules.toy.world import ATTRIBUTES
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import save_component, weights_sha256
@@ -15,10 +19,8 @@ from divot_lightning.experiments.quickstart.clips import load_clips
 from divot_lightning.experiments.quickstart.encode import main as encode
 from divot_lightning.experiments.quickstart.measure import main
 from divot_lightning.io.files import file_sha256
-from divot_lightning.models.detokenizer.latents import LatentsConfig
-from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
@@ -39,8 +41,9 @@ def folder(tmp_path_factory):
     sizes |= {"resampler_layers": 1, "resampler_heads": 2, "resampler_head_dim": 4, "token_dim": 4}
     save_component(VideoTokenizer(TokenizerConfig(vision=vision, **sizes)), folder / "run" / "tokenizer")
     config = DetokenizerConfig(
-        latents=LatentsConfig(kind="block_dct"),
-        denoiser=VideoDiTConfig(width=8, layers=1, heads=2, patch_frames=4),
+        latents=partial(BlockDCTLatents, scale=0.18215),
+        denoiser=partial(VideoDiT, width=8, layers=1, heads=2, patch_frames=4),
+        objective=VPrediction,
         sampling=SamplingConfig(steps=2, guidance=1.0),
         size=32,
         num_tokens=3,

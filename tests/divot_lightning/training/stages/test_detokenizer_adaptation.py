@@ -12,10 +12,10 @@ from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.detokenizer_adaptation import DetokenizerAdaptation, nearest_candidates
 
-OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=1)
+OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 
 
 def built(stage):
@@ -185,5 +185,5 @@ def test_no_candidates_are_refused(make_stage, count):
 def test_a_detokenizer_for_other_tokens_is_refused_at_once(make_stage, pretraining_run, detokenizer_config):
     detokenizer_config.num_tokens = 5
     save_component(VideoDetokenizer(detokenizer_config), pretraining_run / "detokenizer")
-    with pytest.raises(UserError, match="gives 3 tokens of width 8, the de-tokenizer needs 5 of 8"):
+    with pytest.raises(UserError, match=r"detokenizer\.num_tokens is 5, and the tokenizer gives 3 tokens of width 8"):
         make_stage()

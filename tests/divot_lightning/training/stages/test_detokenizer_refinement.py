@@ -8,10 +8,10 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer, MuonOptimizer
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
 
-OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=1)
+OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 
 
 def built(stage):
@@ -40,9 +40,9 @@ def test_it_starts_from_the_weights_of_the_run_before(stage, pretraining_run):
     assert all(same(stage.tokenizer, pretraining_run / "tokenizer", VideoTokenizer).values())
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_the_detokenizer_learns_and_the_tokenizer_stays_to_the_bit(pretraining_run, clips, name):
-    settings = OptimizerConfig(name=name, lr=3e-3, warmup_steps=1)
+@pytest.mark.parametrize("kind", [AdamWOptimizer, MuonOptimizer])
+def test_the_detokenizer_learns_and_the_tokenizer_stays_to_the_bit(pretraining_run, clips, kind):
+    settings = kind(lr=3e-3, warmup_steps=1)
     stage = built(DetokenizerRefinement(str(pretraining_run), settings))
     trainer(2).fit(stage, DataLoader(clips, batch_size=None))
     assert all(same(stage.tokenizer, pretraining_run / "tokenizer", VideoTokenizer).values())
@@ -123,7 +123,7 @@ def test_a_refined_run_can_be_refined_again(stage, pretraining_run, clips, tmp_p
 def test_parts_that_do_not_fit_are_refused(pretraining_run, detokenizer_config):
     detokenizer_config.num_tokens = 5
     save_component(VideoDetokenizer(detokenizer_config), pretraining_run / "detokenizer")
-    with pytest.raises(UserError, match="gives 3 tokens of width 8, the de-tokenizer needs 5 of 8"):
+    with pytest.raises(UserError, match=r"detokenizer\.num_tokens is 5, and the tokenizer gives 3 tokens of width 8"):
         DetokenizerRefinement(str(pretraining_run), OPTIMIZER)
 
 

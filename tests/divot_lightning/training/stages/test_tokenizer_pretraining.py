@@ -3,16 +3,16 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from divot_lightning.checkpoint.components import load_component
+from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer, MuonOptimizer
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
 
-OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=1)
+OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 
 
 def built(stage):
@@ -55,10 +55,13 @@ def test_both_networks_learn_together(stage, clips):
     assert {name.split(".")[0] for name in before} == {"tokenizer", "detokenizer"}
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_training_lowers_the_loss_on_one_batch(tokenizer_config, detokenizer_config, clips, name):
+@pytest.mark.parametrize(
+    "settings",
+    [AdamWOptimizer(lr=1e-2, warmup_steps=1), MuonOptimizer(lr=1e-2, matrix_lr=1e-2, warmup_steps=1)],
+    ids=["adamw", "muon"],
+)
+def test_training_lowers_the_loss_on_one_batch(tokenizer_config, detokenizer_config, clips, settings):
     torch.manual_seed(0)
-    settings = OptimizerConfig(name=name, lr=1e-2, matrix_lr=1e-2, warmup_steps=1)
     stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, settings))
     clips[0]["video"][0], clips[0]["video"][1] = 80, 175  # a dark clip and a bright one
 
@@ -125,12 +128,25 @@ def test_the_run_hands_on_both_components(stage, clips, tmp_path):
 
 def test_a_detokenizer_for_other_tokens_is_refused(tokenizer_config, detokenizer_config):
     detokenizer_config.num_tokens = 7
-    with pytest.raises(UserError, match="gives 3 tokens of width 8, the de-tokenizer needs 7 of 8") as caught:
+    with pytest.raises(
+        UserError, match=r"detokenizer\.num_tokens is 7, and the tokenizer gives 3 tokens of width 8"
+    ) as caught:
         TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER)
     assert len(str(caught.value).splitlines()) <= 5
 
 
 def test_position_bound_tokens_are_counted_by_frames_and_grid(tokenizer_config, detokenizer_config):
     tokenizer_config.token_source = "spatiotemporal"
-    with pytest.raises(UserError, match="gives 20 tokens of width 8"):
-        TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER)
+    detokenizer_config.num_tokens = None
+    stage = TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER)
+    assert stage.detokenizer_config.num_tokens == 20
+
+
+def test_no_recipe_has_to_state_the_sizes_of_tokens_and_components_store_them(
+    tokenizer_config, detokenizer_config, tmp_path
+):
+    detokenizer_config.num_tokens = detokenizer_config.token_dim = None
+    stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER))
+    save_component(stage.detokenizer, tmp_path / "detokenizer")
+    loaded = load_component(tmp_path / "detokenizer", VideoDetokenizer)
+    assert (loaded.config.num_tokens, loaded.config.token_dim) == (3, 8)

@@ -2,15 +2,16 @@ import numpy as np
 import pytest
 import torch
 
+from divot_backbones.denoisers.video_dit import VideoDiT, _from_patches, _to_patches
 from divot_lightning.errors import UserError
-from divot_lightning.models.detokenizer.video_dit import VideoDiT, VideoDiTConfig, _from_patches, _to_patches
+from divot_lightning.testing.denoiser_conformance import DenoiserConformance
 
 
 def model(*, in_modulation=False, random=True, **changes):
     torch.manual_seed(0)
     settings = {"patch_frames": 2, "patch_size": 2, "width": 12, "layers": 2, "heads": 2}
-    config = VideoDiTConfig(**{**settings, **changes}, condition_in_modulation=in_modulation)
-    made = VideoDiT(config, channels=3, frames=4, grid=(4, 2), condition_tokens=5, condition_dim=6)
+    sizes = {"channels": 3, "frames": 4, "grid": (4, 2), "condition_tokens": 5, "condition_dim": 6}
+    made = VideoDiT(**sizes, **{**settings, **changes}, condition_in_modulation=in_modulation)
     if random:  # as after some training: nothing is zero any more
         for value in made.parameters():
             value.data += 0.3 * torch.randn_like(value)
@@ -21,6 +22,11 @@ def inputs(batch=2):
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(batch, 4, 3, 4, 2, generator=generator)
     return latents, torch.arange(batch) * 100 + 5, torch.randn(batch, 5, 6, generator=generator)
+
+
+class TestVideoDiT(DenoiserConformance):
+    def make_denoiser(self, **sizes):
+        return VideoDiT(**sizes, width=12, layers=1, heads=2, condition_in_modulation=True)
 
 
 @pytest.mark.parametrize("patch", [(1, 1, 1), (2, 1, 1), (2, 2, 3), (4, 4, 6), (1, 2, 1)])
