@@ -72,13 +72,19 @@ def import_detokenizer(file: str | Path, folder: str | Path, config: Detokenizer
     """
     with init_empty_weights():
         module = VideoDetokenizer(config or released_detokenizer())
+    return import_component(read_released(file), detokenizer_table(module), module, file, folder)
+
+
+def detokenizer_table(module: VideoDetokenizer) -> KeyTable:
+    """Return the names of a released de-tokenizer with the sizes of a module -> the module's."""
+    unet: Any = module.denoiser.model
+    vae: Any = module.latents.vae
     rules = {
-        **with_prefixes(unet_rules(module.denoiser.model.config), RELEASED_UNET, "denoiser.model."),
+        **with_prefixes(unet_rules(unet.config), RELEASED_UNET, "denoiser.model."),
         **with_prefixes(RESAMPLER_RULES, "image_proj_model.", "resampler."),
-        **with_prefixes(vae_rules(len(module.latents.vae.config.block_out_channels)), RELEASED_VAE, "latents.vae."),
+        **with_prefixes(vae_rules(len(vae.config.block_out_channels)), RELEASED_VAE, "latents.vae."),
     }
-    table = KeyTable("de-tokenizer", rules, {**SCHEDULE_IGNORED, **VAE_IGNORED})
-    return import_component(read_released(file), table, module, file, folder)
+    return KeyTable("de-tokenizer", rules, {**SCHEDULE_IGNORED, **VAE_IGNORED})
 
 
 def import_dynamicrafter(

@@ -48,11 +48,11 @@ _SPATIAL_RULES = {
 _ENDS_RULES = {
     "time_embed.0.{kind}": "time_embedding.linear_1.{kind}",
     "time_embed.2.{kind}": "time_embedding.linear_2.{kind}",
-    "fps_embedding.0.{kind}": "frame_stride_embedding.linear_1.{kind}",
-    "fps_embedding.2.{kind}": "frame_stride_embedding.linear_2.{kind}",
-    # The same in DynamiCrafter's first checkpoints.
+    # So in DynamiCrafter's first checkpoints; later, and in Divot's, it is the name below, to which ours leads back.
     "framestride_embed.0.{kind}": "frame_stride_embedding.linear_1.{kind}",
     "framestride_embed.2.{kind}": "frame_stride_embedding.linear_2.{kind}",
+    "fps_embedding.0.{kind}": "frame_stride_embedding.linear_1.{kind}",
+    "fps_embedding.2.{kind}": "frame_stride_embedding.linear_2.{kind}",
     "input_blocks.0.0.{kind}": "conv_in.{kind}",
     **with_prefixes(_TRANSFORMER_RULES, "init_attn.0.", "input_transformer."),
     "out.0.{kind}": "norm_out.{kind}",

@@ -12,7 +12,21 @@ from divot_lightning.errors import UserError
 from divot_lightning.parts.kinds import DENOISERS
 from divot_lightning.parts.part import build_part, spec_of
 from divot_lightning.testing import run_distributed
+from divot_lightning.testing.denoiser_conformance import DenoiserConformance
 from tests.divot_backbones.denoisers.test_dynamicrafter_unet import TINY
+
+
+class TestDynamiCrafter(DenoiserConformance):
+    def make_denoiser(self, **sizes):
+        config = {**TINY, "cross_attention_dim": sizes["condition_dim"], "context_split": 2}
+        return DynamiCrafter(**sizes, config=config)
+
+
+class TestDynamiCrafterWithOneBranchAndLoRA(DenoiserConformance):
+    def make_denoiser(self, **sizes):
+        config = {**TINY, "context_split": None, "frame_stride": None, "input_attention_heads": 0}
+        return DynamiCrafter(**sizes, config=config, training="lora", lora_rank=2)
+
 
 SIZES = {"channels": 4, "frames": 3, "grid": (4, 6), "condition_tokens": 5, "condition_dim": 6}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,14 @@ from divot_lightning.checkpoint.components import load_component
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.interop.import_clip import import_clip
-from divot_lightning.interop.import_detokenizer import import_detokenizer, import_dynamicrafter, released_detokenizer
+from divot_lightning.interop.import_detokenizer import (
+    detokenizer_table,
+    import_detokenizer,
+    import_dynamicrafter,
+    released_detokenizer,
+)
+from divot_lightning.interop.openclip_keys import VIT_H_14
+from divot_lightning.interop.released_keys import from_released, to_released
 from divot_lightning.models.detokenizer.video_detokenizer import (
     ConditionResamplerConfig,
     DetokenizerConfig,
@@ -150,15 +158,32 @@ def test_vae_is_converted_as_diffusers_does(released, released_file, tmp_path):
     AutoencoderKL(**VAE).load_state_dict(converted)
 
 
-def test_every_name_of_the_released_size_is_known():
-    from accelerate import init_empty_weights
-
+def test_every_weight_of_the_released_size_has_a_released_name():
     with init_empty_weights():
         model = VideoDetokenizer(released_detokenizer())
     numbers = sum(parameter.numel() for parameter in model.denoiser.parameters())
     assert round(numbers / 1e5) == 14388
     assert model.config.denoiser.init_args["gradient_checkpointing"]
     assert model.latents.scale == 0.18215
+    table = detokenizer_table(model)
+    released = to_released(model.state_dict(), table)
+    assert len(released) == len(model.state_dict())
+    assert from_released(released, table).keys() == model.state_dict().keys()
+    # From the released architecture: 12 blocks down, 3 in the middle, 12 up; the lowest level has no attention.
+    assert {
+        "diffusion_model.fps_embedding.2.bias": (1280,),
+        "diffusion_model.init_attn.0.proj_in.weight": (512, 320),
+        "diffusion_model.input_blocks.3.0.op.weight": (320, 320, 3, 3),
+        "diffusion_model.input_blocks.8.2.transformer_blocks.0.attn2.to_k.weight": (1280, 1280),
+        "diffusion_model.input_blocks.11.0.temopral_conv.conv4.3.weight": (1280, 1280, 3, 1, 1),
+        "diffusion_model.middle_block.1.transformer_blocks.0.attn2.alpha": (1,),
+        "diffusion_model.output_blocks.2.1.conv.weight": (1280, 1280, 3, 3),
+        "diffusion_model.output_blocks.5.3.conv.weight": (1280, 1280, 3, 3),
+        "diffusion_model.output_blocks.11.1.transformer_blocks.0.attn2.to_v_ip.weight": (320, 1024),
+        "first_stage_model.decoder.up.3.block.0.norm1.weight": (512,),
+        "image_proj_model.latents": (1, 125, 1024),
+    }.items() <= {name: tuple(value.shape) for name, value in released.items()}.items()
+    assert not any(name.startswith("diffusion_model.input_blocks.10.1") for name in released)
 
 
 def damaged(content, tmp_path):
@@ -345,10 +370,6 @@ def test_clip_computes_as_openclip(tmp_path):
 
 
 def test_released_clip_has_the_sizes_of_vit_h():
-    from accelerate import init_empty_weights
-
-    from divot_lightning.interop.openclip_keys import VIT_H_14
-
     with init_empty_weights():
         clip = CLIPModel(CLIPConfig(**VIT_H_14))
     # 986.1 M parameters, as OpenCLIP's model card says.
