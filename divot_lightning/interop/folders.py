@@ -29,6 +29,13 @@ class Imported(NamedTuple):
     ignored: dict[str, int]
 
 
+def require_new(folder: str | Path) -> Path:
+    """Return a folder as a path; raise UserError if it exists."""
+    if Path(folder).exists():
+        raise UserError(f"{folder} exists, and an import overwrites nothing\ngive a new folder, or remove that one")
+    return Path(folder)
+
+
 @contextmanager
 def whole_folder(folder: str | Path) -> Generator[Path, None, None]:
     """Write a new folder elsewhere; it is moved into place at the end, and nothing of it is left after an error.
@@ -42,9 +49,7 @@ def whole_folder(folder: str | Path) -> Generator[Path, None, None]:
     Raises:
         UserError: It exists.
     """
-    folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder} exists, and an import overwrites nothing\ngive a new folder, or remove that one")
+    folder = require_new(folder)
     work = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

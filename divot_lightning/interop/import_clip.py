@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 from divot_lightning.interop.conversion import convert, ignored_reasons
-from divot_lightning.interop.folders import Imported, count_numbers, whole_folder
+from divot_lightning.interop.folders import Imported, count_numbers, require_new, whole_folder
 from divot_lightning.interop.openclip_keys import CLIP, VIT_H_14, split_projections
 from divot_lightning.interop.released_files import read_released
 
@@ -25,9 +25,10 @@ def import_clip(file: str | Path, folder: str | Path, config: Mapping[str, Any] 
     Raises:
         UserError: The file is damaged or another one, or the folder exists.
     """
+    require_new(folder)
+    released = split_projections(read_released(file))
     with init_empty_weights():
         model = CLIPModel(CLIPConfig(**(config or VIT_H_14)))
-    released = split_projections(read_released(file))
     weights = convert(released, CLIP, model, file)
     with whole_folder(folder) as work:
         model.config.architectures = [type(model).__name__]

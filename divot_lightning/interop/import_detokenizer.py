@@ -15,7 +15,7 @@ from divot_backbones.denoisers.dynamicrafter.model import DynamiCrafterUNet
 from divot_backbones.latents.image_vae import ImageVAELatents
 from divot_backbones.objectives.ddim import VPrediction
 from divot_lightning.interop.conversion import convert, ignored_reasons
-from divot_lightning.interop.folders import Imported, count_numbers, import_component, whole_folder
+from divot_lightning.interop.folders import Imported, count_numbers, import_component, require_new, whole_folder
 from divot_lightning.interop.released_files import read_released
 from divot_lightning.interop.released_keys import RESAMPLER_RULES, KeyTable, with_prefixes
 from divot_lightning.interop.unet_keys import RELEASED_UNET, unet_rules
@@ -70,9 +70,11 @@ def import_detokenizer(file: str | Path, folder: str | Path, config: Detokenizer
     Raises:
         UserError: The file is damaged or another one, or the folder exists.
     """
+    require_new(folder)
+    released = read_released(file)
     with init_empty_weights():
         module = VideoDetokenizer(config or released_detokenizer())
-    return import_component(read_released(file), detokenizer_table(module), module, file, folder)
+    return import_component(released, detokenizer_table(module), module, file, folder)
 
 
 def detokenizer_table(module: VideoDetokenizer) -> KeyTable:
@@ -101,6 +103,8 @@ def import_dynamicrafter(
     Raises:
         UserError: The file is damaged or another one, or the folder exists.
     """
+    require_new(folder)
+    weights_of_file = read_released(file)
     with init_empty_weights():
         models: dict[str, Any] = {"unet": DynamiCrafterUNet(**(unet or {})), "vae": AutoencoderKL(**(vae or SD_VAE))}
     prefixes = {"unet": f"model.{RELEASED_UNET}", "vae": RELEASED_VAE}
@@ -109,7 +113,7 @@ def import_dynamicrafter(
         "vae": vae_rules(len(models["vae"].config.block_out_channels)),
     }
     common = {**SCHEDULE_IGNORED, **VAE_IGNORED, **DYNAMICRAFTER_IGNORED}
-    released = _without_image_input(read_released(file), models["unet"].config.in_channels)
+    released = _without_image_input(weights_of_file, models["unet"].config.in_channels)
     weights = {}
     for name, model in models.items():
         others = {prefixes[other]: "" for other in models if other != name}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from divot_backbones.vision.clip import ClipVision
 from divot_lightning.errors import UserError
-from divot_lightning.interop.folders import Imported, import_component
+from divot_lightning.interop.folders import Imported, import_component, require_new
 from divot_lightning.interop.openclip_keys import NOT_FOR_PATCHES, VIT_RULES, split_projections
 from divot_lightning.interop.released_files import read_released
 from divot_lightning.interop.released_keys import TOKENIZER, KeyTable, with_prefixes
@@ -31,9 +31,10 @@ def import_tokenizer(
     Raises:
         UserError: A file is damaged or another one, the ViT is in none of them or in both, or the folder exists.
     """
+    require_new(folder)
+    released = _with_vit(read_released(file), file, vision)
     with init_empty_weights():
         module = VideoTokenizer(config or TokenizerConfig(vision=ClipVision))
-    released = _with_vit(read_released(file), file, vision)
     rules = {**TOKENIZER.ours_by_released, **with_prefixes(VIT_RULES, RELEASED_VIT, "vision.model.")}
     ignored = {RELEASED_VIT + prefix: why for prefix, why in NOT_FOR_PATCHES.items()}
     return import_component(released, KeyTable("tokenizer", rules, ignored), module, file, folder)
