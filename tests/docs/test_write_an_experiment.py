@@ -31,7 +31,7 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     for block in blocks("python"):
         exec(block, names)
     assert names["best"].trial.group == "icosahedron"
-    rows = list(csv.DictReader(Path("dice/results.csv").open()))
+    rows = list(csv.DictReader(Path("dice/results.csv").read_text().splitlines()))
     assert {row["die"]: float(row["value"]) for row in rows} == {"cube": 6.0, "icosahedron": 20.0}
     assert "20.0" in Path("dice/table.tex").read_text()
     assert "Dice" in Path("dice/report.html").read_text(encoding="utf-8")
