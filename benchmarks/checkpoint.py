@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from divot_lightning.checkpoint.run_state import save_together, use_checkpoint_folders
+from divot_lightning.checkpoint.run_state import RunState
 from divot_lightning.deepspeed_zero.registration import register_strategies
-from divot_lightning.distributed.meta_building import fill, is_sharding, shard_rest, without_memory
+from divot_lightning.models.weights import fill, is_sharding, shard_rest, without_memory
 
 MB = 1e6
 
@@ -69,14 +69,19 @@ class Stack(LightningModule):
 class Clock(Callback):
     """Measure steps, and saving after the last one."""
 
-    def __init__(self, folder: Path | None, peak: "Peak") -> None:
+    def __init__(self, folder: Path | None, resume_from: Path | None, peak: "Peak") -> None:
         self.folder = folder
+        self.resume_from = resume_from
         self.peak = peak
         self.steps: list[float] = []
         self.saving: list[float] = []
         self.began = 0.0
         self.steady_memory = 0.0
         self.loading_peak = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.resume_from is not None:
+            RunState(trainer).load(self.resume_from)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.steady_memory, self.loading_peak = anonymous_mb(), self.peak.mb
@@ -90,7 +95,7 @@ class Clock(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for number in range(3 if self.folder else 0):
             start = time.perf_counter()
-            save_together(trainer, self.folder / f"step_{number:08d}")
+            RunState(trainer).save(self.folder / f"step_{number:08d}")
             self.saving.append(time.perf_counter() - start)
 
 
@@ -119,7 +124,8 @@ def run(given: argparse.Namespace, folder: Path, resume: bool) -> None:
     torch.set_num_threads(1)
     before = anonymous_mb()
     peak = Peak()
-    clock = Clock(None if resume else folder / "checkpoints", peak)
+    checkpoint = folder / "checkpoints/step_00000002"
+    clock = Clock(None if resume else folder / "checkpoints", checkpoint if resume else None, peak)
     trainer = Trainer(
         max_steps=6 if resume else 5,
         accelerator="cpu" if given.cpu else "auto",
@@ -132,12 +138,10 @@ def run(given: argparse.Namespace, folder: Path, resume: bool) -> None:
         enable_model_summary=False,
         callbacks=[clock],
     )
-    use_checkpoint_folders(trainer)
     start = time.perf_counter()
-    checkpoint = folder / "checkpoints/step_00000002"
     samples = DataLoader(torch.randn(64, given.width), batch_size=8)
     stage = Stack(folder, given.width, given.layers - given.trained, given.trained)
-    trainer.fit(stage, samples, ckpt_path=str(checkpoint) if resume else None)
+    trainer.fit(stage, samples)
     peak.done.set()
     if trainer.is_global_zero:
         figures = {

@@ -73,7 +73,7 @@ def main() -> None:
         make_toy_shards(Path("data/toy"))
         prepare = ["fit", "--config", "toy/tokenizer_pretraining", "--trainer.max_steps", "0"]
         subprocess.run([sys.executable, "-m", "divot_lightning", *prepare], check=True, stderr=subprocess.DEVNULL)
-        words = ["--config", "toy/llm_pretraining", "--model.optimizer.name", "adamw", "--data.batch_size", "8"]
+        words = ["--config", "toy/llm_pretraining", "--model.optimizer", "adamw", "--data.batch_size", "8"]
         words += ["--trainer.log_every_n_steps", "1", "--checkpoint.every_steps", "3", "--trainer.devices"]
         seconds = measure([*words, given.devices, "--trainer.strategy", given.strategy], given.repeats)
     fresh = seconds["fresh start to first step"]

@@ -31,7 +31,7 @@ from divot_datamodules.order.training_processes import TrainingProcesses
 from divot_datamodules.preparation.feature_checks import check_features
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.source_settings import (
-    Source,
+    SourceConfig,
     SourcesSetting,
     facts_of,
     items_of,
@@ -39,9 +39,13 @@ from divot_datamodules.shards.source_settings import (
     make_plan,
 )
 from divot_datamodules.shards.sources import estimate_losses, open_source
-from divot_datamodules.tasks.segments import Template
+from divot_datamodules.tasks.mixture import TasksSetting
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.sequence_limits import LimitsSamples, SampleLimits
+from divot_lightning.parts.kinds import SOURCES
+from divot_lightning.parts.part import build_part
+from divot_lightning.parts.sources import Source
+from divot_lightning.parts.tasks import Template
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ class DataSplit:
         skipped: The log of samples that cannot be used.
     """
 
-    sources: list[Source]
+    sources: list[SourceConfig]
     opened: list[LoadedSource]
     skipped: SkippedSamples
 
@@ -73,7 +77,8 @@ class VideoTextData(LightningDataModule):
 
     Args:
         train: Folder, tar, glob, brace expansion, URL or jsonl of the training data, or a list of these; or a list of
-            sources with a weight each, such as {path: a.tar, weight: 2.0, tasks: {caption: 1.0}}.
+            sources with a weight each, such as {path: a.tar, weight: 2.0, tasks: {caption: 1.0}} or
+            {source: {class_path: parquet, init_args: {path: a.parquet}}}.
         validation: The same for validation; None for no validation.
         test: The same for `divot test`.
         train_fraction: Fraction of the training samples of each source that is used; the same samples for every `seed`,
@@ -86,10 +91,11 @@ class VideoTextData(LightningDataModule):
         max_sample_clips: Most videos of a sample that has several, as stories do, or clips in a file of cached
             features. A sample with more is skipped, so that no sample takes all memory.
         tasks: None for the tokenizer and de-tokenizer stages, which need no texts. For the LLM stages, the tasks with
-            their weights, such as {"caption": 1.0, "generate": 1.0}; known tasks: caption, generate, question,
-            conversation, story.
+            their weights, such as {"caption": 1.0, "generate": 1.0}; a task with settings is
+            {"caption": {"weight": 1.0, "init_args": {"prompts": ["Describe it ."]}}}. `divot parts tasks` lists them.
         validation_tasks: Weights for validation and test; None for those of training.
-        template: Whether the tasks have their bare pretraining form or Divot's instruction template.
+        template: How the user's turn is written: "pretraining" (bare), "instruction" (Divot's), or a text with `{}` for
+            the turn, such as "USER: {} ASSISTANT: ".
         epoch: "endless" repeats the data without end, so a recipe sets `max_steps`. "exact" ends an epoch after each
             sample of a single source was used once; its last step may be smaller.
         streams: Logical streams that read each source side by side.
@@ -127,8 +133,8 @@ class VideoTextData(LightningDataModule):
         clip: ClipConfig = _DEFAULT_CLIP,
         max_clips: int = 1,
         max_sample_clips: int = MAX_SAMPLE_CLIPS,
-        tasks: dict[str, float] | None = None,
-        validation_tasks: dict[str, float] | None = None,
+        tasks: TasksSetting | None = None,
+        validation_tasks: TasksSetting | None = None,
         template: Template = "pretraining",
         epoch: Literal["endless", "exact"] = "endless",
         streams: int = 64,
@@ -210,7 +216,7 @@ class VideoTextData(LightningDataModule):
         """Return, for each open split, each source's path with its numbers of shards and of usable samples."""
         return {
             name: [
-                (str(source.path), len(one.source.counts), sum(one.source.counts))
+                (source.name, len(one.source.counts), sum(one.source.counts))
                 for source, one in zip(data.sources, data.opened, strict=True)
             ]
             for name, data in self._open.items()
@@ -262,16 +268,19 @@ class VideoTextData(LightningDataModule):
             return opened
         return replace(opened, source=SourceFraction(opened.source, self.train_fraction))
 
-    def _open_source(self, source: Source, make_items: MakeItems) -> LoadedSource:
-        opened = open_source(
-            source.path,
-            media_root=source.media_root or self.media_root,
-            media_from=self.media_from,
-            index_folder=self._folder(f"{DATA_FOLDER}/index", self.index_folder),
-            allow_pipe=self.allow_pipe,
-            copies_gb=self.copies_gb,
-            progress=self._processes.rank == 0,
-        )
+    def _open_source(self, source: SourceConfig, make_items: MakeItems) -> LoadedSource:
+        index_folder = self._folder(f"{DATA_FOLDER}/index", self.index_folder)
+        if source.path is None:
+            opened: Source = build_part(source.source, SOURCES, "the recipe", index_folder=index_folder)
+        else:
+            opened = open_source(
+                source.path,
+                media_root=source.media_root or self.media_root,
+                media_from=self.media_from,
+                index_folder=index_folder,
+                allow_pipe=self.allow_pipe,
+                copies_gb=self.copies_gb,
+            )
         max_clips = source.max_clips if source.max_clips is not None else self.max_clips
         shards = [opened.shard_path(shard) for shard in range(len(opened.counts))]
         tokenizer = self._tokenizer

@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import nn
 
-from divot_lightning.distributed.meta_building import fill, is_sharding, without_memory
 from divot_lightning.errors import UserError
 from divot_lightning.io.component_files import CONFIG_FILE, WEIGHTS_FILE
 from divot_lightning.io.files import file_sha256, write_atomically
 from divot_lightning.io.renamed import current_component, explain_import_error
+from divot_lightning.models.weights import fill, without_memory
 from divot_lightning.parts.trusted_classes import require_trusted
 
 RECORD_FILE = "components.json"
@@ -86,7 +86,7 @@ def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType
         expected: Class the module must have.
 
     Returns:
-        The module, on the CPU, in training mode; sharded where `divot_lightning.distributed.meta_building` says so.
+        The module, on the CPU, in training mode; sharded as `divot_lightning.models.weights` says.
 
     Raises:
         UserError: The folder is no component folder, holds another class or one that is not trusted, or its weights do
@@ -146,19 +146,11 @@ def load_weights(module: nn.Module, file: str | Path) -> None:
         for name, value in module.state_dict().items()
         if name in sizes and sizes[name] != tuple(value.shape)
     ]
-    missing, unexpected = ([], []) if wrong else _load(module, Path(file))
+    missing, unexpected = ([], []) if wrong else fill(module, [Path(file)])
     problems = {"missing": missing, "not expected": unexpected, "of another size": wrong}
     if any(problems.values()):
         lines = [f"{what}: {_shorten(sorted(names))}" for what, names in problems.items() if names]
         raise UserError("\n".join([f"the weights in {file} do not fit a {type(module).__name__}", *lines]))
-
-
-def _load(module: nn.Module, file: Path) -> tuple[list[str], list[str]]:
-    if is_sharding():
-        found = fill(module, [file])
-        return found.missing, found.unexpected
-    missing, unexpected = load_model(module, str(file), strict=False)
-    return list(missing), list(unexpected)
 
 
 def find_component(run: str | Path, name: str) -> Path:

@@ -13,9 +13,9 @@ from divot_lightning.checkpoint.folders import damage_advice
 from divot_lightning.checkpoint.manifest import find_damage, require_manifest
 from divot_lightning.checkpoint.optimizer_state import check_families
 from divot_lightning.checkpoint.provenance import PROVENANCE
-from divot_lightning.distributed.meta_building import full_shape
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
+from divot_lightning.models.weights import full_shape
 
 STATE_KEYS = ("layout", "loops", "lr_schedulers", "callbacks", "global_step")
 """What `trainer.pt` of every run holds."""

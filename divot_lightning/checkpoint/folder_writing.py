@@ -43,6 +43,10 @@ class TensorAccess(Protocol):
     masters: list[Tensor]
     """The tensors that the optimizer updates on this rank; averages, for one, are kept in copies of them."""
 
+    def writers(self, ranks: Ranks) -> int:
+        """Return how many of the ranks write tensors into a checkpoint."""
+        ...
+
     def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
         """Return a trained parameter, taken from copies of `masters`, to the rank `owner`; all ranks call it."""
         ...
@@ -120,6 +124,7 @@ def save_folder(
     provenance: dict[str, Any],
     about: dict[str, Any],
     ranks: Ranks,
+    writers: int | None = None,
 ) -> None:
     """Write a checkpoint; all ranks call it together.
 
@@ -130,6 +135,7 @@ def save_folder(
         provenance: Content of `provenance.json`; that of the first rank is used.
         about: Further entries of the manifest.
         ranks: The processes.
+        writers: How many of them write tensors, the first ones; by default all.
 
     Raises:
         CheckpointNotWritten: On all ranks, if one of them could not write.
@@ -137,7 +143,7 @@ def save_folder(
     """
     unfinished = folder.with_name(UNFINISHED.format(folder.name))
     _together(ranks, unfinished, lambda: _start(unfinished) if ranks.rank == 0 else None)
-    files = write_tensors(unfinished, entries, ranks)
+    files = write_tensors(unfinished, entries, ranks, writers or ranks.size)
     every = [item for part in ranks.gather(files) for item in part.items()]
     _raise_failures(unfinished, [value for _, value in every if isinstance(value, OSError)], ranks)
     records = {name: value for name, value in every if isinstance(value, FileRecord)}
@@ -151,13 +157,15 @@ def save_folder(
     _together(ranks, unfinished, lambda: finish() if ranks.rank == 0 else None)
 
 
-def write_tensors(folder: Path, entries: Sequence[Entry], ranks: Ranks) -> dict[str, FileRecord | OSError]:
+def write_tensors(
+    folder: Path, entries: Sequence[Entry], ranks: Ranks, writers: int
+) -> dict[str, FileRecord | OSError]:
     """Write this rank's part of the tensors, and take part in gathering those of the others.
 
     Returns:
         Records of this rank's files by name, or the error of a file.
     """
-    owners = balance_by_size([entry.spec.bytes for entry in entries], ranks.size)
+    owners = balance_by_size([entry.spec.bytes for entry in entries], writers)
     files: dict[str, FileRecord | OSError] = {}
     for group in dict.fromkeys(entry.group for entry in entries):
         members = [(entry, owner) for entry, owner in zip(entries, owners, strict=True) if entry.group == group]

@@ -65,7 +65,7 @@ def check_families(stored: dict[str, str], live: dict[str, str]) -> None:
             raise UserError(
                 f"the checkpoint has {stored.get(name, 'no')} states for {name}, "
                 f"but this run trains it with {live.get(name, 'no optimizer')}\n"
-                "continue with the optimizer it was trained with (such as --model.optimizer.name), or start a new run"
+                "continue with the optimizer it was trained with (such as --model.optimizer), or start a new run"
             )
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from divot_lightning.checkpoint.module_tensors import ModuleTensors
 from divot_lightning.checkpoint.tensor_file import tensor_bytes
-from divot_lightning.distributed.meta_building import full_shape
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
+from divot_lightning.models.weights import full_shape
 
 PROVENANCE = "provenance.json"
 
@@ -112,14 +112,9 @@ def verify_frozen(stored: dict[str, dict[str, Any]], live: dict[str, dict[str, A
 
 
 class FrozenRecord:
-    """Describes the frozen modules of a stage, and hashes them again only when a weight has changed.
+    """Describes the frozen modules of a stage, and hashes them again only when a weight has changed."""
 
-    Args:
-        stage: The stage.
-    """
-
-    def __init__(self, stage: nn.Module) -> None:
-        self.stage = stage
+    def __init__(self) -> None:
         self._seen: list[tuple[int, int]] | None = None
         self._described: dict[str, dict[str, Any]] = {}
 

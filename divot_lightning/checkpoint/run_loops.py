@@ -81,7 +81,11 @@ class ResumingFitLoop(_FitLoop):
 
 
 def use_resuming_loops(trainer: Trainer) -> None:
-    """Replace the training loops of a trainer that was just built."""
+    """Replace the training loops of a trainer that has not trained yet; its data are connected already."""
     former = trainer.fit_loop
+    if isinstance(former, ResumingFitLoop):
+        return
     trainer.fit_loop = ResumingFitLoop(trainer, min_epochs=former.min_epochs, max_epochs=former.max_epochs)
     trainer.fit_loop.epoch_loop = LoggedStepLoop(trainer, min_steps=former.min_steps, max_steps=former.max_steps)
+    trainer.fit_loop._data_source = former._data_source
+    trainer.fit_loop.epoch_loop.val_loop._data_source = former.epoch_loop.val_loop._data_source

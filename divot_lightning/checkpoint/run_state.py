@@ -1,14 +1,18 @@
-"""Saving and restoring a run: between Lightning's checkpoint dictionary and our checkpoint folder."""
+"""The whole state of a run, saved into a checkpoint folder and loaded from one.
 
-from collections.abc import Callable, Iterator
+Lightning's own checkpoint files are not used: `StepCheckpoint` calls `RunState` from its hooks, and `trainer.fit` gets
+no `ckpt_path`. The hooks that stages, callbacks and data modules know from Lightning are called all the same:
+`state_dict` and `load_state_dict`, `on_save_checkpoint` and `on_load_checkpoint`.
+"""
+
 from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, Protocol, runtime_checkable
 
-from lightning.fabric.plugins import CheckpointIO
-from lightning.fabric.utilities.types import _PATH
+import lightning
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn
 
 from divot_lightning.checkpoint.folder_reading import (
@@ -18,85 +22,165 @@ from divot_lightning.checkpoint.folder_reading import (
     restore_optimizers,
     restore_weights,
 )
-from divot_lightning.checkpoint.folder_writing import CheckpointNotWritten, TensorAccess, save_folder, stage_entries
+from divot_lightning.checkpoint.folder_writing import Entry, TensorAccess, save_folder, stage_entries
 from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.checkpoint.optimizer_state import restore_schedulers
 from divot_lightning.checkpoint.provenance import FrozenRecord, read_provenance, verify_frozen
-from divot_lightning.checkpoint.run_loops import use_resuming_loops
 from divot_lightning.checkpoint.whole_tensors import WholeTensors
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
 
-_LEFT_OUT = {"state_dict", "optimizer_states"}
-"""Keys of Lightning's dictionary that are stored tensor by tensor instead."""
-_SETTINGS = "hyper_parameters"
-"""Part of the names under which Lightning stores settings; the run's config.yaml has them."""
-
-_FROZEN: WeakKeyDictionary[LightningModule, FrozenRecord] = WeakKeyDictionary()
+_STORED_AS_TENSORS: dict[str, Any] = {"state_dict": {}, "optimizer_states": []}
+"""Entries that hooks written for Lightning's checkpoints may look for; here tensors are stored one by one."""
 
 
-def save_run(strategy: Strategy, access: TensorAccess, checkpoint: dict[str, Any], folder: Path, ranks: Ranks) -> None:
-    """Write a checkpoint folder; all of `ranks` call it together.
+@runtime_checkable
+class KeepsTensors(Protocol):
+    """A callback with tensors of its own in a checkpoint, such as averaged weights."""
+
+    def checkpoint_entries(self, access: TensorAccess) -> list[Entry]:
+        """List the tensors; all ranks call it together."""
+        ...
+
+    def restore(self, reader: CheckpointReader, access: TensorAccess, trainer: Trainer) -> None:
+        """Read the tensors, after the stage has been restored; all ranks call it together."""
+        ...
+
+
+class RunState:
+    """Stage, optimizers, schedules, loops, position in the data, random states and averages of a run.
+
+    All ranks call the methods together, when the strategy has been set up.
 
     Args:
-        strategy: Holds stage and trainer.
-        access: Reads their tensors.
-        checkpoint: Lightning's dictionary.
-        folder: Where it appears when it is whole.
-        ranks: The processes that write.
+        trainer: Holds them all.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._frozen = FrozenRecord()
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint folder.
+
+        Raises:
+            CheckpointNotWritten: A rank could not write; raised on all.
+            UserError: A hook returned something else than plain data.
+        """
+        trainer, access, ranks = self.trainer, tensor_access(self.trainer), Ranks.all()
+        layout = {
+            "world_size": trainer.world_size,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "optimizer": optimizer_record(access),
+        }
+        save_folder(
+            folder,
+            [*stage_entries(access), *(entry for part in self._parts() for entry in part.checkpoint_entries(access))],
+            state={**self._plain_state(), "layout": layout},
+            provenance=self._frozen.describe(access.tensors, access.read, ranks),
+            about={"step": trainer.global_step, "world_size": trainer.world_size},
+            ranks=ranks,
+            writers=access.writers(ranks),
+        )
+
+    def load(self, folder: Path) -> None:
+        """Verify a checkpoint folder and restore everything from it; a run that only validates takes the weights.
+
+        Raises:
+            UserError: The folder is damaged, does not fit, or was made with other frozen weights.
+        """
+        trainer, access, ranks = self.trainer, tensor_access(self.trainer), Ranks.all()
+        is_fitting = trainer.state.fn == TrainerFn.FITTING
+        reader = CheckpointReader(folder, ranks)
+        state = reader.state()
+        require_run_state(reader, state)
+        verify_frozen(read_provenance(folder), self._frozen.describe(access.tensors, access.read, ranks))
+        with torch.inference_mode(False), torch.no_grad():
+            restore_weights(reader, access)
+            if is_fitting:
+                restore_optimizers(reader, access, state["layout"]["optimizer"])
+            access.flush()
+            for part in self._parts():
+                part.restore(reader, access, trainer)
+        self._call_load_hooks({**_STORED_AS_TENSORS, **state})
+        if is_fitting:
+            self._restore_progress(state)
+
+    def _plain_state(self) -> dict[str, Any]:
+        """Collect everything that is no tensor of the stage, under the names that Lightning gives it."""
+        trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
+        state: dict[str, Any] = {
+            **_STORED_AS_TENSORS,
+            "epoch": trainer.current_epoch,
+            "global_step": trainer.global_step,
+            "pytorch-lightning_version": lightning.__version__,
+            "loops": {"fit_loop": trainer.fit_loop.state_dict()},
+            "callbacks": call._call_callbacks_state_dict(trainer),
+            "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+            _name(trainer.precision_plugin): trainer.precision_plugin.state_dict(),
+        }
+        if data is not None:
+            state[_name(data)] = call._call_lightning_datamodule_hook(trainer, "state_dict")
+        call._call_callbacks_on_save_checkpoint(trainer, state)
+        call._call_lightning_module_hook(trainer, "on_save_checkpoint", state)
+        return {name: value for name, value in state.items() if name not in _STORED_AS_TENSORS}
+
+    def _call_load_hooks(self, state: dict[str, Any]) -> None:
+        trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
+        call._call_lightning_module_hook(trainer, "on_load_checkpoint", state)
+        if data is not None and state.get(_name(data)):
+            call._call_lightning_datamodule_hook(trainer, "load_state_dict", state[_name(data)])
+        call._call_callbacks_on_load_checkpoint(trainer, state)
+        call._call_callbacks_load_state_dict(trainer, state)
+
+    def _restore_progress(self, state: dict[str, Any]) -> None:
+        trainer = self.trainer
+        rescale_batches(state, trainer)
+        if precision := state.get(_name(trainer.precision_plugin)):
+            trainer.precision_plugin.load_state_dict(precision)
+        trainer.fit_loop.load_state_dict(state["loops"]["fit_loop"])
+        restore_schedulers(trainer.lr_scheduler_configs, state["lr_schedulers"])
+        if trainer.fit_loop._data_fetcher is not None:
+            iter(trainer.fit_loop._data_fetcher)  # opened while optimizers were built, before the data were positioned
+
+    def _parts(self) -> list[KeepsTensors]:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if isinstance(callback, KeepsTensors)]
+
+
+def tensor_access(trainer: Trainer) -> TensorAccess:
+    """Return access to the tensors of a trainer's stage and its optimizers by name, whichever way they are held.
 
     Raises:
-        CheckpointNotWritten: A rank could not write.
+        UserError: The trainer's strategy holds them in a way that is not known here.
     """
-    stage = _stage(strategy)
-    trainer = stage.trainer
-    layout = {
-        "world_size": trainer.world_size,
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "optimizer": optimizer_record(access),
-    }
-    state = {key: value for key, value in checkpoint.items() if key not in _LEFT_OUT and _SETTINGS not in key}
-    averages = [entry for found in _averages(trainer) for entry in found.entries(access)]
-    save_folder(
-        folder,
-        [*stage_entries(access), *averages],
-        state={**state, "layout": layout},
-        provenance=_frozen_record(stage).describe(access.tensors, access.read, ranks),
-        about={"step": trainer.global_step, "world_size": trainer.world_size},
-        ranks=ranks,
-    )
+    strategy: Any = trainer.strategy
+    if hasattr(strategy, "tensor_access"):
+        access: TensorAccess = strategy.tensor_access()
+        return access
+    require_known_strategy(trainer)
+    stage: LightningModule = trainer.lightning_module
+    return WholeTensors(sort_tensors(stage), strategy.optimizers)
 
 
-def load_run(strategy: Strategy, access: TensorAccess, folder: Path, ranks: Ranks) -> tuple[CheckpointReader, Any]:
-    """Verify a checkpoint folder and restore all weights of the stage.
-
-    Returns:
-        The checkpoint, and Lightning's dictionary without tensors of the stage and its optimizers.
+def require_known_strategy(trainer: Trainer) -> None:
+    """Refuse a strategy whose tensors cannot be read by name.
 
     Raises:
-        UserError: The folder is damaged, does not fit, or was made with other frozen weights.
+        UserError: As it says.
     """
-    stage = _stage(strategy)
-    reader = CheckpointReader(folder, ranks)
-    state = reader.state()
-    require_run_state(reader, state)
-    verify_frozen(read_provenance(folder), _frozen_record(stage).describe(access.tensors, access.read, ranks))
-    restore_weights(reader, access)
-    rescale_batches(state, stage.trainer)
-    return reader, state
-
-
-def restore_training(strategy: Strategy, access: TensorAccess, reader: CheckpointReader, state: dict[str, Any]) -> None:
-    """Restore optimizers and schedules, once they exist."""
-    restore_optimizers(reader, access, state["layout"]["optimizer"])
-    access.flush()
-    restore_schedulers(_stage(strategy).trainer.lr_scheduler_configs, state["lr_schedulers"])
+    strategy = trainer.strategy
+    if not hasattr(strategy, "tensor_access") and type(strategy) not in (SingleDeviceStrategy, DDPStrategy):
+        raise UserError(
+            f"--trainer.strategy {type(strategy).__name__} has checkpoints that divot resume cannot continue from\n"
+            "choose auto, ddp, divot_zero1, divot_zero2 or divot_zero3"
+        )
 
 
 def rescale_batches(state: dict[str, Any], trainer: Trainer) -> None:
     """Recompute the counts of batches if a step has another number of them now; checkpoints are between steps."""
     then, now = state["layout"]["accumulate_grad_batches"], trainer.accumulate_grad_batches
-    if then == now or "loops" not in state:
+    if then == now:
         return
     progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for counters in (progress["total"], progress["current"]):
@@ -104,128 +188,6 @@ def rescale_batches(state: dict[str, Any], trainer: Trainer) -> None:
             counters[name] = count // then * now
 
 
-class FolderCheckpointIO(CheckpointIO):
-    """Lets Lightning's own strategies for one process and for DDP save and load checkpoint folders.
-
-    Under DDP Lightning lets only the first process save. `save_together` keeps an error of that process and raises it
-    on all; every other caller gets the error at once.
-
-    Args:
-        strategy: The trainer's strategy.
-    """
-
-    def __init__(self, strategy: Strategy) -> None:
-        self.strategy = strategy
-        self.keep_failure = False
-        self.failure: CheckpointNotWritten | None = None
-
-    def tensor_access(self) -> WholeTensors:
-        """Return access to the tensors of the stage and its optimizers by name."""
-        return WholeTensors(sort_tensors(_stage(self.strategy)), self.strategy.optimizers)
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Write a folder."""
-        try:
-            save_run(self.strategy, self.tensor_access(), checkpoint, Path(path), Ranks())
-        except CheckpointNotWritten as failure:
-            if not self.keep_failure:
-                raise
-            self.failure = failure
-
-    def load_checkpoint(
-        self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Restore the stage from a folder; optimizers follow when Lightning asks for them."""
-        reader, state = load_run(self.strategy, self.tensor_access(), Path(path), Ranks.all())
-        later = _Later(lambda: restore_training(self.strategy, self.tensor_access(), reader, state))
-        stage = _stage(self.strategy)
-        # Lightning loads this dictionary into the stage, whose weights are restored already.
-        return {
-            **state,
-            "state_dict": stage.state_dict(),
-            "optimizer_states": later,
-            "lr_schedulers": [],
-            "checkpoint_reader": reader,
-        }
-
-    def remove_checkpoint(self, path: _PATH) -> None:
-        """Remove a folder; it is never visible half removed."""
-        from divot_lightning.checkpoint.retention import remove_folder
-
-        remove_folder(Path(path))
-
-
-class _Later:
-    """Restores all optimizers when Lightning iterates over their states, which it does after building them."""
-
-    def __init__(self, restore: Callable[[], None]) -> None:
-        self.restore = restore
-
-    def __iter__(self) -> Iterator[Any]:
-        self.restore()
-        return iter(())
-
-
-def use_checkpoint_folders(trainer: Trainer) -> None:
-    """Make a new trainer save checkpoint folders when a step is logged, and resume from them.
-
-    Raises:
-        UserError: Its strategy has checkpoints of its own.
-    """
-    use_resuming_loops(trainer)
-    strategy = trainer.strategy
-    if hasattr(strategy, "keep_failure"):
-        return
-    if type(strategy) in (SingleDeviceStrategy, DDPStrategy):
-        strategy.checkpoint_io = FolderCheckpointIO(strategy)
-    else:
-        raise UserError(
-            f"--trainer.strategy {type(strategy).__name__} has checkpoints that divot resume cannot continue from\n"
-            "choose auto, ddp, divot_zero1, divot_zero2 or divot_zero3"
-        )
-
-
-def save_together(trainer: Trainer, folder: Path) -> None:
-    """Save a checkpoint; all ranks call it together.
-
-    Raises:
-        CheckpointNotWritten: On all ranks, if one of them could not write.
-    """
-    keeper = _keeper(trainer.strategy)
-    keeper.failure, keeper.keep_failure = None, True
-    try:
-        trainer.save_checkpoint(folder)
-    finally:
-        keeper.keep_failure = False
-    failure = next((found for found in Ranks.all().gather(keeper.failure) if found is not None), None)
-    if failure is not None:
-        raise failure
-
-
-def tensor_access(strategy: Strategy) -> TensorAccess:
-    """Return access to the tensors of a stage and its optimizers by name, for a strategy with checkpoint folders."""
-    access: TensorAccess = _keeper(strategy).tensor_access()
-    return access
-
-
-def is_fitting(strategy: Strategy) -> bool:
-    """Return whether the trainer trains, which needs optimizers, or only validates or tests."""
-    return _stage(strategy).trainer.state.fn == TrainerFn.FITTING
-
-
-def _keeper(strategy: Strategy) -> Any:
-    return strategy if hasattr(strategy, "keep_failure") else strategy.checkpoint_io
-
-
-def _averages(trainer: Trainer) -> list[Any]:
-    return [callback for callback in trainer.callbacks if hasattr(callback, "averages")]  # type: ignore[attr-defined]
-
-
-def _stage(strategy: Strategy) -> LightningModule:
-    stage = strategy.lightning_module
-    assert stage is not None
-    return stage
-
-
-def _frozen_record(stage: LightningModule) -> FrozenRecord:
-    return _FROZEN.setdefault(stage, FrozenRecord(stage))
+def _name(part: object) -> str:
+    """Return the name under which Lightning stores the state of a data module or a precision plugin."""
+    return type(part).__qualname__

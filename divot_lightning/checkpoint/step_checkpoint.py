@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -24,7 +24,8 @@ from divot_lightning.checkpoint.retention import (
     steps_to_remove,
     write_score,
 )
-from divot_lightning.checkpoint.run_state import save_together
+from divot_lightning.checkpoint.run_loops import use_resuming_loops
+from divot_lightning.checkpoint.run_state import RunState, require_known_strategy
 from divot_lightning.errors import UserError
 
 
@@ -63,26 +64,51 @@ class CheckpointConfig:
 class StepCheckpoint(Checkpoint):
     """Saves `<run>/checkpoints/step_<n>` every so many steps and at the end, and removes those that are not kept.
 
+    It also loads the checkpoint that a run continues from; `trainer.fit` gets no `ckpt_path`.
+
     Args:
         run: The run folder.
         settings: When to save and which checkpoints to keep.
+        resume_from: The checkpoint that the run continues from, or that is validated; None for a new run.
     """
 
-    def __init__(self, run: Path, settings: CheckpointConfig) -> None:
+    def __init__(self, run: Path, settings: CheckpointConfig, resume_from: Path | None = None) -> None:
         self.folder = run / CHECKPOINTS
         self.run = run
         self.settings = settings
+        self.resume_from = resume_from
         self.saved_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a strategy without checkpoints; let the trainer call `on_step_logged`."""
+        require_known_strategy(trainer)
+        self.state = RunState(trainer)
+        if stage == "fit":
+            use_resuming_loops(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore everything, once optimizers exist and before the stage's own hook."""
+        self._load(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the weights to test."""
+        self._load(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the weights to validate, outside training."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._load(trainer)
+
+    def _load(self, trainer: Trainer) -> None:
+        if self.resume_from is not None:
+            self.state.load(self.resume_from)
+            self.saved_step = checkpoint_step(self.resume_from)  # a pending validation need not save it again
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove leftovers of a killed process; the checkpoint that the run resumes from is not saved again."""
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             remove_leftovers(self.folder)
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Record the resumed step, which a pending validation need not save again."""
-        self.saved_step = checkpoint["global_step"]
 
     def on_step_logged(self, trainer: Trainer) -> None:
         """Save when it is time: before a validation, which may take long and is repeated by a resume."""
@@ -122,7 +148,7 @@ class StepCheckpoint(Checkpoint):
             return
         self.saved_step = step
         try:
-            save_together(trainer, self.folder / checkpoint_name(step))
+            self.state.save(self.folder / checkpoint_name(step))
         except CheckpointNotWritten as failure:
             if self.settings.on_full_disk == "stop":
                 raise

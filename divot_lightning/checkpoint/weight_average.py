@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from divot_lightning.checkpoint.folder_reading import CheckpointReader, check_names
 from divot_lightning.checkpoint.folder_writing import Entry, TensorAccess
-from divot_lightning.checkpoint.run_state import is_fitting, tensor_access
+from divot_lightning.checkpoint.run_state import tensor_access
 from divot_lightning.checkpoint.tensor_file import TensorSpec
-from divot_lightning.distributed.meta_building import full_shape
 from divot_lightning.errors import UserError
+from divot_lightning.models.weights import full_shape
 
 GROUP = "ema"
 
@@ -40,11 +41,10 @@ class WeightAverage(Callback):
         self.use = use
         self.averages: list[Tensor] = []
         self._access: TensorAccess | None = None
-        self._reader: CheckpointReader | None = None
         self._held: list[Tensor] = []
         self._step = 0
 
-    def entries(self, access: TensorAccess) -> list[Entry]:
+    def checkpoint_entries(self, access: TensorAccess) -> list[Entry]:
         """List the tensors for a checkpoint."""
         return [
             Entry(
@@ -56,24 +56,30 @@ class WeightAverage(Callback):
             for name, value in access.tensors.trained.items()
         ]
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Record the checkpoint; its averages are read when training starts."""
-        self._reader = checkpoint.get("checkpoint_reader")
+    def restore(self, reader: CheckpointReader, access: TensorAccess, trainer: Trainer) -> None:
+        """Continue with the averages of a checkpoint; outside training put them into the model if they are used."""
+        trained, stored = access.tensors.trained, reader.names(GROUP)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._start(access)
+            if not stored:
+                _say(f"{reader.folder} holds no averaged weights: the average starts with its weights")
+                return
+            check_names(reader.folder, stored, set(trained))
+            for name in trained:
+                access.write_copy(name, reader.get(GROUP, name), self.averages)
+        elif self.use:
+            check_names(reader.folder, stored, set(trained))
+            for name, value in trained.items():
+                access.write(value, reader.get(GROUP, name))
+            access.flush()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start with the weights as they are; `restore` follows if the run continues from a checkpoint."""
+        self._start(tensor_access(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with the weights as they are, or with the averages of the checkpoint."""
-        access = self._access = tensor_access(trainer.strategy)
-        self.averages = [master.detach().to(torch.float32, copy=True) for master in access.masters]
+        """Record the step at which training starts."""
         self._step = trainer.global_step
-        reader, self._reader = self._reader, None
-        if reader is None:
-            return
-        if not reader.names(GROUP):
-            _say(f"{reader.folder} holds no averaged weights: the average starts with the weights at step {self._step}")
-            return
-        check_names(reader.folder, reader.names(GROUP), set(access.tensors.trained))
-        for name in access.tensors.trained:
-            access.write_copy(name, reader.get(GROUP, name), self.averages)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -87,15 +93,12 @@ class WeightAverage(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the averaged weights into the model."""
-        self._put_in(trainer)
+        if self.use and trainer.state.fn == TrainerFn.FITTING:
+            self._hold()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the trained weights back."""
         self._put_back()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the averaged weights into the model."""
-        self._put_in(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the trained weights back, since a checkpoint may follow."""
@@ -110,17 +113,9 @@ class WeightAverage(Callback):
         finally:
             self._put_back()
 
-    def _put_in(self, trainer: Trainer) -> None:
-        if not self.use:
-            return
-        if is_fitting(trainer.strategy):
-            self._hold()
-        elif self._reader is not None:
-            access = tensor_access(trainer.strategy)
-            check_names(self._reader.folder, self._reader.names(GROUP), set(access.tensors.trained))
-            for name, value in access.tensors.trained.items():
-                access.write(value, self._reader.get(GROUP, name))
-            access.flush()
+    def _start(self, access: TensorAccess) -> None:
+        self._access = access
+        self.averages = [master.detach().to(torch.float32, copy=True) for master in access.masters]
 
     def _hold(self) -> None:
         if self._access is None or self._held:

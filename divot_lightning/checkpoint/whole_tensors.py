@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from divot_lightning.checkpoint.module_tensors import ModuleTensors, copy_into
 from divot_lightning.checkpoint.optimizer_state import OptimizerEntry, family, leaf_optimizers
 from divot_lightning.checkpoint.tensor_file import TensorSpec
+from divot_lightning.distributed.ranks import Ranks
 
 
 class WholeTensors:
@@ -30,6 +31,10 @@ class WholeTensors:
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
+
+    def writers(self, ranks: Ranks) -> int:
+        """Return 1: buffers may differ between processes, and those of the first one count, as DDP has it."""
+        return 1
 
     def spec(self, tensor: Tensor) -> TensorSpec:
         """Return how a tensor is stored."""

@@ -38,8 +38,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--num is {args.num}; it must be at least 1")
     from tqdm import tqdm
 
-    from divot_datamodules.loading.skipped_samples import SkippedSample, left_out_lines
+    from divot_datamodules.loading.skipped_samples import left_out_lines
     from divot_lightning.inference.reconstruct import reconstruct_files
+    from divot_lightning.parts.sources import SkippedSample
 
     defects: list[SkippedSample] = []
     options = {"num": args.num, "seed": args.seed, "device": args.device}

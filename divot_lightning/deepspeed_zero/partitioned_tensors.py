@@ -15,8 +15,9 @@ from torch import Tensor, distributed
 from divot_lightning.checkpoint.module_tensors import ModuleTensors, copy_into
 from divot_lightning.checkpoint.optimizer_state import OptimizerEntry, family
 from divot_lightning.checkpoint.tensor_file import TensorSpec
-from divot_lightning.distributed.meta_building import full_shape
+from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
+from divot_lightning.models.weights import full_shape
 
 _MASTERS = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
 """Attributes with the partitions in DeepSpeed's optimizers for stages 1 and 2, for bfloat16, and for stage 3."""
@@ -58,6 +59,10 @@ class PartitionedTensors:
         self.fragments = {name: fragment_of(parameter, self.zero) for name, parameter in trained}
         self._names = {id(tensors.trained[name]): name for name in self.fragments}
         self._steps: dict[int, tuple[str, float]] = {}
+
+    def writers(self, ranks: Ranks) -> int:
+        """Return the number of all ranks: each writes a part."""
+        return ranks.size
 
     def spec(self, tensor: Tensor) -> TensorSpec:
         """Return how a tensor is stored: trained parameters in the precision of the optimizer."""
@@ -174,7 +179,7 @@ class PartitionedTensors:
         if isinstance(value, Tensor) and value.numel() > 1:
             raise UserError(
                 f"the optimizer keeps {key} of shape {tuple(value.shape)} for a whole ZeRO partition, which cannot be "
-                "stored by parameter\nchoose adamw (--model.optimizer.name adamw)"
+                "stored by parameter\nchoose adamw (--model.optimizer adamw)"
             )
         return TensorSpec(torch.float32, ())
 

@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -15,27 +15,23 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import AdamW, Optimizer
 
+from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.deepspeed_zero.offload import offloaded_adamw
-from divot_lightning.deepspeed_zero.zero_checkpoint import CheckpointFolders
-from divot_lightning.distributed.meta_building import (
-    Sharder,
-    is_sharded,
-    optimizer_with_masters,
-    refuse_scalar,
-    sharded_building,
-)
+from divot_lightning.deepspeed_zero.partitioned_tensors import PartitionedTensors
+from divot_lightning.deepspeed_zero.sharded_weights import ShardedWeights, half_precision, refuse_scalar
 from divot_lightning.errors import UserError
+from divot_lightning.models.weights import held_by, is_sharded
 
 BUCKET_ELEMENTS = 50_000_000
 """Gradients sent at a time: 200 MB in float32. Lightning's default, four times as much, costs memory for no speed."""
 
 
-class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
+class DivotDeepSpeedStrategy(DeepSpeedStrategy):
     """Shards optimizer state (stage 1), gradients (2) and parameters (3) over all processes.
 
     Differences to Lightning's strategy: it runs on CPUs with gloo; accumulated gradients are divided by their
     number once, not twice; gradients are clipped only if the trainer says so; parameters are sharded while the stage
-    builds them (`divot_lightning.distributed.meta_building`), not after; any sampler and any loader can be used.
+    builds them (`divot_lightning.deepspeed_zero.sharded_weights`), not after; any sampler and any loader can be used.
 
     Args:
         stage: ZeRO stage: 1, 2 or 3.
@@ -137,8 +133,8 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
         """Surround `configure_model`: under stage 3 the modules built there are sharded."""
         self._init_config_if_needed()
         assert isinstance(self.config, dict)
-        sharding = sharded_building(Sharder(self.config)) if self.stage == 3 else nullcontext()
-        with optimizer_with_masters(self.config), sharding:
+        sharding = ShardedWeights(self.config) if self.stage == 3 else None
+        with held_by(sharding, masters=half_precision(self.config) is not None):
             yield
 
     def _initialize_deepspeed_train(self, model: Module) -> None:
@@ -183,6 +179,11 @@ class DivotDeepSpeedStrategy(CheckpointFolders, DeepSpeedStrategy):
             norm = self.deepspeed_engine.get_global_grad_norm()
             self.step_outcome = None if norm is None else float(norm)
         return result
+
+    def tensor_access(self) -> PartitionedTensors:
+        """Return access to the tensors of the stage and its optimizer by name, for checkpoints."""
+        assert self.lightning_module is not None
+        return PartitionedTensors(sort_tensors(self.lightning_module), self.model)
 
     def _skips_step(self) -> bool:
         return bool(getattr(self.lightning_module, "step_skipped", False))

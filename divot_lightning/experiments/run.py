@@ -19,13 +19,13 @@ from divot_lightning.experiments.plan.recipe import Experiment, parse_recipe
 from divot_lightning.experiments.plan.settings_check import wrong_settings
 from divot_lightning.experiments.report.page import all_tables, build_report, table_page
 from divot_lightning.experiments.report.rendering import write_report
-from divot_lightning.experiments.result_files import write_result
 from divot_lightning.experiments.results.formats import as_csv, as_latex, as_markdown
 from divot_lightning.experiments.results.tables import baseline_of
 from divot_lightning.experiments.results.trials import TrialResult, collect
 from divot_lightning.experiments.runner.records import StepRecord, is_done
 from divot_lightning.experiments.runner.runner import StepRunner
 from divot_lightning.experiments.runner.steps import Step
+from divot_lightning.io.files import write_atomically
 
 REPORT, TABLE, LATEX, ROWS = "report.html", "table.md", "table.tex", "results.csv"
 STOPPED = 130
@@ -155,7 +155,7 @@ def lock_recipe(recipe: Experiment, folder: Path) -> None:
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--folder {folder} exists and holds no experiment; give one that does not exist yet.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_result(path, yaml.safe_dump(dict(recipe.content), sort_keys=False))
+    write_atomically(path, yaml.safe_dump(dict(recipe.content), sort_keys=False))
 
 
 def _changed_step(path: Path, now: Experiment, folder: Path) -> str:
@@ -177,11 +177,11 @@ def write_results(
 ) -> None:
     """Write `results.csv`, `table.md`, `table.tex` and `report.html`."""
     conditions = [("Date", datetime.now(UTC).date().isoformat()), ("Code", code_version())]
-    write_result(folder / ROWS, as_csv(recipe, results))
+    write_atomically(folder / ROWS, as_csv(recipe, results))
     if any(result.scores for result in results):
         tables = all_tables(recipe, grid, results)
-        write_result(folder / TABLE, f"{table_page(recipe, conditions)}\n{as_markdown(tables)}")
-        write_result(folder / LATEX, as_latex(tables))
+        write_atomically(folder / TABLE, f"{table_page(recipe, conditions)}\n{as_markdown(tables)}")
+        write_atomically(folder / LATEX, as_latex(tables))
         records = [record for step in grid.all_steps() if (record := StepRecord.read(folder, step.name))]
         write_report(build_report(recipe, grid, results, records, seconds, conditions), folder / REPORT)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS, ClipConfig, clip_times, image_clip
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, DecodeError, Pixels, decode_frames, probe
-from divot_datamodules.tasks.segments import Template, caption_segments, question_segments
+from divot_datamodules.tasks.built_in import CaptionTask, QuestionTask
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.run_config import load_tokenizer, run_clip_config, run_tasks, run_template
@@ -23,6 +23,7 @@ from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Kind, Segment
+from divot_lightning.parts.tasks import Template
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +74,13 @@ def question_prompt(question: str, num_clips: int, template: Template, kind: Kin
         The segments.
     """
     sample = {"question": question, "answer": NO_TARGET}
-    rng = np.random.default_rng(0)
-    return question_segments(sample, rng, template=template, num_clips=num_clips, kind=kind)[:-1]
+    return QuestionTask(template).segments(sample, np.random.default_rng(0), num_clips=num_clips, kind=kind)[:-1]
 
 
 def caption_prompt(num_clips: int, template: Template, kind: Kind = "video") -> list[Segment]:
     """Return the prompt for a caption, see ``question_prompt`` for the arguments."""
-    rng = np.random.default_rng(0)
-    return caption_segments({"caption": NO_TARGET}, rng, template=template, num_clips=num_clips, kind=kind)[:-1]
+    sample = {"caption": NO_TARGET}
+    return CaptionTask(template).segments(sample, np.random.default_rng(0), num_clips=num_clips, kind=kind)[:-1]
 
 
 def answer(

@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from divot_datamodules.decoding.cached_features import TOKENIZER_FIELD
 from divot_datamodules.decoding.clip_sampling import ClipConfig
-from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, Sample, SampleDecoder
-from divot_datamodules.loading.skipped_samples import Budget, SkippedSample, SkippedSamples
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.preparation.feature_checks import clip_identity
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.reading import FEATURE_SUFFIX
-from divot_datamodules.shards.sources import SampleSource, open_source
+from divot_datamodules.shards.sources import open_source
 from divot_datamodules.shards.writing import Sample as Members
 from divot_datamodules.shards.writing import ShardFolder
 from divot_lightning.checkpoint.components import find_component, load_component, read_settings, weights_sha256
@@ -31,6 +30,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.inference.run_config import run_clip_config
 from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.parts.sources import SampleError, SkippedSample, Source
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 """Precision, by the names that Lightning has for it."""
@@ -112,7 +112,7 @@ class _Encoder:
 
 
 def _decoded(
-    source: SampleSource, shard: int, indices: range, decoder: SampleDecoder, skipped: SkippedSamples
+    source: Source, shard: int, indices: range, decoder: SampleDecoder, skipped: SkippedSamples
 ) -> Iterator[Sample]:
     """Decode samples of a shard; record and skip those that cannot be decoded."""
     for index in indices:
@@ -126,7 +126,7 @@ def _decoded(
             skipped.add(SkippedSample(error.reason, source.shard_path(shard), source.key(shard, index), error.detail))
 
 
-def _plan_feature_shards(source: SampleSource, samples_per_shard: int) -> list[tuple[int, range]]:
+def _plan_feature_shards(source: Source, samples_per_shard: int) -> list[tuple[int, range]]:
     """Return for each feature shard the shard of videos and the sample indices within it."""
     return [
         (shard, range(start, min(start + samples_per_shard, count)))
@@ -135,7 +135,7 @@ def _plan_feature_shards(source: SampleSource, samples_per_shard: int) -> list[t
     ]
 
 
-def _identity(sha256: str, source: SampleSource, clip: ClipConfig, config: EncodeConfig) -> dict[str, Any]:
+def _identity(sha256: str, source: Source, clip: ClipConfig, config: EncodeConfig) -> dict[str, Any]:
     """Return everything that decides the features; file names alone would miss shards whose content was replaced."""
     named = {name: value for name, value in asdict(config).items() if name not in ("clip", "max_sample_clips")}
     return {"tokenizer_sha256": sha256, "source": source.fingerprint, "clip": clip_identity(clip), **named}

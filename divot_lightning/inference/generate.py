@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.decoding.video_writing import CODECS, write_video
-from divot_datamodules.tasks.segments import Template, generation_segments
+from divot_datamodules.tasks.built_in import GenerateTask
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.reconstruct import Reconstructor
@@ -23,6 +23,7 @@ from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenize
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.head_sampling import set_sampling
 from divot_lightning.parts.segments import Segment, Text
+from divot_lightning.parts.tasks import Template
 
 
 def generation_prompt(text: str, template: Template) -> list[Segment]:
@@ -35,7 +36,7 @@ def generation_prompt(text: str, template: Template) -> list[Segment]:
     Returns:
         The segments, the clip to generate last.
     """
-    return generation_segments({"caption": text}, np.random.default_rng(0), template=template)
+    return GenerateTask(template).segments({"caption": text}, np.random.default_rng(0))
 
 
 def generate_clip_features(

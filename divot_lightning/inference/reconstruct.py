@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip, image_clip
-from divot_datamodules.decoding.sample_errors import SampleError, decoding_errors
+from divot_datamodules.decoding.sample_errors import decoding_errors
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Pixels
 from divot_datamodules.decoding.video_writing import write_video
-from divot_datamodules.loading.skipped_samples import SkippedSample, left_out_lines
+from divot_datamodules.loading.skipped_samples import left_out_lines
 from divot_datamodules.shards.reading import expand_shards
-from divot_datamodules.shards.sources import JsonlSource, SampleSource, TarSource, find_jsonl
+from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.run_config import run_fps
@@ -29,6 +29,7 @@ from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_uint8
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
+from divot_lightning.parts.sources import SampleError, SkippedSample
 
 LONGEST_NAME = 200
 """Most bytes of a key in a file name; file systems limit the whole name, with its endings, to 255 bytes."""
@@ -149,7 +150,7 @@ def _shard_clips(
     """Yield clips shard by shard: a caller that stops early opens no further shard."""
     jsonl = find_jsonl(source)
     for name in jsonl or expand_shards(source):
-        shard: SampleSource = JsonlSource([name]) if jsonl else TarSource([name], progress=False, may_be_empty=True)
+        shard = open_source(name, progress=False, may_be_empty=True)
         for index in range(shard.counts[0]):
             key = shard.key(0, index)
             try:

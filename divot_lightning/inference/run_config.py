@@ -7,10 +7,10 @@ from typing import Any
 import yaml
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
-from divot_datamodules.tasks.segments import Template
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.parts.tasks import Template
 
 CONFIG_FILE = "config.yaml"
 

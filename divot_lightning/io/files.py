@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a file to write to, which replaces `path` at the end of the block; after an error it is removed.
 
+    Several processes and machines may write the same path: each writes a file of its own, and the last one to finish
+    wins. A process that is killed within the block leaves its file, `.<name>.<random>.unfinished`.
+
     Args:
         path: The file to write; a file of that name is replaced.
 
@@ -18,13 +22,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         Another name in the same folder, so that the last step is a renaming.
     """
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
         yield unfinished
-    except BaseException:
+        unfinished.replace(path)
+    finally:
         unfinished.unlink(missing_ok=True)
-        raise
-    unfinished.replace(path)
 
 
 def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = False) -> None:

@@ -43,13 +43,14 @@ MODULES = {
     "divot_datamodules.samples": "divot_datamodules.decoding.samples",
     "divot_datamodules.source_settings": "divot_datamodules.shards.source_settings",
     "divot_datamodules.sources": "divot_datamodules.shards.sources",
-    "divot_datamodules.tasks": "divot_datamodules.tasks.segments",
+    "divot_datamodules.tasks": "divot_datamodules.tasks.built_in",
 }
 """Old module to new one, for the modules whose classes a file of a user can name, or a plug-in imports."""
 
 CLASSES = {
     "divot_lightning.parts.heads.float32_island": "divot_lightning.parts.heads.force_float32",
-    "divot_lightning.training.optimization.OptimizerSettings": "divot_lightning.training.optimization.OptimizerConfig",
+    "divot_lightning.training.optimization.OptimizerSettings": "divot_lightning.training.optimizers.AdamWOptimizer",
+    "divot_lightning.training.optimization.OptimizerConfig": "divot_lightning.training.optimizers.AdamWOptimizer",
     "divot_datamodules.decoding.clip_sampling.ClipSettings": "divot_datamodules.decoding.clip_sampling.ClipConfig",
 }
 """Classes and functions that were renamed as well, under their new modules."""
@@ -144,7 +145,7 @@ def require_current_names(settings: Mapping[str, Any], file: str | Path) -> None
     Raises:
         UserError: With every old name and its new one.
     """
-    found = list(_renamed(settings))
+    found = [*_renamed(settings), *_old_optimizer(settings)]
     if not found:
         return
     told = [f"{name} is now {new}" for name, new in found]
@@ -164,6 +165,18 @@ def current_component(described: dict[str, Any]) -> dict[str, Any]:
         return described
     renamed = {old.rpartition(".")[2]: new for old, new in SETTINGS.items()}
     return {**described, "class": current, "config": {renamed.get(k, k): v for k, v in described["config"].items()}}
+
+
+def _old_optimizer(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the optimizer of one of our stages if it has the form of before optimizers were parts."""
+    model = settings.get("model")
+    arguments = model.get("init_args") if isinstance(model, Mapping) else None
+    old = arguments.get("optimizer") if isinstance(arguments, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(old, Mapping) or {"class_path", "init_args"} & set(old):
+        return
+    if "name" in old or str(model.get("class_path", "")).partition(".")[0] in OUR_PACKAGES:
+        name = old.get("name", "adamw")
+        yield f"optimizer: {{name: {name}, ...}}", f"optimizer: {{class_path: {name}, init_args: {{...}}}}"
 
 
 def _renamed(settings: Any, path: tuple[str, ...] = (), ours: bool = True) -> Iterator[tuple[str, str]]:

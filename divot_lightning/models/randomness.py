@@ -2,13 +2,11 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-Randomness: TypeAlias = torch.Generator | list[torch.Generator] | None
-"""The generator of random numbers: one for a batch, one per sample of the batch, or None for the global one."""
+from divot_lightning.parts.randomness import Randomness
 
 
 def sample_generators(seed: int, purpose: str, sample_indices: Sequence[int]) -> list[torch.Generator]:

@@ -2,7 +2,7 @@
 
 A step of AdamW at a learning rate of 1e-4 moves a weight of 1 by about 1e-4. Its neighbours in bfloat16 are 4e-3 and
 8e-3 away, so the step is rounded away: normalisation weights of a bfloat16 model never move. Under DeepSpeed in half
-precision the optimizer keeps float32 copies (`divot_lightning.distributed.meta_building.has_masters`), and these
+precision the optimizer keeps float32 copies (`divot_lightning.models.weights.has_masters`), and these
 functions leave the dtypes to it.
 """
 
@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from divot_lightning.distributed.meta_building import has_masters, is_sharded
+from divot_lightning.models.weights import has_masters, is_sharded
 
 FrozenDtype: TypeAlias = Literal["float32", "stored"]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -113,7 +114,7 @@ def _capture_settings(cls: type[Part], args: tuple[Any, ...], kwargs: dict[str, 
 
 def _through_json(cls: type, name: str, value: Any) -> Any:
     try:
-        return json.loads(json.dumps(value))
+        return json.loads(json.dumps(value, default=os.fspath))
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{cls.__name__}: setting {name}={value!r} cannot be stored as JSON, so the part could not be rebuilt\n"

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from divot_lightning import __version__
 from divot_lightning.checkpoint.components import new_component, record_components
 from divot_lightning.checkpoint.folder_writing import TensorAccess
-from divot_lightning.checkpoint.module_tensors import sort_tensors
+from divot_lightning.checkpoint.run_state import tensor_access
 from divot_lightning.checkpoint.tensor_file import TensorFile
 from divot_lightning.checkpoint.weight_average import averaged_weights, exports_average
-from divot_lightning.checkpoint.whole_tensors import WholeTensors
 
 FINISHED_FILE = "finished.json"
 
@@ -61,7 +60,7 @@ class ComponentExport(Callback):
             return
         if trainer.is_global_zero:
             self.run.mkdir(parents=True, exist_ok=True)
-        access = tensor_access(trainer, pl_module)
+        access = tensor_access(trainer)
         with averaged_weights(trainer):
             for name, module in pl_module.exported_components().items():
                 export_component(module, self.run / name, access, first=trainer.is_global_zero)
@@ -92,12 +91,6 @@ def peak_gpu_memory() -> dict[str, float]:
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return {}
     return {"peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1)}
-
-
-def tensor_access(trainer: Trainer, stage: LightningModule) -> TensorAccess:
-    """Return access to the whole tensors of a stage, whichever way they are held."""
-    access = getattr(trainer.strategy, "tensor_access", None)
-    return WholeTensors(sort_tensors(stage), []) if access is None else access()
 
 
 def export_component(module: nn.Module, folder: Path, access: TensorAccess, *, first: bool) -> None:

@@ -98,19 +98,20 @@ def validate(run: Path, argv: list[str], verb: Literal["validate", "test"], chec
     """
     with explain_relative_paths(run, read_config(run)):
         cli = TrainingCLI(argv, f"divot {verb}", "measure")
+        cli.checkpoint.resume_from = checkpoint
         with watched(cli.trainer):
-            getattr(cli.trainer, verb)(cli.model, cli.datamodule, ckpt_path=str(checkpoint), weights_only=False)
+            getattr(cli.trainer, verb)(cli.model, cli.datamodule)
     return 0
 
 
 def _fit(cli: TrainingCLI, checkpoint: Path | None, changes: list[Change]) -> int:
-    ckpt_path = str(checkpoint) if checkpoint else None
+    cli.checkpoint.resume_from = checkpoint
     cli.same_start.start = Start.of(checkpoint, cli.saved_config())
     if is_first_process():
         (cli.run_folder / STOPPED).unlink(missing_ok=True)
     try:
         with cli.stop_signals.handled(), watched(cli.trainer):
-            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=ckpt_path, weights_only=False)
+            cli.trainer.fit(cli.model, cli.datamodule)
     except UserError as error:
         raise _with_model_changes(error, cli, changes) from error
     except SystemExit:

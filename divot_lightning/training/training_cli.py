@@ -19,7 +19,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from divot_lightning import __version__
 from divot_lightning.checkpoint.rng_state import RandomStates
-from divot_lightning.checkpoint.run_state import use_checkpoint_folders
 from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
 from divot_lightning.deepspeed_zero.registration import register_strategies
 from divot_lightning.distributed.environment import is_first_process
@@ -72,6 +71,7 @@ class TrainingCLI(LightningCLI):
     Attributes:
         stop_signals: The stop signals that this process received.
         stop_on_signal: The callback that ends training after one.
+        checkpoint: The callback that saves the run, and loads the checkpoint that it is given in `resume_from`.
     """
 
     def __init__(
@@ -145,12 +145,11 @@ class TrainingCLI(LightningCLI):
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *self._run_callbacks(settings)]
         settings["logger"] = self._run_loggers(settings["logger"])
-        settings["enable_checkpointing"] = self.mode != "measure"
+        settings["enable_checkpointing"] = True
         try:
             trainer = Trainer(**settings)
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"the trainer cannot be set up like this: {error}") from error
-        use_checkpoint_folders(trainer)
         watch_processes(trainer)
         trainer._signal_connector = NoSignalHandlers()  # type: ignore[assignment]
         return trainer
@@ -167,10 +166,10 @@ class TrainingCLI(LightningCLI):
         return f"# written by divot-lightning {__version__}; continue with: {command}\n{body}"
 
     def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:
+        run = self.run_folder
+        self.checkpoint = saving = StepCheckpoint(run, self.config_init.checkpoint)
         if self.mode == "measure":
-            return []
-        run, checkpoint = self.run_folder, self.config_init.checkpoint
-        saving = StepCheckpoint(run, checkpoint)
+            return [saving]
         self.stop_on_signal = StopOnSignal(self.stop_signals, saving.save, run / STOPPED)
         self.same_start = SameStart()
         callbacks: list[Callback] = [

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from divot_datamodules.decoding.samples import Sample, SampleError, tokenizer_items
+from divot_datamodules.decoding.samples import Sample, tokenizer_items
 from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.loading.decode_pool import LazyDecoding
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import BatchReader, LoadedSource, decode_function
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
-from divot_datamodules.shards.reading import RawSample
+from divot_lightning.parts.sources import RawSample, SampleError
 
 BITS = 8
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
-from divot_datamodules.shards.source_settings import Source
+from divot_datamodules.shards.source_settings import SourceConfig
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.parts.segments import Clips, Text
 
@@ -53,14 +53,16 @@ def sources(tmp_path, media, write_tar):
     told = [{"videos": ["one.mp4", "short.mp4"], "story": STORY}]
     root = {"media_root": str(media)}
     return {
-        "video caption": Source(write_jsonl(tmp_path / "c.jsonl", videos), 4.0, {"caption": 1.0}, max_clips=5, **root),
-        "text to clip": Source(str(texts), 3.0, {"generate": 1.0}),
-        "image": Source(str(images), 1.0, {"caption": 1.0, "generate": 1.0}),
-        "question-answer": Source(
+        "video caption": SourceConfig(
+            write_jsonl(tmp_path / "c.jsonl", videos), 4.0, {"caption": 1.0}, max_clips=5, **root
+        ),
+        "text to clip": SourceConfig(str(texts), 3.0, {"generate": 1.0}),
+        "image": SourceConfig(str(images), 1.0, {"caption": 1.0, "generate": 1.0}),
+        "question-answer": SourceConfig(
             write_jsonl(tmp_path / "q.jsonl", asked), 2.0, {"conversation": 1.0}, "instruction", max_clips=5, **root
         ),
-        "story": Source(str(story), 1.0, {"story": 1.0}, "instruction"),
-        "story by path": Source(write_jsonl(tmp_path / "s.jsonl", told), 1.0, {"story": 1.0}, **root),
+        "story": SourceConfig(str(story), 1.0, {"story": 1.0}, "instruction"),
+        "story by path": SourceConfig(write_jsonl(tmp_path / "s.jsonl", told), 1.0, {"story": 1.0}, **root),
     }
 
 

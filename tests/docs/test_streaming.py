@@ -9,7 +9,8 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from divot_datamodules.decoding.samples import Sample, TaskMixture
+from divot_datamodules.decoding.samples import Sample
+from divot_datamodules.tasks.mixture import TaskMixture
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.training import training_cli
 
@@ -31,5 +32,5 @@ def test_parts_of_recipes_are_settings_of_the_data(recipe):
 @pytest.mark.parametrize(("line", "task"), list(zip(LINES, ["caption", "conversation", "story"], strict=True)))
 def test_lines_of_a_jsonl_hold_what_their_task_needs(line, task):
     clips = np.zeros((len(line.get("videos", [0])), 1, 3, 2, 2), np.uint8)
-    segments = TaskMixture({task: 1.0}).segments(Sample("k", line, video=clips), np.random.default_rng(0))
+    segments = TaskMixture({task: 1.0}).segments_and_clips(Sample("k", line, video=clips), np.random.default_rng(0))[0]
     assert len(segments) >= 2

@@ -20,7 +20,7 @@ from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import Sample, SampleDecoder
 from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.shards.index_files import write_index
-from divot_datamodules.shards.reading import RawSample
+from divot_lightning.parts.sources import RawSample
 
 Member = tuple[str, bytes]
 When = Literal["indexing", "reading", "decoding", "task", "deadline"]

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("errors",),
     ("io",),
-    ("parts", "distributed"),
-    ("models",),
+    ("parts",),
+    ("models", "distributed"),
     ("checkpoint",),
-    ("data", "divot_heads"),
+    ("data", "divot_heads", "divot_backbones"),
     ("deepspeed_zero",),
     ("training",),
     ("inference", "preflight", "interop"),
@@ -31,7 +31,8 @@ MAX_FILES = 16
 
 def source_files() -> list[tuple[str, Path]]:
     """List the modules of the project's packages by dotted name."""
-    roots = {"divot_lightning": ROOT, "divot_datamodules": ROOT / "datamodules", "divot_heads": ROOT / "plugins"}
+    plugins = {name: ROOT / "plugins" for name in ("divot_heads", "divot_backbones")}
+    roots = {"divot_lightning": ROOT, "divot_datamodules": ROOT / "datamodules", **plugins}
     return [
         (".".join(path.relative_to(root).with_suffix("").parts), path)
         for package, root in roots.items()
@@ -44,8 +45,8 @@ def room_of(module: str) -> str:
     package, *rest = module.split(".")
     if package == "divot_datamodules":
         return "data"
-    if package == "divot_heads":
-        return "divot_heads"
+    if package in ("divot_heads", "divot_backbones"):
+        return package
     return rest[0] if rest else ""
 
 
@@ -68,7 +69,7 @@ def upward_imports(files: list[tuple[str, Path]]) -> list[str]:
         room = room_of(module)
         for name in imported(path):
             target = room_of(name)
-            ours = name.split(".")[0] in ("divot_lightning", "divot_datamodules", "divot_heads")
+            ours = name.split(".")[0] in ("divot_lightning", "divot_datamodules", "divot_heads", "divot_backbones")
             if ours and target not in ("", room) and "__init__" not in (room, target) and LEVEL[target] >= LEVEL[room]:
                 found.append(f"{module} imports {name}")
     return found

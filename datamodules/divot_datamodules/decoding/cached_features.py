@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from divot_datamodules.decoding.sample_errors import DATA_ERRORS, SampleError
+from divot_datamodules.decoding.sample_errors import DATA_ERRORS
+from divot_lightning.parts.sources import SampleError
 
 TOKENIZER_FIELD = "tokenizer_sha256"
 """Key in the safetensors metadata: the SHA-256 of the tokenizer that made the features."""

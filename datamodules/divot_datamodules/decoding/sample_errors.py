@@ -1,4 +1,4 @@
-"""The error of a sample that must be skipped, and the only function that turns errors of libraries into it.
+"""The only function that turns errors of decoding libraries into a `SampleError`.
 
 A `TypeError`, `AttributeError`, `NameError` or `KeyError` is a bug, most likely ours. It is never counted as a skipped
 sample: a run that skips sample after sample because of a bug would hide it.
@@ -11,6 +11,7 @@ import av
 
 from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import SampleError
 
 DATA_ERRORS = (
     ArithmeticError,
@@ -23,19 +24,6 @@ DATA_ERRORS = (
     av.FFmpegError,
 )
 """Errors that decoding libraries raise for bad data."""
-
-
-class SampleError(Exception):
-    """A sample cannot be used.
-
-    Attributes:
-        reason: Short fixed name; skipped samples are counted by it.
-        detail: What is wrong, for people.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 @contextmanager

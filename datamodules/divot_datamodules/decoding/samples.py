@@ -15,23 +15,19 @@ from torch import Tensor
 
 from divot_datamodules.decoding.cached_features import read_features
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clips, image_picture
-from divot_datamodules.decoding.sample_errors import SampleError, decoding_errors
+from divot_datamodules.decoding.sample_errors import decoding_errors
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES
-from divot_datamodules.shards.reading import FEATURE_SUFFIX, MEDIA_SUFFIXES, RawSample
-from divot_datamodules.tasks.segments import ONE_CLIP_TASKS, TASKS, MissingText, Template
+from divot_datamodules.shards.reading import FEATURE_SUFFIX, MEDIA_SUFFIXES
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
-from divot_lightning.parts.segments import Kind, Segment, Text
+from divot_lightning.parts.segments import Kind
+from divot_lightning.parts.sources import RawSample, SampleError
 
 Members = Mapping[str, bytes | Path]
 
 MAX_SAMPLE_CLIPS = 64
 """Most clips of one sample: more than twice the number in the paper's longest sequences (1650 tokens, 66 for a clip; at
 most 20 clips of a video, 3 of a story). Decoded at 256 x 256 with 16 frames each, 64 clips are 201 MB."""
-
-MAX_TEXT_CHARACTERS = 2**20
-"""Longest text of a sample, all texts that its task uses together: some 250,000 tokens, far more than a sequence has. A
-text tokenizer needs about 180 bytes for each character (2.6 GB for 15 MB, measured)."""
 
 
 @dataclass
@@ -175,72 +171,6 @@ class SampleDecoder:
             raise SampleError("too_many_clips", f"{count} clips; max_sample_clips allows {most}")
 
 
-@dataclass
-class TaskMixture:
-    """Samples a task for each sample and builds its segments.
-
-    Attributes:
-        weights: Weight by task name, greater than 0. Only tasks that a sample's texts allow are used for it.
-        template: Bare pretraining form, or instructions.
-    """
-
-    weights: dict[str, float]
-    template: Template = "pretraining"
-
-    def __post_init__(self) -> None:
-        for name, weight in self.weights.items():
-            if name not in TASKS:
-                raise UserError(f"tasks names {name!r}; known tasks: {', '.join(TASKS)}.")
-            if not weight > 0:
-                raise UserError(f"tasks gives {name!r} the weight {weight}; it must be greater than 0, or left out.")
-        if not self.weights:
-            raise UserError(f"tasks is empty; name at least one of {', '.join(TASKS)} with its weight.")
-
-    def segments(self, sample: Sample, rng: np.random.Generator) -> list[Segment]:
-        """Build a sample's segments; see `segments_and_clips`."""
-        return self.segments_and_clips(sample, rng)[0]
-
-    def segments_and_clips(self, sample: Sample, rng: np.random.Generator) -> tuple[list[Segment], slice]:
-        """Sample a task and build the segments of a sample.
-
-        Args:
-            sample: The decoded sample.
-            rng: Samples the task, and then the random choices of the task.
-
-        Returns:
-            The segments, and the clips of the sample that they use: all, or a random one for tasks of one clip.
-
-        Raises:
-            SampleError: The texts allow none of the tasks: "missing_caption", "missing_question" or "missing_story",
-                by the first task of the mixture. Or the texts are longer than any sequence: "too_large".
-        """
-        names = list(self.weights)
-        # The order of all tasks is random by weight: if a task is impossible, the others follow by their weights.
-        keys = rng.exponential(size=len(names)) / np.array([self.weights[name] for name in names])
-        missing: dict[str, MissingText] = {}
-        for name in (names[index] for index in np.argsort(keys)):
-            try:
-                segments = TASKS[name](
-                    sample.text, rng, template=self.template, num_clips=sample.num_clips, kind=sample.kind
-                )
-            except MissingText as error:
-                missing[name] = error
-                continue
-            _refuse_long(segments)
-            if name not in ONE_CLIP_TASKS or sample.num_clips == 1:
-                return segments, slice(None)
-            clip = int(rng.integers(sample.num_clips))
-            return segments, slice(clip, clip + 1)
-        details = "; ".join(f"{name}: {missing[name].detail}" for name in names)
-        raise SampleError(missing[names[0]].reason, details)
-
-
-def _refuse_long(segments: list[Segment]) -> None:
-    length = sum(len(segment.text) for segment in segments if isinstance(segment, Text))
-    if length > MAX_TEXT_CHARACTERS:
-        raise SampleError("too_large", f"a text of {length} characters; at most {MAX_TEXT_CHARACTERS} are read")
-
-
 Item = dict[str, Any]
 
 
@@ -265,25 +195,11 @@ def tokenizer_items(sample: Sample, rng: np.random.Generator | None = None) -> l
     return [{"key": f"{sample.key}.clip{clip}", "video": sample.video[clip]}]
 
 
-def llm_items(sample: Sample, rng: np.random.Generator, mixture: TaskMixture) -> list[Item]:
-    """Turn a sample into the item of the LLM stages: segments, and the clips that they use.
-
-    Args:
-        sample: A sample with video or features.
-        rng: Samples the task, its wording, and the clip of tasks of one clip.
-        mixture: The tasks.
-    """
-    segments, clips = mixture.segments_and_clips(sample, rng)
-    media = {"video": sample.video, "features": sample.features}
-    used = {name: value[clips] for name, value in media.items() if value is not None}
-    return [{"key": sample.key, "segments": segments, **used}]
-
-
 def check_item(item: Item, limits: SampleLimits) -> None:
     """Refuse an item that the stage cannot use.
 
     Args:
-        item: From `llm_items` or `tokenizer_items`.
+        item: From `divot_datamodules.tasks.mixture.llm_items` or `tokenizer_items`.
         limits: Limits of the stage.
 
     Raises:

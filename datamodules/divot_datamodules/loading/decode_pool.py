@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, Protocol, cast
 import torch
 from pebble import ProcessExpired, ProcessPool
 
-from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import Sample
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
 from divot_datamodules.order.order_plan import SampleIndex
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import SampleError
 
 MOST_REBUILDS = 3
 """The run ends if all workers had to be replaced more often than this, with no sample decoded in between."""

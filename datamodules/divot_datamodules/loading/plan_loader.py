@@ -17,17 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.decoding.sample_errors import SampleError
 from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, check_item, collate
 from divot_datamodules.loading.decode_pool import Decode, Decoding, Pending, Request
 from divot_datamodules.loading.decoded_cache import DecodedCache, SampleId
-from divot_datamodules.loading.skipped_samples import SkippedSample, SkippedSamples
+from divot_datamodules.loading.skipped_samples import SkippedSamples
 from divot_datamodules.order.data_position import TrainPosition
 from divot_datamodules.order.order_plan import SampleIndex
-from divot_datamodules.shards.sources import SampleSource
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.parts.batch import Batch
+from divot_lightning.parts.sources import SampleError, SkippedSample, Source
 
 MakeItems = Callable[[Sample, np.random.Generator], list[Item]]
 PERMANENT_ERRORS = ("deadline", "worker_died")
@@ -44,7 +43,7 @@ class LoadedSource:
         make_items: Turns a decoded sample into items of a batch; the generator makes the random choices.
     """
 
-    source: SampleSource
+    source: Source
     decoder: SampleDecoder
     make_items: MakeItems
 

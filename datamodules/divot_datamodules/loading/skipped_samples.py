@@ -14,29 +14,13 @@ from pathlib import Path
 from divot_lightning.errors import UserError
 from divot_lightning.io.output_files import writing_to
 from divot_lightning.io.printing import printable
+from divot_lightning.parts.sources import SkippedSample
 
 LISTED = 10
 """Most skipped samples that a message names; a file, or another command, lists all."""
 
 _EARLY = 200
 """Least number of samples that a fraction is taken of, so that one early skipped sample does not end a run."""
-
-
-@dataclass(frozen=True)
-class SkippedSample:
-    """One sample, or one whole shard, that could not be used.
-
-    Attributes:
-        reason: A short fixed name, such as "too_short"; samples are counted by it.
-        shard: Path or URL.
-        key: The sample's key; "" for a whole shard.
-        detail: What is wrong, for people.
-    """
-
-    reason: str
-    shard: str
-    key: str
-    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from divot_datamodules.shards.source_settings import Source
+from divot_datamodules.shards.source_settings import SourceConfig
+from divot_datamodules.tasks.mixture import TasksSetting, task_weights
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class TrialBatch:
     batch: dict[str, Any]
 
 
-def step_kinds(sources: Sequence[Source], tasks: dict[str, float] | None, batch_size: int) -> list[StepKind]:
+def step_kinds(sources: Sequence[SourceConfig], tasks: TasksSetting | None, batch_size: int) -> list[StepKind]:
     """Return the kinds of steps: one for each source that has a batch size of its own, else one.
 
     Args:
@@ -50,7 +51,7 @@ def step_kinds(sources: Sequence[Source], tasks: dict[str, float] | None, batch_
         tasks: Tasks of sources that have none of their own.
         batch_size: Batch size of sources that have none of their own.
 
-    >>> step_kinds([Source("a.tar"), Source("b.tar", tasks={"caption": 1.0})], {"generate": 1.0}, 8)
+    >>> step_kinds([SourceConfig("a.tar"), SourceConfig("b.tar", tasks={"caption": 1.0})], {"generate": 1.0}, 8)
     [StepKind(sources=('a.tar', 'b.tar'), batch_size=8, share=1.0, tasks='generate 1; caption 1')]
     """
     words = [_in_words(source.tasks if source.tasks is not None else tasks) for source in sources]
@@ -63,5 +64,5 @@ def step_kinds(sources: Sequence[Source], tasks: dict[str, float] | None, batch_
     ]
 
 
-def _in_words(tasks: dict[str, float] | None) -> str:
-    return ", ".join(f"{name} {weight:g}" for name, weight in (tasks or {}).items())
+def _in_words(tasks: TasksSetting | None) -> str:
+    return ", ".join(f"{name} {weight:g}" for name, weight in task_weights(tasks or {}).items())

@@ -21,8 +21,8 @@ class SourceFacts:
         name: As the recipe names it.
         shards: Number of shards or files.
         samples: Number of samples.
-        fingerprint: See `divot_datamodules.shards.sources.SampleSource`.
-        content: See `divot_datamodules.shards.sources.SampleSource`; compared only where both sides know it, since
+        fingerprint: See `divot_lightning.parts.sources.Source`.
+        content: See `divot_lightning.parts.sources.Source`; compared only where both sides know it, since
             checkpoints of earlier versions do not contain it.
     """
 

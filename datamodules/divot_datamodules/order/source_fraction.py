@@ -4,16 +4,15 @@ import hashlib
 
 import numpy as np
 
-from divot_datamodules.shards.reading import RawSample
-from divot_datamodules.shards.sources import SampleSource
+from divot_lightning.parts.sources import RawSample, Source
 
 _SEED = 241204432
 """The paper's number, arXiv:2412.04432. It decides which samples are kept, and is a constant, so that runs with
 different seeds train on the same samples."""
 
 
-class SourceFraction:
-    """A random fraction of a source's samples; a `divot_datamodules.shards.sources.SampleSource` itself.
+class SourceFraction(Source):
+    """A random fraction of a source's samples.
 
     A smaller fraction is a subset of every larger one, so that more data means the same data and more.
 
@@ -22,7 +21,9 @@ class SourceFraction:
         fraction: Of its samples, above 0 and at most 1; at least one sample is kept.
     """
 
-    def __init__(self, whole: SampleSource, fraction: float) -> None:
+    supplied_args = ("whole",)
+
+    def __init__(self, whole: Source, fraction: float) -> None:
         assert 0 < fraction <= 1
         ends = np.cumsum(whole.counts, dtype=np.int64)
         size = int(ends[-1])
@@ -51,5 +52,5 @@ class SourceFraction:
         return self._whole.key(shard, int(self._kept[shard][sample]))
 
     def read(self, shard: int, sample: int) -> RawSample:
-        """Read one sample; see `divot_datamodules.shards.sources.SampleSource.read`."""
+        """Read one sample; see `Source.read`."""
         return self._whole.read(shard, int(self._kept[shard][sample]))

@@ -10,21 +10,22 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
-from divot_datamodules.decoding.sample_errors import SampleError, decoding_errors
-from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, TaskMixture, check_item, llm_items
+from divot_datamodules.decoding.sample_errors import decoding_errors
+from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, check_item
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, MediaInfo, probe
 from divot_datamodules.loading.decode_pool import Decode, DecodePool, PooledSample, Request
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
-from divot_datamodules.loading.skipped_samples import SkippedSample
 from divot_datamodules.order.order_plan import SampleIndex
 from divot_datamodules.preparation.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
 from divot_datamodules.shards.jsonl_source import MediaFrom
-from divot_datamodules.shards.reading import MEDIA_SUFFIXES, RawSample, expand_shards
-from divot_datamodules.shards.sources import JsonlSource, SampleSource, TarSource, find_jsonl
+from divot_datamodules.shards.reading import MEDIA_SUFFIXES, expand_shards
+from divot_datamodules.shards.sources import find_jsonl, open_source
+from divot_datamodules.tasks.mixture import TaskMixture, llm_items
 from divot_lightning.checkpoint.components import find_component, read_settings
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.models.video_llm.sequences import SequenceLayout
+from divot_lightning.parts.sources import RawSample, SampleError, SkippedSample, Source
 
 
 def find_shards(source: str) -> list[str]:
@@ -39,7 +40,7 @@ def find_shards(source: str) -> list[str]:
 
 def open_for_inspection(
     source: str, *, media_root: str | None = None, media_from: MediaFrom = "disk", copies_gb: float = 20.0
-) -> SampleSource:
+) -> Source:
     """Open shards, those of subfolders included, or jsonl files; unreadable ones are accepted, for the report.
 
     Args:
@@ -48,10 +49,14 @@ def open_for_inspection(
         media_from: See `divot_datamodules.shards.sources.open_source`.
         copies_gb: See `divot_datamodules.shards.sources.open_source`.
     """
-    files = find_jsonl(source)
-    if files:
-        return JsonlSource(files, media_root=media_root, media_from=media_from)
-    return TarSource(find_shards(source), copies_gb=copies_gb, may_be_empty=True)
+    jsonl = find_jsonl(source)
+    return open_source(
+        source if jsonl else find_shards(source),
+        media_root=media_root if jsonl else None,
+        media_from=media_from,
+        copies_gb=copies_gb,
+        may_be_empty=True,
+    )
 
 
 def limits_for(tokenizer: str | Path, max_length: int | None = None) -> SampleLimits:
@@ -87,7 +92,7 @@ class _Look:
 class _Inspector:
     """Reads and decodes a sample as training would, and returns what it found."""
 
-    source: SampleSource
+    source: Source
     decoder: SampleDecoder
     tasks: TaskMixture | None
     limits: SampleLimits
@@ -114,8 +119,7 @@ class _Inspector:
             return [{} if sample.features is None else {"features": sample.features}]
         rng = np.random.default_rng(0)
         first = llm_items(sample, rng, self.tasks)  # raises an error if the texts allow no task at all
-        alone = [TaskMixture({name: 1.0}, self.tasks.template) for name in self.tasks.weights]
-        return [*first, *(item for one in alone for item in _allowed(sample, rng, one))]
+        return [*first, *(item for one in self.tasks.each() for item in _allowed(sample, rng, one))]
 
 
 def _allowed(sample: Sample, rng: np.random.Generator, task: TaskMixture) -> list[Item]:
@@ -141,7 +145,7 @@ def _picture(sample: Sample) -> Tensor | None:
 
 
 def inspect_source(
-    source: SampleSource,
+    source: Source,
     decoder: SampleDecoder | None = None,
     *,
     tasks: TaskMixture | None = None,
@@ -164,7 +168,7 @@ def inspect_source(
     report = ShardReport(shards=len(source.counts), skipped=list(source.skipped))
     report.samples = sum(source.counts) + sum(bool(sample.key) for sample in source.skipped)
     names = [source.shard_path(shard) for shard in range(len(source.counts))]
-    report.bytes = sum(Path(name).stat().st_size for name in names if Path(name).is_file())
+    report.bytes = source.num_bytes or 0
     inspector = _Inspector(source, decoder or SampleDecoder(), tasks, limits or SampleLimits())
     for shard, number, look in _looks(inspector, report, workers, deadline):
         _count(look, names[shard], source.key(shard, number), report)

@@ -11,10 +11,11 @@ from statistics import median
 
 from torch import Tensor
 
-from divot_datamodules.loading.skipped_samples import LISTED, SkippedSample
+from divot_datamodules.loading.skipped_samples import LISTED
 from divot_lightning.errors import UserError
 from divot_lightning.io.output_files import writing_to
 from divot_lightning.io.printing import printable
+from divot_lightning.parts.sources import SkippedSample
 
 SHEET_SAMPLES, SHEET_FRAMES, SHEET_SIDE = 16, 4, 96
 

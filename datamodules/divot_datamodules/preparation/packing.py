@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
-from divot_datamodules.decoding.samples import SampleError, read_text
+from divot_datamodules.decoding.samples import read_text
 from divot_datamodules.decoding.video import (
     IMAGE_SUFFIXES,
     DecodeError,
@@ -21,11 +21,12 @@ from divot_datamodules.decoding.video import (
     probe,
 )
 from divot_datamodules.decoding.video_writing import encode_video
-from divot_datamodules.loading.skipped_samples import Budget, SkippedSample, SkippedSamples
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.shards.jsonl_source import MEDIA_FIELDS
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES
 from divot_datamodules.shards.writing import Sample, ShardFolder
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import SampleError, SkippedSample
 
 Check = Literal["all", "first"]
 

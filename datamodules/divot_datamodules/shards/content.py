@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from divot_datamodules.shards.index import ShardIndex
-from divot_datamodules.shards.index_files import write_shared
 from divot_datamodules.shards.reading import ShardError
 from divot_datamodules.shards.storage import ShardBytes
+from divot_lightning.io.files import write_atomically
 from divot_lightning.io.output_files import writing_to
 
 SAMPLES, PIECE, WHOLE = 8, 1024, 8192
@@ -83,7 +83,7 @@ class ContentHashes:
             return
         with writing_to(self._path.parent):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_shared(self._path, json.dumps(self._known).encode("utf-8", "backslashreplace"))
+            write_atomically(self._path, json.dumps(self._known).encode("utf-8", "backslashreplace"))
 
 
 def _read(path: Path) -> dict[str, list[str]]:

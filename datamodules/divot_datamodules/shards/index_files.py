@@ -3,7 +3,6 @@
 import hashlib
 import io
 import tarfile
-import uuid
 from pathlib import Path
 
 import fsspec
@@ -12,6 +11,7 @@ from divot_datamodules.shards.index import STRUCTURE_REASONS, ShardIndex, index_
 from divot_datamodules.shards.reading import ShardError, first_line, is_url, split_member_name
 from divot_datamodules.shards.storage import LocalShard, RemoteShard, ShardBytes, read_whole
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import write_atomically
 from divot_lightning.io.output_files import writing_to
 
 SUFFIX = ".index.npz"
@@ -28,20 +28,6 @@ def index_path(shard: str) -> str:
     return shard + SUFFIX
 
 
-def write_shared(path: Path, data: bytes) -> None:
-    """Write a file atomically, even if several processes or machines write it at the same time.
-
-    `divot_lightning.io.files.atomic_file` has one unfinished file for each path, which two writers would share. So here
-    each writer has an unfinished file of its own.
-    """
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def write_index(shard: str | Path) -> ShardIndex:
     """Index a local shard and write the index beside it.
 
@@ -55,7 +41,7 @@ def write_index(shard: str | Path) -> ShardIndex:
     """
     index = scan_tar(LocalShard(str(shard)))
     index.stamp = ""
-    write_shared(Path(index_path(str(shard))), index.to_bytes())
+    write_atomically(Path(index_path(str(shard))), index.to_bytes())
     return index
 
 
@@ -98,7 +84,7 @@ def put_index_beside(shard: str) -> tuple[ShardIndex, bool]:
 
 def _write(name: str, data: bytes) -> None:
     if not is_url(name):
-        write_shared(Path(name), data)
+        write_atomically(Path(name), data)
         return
     system, path = fsspec.core.url_to_fs(name)
     system.pipe_file(path, data)  # object stores show all of it or none
@@ -177,7 +163,7 @@ class IndexFiles:
         if self.folder is not None:
             with writing_to(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_shared(self._kept_path(shard), index.to_bytes())
+                write_atomically(self._kept_path(shard), index.to_bytes())
 
     def _kept_path(self, shard: ShardBytes) -> Path:
         assert self.folder is not None

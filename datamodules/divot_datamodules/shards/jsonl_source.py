@@ -11,13 +11,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from divot_datamodules.decoding.samples import SampleError, read_text
+from divot_datamodules.decoding.samples import read_text
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES
-from divot_datamodules.loading.skipped_samples import SkippedSample
-from divot_datamodules.shards.reading import MEDIA_SUFFIXES, RawSample, ShardError, is_url
+from divot_datamodules.shards.reading import MEDIA_SUFFIXES, ShardError, expand_shards, is_url
 from divot_datamodules.shards.storage import LocalShard, read_whole
 from divot_datamodules.shards.tar_source import MAX_TEXT_BYTES
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import RawSample, SampleError, SkippedSample, Source
 
 MEDIA_FIELDS = ("video", "videos", "image", "images")
 """Fields of a line that hold a path, or a list of paths in order."""
@@ -31,31 +31,38 @@ MediaFrom = Literal["root", "disk", "anywhere"]
 _START, _LENGTH, _CHECKSUM, _LINE = range(4)
 
 
-class JsonlSource:
-    """Samples of jsonl files; see `divot_datamodules.shards.sources.SampleSource`.
+class JsonlSource(Source):
+    """Samples of jsonl files whose lines name their media by path.
 
     A line is an object with a path in "video" or "image", or several in order in "videos" or "images"; its other
     fields are the sample's texts. Its key is "line" with its number, counted from 1; empty lines are skipped.
     The files that paths name are only ever decoded as videos or pictures.
 
     Args:
-        files: Local jsonl files.
+        path: Local jsonl file, or a folder, glob or brace expansion of such files, or a list of these.
         media_root: Folder or URL that relative paths start from; None for the folder of each jsonl.
         media_from: Where media may be. "root": only below `media_root`. "disk": also elsewhere on a disk of this
             machine, by absolute paths and `..`. "anywhere": also behind URLs of any server, chained ones such as
             "simplecache::https://..." included. Use it only for lists that you trust: the author of the list decides
             which servers this machine contacts, those of your own network included.
+        index_folder: Unused; lines are indexed each time.
 
     Raises:
         UserError: None of the files can be read.
     """
 
     def __init__(
-        self, files: Sequence[str | Path], *, media_root: str | Path | None = None, media_from: MediaFrom = "disk"
+        self,
+        path: str | Path | Sequence[str | Path],
+        *,
+        media_root: str | Path | None = None,
+        media_from: MediaFrom = "disk",
+        index_folder: Path | None = None,
     ) -> None:
         if media_from not in get_args(MediaFrom):
             raise UserError(f"media_from is {media_from!r}; choose one of {', '.join(get_args(MediaFrom))}.")
-        self._names = [str(file) for file in files]
+        parts = [path] if isinstance(path, str | Path) else path
+        self._names = [file for part in parts for file in list_files(str(part))]
         self._root = str(media_root) if media_root is not None else None
         self._media_from = media_from
         self.skipped: list[SkippedSample] = []
@@ -63,8 +70,7 @@ class JsonlSource:
         self._files = [file for file, _ in found]
         self._lines = [lines for _, lines in found]
         self.counts = tuple(len(lines) for lines in self._lines)
-        self.fingerprint = self._fingerprint()
-        self.content = ""  # the fingerprint covers the lines; the media files are not hashed
+        self.fingerprint = self._fingerprint()  # it covers the lines; the media files are not hashed
         if not any(self.counts):
             first = self.skipped[0]
             raise UserError(
@@ -92,6 +98,11 @@ class JsonlSource:
             digest.update(lines.tobytes())
         return digest.hexdigest()
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the jsonl files, without the media."""
+        return sum(file.size for file in self._files if file is not None)
+
     def shard_path(self, shard: int) -> str:
         """Return the path of a jsonl."""
         return self._names[shard]
@@ -101,7 +112,7 @@ class JsonlSource:
         return f"line{self._lines[shard][sample, _LINE]}"
 
     def read(self, shard: int, sample: int) -> RawSample:
-        """Read one line; see `divot_datamodules.shards.sources.SampleSource.read`.
+        """Read one line; see `Source.read`.
 
         Raises:
             SampleError: "missing_shard", "unreadable_shard", "shard_changed", "bad_json", "not_utf8", "too_large",
@@ -127,6 +138,13 @@ class JsonlSource:
         if zlib.crc32(line) != checksum:
             raise SampleError("shard_changed", "the line is not the one that was indexed")
         return line
+
+
+def list_files(part: str) -> list[str]:
+    """List the jsonl files of a folder, or those that a path, glob or brace expansion names."""
+    if not is_url(part) and Path(part).is_dir():
+        return sorted(str(file) for file in Path(part).glob("*.jsonl"))
+    return expand_shards(part)
 
 
 def _scan_lines(path: Path) -> NDArray[np.int64]:

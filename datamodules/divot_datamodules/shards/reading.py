@@ -8,7 +8,6 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -18,6 +17,7 @@ import webdataset
 
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import RawSample
 
 FEATURE_SUFFIX = "features.safetensors"
 MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
@@ -26,23 +26,6 @@ TEXT_SUFFIXES = ("json", "txt")
 # Keys may contain dots, so only known suffixes count. `clip0.mp4`, `clip1.mp4` ... are the clips of one sample.
 _KNOWN = "|".join(re.escape(s) for s in (FEATURE_SUFFIX, *MEDIA_SUFFIXES, *TEXT_SUFFIXES))
 _MEMBER = re.compile(rf"(?P<key>.+?)\.(?P<suffix>(?:clip[0-9]{{1,9}}\.)?(?:{_KNOWN}))", re.IGNORECASE | re.DOTALL)
-
-
-@dataclass
-class RawSample:
-    """A sample as it is stored in the shard.
-
-    Attributes:
-        key: Name of the sample in the shard, folders included.
-        shard: Path or URL of the shard.
-        number: Index of the sample in the shard.
-        members: Contents by suffix: bytes, or the absolute `Path` of a file that a jsonl names.
-    """
-
-    key: str
-    shard: str
-    number: int
-    members: dict[str, bytes | Path] = field(default_factory=dict)
 
 
 class ShardError(Exception):

@@ -1,23 +1,26 @@
 """The sources of a recipe: their settings, and the order plan and items that follow from them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from divot_datamodules.decoding.samples import TaskMixture, llm_items, tokenizer_items
+from divot_datamodules.decoding.samples import tokenizer_items
 from divot_datamodules.loading.plan_loader import LoadedSource, MakeItems
 from divot_datamodules.order.data_position import SourceFacts
 from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
-from divot_datamodules.shards.sources import SampleSource
-from divot_datamodules.tasks.segments import Template
+from divot_datamodules.tasks.mixture import TaskMixture, TasksSetting, llm_items
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import Source
+from divot_lightning.parts.tasks import Template
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceConfig:
     """One source of a mixture.
+
+    It has either a path, whose suffix decides between tars and jsonl lists, or a source part.
 
     Attributes:
         path: Folder, tar, glob, brace expansion, URL or jsonl, or a list of these.
@@ -28,29 +31,39 @@ class Source:
             sources have one or none has.
         max_clips: Most clips of a video; None for the number of the data module.
         media_root: For a jsonl: folder that its relative media paths start from; None for the folder of the jsonl.
+        source: A source part, by name, or as {class_path, init_args}, instead of a path; see
+            `divot_lightning.parts.sources.Source`.
     """
 
-    path: str | list[str]
+    path: str | list[str] | None = None
     weight: float = 1.0
-    tasks: dict[str, float] | None = None
+    tasks: TasksSetting | None = None
     template: Template | None = None
     batch_size: int | None = None
     max_clips: int | None = None
     media_root: str | None = None
+    source: Callable[[], Source] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.source is None):
+            problem = "neither path nor source" if self.path is None else f"both path {self.path!r} and source"
+            raise UserError(f"an entry of the data has {problem}; give it one of them.")
 
     @property
     def name(self) -> str:
-        """Name for messages."""
-        return (
-            self.path if isinstance(self.path, str) else f"{self.path[0]} ..." if len(self.path) > 1 else self.path[0]
-        )
+        """Name for messages: the path, or the first setting of the source part, which is usually a path."""
+        named = self.path
+        if self.source is not None:
+            named = str(next(iter(getattr(self.source, "keywords", {}).values()), "source"))
+        assert named is not None
+        return named if isinstance(named, str) else f"{named[0]} ..." if len(named) > 1 else named[0]
 
 
-SourcesSetting = str | list[str | Source] | None
+SourcesSetting = str | list[str | SourceConfig] | None
 """A path, or a list. A list of paths is one source; in a list with sources, each path is a source of its own."""
 
 
-def listed_sources(name: str, setting: SourcesSetting) -> list[Source]:
+def listed_sources(name: str, setting: SourcesSetting) -> list[SourceConfig]:
     """Return a recipe's sources.
 
     Args:
@@ -63,16 +76,16 @@ def listed_sources(name: str, setting: SourcesSetting) -> list[Source]:
     if setting is None:
         return []
     parts = [setting] if isinstance(setting, str) else list(setting)
-    if not parts or any(part.path == [] for part in parts if isinstance(part, Source)):
+    if not parts or any(part.path == [] for part in parts if isinstance(part, SourceConfig)):
         raise UserError(f"data.{name} is an empty list of shards; give a folder, a tar, a glob or a URL.")
     paths = [part for part in parts if isinstance(part, str)]
     if len(paths) == len(parts):
-        return [Source(paths[0] if len(paths) == 1 else paths)]
-    return [Source(part) if isinstance(part, str) else part for part in parts]
+        return [SourceConfig(paths[0] if len(paths) == 1 else paths)]
+    return [SourceConfig(part) if isinstance(part, str) else part for part in parts]
 
 
 def items_of(
-    name: str, sources: Sequence[Source], tasks: dict[str, float] | None, template: Template
+    name: str, sources: Sequence[SourceConfig], tasks: TasksSetting | None, template: Template
 ) -> list[MakeItems]:
     """Return, for each source, the function that turns its samples into items: clips alone, or with texts.
 
@@ -99,7 +112,7 @@ def items_of(
 
 
 def make_plan(
-    sources: Sequence[Source],
+    sources: Sequence[SourceConfig],
     opened: Sequence[LoadedSource],
     *,
     batch_size: int,
@@ -139,6 +152,6 @@ def make_plan(
     return OrderPlan(orders, tuple(own) or (batch_size,), weights, exact=exact)
 
 
-def facts_of(source: Source, opened: SampleSource) -> SourceFacts:
+def facts_of(source: SourceConfig, opened: Source) -> SourceFacts:
     """Return the facts of a source that a resumed run compares."""
     return SourceFacts(source.name, len(opened.counts), sum(opened.counts), opened.fingerprint, opened.content)

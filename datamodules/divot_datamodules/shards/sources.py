@@ -1,17 +1,15 @@
-"""Sample sources: the interface, and a function that opens the source of a path.
-
-Any sample of a source can be read by its index, so that an order of samples can be planned. Sources are made in the
-training process and used in forked workers. So they keep no file open across the fork, and store what they know of
-their samples in few arrays, which a fork does not copy.
+"""Sources of a recipe's paths: tars or jsonl lists, by their suffix.
 
 How a sample gets from a shard into a batch, and which class does what on the way:
 
-1. `Source` (`shards.source_settings`): what the recipe says of one source: path, weight, tasks.
-2. `SampleSource` (this module): reads the bytes of sample number s of shard number n. `TarSource` does it for tars,
-   `JsonlSource` for jsonl files; `SourceFraction` (`order.source_fraction`) shows a fraction of another source.
+1. `SourceConfig` (`shards.source_settings`): what the recipe says of one source: path or source part, weight, tasks.
+2. `divot_lightning.parts.sources.Source`: reads sample number s of shard number n. `TarSource` does it for tars,
+   `JsonlSource` for jsonl files; `SourceFraction` (`order.source_fraction`) shows a fraction of another source. It is
+   made in the training process and used in forked workers. So it keeps no file open across the fork, and stores what
+   it knows of its samples in few arrays, which a fork does not copy.
 3. `SourceOrder` (`order.order_plan`): the endless order of one source's samples. `OrderPlan` mixes the orders of all
    sources into steps; an entry of it is a `SampleIndex`.
-4. `LoadedSource` (`loading.plan_loader`): a `SampleSource` together with its `SampleDecoder` (bytes to clips) and the
+4. `LoadedSource` (`loading.plan_loader`): a `Source` together with its `SampleDecoder` (bytes to clips) and the
    function that makes items (clips to the items of a batch).
 5. `BatchReader` (`loading.plan_loader`): takes the indices of a step, lets a worker decode their samples, and
    collates the items into a `Batch`.
@@ -22,64 +20,15 @@ data. `divot_datamodules.preparation.packing` has a `MediaItem` for each sample 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
-from divot_datamodules.loading.skipped_samples import SkippedSample
-from divot_datamodules.shards.jsonl_source import JsonlSource, MediaFrom
-from divot_datamodules.shards.reading import RawSample, expand_shards, is_url
+from divot_datamodules.shards.jsonl_source import JsonlSource, MediaFrom, list_files
+from divot_datamodules.shards.reading import is_url
 from divot_datamodules.shards.tar_source import TarSource
 from divot_lightning.errors import UserError
-
-__all__ = ["JsonlSource", "SampleSource", "TarSource", "estimate_losses", "find_jsonl", "open_source"]
-
-
-class SampleSource(Protocol):
-    """Samples that can be read in any order.
-
-    Each rank indexes by itself, and ranks have the same order only if their fingerprints are equal, so compare these.
-    With a shared `index_folder`, let one rank open the source first: the others then find its index there.
-
-    A shard is a tar or a jsonl file.
-
-    Attributes:
-        counts: Usable samples per shard; 0 for a shard that cannot be read.
-        skipped: Samples and shards that indexing found to be unusable: missing or cut shards, members that are not
-            adjacent, and so on. They are not among the usable samples.
-        fingerprint: Hash of the shards' names (without folders) and sizes, and of keys and byte ranges of the samples;
-            equal for equal data.
-    """
-
-    counts: tuple[int, ...]
-    skipped: list[SkippedSample]
-    fingerprint: str
-
-    @property
-    def content(self) -> str:
-        """Hash of parts of the shards' content, see `divot_datamodules.shards.content`; "" where nothing is known."""
-        ...
-
-    def shard_path(self, shard: int) -> str:
-        """Return path or URL of a shard, as `SkippedSample` has it."""
-        ...
-
-    def key(self, shard: int, sample: int) -> str:
-        """Return a sample's key without reading the sample."""
-        ...
-
-    def read(self, shard: int, sample: int) -> RawSample:
-        """Read exactly one sample's bytes.
-
-        Args:
-            shard: Index of the shard.
-            sample: Index among the shard's usable samples, from 0 to `counts[shard] - 1`.
-
-        Raises:
-            divot_datamodules.decoding.samples.SampleError: It cannot be read, such as "missing_shard", "shard_changed".
-        """
-        ...
+from divot_lightning.parts.sources import Source
 
 
-def estimate_losses(source: SampleSource) -> int:
+def estimate_losses(source: Source) -> int:
     """Estimate how many samples are skipped because of what indexing found.
 
     A shard without a usable sample counts as many as the others contain on average. In other shards each entry of
@@ -101,7 +50,8 @@ def open_source(
     allow_pipe: bool = False,
     copies_gb: float = 20.0,
     progress: bool = True,
-) -> SampleSource:
+    may_be_empty: bool = False,
+) -> Source:
     """Open tar shards or jsonl files, and index those that have no index yet.
 
     Args:
@@ -112,6 +62,7 @@ def open_source(
         allow_pipe: For tars: see `TarSource`.
         copies_gb: For tars: see `TarSource`.
         progress: For tars: see `TarSource`.
+        may_be_empty: For tars: see `TarSource`.
 
     Raises:
         UserError: No shard can be read, or the settings contradict each other.
@@ -123,10 +74,14 @@ def open_source(
         raise UserError(
             f"media_root is {str(media_root)!r}, but {path} are tars, which hold their media; leave it out."
         )
-    shards = expand_shards(path, allow_pipe=allow_pipe)
-    if not shards:
-        raise UserError(f"{path!r} names no shard; give a folder, a tar, a glob, a URL or a jsonl.")
-    return TarSource(shards, index_folder=index_folder, allow_pipe=allow_pipe, copies_gb=copies_gb, progress=progress)
+    return TarSource(
+        path,
+        index_folder=index_folder,
+        allow_pipe=allow_pipe,
+        copies_gb=copies_gb,
+        progress=progress,
+        may_be_empty=may_be_empty,
+    )
 
 
 def find_jsonl(path: str | Path | Sequence[str | Path]) -> list[str]:
@@ -145,7 +100,5 @@ def find_jsonl(path: str | Path | Sequence[str | Path]) -> list[str]:
 def _jsonl_of(part: str) -> list[str]:
     folder = Path(part)
     if not is_url(part) and folder.is_dir():
-        return [] if any(folder.glob("*.tar")) else sorted(str(file) for file in folder.glob("*.jsonl"))
-    if not part.endswith(".jsonl") or part.startswith("pipe:"):
-        return []
-    return expand_shards(part)
+        return [] if any(folder.glob("*.tar")) else list_files(part)
+    return list_files(part) if part.endswith(".jsonl") and not part.startswith("pipe:") else []

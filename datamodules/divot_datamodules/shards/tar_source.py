@@ -12,15 +12,15 @@ from pathlib import Path
 import fsspec
 from tqdm import tqdm
 
-from divot_datamodules.decoding.samples import SampleError
-from divot_datamodules.loading.skipped_samples import SkippedSample
 from divot_datamodules.shards.content import ContentHashes
 from divot_datamodules.shards.copies import ShardCopies, is_compressed
 from divot_datamodules.shards.index import ShardIndex, no_samples
 from divot_datamodules.shards.index_files import IndexFiles
-from divot_datamodules.shards.reading import TEXT_SUFFIXES, RawSample, ShardError, is_url, split_member_name
+from divot_datamodules.shards.reading import TEXT_SUFFIXES, ShardError, expand_shards, is_url, split_member_name
 from divot_datamodules.shards.storage import LocalShard, RemoteShard
+from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import RawSample, SampleError, SkippedSample, Source
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +32,18 @@ SLOW_SECONDS = 2.0
 """Indexing that takes longer than this shows a progress bar."""
 
 
-class TarSource:
-    """Samples of tar shards; see `divot_datamodules.shards.sources.SampleSource`.
+class TarSource(Source):
+    """Samples of tar shards, on a disk or behind URLs.
 
     The index in memory takes about 50 bytes per sample.
 
     Args:
-        shards: Paths and URLs, from `divot_datamodules.shards.reading.expand_shards`.
+        path: Folder, tar, glob, brace expansion or URL, or a list of these.
         index_folder: Folder for indexes of shards that have none beside them, and for copies of shards that cannot be
             read in parts; None stores nothing.
         allow_pipe: Whether "pipe:COMMAND" may be a shard, which runs the command in a shell.
         copies_gb: Largest size of these copies on disk, in GiB.
-        progress: Whether to show a bar if indexing takes long.
+        progress: Whether the first process shows a bar if indexing takes long.
         may_be_empty: Whether a source without any usable sample is accepted, for reports.
 
     Raises:
@@ -52,7 +52,7 @@ class TarSource:
 
     def __init__(
         self,
-        shards: Sequence[str],
+        path: str | Path | Sequence[str | Path],
         *,
         index_folder: Path | None = None,
         allow_pipe: bool = False,
@@ -60,13 +60,15 @@ class TarSource:
         progress: bool = True,
         may_be_empty: bool = False,
     ) -> None:
-        self._names = list(shards)
+        self._names = expand_shards(path, allow_pipe=allow_pipe)
+        if not self._names:
+            raise UserError(f"{path!r} names no shard; give a folder, a tar, a glob, a URL or a jsonl.")
         self._indexes, self._contents = IndexFiles(index_folder), ContentHashes(index_folder)
         copies = index_folder / "copies" if index_folder is not None else None
         self._copies = ShardCopies(copies, int(copies_gb * 2**30), allow_pipe=allow_pipe)
         self._shards = self._prepare_all(progress)
         self.counts = tuple(len(index.keys) for _, index in self._shards)
-        self.skipped = [
+        self.skipped: Sequence[SkippedSample] = [
             SkippedSample(reason, name, key, detail)
             for name, (_, index) in zip(self._names, self._shards, strict=True)
             for reason, key, detail in index.skipped
@@ -84,6 +86,11 @@ class TarSource:
         self._contents.save()
         return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if all(hashes) else ""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the shards that can be read."""
+        return sum(index.size for _, index in self._shards)
+
     def shard_path(self, shard: int) -> str:
         """Return path or URL of a shard."""
         return self._names[shard]
@@ -93,7 +100,7 @@ class TarSource:
         return self._shards[shard][1].keys[sample]
 
     def read(self, shard: int, sample: int) -> RawSample:
-        """Read one sample; see `divot_datamodules.shards.sources.SampleSource.read`."""
+        """Read one sample; see `Source.read`."""
         file, index = self._shards[shard]
         assert file is not None, f"shard {shard} has no samples"
         start, end = (int(offset) for offset in index.ranges[sample])
@@ -115,7 +122,7 @@ class TarSource:
                 unit="shard",
                 delay=SLOW_SECONDS,
                 leave=False,
-                disable=not progress,
+                disable=not (progress and is_first_process()),
             ) as bar,
         ):
             shards = list(bar)
@@ -193,7 +200,7 @@ def _fingerprint(names: list[str], indexes: list[ShardIndex]) -> str:
     return digest.hexdigest()
 
 
-def _report(names: list[str], counts: tuple[int, ...], skipped: list[SkippedSample]) -> None:
+def _report(names: list[str], counts: tuple[int, ...], skipped: Sequence[SkippedSample]) -> None:
     """Warn of shards without a usable sample; raise a UserError if no shard has any."""
     empty = {name for name, count in zip(names, counts, strict=True) if not count}
     unusable = [sample for sample in skipped if sample.shard in empty]

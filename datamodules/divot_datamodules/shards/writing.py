@@ -114,6 +114,8 @@ class ShardFolder:
             with writing_to(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock = writer_lock(self.folder / _LOCK_NAME)
+                for left in self.folder.glob(".*.unfinished"):  # by a process that was killed while it wrote
+                    left.unlink()
         self._compare_with_existing()
 
     def _compare_with_existing(self) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from divot_datamodules.tasks import segments as tasks
+from divot_datamodules.tasks.built_in import CAPTION_PROMPTS, IMAGE_PROMPTS, VIDEO_PROMPTS
 from divot_datamodules.toy.world import DIRECTIONS, VALUES, Scene, caption, questions
+from divot_lightning.parts.tasks import TEMPLATES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,8 +24,8 @@ def toy_texts() -> list[str]:
     ]
     texts = [caption(scene) for scene in scenes]
     texts += [text for scene in scenes for turn in questions(scene) for text in (turn["question"], turn["answer"])]
-    texts += [*tasks.CAPTION_INSTRUCTIONS, *tasks.VIDEO_PREFIXES, *tasks.IMAGE_PREFIXES]
-    return [*texts, tasks.INSTRUCTION_BEGIN, tasks.INSTRUCTION_END]
+    phrases = [*CAPTION_PROMPTS, *VIDEO_PROMPTS, *IMAGE_PROMPTS, TEMPLATES["instruction"]]
+    return texts + [phrase.replace("{}", "") for phrase in phrases]
 
 
 def word_level_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":

@@ -70,11 +70,12 @@ def main(argv: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from divot_datamodules.decoding.clip_sampling import ClipConfig
-    from divot_datamodules.decoding.samples import SampleDecoder, TaskMixture
+    from divot_datamodules.decoding.samples import SampleDecoder
     from divot_datamodules.decoding.video import MAX_PIXELS
     from divot_datamodules.preparation.feature_checks import check_features
     from divot_datamodules.preparation.inspection import inspect_source, limits_for, open_for_inspection
     from divot_datamodules.preparation.inspection_report import write_contact_sheet, write_skipped
+    from divot_datamodules.tasks.mixture import TaskMixture
 
     clip = ClipConfig(
         height=args.size,

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from divot_datamodules.decoding.samples import read_text
 from divot_datamodules.decoding.video import VIDEO_SUFFIXES
-from divot_datamodules.shards.reading import RawSample, expand_shards, read_shard
+from divot_datamodules.shards.reading import expand_shards, read_shard
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.items import BenchmarkData, BenchmarkItem
+from divot_lightning.parts.sources import RawSample
 
 
 def read_toy_questions(folder: str | Path, split: str) -> BenchmarkData:

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-from divot_lightning.experiments.result_files import write_result
+from divot_lightning.io.files import write_atomically
 from divot_lightning.models.video_llm.sequences import TokenKind
 from divot_lightning.training.training_args import resolve_recipes
 from divot_lightning.training.training_cli import TrainingCLI
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     steps = trainer.global_step
     cost = {"flops": sum(meter.flops) / steps, "tokens": sum(meter.tokens) / steps, "steps": steps}
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    write_result(Path(output), json.dumps(cost) + "\n")
+    write_atomically(Path(output), json.dumps(cost) + "\n")
     return 0
 
 

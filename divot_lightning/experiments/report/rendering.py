@@ -9,7 +9,7 @@ from markupsafe import Markup
 from divot_lightning.experiments.report.charts import NUM_COLOURS, chart_svg, line_style
 from divot_lightning.experiments.report.content import Answered, Cell, Picture, PictureRow, Report
 from divot_lightning.experiments.report.pictures import data_uri
-from divot_lightning.experiments.result_files import write_result
+from divot_lightning.io.files import write_atomically
 
 
 def _as_cell(cell: Cell | str) -> Cell:
@@ -44,4 +44,4 @@ def render_report(report: Report) -> str:
 def write_report(report: Report, path: Path) -> None:
     """Write the report as a file, which appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_result(path, render_report(report))
+    write_atomically(path, render_report(report))

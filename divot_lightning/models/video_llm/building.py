@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from divot_lightning.distributed.meta_building import gathered
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import (
@@ -24,6 +23,7 @@ from divot_lightning.models.video_llm.language_model import (
     vocabulary_size,
     word_embeddings,
 )
+from divot_lightning.models.weights import gathered
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.kinds import HEADS
 from divot_lightning.parts.trusted_classes import require_trusted

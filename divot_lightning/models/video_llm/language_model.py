@@ -16,7 +16,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from divot_lightning.distributed.meta_building import (
+from divot_lightning.errors import UserError
+from divot_lightning.models.weight_dtypes import merging_in_float32
+from divot_lightning.models.weights import (
     fill,
     fill_from_first,
     full_shape,
@@ -26,8 +28,6 @@ from divot_lightning.distributed.meta_building import (
     weight_files,
     without_memory,
 )
-from divot_lightning.errors import UserError
-from divot_lightning.models.weight_dtypes import merging_in_float32
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
 
 Attention: TypeAlias = Literal["sdpa", "eager"]

@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from divot_lightning.distributed.meta_building import is_sharding
 from divot_lightning.errors import UserError
 from divot_lightning.io.component_files import WEIGHTS_FILE
 from divot_lightning.models.randomness import Randomness
@@ -52,6 +51,7 @@ from divot_lightning.models.video_llm.sequences import (
     collate_sequences,
 )
 from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
+from divot_lightning.models.weights import is_sharding
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES, Segment
 

@@ -11,8 +11,8 @@ from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, Vi
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.parts.heads import GenerationHead
+from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, num_real_samples
 from divot_lightning.training.stages.video_llm_step import limits_of
 
@@ -46,7 +46,7 @@ class CaptioningPretraining(Stage):
         optimizer: Optimizer settings.
     """
 
-    def __init__(self, tokenizer: TokenizerConfig, llm: VideoLLMConfig, optimizer: OptimizerConfig) -> None:
+    def __init__(self, tokenizer: TokenizerConfig, llm: VideoLLMConfig, optimizer: TrainingOptimizer) -> None:
         super().__init__(optimizer)
         given, taken = (tokenizer.tokens_per_clip, tokenizer.token_dim), (llm.num_queries, llm.feature_dim)
         if given != taken:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from divot_lightning.checkpoint.components import find_component, load_component, read_settings
-from divot_lightning.distributed.meta_building import has_masters, has_shards
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.models.weights import has_masters, has_shards
+from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
 from divot_lightning.training.stages.tokenizer_pretraining import check_token_sizes, validation_losses
 
@@ -47,7 +47,7 @@ class DetokenizerAdaptation(Stage):
         self,
         previous: str,
         detokenizer: str,
-        optimizer: OptimizerConfig,
+        optimizer: TrainingOptimizer,
         candidates: int = 1,
         nearest_per: NearestPer = "clip",
         temperature: float = 1.0,

@@ -10,8 +10,8 @@ from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
 from divot_lightning.training.stages.tokenizer_pretraining import check_token_sizes, validation_losses
 
@@ -32,7 +32,7 @@ class DetokenizerRefinement(Stage):
     def __init__(
         self,
         previous: str,
-        optimizer: OptimizerConfig,
+        optimizer: TrainingOptimizer,
         condition_dropout: float = 0.05,
         terminal_timestep_prob: float = 0.0,
     ) -> None:

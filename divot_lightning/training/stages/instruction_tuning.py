@@ -13,7 +13,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.stages.video_llm_stage import VideoLLMStage
 
 Part: TypeAlias = Literal["head", "input_projector", "language_model", "queries"]
@@ -39,7 +39,7 @@ class InstructionTuning(VideoLLMStage):
     def __init__(
         self,
         previous: str,
-        optimizer: OptimizerConfig,
+        optimizer: TrainingOptimizer,
         freeze: list[Part] | None = None,
         lora: LoRAConfig | None = None,
         max_length: int | None = None,

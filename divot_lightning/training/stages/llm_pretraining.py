@@ -10,7 +10,7 @@ import torch
 
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.parts.heads import GenerationHead
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.stages.video_llm_stage import VideoLLMStage
 from divot_lightning.training.stages.video_llm_step import apply_feature_statistics, feature_statistics
 
@@ -37,7 +37,7 @@ class LLMPretraining(VideoLLMStage):
         head: Callable[[int, int], GenerationHead],
         previous: str,
         llm: VideoLLMConfig,
-        optimizer: OptimizerConfig,
+        optimizer: TrainingOptimizer,
         text_loss_weight: float = 1.0,
         head_loss_weight: float = 1.0,
         statistics_batches: int = 16,
@@ -59,9 +59,7 @@ class LLMPretraining(VideoLLMStage):
 
     def on_fit_start(self) -> None:
         """Measure the feature statistics, once: a resumed run finds them in its checkpoint."""
-        # DeepSpeed restores a checkpoint after this hook.
-        resumed = bool(self.statistics_known) or self.trainer.ckpt_path is not None
-        if self.statistics_batches > 0 and not resumed:
+        if self.statistics_batches > 0 and not self.statistics_known:
             self._measure_features()
         super().on_fit_start()
 

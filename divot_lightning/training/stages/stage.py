@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
-from divot_lightning.distributed.meta_building import shard_rest
 from divot_lightning.distributed.rank_sync import RankSync, StepState, check_ranks_in_sync
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import sample_generators
 from divot_lightning.models.weight_dtypes import raise_to_float32
+from divot_lightning.models.weights import shard_rest
+from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.accumulation import STEP_COUNTS, check_step, load_whole_steps
 from divot_lightning.training.global_mean import GlobalLoss, LossPart, global_mean, merge_means, weighted_sum
 from divot_lightning.training.nonfinite import gather_nonfinite_ranks, over_budget, write_record
-from divot_lightning.training.optimization import OptimizerConfig, configure_optimizer
+from divot_lightning.training.optimization import configure_optimizer
 
 Split = Literal["train", "validation"]
 
@@ -36,13 +37,13 @@ class Stage(LightningModule):
         frozen: Names of the modules that are not trained and stay in evaluation mode.
 
     Args:
-        optimizer: Optimizer settings.
+        optimizer: Optimizer and schedule.
     """
 
     frozen: tuple[str, ...] = ()
     nonfinite_steps: Tensor
 
-    def __init__(self, optimizer: OptimizerConfig) -> None:
+    def __init__(self, optimizer: TrainingOptimizer) -> None:
         super().__init__()
         self.optimizer_config = optimizer
         self.is_built = False
@@ -233,10 +234,10 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build optimizer and schedule."""
-        if self.optimizer_config.name == "muon" and self._zero is not None:
+        if self.optimizer_config.needs_whole_parameters and self._zero is not None:
             raise UserError(
-                "optimizer.name 'muon' needs whole matrices, and ZeRO splits them over the processes\n"
-                "set --model.optimizer.name adamw, or train with --trainer.strategy ddp"
+                f"{type(self.optimizer_config).__name__} needs whole parameters, and ZeRO splits them over processes\n"
+                "set --model.optimizer adamw, or train with --trainer.strategy ddp"
             )
         adamw = self._zero.adamw() if self._zero is not None else AdamW
         steps = int(self.trainer.estimated_stepping_batches)

@@ -11,8 +11,8 @@ from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConf
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
 
 
@@ -35,7 +35,7 @@ class TokenizerPretraining(Stage):
         self,
         tokenizer: TokenizerConfig,
         detokenizer: DetokenizerConfig,
-        optimizer: OptimizerConfig,
+        optimizer: TrainingOptimizer,
         terminal_timestep_prob: float = 0.0,
         terminal_timestep_prob_end: float | None = None,
     ) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from divot_lightning.checkpoint.components import find_component, load_component, read_settings
-from divot_lightning.distributed.meta_building import has_shards
 from divot_lightning.distributed.rank_sync import RankSync
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
+from divot_lightning.models.weights import has_shards
+from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerConfig
 from divot_lightning.training.stages.stage import Stage, num_real_samples
 from divot_lightning.training.stages.video_llm_step import (
     check_widths,
@@ -43,7 +43,7 @@ class VideoLLMStage(Stage):
         self,
         config: VideoLLMConfig,
         previous: str,
-        optimizer: OptimizerConfig,
+        optimizer: TrainingOptimizer,
         text_loss_weight: float,
         head_loss_weight: float,
     ) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from divot_lightning.checkpoint.components import find_component
-from divot_lightning.distributed.meta_building import has_shards
 from divot_lightning.distributed.rank_sync import StepState, check_ranks_in_sync
 from divot_lightning.errors import UserError
 from divot_lightning.models.clip_encoding import encode_clips
@@ -23,6 +22,7 @@ from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMOutput
 from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.models.video_llm.sequences import SequenceLayout
+from divot_lightning.models.weights import has_shards
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import num_real_samples
 

@@ -12,20 +12,11 @@ from safetensors.torch import save
 from divot_datamodules.decoding import samples
 from divot_datamodules.decoding.cached_features import read_features
 from divot_datamodules.decoding.clip_sampling import ClipConfig
-from divot_datamodules.decoding.samples import (
-    Sample,
-    SampleDecoder,
-    SampleError,
-    TaskMixture,
-    collate,
-    llm_items,
-    read_text,
-    tokenizer_items,
-)
-from divot_datamodules.shards.reading import RawSample
-from divot_datamodules.tasks.segments import TASKS
+from divot_datamodules.decoding.samples import Sample, SampleDecoder, collate, read_text, tokenizer_items
+from divot_datamodules.tasks.mixture import TaskMixture, llm_items
 from divot_lightning.errors import UserError
 from divot_lightning.parts.segments import Clips, Text
+from divot_lightning.parts.sources import RawSample, SampleError
 
 
 def raw(members, key="k"):
@@ -190,12 +181,16 @@ odd_texts = st.dictionaries(
 
 
 @settings(max_examples=300, deadline=None)
-@given(odd_texts, st.sampled_from(sorted(TASKS)), st.sampled_from(["pretraining", "instruction"]))
+@given(
+    odd_texts,
+    st.sampled_from([task.name for task in TASKS.installed()]),
+    st.sampled_from(["pretraining", "instruction"]),
+)
 def test_odd_texts_are_a_missing_text_and_never_an_error_of_a_program(text, task, template):
     sample = Sample("k", text, features=torch.zeros(1, 2, 3))
     reason, segments = "", []
     try:
-        segments = TaskMixture({task: 1.0}, template).segments(sample, np.random.default_rng(0))
+        segments = TaskMixture({task: 1.0}, template).segments_and_clips(sample, np.random.default_rng(0))[0]
     except SampleError as error:
         reason = error.reason
     assert bool(segments) != reason.startswith("missing_")
@@ -219,7 +214,9 @@ def task_of(segments):
 def test_tasks_are_sampled_by_their_weights():
     mixture = TaskMixture({"caption": 1.0, "generate": 2.0, "question": 5.0})
     sample = Sample("k", TEXT, features=torch.zeros(1, 2, 3))
-    counts = collections.Counter(task_of(mixture.segments(sample, np.random.default_rng(n))) for n in range(4000))
+    counts = collections.Counter(
+        task_of(mixture.segments_and_clips(sample, np.random.default_rng(n))[0]) for n in range(4000)
+    )
     for task, share in {"caption": 1 / 8, "generate": 2 / 8, "question": 5 / 8}.items():
         assert counts[task] / 4000 == pytest.approx(share, abs=0.03)
 
@@ -227,7 +224,7 @@ def test_tasks_are_sampled_by_their_weights():
 def test_a_sample_takes_part_in_what_its_texts_allow():
     mixture = TaskMixture({"caption": 0.1, "question": 100.0})
     sample = Sample("k", {"caption": "a"}, features=torch.zeros(1, 2, 3))
-    assert task_of(mixture.segments(sample, np.random.default_rng(0))) == "caption"
+    assert task_of(mixture.segments_and_clips(sample, np.random.default_rng(0))[0]) == "caption"
 
 
 @pytest.mark.parametrize("task", ["caption", "question", "story"])
@@ -235,12 +232,16 @@ def test_samples_without_any_required_text_are_counted_by_the_first_task(task):
     mixture = TaskMixture({task: 0.001, "generate": 1.0, "conversation": 1000.0})
     for seed in range(5):
         with pytest.raises(SampleError, match=rf"missing_{task}.*generate: no caption; conversation: no question"):
-            mixture.segments(Sample("k", {}, features=torch.zeros(1, 2, 3)), np.random.default_rng(seed))
+            mixture.segments_and_clips(Sample("k", {}, features=torch.zeros(1, 2, 3)), np.random.default_rng(seed))[0]
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [({"captions": 1.0}, "'captions'.*known tasks"), ({"caption": 0.0}, "0.0.*greater than 0"), ({}, "empty")],
+    [
+        ({"captions": 1.0}, "'captions' is not installed.*Did you mean 'caption'"),
+        ({"caption": 0.0}, "0.0.*greater than 0"),
+        ({}, "empty"),
+    ],
 )
 def test_wrong_task_weights_are_refused(weights, message):
     with pytest.raises(UserError, match=message):

@@ -11,11 +11,12 @@ import traceback
 import pytest
 import torch
 
-from divot_datamodules.decoding.samples import Sample, SampleError
+from divot_datamodules.decoding.samples import Sample
 from divot_datamodules.loading.decode_pool import DecodePool, LazyDecoding, Request, make_decoding
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
 from divot_datamodules.order.order_plan import SampleIndex
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import SampleError
 from tests.helpers.faults import full_shared_memory
 
 DEADLINE = 0.5

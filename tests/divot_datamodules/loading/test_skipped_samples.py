@@ -3,8 +3,9 @@ import pickle
 
 import pytest
 
-from divot_datamodules.loading.skipped_samples import Budget, SkippedSample, SkippedSamples
+from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import SkippedSample
 
 
 def sample(number, reason="too_short"):

@@ -13,7 +13,7 @@ from divot_datamodules.order.data_position import SourceFacts, TrainPosition
 from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
 from divot_datamodules.shards import content as shard_content
 from divot_datamodules.shards.index_files import write_index
-from divot_datamodules.shards.source_settings import Source, facts_of
+from divot_datamodules.shards.source_settings import SourceConfig, facts_of
 from divot_datamodules.shards.sources import open_source
 from divot_datamodules.shards.tar_source import TarSource
 from divot_datamodules.video_text import VideoTextData
@@ -155,7 +155,7 @@ def test_a_shard_that_was_replaced_under_its_name_is_noticed(tmp_path, remade):
     write_index(path)
 
     def opened(index_folder):
-        return facts_of(Source(str(folder)), open_source(folder, index_folder=tmp_path / index_folder))
+        return facts_of(SourceConfig(str(folder)), open_source(folder, index_folder=tmp_path / index_folder))
 
     before = position(sources=[opened("a")])
     state = before.state_dict()

@@ -6,12 +6,13 @@ import signal
 import pytest
 from PIL import Image
 
-from divot_datamodules.decoding.samples import SampleDecoder, TaskMixture
-from divot_datamodules.loading.skipped_samples import SkippedSample
+from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.preparation.inspection import find_shards, inspect_source, open_for_inspection
 from divot_datamodules.preparation.inspection_report import LISTED, ShardReport, write_contact_sheet, write_skipped
 from divot_datamodules.shards.tar_source import TarSource
+from divot_datamodules.tasks.mixture import TaskMixture
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import SkippedSample
 from divot_lightning.testing.toy_shards import make_toy_shards
 from tests.helpers.broken_shards import HangingDecoder, make_broken_shards
 

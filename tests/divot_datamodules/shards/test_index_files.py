@@ -3,7 +3,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from divot_datamodules.shards.index_files import index_path, put_index_beside, write_shared
+from divot_datamodules.shards.index_files import index_path, put_index_beside
 from divot_datamodules.shards.sources import TarSource
 from divot_lightning.errors import UserError
 from tests.helpers.broken_shards import make_broken_shards
@@ -57,12 +57,3 @@ def test_no_index_is_put_beside_what_is_no_shard(tmp_path):
     assert [reason for reason, _, _ in put_index_beside(str(tmp_path / "a.tar"))[0].skipped] == ["not_a_tar"]
     assert put_index_beside(str(tmp_path / "none.tar"))[0].skipped == [("missing_shard", "", "it does not exist")]
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "f"
-    write_shared(path, b"old")
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        write_shared(path, b"new")
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("f", b"old")]

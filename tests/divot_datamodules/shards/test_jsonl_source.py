@@ -6,12 +6,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from divot_datamodules.decoding.samples import SampleDecoder, SampleError, TaskMixture
+from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.shards import jsonl_source
 from divot_datamodules.shards.jsonl_source import JsonlSource
 from divot_datamodules.shards.sources import TarSource, open_source
 from divot_datamodules.shards.tar_source import MAX_TEXT_BYTES
+from divot_datamodules.tasks.mixture import TaskMixture
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import SampleError
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_several_media_keep_their_order(media, write_lines):
     assert list(raw.members) == ["clip0.mp4", "clip1.jpg", "clip2.mp4", "json"]
     sample = SampleDecoder()(raw, None)
     assert sample.num_clips == 3
-    assert len(TaskMixture({"story": 1.0}).segments(sample, np.random.default_rng(0))) == 7
+    assert len(TaskMixture({"story": 1.0}).segments_and_clips(sample, np.random.default_rng(0))[0]) == 7
 
 
 def test_paths_start_from_the_root_or_are_absolute(media, write_lines, tmp_path):

@@ -3,7 +3,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from divot_datamodules.decoding.samples import SampleDecoder, tokenizer_items
 from divot_datamodules.loading.plan_loader import LoadedSource
-from divot_datamodules.shards.source_settings import Source, facts_of, items_of, listed_sources, make_plan
+from divot_datamodules.shards.source_settings import SourceConfig, facts_of, items_of, listed_sources, make_plan
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
 
@@ -16,13 +16,20 @@ def opened(*sources):
 
 def test_paths_alone_are_one_source_and_beside_sources_each_is_its_own():
     assert listed_sources("train", None) == []
-    assert listed_sources("train", "a") == [Source("a")]
-    assert listed_sources("train", ["a", "b"]) == [Source(["a", "b"])]
-    assert listed_sources("train", ["a", Source("b", weight=2.0)]) == [Source("a"), Source("b", weight=2.0)]
-    assert [source.name for source in (Source("a"), Source(["a"]), Source(["a", "b"]))] == ["a", "a", "a ..."]
+    assert listed_sources("train", "a") == [SourceConfig("a")]
+    assert listed_sources("train", ["a", "b"]) == [SourceConfig(["a", "b"])]
+    assert listed_sources("train", ["a", SourceConfig("b", weight=2.0)]) == [
+        SourceConfig("a"),
+        SourceConfig("b", weight=2.0),
+    ]
+    assert [source.name for source in (SourceConfig("a"), SourceConfig(["a"]), SourceConfig(["a", "b"]))] == [
+        "a",
+        "a",
+        "a ...",
+    ]
 
 
-@pytest.mark.parametrize("setting", [[], [Source([])]])
+@pytest.mark.parametrize("setting", [[], [SourceConfig([])]])
 def test_a_list_of_nothing_is_refused(setting):
     with pytest.raises(UserError, match=r"data\.train is an empty list"):
         listed_sources("train", setting)
@@ -36,25 +43,27 @@ def test_the_command_line_takes_sources():
         "--data.tasks={generate: 1}",
     ]
     data = parser.instantiate(parser.parse_args(words)).data
-    assert data.sources["train"] == [Source("a.tar", weight=2.0, tasks={"caption": 1.0}), Source("b.tar")]
+    assert data.sources["train"] == [SourceConfig("a.tar", weight=2.0, tasks={"caption": 1.0}), SourceConfig("b.tar")]
     assert [list(items.keywords["mixture"].weights) for items in data.items["train"]] == [["caption"], ["generate"]]
 
 
 def test_tasks_are_for_all_sources_or_for_none():
-    sources = [Source("a", tasks={"caption": 1.0}), Source("b")]
+    sources = [SourceConfig("a", tasks={"caption": 1.0}), SourceConfig("b")]
     with pytest.raises(UserError, match=r"the source 'b' of data\.train has no tasks"):
         items_of("train", sources, None, "pretraining")
     with_texts = items_of("train", sources, {"generate": 1.0}, "instruction")
     assert [items.keywords["mixture"].template for items in with_texts] == ["instruction", "instruction"]
-    assert items_of("train", [Source("a")], None, "pretraining") == [tokenizer_items]
+    assert items_of("train", [SourceConfig("a")], None, "pretraining") == [tokenizer_items]
 
 
 def test_sources_share_steps_or_each_has_its_own(counted_source):
-    sources = [Source("a", weight=1.0), Source("b", weight=3.0)]
+    sources = [SourceConfig("a", weight=1.0), SourceConfig("b", weight=3.0)]
     shared = make_plan(sources, opened(counted_source([5]), counted_source([9])), **PLAN)
     assert (shared.batch_sizes, shared.weights) == ((4,), (1.0, 3.0))
     own = make_plan(
-        [Source("a", batch_size=2), Source("b", batch_size=6)], opened(counted_source([5]), counted_source([9])), **PLAN
+        [SourceConfig("a", batch_size=2), SourceConfig("b", batch_size=6)],
+        opened(counted_source([5]), counted_source([9])),
+        **PLAN,
     )
     assert own.batch_sizes == (2, 6)
     assert {(len({index.source for index in own.batch(step)}), len(own.batch(step))) for step in range(6)} == {
@@ -62,26 +71,30 @@ def test_sources_share_steps_or_each_has_its_own(counted_source):
         (1, 6),
     }
     with pytest.raises(UserError, match="the source 'b' has no batch_size, but 1 other"):
-        make_plan([Source("a", batch_size=2), Source("b")], opened(counted_source([5]), counted_source([9])), **PLAN)
+        make_plan(
+            [SourceConfig("a", batch_size=2), SourceConfig("b")],
+            opened(counted_source([5]), counted_source([9])),
+            **PLAN,
+        )
 
 
 def test_layouts_without_an_order_are_refused(counted_source):
     with pytest.raises(UserError, match=r"weight -1\.0"):
-        make_plan([Source("a", weight=-1.0)], opened(counted_source([5])), **PLAN)
+        make_plan([SourceConfig("a", weight=-1.0)], opened(counted_source([5])), **PLAN)
     two = opened(counted_source([5]), counted_source([9]))
     with pytest.raises(UserError, match="2 sources are mixed by weight, so no epoch covers each exactly once"):
-        make_plan([Source("a"), Source("b")], two, **PLAN | {"exact": True})
+        make_plan([SourceConfig("a"), SourceConfig("b")], two, **PLAN | {"exact": True})
     with pytest.raises(UserError, match="holds no samples"):
-        make_plan([Source("a")], opened(counted_source([0, 0])), **PLAN)
+        make_plan([SourceConfig("a")], opened(counted_source([0, 0])), **PLAN)
 
 
 def test_equal_sources_are_passed_over_in_different_orders(counted_source):
-    plan = make_plan([Source("a"), Source("a")], opened(counted_source([50]), counted_source([50])), **PLAN)
+    plan = make_plan([SourceConfig("a"), SourceConfig("a")], opened(counted_source([50]), counted_source([50])), **PLAN)
     first, second = ([order.locate(index)[2] for index in range(50)] for order in plan.sources)
     assert sorted(first) == sorted(second)
     assert first != second
 
 
 def test_facts_of_a_source(counted_source):
-    facts = facts_of(Source("a"), counted_source([3, 4]))
+    facts = facts_of(SourceConfig("a"), counted_source([3, 4]))
     assert (facts.name, facts.shards, facts.samples) == ("a", 2, 7)

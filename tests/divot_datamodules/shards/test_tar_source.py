@@ -10,12 +10,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from divot_datamodules.decoding.samples import SampleDecoder, SampleError, TaskMixture
+from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.shards import storage as shard_storage
 from divot_datamodules.shards.index_files import IndexFiles, index_path, write_index
 from divot_datamodules.shards.storage import OPEN_FILES, LocalShard
 from divot_datamodules.shards.tar_source import MAX_TEXT_BYTES, TarSource
+from divot_datamodules.tasks.mixture import TaskMixture
 from divot_lightning.errors import UserError
+from divot_lightning.parts.sources import SampleError
 from tests.helpers.broken_shards import make_broken_shards
 from tests.helpers.shard_server import serve_shards
 
@@ -66,7 +68,7 @@ def test_reading_and_decoding_find_the_rest_and_use_exactly_the_good(broken, tmp
             shard, key = source.shard_path(unit), source.key(unit, sample)
             try:
                 decoded = decode(source.read(unit, sample), None)
-                mixture.segments(decoded, np.random.default_rng(0))
+                mixture.segments_and_clips(decoded, np.random.default_rng(0))[0]
                 assert decoded.video.shape == (1, 16, 3, 32, 32)
                 good[shard].append(key)
             except SampleError as error:

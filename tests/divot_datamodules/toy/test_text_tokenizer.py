@@ -1,9 +1,10 @@
 from transformers import AutoTokenizer
 
-from divot_datamodules.tasks import segments as tasks
+from divot_datamodules.tasks.built_in import CAPTION_PROMPTS, IMAGE_PROMPTS, VIDEO_PROMPTS
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer, toy_texts, word_level_tokenizer
 from divot_lightning.models.video_llm.sequences import SpecialTokens
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
+from divot_lightning.parts.tasks import TEMPLATES
 
 
 def test_every_text_of_the_toy_world_is_known_and_comes_back():
@@ -16,8 +17,8 @@ def test_every_text_of_the_toy_world_is_known_and_comes_back():
 
 def test_instructions_are_known():
     tokenizer = toy_text_tokenizer()
-    for prefix in (*tasks.VIDEO_PREFIXES, *tasks.IMAGE_PREFIXES, *tasks.CAPTION_INSTRUCTIONS):
-        ids = tokenizer(f"{tasks.INSTRUCTION_BEGIN}{prefix}{tasks.INSTRUCTION_END}")["input_ids"]
+    for phrase in (*VIDEO_PROMPTS, *IMAGE_PROMPTS, *CAPTION_PROMPTS):
+        ids = tokenizer(TEMPLATES["instruction"].format(phrase.replace("{}", "a red circle")))["input_ids"]
         assert tokenizer.unk_token_id not in ids
 
 

@@ -16,8 +16,7 @@ from tiny_run import PositionedData, TinyStage, register, step_folder, train, wh
 
 from divot_lightning.checkpoint.folder_reading import CheckpointReader
 from divot_lightning.checkpoint.folders import complete_checkpoints
-from divot_lightning.checkpoint.run_state import use_checkpoint_folders
-from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig
+from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
@@ -150,11 +149,10 @@ def measure(root: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for name, callbacks in product(STRATEGIES, ([], [WeightAverage()])):
         register()
-        settings = {"logger": False, "enable_progress_bar": False, "callbacks": callbacks}
-        trainer = Trainer(accelerator="cpu", devices=2, strategy=name, enable_checkpointing=False, **settings)
-        use_checkpoint_folders(trainer)
-        stage = TinyStage()
-        trainer.validate(stage, PositionedData(), ckpt_path=str(_stopped(root, "divot_zero3")), verbose=False)
+        loading = StepCheckpoint(Path(root) / "none", CheckpointConfig(), _stopped(root, "divot_zero3"))
+        settings = {"logger": False, "enable_progress_bar": False, "callbacks": [*callbacks, loading]}
+        trainer = Trainer(accelerator="cpu", devices=2, strategy=name, **settings)
+        trainer.validate(TinyStage(), PositionedData(), verbose=False)
         found.setdefault(name, []).append(float(trainer.callback_metrics["validation/loss"]))
     return found
 

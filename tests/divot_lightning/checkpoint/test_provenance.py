@@ -73,7 +73,7 @@ def test_frozen_weights_from_nowhere_are_stored() -> None:
 
 def test_weights_are_hashed_again_only_when_one_was_changed() -> None:
     stage = Stage()
-    record, reads = FrozenRecord(stage), []
+    record, reads = FrozenRecord(), []
 
     def read(tensor: torch.Tensor, owner: int) -> torch.Tensor:
         reads.append(tensor)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from divot_lightning.checkpoint.rng_state import RandomStates
-from divot_lightning.checkpoint.run_state import use_checkpoint_folders
 from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
-from divot_lightning.distributed.meta_building import full_shape
+from divot_lightning.models.weights import full_shape
 
 WIDTH = 5
 GLOBAL_BATCH = 6
@@ -179,7 +178,8 @@ def train(
     register()
     stage = stage or TinyStage()
     remember = Remember()
-    own = [RandomStates(), remember, StepCheckpoint(run, settings or CheckpointConfig(every_steps=100))]
+    saving = StepCheckpoint(run, settings or CheckpointConfig(every_steps=100), resume_from=resume)
+    own = [RandomStates(), remember, saving]
     trainer = Trainer(
         max_steps=steps,
         max_epochs=-1,
@@ -194,8 +194,7 @@ def train(
         callbacks=[*(callbacks or []), *own],
         **{"limit_val_batches": 0, **trainer_settings},
     )
-    use_checkpoint_folders(trainer)
-    trainer.fit(stage, PositionedData(batch), ckpt_path=None if resume is None else str(resume))
+    trainer.fit(stage, PositionedData(batch))
     return {"losses": stage.losses, "parameters": remember.parameters, "stage": stage, "trainer": trainer}
 
 

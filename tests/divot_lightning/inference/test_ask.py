@@ -4,7 +4,7 @@ import torch
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video_writing import write_video
-from divot_datamodules.tasks.segments import caption_segments, question_segments
+from divot_datamodules.tasks.built_in import CaptionTask, QuestionTask
 from divot_datamodules.toy.world import ToyWorld
 from divot_lightning.errors import UserError
 from divot_lightning.inference.ask import (
@@ -21,9 +21,9 @@ from divot_lightning.parts.segments import Clips, Text
 def test_prompts_are_what_training_samples_have_before_the_answer(template):
     sample = {"question": "What colour is it ?", "answer": "red", "caption": "a red circle"}
     rng = np.random.default_rng(0)
-    sample_segments = question_segments(sample, rng, template=template, num_clips=2)
+    sample_segments = QuestionTask(template).segments(sample, rng, num_clips=2)
     assert [*question_prompt(sample["question"], 2, template), Text("red", learn=True)] == sample_segments
-    described = caption_segments(sample, np.random.default_rng(0), template=template)
+    described = CaptionTask(template).segments(sample, np.random.default_rng(0))
     assert [*caption_prompt(1, template), Text("a red circle", learn=True)] == described
 
 

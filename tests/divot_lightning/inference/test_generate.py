@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from divot_datamodules.decoding.video import decode_frames
-from divot_datamodules.tasks.segments import generation_segments
+from divot_datamodules.tasks.built_in import GenerateTask
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.generate import main
 from divot_lightning.errors import UserError
@@ -28,7 +28,7 @@ def test_the_prompt_is_a_training_sample(template):
     assert "a red circle" in prompt[0].text
     import numpy as np
 
-    assert prompt == generation_segments({"caption": "a red circle"}, np.random.default_rng(0), template=template)
+    assert prompt == GenerateTask(template).segments({"caption": "a red circle"}, np.random.default_rng(0))
 
 
 def test_one_clip_per_text_and_equal_for_equal_seeds(generator):

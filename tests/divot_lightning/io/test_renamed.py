@@ -38,7 +38,7 @@ def test_a_renamed_class_exists(new):
         ("divot_lightning.models.video_llm.VideoLLM", "divot_lightning.models.video_llm.model.VideoLLM"),
         (
             "divot_lightning.stages.optimization.OptimizerSettings",
-            "divot_lightning.training.optimization.OptimizerConfig",
+            "divot_lightning.training.optimizers.AdamWOptimizer",
         ),
         ("divot_lightning.models.video_llm.model.VideoLLM", None),
         ("divot_datamodules.video_text.VideoTextData", None),
@@ -162,3 +162,21 @@ def test_settings_of_other_classes_are_left_alone(text):
 def test_every_spelling_of_an_old_setting_is_found(text):
     with pytest.raises(UserError, match="train_share is now train_fraction"):
         renamed.require_current_names(yaml.safe_load(text), "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("model", "refused"),
+    [
+        ({"init_args": {"optimizer": {"name": "muon", "lr": 0.1}}}, "class_path: muon"),
+        ({"class_path": "divot_lightning.x.Stage", "init_args": {"optimizer": {"lr": 0.1}}}, "class_path: adamw"),
+        ({"class_path": "divot_lightning.x.Stage", "init_args": {"optimizer": {"init_args": {"lr": 0.1}}}}, None),
+        ({"class_path": "stranger.Stage", "init_args": {"optimizer": {"lr": 0.1}}}, None),
+        ({"init_args": {"optimizer": {"lr": 0.1}}}, None),
+    ],
+)
+def test_an_optimizer_in_the_old_form_is_refused_with_the_new_one(model, refused):
+    if refused is None:
+        renamed.require_current_names({"model": model}, "recipe.yaml")
+        return
+    with pytest.raises(UserError, match=rf"optimizer: \{{{refused}, init_args: \{{\.\.\.\}}\}}"):
+        renamed.require_current_names({"model": model}, "recipe.yaml")

@@ -6,10 +6,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import load_component, save_component
-from divot_lightning.distributed.meta_building import optimizer_with_masters
 from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.models.weight_dtypes import HALF, raise_to_float32
+from divot_lightning.models.weights import held_by
 from tests.divot_lightning.models.video_llm.tiny_video_llm import GENERATE, READ, TINY, C, Q, features
 
 LORA = LoRAConfig(rank=2, alpha=4, dropout=0.0, train_embeddings=True)
@@ -114,10 +114,10 @@ def test_a_model_from_a_bfloat16_checkpoint_is_loaded_as_exactly_as_it_was_train
 
 
 def test_an_optimizer_with_float32_copies_gets_the_weights_as_they_are_stored(pretrained):
-    with optimizer_with_masters({"bf16": {"enabled": True}}):
+    with held_by(None, masters=True):
         video_llm = build(pretrained["bf16"])
     assert {value.dtype for value in video_llm.language_model.parameters()} == {torch.bfloat16}
-    with optimizer_with_masters({}):
+    with held_by(None, masters=False):
         assert not any(value.dtype in HALF for value in build(pretrained["bf16"]).parameters())
 
 

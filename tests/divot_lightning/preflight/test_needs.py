@@ -22,10 +22,11 @@ from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.model import VideoLLMConfig
+from divot_lightning.parts.kinds import OPTIMIZERS
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.preflight.memory import Layout, checkpoint_bytes, rank_memory
 from divot_lightning.preflight.needs import model_needs
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.llm_pretraining import LLMPretraining
 from divot_lightning.training.stages.stage import Stage
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
@@ -58,14 +59,14 @@ DETOKENIZER = DetokenizerConfig(
 
 def _tokenizer_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
     video = torch.zeros(4, 16, 3, 16, 16, dtype=torch.uint8)
-    return TokenizerPretraining(TOKENIZER, DETOKENIZER, OptimizerConfig(name=optimizer)), {"video": video}
+    return TokenizerPretraining(TOKENIZER, DETOKENIZER, OPTIMIZERS.build(optimizer, {})), {"video": video}
 
 
 def _checkpointed_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
     _, batch = _tokenizer_stage(folder, optimizer)
     denoiser = replace(DETOKENIZER.denoiser, gradient_checkpointing=True, layers=4)  # type: ignore[arg-type]
     detokenizer = replace(DETOKENIZER, denoiser=denoiser)
-    return TokenizerPretraining(TOKENIZER, detokenizer, OptimizerConfig(name="adamw")), batch
+    return TokenizerPretraining(TOKENIZER, detokenizer, AdamWOptimizer()), batch
 
 
 def _unet_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
@@ -85,7 +86,7 @@ def _unet_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
         },
         gradient_checkpointing=True,
     )
-    return TokenizerPretraining(TOKENIZER, replace(DETOKENIZER, denoiser=unet), OptimizerConfig()), batch
+    return TokenizerPretraining(TOKENIZER, replace(DETOKENIZER, denoiser=unet), AdamWOptimizer()), batch
 
 
 def _llm_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
@@ -101,7 +102,7 @@ def _llm_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
     )
     segments = [[Clips(1, "read"), Text("a red circle", True)], [Text("a circle", False), Clips(1, "generate")]] * 4
     video = torch.zeros(8, 16, 3, 16, 16, dtype=torch.uint8)
-    stage = LLMPretraining(GMMHead, str(folder / "run"), config, OptimizerConfig(name=optimizer))
+    stage = LLMPretraining(GMMHead, str(folder / "run"), config, OPTIMIZERS.build(optimizer, {}))
     return stage, {"segments": segments, "video": video}
 
 
@@ -201,7 +202,7 @@ def test_a_stage_that_reads_values_is_reported_without_activations(tmp_path: Pat
         def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
             return super().training_step(batch, batch_idx) * next(self.parameters()).sum().item()
 
-    stage = Reading(TOKENIZER, DETOKENIZER, OptimizerConfig())
+    stage = Reading(TOKENIZER, DETOKENIZER, AdamWOptimizer())
     batch = {"video": torch.zeros(1, 16, 3, 16, 16, dtype=torch.uint8)}
     needs = model_needs(stage, Layout(), averaged=False, max_steps=10, batches={"": batch})
     assert needs.device is None

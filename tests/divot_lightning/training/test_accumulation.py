@@ -16,7 +16,7 @@ from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.testing import run_distributed
 from divot_lightning.training.accumulation import STEP_COUNTS, StepWindows, check_validation
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.stage import Stage
 from tests.divot_lightning.training.tiny_stages import Settings, make_stage
 
@@ -140,7 +140,7 @@ class Plain(Stage):
     """A stage as a stranger writes it."""
 
     def __init__(self):
-        super().__init__(OptimizerConfig())
+        super().__init__(AdamWOptimizer())
 
     def build(self):
         self.layer = nn.Linear(2, 1)

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from divot_lightning.checkpoint.components import find_component, load_component, read_record, save_component
-from divot_lightning.checkpoint.run_state import FolderCheckpointIO
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.training.export import ComponentExport
 
@@ -78,7 +77,6 @@ def fit(stage, run, *callbacks, steps=3):
         callbacks=[ComponentExport(run), *callbacks],
         **options,
     )
-    trainer.strategy.checkpoint_io = FolderCheckpointIO(trainer.strategy)
     trainer.fit(stage, DataLoader(data, batch_size=None))
 
 

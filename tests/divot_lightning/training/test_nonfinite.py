@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.errors import UserError
+from divot_lightning.parts.optimizers import scheduled_fraction
 from divot_lightning.testing import run_distributed
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimization import OptimizerConfig, cosine_with_warmup
+from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.stage import Stage
 
 
@@ -21,7 +22,7 @@ class Tiny(Stage):
     """Trains one layer on batches of numbers; a batch may spoil its loss, or its gradient alone."""
 
     def __init__(self, **settings):
-        super().__init__(OptimizerConfig(lr=0.1, warmup_steps=4, **settings))
+        super().__init__(AdamWOptimizer(lr=0.1, warmup_steps=4, **settings))
         self.weights, self.rates = [], []
 
     def build(self):
@@ -93,7 +94,8 @@ def check(kinds, result, record):
         if number:
             assert (weights[number + 1] == weights[number]) == (kind != "fine"), (number, kind)
     expected = [
-        0.1 * cosine_with_warmup(step + 1, warmup_steps=4, total_steps=6, final_fraction=0.05) for step in range(6)
+        0.1 * scheduled_fraction("cosine", step + 1, warmup_steps=4, total_steps=6, final_fraction=0.05)
+        for step in range(6)
     ]
     assert result["rates"] == pytest.approx(expected)
     assert result["steps"] == len(kinds) == 6

@@ -8,13 +8,10 @@ from torch import nn
 from torch.optim import AdamW, Muon
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from divot_lightning.training.optimization import (
-    MuonWithAdamW,
-    OptimizerConfig,
-    configure_optimizer,
-    cosine_with_warmup,
-    inner_matrices,
-)
+from divot_lightning.errors import UserError
+from divot_lightning.parts.optimizers import scheduled_fraction
+from divot_lightning.training.optimization import configure_optimizer, inner_matrices
+from divot_lightning.training.optimizers import AdamWOptimizer, JointOptimizer, MuonOptimizer
 
 
 class Model(nn.Module):
@@ -42,7 +39,8 @@ class Model(nn.Module):
 
 MATRICES = {"inner.0.weight", "inner.1.weight"}
 VECTORS = {"embed.bias", "inner.0.bias", "inner.1.bias", "norm.weight", "norm.bias", "convolution.bias", "head.bias"}
-SETTINGS = OptimizerConfig(lr=0.01, matrix_lr=0.02, weight_decay=0.3, warmup_steps=3, final_lr_fraction=0.1)
+SETTINGS = {"lr": 0.01, "weight_decay": 0.3, "warmup_steps": 3, "final_lr_fraction": 0.1}
+BETAS, EPS = (0.9, 0.98), 1e-6
 
 
 def train(model, setup, steps, first=0):
@@ -64,8 +62,10 @@ def train(model, setup, steps, first=0):
     return rates
 
 
-def configured(model, total_steps=10, **changes):
-    return configure_optimizer(model, OptimizerConfig(**{**vars(SETTINGS), **changes}), total_steps)
+def configured(model, total_steps=10, name="adamw", **changes):
+    settings = {**SETTINGS, **changes}
+    optimizer = MuonOptimizer(matrix_lr=0.02, **settings) if name == "muon" else AdamWOptimizer(**settings)
+    return configure_optimizer(model, optimizer, total_steps)
 
 
 def names_of(model, parameters):
@@ -76,7 +76,7 @@ def names_of(model, parameters):
 @pytest.mark.parametrize(("warmup", "total", "final"), [(0, 10, 0.05), (5, 20, 0.0), (3, 3, 0.5), (10, 4, 0.2)])
 def test_the_rate_rises_linearly_and_falls_as_a_half_cosine(warmup, total, final):
     for step in range(30):
-        rate = cosine_with_warmup(step, warmup_steps=warmup, total_steps=total, final_fraction=final)
+        rate = scheduled_fraction("cosine", step, warmup_steps=warmup, total_steps=total, final_fraction=final)
         if step < warmup:
             expected = (step + 1) / warmup
         elif step >= total:
@@ -94,7 +94,7 @@ def test_the_schedule_is_that_of_the_settings_and_stepped_every_step():
     assert setup["lr_scheduler"]["interval"] == "step"
     rates = train(model, setup, 12)
     for step, row in enumerate(rates):
-        share = cosine_with_warmup(step, warmup_steps=3, total_steps=10, final_fraction=0.1)
+        share = scheduled_fraction("cosine", step, warmup_steps=3, total_steps=10, final_fraction=0.1)
         assert row == pytest.approx([0.02 * share, 0.01 * share, 0.01 * share])
 
 
@@ -153,8 +153,8 @@ def test_adamw_steps_as_torchs_own_with_these_rates():
             {"params": [v for n, v in trained if n not in VECTORS], "weight_decay": 0.3},
             {"params": [v for n, v in trained if n in VECTORS], "weight_decay": 0.0},
         ],
-        betas=SETTINGS.betas,
-        eps=SETTINGS.eps,
+        betas=BETAS,
+        eps=EPS,
     )
     step_by_hand(other, [reference], [0.01], 4)
     assert_equal(model, other)
@@ -171,8 +171,8 @@ def test_muon_with_adamw_steps_as_the_two_apart():
             {"params": [v for n, v in trained if n not in MATRICES | VECTORS], "weight_decay": 0.3},
             {"params": [v for n, v in trained if n in VECTORS], "weight_decay": 0.0},
         ],
-        betas=SETTINGS.betas,
-        eps=SETTINGS.eps,
+        betas=BETAS,
+        eps=EPS,
     )
     step_by_hand(other, [muon, adamw], [0.02, 0.01], 4)
     assert_equal(model, other)
@@ -243,7 +243,7 @@ def test_after_loading_the_schedule_still_turns_the_parts_own_rates():
     schedule.step()
     schedule.step()
     assert optimizer.parts[0].param_groups[0]["lr"] < 0.02
-    assert isinstance(optimizer, MuonWithAdamW)
+    assert isinstance(optimizer, JointOptimizer)
 
 
 def test_gradients_are_cleared_in_both_parts():
@@ -252,3 +252,18 @@ def test_gradients_are_cleared_in_both_parts():
     train(model, setup, 1)
     setup["optimizer"].zero_grad()
     assert all(value.grad is None for value in model.parameters())
+
+
+def test_other_schedules_fall_linearly_or_stay_at_the_peak():
+    steps = [0, 2, 3, 4, 5, 6]
+    linear = AdamWOptimizer(schedule="linear", warmup_steps=2, final_lr_fraction=0.1)
+    assert [linear.lr_fraction(step, 6) for step in steps] == pytest.approx([0.5, 1.0, 0.775, 0.55, 0.325, 0.1])
+    constant = AdamWOptimizer(schedule="constant", warmup_steps=2)
+    assert [constant.lr_fraction(step, 6) for step in steps] == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_settings_without_effect_or_out_of_range_are_refused():
+    with pytest.raises(UserError, match="lr is 0; it must be above 0"):
+        AdamWOptimizer(lr=0)
+    with pytest.raises(UserError, match="final_lr_fraction has no effect on a constant schedule"):
+        AdamWOptimizer(schedule="constant", final_lr_fraction=0.5)

@@ -15,7 +15,6 @@ from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import record_components, save_component
 from divot_lightning.checkpoint.folder_reading import CheckpointReader
 from divot_lightning.checkpoint.rng_state import RandomStates
-from divot_lightning.checkpoint.run_state import use_checkpoint_folders
 from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
@@ -75,6 +74,7 @@ def train(name, settings, run, zero=None, stop=None):
     data = VideoTextData(
         str(shards / "train"), str(shards / "validation"), batch_size=4, clip=clip, tasks=TASKS[name], epoch="exact"
     )
+    resume_from = folder_of(run.parent / "straight", stop) if stop else None
     trainer = Trainer(
         max_steps=END,
         max_epochs=-1,
@@ -94,11 +94,10 @@ def train(name, settings, run, zero=None, stop=None):
             watch,
             RandomStates(),
             WeightAverage(decay=0.5),
-            StepCheckpoint(run, CheckpointConfig(every_steps=1, keep_all=True)),
+            StepCheckpoint(run, CheckpointConfig(every_steps=1, keep_all=True), resume_from),
         ],
     )
-    use_checkpoint_folders(trainer)
-    trainer.fit(stage, data, ckpt_path=str(folder_of(run.parent / "straight", stop)) if stop else None)
+    trainer.fit(stage, data)
     return watch.rows
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from divot_datamodules.decoding.samples import TaskMixture
 from divot_datamodules.loading.skipped_samples import SkippedSamples
 from divot_datamodules.preparation.inspection import inspect_source
 from divot_datamodules.shards.sources import open_source
+from divot_datamodules.tasks.mixture import TaskMixture
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.instruction_tuning import InstructionTuning
 from divot_lightning.training.stages.llm_pretraining import LLMPretraining
 from tests.helpers.broken_shards import write_members
@@ -94,7 +94,7 @@ def fit(stage, data, folder, steps, checkpoint=None):
 
 def pretraining(tokenizer_run, make_config, head):
     config = make_config(max_length=MAX_LENGTH)
-    return LLMPretraining(head, str(tokenizer_run), config, OptimizerConfig(lr=1e-3), statistics_batches=2)
+    return LLMPretraining(head, str(tokenizer_run), config, AdamWOptimizer(lr=1e-3), statistics_batches=2)
 
 
 def listed(folder, name):
@@ -137,7 +137,7 @@ def test_a_resumed_run_meets_no_surprise(shard, tokenizer_run, make_config, head
 
 def test_instruction_tuning_takes_its_own_longest_sequence(shard, tokenizer_run, make_config, head, tmp_path):
     save_component(VideoLLM(make_config(max_length=1000), head), tokenizer_run / "video_llm")
-    stage = InstructionTuning(str(tokenizer_run), OptimizerConfig(lr=1e-3), max_length=MAX_LENGTH)
+    stage = InstructionTuning(str(tokenizer_run), AdamWOptimizer(lr=1e-3), max_length=MAX_LENGTH)
     before = stage.sample_limits()
     assert (before.layout.max_length, before.feature_shape, before.begins) == (MAX_LENGTH, SHAPE, False)
     stage.configure_model()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from divot_heads.gmm import GMMHead
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.captioning_pretraining import CaptioningPretraining
 from divot_lightning.training.stages.detokenizer_adaptation import DetokenizerAdaptation
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
@@ -13,7 +13,7 @@ from divot_lightning.training.stages.instruction_tuning import InstructionTuning
 from divot_lightning.training.stages.llm_pretraining import LLMPretraining
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
 
-OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=2)
+OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=2)
 
 
 @dataclass

@@ -52,7 +52,7 @@ def test_the_cost_of_a_step_is_that_of_all_batches_it_accumulates(tmp_path):
     words += [
         "--model.llm.text_tokenizer",
         str(tmp_path / "data" / "text_tokenizer"),
-        "--model.optimizer.name",
+        "--model.optimizer",
         "adamw",
     ]
     costs = []

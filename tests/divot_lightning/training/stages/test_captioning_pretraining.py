@@ -11,7 +11,7 @@ from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Text
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.captioning_pretraining import CaptioningPretraining, NoHead
 
 CAPTIONS = ("a red circle moves left", "blue square right")
@@ -27,7 +27,7 @@ def batches(clips):
 @pytest.fixture
 def stage(tokenizer_config, make_config):
     """A tiny stage."""
-    return CaptioningPretraining(tokenizer_config, make_config(), OptimizerConfig(lr=1e-2, warmup_steps=1))
+    return CaptioningPretraining(tokenizer_config, make_config(), AdamWOptimizer(lr=1e-2, warmup_steps=1))
 
 
 def test_the_caption_loss_falls_and_reaches_the_whole_tokenizer(stage, batches, tmp_path):
@@ -53,7 +53,7 @@ def test_only_the_tokenizer_is_exported(stage):
 
 def test_tokens_that_the_language_model_does_not_take_are_refused(tokenizer_config, make_config):
     with pytest.raises(UserError, match=r"llm.num_queries is 5"):
-        CaptioningPretraining(tokenizer_config, replace(make_config(), num_queries=5), OptimizerConfig())
+        CaptioningPretraining(tokenizer_config, replace(make_config(), num_queries=5), AdamWOptimizer())
 
 
 def test_cached_features_are_refused(stage, batches):
@@ -71,7 +71,7 @@ def test_a_frozen_language_model_from_a_folder_is_in_no_checkpoint(tokenizer_con
     pretrained = replace(config, language_model=str(tmp_path / "llm"), language_model_config=None, text_tokenizer=None)
     for frozen in (True, False):
         llm = replace(pretrained, freeze_language_model=frozen)
-        stage = CaptioningPretraining(tokenizer_config, llm, OptimizerConfig())
+        stage = CaptioningPretraining(tokenizer_config, llm, AdamWOptimizer())
         stage.configure_model()
         names = [name for name in sort_tensors(stage).weights if name.startswith("video_llm.language_model")]
         assert bool(names) is not frozen

@@ -12,10 +12,10 @@ from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.detokenizer_adaptation import DetokenizerAdaptation, nearest_candidates
 
-OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=1)
+OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 
 
 def built(stage):

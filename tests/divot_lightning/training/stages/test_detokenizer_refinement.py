@@ -8,10 +8,10 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimization import OptimizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer, MuonOptimizer
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
 
-OPTIMIZER = OptimizerConfig(lr=3e-3, warmup_steps=1)
+OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 
 
 def built(stage):
@@ -40,9 +40,9 @@ def test_it_starts_from_the_weights_of_the_run_before(stage, pretraining_run):
     assert all(same(stage.tokenizer, pretraining_run / "tokenizer", VideoTokenizer).values())
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_the_detokenizer_learns_and_the_tokenizer_stays_to_the_bit(pretraining_run, clips, name):
-    settings = OptimizerConfig(name=name, lr=3e-3, warmup_steps=1)
+@pytest.mark.parametrize("kind", [AdamWOptimizer, MuonOptimizer])
+def test_the_detokenizer_learns_and_the_tokenizer_stays_to_the_bit(pretraining_run, clips, kind):
+    settings = kind(lr=3e-3, warmup_steps=1)
     stage = built(DetokenizerRefinement(str(pretraining_run), settings))
     trainer(2).fit(stage, DataLoader(clips, batch_size=None))
     assert all(same(stage.tokenizer, pretraining_run / "tokenizer", VideoTokenizer).values())

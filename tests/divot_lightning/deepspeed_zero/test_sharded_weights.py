@@ -11,18 +11,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from divot_lightning.deepspeed_zero.sharded_weights import ShardedWeights, gathered, refuse_scalar
 from divot_lightning.deepspeed_zero.strategy import prepare_deepspeed_for_cpu
-from divot_lightning.distributed.meta_building import (
-    Found,
-    Sharder,
-    fill,
-    gathered,
-    refuse_scalar,
-    shard_rest,
-    sharded_building,
-    without_memory,
-)
 from divot_lightning.errors import UserError
+from divot_lightning.models.weights import Misfit, fill, held_by, shard_rest, without_memory
 from divot_lightning.testing import run_distributed
 
 WIDTH, LAYERS = 128, 24
@@ -95,7 +87,7 @@ def whole(module: nn.Module) -> dict[str, Tensor]:
 
 def build(rank: int, folder: str) -> dict[str, Any]:
     prepare_deepspeed_for_cpu()
-    with sharded_building(Sharder(SETTINGS)):
+    with held_by(ShardedWeights(SETTINGS), masters=False):
         shard_rest(nn.Linear(2, 2))  # what DeepSpeed does once
         file = Path(folder) / "stack.safetensors"
         with Held(mapped=file.stat().st_size) as from_file:
@@ -171,6 +163,6 @@ def test_misfitting_names_are_returned_and_nothing_is_read_if_any_is_missing(
     ranks: list[dict[str, Any]],
 ) -> None:
     for rank in ranks:
-        assert rank["found"] == Found([], ["odd"])
+        assert rank["found"] == Misfit([], ["odd"])
         assert sorted(rank["missing"]) == ["first.bias", "first.weight", "scale", "seen"]
         assert rank["unread"]

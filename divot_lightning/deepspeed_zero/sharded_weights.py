@@ -1,0 +1,191 @@
+"""Modules that are sharded over processes while they are built (ZeRO stage 3), so that no process holds them whole.
+
+DeepSpeed's `zero.Init` shards each module as soon as its own constructor ends. What the constructor around it then
+does to the weights (zero gates, positions, tied weights) is silently lost. Here a module with weights on disk is built
+without memory for its parameters, which are then read, sent and sharded one by one. A module without weights on disk is
+built as usual and sharded part by part.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, distributed, nn
+
+from divot_lightning.errors import UserError
+from divot_lightning.models.weights import Misfit, is_sharded
+
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ShardedWeights:
+    """A `divot_lightning.models.weights.WeightSharding` by DeepSpeed.
+
+    Args:
+        settings: DeepSpeed's settings, with ZeRO stage 3.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        import deepspeed
+
+        self.half = half_precision(settings)
+        # Without a module of its own: only its way of converting parameters is needed.
+        self._init = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=settings, dtype=self.half)
+
+    def without_memory(self) -> AbstractContextManager[None]:
+        """Return accelerate's context for building modules whose parameters take no memory."""
+        context: AbstractContextManager[None] = init_empty_weights(include_buffers=False)
+        return context
+
+    def shard(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Shard whole parameters over the processes; the values are those of the first process."""
+        for parameter in parameters:
+            if not is_sharded(parameter):
+                if self.half is not None:
+                    parameter.data = parameter.data.to(self.half)
+                refuse_scalar("a parameter", parameter)
+                self._init._convert_to_zero_parameters([parameter])
+
+    def gathered(self, parameters: Iterable[Tensor], *, write: bool = False) -> AbstractContextManager[None]:
+        """Gather sharded parameters within the block; all processes enter it together. Others stay as they are."""
+        return gathered(parameters, write=write)
+
+    def fill(self, module: nn.Module, files: Iterable[Path]) -> Misfit:
+        """Read a module's parameters and persistent buffers tensor by tensor, and shard them.
+
+        Args:
+            module: Built without memory.
+            files: Safetensors with the module's names; of a tied parameter any one of its names will do. A stored
+                tensor with fewer rows than its parameter fills the first ones.
+
+        Returns:
+            Names that did not fit; if some are missing, nothing was read.
+        """
+        sources = {name: file for file in files for name in _names(file)}
+        groups = list(_aliases(module))
+        buffers = {name: value for name, value in module.state_dict().items() if name in dict(module.named_buffers())}
+        missing = [group[0].name for group in groups if not any(slot.name in sources for slot in group)]
+        missing += [name for name in buffers if name not in sources]
+        known = {slot.name for group in groups for slot in group} | set(buffers)
+        found = Misfit(missing, sorted(set(sources) - known))
+        if missing:
+            return found
+        for group in groups:
+            name = next(slot.name for slot in group if slot.name in sources)
+            self._fill_slots(group, lambda name=name: _read(sources[name], name))  # type: ignore[misc]
+        for name, value in buffers.items():
+            value.copy_(_read(sources[name], name))
+        _forget_originals(module)
+        return found
+
+    def fill_from_first(self, module: nn.Module, source: nn.Module | None) -> None:
+        """Copy parameters and buffers from a whole module of the first process, and shard them.
+
+        Args:
+            module: Built without memory.
+            source: The whole module, on the first process; None on others.
+        """
+        stored = dict(source.state_dict()) if source is not None else {}
+        for group in _aliases(module):
+            self._fill_slots(group, lambda name=group[0].name: stored[name])  # type: ignore[misc]
+        for name, value in module.named_buffers():
+            if source is not None:
+                value.copy_(source.get_buffer(name))
+            distributed.broadcast(value, 0)
+
+    def _fill_slots(self, group: "list[_Slot]", read: Callable[[], Tensor]) -> None:
+        empty = group[0].owner._parameters[group[0].attribute]
+        assert empty is not None
+        values = torch.zeros(empty.shape, dtype=self.half or empty.dtype, device="cpu")
+        if distributed.get_rank() == 0:
+            stored = read()
+            values[: len(stored)].copy_(stored) if stored.ndim else values.copy_(stored)
+        parameter = nn.Parameter(values, requires_grad=empty.requires_grad)
+        self.shard([parameter])
+        for owner, attribute, _ in group:
+            owner._parameters[attribute] = parameter
+
+
+def gathered(parameters: Iterable[Tensor], *, write: bool = False) -> AbstractContextManager[None]:
+    """Gather sharded parameters within the block; all processes enter it together. Others stay as they are.
+
+    Args:
+        parameters: Sharded or not.
+        write: Keep what the first process writes into them; else they must only be read.
+    """
+    sharded = [parameter for parameter in parameters if is_sharded(parameter)]
+    if not sharded:
+        return nullcontext()
+    import deepspeed
+
+    context: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
+        sharded, modifier_rank=0 if write else None
+    )
+    return context
+
+
+def refuse_scalar(name: str, parameter: Tensor) -> None:
+    """Refuse a parameter without dimensions: DeepSpeed sends values as bytes, and cannot view it as such.
+
+    Args:
+        name: Name for the message.
+        parameter: Not sharded yet.
+
+    Raises:
+        UserError: It has no dimensions.
+    """
+    if parameter.ndim == 0:
+        raise UserError(
+            f"{name} is a scalar, torch.Size([]), which DeepSpeed cannot shard under any ZeRO stage\n"
+            "give it a dimension (torch.zeros(1) for torch.tensor(0.0)), or train with --trainer.strategy ddp"
+        )
+
+
+def half_precision(settings: dict[str, Any]) -> torch.dtype | None:
+    """Return the half precision of the weights under DeepSpeed's settings, None for float32."""
+    return next((dtype for name, dtype in _HALVES.items() if settings.get(name, {}).get("enabled")), None)
+
+
+def _forget_originals(module: nn.Module) -> None:
+    """Empty PEFT's copies of weights that had no values; it keeps them to undo a merge, which is not done here."""
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                assert type(owner).__name__ == "BufferDict", f"{name} of {type(owner).__name__} was never computed"
+                owner._buffers[name] = torch.zeros_like(buffer, device="cpu")
+
+
+class _Slot(NamedTuple):
+    owner: nn.Module
+    attribute: str
+    name: str
+
+
+def _aliases(module: nn.Module) -> Iterator[list[_Slot]]:
+    """Yield the slots of each parameter: the modules and attributes that hold it; a tied one has several.
+
+    Tied parameters share a storage: `init_empty_weights` makes a new object of each, around one storage.
+    """
+    groups: dict[int, list[_Slot]] = {}
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        for attribute, parameter in owner._parameters.items():
+            if parameter is not None:
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                storage = parameter.untyped_storage()._cdata
+                groups.setdefault(storage, []).append(_Slot(owner, attribute, name))
+    yield from groups.values()
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(str(file), "pt") as stored:
+        return list(stored.keys())
+
+
+def _read(file: Path, name: str) -> Tensor:
+    # Opened for each tensor: an open file's pages stay in memory, all that were read.
+    with safe_open(str(file), "pt") as stored:
+        return stored.get_tensor(name)

@@ -1,0 +1,152 @@
+"""How the weights of a model are held while it is built: whole in every process, or as its strategy says.
+
+A strategy that divides weights over processes (ZeRO stage 3) gives a `WeightSharding` to `held_by`, which surrounds the
+building of a stage. Models, and `divot_lightning.checkpoint.components`, call the functions of this module; without a
+sharding they do what is usual in one process.
+"""
+
+import json
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from safetensors.torch import load_model
+from torch import Tensor, nn
+
+
+class Misfit(NamedTuple):
+    """Names that did not fit in `fill`: of the module but not stored, and stored but not of the module."""
+
+    missing: list[str]
+    unexpected: list[str]
+
+
+class WeightSharding(Protocol):
+    """Divides the weights of modules over processes while they are built; all processes call it together."""
+
+    def without_memory(self) -> AbstractContextManager[None]:
+        """Return a context in which modules get parameters without memory; their buffers take memory."""
+        ...
+
+    def fill(self, module: nn.Module, files: Iterable[Path]) -> Misfit:
+        """Read a module's weights tensor by tensor and shard them; see the function `fill`."""
+        ...
+
+    def fill_from_first(self, module: nn.Module, source: nn.Module | None) -> None:
+        """Copy weights from a whole module of the first process, and shard them; None on the other processes."""
+        ...
+
+    def shard(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Shard those parameters that are whole; their values are those of the first process."""
+        ...
+
+    def gathered(self, parameters: Iterable[Tensor], *, write: bool = False) -> AbstractContextManager[None]:
+        """Gather sharded parameters within the block; see the function `gathered`."""
+        ...
+
+
+_SHARDING: ContextVar[WeightSharding | None] = ContextVar("sharding", default=None)
+_MASTERS: ContextVar[bool] = ContextVar("masters", default=False)
+
+
+@contextmanager
+def held_by(sharding: WeightSharding | None, *, masters: bool) -> Generator[None, None, None]:
+    """Surround the building of a stage.
+
+    Args:
+        sharding: Divides the weights; with None they are whole.
+        masters: Whether the optimizer keeps float32 copies of weights in half precision.
+    """
+    tokens = _SHARDING.set(sharding), _MASTERS.set(masters)
+    try:
+        yield
+    finally:
+        _SHARDING.reset(tokens[0])
+        _MASTERS.reset(tokens[1])
+
+
+def has_masters() -> bool:
+    """Return whether the optimizer of the stage being built keeps float32 copies of the weights."""
+    return _MASTERS.get()
+
+
+def is_sharding() -> bool:
+    """Return whether modules that are built now are sharded."""
+    return _SHARDING.get() is not None
+
+
+def without_memory() -> AbstractContextManager[None]:
+    """Build a module within the block without memory for its parameters if they are sharded; `fill` reads them."""
+    sharding = _SHARDING.get()
+    return nullcontext() if sharding is None else sharding.without_memory()
+
+
+def fill(module: nn.Module, files: Iterable[Path]) -> Misfit:
+    """Read a module's parameters and persistent buffers.
+
+    Args:
+        module: Sharded: built within `without_memory`.
+        files: Safetensors with the module's names; of a tied parameter any one of its names will do. Sharded, a stored
+            tensor may have fewer rows than its parameter, whose first ones it fills, and several files are allowed.
+
+    Returns:
+        Names that did not fit; sharded, nothing is read if some are missing.
+    """
+    sharding = _SHARDING.get()
+    if sharding is not None:
+        return sharding.fill(module, files)
+    (file,) = files
+    missing, unexpected = load_model(module, file, strict=False)
+    return Misfit(list(missing), list(unexpected))
+
+
+def fill_from_first(module: nn.Module, source: nn.Module | None) -> None:
+    """Copy sharded weights from a whole module of the first process; None on the other processes."""
+    sharding = _SHARDING.get()
+    assert sharding is not None
+    sharding.fill_from_first(module, source)
+
+
+def shard_rest(module: nn.Module) -> None:
+    """Shard the parameters of a module that are still whole, if weights are sharded."""
+    sharding = _SHARDING.get()
+    if sharding is not None:
+        sharding.shard(module.parameters())
+
+
+def gathered(parameters: Iterable[Tensor], *, write: bool = False) -> AbstractContextManager[None]:
+    """Gather sharded parameters within the block; all processes enter it together. Others stay as they are.
+
+    Args:
+        parameters: Sharded or not.
+        write: Keep what the first process writes into them; else they must only be read.
+    """
+    sharding = _SHARDING.get()
+    return nullcontext() if sharding is None else sharding.gathered(parameters, write=write)
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Return whether this process holds only its shard of a parameter; `ds_id` is DeepSpeed's mark of it."""
+    return hasattr(parameter, "ds_id")
+
+
+def has_shards(module: nn.Module) -> bool:
+    """Return whether a module has sharded parameters, so that all processes must run it together."""
+    return any(is_sharded(parameter) for parameter in module.parameters())
+
+
+def full_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape of a whole tensor, which a sharded one keeps besides its shard."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Find the safetensors files of a pretrained model's folder; none where it has other files or none."""
+    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    if index is not None:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [folder / name for name in sorted(names)]
+    whole = [folder / name for name in ("model.safetensors", "diffusion_pytorch_model.safetensors")]
+    return [file for file in whole if file.is_file()][:1]

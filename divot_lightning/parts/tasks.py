@@ -1,0 +1,113 @@
+"""The base class of tasks: what a sample teaches, as segments, and how its prompts are written.
+
+No torch in here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+
+from divot_lightning.errors import UserError
+from divot_lightning.parts.part import Part
+from divot_lightning.parts.segments import Clips, Kind, Segment, Text
+
+Template: TypeAlias = str
+"""A name of `TEMPLATES`, or a text with one `{}`, which stands for the user's turn: "USER: {} ASSISTANT: "."""
+
+TEMPLATES: dict[str, Template] = {"pretraining": "{}", "instruction": "[INST] {} [/INST]\n"}
+"""Templates by name: bare, as in pretraining, and that of Divot's instructions (arXiv:2412.04432, appendix A.2)."""
+
+
+class Task(Part, ABC):
+    """Turns the texts and clips of a sample into segments, which say what is read and what is learned.
+
+    `__init__` takes `template`, which the suite supplies by name, and the task's own settings, which a recipe gives.
+    Phrases for prompts are such settings: texts with `{}` where something is filled in.
+
+    Attributes:
+        uses_one_clip: Declared by the class: whether `segments` is given one clip, a random one of the sample's, and
+            not all clips in order.
+        template: The template, with `{}`.
+    """
+
+    supplied_args: ClassVar[tuple[str, ...]] = ("template",)
+    uses_one_clip: ClassVar[bool] = False
+
+    def __init__(self, template: Template = "pretraining") -> None:
+        """Check and store the template."""
+        self.template = TEMPLATES.get(template, template)
+        if self.template.count("{}") != 1:
+            raise UserError(
+                f"template is {template!r}; choose one of {', '.join(TEMPLATES)}, or give a text with one {{}}, which "
+                "stands for the user's turn"
+            )
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the template adds nothing to the user's turn, as in pretraining."""
+        return self.template == "{}"
+
+    @abstractmethod
+    def segments(
+        self, text: Mapping[str, Any], rng: np.random.Generator, *, num_clips: int = 1, kind: Kind = "video"
+    ) -> list[Segment]:
+        """Build the segments of a sample.
+
+        Args:
+            text: The sample's json, such as {"caption": "a dog runs"}; do not change it.
+            rng: Makes all random choices, so that they are the same whenever the sample is read at the same position
+                of the order.
+            num_clips: Clips of the sample, at least 1; 1 if `uses_one_clip`.
+            kind: Whether they are videos or images.
+
+        Returns:
+            The segments in order. Their `Clips` have `num_clips` clips together. Something is learned: a text with
+            `learn`, or clips to generate.
+
+        Raises:
+            SampleError: The texts do not allow this task; the reason begins with "missing_". Another task of the
+                mixture is tried; if there is none, the sample is skipped.
+        """
+
+    def user_turn(self, instruction: str, clips: Clips | None = None) -> list[Segment]:
+        """Return the segments of a user's turn in the template: clips, if any, and an instruction about them."""
+        begin, end = self.template.split("{}")
+        if clips is None:
+            return [Text(f"{begin}{instruction}{end}", learn=False)]
+        if self.is_bare:
+            return [clips, Text(instruction, learn=False)]
+        return [*([Text(begin, learn=False)] if begin else []), clips, Text(f" {instruction}{end}", learn=False)]
+
+
+def checked_phrases(setting: str, phrases: Sequence[str], num_fields: int) -> list[str]:
+    """Return the phrases of a task's setting if each has the right number of `{}`.
+
+    Args:
+        setting: Name of the setting, for the message.
+        phrases: The phrases, at least one.
+        num_fields: Number of `{}` in each.
+
+    Raises:
+        UserError: There is no phrase, or one has another number of `{}`.
+
+    >>> checked_phrases("prompts", ["Show {} ."], num_fields=1)
+    ['Show {} .']
+    """
+    if isinstance(phrases, str) or not phrases:
+        raise UserError(f"{setting} is {phrases!r}; it must be a list of at least one phrase")
+    for phrase in phrases:
+        if not isinstance(phrase, str) or phrase.count("{}") != num_fields:
+            wanted = "one {}, where the text is filled in" if num_fields else "no {}, since nothing is filled in"
+            raise UserError(f"{setting} has the phrase {phrase!r}; it must be a text with {wanted}")
+    return list(phrases)
+
+
+def pick_phrase(phrases: Sequence[str], rng: np.random.Generator, filling: str = "") -> str:
+    """Pick a phrase and put a text in the place of its `{}`, if it has one; braces in the text stay as they are.
+
+    >>> pick_phrase(["Show {} ."], np.random.default_rng(0), "a {}")
+    'Show a {} .'
+    """
+    return phrases[int(rng.integers(len(phrases)))].replace("{}", filling)

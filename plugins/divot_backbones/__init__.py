@@ -1,0 +1,1 @@
+"""Built-in backbones: vision encoders, denoisers, latents and objectives."""

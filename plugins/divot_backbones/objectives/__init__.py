@@ -1,0 +1,1 @@
+"""Built-in objectives: DDIM diffusion with three kinds of prediction, and rectified flow."""

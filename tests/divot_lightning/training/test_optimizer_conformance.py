@@ -1,0 +1,14 @@
+"""The built-in optimizers keep the contract of an optimizer."""
+
+from divot_lightning.testing.optimizer_conformance import OptimizerConformance
+from divot_lightning.training.optimizers import AdamWOptimizer, MuonOptimizer
+
+
+class TestAdamW(OptimizerConformance):
+    def make_optimizer(self):
+        return AdamWOptimizer(lr=0.02, warmup_steps=2)
+
+
+class TestMuon(OptimizerConformance):
+    def make_optimizer(self):
+        return MuonOptimizer(lr=0.02, matrix_lr=0.02, warmup_steps=2)
