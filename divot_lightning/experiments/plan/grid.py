@@ -18,7 +18,7 @@ from divot_lightning.experiments.plan.recipe import Experiment, PipelineStep
 from divot_lightning.experiments.runner.steps import Step
 
 DIVOT = (sys.executable, "-m", "divot_lightning")
-SEVERAL = (sys.executable, "-m", "divot_lightning.cli.several")
+SEVERAL = (*DIVOT, "several")
 MEASURE = (sys.executable, "-m", "divot_lightning.experiments.measure")
 TRIALS_FOLDER = "cells"
 """Folder of the trials on disk; the name is an old one, kept so that scripts that read these folders go on working."""

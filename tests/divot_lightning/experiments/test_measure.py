@@ -9,7 +9,7 @@ import torch
 from divot_datamodules.toy.world import ATTRIBUTES
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import save_component, weights_sha256
-from divot_lightning.cli.several import main as run_commands
+from divot_lightning.cli.main import main as run_divot
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.run import evaluate
@@ -61,7 +61,8 @@ def folder(tmp_path_factory):
     data, features = folder / "data", folder / "features"
     words = f"data encode --tokenizer {folder / 'run'}"
     splits = ("train", "held_out")
-    assert run_commands([f"{words} --input {data / split} --output {features / split}" for split in splits]) == 0
+    encode = [f"{words} --input {data / split} --output {features / split}" for split in splits]
+    assert run_divot(["several", *encode]) == 0
     return folder
 
 

@@ -174,7 +174,7 @@ def test_several_commands_and_several_measurements_share_a_process():
         {"name": "b", "measure": measured, "options": {"clips": "{a}/x"}},
     )
     first, second = grid.all_steps()
-    assert first.command[2:] == ("divot_lightning.cli.several", "data toy out/a/x y --train 2", "heads --train 2")
+    assert first.command[2:] == ("divot_lightning", "several", "data toy out/a/x y --train 2", "heads --train 2")
     assert json.loads(second.command[3]) == [
         {"benchmark": "world", "clips": "out/a/x", "name": "world", "output": "out/b/world", "seed": 3},
         {"benchmark": "world", "clips": "out/a/x", "name": "again", "output": "out/b/again"},
