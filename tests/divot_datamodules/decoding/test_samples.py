@@ -15,6 +15,7 @@ from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import Sample, SampleDecoder, collate, read_text, tokenizer_items
 from divot_datamodules.tasks.mixture import TaskMixture, llm_items
 from divot_lightning.errors import UserError
+from divot_lightning.parts.kinds import TASKS
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.parts.sources import RawSample, SampleError
 
