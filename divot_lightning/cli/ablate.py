@@ -43,7 +43,12 @@ def parser() -> argparse.ArgumentParser:
         help="show scores of different protocols in one table; they are marked with *",
     )
     options.add_argument(
-        "--dry-run", action="store_true", help="print the steps, with time and disk where they are known, and stop"
+        "--dry-run",
+        action="store_true",
+        help="print what is left and what it costs, as far as it was measured, and stop",
+    )
+    options.add_argument(
+        "--rates", metavar="FOLDER", help="an experiment whose training rates --dry-run uses, such as runs/quickstart"
     )
     options.add_argument("--list", action="store_true", help="print the names of the trials, one per line, and stop")
     options.add_argument("--slurm", action="store_true", help="write FOLDER/array.sh, a SLURM array job, and stop")
@@ -78,13 +83,37 @@ def main(argv: Sequence[str]) -> int:
         (folder / "array.sh").write_text(script, encoding="utf-8")
         sys.stdout.write(f"{folder / 'array.sh'}: read its first lines\n")
         return 0
-    return run(recipe, folder, jobs, part=args.part, mixed_protocols=args.mixed_protocols, dry=args.dry_run)
+    if args.dry_run:
+        return dry_run(recipe, folder, jobs, args.rates)
+    if args.rates:
+        raise UserError("--rates has no effect without --dry-run; leave it out")
+    return run(recipe, folder, jobs, part=args.part, mixed_protocols=args.mixed_protocols)
 
 
-def run(
-    recipe: "Experiment", folder: Path, jobs: int, *, part: str = "", mixed_protocols: bool = False, dry: bool = False
-) -> int:
-    """Run an experiment, or print what it costs, and print its tables.
+def dry_run(recipe: "Experiment", folder: Path, jobs: int, rates: str | None = None) -> int:
+    """Print the steps that are left and what they cost.
+
+    Args:
+        recipe: The experiment.
+        folder: Its folder.
+        jobs: Processes side by side.
+        rates: Folder of another experiment, whose rates of training are used.
+
+    Returns:
+        The exit status.
+    """
+    from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps, measured_rates
+    from divot_lightning.experiments.plan.grid import make_grid
+
+    if rates and not (Path(rates) / "steps").is_dir():
+        raise UserError(f"--rates {rates} holds no experiment; give the --folder of one")
+    known = {**(measured_rates(Path(rates)) if rates else {}), **measured_rates(folder)}
+    sys.stdout.write(describe_estimate(estimate_steps(make_grid(recipe, folder), folder, known), folder, jobs))
+    return 0
+
+
+def run(recipe: "Experiment", folder: Path, jobs: int, *, part: str = "", mixed_protocols: bool = False) -> int:
+    """Run an experiment, and print its tables.
 
     Args:
         recipe: The experiment.
@@ -92,21 +121,15 @@ def run(
         jobs: Processes side by side.
         part: A trial, `shared`, or "" for all.
         mixed_protocols: Whether scores of different protocols may stand in one table.
-        dry: Whether to print the steps and what they cost, and to stop.
 
     Returns:
         The exit status: 1 if a trial failed, among all or the one that `part` names.
     """
-    from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps
-    from divot_lightning.experiments.plan.grid import make_grid
     from divot_lightning.experiments.run import REPORT, SHARED, TABLE, run_experiment
     from divot_lightning.experiments.runner.processes import stop_on_terminate
 
     if jobs < 1:
         raise UserError(f"--jobs is {jobs}; it must be at least 1.")
-    if dry:
-        sys.stdout.write(describe_estimate(estimate_steps(make_grid(recipe, folder), folder), folder, jobs))
-        return 0
     stop_on_terminate()
     results = run_experiment(recipe, folder, jobs=jobs, part=part, mixed_protocols=mixed_protocols)
     # A trial that runs alone fails only for itself, so that a job array shows which of its tasks failed.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from divot_lightning.cli.ablate import run
+from divot_lightning.cli.ablate import dry_run, run
 from divot_lightning.errors import UserError
 
 MAIN_HEAD = "gmm"
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         default=2,
         help="processes that run side by side, with one thread each; GPUs are divided among them (default: 2)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the steps and what they cost, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print what is left and what it costs, and stop")
     return parser
 
 
@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
     name = "quickstart_fast" if args.fast else "quickstart"
     changes = heads_as_variants(f"experiments/{name}", args.heads) if args.heads is not None else {}
     recipe = load_recipe(f"experiments/{name}", changes)
-    return run(recipe, Path(args.folder or f"runs/{name}"), args.jobs, dry=args.dry_run)
+    folder = Path(args.folder or f"runs/{name}")
+    return dry_run(recipe, folder, args.jobs) if args.dry_run else run(recipe, folder, args.jobs)
 
 
 def heads_as_variants(recipe: str, heads: Sequence[str]) -> dict[str, Any]:

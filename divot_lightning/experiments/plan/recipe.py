@@ -245,8 +245,14 @@ def _check(recipe: Experiment, names: Sequence[str]) -> None:
         raise UserError(f"measurements share a name: {', '.join(twice)}; give each a `name` of its own.")
     if unknown := sorted(set(recipe.report.shown_sources()) - set(sources)):
         raise UserError(f"`report` names {unknown}; the measurements are {', '.join(sources)}.")
+    _check_only(recipe)
+
+
+def _check_only(recipe: Experiment) -> None:
     values: dict[str, Sequence[Any]] = {"seed": recipe.seeds, **{axis: list(v) for axis, v in recipe.vary.items()}}
     for step in recipe.steps:
+        if step.only and step.name in recipe.matched_steps:
+            raise UserError(f"step {step.name!r} is in `matched_steps`, so all trials must have it; leave out `only`.")
         refuse_unknown(f"`only` of step {step.name!r}", step.only, set(values))
         for axis, kept in step.only.items():
             if not set(kept) <= set(values[axis]):

@@ -84,7 +84,7 @@ def _collect_trial(trial: Trial, steps: Mapping[str, TrialStep], folder: Path) -
             finished = read_finished(own.folder)
             result = replace(
                 result,
-                seconds=result.seconds + _training_seconds(finished, record),
+                seconds=result.seconds + training_seconds(finished, record),
                 peak_mib=max(result.peak_mib, record.peak_mib),
                 peak_gpu_mib=max(result.peak_gpu_mib, finished.get("peak_gpu_mib", 0.0)),
                 parameters=result.parameters + num_parameters(own.folder),
@@ -106,7 +106,7 @@ def read_finished(run: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _training_seconds(finished: Mapping[str, Any], record: StepRecord) -> float:
+def training_seconds(finished: Mapping[str, Any], record: StepRecord) -> float:
     """Return the seconds that a run trained; for a resumed run, extrapolated from the steps since the last start."""
     seconds, steps = finished.get("seconds_since_start_or_resume"), finished.get("steps", 0)
     since = finished.get("steps_since_start_or_resume", steps if record.attempts == 1 else 0)

@@ -34,4 +34,4 @@ def test_fast_quickstart_makes_the_report_and_a_second_start_finds_all_done(tmp_
     assert second.returncode == 0
     assert f"{len(plan)} of {len(plan)} steps are done already" in second.stderr
     estimate = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
-    assert "0 steps are left" in estimate.stdout
+    assert "0 steps are left;" in estimate.stdout

@@ -76,6 +76,16 @@ def test_a_score_may_be_best_near_a_number_also_after_a_restart(tmp_path):
             {"steps": [{"name": "a", "fit": "x", "only": {"heads": "b"}}], "vary": {}, "seeds": {}},
             "`only` of step 'a' has 'heads'",
         ),
+        (
+            {
+                "steps": [{"name": "llm", "fit": "x", "only": {"head": "mse"}}],
+                "scores": {},
+                "amount": 4,
+                "matched_steps": ["llm"],
+            },
+            "so all trials must have it",
+        ),
+        ({"steps": [{"name": "llm", "fit": "x", "only": {"head": "flow"}}]}, r"only for head \['flow'\]; there are"),
         ({"curves": {"lmm": ["train/loss"]}}, r"`curves` names \['lmm'\]"),
         ({"report": {"table": []}}, "`report` has 'table'; known: answers"),
         ({"report": {"tables": [{"title": "t", "sources": {}}]}}, "a table of `report` lacks scores"),
