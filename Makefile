@@ -9,6 +9,8 @@ TEST_PROCESSES ?= 2
 PIP_ARGS ?=
 # cuda: take PyTorch with CUDA where no NVIDIA GPU is found, too
 TORCH ?=
+# distributions of their own, with tests of their own; none is in our wheel
+EXAMPLES := $(wildcard plugins/example-*)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 .PHONY: help setup quickstart test check docs format clean
@@ -56,7 +58,7 @@ $(VENV)/torch: constraints.txt
 	@touch $@
 
 # torch goes first: DeepSpeed looks for it while it is built, and DS_BUILD_OPS=0 leaves its kernels to be built on use
-$(VENV)/installed: $(VENV)/torch pyproject.toml plugins/example-flow-head/pyproject.toml
+$(VENV)/installed: $(VENV)/torch pyproject.toml $(EXAMPLES:%=%/pyproject.toml)
 	DS_BUILD_OPS=0 $(PIP) -e ".[dev,deepspeed]"
-	$(PIP) -e plugins/example-flow-head
+	$(PIP) $(EXAMPLES:%=-e %)
 	@touch $@

@@ -41,15 +41,16 @@ def toy_settings(stage: str) -> dict[str, Any]:
 def build_tokenizer(args: argparse.Namespace) -> VideoTokenizer:
     settings = toy_settings("tokenizer_pretraining")["tokenizer"]
     given = {"image_size": args.image_size, "width": args.vision_width, "layers": args.vision_layers}
-    settings["vision"] |= {name: value for name, value in given.items() if value is not None}
+    settings["vision"]["init_args"] |= {name: value for name, value in given.items() if value is not None}
     if args.image_size is not None:
-        settings["vision"]["patch_size"] = max(4, args.image_size // 16)
+        settings["vision"]["init_args"]["patch_size"] = max(4, args.image_size // 16)
     return VideoTokenizer(TokenizerConfig(**settings)).requires_grad_(False).eval()
 
 
-def build_llm(data: Path) -> VideoLLM:
+def build_llm(data: Path, tokenizer: TokenizerConfig) -> VideoLLM:
     settings = toy_settings("llm_pretraining")["llm"] | {"text_tokenizer": str(data / "text_tokenizer")}
-    return VideoLLM(VideoLLMConfig(**settings), lambda hidden, features: GMMHead(hidden, features, num_components=16))
+    config = VideoLLMConfig(**settings).for_tokenizer(tokenizer.tokens_per_clip, tokenizer.token_dim)
+    return VideoLLM(config, GMMHead)
 
 
 def batches(source: Path, clip: ClipConfig, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -67,7 +68,7 @@ def step(loader: Iterator[dict[str, Any]], tokenizer: VideoTokenizer, llm: Video
     times.append(time.process_time())
     features = clip_features(batch, tokenizer)
     times.append(time.process_time())
-    output = llm(batch["segments"], features)
+    output = llm(llm.sequences(batch["segments"]), features)
     loss = output.text_loss + output.head_loss
     loss.backward()
     times.append(time.process_time())
@@ -89,7 +90,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         data, clip = Path(name) / "toy", ClipConfig()
         write_toy_data(data, ToyDataConfig(train=args.batch_size * args.steps, validation=4, held_out=4))
-        tokenizer, llm = build_tokenizer(args), build_llm(data)
+        tokenizer = build_tokenizer(args)
+        llm = build_llm(data, tokenizer.config)
         save_component(tokenizer, Path(name) / "run" / "tokenizer")
         settings = EncodeConfig(clip, args.max_clips)
         encode_shards(Path(name) / "run", data / "train", Path(name) / "features", settings)

@@ -36,8 +36,9 @@ from torch.nn import functional
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
-from divot_lightning.models.video_llm.sequences import IGNORED, SequenceBatch, TokenKind
 from divot_lightning.parts.segments import Clips, Segment, Text
+from divot_lightning.parts.sequences.rows import SequenceBatch
+from divot_lightning.parts.sequences.tokens import IGNORED, TokenKind
 
 LONGEST = 1400
 PADS = {
@@ -100,14 +101,19 @@ def build(hidden: int, layers: int, device: str, *, checkpointing: bool) -> Padd
     sizes |= {"num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64}
     with tempfile.TemporaryDirectory() as folder:
         word_level_tokenizer(["word"]).save_pretrained(folder)
-        config = VideoLLMConfig(language_model_config={"model_type": "llama", **sizes}, text_tokenizer=folder)
+        config = VideoLLMConfig(
+            language_model_config={"model_type": "llama", **sizes},
+            text_tokenizer=folder,
+            num_queries=64,
+            feature_dim=256,
+        )
         config = replace(config, max_length=LONGEST, gradient_checkpointing=checkpointing)
         return PaddedVideoLLM(config, MSEHead).train().to(device)
 
 
 def prepare(video_llm: PaddedVideoLLM, way: str, source: Source) -> None:
     video_llm.pad_to = {"all to 1400": LONGEST, "source's maximum": source.maximum}.get(way, 0)
-    video_llm.set_packing(way == "packed")
+    video_llm.set_layout(max_length=LONGEST, packing=way == "packed")
 
 
 def sample_batch(
@@ -122,7 +128,7 @@ def step(video_llm: PaddedVideoLLM, samples: list[list[Segment]], features: torc
     """Return seconds and loss of forward and backward."""
     video_llm.zero_grad()
     started = now(features)
-    output = video_llm(samples, features)
+    output = video_llm(video_llm.sequences(samples), features)
     loss = output.text_loss + output.head_loss
     loss.backward()
     return now(features) - started, loss.item()

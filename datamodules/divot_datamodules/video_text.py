@@ -10,13 +10,13 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, SampleDecoder
+from divot_datamodules.loading.collate import MakeItems
 from divot_datamodules.loading.decode_pool import SMALLEST_SLOT_BYTES, Decoding, make_decoding
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import (
     BatchReader,
     EvaluationLoader,
     LoadedSource,
-    MakeItems,
     TrainLoader,
     decode_function,
 )
@@ -41,9 +41,9 @@ from divot_datamodules.shards.source_settings import (
 from divot_datamodules.shards.sources import estimate_losses, open_source
 from divot_datamodules.tasks.mixture import TasksSetting
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequence_limits import LimitsSamples, SampleLimits
 from divot_lightning.parts.kinds import SOURCES
 from divot_lightning.parts.part import build_part
+from divot_lightning.parts.sequences.collator import LaysOutSamples, SequenceCollator
 from divot_lightning.parts.sources import Source
 from divot_lightning.parts.tasks import Template
 
@@ -295,10 +295,10 @@ class VideoTextData(LightningDataModule):
         return self.tokenizer or getattr(stage, "tokenizer_folder", None)
 
     @property
-    def _limits(self) -> SampleLimits:
-        """Limits of the stage for samples; none if the stage states none."""
+    def _collator(self) -> SequenceCollator | None:
+        """What lays out texts for the stage; None if the stage trains no language model, or there is none."""
         stage = self.trainer.lightning_module if self.trainer is not None else None
-        return stage.sample_limits() if isinstance(stage, LimitsSamples) else SampleLimits()
+        return stage.sequence_collator() if isinstance(stage, LaysOutSamples) else None
 
     def _make_position(self, data: DataSplit) -> TrainPosition:
         plan = make_plan(
@@ -375,7 +375,7 @@ class VideoTextData(LightningDataModule):
             seed=self.seed,
             prefetch=self._prefetched(batch_size),
             pin_memory=torch.cuda.is_available(),
-            limits=self._limits,
+            collator=self._collator,
         )
 
     def _prefetched(self, batch_size: int) -> int:
@@ -389,7 +389,7 @@ class VideoTextData(LightningDataModule):
         if self._decoder is None:
             num_slots, slot_bytes = self._buffer_slots()
             self._decoder = make_decoding(
-                decode_function({name: data.opened for name, data in self._open.items()}, self.seed),
+                decode_function({name: data.opened for name, data in self._open.items()}, self.seed, self._collator),
                 num_workers=self.num_workers,
                 deadline=self.decode_deadline,
                 num_slots=num_slots,

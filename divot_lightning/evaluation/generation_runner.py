@@ -48,12 +48,13 @@ class GenerationRunner:
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        clip = self.generator.reconstructor.clip
+        clip, detokenizer = self.generator.reconstructor.clip, self.generator.reconstructor.detokenizer.config
         return {
             "prompt": "one caption per video",
             "template": self.generator.template,
             "decoding": {"temperature": self.temperature, "seed": self.config.seed},
-            "sampling": asdict(self.generator.reconstructor.detokenizer.config.sampling),
+            "sampling": asdict(detokenizer)["sampling"],
+            "objective": asdict(detokenizer)["objective"],
             "clips": {"frames": clip.frames, "fps": clip.fps, "height": clip.height, "width": clip.width},
             "real_clips": f"the middle {clip.seconds:g} s of each video; {RESIZE}",
         }

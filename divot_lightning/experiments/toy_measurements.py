@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import Sample, SampleDecoder
-from divot_datamodules.shards.reading import expand_shards, read_shard
+from divot_datamodules.shards.reading import expand_shards
+from divot_datamodules.shards.sources import read_all
 from divot_datamodules.toy.world import ATTRIBUTES, Reading, ToyWorld
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.metrics.probe import probe_accuracy
-from divot_lightning.evaluation.metrics.toy_oracle import attributes_right
 from divot_lightning.evaluation.metrics.toy_protocol import fresh_clips, generation_scores, reconstruction_scores
 from divot_lightning.evaluation.protocol import library_versions
 from divot_lightning.evaluation.question_runner import RESIZE
@@ -61,7 +61,7 @@ def load_clips(shards: str | Path, size: int = 32) -> Clips:
         UserError: A sample does not have exactly one clip.
     """
     decode = SampleDecoder(ClipConfig(height=size, width=size))
-    samples = [decode(raw, None) for shard in expand_shards(str(shards)) for raw in read_shard(shard)]
+    samples = [decode(raw, None) for raw in read_all(shards)]
     return Clips([s.key for s in samples], [s.text for s in samples], torch.stack([_one_clip(s) for s in samples]))
 
 
@@ -187,7 +187,8 @@ def _judged(name: str, clips: Clips, readings: Sequence[Reading]) -> list[dict[s
     """Return for each clip its texts, the oracle's reading, and its scores: 1.0 for right, 0.0 for wrong."""
     rows = []
     for key, text, reading in zip(clips.keys, clips.texts, readings, strict=True):
-        right = attributes_right(reading, text["attributes"])
+        target = text["attributes"]
+        right = {name: reading.valid and getattr(reading, name) == target[name] for name in ATTRIBUTES}
         scores = {f"{name}/all": float(all(right.values()))}
         scores |= {f"{name}/{what}": float(value) for what, value in right.items()}
         row = {"key": key, "caption": text["caption"], "questions": text.get("questions", [])}

@@ -25,7 +25,7 @@ from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.inference.run_config import run_fps
 from divot_lightning.models.clip_encoding import encode_clips
-from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_uint8
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer

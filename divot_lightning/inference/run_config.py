@@ -39,7 +39,7 @@ def read_data_config(run: str | Path) -> dict[str, Any]:
 
 def run_template(run: str | Path) -> Template:
     """Return the form of the prompts that a run was trained on, "pretraining" if its config does not say."""
-    return "instruction" if read_data_config(run).get("template") == "instruction" else "pretraining"
+    return str(read_data_config(run).get("template") or "pretraining")
 
 
 def run_tasks(run: str | Path) -> frozenset[str]:
@@ -57,7 +57,7 @@ def run_fps(run: str | Path) -> float:
 
 
 def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:
-    """Return how clips are cut for a run; if its config does not say, in the size that the tokenizer's ViT reads.
+    """Return how clips are cut for a run; if its config does not say, in the size that the tokenizer reads.
 
     Args:
         run: Run folder.
@@ -66,7 +66,7 @@ def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:
     Returns:
         The config; short videos are squeezed, not refused.
     """
-    size = tokenizer.vision.image_size
+    size = tokenizer.image_size
     stored = read_data_config(run).get("clip") or {}
     known = {entry.name for entry in fields(ClipConfig)}
     stated = {name: value for name, value in stored.items() if name in known}

@@ -149,7 +149,7 @@ INPUT_PROJECTOR = KeyTable(
     },
     ignored=("output_resampler.",),
 )
-"""Tokens to LLM embeddings -> ``MLPProjector``."""
+"""Tokens to LLM embeddings -> ``mlp_projector``."""
 
 OUTPUT_PROJECTOR = KeyTable(
     part="output projector",
@@ -159,4 +159,4 @@ OUTPUT_PROJECTOR = KeyTable(
     },
     ignored=("input_resampler.",),
 )
-"""LLM hidden states to the parameters of the Gaussian mixture -> ``MLPProjector``."""
+"""LLM hidden states to the parameters of the Gaussian mixture -> ``mlp_projector``."""

@@ -4,12 +4,14 @@ A recipe or a `config.yaml` with an old name is refused, and the message gives t
 names are read through these tables, since nobody edits a `config.json` by hand.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.old_detokenizer import detokenizer_of_parts
 
 MODULES = {
     "divot_lightning.stages.captioning_pretraining": "divot_lightning.training.stages.captioning_pretraining",
@@ -24,8 +26,12 @@ MODULES = {
     "divot_lightning.stages.optimization": "divot_lightning.training.optimization",
     "divot_lightning.models.tokenizer": "divot_lightning.models.tokenizer.video_tokenizer",
     "divot_lightning.models.detokenizer": "divot_lightning.models.detokenizer.video_detokenizer",
+    "divot_lightning.models.tokenizer.vision_backbone": "divot_backbones.vision.clip",
     "divot_lightning.models.video_llm": "divot_lightning.models.video_llm.model",
-    "divot_lightning.models.noise_schedule": "divot_lightning.models.detokenizer.noise_schedule",
+    "divot_lightning.models.noise_schedule": "divot_backbones.objectives.ddim",
+    "divot_lightning.models.detokenizer.noise_schedule": "divot_backbones.objectives.ddim",
+    "divot_lightning.models.detokenizer.latents": "divot_backbones.latents.block_dct",
+    "divot_lightning.models.detokenizer.video_dit": "divot_backbones.denoisers.video_dit",
     "divot_lightning.heads": "divot_lightning.parts.heads",
     "divot_lightning.head_options": "divot_lightning.parts.head_options",
     "divot_lightning.head_sampling": "divot_lightning.parts.head_sampling",
@@ -44,14 +50,23 @@ MODULES = {
     "divot_datamodules.source_settings": "divot_datamodules.shards.source_settings",
     "divot_datamodules.sources": "divot_datamodules.shards.sources",
     "divot_datamodules.tasks": "divot_datamodules.tasks.built_in",
+    "divot_datamodules.tasks.segments": "divot_datamodules.tasks.built_in",
 }
 """Old module to new one, for the modules whose classes a file of a user can name, or a plug-in imports."""
 
 CLASSES = {
+    "divot_backbones.vision.clip.VisionBackbone": "divot_backbones.vision.clip.ClipVision",
     "divot_lightning.parts.heads.float32_island": "divot_lightning.parts.heads.force_float32",
     "divot_lightning.training.optimization.OptimizerSettings": "divot_lightning.training.optimizers.AdamWOptimizer",
     "divot_lightning.training.optimization.OptimizerConfig": "divot_lightning.training.optimizers.AdamWOptimizer",
     "divot_datamodules.decoding.clip_sampling.ClipSettings": "divot_datamodules.decoding.clip_sampling.ClipConfig",
+    "divot_datamodules.decoding.sample_errors.SampleError": "divot_lightning.parts.sources.SampleError",
+    "divot_datamodules.decoding.samples.TaskMixture": "divot_datamodules.tasks.mixture.TaskMixture",
+    "divot_datamodules.loading.skipped_samples.SkippedSample": "divot_lightning.parts.sources.SkippedSample",
+    "divot_datamodules.shards.reading.RawSample": "divot_lightning.parts.sources.RawSample",
+    "divot_datamodules.shards.reading.read_shard": "divot_datamodules.shards.sources.read_all",
+    "divot_datamodules.shards.source_settings.Source": "divot_datamodules.shards.source_settings.SourceConfig",
+    "divot_datamodules.shards.sources.SampleSource": "divot_lightning.parts.sources.Source",
 }
 """Classes and functions that were renamed as well, under their new modules."""
 
@@ -66,6 +81,16 @@ SETTINGS = {
 }
 """Settings of a recipe, spelt as on the command line, to the new name of the last word."""
 
+DETOKENIZER_PARTS = {
+    "model.detokenizer.latents.kind": "latents: block_dct, or image_vae (was vae), with its settings under init_args",
+    "model.detokenizer.denoiser.diffusers_class": "denoiser: unet3d, latte, wan or another part of `divot parts "
+    "denoisers`, with the model's arguments under init_args.config",
+    "model.detokenizer.noise_schedule": "objective: v_prediction, epsilon or x0, with its settings under init_args",
+    "model.detokenizer.sampling.eta": "objective.init_args.eta",
+    "model.detokenizer.sampling.spacing": "objective.init_args.spacing",
+}
+"""Settings of the de-tokenizer, spelt as on the command line, to the part of `model.detokenizer` that has them now."""
+
 RECIPES = {
     "ablations/data_share": "ablations/data_fraction",
     "ablations/mechanism": "ablations/generation_mode",
@@ -74,7 +99,10 @@ RECIPES = {
 }
 """Shipped recipes."""
 
-OUR_PACKAGES = ("divot_lightning", "divot_datamodules")
+OLD_VISION = "divot_backbones.vision.clip.ClipVision"
+"""The vision encoder of tokenizers whose `vision` holds its settings alone, from the time when there was only one."""
+
+OUR_PACKAGES = ("divot_lightning", "divot_datamodules", "divot_backbones")
 MAX_LINES = 2
 """Renamed names that a message gives a line each; the others share one more."""
 
@@ -160,11 +188,25 @@ def current_component(described: dict[str, Any]) -> dict[str, Any]:
     Args:
         described: Has `class`, a class path, and `config`, the settings; one without old names is returned as it is.
     """
+    config = described["config"]
+    if isinstance(vision := config.get("vision"), dict) and "class_path" not in vision:
+        part = {"class_path": OLD_VISION, "init_args": vision, "image_size": vision["image_size"], "frame_stride": 1}
+        described = {**described, "config": {**config, "vision": part}}
+    if "noise_schedule" in config and described["class"].endswith(".VideoDetokenizer"):
+        described = {**described, "config": detokenizer_of_parts(config)}
     current = new_class_path(described["class"])
-    if current is None:
-        return described
-    renamed = {old.rpartition(".")[2]: new for old, new in SETTINGS.items()}
-    return {**described, "class": current, "config": {renamed.get(k, k): v for k, v in described["config"].items()}}
+    config = described["config"]
+    if current is not None:
+        renamed = {old.rpartition(".")[2]: new for old, new in SETTINGS.items()}
+        config = {renamed.get(name, name): value for name, value in config.items()}
+    if "head_class" in config:
+        head = {"class_path": config["head_class"], "init_args": config.get("head_init_args", {})}
+        config = {name: value for name, value in config.items() if not name.startswith("head_")} | {"head": head}
+    return {**described, "class": current or described["class"], "config": config}
+
+
+def _has_plain_settings(part: Any) -> bool:
+    return isinstance(part, Mapping) and not {"class_path", "init_args", "diffusers_class"} & set(part)
 
 
 def _old_optimizer(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -192,7 +234,23 @@ def _renamed(settings: Any, path: tuple[str, ...] = (), ours: bool = True) -> It
             yield ".".join([*path, f"class_path: {named}"]), current
     for key, value in settings.items():
         inner = (*path, *str(key).split("."))
-        spelt = ".".join(word for word in inner if word != "init_args")
-        if ours and spelt in SETTINGS:
-            yield ".".join(inner), SETTINGS[spelt]
+        if ours:
+            yield from _renamed_setting(inner, value)
         yield from _renamed(value, inner, ours)
+
+
+def _renamed_setting(path: tuple[str, ...], value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the new name of one setting if it is an old one, and the new form of a part whose form is old."""
+    key, spelt = ".".join(path), ".".join(word for word in path if word != "init_args")
+    for names in (SETTINGS, DETOKENIZER_PARTS):
+        if spelt in names:
+            yield key, names[spelt]
+    if spelt == "model.tokenizer.vision" and path[-1] == "vision" and _is_settings_alone(value):
+        written = ", ".join(f"{name}: {json.dumps(setting)}" for name, setting in value.items())
+        yield f"{key}: {{...}}", f"{{class_path: clip, init_args: {{{written}}}}}"
+    if spelt == "model.detokenizer.denoiser" and _has_plain_settings(value):
+        yield key, "denoiser: video_dit, with its settings under init_args"
+
+
+def _is_settings_alone(value: Any) -> bool:
+    return isinstance(value, Mapping) and not {"class_path", "init_args"} & set(value)

@@ -41,22 +41,3 @@ def init_with_sin_cos(grid_positions: Tensor, grid: int, vectors: Iterable[Tenso
     grid_positions.copy_(sin_cos_positions((1, grid, grid), grid_positions.shape[1]))
     for values in vectors:
         nn.init.normal_(values, std=0.5)
-
-
-@torch.no_grad()
-def init_vit(vit: nn.Module, grid: int) -> None:
-    """Initialise the layers of CLIP's ViT as torch does by default, and its position embeddings as sines and cosines.
-
-    This is for a ViT that is trained too; see `init_with_sin_cos`.
-
-    Args:
-        vit: The ViT, changed in place.
-        grid: Height and width in patches.
-    """
-    for module in vit.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.reset_parameters()
-    embedding = vit.get_submodule("embeddings.position_embedding")
-    assert isinstance(embedding, nn.Embedding)
-    # Row 0 belongs to the class token.
-    embedding.weight[1:] = sin_cos_positions((1, grid, grid), embedding.embedding_dim)

@@ -4,18 +4,20 @@ Shape letters: B samples of the batch, M clips of all its samples, F frames, H h
 C feature width.
 """
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
 
 from divot_lightning.parts.segments import Segment
+from divot_lightning.parts.sequences.rows import SequenceBatch
 
 
 class Batch(TypedDict):
     """One process's samples of a training or evaluation step.
 
-    The (de-)tokenizer stages get exactly one clip of each sample, in "video". The LLM stages get "segments", and all
-    clips of the samples in either "video" or "features", in the order in which the segments name them.
+    The (de-)tokenizer stages get exactly one clip of each sample, in "video". The LLM stages get "segments",
+    "sequences", and all clips of the samples in either "video" or "features", in the order in which the segments name
+    them; a batch of texts alone has neither.
 
     Attributes:
         key: The samples' keys, B strings.
@@ -26,6 +28,10 @@ class Batch(TypedDict):
         video: uint8 in [0, 255], RGB: (B, F, 3, H, W) for the (de-)tokenizer stages, (M, F, 3, H, W) for LLM stages.
         features: float32 (M, Q, C), the tokenizer's features of the clips, cached.
         segments: Texts and clips of each sample in order, B lists.
+        sequences: The same as token sequences, int64 tensors on the CPU, for stages that train a language model: see
+            `divot_lightning.parts.sequences.rows.SequenceBatch`. The data workers tokenise and lay out.
+        step_counts: Numbers of targets in all batches of the optimizer step; only with accumulated gradients, see
+            `divot_lightning.training.accumulation.StepCounts`.
     """
 
     key: list[str]
@@ -35,3 +41,5 @@ class Batch(TypedDict):
     video: NotRequired[Tensor]
     features: NotRequired[Tensor]
     segments: NotRequired[list[list[Segment]]]
+    sequences: NotRequired[SequenceBatch]
+    step_counts: NotRequired[Any]

@@ -7,13 +7,12 @@ Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width.
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from typing import Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from divot_lightning.parts.part import Part
@@ -96,10 +95,9 @@ class GenerationHead(Part, nn.Module, ABC):
 def force_float32(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenate[H, P], T]:
     """Make a head's method compute in float32, under any autocast and with inputs and parameters of any float dtype.
 
-    Autocast is switched off and floating inputs are cast to float32. Parameters in half precision (a `bf16-true`
-    recipe) stay as they are stored. They are cast to float32 in each operation that combines them with a float32
-    tensor, so the only error that remains is the rounding of the stored values. In bf16 a Gaussian NLL of 1024
-    dimensions is wrong by a nat and more.
+    Autocast is switched off, floating inputs are cast to float32, and while the method runs, the head's parameters and
+    buffers in half precision (a `bf16-true` recipe) are float32 copies. So the only error that remains is the rounding
+    of the stored values. In bf16 a Gaussian NLL of 1024 dimensions is wrong by a nat and more.
 
     Args:
         method: `loss` or `sample` of a head; its first tensor argument decides the device.
@@ -112,8 +110,8 @@ def force_float32(method: Callable[Concatenate[H, P], T]) -> Callable[Concatenat
     def in_float32(self: H, *args: P.args, **kwargs: P.kwargs) -> T:
         device = next(leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         args, kwargs = tree_map_only(Tensor, _input_as_float32, (args, kwargs))
-        upcast = _UpcastHalfPrecision() if _has_half_precision(self) else nullcontext()
-        with torch.autocast(device.type, enabled=False), upcast:
+        weights = _float32_weights(self) if _has_half_precision(self) else nullcontext()
+        with torch.autocast(device.type, enabled=False), weights:
             return method(self, *args, **kwargs)
 
     return in_float32
@@ -156,45 +154,57 @@ def clear_masked(states_BQX: Tensor, mask_BQ: Tensor | None) -> Tensor:
     return states_BQX.masked_fill(~mask_BQ.bool().unsqueeze(-1), 0.0)
 
 
-class _UpcastHalfPrecision(TorchFunctionMode):
-    """Cast half-precision tensors to float32 in every call that has a float32 tensor among its arguments.
+@contextmanager
+def _float32_weights(head: nn.Module) -> Iterator[None]:
+    """Replace parameters and buffers in half precision by float32 copies within the block.
 
-    Calls on half precision alone are left as they are: the hooks of ZeRO-3 gather parameters within this mode.
+    A sharded parameter (ZeRO-3) is gathered by a hook of its module, only while that runs. So it is replaced by hooks
+    that run between those: after it has been gathered, and back before it is released.
     """
+    with ExitStack() as whole_block:
+        for part in head.modules():
+            if part is head or not _is_sharded(part):
+                whole_block.enter_context(_swapped(part))
+                continue
+            one_call = whole_block.enter_context(ExitStack())
 
-    def __enter__(self) -> Self:
-        """Use torch's own `linear` within the mode.
+            def swap(part: nn.Module, args: Any, one_call: ExitStack = one_call) -> None:
+                one_call.enter_context(_swapped(part))
 
-        ZeRO-3 replaces `torch.nn.functional.linear` by an autograd function. The mode does not see the call of an
-        autograd function, and its backward pass would multiply float32 gradients with weights in half precision.
-        """
-        self._linear = nn.functional.linear
-        nn.functional.linear = torch._C._nn.linear
-        super().__enter__()
-        return self
+            def swap_back(part: nn.Module, args: Any, output: Any, one_call: ExitStack = one_call) -> None:
+                one_call.close()
 
-    def __exit__(self, *error: Any) -> None:
-        """Restore the `linear` that was there before."""
-        super().__exit__(*error)
-        nn.functional.linear = self._linear
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not _writes_into_argument(func, kwargs):
-            dtypes = {leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-            if torch.float32 in dtypes and not dtypes.isdisjoint(_HALF_DTYPES):
-                args, kwargs = tree_map_only(Tensor, _half_as_float32, (args, kwargs))
-        return func(*args, **kwargs)
+            whole_block.callback(part.register_forward_pre_hook(swap).remove)
+            whole_block.callback(part.register_forward_hook(swap_back, prepend=True).remove)
+        yield
 
 
-def _writes_into_argument(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    """Return whether a torch function changes a tensor in place, which a cast copy would not pass on."""
-    name = getattr(func, "__name__", "")
-    if name.startswith("__"):
-        return name in {"__get__", "__set__", "__setitem__"} or name.startswith("__i")
-    return name.endswith("_") or "out" in kwargs
+@contextmanager
+def _swapped(part: nn.Module) -> Iterator[None]:
+    """Replace the own parameters and buffers of one module; what is written into them meanwhile is kept."""
+    copies = [
+        (store, name, tensor, tensor.float())
+        for store in (part._parameters, part._buffers)
+        for name, tensor in list(store.items())
+        if tensor is not None and tensor.dtype in _HALF_DTYPES and tensor.numel()
+    ]
+    for store, name, _, copy in copies:
+        store[name] = copy  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for store, name, tensor, copy in copies:
+            current = store[name]
+            assert current is not None
+            # Tensors made in inference mode do not count their changes; what did not change is copied back unchanged.
+            if current is not copy or copy.is_inference() or copy._version:
+                with torch.no_grad():
+                    tensor.copy_(current)
+            store[name] = tensor  # type: ignore[assignment]
+
+
+def _is_sharded(part: nn.Module) -> bool:
+    return any(hasattr(parameter, "ds_id") for parameter in part.parameters(recurse=False))
 
 
 def _has_half_precision(module: nn.Module) -> bool:
@@ -203,7 +213,3 @@ def _has_half_precision(module: nn.Module) -> bool:
 
 def _input_as_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _half_as_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in _HALF_DTYPES else tensor

@@ -1,16 +1,18 @@
 """Build a stage on torch's meta device: no memory for parameters, and no weight file is read or downloaded."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import ModelMixin
+from huggingface_hub import snapshot_download
 from lightning import LightningModule
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from divot_backbones import pretrained
 from divot_lightning.checkpoint import components
 
 
@@ -32,8 +34,9 @@ def without_weights() -> Iterator[None]:
             (nn.Module, "register_parameter", register_on_meta),
             (components, "load_weights", _leave_weights),
             (AutoModelForCausalLM, "from_pretrained", staticmethod(_language_model)),
-            (CLIPVisionModel, "from_pretrained", staticmethod(_vision_model)),
-            (AutoencoderKL, "from_pretrained", staticmethod(_autoencoder)),
+            (PreTrainedModel, "from_pretrained", classmethod(_vision_model)),
+            (ModelMixin, "from_pretrained", classmethod(_diffusers_model)),
+            (pretrained, "snapshot_download", _download_configs),
         ):
             replaced.enter_context(_replaced(owner, name, new))
         yield
@@ -71,11 +74,27 @@ def _language_model(folder: str, *, attn_implementation: str | None = None, **ig
     return model
 
 
-def _vision_model(folder: str, **ignored: Any) -> tuple[nn.Module, dict[str, list[str]]]:
-    config = CLIPVisionConfig.from_pretrained(folder, local_files_only=True)
-    return CLIPVisionModel(config), {"missing_keys": []}
+def _vision_model(
+    model_class: type[PreTrainedModel],
+    name: str,
+    *,
+    config: PretrainedConfig | None = None,
+    revision: str = "main",
+    output_loading_info: bool = False,
+    **ignored: Any,
+) -> Any:
+    """Replace `from_pretrained` of transformers' models, which vision encoders call."""
+    assert model_class.config_class is not None
+    config = config or model_class.config_class.from_pretrained(name, revision=revision, local_files_only=True)
+    model = model_class(config)
+    return (model, {"missing_keys": []}) if output_loading_info else model
 
 
-def _autoencoder(folder: str, **ignored: Any) -> nn.Module:
-    build: Callable[..., nn.Module] = AutoencoderKL.from_config
-    return build(AutoencoderKL.load_config(folder, local_files_only=True))
+def _diffusers_model(model_class: Any, folder: Path, *, local_files_only: bool, **changes: Any) -> nn.Module:
+    config = model_class.load_config(folder, local_files_only=local_files_only)
+    model: nn.Module = model_class.from_config(config, **changes)
+    return model
+
+
+def _download_configs(name: str, *, revision: str, allow_patterns: list[str] | None) -> str:
+    return snapshot_download(name, revision=revision, allow_patterns=["*.json"])

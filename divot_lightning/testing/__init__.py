@@ -1,6 +1,16 @@
-"""Public test helpers for plug-in authors: head conformance, toy data, functions in several processes."""
+"""Public test helpers for plug-in authors: conformance of parts, toy data, functions in several processes."""
 
 from divot_lightning.testing.head_conformance import HeadConformance
 from divot_lightning.testing.run_distributed import DistributedError, run_distributed
+from divot_lightning.testing.source_conformance import SourceConformance
+from divot_lightning.testing.task_conformance import TaskConformance
+from divot_lightning.testing.vision_encoder_conformance import VisionEncoderConformance
 
-__all__ = ["DistributedError", "HeadConformance", "run_distributed"]
+__all__ = [
+    "DistributedError",
+    "HeadConformance",
+    "SourceConformance",
+    "TaskConformance",
+    "VisionEncoderConformance",
+    "run_distributed",
+]

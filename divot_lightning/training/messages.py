@@ -1,7 +1,8 @@
-"""jsonargparse's messages in a few lines: which key, which value, what is allowed.
+"""jsonargparse's messages in a few lines.
 
 jsonargparse nests one block per level (`Parser key "model": ... Problem with given class_path ...: Parser key "net"`),
-with every branch of a Union and the whole recipe repeated. The innermost block holds the cause.
+with every branch of a Union and the whole recipe repeated. The innermost block holds the cause and is shown as it is;
+unknown keys, keys that are missing and names of earlier versions are explained.
 """
 
 import difflib
@@ -15,8 +16,8 @@ from jsonargparse.typing import import_object
 from divot_lightning.io.renamed import explain, explain_import_error, new_setting
 from divot_lightning.parts.heads import GenerationHead
 
-MAX_VALUE_CHARACTERS = 80
-"""A value is shown up to here."""
+MAX_LINE_CHARACTERS = 300
+"""A line of jsonargparse is shown up to here."""
 
 MAX_LIST_CHARACTERS = 400
 """A list of allowed words is shown up to here."""
@@ -31,11 +32,15 @@ _UNKNOWN_IN_GROUP = re.compile(r"Group '([^']+)' does not accept option '([^']+)
 _UNKNOWN_WORDS = re.compile(r"unrecognized arguments: (.+)")
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
-_IMPORT_FAILED = re.compile(r"No module named '[^']+'|module '\S+' has no attribute '\S+'|cannot import name .+")
-_EXPECTED = re.compile(r"Expected a (?:<class '([^']+)'>|typing\.Literal\[(.+)\]|(.+?))(?:\. Got value: (.*))?$")
 _NO_GROUP = re.compile(r"Unable to load config '(.*)'")
-_NESTED = re.compile(r"NestedArg\(key='(.+)', val=(.+)\)")
-_GIVEN = re.compile(r"Given value: (.*)")
+_BOILERPLATE = (
+    "Parser key",
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Expected a <class 'NoneType'>",
+    "Given value type",
+)
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,7 @@ def condense(message: str, parser: ArgumentParser) -> str:
     keys = _KEY.findall(message)
     classes = [left or right for left, right in _CLASS.findall(_before_repetition(message))]
     refusal = Refusal(".".join(keys), classes[-1] if classes else None, message)
-    for explanation in _EXPLANATIONS:
-        text = explanation(refusal, parser)
-        if text:
-            return text
-    return _shorten(refusal)
+    return next(text for explanation in _EXPLANATIONS if (text := explanation(refusal, parser)))
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
@@ -136,64 +137,21 @@ def _missing_key(refusal: Refusal, parser: ArgumentParser) -> str | None:
     return f"not set: {', '.join(missing)}\nGive it in the recipe or on the command line: {options}"
 
 
-def _no_such_class(refusal: Refusal, parser: ArgumentParser) -> str | None:
-    found = _NO_CLASS.search(refusal.text)
-    if not found:
-        return None
-    if renamed := explain(found[1]):
-        return f"{refusal.key!r}: {renamed}\nWrite the new path."
-    return f"{refusal.key!r}: no class is known as {found[1]!r}.\nGive its full path: package.module.Class"
+def _renamed_class(refusal: Refusal, parser: ArgumentParser) -> str | None:
+    path = refusal.class_path or (_NO_CLASS.findall(refusal.text) or [""])[0]
+    renamed = explain(path) or explain_import_error(refusal.text)
+    return f"{refusal.key!r}: {path!r} cannot be imported: {renamed}\nWrite the new path." if renamed else None
 
 
-def _failed_import(refusal: Refusal, parser: ArgumentParser) -> str | None:
-    found = _IMPORT_FAILED.search(refusal.text)
-    if not found:
-        return None
-    renamed = explain(refusal.class_path or "") or explain_import_error(found[0])
-    if renamed:
-        return f"{refusal.key!r}: {refusal.class_path!r} cannot be imported: {renamed}\nWrite the new path."
-    cause = found[0].replace("module ", "", 1) if "attribute" in found[0] else found[0]
-    return (
-        f"{refusal.key!r}: {refusal.class_path!r} cannot be imported: {cause}\n"
-        "Is it spelt right and installed here? A module in the current folder is found with PYTHONPATH=."
-    )
-
-
-def _wrong_type(refusal: Refusal, parser: ArgumentParser) -> str | None:
-    innermost = refusal.text[refusal.text.rfind("Parser key") :]
-    expected: list[str] = []
-    given: str | None = None
-    for line in innermost.splitlines():
-        found = _EXPECTED.search(line.strip().removeprefix("- "))
-        if found and found[1] != "NoneType":
-            expected.append(found[1] or (found[2] or found[3]).replace(", ", " or "))
-            given = given or found[4]
-        value = _GIVEN.search(line)
-        given = given or (value[1] if value else None)
-        if given is not None and expected:
-            break
-    if not expected or given is None:
-        return None
-    allowed = " or ".join(dict.fromkeys(expected))
-    if nested := _NESTED.search(given):
-        return f"'{refusal.key}.{nested[1]}' is no setting: {refusal.key!r} takes a value: {allowed}"
-    return f"{refusal.key!r} is {_clip(given, MAX_VALUE_CHARACTERS)}; allowed: {_clip(allowed, MAX_LIST_CHARACTERS)}"
-
-
-def _shorten(refusal: Refusal) -> str:
-    """Return the first informative lines, where no rule fits."""
-    boiler = (
-        "Does not validate",
-        "Subtypes:",
-        "Errors:",
-        "- Expected a <class 'NoneType'>",
-        "Given value",
-        "Parser key",
-    )
-    lines = [line.strip().removeprefix("- ") for line in refusal.text.splitlines()]
-    informative = [line for line in lines if line and not line.startswith(boiler)]
+def _own_words(refusal: Refusal, parser: ArgumentParser) -> str:
+    """Return what jsonargparse says of the innermost setting, without repetitions."""
+    innermost = refusal.text[max(0, refusal.text.rfind("Parser key")) :]
+    before, given, after = innermost.partition("Given value: ")
+    lines = [line.strip().removeprefix("- ") for line in before.splitlines()]
+    told = [line for line in lines if line and not line.startswith(_BOILERPLATE)]
+    value = [f"given: {after.splitlines()[0]}"] if given else []
     head = f"{refusal.key!r}: " if refusal.key else ""
-    return head + "\n".join(_clip(line, 200) for line in informative[:4])
+    return head + "; ".join(_clip(line, MAX_LINE_CHARACTERS) for line in [*told[:4], *value])
 
 
 def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[str]]:
@@ -231,7 +189,6 @@ _EXPLANATIONS = (
     _stray_word,
     _missing_key,
     _not_a_group,
-    _no_such_class,
-    _failed_import,
-    _wrong_type,
+    _renamed_class,
+    _own_words,
 )

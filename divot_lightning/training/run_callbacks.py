@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_only
-from tqdm import tqdm
 
 from divot_lightning.training.config_changes import write_config
 from divot_lightning.training.run_folder import FINISHED
@@ -87,7 +87,7 @@ class RunOpening(Callback):
             metrics.resume(trainer.global_step if self.first_step is None else self.first_step, self.rows)
 
 
-class StepProgress(ProgressBar):
+class StepProgress(TQDMProgressBar):
     """One bar from step 0 to `max_steps` with rate and time left, whatever the data set calls an epoch.
 
     Where stderr is no terminal, it writes a line every `SLOW_REFRESH_SECONDS`.
@@ -99,60 +99,51 @@ class StepProgress(ProgressBar):
     def __init__(self, title: str) -> None:
         super().__init__()
         self.title = title
-        self.bar: tqdm | None = None
-        self.enabled = True
         self.shown = 0.0
         self.refresh_seconds = 0.2 if sys.stderr.isatty() else SLOW_REFRESH_SECONDS
 
-    def disable(self) -> None:
-        """Stay silent; Lightning calls this on all ranks but the first."""
-        self.enabled = False
-
-    def enable(self) -> None:
-        """Show the bar."""
-        self.enabled = True
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def init_train_tqdm(self) -> Tqdm:
         """Open the bar at the current step, which is not 0 in a resumed run."""
-        self.bar = tqdm(
-            total=total_steps(trainer),
-            initial=trainer.global_step,
+        return Tqdm(
+            total=total_steps(self.trainer),
+            initial=self.trainer.global_step,
             desc=self.title,
             unit="step",
-            disable=not self.enabled,
+            disable=self.is_disabled,
             dynamic_ncols=True,
             mininterval=self.refresh_seconds,
         )
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """Show no bar of its own for a validation."""
+        return Tqdm(disable=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Keep the bar: it counts steps, not batches of an epoch."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the bar."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar to the last optimizer step."""
-        assert self.bar is not None
+        bar = self.train_progress_bar
         if time.monotonic() - self.shown > self.refresh_seconds:
             self.shown = time.monotonic()
             metrics = self.get_metrics(trainer, pl_module)
             metrics.pop("v_num", None)
-            self.bar.set_postfix(metrics, refresh=False)
-        self.bar.update(trainer.global_step - self.bar.n)
+            bar.set_postfix(metrics, refresh=False)
+        bar.update(trainer.global_step - bar.n)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        self._close()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the bar; the next step shows the metrics."""
+        self.reset_dataloader_idx_tracker()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the bar where it is, so that messages start on a line of their own."""
-        self._close()
-
-    @rank_zero_only
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Write text above the bar."""
-        tqdm.write(" ".join(map(str, args)), file=sys.stderr)
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()
 
 
 def _csv_metrics(trainer: Trainer) -> CsvMetrics | None:

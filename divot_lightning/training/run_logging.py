@@ -4,11 +4,12 @@ import contextlib
 import csv
 import os
 import sys
-from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from lightning.pytorch.loggers import Logger
+from lightning.fabric.loggers.logger import _DummyExperiment
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,51 +17,28 @@ from divot_lightning.io.files import atomic_file
 from divot_lightning.training.run_folder import METRICS, TENSORBOARD
 
 
-class RunLogger(Logger):
-    """Base of both loggers: they write into the run folder and record no settings (`config.yaml` has them).
+class CsvMetrics(CSVLogger):
+    """Writes `<run>/metrics.csv`: columns step, epoch and one per metric; empty where a metric was not logged.
+
+    Each row is in the file as soon as it was logged. A checkpoint stores the number of its rows, so that a resumed run
+    continues behind exactly those: `resume` drops later rows. Rows that a full disk did not take are written when there
+    is room again. Lightning's own logger deletes the file of a run that is resumed.
 
     Args:
         run: The run folder.
     """
 
     def __init__(self, run: Path) -> None:
-        super().__init__()
-        self.run = run
-
-    @property
-    def name(self) -> str:
-        """The name of the run folder."""
-        return self.run.name
-
-    @property
-    def version(self) -> str:
-        """Empty: a run folder holds one run."""
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        """The run folder."""
-        return str(self.run)
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the run's `config.yaml` is the record."""
-
-
-class CsvMetrics(RunLogger):
-    """Writes `<run>/metrics.csv`: columns step, epoch and one per metric; empty where a metric was not logged.
-
-    Each row is in the file as soon as it was logged. A checkpoint stores the number of its rows, so that a resumed run
-    continues behind exactly those: `resume` drops later rows. Rows that a full disk did not take are written when there
-    is room again.
-    """
-
-    def __init__(self, run: Path) -> None:
-        super().__init__(run)
+        super().__init__(run, name="", version="")
         self.path = run / METRICS
         self.rows: list[dict[str, str]] = []
         self.columns = ["step", "epoch"]
         self.num_written = 0
+
+    @property
+    def experiment(self) -> "CsvMetrics":  # type: ignore[override]
+        """The logger itself; Lightning's writer would delete the file."""
+        return self
 
     def position(self) -> dict[str, Any]:
         """Write all rows to the disk, and describe them for a checkpoint.
@@ -122,6 +100,14 @@ class CsvMetrics(RunLogger):
             if not is_behind:
                 sys.stderr.write(f"{self.path} cannot be written for now; training continues: {error}\n")
 
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the run's `config.yaml` is the record."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Do nothing: each row is in the file already."""
+
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
@@ -131,42 +117,57 @@ class CsvMetrics(RunLogger):
         self.num_written = len(self.rows)
 
 
-class TensorBoardMetrics(RunLogger):
+class TensorBoardMetrics(TensorBoardLogger):
     """Writes `<run>/tensorboard/` from the first logged step on.
 
-    Lightning's own logger creates its folder before the data are opened, so that a recipe with a wrong path would leave
-    an unfinished run behind.
+    Lightning's own logger makes its folder before the data are opened: a recipe with a wrong path would leave an
+    unfinished run behind. Where the disk is full, it would end the run.
+
+    Args:
+        run: The run folder.
     """
 
-    writer: SummaryWriter | None = None
-    failed = False
+    def __init__(self, run: Path) -> None:
+        super().__init__(run, name="", version=TENSORBOARD)
+        self.failed = self.opened = False
+
+    @property
+    def experiment(self) -> SummaryWriter:
+        """The writer; before the first logged step a stand-in that ignores every call, since Lightning asks for it."""
+        return super().experiment if self.opened else cast(SummaryWriter, _DummyExperiment())
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write each metric as a scalar at `step`."""
-        if self.failed:
-            return
-        try:
-            if self.writer is None:
-                self.writer = SummaryWriter(str(self.run / TENSORBOARD))
-            for name, value in metrics.items():
-                self.writer.add_scalar(name, float(value), step)
-        except OSError as error:
-            self._give_up(error)
+        self.opened = True
+        if not self.failed:
+            with self._survived():
+                super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the run's `config.yaml` is the record."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Do nothing: the writer writes by itself."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Close the file."""
-        writer, self.writer = self.writer, None
-        try:
-            if writer is not None:
-                writer.close()
-        except OSError as error:
-            self._give_up(error)
+        with self._survived():
+            super().finalize(status)
 
-    def _give_up(self, error: OSError) -> None:
-        # The writer's thread ends at the first write that fails.
-        self.failed, self.writer = True, None
-        sys.stderr.write(
-            f"{self.run / TENSORBOARD} is not written until the run is resumed; {METRICS} continues: {error}\n"
-        )
+    @contextlib.contextmanager
+    def _survived(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # Lightning wraps errors of the writer into ValueError
+            if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
+                raise
+            # The writer's thread ends at the first write that fails.
+            self.failed, self._experiment = True, None
+            sys.stderr.write(
+                f"{self.log_dir} is not written until the run is resumed; {METRICS} continues: "
+                f"{error.__cause__ or error}\n"
+            )

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from divot_heads.denoiser import MLPDenoiser
 from divot_lightning.errors import UserError
-from divot_lightning.models.detokenizer.noise_schedule import ddim_step
+from divot_lightning.models.ddim import exact_scheduler, take_step
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 NUM_STEPS = 1000
@@ -96,17 +96,17 @@ class DiffusionHead(GenerationHead):
         Returns:
             features_BQC, float32.
         """
-        scheduler, steps = cosine_scheduler(self.prediction), sampling_times(self.prediction, self.sampling_steps)
+        steps = sampling_times(self.prediction, self.sampling_steps)
+        trained: Any = cosine_scheduler(self.prediction)  # the types of diffusers are too narrow
+        scheduler = exact_scheduler(trained.alphas_cumprod, steps, trained.config.prediction_type)
         condition_ND = hidden_BQD.flatten(0, -2)
         shape = (len(condition_ND), self.feature_dim)
         features_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
-        for step, following in zip(steps, [*steps[1:], None], strict=True):
+        for index, step in enumerate(steps):
             time_N = torch.full((len(features_NC),), step, device=hidden_BQD.device)
             prediction_NC = self.denoiser(features_NC, time_N, condition_ND)
             noise_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
-            features_NC = ddim_step(
-                scheduler, prediction_NC, features_NC, step=step, following=following, eta=1.0, noise=noise_NC
-            )
+            features_NC = take_step(scheduler, index, prediction_NC, features_NC, eta=1.0, noise=noise_NC)
         return features_NC.view(*hidden_BQD.shape[:-1], self.feature_dim)
 
 

@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import softplus
 
-from divot_heads.projector import two_layer_projector
 from divot_lightning.errors import UserError
+from divot_lightning.models.video_llm.projectors import RELEASED_NAMES, mlp_projector
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32
 
 VARIANCE_FLOOR = 1e-5
@@ -50,7 +50,8 @@ class GMMHead(GenerationHead):
             raise UserError(f"variance_scale={variance_scale} is not allowed; give 0 or more (released: 0.1)")
         self.num_components = num_components
         self.variance_scale = variance_scale
-        self.proj = two_layer_projector(hidden_dim, 2 * num_components * feature_dim + num_components)
+        num_outputs = 2 * num_components * feature_dim + num_components
+        self.proj = mlp_projector(hidden_dim, num_outputs, num_outputs, RELEASED_NAMES)
 
     @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:

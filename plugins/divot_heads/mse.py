@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from divot_heads.projector import two_layer_projector
+from divot_lightning.models.video_llm.projectors import RELEASED_NAMES, mlp_projector
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 
@@ -28,7 +28,7 @@ class MSEHead(GenerationHead):
             feature_dim: C, width of the features.
         """
         super().__init__(hidden_dim, feature_dim)
-        self.proj = two_layer_projector(hidden_dim, feature_dim)
+        self.proj = mlp_projector(hidden_dim, feature_dim, feature_dim, RELEASED_NAMES)
 
     @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:

@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -6,19 +7,19 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.decoding.video_writing import write_video
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.data import COMMANDS, main
 from divot_lightning.cli.main import main as divot
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.testing.toy_shards import make_toy_shards
 from tests.helpers.broken_shards import write_members
 
 
 def tiny_tokenizer():
-    vision = VisionConfig(frozen=False, image_size=8, patch_size=4, width=8, layers=1, heads=2)
+    vision = functools.partial(ClipVision, frozen=False, image_size=8, patch_size=4, width=8, layers=1, heads=2)
     sizes = {"temporal_width": 6, "temporal_layers": 1, "temporal_heads": 1, "temporal_init": "random", "pool_size": 2}
     sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 1}
     sizes |= {"num_tokens": 3, "resampler_layers": 1, "resampler_heads": 1, "resampler_head_dim": 4}

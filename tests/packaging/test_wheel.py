@@ -51,6 +51,7 @@ def test_top_level_names_are_ours_alone(wheel: Path) -> None:
     assert tops == {
         "divot_lightning",
         "divot_heads",
+        "divot_backbones",
         "divot_datamodules",
         f"divot_lightning-{__version__}.dist-info",
     }
@@ -58,7 +59,12 @@ def test_top_level_names_are_ours_alone(wheel: Path) -> None:
 
 def test_every_source_file_is_in(wheel: Path) -> None:
     names = set(_names(wheel))
-    roots = {"divot_lightning": ROOT, "divot_heads": ROOT / "plugins", "divot_datamodules": ROOT / "datamodules"}
+    roots = {
+        "divot_lightning": ROOT,
+        "divot_heads": ROOT / "plugins",
+        "divot_backbones": ROOT / "plugins",
+        "divot_datamodules": ROOT / "datamodules",
+    }
     for package, root in roots.items():
         sources = {path.relative_to(root).as_posix() for path in (root / package).rglob("*.py")}
         assert sources
@@ -77,7 +83,7 @@ def test_licence_and_type_marker_are_in(wheel: Path) -> None:
     assert f"divot_lightning-{__version__}.dist-info/licenses/LICENSE" in names
 
 
-def test_entry_points_are_the_command_and_the_three_heads(wheel: Path) -> None:
+def test_entry_points_are_the_command_and_the_built_in_parts(wheel: Path) -> None:
     parser = configparser.ConfigParser()
     with zipfile.ZipFile(wheel) as archive:
         parser.read_string(archive.read(f"divot_lightning-{__version__}.dist-info/entry_points.txt").decode())
@@ -86,6 +92,10 @@ def test_entry_points_are_the_command_and_the_three_heads(wheel: Path) -> None:
         "mse": "divot_heads.mse:MSEHead",
         "diffusion": "divot_heads.diffusion:DiffusionHead",
         "gmm": "divot_heads.gmm:GMMHead",
+    }
+    assert dict(parser["divot_lightning.vision_encoders"]) == {
+        "clip": "divot_backbones.vision.clip:ClipVision",
+        "transformers": "divot_backbones.vision.transformers_vision:TransformersVision",
     }
 
 

@@ -4,6 +4,7 @@
 stories are longer than any `max_length`, and videos have as many clips as recipes take.
 """
 
+import functools
 import io
 import json
 import tarfile
@@ -16,16 +17,17 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPVisionConfig, MistralConfig
 
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import new_component
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.parts.recipe_parts import expand_recipe
 from divot_lightning.preflight.shapes import without_weights
 from divot_lightning.training.recipe_files import recipes_dir
 
@@ -82,14 +84,17 @@ def _write_data(folder: Path) -> None:
 def _write_runs(folder: Path) -> None:
     """Write components as the paper's recipes make them, in their sizes."""
     recipe = {name: _model_settings(name) for name in ("tokenizer_pretraining", "llm_pretraining")}
-    tokenizer = TokenizerConfig(vision=VisionConfig(pretrained="models/clip-vit-h-14"))
+    tokenizer = TokenizerConfig(vision=functools.partial(ClipVision, pretrained="models/clip-vit-h-14"))
     settings = recipe["tokenizer_pretraining"]["detokenizer"]
     llm = recipe["llm_pretraining"]["llm"]
     config = VideoLLMConfig(**{**llm, "lora": LoRAConfig(**llm["lora"])})
+    config = config.for_tokenizer(tokenizer.tokens_per_clip, tokenizer.token_dim)
     with without_weights():
         parts: dict[str, nn.Module] = {
             "tokenizer": VideoTokenizer(tokenizer),
-            "detokenizer": VideoDetokenizer(DetokenizerConfig(**settings)),
+            "detokenizer": VideoDetokenizer(
+                DetokenizerConfig(**settings).for_tokens(tokenizer.tokens_per_clip, tokenizer.token_dim)
+            ),
             "video_llm": VideoLLM(config, GMMHead),
         }
     for run in ("tokenizer_pretraining", "detokenizer_refinement", "llm_pretraining", "generation_tuning"):
@@ -100,7 +105,7 @@ def _write_runs(folder: Path) -> None:
 
 def _model_settings(name: str) -> dict[str, Any]:
     recipe = yaml.safe_load((recipes_dir() / f"paper/{name}.yaml").read_text())
-    settings: dict[str, Any] = recipe["model"]["init_args"]
+    settings: dict[str, Any] = expand_recipe(recipe["model"]["init_args"])
     return settings
 
 

@@ -115,7 +115,7 @@ def test_llm_recipe_trains_every_head(workplace: Path, head: str) -> None:
     run = Path("runs") / head
     assert main(["fit", "--config", "toy/llm_pretraining", *TWO_STEPS, "--model.head", head, "--run", str(run)]) == 0
     described = json.loads((run / "video_llm/config.json").read_text())
-    assert head in described["config"]["head_class"].lower()
+    assert head in described["config"]["head"]["class_path"].lower()
 
 
 def test_real_recipe_trains_at_64_pixels(workplace: Path) -> None:

@@ -19,8 +19,9 @@ from divot_datamodules.decoding.sample_errors import decoding_errors
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES
 from divot_datamodules.shards.reading import FEATURE_SUFFIX, MEDIA_SUFFIXES
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.parts.segments import Kind
+from divot_lightning.parts.sequences.limits import SampleLimits
+from divot_lightning.parts.sequences.tokens import TokenSequence
 from divot_lightning.parts.sources import RawSample, SampleError
 
 Members = Mapping[str, bytes | Path]
@@ -41,6 +42,8 @@ class Sample:
         video: uint8 (N, F, 3, H, W), its N clips; None if the sample has features.
         features: float32 (N, Q, C); None if the sample has video.
         is_deterministic: Whether decoding again would give the same sample.
+        sequences: Token sequence of each item that the sample becomes, laid out by the worker that decoded it; None
+            if it did not.
     """
 
     key: str
@@ -49,6 +52,7 @@ class Sample:
     video: Tensor | None = None
     features: Tensor | None = None
     is_deterministic: bool = True
+    sequences: list[TokenSequence] | None = None
 
     @property
     def num_clips(self) -> int:
@@ -214,32 +218,3 @@ def check_item(item: Item, limits: SampleLimits) -> None:
     if excess:
         longest = limits.layout.max_length if limits.layout else None
         raise SampleError("too_long", f"without any text {excess} tokens more than max_length, which is {longest}")
-
-
-def collate(items: list[Item]) -> dict[str, Any]:
-    """Join items to a batch.
-
-    Returns:
-        The keys of `divot_lightning.parts.batch.Batch` that hold samples: "key" (B strings) and "video" (uint8,
-        (B, F, 3, H, W)) for the (de-)tokenizer stages; for the LLM stages
-        "segments" (B lists) as well and "video" (M, F, 3, H, W) or "features" (float32, (M, Q, C)) of all M clips in
-        order of appearance.
-
-    Raises:
-        UserError: Items have different kinds or shapes, and the stage has no `SampleLimits` to find the wrong ones.
-    """
-    batch: dict[str, Any] = {"key": [item["key"] for item in items]}
-    if "segments" not in items[0]:
-        return {**batch, "video": torch.stack([item["video"] for item in items])}
-    batch["segments"] = [item["segments"] for item in items]
-    media = [name for name in ("video", "features") if name in items[0]]
-    if any(set(item) != set(items[0]) for item in items):
-        raise UserError("a batch would mix videos and cached features; take one kind of shards for a stage.")
-    shapes = {tuple(item[name].shape[1:]): item["key"] for name in media for item in items}
-    if len(shapes) > 1:
-        (one, key), (other, other_key) = list(shapes.items())[:2]
-        raise UserError(
-            f"a batch would mix clips of the shapes {one} (sample {key!r}) and {other} ({other_key!r}); which of them "
-            "the stage takes is not known to the data.\nUse shards of one tokenizer; `divot data inspect` finds others."
-        )
-    return {**batch, **{name: torch.cat([item[name] for item in items]) for name in media}}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from pebble import ProcessExpired, ProcessPool
@@ -46,34 +46,6 @@ class Request(NamedTuple):
 
 
 Decode = Callable[[Request], Sample]
-
-
-class Pending(Protocol):
-    """A requested sample."""
-
-    def result(self) -> Sample:
-        """Wait for the sample, whose tensors are valid until `release`.
-
-        Raises:
-            SampleError: The sample cannot be used.
-        """
-        ...
-
-    def release(self) -> None:
-        """Give the sample and its memory back, whether it was decoded or not."""
-        ...
-
-
-class Decoding(Protocol):
-    """Decodes requested samples, in this process or in others."""
-
-    def submit(self, request: Request) -> Pending:
-        """Request a sample."""
-        ...
-
-    def close(self) -> None:
-        """End all processes that were started."""
-        ...
 
 
 def make_decoding(decode: Decode, *, num_workers: int, deadline: float, num_slots: int, slot_bytes: int) -> "Decoding":
@@ -112,7 +84,11 @@ class LazySample:
         self.decode, self.request = decode, request
 
     def result(self) -> Sample:
-        """Decode the sample."""
+        """Decode the sample.
+
+        Raises:
+            SampleError: The sample cannot be used.
+        """
         return self.decode(self.request)
 
     def release(self) -> None:
@@ -223,7 +199,11 @@ class PooledSample:
         pool.outstanding.add(self)
 
     def result(self) -> Sample:
-        """Wait for the sample; see `Pending`."""
+        """Wait for the sample, whose tensors are valid until `release`.
+
+        Raises:
+            SampleError: The sample cannot be used.
+        """
         while True:
             self._wait()
             error = self.future.exception()
@@ -277,6 +257,12 @@ class PooledSample:
         self.pool.given_up.discard(future)
         self.pool.memory.release(self.slot)
 
+
+Decoding: TypeAlias = LazyDecoding | DecodePool
+"""Decodes requested samples, in this process or in others."""
+
+Pending: TypeAlias = LazySample | PooledSample
+"""A requested sample."""
 
 _worker: tuple[Decode, SharedMemoryPool] | None = None
 

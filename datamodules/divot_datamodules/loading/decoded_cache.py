@@ -15,6 +15,8 @@ SampleId = tuple[str, int, int, int]
 class DecodedCache:
     """Keeps decoded samples, as many as fit.
 
+    Token sequences are not kept: each pass samples a task anew.
+
     A sample is kept only if each pass decodes the same clip of it. Of a long video each pass decodes another part.
 
     Args:
@@ -36,7 +38,7 @@ class DecodedCache:
         copies: dict[str, Any] = {
             name: without_repeats(tensor).clone().expand(tensor.shape) for name, tensor in tensors.items()
         }
-        self._kept[sample_id] = replace(sample, **copies)
+        self._kept[sample_id] = replace(sample, **copies, sequences=None)
 
     def get(self, sample_id: SampleId) -> Sample | None:
         """Return a kept sample, or None."""

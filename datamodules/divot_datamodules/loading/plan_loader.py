@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple, cast
 
@@ -17,18 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, check_item, collate
-from divot_datamodules.loading.decode_pool import Decode, Decoding, Pending, Request
+from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder
+from divot_datamodules.loading.collate import MakeItems, checked_items, collate, laid_out, lay_out_ahead
+from divot_datamodules.loading.decode_pool import Decode, Decoding, LazySample, Pending, Request
 from divot_datamodules.loading.decoded_cache import DecodedCache, SampleId
 from divot_datamodules.loading.skipped_samples import SkippedSamples
 from divot_datamodules.order.data_position import TrainPosition
 from divot_datamodules.order.order_plan import SampleIndex
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.parts.batch import Batch
+from divot_lightning.parts.sequences.collator import SequenceCollator
+from divot_lightning.parts.sequences.limits import SampleLimits
 from divot_lightning.parts.sources import SampleError, SkippedSample, Source
 
-MakeItems = Callable[[Sample, np.random.Generator], list[Item]]
 PERMANENT_ERRORS = ("deadline", "worker_died")
 """Reasons for which a sample is not tried again in the next pass, since each try costs too much time."""
 
@@ -60,18 +62,28 @@ def sample_rng(seed: int, sample_index: int, purpose: int) -> np.random.Generato
     return np.random.default_rng([seed, sample_index, purpose])
 
 
-def decode_function(data: dict[str, Sequence[LoadedSource]], seed: int) -> Decode:
-    """Return the function that reads and decodes the sample of a request.
+def decode_function(
+    data: dict[str, Sequence[LoadedSource]], seed: int, collator: SequenceCollator | None = None
+) -> Decode:
+    """Return the function that reads, decodes and lays out the sample of a request.
 
     Args:
         data: Sources by the name of their split; only in "train" clips start at a random time.
         seed: Seed of the data.
+        collator: Lays out texts; None for stages without a language model to train.
     """
+    limits = (
+        collator.limits if collator is not None else SampleLimits()
+    )  # reads the tokenizer, before workers are forked
 
     def decode(request: Request) -> Sample:
         index, opened = request.sample, data[request.data][request.sample.source]
         rng = sample_rng(seed, index.number, 0) if request.data == "train" else None
-        return opened.decoder(opened.source.read(index.shard, index.sample), rng)
+        sample = opened.decoder(opened.source.read(index.shard, index.sample), rng)
+        if collator is not None:
+            task_rng = sample_rng(seed, index.number, 1)
+            sample.sequences = lay_out_ahead(sample, opened.make_items, task_rng, limits, collator)
+        return sample
 
     return decode
 
@@ -90,19 +102,11 @@ class PlannedStep(NamedTuple):
     others: Iterable[SampleIndex]
 
 
-class _ReadySample:
-    """A sample that needs no decoding: it is in the cache, or its error is known."""
-
-    def __init__(self, outcome: Sample | SampleError) -> None:
-        self.outcome = outcome
-
-    def result(self) -> Sample:
-        if isinstance(self.outcome, SampleError):
-            raise self.outcome
-        return self.outcome
-
-    def release(self) -> None:
-        pass
+def _known_outcome(outcome: Sample | SampleError, request: Request) -> Sample:
+    """Stand for decoding where the result is known: the sample is in the cache, or cannot be used."""
+    if isinstance(outcome, SampleError):
+        raise outcome
+    return outcome
 
 
 @dataclass
@@ -118,7 +122,8 @@ class BatchReader:
         seed: Decides all random choices.
         prefetch: Number of samples that are requested ahead.
         pin_memory: Whether batches are in pinned memory, from which a GPU copies faster.
-        limits: The samples that the stage accepts; others are skipped.
+        collator: Lays out texts; None for stages without a language model to train.
+        limits: The samples that the stage accepts, by the collator; others are skipped.
     """
 
     data: str
@@ -129,9 +134,13 @@ class BatchReader:
     seed: int = 0
     prefetch: int = 0
     pin_memory: bool = False
-    limits: SampleLimits = field(default_factory=SampleLimits)
+    collator: SequenceCollator | None = None
+    limits: SampleLimits = field(init=False)
     _last_usable: SampleIndex | None = None
     _failed_for_good: dict[SampleId, SampleError] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.limits = self.collator.limits if self.collator is not None else SampleLimits()
 
     def read(self, steps: Iterable[PlannedStep]) -> Iterator[Batch]:
         """Yield a batch per step.
@@ -167,7 +176,8 @@ class BatchReader:
     def _request(self, index: SampleIndex) -> Pending:
         sample_id = self._sample_id(index)
         known = self.cache.get(sample_id) or self._failed_for_good.get(sample_id)
-        return _ReadySample(known) if known is not None else self.decoding().submit(Request(self.data, index))
+        request = Request(self.data, index)
+        return LazySample(partial(_known_outcome, known), request) if known else self.decoding().submit(request)
 
     def _batch(self, planned: PlannedStep, pendings: list[Pending]) -> Batch:
         taken: list[tuple[SampleIndex, Item]] = []
@@ -178,7 +188,7 @@ class BatchReader:
         if not taken:
             taken, pendings = self._dummy_batch(planned)
         items = [item for _, item in taken]
-        batch = self._copied(collate(items), items)
+        batch = self._copied(collate(items, self.collator), items)
         for pending in pendings:
             pending.release()
         numbers = torch.tensor([index.number for index, _ in taken], dtype=torch.int64)
@@ -190,9 +200,7 @@ class BatchReader:
         try:
             sample = pending.result()
             self.cache.add(self._sample_id(index), sample)
-            items = opened.make_items(sample, sample_rng(self.seed, index.number, 1))
-            for item in items:
-                check_item(item, self.limits)
+            items = checked_items(sample, opened.make_items, sample_rng(self.seed, index.number, 1), self.limits)
         except SampleError as error:
             if error.reason in PERMANENT_ERRORS:
                 self._failed_for_good[self._sample_id(index)] = error
@@ -200,7 +208,10 @@ class BatchReader:
             self.skipped.add(SkippedSample(error.reason, path, key, error.detail))
             return []
         self._last_usable = index
-        return items
+        if self.collator is None:
+            return items
+        sequences = sample.sequences or laid_out(items, self.collator)
+        return [{**item, "sequence": sequence} for item, sequence in zip(items, sequences, strict=True)]
 
     def _dummy_batch(self, planned: PlannedStep) -> tuple[list[tuple[SampleIndex, Item]], list[Pending]]:
         """Find the nearest usable sample, for a batch that does not count but keeps this rank in sync with the others.

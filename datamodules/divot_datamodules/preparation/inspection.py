@@ -13,8 +13,7 @@ from torch import Tensor
 from divot_datamodules.decoding.sample_errors import decoding_errors
 from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, check_item
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, MediaInfo, probe
-from divot_datamodules.loading.decode_pool import Decode, DecodePool, PooledSample, Request
-from divot_datamodules.loading.shared_memory import SharedMemoryPool
+from divot_datamodules.loading.decode_pool import Decode, Pending, Request, make_decoding
 from divot_datamodules.order.order_plan import SampleIndex
 from divot_datamodules.preparation.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
 from divot_datamodules.shards.jsonl_source import MediaFrom
@@ -23,8 +22,8 @@ from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_datamodules.tasks.mixture import TaskMixture, llm_items
 from divot_lightning.checkpoint.components import find_component, read_settings
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_llm.sequence_limits import SampleLimits
-from divot_lightning.models.video_llm.sequences import SequenceLayout
+from divot_lightning.parts.sequences.layout import SequenceLayout
+from divot_lightning.parts.sequences.limits import SampleLimits
 from divot_lightning.parts.sources import RawSample, SampleError, SkippedSample, Source
 
 
@@ -210,26 +209,22 @@ def _looks(
         Request(PICTURED if len(report.pictures) < SHEET_SAMPLES else "", SampleIndex(number, 0, 0, *sample))
         for number, sample in enumerate(samples)
     )
-    if workers == 0:
-        for request in requests:
-            yield request.sample.shard, request.sample.sample, inspector(request)
-        return
-    # The pool returns looks instead of samples. It has no shared memory, so the few pictures are pickled.
-    pool = DecodePool(cast(Decode, inspector), workers, deadline, SharedMemoryPool(0, 1))
-    waiting: deque[PooledSample] = deque()
+    # The workers return looks instead of samples. They have no shared memory, so the few pictures are pickled.
+    decoding = make_decoding(cast(Decode, inspector), num_workers=workers, deadline=deadline, num_slots=0, slot_bytes=1)
+    waiting: deque[Pending] = deque()
     try:
         while True:
-            waiting.extend(pool.submit(request) for request in islice(requests, 4 * workers - len(waiting)))
+            waiting.extend(map(decoding.submit, islice(requests, max(1, 4 * workers) - len(waiting))))
             if not waiting:
                 return
             pending = waiting.popleft()
             yield pending.request.sample.shard, pending.request.sample.sample, _result(pending)
             pending.release()
     finally:
-        pool.close()
+        decoding.close()
 
 
-def _result(pending: PooledSample) -> _Look:
+def _result(pending: Pending) -> _Look:
     try:
         return cast(_Look, pending.result())
     except SampleError as error:

@@ -21,7 +21,7 @@ import fsspec
 
 from divot_datamodules.shards import storage as shard_storage
 from divot_datamodules.shards.reading import ShardError, first_line, open_shard
-from divot_datamodules.shards.storage import ATTEMPTS, LocalShard, RemoteShard, file_system_options
+from divot_datamodules.shards.storage import ATTEMPTS, LocalShard, ShardBytes, file_system_options
 from divot_lightning.errors import UserError
 from divot_lightning.io.file_locks import exclusively
 
@@ -149,7 +149,7 @@ class _Joined:
         return piece + cast(bytes, self._stream.read()) if count < 0 else piece
 
 
-def is_compressed(shard: LocalShard | RemoteShard) -> bool:
+def is_compressed(shard: ShardBytes) -> bool:
     """Return whether a shard is a compressed file, which cannot be read in parts."""
     head = shard.read(0, min(8, shard.size))
     return any(head.startswith(magic) for magic in _OPENERS)

@@ -5,19 +5,15 @@ Nothing is unpickled. Nothing is executed, unless a recipe allows "pipe:" comman
 
 import glob as globbing
 import re
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import fsspec
 import webdataset
 
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from divot_lightning.errors import UserError
-from divot_lightning.parts.sources import RawSample
 
 FEATURE_SUFFIX = "features.safetensors"
 MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
@@ -136,49 +132,3 @@ def open_shard(shard: str, *, allow_pipe: bool = False) -> BinaryIO:
 def first_line(error: BaseException) -> str:
     """Return the beginning of an error's message, or the error's name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def read_shard(shard: str, *, allow_pipe: bool = False) -> Iterator[RawSample]:
-    """Read a shard's samples in order; members with unknown suffixes are ignored.
-
-    Args:
-        shard: Path or URL.
-        allow_pipe: See `expand_shards`.
-
-    Raises:
-        ShardError: The shard cannot be opened or breaks off; the complete samples before have been yielded.
-    """
-    current: RawSample | None = None
-    number = 0
-    with closing(open_shard(shard, allow_pipe=allow_pipe)) as stream:
-        for key, suffix, read in _members(stream):
-            if current is None or current.key != key:
-                if current is not None:
-                    yield current  # before the next member's content, which may break off
-                current = RawSample(key, shard, number)
-                number += 1
-            current.members[suffix] = read()
-        if current is not None:
-            yield current
-
-
-def _members(stream: BinaryIO) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
-    """Yield key, suffix and a function that reads the content, for each member that belongs to a sample."""
-    try:
-        with tarfile.open(fileobj=stream, mode="r|*") as tar:
-            for member in tar:
-                cast(Any, tar).members = []  # the list of all members would grow with the shard
-                named = split_member_name(member.name) if member.isreg() else None
-                if named is not None:
-                    yield *named, partial(_content, tar, member)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ShardError(f"it breaks off ({first_line(error)})") from error
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None
-    try:
-        return file.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ShardError(f"it breaks off in {member.name} ({first_line(error)})") from error

@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 
 from divot_datamodules.decoding.samples import tokenizer_items
-from divot_datamodules.loading.plan_loader import LoadedSource, MakeItems
+from divot_datamodules.loading.collate import MakeItems
+from divot_datamodules.loading.plan_loader import LoadedSource
 from divot_datamodules.order.data_position import SourceFacts
 from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
 from divot_datamodules.tasks.mixture import TaskMixture, TasksSetting, llm_items
@@ -48,15 +49,19 @@ class SourceConfig:
         if (self.path is None) == (self.source is None):
             problem = "neither path nor source" if self.path is None else f"both path {self.path!r} and source"
             raise UserError(f"an entry of the data has {problem}; give it one of them.")
+        if self.source is not None and self.media_root is not None:
+            raise UserError(
+                f"an entry of the data has a source and media_root {self.media_root!r}, which is for paths of jsonl "
+                "lists; give it to the source, in init_args."
+            )
 
     @property
     def name(self) -> str:
         """Name for messages: the path, or the first setting of the source part, which is usually a path."""
-        named = self.path
-        if self.source is not None:
-            named = str(next(iter(getattr(self.source, "keywords", {}).values()), "source"))
-        assert named is not None
-        return named if isinstance(named, str) else f"{named[0]} ..." if len(named) > 1 else named[0]
+        settings = getattr(self.source, "keywords", {})
+        named = self.path if self.source is None else next(iter(settings.values()), "source")
+        parts = named if isinstance(named, list) else [named]
+        return f"{parts[0]} ..." if len(parts) > 1 else str(parts[0])
 
 
 SourcesSetting = str | list[str | SourceConfig] | None

@@ -18,14 +18,14 @@ How a sample gets from a shard into a batch, and which class does what on the wa
 data. `divot_datamodules.preparation.packing` has a `MediaItem` for each sample that it packs; it is no source.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from divot_datamodules.shards.jsonl_source import JsonlSource, MediaFrom, list_files
 from divot_datamodules.shards.reading import is_url
 from divot_datamodules.shards.tar_source import TarSource
 from divot_lightning.errors import UserError
-from divot_lightning.parts.sources import Source
+from divot_lightning.parts.sources import RawSample, Source
 
 
 def estimate_losses(source: Source) -> int:
@@ -82,6 +82,24 @@ def open_source(
         progress=progress,
         may_be_empty=may_be_empty,
     )
+
+
+def read_all(path: str | Path | Sequence[str | Path]) -> Iterator[RawSample]:
+    """Read every sample of tars or jsonl files, in order.
+
+    Args:
+        path: See `open_source`.
+
+    Raises:
+        UserError: A shard, or a sample of it, cannot be used.
+    """
+    source = open_source(path, progress=False)
+    if source.skipped:
+        first = source.skipped[0]
+        where = f"{first.shard}{f', key {first.key}' if first.key else ''}"
+        raise UserError(f"{where} cannot be used: {first.reason} ({first.detail}); see `divot data inspect`.")
+    for shard, count in enumerate(source.counts):
+        yield from (source.read(shard, sample) for sample in range(count))
 
 
 def find_jsonl(path: str | Path | Sequence[str | Path]) -> list[str]:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from stat import S_ISREG
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import fsspec
 
@@ -25,35 +25,6 @@ ATTEMPTS, PAUSE_SECONDS = 5, 0.5
 
 CONNECT_SECONDS, SILENCE_SECONDS = 30.0, 60.0
 """Time limits for the answer of an http server, and for its next bytes; without them a dead server stops the run."""
-
-
-class ShardBytes(Protocol):
-    """A shard whose ranges can be read.
-
-    Attributes:
-        name: Path or URL.
-        size: Bytes.
-        stamp: Changes when the content changes (time of change, ETag); "" if nothing is known.
-        readahead: Bytes to read at once while headers are scanned.
-    """
-
-    name: str
-    size: int
-    stamp: str
-    readahead: int
-
-    def read(self, start: int, end: int, *, once: bool = False) -> bytes:
-        """Read exactly [start, end).
-
-        Args:
-            start: First byte.
-            end: Byte after the last.
-            once: Whether to give up at the first failure of a server.
-
-        Raises:
-            ShardError: "missing_shard", "unreadable_shard", or "shard_changed" if there are fewer bytes.
-        """
-        ...
 
 
 class _OpenFiles:
@@ -108,6 +79,12 @@ class LocalShard:
         path: The file.
         name: Name for reports, if it is not the path.
 
+    Attributes:
+        name: Name for reports.
+        size: Bytes.
+        stamp: Changes when the content changes (here the time of change).
+        readahead: Bytes to read at once while headers are scanned.
+
     Raises:
         ShardError: "missing_shard", "unreadable_shard".
     """
@@ -125,7 +102,16 @@ class LocalShard:
         self.size, self.stamp = status.st_size, f"changed {status.st_mtime_ns}"
 
     def read(self, start: int, end: int, *, once: bool = False) -> bytes:
-        """Read exactly [start, end); see `ShardBytes`."""
+        """Read exactly [start, end).
+
+        Args:
+            start: First byte.
+            end: Byte after the last.
+            once: Whether to give up at the first failure of a server.
+
+        Raises:
+            ShardError: "missing_shard", "unreadable_shard", or "shard_changed" if there are fewer bytes.
+        """
         try:
             data = _OPEN_FILES.read(self.path, start, end)
         except OSError as error:
@@ -153,7 +139,8 @@ class RemoteShard:
         url: Its URL.
 
     Attributes:
-        ranges: Whether it can be read in parts.
+        ranges: Whether it can be read in parts. The other attributes are those of a `LocalShard`; the stamp is the
+            ETag, hash or time of change, or "" if the server names none.
 
     Raises:
         ShardError: "missing_shard", "unreadable_shard".
@@ -173,7 +160,7 @@ class RemoteShard:
         self.ranges = self.size > 1 and _gives_ranges(url, facts)
 
     def read(self, start: int, end: int, *, once: bool = False) -> bytes:
-        """Read exactly [start, end); see `ShardBytes`."""
+        """Read exactly [start, end); see `LocalShard.read`."""
         if start == end:
             return b""
         try:
@@ -181,6 +168,10 @@ class RemoteShard:
         except Exception as error:  # each file system has exceptions of its own
             raise _shard_error(error) from error
         return _whole(data, start, end)
+
+
+ShardBytes: TypeAlias = LocalShard | RemoteShard
+"""A shard whose ranges can be read."""
 
 
 def file_system_options(url: str) -> dict[str, Any]:

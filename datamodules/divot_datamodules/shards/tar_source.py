@@ -17,7 +17,7 @@ from divot_datamodules.shards.copies import ShardCopies, is_compressed
 from divot_datamodules.shards.index import ShardIndex, no_samples
 from divot_datamodules.shards.index_files import IndexFiles
 from divot_datamodules.shards.reading import TEXT_SUFFIXES, ShardError, expand_shards, is_url, split_member_name
-from divot_datamodules.shards.storage import LocalShard, RemoteShard
+from divot_datamodules.shards.storage import LocalShard, RemoteShard, ShardBytes
 from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.errors import UserError
 from divot_lightning.parts.sources import RawSample, SampleError, SkippedSample, Source
@@ -111,7 +111,7 @@ class TarSource(Source):
             raise SampleError(error.reason, str(error)) from error
         return RawSample(key, self._names[shard], sample, members_of(data, key))
 
-    def _prepare_all(self, progress: bool) -> list[tuple[LocalShard | RemoteShard | None, ShardIndex]]:
+    def _prepare_all(self, progress: bool) -> list[tuple[ShardBytes | None, ShardIndex]]:
         hint = "`divot data index SHARDS` keeps an index beside the shards"
         with (
             ThreadPoolExecutor(INDEXING_THREADS) as pool,
@@ -130,7 +130,7 @@ class TarSource(Source):
             logger.info("indexed %d of %d shards; %s", self._indexes.made, len(self._names), hint)
         return shards
 
-    def _prepare(self, name: str) -> tuple[LocalShard | RemoteShard | None, ShardIndex]:
+    def _prepare(self, name: str) -> tuple[ShardBytes | None, ShardIndex]:
         """Open a shard and get its index; for a shard that cannot be read, the index contains only the reason."""
         try:
             shard, problem = self._open(name)
@@ -141,7 +141,7 @@ class TarSource(Source):
             index.broken_off(problem)
         return shard, index
 
-    def _open(self, name: str) -> tuple[LocalShard | RemoteShard, str]:
+    def _open(self, name: str) -> tuple[ShardBytes, str]:
         if name.startswith("pipe:") or (is_url(name) and _scheme(name) not in fsspec.available_protocols()):
             return self._copies.get(name)
         shard = RemoteShard(name) if is_url(name) else LocalShard(name)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from divot_datamodules.decoding.samples import read_text
 from divot_datamodules.decoding.video import VIDEO_SUFFIXES
-from divot_datamodules.shards.reading import expand_shards, read_shard
+from divot_datamodules.shards.reading import expand_shards
+from divot_datamodules.shards.sources import read_all
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.items import BenchmarkData, BenchmarkItem
 from divot_lightning.parts.sources import RawSample
@@ -14,23 +15,18 @@ from divot_lightning.parts.sources import RawSample
 def read_toy_questions(folder: str | Path, split: str) -> BenchmarkData:
     """Read every question of every clip of the shards in `<folder>/<split>`, or in the folder itself."""
     shards = _shards(folder, split)
-    return _data(shards, (item for raw in _samples(shards) for item in _question_items(raw)))
+    return _data(shards, (item for raw in read_all(shards) for item in _question_items(raw)))
 
 
 def read_toy_clips(folder: str | Path, split: str) -> BenchmarkData:
     """Read every clip of the shards in `<folder>/<split>`, or in the folder itself, with its caption."""
     shards = _shards(folder, split)
-    return _data(shards, (_clip_item(raw) for raw in _samples(shards)))
+    return _data(shards, (_clip_item(raw) for raw in read_all(shards)))
 
 
 def _shards(folder: str | Path, split: str) -> list[str]:
     inside = Path(folder) / split
     return expand_shards(str(inside if inside.is_dir() else folder))
-
-
-def _samples(shards: list[str]) -> Iterator[RawSample]:
-    for shard in shards:
-        yield from read_shard(shard)
 
 
 def _media(raw: RawSample) -> bytes:

@@ -17,7 +17,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from divot_lightning.io.files import write_atomically
-from divot_lightning.models.video_llm.sequences import TokenKind
 from divot_lightning.training.training_args import resolve_recipes
 from divot_lightning.training.training_cli import TrainingCLI
 
@@ -39,7 +38,7 @@ class CostMeter(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start to count."""
-        self.tokens.append(num_tokens(pl_module, batch))
+        self.tokens.append(num_tokens(batch))
         self._counter = FlopCounterMode(display=False)
         self._counter.__enter__()
 
@@ -51,12 +50,9 @@ class CostMeter(Callback):
         self.flops.append(self._counter.get_total_flops())
 
 
-def num_tokens(stage: LightningModule, batch: dict[str, Any]) -> int:
+def num_tokens(batch: dict[str, Any]) -> int:
     """Count the tokens of a batch's sequences, without padding."""
-    if "segments" not in batch:
-        return 0
-    video_llm: Any = stage.video_llm
-    return int((video_llm.sequences(batch["segments"]).token_kind_BL != TokenKind.PAD).sum())
+    return batch["sequences"].num_tokens if "sequences" in batch else 0
 
 
 def main(argv: Sequence[str]) -> int:

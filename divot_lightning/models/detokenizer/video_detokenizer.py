@@ -1,38 +1,28 @@
 """The de-tokenizer: a video diffusion model that generates a clip from its tokens.
 
-Shape letters: B batch, F frames, C channels, H height, W width, Q tokens per clip, c h w latent channels and grid,
-K condition tokens, E condition width.
+Shape letters: B batch, F frames, C channels, H height, W width, Q tokens per clip, f c h w latent frames, channels and
+grid, K condition tokens, E condition width.
 """
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.activation_checkpointing import checkpoint_activations
-from divot_lightning.models.detokenizer.latents import BlockDCTLatents, LatentsConfig, VAELatents, build_latents
-from divot_lightning.models.detokenizer.noise_schedule import (
-    NoiseScheduleConfig,
-    SamplingConfig,
-    build_scheduler,
-    check_sampling,
-    ddim_step,
-    guide,
-    sample_timesteps,
-    training_target,
-)
-from divot_lightning.models.detokenizer.video_dit import VideoDiT, VideoDiTConfig
+from divot_lightning.models.detokenizer.sampling import SamplingConfig, guide
 from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.randomness import Randomness, uniform_rows
-
-VAE_FOLDER = "vae"
-"""Folder inside a component folder with the config of the VAE; its weights are among the component's."""
+from divot_lightning.parts.denoisers import Denoiser
+from divot_lightning.parts.kinds import DENOISERS, LATENTS, OBJECTIVES
+from divot_lightning.parts.latents import Latents
+from divot_lightning.parts.objectives import Objective
+from divot_lightning.parts.part import build_part, spec_of
 
 
 @dataclass(frozen=True)
@@ -56,56 +46,55 @@ class ConditionResamplerConfig:
     output_dim: int = 1024
 
 
-@dataclass(frozen=True)
-class DiffusersDenoiserConfig:
-    """A denoiser from `diffusers` that takes (B, c, F, h, w) latents, a time and condition tokens.
-
-    Attributes:
-        diffusers_class: Such as `UNet3DConditionModel`.
-        arguments: Arguments of its constructor; channels and condition width have to fit the latents and tokens.
-        gradient_checkpointing: Recompute the activations of its blocks in the backward pass: less memory, about a third
-            more time, the same loss and gradients.
-    """
-
-    diffusers_class: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    gradient_checkpointing: bool = False
-
-
 @dataclass
 class DetokenizerConfig:
     """Config of the de-tokenizer.
 
+    Parts are held as factories, as recipes give them, or as `PartSpec` or the dictionary of one, as component folders
+    do; see `divot_lightning.parts.part.build_part`.
+
     Attributes:
         latents: The latents that the diffusion works on.
-        denoiser: The network: our small transformer (toy), or a model of `diffusers`.
+        denoiser: The network; it is supplied with latent channels, frames and grid, and the condition's sizes.
+        objective: What the network predicts, and how noise is added and removed.
         condition_resampler: Perceiver in front of the cross-attention; with None it attends to the tokens themselves.
-        noise_schedule: The diffusion's schedule and prediction type.
         sampling: Defaults of `decode`.
         num_frames: Frames F of a clip; 16 at 8 per second in the paper.
         size: Height and width in pixels; 256 in the paper.
-        num_tokens: Tokens Q of a clip; must equal the tokenizer's.
-        token_dim: Width C of a token; must equal the tokenizer's.
+        num_tokens: Tokens Q of a clip; None takes the tokenizer's, and another number than the tokenizer's is refused.
+        token_dim: Width C of a token; as `num_tokens`.
     """
 
-    latents: LatentsConfig = field(default_factory=LatentsConfig)
-    denoiser: VideoDiTConfig | DiffusersDenoiserConfig = field(default_factory=VideoDiTConfig)
+    latents: Callable[[], Latents]
+    denoiser: Callable[[int, int, tuple[int, int], int, int], Denoiser]
+    objective: Callable[[], Objective]
     condition_resampler: ConditionResamplerConfig | None = None
-    noise_schedule: NoiseScheduleConfig = field(default_factory=NoiseScheduleConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     num_frames: int = 16
     size: int = 256
-    num_tokens: int = 64
-    token_dim: int = 256
+    num_tokens: int | None = None
+    token_dim: int | None = None
 
     def __post_init__(self) -> None:
         """Accept nested configs as the dictionaries that `asdict` returns."""
-        self.latents = _restore(self.latents, LatentsConfig)
         self.condition_resampler = _restore(self.condition_resampler, ConditionResamplerConfig)
-        self.noise_schedule = _restore(self.noise_schedule, NoiseScheduleConfig)
         self.sampling = _restore(self.sampling, SamplingConfig)
-        foreign = isinstance(self.denoiser, dict) and "diffusers_class" in self.denoiser
-        self.denoiser = _restore(self.denoiser, DiffusersDenoiserConfig if foreign else VideoDiTConfig)
+
+    def for_tokens(self, num_tokens: int, token_dim: int) -> "DetokenizerConfig":
+        """Return this config with the sizes of a tokenizer's tokens.
+
+        Raises:
+            UserError: The config states other sizes.
+        """
+        derived = {"num_tokens": num_tokens, "token_dim": token_dim}
+        for name, size in derived.items():
+            if getattr(self, name) not in (None, size):
+                raise UserError(
+                    f"detokenizer.{name} is {getattr(self, name)}, and the tokenizer gives {num_tokens} tokens of "
+                    f"width {token_dim}\nin a recipe leave detokenizer.{name} out, since it is derived; "
+                    "of a run, take the de-tokenizer that was trained with this tokenizer"
+                )
+        return replace(self, **derived)  # type: ignore[arg-type]
 
 
 def _restore(value: Any, config_class: type) -> Any:
@@ -115,37 +104,40 @@ def _restore(value: Any, config_class: type) -> Any:
 class VideoDetokenizer(nn.Module):
     """A diffusion model that denoises clips given their tokens, and so decodes tokens to clips (Divot section 3.1.2).
 
+    The attribute `config` records the parts as they were built, so that config and weights are enough to build the
+    de-tokenizer again.
+
     Args:
-        config: Config of the de-tokenizer.
-        latents: Used instead of the latents that the config describes.
+        config: Config of the de-tokenizer, with the sizes of the tokens; see `DetokenizerConfig.for_tokens`.
     """
 
-    def __init__(self, config: DetokenizerConfig, latents: BlockDCTLatents | VAELatents | None = None) -> None:
+    def __init__(self, config: DetokenizerConfig) -> None:
         super().__init__()
-        self.config = config
-        check_sampling(config.noise_schedule, config.sampling)
-        self.latents = latents or build_latents(config.latents)
-        if config.size % self.latents.block_size:
+        if config.num_tokens is None or config.token_dim is None:
             raise UserError(
-                f"de-tokenizer: size {config.size} is not a multiple of the latents' {self.latents.block_size} pixels"
+                "the de-tokenizer needs the number and the width of its tokens\n"
+                "outside of a stage, build it with config.for_tokens(tokens_per_clip, token_dim) of the tokenizer"
             )
+        where = "the de-tokenizer's config"
+        self.latents: Latents = build_part(config.latents, LATENTS, where)
+        self.objective: Objective = build_part(config.objective, OBJECTIVES, where)
+        self.objective.sampler(config.sampling.steps)  # refuses steps that it cannot sample in
         self.resampler = _condition_resampler(config)
-        self.denoiser = _denoiser(config, self.latents.channels, config.size // self.latents.block_size)
-        self.scheduler = build_scheduler(config.noise_schedule)
-
-    def save_extra(self, folder: Path) -> None:
-        """Write the VAE's config beside the weights, so that its own folder is not needed again."""
-        if isinstance(self.latents, VAELatents):
-            self.latents.vae.save_config(folder / VAE_FOLDER)
+        self.denoiser: Denoiser = build_part(config.denoiser, DENOISERS, where, **_sizes(config, self.latents))
+        parts = {name: spec_of(getattr(self, name)) for name in ("latents", "objective", "denoiser")}
+        self.config = replace(config, **parts)  # type: ignore[arg-type]
 
     @classmethod
     def from_component(cls, config: dict[str, Any], folder: Path) -> "VideoDetokenizer":
         """Build the module of a component folder, with random weights."""
-        stored = DetokenizerConfig(**config)
-        if stored.latents.kind == "block_dct":
-            return cls(stored)
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / VAE_FOLDER))
-        return cls(stored, VAELatents(vae, stored.latents.scale))
+        vae = folder / "vae" / "config.json"
+        if vae.is_file():
+            # An earlier version kept the VAE's config in a file beside the weights.
+            stored = {k: v for k, v in json.loads(vae.read_text(encoding="utf-8")).items() if not k.startswith("_")}
+            latents = config["latents"]
+            arguments = {**latents["init_args"], "config": stored, "pretrained": None}
+            config = {**config, "latents": {**latents, "init_args": arguments}}
+        return cls(DetokenizerConfig(**config))
 
     def condition(self, tokens_BQC: Tensor) -> Tensor:
         """Turn tokens into the condition that the denoiser attends to, (B, K, E)."""
@@ -153,7 +145,7 @@ class VideoDetokenizer(nn.Module):
         if tuple(tokens_BQC.shape[1:]) != expected:
             raise UserError(
                 f"the de-tokenizer got tokens {tuple(tokens_BQC.shape[1:])} and needs {expected}\n"
-                "set detokenizer.num_tokens and detokenizer.token_dim to the tokenizer's"
+                "give tokens of the tokenizer that it was trained with"
             )
         return tokens_BQC if self.resampler is None else self.resampler(tokens_BQC)
 
@@ -167,7 +159,7 @@ class VideoDetokenizer(nn.Module):
         null_tokens_QC: Tensor | None = None,
         generator: Randomness = None,
     ) -> Tensor:
-        """Compute the denoising loss: the mean squared error of the prediction (v in the paper).
+        """Compute the denoising loss: the squared error of the prediction, weighted as the objective says.
 
         Args:
             video_BFCHW: Clips, float in [-1, 1].
@@ -190,14 +182,15 @@ class VideoDetokenizer(nn.Module):
         with torch.no_grad():
             clean = self.latents.encode(video_BFCHW, generator).float()
         noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
-        steps = self.config.noise_schedule.num_steps
-        timestep_B = sample_timesteps(
-            len(clean), steps, terminal_timestep_prob, device=clean.device, generator=generator
+        time_B = self.objective.sample_times(
+            len(clean), terminal_timestep_prob, device=clean.device, generator=generator
         )
-        noisy = self.scheduler.add_noise(clean, noise, timestep_B)
-        prediction = self.denoiser(noisy.to(video_BFCHW.dtype), timestep_B, self.condition(tokens_BQC))
-        target = training_target(self.scheduler, clean, noise, timestep_B)
-        return nn.functional.mse_loss(prediction.float(), target)
+        noisy = self.objective.add_noise(clean, noise, time_B)
+        prediction = self.denoiser(noisy.to(video_BFCHW.dtype), time_B, self.condition(tokens_BQC))
+        target, weight_B = self.objective.target(clean, noise, time_B), self.objective.weight(time_B)
+        if weight_B is None:
+            return nn.functional.mse_loss(prediction.float(), target)
+        return (weight_B * (prediction.float() - target).square().flatten(1).mean(dim=1)).mean()
 
     @torch.no_grad()
     def decode(
@@ -208,70 +201,57 @@ class VideoDetokenizer(nn.Module):
         sampling: SamplingConfig | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Decode tokens to clips with DDIM, whose states are float32 also under autocast.
+        """Decode tokens to clips with the objective's sampler, whose states are float32 also under autocast.
 
         Args:
             tokens_BQC: Tokens, float.
             null_tokens_QC: Tokens of an all-zero clip; needed if guidance is not 1.
-            sampling: Steps, guidance and noise; the config's by default.
+            sampling: Steps and guidance; the config's by default.
             generator: Random generator on the CPU, so that a seed gives the same noise on every device.
 
         Returns:
             Clips (B, F, 3, H, W), float, nominally in [-1, 1].
         """
         sampling = sampling or self.config.sampling
-        check_sampling(self.config.noise_schedule, sampling)
-        guided = sampling.guidance != 1.0
-        if guided and null_tokens_QC is None:
+        predict = self._guided(tokens_BQC, null_tokens_QC, sampling)
+        sampler = self.objective.sampler(sampling.steps)
+        shape, dtype = self._latents_shape(len(tokens_BQC)), tokens_BQC.dtype
+
+        def standard_normal() -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float32).to(tokens_BQC.device)
+
+        state = standard_normal()
+        for index, time in enumerate(sampler.times):
+            state = sampler.step(index, predict(state.to(dtype), time), state, standard_normal)
+        return self.latents.decode(state.to(dtype), self.config.num_frames)
+
+    def _latents_shape(self, clips: int) -> tuple[int, ...]:
+        sizes = _sizes(self.config, self.latents)
+        return (clips, sizes["frames"], sizes["channels"], *sizes["grid"])
+
+    def _guided(
+        self, tokens_BQC: Tensor, null_tokens_QC: Tensor | None, sampling: SamplingConfig
+    ) -> Callable[[Tensor, float], Tensor]:
+        """Return the prediction, float32, as a function of noisy latents and time; with guidance in one batch."""
+        condition = self.condition(tokens_BQC)
+        if sampling.guidance == 1.0:
+            return lambda state, time: self._predict(state, time, condition)
+        if null_tokens_QC is None:
             raise UserError(
                 f"guidance {sampling.guidance} needs the tokens of an all-zero clip; give them or set it to 1"
             )
-        condition = self.condition(tokens_BQC)
-        null = self.condition(null_tokens_QC[None].expand_as(tokens_BQC)) if null_tokens_QC is not None else condition
-        scheduler = build_scheduler(self.config.noise_schedule, sampling.spacing)
-        scheduler.set_timesteps(sampling.steps)
-        grid = self.config.size // self.latents.block_size
-        shape = (len(tokens_BQC), self.config.num_frames, self.latents.channels, grid, grid)
-        device, dtype = tokens_BQC.device, tokens_BQC.dtype
+        both = torch.cat([condition, self.condition(null_tokens_QC[None]).expand_as(condition)])
 
-        def standard_normal() -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
+        def predict(state: Tensor, time: float) -> Tensor:
+            conditional, unconditional = self._predict(torch.cat([state, state]), time, both).chunk(2)
+            return guide(conditional, unconditional, sampling.guidance, sampling.guidance_rescale)
 
-        state = standard_normal()
-        steps = scheduler.timesteps.tolist()
-        for step, following in zip(steps, [*steps[1:], None], strict=True):
-            times = torch.full((len(state),), step, device=device)
-            prediction = self.denoiser(state.to(dtype), times, condition).float()
-            if guided:
-                unconditional = self.denoiser(state.to(dtype), times, null).float()
-                prediction = guide(prediction, unconditional, sampling.guidance, sampling.guidance_rescale)
-            noise = standard_normal() if sampling.eta > 0 else None
-            state = ddim_step(
-                scheduler, prediction, state, step=step, following=following, eta=sampling.eta, noise=noise
-            )
-        return self.latents.decode(state.to(dtype))
+        return predict
 
-
-class DiffusersDenoiser(nn.Module):
-    """A `diffusers` video model with our order of axes: frames before channels."""
-
-    def __init__(self, config: DiffusersDenoiserConfig) -> None:
-        super().__init__()
-        model_class = getattr(diffusers, config.diffusers_class, None)
-        if model_class is None:
-            raise UserError(f"denoiser.diffusers_class: diffusers has no {config.diffusers_class!r}")
-        try:
-            self.model = model_class(**config.arguments)
-        except TypeError as error:
-            raise UserError(f"denoiser.arguments do not fit {config.diffusers_class}: {error}") from error
-        if config.gradient_checkpointing:
-            checkpoint_activations(self.model)
-
-    def forward(self, latents_BFchw: Tensor, timestep_B: Tensor, condition_BKE: Tensor) -> Tensor:
-        """Return the prediction, of the latents' shape."""
-        latents = latents_BFchw.transpose(1, 2)
-        prediction = self.model(latents, timestep_B, encoder_hidden_states=condition_BKE, return_dict=False)[0]
-        return prediction.transpose(1, 2)
+    def _predict(self, state: Tensor, time: float, condition_BKE: Tensor) -> Tensor:
+        times = torch.full((len(state),), time, device=state.device)
+        prediction: Tensor = self.denoiser(state, times, condition_BKE)
+        return prediction.float()
 
 
 def _condition_resampler(config: DetokenizerConfig) -> PerceiverResampler | None:
@@ -289,15 +269,21 @@ def _condition_resampler(config: DetokenizerConfig) -> PerceiverResampler | None
     )
 
 
-def _denoiser(config: DetokenizerConfig, channels: int, grid: int) -> nn.Module:
-    if isinstance(config.denoiser, DiffusersDenoiserConfig):
-        return DiffusersDenoiser(config.denoiser)
-    resampler = config.condition_resampler
-    return VideoDiT(
-        config.denoiser,
-        channels=channels,
-        frames=config.num_frames,
-        grid=(grid, grid),
-        condition_tokens=resampler.num_queries if resampler else config.num_tokens,
-        condition_dim=resampler.output_dim if resampler else config.token_dim,
-    )
+def _sizes(config: DetokenizerConfig, latents: Latents) -> dict[str, Any]:
+    """Return the sizes that the denoiser is supplied with.
+
+    Raises:
+        UserError: The frames do not divide into latent cells.
+    """
+    if config.size % latents.block_size:
+        raise UserError(
+            f"de-tokenizer: size {config.size} is not a multiple of the latents' {latents.block_size} pixels"
+        )
+    side, resampler = config.size // latents.block_size, config.condition_resampler
+    return {
+        "channels": latents.channels,
+        "frames": latents.latent_frames(config.num_frames),
+        "grid": (side, side),
+        "condition_tokens": resampler.num_queries if resampler else config.num_tokens,
+        "condition_dim": resampler.output_dim if resampler else config.token_dim,
+    }

@@ -1,6 +1,6 @@
-"""The tokenizer's first stage after the ViT: each patch position attends over its frames.
+"""The tokenizer's first stage after the vision encoder: each patch position attends over its frames.
 
-Letters: B batch, F frames, P patch positions per frame, C channels.
+Letters: B batch, F frames (or the steps in time that a vision encoder merged frames to), P patch positions, C channels.
 """
 
 from typing import Literal
@@ -19,7 +19,7 @@ class TemporalTransformer(nn.Module):
     There is no residual connection around the whole stage: the next stage gets only this stage's output projection.
 
     Args:
-        input_dim: Channels of the ViT's patch features.
+        input_dim: Channels of the patch features.
         num_frames: Frames per clip; each has a learned position.
         width: Channels inside.
         layers: Number of blocks.

@@ -1,11 +1,13 @@
 """The video tokenizer: a clip of a few frames becomes a short sequence of continuous tokens.
 
-Letters: B batch, F frames, P patches per frame, G pooled positions per frame, L = F * G, Q tokens per clip,
-C channels, H W pixels.
+Letters: B batch, F frames, T steps in time (F, or fewer if the vision encoder merges frames), P patches per step,
+G pooled positions per step, L = T * G, Q tokens per clip, C channels, H W pixels.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,13 @@ from torch.nn import functional
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.perceiver import PerceiverResampler
-from divot_lightning.models.positions import init_vit, init_with_sin_cos
+from divot_lightning.models.positions import init_with_sin_cos
 from divot_lightning.models.tokenizer.spatiotemporal_transformer import SpatiotemporalTransformer
 from divot_lightning.models.tokenizer.temporal_transformer import TemporalInit, TemporalTransformer
-from divot_lightning.models.tokenizer.vision_backbone import VisionBackbone, VisionConfig
 from divot_lightning.models.transformer_block import BLOCK_NORM_EPS, check_heads
+from divot_lightning.parts.kinds import VISION_ENCODERS
 from divot_lightning.parts.sparse_frames import sparse_frame_indices
+from divot_lightning.parts.vision_encoders import VisionEncoder, VisionSpec, require_whole_steps
 
 TokenSource = Literal["perceiver", "spatiotemporal"]
 PositionInit = Literal["random", "sin_cos"]
@@ -29,8 +32,10 @@ class TokenizerConfig:
     """Sizes of a video tokenizer. The defaults are the paper's (Divot appendix A.1, arXiv:2412.04432).
 
     Attributes:
-        vision: The ViT that encodes each frame.
-        num_frames: Sparse frames read from a clip; 5 of 16 at 8 fps cover 2 seconds.
+        vision: The vision encoder that turns frames into patches: a class or another callable that builds it, or a
+            dictionary with `class_path` and `init_args`. After the tokenizer has been built, what it was built from.
+        num_frames: Sparse frames read from a clip; 5 of 16 at 8 fps cover 2 seconds. A multiple of the frames that the
+            vision encoder turns into one step in time.
         temporal_width: Channels of the temporal transformer; a multiple of ``temporal_heads``.
         temporal_layers: Blocks of the temporal transformer.
         temporal_heads: Attention heads of the temporal transformer.
@@ -40,14 +45,15 @@ class TokenizerConfig:
             LayerNorm after it increases the gradient of the first step about a thousandfold: train with gradient
             clipping. "random" is torch's default, for training from scratch: tokens depend on the clip from the start.
         position_init: Initial values of the learned positions. "random" is small and random, as released. "sin_cos" is
-            for a small tokenizer that is trained from scratch in minutes; see `init_with_sin_cos`.
-        pool_size: Height and width of the grid that each frame's patches are averaged to; at most the ViT's own grid,
-            and equal to it for no pooling.
+            for a small tokenizer that is trained from scratch in minutes; see `init_with_sin_cos`. A trained
+            vision encoder then sets initial weights of its own, see `VisionEncoder.init_from_scratch`.
+        pool_size: Height and width of the grid that the patches of each step are averaged to; at most the vision
+            encoder's own grid, and equal to it for no pooling.
         spatiotemporal_width: Channels of the spatio-temporal transformer; a multiple of ``spatiotemporal_heads``.
         spatiotemporal_layers: Blocks of the spatio-temporal transformer.
         spatiotemporal_heads: Attention heads of the spatio-temporal transformer.
         token_source: Where the tokens are taken from. "perceiver": the output of the resampler, ``num_tokens`` tokens
-            without a position. "spatiotemporal": one token for each frame and grid position, mapped to ``token_dim`` by
+            without a position. "spatiotemporal": one token for each step and grid position, mapped to ``token_dim`` by
             a linear layer and a LayerNorm (the paper's ablation, Table 8); there is no resampler then.
         num_tokens: Tokens per clip from the resampler.
         resampler_layers: Layers of the resampler; its width is ``spatiotemporal_width``.
@@ -56,7 +62,7 @@ class TokenizerConfig:
         token_dim: Channels of a token.
     """
 
-    vision: VisionConfig = field(default_factory=VisionConfig)
+    vision: Callable[[], VisionEncoder]
     num_frames: int = 5
     temporal_width: int = 768
     temporal_layers: int = 6
@@ -75,27 +81,47 @@ class TokenizerConfig:
     token_dim: int = 256
 
     def __post_init__(self) -> None:
-        """Accept ``vision`` as the dictionary that ``asdict`` returns."""
+        """Accept ``vision`` as a dictionary, such as the one that ``asdict`` returns."""
         if isinstance(self.vision, dict):
-            self.vision = VisionConfig(**self.vision)
+            self.vision = _vision_of(self.vision)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width, in pixels, that the vision encoder of a built tokenizer reads."""
+        assert isinstance(self.vision, VisionSpec)
+        return self.vision.image_size
 
     @property
     def tokens_per_clip(self) -> int:
-        """Number of tokens of one clip."""
+        """Number of tokens of one clip.
+
+        Before the tokenizer is built, nobody knows how many frames its vision encoder turns into one step in time; one
+        is assumed then, which matters with ``token_source: spatiotemporal`` only.
+        """
         if self.token_source == "perceiver":
             return self.num_tokens
-        return self.num_frames * self.pool_size**2
+        frame_stride = self.vision.frame_stride if isinstance(self.vision, VisionSpec) else 1
+        return self.num_frames // frame_stride * self.pool_size**2
 
 
-def check_tokenizer_config(config: TokenizerConfig) -> None:
-    """Raise UserError if sizes do not fit together; the sizes of the ViT must be known already."""
+def _vision_of(described: dict[str, Any]) -> Callable[[], VisionEncoder]:
+    """Return what builds the encoder of a dictionary; only that of a component folder has facts beside the class."""
+    if "frame_stride" in described:
+        return VisionSpec(**described)
+    if "class_path" not in described:
+        raise UserError(f"tokenizer: vision={described} names no class; give {{class_path: clip, init_args: {{...}}}}")
+    return functools.partial(VISION_ENCODERS.build, described["class_path"], described.get("init_args") or {})
+
+
+def check_tokenizer_config(config: TokenizerConfig, vision: VisionEncoder) -> None:
+    """Raise UserError if sizes do not fit together, or do not fit the vision encoder."""
     if config.num_frames < 1:
         raise UserError(f"tokenizer: num_frames is {config.num_frames}; it must be at least 1")
-    grid = config.vision.grid_size
-    if not 1 <= config.pool_size <= grid:
+    require_whole_steps(config.num_frames, vision.frame_stride)
+    if not 1 <= config.pool_size <= min(vision.grid):
         raise UserError(
-            f"tokenizer: pool_size {config.pool_size} is not between 1 and {grid}, the ViT's patches per side "
-            f"(image_size {config.vision.image_size} / patch_size {config.vision.patch_size})"
+            f"tokenizer: pool_size {config.pool_size} is not between 1 and {min(vision.grid)}; "
+            f"the vision encoder has {vision.grid[0]} x {vision.grid[1]} patches"
         )
     check_heads("temporal transformer", config.temporal_width, config.temporal_heads)
     check_heads("spatio-temporal transformer", config.spatiotemporal_width, config.spatiotemporal_heads)
@@ -110,10 +136,10 @@ def check_tokenizer_config(config: TokenizerConfig) -> None:
 
 
 class VideoTokenizer(nn.Module):
-    """Encode clips to tokens: ViT, temporal transformer, pooling, spatio-temporal transformer, Perceiver resampler.
+    """Encode clips to tokens: vision encoder, temporal transformer, pooling, spatio-temporal transformer, resampler.
 
-    The attribute ``config`` holds the sizes in use: ``vision.pretrained`` is None and the sizes of the ViT are filled
-    in, so config and weights are enough to build the tokenizer again.
+    In the attribute ``config``, ``vision`` is a ``VisionSpec`` that builds the encoder without the folder of pretrained
+    weights, so config and weights are enough to build the tokenizer again.
 
     Args:
         config: Sizes of the tokenizer.
@@ -121,13 +147,14 @@ class VideoTokenizer(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.vision = VisionBackbone(config.vision)
-        self.config = config = replace(config, vision=self.vision.config)
-        check_tokenizer_config(config)
+        self.vision = config.vision()
+        check_tokenizer_config(config, self.vision)
+        self.config = config = replace(config, vision=VisionSpec.of(self.vision))
+        num_steps = config.num_frames // self.vision.frame_stride
         width = config.spatiotemporal_width
         self.temporal = TemporalTransformer(
-            config.vision.width,
-            num_frames=config.num_frames,
+            self.vision.patch_dim,
+            num_frames=num_steps,
             width=config.temporal_width,
             layers=config.temporal_layers,
             heads=config.temporal_heads,
@@ -137,7 +164,7 @@ class VideoTokenizer(nn.Module):
         self.pooled_norm = nn.LayerNorm(width, eps=BLOCK_NORM_EPS)
         self.spatiotemporal = SpatiotemporalTransformer(
             width,
-            num_frames=config.num_frames,
+            num_frames=num_steps,
             num_positions=config.pool_size**2,
             layers=config.spatiotemporal_layers,
             heads=config.spatiotemporal_heads,
@@ -150,23 +177,22 @@ class VideoTokenizer(nn.Module):
         frames = [self.spatiotemporal.frame_positions, self.temporal.frame_positions]
         queries = [self.to_tokens.queries] if isinstance(self.to_tokens, PerceiverResampler) else []
         init_with_sin_cos(self.spatiotemporal.grid_positions, self.config.pool_size, [*frames, *queries])
-        if not self.config.vision.frozen:
-            init_vit(self.vision.model, self.config.vision.grid_size)
+        if not self.vision.frozen:
+            self.vision.init_from_scratch()
 
     def select_frames(self, video_BF3HW: Tensor) -> Tensor:
         """Select the frames to encode, (B, num_frames, 3, H, W); frames 0, 4, 8, 12, 15 of 16 in the paper."""
         indices = sparse_frame_indices(video_BF3HW.shape[1], self.config.num_frames)
         return video_BF3HW[:, indices]
 
-    def encode_patches(self, patches_BFPC: Tensor) -> Tensor:
-        """Compute tokens (B, Q, token_dim) from the ViT's patch features (B, num_frames, P, C), in row-major order."""
-        grid, pool = self.config.vision.grid_size, self.config.pool_size
-        x_BFPC = self.temporal(patches_BFPC)
-        # Patches of a frame as an image (B * F, C, grid, grid), to be pooled to (B * F, C, pool, pool).
-        maps = x_BFPC.flatten(0, 1).transpose(1, 2).unflatten(2, (grid, grid))
-        pooled = functional.adaptive_avg_pool2d(maps, pool)
-        pooled_BFGC = pooled.flatten(2).transpose(1, 2).unflatten(0, x_BFPC.shape[:2])
-        return self.to_tokens(self.spatiotemporal(self.pooled_norm(pooled_BFGC)))
+    def encode_patches(self, patches_BTPC: Tensor) -> Tensor:
+        """Compute tokens (B, Q, token_dim) from the vision encoder's patch features (B, T, P, C), row by row."""
+        x_BTPC = self.temporal(patches_BTPC)
+        # Patches of a step as an image (B * T, C, rows, columns), to be pooled to (B * T, C, pool, pool).
+        maps = x_BTPC.flatten(0, 1).transpose(1, 2).unflatten(2, self.vision.grid)
+        pooled = functional.adaptive_avg_pool2d(maps, self.config.pool_size)
+        pooled_BTGC = pooled.flatten(2).transpose(1, 2).unflatten(0, x_BTPC.shape[:2])
+        return self.to_tokens(self.spatiotemporal(self.pooled_norm(pooled_BTGC)))
 
     @torch.no_grad()
     def null_tokens(self, height: int, width: int) -> Tensor:
@@ -179,8 +205,8 @@ class VideoTokenizer(nn.Module):
 
         Args:
             video_BF3HW: Float in [-1, 1]. F is ``num_frames`` (frames that are already selected) or more (all frames of
-                a clip, of which ``select_frames`` selects). Any height and width; frames are resized to the ViT's
-                square.
+                a clip, of which ``select_frames`` selects). Any height and width; the vision encoder resizes
+                frames.
 
         Returns:
             Tokens (B, Q, token_dim), float: LayerNorm outputs. Q is ``config.tokens_per_clip``.

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.sequences import GenerationMode, TokenKind
+from divot_lightning.parts.sequences.layout import GenerationMode
+from divot_lightning.parts.sequences.tokens import TokenKind
 
 TransformersMask: TypeAlias = Tensor | dict[str, Tensor] | None
 

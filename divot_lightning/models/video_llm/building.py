@@ -11,22 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
+from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import (
     build_untrained_language_model,
     language_model_from_config,
     load_language_model,
-    load_text_tokenizer,
     vocabulary_size,
     word_embeddings,
 )
 from divot_lightning.models.weights import gathered
-from divot_lightning.parts.heads import GenerationHead
-from divot_lightning.parts.kinds import HEADS
-from divot_lightning.parts.trusted_classes import require_trusted
+from divot_lightning.parts.sequences.collator import SequenceCollator
+from divot_lightning.parts.sequences.text_tokenizer import load_text_tokenizer
 
 
 def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
@@ -40,22 +38,51 @@ def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[A
         The transformers tokenizer and the transformers model.
     """
     if folder is not None:
-        tokenizer, _ = load_text_tokenizer(folder / "text_tokenizer")
-        stored = json.loads((folder / "language_model" / "config.json").read_text(encoding="utf-8"))
-        return tokenizer, language_model_from_config(stored, config.attention)
+        tokenizer, _ = load_text_tokenizer(text_tokenizer_folder(config, folder))
+        return tokenizer, language_model_from_config(_stored_config(folder), config.attention)
     if (config.language_model is None) == (config.language_model_config is None):
         raise UserError(
             f"language_model={config.language_model!r} and language_model_config={config.language_model_config!r}:\n"
             "set exactly one of them, a folder with weights or the configuration of a model to train from scratch."
         )
-    tokenizer_folder = config.text_tokenizer or config.language_model
-    if tokenizer_folder is None:
-        raise UserError("text_tokenizer=None: a language model trained from scratch needs a text tokenizer's folder.")
-    tokenizer, new_ids = load_text_tokenizer(tokenizer_folder)
+    tokenizer, new_ids = load_text_tokenizer(text_tokenizer_folder(config, folder))
     if config.language_model is not None:
         vocabulary = vocabulary_size(tokenizer)
         return tokenizer, load_language_model(config.language_model, vocabulary, new_ids, config.attention)
     return tokenizer, build_untrained_language_model(config.language_model_config or {}, tokenizer, config.attention)
+
+
+def text_tokenizer_folder(config: VideoLLMConfig, folder: Path | None) -> str:
+    """Return the folder of a video LLM's text tokenizer; arguments as for `build_language_model`."""
+    found = folder / "text_tokenizer" if folder is not None else config.text_tokenizer or config.language_model
+    if found is None:
+        raise UserError("text_tokenizer=None: a language model trained from scratch needs a text tokenizer's folder.")
+    return str(found)
+
+
+def sequence_collator(config: VideoLLMConfig, folder: Path | None = None) -> SequenceCollator:
+    """Return what the data need to lay out samples for a video LLM, without building it.
+
+    Args:
+        config: Config of the video LLM, with the sizes of the tokenizer's tokens.
+        folder: Component folder of a stored video LLM; else None.
+    """
+    width = language_model_width(config, folder) if config.packing else None
+    return SequenceCollator(text_tokenizer_folder(config, folder), config.layout(width), config.feature_shape)
+
+
+def language_model_width(config: VideoLLMConfig, folder: Path | None) -> int:
+    """Return D from the language model's configuration alone; arguments as for `build_language_model`."""
+    if folder is None and config.language_model is not None:
+        full = AutoConfig.from_pretrained(config.language_model, local_files_only=True, trust_remote_code=False)
+    else:
+        full = AutoConfig.for_model(**(_stored_config(folder) if folder else config.language_model_config or {}))
+    return int(full.hidden_size)
+
+
+def _stored_config(folder: Path) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads((folder / "language_model" / "config.json").read_text(encoding="utf-8"))
+    return stored
 
 
 class LearnableQueries(nn.Module):
@@ -108,19 +135,3 @@ def _embedding_scale(embedding: nn.Module, weight_VD: Tensor) -> float:
         if torch.equal(outputs_VD, rows_VD) or not rows_VD.any():
             return 1.0
         return float(outputs_VD.float().norm() / rows_VD.float().norm())
-
-
-def build_stored_head(config: VideoLLMConfig, hidden_dim: int) -> GenerationHead:
-    """Build the head of a stored video LLM, with random weights.
-
-    Args:
-        config: The stored config.
-        hidden_dim: D.
-
-    Returns:
-        The head.
-    """
-    if not isinstance(config, BuiltVideoLLMConfig):
-        raise UserError("VideoLLM needs a head_factory; only a stored video LLM knows its generation head.")
-    require_trusted(config.head_class, "the stored video LLM")
-    return HEADS.build(config.head_class, config.head_init_args, hidden_dim=hidden_dim, feature_dim=config.feature_dim)

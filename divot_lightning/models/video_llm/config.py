@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
+from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.language_model import Attention, LoRAConfig
-from divot_lightning.models.video_llm.sequences import GenerationMode
 from divot_lightning.models.weight_dtypes import FrozenDtype
+from divot_lightning.parts.part import PartSpec
+from divot_lightning.parts.sequences.layout import GenerationMode, SequenceLayout
 
 
 @dataclass
@@ -20,8 +22,8 @@ class VideoLLMConfig:
         language_model_config: Keys of a transformers configuration (model_type, hidden_size, ...) for a model with
             random weights.
         text_tokenizer: Folder of the text tokenizer; None takes the one in the language_model folder.
-        num_queries: Tokens per clip; must equal the tokenizer's.
-        feature_dim: Width of the tokenizer's features.
+        num_queries: Q, tokens per clip. It follows from the tokenizer; a recipe need not state it.
+        feature_dim: C, width of the tokenizer's tokens; it follows from the tokenizer too.
         generation_mode: How clips are generated: by queries that attend to all queries of the clip
             ("query_bidirectional") or to the earlier ones ("query_causal"), or one feature after another
             ("autoregressive"). In the last mode the head is trained and sampled one token at a time, even if it could
@@ -43,8 +45,8 @@ class VideoLLMConfig:
     language_model: str | None = None
     language_model_config: dict[str, Any] | None = None
     text_tokenizer: str | None = None
-    num_queries: int = 64
-    feature_dim: int = 256
+    num_queries: int | None = None
+    feature_dim: int | None = None
     generation_mode: GenerationMode = "query_bidirectional"
     lora: LoRAConfig | None = None
     frozen_dtype: FrozenDtype = "float32"
@@ -54,15 +56,55 @@ class VideoLLMConfig:
     attention: Attention = "sdpa"
     gradient_checkpointing: bool = False
 
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """Return (Q, C).
+
+        Raises:
+            UserError: They are not known.
+        """
+        if self.num_queries is None or self.feature_dim is None:
+            raise UserError(
+                f"num_queries={self.num_queries} and feature_dim={self.feature_dim} of the video LLM are not known.\n"
+                "Take them from the tokenizer (VideoLLMConfig.for_tokenizer), or set both."
+            )
+        return self.num_queries, self.feature_dim
+
+    def for_tokenizer(self, num_tokens: int, token_dim: int) -> VideoLLMConfig:
+        """Return this config with the sizes of a tokenizer's tokens.
+
+        Args:
+            num_tokens: Tokens that the tokenizer gives per clip.
+            token_dim: Their width.
+
+        Raises:
+            UserError: The config states other sizes.
+        """
+        if self.num_queries not in (None, num_tokens) or self.feature_dim not in (None, token_dim):
+            raise UserError(
+                f"llm.num_queries is {self.num_queries} and llm.feature_dim is {self.feature_dim}, but the tokenizer "
+                f"gives {num_tokens} tokens of width {token_dim}.\n"
+                "Remove both from the recipe, since they follow from the tokenizer, or choose another tokenizer."
+            )
+        return replace(self, num_queries=num_tokens, feature_dim=token_dim)
+
+    def layout(self, width: int | None) -> SequenceLayout:
+        """Return how samples are laid out.
+
+        Args:
+            width: D, width of the language model; only needed for packing.
+        """
+        return SequenceLayout(
+            self.feature_shape[0], self.generation_mode, self.max_length, width if self.packing else None
+        )
+
 
 @dataclass
 class BuiltVideoLLMConfig(VideoLLMConfig):
     """Config of a stored video LLM, with class and settings of its head, so that the head can be built again.
 
     Attributes:
-        head_class: Dotted path of the generation head's class.
-        head_init_args: Settings of the generation head.
+        head: Class and settings of the generation head.
     """
 
-    head_class: str = ""
-    head_init_args: dict[str, Any] = field(default_factory=dict)
+    head: PartSpec | None = None

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.weight_dtypes import merging_in_float32
@@ -28,7 +28,6 @@ from divot_lightning.models.weights import (
     weight_files,
     without_memory,
 )
-from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
 
 Attention: TypeAlias = Literal["sdpa", "eager"]
 
@@ -65,29 +64,6 @@ class LoRAConfig:
     target_modules: list[str] = field(default_factory=lambda: list(TARGET_MODULES))
     train_norms: bool = True
     train_embeddings: bool = False
-
-
-def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
-    """Load a text tokenizer and add the marker tokens that it lacks.
-
-    Args:
-        folder: A transformers tokenizer folder (or a hub name that is in the local cache).
-
-    Returns:
-        A transformers tokenizer with ``SPECIAL_TOKEN_NAMES``, and the ids of those that were added.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"text_tokenizer={str(folder)!r} cannot be loaded as a transformers tokenizer ({type(error).__name__}).\n"
-            "Give a folder with tokenizer.json and tokenizer_config.json, or a hub name that was downloaded before\n"
-            "(hf download NAME): training does not use the network, and code that comes with a tokenizer is never run."
-        ) from error
-    known = tokenizer.get_vocab()
-    new_names = [name for name in SPECIAL_TOKEN_NAMES if name not in known]
-    tokenizer.add_tokens(new_names, special_tokens=True)
-    return tokenizer, [tokenizer.get_vocab()[name] for name in new_names]
 
 
 def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:

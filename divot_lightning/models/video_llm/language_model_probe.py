@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.attention_mask import TokenPositions, may_attend, transformers_mask
-from divot_lightning.models.video_llm.sequences import GenerationMode
 from divot_lightning.models.weight_dtypes import HALF
 from divot_lightning.models.weights import has_shards
+from divot_lightning.parts.sequences.layout import GenerationMode
 
 _LENGTH = 9
 _QUERIES = (3, 4)

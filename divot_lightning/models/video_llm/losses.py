@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from divot_lightning.models.video_llm.sequences import IGNORED, GenerationMode, SequenceBatch, TokenKind
 from divot_lightning.parts.heads import GenerationHead
+from divot_lightning.parts.sequences.layout import GenerationMode
+from divot_lightning.parts.sequences.rows import SequenceBatch
+from divot_lightning.parts.sequences.tokens import TokenKind
 
 
 @dataclass
@@ -51,14 +52,12 @@ def next_word_loss(
     Returns:
         The mean over the targets, scalar float32, and their number.
     """
-    # Nothing predicts the first position of a sample: the position before it belongs to another sample.
-    labels_BL = batch.labels_BL.masked_fill(batch.position_ids_BL == 0, IGNORED)
-    target_T = (labels_BL.flatten() != IGNORED).nonzero()[:, 0]
+    target_T = batch.text_targets()
     flat = hidden_BLD.flatten(0, 1)
     if len(target_T) == 0:
         return 0.0 * output_layer(flat[:1]).sum(), 0
     logits_TV = output_layer(flat[(target_T - 1).to(flat.device)])
-    return functional.cross_entropy(logits_TV, labels_BL.flatten()[target_T].to(flat.device)), len(target_T)
+    return functional.cross_entropy(logits_TV, batch.labels_BL.flatten()[target_T].to(flat.device)), len(target_T)
 
 
 def generation_loss(
@@ -83,7 +82,7 @@ def generation_loss(
         The mean over the clips, scalar float32, and their number.
     """
     flat, num_queries = hidden_BLD.flatten(0, 1), features_MQC.shape[1]
-    generated_GQ = where_kind(batch, TokenKind.QUERY, TokenKind.FORCED).view(-1, num_queries)
+    generated_GQ = batch.where(TokenKind.QUERY, TokenKind.FORCED).view(-1, num_queries)
     if len(generated_GQ) == 0:
         unused_1QC = features_MQC.new_zeros(1, *features_MQC.shape[1:])
         return 0.0 * _head_loss(head, flat[:1].expand(1, num_queries, -1), unused_1QC, generation_mode), 0
@@ -104,16 +103,3 @@ def _head_loss(head: GenerationHead, hidden_GQD: Tensor, target_GQC: Tensor, gen
         hidden_GQD, target_GQC = (states.flatten(0, 1).unsqueeze(1) for states in (hidden_GQD, target_GQC))
     loss: Tensor = head(hidden_GQD, target_GQC)
     return loss
-
-
-def where_kind(batch: SequenceBatch, *kinds: TokenKind) -> Tensor:
-    """Find the positions of some kinds.
-
-    Args:
-        batch: The sequences.
-        *kinds: The kinds of positions to find.
-
-    Returns:
-        Indices into the flattened rows, rising, int64, on the CPU.
-    """
-    return torch.isin(batch.token_kind_BL.flatten(), torch.tensor([int(kind) for kind in kinds])).nonzero()[:, 0]

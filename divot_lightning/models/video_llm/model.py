@@ -19,41 +19,29 @@ from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
 from divot_lightning.io.component_files import WEIGHTS_FILE
-from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.video_llm.attention_mask import (
     TransformersMask,
     mixed_attention_mask,
     query_blocks,
     transformers_mask,
 )
-from divot_lightning.models.video_llm.building import (
-    LearnableQueries,
-    build_language_model,
-    build_stored_head,
-    initial_queries,
-)
+from divot_lightning.models.video_llm.building import LearnableQueries, build_language_model, initial_queries
 from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import LoRAConfig, add_lora, merge_lora, unwrap
 from divot_lightning.models.video_llm.language_model_probe import probe_language_model
-from divot_lightning.models.video_llm.losses import VideoLLMOutput, generation_loss, next_word_loss, where_kind
+from divot_lightning.models.video_llm.losses import VideoLLMOutput, generation_loss, next_word_loss
 from divot_lightning.models.video_llm.position_limit import check_positions
-from divot_lightning.models.video_llm.projectors import MLPProjector
-from divot_lightning.models.video_llm.row_packing import pack_rows
+from divot_lightning.models.video_llm.projectors import mlp_projector
 from divot_lightning.models.video_llm.sampling import generate_features, generate_text
-from divot_lightning.models.video_llm.sequences import (
-    IGNORED,
-    SequenceBatch,
-    SequenceLayout,
-    SpecialTokens,
-    TokenKind,
-    TokenSequence,
-    build_sequence,
-    collate_sequences,
-)
 from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
 from divot_lightning.models.weights import is_sharding
 from divot_lightning.parts.heads import GenerationHead
+from divot_lightning.parts.kinds import HEADS
+from divot_lightning.parts.part import build_part, spec_of
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES, Segment
+from divot_lightning.parts.sequences.collator import lay_out
+from divot_lightning.parts.sequences.rows import SequenceBatch
+from divot_lightning.parts.sequences.tokens import SpecialTokens, TokenKind
 
 HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
 
@@ -75,7 +63,8 @@ class VideoLLM(nn.Module):
 
     Args:
         config: Config of the video LLM without its head.
-        head_factory: Function of (D, C) that returns the generation head. None only with a stored config.
+        head: Function of hidden_dim (D) and feature_dim (C) that returns the generation head; None takes the head that
+            a stored config names.
         folder: Component folder with the language model's configuration and the text tokenizer. If it is given, no
             pretrained weights are loaded.
     """
@@ -86,11 +75,10 @@ class VideoLLM(nn.Module):
     feature_mean_C: Tensor
     feature_std_C: Tensor
 
-    def __init__(
-        self, config: VideoLLMConfig, head_factory: HeadFactory | None = None, *, folder: Path | None = None
-    ) -> None:
+    def __init__(self, config: VideoLLMConfig, head: HeadFactory | None = None, *, folder: Path | None = None) -> None:
         super().__init__()
         self._config = config
+        self.num_queries, self.feature_dim = config.feature_shape
         self.text_tokenizer, causal_lm = build_language_model(config, folder)
         if config.frozen_dtype == "float32":
             raise_to_float32(causal_lm)  # before adapters are added, so that they are float32 too
@@ -99,13 +87,18 @@ class VideoLLM(nn.Module):
         check_positions(causal_lm, config.max_length)
         self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
         dim = causal_lm.config.hidden_size
-        input_projector = MLPProjector(config.feature_dim, dim, dim)
-        self.queries = LearnableQueries(initial_queries(causal_lm, config.num_queries))
+        input_projector = mlp_projector(self.feature_dim, dim, dim)
+        self.queries = LearnableQueries(initial_queries(causal_lm, self.num_queries))
         self.language_model: nn.Module = causal_lm
         self.input_projector = input_projector
-        self.head = head_factory(dim, config.feature_dim) if head_factory else build_stored_head(config, dim)
-        self.register_buffer("feature_mean_C", torch.zeros(config.feature_dim))
-        self.register_buffer("feature_std_C", torch.ones(config.feature_dim))
+        given = head or getattr(config, "head", None)
+        if given is None:
+            raise UserError("VideoLLM needs a head; only a stored video LLM names its own.")
+        self.head: GenerationHead = build_part(
+            given, HEADS, "the stored video LLM", hidden_dim=dim, feature_dim=self.feature_dim
+        )
+        self.register_buffer("feature_mean_C", torch.zeros(self.feature_dim))
+        self.register_buffer("feature_std_C", torch.ones(self.feature_dim))
         if config.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         if config.lora is not None:
@@ -118,8 +111,7 @@ class VideoLLM(nn.Module):
     def config(self) -> BuiltVideoLLMConfig:
         """Return the config, with class and settings of the head, as it is stored with the weights."""
         values = {entry.name: getattr(self._config, entry.name) for entry in fields(VideoLLMConfig)}
-        head_class = f"{type(self.head).__module__}.{type(self.head).__qualname__}"
-        return BuiltVideoLLMConfig(**values, head_class=head_class, head_init_args=dict(self.head.init_args))
+        return BuiltVideoLLMConfig(**values, head=spec_of(self.head))
 
     @property
     def causal_lm(self) -> Any:
@@ -154,22 +146,15 @@ class VideoLLM(nn.Module):
         lower_for_inference(self.language_model, self.causal_lm.config.dtype)
         return self
 
-    def set_max_length(self, max_length: int | None) -> None:
-        """Change the longest training sequence.
+    def set_layout(self, *, max_length: int | None, packing: bool) -> None:
+        """Change the rows of training batches; see `VideoLLMConfig`.
 
         Args:
-            max_length: Tokens; None for no limit.
+            max_length: Longest training sequence in tokens; None for no limit.
+            packing: Whether samples may share rows.
         """
         check_positions(self.causal_lm, max_length)
-        self._config = replace(self._config, max_length=max_length)
-
-    def set_packing(self, packing: bool) -> None:
-        """Change whether samples of a training batch may share rows.
-
-        Args:
-            packing: See `divot_lightning.models.video_llm.config.VideoLLMConfig`.
-        """
-        self._config = replace(self._config, packing=packing)
+        self._config = replace(self._config, max_length=max_length, packing=packing)
 
     def set_feature_statistics(self, mean_C: Tensor, std_C: Tensor) -> None:
         """Set how features are normalised.
@@ -211,20 +196,19 @@ class VideoLLM(nn.Module):
             lower_to_stored(video_llm, folder / WEIGHTS_FILE)
         return video_llm
 
-    def forward(self, segments: list[list[Segment]], features_MQC: Tensor | None) -> VideoLLMOutput:
+    def forward(self, batch: SequenceBatch, features_MQC: Tensor | None) -> VideoLLMOutput:
         """Compute the losses of a batch.
 
         Every trainable part is used in every batch, with weight zero if the batch does not need it: under parallel
         training all ranks must have gradients for the same parameters.
 
         Args:
-            segments: B samples.
+            batch: The sequences of the samples, on the CPU; see `divot_lightning.parts.sequences.collator`.
             features_MQC: Features of all clips in order of appearance, unnormalised, float; None without clips.
 
         Returns:
             The losses.
         """
-        batch = self.sequences(segments)
         features_MQC = self.normalise(features_MQC, batch.num_clips)
         hidden_BLD = self.hidden_states(batch, self.embed(batch, features_MQC))
         text_loss, num_targets = next_word_loss(self.logits, batch, hidden_BLD)
@@ -234,42 +218,10 @@ class VideoLLM(nn.Module):
         )
         return VideoLLMOutput(text_loss, head_loss, num_targets, num_clips)
 
-    def sequences(self, segments: list[list[Segment]], *, prompt: bool = False) -> SequenceBatch:
-        """Lay out samples.
-
-        Args:
-            segments: B samples; an empty list gives one row without targets.
-            prompt: Build prompts for inference, each in a row of its own; see ``build_sequence``.
-
-        Returns:
-            The padded sequences, on the CPU.
-        """
-        config = self._config
-        layout = SequenceLayout(config.num_queries, config.generation_mode, None if prompt else config.max_length)
-        built = [build_sequence(sample, self._encode, self.special, layout, prompt=prompt) for sample in segments]
-        rows = None
-        if config.packing and not prompt:
-            lengths = [len(sequence.ids) for sequence in built]
-            rows = pack_rows(lengths, config.max_length, self.causal_lm.config.hidden_size)
-        return collate_sequences(built or [_empty_sequence(self.special)], pad_id=self.special.end, rows=rows)
-
-    def num_targets(self, segments: list[list[Segment]]) -> tuple[int, int]:
-        """Count the targets of the two losses of a batch, without computing the losses.
-
-        Args:
-            segments: B samples.
-
-        Returns:
-            Number of tokens to predict, and number of clips to generate.
-        """
-        batch = self.sequences(segments)
-        words = (batch.labels_BL != IGNORED) & (batch.position_ids_BL > 0)
-        generated = where_kind(batch, TokenKind.QUERY, TokenKind.FORCED)
-        return int(words.sum()), len(generated) // self._config.num_queries
-
-    def _encode(self, text: str) -> list[int]:
-        # A caption that contains "</s>" or "<vid>" is text; it must not end the sequence or mark a clip.
-        return self.text_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    def sequences(self, samples: list[list[Segment]], *, prompt: bool = False) -> SequenceBatch:
+        """Lay out samples with this model's text tokenizer and config; see `lay_out` for arguments and result."""
+        layout = self._config.layout(self.causal_lm.config.hidden_size)
+        return lay_out(samples, self.special, self.text_tokenizer, layout, prompt=prompt)
 
     def normalise(self, features_MQC: Tensor | None, num_clips: int) -> Tensor:
         """Check and normalise features.
@@ -281,13 +233,13 @@ class VideoLLM(nn.Module):
         Returns:
             features_MQC, normalised, float32, on the model's device.
         """
-        expected = (num_clips, self._config.num_queries, self._config.feature_dim)
+        expected = (num_clips, self.num_queries, self.feature_dim)
         if features_MQC is None:
             features_MQC = self.feature_mean_C.new_zeros(0, *expected[1:])
         if tuple(features_MQC.shape) != expected:
             raise UserError(
                 f"The features have the shape {tuple(features_MQC.shape)}, but the video LLM needs {expected}:\n"
-                "clips of the batch, num_queries, feature_dim. Set num_queries and feature_dim to the tokenizer's."
+                "clips of the batch, tokens per clip, width. Give the features of the tokenizer that it was trained on."
             )
         features_MQC = features_MQC.to(self.feature_mean_C.device, torch.float32)
         return (features_MQC - self.feature_mean_C) / self.feature_std_C
@@ -306,13 +258,13 @@ class VideoLLM(nn.Module):
         embeds_BLD = self.causal_lm.get_input_embeddings()(batch.ids_BL.to(device))
         flat = embeds_BLD.flatten(0, 1)
         # Each module gets one more row than it needs, so that it runs on every rank and has a gradient (of 0) there.
-        read_S = where_kind(batch, TokenKind.READ, TokenKind.FORCED)
-        rows_S = (batch.clips_BL.flatten() * self._config.num_queries + batch.feature_index_BL.flatten())[read_S]
+        read_S = batch.where(TokenKind.READ, TokenKind.FORCED)
+        rows_S = (batch.clips_BL.flatten() * self.num_queries + batch.feature_index_BL.flatten())[read_S]
         unread = features_MQC.new_zeros(1, features_MQC.shape[-1])
         features_SC = torch.cat([features_MQC.flatten(0, 1)[rows_S.to(device)], unread])
         projected_SD = self.project(features_SC, flat.dtype)
         flat = flat.index_copy(0, read_S.to(device), projected_SD[:-1])
-        query_S = where_kind(batch, TokenKind.QUERY)
+        query_S = batch.where(TokenKind.QUERY)
         query_index_S = batch.feature_index_BL.flatten()[query_S].to(device)
         queries_SD = self.queries(torch.cat([query_index_S, query_index_S.new_zeros(1)])).to(flat.dtype)
         flat = flat.index_copy(0, query_S.to(device), queries_SD[:-1])
@@ -329,7 +281,7 @@ class VideoLLM(nn.Module):
         Returns:
             projected_SD in dtype.
         """
-        return self.input_projector(features_SC.to(self.input_projector.hidden.weight.dtype)).to(dtype)
+        return self.input_projector(features_SC.to(next(self.input_projector.parameters()).dtype)).to(dtype)
 
     def hidden_states(self, batch: SequenceBatch, embeds_BLD: Tensor) -> Tensor:
         """Run the language model, without its output layer.
@@ -378,75 +330,5 @@ class VideoLLM(nn.Module):
         """
         return self.causal_lm.get_output_embeddings()(hidden_TD).float()
 
-    def generate_text(
-        self,
-        segments: list[list[Segment]],
-        features_MQC: Tensor | None,
-        *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        generator: torch.Generator | None = None,
-        synced: bool = False,
-    ) -> list[str]:
-        """Continue prompts with text, without gradient; call it in eval mode.
-
-        Args:
-            segments: B prompts, or none.
-            features_MQC: Features of all their clips, unnormalised, float; None without clips.
-            max_new_tokens: Most tokens per answer.
-            temperature: 0 takes the most likely token each time. The released code samples with 0.7 and top_p 0.5.
-            top_p: Only the most likely tokens that together reach this probability can be drawn.
-            generator: Random generator on the model's device; None is the global one.
-            synced: All ranks call this together and continue until the last one has finished. This is needed if the
-                weights are sharded over ranks: if one rank stopped, the others would wait for it.
-
-        Returns:
-            B texts without special tokens.
-        """
-        return generate_text(
-            self,
-            segments,
-            features_MQC,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            generator=generator,
-            synced=synced,
-        )
-
-    def generate_features(
-        self,
-        segments: list[list[Segment]],
-        features_MQC: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        generator: Randomness = None,
-        synced: bool = False,
-    ) -> Tensor:
-        """Generate the clips that samples end with, without gradient; call it in eval mode.
-
-        The query modes take one forward pass per clip, the autoregressive mode Q steps.
-
-        Args:
-            segments: B samples, or none, each ending with ``Clips(role="generate")``. If that is several clips, each is
-                generated given the earlier ones.
-            features_MQC: Features of all clips before those to generate, in order of appearance, unnormalised; None if
-                there are none.
-            temperature: Spread of the head's samples.
-            generator: Random generator on the model's device; None is the global one. A list has one per sample, so
-                that the result of a sample does not depend on its batch.
-            synced: All ranks call this together, and take as many steps as the rank with the most clips per sample.
-
-        Returns:
-            features_GQC of the generated clips in order of appearance, unnormalised, float32.
-        """
-        return generate_features(
-            self, segments, features_MQC, temperature=temperature, generator=generator, synced=synced
-        )
-
-
-def _empty_sequence(special: SpecialTokens) -> TokenSequence:
-    sequence = TokenSequence()
-    sequence.add_tokens([special.end], learn=False, kind=TokenKind.SPECIAL)
-    return sequence
+    generate_text = generate_text
+    generate_features = generate_features

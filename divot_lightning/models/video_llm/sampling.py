@@ -16,9 +16,10 @@ from transformers import DynamicCache
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import Randomness, move_generators
 from divot_lightning.models.video_llm.attention_mask import TokenPositions, may_attend, query_blocks, transformers_mask
-from divot_lightning.models.video_llm.sequences import SequenceBatch, TokenKind
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.segments import Clips, Segment
+from divot_lightning.parts.sequences.rows import SequenceBatch
+from divot_lightning.parts.sequences.tokens import TokenKind
 
 if TYPE_CHECKING:
     from divot_lightning.models.video_llm.model import VideoLLM
@@ -133,13 +134,28 @@ def generate_text(
     segments: list[list[Segment]],
     features_MQC: Tensor | None,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int = 256,
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     synced: bool = False,
 ) -> list[str]:
-    """Continue prompts with text; see ``VideoLLM.generate_text``."""
+    """Continue prompts with text, without gradient; call it in eval mode.
+
+    Args:
+        video_llm: The model; this is its method ``generate_text``.
+        segments: B prompts, or none.
+        features_MQC: Features of all their clips, unnormalised, float; None without clips.
+        max_new_tokens: Most tokens per answer.
+        temperature: 0 takes the most likely token each time. The released code samples with 0.7 and top_p 0.5.
+        top_p: Only the most likely tokens that together reach this probability can be drawn.
+        generator: Random generator on the model's device; None is the global one.
+        synced: All ranks call this together and continue until the last one has finished. This is needed if the
+            weights are sharded over ranks: if one rank stopped, the others would wait for it.
+
+    Returns:
+        B texts without special tokens.
+    """
     batch = video_llm.sequences(segments, prompt=True)
     sequence = CachedSequence(video_llm, batch, video_llm.normalise(features_MQC, batch.num_clips))
     embedding, special = video_llm.causal_lm.get_input_embeddings(), video_llm.special
@@ -170,13 +186,30 @@ def _decode(video_llm: VideoLLM, ids: list[int]) -> str:
 def generate_features(
     video_llm: VideoLLM,
     segments: list[list[Segment]],
-    features_MQC: Tensor | None,
+    features_MQC: Tensor | None = None,
     *,
     temperature: float = 1.0,
     generator: Randomness = None,
     synced: bool = False,
 ) -> Tensor:
-    """Generate the clips that samples end with; see ``VideoLLM.generate_features``."""
+    """Generate the clips that samples end with, without gradient; call it in eval mode.
+
+    The query modes take one forward pass per clip, the autoregressive mode Q steps.
+
+    Args:
+        video_llm: The model; this is its method ``generate_features``.
+        segments: B samples, or none, each ending with ``Clips(role="generate")``. If that is several clips, each is
+            generated given the earlier ones.
+        features_MQC: Features of all clips before those to generate, in order of appearance, unnormalised; None if
+            there are none.
+        temperature: Spread of the head's samples.
+        generator: Random generator on the model's device; None is the global one. A list has one per sample, so that
+            the result of a sample does not depend on its batch.
+        synced: All ranks call this together, and take as many steps as the rank with the most clips per sample.
+
+    Returns:
+        features_GQC of the generated clips in order of appearance, unnormalised, float32.
+    """
     targets = [_clips_to_generate(sample) for sample in segments]
     given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
     normal_MQC = video_llm.normalise(features_MQC, sum(given))
@@ -219,7 +252,7 @@ def _generate_clip(
 ) -> Tensor:
     """Generate the last clip of each prompt; return features_BQC, normalised."""
     batch = video_llm.sequences(prompts, prompt=True)
-    num_queries, dim = video_llm.config.num_queries, video_llm.config.feature_dim
+    num_queries, dim = video_llm.num_queries, video_llm.feature_dim
     # The features have a row for the clip to generate, but no position reads it.
     empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
     features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
@@ -250,9 +283,9 @@ def _autoregress(
     """Generate the last clip of each prompt token by token: each sampled feature is the input of the next step."""
     sequence = CachedSequence(video_llm, batch, features_MQC)
     features = []
-    for index in range(video_llm.config.num_queries):
+    for index in range(video_llm.num_queries):
         hidden_B1D = sequence.last_hidden_BD[:, None]
         features.append(_sample(video_llm.head, hidden_B1D, temperature, generator)[:, 0])
-        if index + 1 < video_llm.config.num_queries:
+        if index + 1 < video_llm.num_queries:
             sequence.append(video_llm.project(features[-1], hidden_B1D.dtype))
     return torch.stack(features, dim=1)

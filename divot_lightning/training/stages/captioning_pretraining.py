@@ -8,13 +8,14 @@ from torch import Generator, Tensor, nn
 from divot_lightning.errors import UserError
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
-from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.optimizers import TrainingOptimizer
+from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, num_real_samples
-from divot_lightning.training.stages.video_llm_step import limits_of
+from divot_lightning.training.stages.video_llm_step import sequences_of
 
 
 class NoHead(GenerationHead):
@@ -41,33 +42,26 @@ class CaptioningPretraining(Stage):
 
     Args:
         tokenizer: The tokenizer.
-        llm: The language model that reads the tokens; their number and width have to be the tokenizer's. It is not
-            exported.
+        llm: The language model that reads the tokens. It is not exported.
         optimizer: Optimizer settings.
     """
 
     def __init__(self, tokenizer: TokenizerConfig, llm: VideoLLMConfig, optimizer: TrainingOptimizer) -> None:
         super().__init__(optimizer)
-        given, taken = (tokenizer.tokens_per_clip, tokenizer.token_dim), (llm.num_queries, llm.feature_dim)
-        if given != taken:
-            raise UserError(
-                f"the tokenizer gives {given[0]} tokens of width {given[1]}, but llm.num_queries is {taken[0]} and "
-                f"llm.feature_dim {taken[1]}\nset both to the tokenizer's"
-            )
         self.tokenizer_config, self.llm_config = tokenizer, llm
 
     def build(self) -> None:
-        """Build both networks, untrained except for a ViT and a language model that come from folders."""
+        """Build both networks, untrained except for a vision encoder and a language model that come from folders."""
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
-        self.video_llm = VideoLLM(self.llm_config, NoHead)
+        self.video_llm = VideoLLM(self._llm_config(self.tokenizer.config), NoHead)
         self.video_llm.queries.requires_grad_(False)  # they only serve generated clips
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return the folders of a frozen ViT and of a frozen language model: checkpoints do not store them again."""
-        vision, llm = self.tokenizer_config.vision, self.llm_config
+        """Return the sources of a frozen vision encoder and language model: checkpoints do not store them again."""
+        vision, llm = self.tokenizer.vision, self.llm_config
         sources: dict[str, str | Path] = {}
-        if vision.frozen and vision.pretrained is not None:
-            sources["tokenizer.vision"] = vision.pretrained
+        if vision.frozen and vision.source is not None:
+            sources["tokenizer.vision"] = vision.source
         if llm.freeze_language_model and llm.language_model is not None:
             sources["video_llm.language_model"] = llm.language_model
         return sources
@@ -79,7 +73,7 @@ class CaptioningPretraining(Stage):
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count the words to learn."""
-        return {"text_loss": self.video_llm.num_targets(batch["segments"])[0] if num_real_samples(batch) else 0}
+        return {"text_loss": sequences_of(batch).num_text_targets if num_real_samples(batch) else 0}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the same loss."""
@@ -90,13 +84,17 @@ class CaptioningPretraining(Stage):
         if "video" not in batch:
             raise UserError("captioning pretraining trains the tokenizer on pixels; give it shards of videos")
         tokens_MQC = self.tokenizer(to_unit_range(batch["video"]))
-        output = self.video_llm(batch["segments"], tokens_MQC)
+        output = self.video_llm(sequences_of(batch), tokens_MQC)
         counts = int(num_real_samples(batch) > 0)
         return {"text_loss": LossPart(output.text_loss, counts * output.num_text_targets)}
 
-    def sample_limits(self) -> SampleLimits:
-        """Return the limits of a sample, by which the data skip samples that do not fit."""
-        return limits_of(self.llm_config, self.video_llm if self.is_built else None)
+    def sequence_collator(self) -> SequenceCollator:
+        """Return what the data need to tokenise and lay out samples."""
+        tokens = self.tokenizer.config if self.is_built else self.tokenizer_config
+        return sequence_collator(self._llm_config(tokens))
+
+    def _llm_config(self, tokens: TokenizerConfig) -> VideoLLMConfig:
+        return self.llm_config.for_tokenizer(tokens.tokens_per_clip, tokens.token_dim)
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Return the tokenizer."""

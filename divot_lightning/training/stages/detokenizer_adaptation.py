@@ -16,7 +16,7 @@ from divot_lightning.models.weights import has_masters, has_shards
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
-from divot_lightning.training.stages.tokenizer_pretraining import check_token_sizes, validation_losses
+from divot_lightning.training.stages.tokenizer_pretraining import validation_losses
 
 NearestPer = Literal["clip", "token"]
 
@@ -62,10 +62,9 @@ class DetokenizerAdaptation(Stage):
             "video_llm": find_component(previous, "video_llm"),
         }
         self.detokenizer_folder = find_component(detokenizer, "detokenizer")
-        check_token_sizes(
-            read_settings(self.sources["tokenizer"], VideoTokenizer, TokenizerConfig),
-            read_settings(self.detokenizer_folder, VideoDetokenizer, DetokenizerConfig),
-        )
+        tokenizer = read_settings(self.sources["tokenizer"], VideoTokenizer, TokenizerConfig)
+        detokenizer_config = read_settings(self.detokenizer_folder, VideoDetokenizer, DetokenizerConfig)
+        detokenizer_config.for_tokens(tokenizer.tokens_per_clip, tokenizer.token_dim)
         self.candidates = candidates
         self.nearest_per = nearest_per
         self.temperature = temperature
@@ -81,8 +80,8 @@ class DetokenizerAdaptation(Stage):
         self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return the folders of tokenizer and video LLM, and of the de-tokenizer for its VAE."""
-        return {**self.sources, "detokenizer.latents": self.detokenizer_folder}
+        """Return the folders of tokenizer and video LLM, and of the de-tokenizer for what is frozen in it."""
+        return {**self.sources, "detokenizer": self.detokenizer_folder}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the denoising loss of clips given features sampled for their captions."""

@@ -13,7 +13,7 @@ from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, Vi
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
-from divot_lightning.training.stages.tokenizer_pretraining import check_token_sizes, validation_losses
+from divot_lightning.training.stages.tokenizer_pretraining import validation_losses
 
 
 class DetokenizerRefinement(Stage):
@@ -39,10 +39,9 @@ class DetokenizerRefinement(Stage):
         super().__init__(optimizer)
         self.tokenizer_folder = find_component(previous, "tokenizer")
         self.detokenizer_folder = find_component(previous, "detokenizer")
-        check_token_sizes(
-            read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig),
-            read_settings(self.detokenizer_folder, VideoDetokenizer, DetokenizerConfig),
-        )
+        tokenizer = read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig)
+        detokenizer_config = read_settings(self.detokenizer_folder, VideoDetokenizer, DetokenizerConfig)
+        detokenizer_config.for_tokens(tokenizer.tokens_per_clip, tokenizer.token_dim)
         self.condition_dropout = condition_dropout
         self.terminal_timestep_prob = terminal_timestep_prob
 
@@ -52,8 +51,8 @@ class DetokenizerRefinement(Stage):
         self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return the folders of the tokenizer, and of the de-tokenizer for its VAE."""
-        return {"tokenizer": self.tokenizer_folder, "detokenizer.latents": self.detokenizer_folder}
+        """Return the folders of the tokenizer, and of the de-tokenizer for what is frozen in it."""
+        return {"tokenizer": self.tokenizer_folder, "detokenizer": self.detokenizer_folder}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the denoising loss with condition dropout."""

@@ -10,10 +10,12 @@ from torch import nn
 
 from divot_lightning.checkpoint.components import find_component, load_component, read_settings
 from divot_lightning.errors import UserError
+from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.optimizers import TrainingOptimizer
+from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.stages.video_llm_stage import VideoLLMStage
 
 Part: TypeAlias = Literal["head", "input_projector", "language_model", "queries"]
@@ -53,13 +55,14 @@ class InstructionTuning(VideoLLMStage):
                 raise UserError(f"freeze names {part!r}, which is no part of the video LLM; allowed: {allowed}.")
         folder = find_component(previous, "video_llm")
         config = read_settings(folder, VideoLLM, VideoLLMConfig)
-        config = replace(config, max_length=max_length if max_length is not None else config.max_length)
+        if max_length is not None:
+            config = replace(config, max_length=max_length)
+        if packing is not None:
+            config = replace(config, packing=packing)
         super().__init__(config, previous, optimizer, text_loss_weight, head_loss_weight)
         self.video_llm_folder = folder
         self.freeze_names = freeze or []
         self.lora = lora
-        self.max_length = max_length
-        self.packing = packing
 
     def build_video_llm(self) -> VideoLLM:
         """Load the video LLM, merge its adapters into the weights, add new ones and freeze parts."""
@@ -68,12 +71,13 @@ class InstructionTuning(VideoLLMStage):
         video_llm.merge_lora()
         if adapters is not None:
             video_llm.add_lora(adapters)
-        if self.max_length is not None:
-            video_llm.set_max_length(self.max_length)
-        if self.packing is not None:
-            video_llm.set_packing(self.packing)
+        video_llm.set_layout(max_length=self.llm_config.max_length, packing=self.llm_config.packing)
         freeze_parts(video_llm, self.freeze_names)
         return video_llm
+
+    def sequence_collator(self) -> SequenceCollator:
+        """Return what the data need to tokenise and lay out samples."""
+        return sequence_collator(self.llm_config, self.video_llm_folder)
 
     def frozen_sources(self) -> dict[str, str | Path]:
         """Return the folders of the tokenizer, and of the pretraining for frozen parts."""

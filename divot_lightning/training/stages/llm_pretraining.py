@@ -43,18 +43,17 @@ class LLMPretraining(VideoLLMStage):
         statistics_batches: int = 16,
     ) -> None:
         super().__init__(llm, previous, optimizer, text_loss_weight, head_loss_weight)
-        self.llm = llm
         self.head = head
         self.statistics_batches = statistics_batches
         self.register_buffer("statistics_known", torch.tensor(False))
 
     def build_video_llm(self) -> VideoLLM:
         """Build the video LLM, pretrained or not, and an untrained head."""
-        return VideoLLM(self.llm, self.head)
+        return VideoLLM(self.llm_config, self.head)
 
     def frozen_sources(self) -> dict[str, str | Path]:
         """Return the folder of the tokenizer, and of a pretrained language model, frozen under adapters."""
-        pretrained = self.llm.language_model
+        pretrained = self.llm_config.language_model
         return {**super().frozen_sources(), **({"video_llm.language_model": pretrained} if pretrained else {})}
 
     def on_fit_start(self) -> None:

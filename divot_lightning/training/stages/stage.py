@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -14,6 +15,7 @@ from torch.optim import AdamW, Optimizer
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.distributed.rank_sync import RankSync, StepState, check_ranks_in_sync
 from divot_lightning.errors import UserError
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.randomness import sample_generators
 from divot_lightning.models.weight_dtypes import raise_to_float32
 from divot_lightning.models.weights import shard_rest
@@ -73,10 +75,27 @@ class Stage(LightningModule):
                 # Initial weights depend on the seed alone, not on random numbers that a strategy used before.
                 torch.manual_seed(int(seed))
             self.build()
+        self._refuse_half_precision_noise()
         raise_to_float32(self)
         shard_rest(self)
         self.is_built = True
         self.train(self.training)
+
+    def _refuse_half_precision_noise(self) -> None:
+        """Refuse Lightning's `-true` precisions for a de-tokenizer: noise and targets of diffusion are float32.
+
+        They leave no float32 anywhere, noise included. ZeRO keeps float32 copies of weights, and buffers and noise.
+        """
+        if self._trainer is None or self._zero is not None:
+            return
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, HalfPrecision) and any(isinstance(each, VideoDetokenizer) for each in self.modules()):
+            raise UserError(
+                f"trainer.precision is {plugin.precision}, but the noise and targets of the de-tokenizer that "
+                f"{type(self).__name__} uses are float32\n"
+                "set --trainer.precision bf16-mixed, or keep it under --trainer.strategy divot_zero1, divot_zero2 or "
+                "divot_zero3"
+            )
 
     def train(self, mode: bool = True) -> "Stage":
         """Set the mode of the trained modules; frozen ones stay in evaluation mode."""

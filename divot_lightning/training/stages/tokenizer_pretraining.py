@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.randomness import Randomness
@@ -23,7 +22,7 @@ class TokenizerPretraining(Stage):
 
     Args:
         tokenizer: The tokenizer.
-        detokenizer: The de-tokenizer; its number and width of tokens have to be the tokenizer's.
+        detokenizer: The de-tokenizer; number and width of its tokens are derived from the tokenizer.
         optimizer: Optimizer settings.
         terminal_timestep_prob: Fraction of each batch that is moved to the last, pure-noise step of the diffusion.
             There the tokens are the network's only information, so that they are learned soonest. 0, uniform times,
@@ -40,7 +39,6 @@ class TokenizerPretraining(Stage):
         terminal_timestep_prob_end: float | None = None,
     ) -> None:
         super().__init__(optimizer)
-        check_token_sizes(tokenizer, detokenizer)
         self.tokenizer_config = tokenizer
         self.detokenizer_config = detokenizer
         self.terminal_timestep_prob = terminal_timestep_prob
@@ -49,18 +47,22 @@ class TokenizerPretraining(Stage):
         )
 
     def build(self) -> None:
-        """Build both networks, untrained except for a ViT and a VAE that come from folders."""
+        """Build both networks, untrained except for what comes from folders: a vision encoder, a VAE, a denoiser."""
         self.tokenizer = VideoTokenizer(self.tokenizer_config)
+        tokens = self.tokenizer.config
+        self.detokenizer_config = self.detokenizer_config.for_tokens(tokens.tokens_per_clip, tokens.token_dim)
         self.detokenizer = VideoDetokenizer(self.detokenizer_config)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return the folders of a frozen ViT and of a VAE."""
-        vision, latents = self.tokenizer_config.vision, self.detokenizer_config.latents
+        """Return where frozen weights come from: of a vision encoder, a VAE, and a denoiser that is trained in part."""
+        vision = self.tokenizer.vision
         sources: dict[str, str | Path] = {}
-        if vision.frozen and vision.pretrained is not None:
-            sources["tokenizer.vision"] = vision.pretrained
-        if latents.pretrained is not None:
-            sources["detokenizer.latents"] = latents.pretrained
+        if vision.frozen and vision.source is not None:
+            sources["tokenizer.vision"] = vision.source
+        for name in ("latents", "denoiser"):
+            source = getattr(self.detokenizer, name).source
+            if source is not None:
+                sources[f"detokenizer.{name}"] = source
         return sources
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -104,18 +106,3 @@ def validation_losses(
         loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_timestep_prob=prob, generator=generators)
         losses[name] = LossPart(loss, num_real_samples(batch))
     return losses
-
-
-def check_token_sizes(tokenizer: TokenizerConfig, detokenizer: DetokenizerConfig) -> None:
-    """Refuse a de-tokenizer whose tokens differ from the tokenizer's.
-
-    Raises:
-        UserError: Number or width of the tokens differ.
-    """
-    given = (tokenizer.tokens_per_clip, tokenizer.token_dim)
-    needed = (detokenizer.num_tokens, detokenizer.token_dim)
-    if given != needed:
-        raise UserError(
-            f"the tokenizer gives {given[0]} tokens of width {given[1]}, the de-tokenizer needs {needed[0]} of "
-            f"{needed[1]}\nset detokenizer.num_tokens and detokenizer.token_dim to the tokenizer's"
-        )

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from divot_lightning.checkpoint.components import find_component, load_component, read_settings
 from divot_lightning.distributed.rank_sync import RankSync
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sequence_limits import SampleLimits
 from divot_lightning.models.weights import has_shards
 from divot_lightning.parts.optimizers import TrainingOptimizer
+from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, num_real_samples
 from divot_lightning.training.stages.video_llm_step import (
-    check_widths,
     clip_features,
     find_detokenizer,
-    limits_of,
     loss_parts,
+    sequences_of,
 )
 
 
@@ -49,9 +49,9 @@ class VideoLLMStage(Stage):
     ) -> None:
         super().__init__(optimizer)
         self.previous = previous
-        self.llm_config = config
         self.tokenizer_folder = find_component(previous, "tokenizer")
-        check_widths(read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig), config)
+        tokenizer = read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig)
+        self.llm_config = config.for_tokenizer(tokenizer.tokens_per_clip, tokenizer.token_dim)
         self.weights = {"text_loss_weight": text_loss_weight, "head_loss_weight": head_loss_weight}
 
     def build_video_llm(self) -> VideoLLM:
@@ -63,9 +63,9 @@ class VideoLLMStage(Stage):
         self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
         self.video_llm = self.build_video_llm()
 
-    def sample_limits(self) -> SampleLimits:
-        """Return the limits of a sample: shape of its features, length of its sequence."""
-        return limits_of(self.llm_config, self.video_llm if self.is_built else None)
+    def sequence_collator(self) -> SequenceCollator:
+        """Return what the data need to tokenise and lay out samples."""
+        return sequence_collator(self.llm_config)
 
     def frozen_sources(self) -> dict[str, str | Path]:
         """Return the folder of the tokenizer."""
@@ -75,7 +75,7 @@ class VideoLLMStage(Stage):
         """Compute the loss of a batch.
 
         Args:
-            batch: "segments", "key", and "video" or "features".
+            batch: With "sequences", and "video" or "features".
             batch_idx: Number of the batch in the epoch.
 
         Returns:
@@ -85,8 +85,11 @@ class VideoLLMStage(Stage):
 
     def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Count the words to learn and the clips to generate."""
-        words, clips = self.video_llm.num_targets(batch["segments"]) if num_real_samples(batch) else (0, 0)
-        return {"text_loss": words, "head_loss": clips}
+        sequences, counts = sequences_of(batch), int(num_real_samples(batch) > 0)
+        return {
+            "text_loss": counts * sequences.num_text_targets,
+            "head_loss": counts * sequences.num_generated_clips,
+        }
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the losses of a validation batch, averaged over targets and clips; arguments as above."""
@@ -96,7 +99,7 @@ class VideoLLMStage(Stage):
         # If the tokenizer is sharded, all processes must run it equally often, also those without clips.
         at_least = sync.most_clips if has_shards(self.tokenizer) else 0
         features = clip_features(batch, self.tokenizer, at_least)
-        return loss_parts(self.video_llm(batch["segments"], features), batch, **self.weights)
+        return loss_parts(self.video_llm(sequences_of(batch), features), batch, **self.weights)
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Return the video LLM."""

@@ -5,7 +5,7 @@ Letters: M clips of the batch, F frames, Q tokens per clip, C feature width, H W
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from divot_lightning.checkpoint.components import find_component
 from divot_lightning.distributed.rank_sync import StepState, check_ranks_in_sync
 from divot_lightning.errors import UserError
 from divot_lightning.models.clip_encoding import encode_clips
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_llm.config import VideoLLMConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMOutput
-from divot_lightning.models.video_llm.sequence_limits import SampleLimits
-from divot_lightning.models.video_llm.sequences import SequenceLayout
 from divot_lightning.models.weights import has_shards
+from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import num_real_samples
 
@@ -44,21 +42,19 @@ def find_detokenizer(run: str, tokenizer_folder: Path) -> dict[str, Path]:
     return {} if folder == tokenizer_folder else {"detokenizer": folder}
 
 
-def check_widths(tokenizer: TokenizerConfig, video_llm: VideoLLMConfig) -> None:
-    """Refuse a tokenizer whose features the video LLM does not take.
+def sequences_of(batch: Mapping[str, Any]) -> SequenceBatch:
+    """Return the token sequences of a batch.
 
-    Args:
-        tokenizer: Settings of the frozen tokenizer.
-        video_llm: Settings of the video LLM.
+    Raises:
+        UserError: The batch has none: it comes from a data module that does not lay out samples.
     """
-    gives = (tokenizer.tokens_per_clip, tokenizer.token_dim)
-    takes = (video_llm.num_queries, video_llm.feature_dim)
-    if gives != takes:
+    sequences = batch.get("sequences")
+    if not isinstance(sequences, SequenceBatch):
         raise UserError(
-            f"The tokenizer gives {gives[0]} tokens of width {gives[1]}, but the video LLM has "
-            f"num_queries={takes[0]} and feature_dim={takes[1]}.\n"
-            "Set both to the tokenizer's, or give another tokenizer run as previous."
+            f"the batch has no 'sequences', only {', '.join(batch)}\n"
+            "A data module of your own adds them: batch['sequences'] = stage.sequence_collator().lay_out(segments)"
         )
+    return sequences
 
 
 @torch.no_grad()
@@ -76,7 +72,7 @@ def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: in
     video = batch.get("video")
     num_clips = 0 if video is None else len(video)
     if num_clips < at_least:
-        size = tokenizer.config.vision.image_size
+        size = tokenizer.config.image_size
         shape = (tokenizer.config.num_frames, 3, size, size) if video is None else tuple(video.shape[1:])
         device = next(tokenizer.parameters()).device
         black = torch.zeros(at_least - num_clips, *shape, dtype=torch.uint8, device=device)
@@ -85,19 +81,6 @@ def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: in
         return batch.get("features")
     encoded = encode_clips(tokenizer, video)[:num_clips]
     return encoded if num_clips else batch.get("features")
-
-
-def limits_of(settings: VideoLLMConfig, video_llm: VideoLLM | None) -> SampleLimits:
-    """Return the limits of one sample of a video LLM.
-
-    Args:
-        settings: Its settings.
-        video_llm: The model; None before it is built.
-    """
-    settings = video_llm.config if video_llm is not None else settings
-    layout = SequenceLayout(settings.num_queries, settings.generation_mode, settings.max_length)
-    begins = video_llm is not None and video_llm.special.begin is not None
-    return SampleLimits((settings.num_queries, settings.feature_dim), layout, begins)
 
 
 def loss_parts(
@@ -145,7 +128,7 @@ def feature_statistics(
         (3, C) float64: count, sum and sum of squares per channel.
     """
     device = video_llm.feature_mean_C.device
-    sums = torch.zeros(3, video_llm.config.feature_dim, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, video_llm.feature_dim, dtype=torch.float64, device=device)
     for index, batch in enumerate(islice(batches, num_batches)):
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
         features = clip_features(tensors, tokenizer, most_clips(batch, index) if has_shards(tokenizer) else 0)

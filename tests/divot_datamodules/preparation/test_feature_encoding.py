@@ -1,3 +1,4 @@
+import functools
 import json
 from itertools import islice
 
@@ -5,6 +6,8 @@ import pytest
 import torch
 import yaml
 
+from divot_backbones.vision.clip import ClipVision
+from divot_backbones.vision.transformers_vision import TransformersVision
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.loading.skipped_samples import Budget
@@ -17,16 +20,23 @@ from divot_lightning.errors import UserError
 from divot_lightning.inference import feature_encoding as encoding
 from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.training.stages.video_llm_step import clip_features
+from tests.divot_backbones.vision.tiny_models import TINY
 from tests.helpers.faults import limited_file_size
 
 
-def tiny_tokenizer(seed=0, image_size=32):
+def tiny_tokenizer(seed=0, image_size=32, model_type=None):
+    """A tokenizer with a ViT, or with another vision model of transformers that reads four frames."""
     torch.manual_seed(seed)
-    vision = VisionConfig(frozen=False, image_size=image_size, patch_size=image_size // 2, width=8, layers=1, heads=2)
+    vision = functools.partial(
+        ClipVision, frozen=False, image_size=image_size, patch_size=image_size // 2, width=8, layers=1, heads=2
+    )
+    if model_type is not None:
+        settings = {"model_type": model_type, **TINY[model_type]}
+        vision = functools.partial(TransformersVision, config=settings, image_size=image_size)
     config = TokenizerConfig(
         vision=vision,
+        num_frames=5 if model_type is None else 4,
         temporal_width=8,
         temporal_layers=1,
         temporal_heads=2,
@@ -80,9 +90,11 @@ def test_batches_of_cached_features_equal_encoding_online_bit_for_bit(
     assert cached["features"].dtype == torch.float32
 
 
-def test_a_training_step_on_cached_features_takes_the_clips_of_the_step_on_videos(run, video_shards, tmp_path):
+@pytest.mark.parametrize("model_type", [None, "siglip2_vision_model", "vjepa2"])
+def test_a_training_step_on_cached_features_takes_the_clips_of_the_step_on_videos(model_type, video_shards, tmp_path):
     folder = video_shards(shards=3, samples=4)
-    encode_shards(run, folder, tmp_path / "out")
+    save_component(tiny_tokenizer(model_type=model_type), tmp_path / "run" / "tokenizer")
+    encode_shards(tmp_path / "run", folder, tmp_path / "out")
     batches = []
     for path in (folder, tmp_path / "out"):
         data = VideoTextData(str(path), batch_size=5, tasks={"caption": 1.0, "generate": 1.0})
@@ -90,7 +102,8 @@ def test_a_training_step_on_cached_features_takes_the_clips_of_the_step_on_video
         batches.append(list(islice(data.train_dataloader(), 4)))
     for online, cached in zip(*batches, strict=True):
         assert (cached["key"], cached["segments"]) == (online["key"], online["segments"])
-        assert torch.equal(clip_features(cached, tiny_tokenizer()), clip_features(online, tiny_tokenizer()))
+        tokenizer = tiny_tokenizer(model_type=model_type)
+        assert torch.equal(clip_features(cached, tokenizer), clip_features(online, tokenizer))
 
 
 def test_only_the_frames_that_the_tokenizer_reads_are_decoded(run, video_shards, tmp_path, monkeypatch):

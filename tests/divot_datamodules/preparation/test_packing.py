@@ -10,12 +10,12 @@ import pytest
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.decoding.video import decode_frames, probe
 from divot_datamodules.preparation.packing import PackConfig, pack, safe_key
-from divot_datamodules.shards.reading import read_shard
+from divot_datamodules.shards.sources import read_all
 from divot_lightning.errors import UserError
 
 
 def packed(folder):
-    return {raw.key: raw.members for path in sorted(folder.glob("*.tar")) for raw in read_shard(str(path))}
+    return {raw.key: raw.members for path in sorted(folder.glob("*.tar")) for raw in read_all(str(path))}
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_the_videos_of_a_story_are_packed_in_their_order(tmp_path, numbered_file
     ]
     (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     report = pack(tmp_path / "list.jsonl", tmp_path / "out", PackConfig(clip_seconds=1.0))
-    first, *rest = read_shard(str(tmp_path / "out" / "shard-000000.tar"))
+    first, *rest = read_all(str(tmp_path / "out" / "shard-000000.tar"))
     assert (first.key, set(first.members)) == ("b", {"clip0.mkv", "clip1.mp4", "json"})
     assert first.members["clip1.mp4"] == numbered_file(16)
     assert json.loads(first.members["json"]) == {"story": story}

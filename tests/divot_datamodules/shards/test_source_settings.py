@@ -1,3 +1,5 @@
+from itertools import islice
+
 import pytest
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -6,6 +8,7 @@ from divot_datamodules.loading.plan_loader import LoadedSource
 from divot_datamodules.shards.source_settings import SourceConfig, facts_of, items_of, listed_sources, make_plan
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
+from divot_lightning.parts.recipe_parts import expand_recipe
 
 PLAN = {"batch_size": 4, "exact": False, "seed": 1, "streams": 2, "shuffle": 8}
 
@@ -98,3 +101,28 @@ def test_equal_sources_are_passed_over_in_different_orders(counted_source):
 def test_facts_of_a_source(counted_source):
     facts = facts_of(SourceConfig("a"), counted_source([3, 4]))
     assert (facts.name, facts.shards, facts.samples) == ("a", 2, 7)
+
+
+def test_a_path_and_the_source_part_that_it_means_are_the_same_data(tmp_path, video_shards):
+    tars = str(video_shards(shards=3, samples=2))
+    sources = {
+        "path": tars,
+        "part": [{"source": {"class_path": "tar", "init_args": {"path": tars}}}],
+        "other": [{"source": {"class_path": "tar", "init_args": {"path": [f"{tars}/000.tar", f"{tars}/001.tar"]}}}],
+    }
+    data = {}
+    for name, train in sources.items():
+        parser = LightningArgumentParser()
+        parser.add_lightning_class_args(VideoTextData, "data")
+        given = expand_recipe({"data": {"train": train, "batch_size": 2, "index_folder": str(tmp_path / "index")}})
+        data[name] = parser.instantiate(parser.parse_object(given)).data
+        data[name].setup("fit")
+    assert data["part"].sizes() == {"train": [(tars, 3, 6)]}
+    batches = {name: [batch["key"] for batch in islice(one.train_dataloader(), 4)] for name, one in data.items()}
+    assert batches["part"] == batches["path"]
+    state = data["path"].state_dict()
+    assert state["step"] == 3
+    data["part"].load_state_dict(state)
+    assert next(iter(data["part"].train_dataloader()))["key"] == batches["path"][3]
+    with pytest.raises(UserError, match=r"4 samples in 2 shards; in the checkpoint .*: 6 in 3"):
+        data["other"].load_state_dict(state)

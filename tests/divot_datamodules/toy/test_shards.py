@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
-from divot_datamodules.shards.reading import read_shard
+from divot_datamodules.shards.sources import read_all
 from divot_datamodules.toy.shards import SPLITS, ToyDataConfig, toy_sample, write_toy_data
 from divot_datamodules.toy.world import ATTRIBUTES, ToyWorld, parse_caption
 from divot_lightning.errors import UserError
@@ -15,7 +15,7 @@ SMALL = ToyDataConfig(train=10, validation=4, held_out=5, samples_per_shard=2)
 
 
 def samples_of(folder, split):
-    return [raw for path in sorted((folder / split).glob("*.tar")) for raw in read_shard(str(path))]
+    return [raw for raw in read_all(folder / split)]
 
 
 def contents(folder):

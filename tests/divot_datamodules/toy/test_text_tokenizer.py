@@ -2,8 +2,8 @@ from transformers import AutoTokenizer
 
 from divot_datamodules.tasks.built_in import CAPTION_PROMPTS, IMAGE_PROMPTS, VIDEO_PROMPTS
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer, toy_texts, word_level_tokenizer
-from divot_lightning.models.video_llm.sequences import SpecialTokens
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
+from divot_lightning.parts.sequences.tokens import SpecialTokens
 from divot_lightning.parts.tasks import TEMPLATES
 
 

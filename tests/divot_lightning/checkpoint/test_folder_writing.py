@@ -59,8 +59,9 @@ def _assert_same_end(resumed: dict[str, Any], straight: dict[str, Any], after: i
         {"accumulate_grad_batches": 2},
         {"limit_val_batches": 1, "val_check_interval": 2},
         {"limit_train_batches": 3},
+        {"limit_train_batches": 3, "max_epochs": 2},
     ],
-    ids=["plain", "accumulation", "validation", "epochs"],
+    ids=["plain", "accumulation", "validation", "epochs", "counted epochs"],
 )
 def test_a_run_resumed_after_any_step_is_the_run_that_never_stopped(tmp_path: Path, settings: dict[str, Any]) -> None:
     def run(steps: int, resume: Path | None = None) -> dict[str, Any]:
@@ -84,6 +85,78 @@ def test_two_resumes_in_a_row_end_as_one_run(tmp_path: Path) -> None:
     train(tmp_path / "run", 5, stage=TinyStage(dropout=0.3), resume=step_folder(tmp_path / "run", 2))
     resumed = train(tmp_path / "run", 7, stage=TinyStage(dropout=0.3), resume=step_folder(tmp_path / "run", 5))
     _assert_same_end(resumed, straight, 5)
+
+
+class Noting(Callback):
+    """Keeps state in both of the ways that Lightning offers to callbacks."""
+
+    def __init__(self) -> None:
+        self.steps, self.found = 0, 0
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = state_dict["steps"]
+
+    def on_save_checkpoint(self, trainer: Any, stage: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["noting"] = 10 * self.steps
+
+    def on_load_checkpoint(self, trainer: Any, stage: Any, checkpoint: dict[str, Any]) -> None:
+        self.found = checkpoint["noting"]
+
+
+class NotingStage(TinyStage):
+    """Adds an entry of its own, as stages written for Lightning do."""
+
+    found: Any = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"].pop("frozen.weight", None)
+        checkpoint["words"] = ["red", "blue"]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.found = checkpoint["words"]
+
+
+def test_what_hooks_of_stage_and_callbacks_save_comes_back_to_them(tmp_path: Path) -> None:
+    train(tmp_path, 3, stage=NotingStage(), callbacks=[Noting()])
+    stage, noting = NotingStage(), Noting()
+    train(tmp_path, 4, stage=stage, callbacks=[noting], resume=step_folder(tmp_path, 3))
+    assert (noting.steps, noting.found, stage.found) == (4, 30, ["red", "blue"])
+
+
+class Validations(Callback):
+    """Notes the loss of each validation; may end the run before one."""
+
+    def __init__(self, end_before: int | None = None) -> None:
+        self.end_before, self.losses = end_before, {}
+
+    def on_validation_start(self, trainer: Any, stage: Any) -> None:
+        if trainer.global_step == self.end_before:
+            raise RuntimeError("killed")
+
+    def on_validation_end(self, trainer: Any, stage: Any) -> None:
+        self.losses[trainer.global_step] = float(trainer.callback_metrics["validation/loss"])
+
+
+def test_a_validation_that_a_kill_prevented_is_made_up_with_averaged_weights(tmp_path: Path) -> None:
+    def run(end_before: int | None = None, resume: Path | None = None) -> dict[int, float]:
+        seen = Validations(end_before)
+        settings = {"limit_val_batches": 1, "val_check_interval": 2, "settings": CheckpointConfig(every_steps=2)}
+        callbacks = [WeightAverage(decay=0.5), seen]
+        train(tmp_path / "run", 4, resume=resume, stage=TinyStage(lr=0.3), callbacks=callbacks, **settings)
+        return seen.losses
+
+    straight = run()
+    assert list(straight) == [2, 4]
+    for step in (2, 4):
+        with pytest.raises(RuntimeError, match="killed"):
+            run(end_before=step)
+        assert run(resume=step_folder(tmp_path / "run", step)) == {n: straight[n] for n in straight if n >= step}
 
 
 def test_rates_are_the_recipes_and_the_position_in_the_schedule_is_the_checkpoints(tmp_path: Path) -> None:

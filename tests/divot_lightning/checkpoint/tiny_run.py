@@ -182,7 +182,6 @@ def train(
     own = [RandomStates(), remember, saving]
     trainer = Trainer(
         max_steps=steps,
-        max_epochs=-1,
         accelerator="cpu",
         devices=devices,
         strategy=strategy,
@@ -192,7 +191,7 @@ def train(
         num_sanity_val_steps=0,
         default_root_dir=run,
         callbacks=[*(callbacks or []), *own],
-        **{"limit_val_batches": 0, **trainer_settings},
+        **{"max_epochs": -1, "limit_val_batches": 0, **trainer_settings},
     )
     trainer.fit(stage, PositionedData(batch))
     return {"losses": stage.losses, "parameters": remember.parameters, "stage": stage, "trainer": trainer}

@@ -1,11 +1,16 @@
 """Measurements with tiny untrained models: every kind writes its scores and what the report needs of it."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from divot_backbones.denoisers.video_dit import VideoDiT
+from divot_backbones.latents.block_dct import BlockDCTLatents
+from divot_backbones.objectives.ddim import VPrediction
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.toy.world import ATTRIBUTES
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import save_component, weights_sha256
@@ -17,12 +22,9 @@ from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.experiments.measure import main, prepare
 from divot_lightning.experiments.toy_measurements import load_clips
 from divot_lightning.io.files import file_sha256
-from divot_lightning.models.detokenizer.latents import LatentsConfig
-from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.testing.toy_shards import make_toy_shards
 
@@ -35,14 +37,15 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     make_toy_shards(folder / "data", train=24, validation=2, held_out=HELD_OUT)
     torch.manual_seed(0)
-    vision = VisionConfig(image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
+    vision = partial(ClipVision, image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
     sizes = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}
     sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 2, "num_tokens": 3}
     sizes |= {"resampler_layers": 1, "resampler_heads": 2, "resampler_head_dim": 4, "token_dim": 4}
     save_component(VideoTokenizer(TokenizerConfig(vision=vision, **sizes)), folder / "run" / "tokenizer")
     config = DetokenizerConfig(
-        latents=LatentsConfig(kind="block_dct"),
-        denoiser=VideoDiTConfig(width=8, layers=1, heads=2, patch_frames=4),
+        latents=partial(BlockDCTLatents, scale=0.18215),
+        denoiser=partial(VideoDiT, width=8, layers=1, heads=2, patch_frames=4),
+        objective=VPrediction,
         sampling=SamplingConfig(steps=2, guidance=1.0),
         size=32,
         num_tokens=3,

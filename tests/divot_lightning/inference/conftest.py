@@ -1,15 +1,18 @@
+from functools import partial
+
 import pytest
 import torch
 
+from divot_backbones.denoisers.video_dit import VideoDiT
+from divot_backbones.latents.block_dct import BlockDCTLatents
+from divot_backbones.objectives.ddim import VPrediction
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
-from divot_lightning.models.detokenizer.latents import LatentsConfig
-from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 
 
@@ -18,15 +21,16 @@ def llm_run(tmp_path_factory):
     """A run folder with a tokenizer, a de-tokenizer and a video LLM, all tiny and untrained."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llm_run")
-    vision = VisionConfig(image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
+    vision = partial(ClipVision, image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
     sizes = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}
     sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 2}
     sizes |= {"resampler_layers": 1, "resampler_heads": 2, "resampler_head_dim": 4, "num_tokens": 3, "token_dim": 4}
     save_component(VideoTokenizer(TokenizerConfig(vision=vision, **sizes)), folder / "tokenizer")
     detokenizer = VideoDetokenizer(
         DetokenizerConfig(
-            latents=LatentsConfig(kind="block_dct"),
-            denoiser=VideoDiTConfig(width=8, layers=1, heads=2, patch_frames=4),
+            latents=partial(BlockDCTLatents, scale=0.18215),
+            denoiser=partial(VideoDiT, width=8, layers=1, heads=2, patch_frames=4),
+            objective=VPrediction,
             sampling=SamplingConfig(steps=2),
             size=32,
             num_tokens=3,

@@ -2,12 +2,17 @@
 
 import shutil
 import tarfile
+from functools import partial
 
 import av
 import numpy as np
 import pytest
 import torch
 
+from divot_backbones.denoisers.video_dit import VideoDiT
+from divot_backbones.latents.block_dct import BlockDCTLatents
+from divot_backbones.objectives.ddim import VPrediction
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import probe
 from divot_datamodules.decoding.video_writing import write_video
@@ -21,19 +26,16 @@ from divot_lightning.inference.reconstruct import (
     read_clips,
     reconstruct_files,
 )
-from divot_lightning.models.detokenizer.latents import LatentsConfig
-from divot_lightning.models.detokenizer.noise_schedule import SamplingConfig
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.testing.toy_shards import make_toy_shards
 from tests.helpers.broken_shards import moving_clip, write_members
 from tests.helpers.faults import limited_file_size
 
 
 def tiny_tokenizer() -> VideoTokenizer:
-    vision = VisionConfig(image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
+    vision = partial(ClipVision, image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
     return VideoTokenizer(
         TokenizerConfig(
             vision=vision, temporal_width=8, temporal_layers=1, temporal_heads=2, temporal_init="random", pool_size=2,
@@ -46,8 +48,9 @@ def tiny_tokenizer() -> VideoTokenizer:
 def tiny_detokenizer(guidance: float = 2.0) -> VideoDetokenizer:
     return VideoDetokenizer(
         DetokenizerConfig(
-            latents=LatentsConfig(kind="block_dct"),
-            denoiser=VideoDiTConfig(width=8, layers=1, heads=2, patch_frames=4),
+            latents=partial(BlockDCTLatents, scale=0.18215),
+            denoiser=partial(VideoDiT, width=8, layers=1, heads=2, patch_frames=4),
+            objective=VPrediction,
             sampling=SamplingConfig(steps=2, guidance=guidance), size=32, num_tokens=3, token_dim=4,
         )
     )  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 from divot_lightning.errors import UserError
 from divot_lightning.inference.run_config import run_clip_config, run_template
 
-TOKENIZER = SimpleNamespace(vision=SimpleNamespace(image_size=48))
+TOKENIZER = SimpleNamespace(image_size=48)
 
 
 def test_form_of_prompts_and_size_of_clips_are_the_runs_own(tmp_path):

@@ -1,11 +1,13 @@
 """The released model code's recorded outputs (tests/data, random weights at a small size), from the released names."""
 
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from divot_backbones.vision.clip import ClipVision
 from divot_lightning.errors import UserError
 from divot_lightning.interop.released_keys import (
     CONDITION_RESAMPLER,
@@ -18,8 +20,7 @@ from divot_lightning.interop.released_keys import (
 )
 from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
-from divot_lightning.models.video_llm.projectors import MLPProjector
+from divot_lightning.models.video_llm.projectors import mlp_projector
 
 DATA = Path(__file__).parents[2] / "data"
 RECORDED = {
@@ -42,7 +43,7 @@ def recorded_weights(table):
 def tokenizer():
     return VideoTokenizer(
         TokenizerConfig(
-            vision=VisionConfig(image_size=24, patch_size=4, width=48, layers=1, heads=4),
+            vision=functools.partial(ClipVision, image_size=24, patch_size=4, width=48, layers=1, heads=4),
             temporal_width=48,
             temporal_layers=2,
             temporal_heads=12,
@@ -92,7 +93,7 @@ def test_condition_resampler_gives_the_recorded_condition():
     ],
 )
 def test_projectors_give_the_recorded_outputs(table, sizes, given, expected):
-    model = MLPProjector(*sizes)
+    model = mlp_projector(*sizes)
     model.load_state_dict(from_released(recorded_weights(table), table))
     recorded = load("projectors")
     torch.testing.assert_close(model(recorded[given]), recorded[expected], atol=1e-5, rtol=0)

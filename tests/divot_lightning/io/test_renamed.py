@@ -165,6 +165,32 @@ def test_every_spelling_of_an_old_setting_is_found(text):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "model: {init_args: {tokenizer: {vision: {frozen: false, width: 64}}}}",
+        "model.tokenizer.vision: {frozen: false, width: 64}",
+    ],
+)
+def test_settings_of_the_only_vision_encoder_there_was_are_refused_with_the_new_form(text):
+    with pytest.raises(
+        UserError, match=r"vision: \{\.\.\.\} is now \{class_path: clip, init_args: \{frozen: f"
+    ) as raised:
+        renamed.require_current_names(yaml.safe_load(text), "recipe.yaml")
+    written = str(raised.value).splitlines()[1].partition(" is now ")[2]
+    assert yaml.safe_load(written) == {"class_path": "clip", "init_args": {"frozen": False, "width": 64}}
+
+
+@pytest.mark.parametrize(
+    "vision",
+    ["clip", "{class_path: clip}", "{class_path: my.Encoder, init_args: {width: 3}}", "{init_args: {width: 3}}"],
+)
+def test_a_vision_encoder_in_the_new_form_is_left_alone(vision):
+    renamed.require_current_names(
+        yaml.safe_load(f"model: {{init_args: {{tokenizer: {{vision: {vision}}}}}}}"), "recipe.yaml"
+    )
+
+
+@pytest.mark.parametrize(
     ("model", "refused"),
     [
         ({"init_args": {"optimizer": {"name": "muon", "lr": 0.1}}}, "class_path: muon"),
@@ -180,3 +206,46 @@ def test_an_optimizer_in_the_old_form_is_refused_with_the_new_one(model, refused
         return
     with pytest.raises(UserError, match=rf"optimizer: \{{{refused}, init_args: \{{\.\.\.\}}\}}"):
         renamed.require_current_names({"model": model}, "recipe.yaml")
+
+
+OLD_DETOKENIZER = """
+model:
+  class_path: divot_lightning.training.stages.tokenizer_pretraining.TokenizerPretraining
+  init_args:
+    detokenizer:
+      latents: {kind: block_dct, scale: 1.5}
+      denoiser: DENOISER
+      noise_schedule: {snr_shift: 4.0}
+      sampling: {steps: 2, eta: 0.0, spacing: trailing}
+"""
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "told"),
+    [
+        ("{width: 128}", "denoiser is now denoiser: video_dit, with its settings under init_args"),
+        ("{diffusers_class: UNet3DConditionModel}", "diffusers_class is now denoiser: unet3d"),
+    ],
+)
+def test_a_recipe_of_before_the_detokenizers_parts_is_refused_with_their_keys(denoiser, told):
+    with pytest.raises(UserError) as raised:
+        renamed.require_current_names(yaml.safe_load(OLD_DETOKENIZER.replace("DENOISER", denoiser)), "old.yaml")
+    text = str(raised.value)
+    for line in (told, "latents.kind is now latents: block_dct", "noise_schedule is now objective: v_prediction"):
+        assert line in text
+    assert "sampling.eta is now objective.init_args.eta" in text
+    assert "sampling.spacing is now objective.init_args.spacing" in text
+    assert len(text.splitlines()) <= 5
+
+
+def test_a_recipe_with_the_detokenizers_parts_is_current():
+    text = """
+model:
+  class_path: divot_lightning.training.stages.tokenizer_pretraining.TokenizerPretraining
+  init_args:
+    detokenizer:
+      latents: {class_path: block_dct, init_args: {scale: 1.5}}
+      denoiser: {class_path: video_dit, init_args: {width: 128}}
+      objective: {class_path: v_prediction, init_args: {eta: 0.0, spacing: trailing}}
+"""
+    renamed.require_current_names(yaml.safe_load(text), "new.yaml")

@@ -1,10 +1,12 @@
+import functools
+
 import pytest
 import torch
 
+from divot_backbones.vision.clip import ClipVision
 from divot_lightning.models.clip_encoding import CLIPS_AT_ONCE, encode_clips
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 
 
 @pytest.fixture(scope="module", params=[8, 96])
@@ -12,7 +14,7 @@ def tokenizer(request):
     """Return a narrow tokenizer, and one so wide that matrix libraries choose their algorithm by the batch size."""
     torch.manual_seed(0)
     width = request.param
-    vision = VisionConfig(frozen=False, image_size=32, patch_size=8, width=width, layers=1, heads=2)
+    vision = functools.partial(ClipVision, frozen=False, image_size=32, patch_size=8, width=width, layers=1, heads=2)
     config = TokenizerConfig(
         vision=vision,
         temporal_width=width,

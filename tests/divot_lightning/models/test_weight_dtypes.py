@@ -10,7 +10,7 @@ from divot_lightning.models.video_llm.language_model import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.models.weight_dtypes import HALF, raise_to_float32
 from divot_lightning.models.weights import held_by
-from tests.divot_lightning.models.video_llm.tiny_video_llm import GENERATE, READ, TINY, C, Q, features
+from tests.divot_lightning.models.video_llm.tiny_video_llm import GENERATE, READ, TINY, C, Q, features, losses
 
 LORA = LoRAConfig(rank=2, alpha=4, dropout=0.0, train_embeddings=True)
 
@@ -39,7 +39,7 @@ def train(video_llm, steps=5, lr=1e-4):
     before = {name: value.detach().clone() for name, value in video_llm.named_parameters()}
     optimizer = torch.optim.AdamW((value for value in video_llm.parameters() if value.requires_grad), lr=lr)
     for _ in range(steps):
-        output = video_llm([READ, GENERATE], features(2))
+        output = losses(video_llm, [READ, GENERATE], features(2))
         (output.text_loss + output.head_loss).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -110,20 +110,38 @@ def test_force_float32_casts_half_precision_parameters_and_gives_them_gradients(
     torch.testing.assert_close(head.layer.weight.grad, twin.layer.weight.grad.to(dtype))
 
 
-def test_force_float32_does_not_change_writes_into_half_precision():
+def test_force_float32_keeps_what_a_method_writes_into_parameters_and_buffers_in_half_precision():
     class Counting(SettingsHead):
+        def __init__(self, hidden_dim: int, feature_dim: int) -> None:
+            super().__init__(hidden_dim, feature_dim)
+            self.register_buffer("calls", torch.zeros(1))
+            self.register_buffer("last", torch.zeros(1))
+
         @force_float32
         def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
             with torch.no_grad():
                 self.norm.bias.copy_(torch.full((2,), 3.0))
                 self.norm.bias[0] = hidden_BQD.sum() * 0
-                self.norm.bias += torch.ones(2)
+                self.norm.bias.add_(torch.ones(2))
+                self.calls += 1
+                self.last = torch.full((1,), 5.0)
             return super().loss(hidden_BQD, target_BQC, mask_BQ)
 
     head = Counting(4, 2).bfloat16()
     head.loss(torch.randn(1, 1, 4), torch.randn(1, 1, 2))
     assert head.norm.bias.tolist() == [1.0, 4.0]
-    assert head.norm.bias.dtype == torch.bfloat16
+    assert (head.calls.item(), head.last.item()) == (1.0, 5.0)
+    assert {value.dtype for value in head.state_dict().values()} == {torch.bfloat16}
+
+
+def test_force_float32_samples_in_inference_mode_and_leaves_half_precision_as_it_was():
+    head, hidden = SettingsHead(4, 2).bfloat16(), torch.randn(1, 2, 4)
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    with torch.inference_mode():
+        sampled = head.sample(hidden)
+    torch.testing.assert_close(sampled, copy.deepcopy(head).float().sample(hidden).detach())
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+    assert {name for name, value in head.named_parameters() if value.requires_grad} == set(before)
 
 
 def test_force_float32_ends_with_the_method():

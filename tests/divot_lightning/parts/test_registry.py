@@ -36,17 +36,17 @@ class {name}(MSEHead):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch) -> Callable[..., None]:
-    """Return a function that installs a distribution with one head, as pip would."""
+    """Return a function that installs a distribution with one part, as pip would."""
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
 
-    def add(distribution: str, entry: str, source: str, version: str = "1.0") -> None:
+    def add(distribution: str, entry: str, source: str, version: str = "1.0", kind: str = "heads") -> None:
         module = entry.partition("=")[2].partition(":")[0].strip()
         (tmp_path / f"{module}.py").write_text(source)
         info = tmp_path / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[divot_lightning.heads]\n{entry}\n")
+        (info / "entry_points.txt").write_text(f"[divot_lightning.{kind}]\n{entry}\n")
         importlib.invalidate_caches()
 
     yield add
@@ -107,12 +107,13 @@ def test_without_any_head_the_message_explains_how_to_install(monkeypatch):
         HEADS.load("gmm")
 
 
-@pytest.mark.parametrize("find", [HEADS.load, HEADS.resolve])
-def test_one_name_from_two_distributions_is_refused_naming_both(install, find):
-    install("first-dist", "twin = twin_one:TwinHead", HEAD_SOURCE.format(name="TwinHead"))
-    install("second-dist", "twin = twin_two:TwinHead", HEAD_SOURCE.format(name="TwinHead"), version="4.2")
+@pytest.mark.parametrize("find", ["load", "resolve"])
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_one_name_from_two_distributions_is_refused_naming_both(install, kind, find):
+    install("first-dist", "twin = twin_one:Twin", "class Twin: pass", kind=kind)
+    install("second-dist", "twin = twin_two:Twin", "class Twin: pass", version="4.2", kind=kind)
     with pytest.raises(UserError, match=r"'twin' is declared by two distributions: first-dist 1\.0 and second-dist 4"):
-        find("twin")
+        getattr(find_registry(kind), find)("twin")
 
 
 def test_stranger_cannot_take_the_name_of_a_built_in_head(install):
@@ -128,12 +129,13 @@ def test_class_name_of_two_heads_is_refused_with_both_paths(install):
         HEADS.resolve("SameHead")
 
 
-def test_failed_import_is_reported_with_its_cause_and_distribution(install):
-    install("broken-dist", "broken = broken_head:BrokenHead", "import not_there_at_all\n")
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_failed_import_is_reported_with_its_cause_and_distribution(install, kind):
+    install("broken-dist", "broken = broken_part:Broken", "import not_there_at_all\n", kind=kind)
     with pytest.raises(
         UserError, match=r"'broken' of distribution broken-dist 1\.0 .*No module named 'not_there_at"
     ) as e:
-        HEADS.load("broken")
+        find_registry(kind).load("broken")
     assert isinstance(e.value.__cause__, ModuleNotFoundError)
     assert len(str(e.value).splitlines()) <= 5
 
@@ -144,11 +146,12 @@ def test_plugin_that_raises_anything_on_import_is_reported_the_same_way(install)
         HEADS.load("syntax")
 
 
-@pytest.mark.parametrize("source", ["class NoHead:\n    pass\n", "NoHead = 3\n"])
-def test_a_class_that_is_no_head_is_refused_with_its_path(install, source):
-    install("other-dist", "nohead = no_head:NoHead", source)
-    with pytest.raises(UserError, match=r"no_head\.NoHead is no head"):
-        HEADS.load("nohead")
+@pytest.mark.parametrize("source", ["class NoPart:\n    pass\n", "NoPart = 3\n"])
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_a_class_that_is_no_part_of_the_kind_is_refused_with_its_path(install, kind, source):
+    install("other-dist", "nopart = no_part:NoPart", source, kind=kind)
+    with pytest.raises(UserError, match=rf"no_part\.NoPart is no {find_registry(kind).noun}"):
+        find_registry(kind).load("nopart")
 
 
 @pytest.mark.parametrize("path", ["divot_heads.nothing.Head", "divot_heads.gmm.NoSuchHead"])
@@ -158,12 +161,15 @@ def test_path_that_does_not_import_is_refused_with_its_cause(path):
     assert caught.value.__cause__ is not None
 
 
-def test_a_broken_head_does_not_affect_the_others(install):
-    install("broken-dist", "broken = broken_head:BrokenHead", "import not_there_at_all\n")
-    assert HEADS.resolve("gmm") == BUILT_IN["gmm"]
-    problems = {loaded.installed.name: loaded.problem for loaded in HEADS.load_every()}
-    assert "not_there_at_all" in problems["broken"]
-    assert problems["gmm"] == ""
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_a_broken_part_does_not_affect_the_others(install, kind):
+    parts = find_registry(kind)
+    before = {part.name: parts.resolve(part.name) for part in parts.installed()}
+    install("broken-dist", "broken = broken_part:Broken", "import not_there_at_all\n", kind=kind)
+    assert {name: parts.resolve(name) for name in before} == before
+    problems = {loaded.installed.name: loaded.problem for loaded in parts.load_every()}
+    assert "not_there_at_all" in problems.pop("broken")
+    assert problems == dict.fromkeys(before, "")
 
 
 def test_built_head_has_its_class_widths_and_settings():
@@ -236,7 +242,7 @@ def test_every_kind_treats_an_unknown_part_alike(kind):
 
 
 def test_unknown_kind_is_refused_with_the_kinds_there_are():
-    with pytest.raises(UserError, match=r"no kind of part 'head'; kinds: heads"):
+    with pytest.raises(UserError, match=f"no kind of part 'head'; kinds: {', '.join(REGISTRIES)}"):
         find_registry("head")
 
 

@@ -12,9 +12,8 @@ from torch import nn
 from divot_lightning.checkpoint.components import load_component, read_settings
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.video_llm.building import build_stored_head
-from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig
 from divot_lightning.parts.kinds import HEADS
+from divot_lightning.parts.part import PartSpec
 from divot_lightning.parts.registry import class_path
 from divot_lightning.parts.trusted_classes import require_trusted
 
@@ -49,7 +48,7 @@ def test_a_strange_class_of_a_component_is_refused_before_it_is_imported(
     for load in (
         lambda: load_component(folder, nn.Module),
         lambda: read_settings(folder, VideoTokenizer, TokenizerConfig),
-        lambda: build_stored_head(BuiltVideoLLMConfig(head_class=class_path), 8),
+        lambda: PartSpec(class_path).build(HEADS, "the stored video LLM", hidden_dim=8, feature_dim=8),
     ):
         with pytest.raises(UserError, match="is not imported") as caught:
             load()

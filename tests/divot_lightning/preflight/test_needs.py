@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from lightning import Trainer
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
+from divot_backbones.denoisers.diffusers_denoiser import UNet3D
+from divot_backbones.denoisers.video_dit import VideoDiT
+from divot_backbones.latents.block_dct import BlockDCTLatents
+from divot_backbones.objectives.ddim import VPrediction
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
-from divot_lightning.models.detokenizer.latents import LatentsConfig
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, DiffusersDenoiserConfig
-from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
+from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from divot_lightning.models.video_llm.model import VideoLLMConfig
 from divot_lightning.parts.kinds import OPTIMIZERS
 from divot_lightning.parts.segments import Clips, Text
@@ -31,7 +34,7 @@ from divot_lightning.training.stages.llm_pretraining import LLMPretraining
 from divot_lightning.training.stages.stage import Stage
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
 
-VISION = VisionConfig(frozen=False, image_size=16, patch_size=4, width=32, layers=2, heads=2)
+VISION = partial(ClipVision, frozen=False, image_size=16, patch_size=4, width=32, layers=2, heads=2)
 TOKENIZER = TokenizerConfig(
     vision=VISION,
     token_dim=8,
@@ -49,11 +52,10 @@ TOKENIZER = TokenizerConfig(
     resampler_head_dim=8,
 )
 DETOKENIZER = DetokenizerConfig(
-    latents=LatentsConfig("block_dct", block_size=4, luma_frequencies=4, chroma_frequencies=1, scale=1.5),
-    denoiser=VideoDiTConfig(width=32, layers=2, heads=2, patch_frames=4, condition_in_modulation=True),
+    latents=partial(BlockDCTLatents, block_size=4, luma_frequencies=4, chroma_frequencies=1),
+    denoiser=partial(VideoDiT, width=32, layers=2, heads=2, patch_frames=4, condition_in_modulation=True),
+    objective=VPrediction,
     size=16,
-    num_tokens=4,
-    token_dim=8,
 )
 
 
@@ -64,18 +66,16 @@ def _tokenizer_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any
 
 def _checkpointed_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
     _, batch = _tokenizer_stage(folder, optimizer)
-    denoiser = replace(DETOKENIZER.denoiser, gradient_checkpointing=True, layers=4)  # type: ignore[arg-type]
+    denoiser = partial(DETOKENIZER.denoiser, gradient_checkpointing=True, layers=4)
     detokenizer = replace(DETOKENIZER, denoiser=denoiser)
     return TokenizerPretraining(TOKENIZER, detokenizer, AdamWOptimizer()), batch
 
 
 def _unet_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
     _, batch = _tokenizer_stage(folder, optimizer)
-    unet = DiffusersDenoiserConfig(
-        "UNet3DConditionModel",
-        {
-            "in_channels": 6,
-            "out_channels": 6,
+    unet = partial(
+        UNet3D,
+        config={
             "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
             "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"],
             "block_out_channels": [8, 16],
@@ -103,7 +103,7 @@ def _llm_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
     segments = [[Clips(1, "read"), Text("a red circle", True)], [Text("a circle", False), Clips(1, "generate")]] * 4
     video = torch.zeros(8, 16, 3, 16, 16, dtype=torch.uint8)
     stage = LLMPretraining(GMMHead, str(folder / "run"), config, OPTIMIZERS.build(optimizer, {}))
-    return stage, {"segments": segments, "video": video}
+    return stage, {"segments": segments, "sequences": stage.sequence_collator().lay_out(segments), "video": video}
 
 
 def _measure(stage: Stage, batch: dict[str, Any]) -> dict[str, int]:

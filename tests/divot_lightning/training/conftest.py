@@ -1,15 +1,19 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from divot_backbones.denoisers.video_dit import VideoDiT
+from divot_backbones.latents.block_dct import BlockDCTLatents
+from divot_backbones.objectives.ddim import VPrediction
+from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import save_component
-from divot_lightning.models.detokenizer.latents import LatentsConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
+from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.model import VideoLLMConfig
 from divot_lightning.parts.segments import Clips, Text
 
@@ -19,7 +23,7 @@ NUM_QUERIES, FEATURE_DIM = 3, 8
 @pytest.fixture
 def tokenizer_config():
     """Settings of a tiny tokenizer."""
-    vision = VisionConfig(frozen=False, image_size=8, patch_size=4, width=8, layers=1, heads=2)
+    vision = partial(ClipVision, frozen=False, image_size=8, patch_size=4, width=8, layers=1, heads=2)
     sizes = {"temporal_width": 6, "temporal_layers": 1, "temporal_heads": 1, "temporal_init": "random", "pool_size": 2}
     sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 1}
     sizes |= {"num_tokens": NUM_QUERIES, "resampler_layers": 1, "resampler_heads": 1, "resampler_head_dim": 4}
@@ -38,8 +42,9 @@ def tokenizer_run(tmp_path, tokenizer_config):
 def detokenizer_config():
     """Settings of a tiny de-tokenizer for the tokens of `tokenizer_config`."""
     return DetokenizerConfig(
-        latents=LatentsConfig("block_dct", block_size=4, luma_frequencies=4, chroma_frequencies=1, scale=1.5),
-        denoiser=VideoDiTConfig(width=12, layers=1, heads=2, patch_frames=4, condition_in_modulation=True),
+        latents=partial(BlockDCTLatents, block_size=4, luma_frequencies=4, chroma_frequencies=1),
+        denoiser=partial(VideoDiT, width=12, layers=1, heads=2, patch_frames=4, condition_in_modulation=True),
+        objective=VPrediction,
         size=8,
         num_tokens=NUM_QUERIES,
         token_dim=FEATURE_DIM,
@@ -82,8 +87,9 @@ def make_config(tmp_path):
 
 
 @pytest.fixture
-def batches():
+def batches(make_config):
     """Batches with videos: a caption, a generation, and one of text only."""
+    collator = sequence_collator(make_config())
     torch.manual_seed(1)
     both = [
         [Clips(1, "read"), Text("a red circle moves left", True)],
@@ -91,7 +97,8 @@ def batches():
     ]
     video = torch.randint(0, 256, (2, 16, 3, 8, 8), dtype=torch.uint8)
     rows = [{"segments": both, "key": ["a", "b"], "video": video.roll(i, 1)} for i in range(3)]
-    return [*rows, {"segments": [[Text("what ?", True)]], "key": ["c"]}]
+    rows.append({"segments": [[Text("what ?", True)]], "key": ["c"]})
+    return [{**row, "sequences": collator.lay_out(row["segments"])} for row in rows]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from divot_lightning.training.accumulation import STEP_COUNTS, StepWindows, chec
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.stage import Stage
-from tests.divot_lightning.training.tiny_stages import Settings, make_stage
+from tests.divot_lightning.training.tiny_stages import Settings, make_stage, with_sequences
 
 STAGES = ("tokenizer", "captioning", "refinement", "pretraining", "tuning", "adaptation")
 WORDS = ("a red circle moves left", "blue square", "what ?", "a red circle right blue square moves left ?")
@@ -87,7 +87,8 @@ def fit(name, settings, rank=0, world=1, *, accumulated):
     stage.on_train_batch_end = lambda *args: logged.append(
         {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("train/")}
     )
-    trainer.fit(stage, DataLoader(batches_of(name, rank, world, accumulated=accumulated), batch_size=None))
+    batches = [with_sequences(stage, batch) for batch in batches_of(name, rank, world, accumulated=accumulated)]
+    trainer.fit(stage, DataLoader(batches, batch_size=None))
     return steps, logged[len(PARTS[0]) - 1 :: len(PARTS[0])] if accumulated else logged
 
 

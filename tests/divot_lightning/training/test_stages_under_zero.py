@@ -16,7 +16,7 @@ from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.testing import run_distributed
 from divot_lightning.training.export import ComponentExport
-from tests.divot_lightning.training.tiny_stages import Settings, make_stage
+from tests.divot_lightning.training.tiny_stages import Settings, make_stage, with_sequences
 
 STAGES = ("tokenizer", "captioning", "refinement", "pretraining", "tuning", "adaptation")
 KINDS = {"pretraining": "llm", "tuning": "llm", "captioning": "captions"}
@@ -64,8 +64,10 @@ def fit(name, settings, strategy, run=None, **options):
     stage, seen = make_stage(name, settings), []
     log = stage.log
     stage.log = lambda key, value, **rest: (seen.append((key, float(value))), log(key, value, **rest))[1]
-    train = DataLoader(batches_of(rank, world, kind), batch_size=None)
-    validate = DataLoader(batches_of(rank, world, kind, sizes=(5, 1)), batch_size=None)
+    train, validate = (
+        DataLoader([with_sequences(stage, batch) for batch in part], batch_size=None)
+        for part in (batches_of(rank, world, kind), batches_of(rank, world, kind, sizes=(5, 1)))
+    )
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         **{"max_steps": STEPS, "accelerator": "cpu", "enable_checkpointing": False, **quiet, **options},

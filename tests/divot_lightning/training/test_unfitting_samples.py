@@ -138,17 +138,16 @@ def test_a_resumed_run_meets_no_surprise(shard, tokenizer_run, make_config, head
 def test_instruction_tuning_takes_its_own_longest_sequence(shard, tokenizer_run, make_config, head, tmp_path):
     save_component(VideoLLM(make_config(max_length=1000), head), tokenizer_run / "video_llm")
     stage = InstructionTuning(str(tokenizer_run), AdamWOptimizer(lr=1e-3), max_length=MAX_LENGTH)
-    before = stage.sample_limits()
-    assert (before.layout.max_length, before.feature_shape, before.begins) == (MAX_LENGTH, SHAPE, False)
+    before = stage.sequence_collator().limits
+    assert (before.layout.max_length, before.feature_shape, before.begins) == (MAX_LENGTH, SHAPE, True)
     stage.configure_model()
-    after = stage.sample_limits()
-    assert (after.layout, after.feature_shape, after.begins) == (before.layout, SHAPE, True)
+    assert stage.sequence_collator().limits == before
+    assert stage.video_llm.config.max_length == MAX_LENGTH
 
 
 def test_inspection_finds_all_of_it_ahead_of_training(shard, tokenizer_run, make_config, head):
     stage = pretraining(tokenizer_run, make_config, head)
-    stage.configure_model()
-    report = inspect_source(open_source(shard), tasks=TaskMixture(MIXTURE), limits=stage.sample_limits())
+    report = inspect_source(open_source(shard), tasks=TaskMixture(MIXTURE), limits=stage.sequence_collator().limits)
     assert {(defect.reason, defect.key) for defect in report.skipped} == EXPECTED
     assert {defect.shard for defect in report.skipped} == {str(shard)}
     # Without knowing the stage, what no batch could hold is found all the same.

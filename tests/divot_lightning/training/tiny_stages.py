@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from divot_heads.gmm import GMMHead
+from divot_lightning.parts.sequences.collator import LaysOutSamples
 from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.captioning_pretraining import CaptioningPretraining
 from divot_lightning.training.stages.detokenizer_adaptation import DetokenizerAdaptation
@@ -37,3 +38,10 @@ def make_stage(name, settings):
         "adaptation": lambda: DetokenizerAdaptation(llm_run, run, OPTIMIZER, candidates=2, nearest_per="token"),
     }
     return makers[name]()
+
+
+def with_sequences(stage, batch):
+    """Return a batch with the token sequences that the stage wants, as the data workers add them."""
+    if not isinstance(stage, LaysOutSamples):
+        return batch
+    return {**batch, "sequences": stage.sequence_collator().lay_out(batch["segments"])}

@@ -1,50 +1,54 @@
 import json
 import shutil
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
+from divot_backbones.denoisers.diffusers_denoiser import UNet3D
+from divot_backbones.denoisers.video_dit import VideoDiT
+from divot_backbones.latents.block_dct import BlockDCTLatents
+from divot_backbones.latents.image_vae import ImageVAELatents
+from divot_backbones.objectives.ddim import DDIMSampler, Epsilon, VPrediction, alphas_cumprod
 from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.detokenizer import noise_schedule
-from divot_lightning.models.detokenizer.latents import LatentsConfig
-from divot_lightning.models.detokenizer.noise_schedule import NoiseScheduleConfig, SamplingConfig, alphas_cumprod
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import (
     ConditionResamplerConfig,
     DetokenizerConfig,
-    DiffusersDenoiserConfig,
     VideoDetokenizer,
 )
-from divot_lightning.models.detokenizer.video_dit import VideoDiTConfig
 from divot_lightning.models.randomness import sample_generators
 
 FRAMES, SIZE, TOKENS, DIM = 4, 8, 3, 5
-UNET = DiffusersDenoiserConfig(
-    "UNet3DConditionModel",
-    {
-        "in_channels": 6,
-        "out_channels": 6,
+UNET = partial(
+    UNet3D,
+    config={
         "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
         "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"],
         "block_out_channels": [4, 8],
         "layers_per_block": 1,
         "norm_num_groups": 2,
-        "cross_attention_dim": DIM,
         "attention_head_dim": 2,
     },
 )
+TRAILING = partial(VPrediction, snr_shift=2.0, eta=0.0, spacing="trailing")
 RESAMPLER = ConditionResamplerConfig(num_queries=2, dim=8, layers=1, heads=2, head_dim=4, output_dim=6)
+
+
+def schedule(shift=2.0):
+    return alphas_cumprod(1000, 0.00085, 0.012, zero_terminal_snr=True, shift=shift)
 
 
 def make_config(**changes):
     settings = {
-        "latents": LatentsConfig("block_dct", block_size=4, luma_frequencies=4, chroma_frequencies=1, scale=1.5),
-        "denoiser": VideoDiTConfig(width=12, layers=1, heads=2),
-        "noise_schedule": NoiseScheduleConfig(snr_shift=2.0),
-        "sampling": SamplingConfig(steps=4, guidance=1.0, guidance_rescale=0.0, eta=0.0, spacing="trailing"),
+        "latents": partial(BlockDCTLatents, block_size=4, luma_frequencies=4, chroma_frequencies=1),
+        "denoiser": partial(VideoDiT, width=12, layers=1, heads=2),
+        "objective": TRAILING,
+        "sampling": SamplingConfig(steps=4, guidance=1.0, guidance_rescale=0.0),
         "num_frames": FRAMES,
         "size": SIZE,
         "num_tokens": TOKENS,
@@ -108,7 +112,7 @@ def slow_loss(detokenizer, video, tokens, terminal_timestep_prob, dropout, null,
     noise = torch.randn(clean.shape, generator=generator)
     times = torch.randint(0, 1000, (batch,), generator=generator)
     moved = torch.rand(batch, generator=generator) < terminal_timestep_prob
-    alphas = alphas_cumprod(detokenizer.config.noise_schedule)
+    alphas = schedule()
     errors = []
     for clip in range(batch):
         time = 999 if moved[clip] else int(times[clip])
@@ -171,12 +175,9 @@ def test_before_the_terminal_step_the_network_gets_the_clip(video, tokens):
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 def test_noise_levels_and_targets_are_float32_under_any_autocast(video, tokens, monkeypatch, autocast, prediction):
     times = torch.tensor([0, 1, 2, 19, 500, 999])
-    schedule = NoiseScheduleConfig(prediction=prediction)
-    detokenizer = make(noise_schedule=schedule, sampling=SamplingConfig(spacing="leading"))
-    seen = {}
-    monkeypatch.setattr(
-        "divot_lightning.models.detokenizer.video_detokenizer.sample_timesteps", lambda *args, **settings: times
-    )
+    objective = VPrediction if prediction == "v_prediction" else partial(Epsilon, zero_terminal_snr=True)
+    detokenizer, seen = make(objective=objective), {}
+    monkeypatch.setattr(detokenizer.objective, "sample_times", lambda *args, **settings: times)
     monkeypatch.setattr(
         "torch.nn.functional.mse_loss", lambda given, target: seen.update(target=target) or given.sum() * 0
     )
@@ -185,9 +186,7 @@ def test_noise_levels_and_targets_are_float32_under_any_autocast(video, tokens, 
         detokenizer.loss(video, tokens, generator=seeded())
     clean = detokenizer.latents.encode(video.double())
     noise = torch.randn(clean.shape, generator=seeded()).double()
-    signal, spread = (
-        alpha.sqrt()[times].view(-1, 1, 1, 1, 1) for alpha in (alphas_cumprod(schedule), 1 - alphas_cumprod(schedule))
-    )
+    signal, spread = (alpha.sqrt()[times].view(-1, 1, 1, 1, 1) for alpha in (schedule(1.0), 1 - schedule(1.0)))
     target = noise if prediction == "epsilon" else signal * noise - spread * clean
     for name, expected in (("noisy", signal * clean + spread * noise), ("target", target)):
         assert seen[name].dtype == torch.float32
@@ -199,13 +198,13 @@ def test_noise_levels_and_targets_are_float32_under_any_autocast(video, tokens, 
 
 def test_the_sampler_keeps_its_state_in_float32_under_autocast(tokens, monkeypatch):
     detokenizer, states = make(), []
-    step = noise_schedule.ddim_step
+    step = DDIMSampler.step
 
-    def keep(scheduler, prediction, state, **settings):
+    def keep(self, index, prediction, state, draw):
         states.append((prediction.dtype, state.dtype))
-        return step(scheduler, prediction, state, **settings)
+        return step(self, index, prediction, state, draw)
 
-    monkeypatch.setattr("divot_lightning.models.detokenizer.video_detokenizer.ddim_step", keep)
+    monkeypatch.setattr(DDIMSampler, "step", keep)
     with torch.autocast("cpu", torch.bfloat16):
         detokenizer.decode(tokens.bfloat16(), generator=seeded())
     assert states == [(torch.float32, torch.float32)] * 4
@@ -238,7 +237,7 @@ def test_the_loss_is_float32_and_the_generator_decides_it(video, tokens):
 
 def oracle(detokenizer, clean):
     """Return a denoiser that knows the clean latents and predicts the exact velocity of any noisy state."""
-    alphas = alphas_cumprod(detokenizer.config.noise_schedule)
+    alphas = schedule()
 
     def answer(state, times, condition):
         alpha = alphas[times].to(state)[:, None, None, None, None]
@@ -252,13 +251,13 @@ def oracle(detokenizer, clean):
 @pytest.mark.parametrize("steps", [1, 3, 10])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_an_exact_denoiser_restores_the_clip(video, tokens, spacing, steps, eta):
-    detokenizer = make()
+    detokenizer = make(objective=partial(VPrediction, snr_shift=2.0, eta=eta, spacing=spacing))
     clean = detokenizer.latents.encode(video)
     detokenizer.denoiser = Recorder(oracle(detokenizer, clean))
-    sampling = SamplingConfig(steps=steps, guidance=1.0, eta=eta, spacing=spacing)
+    sampling = SamplingConfig(steps=steps, guidance=1.0)
     decoded = detokenizer.decode(tokens, sampling=sampling, generator=seeded())
     assert decoded.shape == video.shape
-    torch.testing.assert_close(decoded, detokenizer.latents.decode(clean), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(decoded, detokenizer.latents.decode(clean, FRAMES), atol=1e-3, rtol=1e-3)
     assert len(detokenizer.denoiser.calls) == steps
 
 
@@ -272,7 +271,8 @@ def test_the_first_trailing_step_is_at_pure_noise(tokens):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_generator_decides_the_clips(tokens, eta):
-    detokenizer = make(sampling=SamplingConfig(steps=3, guidance=1.0, eta=eta))
+    sampling = SamplingConfig(steps=3, guidance=1.0)
+    detokenizer = make(objective=partial(VPrediction, eta=eta), sampling=sampling)
     first, second, other = (detokenizer.decode(tokens, generator=seeded(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, second)
     assert not torch.allclose(first, other, atol=1e-2)
@@ -299,16 +299,17 @@ def test_guidance_goes_beyond_the_condition_away_from_the_null_tokens(tokens, nu
     detokenizer.denoiser = Recorder(
         lambda state, times, condition: condition.mean(dim=(1, 2))[:, None, None, None, None].expand_as(state)
     )
-    sampling = SamplingConfig(steps=1, guidance=3.0, guidance_rescale=0.0, eta=0.0, spacing="trailing")
+    sampling = SamplingConfig(steps=1, guidance=3.0, guidance_rescale=0.0)
     decoded = detokenizer.decode(tokens, null_tokens_QC=null, sampling=sampling, generator=seeded())
     # At pure noise the clean sample is minus the velocity.
     velocity = null.mean() + 3.0 * (tokens.mean(dim=(1, 2)) - null.mean())
     grid = SIZE // 4
     latents = -velocity[:, None, None, None, None].expand(6, FRAMES, 6, grid, grid)
-    torch.testing.assert_close(decoded, detokenizer.latents.decode(latents), atol=1e-5, rtol=1e-4)
-    seen = [call[2] for call in detokenizer.denoiser.calls]
-    assert torch.equal(seen[0], tokens)
-    assert torch.equal(seen[1], null.expand_as(tokens))
+    torch.testing.assert_close(decoded, detokenizer.latents.decode(latents, FRAMES), atol=1e-5, rtol=1e-4)
+    # Both in one batch.
+    (seen,) = (call[2] for call in detokenizer.denoiser.calls)
+    assert torch.equal(seen[:6], tokens)
+    assert torch.equal(seen[6:], null.expand_as(tokens))
 
 
 def test_guidance_without_null_tokens_is_refused(tokens):
@@ -346,7 +347,7 @@ def test_the_resampler_gives_the_denoiser_its_tokens(tokens):
 
 
 def test_a_diffusers_unet_can_be_the_denoiser(video, tokens, null):
-    detokenizer = make(denoiser=UNET, latents=LatentsConfig("block_dct", None, 2, 4, 1, 1.0))
+    detokenizer = make(denoiser=UNET, latents=partial(BlockDCTLatents, 2, 4, 1, 1.0))
     loss = detokenizer.loss(video[:2], tokens[:2], generator=seeded())
     loss.backward()
     assert loss.isfinite()
@@ -358,29 +359,18 @@ def test_a_diffusers_unet_can_be_the_denoiser(video, tokens, null):
 
 
 def test_a_diffusers_model_gets_frames_on_the_axis_it_expects(tokens):
-    detokenizer = make(denoiser=UNET, latents=LatentsConfig("block_dct", None, 2, 4, 1, 1.0))
+    detokenizer = make(denoiser=UNET, latents=partial(BlockDCTLatents, 2, 4, 1, 1.0))
     seen = []
     detokenizer.denoiser.model.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
     detokenizer.decode(tokens[:1], generator=seeded())
     assert set(seen) == {(1, 6, FRAMES, SIZE // 2, SIZE // 2)}
 
 
-@pytest.mark.parametrize(
-    ("denoiser", "message"),
-    [
-        (DiffusersDenoiserConfig("UNet9DModel"), "diffusers has no 'UNet9DModel'"),
-        (DiffusersDenoiserConfig("UNet3DConditionModel", {"depht": 3}), "do not fit UNet3DConditionModel: .*depht"),
-    ],
-)
-def test_a_diffusers_model_that_does_not_exist_is_named(denoiser, message):
-    with pytest.raises(UserError, match=message):
-        make(denoiser=denoiser)
-
-
 @pytest.mark.parametrize("changes", [{}, {"condition_resampler": RESAMPLER}, {"denoiser": UNET}])
 def test_the_config_survives_json(changes):
-    config = make_config(**changes)
-    assert DetokenizerConfig(**json.loads(json.dumps(asdict(config)))) == config
+    config = json.loads(json.dumps(asdict(make(**changes).config)))
+    again = VideoDetokenizer(DetokenizerConfig(**config)).config
+    assert json.loads(json.dumps(asdict(again))) == config
 
 
 @pytest.mark.parametrize("changes", [{}, {"condition_resampler": RESAMPLER}])
@@ -395,7 +385,7 @@ def test_a_component_decodes_like_the_module_that_was_saved(tmp_path, tokens, ch
 def test_a_frozen_vae_can_be_the_latents(tmp_path, video, tokens):
     torch.manual_seed(0)
     AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
-    detokenizer = make(latents=LatentsConfig("vae", str(tmp_path / "vae")), size=SIZE)
+    detokenizer = make(latents=partial(ImageVAELatents, str(tmp_path / "vae")), size=SIZE)
     detokenizer.train()
     losses = [detokenizer.loss(video, tokens, generator=seeded()) for _ in range(2)]
     assert torch.equal(*losses)
@@ -407,7 +397,7 @@ def test_a_frozen_vae_can_be_the_latents(tmp_path, video, tokens):
 
 def test_a_component_with_a_vae_needs_the_vae_folder_only_once(tmp_path, video, tokens):
     AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
-    detokenizer = make(latents=LatentsConfig("vae", str(tmp_path / "vae")), size=SIZE)
+    detokenizer = make(latents=partial(ImageVAELatents, str(tmp_path / "vae")), size=SIZE)
     save_component(detokenizer, tmp_path / "detokenizer")
     shutil.rmtree(tmp_path / "vae")
     again = load_component(tmp_path / "detokenizer", VideoDetokenizer)
@@ -418,7 +408,7 @@ def test_a_component_with_a_vae_needs_the_vae_folder_only_once(tmp_path, video, 
 @pytest.mark.parametrize("kind", ["block_dct", "vae"])
 def test_with_its_own_generator_a_clips_loss_does_not_depend_on_its_batch(tmp_path, video, tokens, null, kind):
     AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
-    changes = {"latents": LatentsConfig("vae", str(tmp_path / "vae"))} if kind == "vae" else {}
+    changes = {"latents": partial(ImageVAELatents, str(tmp_path / "vae"))} if kind == "vae" else {}
     detokenizer = make(**changes)
     settings = {"terminal_timestep_prob": 0.5, "condition_dropout": 0.5, "null_tokens_QC": null}
 
@@ -431,13 +421,13 @@ def test_with_its_own_generator_a_clips_loss_does_not_depend_on_its_batch(tmp_pa
     assert len(set(alone.tolist())) == 6
 
 
-@pytest.mark.parametrize("denoiser", [UNET, VideoDiTConfig(width=12, layers=2, heads=2)])
+@pytest.mark.parametrize("denoiser", [UNET, partial(VideoDiT, width=12, layers=2, heads=2)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_checkpointing_keeps_less_and_changes_neither_loss_nor_gradients(denoiser, precision):
     video, tokens = torch.rand(2, FRAMES, 3, SIZE, SIZE) * 2 - 1, torch.randn(2, TOKENS, DIM)
 
     def train(*, checkpointing):
-        detokenizer = make(denoiser=replace(denoiser, gradient_checkpointing=checkpointing))
+        detokenizer = make(denoiser=partial(denoiser, gradient_checkpointing=checkpointing))
         kept = []
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one.nbytes) or one, lambda one: one)
         with hooks, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
@@ -454,7 +444,108 @@ def test_checkpointing_keeps_less_and_changes_neither_loss_nor_gradients(denoise
     torch.testing.assert_close(gradients, plain_gradients, rtol=0, atol=0)
 
 
-def test_a_denoiser_that_cannot_be_checkpointed_is_refused():
-    other = DiffusersDenoiserConfig("UNet1DModel", {"block_out_channels": [32, 32, 64]}, gradient_checkpointing=True)
-    with pytest.raises(UserError, match="UNet1DModel cannot do it"):
-        VideoDetokenizer(make_config(denoiser=other))
+def test_the_token_sizes_are_needed_and_a_contradicting_one_is_refused():
+    with pytest.raises(UserError, match="needs the number and the width of its tokens"):
+        VideoDetokenizer(make_config(num_tokens=None))
+    config = make_config(num_tokens=None, token_dim=None).for_tokens(7, 9)
+    assert (config.num_tokens, config.token_dim) == (7, 9)
+    assert config.for_tokens(7, 9) == config
+    with pytest.raises(UserError, match=r"detokenizer\.num_tokens is 7, and the tokenizer gives 8 tokens of width 9"):
+        config.for_tokens(8, 9)
+
+
+class Weighted(VPrediction):
+    """Weighs clips by their time."""
+
+    def weight(self, time_B):
+        return time_B / 500
+
+
+def test_an_objectives_weight_multiplies_each_clips_error(video, tokens, monkeypatch):
+    plain, weighted = make(), make(objective=partial(Weighted, snr_shift=2.0))
+    weighted.load_state_dict(plain.state_dict())
+    times = torch.tensor([0, 100, 200, 500, 900, 999])
+    losses = []
+    for clip in range(6):
+        monkeypatch.setattr(
+            plain.objective, "sample_times", lambda *args, clip=clip, **settings: times[clip : clip + 1]
+        )
+        generator = sample_generators(0, "train", [clip])
+        losses.append(plain.loss(video[clip : clip + 1], tokens[clip : clip + 1], generator=generator))
+    monkeypatch.setattr(weighted.objective, "sample_times", lambda *args, **settings: times)
+    found = weighted.loss(video, tokens, generator=sample_generators(0, "train", range(6)))
+    torch.testing.assert_close(found, (torch.stack(losses) * times / 500).mean(), rtol=1e-4, atol=1e-5)
+
+
+OLD_CONFIG = {
+    "latents": {
+        "kind": "block_dct",
+        "pretrained": None,
+        "block_size": 4,
+        "luma_frequencies": 4,
+        "chroma_frequencies": 1,
+        "scale": 1.5,
+    },
+    "denoiser": {
+        "patch_frames": 2,
+        "patch_size": 1,
+        "width": 12,
+        "layers": 1,
+        "heads": 2,
+        "condition_in_modulation": False,
+        "gradient_checkpointing": False,
+    },
+    "condition_resampler": None,
+    "noise_schedule": {
+        "num_steps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "zero_terminal_snr": True,
+        "snr_shift": 2.0,
+        "prediction": "v_prediction",
+    },
+    "sampling": {"steps": 4, "guidance": 1.0, "guidance_rescale": 0.0, "eta": 0.0, "spacing": "trailing"},
+    "num_frames": FRAMES,
+    "size": SIZE,
+    "num_tokens": TOKENS,
+    "token_dim": DIM,
+}
+"""As an earlier version wrote the config of `make()`."""
+
+
+def write_old(detokenizer, folder, **changes):
+    save_component(detokenizer, folder)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, "config": {**OLD_CONFIG, **changes}}))
+
+
+def test_a_component_of_an_earlier_version_is_read(tmp_path, video, tokens):
+    detokenizer = make()
+    write_old(detokenizer, tmp_path / "detokenizer")
+    loaded = load_component(tmp_path / "detokenizer", VideoDetokenizer)
+    assert loaded.config == detokenizer.config
+    assert torch.equal(loaded.decode(tokens, generator=seeded()), detokenizer.decode(tokens, generator=seeded()))
+
+
+def test_a_component_of_an_earlier_version_with_a_vae_and_a_unet_is_read(tmp_path, video, tokens):
+    AutoencoderKL(block_out_channels=[4], latent_channels=2, norm_num_groups=2).save_pretrained(tmp_path / "vae")
+    detokenizer = make(latents=partial(ImageVAELatents, str(tmp_path / "vae"), scale=0.5), denoiser=UNET)
+    unet = {"in_channels": 2, "out_channels": 2, "cross_attention_dim": DIM, **UNET.keywords["config"]}
+    denoiser = {"diffusers_class": "UNet3DConditionModel", "arguments": unet, "gradient_checkpointing": False}
+    latents = {**OLD_CONFIG["latents"], "kind": "vae", "pretrained": "gone", "scale": 0.5}
+    write_old(detokenizer, tmp_path / "detokenizer", latents=latents, denoiser=denoiser)
+    detokenizer.latents.vae.save_config(tmp_path / "detokenizer" / "vae")
+    loaded = load_component(tmp_path / "detokenizer", VideoDetokenizer)
+    losses = [each.loss(video, tokens, generator=seeded()) for each in (detokenizer, loaded)]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("part", ["latents", "denoiser", "objective"])
+def test_a_part_of_a_package_that_nobody_trusts_is_not_imported(tmp_path, part):
+    save_component(make(), tmp_path / "detokenizer")
+    file = tmp_path / "detokenizer" / "config.json"
+    described = json.loads(file.read_text())
+    described["config"][part]["class_path"] = "stranger.Part"
+    file.write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"'stranger\.Part', which is not imported"):
+        load_component(tmp_path / "detokenizer", VideoDetokenizer)

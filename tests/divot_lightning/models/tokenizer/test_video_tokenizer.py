@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 from dataclasses import asdict
@@ -6,16 +7,20 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from divot_lightning.checkpoint.components import load_component, save_component
+from divot_backbones.vision.clip import ClipVision
+from divot_lightning.checkpoint.components import load_component, read_settings, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
+from divot_lightning.parts.vision_encoders import VisionEncoder
 
 
 def tiny(**changes):
-    vision = {"frozen": False, "image_size": 16, "patch_size": 4, "width": 16, "layers": 2, "heads": 2}
+    """The config of a small tokenizer; `vision` may be changed settings of the ViT, or another encoder."""
+    vision, given = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 2, "heads": 2}, changes.pop("vision", {})
+    if isinstance(given, dict):
+        given = functools.partial(ClipVision, **{"frozen": False, **vision, **given})
     sizes = {
-        "vision": VisionConfig(**{**vision, **changes.pop("vision", {})}),
+        "vision": given,
         "temporal_width": 12,
         "temporal_layers": 1,
         "temporal_heads": 3,
@@ -153,9 +158,9 @@ def test_sizes_of_a_pretrained_vit_replace_the_given_ones(tmp_path):
     CLIPVisionModel(CLIPVisionConfig(image_size=24, patch_size=8, **sizes)).save_pretrained(tmp_path)
     config = tiny(vision={"pretrained": str(tmp_path)})
     tokenizer = VideoTokenizer(config)
-    assert (tokenizer.config.vision.width, tokenizer.config.vision.grid_size) == (12, 3)
-    assert tokenizer.config.vision.pretrained is None
-    assert config.vision.pretrained == str(tmp_path)
+    assert (tokenizer.vision.patch_dim, tokenizer.vision.grid, tokenizer.config.image_size) == (12, (3, 3), 24)
+    assert tokenizer.config.vision.init_args["pretrained"] is None
+    assert config.vision.keywords["pretrained"] == str(tmp_path)
     assert tokenizer(clip()).shape == (2, 3, 8)
 
 
@@ -163,7 +168,7 @@ def test_sizes_of_a_pretrained_vit_replace_the_given_ones(tmp_path):
     ("changes", "message"),
     [
         ({"vision": {"image_size": 18}}, "image_size 18"),
-        ({"pool_size": 5}, "pool_size 5 is not between 1 and 4"),
+        ({"pool_size": 5}, "pool_size 5 is not between 1 and 4; the vision encoder has 4 x 4 patches"),
         ({"pool_size": 0}, "pool_size 0 "),
         ({"temporal_width": 13}, "temporal transformer: width 13 .* 3 heads"),
         ({"spatiotemporal_width": 21}, "spatio-temporal transformer: width 21 .* 4 heads"),
@@ -178,6 +183,11 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
         VideoTokenizer(tiny(**changes))
 
 
+def test_settings_of_an_encoder_without_its_class_are_refused():
+    with pytest.raises(UserError, match=r"vision=\{'width': 8\} names no class; give \{class_path: clip, init_args"):
+        TokenizerConfig(vision={"width": 8})
+
+
 def test_too_short_clips_are_refused():
     with pytest.raises(UserError, match="the clip has 3 frames; it reads 5"):
         VideoTokenizer(tiny())(clip(frames=3))
@@ -190,9 +200,53 @@ def test_stored_pixels_are_refused():
 
 def test_parameter_counts_of_the_paper():
     with torch.device("meta"):
-        tokenizer = VideoTokenizer(TokenizerConfig())
+        tokenizer = VideoTokenizer(TokenizerConfig(vision=ClipVision))
     trained = sum(parameter.numel() for parameter in tokenizer.parameters() if parameter.requires_grad)
     assert round(trained / 1e6, 1) == 171.6
     assert tokenizer.config.tokens_per_clip == 64
-    bound = TokenizerConfig(token_source="spatiotemporal")
+    bound = TokenizerConfig(vision=ClipVision, token_source="spatiotemporal")
     assert bound.tokens_per_clip == 125
+
+
+def test_a_component_from_the_time_of_one_vision_encoder_is_read(tmp_path):
+    tokenizer, video = VideoTokenizer(tiny(token_source="spatiotemporal")), clip(size=20)
+    save_component(tokenizer, tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "config.json"
+    described = json.loads(file.read_text())
+    settings = described["config"]["vision"]["init_args"]
+    del settings["revision"]
+    file.write_text(json.dumps({**described, "config": {**described["config"], "vision": settings}}))
+    twin = load_component(tmp_path / "tokenizer", VideoTokenizer)
+    assert torch.equal(twin(video), tokenizer(video))
+    assert twin.config == tokenizer.config
+    read = read_settings(tmp_path / "tokenizer", VideoTokenizer, TokenizerConfig)
+    assert (read.image_size, read.tokens_per_clip) == (16, 20)
+
+
+class Halves(VisionEncoder):
+    """A grid of 2 x 3 patches: the mean colour of each."""
+
+    def __init__(self, frozen: bool = False) -> None:
+        super().__init__(frozen)
+        self.layer = torch.nn.Linear(3, 4)
+        self.describe(patch_dim=4, grid=(2, 3), image_size=6)
+
+    def encode(self, frames_BF3HW):
+        colours = torch.nn.functional.adaptive_avg_pool2d(frames_BF3HW.flatten(0, 1), self.grid)
+        return self.layer(colours.flatten(2).transpose(1, 2)).unflatten(0, frames_BF3HW.shape[:2])
+
+
+def test_an_encoder_with_a_grid_that_is_not_square_is_pooled_to_a_square():
+    tokenizer = VideoTokenizer(tiny(vision=Halves, pool_size=2, position_init="sin_cos"))
+    assert tokenizer(clip(size=6)).shape == (2, 3, 8)
+    patches = torch.zeros(1, 5, 6, 4)
+    tokenizer.temporal = torch.nn.Linear(4, 20, bias=False)
+    tokenizer.pooled_norm = tokenizer.spatiotemporal = tokenizer.to_tokens = torch.nn.Identity()
+    patches[0, 3, 1 * 3 + 2] = 1.0  # row 1, column 2
+    moved = tokenizer.encode_patches(patches)[0].abs().sum(-1) > 0
+    assert moved.nonzero().tolist() == [[3, 3]]  # row 1, column 1 of the pooled grid
+
+
+def test_a_pool_size_above_the_shorter_side_of_the_grid_is_refused():
+    with pytest.raises(UserError, match="pool_size 3 is not between 1 and 2; the vision encoder has 2 x 3 patches"):
+        VideoTokenizer(tiny(vision=Halves, pool_size=3))

@@ -13,10 +13,12 @@ from divot_lightning.models.video_llm.attention_mask import (
     sliding_window,
     transformers_mask,
 )
-from divot_lightning.models.video_llm.row_packing import pack_rows
-from divot_lightning.models.video_llm.sequences import SequenceLayout, TokenKind, build_sequence, collate_sequences
 from divot_lightning.parts.segments import Clips, Text
-from tests.divot_lightning.models.video_llm.test_sequences import GENERATION_MODES, SPECIAL, encode, samples
+from divot_lightning.parts.sequences.layout import SequenceLayout, build_sequence
+from divot_lightning.parts.sequences.row_packing import pack_rows
+from divot_lightning.parts.sequences.rows import collate_sequences
+from divot_lightning.parts.sequences.tokens import TokenKind
+from tests.divot_lightning.parts.sequences.test_layout import GENERATION_MODES, SPECIAL, encode, samples
 
 
 def batch_of(samples_, generation_mode, num_queries=2, packing=False):

@@ -14,13 +14,13 @@ from divot_lightning.models.video_llm.language_model import (
     initialise_new_rows,
     layers_without_adapters,
     load_language_model,
-    load_text_tokenizer,
     merge_lora,
     unwrap,
     vocabulary_size,
     word_embeddings,
 )
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
+from divot_lightning.parts.sequences.text_tokenizer import load_text_tokenizer
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 10}
 

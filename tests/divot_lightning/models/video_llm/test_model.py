@@ -1,5 +1,6 @@
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.divot_lightning.models.video_llm.tiny_video_llm import (
     C,
     Q,
     features,
+    losses,
     num_clips,
 )
 
@@ -35,7 +37,7 @@ def test_two_samples_are_memorised(make, generation_mode):
     video_llm.set_feature_statistics(target.mean((0, 1)), target.std((0, 1)))
     optimizer = torch.optim.AdamW(video_llm.parameters(), lr=5e-3)
     for _ in range(100):
-        output = video_llm([READ, GENERATE], target)
+        output = losses(video_llm, [READ, GENERATE], target)
         (output.text_loss + output.head_loss).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -50,7 +52,7 @@ def test_text_loss_is_the_models_own_next_word_loss(make):
     video_llm = make()
     ids_BL = video_llm.sequences([WORDS]).ids_BL
     own = video_llm.causal_lm(input_ids=ids_BL, labels=ids_BL).loss
-    output = video_llm([WORDS], None)
+    output = losses(video_llm, [WORDS], None)
     torch.testing.assert_close(output.text_loss, own)
     assert output.num_text_targets == 6  # five words and the end
     assert output.head_loss == 0
@@ -64,11 +66,11 @@ def test_head_loss_is_the_heads_loss_on_hidden_states_of_each_clip(make, generat
     role = 5 if generation_mode == "autoregressive" else 4
     columns = [i for i, value in enumerate(batch.token_kind_BL[0].tolist()) if value == role]
     shift = 1 if generation_mode == "autoregressive" else 0
-    losses = []
+    own = []
     for clip in range(3):
         rows = [column - shift for column in columns[clip * Q : (clip + 1) * Q]]
-        losses.append(functional.mse_loss(video_llm.head.sample(hidden_BLD[:, rows])[0], clips[clip]))
-    torch.testing.assert_close(video_llm([STORY], clips).head_loss, torch.stack(losses).mean())
+        own.append(functional.mse_loss(video_llm.head.sample(hidden_BLD[:, rows])[0], clips[clip]))
+    torch.testing.assert_close(losses(video_llm, [STORY], clips).head_loss, torch.stack(own).mean())
 
 
 class LooksAtTheWholeClip(MSEHead):
@@ -88,7 +90,7 @@ def test_a_joint_head_learns_no_token_from_later_true_features(make):
     clips = features(2)
     predictions = []
     for later in (clips, torch.cat([clips[:, :1], clips[:, 1:] + 5], dim=1)):
-        video_llm([GENERATE, GENERATE], later)
+        losses(video_llm, [GENERATE, GENERATE], later)
         predictions.append(video_llm.head.predicted.view(2, Q, C))
     torch.testing.assert_close(predictions[0][:, :2], predictions[1][:, :2])
     assert not torch.allclose(predictions[0][:, 2], predictions[1][:, 2])
@@ -98,14 +100,14 @@ def test_a_joint_head_is_trained_as_it_samples_feature_by_feature(make):
     """With generated features as targets, the loss is 0 only if training gives the head the input of generation."""
     video_llm = make(generation_mode="autoregressive", head=LooksAtTheWholeClip)
     generated = video_llm.generate_features([GENERATE])
-    assert video_llm([GENERATE], generated).head_loss < 1e-10
+    assert losses(video_llm, [GENERATE], generated).head_loss < 1e-10
 
 
 @pytest.mark.parametrize("generation_mode", ["query_bidirectional", "query_causal"])
 def test_a_joint_head_gets_all_tokens_of_a_clip_with_queries(make, generation_mode):
     video_llm = make(generation_mode=generation_mode, head=LooksAtTheWholeClip)
     generated = video_llm.generate_features([GENERATE])
-    assert video_llm([GENERATE], generated).head_loss < 1e-10
+    assert losses(video_llm, [GENERATE], generated).head_loss < 1e-10
     assert video_llm.head.predicted.shape == (1, Q, C)
 
 
@@ -145,14 +147,14 @@ def test_later_positions_do_not_change_earlier_predictions(make, generation_mode
 @pytest.mark.parametrize("samples", [[], [WORDS], [READ], [GENERATE], [READ, GENERATE, STORY]])
 def test_every_trainable_weight_gets_a_gradient_from_every_batch(make, samples, lora):
     video_llm = make(lora=lora).train()
-    output = video_llm(samples, features(num_clips(*samples)) if num_clips(*samples) else None)
+    output = losses(video_llm, samples, features(num_clips(*samples)) if num_clips(*samples) else None)
     (output.text_loss + output.head_loss).backward()
     assert [name for name, value in video_llm.named_parameters() if value.requires_grad and value.grad is None] == []
 
 
 def test_gradients_reach_projector_queries_and_head(make):
     video_llm = make().train()
-    output = video_llm([READ, GENERATE], features(2))
+    output = losses(video_llm, [READ, GENERATE], features(2))
     (output.text_loss + output.head_loss).backward()
     for part in (video_llm.input_projector, video_llm.queries, video_llm.head):
         assert all(parameter.grad.abs().sum() > 0 for parameter in part.parameters())
@@ -191,7 +193,7 @@ def test_generated_features_are_what_the_head_predicts_in_training(make, generat
     first = features(1)
     generated = video_llm.generate_features(prompts, first)
     assert generated.shape == (3, Q, C)
-    output = video_llm([STORY], torch.cat([first, generated[:2]]))
+    output = losses(video_llm, [STORY], torch.cat([first, generated[:2]]))
     batch = video_llm.sequences([STORY])
     normal = video_llm.normalise(torch.cat([first, generated[:2]]), 3)
     hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, normal))
@@ -211,14 +213,14 @@ def test_features_are_normalised_on_the_way_in_and_denormalised_on_the_way_out(m
     scaled = copy.deepcopy(plain)
     scaled.set_feature_statistics(torch.full((C,), 4.0), torch.full((C,), 3.0))
     inputs = [[*READ, *GENERATE]]
-    first, second = plain(inputs, features(2)), scaled(inputs, features(2) * 3 + 4)
+    first, second = losses(plain, inputs, features(2)), losses(scaled, inputs, features(2) * 3 + 4)
     torch.testing.assert_close(first.text_loss, second.text_loss)
     torch.testing.assert_close(first.head_loss, second.head_loss, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(plain.generate_features([GENERATE]) * 3 + 4, scaled.generate_features([GENERATE]))
 
 
 def test_a_seed_gives_the_same_clips(make):
-    video_llm = make(head=lambda hidden, feature: GMMHead(hidden, feature, num_components=2))
+    video_llm = make(head=partial(GMMHead, num_components=2))
 
     def sample(seed):
         return video_llm.generate_features([GENERATE], generator=torch.Generator().manual_seed(seed))
@@ -244,7 +246,7 @@ def test_sampled_text_follows_seed_and_temperature(make):
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_stored_model_is_the_same_model(make, tmp_path, lora, tied):
     video_llm = make(
-        head=lambda hidden, feature: GMMHead(hidden, feature, num_components=2),
+        head=partial(GMMHead, num_components=2),
         lora=lora,
         language_model={"tie_word_embeddings": tied},
     )
@@ -254,7 +256,7 @@ def test_a_stored_model_is_the_same_model(make, tmp_path, lora, tied):
     save_component(video_llm, tmp_path / "video_llm")
     loaded = load_component(tmp_path / "video_llm", VideoLLM).eval()
     assert loaded.config == video_llm.config
-    first, second = (model([READ, GENERATE], features(2)) for model in (video_llm, loaded))
+    first, second = (losses(model, [READ, GENERATE], features(2)) for model in (video_llm, loaded))
     assert torch.equal(first.text_loss, second.text_loss)
     clips = [m.generate_features([GENERATE], generator=torch.Generator().manual_seed(0)) for m in (video_llm, loaded)]
     assert torch.equal(*clips)
@@ -281,9 +283,9 @@ def test_merging_adapters_changes_no_loss(make, train_embeddings, tied):
     for parameter in video_llm.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
-    before = video_llm([READ, GENERATE], features(2))
+    before = losses(video_llm, [READ, GENERATE], features(2))
     video_llm.merge_lora()
-    after = video_llm([READ, GENERATE], features(2))
+    after = losses(video_llm, [READ, GENERATE], features(2))
     torch.testing.assert_close(after.text_loss, before.text_loss, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(after.head_loss, before.head_loss, atol=1e-5, rtol=1e-5)
     assert video_llm.config.lora is None
@@ -333,7 +335,7 @@ def test_gradient_checkpointing_changes_no_gradient(make):
     gradients = []
     for checkpointing in (False, True):
         video_llm = make(gradient_checkpointing=checkpointing).train()
-        output = video_llm([READ, GENERATE], features(2))
+        output = losses(video_llm, [READ, GENERATE], features(2))
         (output.text_loss + output.head_loss).backward()
         gradients.append(video_llm.queries.weight_QD.grad)
     torch.testing.assert_close(*gradients)
@@ -342,16 +344,16 @@ def test_gradient_checkpointing_changes_no_gradient(make):
 def test_bfloat16_autocast_keeps_losses_in_float32(make):
     video_llm = make()
     with torch.autocast("cpu", torch.bfloat16):
-        output = video_llm([READ, GENERATE, STORY], features(5))
+        output = losses(video_llm, [READ, GENERATE, STORY], features(5))
     assert output.text_loss.dtype == output.head_loss.dtype == torch.float32
-    exact = video_llm([READ, GENERATE, STORY], features(5))
+    exact = losses(video_llm, [READ, GENERATE, STORY], features(5))
     torch.testing.assert_close(output.text_loss, exact.text_loss, atol=0.05, rtol=0.02)
 
 
 @pytest.mark.parametrize("shape", [(1, Q, C), (2, Q + 1, C), (2, Q, C + 1)])
 def test_features_of_another_shape_are_refused(make, shape):
     with pytest.raises(UserError, match=f"{shape[0]}, {shape[1]}, {shape[2]}.*2, {Q}, {C}"):
-        make()([READ, GENERATE], torch.zeros(shape))
+        losses(make(), [READ, GENERATE], torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -377,8 +379,31 @@ def test_configs_that_do_not_fit_are_named(make, changes, named):
 
 
 def test_a_language_model_folder_that_is_missing_is_named(text_tokenizer):
+    config = VideoLLMConfig(language_model="no/such/model", text_tokenizer=text_tokenizer, num_queries=Q, feature_dim=C)
     with pytest.raises(UserError, match="no/such/model"):
-        VideoLLM(VideoLLMConfig(language_model="no/such/model", text_tokenizer=text_tokenizer), MSEHead)
+        VideoLLM(config, MSEHead)
+
+
+def test_a_model_without_the_sizes_of_its_features_is_refused(make):
+    with pytest.raises(UserError, match="num_queries=None"):
+        make(num_queries=None)
+
+
+def test_sizes_follow_from_the_tokenizer_and_a_stated_size_is_checked():
+    assert VideoLLMConfig().for_tokenizer(7, 9).feature_shape == (7, 9)
+    assert VideoLLMConfig(num_queries=7, feature_dim=9).for_tokenizer(7, 9).feature_shape == (7, 9)
+    with pytest.raises(UserError, match=r"llm.num_queries is 8 .* gives 7 tokens of width 9"):
+        VideoLLMConfig(num_queries=8).for_tokenizer(7, 9)
+
+
+def test_a_folder_of_an_earlier_version_gives_the_same_head(make, tmp_path):
+    save_component(make(head=partial(GMMHead, num_components=3)), tmp_path)
+    file = tmp_path / "config.json"
+    stored = json.loads(file.read_text())
+    head = stored["config"].pop("head")
+    stored["config"] |= {"head_class": head["class_path"], "head_init_args": head["init_args"]}
+    file.write_text(json.dumps(stored))
+    assert load_component(tmp_path, VideoLLM).head.num_components == 3
 
 
 def test_generating_needs_a_clip_to_generate(make):
@@ -388,7 +413,7 @@ def test_generating_needs_a_clip_to_generate(make):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"head_class": "no_such_plugin.Head"}, r"'no_such_plugin\.Head'"), ({"num_querys": 3}, "'num_querys'")],
+    [({"head": {"class_path": "no_such_plugin.Head"}}, r"'no_such_plugin\.Head'"), ({"num_querys": 3}, "'num_querys'")],
 )
 def test_stored_configs_that_do_not_fit_are_named(make, tmp_path, change, named):
     save_component(make(), tmp_path / "video_llm")

@@ -1,12 +1,13 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from divot_heads.diffusion import DiffusionHead
 from divot_heads.gmm import GMMHead
-from divot_lightning.models.video_llm.sequences import TokenKind
 from divot_lightning.parts.segments import Clips, Text
+from divot_lightning.parts.sequences.tokens import TokenKind
 from tests.divot_lightning.models.video_llm.tiny_video_llm import (
     GENERATE,
     GENERATION_MODES,
@@ -15,6 +16,7 @@ from tests.divot_lightning.models.video_llm.tiny_video_llm import (
     STORY,
     WORDS,
     features,
+    losses,
     num_clips,
 )
 
@@ -27,7 +29,7 @@ GRADIENT_SCALE = 1e-5
 
 def losses_and_gradients(video_llm, samples, seed=0):
     torch.manual_seed(seed)
-    output = video_llm.train()(samples, features(num_clips(*samples)))
+    output = losses(video_llm.train(), samples, features(num_clips(*samples)))
     (output.text_loss + output.head_loss).backward()
     gradients = {name: value.grad for name, value in video_llm.named_parameters() if value.requires_grad}
     return output, gradients
@@ -83,7 +85,7 @@ def test_packed_equals_unpacked_for_batches_of_one_task(make, samples):
     check_packed_equals_unpacked(make, samples)
 
 
-@pytest.mark.parametrize("head", [DiffusionHead, lambda hidden, feature: GMMHead(hidden, feature, num_components=2)])
+@pytest.mark.parametrize("head", [DiffusionHead, partial(GMMHead, num_components=2)])
 def test_a_head_that_draws_noise_draws_the_same_when_packed(make, head):
     check_packed_equals_unpacked(make, head=head)
 
@@ -110,7 +112,7 @@ def test_the_first_word_of_a_packed_sample_is_no_target(make):
     starts = packed.sequences(samples)
     assert starts.packed
     assert ((starts.position_ids_BL == 0) & (starts.labels_BL >= 0)).sum() == 2
-    expected, output = plain(samples, features(4)), packed(samples, features(4))
+    expected, output = losses(plain, samples, features(4)), losses(packed, samples, features(4))
     assert output.num_text_targets == expected.num_text_targets == (3 + 5 + 2 + 1) + (1 + 1 - 1) + (5 + 1 - 1)
     torch.testing.assert_close(output.text_loss, expected.text_loss, rtol=1e-6, atol=1e-6)
 
@@ -144,7 +146,7 @@ def test_prompts_are_never_packed(make):
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_counts_are_those_of_the_samples(make, packing):
-    output = make(packing=packing)([STORY, READ, WORDS, GENERATE], features(5))
+    output = losses(make(packing=packing), [STORY, READ, WORDS, GENERATE], features(5))
     assert output.num_generated_clips == 3 + 1
     assert output.num_text_targets == (3 + 5 + 1) + (5 + 1) + (5 + 1) + (2 + 1)
 

@@ -10,8 +10,8 @@ from divot_heads.gmm import GMMHead
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.testing import run_distributed
+from tests.divot_lightning.models.video_llm.tiny_video_llm import C, Q, losses
 
-Q, C = 3, 5
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 
 LONG_ANSWER = [Clips(1, "read"), Text("a red circle moves left", learn=True)]
@@ -43,7 +43,7 @@ class Training(nn.Module):
         self.video_llm = video_llm
 
     def forward(self, samples, clips):
-        output = self.video_llm(samples, clips)
+        output = losses(self.video_llm, samples, clips)
         return output.text_loss + output.head_loss
 
 
@@ -98,7 +98,7 @@ def trained(video_llm):
     video_llm.set_feature_statistics(ANSWERED.mean((0, 1)), ANSWERED.std((0, 1)))
     optimizer = torch.optim.AdamW(video_llm.parameters(), lr=5e-3)
     for _ in range(60):
-        video_llm([LONG_ANSWER, SHORT_ANSWER], ANSWERED).text_loss.backward()
+        losses(video_llm, [LONG_ANSWER, SHORT_ANSWER], ANSWERED).text_loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return video_llm
@@ -110,9 +110,7 @@ def video_llms(text_tokenizer):
     config |= {"num_queries": Q, "feature_dim": C, "packing": True}
     torch.manual_seed(0)
     return [
-        trained(
-            VideoLLM(VideoLLMConfig(**config, generation_mode=generation_mode), lambda *widths: GMMHead(*widths)).eval()
-        )
+        trained(VideoLLM(VideoLLMConfig(**config, generation_mode=generation_mode), GMMHead).eval())
         for generation_mode in ("query_bidirectional", "autoregressive")
     ]
 

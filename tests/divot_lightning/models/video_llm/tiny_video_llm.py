@@ -24,3 +24,8 @@ def features(num_clips, seed=0):
 
 def num_clips(*samples):
     return sum(segment.count for sample in samples for segment in sample if isinstance(segment, Clips))
+
+
+def losses(video_llm, samples, features=None):
+    """Return the losses of samples, laid out as the data workers do it."""
+    return video_llm(video_llm.sequences(samples), features)

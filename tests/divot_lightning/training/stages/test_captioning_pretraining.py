@@ -18,10 +18,11 @@ CAPTIONS = ("a red circle moves left", "blue square right")
 
 
 @pytest.fixture
-def batches(clips):
+def batches(clips, stage):
     """Clips with captions to write."""
     segments = [[Clips(1, "read"), Text(caption, learn=True)] for caption in CAPTIONS]
-    return [batch | {"segments": segments} for batch in clips]
+    sequences = stage.sequence_collator().lay_out(segments)
+    return [batch | {"segments": segments, "sequences": sequences} for batch in clips]
 
 
 @pytest.fixture
@@ -52,8 +53,8 @@ def test_only_the_tokenizer_is_exported(stage):
 
 
 def test_tokens_that_the_language_model_does_not_take_are_refused(tokenizer_config, make_config):
-    with pytest.raises(UserError, match=r"llm.num_queries is 5"):
-        CaptioningPretraining(tokenizer_config, replace(make_config(), num_queries=5), AdamWOptimizer())
+    with pytest.raises(UserError, match=r"but the video LLM has num_queries=5"):
+        CaptioningPretraining(tokenizer_config, replace(make_config(), num_queries=5), AdamWOptimizer()).build()
 
 
 def test_cached_features_are_refused(stage, batches):

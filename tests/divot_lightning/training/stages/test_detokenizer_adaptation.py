@@ -185,5 +185,5 @@ def test_no_candidates_are_refused(make_stage, count):
 def test_a_detokenizer_for_other_tokens_is_refused_at_once(make_stage, pretraining_run, detokenizer_config):
     detokenizer_config.num_tokens = 5
     save_component(VideoDetokenizer(detokenizer_config), pretraining_run / "detokenizer")
-    with pytest.raises(UserError, match="gives 3 tokens of width 8, the de-tokenizer needs 5 of 8"):
+    with pytest.raises(UserError, match=r"detokenizer\.num_tokens is 5, and the tokenizer gives 3 tokens of width 8"):
         make_stage()

@@ -123,7 +123,7 @@ def test_a_refined_run_can_be_refined_again(stage, pretraining_run, clips, tmp_p
 def test_parts_that_do_not_fit_are_refused(pretraining_run, detokenizer_config):
     detokenizer_config.num_tokens = 5
     save_component(VideoDetokenizer(detokenizer_config), pretraining_run / "detokenizer")
-    with pytest.raises(UserError, match="gives 3 tokens of width 8, the de-tokenizer needs 5 of 8"):
+    with pytest.raises(UserError, match=r"detokenizer\.num_tokens is 5, and the tokenizer gives 3 tokens of width 8"):
         DetokenizerRefinement(str(pretraining_run), OPTIMIZER)
 
 

@@ -45,7 +45,7 @@ def fit(stage, loader, folder, steps=6, **settings):
 
 def losses(video_llm, batch):
     torch.manual_seed(0)
-    output = video_llm.eval()(batch["segments"], torch.randn(2, 3, 8))
+    output = video_llm.eval()(batch["sequences"], torch.randn(2, 3, 8))
     return torch.stack([output.text_loss, output.head_loss])
 
 
@@ -80,10 +80,9 @@ def test_adapters_can_be_added_to_a_model_trained_without(pretrained, loader, tm
 def test_samples_may_share_rows_whatever_the_pretraining_did(pretrained, pretraining):
     run = pretrained(packing=pretraining)
     samples = [[Text("a red circle moves left", learn=True)], *[[Text("what ?", learn=True)]] * 3]
-    rows = [
-        len(built(InstructionTuning(str(run), OPTIMIZER, packing=choice)).video_llm.sequences(samples).ids_BL)
-        for choice in (None, False, True)
-    ]
+    stages = [built(InstructionTuning(str(run), OPTIMIZER, packing=choice)) for choice in (None, False, True)]
+    rows = [len(stage.video_llm.sequences(samples).ids_BL) for stage in stages]
+    assert rows == [len(stage.sequence_collator().lay_out(samples).ids_BL) for stage in stages]
     assert rows[1] == 4
     assert rows[2] < 4
     assert rows[0] == rows[2 if pretraining else 1]

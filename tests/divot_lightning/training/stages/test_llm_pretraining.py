@@ -40,7 +40,7 @@ def test_training_lowers_the_loss_and_writes_a_component(tokenizer_run, make_con
     assert metrics["train/head_loss"] < 0.9
     loaded = load_component(find_component(tmp_path / "run", "video_llm"), VideoLLM)
     features = encoded(stage, batches[:1])
-    first, second = stage.video_llm(batches[0]["segments"], features), loaded(batches[0]["segments"], features)
+    first, second = stage.video_llm(batches[0]["sequences"], features), loaded(batches[0]["sequences"], features)
     torch.testing.assert_close(first.text_loss, second.text_loss)
     torch.testing.assert_close(first.head_loss, second.head_loss)
     assert find_component(tmp_path / "run", "tokenizer") == tokenizer_run / "tokenizer"
@@ -91,14 +91,14 @@ def test_a_resumed_run_keeps_its_statistics_and_continues_as_if_never_stopped(
 def test_cached_features_train_as_the_videos_do(tokenizer_run, make_config, batches, head):
     stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER))
     stage.log = lambda *args, **kwargs: None
-    cached = {"segments": batches[0]["segments"], "features": encoded(stage, batches[:1])}
+    cached = {name: batches[0][name] for name in ("segments", "sequences")} | {"features": encoded(stage, batches[:1])}
     torch.testing.assert_close(stage.training_step(cached, 0), stage.training_step(batches[0], 0))
 
 
 def test_the_loss_weights_weigh(tokenizer_run, make_config, batches, head):
     stage = built(LLMPretraining(head, str(tokenizer_run), make_config(), OPTIMIZER, 2.0, 0.5))
     stage.log = lambda *args, **kwargs: None
-    parts = stage.video_llm(batches[0]["segments"], encoded(stage, batches[:1]))
+    parts = stage.video_llm(batches[0]["sequences"], encoded(stage, batches[:1]))
     expected = 2.0 * parts.text_loss + 0.5 * parts.head_loss
     torch.testing.assert_close(stage.training_step(batches[0], 0), expected)
 
@@ -120,7 +120,7 @@ def test_validation_losses_are_means_over_targets_and_clips(
     run.validate(stage, loader, verbose=False)
     assert set(run.callback_metrics) == {"validation/loss", "validation/text_loss", "validation/head_loss"}
     outputs = [
-        stage.video_llm(batch["segments"], encoded(stage, [batch]) if "video" in batch else None) for batch in batches
+        stage.video_llm(batch["sequences"], encoded(stage, [batch]) if "video" in batch else None) for batch in batches
     ]
     targets = torch.tensor([float(output.num_text_targets) for output in outputs])
     losses = torch.stack([output.text_loss for output in outputs])
@@ -138,7 +138,7 @@ def test_a_text_batch_does_not_log_a_head_loss(tokenizer_run, make_config, batch
 
 
 def test_a_tokenizer_of_another_size_is_refused(tokenizer_run, make_config, head):
-    with pytest.raises(UserError, match=r"3 tokens of width 8.*num_queries=4 and feature_dim=8"):
+    with pytest.raises(UserError, match=r"num_queries is 4 and .*feature_dim is 8, but .*3 tokens of width 8"):
         LLMPretraining(head, str(tokenizer_run), make_config(num_queries=4), OPTIMIZER)
 
 

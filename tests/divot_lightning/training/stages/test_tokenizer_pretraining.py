@@ -3,7 +3,7 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from divot_lightning.checkpoint.components import load_component
+from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
@@ -128,12 +128,25 @@ def test_the_run_hands_on_both_components(stage, clips, tmp_path):
 
 def test_a_detokenizer_for_other_tokens_is_refused(tokenizer_config, detokenizer_config):
     detokenizer_config.num_tokens = 7
-    with pytest.raises(UserError, match="gives 3 tokens of width 8, the de-tokenizer needs 7 of 8") as caught:
-        TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER)
+    with pytest.raises(
+        UserError, match=r"detokenizer\.num_tokens is 7, and the tokenizer gives 3 tokens of width 8"
+    ) as caught:
+        TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER).build()
     assert len(str(caught.value).splitlines()) <= 5
 
 
 def test_position_bound_tokens_are_counted_by_frames_and_grid(tokenizer_config, detokenizer_config):
     tokenizer_config.token_source = "spatiotemporal"
-    with pytest.raises(UserError, match="gives 20 tokens of width 8"):
-        TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER)
+    detokenizer_config.num_tokens = None
+    stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER))
+    assert stage.detokenizer_config.num_tokens == 20
+
+
+def test_no_recipe_has_to_state_the_sizes_of_tokens_and_components_store_them(
+    tokenizer_config, detokenizer_config, tmp_path
+):
+    detokenizer_config.num_tokens = detokenizer_config.token_dim = None
+    stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER))
+    save_component(stage.detokenizer, tmp_path / "detokenizer")
+    loaded = load_component(tmp_path / "detokenizer", VideoDetokenizer)
+    assert (loaded.config.num_tokens, loaded.config.token_dim) == (3, 8)

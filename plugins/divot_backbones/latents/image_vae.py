@@ -1,0 +1,64 @@
+"""Latents of an image VAE, frame by frame, as in the paper: Stable Diffusion's.
+
+Shape letters: B batch, F frames, H W pixels, c latent channels, h w latent grid.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from divot_backbones.latents.vae import FrozenVAE, posterior_of, sample_posterior
+from divot_backbones.pretrained import Origin
+from divot_lightning.parts.randomness import Randomness
+
+
+class ImageVAELatents(FrozenVAE):
+    """Latents of a frozen `AutoencoderKL` of `diffusers`; each frame has latents of its own."""
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        config: dict[str, Any] | None = None,
+        scale: float | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        """Build the VAE.
+
+        Args:
+            pretrained: Folder of an `AutoencoderKL`, or id of a hub repository.
+            revision: Commit of the hub repository; needed with an id.
+            subfolder: Folder inside, such as `vae`.
+            config: Arguments of the class, for a VAE whose weights are loaded later; instead of `pretrained`.
+            scale: Latents are multiplied by it, so that their standard deviation is near 1; None for the VAE's own
+                (0.18215 for Stable Diffusion's).
+            batch_size: Frames of each clip that pass through the VAE at a time: 16 frames at a time need the memory of
+                16, and are faster on a GPU.
+        """
+        super().__init__("AutoencoderKL", Origin("latents", pretrained, revision, subfolder, config), batch_size)
+        settings = self.vae.config
+        self.scale = float(settings.scaling_factor if scale is None else scale)
+        self.shift = float(settings.shift_factor or 0.0)
+        self.channels = int(settings.latent_channels)
+        self.block_size = 2 ** (len(settings.block_out_channels) - 1)
+        self.init_args["scale"] = self.scale
+
+    @torch.no_grad()
+    def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
+        """Turn pixels into latents (B, F, c, h, w), float32: a sample of the VAE's posterior, scaled."""
+        self.check_pixels(video_BFCHW)
+        clips = len(video_BFCHW)
+        chunks = [posterior_of(self.vae, chunk.flatten(0, 1)) for chunk in video_BFCHW.split(self.batch_size, dim=1)]
+        posteriors = torch.cat([chunk.unflatten(0, (clips, -1)) for chunk in chunks], dim=1)
+        # Frame by frame, so that a clip's noise does not depend on the batch size.
+        frames = [sample_posterior(frame, self.channels, generator) for frame in posteriors.unbind(1)]
+        return (torch.stack(frames, dim=1) - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents_BFchw: Tensor, num_frames: int) -> Tensor:
+        """Turn latents back into pixels (B, F, 3, H, W), nominally in [-1, 1]."""
+        given = latents_BFchw / self.scale + self.shift
+        chunks = [self.vae.decode(chunk.flatten(0, 1)).sample for chunk in given.split(self.batch_size, dim=1)]
+        return torch.cat([chunk.unflatten(0, (len(given), -1)) for chunk in chunks], dim=1)

@@ -1,0 +1,119 @@
+"""Models of `diffusers`: from a local folder, from a revision of a hub repository, or from a config alone."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
+
+from divot_lightning.errors import UserError
+
+
+class Origin(NamedTuple):
+    """Where a model comes from, as a recipe states it.
+
+    Attributes:
+        where: Key of the part in a recipe, for messages: `latents` or `denoiser`.
+        pretrained: Local folder, or id of a hub repository; None for a model with random weights.
+        revision: Commit, tag or branch of the hub repository; needed with an id.
+        subfolder: Folder inside, such as `vae` or `transformer`.
+        config: Arguments of the model's class; used without `pretrained`.
+    """
+
+    where: str
+    pretrained: str | None
+    revision: str | None
+    subfolder: str | None
+    config: dict[str, Any] | None
+
+
+def build_model(class_name: str, origin: Origin, **derived: Any) -> tuple[Any, str | None]:
+    """Build a model of `diffusers` in float32.
+
+    Args:
+        class_name: Name of its class.
+        origin: Where it comes from.
+        **derived: Arguments of the class that follow from other parts; they replace those of a pretrained config.
+
+    Returns:
+        The model, and the local folder of its weights; None if they are random.
+
+    Raises:
+        UserError: Neither or both of `pretrained` and `config` are given, the folder holds another model or none, or
+            the arguments do not fit.
+    """
+    if (origin.pretrained is None) == (origin.config is None):
+        raise UserError(
+            f"{origin.where}: {'both' if origin.config is not None else 'neither'} of pretrained and config given\n"
+            f"give pretrained, a folder or hub id of a {class_name}, or config, the arguments of an untrained one"
+        )
+    model_class: Any = getattr(diffusers, class_name)
+    if origin.config is not None:
+        return _untrained(model_class, origin, {**derived, **origin.config}), None
+    folder = local_folder(origin)
+    return _from_folder(model_class, origin, folder, derived), str(folder)
+
+
+def local_folder(origin: Origin) -> Path:
+    """Return the folder of a pretrained model; a revision of a hub repository is downloaded into the cache.
+
+    Raises:
+        UserError: There is neither such a folder nor such a repository, or the revision is missing.
+    """
+    assert origin.pretrained is not None
+    folder = Path(origin.pretrained).expanduser()
+    if not folder.is_dir():
+        folder = _downloaded(origin)
+    return folder / (origin.subfolder or "")
+
+
+def stored_config(model: Any) -> dict[str, Any]:
+    """Return the arguments that build a model again, as JSON values."""
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    stored: dict[str, Any] = json.loads(json.dumps(config))
+    return stored
+
+
+def _downloaded(origin: Origin) -> Path:
+    name = str(origin.pretrained)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"{origin.where}.pretrained: there is no folder {name!r}, and it is no id of a hub repository")
+    if origin.revision is None:
+        raise UserError(
+            f"{origin.where}.pretrained: there is no folder {name!r}; to download that hub repository, set\n"
+            f"{origin.where}.revision to a commit (or tag), so that every run gets the same weights"
+        )
+    patterns = [f"{origin.subfolder}/*"] if origin.subfolder else None
+    try:
+        return Path(snapshot_download(name, revision=origin.revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{origin.where}.pretrained: hub repository {name!r} at revision {origin.revision!r} cannot be read: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _untrained(model_class: Any, origin: Origin, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        model: nn.Module = model_class(**arguments)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{origin.where}.config does not fit {model_class.__name__}: {error}") from error
+    return model
+
+
+def _from_folder(model_class: Any, origin: Origin, folder: Path, derived: dict[str, Any]) -> nn.Module:
+    try:
+        stored = model_class.load_config(folder, local_files_only=True)
+        if stored.get("_class_name", model_class.__name__) != model_class.__name__:
+            raise UserError(
+                f"{origin.where}.pretrained: {folder} holds a {stored['_class_name']}, not a {model_class.__name__}"
+            )
+        model: nn.Module = model_class.from_pretrained(folder, local_files_only=True, **derived).float()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{origin.where}.pretrained: {folder} is no {model_class.__name__} folder: {str(error).splitlines()[0]}"
+        ) from error
+    return model

@@ -1,0 +1,1 @@
+"""Vision encoders: CLIP, and the other vision models of transformers."""

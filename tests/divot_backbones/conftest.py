@@ -1,0 +1,6 @@
+"""The tests of latents and denoisers share tiny configs."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

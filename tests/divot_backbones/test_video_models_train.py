@@ -1,0 +1,117 @@
+"""Video diffusion models of `diffusers` train a tokenizer end to end: the loss falls, and the tokens are used."""
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
+from lightning import Trainer
+from tiny_models import DENOISERS, VAES
+from torch.utils.data import DataLoader
+
+from divot_backbones.denoisers.diffusers_denoiser import LTX, Latte, Wan
+from divot_backbones.latents.image_vae import ImageVAELatents
+from divot_backbones.latents.video_vae import VideoVAELatents
+from divot_backbones.objectives.ddim import Epsilon
+from divot_backbones.objectives.rectified_flow import RectifiedFlow
+from divot_lightning.checkpoint.components import load_component, save_component
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
+from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig
+from divot_lightning.training.optimizers import AdamWOptimizer
+from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
+
+IMAGE_VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "block_out_channels": [4, 4, 4],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "scaling_factor": 1.0,
+}
+PARTS = {
+    "latte": (
+        partial(ImageVAELatents, config=IMAGE_VAE, batch_size=16),
+        partial(Latte, config=DENOISERS["latte"]),
+        Epsilon,
+    ),
+    "wan": (
+        partial(VideoVAELatents, "AutoencoderKLWan", config=VAES["AutoencoderKLWan"], batch_size=2),
+        partial(Wan, config=DENOISERS["wan"]),
+        partial(RectifiedFlow, shift=3.0),
+    ),
+    "ltx": (
+        partial(VideoVAELatents, "AutoencoderKLLTXVideo", config=VAES["AutoencoderKLLTXVideo"], batch_size=2),
+        partial(LTX, config=DENOISERS["ltx"]),
+        RectifiedFlow,
+    ),
+}
+
+
+@pytest.fixture
+def clip():
+    """A dark clip and a bright one, each with some noise."""
+    video = torch.randint(0, 60, (2, 16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    video[1] += 190
+    return {"video": video, "key": ["dark", "bright"]}
+
+
+@pytest.fixture(params=sorted(PARTS))
+def stage(request):
+    torch.manual_seed(0)
+    sizes = {"temporal_width": 6, "temporal_layers": 1, "temporal_heads": 1, "temporal_init": "random", "pool_size": 2}
+    sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 1, "num_tokens": 3}
+    sizes |= {"resampler_layers": 1, "resampler_heads": 1, "resampler_head_dim": 4, "token_dim": 8}
+    vision = VisionConfig(frozen=False, image_size=8, patch_size=4, width=8, layers=1, heads=2)
+    latents, denoiser, objective = PARTS[request.param]
+    sampling = SamplingConfig(steps=2)
+    detokenizer = DetokenizerConfig(latents, denoiser, objective, sampling=sampling, size=16)
+    optimizer = AdamWOptimizer(lr=1e-2, warmup_steps=1)
+    stage = TokenizerPretraining(TokenizerConfig(vision=vision, **sizes), detokenizer, optimizer, 0.5)
+    stage.configure_model()
+    return stage
+
+
+def train(stage, batch, steps):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", enable_checkpointing=False, **quiet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(stage, DataLoader([batch], batch_size=None))
+
+
+@torch.no_grad()
+def losses(stage, batch):
+    """Return the loss with the clips' own tokens, and with the tokens of the other clip; the noise is the same."""
+    video = to_unit_range(batch["video"])
+    tokens = stage.tokenizer(video)
+    results = []
+    for given in (tokens, tokens.flip(0)):
+        each = [
+            stage.detokenizer.loss(
+                video, given, terminal_timestep_prob=0.5, generator=torch.Generator().manual_seed(seed)
+            )
+            for seed in range(8)
+        ]
+        results.append(torch.stack(each).mean().item())
+    return results
+
+
+def test_the_loss_falls_and_the_tokens_of_another_clip_make_it_worse(stage, clip, tmp_path):
+    before, _ = losses(stage, clip)
+    train(stage, clip, 60)
+    own, others = losses(stage, clip)
+    assert own < 0.8 * before
+    assert others > 1.1 * own
+    save_component(stage.detokenizer, tmp_path / "detokenizer")
+    loaded = load_component(tmp_path / "detokenizer", VideoDetokenizer)
+    with torch.no_grad():
+        tokens, null = stage.tokenizer(to_unit_range(clip["video"])), stage.tokenizer.null_tokens(16, 16)
+    decoded = [
+        each.eval().decode(tokens, null_tokens_QC=null, generator=torch.Generator().manual_seed(3))
+        for each in (stage.detokenizer, loaded)
+    ]
+    assert decoded[0].shape == clip["video"].shape
+    assert torch.equal(*decoded)
