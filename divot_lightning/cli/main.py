@@ -7,6 +7,7 @@ import difflib
 import errno
 import importlib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -36,6 +37,10 @@ COMMANDS: dict[str, str] = {
     "data": "make, pack, inspect and encode shards: divot data toy|pack|inspect|...",
 }
 """Every subcommand with its line in `divot --help`; `<name>` is served by `divot_lightning.cli.<name>:main`."""
+
+SEVERAL = "several"
+"""Runs the commands that follow, each one word, until one fails. Steps of experiments use it: importing torch takes
+longer than a small command."""
 
 FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 """A full disk, or a user's full quota."""
@@ -72,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         sys.stdout.write(f"divot-lightning {__version__}\n")
         return 0
+    if words[0] == SEVERAL:
+        return next((status for command in words[1:] if (status := main(shlex.split(command)))), 0)
     return run_guarded(words[0], words[1:])
 
 
