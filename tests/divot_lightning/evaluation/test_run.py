@@ -206,7 +206,7 @@ def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tm
     from divot_lightning.evaluation.metrics.toy_oracle import read_clips
     from divot_lightning.evaluation.metrics.toy_protocol import generation_scores
     from divot_lightning.evaluation.question_runner import item_seed
-    from divot_lightning.experiments.quickstart.clips import load_clips
+    from divot_lightning.experiments.toy_measurements import load_clips
     from divot_lightning.inference.generate import ClipGenerator
 
     for limit in (2, None):  # what is kept is kept when items are added
