@@ -18,7 +18,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.benchmarks.table import find_benchmark
+from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.experiments.toy_measurements import MEASUREMENTS
@@ -36,7 +36,6 @@ def prepare(settings: Mapping[str, Any]) -> Callable[[], object]:
     """
     given = {key: value for key, value in settings.items() if key != "name"}
     if given["benchmark"] not in MEASUREMENTS:
-        find_benchmark(given["benchmark"])
         return _evaluation(given)
     measurement = MEASUREMENTS[given.pop("benchmark")]
     output = Path(given.pop("output"))
@@ -60,6 +59,7 @@ def _evaluation(given: dict[str, Any]) -> Callable[[], object]:
         config = parser.instantiate(parser.parse_object({"config": given})).config
     except ArgumentError as error:
         raise UserError(condense(str(error), parser)) from error
+    find_benchmark(config)
     return partial(evaluate, run, config)
 
 
