@@ -1,16 +1,21 @@
-"""`divot ablate`: run and compare variants of one pipeline."""
+"""`divot ablate`: run the steps of an experiment recipe, and compare its variants."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from divot_lightning.errors import UserError
 
+if TYPE_CHECKING:
+    from divot_lightning.experiments.plan.recipe import Experiment
+
 DESCRIPTION = (
-    "Run an ablation: train the variants of a recipe and compare their scores. A trial is one combination of variants "
-    "with one seed; it is an ordinary run. Steps that trials share are done once. A stopped ablation continues, "
-    "and a failed trial does not stop the others. Writes results.csv, table.md and report.html."
+    "Run an experiment: the steps of a recipe, for each of its variants and seeds. A trial is one combination of "
+    "variants with one seed; its training steps are ordinary runs. Steps that trials share are done once. A stopped "
+    "experiment continues, and a failed trial does not stop the others. Writes results.csv, table.md, table.tex and "
+    "report.html."
 )
 
 
@@ -37,6 +42,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show scores of different protocols in one table; they are marked with *",
     )
+    options.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what is left and what it costs, as far as it was measured, and stop",
+    )
+    options.add_argument(
+        "--rates", metavar="FOLDER", help="an experiment whose training rates --dry-run uses, such as runs/quickstart"
+    )
     options.add_argument("--list", action="store_true", help="print the names of the trials, one per line, and stop")
     options.add_argument("--slurm", action="store_true", help="write FOLDER/array.sh, a SLURM array job, and stop")
     return options
@@ -51,15 +64,13 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status: 1 if a trial failed, among all or the one that --part names.
     """
-    from divot_lightning.experiments.ablation.grid import make_grid
-    from divot_lightning.experiments.ablation.recipe import load_recipe
-    from divot_lightning.experiments.ablation.run import REPORT, SHARED, TABLE, lock_recipe, run_ablation, slurm_script
+    from divot_lightning.experiments.plan.grid import make_grid
+    from divot_lightning.experiments.plan.recipe import load_recipe
+    from divot_lightning.experiments.run import lock_recipe, slurm_script
     from divot_lightning.experiments.runner.processes import visible_gpus
 
     args = parser().parse_args(argv)
     jobs = args.jobs if args.jobs is not None else 1 if visible_gpus() else 2
-    if jobs < 1:
-        raise UserError(f"--jobs is {jobs}; it must be at least 1.")
     recipe = load_recipe(args.recipe)
     folder = Path(args.folder or f"runs/ablations/{Path(args.recipe).stem}")
     trials = [trial.name for trial in make_grid(recipe, folder).trials]
@@ -72,12 +83,57 @@ def main(argv: Sequence[str]) -> int:
         (folder / "array.sh").write_text(script, encoding="utf-8")
         sys.stdout.write(f"{folder / 'array.sh'}: read its first lines\n")
         return 0
-    from divot_lightning.experiments.runner.stopping import stop_on_terminate
+    if args.dry_run:
+        return dry_run(recipe, folder, jobs, args.rates)
+    if args.rates:
+        raise UserError("--rates has no effect without --dry-run; leave it out")
+    return run(recipe, folder, jobs, part=args.part, mixed_protocols=args.mixed_protocols)
 
+
+def dry_run(recipe: "Experiment", folder: Path, jobs: int, rates: str | None = None) -> int:
+    """Print the steps that are left and what they cost.
+
+    Args:
+        recipe: The experiment.
+        folder: Its folder.
+        jobs: Processes side by side.
+        rates: Folder of another experiment, whose rates of training are used.
+
+    Returns:
+        The exit status.
+    """
+    from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps, measured_rates
+    from divot_lightning.experiments.plan.grid import make_grid
+
+    if rates and not (Path(rates) / "steps").is_dir():
+        raise UserError(f"--rates {rates} holds no experiment; give the --folder of one")
+    known = {**(measured_rates(Path(rates)) if rates else {}), **measured_rates(folder)}
+    sys.stdout.write(describe_estimate(estimate_steps(make_grid(recipe, folder), folder, known), folder, jobs))
+    return 0
+
+
+def run(recipe: "Experiment", folder: Path, jobs: int, *, part: str = "", mixed_protocols: bool = False) -> int:
+    """Run an experiment, and print its tables.
+
+    Args:
+        recipe: The experiment.
+        folder: Holds everything.
+        jobs: Processes side by side.
+        part: A trial, `shared`, or "" for all.
+        mixed_protocols: Whether scores of different protocols may stand in one table.
+
+    Returns:
+        The exit status: 1 if a trial failed, among all or the one that `part` names.
+    """
+    from divot_lightning.experiments.run import REPORT, SHARED, TABLE, run_experiment
+    from divot_lightning.experiments.runner.processes import stop_on_terminate
+
+    if jobs < 1:
+        raise UserError(f"--jobs is {jobs}; it must be at least 1.")
     stop_on_terminate()
-    results = run_ablation(recipe, folder, jobs=jobs, part=args.part, mixed_protocols=args.mixed_protocols)
+    results = run_experiment(recipe, folder, jobs=jobs, part=part, mixed_protocols=mixed_protocols)
     # A trial that runs alone fails only for itself, so that a job array shows which of its tasks failed.
-    failed = [result for result in results if result.failure and args.part in (SHARED, "", result.trial.name)]
+    failed = [result for result in results if result.failure and part in (SHARED, "", result.trial.name)]
     for result in failed:
         sys.stderr.write(f"failed: {result.trial.name}: {result.failure}\n")
     if (folder / TABLE).is_file():

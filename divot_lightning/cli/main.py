@@ -7,6 +7,7 @@ import difflib
 import errno
 import importlib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -30,11 +31,16 @@ COMMANDS: dict[str, str] = {
     "reconstruct": "encode and decode clips with a run, write mp4 files",
     "ask": "answer questions about videos",
     "generate": "generate clips from text, write mp4 files",
+    "import": "turn a downloaded checkpoint into a folder to train from: divot import KIND FILE --to FOLDER",
     "parts": "list the installed parts that a recipe can choose: divot parts [KIND]",
     "heads": "list the installed generation heads",
     "data": "make, pack, inspect and encode shards: divot data toy|pack|inspect|...",
 }
 """Every subcommand with its line in `divot --help`; `<name>` is served by `divot_lightning.cli.<name>:main`."""
+
+SEVERAL = "several"
+"""Runs the commands that follow, each one word, until one fails. Steps of experiments use it: importing torch takes
+longer than a small command."""
 
 FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 """A full disk, or a user's full quota."""
@@ -71,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         sys.stdout.write(f"divot-lightning {__version__}\n")
         return 0
+    if words[0] == SEVERAL:
+        return next((status for command in words[1:] if (status := main(shlex.split(command)))), 0)
     return run_guarded(words[0], words[1:])
 
 

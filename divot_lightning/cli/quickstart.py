@@ -1,15 +1,15 @@
-"""`divot quickstart`: train every stage on toy data, compare the heads, write a report."""
+"""`divot quickstart`: run the recipe experiments/quickstart: every stage on toy data, all heads, a report."""
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from divot_lightning.cli.ablate import dry_run, run
 from divot_lightning.errors import UserError
-from divot_lightning.io.files import write_atomically
 
-SETTINGS_FILE = "quickstart.json"
+MAIN_HEAD = "gmm"
+"""The paper's head. Instruction tuning, de-tokenizer adaptation and the random-init control are trained with it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot quickstart",
         description="Make toy data, train every stage with the recipes in toy/, compare the generation heads and write "
-        "FOLDER/report.html. After a stop, the same command continues.",
+        "FOLDER/report.html. After a stop, the same command continues. The steps are those of the recipe "
+        "experiments/quickstart, which `divot ablate` runs as well.",
     )
     parser.add_argument(
         "--folder", help="where everything is written (default: runs/quickstart; with --fast runs/quickstart_fast)"
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         default=2,
         help="processes that run side by side, with one thread each; GPUs are divided among them (default: 2)",
     )
+    parser.add_argument("--dry-run", action="store_true", help="print what is left and what it costs, and stop")
     return parser
 
 
@@ -49,41 +51,23 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
+    from divot_lightning.experiments.plan.recipe import load_recipe
+
     args = parser().parse_args(argv)
-    folder = Path(args.folder or ("runs/quickstart_fast" if args.fast else "runs/quickstart"))
-    return run_quickstart(folder, fast=args.fast, jobs=args.jobs, heads=args.heads)
+    name = "quickstart_fast" if args.fast else "quickstart"
+    changes = heads_as_variants(f"experiments/{name}", args.heads) if args.heads is not None else {}
+    recipe = load_recipe(f"experiments/{name}", changes)
+    folder = Path(args.folder or f"runs/{name}")
+    return dry_run(recipe, folder, args.jobs) if args.dry_run else run(recipe, folder, args.jobs)
 
 
-def run_quickstart(folder: Path, *, fast: bool, jobs: int, heads: Sequence[str] | None = None) -> int:
-    """Run all steps that are not done, then write the report."""
-    from dataclasses import replace
-
-    from divot_lightning.experiments.quickstart.collect import build_report
-    from divot_lightning.experiments.quickstart.plan import FAST, FULL, MAIN_HEAD, Layout, make_plan
-    from divot_lightning.experiments.report.rendering import write_report
-    from divot_lightning.experiments.runner.runner import StepRunner
-    from divot_lightning.experiments.runner.stopping import stop_on_terminate
-
-    settings = FAST if fast else FULL
-    if heads is not None:
-        _check_heads(heads, MAIN_HEAD)
-        settings = replace(settings, heads=tuple(dict.fromkeys(heads)))
-    runner = StepRunner(make_plan(folder, settings), folder, jobs=jobs)
-    _lock_settings(folder, settings.as_json())
-    stop_on_terminate()
-    records = runner.run()
-    layout = Layout(folder)
-    write_report(build_report(folder, settings, records, runner.total_seconds), layout.report)
-    sys.stdout.write(f"{layout.report}: open it in a browser\n")
-    return 0
-
-
-def _check_heads(heads: Sequence[str], main_head: str) -> None:
-    """Check the chosen heads.
+def heads_as_variants(recipe: str, heads: Sequence[str]) -> dict[str, Any]:
+    """Return the key `vary` with these heads, with the options of the shipped recipes that name them.
 
     Raises:
         UserError: A head is not installed, or the head that the later stages train with is missing.
     """
+    from divot_lightning.experiments.plan.recipe import load_recipe
     from divot_lightning.parts.kinds import HEADS
 
     short_names = {head.name for head in HEADS.installed()}
@@ -91,25 +75,7 @@ def _check_heads(heads: Sequence[str], main_head: str) -> None:
         HEADS.resolve(name)
         if name not in short_names:
             raise UserError(f"--heads {name}: give the short name; installed: {', '.join(sorted(short_names))}")
-    if main_head not in heads:
-        raise UserError(f"--heads {' '.join(heads)} lacks {main_head}, which the later stages train with; add it")
-
-
-def _lock_settings(folder: Path, settings: dict[str, object]) -> None:
-    """Write the settings into the folder, which then takes no quickstart of other settings.
-
-    Raises:
-        UserError: The folder holds a quickstart of other settings, or other files.
-    """
-    path = folder / SETTINGS_FILE
-    if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        differing = [name for name, value in settings.items() if there.get(name) != value]
-        if differing:
-            values = ", ".join(f"{name} {there.get(name)} instead of {settings[name]}" for name in differing)
-            raise UserError(f"{folder} holds a quickstart of other settings: {values}\nGive another --folder.")
-        return
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"--folder {folder} exists and holds no quickstart; give one that does not exist yet")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(settings, indent=1) + "\n")
+    if MAIN_HEAD not in heads:
+        raise UserError(f"--heads {' '.join(heads)} lacks {MAIN_HEAD}, which the later stages train with; add it")
+    known = {**load_recipe("ablations/heads").vary["head"], **load_recipe(recipe).vary["head"]}
+    return {"vary": {"head": {name: known.get(name, {"llm": {"model.head": name}}) for name in heads}}}

@@ -1,1 +1,1 @@
-"""Graphs of steps: the runner, ablations, the quickstart and their reports."""
+"""Experiments: steps with inputs, outputs and a command each, planned from a recipe, run, measured and reported."""

@@ -22,7 +22,7 @@ def recipe_names() -> list[str]:
 
 def stage_recipe_names() -> list[str]:
     """Return the names of the shipped recipes that `divot fit` takes: the toy's first, then the others, each sorted."""
-    other = ("ablations/", "evaluation/")
+    other = ("ablations/", "evaluation/", "experiments/")
     names = [name for name in recipe_names() if not name.startswith(other)]
     return sorted(names, key=lambda name: (not name.startswith("toy/"), name))
 

@@ -1,14 +1,21 @@
-"""`divot quickstart` refuses folders of others and other settings before anything runs."""
-
-import json
+"""`divot quickstart` is a recipe: folders of others and wrong heads are refused before anything runs."""
 
 import pytest
+import yaml
 
 from divot_lightning.cli import quickstart
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.quickstart import plan
-from divot_lightning.experiments.runner import runner
-from divot_lightning.experiments.runner.steps import Step
+from divot_lightning.experiments import run as run_module
+from divot_lightning.experiments.plan.recipe import load_recipe
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """Run nothing, and take settings for right, which spares a process that imports torch."""
+    started = []
+    monkeypatch.setattr(run_module, "wrong_settings", lambda steps: {})
+    monkeypatch.setattr(run_module.StepRunner, "run", lambda self: started.extend(self.steps))
+    return started
 
 
 def test_folder_with_other_things_is_refused(tmp_path):
@@ -19,9 +26,9 @@ def test_folder_with_other_things_is_refused(tmp_path):
 
 
 def test_folder_of_a_smoke_run_is_refused_for_the_real_one(tmp_path):
-    (tmp_path / "quickstart.json").write_text(json.dumps(plan.FAST.as_json()))
-    with pytest.raises(UserError, match="held_out 8 instead of 256"):
-        quickstart.main(["--folder", str(tmp_path)])
+    quickstart.main(["--folder", str(tmp_path / "x"), "--fast"])
+    with pytest.raises(UserError, match=r"holds another experiment.*what differs is step data"):
+        quickstart.main(["--folder", str(tmp_path / "x")])
 
 
 def test_wrong_number_of_jobs_leaves_nothing_behind(tmp_path):
@@ -30,13 +37,12 @@ def test_wrong_number_of_jobs_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_failed_step_is_reported_and_settings_are_kept(tmp_path, monkeypatch):
-    steps = [Step("data", ("/bin/sh", "-c", "echo no space left; exit 3"))]
-    monkeypatch.setattr(plan, "make_plan", lambda folder, settings: steps)
-    with pytest.raises(UserError, match="'data' failed with exit status 3:\nno space left"):
-        quickstart.main(["--folder", str(tmp_path / "new"), "--fast"])
-    assert json.loads((tmp_path / "new" / "quickstart.json").read_text()) == plan.FAST.as_json()
-    assert runner.read_record(tmp_path / "new", "data") is not None
+def test_a_dry_run_names_all_steps_and_leaves_nothing_behind(tmp_path, capsys):
+    assert quickstart.main(["--folder", str(tmp_path / "new"), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n{step.name} " in shown for step in load_recipe("experiments/quickstart").steps)
+    assert "26 steps are left" in shown
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -47,3 +53,12 @@ def test_heads_that_cannot_be_compared_are_refused_and_nothing_is_written(tmp_pa
     with pytest.raises(UserError, match=message):
         quickstart.main(["--folder", str(tmp_path / "new"), "--heads", *heads])
     assert not (tmp_path / "new").exists()
+
+
+def test_chosen_heads_are_trained_with_the_options_of_the_recipe_and_the_choice_is_kept(tmp_path, unchecked):
+    quickstart.main(["--folder", str(tmp_path / "x"), "--fast", "--heads", "diffusion", "gmm"])
+    commands = {step.name: step.command for step in unchecked}
+    assert [name for name in commands if name.startswith("llm_")] == ["llm_gmm_0", "llm_diffusion_0"]
+    assert "--model.head.draws_per_token" in commands["llm_diffusion_0"]
+    kept = yaml.safe_load((tmp_path / "x" / "recipe.yaml").read_text())
+    assert list(kept["vary"]["head"]) == ["diffusion", "gmm"]

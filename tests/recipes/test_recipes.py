@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.cli.main import main
-from divot_lightning.experiments.ablation.grid import make_grid
-from divot_lightning.experiments.ablation.recipe import load_recipe
+from divot_lightning.experiments.plan.grid import make_grid
+from divot_lightning.experiments.plan.recipe import load_recipe
 from divot_lightning.testing.toy_shards import make_toy_shards
 from divot_lightning.training.recipe_files import recipe_names, recipes_dir
 from divot_lightning.training.training_args import resolve_recipes
 from divot_lightning.training.training_cli import TrainingCLI
 
 HEADER = ("purpose", "command", "needs", "hardware", "expected", "paper")
-STAGE_RECIPES = [name for name in recipe_names() if not name.startswith(("ablations/", "evaluation/"))]
-ABLATIONS = [name for name in recipe_names() if name.startswith("ablations/")]
+STAGE_RECIPES = [name for name in recipe_names() if not name.startswith(("ablations/", "evaluation/", "experiments/"))]
+EXPERIMENTS = [name for name in recipe_names() if name.startswith(("ablations/", "experiments/"))]
 FORMER = {
     "tokenizer_pretraining": [],
     "captioning_pretraining": [],
@@ -76,8 +76,8 @@ def test_recipe_parses(name: str) -> None:
     assert cli.config.run == f"runs/{name}"
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_every_training_step_of_an_ablation_parses(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_training_step_of_an_experiment_parses(name: str, tmp_path: Path) -> None:
     grid = make_grid(load_recipe(name), tmp_path)
     commands = {step.command for step in grid.all_steps() if step.run is not None}
     assert commands
@@ -90,8 +90,8 @@ def test_every_training_step_of_an_ablation_parses(name: str, tmp_path: Path) ->
         seen.add(kind)
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_says_what_it_is_for(name: str) -> None:
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_what_it_is_for(name: str) -> None:
     lines = (recipes_dir() / f"{name}.yaml").read_text().splitlines()
     fields = [line[2:].split(":")[0] for line in lines if line.startswith("# ") and not line.startswith("#  ")]
     assert fields == ["purpose", "command", "needs", "hardware", "paper"]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from divot_lightning.distributed.parent import PR_SET_PDEATHSIG, named_parent
@@ -136,3 +137,12 @@ def stop_processes(processes: Sequence["subprocess.Popen[bytes]"], patience: flo
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def stop_on_terminate() -> None:
+    """Make SIGTERM raise KeyboardInterrupt, so that running steps are stopped as by Ctrl-C and can save."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

@@ -1,8 +1,9 @@
-"""Read and write the record of each step of a job: `<folder>/steps/<name>.json`."""
+"""The record of each step of a job: `<folder>/steps/<name>.json`."""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from divot_lightning.io.files import write_atomically
 
@@ -33,23 +34,26 @@ class StepRecord:
     started: float
     failure: str = ""
 
+    @classmethod
+    def read(cls, folder: Path, name: str) -> Self | None:
+        """Return the record of a step, None if it was never started."""
+        path = folder / "steps" / f"{name}.json"
+        if not path.is_file():
+            return None
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**entry | {"command": tuple(entry["command"])})
 
-def read_record(folder: Path, name: str) -> StepRecord | None:
-    """Return the record of a step, None if it was never started."""
-    path = folder / "steps" / f"{name}.json"
-    if not path.is_file():
-        return None
-    entry = json.loads(path.read_text(encoding="utf-8"))
-    return StepRecord(**entry | {"command": tuple(entry["command"])})
+    def write(self, folder: Path) -> None:
+        """Write the record, whole or not at all."""
+        write_atomically(folder / "steps" / f"{self.name}.json", json.dumps(asdict(self)))
+
+    @property
+    def reason(self) -> str:
+        """The error in one line; "" if the latest attempt did not fail."""
+        return self.failure.splitlines()[1] if self.failure else ""
 
 
 def is_done(folder: Path, name: str) -> bool:
     """Return whether a step ended well."""
-    record = read_record(folder, name)
+    record = StepRecord.read(folder, name)
     return record is not None and record.done
-
-
-def write_record(folder: Path, record: StepRecord) -> None:
-    """Write the record of a step, whole or not at all."""
-    path = folder / "steps" / f"{record.name}.json"
-    write_atomically(path, json.dumps(asdict(record)))

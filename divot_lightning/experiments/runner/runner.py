@@ -20,7 +20,7 @@ from divot_lightning.experiments.runner.processes import (
     visible_gpus,
 )
 from divot_lightning.experiments.runner.progress import Display, StepMeter, clock, read_progress
-from divot_lightning.experiments.runner.records import StepRecord, read_record, write_record
+from divot_lightning.experiments.runner.records import StepRecord
 from divot_lightning.experiments.runner.steps import Step, check_plan
 from divot_lightning.io.files import write_atomically
 
@@ -106,7 +106,7 @@ class StepRunner:
             finally:
                 self._stop()
                 self._write_total()
-        return [record for step in self.steps if (record := read_record(self.folder, step.name))]
+        return [record for step in self.steps if (record := StepRecord.read(self.folder, step.name))]
 
     def _loop(self, done: set[str], locks: Sequence[int]) -> None:
         while len(done) + len(self.failed) < len(self.steps):
@@ -140,7 +140,7 @@ class StepRunner:
     def _done(self) -> set[str]:
         done = set()
         for step in self.steps:
-            record = read_record(self.folder, step.name)
+            record = StepRecord.read(self.folder, step.name)
             if record is None or not record.done:
                 continue
             if record.command != step.command:
@@ -187,7 +187,7 @@ class StepRunner:
 
     def _start(self, step: Step, position: str, slots: tuple[int, ...], locks: Sequence[int]) -> _Running:
         command = self._command(step)
-        former = read_record(self.folder, step.name) or self._new_record(step)
+        former = StepRecord.read(self.folder, step.name) or self._new_record(step)
         record = replace(former, command=step.command, attempts=former.attempts + 1, failure="")
         # A new log for each attempt: an old progress bar must not be read as that of this attempt.
         path = self._log(step.name)
@@ -196,7 +196,7 @@ class StepRunner:
         log = path.open("wb")
         log.write(f"$ {' '.join(command)}\n".encode())
         log.flush()
-        write_record(self.folder, record)
+        record.write(self.folder)
         gpus = deal_gpus(self.gpus, self.jobs, slots)
         process = start_process(command, log, threads=len(slots), gpus=gpus, keep_open=locks)
         now = time.monotonic()
@@ -234,16 +234,18 @@ class StepRunner:
             return False
         running.log.close()
         del self.running[step.name]
-        self._keep_time(running, now, done=status == 0)
+        self._keep_time(running, now, done=status == 0 and all(path.exists() for path in step.outputs))
         if status != 0:
             return self._fail(running, self._failure(step, status))
+        if missing := [str(path) for path in step.outputs if not path.exists()]:
+            return self._fail(running, self._missing(step, missing))
         seconds, mib = running.record.seconds, running.record.peak_mib
         self.display.say(f"{running.meter.position:>6}  {step.name:<32} done in {clock(seconds)}, {mib:.0f} MiB")
         return True
 
     def _fail(self, running: _Running, failure: str) -> bool:
         running.record = replace(running.record, failure=failure)
-        write_record(self.folder, running.record)
+        running.record.write(self.folder)
         if not self.keep_going:
             raise UserError(failure)
         self.failed.add(running.step.name)
@@ -253,7 +255,7 @@ class StepRunner:
     def _keep_time(self, running: _Running, now: float, *, done: bool) -> None:
         seconds = running.record.seconds + now - max(running.written, running.began)
         running.record, running.written = replace(running.record, seconds=seconds, done=done), now
-        write_record(self.folder, running.record)
+        running.record.write(self.folder)
 
     def _failure(self, step: Step, status: int) -> str:
         log = self._log(step.name)
@@ -264,6 +266,12 @@ class StepRunner:
         return (
             f"step {step.name!r} failed with exit status {status}:\n{reason[:300]}\n"
             f"Its whole output: {log}\nThe same command continues from here."
+        )
+
+    def _missing(self, step: Step, missing: Sequence[str]) -> str:
+        return (
+            f"step {step.name!r} ended without an error, but\nit did not write {', '.join(missing)}\n"
+            f"Its command must write what other steps read. Its whole output: {self._log(step.name)}"
         )
 
     def _log(self, name: str) -> Path:

@@ -18,7 +18,8 @@ class Step:
         run: The run folder of a step that trains. With a checkpoint in it, the step continues with `resume`; without,
             the folder is removed and the step starts again.
         resume: The command line that continues `run`.
-        outputs: Files and folders that only this step writes; cleared before it is started again.
+        outputs: Files and folders that only this step writes: they are cleared before it is started again, and a step
+            that ends without them has failed.
         slots: Number of worker slots of the job that it takes, and of torch threads.
     """
 

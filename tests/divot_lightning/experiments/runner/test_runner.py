@@ -15,7 +15,7 @@ import pytest
 from divot_lightning.errors import UserError
 from divot_lightning.experiments.runner import runner as runner_module
 from divot_lightning.experiments.runner.progress import Display
-from divot_lightning.experiments.runner.records import read_record
+from divot_lightning.experiments.runner.records import StepRecord
 from divot_lightning.experiments.runner.runner import StepRunner
 from divot_lightning.experiments.runner.steps import Step
 
@@ -105,7 +105,24 @@ def test_a_job_that_keeps_going_loses_only_what_waits_for_the_failed_step(tmp_pa
 def test_what_an_unfinished_step_left_is_cleared_before_it_starts_again(tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "half.tar").touch()
-    run([shell("data", f"[ ! -e {tmp_path}/shards ]", outputs=(tmp_path / "shards",))], tmp_path)
+    run(
+        [shell("data", f"[ ! -e {tmp_path}/shards ] && mkdir {tmp_path}/shards", outputs=(tmp_path / "shards",))],
+        tmp_path,
+    )
+
+
+def test_a_step_that_does_not_write_its_output_has_failed(tmp_path):
+    steps = [
+        shell("data", "true", outputs=(tmp_path / "shards",)),
+        shell("fit", f"touch {tmp_path}/fit", after=("data",)),
+    ]
+    with pytest.raises(UserError, match=r"'data' ended without an error, but\nit did not write .*shards\n"):
+        run(steps, tmp_path)
+    record = StepRecord.read(tmp_path, "data")
+    assert record is not None
+    assert not record.done
+    assert "did not write" in record.reason
+    assert not (tmp_path / "fit").exists()
 
 
 def test_run_with_a_checkpoint_is_resumed_and_one_without_is_begun_anew(tmp_path):
@@ -177,7 +194,7 @@ def test_a_killed_job_leaves_no_child_behind_and_continues(tmp_path, how):
         import pathlib, signal, sys
         from divot_lightning.experiments.runner.runner import StepRunner
         from divot_lightning.experiments.runner.steps import Step
-        from divot_lightning.experiments.runner.stopping import stop_on_terminate
+        from divot_lightning.experiments.runner.processes import stop_on_terminate
 
         # A shell that starts the tests in the background has them ignore SIGINT, and children inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -204,7 +221,7 @@ def test_a_killed_job_leaves_no_child_behind_and_continues(tmp_path, how):
     (tmp_path / "go").touch()
     assert subprocess.run([sys.executable, str(script)], capture_output=True, check=False).returncode == 0
     assert (tmp_path / "count").read_text() == "x\n"
-    record = read_record(tmp_path, "second")
+    record = StepRecord.read(tmp_path, "second")
     assert record is not None
     assert (record.done, record.attempts) == (True, 2)
 

@@ -1,0 +1,127 @@
+"""Estimate what an experiment costs before it starts, from what was measured on this machine. No torch in here."""
+
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from divot_lightning.experiments.plan.grid import Grid, TrialStep
+from divot_lightning.experiments.results.trials import read_finished, training_seconds
+from divot_lightning.experiments.runner.progress import clock
+from divot_lightning.experiments.runner.records import StepRecord
+from divot_lightning.training.recipe_files import find_recipe
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """The steps of one name that are not done, over all trials.
+
+    Attributes:
+        name: In the recipe.
+        done: How many are done.
+        left: How many are left.
+        training_steps: Optimizer steps that are left; 0 if it does not train.
+        seconds: Time of those that are left; None if nothing of the kind was measured.
+        mib: Size of their folders; None if none is done.
+    """
+
+    name: str
+    done: int
+    left: int
+    training_steps: int
+    seconds: float | None
+    mib: float | None
+
+
+def _recipe_of(command: Sequence[str]) -> str:
+    return command[command.index("--config") + 1]
+
+
+def _training_steps(command: Sequence[str]) -> int:
+    """Return the optimizer steps that a training command asks for; 0 where its recipe states none."""
+    if "--trainer.max_steps" in command:
+        return int(command[command.index("--trainer.max_steps") + 1])
+    content = yaml.safe_load(find_recipe(_recipe_of(command)).read_text(encoding="utf-8"))
+    return int((content.get("trainer") or {}).get("max_steps") or 0)
+
+
+def measured_rates(folder: Path) -> dict[str, float]:
+    """Return the seconds of an optimizer step by training recipe, without the start of the process.
+
+    Args:
+        folder: Of an experiment; the steps that are done count.
+    """
+    records = [StepRecord.read(folder, path.stem) for path in sorted((folder / "steps").glob("*.json"))]
+    seconds, steps = defaultdict[str, float](float), defaultdict[str, int](int)
+    for record in (record for record in records if record and record.done and "--run" in record.command):
+        finished = read_finished(Path(record.command[record.command.index("--run") + 1]))
+        recipe = _recipe_of(record.command)
+        steps[recipe] += finished.get("steps", 0)
+        seconds[recipe] += training_seconds(finished, record)
+    return {recipe: seconds[recipe] / steps[recipe] for recipe in steps if steps[recipe]}
+
+
+def estimate_steps(grid: Grid, folder: Path, rates: Mapping[str, float]) -> list[StepEstimate]:
+    """Estimate what is left of an experiment.
+
+    Args:
+        grid: The trials.
+        folder: Of the experiment.
+        rates: Seconds of an optimizer step by training recipe.
+    """
+    found = []
+    for name in grid.names:
+        steps = {each.step.name: each for of_trial in grid.steps.values() if (each := of_trial.get(name))}
+        records = {each.folder: StepRecord.read(folder, known) for known, each in steps.items()}
+        done = {place: record.seconds for place, record in records.items() if record and record.done}
+        left = [each for each in steps.values() if each.folder not in done]
+        mean = sum(done.values()) / len(done) if done else None
+        costs = [_seconds(each, rates, mean) for each in left]
+        known = [cost for cost in costs if cost is not None]
+        seconds = sum(known) if len(known) == len(costs) else None
+        mib = len(left) * sum(map(_size_mib, done)) / len(done) if done else None
+        training = sum(_training_steps(each.step.command) for each in left if each.step.run)
+        found.append(StepEstimate(name, len(done), len(left), training, seconds, mib))
+    return found
+
+
+def _seconds(step: TrialStep, rates: Mapping[str, float], mean: float | None) -> float | None:
+    """Return the time of a step: by the rate of its recipe if it trains, else that of the others of its name."""
+    if step.step.run and (rate := rates.get(_recipe_of(step.step.command))) is not None:
+        return rate * _training_steps(step.step.command)
+    return mean
+
+
+def _size_mib(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+
+
+def describe_estimate(steps: Sequence[StepEstimate], folder: Path, jobs: int) -> str:
+    """Return a line for the steps of each name, then the totals and the free disk.
+
+    Args:
+        steps: As `estimate_steps` returns them.
+        folder: Of the experiment.
+        jobs: Steps that run side by side.
+    """
+    lines = [f"{'step':<28}{'done':>6}{'left':>6}{'training steps':>16}{'time':>12}{'MiB':>10}"]
+    for step in steps:
+        time, size = (
+            ("?" if step.seconds is None else clock(step.seconds)),
+            ("?" if step.mib is None else f"{step.mib:.0f}"),
+        )
+        lines.append(f"{step.name:<28}{step.done:>6}{step.left:>6}{step.training_steps or '':>16}{time:>12}{size:>10}")
+    left = sum(step.left for step in steps)
+    unknown = sum(step.left for step in steps if step.seconds is None)
+    time = clock(sum(step.seconds or 0.0 for step in steps) / jobs)
+    mib = sum(step.mib or 0.0 for step in steps)
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(place).free / 2**20
+    lines.append(f"{left} steps are left; {left - unknown} of them take about {time} with --jobs {jobs}.")
+    lines.append(
+        f"Disk: {mib:.0f} MiB where a size is known, {free:.0f} MiB are free. ?: nothing like it was measured yet."
+    )
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,290 @@
+"""Plan the trials of an experiment and their steps; a step that several trials need is done once. No torch in here."""
+
+import hashlib
+import itertools
+import json
+import re
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from divot_lightning.errors import UserError
+from divot_lightning.experiments.plan.recipe import Experiment, PipelineStep
+from divot_lightning.experiments.runner.steps import Step
+
+DIVOT = (sys.executable, "-m", "divot_lightning")
+SEVERAL = (*DIVOT, "several")
+MEASURE = (sys.executable, "-m", "divot_lightning.experiments.measure")
+TRIALS_FOLDER = "cells"
+"""Folder of the trials on disk; the name is an old one, kept so that scripts that read these folders go on working."""
+PROMPT_FIELDS = ("question", "options")
+"""Names in braces that belong to prompts of `divot evaluate`."""
+
+_REFERENCE = re.compile(r"\{([A-Za-z_]\w*)\}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial: one combination of variants, with one seed.
+
+    Attributes:
+        variants: The variant of each axis.
+        seed: Its seed.
+    """
+
+    variants: tuple[str, ...]
+    seed: int
+
+    @property
+    def group(self) -> str:
+        """Name of the combination; the trials of all its seeds share it."""
+        return "-".join(self.variants) or "all"
+
+    @property
+    def name(self) -> str:
+        """Name of the trial and of its folder.
+
+        >>> Trial(("gmm", "causal"), 1).name
+        'gmm-causal-seed1'
+        """
+        return f"{self.group}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class TrialStep:
+    """A step of a trial.
+
+    Attributes:
+        step: What to run.
+        folder: The folder of its results.
+        shared: Whether other trials use the same step.
+        sources: Folders of its scores, by name of the measurement.
+    """
+
+    step: Step
+    folder: Path
+    shared: bool
+    sources: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All trials of an experiment and their steps.
+
+    Attributes:
+        trials: In the order of the recipe.
+        steps: By trial name and step of the recipe.
+        names: Of all steps of the recipe, in its order.
+        baseline: The combination whose steps start first.
+    """
+
+    trials: tuple[Trial, ...]
+    steps: Mapping[str, Mapping[str, TrialStep]]
+    names: tuple[str, ...]
+    baseline: str = ""
+
+    def all_steps(self) -> list[Step]:
+        """Return every step once, in the order of the recipe: what many trials wait for starts early."""
+        trials = sorted(self.trials, key=lambda trial: trial.group != self.baseline)
+        own = (self.steps[trial.name].get(name) for name in self.names for trial in trials)
+        return list({each.step.name: each.step for each in own if each}.values())
+
+    def shared_steps(self) -> list[Step]:
+        """Return the steps that more than one trial needs."""
+        shared = {s.step.name for steps in self.steps.values() for s in steps.values() if s.shared}
+        return [step for step in self.all_steps() if step.name in shared]
+
+
+def make_trials(recipe: Experiment) -> tuple[Trial, ...]:
+    """List all combinations of variants, each with every seed."""
+    combinations = itertools.product(*recipe.vary.values())
+    return tuple(Trial(variants, seed) for variants in combinations for seed in recipe.seeds)
+
+
+def trial_options(recipe: Experiment, trial: Trial) -> dict[str, dict[str, Any]]:
+    """Return the options of each step in a trial: the recipe's, then the variants', then the seed.
+
+    In a variant, `fit` is not an option: it names another recipe for the step.
+
+    Raises:
+        UserError: Two axes change one option.
+    """
+    options: dict[str, dict[str, Any]] = {step.name: dict(step.options) for step in recipe.steps}
+    changed: dict[tuple[str, str], str] = {}
+    for axis, variant in zip(recipe.vary, trial.variants, strict=True):
+        for step, changes in recipe.vary[axis][variant].items():
+            for key, value in changes.items():
+                other = changed.setdefault((step, key), axis)
+                if other != axis:
+                    raise UserError(f"the axes {other!r} and {axis!r} both change {key} of step {step!r}.")
+                options[step][key] = value
+    for step, keys in recipe.seed_options.items():
+        options[step] |= dict.fromkeys(keys, trial.seed)
+    return options
+
+
+def make_grid(recipe: Experiment, folder: Path, max_steps: Mapping[str, Mapping[str, int]] | None = None) -> Grid:
+    """Plan all trials.
+
+    A step's identity is a hash of everything that decides its result: its command, in which the folders of other steps
+    are replaced by the identities of those steps. Steps with the same identity are one step.
+
+    Args:
+        recipe: The experiment.
+        folder: Holds everything that the steps write, in the folders that they name, or else in `shared/` and
+            `cells/<trial>/`; or in a folder per step if there is a single trial.
+        max_steps: Training steps by trial name and step; a step that is not named trains as its recipe says.
+
+    Raises:
+        UserError: A step refers to what is not there, or different steps would share a folder.
+    """
+    trials = make_trials(recipe)
+    pipelines = {trial.name: _pipeline(recipe, trial, (max_steps or {}).get(trial.name, {})) for trial in trials}
+    identities = {name: _identities(recipe, pipeline) for name, pipeline in pipelines.items()}
+    uses = Counter(identity for of_trial in identities.values() for identity in of_trial.values())
+    users: dict[Path, str] = {}
+    steps_of: dict[str, dict[str, TrialStep]] = {}
+    for trial in trials:
+        known, folders = identities[trial.name], dict[str, Path]()
+        facts = {"seed": trial.seed, **dict(zip(recipe.vary, trial.variants, strict=True))}
+        for step in pipelines[trial.name]:
+            identity = known[step.name]
+            inside = _folder(step, trial, facts, identity if uses[identity] > 1 else "", alone=len(trials) == 1)
+            folders[step.name] = folder / inside
+            if users.setdefault(folder / inside, identity) != identity:
+                raise UserError(
+                    f"step {step.name!r} differs between trials, but all write {inside}; name axes in `folder`."
+                )
+        steps_of[trial.name] = {
+            step.name: _trial_step(step, folders, folder, shared=uses[known[step.name]] > 1)
+            for step in pipelines[trial.name]
+        }
+    return Grid(trials, steps_of, tuple(step.name for step in recipe.steps), recipe.baseline)
+
+
+def _folder(step: PipelineStep, trial: Trial, facts: Mapping[str, Any], shared: str, *, alone: bool) -> Path:
+    """Return the folder of a step inside that of the experiment; `shared` is its identity if trials share it."""
+    if step.folder:
+        try:
+            return Path(step.folder.format(**facts))
+        except (KeyError, IndexError) as error:
+            raise UserError(
+                f"the folder {step.folder!r} of step {step.name!r}: {error} is none of {list(facts)}."
+            ) from None
+    if alone:
+        return Path(step.name)
+    return Path("shared", f"{step.name}-{shared}") if shared else Path(TRIALS_FOLDER, trial.name, step.name)
+
+
+def _pipeline(recipe: Experiment, trial: Trial, max_steps: Mapping[str, int]) -> list[PipelineStep]:
+    """Return the steps of one trial, with its options."""
+    options, facts = trial_options(recipe, trial), dict(zip(recipe.vary, trial.variants, strict=True))
+    steps = []
+    for step in recipe.steps:
+        own = options[step.name] | ({"trainer.max_steps": max_steps[step.name]} if step.name in max_steps else {})
+        if all(({"seed": trial.seed} | facts)[axis] in kept for axis, kept in step.only.items()):
+            steps.append(replace(step, what=own.pop("fit", step.what), options=own))
+    return steps
+
+
+def _text(step: PipelineStep) -> str:
+    options = {key: value for key, value in step.options.items() if key != "prompt"}
+    return json.dumps([step.kind, step.what, options], sort_keys=True, default=str)
+
+
+def _references(step: PipelineStep) -> list[str]:
+    """Return the steps that a step reads, in order."""
+    return [name for name in dict.fromkeys(_REFERENCE.findall(_text(step))) if name not in ("folder", *PROMPT_FIELDS)]
+
+
+def _identities(recipe: Experiment, pipeline: Sequence[PipelineStep]) -> dict[str, str]:
+    needs = {step.name: _references(step) for step in pipeline}
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        raise UserError(f"steps refer to each other in a circle: {' -> '.join(error.args[1])}.") from None
+    known: dict[str, str] = {}
+    writing = {step.name: step.kind in ("fit", "measure") or "{folder}" in _text(step) for step in pipeline}
+    for step in pipeline:
+        text = _text(step) + str(step.options.get("prompt", ""))
+        for other in needs[step.name]:
+            _check_reference(recipe, step.name, other, known, writing)
+            text = text.replace(f"{{{other}}}", f"<{known[other]}>")
+        known[step.name] = hashlib.sha256(f"{step.name} {text}".encode()).hexdigest()[:8]
+    return known
+
+
+def _check_reference(
+    recipe: Experiment, name: str, other: str, known: Mapping[str, str], writing: Mapping[str, bool]
+) -> None:
+    names = [step.name for step in recipe.steps]
+    if other not in names:
+        raise UserError(f"step {name!r} refers to {other!r}, which is no step; the steps are {', '.join(names)}.")
+    if other not in writing:
+        raise UserError(
+            f"step {name!r} refers to {other!r}, which not all of its trials have; give it the same `only`."
+        )
+    if other not in known:
+        raise UserError(f"step {name!r} refers to {other!r}, which does not come before it.")
+    if not writing[other]:
+        raise UserError(
+            f"step {name!r} reads {{{other}}}, but {other!r} does not write there: use {{folder}} in its command."
+        )
+
+
+def _trial_step(step: PipelineStep, folders: Mapping[str, Path], root: Path, *, shared: bool) -> TrialStep:
+    own = folders[step.name]
+    known = {"folder": str(own), **{name: str(path) for name, path in folders.items()}}
+    after = tuple(step_name(folders[other], root) for other in _references(step))
+    planned = Step(step_name(own, root), _command(step, known, own), after, slots=step.slots)
+    if step.kind == "fit":
+        return TrialStep(replace(planned, run=own, resume=(*DIVOT, "resume", str(own))), own, shared, {})
+    outputs = (own,) if step.kind == "measure" or "{folder}" in _text(step) else ()
+    sources = {source: own / source if step.kind == "measure" else own for source in step.sources()}
+    return TrialStep(replace(planned, outputs=outputs), own, shared, sources)
+
+
+def _command(step: PipelineStep, known: Mapping[str, str], own: Path) -> tuple[str, ...]:
+    if step.kind == "measure":
+        names = [{"name": name, "output": str(own / name)} for name in step.sources()]
+        entries = [{**step.options, **entry, **name} for entry, name in zip(step.what, names, strict=True)]
+        return (*MEASURE, json.dumps([_filled(entry, known) for entry in entries], sort_keys=True))
+    options = _words(step.options, known)
+    if step.kind == "fit":
+        return (*DIVOT, "fit", "--config", _filled(step.what, known), "--run", str(own), *options)
+    if isinstance(step.what, list):
+        return (*SEVERAL, *(shlex.join([*_split(words, known), *options]) for words in step.what))
+    return (*(DIVOT if step.kind == "divot" else ()), *_split(step.what, known), *options)
+
+
+def _split(command: str, known: Mapping[str, str]) -> list[str]:
+    return [_filled(word, known) for word in shlex.split(command)]
+
+
+def _words(options: Mapping[str, Any], known: Mapping[str, str]) -> list[str]:
+    filled = {key: _filled(value, known) for key, value in options.items()}
+    texts = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in filled.items()}
+    return [word for key, text in texts.items() for word in (f"--{key}", text)]
+
+
+def _filled(value: Any, known: Mapping[str, str]) -> Any:
+    """Replace names of steps in a value by their folders."""
+    if isinstance(value, Mapping):
+        return {key: _filled(inner, known) for key, inner in value.items()}
+    if not isinstance(value, str):
+        return value
+    return _REFERENCE.sub(lambda found: known.get(found[1], found[0]), value)
+
+
+def step_name(folder: Path, root: Path) -> str:
+    """Return the name of a step from its folder, for logs and records.
+
+    >>> step_name(Path("out/cells/gmm-seed0/llm"), Path("out"))
+    'cells.gmm-seed0.llm'
+    """
+    return ".".join(folder.relative_to(root).parts)

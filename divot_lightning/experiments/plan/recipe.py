@@ -1,0 +1,259 @@
+"""Read the recipe of an experiment. No torch in here.
+
+A recipe holds the steps, and optionally variants of them, seeds, and what the report shows::
+
+    title: Generation heads
+    steps:
+      - {name: data, divot: "data toy {folder}", options: {train: 4096}}
+      - {name: tokenizer, fit: toy/tokenizer_pretraining, options: {data.train: "{data}/train"}}
+      - {name: llm, fit: toy/llm_pretraining, options: {model.previous: "{tokenizer}"}}
+      - {name: scores, measure: [{benchmark: toy-captions, data: "{data}"}], options: {run: "{llm}"}}
+    vary:
+      head:
+        mse: {llm: {model.head: mse}}
+        gmm: {llm: {model.head: gmm, model.head.num_components: 16}}
+    seeds: {values: [0, 1], options: {llm: [seed_everything, data.seed]}}
+    baseline: gmm
+    scores: {toy-captions/exact: higher}
+
+`{folder}` is a step's own folder, `{name}` that of another step. `extends: ablations/heads` takes all other keys from
+another recipe, and `options: {llm: {...}}` changes options of the steps.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from divot_lightning.errors import UserError
+from divot_lightning.experiments.plan.report_recipe import ReportRecipe, parse_report, refuse_unknown
+from divot_lightning.experiments.results.directions import Better, parse_better
+from divot_lightning.training.recipe_files import find_recipe
+
+Kind = Literal["fit", "divot", "measure", "command"]
+MatchedBy = Literal["steps", "samples", "tokens", "compute"]
+Options = Mapping[str, Any]
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.+]*")
+
+
+@dataclass(frozen=True)
+class PipelineStep:
+    """One step.
+
+    Attributes:
+        name: Its name in the recipe.
+        kind: "fit" trains a stage, "divot" is any other divot command, "measure" measures a model, "command" is any
+            program.
+        what: The recipe; the words of the command, or a list of divot commands for one process; or a list of
+            measurements, each with a `benchmark`, its settings, and a `name` if another one has the same benchmark.
+        options: Its options; values may refer to folders. Those of "measure" are settings of all its measurements.
+        folder: Its folder inside that of the experiment, in which `{axis}` and `{seed}` stand for a trial's; "" for a
+            folder named after the trial.
+        slots: Number of the jobs that run side by side whose place, GPUs and threads it takes.
+        only: By axis, or "seed", the variants of the trials that have this step; empty for all.
+    """
+
+    name: str
+    kind: Kind
+    what: Any
+    options: Options = field(default_factory=dict)
+    folder: str = ""
+    slots: int = 1
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the names under which its scores are known: those of its measurements, or its own."""
+        if self.kind != "measure":
+            return (self.name,)
+        return tuple(str(entry.get("name", entry["benchmark"])) for entry in self.what)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Steps and their variants.
+
+    Attributes:
+        title: Heading of the report.
+        question: The question that the experiment answers, and what a reader must know about it.
+        steps: Each after those it refers to.
+        vary: Changed options by axis, variant and step. Several axes give all combinations of their variants.
+        seeds: Seeds that each variant is run with.
+        seed_options: By step, the options that take the seed.
+        matched_by: The amount of training that all variants share: optimizer steps, samples, tokens of
+            the language model's sequences, or compute in floating point operations.
+        amount: That amount; None for the steps that the recipes state.
+        matched_steps: The training steps that `amount` applies to.
+        baseline: The combination that others are compared with, its variants joined by a dash; "" for the first.
+        scores: Scores of the comparison, and which of their values are better: higher, lower, or near a number.
+        reference: Published tables to show beside ours, each with title, columns, rows and a note.
+        report: What else the report shows.
+        content: The recipe as it was written, without `extends`.
+    """
+
+    title: str
+    steps: tuple[PipelineStep, ...]
+    question: str = ""
+    vary: Mapping[str, Mapping[str, Mapping[str, Options]]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    seed_options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    matched_by: MatchedBy = "steps"
+    amount: float | None = None
+    matched_steps: tuple[str, ...] = ()
+    baseline: str = ""
+    scores: Mapping[str, Better] = field(default_factory=dict)
+    reference: tuple[Mapping[str, Any], ...] = ()
+    report: ReportRecipe = field(default_factory=ReportRecipe)
+    content: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Experiment:
+    """Read the recipe of an experiment.
+
+    Args:
+        name: A path, or the name of a shipped recipe such as `ablations/heads`.
+        changes: Keys that replace those of the recipe.
+
+    Raises:
+        UserError: The file is missing, or is not the recipe of an experiment.
+    """
+    path = find_recipe(name)
+    try:
+        return parse_recipe({**read_recipe(path), **(changes or {})})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_recipe(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read the content of a recipe, with all keys that it takes from the recipe that it extends.
+
+    Args:
+        path: The file.
+        readers: The recipes that extend it.
+    """
+    if path in readers:
+        raise UserError(f"recipes extend each other in a circle: {', '.join(map(str, (*readers, path)))}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} holds a {type(content).__name__}; the recipe of an experiment is a mapping with `steps`."
+        )
+    if "extends" in content:
+        content = {**read_recipe(find_recipe(str(content.pop("extends"))), (*readers, path)), **content}
+    changes = content.pop("options", None) or {}
+    return {**content, "steps": _with_options(content.get("steps") or [], changes)} if changes else content
+
+
+def _with_options(steps: list[dict[str, Any]], changes: Mapping[str, Options]) -> list[dict[str, Any]]:
+    _refuse_unknown_steps("`options` names", changes, [str(step.get("name")) for step in steps])
+    return [{**step, "options": {**(step.get("options") or {}), **changes.get(step["name"], {})}} for step in steps]
+
+
+def parse_recipe(content: Mapping[str, Any]) -> Experiment:
+    """Check the content of a recipe.
+
+    Raises:
+        UserError: Something is missing, unknown or refers to nothing.
+    """
+    if "pipeline" in content:
+        raise UserError("`pipeline` is now `steps`; and `measure` is a list, such as [{benchmark: toy-captions}].")
+    refuse_unknown(
+        "the recipe", content, (set(Experiment.__dataclass_fields__) | {"curves"}) - {"content", "seed_options"}
+    )
+    for key in ("title", "steps"):
+        if not content.get(key):
+            raise UserError(f"`{key}` is missing; an experiment needs title and steps.")
+    steps = tuple(_parse_step(entry) for entry in content["steps"])
+    names = [step.name for step in steps]
+    if len(set(names)) < len(names):
+        raise UserError(f"steps share a name: {', '.join(names)}; give each its own.")
+    seeds = content.get("seeds") or {}
+    refuse_unknown("seeds", seeds, {"values", "options"})
+    plain = {
+        name: content[name] for name in ("title", "question", "matched_by", "amount", "baseline") if name in content
+    }
+    recipe = Experiment(
+        **plain,
+        steps=steps,
+        vary=_parse_vary(content.get("vary") or {}, names),
+        seeds=tuple(seeds.get("values", (0,))),
+        seed_options={step: tuple(keys) for step, keys in (seeds.get("options") or {}).items()},
+        matched_steps=tuple(content.get("matched_steps", ())),
+        scores={name: parse_better(name, better) for name, better in (content.get("scores") or {}).items()},
+        reference=tuple(content.get("reference") or ()),
+        report=parse_report(content.get("report") or {}, content.get("curves") or {}),
+        content=dict(content),
+    )
+    _check(recipe, names)
+    return recipe
+
+
+def _parse_step(entry: Any) -> PipelineStep:
+    if not isinstance(entry, Mapping) or "name" not in entry:
+        raise UserError(f"a step needs a name: {entry!r}.")
+    where, kinds = f"step {entry['name']!r}", [kind for kind in get_args(Kind) if kind in entry]
+    if len(kinds) != 1:
+        raise UserError(f"{where} needs exactly one of {', '.join(get_args(Kind))}; it has {kinds}.")
+    refuse_unknown(where, entry, {"name", "options", "folder", "slots", "only", *get_args(Kind)})
+    what = entry[kinds[0]]
+    measured = isinstance(what, list) and all(isinstance(each, Mapping) and "benchmark" in each for each in what)
+    if kinds[0] == "measure" and not (what and measured):
+        raise UserError(f"{where}: `measure` is a list of measurements, such as [{{benchmark: toy-captions}}].")
+    only = {axis: tuple(kept if isinstance(kept, list) else [kept]) for axis, kept in (entry.get("only") or {}).items()}
+    options, folder = entry.get("options") or {}, str(entry.get("folder", ""))
+    return PipelineStep(str(entry["name"]), kinds[0], what, options, folder, int(entry.get("slots", 1)), only)
+
+
+def _parse_vary(vary: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, dict[str, Options]]]:
+    axes: dict[str, dict[str, dict[str, Options]]] = {}
+    for axis, variants in vary.items():
+        if not isinstance(variants, Mapping) or not variants:
+            raise UserError(f"the axis {axis!r} names no variants; give each a name and what it changes.")
+        axes[axis] = {str(variant): dict(changes or {}) for variant, changes in variants.items()}
+        for variant, changes in axes[axis].items():
+            if not _NAME.fullmatch(variant):
+                raise UserError(f"the variant {variant!r} becomes a folder; use letters, digits, dots and underscores.")
+            _refuse_unknown_steps(f"the variant {variant!r} changes", changes, names)
+    return axes
+
+
+def _refuse_unknown_steps(what: str, given: Mapping[str, Any] | Sequence[str], names: Sequence[str]) -> None:
+    if unknown := sorted(set(given) - set(names)):
+        raise UserError(f"{what} {unknown}; the steps are {', '.join(names)}.")
+
+
+def _check(recipe: Experiment, names: Sequence[str]) -> None:
+    if recipe.matched_by not in get_args(MatchedBy):
+        raise UserError(f"matched_by is {recipe.matched_by!r}; known: {', '.join(get_args(MatchedBy))}.")
+    if recipe.matched_by != "steps" and recipe.amount is None:
+        raise UserError(f"matched_by is {recipe.matched_by!r}, so `amount` must state how many.")
+    if (recipe.amount is None) != (not recipe.matched_steps):
+        raise UserError("`amount` and `matched_steps` belong together: give how much, and for which steps.")
+    _refuse_unknown_steps("`seeds` names", recipe.seed_options, names)
+    _refuse_unknown_steps("`matched_steps` names", recipe.matched_steps, names)
+    _refuse_unknown_steps("`report.charts` or `curves` names", recipe.report.drawn_steps(), names)
+    if len(recipe.seeds) > 1 and not recipe.seed_options:
+        raise UserError(f"{len(recipe.seeds)} seeds, but `seeds.options` names no option that takes them.")
+    sources = [source for step in recipe.steps for source in step.sources()]
+    if twice := sorted({source for source in sources if sources.count(source) > 1}):
+        raise UserError(f"measurements share a name: {', '.join(twice)}; give each a `name` of its own.")
+    if unknown := sorted(set(recipe.report.shown_sources()) - set(sources)):
+        raise UserError(f"`report` names {unknown}; the measurements are {', '.join(sources)}.")
+    _check_only(recipe)
+
+
+def _check_only(recipe: Experiment) -> None:
+    values: dict[str, Sequence[Any]] = {"seed": recipe.seeds, **{axis: list(v) for axis, v in recipe.vary.items()}}
+    for step in recipe.steps:
+        if step.only and step.name in recipe.matched_steps:
+            raise UserError(f"step {step.name!r} is in `matched_steps`, so all trials must have it; leave out `only`.")
+        refuse_unknown(f"`only` of step {step.name!r}", step.only, set(values))
+        for axis, kept in step.only.items():
+            if not set(kept) <= set(values[axis]):
+                raise UserError(f"step {step.name!r} is only for {axis} {list(kept)}; there are {list(values[axis])}.")

@@ -1,1 +1,0 @@
-"""`divot quickstart`: the whole pipeline as restartable steps, each a process of its own."""

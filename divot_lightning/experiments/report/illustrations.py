@@ -1,0 +1,137 @@
+"""Build the moving pictures, the answers and the loss curves of a report. No torch in here."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from divot_lightning.experiments.plan.grid import Grid
+from divot_lightning.experiments.plan.report_recipe import AnswersRecipe, ChartRecipe, PicturesRecipe
+from divot_lightning.experiments.report.content import Answered, Chart, Line, Picture, PictureRow, Pixels
+from divot_lightning.experiments.report.numbers import read_curve
+from divot_lightning.experiments.report.pictures import side_by_side
+from divot_lightning.experiments.results.sources import (
+    GROUP,
+    folders_of,
+    frames_per_second,
+    groups_of,
+    labelled_folders,
+    read_clips,
+    read_predictions,
+)
+
+
+def default_pictures(grid: Grid, *, reconstructed: bool) -> PicturesRecipe:
+    """Return all measurements that keep clips: reconstructions have originals beside them, other clips have none."""
+    names = dict.fromkeys(name for steps in grid.steps.values() for step in steps.values() for name in step.sources)
+    kept = {name: read_clips(folders[0]) for name in names if (folders := folders_of(grid, name))}
+    sources = [name for name, clips in kept.items() if clips and ("original" in clips[0]) == reconstructed]
+    return PicturesRecipe({GROUP if len(sources) == 1 else f"{name}, {GROUP}": name for name in sources})
+
+
+def picture_rows(pictures: PicturesRecipe, grid: Grid) -> list[PictureRow]:
+    """Return a row for each of the first prompts, with a clip of each measurement and combination, with the first seed.
+
+    Combinations that share one measurement have one picture. Reconstructions stand beside their originals. If the
+    recipe asks for it, more rows show the most frequent prompt several times.
+    """
+    first = {label: folders[0] for label, folders in labelled_folders(grid, pictures.sources).items()}
+    found = {label: clips for label, folder in _joined(first, grid).items() if (clips := _clips(folder, label))}
+    if not found:
+        return []
+    texts = next(iter(found.values()))[0]
+    real = read_clips(folders_of(grid, pictures.originals)[0]) if pictures.originals else None
+    rows = []
+    for at in range(min(pictures.shown, len(texts))):
+        row = [Picture(real[0]["original"][at], "a real clip")] if real else []
+        row += [clips[at] for _, clips in found.values() if at < len(clips)]
+        rows.append(PictureRow(texts[at]["caption"], row))
+    if pictures.repeated:
+        rows += _repeated(texts, found, real[0]["original"] if real else None, pictures.repeated)
+    return rows
+
+
+def _joined(folders: dict[str, Path], grid: Grid) -> dict[str, Path]:
+    """Give labels that share a folder one common label."""
+    labels: dict[Path, list[str]] = {}
+    for label, folder in folders.items():
+        labels.setdefault(folder, []).append(label)
+    everywhere = len(groups_of(grid)) > 1 and len(labels) == 1 and len(folders) > 1
+    return {"all" if everywhere else ", ".join(of): folder for folder, of in labels.items()}
+
+
+def _clips(folder: Path, label: str) -> tuple[list[dict[str, Any]], list[Picture]] | None:
+    """Return the texts and the pictures of a measurement, reconstructions beside their originals."""
+    if (found := read_clips(folder)) is None:
+        return None
+    clips, texts = found
+    videos = list(clips["made"])
+    if "original" in clips:
+        videos = [side_by_side(pair) for pair in zip(clips["original"], videos, strict=True)]
+    rate = frames_per_second(folder)
+    pairs = zip(videos, texts, strict=False)
+    return texts, [Picture(video, label, text.get("right"), rate) for video, text in pairs]
+
+
+def _repeated(
+    texts: Sequence[dict[str, Any]], found: dict[str, Any], real: Pixels | None, times: int
+) -> list[PictureRow]:
+    captions = [text["caption"] for text in texts]
+    common = Counter(captions).most_common(1)[0][0]
+    at = [index for index, caption in enumerate(captions) if caption == common][:times]
+    rows = [] if real is None else [PictureRow(f"real: {common}", [Picture(real[index]) for index in at])]
+    for label, (_, clips) in found.items():
+        shown = [replace(clips[index], label="") for index in at if index < len(clips)]
+        rows.append(PictureRow(f"{label}: the same prompt {len(shown)} times", shown))
+    return rows
+
+
+def answered_clips(answers: AnswersRecipe, grid: Grid) -> list[Answered]:
+    """Return clips with captions and answers of the baseline's first seed."""
+    group = grid.baseline or groups_of(grid)[0]
+    found = {name: folders_of(grid, name, group) for name in (answers.originals, answers.captions, answers.questions)}
+    kept = read_clips(found[answers.originals][0]) if found[answers.originals] else None
+    if kept is None:
+        return []
+    rows = [
+        row
+        for name in (answers.captions, answers.questions)
+        for each in found[name][:1]
+        for row in read_predictions(each)
+    ]
+    shown = []
+    for video, text in list(zip(kept[0]["original"], kept[1], strict=True))[: answers.shown]:
+        targets = {turn["question"]: turn["answer"] for turn in text.get("questions", [])}
+        of_clip = [row for row in rows if str(row["media"]).rpartition("/")[2] == text["key"]]
+        texts = [(row.get("question", "caption"), row.get("said", "")) for row in of_clip]
+        known = [(prompt, targets.get(prompt, text["caption"]), said) for prompt, said in texts]
+        shown.append(Answered(video, [(prompt, target, said, target == said) for prompt, target, said in known]))
+    return shown
+
+
+def charts(recipe: ChartRecipe, grid: Grid) -> list[Chart]:
+    """Return the charts of an entry, without curves that have no point; logarithmic if all values are positive."""
+    wanted = groups_of(grid) if recipe.per_group else [None]
+    drawn = [(group, [line for line in _lines(recipe, grid, group) if line.x]) for group in wanted]
+    return [
+        Chart(recipe.title.replace(GROUP, group or ""), lines, logarithmic=min(min(line.y) for line in lines) > 0)
+        for group, lines in drawn
+        if lines
+    ]
+
+
+def _lines(recipe: ChartRecipe, grid: Grid, group: str | None) -> list[Line]:
+    """Read the curves: a label and a combination have one colour, and seeds have different dashes."""
+    seeds = list(dict.fromkeys(trial.seed for trial in grid.trials))
+    colours: dict[tuple[str, str], int] = {}
+    lines = []
+    for label, (step, column) in recipe.lines.items():
+        trials = [trial for trial in grid.trials if group in (None, trial.group) and step in grid.steps[trial.name]]
+        first = {grid.steps[trial.name][step].folder: trial for trial in reversed(trials)}
+        for folder, trial in reversed(first.items()):
+            colour = colours.setdefault((label, trial.group), len(colours))
+            name = trial.name if len(first) > 1 else ""
+            line = read_curve(folder, column, ", ".join(filter(None, [name, label])) or step)
+            lines.append(replace(line, colour=colour, dashes=seeds.index(trial.seed)))
+    return lines

@@ -1,0 +1,1 @@
+"""Read the results of an experiment, and compare them."""

@@ -1,0 +1,47 @@
+"""What is left of an experiment is counted, and costs what its like has cost."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps, measured_rates
+from divot_lightning.experiments.plan.grid import make_grid
+from divot_lightning.experiments.runner.records import StepRecord
+from tests.divot_lightning.experiments.plan.test_grid import recipe
+
+
+def finish(folder, step, seconds, mib=1, **trained):
+    record = StepRecord(step.step.name, step.step.command, True, seconds, 1.0, 1.0, 1, 0.0)
+    (folder / "steps").mkdir(exist_ok=True)
+    (folder / "steps" / f"{record.name}.json").write_text(json.dumps(asdict(record)))
+    step.folder.mkdir(parents=True)
+    if step.step.run:
+        (step.folder / "finished.json").write_text(json.dumps(trained))
+    (step.folder / "weights").write_bytes(bytes(mib * 2**20))
+
+
+def test_steps_that_are_left_cost_what_their_like_has_cost(tmp_path):
+    grid = make_grid(recipe(), tmp_path)
+    finish(tmp_path, grid.steps["mse-seed0"]["llm"], 70.0, 3, steps=600, seconds_since_start_or_resume=60.0)
+    finish(tmp_path, grid.steps["gmm-seed0"]["llm"], 130.0, 1, steps=600, seconds_since_start_or_resume=120.0)
+    finish(tmp_path, grid.steps["gmm-seed0"]["scores"], 10.0, 1)
+    data, llm, scores = estimate_steps(grid, tmp_path, measured_rates(tmp_path))
+    assert (data.name, data.left, data.seconds, data.mib, data.training_steps) == ("data", 1, None, None, 0)
+    assert (llm.done, llm.left, llm.training_steps) == (2, 2, 1200)
+    assert llm.seconds == pytest.approx(180.0)
+    assert llm.mib == pytest.approx(4.0, abs=0.01)
+    assert (scores.left, scores.seconds) == (3, 30.0)
+    shown = describe_estimate([data, llm, scores], tmp_path, jobs=2)
+    assert "6 steps are left; 5 of them take about 1:45 with --jobs 2." in shown
+    assert "Disk: 7 MiB where a size is known" in shown
+
+
+def test_the_rate_of_another_experiment_counts_for_longer_training_too(tmp_path):
+    other = make_grid(recipe(), tmp_path / "other", {"mse-seed0": {"llm": 100}})
+    (tmp_path / "other").mkdir()
+    finish(tmp_path / "other", other.steps["mse-seed0"]["llm"], 60.0, steps=100, seconds_since_start_or_resume=50.0)
+    rates = measured_rates(tmp_path / "other")
+    assert rates == {"toy/llm_pretraining": 0.5}
+    _, llm, _ = estimate_steps(make_grid(recipe(), tmp_path / "new"), tmp_path / "new", rates)
+    assert llm.seconds == pytest.approx(4 * 600 * 0.5)

@@ -1,0 +1,161 @@
+"""The report shows the results as they are: targets marked, seeds summarised, controls beside."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from divot_datamodules.toy.world import ATTRIBUTES
+from divot_lightning.evaluation.scores import Score, save_scores
+from divot_lightning.experiments.plan.grid import make_grid
+from divot_lightning.experiments.plan.recipe import load_recipe
+from divot_lightning.experiments.report.content import Cell, Report, Table
+from divot_lightning.experiments.report.numbers import number
+from divot_lightning.experiments.report.page import build_report
+from divot_lightning.experiments.report.rendering import render_report
+from divot_lightning.experiments.results.trials import collect
+from divot_lightning.experiments.runner.records import StepRecord
+
+CLIPS = 4
+
+
+def write(folder: Path, values: dict[str, float], seed: int = 0) -> None:
+    save_scores(
+        [Score(key, value, CLIPS, {"noise_seed": seed}) for key, value in values.items()], folder / "scores.json"
+    )
+    turn = {"question": "what ?", "answer": "a"}
+    rows = [{"key": f"k{at}", "caption": "a b", "right": bool(at % 2), "questions": [turn]} for at in range(CLIPS)]
+    (folder / "texts.json").write_text(json.dumps(rows))
+    clips = {"made": np.zeros((CLIPS, 4, 3, 8, 8), np.uint8)}
+    np.savez(folder / "clips.npz", **clips, **({"original": clips["made"]} if "reconstruction" in folder.name else {}))
+
+
+def predict(folder: Path, values: dict[str, float], prompt: dict[str, str]) -> None:
+    save_scores([Score(key, value, CLIPS) for key, value in values.items()], folder / "scores.json")
+    rows = [{"id": str(at), "media": f"s.tar/k{at}", "said": ("a b", "a")[at % 2], **prompt} for at in range(CLIPS)]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def named(prefix: str, names: tuple[str, ...], value: float) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name in names}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Report:
+    folder = tmp_path_factory.mktemp("results")
+    recipe = load_recipe("experiments/quickstart")
+    grid, results = make_grid(recipe, folder), folder / "results"
+    generated = named("generation", (*ATTRIBUTES, "all", "invalid", "spread", "frechet"), 0.5)
+    for name, value in (("reconstruction", 0.9), ("control_reconstruction", 0.25)):
+        scores = named("reconstruction", (*ATTRIBUTES, "all", "invalid", "start_error_pixels", "psnr"), value)
+        write(results / "tokenizers" / name, scores | generated)
+    write(results / "tokenizers" / "world", generated)
+    (results / "tokenizers" / "world" / "clips.npz").unlink()
+    for name, value in (("probe", 0.75), ("control_probe", 0.7)):
+        save_scores([Score(key, v, CLIPS) for key, v in named("probe", ATTRIBUTES, value).items()],
+                    results / "tokenizers" / name / "scores.json")  # fmt: skip
+    for where, value in (("tuned/questions", 0.95), ("controls/control_questions", 0.3)):
+        names = ("exact", *(f"normalised/{name}" for name in ATTRIBUTES))
+        predict(results / where, named("toy-questions", names, value), {"question": "what ?"})
+    captions = (*ATTRIBUTES, "exact", "invalid")
+    predict(results / "controls" / "control_captions", named("toy-captions", captions, 0.1), {})
+    for head in ("mse", "diffusion", "gmm"):
+        for seed in (0, 1):
+            own = results / f"llm_{head}_{seed}"
+            predict(own / "captions", named("toy-captions", captions, 0.6 + 0.2 * seed), {})
+            write(own / "generation", generated, seed)
+    write(results / "tuned" / "adapted_generation", generated)
+    for run in ("tokenizer", "llm_gmm_0"):
+        (folder / run).mkdir()
+        with (folder / run / "metrics.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([["step", "train/loss", "train/head_loss"], [0, 1.0, -1.5], [9, "", -2.0], [19, 0.5, ""]])
+    (folder / "llm_gmm_0" / "finished.json").write_text('{"steps": 600}')
+    (folder / "steps").mkdir()
+    records = [StepRecord(step.name, step.command, True, 60.0, 500.0, 900.0, 1, 0.0) for step in grid.all_steps()]
+    for record in records:
+        record.write(folder)
+    return build_report(recipe, grid, collect(grid, folder), records, 1100.0)
+
+
+def table(report: Report, title: str) -> Table:
+    return next(table for table in report.tables if table.title == title)
+
+
+def cell(entry: Cell | str) -> Cell:
+    return entry if isinstance(entry, Cell) else Cell(entry)
+
+
+def test_targets_are_marked_met_or_missed(report):
+    met = {line.label: line.met for line in report.headlines}
+    assert met["reconstruction: shape"] is True
+    assert met["reconstruction: colour"] is False
+    assert met["questions: speed"] is True
+    assert met["captions: exact"] is False
+    assert met["wall time"] is True
+    assert met["peak memory"] is True
+    rows = {cell(row[0]).text: [cell(entry).good for entry in row[1:]] for row in table(report, "Reconstruction").rows}
+    assert rows["colour"] == [False, None, None]
+    assert rows["PSNR (dB)"] == [None, None, None]
+
+
+def test_controls_stand_beside_every_tokenizer_score(report):
+    for title, value in (("Reconstruction", "0.25"), ("Questions", "0.30"), ("Linear probe of the tokens", "0.70")):
+        assert {cell(row[2]).text for row in table(report, title).rows} == {value}
+    rows = {cell(row[0]).text: cell(row[1]) for row in table(report, "Captions").rows}
+    assert rows["gmm on a random-init tokenizer"] == Cell("0.10")
+    assert rows["target"] == Cell(">= 0.8")
+
+
+def test_heads_are_given_as_mean_and_range_over_seeds(report):
+    (row,) = (row for row in table(report, "Captions").rows if row[0] == "diffusion")
+    assert cell(row[1]) == Cell("0.70", False, "0.60 to 0.80")
+
+
+def test_every_head_has_a_row_of_generation_scores(report):
+    rows = [cell(row[0]).text for row in table(report, "Generation").rows]
+    assert {"mse", "diffusion", "gmm"} <= set(rows)
+    assert len(rows) == 3 + 3
+
+
+def test_curves_hold_the_logged_points_only(report):
+    lines = {chart.title: chart for chart in report.charts}
+    assert set(lines) == {"Tokenizer pretraining", "LLM pretraining: gmm head"}
+    (line,) = lines["Tokenizer pretraining"].lines
+    assert (line.x, line.y) == ([0.0, 19.0], [1.0, 0.5])
+    assert lines["Tokenizer pretraining"].logarithmic
+    assert not lines["LLM pretraining: gmm head"].logarithmic
+
+
+def test_right_and_wrong_texts_are_told_apart(report):
+    texts = [saying for answered in report.answers for saying in answered.texts]
+    assert ("caption", "a b", "a b", True) in texts
+    assert ("caption", "a b", "a", False) in texts
+    assert ("what ?", "a", "a", True) in texts
+    assert len(texts) == 2 * CLIPS
+
+
+def test_a_prompt_is_shown_by_all_heads_beside_the_real_clip_and_several_times(report):
+    first = report.generations[0]
+    assert [picture.label for picture in first.pictures] == ["a real clip", "mse", "diffusion", "gmm", "gmm, adapted"]
+    assert [row.title for row in report.generations[4:]] == [
+        "real: a b", *(f"{head}: the same prompt 4 times" for head in ("mse", "diffusion", "gmm", "gmm, adapted"))
+    ]  # fmt: skip
+    assert [picture.label for picture in report.reconstructions[0].pictures] == ["trained", "random-init tokenizer"]
+
+
+def test_steps_have_their_training_steps_time_and_memory(report):
+    rows = {row[0]: list(row[1:]) for row in report.steps.rows}
+    assert rows["llm_gmm_0"] == ["600", "1:00", "500", "1"]
+    assert rows["data"] == ["", "1:00", "500", "1"]
+
+
+def test_report_can_be_rendered(report):
+    assert "<h1>Divot quickstart" in render_report(report)
+
+
+@pytest.mark.parametrize(("value", "text"), [(float("nan"), "-"), (0.123, "0.12"), (12.34, "12.3"), (1234.5, "1234")])
+def test_numbers_have_their_telling_digits(value, text):
+    assert number(value) == text

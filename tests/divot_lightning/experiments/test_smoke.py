@@ -1,0 +1,37 @@
+"""The smoke run goes through every stage and ends with a report."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+from divot_lightning.experiments.plan.grid import make_grid
+from divot_lightning.experiments.plan.recipe import load_recipe
+from divot_lightning.experiments.runner.records import StepRecord
+
+
+@pytest.mark.slow
+def test_fast_quickstart_makes_the_report_and_a_second_start_finds_all_done(tmp_path):
+    folder = tmp_path / "smoke"
+    command = [sys.executable, "-m", "divot_lightning", "quickstart", "--fast", "--folder", str(folder)]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr[-3000:]
+    plan = make_grid(load_recipe("experiments/quickstart_fast"), folder).all_steps()
+    records = [StepRecord.read(folder, step.name) for step in plan]
+    assert all(record is not None and record.done and record.attempts == 1 for record in records)
+    for step in plan:
+        if step.run and step.name != "control_tokenizer":  # never trained, so that it has nothing to resume
+            assert json.loads((step.run / "finished.json").read_text())["steps"] == 4
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert "smoke run" in html
+    assert html.count("data:image/webp") > 40
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert {row["head"] for row in rows if row["score"] == "generation/all"} == {"mse", "diffusion", "gmm"}
+
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 0
+    assert f"{len(plan)} of {len(plan)} steps are done already" in second.stderr
+    estimate = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
+    assert "0 steps are left;" in estimate.stdout
