@@ -53,12 +53,13 @@ def _evaluation(given: dict[str, Any]) -> Callable[[], object]:
     if "run" not in given:
         raise UserError(f"{given['benchmark']} lacks the setting run")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(EvaluationConfig, "config", fail_untyped=False)
+    parser.add_class_arguments(EvaluationConfig, fail_untyped=False)
     run = given.pop("run")
     try:
-        config = parser.instantiate(parser.parse_object({"config": given})).config
+        found = parser.instantiate(parser.parse_object(given))
     except ArgumentError as error:
         raise UserError(condense(str(error), parser)) from error
+    config = EvaluationConfig(**{name: found[name] for name in EvaluationConfig.__dataclass_fields__})
     find_benchmark(config)
     return partial(evaluate, run, config)
 
