@@ -169,8 +169,12 @@ def test_the_versions_of_videollama2_differ_where_its_history_says(answer, mvben
 
 
 def test_videollama2_counts_what_it_cannot_read_as_its_third_option():
-    for rule, given, expected in (("videollama2_v1.5", None, 2), ("videollama2_v1.0", 0, 0), ("lmms_eval", None, None)):
-        config = EvaluationConfig("mvbench", "d", choice_rule=f"{rule}_mvbench", unparsed_as=given)
+    for rule, option, expected in (
+        ("videollama2_v1.5", None, 2),
+        ("videollama2_v1.0", 0, 0),
+        ("lmms_eval", None, None),
+    ):
+        config = EvaluationConfig("mvbench", "d", choice_rule=f"{rule}_mvbench", unparsed_as=option)
         assert find_benchmark(config)[0].unparsed_as == expected
 
 
