@@ -11,7 +11,7 @@ from divot_lightning.checkpoint.components import find_component, weights_sha256
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems, Numbered, by_video, choose_items
 from divot_lightning.evaluation.clip_runners import GenerationRunner, ReconstructionRunner
-from divot_lightning.evaluation.config import EvaluationConfig
+from divot_lightning.evaluation.config import SUPPLIED, EvaluationConfig
 from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
 from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier
@@ -76,8 +76,10 @@ def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
         for metric in metrics:
             metric.distributed_available_fn = lambda: False  # the first process computes the scores from all rows
         runner = make_runner(run, config, benchmark, metrics, device, folder)
+        own = {key: value for key, value in benchmark.init_args.items() if key not in SUPPLIED}
         protocol = {
             **chosen.describe_files(),
+            **({"benchmark_settings": own} if own else {}),
             "weights": weights_kind(run, runner.components, config.generation.detokenizer),
             **runner.describe(),
             "model": describe_model(run, runner.components, config.generation.detokenizer) | runner.sampling_config,

@@ -16,6 +16,9 @@ from divot_lightning.errors import UserError
 _NESTED = ("state_dict", "module", "model")
 """Keys under which trainers keep the weights beside their own state."""
 
+_DEEPSPEED = "_forward_module."
+"""What DeepSpeed, under Lightning, puts in front of all names."""
+
 
 def read_released(file: str | Path) -> dict[str, Tensor]:
     """Read the weights of a checkpoint, `torch.save`'s or safetensors.
@@ -44,7 +47,7 @@ def read_released(file: str | Path) -> dict[str, Tensor]:
     weights = _unwrap(stored)
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{file} holds no weights by name; give a checkpoint that does")
-    return dict(weights)
+    return {name.removeprefix(_DEEPSPEED): value for name, value in weights.items()}
 
 
 def _load_pickle(file: Path) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.part import Part
@@ -53,7 +54,7 @@ class BenchmarkMetric(Part, Metric, ABC):
         return [{} for _ in items]
 
     def counts(self) -> dict[str, int]:
-        """Return by score on how many items it was measured; scores that are absent were measured on all."""
+        """Return by score on how many items of this process it was measured; absent ones were measured on all."""
         return {}
 
     def describe(self) -> dict[str, Any]:
@@ -97,3 +98,36 @@ class ItemMetric(BenchmarkMetric):
     def item_values(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> list[dict[str, float]]:
         """Return the values themselves."""
         return list(map(self.values, measured, items))
+
+
+class JoinedMetric(BenchmarkMetric):
+    """Base of metrics whose scores depend on all items together, such as a distance between distributions.
+
+    The state is a row of numbers, which is joined over processes. Any number of items, also none, may be on a process:
+    torchmetrics joins lists entry by entry, so each process always has an entry.
+
+    Attributes:
+        dtype_of_numbers: Type of the numbers.
+    """
+
+    dtype_of_numbers: ClassVar[torch.dtype] = torch.float64
+    numbers: list[Tensor] | Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("numbers", [], dist_reduce_fx="cat")
+        self.add(torch.zeros(0, dtype=self.dtype_of_numbers))
+
+    def reset(self) -> None:
+        """Forget all items."""
+        super().reset()
+        self.add(torch.zeros(0, dtype=self.dtype_of_numbers))
+
+    def add(self, values: Tensor) -> None:
+        """Add numbers to the state, of any shape; they are kept flat."""
+        assert isinstance(self.numbers, list)
+        self.numbers.append(values.flatten().to(self.dtype_of_numbers))
+
+    def joined(self) -> Tensor:
+        """Return all numbers, flat, on the CPU."""
+        return dim_zero_cat(self.numbers).cpu()

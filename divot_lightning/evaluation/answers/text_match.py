@@ -1,12 +1,7 @@
-"""Exact match of answers and captions."""
+"""Compare the words of answers and of captions."""
 
 import re
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
-
-import torch
-from torch import Tensor
-from torchmetrics import Metric
 
 from divot_datamodules.toy.world import ATTRIBUTES, parse_caption
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
@@ -47,37 +42,6 @@ def normalise_answer(text: str) -> str:
     words = spelt_words(text)
     kept = [_NUMBERS.get(word, word) for word in words if word not in _ARTICLES] or words
     return " ".join(kept) or text.strip()
-
-
-class ExactMatch(Metric):
-    """Fraction of texts that equal their target after `normalise_text`, over all and within each group.
-
-    Args:
-        groups: Names of the groups, such as the attributes that questions ask for.
-    """
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    right: Tensor
-    total: Tensor
-
-    def __init__(self, groups: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.groups = tuple(groups)
-        for name in ("right", "total"):
-            self.add_state(name, torch.zeros(1 + len(groups), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, predicted: Sequence[str], target: Sequence[str], groups: Sequence[str] = ()) -> None:
-        """Compare texts pairwise; `groups` names the group of each pair, if there are any."""
-        for index, (text, correct) in enumerate(zip(predicted, target, strict=True)):
-            counters = [0, 1 + self.groups.index(groups[index])] if self.groups else [0]
-            self.right[counters] += normalise_text(text) == normalise_text(correct)
-            self.total[counters] += 1
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the fraction for `all` and for each group, NaN where there was no pair."""
-        return {name: self.right[index] / self.total[index] for index, name in enumerate(("all", *self.groups))}
 
 
 class ToyCaptionAccuracy(ItemMetric):

@@ -18,7 +18,7 @@ from torchmetrics.functional.text import bleu_score
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.metrics.caption_words import caption_words
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
-from divot_lightning.parts.metrics import BenchmarkMetric, Measured
+from divot_lightning.parts.metrics import JoinedMetric, Measured
 
 BLEU_ORDERS = (1, 2, 3, 4)
 
@@ -35,18 +35,14 @@ CIDER_SCALE = 10.0
 NGram = tuple[str, ...]
 
 
-class CaptionScores(BenchmarkMetric):
+class CaptionScores(JoinedMetric):
     """BLEU of orders 1 to 4 without smoothing (Papineni et al. 2002), ROUGE-L (Lin 2004) and CIDEr-D.
 
     BLEU and CIDEr-D depend on all captions together, so the state is the captions with their references, as bytes.
     """
 
     inputs: ClassVar[Literal["answers", "clips"]] = "answers"
-    texts: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("texts", torch.zeros(0, dtype=torch.uint8), dist_reduce_fx="cat")
+    dtype_of_numbers: ClassVar[torch.dtype] = torch.uint8
 
     def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
         """Return the caption."""
@@ -56,12 +52,12 @@ class CaptionScores(BenchmarkMetric):
         """Add captions."""
         rows = [[entry["caption"], list(item.references)] for entry, item in zip(measured, items, strict=True)]
         lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        added = torch.frombuffer(bytearray(lines), dtype=torch.uint8) if lines else self.texts.new_zeros(0)
-        self.texts = torch.cat([self.texts, added.to(self.texts.device)])
+        if lines:
+            self.add(torch.frombuffer(bytearray(lines), dtype=torch.uint8))
 
     def compute(self) -> dict[str, Tensor]:
         """Return `bleu_1` to `bleu_4` and `rouge_l` in [0, 1], `cider_d` in [0, 10]; NaN without captions."""
-        rows = [json.loads(line) for line in bytes(self.texts.cpu().numpy()).decode().splitlines()]
+        rows = [json.loads(line) for line in bytes(self.joined().numpy()).decode().splitlines()]
         captions, references = [row[0] for row in rows], [row[1] for row in rows]
         words = [_spaced(text) for text in captions], [[_spaced(text) for text in texts] for texts in references]
         bleu = {f"bleu_{order}": bleu_score(*words, n_gram=order) for order in BLEU_ORDERS}

@@ -13,15 +13,13 @@ from divot_lightning.evaluation.metrics.frechet import feature_distance
 from divot_lightning.evaluation.metrics.toy_features import toy_clip_features
 from divot_lightning.evaluation.metrics.video_features import load_video_features
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
-from divot_lightning.parts.metrics import BenchmarkMetric, Measured
+from divot_lightning.parts.metrics import JoinedMetric, Measured
 
 TOY_FEATURES = "fixed toy features, scaled by their deviation over the real clips"
 
 
-class _ClipDistance(BenchmarkMetric):
+class _ClipDistance(JoinedMetric):
     """Frechet distance between clips and their originals; NaN for fewer than two clips.
-
-    The state is the features of all clips, so that those of several processes need no other rule than to be joined.
 
     Attributes:
         entry: Name of a clip's features in its line of predictions.jsonl; its original's begin with `real_`.
@@ -33,13 +31,11 @@ class _ClipDistance(BenchmarkMetric):
     best: ClassVar[float] = 0.0
     entry: ClassVar[str]
     scaled: ClassVar[bool]
-    features: Tensor
     width: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        # Flat, since a process without a clip does not know the number of features.
-        self.add_state("features", torch.zeros(0, dtype=torch.float64), dist_reduce_fx="cat")
+        # A process without a clip does not know the number of features.
         self.add_state("width", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
 
     def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
@@ -47,11 +43,11 @@ class _ClipDistance(BenchmarkMetric):
         rows = [[*entry[f"real_{self.entry}"], *entry[self.entry]] for entry in measured]
         if rows:
             self.width = self.width.new_tensor(len(rows[0]) // 2)
-            self.features = torch.cat([self.features, self.features.new_tensor(rows).flatten()])
+            self.add(torch.tensor(rows, dtype=torch.float64))
 
     def pairs(self) -> Tensor:
-        """Return the features of originals and clips, (N, 2, K) on the CPU."""
-        return self.features.view(-1, 2, max(1, int(self.width))).cpu()
+        """Return the features of originals and clips, (N, 2, K)."""
+        return self.joined().view(-1, 2, max(1, int(self.width)))
 
     def distance(self) -> Tensor:
         """Return the distance, scalar float64."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from divot_datamodules.toy.world import ATTRIBUTES, Reading, ToyWorld
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
-from divot_lightning.parts.metrics import BenchmarkMetric, Measured
+from divot_lightning.parts.metrics import JoinedMetric, Measured
 
 ORACLE_RULE = "exact pixel oracle; a clip that it cannot read counts as wrong"
 
@@ -34,7 +34,7 @@ def read_clips(video_BFCHW: Tensor, world: ToyWorld | None = None) -> list[Readi
     return [world.read(video.cpu().numpy()) for video in video_BFCHW]
 
 
-class ToyOracle(BenchmarkMetric):
+class ToyOracle(JoinedMetric):
     """Fractions of clips in which the oracle reads each attribute, `all` of them, and that are `invalid`; `spread`.
 
     `spread` is how widely clips of one caption are spread over the picture (see `start_spread`), divided by the spread
@@ -46,13 +46,10 @@ class ToyOracle(BenchmarkMetric):
     """
 
     inputs: ClassVar[Literal["answers", "clips"]] = "clips"
-    clips: Tensor
 
     def __init__(self, start_error: bool = False) -> None:
         super().__init__()
         self.start_error = start_error
-        # One row per clip: right in each attribute, start (NaN if invalid), true start, digest of the caption.
-        self.add_state("clips", torch.zeros(0, len(ATTRIBUTES) + 5, dtype=torch.float64), dist_reduce_fx="cat")
 
     def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
         """Read a clip with the oracle."""
@@ -62,15 +59,19 @@ class ToyOracle(BenchmarkMetric):
     def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
         """Add readings."""
         rows = [_row(entry["reading"], item.facts) for entry, item in zip(measured, items, strict=True)]
-        added = torch.tensor(rows, dtype=torch.float64, device=self.clips.device).view(-1, self.clips.shape[1])
-        self.clips = torch.cat([self.clips, added])
+        self.add(torch.tensor(rows, dtype=torch.float64))
+
+    def _columns(self) -> list[Tensor]:
+        """Return by clip: right in each attribute, start (NaN if invalid), true start, digest of the caption."""
+        sizes = [len(ATTRIBUTES), 2, 2, 1]
+        return list(self.joined().view(-1, sum(sizes)).split(sizes, dim=1))
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores, scalars in float64; NaN where no clip counts."""
-        rights_N4, starts_N2, truths_N2, captions_N = self.clips.split([len(ATTRIBUTES), 2, 2, 1], dim=1)
+        rights_N4, starts_N2, truths_N2, captions_N1 = self._columns()
         named = dict(zip(ATTRIBUTES, rights_N4.mean(dim=0), strict=True))
         named |= {"all": rights_N4.prod(dim=1).mean(), "invalid": starts_N2[:, 0].isnan().double().mean()}
-        groups = captions_N[:, 0].tolist()
+        groups = captions_N1[:, 0].tolist()
         spread, real = (start_spread(starts.tolist(), groups)[0] for starts in (starts_N2, truths_N2))
         named["spread"] = torch.tensor(spread / real if real else math.nan, dtype=torch.float64)
         if self.start_error:
@@ -79,8 +80,8 @@ class ToyOracle(BenchmarkMetric):
 
     def counts(self) -> dict[str, int]:
         """Return how many clips count in the scores of positions."""
-        starts_N2 = self.clips[:, len(ATTRIBUTES) : len(ATTRIBUTES) + 2]
-        counts = {"spread": start_spread(starts_N2.tolist(), self.clips[:, -1].tolist())[1]}
+        _, starts_N2, _, captions_N1 = self._columns()
+        counts = {"spread": start_spread(starts_N2.tolist(), captions_N1[:, 0].tolist())[1]}
         return counts | ({"start_error_pixels": int((~starts_N2[:, 0].isnan()).sum())} if self.start_error else {})
 
     def item_values(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> list[dict[str, float]]:

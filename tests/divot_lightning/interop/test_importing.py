@@ -260,7 +260,7 @@ def test_dynamicrafter_loses_its_image_input_and_nothing_else(released, tmp_path
     weights |= {"cond_stage_model.model.x": torch.zeros(1), "embedder.model.x": torch.zeros(1)}
     weights["image_proj_model.latents"] = torch.zeros(1)
     file = tmp_path / "model.ckpt"
-    torch.save({"state_dict": weights}, file)
+    torch.save({"epoch": 3, "module": {f"_forward_module.{name}": value for name, value in weights.items()}}, file)
     done = import_dynamicrafter(file, tmp_path / "dynamicrafter", UNET, VAE)
     assert sum(done.ignored.values()) == 5
     unet = DynamiCrafterUNet.from_pretrained(tmp_path / "dynamicrafter" / "unet").eval()
