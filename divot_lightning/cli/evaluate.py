@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import EvaluationConfig
+from divot_lightning.parts.kinds import BENCHMARKS
 from divot_lightning.training.training_args import resolve_recipes
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ DESCRIPTION = (
 
 def parser() -> ArgumentParser:
     """Build the command's parser."""
-    parser = ArgumentParser(prog="divot evaluate", description=DESCRIPTION, exit_on_error=False)
-    parser.add_argument("run", type=str, help="run folder of LLM pretraining or instruction tuning")
+    names = ", ".join(dict.fromkeys(part.name for part in BENCHMARKS.installed()))
+    description = f"{DESCRIPTION} Installed benchmarks: {names}."
+    parser = ArgumentParser(prog="divot evaluate", description=description, exit_on_error=False)
+    parser.add_argument("run", type=str, help="run folder of the stage whose models are measured")
     parser.add_argument("--config", action="config", help="recipe with settings, such as evaluation/mvbench")
     parser.add_class_arguments(EvaluationConfig, fail_untyped=False)
     return parser

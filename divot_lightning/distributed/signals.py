@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
 from divot_lightning.distributed.ranks import num_ranks
+from divot_lightning.io.files import write_atomically
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that stop a run: the end of a job or of a spot machine, a scheduler's warning, Ctrl-C."""
@@ -147,7 +148,7 @@ class StopOnSignal(Checkpoint):
             "exit_code": exit_code(self.stopped_by),
             "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
-        self.record.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        write_atomically(self.record, json.dumps(content) + "\n")
 
 
 class NoSignalHandlers:

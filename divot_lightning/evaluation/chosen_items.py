@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
-from divot_lightning.evaluation.benchmarks.table import Benchmark
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.protocol import library_versions, listing_sha256
 from divot_lightning.io.files import file_sha256
+from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, FileSlice
 
 Numbered = tuple[int, BenchmarkItem]
 
@@ -77,24 +76,24 @@ class ChosenItems:
         return {"videos": videos, "items_without_video": self.without_video, "limit": self.limit}
 
 
-def choose_items(benchmark: Benchmark, config: EvaluationConfig, split: str) -> ChosenItems:
+def choose_items(benchmark: Benchmark, name: str, config: EvaluationConfig, split: str) -> ChosenItems:
     """Read a benchmark and select the items whose videos are there.
 
     Raises:
         UserError: Videos are missing and `missing` is "refuse", or no video is there.
     """
-    data = benchmark.read(config.data, split)
+    data = benchmark.items(config.data, split)
     missing = data.missing
     if missing and config.missing == "refuse":
         raise UserError(
-            f"{config.benchmark}: {len(missing)} videos are not there, the first is {missing[0]} in {config.data}\n"
+            f"{name}: {len(missing)} videos are not there, the first is {missing[0]} in {config.data}\n"
             "To skip their items, which is then noted beside the score: --missing skip"
         )
     there = [(number, item) for number, item in enumerate(data.items) if item.media is not None]
     if not there:
-        raise UserError(f"{config.benchmark}: none of its videos is in {config.data}")
+        raise UserError(f"{name}: none of its videos is in {config.data}")
     return ChosenItems(
-        config.benchmark,
+        name,
         split,
         numbered=tuple(there[: config.limit]),
         total=len(data.items),
@@ -116,6 +115,8 @@ def by_video(numbered: Iterable[Numbered]) -> list[list[Numbered]]:
 def _size(item: BenchmarkItem) -> int:
     if isinstance(item.media, bytes):
         return len(item.media)
+    if isinstance(item.media, FileSlice):
+        return item.media.size
     assert item.media is not None
     if item.media.is_dir():
         return sum(path.stat().st_size for path in item.media.iterdir())

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.judges.prompts import PromptName
+from divot_lightning.parts.benchmarks import Benchmark, Predicts
 
 ChoiceRule = Literal[
     "letter_or_text",
@@ -20,9 +21,6 @@ ChoiceRule = Literal[
     "lmms_eval_egoschema",
     "lmms_eval_perception_test",
 ]
-
-VIDEOLLAMA2_UNPARSED_AS = 2
-"""Index of the option that VideoLLaMA 2 takes for an answer that chooses none."""
 
 CHOICE_PROMPT = (
     "Question: {question}\nOptions:\n{options}\n"
@@ -72,7 +70,7 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How clips are generated and measured.
+    """How clips are generated or reconstructed, and measured.
 
     Attributes:
         detokenizer: Run folder that trained the de-tokenizer; null takes the one of the run.
@@ -80,8 +78,11 @@ class GenerationConfig:
         video_features: Feature network of the Frechet video distance: a TorchScript file such as i3d_torchscript.pt, or
             package.module:name; null measures none.
         video_feature_options: Arguments of the network; null takes I3D's for a file.
+        lpips: File with torchvision's weights of LPIPS's network, for reconstructions; null measures none.
+        lpips_network: The network of that file.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
-        kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at.
+        kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at; of
+            reconstructions also a video of original and reconstruction side by side.
         store_clips: Whether every clip is stored in OUTPUT/clips, so that a metric that is added later needs no new
             clip; a clip of 256x256 takes up to 3 MB. Otherwise clips are generated again, the same by their seeds.
     """
@@ -90,6 +91,8 @@ class GenerationConfig:
     clip_model: str | None = None
     video_features: str | None = None
     video_feature_options: dict[str, Any] | None = None
+    lpips: str | None = None
+    lpips_network: Literal["alex", "vgg", "squeeze"] = "alex"
     head: dict[str, Any] | None = None
     kept_clips: int = 6
     store_clips: bool = True
@@ -100,9 +103,9 @@ class EvaluationConfig:
     """A benchmark and how a run is evaluated on it.
 
     Attributes:
-        benchmark: egoschema, perception_test, mvbench, msvd_qa, activitynet_qa, msrvtt (captions), msrvtt-generation,
-            toy (generation), toy-questions or toy-captions.
-        data: Folder of the benchmark; docs/evaluation.md lists the files that must be in it.
+        benchmark: Short name or class path of the benchmark, or {class_path, init_args} if it has settings of its own.
+            `divot parts benchmarks` lists the installed ones.
+        data: Folder of the benchmark, see docs/evaluation.md; for reconstruction a folder of videos, or shards.
         split: Split of the benchmark; null takes the usual one.
         output: Folder of predictions and scores; null takes RUN/evaluation/BENCHMARK-SPLIT.
         prompt: Text with {question}, and {options} for multiple choice; null takes the benchmark's.
@@ -123,7 +126,7 @@ class EvaluationConfig:
         device: cpu or cuda.
     """
 
-    benchmark: str
+    benchmark: str | dict[str, Any]
     data: str
     split: str | None = None
     output: str | None = None
@@ -142,47 +145,75 @@ class EvaluationConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     device: str = "cpu"
 
-    def __post_init__(self) -> None:
-        if self.unparsed_as is None and self.choice_rule.startswith("videollama2"):
-            object.__setattr__(self, "unparsed_as", VIDEOLLAMA2_UNPARSED_AS)
+
+SUPPLIED = {
+    "choice_rule": "choice_rule",
+    "unparsed_as": "unparsed_as",
+    "clip_model": "generation.clip_model",
+    "video_features": "generation.video_features",
+    "video_feature_options": "generation.video_feature_options",
+    "lpips": "generation.lpips",
+    "lpips_network": "generation.lpips_network",
+}
+"""Arguments that a benchmark may take, and the settings that supply them."""
+
+EFFECTS: dict[str, tuple[Predicts, ...]] = {
+    "generation": ("clips", "reconstructions"),
+    "generation.head": ("clips",),
+    "generation.detokenizer": ("clips",),
+    "temperature": ("answers", "clips"),
+    "template": ("answers", "clips"),
+    "prompt": ("answers",),
+    "max_clips": ("answers",),
+    "max_new_tokens": ("answers",),
+    "top_p": ("answers",),
+}
+"""What a benchmark must predict for a setting to have an effect."""
 
 
-def check_config(config: EvaluationConfig, task: str) -> None:
-    """Refuse a config that cannot work for a task, or that has settings without effect on it.
+def setting_of(config: EvaluationConfig, name: str) -> Any:
+    """Return a setting by its dotted name."""
+    value: Any = config
+    for word in name.split("."):
+        value = getattr(value, word)
+    return value
+
+
+def check_config(config: EvaluationConfig, benchmark: Benchmark, name: str) -> None:
+    """Refuse a config that cannot work for a benchmark, or that has settings without effect on it.
 
     Args:
         config: The config.
-        task: "choice", "open", "caption" or "generation".
+        benchmark: The benchmark.
+        name: Its name.
 
     Raises:
         UserError: A setting is wrong; the message names it.
     """
-    for name in ("max_clips", "max_new_tokens", "limit"):
-        value = getattr(config, name)
+    for key in ("max_clips", "max_new_tokens", "limit"):
+        value = getattr(config, key)
         if value is not None and value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
-    if config.unparsed_as is not None and config.unparsed_as < 0:
-        raise UserError(f"unparsed_as is {config.unparsed_as}; options are counted from 0")
+            raise UserError(f"{key} is {value}; it must be at least 1")
     if not 0.0 < config.top_p <= 1.0:
         raise UserError(f"top_p is {config.top_p}; it must be above 0 and at most 1")
     if config.temperature is not None and config.temperature < 0:
         raise UserError(f"temperature is {config.temperature}; it must be 0 or more")
-    _check_prompt(config.prompt, task)
-    _refuse_idle(config, task)
+    _refuse_idle(config, benchmark, name)
+    _check_prompt(config.prompt, benchmark.default_prompt)
     _check_judge(config.judge)
 
 
-def check_metrics(config: EvaluationConfig, task: str, toy: bool) -> None:
-    """Refuse to generate clips that no metric would measure.
+def is_set(config: EvaluationConfig, name: str) -> bool:
+    """Return whether a setting differs from its default."""
+    return bool(setting_of(config, name) != setting_of(EvaluationConfig("", ""), name))
 
-    Raises:
-        UserError: There is no metric.
-    """
-    if task == "generation" and not (toy or config.generation.clip_model or config.generation.video_features):
-        raise UserError(
-            f"nothing would be measured on the clips of {config.benchmark}: give generation.clip_model or\n"
-            "generation.video_features, or both, see docs/evaluation.md"
-        )
+
+def _refuse_idle(config: EvaluationConfig, benchmark: Benchmark, name: str) -> None:
+    idle = [key for key, kinds in EFFECTS.items() if benchmark.predicts not in kinds and is_set(config, key)]
+    if is_set(config, "judge") and not benchmark.is_open:
+        idle.append("judge")
+    if idle:
+        raise UserError(f"{idle[0]} has no effect on {name}; leave it out")
 
 
 def _check_judge(judge: JudgeConfig) -> None:
@@ -204,10 +235,11 @@ def _check_judge(judge: JudgeConfig) -> None:
         raise UserError("judge.max_tokens is null, which only an endpoint can fill in; give a number")
 
 
-def _check_prompt(prompt: str | None, task: str) -> None:
+def _check_prompt(prompt: str | None, default: str | None) -> None:
+    """Check that a prompt has the fields of the benchmark's own."""
     if prompt is None:
         return
-    fields = {"choice": ("question", "options"), "open": ("question",)}.get(task, ())
+    fields = [name for name in ("question", "options") if f"{{{name}}}" in (default or "")]
     try:
         prompt.format(**dict.fromkeys(fields, ""))
     except (KeyError, IndexError, ValueError) as error:
@@ -216,20 +248,3 @@ def _check_prompt(prompt: str | None, task: str) -> None:
     missing = next((name for name in fields if f"{{{name}}}" not in prompt), None)
     if missing:
         raise UserError(f"prompt {prompt!r} lacks {{{missing}}}")
-
-
-def _refuse_idle(config: EvaluationConfig, task: str) -> None:
-    default = EvaluationConfig("", "")
-    used = {
-        "judge": ("open",),
-        "generation": ("generation",),
-        "choice_rule": ("choice",),
-        "unparsed_as": ("choice",),
-        "prompt": ("choice", "open", "caption"),
-        "max_clips": ("choice", "open", "caption"),
-        "max_new_tokens": ("choice", "open", "caption"),
-        "top_p": ("choice", "open", "caption"),
-    }
-    for name, tasks in used.items():
-        if task not in tasks and getattr(config, name) != getattr(default, name):
-            raise UserError(f"{name} has no effect on {config.benchmark}; leave it out")

@@ -1,24 +1,12 @@
 """Order and present scores: a benchmark's main score first, with warnings about it. No torch in here."""
 
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from divot_lightning.evaluation.scores import Score
 
 Value = TypeVar("Value")
-
-HEADLINES = (
-    "mean_of_groups",
-    "judged",
-    "frechet_video_distance",
-    "cider_d",
-    "all",
-    "normalised",
-    "bleu_4",
-    "clip_similarity",
-)
-"""The first of these that was measured is the benchmark's main score."""
 
 FRACTIONS = {
     "unparsed": "answers chose no option",
@@ -32,13 +20,18 @@ WARN_ABOVE = 0.05
 """A fraction above this one gets a warning before the scores."""
 
 
-def headline_first(values: Mapping[str, Value]) -> dict[str, Value]:
+def headline_first(values: Mapping[str, Value], main_scores: Sequence[str]) -> dict[str, Value]:
     """Return scores by name with the benchmark's main score first and the fractions in `FRACTIONS` next.
 
-    >>> list(headline_first({"a task": 0, "all": 1, "mean_of_groups": 2, "unparsed": 3, "unreadable": 4}))
+    Args:
+        values: By name.
+        main_scores: The first of these that was measured is the main score; without any it is the first of all.
+
+    >>> values = {"a task": 0, "all": 1, "mean_of_groups": 2, "unparsed": 3, "unreadable": 4}
+    >>> list(headline_first(values, ["mean_of_groups", "all"]))
     ['mean_of_groups', 'unparsed', 'unreadable', 'a task', 'all']
     """
-    first = next((name for name in HEADLINES if name in values), None)
+    first = next((name for name in (*main_scores, *values) if name in values and name not in FRACTIONS), None)
     order = [*([first] if first else []), *(name for name in FRACTIONS if name in values)]
     return {name: values[name] for name in dict.fromkeys([*order, *values])}
 

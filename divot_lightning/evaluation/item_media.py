@@ -16,7 +16,7 @@ from divot_datamodules.decoding.video import (
     decode_chosen,
     decode_image,
 )
-from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
+from divot_lightning.parts.benchmarks import BenchmarkItem
 
 
 def read_item(item: BenchmarkItem, clip: ClipConfig, max_clips: int) -> Pixels:
@@ -35,16 +35,16 @@ def read_item(item: BenchmarkItem, clip: ClipConfig, max_clips: int) -> Pixels:
     """
     if item.problem:
         raise DecodeError("corrupt", item.problem)
-    assert item.media is not None
+    media = item.content
     if item.frame_rate is not None:
-        assert isinstance(item.media, Path)
-        frames = _decode_folder(item.media, item.frame_rate, item.bounds, clip, max_clips)
+        assert isinstance(media, Path)
+        frames = _decode_folder(media, item.frame_rate, item.bounds, clip, max_clips)
     else:
 
         def choose(timing: VideoTiming) -> list[float]:
             return _moments(timing.duration, item.bounds, clip, max_clips)
 
-        frames = decode_chosen(item.media, choose, clip.size, max_pixels=clip.max_pixels)
+        frames = decode_chosen(media, choose, clip.size, max_pixels=clip.max_pixels)
     return frames.reshape(-1, len(clip.frame_numbers), *frames.shape[1:])
 
 

@@ -1,4 +1,4 @@
-"""Store the generated clips of an evaluation: all to be measured again, the first ones to be looked at.
+"""Store the clips that an evaluation made: all to be measured again, the first ones to be looked at.
 
 Shape letters: F frames, H height, W width.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 from divot_datamodules.decoding.video import Pixels
 from divot_lightning.evaluation.predictions import Row
+from divot_lightning.inference.reconstruct import write_comparison
 from divot_lightning.io.files import atomic_file
 
 KEPT, CLIPS = "generation", "clips"
@@ -32,6 +33,11 @@ def find_clip(folder: Path, number: int) -> Pixels | None:
             return np.asarray(arrays["clip"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+
+
+def keep_comparison(folder: Path, number: int, original: Pixels, clip: Pixels, fps: float) -> None:
+    """Store a video of an original and its reconstruction side by side, both uint8 (F, 3, H, W)."""
+    write_comparison(folder / KEPT / f"{number}_compare.mp4", original, clip, fps)
 
 
 def _path(folder: Path, number: int) -> Path:
@@ -60,4 +66,4 @@ def gather_clips(folder: Path, rows: Mapping[int, Row], count: int) -> None:
 def _described(row: Row) -> Mapping[str, object]:
     scores = row.get("scores", {})
     right = next((bool(value) for name, value in scores.items() if name.rpartition("/")[2] == "all"), None)
-    return {"caption": row["prompt"], "right": right}
+    return {"caption": row.get("prompt", row["id"]), "right": right}

@@ -14,32 +14,16 @@ from torch import Tensor
 
 from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.checkpoint.components import find_component, load_component
-from divot_lightning.evaluation.answers.accuracy import LETTERS
-from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
-from divot_lightning.evaluation.benchmarks.table import Task
-from divot_lightning.evaluation.config import CHOICE_PROMPT, EvaluationConfig
+from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.inference.ask import QuestionAnswerer, answer, caption_prompt, question_prompt
 from divot_lightning.inference.run_config import load_tokenizer, run_clip_config, run_template
 from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem
 from divot_lightning.parts.segments import Segment
 
 RESIZE = "short side by bicubic interpolation, middle cut out"
-
-
-def fill_question(item: BenchmarkItem, prompt: str) -> str:
-    r"""Return the question about an item, filled into a prompt.
-
-    Args:
-        item: Must have options if the prompt shows them.
-        prompt: Text with {question}, and {options} for multiple choice.
-
-    >>> fill_question(BenchmarkItem("1", None, "v", "which ?", ("red", "blue")), "{question}|{options}")
-    'which ?|(A) red\n(B) blue'
-    """
-    options = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, item.options, strict=False))
-    return prompt.format(question=item.question, options=options)
 
 
 class QuestionRunner:
@@ -48,20 +32,20 @@ class QuestionRunner:
     Args:
         run: Run folder of a stage that trains a video LLM.
         config: Of the evaluation.
-        task: "choice", "open" or "caption".
+        benchmark: Says what is asked.
         device: Where the models run.
     """
 
     components: tuple[str, ...] = ("video_llm", "tokenizer")
 
-    def __init__(self, run: str | Path, config: EvaluationConfig, task: Task, device: str) -> None:
-        self.config, self.device = config, device
+    def __init__(self, run: str | Path, config: EvaluationConfig, benchmark: Benchmark, device: str) -> None:
+        self.config, self.benchmark, self.device = config, benchmark, device
         self.sampling_config: dict[str, Any] = {}
         self.llm_folder, self.tokenizer = find_component(run, "video_llm"), load_tokenizer(run)
         # The tokenizer reads only these frames of a clip, so only they are decoded.
         self.clip = replace(run_clip_config(run, self.tokenizer.config), sparse_frames=self.tokenizer.config.num_frames)
         self.template = config.template or run_template(run)
-        self.prompt = config.prompt or {"choice": CHOICE_PROMPT, "open": "{question}"}.get(task)
+        self.prompt = config.prompt or benchmark.default_prompt
 
     @cached_property
     def answerer(self) -> QuestionAnswerer:
@@ -90,10 +74,6 @@ class QuestionRunner:
             },
         }
 
-    def describe_metrics(self) -> Mapping[str, Any]:
-        """Return nothing: answers are not measured before the scores are computed."""
-        return {}
-
     def is_finished(self, row: Row) -> bool:
         """Return whether an item was answered."""
         return "said" in row
@@ -118,9 +98,10 @@ class QuestionRunner:
         return [{**_row(item), "said": text} for (_, item), text in zip(items, predictions, strict=True)]
 
     def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
-        if self.prompt is None:
+        asked = self.benchmark.prompt(item, self.config.prompt)
+        if asked is None:
             return caption_prompt(num_clips, self.template)
-        return question_prompt(fill_question(item, self.prompt), num_clips, self.template)
+        return question_prompt(asked, num_clips, self.template)
 
     def _answers(self, numbers: Sequence[int], prompts: list[list[Segment]], features: Tensor) -> list[str]:
         longest, temperature = self.config.max_new_tokens, self.config.temperature or 0.0

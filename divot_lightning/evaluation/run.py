@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from divot_lightning.checkpoint.components import find_component, weights_sha256
-from divot_lightning.evaluation.benchmarks.table import find_benchmark
+from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems, Numbered, by_video, choose_items
-from divot_lightning.evaluation.config import EvaluationConfig, check_config, check_metrics
-from divot_lightning.evaluation.generation_runner import GenerationRunner
+from divot_lightning.evaluation.clip_runners import GenerationRunner, ReconstructionRunner
+from divot_lightning.evaluation.config import SUPPLIED, EvaluationConfig
 from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
 from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier
@@ -20,7 +20,8 @@ from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.processes import Processes, joined_processes, local_device
 from divot_lightning.evaluation.question_runner import QuestionRunner
 from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
-from divot_lightning.evaluation.submissions import check_submission
+from divot_lightning.parts.benchmarks import Benchmark
+from divot_lightning.parts.metrics import BenchmarkMetric
 from divot_lightning.training.run_folder import FINISHED
 
 
@@ -37,10 +38,6 @@ class Runner(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the predictions besides the models."""
-        ...
-
-    def describe_metrics(self) -> Mapping[str, Any]:
-        """Return the networks that measure single predictions, by metric."""
         ...
 
     def is_finished(self, row: Row) -> bool:
@@ -67,23 +64,22 @@ def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
     Raises:
         UserError: The config, the data or the run is wrong, or the output folder holds predictions of another protocol.
     """
-    benchmark, split = find_benchmark(config.benchmark, config.split)
-    check_config(config, benchmark.task)
-    check_metrics(config, benchmark.task, benchmark.toy)
+    benchmark, name, split = find_benchmark(config)
     prompt = load_prompt(config.judge.prompt, config.judge.prompt_file)
-    folder = Path(config.output or Path(run) / "evaluation" / f"{config.benchmark}-{split}")
+    folder = Path(config.output or Path(run) / "evaluation" / f"{name}-{split}")
     with joined_processes() as processes:
-        chosen = choose_items(benchmark, config, split)
-        check_submission(config.benchmark, chosen.items, config.unparsed_as)
+        chosen = choose_items(benchmark, name, config, split)
+        benchmark.check(chosen.items)
         device = local_device(config.device)
         judge = make_judge(config, prompt, folder)
-        runner: Runner = (
-            GenerationRunner(run, config, benchmark.toy, device, folder)
-            if benchmark.task == "generation"
-            else QuestionRunner(run, config, benchmark.task, device)
-        )
+        metrics = benchmark.make_metrics(chosen.items, device)
+        for metric in metrics:
+            metric.distributed_available_fn = lambda: False  # the first process computes the scores from all rows
+        runner = make_runner(run, config, benchmark, metrics, device, folder)
+        own = {key: value for key, value in benchmark.init_args.items() if key not in SUPPLIED}
         protocol = {
             **chosen.describe_files(),
+            **({"benchmark_settings": own} if own else {}),
             "weights": weights_kind(run, runner.components, config.generation.detokenizer),
             **runner.describe(),
             "model": describe_model(run, runner.components, config.generation.detokenizer) | runner.sampling_config,
@@ -91,8 +87,24 @@ def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
         rows, protocol = _predict(runner, chosen, PredictionStore(folder, processes.rank), processes, protocol, judge)
         if processes.rank:
             return EvaluationResult([], folder)
-        scoring = Scoring(benchmark, config, chosen, protocol, runner.describe_metrics(), folder)
+        scoring = Scoring(benchmark, metrics, config, chosen, protocol, folder)
         return scoring.finish(rows, judge)
+
+
+def make_runner(
+    run: str | Path,
+    config: EvaluationConfig,
+    benchmark: Benchmark,
+    metrics: Sequence[BenchmarkMetric],
+    device: str,
+    folder: Path,
+) -> Runner:
+    """Load the models that a benchmark's predictions need."""
+    if benchmark.predicts == "clips":
+        return GenerationRunner(run, config, benchmark, metrics, device, folder)
+    if benchmark.predicts == "reconstructions":
+        return ReconstructionRunner(run, config, metrics, device, folder)
+    return QuestionRunner(run, config, benchmark, device)
 
 
 def describe_model(run: str | Path, components: Sequence[str], detokenizer: str | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.benchmarks.table import find_benchmark
+from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.experiments.toy_measurements import MEASUREMENTS
@@ -36,7 +36,6 @@ def prepare(settings: Mapping[str, Any]) -> Callable[[], object]:
     """
     given = {key: value for key, value in settings.items() if key != "name"}
     if given["benchmark"] not in MEASUREMENTS:
-        find_benchmark(given["benchmark"])
         return _evaluation(given)
     measurement = MEASUREMENTS[given.pop("benchmark")]
     output = Path(given.pop("output"))
@@ -60,9 +59,9 @@ def _evaluation(given: dict[str, Any]) -> Callable[[], object]:
         found = parser.instantiate(parser.parse_object(given))
     except ArgumentError as error:
         raise UserError(condense(str(error), parser)) from error
-    return partial(
-        evaluate, run, EvaluationConfig(**{name: found[name] for name in EvaluationConfig.__dataclass_fields__})
-    )
+    config = EvaluationConfig(**{name: found[name] for name in EvaluationConfig.__dataclass_fields__})
+    find_benchmark(config)
+    return partial(evaluate, run, config)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -182,6 +182,14 @@ def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:
     return both.repeat(times, axis=2).repeat(times, axis=3)
 
 
+def write_comparison(path: Path, original: Pixels, reconstruction: Pixels, fps: float) -> Path:
+    """Write a video of a clip and its reconstruction side by side, and return its path."""
+    both = comparison(original, reconstruction)
+    even = both[:, :, : both.shape[2] // 2 * 2, : both.shape[3] // 2 * 2]
+    # Every player knows chroma of half resolution; it needs even sides, and enlarged clips lose nothing by it.
+    return write_video(path, even, fps, pixel_format="yuv420p")
+
+
 def reconstruct_files(
     run: str | Path,
     inputs: Sequence[str],
@@ -222,10 +230,7 @@ def _write_clips(models: Reconstructor, clips: list[tuple[str, Pixels]], output:
             original, name = clips[done][1], names[done]
             write_video(output / f"{name}.mp4", video, models.fps)
             write_video(output / f"{name}_original.mp4", original, models.fps)
-            both = comparison(original, video)
-            even = both[:, :, : both.shape[2] // 2 * 2, : both.shape[3] // 2 * 2]
-            # Every player knows chroma of half resolution; it needs even sides, and enlarged clips lose nothing by it.
-            yield write_video(output / f"{name}_compare.mp4", even, models.fps, pixel_format="yuv420p")
+            yield write_comparison(output / f"{name}_compare.mp4", original, video, models.fps)
             done += 1
 
 

@@ -2,12 +2,12 @@
 
 A table maps patterns of released names to patterns of our names. ``{layer}`` and ``{kind}`` match one part of a dotted
 name (a layer's number, "weight" or "bias") and mean the same on both sides, so a table works in both directions. Only
-names differ: no tensor is transposed, split or merged.
+names differ here; `conversion` fits the shapes.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from divot_lightning.errors import UserError
@@ -22,12 +22,12 @@ class KeyTable:
     Attributes:
         part: Name of the part, for messages.
         ours_by_released: Pattern of released names -> pattern of our names.
-        ignored: Prefixes of released names that do not belong to this part.
+        ignored: Prefix of released names that are not used -> why.
     """
 
     part: str
     ours_by_released: Mapping[str, str]
-    ignored: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
 
 def from_released(state_dict: Mapping[str, Value], table: KeyTable) -> dict[str, Value]:
@@ -43,7 +43,7 @@ def from_released(state_dict: Mapping[str, Value], table: KeyTable) -> dict[str,
     Raises:
         UserError: A name is neither in the table nor ignored.
     """
-    own = {name: value for name, value in state_dict.items() if not name.startswith(table.ignored)}
+    own = {name: value for name, value in state_dict.items() if not name.startswith(tuple(table.ignored))}
     return _renamed(own, table.ours_by_released, f"released {table.part}")
 
 
@@ -77,11 +77,12 @@ def _rename(name: str, compiled: Iterable[tuple[re.Pattern[str], str]]) -> str |
     return None
 
 
-def _with_prefixes(rules: Mapping[str, str], released: str, ours: str) -> dict[str, str]:
+def with_prefixes(rules: Mapping[str, str], released: str, ours: str) -> dict[str, str]:
+    """Return the patterns with a prefix on either side."""
     return {released + theirs: ours + mine for theirs, mine in rules.items()}
 
 
-_RESAMPLER_RULES = {
+RESAMPLER_RULES = {
     "latents": "queries",
     "proj_in.{kind}": "input_projection.{kind}",
     "layers.{layer}.0.norm1.{kind}": "layers.{layer}.attention.input_norm.{kind}",
@@ -125,19 +126,19 @@ _SPATIOTEMPORAL_RULES = {
 TOKENIZER = KeyTable(
     part="tokenizer",
     ours_by_released={
-        **_with_prefixes(_TEMPORAL_RULES, "temporal_encoder.", "temporal."),
+        **with_prefixes(_TEMPORAL_RULES, "temporal_encoder.", "temporal."),
         "norm.{kind}": "pooled_norm.{kind}",
-        **_with_prefixes(_SPATIOTEMPORAL_RULES, "image_proj_model.", "spatiotemporal."),
-        **_with_prefixes(_RESAMPLER_RULES, "image_proj_model.down_sampler.", "to_tokens."),
+        **with_prefixes(_SPATIOTEMPORAL_RULES, "image_proj_model.", "spatiotemporal."),
+        **with_prefixes(RESAMPLER_RULES, "image_proj_model.down_sampler.", "to_tokens."),
     },
-    ignored=("vit_model.",),
+    ignored={"vit_model.": "the frozen ViT, which is converted by itself"},
 )
 """The tokenizer behind its ViT -> ``VideoTokenizer``. The frozen ViT comes from a transformers folder instead."""
 
 CONDITION_RESAMPLER = KeyTable(
     part="condition resampler",
-    ours_by_released=_with_prefixes(_RESAMPLER_RULES, "image_proj_model.", ""),
-    ignored=("diffusion_model.", "first_stage_model."),
+    ours_by_released=with_prefixes(RESAMPLER_RULES, "image_proj_model.", ""),
+    ignored={"diffusion_model.": "the U-Net", "first_stage_model.": "the VAE"},
 )
 """The resampler in front of the released U-Net -> ``PerceiverResampler``."""
 
@@ -147,7 +148,7 @@ INPUT_PROJECTOR = KeyTable(
         "input_resampler.proj.0.{kind}": "hidden.{kind}",
         "input_resampler.proj.2.{kind}": "out.{kind}",
     },
-    ignored=("output_resampler.",),
+    ignored={"output_resampler.": "the output projector"},
 )
 """Tokens to LLM embeddings -> ``mlp_projector``."""
 
@@ -157,6 +158,6 @@ OUTPUT_PROJECTOR = KeyTable(
         "output_resampler.proj.0.{kind}": "hidden.{kind}",
         "output_resampler.proj.2.{kind}": "out.{kind}",
     },
-    ignored=("input_resampler.",),
+    ignored={"input_resampler.": "the input projector"},
 )
 """LLM hidden states to the parameters of the Gaussian mixture -> ``mlp_projector``."""

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,18 +30,62 @@ def exclusively(path: Path) -> Iterator[None]:
         yield
 
 
+class FileHeld(Exception):
+    """Another process holds a lock; the message is what that process wrote into the lock's file."""
+
+
+def lock_file(path: Path) -> TextIOWrapper:
+    """Open a file, made if it is missing, and lock it until it is closed or this process ends, in whatever way.
+
+    It is a POSIX record lock: forked workers do not have it, and a file that a dead process left is locked again.
+    Between machines it holds on NFS version 4, or 3 with lockd, and on Lustre mounted with `flock`. On file systems
+    without locks, such as object stores mounted as folders, a warning is written and nobody is refused.
+
+    Raises:
+        FileHeld: Another process has it.
+    """
+    while True:
+        file = path.open("a+", encoding="utf-8", errors="replace")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                where = f"{path.parent} is on a file system without locks"
+                sys.stderr.write(f"warning: {where}: make sure that only one process writes into it\n")
+                return file
+            file.seek(0)
+            content = file.read()
+            file.close()
+            raise FileHeld(content) from error
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # its last owner removed it after we had opened and before we had locked it
+
+
+def unlock_file(path: Path, file: TextIOWrapper) -> None:
+    """Remove and release a file from `lock_file`; who has opened it meanwhile sees that it has no name any more."""
+    path.unlink(missing_ok=True)
+    file.close()
+
+
 class WriterLock:
     """The right of this process to write into a folder, which another process that asks for it is refused.
 
-    It is a POSIX record lock: it ends with the process however that ends, and workers that are forked do not have it.
-    On file systems without locks nobody is refused.
-
     Args:
         path: The lock's file; removed when the lock is released or no longer used.
+
+    Raises:
+        UserError: Another process has it.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = _locked(path)
+        try:
+            self._file = lock_file(path)
+        except FileHeld as error:
+            raise UserError(
+                f"another process is writing into {path.parent} at this moment.\n"
+                "Wait until it is done, or choose another output folder."
+            ) from error
         self._drop = weakref.finalize(self, _drop, path, self._file, os.getpid())
 
     def release(self) -> None:
@@ -67,26 +112,8 @@ def writer_lock(path: Path) -> WriterLock:
     return lock
 
 
-def _locked(path: Path) -> TextIOWrapper:
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            if error.errno in _UNSUPPORTED:
-                return path.open("a+")
-            raise UserError(
-                f"another process is writing into {path.parent} at this moment.\n"
-                "Wait until it is done, or choose another output folder."
-            ) from error
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # its last owner removed it after we had opened and before we had locked it
-
-
 def _drop(path: Path, file: TextIOWrapper, process: int) -> None:
-    if os.getpid() == process:  # not in a forked worker
-        # Removed before it is released: a process that has opened it sees that it has no name any more.
-        path.unlink(missing_ok=True)
-    file.close()
+    if os.getpid() == process:
+        unlock_file(path, file)
+    else:  # a forked worker has no lock
+        file.close()

@@ -40,6 +40,8 @@ MODULES = {
     "divot_lightning.sharding.step_checkpoint": "divot_lightning.checkpoint.step_checkpoint",
     "divot_lightning.sharding.weight_average": "divot_lightning.checkpoint.weight_average",
     "divot_lightning.sharding.preemption": "divot_lightning.distributed.signals",
+    "divot_lightning.sharding.building": "divot_lightning.models.weights",
+    "divot_lightning.distributed.meta_building": "divot_lightning.models.weights",
     "divot_lightning.sharding.same_start": "divot_lightning.distributed.same_start",
     "divot_lightning.sharding.strategy": "divot_lightning.deepspeed_zero.strategy",
     "divot_lightning.runs.run_callbacks": "divot_lightning.training.run_callbacks",

@@ -50,7 +50,7 @@ BENCHMARKS: "Registry[Benchmark]" = Registry(
 )
 
 METRICS: "Registry[BenchmarkMetric]" = Registry(
-    "metrics", "metric", "metric", "divot_lightning.parts.metrics.BenchmarkMetric"
+    "metrics", "metric", "benchmark_metric", "divot_lightning.parts.metrics.BenchmarkMetric"
 )
 
 OPTIMIZERS: "Registry[TrainingOptimizer]" = Registry(

@@ -12,10 +12,11 @@ import yaml
 
 from divot_lightning.errors import UserError
 from divot_lightning.io.renamed import require_current_names
-from divot_lightning.parts.kinds import REGISTRIES
+from divot_lightning.parts.kinds import REGISTRIES, TASKS
 from divot_lightning.parts.registry import Registry
 
-_BY_KEY: dict[str, Registry[Any]] = {registry.key: registry for registry in REGISTRIES.values()}
+# Tasks are the keys of a mapping, with weights; the data module finds them.
+_BY_KEY: dict[str, Registry[Any]] = {one.key: one for one in REGISTRIES.values() if one is not TASKS}
 
 
 def expand_recipe(settings: Any) -> Any:

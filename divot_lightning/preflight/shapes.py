@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from divot_backbones import pretrained
 from divot_lightning.checkpoint import components
+from divot_lightning.io import hub
 
 
 @contextlib.contextmanager
@@ -37,6 +38,7 @@ def without_weights() -> Iterator[None]:
             (PreTrainedModel, "from_pretrained", classmethod(_vision_model)),
             (ModelMixin, "from_pretrained", classmethod(_diffusers_model)),
             (pretrained, "snapshot_download", _download_configs),
+            (hub, "snapshot_download", _download_configs),
         ):
             replaced.enter_context(_replaced(owner, name, new))
         yield
@@ -96,5 +98,8 @@ def _diffusers_model(model_class: Any, folder: Path, *, local_files_only: bool, 
     return model
 
 
-def _download_configs(name: str, *, revision: str, allow_patterns: list[str] | None) -> str:
-    return snapshot_download(name, revision=revision, allow_patterns=["*.json"])
+def _download_configs(name: str, *, revision: str | None, local_files_only: bool = False, **patterns: Any) -> str:
+    """Replace `snapshot_download`: configs and text tokenizers, but no weights."""
+    return snapshot_download(
+        name, revision=revision, local_files_only=local_files_only, allow_patterns=["*.json", "*.model", "*.txt"]
+    )

@@ -165,7 +165,10 @@ class VisionEncoderConformance(ABC):
         assert copy.deepcopy(encoder).init_args == encoder.init_args
 
     def test_shapes_are_known_without_memory(self) -> None:
-        """`divot preflight` builds the encoder on the meta device, and runs it there."""
+        """`divot preflight` runs the encoder on the meta device; building it there tells its number of steps."""
+        with torch.device("meta"):
+            encoder = self.make_encoder(False)
+        assert all(parameter.is_meta for parameter in encoder.parameters()), "weights were made outside of the device"
         with without_weights():
             encoder = self.make_encoder(False).to("meta")
         rows, columns = encoder.grid

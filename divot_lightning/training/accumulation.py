@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from lightning.pytorch import Trainer
 
@@ -20,7 +20,7 @@ from divot_lightning.errors import UserError
 Batch = dict[str, Any]
 CountLosses = Callable[[Batch], Mapping[str, int]]
 
-STEP_COUNTS = "step_counts"
+STEP_COUNTS: Final = "step_counts"
 """Key of a batch's `StepCounts`."""
 
 

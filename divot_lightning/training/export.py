@@ -17,6 +17,7 @@ from divot_lightning.checkpoint.folder_writing import TensorAccess
 from divot_lightning.checkpoint.run_state import tensor_access
 from divot_lightning.checkpoint.tensor_file import TensorFile
 from divot_lightning.checkpoint.weight_average import averaged_weights, exports_average
+from divot_lightning.io.files import write_atomically
 
 FINISHED_FILE = "finished.json"
 
@@ -83,7 +84,7 @@ class ComponentExport(Callback):
                 "lightning": lightning.__version__,
             },
         }
-        (self.run / FINISHED_FILE).write_text(json.dumps(finished, indent=1) + "\n", encoding="utf-8")
+        write_atomically(self.run / FINISHED_FILE, json.dumps(finished, indent=1) + "\n")
 
 
 def peak_gpu_memory() -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from lightning.fabric.loggers.logger import _DummyExperiment
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from divot_lightning.io.files import atomic_file
@@ -36,7 +37,7 @@ class CsvMetrics(CSVLogger):
         self.num_written = 0
 
     @property
-    def experiment(self) -> "CsvMetrics":  # type: ignore[override]
+    def experiment(self) -> "CsvMetrics":
         """The logger itself; Lightning's writer would delete the file."""
         return self
 
@@ -75,7 +76,7 @@ class CsvMetrics(CSVLogger):
             self._rewrite()
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Tensor | float], step: int | None = None) -> None:
         """Append one row.
 
         Args:

@@ -1,10 +1,10 @@
 """Models of `diffusers`: from a local folder, from a revision of a hub repository, or from a config alone."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffusers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
@@ -34,7 +34,7 @@ def build_model(class_name: str, origin: Origin, **derived: Any) -> tuple[Any, s
     """Build a model of `diffusers` in float32.
 
     Args:
-        class_name: Name of its class.
+        class_name: Name of its class in `diffusers`, or the dotted path of another one.
         origin: Where it comes from.
         **derived: Arguments of the class that follow from other parts; they replace those of a pretrained config.
 
@@ -50,7 +50,8 @@ def build_model(class_name: str, origin: Origin, **derived: Any) -> tuple[Any, s
             f"{origin.where}: {'both' if origin.config is not None else 'neither'} of pretrained and config given\n"
             f"give pretrained, a folder or hub id of a {class_name}, or config, the arguments of an untrained one"
         )
-    model_class: Any = getattr(diffusers, class_name)
+    module, _, name = class_name.rpartition(".")
+    model_class: Any = getattr(importlib.import_module(module or "diffusers"), name)
     if origin.config is not None:
         return _untrained(model_class, origin, {**derived, **origin.config}), None
     folder = local_folder(origin)

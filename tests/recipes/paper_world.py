@@ -25,7 +25,7 @@ from divot_lightning.checkpoint.components import new_component
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.config import VideoLLMConfig
-from divot_lightning.models.video_llm.language_model import LoRAConfig
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.recipe_parts import expand_recipe
 from divot_lightning.preflight.shapes import without_weights
@@ -50,9 +50,11 @@ def _write_models(folder: Path) -> None:
     blocks = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
     vae = {"down_block_types": blocks[0], "up_block_types": blocks[1], "block_out_channels": [128, 256, 512, 512]}
     _write_json(
-        folder / "sd-vae/config.json",
+        folder / "dynamicrafter/vae/config.json",
         {"_class_name": "AutoencoderKL", "latent_channels": 4, "layers_per_block": 2, "sample_size": 256, **vae},
     )
+    # All of its settings are the released ones by default.
+    _write_json(folder / "dynamicrafter/unet/config.json", {"_class_name": "DynamiCrafterUNet"})
     llm = folder / "mistral-7b-instruct-v0.1"
     MistralConfig(sliding_window=4096, num_key_value_heads=8, max_position_embeddings=32768).save_pretrained(llm)
     word_level_tokenizer(LONG_TEXT.split()).save_pretrained(llm)

@@ -159,8 +159,8 @@ def _open_file(path: Path) -> BinaryIO:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type's name."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """Return the beginning of an error's message, or the error's name if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager

@@ -60,13 +60,6 @@ class Sample:
         media = self.video if self.video is not None else self.features
         return 0 if media is None else len(media)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the media in memory."""
-        kept = (media for media in (self.video, self.features) if media is not None)
-        # All frames of a picture share the same memory.
-        return sum(min(media.nbytes, media.untyped_storage().nbytes()) for media in kept)
-
 
 def _content(member: bytes | Path) -> bytes:
     """Return a member's bytes; members of jsonl samples are paths."""

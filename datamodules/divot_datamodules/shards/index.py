@@ -11,7 +11,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from divot_datamodules.shards.reading import ShardError, first_line, split_member_name
+from divot_datamodules.decoding.media_files import first_line
+from divot_datamodules.shards.reading import ShardError, split_member_name
 from divot_datamodules.shards.storage import ShardBytes
 
 BLOCK = tarfile.BLOCKSIZE

@@ -12,6 +12,7 @@ from typing import BinaryIO, cast
 import fsspec
 import webdataset
 
+from divot_datamodules.decoding.media_files import first_line
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from divot_lightning.errors import UserError
 
@@ -127,8 +128,3 @@ def open_shard(shard: str, *, allow_pipe: bool = False) -> BinaryIO:
         raise ShardError("it does not exist", "missing_shard") from error
     except Exception as error:  # openers of many libraries, each with its own exceptions
         raise ShardError(f"it cannot be opened ({first_line(error)})") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the beginning of an error's message, or the error's name if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -2,17 +2,19 @@
 
 import re
 import string
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from divot_lightning.errors import UserError
 from divot_lightning.evaluation.answers.choice_reading import read_choice
 from divot_lightning.evaluation.answers.peer_choice_rules import PEER_RULES
 from divot_lightning.evaluation.answers.text_match import normalise_answer
 from divot_lightning.evaluation.config import ChoiceRule
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
+from divot_lightning.parts.metrics import BenchmarkMetric, Measured
 
 LETTERS = string.ascii_uppercase
 
@@ -56,78 +58,120 @@ def compare_answers(answer: str, correct: str) -> tuple[bool, bool]:
     return answer.strip() == correct.strip(), normalise_answer(answer) == normalise_answer(correct)
 
 
-class ChoiceAccuracy(Metric):
+class ChoiceAccuracy(BenchmarkMetric):
     """Fraction of multiple-choice questions answered correctly: over all, per group, and the mean of the groups.
+
+    Questions whose right option is not public have no accuracy. `unparsed` is the fraction of answers that chose no
+    option; a video that could not be read has no answer, and counts as wrong.
 
     Args:
         groups: Names of the groups, such as MVBench's tasks; each counts the same in the mean of groups.
+        unparsed_as: Index of the option that an answer without a choice counts as; None counts it as wrong.
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
+    inputs: ClassVar[Literal["answers", "clips"]] = "answers"
     right: Tensor
     total: Tensor
     unparsed: Tensor
 
-    def __init__(self, groups: Sequence[str] = ()) -> None:
+    def __init__(self, groups: Sequence[str] = (), unparsed_as: int | None = None) -> None:
         super().__init__()
-        self.groups = tuple(groups)
+        self.groups, self.unparsed_as = tuple(groups), unparsed_as
         for name in ("right", "total"):
-            self.add_state(name, torch.zeros(1 + len(groups), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("unparsed", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(1 + len(self.groups), dtype=torch.int64), dist_reduce_fx="sum")
+        # Answers without a choice and all answers, to questions with a known and with a hidden right option.
+        self.add_state("unparsed", torch.zeros(2, 2, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, chosen: Sequence[int | None], correct: Sequence[int], groups: Sequence[str] = ()) -> None:
-        """Add questions.
+    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
+        """Return the chosen option."""
+        return {"chosen": prediction.parsed}
 
-        Args:
-            chosen: The option that each answer chooses, None if it chooses none, which is wrong.
-            correct: The right options.
-            groups: The group of each question, if there are any.
-        """
-        if self.groups and len(groups) != len(chosen):
-            raise UserError(f"{len(chosen)} answers were given with {len(groups)} groups; give one for each")
-        for index, (choice, target) in enumerate(zip(chosen, correct, strict=True)):
-            counters = [0, 1 + self.groups.index(groups[index])] if self.groups else [0]
-            self.right[counters] += choice == target
-            self.total[counters] += 1
-            self.unparsed += choice is None
+    def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
+        """Add questions."""
+        for entry, item in zip(measured, items, strict=True):
+            is_unparsed = entry["chosen"] is None and "error" not in entry
+            self.unparsed[int(item.choice is None)] += torch.tensor([int(is_unparsed), 1], device=self.right.device)
+            if item.choice is not None:
+                counters = [0, 1 + self.groups.index(item.group)] if self.groups else [0]
+                self.right[counters] += self._is_right(entry, item)
+                self.total[counters] += 1
+
+    def _is_right(self, entry: Measured, item: BenchmarkItem) -> bool:
+        is_unparsed = entry["chosen"] is None and "error" not in entry
+        return (self.unparsed_as if is_unparsed else entry["chosen"]) == item.choice
 
     def compute(self) -> dict[str, Tensor]:
-        """Return fractions in [0, 1]: `all`, `unparsed`, each group, and `mean_of_groups` if there are groups."""
-        fractions = self.right / self.total
-        named = dict(zip(("all", *self.groups), fractions, strict=True))
-        if self.groups:
-            named["mean_of_groups"] = fractions[1:][self.total[1:] > 0].mean()
-        return {**named, "unparsed": self.unparsed / self.total[0]}
+        """Return fractions in [0, 1]: `all`, each group, `mean_of_groups` if there are groups, and `unparsed`."""
+        named: dict[str, Tensor] = {}
+        if self.total[0]:
+            fractions = self.right.double() / self.total
+            named = dict(zip(("all", *self.groups), fractions, strict=True))
+            if self.groups:
+                named["mean_of_groups"] = fractions[1:][self.total[1:] > 0].mean()
+        count, total = self.unparsed[0] if self.total[0] else self.unparsed[1]
+        return {**named, "unparsed": count.double() / total}
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of questions."""
+        known = int(self.total[0])
+        groups = dict(zip(self.groups, self.total[1:].tolist(), strict=True))
+        return {**groups, **(dict.fromkeys(("all", "mean_of_groups", "unparsed"), known) if known else {})}
+
+    def item_values(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> list[dict[str, float]]:
+        """Return for each question whether it is right; hidden ones have no value."""
+        sizes = Counter(item.group for item in items if item.choice is not None)
+        rows: list[dict[str, float]] = []
+        for entry, item in zip(measured, items, strict=True):
+            right = float(self._is_right(entry, item))
+            rows.append({} if item.choice is None else {"all": right})
+            if self.groups and item.choice is not None:
+                # Weighted so that the mean over all items is the mean of the groups' means: items can then be paired.
+                weight = sizes.total() / (len(sizes) * sizes[item.group])
+                rows[-1] |= {item.group: right, "mean_of_groups": right * weight}
+        return rows
 
 
-class OpenAnswerAccuracy(Metric):
-    """Fraction of open answers that are right: `exact`, after normalisation (`normalised`), and `judged` by a judge.
+class OpenAnswerAccuracy(BenchmarkMetric):
+    """Fraction of open answers that are right: `exact`, and after normalisation (`normalised`, also for each group).
 
-    `judged` is the fraction of the judged answers; answers without a verdict are left out of it.
+    Args:
+        groups: Names of the groups, such as types of answers.
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    counts: Tensor
+    inputs: ClassVar[Literal["answers", "clips"]] = "answers"
+    right: Tensor
+    total: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Sequence[str] = ()) -> None:
         super().__init__()
-        self.add_state("counts", torch.zeros(5, dtype=torch.int64), dist_reduce_fx="sum")
+        self.names = ("exact", "normalised", *(f"normalised/{group}" for group in groups))
+        for name in ("right", "total"):
+            self.add_state(name, torch.zeros(len(self.names), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(
-        self, answers: Sequence[str], correct: Sequence[str], verdicts: Sequence[bool | None] | None = None
-    ) -> None:
-        """Add answers, the right ones, and a judge's verdict about each, None for no verdict."""
-        judged = verdicts if verdicts is not None else [None] * len(answers)
-        for answer, target, verdict in zip(answers, correct, judged, strict=True):
-            exact, same = compare_answers(answer, target)
-            row = [exact, same, verdict is True, verdict is not None, True]
-            self.counts += torch.tensor(row, device=self.counts.device)
+    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
+        """Return whether the answer is right, exactly and after normalisation."""
+        exact, normalised = compare_answers(prediction.answer, str(item.answer))
+        return {"exact": exact, "normalised": normalised}
+
+    def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
+        """Add answers."""
+        for values in self.item_values(measured, items):
+            for name, value in values.items():
+                self.right[self.names.index(name)] += int(value)
+                self.total[self.names.index(name)] += 1
 
     def compute(self) -> dict[str, Tensor]:
         """Return fractions in [0, 1], NaN of no answers."""
-        exact, same, yes, judged, total = self.counts
-        return {"exact": exact / total, "normalised": same / total, "judged": yes / judged}
+        return dict(zip(self.names, self.right.double() / self.total, strict=True))
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of answers."""
+        return dict(zip(self.names, self.total.tolist(), strict=True))
+
+    def item_values(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> list[dict[str, float]]:
+        """Return for each answer whether it is right."""
+        rows = []
+        for entry, item in zip(measured, items, strict=True):
+            row = {name: float(entry[name]) for name in ("exact", "normalised")}
+            rows.append({**row, **({f"normalised/{item.group}": row["normalised"]} if item.group else {})})
+        return rows

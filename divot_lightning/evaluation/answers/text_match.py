@@ -1,13 +1,11 @@
-"""Exact match of answers and captions."""
+"""Compare the words of answers and of captions."""
 
 import re
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
-from torchmetrics import Metric
+from typing import Any, ClassVar, Literal
 
 from divot_datamodules.toy.world import ATTRIBUTES, parse_caption
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
+from divot_lightning.parts.metrics import ItemMetric
 
 
 def normalise_text(text: str) -> str:
@@ -46,61 +44,18 @@ def normalise_answer(text: str) -> str:
     return " ".join(kept) or text.strip()
 
 
-class ExactMatch(Metric):
-    """Fraction of texts that equal their target after `normalise_text`, over all and within each group.
-
-    Args:
-        groups: Names of the groups, such as the attributes that questions ask for.
-    """
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    right: Tensor
-    total: Tensor
-
-    def __init__(self, groups: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.groups = tuple(groups)
-        for name in ("right", "total"):
-            self.add_state(name, torch.zeros(1 + len(groups), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, predicted: Sequence[str], target: Sequence[str], groups: Sequence[str] = ()) -> None:
-        """Compare texts pairwise; `groups` names the group of each pair, if there are any."""
-        for index, (text, correct) in enumerate(zip(predicted, target, strict=True)):
-            counters = [0, 1 + self.groups.index(groups[index])] if self.groups else [0]
-            self.right[counters] += normalise_text(text) == normalise_text(correct)
-            self.total[counters] += 1
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the fraction for `all` and for each group, NaN where there was no pair."""
-        return {name: self.right[index] / self.total[index] for index, name in enumerate(("all", *self.groups))}
-
-
-class ToyCaptionAccuracy(Metric):
+class ToyCaptionAccuracy(ItemMetric):
     """Fraction of captions that are `exact`, that name each attribute correctly, and that are `invalid`.
 
     A caption that does not parse as a caption of the toy world is invalid and wrong in every attribute.
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    counts: Tensor
+    inputs: ClassVar[Literal["answers", "clips"]] = "answers"
+    scores: ClassVar[tuple[str, ...]] = (*ATTRIBUTES, "exact", "invalid")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("counts", torch.zeros(len(ATTRIBUTES) + 3, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, predicted: Sequence[str], target: Sequence[str]) -> None:
-        """Compare captions pairwise."""
-        for text, correct in zip(predicted, target, strict=True):
-            found, truth = parse_caption(normalise_text(text)), parse_caption(normalise_text(correct))
-            right = [found is not None and truth is not None and found[name] == truth[name] for name in ATTRIBUTES]
-            exact = normalise_text(text) == normalise_text(correct)
-            self.counts += torch.tensor([*right, exact, found is None, True], device=self.counts.device)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return fractions in [0, 1], NaN before the first caption."""
-        names = (*ATTRIBUTES, "exact", "invalid")
-        return {name: self.counts[index] / self.counts[-1] for index, name in enumerate(names)}
+    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
+        """Compare a caption with the first reference."""
+        text, correct = normalise_text(prediction.answer), normalise_text(item.references[0])
+        found, truth = parse_caption(text), parse_caption(correct)
+        right = {name: found is not None and truth is not None and found[name] == truth[name] for name in ATTRIBUTES}
+        return {**right, "exact": text == correct, "invalid": found is None}

@@ -1,16 +1,20 @@
-"""Reader of MSR-VTT: videos with twenty captions each."""
+"""MSR-VTT: videos with twenty captions each, to be captioned or generated."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from divot_lightning.evaluation.benchmarks.items import BenchmarkData, BenchmarkFolder, BenchmarkItem, field_of
+from divot_lightning.evaluation.benchmarks.clips import ClipBenchmark
+from divot_lightning.evaluation.benchmarks.files import BenchmarkFolder, field_of
+from divot_lightning.parts.benchmarks import Benchmark, BenchmarkData, BenchmarkItem
 
 CAPTION_SEED = 0
 """Seed that chooses the one caption per video from which a clip is generated; the paper does not state its choice."""
 
+MSRVTT_SPLITS = ("test", "validate", "train")
 _FOLDERS = ("TestVideo", "TrainValVideo", "videos/all", "videos", "all", ".")
 
 
@@ -48,3 +52,31 @@ def read_msrvtt(folder: str | Path, split: str) -> BenchmarkData:
             yield BenchmarkItem(video, media, media_name, references=tuple(texts), facts={"prompt": prompt})
 
     return files.data(items())
+
+
+class CaptionBenchmark(Benchmark):
+    """Captions, compared with those of people; the prompt is the one that the run was trained on."""
+
+    default_prompt: ClassVar[str | None] = None
+    main_scores: ClassVar[tuple[str, ...]] = ("cider_d", "bleu_4")
+    metrics: ClassVar[tuple[str, ...]] = ("captions",)
+
+
+class MSRVTT(CaptionBenchmark):
+    """Captions of MSR-VTT's videos (Xu et al. 2016)."""
+
+    splits: ClassVar[tuple[str, ...]] = MSRVTT_SPLITS
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the videos; see `read_msrvtt`."""
+        return read_msrvtt(data, split)
+
+
+class MSRVTTGeneration(ClipBenchmark):
+    """One clip for one caption of each of MSR-VTT's videos."""
+
+    splits: ClassVar[tuple[str, ...]] = MSRVTT_SPLITS
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the captions; see `read_msrvtt`."""
+        return read_msrvtt(data, split)

@@ -1,12 +1,14 @@
-"""Readers of multiple-choice benchmarks: EgoSchema and MVBench."""
+"""EgoSchema and MVBench."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.benchmarks.items import BenchmarkData, BenchmarkFolder, BenchmarkItem, field_of
+from divot_lightning.evaluation.benchmarks.choice import ChoiceBenchmark, ServedBenchmark, write_table
+from divot_lightning.evaluation.benchmarks.files import BenchmarkFolder, field_of
+from divot_lightning.parts.benchmarks import BenchmarkData, BenchmarkItem
 
 NUM_EGOSCHEMA_OPTIONS = 5
 TVQA_FRAME_RATE = 3.0
@@ -187,3 +189,27 @@ def check_choice(choice: int | None, options: tuple[str, ...], where: str) -> No
     """
     if choice is not None and not 0 <= choice < len(options):
         raise UserError(f"{where} names option {choice} of {len(options)}, counted from 0")
+
+
+class EgoSchema(ServedBenchmark):
+    """EgoSchema (arXiv:2308.09126): five options about three minutes of first-person video."""
+
+    splits: ClassVar[tuple[str, ...]] = ("subset", "full")
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the questions; see `read_egoschema`."""
+        return read_egoschema(data, split)
+
+    def write_choices(self, folder: Path, items: Sequence[BenchmarkItem], chosen: Sequence[int]) -> Path:
+        """Write a table for Kaggle and an object for the authors' server."""
+        return write_table(folder, items, chosen)
+
+
+class MVBench(ChoiceBenchmark):
+    """MVBench (arXiv:2311.17005): 20 tasks, each counting the same."""
+
+    splits: ClassVar[tuple[str, ...]] = ("test", *MVBENCH_TASKS)
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the questions; see `read_mvbench`."""
+        return read_mvbench(data, split)

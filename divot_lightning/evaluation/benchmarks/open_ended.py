@@ -1,19 +1,18 @@
-"""Readers of open-ended question benchmarks: MSVD-QA and ActivityNet-QA."""
+"""Open-ended questions: MSVD-QA and ActivityNet-QA."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.benchmarks.items import (
-    BenchmarkData,
-    BenchmarkFolder,
-    BenchmarkItem,
-    MediaFolders,
-    field_of,
-)
+from divot_lightning.evaluation.answers.accuracy import OpenAnswerAccuracy
+from divot_lightning.evaluation.benchmarks.files import BenchmarkFolder, MediaFolders, field_of
+from divot_lightning.parts.benchmarks import Benchmark, BenchmarkData, BenchmarkItem
+from divot_lightning.parts.metrics import BenchmarkMetric
 
 _FOLDERS = ("videos", "all_test", "YouTubeClips", "video", ".")
+
+QA_SPLITS = ("test", "val", "train")
 
 ANSWER_TYPES = (
     "motion",
@@ -110,3 +109,34 @@ def _kind(entry: dict[str, Any], where: str) -> str:
     if not 0 <= kind < len(ANSWER_TYPES):
         raise UserError(f"{where}: the type of an answer is {kind}; it must be 0 to {len(ANSWER_TYPES) - 1}")
     return ANSWER_TYPES[kind]
+
+
+class OpenBenchmark(Benchmark):
+    """Open questions: answers are compared by characters and by words, and perhaps by a judge."""
+
+    main_scores: ClassVar[tuple[str, ...]] = ("judged", "normalised")
+    is_open: ClassVar[bool] = True
+
+    def make_metrics(self, items: Sequence[BenchmarkItem], device: str = "cpu") -> list[BenchmarkMetric]:
+        """Build the accuracy, with the groups of the items."""
+        return [OpenAnswerAccuracy(list(dict.fromkeys(item.group for item in items if item.group)))]
+
+
+class MSVDQA(OpenBenchmark):
+    """MSVD-QA (Xu et al. 2017)."""
+
+    splits: ClassVar[tuple[str, ...]] = QA_SPLITS
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the questions; see `read_msvd_qa`."""
+        return read_msvd_qa(data, split)
+
+
+class ActivityNetQA(OpenBenchmark):
+    """ActivityNet-QA (arXiv:1906.02467)."""
+
+    splits: ClassVar[tuple[str, ...]] = QA_SPLITS
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the questions; see `read_activitynet_qa`."""
+        return read_activitynet_qa(data, split)

@@ -1,12 +1,16 @@
-"""Reader of the Perception Test, whose videos are cut where their end would reveal the answer."""
+"""The Perception Test, whose videos are cut where their end would reveal the answer."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.benchmarks.items import BenchmarkData, BenchmarkFolder, BenchmarkItem, field_of
+from divot_lightning.evaluation.benchmarks.choice import ServedBenchmark
+from divot_lightning.evaluation.benchmarks.files import BenchmarkFolder, field_of
 from divot_lightning.evaluation.benchmarks.multiple_choice import check_choice
+from divot_lightning.parts.benchmarks import BenchmarkData, BenchmarkItem
 
 CUT_SPLITS = ("valid", "train")
 """Splits whose videos are published uncut, with the frames at which to cut them; test videos are cut already."""
@@ -86,3 +90,26 @@ def _bounds(video: str, entry: Any, cuts: Mapping[str, Any], name_read: str) -> 
     if rate <= 0.0 or frame < 0:
         raise UserError(f"{where} is to be cut at frame {frame} of {rate} per second; both must be positive")
     return 0.0, frame / rate
+
+
+class PerceptionTest(ServedBenchmark):
+    """The multiple-choice questions of the Perception Test (arXiv:2305.13786)."""
+
+    splits: ClassVar[tuple[str, ...]] = (
+        *("valid", "test", "train", "sample"),
+        *(f"{split}{UNCUT}" for split in CUT_SPLITS),
+    )
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the questions; see `read_perception_test`."""
+        return read_perception_test(data, split)
+
+    def write_choices(self, folder: Path, items: Sequence[BenchmarkItem], chosen: Sequence[int]) -> Path:
+        """Write {video: [{"id", "answer_id", "answer"}]}."""
+        videos: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for item, choice in zip(items, chosen, strict=True):
+            video, _, number = item.id.rpartition("/")
+            videos[video].append({"id": int(number), "answer_id": choice, "answer": item.options[choice]})
+        path = folder / "submission.json"
+        path.write_text(json.dumps(videos), encoding="utf-8")
+        return path

@@ -1,27 +1,78 @@
-"""Reader of toy shards as a benchmark: each clip with its questions, or with its caption."""
+"""The toy world as benchmarks: its clips generated, reconstructed, captioned and asked about."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
-from divot_datamodules.decoding.samples import read_text
-from divot_datamodules.decoding.video import VIDEO_SUFFIXES
 from divot_datamodules.shards.reading import expand_shards
-from divot_datamodules.shards.sources import read_all
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.benchmarks.items import BenchmarkData, BenchmarkItem
-from divot_lightning.parts.sources import RawSample
+from divot_lightning.evaluation.benchmarks.captions import CaptionBenchmark
+from divot_lightning.evaluation.benchmarks.clips import ClipBenchmark, Reconstruction
+from divot_lightning.evaluation.benchmarks.open_ended import OpenBenchmark
+from divot_lightning.evaluation.benchmarks.shard_items import ShardSample, shard_items
+from divot_lightning.evaluation.metrics.toy_oracle import ToyOracle
+from divot_lightning.parts.benchmarks import BenchmarkData, BenchmarkItem
+from divot_lightning.parts.metrics import BenchmarkMetric
+
+TOY_SPLITS = ("held_out", "train")
 
 
-def read_toy_questions(folder: str | Path, split: str) -> BenchmarkData:
-    """Read every question of every clip of the shards in `<folder>/<split>`, or in the folder itself."""
-    shards = _shards(folder, split)
-    return _data(shards, (item for raw in read_all(shards) for item in _question_items(raw)))
+class Toy(ClipBenchmark):
+    """Clips of the toy world generated from their captions, read by its exact oracle."""
+
+    splits: ClassVar[tuple[str, ...]] = TOY_SPLITS
+    metrics: ClassVar[tuple[str, ...]] = ("toy_oracle", "toy_frechet")
+    main_scores: ClassVar[tuple[str, ...]] = ("frechet_video_distance", "all")
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the clips of the shards in `<data>/<split>`, or in the folder itself, with their captions."""
+        return read_toy_clips(data, split)
+
+
+class ToyReconstruction(Reconstruction):
+    """Clips of the toy world encoded and decoded again, read by its exact oracle.
+
+    The scores beside PSNR and SSIM are those of `toy`: the best that generation can reach through this de-tokenizer,
+    since its tokens are those of real clips.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = TOY_SPLITS
+    metrics: ClassVar[tuple[str, ...]] = ("psnr", "ssim", "toy_frechet")
+    main_scores: ClassVar[tuple[str, ...]] = ("all",)
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the clips of the shards in `<data>/<split>`, or in the folder itself."""
+        return read_toy_clips(data, split)
+
+    def make_metrics(self, items: Sequence[BenchmarkItem], device: str = "cpu") -> list[BenchmarkMetric]:
+        """Build the oracle, which also measures the position, and the others."""
+        return [ToyOracle(start_error=True), *super().make_metrics(items, device)]
+
+
+class ToyCaptions(CaptionBenchmark):
+    """Captions of the toy world's clips; one that does not parse is wrong in every attribute."""
+
+    splits: ClassVar[tuple[str, ...]] = TOY_SPLITS
+    metrics: ClassVar[tuple[str, ...]] = ("captions", "toy_captions")
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the clips of the shards in `<data>/<split>`, or in the folder itself, with their captions."""
+        return read_toy_clips(data, split)
+
+
+class ToyQuestions(OpenBenchmark):
+    """Four questions about each clip of the toy world."""
+
+    splits: ClassVar[tuple[str, ...]] = TOY_SPLITS
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read every question of every clip of the shards in `<data>/<split>`, or in the folder itself."""
+        return shard_items(_shards(data, split), _question_items)
 
 
 def read_toy_clips(folder: str | Path, split: str) -> BenchmarkData:
-    """Read every clip of the shards in `<folder>/<split>`, or in the folder itself, with its caption."""
-    shards = _shards(folder, split)
-    return _data(shards, (_clip_item(raw) for raw in read_all(shards)))
+    """Read every clip of the shards in `<folder>/<split>`, or in the folder itself, with its caption and facts."""
+    return shard_items(_shards(folder, split), _clip_items)
 
 
 def _shards(folder: str | Path, split: str) -> list[str]:
@@ -29,31 +80,15 @@ def _shards(folder: str | Path, split: str) -> list[str]:
     return expand_shards(str(inside if inside.is_dir() else folder))
 
 
-def _media(raw: RawSample) -> bytes:
-    found = next((suffix for suffix in VIDEO_SUFFIXES if suffix in raw.members), None)
-    if found is None:
-        raise UserError(f"the sample {raw.key!r} of {raw.shard} has no video; give toy shards, not cached features")
-    return bytes(raw.members[found])
+def _question_items(sample: ShardSample) -> Iterator[BenchmarkItem]:
+    for turn in sample.text.get("questions", []):
+        group, name = turn.get("attribute", ""), sample.name
+        yield BenchmarkItem(f"{name}/{group}", sample.media, name, turn["question"], answer=turn["answer"], group=group)
 
 
-def _question_items(raw: RawSample) -> Iterator[BenchmarkItem]:
-    media, name = _media(raw), f"{Path(raw.shard).name}/{raw.key}"
-    for turn in read_text(raw.members).get("questions", []):
-        group = turn.get("attribute", "")
-        yield BenchmarkItem(f"{name}/{group}", media, name, turn["question"], answer=turn["answer"], group=group)
-
-
-def _clip_item(raw: RawSample) -> BenchmarkItem:
-    name, text = f"{Path(raw.shard).name}/{raw.key}", read_text(raw.members)
+def _clip_items(sample: ShardSample) -> Iterator[BenchmarkItem]:
+    text = sample.text
     if "attributes" not in text or "start" not in text:
-        raise UserError(f"the sample {raw.key!r} of {raw.shard} is no clip of the toy world; make some: divot data toy")
-    return BenchmarkItem(
-        name, _media(raw), name, references=(text["caption"],), facts={**text, "prompt": text["caption"]}
-    )
-
-
-def _data(shards: list[str], items: Iterator[BenchmarkItem]) -> BenchmarkData:
-    found = tuple(items)
-    if not found:
-        raise UserError(f"there is no item in {shards[0]} and the {len(shards) - 1} other shards")
-    return BenchmarkData(found, {Path(shard).name: Path(shard) for shard in shards})
+        raise UserError(f"the sample {sample.name!r} is no clip of the toy world; make some: divot data toy")
+    facts = {**text, "prompt": text["caption"]}
+    yield BenchmarkItem(sample.name, sample.media, sample.name, references=(text["caption"],), facts=facts)

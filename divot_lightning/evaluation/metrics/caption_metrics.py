@@ -5,17 +5,20 @@ CIDEr-D are defined here as in COCO's evaluation: torchmetrics has another ROUGE
 them need Java (pycocoevalcap) or an audio model (aac-metrics). METEOR needs Java and WordNet and is left out.
 """
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torchmetrics.text import BLEUScore
+from torch import Tensor
+from torchmetrics.functional.text import bleu_score
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.metrics.caption_words import caption_words
-from divot_lightning.evaluation.metrics.item_mean import ItemMean
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
+from divot_lightning.parts.metrics import JoinedMetric, Measured
 
 BLEU_ORDERS = (1, 2, 3, 4)
 
@@ -32,31 +35,46 @@ CIDER_SCALE = 10.0
 NGram = tuple[str, ...]
 
 
-class CaptionBLEU(BLEUScore):
-    """BLEU over all captions (Papineni et al. 2002), without smoothing.
+class CaptionScores(JoinedMetric):
+    """BLEU of orders 1 to 4 without smoothing (Papineni et al. 2002), ROUGE-L (Lin 2004) and CIDEr-D.
 
-    Args:
-        order: Longest n-gram, 1 to 4.
+    BLEU and CIDEr-D depend on all captions together, so the state is the captions with their references, as bytes.
     """
 
-    def __init__(self, order: int = 4) -> None:
-        super().__init__(n_gram=order)
+    inputs: ClassVar[Literal["answers", "clips"]] = "answers"
+    dtype_of_numbers: ClassVar[torch.dtype] = torch.uint8
 
-    def update(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-        """Compare captions with the references of their videos."""
-        targets = [[_spaced(text) for text in texts] for texts in references]
-        super().update([_spaced(text) for text in captions], targets)
+    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
+        """Return the caption."""
+        return {"caption": prediction.answer}
+
+    def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
+        """Add captions."""
+        rows = [[entry["caption"], list(item.references)] for entry, item in zip(measured, items, strict=True)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        if lines:
+            self.add(torch.frombuffer(bytearray(lines), dtype=torch.uint8))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return `bleu_1` to `bleu_4` and `rouge_l` in [0, 1], `cider_d` in [0, 10]; NaN without captions."""
+        rows = [json.loads(line) for line in bytes(self.joined().numpy()).decode().splitlines()]
+        captions, references = [row[0] for row in rows], [row[1] for row in rows]
+        words = [_spaced(text) for text in captions], [[_spaced(text) for text in texts] for texts in references]
+        bleu = {f"bleu_{order}": bleu_score(*words, n_gram=order) for order in BLEU_ORDERS}
+        values = torch.tensor([list(row.values()) for row in _item_values(captions, references)], dtype=torch.float64)
+        return {**bleu, **dict(zip(("rouge_l", "cider_d"), values.view(-1, 2).mean(dim=0), strict=True))}
+
+    def item_values(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> list[dict[str, float]]:
+        """Return ROUGE-L and CIDEr-D of each caption."""
+        return _item_values([entry["caption"] for entry in measured], [item.references for item in items])
 
 
-class CaptionROUGE(ItemMean):
-    """ROUGE-L (Lin 2004) as COCO's evaluation has it, averaged over captions."""
-
-    higher_is_better = True
-
-    def update(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-        """Compare captions with the references of their videos."""
-        values = [rouge_of_caption(text, targets) for text, targets in zip(captions, references, strict=True)]
-        self.add(torch.tensor(values, dtype=torch.float64))
+def _item_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[dict[str, float]]:
+    ciders = cider_of_captions(captions, references)
+    return [
+        {"rouge_l": rouge_of_caption(text, targets), "cider_d": cider}
+        for text, targets, cider in zip(captions, references, ciders, strict=True)
+    ]
 
 
 def rouge_of_caption(caption: str, references: Sequence[str]) -> float:

@@ -5,7 +5,7 @@ Shape letters: B batch, F frames, N images, H height, W width, E width of CLIP's
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from transformers import AutoTokenizer, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.metrics.item_mean import ItemMean
+from divot_lightning.evaluation.protocol import folder_sha256
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
+from divot_lightning.parts.metrics import ItemMetric
 
 FRAMES_AT_A_TIME = 256
 
@@ -76,19 +78,27 @@ class ClipTextSimilarity:
         return self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output
 
 
-class ClipSimilarity(ItemMean):
+class ClipSimilarity(ItemMetric):
     """Mean CLIP similarity over clips.
 
     Args:
-        similarity: The model.
+        folder: Of the model, see `ClipTextSimilarity`.
+        device: Where it runs.
     """
 
-    higher_is_better = True
+    inputs: ClassVar[Literal["answers", "clips"]] = "clips"
+    scores: ClassVar[tuple[str, ...]] = ("clip_similarity",)
 
-    def __init__(self, similarity: ClipTextSimilarity) -> None:
+    def __init__(self, folder: str, device: str = "cpu") -> None:
         super().__init__()
-        self.similarity = similarity
+        self.similarity = ClipTextSimilarity(folder, device)
+        self.source = {"name": Path(folder).name, "sha256": folder_sha256(folder)}
 
-    def update(self, video_BFCHW: Tensor, captions: Sequence[str]) -> None:
-        """Add clips, uint8 (B, F, 3, H, W), and their captions."""
-        self.add(self.similarity(video_BFCHW, captions))
+    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
+        """Return the similarity of a clip and its prompt."""
+        assert prediction.clip is not None
+        return {"clip_similarity": self.similarity(prediction.clip[None], [str(item.facts["prompt"])]).item()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and hash of the model."""
+        return {"clip_model": self.source}

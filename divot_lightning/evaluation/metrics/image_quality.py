@@ -1,101 +1,143 @@
-"""Compare reconstructed clips with their originals.
+"""Compare reconstructed clips with their originals, frame by frame.
 
-Every clip has one value and the metric is the mean over clips, on any number of processes. Clips are uint8, or float
-in [0, 255].
+Every clip has one value, and the score is the mean over clips.
 
-Shape letters: B batch, F frames, H height, W width.
+Shape letters: F frames, H height, W width.
 """
 
-from typing import Literal, cast
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.metrics.item_mean import ItemMean
+from divot_lightning.io.files import file_sha256
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
+from divot_lightning.parts.metrics import ItemMetric
 
 PIXEL_RANGE = 255.0
 SSIM_WINDOW = 11
 """Side in pixels of the Gaussian window of Wang et al. 2004, sigma 1.5."""
 
+Network = Literal["alex", "vgg", "squeeze"]
+WEIGHTS = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
+"""torchvision's name of each network, with which the names of its files of weights begin."""
 
-class ClipPSNR(ItemMean):
+
+class PSNR(ItemMetric):
     """Peak signal to noise ratio in decibels.
 
     The mean of the clips' decibels, not the decibels of the mean error, so that one failed clip does not hide how good
     the others are. A clip without any error counts as infinite.
     """
 
-    higher_is_better = True
+    inputs: ClassVar[Literal["answers", "clips"]] = "clips"
+    scores: ClassVar[tuple[str, ...]] = ("psnr",)
+    best: ClassVar[float] = float("inf")
 
-    def update(self, generated_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
-        """Compare clips (B, F, 3, H, W) pairwise."""
-        decibels_B = peak_signal_noise_ratio(
-            generated_BFCHW.double(),
-            original_BFCHW.double(),
-            data_range=PIXEL_RANGE,
-            dim=(1, 2, 3, 4),
-            reduction="none",
-        )
-        self.add(decibels_B)
+    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
+        """Compare a clip with its original."""
+        clip, original = _pixels(prediction, torch.float64)
+        return {"psnr": peak_signal_noise_ratio(clip, original, data_range=PIXEL_RANGE).item()}
 
 
-class ClipSSIM(ItemMean):
+class SSIM(ItemMetric):
     """Structural similarity of the frames, averaged over each clip; 1 is equality.
 
     Every pixel has a window, and the picture is reflected at its border, as in torchmetrics. Implementations with
     windows inside the picture only have slightly other values.
 
     Raises:
-        UserError: On update, if the frames are smaller than its window.
+        UserError: On `measure`, if the frames are smaller than its window.
     """
 
-    higher_is_better = True
+    inputs: ClassVar[Literal["answers", "clips"]] = "clips"
+    scores: ClassVar[tuple[str, ...]] = ("ssim",)
 
-    def update(self, generated_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
-        """Compare clips (B, F, 3, H, W) pairwise."""
-        size = tuple(generated_BFCHW.shape[-2:])
-        if min(size) < SSIM_WINDOW:
-            raise UserError(f"SSIM compares windows of {SSIM_WINDOW} pixels, the frames have {size[0]}x{size[1]}")
-        generated, original = (clips.double().flatten(0, 1) for clips in (generated_BFCHW, original_BFCHW))
-        similarity = structural_similarity_index_measure(generated, original, data_range=PIXEL_RANGE, reduction="none")
-        self.add(cast(Tensor, similarity).view(generated_BFCHW.shape[:2]).mean(dim=1))
+    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
+        """Compare a clip with its original."""
+        clip, original = _pixels(prediction, torch.float64)
+        if min(clip.shape[-2:]) < SSIM_WINDOW:
+            height, width = clip.shape[-2:]
+            raise UserError(f"SSIM compares windows of {SSIM_WINDOW} pixels, the frames have {height}x{width}")
+        similarity = structural_similarity_index_measure(clip, original, data_range=PIXEL_RANGE, reduction="none")
+        return {"ssim": cast(Tensor, similarity).mean().item()}
 
 
-class ClipLPIPS(ItemMean):
+class LPIPS(ItemMetric):
     """Learned perceptual distance of the frames (Zhang et al. 2018), averaged over each clip; 0 is equality.
 
-    The network is torchvision's, with its ImageNet weights, and is not part of this package.
+    The network is torchvision's; its ImageNet weights are read from a file and never downloaded. The weights of
+    LPIPS's own layers come with torchmetrics.
 
     Args:
+        weights: torchvision's file of the network's weights, such as `alexnet-owt-7be5be79.pth`.
         network: "alex", "vgg" or "squeeze".
+        device: Where it runs.
 
     Raises:
-        UserError: torchvision or its weights are not there.
+        UserError: torchvision is not there, or the file is not that of the network.
     """
 
+    inputs: ClassVar[Literal["answers", "clips"]] = "clips"
+    scores: ClassVar[tuple[str, ...]] = ("lpips",)
     higher_is_better = False
+    best: ClassVar[float] = 0.0
 
-    def __init__(self, network: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
+    def __init__(self, weights: str, network: Network = "alex", device: str = "cpu") -> None:
         super().__init__()
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        self.source = {"network": network, "sha256": _hash(weights, network)}
+        self.network = _lpips(Path(weights), network).to(device)
+        self.where = device
 
-        try:
-            self.lpips = LearnedPerceptualImagePatchSimilarity(network, reduction="none", normalize=True)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"LPIPS needs the network {network!r} of torchvision, which is not installed\npip install torchvision"
-            ) from error
-        except OSError as error:
-            raise UserError(f"LPIPS: torchvision could not load the weights of {network!r}: {error}") from error
+    def describe(self) -> dict[str, Any]:
+        """Return network and hash of the weights."""
+        return {"lpips": self.source}
 
     @torch.no_grad()
-    def update(self, generated_BFCHW: Tensor, original_BFCHW: Tensor) -> None:
-        """Compare clips (B, F, 3, H, W) pairwise."""
-        frames = [clips.float().flatten(0, 1) / PIXEL_RANGE for clips in (generated_BFCHW, original_BFCHW)]
-        self.lpips.update(*frames)
-        # For a single frame torchmetrics keeps a number instead of a list of one.
-        distances = torch.cat([scores.reshape(-1) for scores in self.lpips.all_scores])
-        self.lpips.reset()
-        self.add(distances.view(generated_BFCHW.shape[:2]).mean(dim=1))
+    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
+        """Compare a clip with its original."""
+        frames = [clip.to(self.where) / PIXEL_RANGE for clip in _pixels(prediction, torch.float32)]
+        return {"lpips": self.network(*frames, normalize=True).mean().item()}
+
+
+def _hash(weights: str, network: str) -> str:
+    if not Path(weights).is_file():
+        raise UserError(
+            f"LPIPS: there is no file {weights}\n"
+            f"Give torchvision's weights of the network, {WEIGHTS[network]}-*.pth, in a file on this machine."
+        )
+    return file_sha256(Path(weights))
+
+
+def _lpips(weights: Path, network: Network) -> nn.Module:
+    """Build torchmetrics' network with the weights of a file."""
+    from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+    try:
+        built = _NoTrainLpips(net=network, pnet_rand=True)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"LPIPS needs the network {network!r} of torchvision, which is not installed\npip install torchvision"
+        ) from error
+    try:
+        stored = torch.load(weights, map_location="cpu", weights_only=True)
+        layers = {name.partition(".")[2]: value for name, value in built.net.state_dict().items()}
+        for name, value in layers.items():  # `slice1.0.weight` is torchvision's `features.0.weight`
+            value.copy_(stored[f"features.{name}"])
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        raise UserError(
+            f"LPIPS: {weights} holds no weights of {WEIGHTS[network]} ({reason:.200})\n"
+            f"Give torchvision's file, {WEIGHTS[network]}-*.pth, or choose another lpips_network."
+        ) from error
+    return built
+
+
+def _pixels(prediction: Prediction, dtype: torch.dtype) -> list[Tensor]:
+    """Return clip and original as floats in [0, 255]."""
+    assert prediction.clip is not None
+    assert prediction.original is not None
+    return [prediction.clip.to(dtype), prediction.original.to(dtype)]

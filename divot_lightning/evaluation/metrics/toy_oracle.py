@@ -1,20 +1,23 @@
 """Score toy clips by the exact pixel oracle; a clip that it cannot read counts as wrong.
 
-Shape letters: B batch, F frames, H height, W width.
+Shape letters: B batch, N clips, F frames, H height, W width.
 """
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from divot_datamodules.toy.world import ATTRIBUTES, Reading, ToyWorld
-from divot_lightning.errors import UserError
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
+from divot_lightning.parts.metrics import JoinedMetric, Measured
 
-Expected = Mapping[str, str]
+ORACLE_RULE = "exact pixel oracle; a clip that it cannot read counts as wrong"
 
 
 def read_clips(video_BFCHW: Tensor, world: ToyWorld | None = None) -> list[Reading]:
@@ -31,76 +34,79 @@ def read_clips(video_BFCHW: Tensor, world: ToyWorld | None = None) -> list[Readi
     return [world.read(video.cpu().numpy()) for video in video_BFCHW]
 
 
-def attributes_right(reading: Reading, target: Expected) -> dict[str, bool]:
-    """Return for each attribute whether a clip shows its target; an invalid clip is wrong in all."""
-    return {name: reading.valid and getattr(reading, name) == target[name] for name in ATTRIBUTES}
+class ToyOracle(JoinedMetric):
+    """Fractions of clips in which the oracle reads each attribute, `all` of them, and that are `invalid`; `spread`.
 
-
-def count_correct(readings: Sequence[Reading], expected: Sequence[Expected]) -> dict[str, int]:
-    """Count the clips that show what they should.
+    `spread` is how widely clips of one caption are spread over the picture (see `start_spread`), divided by the spread
+    of the real clips; 1 is that of the real clips.
 
     Args:
-        readings: The oracle's readings.
-        expected: The attributes that each clip should show, in the same order.
-
-    Returns:
-        Clips right in each attribute and in `all` of them, `invalid` clips (wrong in everything), and `count`.
-
-    Raises:
-        UserError: If the two differ in length.
-
-    >>> right = {"colour": "red", "shape": "circle", "direction": "up", "speed": "slowly"}
-    >>> counts = count_correct([Reading(True, **right), Reading(False)], [right, right])
-    >>> counts["all"], counts["invalid"], counts["count"]
-    (1, 1, 2)
+        start_error: Whether to measure `start_error_pixels` too, the mean distance of the start from that of the
+            original, over valid clips; of use for reconstructions only, since captions leave the start open.
     """
-    if len(readings) != len(expected):
-        raise UserError(f"{len(readings)} clips were read but {len(expected)} are expected; give one for each")
-    counts = {name: 0 for name in (*ATTRIBUTES, "all", "invalid")} | {"count": len(readings)}
-    for reading, target in zip(readings, expected, strict=True):
-        right = attributes_right(reading, target)
-        for name, hit in right.items():
-            counts[name] += hit
-        counts["all"] += all(right.values())
-        counts["invalid"] += not reading.valid
-    return counts
 
+    inputs: ClassVar[Literal["answers", "clips"]] = "clips"
 
-class ToyOracleAccuracy(Metric):
-    """Fraction of clips in which the oracle reads the target: per attribute, `all`, and the fraction `invalid`."""
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    counts: Tensor
-
-    def __init__(self, world: ToyWorld | None = None) -> None:
+    def __init__(self, start_error: bool = False) -> None:
         super().__init__()
-        self.world = world
-        self.add_state("counts", torch.zeros(len(ATTRIBUTES) + 3, dtype=torch.int64), dist_reduce_fx="sum")
+        self.start_error = start_error
 
-    def update(self, video_BFCHW: Tensor, expected: Sequence[Expected]) -> None:
-        """Read clips, uint8 (B, F, 3, H, W), and compare them with the attributes that they should show."""
-        counts = count_correct(read_clips(video_BFCHW, self.world), expected)
-        self.counts += torch.tensor(list(counts.values()), device=self.counts.device)
+    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
+        """Read a clip with the oracle."""
+        assert prediction.clip is not None
+        return {"reading": asdict(read_clips(prediction.clip[None])[0])}
+
+    def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
+        """Add readings."""
+        rows = [_row(entry["reading"], item.facts) for entry, item in zip(measured, items, strict=True)]
+        self.add(torch.tensor(rows, dtype=torch.float64))
+
+    def _columns(self) -> list[Tensor]:
+        """Return by clip: right in each attribute, start (NaN if invalid), true start, digest of the caption."""
+        sizes = [len(ATTRIBUTES), 2, 2, 1]
+        return list(self.joined().view(-1, sum(sizes)).split(sizes, dim=1))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return fractions in [0, 1], NaN before the first clip."""
-        names = (*ATTRIBUTES, "all", "invalid")
-        return {name: self.counts[index] / self.counts[-1] for index, name in enumerate(names)}
+        """Return the scores, scalars in float64; NaN where no clip counts."""
+        rights_N4, starts_N2, truths_N2, captions_N1 = self._columns()
+        named = dict(zip(ATTRIBUTES, rights_N4.mean(dim=0), strict=True))
+        named |= {"all": rights_N4.prod(dim=1).mean(), "invalid": starts_N2[:, 0].isnan().double().mean()}
+        groups = captions_N1[:, 0].tolist()
+        spread, real = (start_spread(starts.tolist(), groups)[0] for starts in (starts_N2, truths_N2))
+        named["spread"] = torch.tensor(spread / real if real else math.nan, dtype=torch.float64)
+        if self.start_error:
+            named["start_error_pixels"] = (starts_N2 - truths_N2).norm(dim=1).nanmean()
+        return named
+
+    def counts(self) -> dict[str, int]:
+        """Return how many clips count in the scores of positions."""
+        _, starts_N2, _, captions_N1 = self._columns()
+        counts = {"spread": start_spread(starts_N2.tolist(), captions_N1[:, 0].tolist())[1]}
+        return counts | ({"start_error_pixels": int((~starts_N2[:, 0].isnan()).sum())} if self.start_error else {})
+
+    def item_values(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> list[dict[str, float]]:
+        """Return for each clip whether each attribute is right, and all of them."""
+        rows = [_rights(entry["reading"], item.facts) for entry, item in zip(measured, items, strict=True)]
+        return [{**row, "all": float(all(row.values()))} for row in rows]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the rule."""
+        return {"oracle": ORACLE_RULE}
 
 
-def start_error(readings: Sequence[Reading], starts: Sequence[tuple[float, float]]) -> tuple[float, int]:
-    """Return the mean distance in pixels between read and true start, over valid clips, and how many those are."""
-    distances = [
-        math.dist(reading.start, start)
-        for reading, start in zip(readings, starts, strict=True)
-        if reading.valid and reading.start is not None
-    ]
-    return (math.fsum(distances) / len(distances) if distances else math.nan), len(distances)
+def _rights(reading: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return 1 for each attribute that a clip shows as it should; an invalid clip is wrong in all."""
+    return {name: float(reading["valid"] and reading[name] == facts["attributes"][name]) for name in ATTRIBUTES}
 
 
-def start_spread(readings: Sequence[Reading], groups: Sequence[Hashable]) -> tuple[float, int]:
+def _row(reading: Mapping[str, Any], facts: Mapping[str, Any]) -> list[float]:
+    start = reading["start"] if reading["valid"] and reading["start"] is not None else (math.nan, math.nan)
+    # 52 bits of a digest fit a float64 exactly.
+    digest = int.from_bytes(hashlib.sha256(facts["caption"].encode()).digest()[:8]) >> 12
+    return [*_rights(reading, facts).values(), *start, *facts["start"], float(digest)]
+
+
+def start_spread(starts: Sequence[Sequence[float]], groups: Sequence[Hashable]) -> tuple[float, int]:
     """Return how widely the clips of one caption are spread over the picture.
 
     The caption does not mention the position, so a model that has learnt the world starts its clips as widely spread
@@ -109,23 +115,22 @@ def start_spread(readings: Sequence[Reading], groups: Sequence[Hashable]) -> tup
     that count is part of the result; the fraction of invalid clips should be shown beside it.
 
     Args:
-        readings: The oracle's readings.
+        starts: Row and column of each clip's start, in pixels; NaN for clips that cannot be read.
         groups: The caption of each clip, or another name of its group.
 
     Returns:
         Standard deviation of the start position within a caption, in pixels per axis (unbiased, pooled over captions
         and both axes), NaN if no caption has two valid clips; and the number of clips that counted.
 
-    >>> def at(row: float) -> Reading: return Reading(True, start=(row, 5.0))
-    >>> start_spread([at(1.0), at(3.0), at(9.0), Reading(False)], ["a", "a", "b", "a"])
+    >>> start_spread([(1.0, 5.0), (3.0, 5.0), (9.0, 5.0), (math.nan, math.nan)], ["a", "a", "b", "a"])
     (1.0, 2)
     """
-    starts: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
-    for reading, group in zip(readings, groups, strict=True):
-        if reading.valid and reading.start is not None:
-            starts[group].append(reading.start)
+    by_group: dict[Hashable, list[Sequence[float]]] = defaultdict(list)
+    for start, group in zip(starts, groups, strict=True):
+        if not math.isnan(start[0]):
+            by_group[group].append(start)
     squares, freedom, counted = 0.0, 0, 0
-    for positions in starts.values():
+    for positions in by_group.values():
         if len(positions) < 2:
             continue
         starts_N2 = torch.tensor(positions, dtype=torch.float64)

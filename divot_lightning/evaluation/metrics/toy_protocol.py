@@ -3,9 +3,9 @@
 Shape letters: N clips, F frames, H height, W width.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,26 +13,12 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.toy.world import ATTRIBUTES, Reading, Scene, ToyWorld
-from divot_lightning.evaluation.metrics.frechet import FrechetDistance
-from divot_lightning.evaluation.metrics.image_quality import ClipPSNR
-from divot_lightning.evaluation.metrics.toy_features import NUM_TOY_FEATURES, toy_clip_features
-from divot_lightning.evaluation.metrics.toy_oracle import Expected, count_correct, start_error, start_spread
+from divot_lightning.evaluation.metrics.frechet_video import ToyFrechet
+from divot_lightning.evaluation.metrics.image_quality import PSNR
+from divot_lightning.evaluation.metrics.toy_oracle import ToyOracle
 from divot_lightning.evaluation.scores import Score
-
-ORACLE_RULE = "exact pixel oracle; a clip that it cannot read counts as wrong"
-
-
-def oracle_scores(
-    name: str, readings: Sequence[Reading], expected: Sequence[Expected], protocol: Mapping[str, Any]
-) -> list[Score]:
-    """Return the fractions of clips right in each attribute and in `all`, and of invalid ones, as `<name>/<what>`."""
-    counts = count_correct(readings, expected)
-    total = counts.pop("count")
-    described = {**protocol, "oracle": ORACLE_RULE}
-    return [
-        Score(f"{name}/{what}", value / total if total else math.nan, total, described)
-        for what, value in counts.items()
-    ]
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
+from divot_lightning.parts.metrics import BenchmarkMetric
 
 
 def reconstruction_scores(
@@ -42,34 +28,10 @@ def reconstruction_scores(
     texts: Sequence[Mapping[str, Any]],
     protocol: Mapping[str, Any],
 ) -> list[Score]:
-    """Score reconstructions: oracle, distance of the start position, PSNR.
-
-    Args:
-        originals_NFCHW: uint8.
-        generated_NFCHW: uint8, their reconstructions.
-        readings: The oracle's readings of the reconstructions.
-        texts: The samples' json, with `attributes` and `start`.
-        protocol: What else decides the numbers.
-    """
-    psnr = ClipPSNR()
-    for generated, original in zip(generated_NFCHW.split(32), originals_NFCHW.split(32), strict=True):
-        psnr.update(generated, original)
-    distance, valid = start_error(readings, [tuple(text["start"]) for text in texts])
-    scores = oracle_scores("reconstruction", readings, [text["attributes"] for text in texts], protocol)
-    scores.append(Score("reconstruction/start_error_pixels", distance, valid, {**protocol, "clips": "valid ones only"}))
-    scores.append(Score("reconstruction/psnr", psnr.compute().item(), len(generated_NFCHW), dict(protocol)))
-    return scores
-
-
-def frechet(real_NFCHW: Tensor, generated_NFCHW: Tensor) -> float:
-    """Return the Frechet distance of uint8 clips in the fixed toy features, NaN if a set has fewer than two."""
-    if min(len(real_NFCHW), len(generated_NFCHW)) < 2:
-        return math.nan
-    metric = FrechetDistance(toy_clip_features, NUM_TOY_FEATURES)
-    for real, clips in ((True, real_NFCHW), (False, generated_NFCHW)):
-        for part in clips.split(64):
-            metric.update(part, real=real)
-    return metric.compute().item()
+    """Score reconstructions: oracle, distance of the start position, PSNR; the arguments of `generation_scores`."""
+    clips = originals_NFCHW, generated_NFCHW
+    scores = _scores("reconstruction", [ToyOracle(start_error=True), PSNR()], *clips, readings, texts, protocol)
+    return [score for score in scores if score.name != "reconstruction/spread"]
 
 
 def generation_scores(
@@ -79,7 +41,7 @@ def generation_scores(
     texts: Sequence[Mapping[str, Any]],
     protocol: Mapping[str, Any],
 ) -> list[Score]:
-    """Score clips that were generated from captions: fidelity to the prompt, diversity, Frechet distance.
+    """Score clips that were generated from captions by the metrics of the benchmark `toy`.
 
     Args:
         real_NFCHW: uint8, the real clips that the captions belong to.
@@ -89,18 +51,35 @@ def generation_scores(
         protocol: What else decides the numbers.
 
     Returns:
-        `generation/<attribute|all|invalid>`; `generation/spread`, the spread of start positions within one caption
-        divided by that of the real clips; `generation/frechet`.
+        `generation/<attribute|all|invalid|spread|frechet>`.
     """
-    captions = [text["caption"] for text in texts]
-    spread, counted = start_spread(readings, captions)
-    truths = [Reading(True, start=tuple(text["start"])) for text in texts]
-    real_spread, _ = start_spread(truths, captions)
-    scores = oracle_scores("generation", readings, [text["attributes"] for text in texts], protocol)
-    rule = {**protocol, "spread": "valid clips of captions with two or more; 1 is that of the real clips"}
-    scores.append(Score("generation/spread", spread / real_spread if real_spread else math.nan, counted, rule))
-    space = {**protocol, "features": "fixed toy features, scaled by their deviation over the real clips"}
-    scores.append(Score("generation/frechet", frechet(real_NFCHW, generated_NFCHW), len(generated_NFCHW), space))
+    metrics = [ToyOracle(), ToyFrechet()]
+    return _scores("generation", metrics, real_NFCHW, generated_NFCHW, readings, texts, protocol)
+
+
+def _scores(
+    name: str,
+    metrics: Sequence[BenchmarkMetric],
+    real_NFCHW: Tensor,
+    generated_NFCHW: Tensor,
+    readings: Sequence[Reading],
+    texts: Sequence[Mapping[str, Any]],
+    protocol: Mapping[str, Any],
+) -> list[Score]:
+    items = [BenchmarkItem(str(number), None, "", facts=text) for number, text in enumerate(texts)]
+    predictions = [Prediction(clip=a, original=b) for a, b in zip(generated_NFCHW, real_NFCHW, strict=True)]
+    scores = []
+    for metric in metrics:
+        if isinstance(metric, ToyOracle):
+            measured = [{"reading": asdict(reading)} for reading in readings]
+        else:
+            measured = [metric.measure(prediction, item) for prediction, item in zip(predictions, items, strict=True)]
+        metric.update(measured, items)
+        counts, described = metric.counts(), {**protocol, **metric.describe()}
+        scores += [
+            Score(f"{name}/{what}", value.item(), counts.get(what, len(items)), described)
+            for what, value in metric.compute().items()
+        ]
     return scores
 
 

@@ -91,17 +91,21 @@ class TokenizerConfig:
         assert isinstance(self.vision, VisionSpec)
         return self.vision.image_size
 
+    @functools.cached_property
+    def frame_stride(self) -> int:
+        """Frames that the vision encoder turns into one step in time."""
+        if isinstance(self.vision, VisionSpec):
+            return self.vision.frame_stride
+        # Only the encoder itself can tell; on the meta device it takes no memory and reads no weights.
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return self.vision().frame_stride
+
     @property
     def tokens_per_clip(self) -> int:
-        """Number of tokens of one clip.
-
-        Before the tokenizer is built, nobody knows how many frames its vision encoder turns into one step in time; one
-        is assumed then, which matters with ``token_source: spatiotemporal`` only.
-        """
+        """Number of tokens of one clip, also before the tokenizer is built."""
         if self.token_source == "perceiver":
             return self.num_tokens
-        frame_stride = self.vision.frame_stride if isinstance(self.vision, VisionSpec) else 1
-        return self.num_frames // frame_stride * self.pool_size**2
+        return self.num_frames // self.frame_stride * self.pool_size**2
 
 
 def _vision_of(described: dict[str, Any]) -> Callable[[], VisionEncoder]:

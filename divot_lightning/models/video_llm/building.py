@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.hub import pretrained_folder
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import (
     build_untrained_language_model,
@@ -48,16 +49,24 @@ def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[A
     tokenizer, new_ids = load_text_tokenizer(text_tokenizer_folder(config, folder))
     if config.language_model is not None:
         vocabulary = vocabulary_size(tokenizer)
-        return tokenizer, load_language_model(config.language_model, vocabulary, new_ids, config.attention)
+        return tokenizer, load_language_model(_pretrained(config), vocabulary, new_ids, config.attention)
     return tokenizer, build_untrained_language_model(config.language_model_config or {}, tokenizer, config.attention)
 
 
 def text_tokenizer_folder(config: VideoLLMConfig, folder: Path | None) -> str:
     """Return the folder of a video LLM's text tokenizer; arguments as for `build_language_model`."""
-    found = folder / "text_tokenizer" if folder is not None else config.text_tokenizer or config.language_model
-    if found is None:
+    if folder is not None:
+        return str(folder / "text_tokenizer")
+    if config.text_tokenizer is not None:
+        return config.text_tokenizer
+    if config.language_model is None:
         raise UserError("text_tokenizer=None: a language model trained from scratch needs a text tokenizer's folder.")
-    return str(found)
+    return _pretrained(config)
+
+
+def _pretrained(config: VideoLLMConfig) -> str:
+    assert config.language_model is not None
+    return pretrained_folder(config.language_model, config.revision, "llm.language_model")
 
 
 def sequence_collator(config: VideoLLMConfig, folder: Path | None = None) -> SequenceCollator:
@@ -74,7 +83,7 @@ def sequence_collator(config: VideoLLMConfig, folder: Path | None = None) -> Seq
 def language_model_width(config: VideoLLMConfig, folder: Path | None) -> int:
     """Return D from the language model's configuration alone; arguments as for `build_language_model`."""
     if folder is None and config.language_model is not None:
-        full = AutoConfig.from_pretrained(config.language_model, local_files_only=True, trust_remote_code=False)
+        full = AutoConfig.from_pretrained(_pretrained(config), local_files_only=True, trust_remote_code=False)
     else:
         full = AutoConfig.for_model(**(_stored_config(folder) if folder else config.language_model_config or {}))
     return int(full.hidden_size)

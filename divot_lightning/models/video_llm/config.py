@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.language_model import Attention, LoRAConfig
+from divot_lightning.models.video_llm.language_model import Attention
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.weight_dtypes import FrozenDtype
 from divot_lightning.parts.part import PartSpec
 from divot_lightning.parts.sequences.layout import GenerationMode, SequenceLayout
@@ -17,8 +18,10 @@ class VideoLLMConfig:
     """Config of the video LLM, without its generation head.
 
     Attributes:
-        language_model: Folder of a pretrained transformers causal language model; None builds an untrained one from
-            language_model_config.
+        language_model: Folder of a pretrained transformers causal language model, or id of a hub repository; None
+            builds an untrained one from language_model_config.
+        revision: Commit, tag or branch of the hub repository, which is downloaded unless it is in the local cache; with
+            None only the cache is looked at.
         language_model_config: Keys of a transformers configuration (model_type, hidden_size, ...) for a model with
             random weights.
         text_tokenizer: Folder of the text tokenizer; None takes the one in the language_model folder.
@@ -43,6 +46,7 @@ class VideoLLMConfig:
     """
 
     language_model: str | None = None
+    revision: str | None = None
     language_model_config: dict[str, Any] | None = None
     text_tokenizer: str | None = None
     num_queries: int | None = None

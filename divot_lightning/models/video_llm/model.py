@@ -27,8 +27,8 @@ from divot_lightning.models.video_llm.attention_mask import (
 )
 from divot_lightning.models.video_llm.building import LearnableQueries, build_language_model, initial_queries
 from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
-from divot_lightning.models.video_llm.language_model import LoRAConfig, add_lora, merge_lora, unwrap
 from divot_lightning.models.video_llm.language_model_probe import probe_language_model
+from divot_lightning.models.video_llm.lora import LoRAConfig, add_lora, merge_lora, unwrap
 from divot_lightning.models.video_llm.losses import VideoLLMOutput, generation_loss, next_word_loss
 from divot_lightning.models.video_llm.position_limit import check_positions
 from divot_lightning.models.video_llm.projectors import mlp_projector

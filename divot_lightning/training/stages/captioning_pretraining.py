@@ -1,7 +1,6 @@
 """Captioning pretraining of a tokenizer: Divot's baseline for diffusion (table 6, arXiv:2412.04432)."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import Generator, Tensor, nn
 
@@ -10,6 +9,7 @@ from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
+from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.parts.sequences.collator import SequenceCollator
@@ -66,21 +66,21 @@ class CaptioningPretraining(Stage):
             sources["video_llm.language_model"] = llm.language_model
         return sources
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the next-word loss of captions given the clips' tokens."""
         self.check_sync("train", batch, batch_idx)
         return self.training_loss(self._losses(batch), batch)
 
-    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+    def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count the words to learn."""
         return {"text_loss": sequences_of(batch).num_text_targets if num_real_samples(batch) else 0}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the same loss."""
         self.check_sync("validation", batch, batch_idx)
         self.log_validation(self._losses(batch))
 
-    def _losses(self, batch: dict[str, Any]) -> dict[str, LossPart]:
+    def _losses(self, batch: Batch) -> dict[str, LossPart]:
         if "video" not in batch:
             raise UserError("captioning pretraining trains the tokenizer on pixels; give it shards of videos")
         tokens_MQC = self.tokenizer(to_unit_range(batch["video"]))

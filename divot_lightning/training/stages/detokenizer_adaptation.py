@@ -1,7 +1,7 @@
 """De-tokenizer adaptation: the video diffusion model learns from samples of the LLM's head (Divot appendix A.2)."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.weights import has_masters, has_shards
+from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
@@ -83,7 +84,7 @@ class DetokenizerAdaptation(Stage):
         """Return the folders of tokenizer and video LLM, and of the de-tokenizer for what is frozen in it."""
         return {**self.sources, "detokenizer": self.detokenizer_folder}
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the denoising loss of clips given features sampled for their captions."""
         sync = self.check_sync("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
@@ -99,7 +100,7 @@ class DetokenizerAdaptation(Stage):
 
     @torch.no_grad()
     def sampled_features(
-        self, batch: dict[str, Any], video_MFCHW: Tensor, purpose: str = "train", most_samples: int = 0
+        self, batch: Batch, video_MFCHW: Tensor, purpose: str = "train", most_samples: int = 0
     ) -> Tensor:
         """Sample features for the clips to generate; of several candidates, keep the nearest to the clip's own.
 
@@ -131,11 +132,11 @@ class DetokenizerAdaptation(Stage):
             return sampled[0]
         return nearest_candidates(torch.stack(sampled), self.tokenizer(video_MFCHW), self.nearest_per)
 
-    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+    def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count clips."""
         return {"loss": num_real_samples(batch)}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses with sampled features, without dropout."""
         sync = self.check_sync("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])

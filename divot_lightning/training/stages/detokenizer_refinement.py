@@ -1,7 +1,6 @@
 """De-tokenizer refinement: the video diffusion model alone, with condition dropout (Divot appendix A.1)."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
@@ -54,7 +54,7 @@ class DetokenizerRefinement(Stage):
         """Return the folders of the tokenizer, and of the de-tokenizer for what is frozen in it."""
         return {"tokenizer": self.tokenizer_folder, "detokenizer": self.detokenizer_folder}
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the denoising loss with condition dropout."""
         self.check_sync("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
@@ -71,11 +71,11 @@ class DetokenizerRefinement(Stage):
         )
         return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
 
-    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+    def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count clips."""
         return {"loss": num_real_samples(batch)}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses without dropout."""
         self.check_sync("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])

@@ -19,6 +19,7 @@ from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenize
 from divot_lightning.models.randomness import sample_generators
 from divot_lightning.models.weight_dtypes import raise_to_float32
 from divot_lightning.models.weights import shard_rest
+from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.accumulation import STEP_COUNTS, check_step, load_whole_steps
 from divot_lightning.training.global_mean import GlobalLoss, LossPart, global_mean, merge_means, weighted_sum
@@ -104,7 +105,7 @@ class Stage(LightningModule):
             getattr(self, name).eval()
         return self
 
-    def check_sync(self, split: Split, batch: dict[str, Any], batch_idx: int) -> RankSync:
+    def check_sync(self, split: Split, batch: Batch, batch_idx: int) -> RankSync:
         """Check that all processes do the same step; see `divot_lightning.distributed.rank_sync`."""
         state = StepState(
             work=f"{type(self).__name__} {split} step",
@@ -117,7 +118,7 @@ class Stage(LightningModule):
         )
         return check_ranks_in_sync(state)
 
-    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+    def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Return the number of targets of each training loss in a batch, from the batch alone; see `LossPart`.
 
         Stages that have it can accumulate gradients: those of several batches then equal those of one large batch.
@@ -150,7 +151,7 @@ class Stage(LightningModule):
         """Return the folders that frozen weights come from, by module path; checkpoints do not store them again."""
         return {}
 
-    def training_loss(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> Tensor:
+    def training_loss(self, parts: Mapping[str, LossPart], batch: Batch) -> Tensor:
         """Return the loss that this process backpropagates, and log the means over all processes.
 
         Args:
@@ -169,7 +170,7 @@ class Stage(LightningModule):
             self._log("train", parts, result)
         return result.loss.new_zeros((), requires_grad=True) if self.step_skipped else result.loss
 
-    def _step_mean(self, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> GlobalLoss:
+    def _step_mean(self, parts: Mapping[str, LossPart], batch: Batch) -> GlobalLoss:
         """Weight a batch by its fraction of the step; with accumulated batches, return the means of the step so far."""
         num_batches = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
         if num_batches == 1:
@@ -202,7 +203,7 @@ class Stage(LightningModule):
         if count > allowed:
             raise over_budget(run, count, allowed, self.step_number, what, nonfinite_ranks)
 
-    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Reset the state of an optimizer step at its first batch; one bad batch makes the whole step be skipped."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.step_skipped = False
@@ -222,7 +223,7 @@ class Stage(LightningModule):
             # Optimizers pass over parameters without a gradient, decay and moments included.
             optimizer.zero_grad(set_to_none=True)
 
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the global gradient norm, before clipping, of every optimizer step that was taken."""
         if self._zero is not None:
             self.gradient_norm, self._zero.step_outcome = self._zero.step_outcome, None
@@ -263,17 +264,17 @@ class Stage(LightningModule):
         return configure_optimizer(self, self.optimizer_config, steps, adamw)
 
 
-def num_samples(batch: dict[str, Any]) -> int:
+def num_samples(batch: Mapping[str, Any]) -> int:
     """Count the samples of a batch, those of a dummy batch too."""
     return len(batch["segments"]) if "segments" in batch else len(batch["video"])
 
 
-def num_real_samples(batch: dict[str, Any]) -> int:
+def num_real_samples(batch: Mapping[str, Any]) -> int:
     """Count the samples that enter the loss: 0 in a dummy batch, which only keeps processes in sync."""
     return int(batch.get("counted", num_samples(batch)))
 
 
-def batch_generators(batch: dict[str, Any], purpose: str) -> list[torch.Generator] | None:
+def batch_generators(batch: Mapping[str, Any], purpose: str) -> list[torch.Generator] | None:
     """Return one random generator per sample, made from the run's seed and the sample's index in the run.
 
     Args:

@@ -1,7 +1,6 @@
 """Tokenizer pretraining: tokenizer and de-tokenizer together (Divot section 3.1, arXiv:2412.04432)."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConf
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
@@ -65,7 +65,7 @@ class TokenizerPretraining(Stage):
                 sources[f"detokenizer.{name}"] = source
         return sources
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the denoising loss of clips given their own tokens."""
         self.check_sync("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
@@ -75,11 +75,11 @@ class TokenizerPretraining(Stage):
         loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_timestep_prob=prob, generator=generators)
         return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
 
-    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+    def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count clips."""
         return {"loss": num_real_samples(batch)}
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss at uniform times, and the loss at pure noise, where only the tokens help."""
         self.check_sync("validation", batch, batch_idx)
         video = to_unit_range(batch["video"])
@@ -95,7 +95,7 @@ class TokenizerPretraining(Stage):
 
 
 def validation_losses(
-    detokenizer: VideoDetokenizer, video_BFCHW: Tensor, tokens_BQC: Tensor, batch: dict[str, Any], batch_idx: int
+    detokenizer: VideoDetokenizer, video_BFCHW: Tensor, tokens_BQC: Tensor, batch: Batch, batch_idx: int
 ) -> dict[str, LossPart]:
     """Compute a de-tokenizer's validation losses, with the same noise at every validation."""
     losses = {}

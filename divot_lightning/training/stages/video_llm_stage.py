@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.weights import has_shards
+from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
@@ -71,7 +71,7 @@ class VideoLLMStage(Stage):
         """Return the folder of the tokenizer."""
         return {"tokenizer": self.tokenizer_folder}
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of a batch.
 
         Args:
@@ -83,7 +83,7 @@ class VideoLLMStage(Stage):
         """
         return self.training_loss(self._step(batch, self.check_sync("train", batch, batch_idx)), batch)
 
-    def loss_counts(self, batch: dict[str, Any]) -> dict[str, int]:
+    def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count the words to learn and the clips to generate."""
         sequences, counts = sequences_of(batch), int(num_real_samples(batch) > 0)
         return {
@@ -91,11 +91,11 @@ class VideoLLMStage(Stage):
             "head_loss": counts * sequences.num_generated_clips,
         }
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses of a validation batch, averaged over targets and clips; arguments as above."""
         self.log_validation(self._step(batch, self.check_sync("validation", batch, batch_idx)))
 
-    def _step(self, batch: dict[str, Any], sync: RankSync) -> dict[str, LossPart]:
+    def _step(self, batch: Batch, sync: RankSync) -> dict[str, LossPart]:
         # If the tokenizer is sharded, all processes must run it equally often, also those without clips.
         at_least = sync.most_clips if has_shards(self.tokenizer) else 0
         features = clip_features(batch, self.tokenizer, at_least)

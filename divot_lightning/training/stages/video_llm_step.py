@@ -20,6 +20,7 @@ from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMOutput
 from divot_lightning.models.weights import has_shards
+from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import num_real_samples
@@ -58,7 +59,7 @@ def sequences_of(batch: Mapping[str, Any]) -> SequenceBatch:
 
 
 @torch.no_grad()
-def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: int = 0) -> Tensor | None:
+def clip_features(batch: Mapping[str, Any], tokenizer: VideoTokenizer, at_least: int = 0) -> Tensor | None:
     """Return the features of all clips of a batch: the cached ones, or those of the frozen tokenizer.
 
     Args:
@@ -84,7 +85,7 @@ def clip_features(batch: dict[str, Any], tokenizer: VideoTokenizer, at_least: in
 
 
 def loss_parts(
-    output: VideoLLMOutput, batch: dict[str, Any], *, text_loss_weight: float, head_loss_weight: float
+    output: VideoLLMOutput, batch: Mapping[str, Any], *, text_loss_weight: float, head_loss_weight: float
 ) -> dict[str, LossPart]:
     """Return the losses of a batch with their counts.
 
@@ -104,7 +105,7 @@ def loss_parts(
     }
 
 
-def most_clips(batch: dict[str, Any], index: int) -> int:
+def most_clips(batch: Mapping[str, Any], index: int) -> int:
     """Return the largest number of clips that any process encodes for the feature statistics."""
     clips = len(batch["video"]) if "video" in batch else 0
     return check_ranks_in_sync(
@@ -114,7 +115,7 @@ def most_clips(batch: dict[str, Any], index: int) -> int:
 
 @torch.no_grad()
 def feature_statistics(
-    batches: Iterable[dict[str, Any]], num_batches: int, tokenizer: VideoTokenizer, video_llm: VideoLLM
+    batches: Iterable[Batch], num_batches: int, tokenizer: VideoTokenizer, video_llm: VideoLLM
 ) -> Tensor:
     """Sum the features and their squares for mean and standard deviation; sums of processes may be added.
 

@@ -74,7 +74,9 @@ class DiffusersDenoiser(Denoiser):
         origin = Origin("denoiser", pretrained, revision, subfolder, config)
         derived = self.row.sizes(self.sizes, config)
         untrained = {"in_channels": channels, "out_channels": channels, self.row.condition_key: condition_dim}
-        self.model, folder = build_model(self.row.class_name, origin, **derived, **(untrained if config else {}))
+        self.model, folder = build_model(
+            self.row.class_name, origin, **derived, **({} if config is None else untrained)
+        )
         self._check_sizes({"in_channels": channels, **derived})
         width = int(self.model.config[self.row.condition_key])
         self.project = nn.Identity() if width == condition_dim else nn.Linear(condition_dim, width)

@@ -131,11 +131,11 @@ class VideoVAELatents(FrozenVAE):
 
 def _statistics(vae: Any, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of the VAE's own latents, to be broadcast over latents (B, c, f, h, w)."""
+    buffers = dict(vae.named_buffers())
 
     def find(name: str, default: float) -> Any:
         # LTX has them as buffers, among its weights; the others in their config.
-        found = getattr(vae, name, None)
-        found = vae.config.get(name) if found is None else found
+        found = buffers.get(name, vae.config.get(name))
         return [default] * channels if found is None else found
 
     scale = vae.config.get("scaling_factor") or 1.0

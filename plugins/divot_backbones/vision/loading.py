@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from divot_lightning.errors import UserError
@@ -17,6 +17,8 @@ def load_vision_model(
     model_class: type[PreTrainedModel], pretrained: str, revision: str | None, unused: Iterable[str] = (), **given: Any
 ) -> PreTrainedModel:
     """Load pretrained weights as float32, whatever dtype they are stored in: the trainer decides the precision.
+
+    In a block of `torch.device("meta")` only the config is read, for the shapes.
 
     Args:
         model_class: Class of the vision model; of a model with a text part it loads the vision part.
@@ -31,6 +33,9 @@ def load_vision_model(
     Raises:
         UserError: The model is not there, or weights are missing or of another size.
     """
+    if torch.get_default_device().type == "meta":
+        config = given.get("config") or _config_class(model_class).from_pretrained(pretrained, **local_files(revision))
+        return model_class(config)
     try:
         with _quiet_transformers():
             model, report = model_class.from_pretrained(
@@ -54,6 +59,11 @@ def load_vision_model(
         )
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _config_class(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig]:
+    assert model_class.config_class is not None
+    return model_class.config_class
 
 
 def local_files(revision: str | None) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import functools
 import logging
 import math
 import shutil
@@ -11,6 +12,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from divot_backbones.vision.clip import CLIP_MEAN, CLIP_STD, ClipVision
 from divot_backbones.vision.pixels import normalize, resize_as_released
 from divot_lightning.errors import UserError
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig
 
 SIZES = {
     "hidden_size": 16,
@@ -188,3 +190,11 @@ def test_default_sizes_are_those_of_vit_h_14():
         encoder = ClipVision()
     # open_clip's ViT-H-14 has 632.08 M in its image tower, 1.31 M of them the projection that is not used here.
     assert round(sum(parameter.numel() for parameter in encoder.parameters()) / 1e6, 2) == 630.76
+
+
+def test_the_number_of_steps_is_known_before_a_pretrained_vit_is_loaded(clip_folder):
+    (clip_folder / "model.safetensors").unlink()
+    vision = functools.partial(ClipVision, pretrained=str(clip_folder))
+    before = torch.get_rng_state()
+    assert TokenizerConfig(vision=vision, token_source="spatiotemporal", pool_size=2).tokens_per_clip == 5 * 2 * 2
+    assert torch.equal(torch.get_rng_state(), before)

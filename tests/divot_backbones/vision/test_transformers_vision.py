@@ -1,8 +1,10 @@
 """Vision models of transformers, against the same models called by hand."""
 
+import functools
 import json
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -244,6 +246,12 @@ def test_shapes_of_pretrained_weights_are_known_without_reading_them(model_type,
     }
     assert all(parameter.is_meta for parameter in encoder.parameters())
     assert (encoder.init_args, encoder.grid) == (whole.init_args, whole.grid)
+    with torch.device("meta"):
+        on_meta = TransformersVision(pretrained=str(tmp_path))
+    assert (on_meta.init_args, on_meta.frame_stride) == (whole.init_args, whole.frame_stride)
+    config = tokenizer_config(functools.partial(TransformersVision, pretrained=str(tmp_path)), num_frames=6)
+    stride = 2 if model_type == "vjepa2" else 1
+    assert replace(config, token_source="spatiotemporal").tokens_per_clip == 6 // stride * 2 * 2
 
 
 def test_a_tokenizer_has_as_many_positions_in_time_as_the_encoder_makes_steps():

@@ -79,7 +79,7 @@ def test_members_may_be_files(tmp_path, numbered_file, picture_file):
 
 
 def test_the_frames_of_a_picture_are_counted_once(picture_file):
-    assert decode({"jpg": picture_file()}).num_bytes == 3 * 16 * 16
+    assert decode({"jpg": picture_file()}).video.untyped_storage().nbytes() == 3 * 16 * 16
 
 
 def test_features_that_name_another_tokenizer_are_refused():

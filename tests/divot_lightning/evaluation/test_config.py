@@ -7,34 +7,39 @@ import pytest
 
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig, JudgeConfig, check_config
+from divot_lightning.evaluation.chosen_benchmark import find_benchmark
+from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig, JudgeConfig
 
 
 @pytest.mark.parametrize(
-    ("task", "changes", "shown"),
+    ("name", "changes", "shown"),
     [
-        ("choice", {"max_clips": 0}, "max_clips is 0"),
-        ("choice", {"limit": 0}, "limit is 0"),
-        ("open", {"top_p": 0.0}, "top_p is 0.0"),
-        ("open", {"temperature": -1.0}, "temperature is -1.0"),
-        ("choice", {"prompt": "{question}"}, "lacks {options}"),
-        ("open", {"prompt": "{question} {options}"}, "'options' that is not known; known here: {question}"),
-        ("choice", {"judge": JudgeConfig("local", "m")}, "judge has no effect on b"),
-        ("open", {"choice_rule": "first_letter"}, "choice_rule has no effect on b"),
-        ("open", {"generation": GenerationConfig(clip_model="x")}, "generation has no effect"),
-        ("generation", {"max_clips": 3}, "max_clips has no effect"),
-        ("open", {"judge": JudgeConfig("endpoint", "m")}, "'endpoint', which needs judge.url"),
-        ("open", {"judge": JudgeConfig(attempts=0)}, r"judge\.attempts is 0"),
-        ("open", {"judge": JudgeConfig(temperature=-0.1)}, r"judge\.temperature is -0\.1"),
-        ("open", {"judge": JudgeConfig(top_p=0.0)}, r"judge\.top_p is 0\.0"),
-        ("open", {"judge": JudgeConfig(timeout=0.0)}, r"judge\.timeout is 0\.0"),
-        ("open", {"judge": JudgeConfig("local", "m", max_tokens=None)}, r"judge\.max_tokens is null"),
-        ("choice", {"unparsed_as": -1}, "unparsed_as is -1"),
+        ("mvbench", {"max_clips": 0}, "max_clips is 0"),
+        ("mvbench", {"limit": 0}, "limit is 0"),
+        ("msvd_qa", {"top_p": 0.0}, "top_p is 0.0"),
+        ("msvd_qa", {"temperature": -1.0}, "temperature is -1.0"),
+        ("mvbench", {"prompt": "{question}"}, "lacks {options}"),
+        ("msvd_qa", {"prompt": "{question} {options}"}, "'options' that is not known; known here: {question}"),
+        ("mvbench", {"judge": JudgeConfig("local", "m")}, "judge has no effect on mvbench"),
+        ("msvd_qa", {"choice_rule": "first_letter"}, "choice_rule has no effect on msvd_qa"),
+        ("msvd_qa", {"generation": GenerationConfig(clip_model="x")}, "generation.clip_model has no effect on msvd_qa"),
+        ("toy", {"max_clips": 3}, "max_clips has no effect"),
+        ("msvd_qa", {"judge": JudgeConfig("endpoint", "m")}, "'endpoint', which needs judge.url"),
+        ("msvd_qa", {"judge": JudgeConfig(attempts=0)}, r"judge\.attempts is 0"),
+        ("msvd_qa", {"judge": JudgeConfig(temperature=-0.1)}, r"judge\.temperature is -0\.1"),
+        ("msvd_qa", {"judge": JudgeConfig(top_p=0.0)}, r"judge\.top_p is 0\.0"),
+        ("msvd_qa", {"judge": JudgeConfig(timeout=0.0)}, r"judge\.timeout is 0\.0"),
+        ("msvd_qa", {"judge": JudgeConfig("local", "m", max_tokens=None)}, r"judge\.max_tokens is null"),
+        ("mvbench", {"unparsed_as": -1}, "unparsed_as is -1"),
+        ("msvd_qa", {"generation": GenerationConfig(kept_clips=3)}, "generation has no effect on msvd_qa"),
+        ("reconstruction", {"temperature": 0.5}, "temperature has no effect on reconstruction"),
+        ("reconstruction", {"generation": GenerationConfig(head={})}, "generation.head has no effect"),
+        ("toy", {"generation": GenerationConfig(lpips="x.pth")}, "generation.lpips has no effect on toy"),
     ],
 )
-def test_wrong_settings_are_named(task, changes, shown):
+def test_wrong_settings_are_named(name, changes, shown):
     with pytest.raises(UserError, match=shown):
-        check_config(EvaluationConfig("b", "data", **changes), task)
+        find_benchmark(EvaluationConfig(name, "data", **changes))
 
 
 def test_help_and_comparison_import_no_torch(tmp_path):
@@ -49,7 +54,7 @@ def test_help_and_comparison_import_no_torch(tmp_path):
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        (["--benchmark", "mvbensh", "--data", "."], "no benchmark 'mvbensh'"),
+        (["--benchmark", "mvbensh", "--data", "."], "benchmark 'mvbensh' is not installed"),
         (["--benchmark", "toy", "--data", ".", "--split", "x"], "toy has no split 'x'"),
         (
             ["--benchmark", "toy", "--data", ".", "--max_clps", "3"],

@@ -6,8 +6,8 @@ from PIL import Image
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import DecodeError
-from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.item_media import read_item
+from divot_lightning.parts.benchmarks import BenchmarkItem
 
 CLIP = ClipConfig(short_videos="squeeze")
 

@@ -201,8 +201,10 @@ def test_settings_of_the_head_stand_in_the_model_of_a_score_and_not_in_its_proto
 
 
 def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tmp_path):
+    from divot_lightning.evaluation.metrics.frechet import feature_distance
+    from divot_lightning.evaluation.metrics.toy_features import toy_clip_features
     from divot_lightning.evaluation.metrics.toy_oracle import read_clips
-    from divot_lightning.evaluation.metrics.toy_protocol import frechet, generation_scores
+    from divot_lightning.evaluation.metrics.toy_protocol import generation_scores
     from divot_lightning.evaluation.question_runner import item_seed
     from divot_lightning.experiments.toy_measurements import load_clips
     from divot_lightning.inference.generate import ClipGenerator
@@ -231,7 +233,8 @@ def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tm
     known = zip(real.texts, rights, strict=True)
     assert texts == [{"number": n, "caption": t["caption"], "right": r} for n, (t, r) in enumerate(known)][:6]
     assert not (tmp_path / ".clips").exists()
-    assert values_of(tmp_path)["frechet"] == pytest.approx(frechet(real.media, generated), rel=1e-6)
+    distance = feature_distance(toy_clip_features(real.media), toy_clip_features(generated), scaled=True)
+    assert values_of(tmp_path)["frechet"] == pytest.approx(distance.item(), rel=1e-6)
 
 
 @pytest.fixture

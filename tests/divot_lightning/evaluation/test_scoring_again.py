@@ -216,9 +216,8 @@ def test_the_mean_of_groups_has_values_per_item_that_can_be_paired(tiny_run, mvb
 
 def test_groups_of_unequal_size_weigh_alike_in_the_values_of_items():
     """The mean over items of these values is the mean of the groups' means, whatever the sizes are."""
-    from divot_lightning.evaluation.benchmark_scores import measure
-    from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
-    from divot_lightning.evaluation.benchmarks.table import BENCHMARKS
+    from divot_lightning.evaluation.benchmarks.multiple_choice import MVBench
+    from divot_lightning.parts.benchmarks import BenchmarkItem
 
     sizes = {"x": 1, "y": 3, "z": 8}
     items = [
@@ -226,10 +225,13 @@ def test_groups_of_unequal_size_weigh_alike_in_the_values_of_items():
         for group, size in sizes.items()
         for n in range(size)
     ]
-    rows = [{"id": item.id, "said": "(A)"} for item in items]
-    values = measure(BENCHMARKS["mvbench"], items, rows, EvaluationConfig("mvbench", "."))
-    assert values["mean_of_groups"][0] == pytest.approx((1 + 2 / 3 + 1 / 2) / 3)
-    assert sum(row["scores"]["mean_of_groups"] for row in rows) / 12 == pytest.approx(values["mean_of_groups"][0])
+    benchmark = MVBench()
+    measured = [{"chosen": 0} for _ in items]
+    metrics = benchmark.make_metrics(items)
+    values = benchmark.score(metrics, measured, items)
+    assert values["mean_of_groups"] == (pytest.approx((1 + 2 / 3 + 1 / 2) / 3), 12)
+    own = metrics[0].item_values(measured, items)
+    assert sum(row["mean_of_groups"] for row in own) / 12 == pytest.approx(values["mean_of_groups"][0])
 
 
 # Judges

@@ -131,7 +131,7 @@ def test_captions_and_questions_are_those_of_divot_evaluate(folder, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "more", "message"),
     [
-        ("toy-captions", {"benchmark": "toy-caption"}, "no benchmark 'toy-caption'"),
+        ("toy-captions", {"benchmark": "toy-caption"}, "benchmark 'toy-caption' is not installed"),
         ("toy-captions", {"max_new_token": 3}, "max_new_token"),
         ("probe", {"run": "x"}, "probe has no setting run; it has clips, features, train"),
     ],

@@ -25,7 +25,7 @@ from divot_lightning.models.video_llm.projectors import mlp_projector
 DATA = Path(__file__).parents[2] / "data"
 RECORDED = {
     TOKENIZER.part: ("tokenizer_state", ""),
-    CONDITION_RESAMPLER.part: ("condition_resampler", "image_proj_model."),
+    CONDITION_RESAMPLER.part: ("detokenizer_state", "image_proj_model."),
     INPUT_PROJECTOR.part: ("projectors", "input_resampler."),
     OUTPUT_PROJECTOR.part: ("projectors", "output_resampler."),
 }
@@ -81,7 +81,7 @@ def test_tokenizer_behind_its_vit_gives_the_recorded_tokens():
 def test_condition_resampler_gives_the_recorded_condition():
     model = condition_resampler()
     model.load_state_dict(from_released(recorded_weights(CONDITION_RESAMPLER), CONDITION_RESAMPLER))
-    recorded = load("condition_resampler")
+    recorded = load("detokenizer_io")
     torch.testing.assert_close(model(recorded["tokens"]), recorded["condition"], atol=1e-5, rtol=0)
 
 

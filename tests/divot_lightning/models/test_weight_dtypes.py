@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import load_component, save_component
-from divot_lightning.models.video_llm.language_model import LoRAConfig
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.models.weight_dtypes import HALF, raise_to_float32
 from divot_lightning.models.weights import held_by

@@ -10,7 +10,7 @@ from divot_datamodules.shards.source_settings import SourceConfig
 from divot_datamodules.tasks.mixture import TaskMixture
 from divot_lightning.errors import UserError
 from divot_lightning.parts.kinds import SOURCES, TASKS
-from divot_lightning.parts.recipe_parts import expand_recipe
+from divot_lightning.parts.recipe_parts import expand_recipe, expand_words
 
 TASK = """
 from divot_lightning.parts.segments import Text
@@ -92,6 +92,12 @@ def test_the_short_name_of_a_source_becomes_its_class_path_in_a_recipe():
     path = "divot_datamodules.shards.jsonl_source.JsonlSource"
     expanded = expand_recipe({"data": {"init_args": {"train": ["a.tar", entry]}}})["data"]["init_args"]["train"]
     assert expanded == ["a.tar", {"source": {"class_path": path, "init_args": {"path": "a.jsonl"}}, "weight": 2.0}]
+
+
+def test_tasks_are_no_part_but_a_mapping_of_names():
+    words = ["--data.tasks", "caption: 1.0", "--data.tasks={generate: 2}"]
+    assert expand_words(words) == words
+    assert expand_recipe({"tasks": {"caption": 1.0}}) == {"tasks": {"caption": 1.0}}
 
 
 def test_a_misspelt_source_is_refused_with_a_guess():

@@ -19,7 +19,7 @@ from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepChe
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.distributed.ranks import Ranks
-from divot_lightning.models.video_llm.language_model import LoRAConfig
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.testing import run_distributed
 from divot_lightning.testing.toy_shards import make_toy_shards

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import record_components, save_component
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
-from divot_lightning.models.video_llm.language_model import LoRAConfig
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.testing import run_distributed

@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from divot_lightning.errors import UserError
 from divot_lightning.evaluation.answers.accuracy import (
     ChoiceAccuracy,
     OpenAnswerAccuracy,
@@ -12,6 +11,8 @@ from divot_lightning.evaluation.answers.accuracy import (
     normalise_answer,
     parse_choice,
 )
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
+from tests.divot_lightning.evaluation.measuring import scores_of
 
 OPTIONS = ["A red car.", "a red car and a cat", "nothing", "None of them"]
 
@@ -53,38 +54,42 @@ def test_normal_form_of_answers(text, normal):
     assert normalise_answer(text) == normal
 
 
+def choices(metric, chosen, correct, groups):
+    items = [BenchmarkItem("", None, "", choice=c, group=g) for c, g in zip(correct, groups, strict=True)]
+    return scores_of(metric, [Prediction(parsed=choice) for choice in chosen], items)
+
+
 def test_shares_are_over_all_per_group_and_the_mean_of_groups():
     metric = ChoiceAccuracy(["count", "order", "unused"])
-    metric.update([0, 1, None], [0, 0, 2], ["count", "count", "order"])
-    metric.update([3], [3], ["order"])
-    shares = {name: value.item() for name, value in metric.compute().items()}
+    choices(metric, [0, 1, None], [0, 0, 2], ["count", "count", "order"])
+    shares = choices(metric, [3], [3], ["order"])
     assert math.isnan(shares.pop("unused"))
     assert shares == {"all": 0.5, "count": 0.5, "order": 0.5, "mean_of_groups": 0.5, "unparsed": 0.25}
 
 
 def test_small_groups_count_as_much_as_large_ones_in_the_mean():
-    metric = ChoiceAccuracy(["large", "small"])
-    metric.update([0] * 10, [0] * 9 + [1], ["large"] * 9 + ["small"])
-    assert metric.compute()["mean_of_groups"].item() == pytest.approx(0.5)
-    assert metric.compute()["all"].item() == pytest.approx(0.9)
+    shares = choices(ChoiceAccuracy(["large", "small"]), [0] * 10, [0] * 9 + [1], ["large"] * 9 + ["small"])
+    assert shares["mean_of_groups"] == pytest.approx(0.5)
+    assert shares["all"] == pytest.approx(0.9)
 
 
-def test_answers_without_a_group_are_refused():
-    with pytest.raises(UserError, match="2 answers were given with 1 groups"):
-        ChoiceAccuracy(["a"]).update([0, 1], [0, 1], ["a"])
+def test_questions_whose_answer_is_hidden_have_no_accuracy():
+    metric = ChoiceAccuracy(unparsed_as=1)
+    assert choices(metric, [None, 0], [None, None], ["", ""]) == {"unparsed": 0.5}
+    assert choices(metric, [None, 0], [1, 1], ["", ""]) == {"all": 0.5, "unparsed": 0.5}
+    assert metric.counts() == {"all": 2, "unparsed": 2, "mean_of_groups": 2}
 
 
-def test_open_answers_are_exact_normalised_or_judged():
-    metric = OpenAnswerAccuracy()
-    metric.update(["a dog", "The dog", "puppy", "cat"], ["a dog"] * 4, [True, None, True, False])
-    shares = {name: value.item() for name, value in metric.compute().items()}
-    assert shares == {"exact": 0.25, "normalised": 0.5, "judged": pytest.approx(2 / 3)}
+def opens(metric, answers, correct, groups):
+    items = [BenchmarkItem("", None, "", answer=c, group=g) for c, g in zip(correct, groups, strict=True)]
+    return scores_of(metric, [Prediction(answer) for answer in answers], items)
 
 
-def test_without_a_judge_nothing_is_judged():
-    metric = OpenAnswerAccuracy()
-    metric.update(["a"], ["a"])
-    assert math.isnan(metric.compute()["judged"])
+def test_open_answers_are_exact_or_normalised_also_by_group():
+    metric = OpenAnswerAccuracy(["x"])
+    shares = opens(metric, ["a dog", "The dog", "puppy", "cat"], ["a dog"] * 4, ["x", "", "x", ""])
+    assert shares == {"exact": 0.25, "normalised": 0.5, "normalised/x": 0.5}
+    assert metric.counts() == {"exact": 4, "normalised": 4, "normalised/x": 2}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +107,5 @@ def test_without_a_judge_nothing_is_judged():
 )
 def test_short_and_empty_open_answers_are_compared_rightly(answer, correct, right):
     assert compare_answers(answer, correct) == right
-    metric = OpenAnswerAccuracy()
-    metric.update([answer], [correct])
-    assert (metric.compute()["exact"], metric.compute()["normalised"]) == right
+    shares = opens(OpenAnswerAccuracy(), [answer], [correct], [""])
+    assert (shares["exact"], shares["normalised"]) == right

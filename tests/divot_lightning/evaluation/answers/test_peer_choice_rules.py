@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from divot_lightning.evaluation.answers.accuracy import parse_choice
 from divot_lightning.evaluation.answers.peer_choice_rules import PEER_RULES
-from divot_lightning.evaluation.benchmarks.items import BenchmarkItem
 from divot_lightning.evaluation.config import EvaluationConfig, check_config
 from divot_lightning.evaluation.question_runner import fill_question
+from divot_lightning.parts.benchmarks import BenchmarkItem
 
 RECIPES = Path(__file__).parents[4] / "recipes" / "evaluation"
 LABELLED = [json.loads(line) for line in Path(__file__).with_name("choice_answers.jsonl").read_text().splitlines()]

@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.metrics.caption_metrics import (
-    CaptionBLEU,
-    CaptionROUGE,
-    cider_of_captions,
-    rouge_of_caption,
-)
+from divot_lightning.evaluation.metrics.caption_metrics import CaptionScores, cider_of_captions, rouge_of_caption
 from divot_lightning.evaluation.metrics.caption_words import caption_words
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
+from tests.divot_lightning.evaluation.measuring import scores_of
 
 CAPTIONS = ["A red car drives down the long road.", "Two dogs play in the snow", "a man's hat"]
 REFERENCES = [
@@ -89,20 +86,21 @@ def cider(captions, references):
     return 10 * values / 4
 
 
+def scores(captions, references):
+    items = [BenchmarkItem("", None, "", references=tuple(texts)) for texts in references]
+    return scores_of(CaptionScores(), [Prediction(text) for text in captions], items)
+
+
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_bleu_equals_the_definition(order):
-    metric = CaptionBLEU(order)
-    for at in range(3):
-        metric.update(CAPTIONS[at : at + 1], REFERENCES[at : at + 1])
-    assert metric.compute().item() == pytest.approx(bleu(CAPTIONS, REFERENCES, order), rel=1e-5)
-    assert metric.compute() > 0
+    found = scores(CAPTIONS, REFERENCES)[f"bleu_{order}"]
+    assert found == pytest.approx(bleu(CAPTIONS, REFERENCES, order), rel=1e-5)
+    assert found > 0
 
 
 def test_rouge_equals_the_definition_with_the_best_reference():
-    metric = CaptionROUGE()
-    metric.update(CAPTIONS, REFERENCES)
     expected = sum(rouge(*pair) for pair in zip(CAPTIONS, REFERENCES, strict=True)) / 3
-    assert metric.compute().item() == pytest.approx(expected, rel=1e-6)
+    assert scores(CAPTIONS, REFERENCES)["rouge_l"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_cider_equals_the_definition():
@@ -153,13 +151,11 @@ def test_all_scores_equal_those_of_the_coco_caption_evaluation():
     assert np.mean(cider_of_captions(captions, references)) == pytest.approx(1.688322840154731, rel=1e-9)
     rouges = [0.809735, 0.833333, 0.739394, 0.5, 0.693182, 0.525862, 0.152882]
     assert [rouge_of_caption(*pair) for pair in MEASURED] == pytest.approx(rouges, abs=5e-7)
-    metric = CaptionROUGE()
-    metric.update(captions, references)
-    assert metric.compute().item() == pytest.approx(0.6077696969518184, rel=1e-9)
-    for order, value in enumerate([0.75, 0.619139, 0.49468, 0.328991], start=1):
-        bleu_of_all = CaptionBLEU(order)
-        bleu_of_all.update(captions, references)
-        assert bleu_of_all.compute().item() == pytest.approx(value, abs=1e-6)
+    found = scores(captions, references)
+    assert found["rouge_l"] == pytest.approx(0.6077696969518184, rel=1e-9)
+    assert found["cider_d"] == pytest.approx(1.688322840154731, rel=1e-9)
+    bleus = [found[f"bleu_{order}"] for order in (1, 2, 3, 4)]
+    assert bleus == pytest.approx([0.75, 0.619139, 0.49468, 0.328991], abs=1e-6)
 
 
 def test_a_caption_without_words_scores_nothing():

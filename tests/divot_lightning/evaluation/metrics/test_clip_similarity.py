@@ -7,6 +7,8 @@ from PIL import Image
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.metrics.clip_similarity import ClipSimilarity, ClipTextSimilarity
+from divot_lightning.parts.benchmarks import BenchmarkItem
+from tests.divot_lightning.evaluation.measuring import clip_pairs, scores_of
 
 CAPTIONS = ["a red circle", "the blue square moves left"]
 
@@ -39,10 +41,10 @@ def expected(folder, video, caption):
 
 
 def test_similarity_is_the_mean_over_frames_of_the_models_cosine(clip_folder):
-    metric = ClipSimilarity(ClipTextSimilarity(clip_folder))
-    metric.update(clips(), CAPTIONS)
+    items = [BenchmarkItem("", None, "", facts={"prompt": text}) for text in CAPTIONS]
+    found = scores_of(ClipSimilarity(str(clip_folder)), clip_pairs(clips(), clips()), items)
     expected_mean = np.mean([expected(clip_folder, *pair) for pair in zip(clips(), CAPTIONS, strict=True)])
-    np.testing.assert_allclose(metric.compute().item(), expected_mean, rtol=1e-5)
+    np.testing.assert_allclose(found["clip_similarity"], expected_mean, rtol=1e-5)
 
 
 def test_padding_to_a_longer_caption_and_overlong_texts_change_nothing(clip_folder):

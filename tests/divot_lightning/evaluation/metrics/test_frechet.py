@@ -1,11 +1,10 @@
-"""The Frechet distance equals its textbook formula and streams."""
+"""The Frechet distance equals its textbook formula."""
 
 import numpy as np
 import pytest
 import torch
 
-from divot_lightning.errors import UserError
-from divot_lightning.evaluation.metrics.frechet import FrechetDistance, frechet_distance, matrix_square_root
+from divot_lightning.evaluation.metrics.frechet import feature_distance, frechet_distance, matrix_square_root
 
 
 def moments(seed: int, size: int, samples: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -43,46 +42,42 @@ def test_singular_covariances_need_no_remedy():
     assert frechet_distance(torch.zeros(3), flat, torch.zeros(3), torch.zeros(3, 3)).item() == pytest.approx(1.0)
 
 
-def test_streamed_distance_equals_the_one_on_all_features_at_once():
+def test_distance_of_features_is_that_of_their_moments_each_in_its_deviation_over_real_clips():
     real, generated = torch.randn(90, 4) * torch.tensor([1.0, 10.0, 0.1, 3.0]), torch.randn(70, 4) + 0.5
-    metric = FrechetDistance(lambda clips: clips, num_features=4)
-    for part in real.split(32):
-        metric.update(part, real=True)
-    for part in generated.split(17):
-        metric.update(part, real=False)
     scale = real.double().std(dim=0)
-    expected = frechet_distance(
-        (real.double() / scale).mean(0),
-        (real.double() / scale).T.cov(),
-        (generated.double() / scale).mean(0),
-        (generated.double() / scale).T.cov(),
-    )
-    torch.testing.assert_close(metric.compute(), expected, rtol=1e-8, atol=1e-8)
+    for unit, scaled in ((scale, True), (torch.ones(4), False)):
+        first, second = (part.double().numpy() / unit.numpy() for part in (real, generated))
+        moments = [first.mean(0), np.cov(first.T), second.mean(0), np.cov(second.T)]
+        expected = frechet_distance(*map(torch.from_numpy, moments))
+        torch.testing.assert_close(feature_distance(real, generated, scaled=scaled), expected, rtol=1e-8, atol=1e-8)
 
 
 def test_units_of_features_do_not_matter():
     real, generated = torch.randn(50, 3), torch.randn(50, 3) * 1.5
-    distances = []
-    for unit in (1.0, 1000.0):
-        metric = FrechetDistance(lambda clips, unit=unit: clips * torch.tensor([unit, 1.0, 1.0]), num_features=3)
-        metric.update(real, real=True)
-        metric.update(generated, real=False)
-        distances.append(metric.compute())
-    torch.testing.assert_close(distances[0], distances[1], rtol=1e-4, atol=1e-4)
+    units = (torch.tensor([unit, 1.0, 1.0]) for unit in (1.0, 1000.0))
+    one, other = (feature_distance(real * unit, generated * unit, scaled=True) for unit in units)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_too_few_clips_are_refused_with_their_number():
-    metric = FrechetDistance(lambda clips: clips, num_features=2)
-    metric.update(torch.randn(5, 2), real=True)
-    metric.update(torch.randn(1, 2), real=False)
-    with pytest.raises(UserError, match="2 generated clips, it was given 1"):
-        metric.compute()
+def test_a_constant_feature_and_a_single_one_have_a_distance():
+    real, generated = torch.ones(5, 1), torch.zeros(5, 1)
+    assert feature_distance(real, generated, scaled=True).item() == pytest.approx(1.0)
+
+
+def test_distance_of_too_few_clips_is_undefined():
+    assert feature_distance(torch.randn(5, 2), torch.randn(1, 2), scaled=True).isnan()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_are_told(value):
-    metric = FrechetDistance(None, 2)
-    metric.update(torch.rand(4, 2), real=True)
-    metric.update(torch.tensor([[0.0, 1.0], [value, 1.0]]), real=False)
-    with pytest.raises(UserError, match="features of the generated clips are not finite"):
-        metric.compute()
+def test_distance_of_features_that_are_not_finite_is_undefined(value):
+    broken = torch.tensor([[0.0, 1.0], [value, 1.0]])
+    assert feature_distance(torch.rand(4, 2), broken, scaled=False).isnan()
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6])
+def test_moments_keep_their_digits_where_features_are_large(offset):
+    generator = torch.Generator().manual_seed(0)
+    real, generated = (torch.randn(50, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    expected = feature_distance(real, generated, scaled=False)
+    actual = feature_distance(real + offset, generated + offset, scaled=False)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)

@@ -9,8 +9,10 @@ import torch
 from torchmetrics.functional.image import lpips
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.metrics.image_quality import ClipLPIPS, ClipPSNR, ClipSSIM
-from tests.divot_lightning.evaluation.random_lpips import random_alexnet_features, random_network
+from divot_lightning.evaluation.metrics.image_quality import LPIPS, PSNR, SSIM
+from divot_lightning.io.files import file_sha256
+from tests.divot_lightning.evaluation.measuring import clip_pairs, scores_of
+from tests.divot_lightning.evaluation.random_lpips import alexnet_weights, random_alexnet_features, random_network
 
 
 @pytest.fixture
@@ -45,10 +47,9 @@ def test_psnr_is_averaged_over_clips(clips):
     expected = np.mean(
         [10 * np.log10(255**2 / ((a - b) ** 2).mean().item()) for a, b in zip(generated, real, strict=True)]
     )
-    metric = ClipPSNR()
-    metric.update(generated[:1], real[:1])
-    metric.update(generated[1:], real[1:])
-    np.testing.assert_allclose(metric.compute().item(), expected, rtol=1e-6)
+    metric = PSNR()
+    scores_of(metric, clip_pairs(generated[:1], real[:1]))
+    np.testing.assert_allclose(scores_of(metric, clip_pairs(generated[1:], real[1:]))["psnr"], expected, rtol=1e-6)
 
 
 def test_ssim_equals_its_formula_by_loops(clips):
@@ -61,20 +62,16 @@ def test_ssim_equals_its_formula_by_loops(clips):
             for c in range(3)
         ]
     )
-    metric = ClipSSIM()
-    metric.update(generated, real)
-    np.testing.assert_allclose(metric.compute().item(), expected, rtol=1e-6)
+    np.testing.assert_allclose(scores_of(SSIM(), clip_pairs(generated, real))["ssim"], expected, rtol=1e-6)
 
 
 def test_equal_clips_are_perfectly_similar(clips):
-    metric = ClipSSIM()
-    metric.update(clips[0], clips[0])
-    assert metric.compute().item() == pytest.approx(1.0)
+    assert scores_of(SSIM(), clip_pairs(clips[0], clips[0])) == {"ssim": pytest.approx(1.0)}
 
 
 def test_frames_smaller_than_the_window_are_refused_with_their_size():
     with pytest.raises(UserError, match="8x16"):
-        ClipSSIM().update(torch.zeros(1, 2, 3, 8, 16), torch.zeros(1, 2, 3, 8, 16))
+        scores_of(SSIM(), clip_pairs(torch.zeros(1, 2, 3, 8, 16), torch.zeros(1, 2, 3, 8, 16)))
 
 
 def lpips_by_hand(a, b):
@@ -94,22 +91,31 @@ def lpips_by_hand(a, b):
     return total
 
 
-def test_lpips_equals_its_formula(clips):
+def test_lpips_equals_its_formula_with_the_weights_of_the_file(clips, tmp_path):
     real, generated = (torch.nn.functional.interpolate(part.flatten(0, 1), (32, 48)).float() for part in clips)
-    with random_network():
-        metric = ClipLPIPS()
-    metric.update(generated[:4].unflatten(0, (2, 2)), real[:4].unflatten(0, (2, 2)))
-    metric.update(generated[4:5][None], real[4:5][None])
+    torch.save(alexnet_weights(), tmp_path / "alexnet.pth")
+    with random_network(seed=1):  # other weights than those of the file, as torchvision builds them
+        metric = LPIPS(str(tmp_path / "alexnet.pth"))
+    scores_of(metric, clip_pairs(generated[:4].unflatten(0, (2, 2)), real[:4].unflatten(0, (2, 2))))
+    found = scores_of(metric, clip_pairs(generated[4:5][None], real[4:5][None]))
     with torch.no_grad():
         by_frame = [lpips_by_hand(a, b) for a, b in zip(generated[:5], real[:5], strict=True)]
     by_clip = [np.mean(by_frame[:2]), np.mean(by_frame[2:4]), by_frame[4]]
-    np.testing.assert_allclose(metric.compute().item(), np.mean(by_clip), rtol=1e-5)
+    np.testing.assert_allclose(found["lpips"], np.mean(by_clip), rtol=1e-5)
+    assert metric.describe()["lpips"]["sha256"] == file_sha256(tmp_path / "alexnet.pth")
 
 
-def test_lpips_without_its_network_says_what_to_install(monkeypatch):
-    import torchmetrics.image.lpip as library
-
+def test_lpips_without_its_network_says_what_to_install(monkeypatch, tmp_path):
+    (tmp_path / "vgg.pth").write_bytes(b"")
     if importlib.util.find_spec("torchvision"):
-        monkeypatch.setattr(library, "_TORCHVISION_AVAILABLE", False)
+        monkeypatch.setattr("torchmetrics.functional.image.lpips._TORCHVISION_AVAILABLE", False)
     with pytest.raises(UserError, match="'vgg' of torchvision"):
-        ClipLPIPS("vgg")
+        LPIPS(str(tmp_path / "vgg.pth"), "vgg")
+
+
+def test_lpips_names_a_file_that_is_not_there_or_has_other_weights(tmp_path):
+    with pytest.raises(UserError, match=r"there is no file nowhere\.pth\nGive torchvision's weights .*alexnet-"):
+        LPIPS("nowhere.pth")
+    torch.save({"classifier.1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with random_network(), pytest.raises(UserError, match=r"holds no weights of alexnet \(KeyError: 'features"):
+        LPIPS(str(tmp_path / "other.pth"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from divot_datamodules.toy.world import Scene, ToyWorld
-from divot_lightning.evaluation.metrics.frechet import FrechetDistance
+from divot_lightning.evaluation.metrics.frechet import feature_distance
 from divot_lightning.evaluation.metrics.toy_features import (
     FEATURE_NAMES,
     NUM_TOY_FEATURES,
@@ -29,10 +29,7 @@ def sample(count: int, seed: int) -> torch.Tensor:
 
 
 def distance(real: torch.Tensor, generated: torch.Tensor) -> float:
-    metric = FrechetDistance(toy_clip_features, NUM_TOY_FEATURES)
-    metric.update(real, real=True)
-    metric.update(generated, real=False)
-    return metric.compute().item()
+    return feature_distance(toy_clip_features(real), toy_clip_features(generated), scaled=True).item()
 
 
 @pytest.fixture(scope="module")

@@ -250,3 +250,13 @@ def test_an_encoder_with_a_grid_that_is_not_square_is_pooled_to_a_square():
 def test_a_pool_size_above_the_shorter_side_of_the_grid_is_refused():
     with pytest.raises(UserError, match="pool_size 3 is not between 1 and 2; the vision encoder has 2 x 3 patches"):
         VideoTokenizer(tiny(vision=Halves, pool_size=3))
+
+
+def test_a_component_with_an_encoder_that_is_not_trusted_imports_nothing(tmp_path, monkeypatch):
+    save_component(VideoTokenizer(tiny()), tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "config.json"
+    file.write_text(file.read_text().replace("divot_backbones.vision.clip.ClipVision", "strange_encoder.Encoder"))
+    (tmp_path / "strange_encoder.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"the stored tokenizer names the class 'strange_encoder\.Encoder'"):
+        load_component(tmp_path / "tokenizer", VideoTokenizer)

@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 
 import pytest
 import torch
@@ -9,15 +10,18 @@ from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.building import initial_queries
 from divot_lightning.models.video_llm.language_model import (
-    LoRAConfig,
-    add_lora,
     initialise_new_rows,
-    layers_without_adapters,
     load_language_model,
-    merge_lora,
-    unwrap,
     vocabulary_size,
     word_embeddings,
+)
+from divot_lightning.models.video_llm.lora import (
+    LoRAConfig,
+    add_lora,
+    layers_without_adapters,
+    linear_layers,
+    merge_lora,
+    unwrap,
 )
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
 from divot_lightning.parts.sequences.text_tokenizer import load_text_tokenizer
@@ -83,22 +87,31 @@ def test_code_that_comes_with_a_tokenizer_or_model_is_neither_run_nor_asked_abou
 TINY = {**SIZES, "intermediate_size": 24, "vocab_size": 30, "pad_token_id": 0}
 
 
+RELEASED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
 @pytest.mark.parametrize(
-    ("name", "changes", "left"),
+    ("name", "changes", "layers", "left"),
     [
-        ("llama", {}, []),
-        ("qwen3", {}, []),
-        ("phi3", {}, ["gate_up_proj", "qkv_proj"]),
-        ("phi", {}, ["dense", "fc1", "fc2"]),
-        ("starcoder2", {}, ["c_fc", "c_proj"]),
-        ("mixtral", {"num_local_experts": 2}, ["experts.down_proj", "experts.gate_up_proj"]),
+        ("llama", {}, RELEASED, []),
+        ("mistral", {}, RELEASED, []),
+        ("qwen3", {}, RELEASED, []),
+        ("phi3", {}, ["o_proj", "qkv_proj", "gate_up_proj", "down_proj"], []),
+        ("phi", {}, ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"], []),
+        ("starcoder2", {}, ["q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"], []),
+        ("gpt2", {}, ["c_attn", "c_proj", "c_fc"], []),
+        ("mixtral", {"num_local_experts": 2}, RELEASED[:4], ["experts.down_proj", "experts.gate_up_proj"]),
     ],
 )
-def test_layers_without_adapters_are_named_in_a_warning(caplog, name, changes, left):
+def test_by_default_all_linear_layers_of_a_model_have_adapters(caplog, name, changes, layers, left):
+    caplog.set_level(logging.INFO)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **TINY, **changes))
+    assert linear_layers(model) == layers
     adapted = add_lora(model, LoRAConfig(rank=2, dropout=0.0), [3])
     assert layers_without_adapters(adapted) == left
-    warnings = [record.getMessage() for record in caplog.records if record.name == add_lora.__module__]
+    records = [record for record in caplog.records if record.name == add_lora.__module__]
+    assert all(layer in records[0].getMessage() for layer in layers)
+    warnings = [record.getMessage() for record in records if record.levelno == logging.WARNING]
     assert len(warnings) == bool(left)
     assert all(kind in line for kind in left for line in warnings)
 

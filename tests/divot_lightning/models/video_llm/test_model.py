@@ -11,7 +11,7 @@ from divot_heads.gmm import GMMHead
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.language_model import LoRAConfig
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES, Clips, Text
 from tests.divot_lightning.models.video_llm.tiny_video_llm import (

@@ -146,9 +146,11 @@ def test_prompts_are_never_packed(make):
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_counts_are_those_of_the_samples(make, packing):
-    output = losses(make(packing=packing), [STORY, READ, WORDS, GENERATE], features(5))
-    assert output.num_generated_clips == 3 + 1
-    assert output.num_text_targets == (3 + 5 + 1) + (5 + 1) + (5 + 1) + (2 + 1)
+    video_llm, samples = make(packing=packing), [STORY, READ, WORDS, GENERATE]
+    batch, output = video_llm.sequences(samples), losses(video_llm, samples, features(5))
+    assert batch.num_generated_clips == output.num_generated_clips == 3 + 1
+    assert batch.num_text_targets == output.num_text_targets == (3 + 5 + 1) + (5 + 1) + (5 + 1) + (2 + 1)
+    assert batch.num_tokens == sum(video_llm.sequences([sample]).num_tokens for sample in samples)
 
 
 def test_a_batch_without_samples_has_no_targets(make):

@@ -2,7 +2,7 @@
 
 import torch
 
-from divot_lightning.models.video_llm.language_model import LoRAConfig
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.parts.segments import Clips, Text
 
 GENERATION_MODES = ("query_bidirectional", "query_causal", "autoregressive")

@@ -4,7 +4,7 @@ from lightning import Trainer
 
 from divot_lightning.checkpoint.components import load_component, record_components, save_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.language_model import LoRAConfig
+from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Text
 from divot_lightning.training.export import ComponentExport

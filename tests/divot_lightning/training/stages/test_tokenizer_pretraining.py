@@ -1,9 +1,15 @@
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
+from transformers import ViTConfig, ViTModel
 
+from divot_backbones.vision.transformers_vision import TransformersVision
 from divot_lightning.checkpoint.components import load_component, save_component
+from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
@@ -11,6 +17,7 @@ from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.optimizers import AdamWOptimizer, MuonOptimizer
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
+from tests.divot_backbones.vision.tiny_models import TINY
 
 OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 
@@ -53,6 +60,40 @@ def test_both_networks_learn_together(stage, clips):
     still = [name for name, value in stage.named_parameters() if torch.equal(value, before[name])]
     assert still == []
     assert {name.split(".")[0] for name in before} == {"tokenizer", "detokenizer"}
+
+
+@pytest.mark.parametrize("model_type", sorted(TINY))
+@pytest.mark.parametrize("token_source", ["perceiver", "spatiotemporal"])
+def test_any_vision_model_of_transformers_learns_along(
+    tokenizer_config, detokenizer_config, clips, model_type, token_source
+):
+    torch.manual_seed(0)
+    vision = partial(TransformersVision, config={"model_type": model_type, **TINY[model_type]}, frozen=False)
+    tokenizer = replace(tokenizer_config, vision=vision, num_frames=4, token_source=token_source)
+    detokenizer = replace(detokenizer_config, num_tokens=None, token_dim=None)
+    stage = built(TokenizerPretraining(tokenizer, detokenizer, OPTIMIZER))
+    steps = 2 if model_type == "vjepa2" else 4
+    assert stage.detokenizer.config.num_tokens == (3 if token_source == "perceiver" else steps * 2 * 2)
+    before = {name: value.clone() for name, value in stage.named_parameters()}
+    trainer(3).fit(stage, DataLoader(clips, batch_size=None))
+    assert [name for name, value in stage.named_parameters() if torch.equal(value, before[name])] == []
+
+
+def test_a_frozen_pretrained_vision_encoder_stays_and_is_named_as_a_source(
+    tokenizer_config, detokenizer_config, clips, tmp_path
+):
+    torch.manual_seed(0)
+    ViTModel(ViTConfig(**TINY["vit"])).save_pretrained(tmp_path)
+    vision = partial(TransformersVision, pretrained=str(tmp_path))
+    stage = built(TokenizerPretraining(replace(tokenizer_config, vision=vision), detokenizer_config, OPTIMIZER))
+    assert stage.frozen_sources() == {"tokenizer.vision": str(tmp_path)}
+    before = {name: value.clone() for name, value in stage.named_parameters()}
+    trainer(3).fit(stage, DataLoader(clips, batch_size=None))
+    unmoved = {name for name, value in stage.named_parameters() if torch.equal(value, before[name])}
+    assert unmoved == {name for name in before if name.startswith("tokenizer.vision.")}
+    tensors = sort_tensors(stage)
+    assert set(tensors.sourced["tokenizer.vision"]) == unmoved
+    assert not unmoved & set(tensors.weights)
 
 
 @pytest.mark.parametrize(

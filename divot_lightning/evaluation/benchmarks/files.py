@@ -1,67 +1,13 @@
-"""The items of a benchmark, and helpers that read a benchmark's files."""
+"""Helpers that read the files of a benchmark."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from divot_datamodules.decoding.video import VIDEO_SUFFIXES
 from divot_lightning.errors import UserError
-
-
-@dataclass(frozen=True)
-class BenchmarkItem:
-    """One question, or one caption, about one video.
-
-    Attributes:
-        id: Identifies the item within the benchmark, the same in every run.
-        media: The video's path or bytes, or the folder of its frames; None if the video is missing.
-        media_name: Path of the video within the benchmark's folder.
-        question: The question; empty for captions and generated clips.
-        options: The options of a multiple-choice question, (A) first.
-        choice: Index of the right option; None if it is not public.
-        answer: The right answer of an open question; None for other items.
-        references: Captions by people.
-        group: The part of the benchmark that has a score of its own, such as MVBench's task; empty without parts.
-        bounds: Seconds of the video's part that is shown; None shows all of it.
-        frame_rate: Frames per second of a folder of numbered frames; None for a video.
-        problem: Why the entry in the file is invalid, empty if it is valid. An invalid item counts as `unreadable`; its
-            media is the file with the entry.
-        facts: Further facts, such as the `prompt` for a generated clip.
-    """
-
-    id: str
-    media: Path | bytes | None
-    media_name: str
-    question: str = ""
-    options: tuple[str, ...] = ()
-    choice: int | None = None
-    answer: str | None = None
-    references: tuple[str, ...] = ()
-    group: str = ""
-    bounds: tuple[float, float] | None = None
-    frame_rate: float | None = None
-    problem: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class BenchmarkData:
-    """A split of a benchmark.
-
-    Attributes:
-        items: Its items, in the order of its files.
-        files: The files that were read, by their names within the folder.
-    """
-
-    items: tuple[BenchmarkItem, ...]
-    files: Mapping[str, Path]
-
-    @property
-    def missing(self) -> list[str]:
-        """Names of the missing videos, each once."""
-        return list(dict.fromkeys(item.media_name for item in self.items if item.media is None))
+from divot_lightning.parts.benchmarks import BenchmarkData, BenchmarkItem
 
 
 class BenchmarkFolder:

@@ -1,0 +1,67 @@
+"""`divot import`: turn a downloaded checkpoint into a folder that recipes and commands can use."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from divot_lightning.errors import UserError
+
+KINDS = {
+    "tokenizer": "Divot_tokenizer.bin -> a component folder `tokenizer`",
+    "detokenizer": "Divot_detokenizer_stage1.bin or _stage2.bin -> a component folder `detokenizer`",
+    "dynamicrafter": "DynamiCrafter's model.ckpt for 256 pixels -> folders unet and vae for a recipe's `pretrained`",
+    "clip": "OpenCLIP's ViT-H-14 -> a transformers CLIP folder for a recipe's `pretrained`",
+}
+"""What can be imported, with what comes of it."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    kinds = "\n".join(f"  {name:<14}{text}" for name, text in KINDS.items())
+    parser = argparse.ArgumentParser(
+        prog="divot import",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Turn a downloaded checkpoint into a folder that recipes and commands can use. Only weights are "
+        f"read,\nno code in the file is run. The folder appears whole or not at all.\n\nkinds:\n{kinds}",
+        epilog="example: divot import detokenizer Divot_detokenizer_stage1.bin --to runs/divot/detokenizer",
+    )
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=f"one of: {', '.join(KINDS)}")
+    parser.add_argument("file", metavar="FILE", help="the downloaded file (.bin, .ckpt, .pt or .safetensors)")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="new folder to write")
+    parser.add_argument(
+        "--vision", metavar="FILE", help="tokenizer only: OpenCLIP's ViT-H-14, if FILE does not contain the ViT"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: The words after `divot import`.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: The file is damaged or another one, the folder exists, or an option has no effect.
+    """
+    args = parser().parse_args(list(argv))
+    if args.vision is not None and args.kind != "tokenizer":
+        raise UserError(f"--vision has no effect on the import of a {args.kind}; leave it out")
+    from divot_lightning.interop.import_clip import import_clip
+    from divot_lightning.interop.import_detokenizer import import_detokenizer, import_dynamicrafter
+    from divot_lightning.interop.import_tokenizer import import_tokenizer
+
+    imports = {
+        "tokenizer": partial(import_tokenizer, vision=args.vision),
+        "detokenizer": import_detokenizer,
+        "dynamicrafter": import_dynamicrafter,
+        "clip": import_clip,
+    }
+    done = imports[args.kind](args.file, args.to)
+    sys.stdout.write(f"{done.folder}: {done.parameters / 1e6:.1f} M numbers\n")
+    for reason, count in done.ignored.items():
+        sys.stdout.write(f"not used: {count} names ({reason})\n")
+    return 0

@@ -1,0 +1,90 @@
+"""Items of shards and of folders of videos; the videos stay where they are until they are needed."""
+
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divot_datamodules.decoding.samples import read_text
+from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from divot_datamodules.shards.reading import is_url, split_member_name
+from divot_datamodules.shards.sources import read_all
+from divot_lightning.errors import UserError
+from divot_lightning.parts.benchmarks import BenchmarkData, BenchmarkItem, FileSlice
+
+MEDIA = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+Member = bytes | Path | FileSlice
+
+
+@dataclass(frozen=True)
+class ShardSample:
+    """A sample of a shard.
+
+    Attributes:
+        name: Shard and key.
+        media: Its video or picture.
+        text: The content of its json, empty without one.
+    """
+
+    name: str
+    media: Member
+    text: dict[str, Any]
+
+    @property
+    def item(self) -> BenchmarkItem:
+        """An item that is the clip alone."""
+        return BenchmarkItem(self.name, self.media, self.name)
+
+
+def shard_items(shards: Sequence[str], items: Callable[[ShardSample], Iterable[BenchmarkItem]]) -> BenchmarkData:
+    """Read the items of all samples.
+
+    Args:
+        shards: Paths or URLs of tars, or jsonl files.
+        items: Returns the items of a sample.
+
+    Raises:
+        UserError: There is no item, or a sample has no video.
+    """
+    found = tuple(item for shard in shards for sample in _samples(shard) for item in items(sample))
+    if not found:
+        raise UserError(f"there is no item in {shards[0]} and the {len(shards) - 1} other shards")
+    return BenchmarkData(found, {Path(shard).name: Path(shard) for shard in shards if not is_url(shard)})
+
+
+def folder_items(folder: Path) -> BenchmarkData:
+    """Return an item for each video and picture in a folder and the folders in it, by name."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in MEDIA)
+    names = [str(path.relative_to(folder)) for path in paths]
+    return BenchmarkData(tuple(map(BenchmarkItem, names, paths, names)), {})
+
+
+def _samples(shard: str) -> Iterator[ShardSample]:
+    """Yield the samples of a shard; media in a tar on the disk are not read."""
+    is_tar = not is_url(shard) and shard.endswith(".tar")
+    for key, members in _tar_members(Path(shard)) if is_tar else _other_members(shard):
+        suffix = next((suffix for suffix in MEDIA if suffix in members), None)
+        if suffix is None:
+            raise UserError(f"the sample {key!r} of {shard} has no video; give shards of videos, not cached features")
+        text = read_text({name: value for name, value in members.items() if not isinstance(value, FileSlice)})
+        yield ShardSample(f"{Path(shard).name}/{key}", members[suffix], text)
+
+
+def _tar_members(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    samples: dict[str, dict[str, Member]] = {}
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            named = split_member_name(member.name) if member.isfile() else None
+            if named is None:
+                continue
+            key, suffix = named
+            part = FileSlice(shard, member.offset_data, member.size)
+            samples.setdefault(key, {})[suffix] = part if suffix in MEDIA else part.read()
+    yield from samples.items()
+
+
+def _other_members(shard: str) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Yield the samples of a jsonl, or of a tar at a URL."""
+    for raw in read_all(shard):
+        yield raw.key, dict(raw.members)

@@ -1,0 +1,86 @@
+"""Write the folders of an import: whole or not at all, with an account of what was used."""
+
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from divot_lightning.checkpoint.components import new_component
+from divot_lightning.errors import UserError
+from divot_lightning.interop.conversion import convert, ignored_reasons
+from divot_lightning.interop.released_keys import KeyTable
+
+
+class Imported(NamedTuple):
+    """What an import did.
+
+    Attributes:
+        folder: The folder that it wrote.
+        parameters: Numbers in it.
+        ignored: Why names of the file were not used -> number of names.
+    """
+
+    folder: Path
+    parameters: int
+    ignored: dict[str, int]
+
+
+def require_new(folder: str | Path) -> Path:
+    """Return a folder as a path; raise UserError if it exists."""
+    if Path(folder).exists():
+        raise UserError(f"{folder} exists, and an import overwrites nothing\ngive a new folder, or remove that one")
+    return Path(folder)
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Generator[Path, None, None]:
+    """Write a new folder elsewhere; it is moved into place at the end, and nothing of it is left after an error.
+
+    Args:
+        folder: Where it appears.
+
+    Yields:
+        Where to write it, beside that place; nothing is there yet.
+
+    Raises:
+        UserError: It exists.
+    """
+    folder = require_new(folder)
+    work = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work / folder.name
+        (work / folder.name).rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def import_component(
+    released: Mapping[str, Tensor], table: KeyTable, module: nn.Module, file: str | Path, folder: str | Path
+) -> Imported:
+    """Convert released weights, and write a component folder with them.
+
+    Args:
+        released: Released name -> tensor.
+        table: Names of the module.
+        module: The module, without memory for its parameters.
+        file: Where the weights come from, for messages.
+        folder: Where to; it must not exist.
+
+    Raises:
+        UserError: The weights do not fit, or the folder exists.
+    """
+    weights = convert(released, table, module, file)
+    with whole_folder(folder) as work, new_component(module, work) as weights_file:
+        save_file(weights, weights_file)
+    return Imported(Path(folder), count_numbers(weights), ignored_reasons(released, table))
+
+
+def count_numbers(weights: Mapping[str, Tensor]) -> int:
+    """Return how many numbers some tensors hold together."""
+    return sum(value.numel() for value in weights.values())

@@ -1,0 +1,64 @@
+"""Read checkpoint files of other projects: tensors only, no code in them is run."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from divot_lightning.errors import UserError
+
+_NESTED = ("state_dict", "module", "model")
+"""Keys under which trainers keep the weights beside their own state."""
+
+_DEEPSPEED = "_forward_module."
+"""What DeepSpeed, under Lightning, puts in front of all names."""
+
+
+def read_released(file: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint, `torch.save`'s or safetensors.
+
+    Args:
+        file: The file; its tensors are mapped into memory, not copied, where its format allows.
+
+    Returns:
+        Name -> tensor, on the CPU, in the stored dtype.
+
+    Raises:
+        UserError: The file is missing, damaged or cut off, holds something else than tensors, or needs code to be run.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise UserError(f"there is no file {file}\ngive the path of a downloaded checkpoint")
+    try:
+        stored = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{file} cannot be read as a checkpoint: {reason}\n"
+            "it is damaged, cut off, or holds more than weights; compare its size and hash with the source and "
+            "download it again"
+        ) from error
+    weights = _unwrap(stored)
+    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise UserError(f"{file} holds no weights by name; give a checkpoint that does")
+    return {name.removeprefix(_DEEPSPEED): value for name, value in weights.items()}
+
+
+def _load_pickle(file: Path) -> Any:
+    # The format before torch 1.6 is no zip archive and cannot be mapped.
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+
+
+def _unwrap(stored: Any) -> Mapping[str, Any]:
+    while isinstance(stored, Mapping):
+        inner = next((stored[key] for key in _NESTED if isinstance(stored.get(key), Mapping)), None)
+        if inner is None:
+            return stored
+        stored = inner
+    return {}

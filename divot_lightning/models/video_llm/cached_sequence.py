@@ -1,0 +1,78 @@
+"""Prompts with cached keys and values, which a video LLM continues position by position.
+
+Letters: B samples, L prompt length, S keys in the cache, M clips, Q tokens per clip, D LLM width, C feature width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from divot_lightning.models.video_llm.attention_mask import TokenPositions, may_attend, query_blocks, transformers_mask
+from divot_lightning.parts.sequences.rows import SequenceBatch
+from divot_lightning.parts.sequences.tokens import TokenKind
+
+if TYPE_CHECKING:
+    from divot_lightning.models.video_llm.model import VideoLLM
+
+
+class CachedSequence:
+    """A batch of prompts with cached keys and values, so that each further position costs one small step.
+
+    Prompts are padded on the right. In the cache further positions follow the padding, but their position ids continue
+    those of their own prompt.
+
+    Args:
+        video_llm: The model.
+        batch: The prompts.
+        features_MQC: Normalised features of their clips, float.
+    """
+
+    def __init__(self, video_llm: VideoLLM, batch: SequenceBatch, features_MQC: Tensor) -> None:
+        self.video_llm = video_llm
+        self.cache = DynamicCache()
+        embeds_BLD = video_llm.embed(batch, features_MQC)
+        batch = batch.to(embeds_BLD.device)
+        valid_BL = batch.token_kind_BL != TokenKind.PAD
+        self.lengths_B = valid_BL.sum(dim=1)
+        self.keys = TokenPositions(
+            order=torch.where(valid_BL, batch.position_ids_BL, -1),
+            sample=batch.samples_BL,
+            block=query_blocks(batch.token_kind_BL, batch.clips_BL, video_llm.config.generation_mode),
+        )
+        hidden_BLD = self._run(embeds_BLD, self.keys)
+        self.last_hidden_BD = hidden_BLD[torch.arange(len(hidden_BLD)), self.lengths_B - 1]
+
+    def append(self, embeds_BD: Tensor) -> Tensor:
+        """Append one position to every sequence.
+
+        Args:
+            embeds_BD: Input embeddings at this position.
+
+        Returns:
+            hidden_BD, the hidden states at this position.
+        """
+        order_B1 = self.lengths_B[:, None]
+        new = TokenPositions(
+            order_B1, torch.arange(len(order_B1), device=order_B1.device)[:, None], -torch.ones_like(order_B1)
+        )
+        self.lengths_B = self.lengths_B + 1
+        self.keys = TokenPositions(*(torch.cat(pair, dim=1) for pair in zip(self.keys, new, strict=True)))
+        self.last_hidden_BD = self._run(embeds_BD[:, None], new)[:, 0]
+        return self.last_hidden_BD
+
+    def _run(self, embeds_BLD: Tensor, queries: TokenPositions) -> Tensor:
+        query = TokenPositions(*(values_BL[:, :, None] for values_BL in queries))
+        mask_BLS = may_attend(query, TokenPositions(*(values_BS[:, None, :] for values_BS in self.keys)))
+        causal_lm = self.video_llm.causal_lm
+        mask = transformers_mask(causal_lm.config, mask_BLS, queries.order, self.keys.order, embeds_BLD.dtype)
+        return causal_lm.base_model(
+            inputs_embeds=embeds_BLD,
+            attention_mask=mask,
+            position_ids=queries.order.clamp(min=0),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
