@@ -38,7 +38,9 @@ def read_released(file: str | Path) -> dict[str, Tensor]:
     try:
         stored = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        # torch's own text advises to run the code of the file.
+        text = "" if isinstance(error, pickle.UnpicklingError) else str(error).strip()
+        reason = (text.splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
             f"{file} cannot be read as a checkpoint: {reason}\n"
             "it is damaged, cut off, or holds more than weights; compare its size and hash with the source and "

@@ -8,11 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from divot_backbones.vision.clip import ClipVision
+from divot_datamodules.decoding.video_writing import write_video
 from divot_lightning.checkpoint.components import load_component
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
+from divot_lightning.interop.import_detokenizer import import_detokenizer
 from divot_lightning.interop.import_tokenizer import import_tokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from tests.divot_lightning.interop.test_importing import config as detokenizer_config
+from tests.divot_lightning.interop.test_importing import original_vae
 
 DATA = Path(__file__).parents[2] / "data"
 VIT = {"image_size": 24, "patch_size": 4, "width": 48, "layers": 1, "heads": 4}
@@ -107,6 +111,17 @@ def test_tokenizer_gives_the_recorded_tokens_and_openclips_patches(files, file, 
         "projection of the ViT's pooled output": 1,
         "text encoder of CLIP": 4,
     }
+
+
+def test_imported_parts_are_a_run_that_reconstructs_clips(files, capsys):
+    torch.save({**load_file(DATA / "detokenizer_state.safetensors"), **original_vae()}, files / "detokenizer.bin")
+    import_tokenizer(files / "with.bin", files / "run" / "tokenizer", None, config())
+    import_detokenizer(files / "detokenizer.bin", files / "run" / "detokenizer", detokenizer_config(num_frames=8))
+    write_video(files / "clip.mp4", torch.zeros(16, 3, 24, 24, dtype=torch.uint8).numpy(), 8.0)
+    output = files / "reconstructed"
+    assert main(["reconstruct", str(files / "run"), str(files / "clip.mp4"), "--output", str(output)]) == 0
+    assert (output / "clip.mp4").is_file()
+    assert "1 clips" in capsys.readouterr().out
 
 
 def test_the_vit_must_come_from_exactly_one_file(files):

@@ -28,6 +28,7 @@ from divot_lightning.interop.import_detokenizer import (
 )
 from divot_lightning.interop.openclip_keys import VIT_H_14
 from divot_lightning.interop.released_keys import from_released, to_released
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import (
     ConditionResamplerConfig,
     DetokenizerConfig,
@@ -54,13 +55,14 @@ VAE = {
 }
 
 
-def config():
+def config(num_frames=4):
     return DetokenizerConfig(
         latents=partial(ImageVAELatents, config=dict(VAE)),
         denoiser=partial(DynamiCrafter, config=dict(UNET)),
         objective=VPrediction,
         condition_resampler=ConditionResamplerConfig(90, 64, 2, 16, 64, 48),
-        num_frames=4,
+        sampling=SamplingConfig(steps=2),
+        num_frames=num_frames,
         size=16,
         num_tokens=8,
         token_dim=16,
