@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from divot_backbones.denoisers.diffusers_denoiser import LTX, Latte, Wan
 from divot_backbones.latents.image_vae import ImageVAELatents
 from divot_backbones.latents.video_vae import VideoVAELatents, _statistics
-from divot_backbones.objectives.ddim import Epsilon
+from divot_backbones.objectives.ddim import VPrediction
 from divot_backbones.objectives.rectified_flow import RectifiedFlow
 from divot_backbones.vision.clip import ClipVision
 from divot_lightning.checkpoint.components import load_component, save_component
@@ -35,7 +35,7 @@ PARTS = {
     "latte": (
         partial(ImageVAELatents, config=IMAGE_VAE, batch_size=16),
         partial(Latte, config=DENOISERS["latte"]),
-        Epsilon,
+        VPrediction,
     ),
     "wan": (
         partial(VideoVAELatents, "AutoencoderKLWan", config=VAES["AutoencoderKLWan"], batch_size=2),
