@@ -35,7 +35,7 @@ def prepare(settings: Mapping[str, Any]) -> Callable[[], object]:
         UserError: The benchmark or a setting is unknown or missing.
     """
     given = {key: value for key, value in settings.items() if key != "name"}
-    if given["benchmark"] not in MEASUREMENTS:
+    if isinstance(given["benchmark"], dict) or given["benchmark"] not in MEASUREMENTS:
         return _evaluation(given)
     measurement = MEASUREMENTS[given.pop("benchmark")]
     output = Path(given.pop("output"))

@@ -161,10 +161,10 @@ def probe(output: Path, *, clips: str, features: str, train: str) -> None:
 
 
 MEASUREMENTS: dict[str, Callable[..., None]] = {
-    "reconstruction": reconstruction,
-    "world": world,
-    "generation": generation,
-    "probe": probe,
+    "toy-batch-reconstruction": reconstruction,
+    "toy-real-clips": world,
+    "toy-batch-generation": generation,
+    "toy-probe": probe,
 }
 """By the name that a recipe gives as `benchmark`."""
 

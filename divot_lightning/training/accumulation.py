@@ -16,8 +16,8 @@ from typing import Any, Final
 from lightning.pytorch import Trainer
 
 from divot_lightning.errors import UserError
+from divot_lightning.parts.batch import Batch
 
-Batch = dict[str, Any]
 CountLosses = Callable[[Batch], Mapping[str, int]]
 
 STEP_COUNTS: Final = "step_counts"

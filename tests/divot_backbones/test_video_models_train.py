@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from divot_lightning.models.tokenizer.vision_backbone import VisionConfig
 from lightning import Trainer
 from tiny_models import DENOISERS, VAES
 from torch.utils.data import DataLoader
@@ -15,6 +14,7 @@ from divot_backbones.latents.image_vae import ImageVAELatents
 from divot_backbones.latents.video_vae import VideoVAELatents, _statistics
 from divot_backbones.objectives.ddim import Epsilon
 from divot_backbones.objectives.rectified_flow import RectifiedFlow
+from divot_backbones.vision.clip import ClipVision
 from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
@@ -64,7 +64,7 @@ def stage(request, clip):
     sizes = {"temporal_width": 6, "temporal_layers": 1, "temporal_heads": 1, "temporal_init": "random", "pool_size": 2}
     sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 1, "num_tokens": 3}
     sizes |= {"resampler_layers": 1, "resampler_heads": 1, "resampler_head_dim": 4, "token_dim": 8}
-    vision = VisionConfig(frozen=False, image_size=8, patch_size=4, width=8, layers=1, heads=2)
+    vision = partial(ClipVision, frozen=False, image_size=8, patch_size=4, width=8, layers=1, heads=2)
     latents, denoiser, objective = PARTS[request.param]
     sampling = SamplingConfig(steps=2)
     detokenizer = DetokenizerConfig(latents, denoiser, objective, sampling=sampling, size=16)

@@ -13,7 +13,8 @@ from divot_lightning.parts.segments import Segment, Text
 from divot_lightning.parts.sources import SampleError
 from divot_lightning.parts.tasks import Task, Template
 
-TasksSetting: TypeAlias = dict[str, float | dict[str, Any]]
+# Texts come before Any: under Any alone, jsonargparse reads "Film this: {}" of a saved config as a mapping.
+TasksSetting: TypeAlias = dict[str, float | dict[str, float | dict[str, str | list[str] | Any]]]
 """Tasks of a recipe: by name their weight, or {"weight": ..., "init_args": {...}} for a task with settings. The name is
 an entry point's, or a class path."""
 
@@ -69,8 +70,14 @@ class TaskMixture:
             known = ", ".join(part.name for part in TASKS.installed())
             raise UserError(f"tasks is empty; name at least one of {known} with its weight.")
         self.weights = task_weights(self.setting)
-        settings = {name: one.get("init_args") if isinstance(one, dict) else None for name, one in self.setting.items()}
-        self.tasks = {name: TASKS.build(name, init or {}, template=self.template) for name, init in settings.items()}
+        self.tasks = {name: self._build(name, given) for name, given in self.setting.items()}
+
+    def _build(self, name: str, given: Any) -> Task:
+        settings = (given.get("init_args") if isinstance(given, Mapping) else None) or {}
+        if not isinstance(settings, Mapping):
+            raise UserError(f"tasks gives {name!r} the init_args {settings!r}; they are settings by name.")
+        task: Task = TASKS.build(name, dict(settings), template=self.template)
+        return task
 
     def each(self) -> "list[TaskMixture]":
         """Return a mixture of each task alone."""

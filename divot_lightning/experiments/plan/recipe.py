@@ -203,8 +203,11 @@ def _parse_step(entry: Any) -> PipelineStep:
     refuse_unknown(where, entry, {"name", "options", "folder", "slots", "only", *get_args(Kind)})
     what = entry[kinds[0]]
     measured = isinstance(what, list) and all(isinstance(each, Mapping) and "benchmark" in each for each in what)
+    unnamed = measured and [each["benchmark"] for each in what if "name" not in each]
     if kinds[0] == "measure" and not (what and measured):
         raise UserError(f"{where}: `measure` is a list of measurements, such as [{{benchmark: toy-captions}}].")
+    if unnamed and not all(isinstance(benchmark, str) for benchmark in unnamed):
+        raise UserError(f"{where}: give the measurement a `name`, since its benchmark is a mapping.")
     only = {axis: tuple(kept if isinstance(kept, list) else [kept]) for axis, kept in (entry.get("only") or {}).items()}
     options, folder = entry.get("options") or {}, str(entry.get("folder", ""))
     return PipelineStep(str(entry["name"]), kinds[0], what, options, folder, int(entry.get("slots", 1)), only)

@@ -116,7 +116,8 @@ class ReportRecipe:
     def shown_sources(self) -> list[str]:
         """Return the measurements that are shown."""
         pictures = [part for part in (self.reconstructions, self.generations) if part]
-        found = [source for part in (*self.tables, *pictures) for source in part.sources.values()]
+        parts: list[TableRecipe | PicturesRecipe] = [*self.tables, *pictures]
+        found = [source for part in parts for source in part.sources.values()]
         found += [part.originals for part in pictures]
         if self.answers:
             found += [self.answers.originals, self.answers.captions, self.answers.questions]
@@ -159,7 +160,11 @@ def parse_report(given: Mapping[str, Any], curves: Mapping[str, Iterable[str]]) 
             raise UserError(f"chart {chart.title!r}: a line is [step, column of metrics.csv].")
     pairs = [(step, column) for step, columns in curves.items() for column in columns]
     charts += [ChartRecipe(f"{step}: {column}", {"": (step, column)}) for step, column in pairs]
-    parts = {"reconstructions": PicturesRecipe, "generations": PicturesRecipe, "answers": AnswersRecipe}
+    parts: dict[str, type[Any]] = {
+        "reconstructions": PicturesRecipe,
+        "generations": PicturesRecipe,
+        "answers": AnswersRecipe,
+    }
     built = {name: parse_strictly(cls, f"`report.{name}`", given[name]) for name, cls in parts.items() if name in given}
     tables = tuple(parse_strictly(TableRecipe, "a table of `report`", table) for table in given.get("tables") or ())
     lists = {"tables": tables, "charts": tuple(charts), "notes": tuple(given.get("notes") or ())}

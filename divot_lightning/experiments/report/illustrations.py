@@ -25,7 +25,7 @@ from divot_lightning.experiments.results.sources import (
 def default_pictures(grid: Grid, *, reconstructed: bool) -> PicturesRecipe:
     """Return all measurements that keep clips: reconstructions have originals beside them, other clips have none."""
     names = dict.fromkeys(name for steps in grid.steps.values() for step in steps.values() for name in step.sources)
-    kept = {name: read_clips(folders[0]) for name in names if (folders := folders_of(grid, name))}
+    kept = {name: next(filter(None, map(read_clips, folders_of(grid, name))), None) for name in names}
     sources = [name for name, clips in kept.items() if clips and ("original" in clips[0]) == reconstructed]
     return PicturesRecipe({GROUP if len(sources) == 1 else f"{name}, {GROUP}": name for name in sources})
 

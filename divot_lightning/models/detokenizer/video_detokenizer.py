@@ -258,6 +258,7 @@ def _condition_resampler(config: DetokenizerConfig) -> PerceiverResampler | None
     resampler = config.condition_resampler
     if resampler is None:
         return None
+    assert config.token_dim is not None
     return PerceiverResampler(
         dim=resampler.dim,
         depth=resampler.layers,

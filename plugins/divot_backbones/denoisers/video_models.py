@@ -170,7 +170,7 @@ LATTE = VideoModel(
 WAN = VideoModel(
     "WanTransformer3DModel",
     "text_dim",
-    lambda config: tuple(config.patch_size),  # type: ignore[arg-type,return-value]
+    lambda config: tuple(config.patch_size),
     cross_attention=(".attn2.", "text_embedder."),
 )
 LTX = VideoModel(
@@ -209,7 +209,7 @@ MOCHI = VideoModel(
 COSMOS = VideoModel(
     "CosmosTransformer3DModel",
     "text_embed_dim",
-    lambda config: tuple(config.patch_size),  # type: ignore[arg-type,return-value]
+    lambda config: tuple(config.patch_size),
     arguments=_cosmos_arguments,
     cross_attention=(".attn2.",),
     time=lambda time_B: time_B / 1000,

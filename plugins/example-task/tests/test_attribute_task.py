@@ -65,8 +65,8 @@ def test_a_misspelt_name_is_refused_before_any_step(tmp_path, monkeypatch):
     """The message lists what is installed."""
     monkeypatch.chdir(tmp_path)
     make_toy_shards("data", train=8, validation=4)
-    with pytest.raises(UserError, match=r"task 'atribute' is not installed; .*mean 'attribute'\?"):
-        main([*words("run"), "--data.tasks", json.dumps({"atribute": 1.0})])
+    with pytest.raises(UserError, match=r"task 'attributee' is not installed; .*mean 'attribute'\?"):
+        main([*words("run"), "--data.tasks", json.dumps({"attributee": 1.0})])
 
 
 def words(run):

@@ -126,3 +126,17 @@ def test_a_path_and_the_source_part_that_it_means_are_the_same_data(tmp_path, vi
     assert next(iter(data["part"].train_dataloader()))["key"] == batches["path"][3]
     with pytest.raises(UserError, match=r"4 samples in 2 shards; in the checkpoint .*: 6 in 3"):
         data["other"].load_state_dict(state)
+
+
+def test_phrases_of_a_recipe_come_back_from_its_saved_config():
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(VideoTextData, "data")
+    phrases = ["Film this: {}", "{}", "yes {}"]
+    tasks = {"caption": 2.0, "generate": {"weight": 1.0, "init_args": {"video_prompts": phrases}}}
+    entry = {"path": "a.tar", "tasks": {"question": {"init_args": {"prompts": ["Answer: {}"]}}}}
+    given = parser.parse_object({"data": {"tasks": tasks, "train": [entry], "template": "USER: {} ASSISTANT:"}})
+    again = parser.parse_string(parser.dump(given))
+    for config in (given, again):
+        assert config.data.tasks == tasks
+        assert config.data.template == "USER: {} ASSISTANT:"
+        assert config.data.train[0].tasks == entry["tasks"]

@@ -146,7 +146,7 @@ class Validations(Callback):
 def test_a_validation_that_a_kill_prevented_is_made_up_with_averaged_weights(tmp_path: Path) -> None:
     def run(end_before: int | None = None, resume: Path | None = None) -> dict[int, float]:
         seen = Validations(end_before)
-        settings = {"limit_val_batches": 1, "val_check_interval": 2, "settings": CheckpointConfig(every_steps=2)}
+        settings = {"limit_val_batches": 1, "val_check_interval": 2, "settings": EVERY}
         callbacks = [WeightAverage(decay=0.5), seen]
         train(tmp_path / "run", 4, resume=resume, stage=TinyStage(lr=0.3), callbacks=callbacks, **settings)
         return seen.losses

@@ -29,6 +29,12 @@ from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.testing.toy_shards import make_toy_shards
 
 HELD_OUT = 6
+BENCHMARKS = {
+    "reconstruction": "toy-batch-reconstruction",
+    "world": "toy-real-clips",
+    "generation": "toy-batch-generation",
+    "probe": "toy-probe",
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def settings_of(folder, kind: str, output, **more) -> dict:
         "toy-captions": evaluated,
         "toy-questions": evaluated,
     }[kind]
-    return {"name": kind, "benchmark": kind, "output": str(output / kind), **given, **more}
+    return {"name": kind, "benchmark": BENCHMARKS.get(kind, kind), "output": str(output / kind), **given, **more}
 
 
 def measure(folder, kind: str, output, **more) -> dict[str, float]:
@@ -133,7 +139,7 @@ def test_captions_and_questions_are_those_of_divot_evaluate(folder, tmp_path):
     [
         ("toy-captions", {"benchmark": "toy-caption"}, "benchmark 'toy-caption' is not installed"),
         ("toy-captions", {"max_new_token": 3}, "max_new_token"),
-        ("probe", {"run": "x"}, "probe has no setting run; it has clips, features, train"),
+        ("probe", {"run": "x"}, "toy-probe has no setting run; it has clips, features, train"),
     ],
 )
 def test_measurements_with_wrong_settings_are_refused_before_anything_is_read(tmp_path, kind, more, message):
@@ -142,8 +148,8 @@ def test_measurements_with_wrong_settings_are_refused_before_anything_is_read(tm
 
 
 def test_a_setting_that_is_missing_is_named(tmp_path):
-    with pytest.raises(UserError, match="probe: missing a required argument: 'features'"):
-        prepare({"benchmark": "probe", "output": "x", "clips": "y"})
+    with pytest.raises(UserError, match="toy-probe: missing a required argument: 'features'"):
+        prepare({"benchmark": "toy-probe", "output": "x", "clips": "y"})
     with pytest.raises(UserError, match="toy-captions lacks the setting run"):
         prepare({"benchmark": "toy-captions", "output": "x", "data": "y"})
 

@@ -37,7 +37,7 @@ TINY = {
         },
         {
             "name": "scores",
-            "measure": [{"benchmark": "reconstruction"}],
+            "measure": [{"name": "reconstruction", "benchmark": "toy-batch-reconstruction"}],
             "options": {"run": "{tokenizer}", "clips": "{data}/held_out"},
         },
     ],

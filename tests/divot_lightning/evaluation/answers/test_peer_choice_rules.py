@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from divot_lightning.evaluation.answers.accuracy import parse_choice
 from divot_lightning.evaluation.answers.peer_choice_rules import PEER_RULES
-from divot_lightning.evaluation.config import EvaluationConfig, check_config
-from divot_lightning.evaluation.question_runner import fill_question
+from divot_lightning.evaluation.benchmarks.multiple_choice import EgoSchema
+from divot_lightning.evaluation.chosen_benchmark import find_benchmark
+from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.parts.benchmarks import BenchmarkItem
 
 RECIPES = Path(__file__).parents[4] / "recipes" / "evaluation"
@@ -168,22 +169,25 @@ def test_the_versions_of_videollama2_differ_where_its_history_says(answer, mvben
 
 
 def test_videollama2_counts_what_it_cannot_read_as_its_third_option():
-    assert EvaluationConfig("mvbench", "d", choice_rule="videollama2_v1.5_mvbench").unparsed_as == 2
-    assert EvaluationConfig("mvbench", "d", choice_rule="videollama2_v1.0_mvbench", unparsed_as=0).unparsed_as == 0
-    assert EvaluationConfig("mvbench", "d", choice_rule="lmms_eval_mvbench").unparsed_as is None
+    for rule, option, expected in (
+        ("videollama2_v1.5", None, 2),
+        ("videollama2_v1.0", 0, 0),
+        ("lmms_eval", None, None),
+    ):
+        config = EvaluationConfig("mvbench", "d", choice_rule=f"{rule}_mvbench", unparsed_as=option)
+        assert find_benchmark(config)[0].unparsed_as == expected
 
 
 @pytest.mark.parametrize("benchmark", ["mvbench", "egoschema", "perception_test"])
 def test_recipes_take_the_rule_of_their_benchmark_in_its_newest_version(benchmark):
     recipe = yaml.safe_load((RECIPES / f"{benchmark}.yaml").read_text())
     assert recipe["choice_rule"] == f"videollama2_v1.5_{benchmark}"
-    assert EvaluationConfig(**recipe).unparsed_as == 2
-    check_config(EvaluationConfig(**recipe), "choice")
+    assert find_benchmark(EvaluationConfig(**recipe))[0].unparsed_as == 2
 
 
 def test_the_recipe_of_egoschema_asks_as_videollama2_does_since_v1_5():
     prompt = yaml.safe_load((RECIPES / "egoschema.yaml").read_text())["prompt"]
-    prompt_lines = fill_question(BenchmarkItem("1", None, "v", "why ?", ("x", "y")), prompt).split("\n")
+    prompt_lines = EgoSchema().prompt(BenchmarkItem("1", None, "v", "why ?", ("x", "y")), prompt).split("\n")
     assert prompt_lines[1:5] == ["why ?", "Options:", "(A) x", "(B) y"]
     assert prompt_lines[0].startswith("Select the best answer")
     assert prompt_lines[5].endswith("The best answer is: ")

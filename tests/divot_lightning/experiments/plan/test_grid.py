@@ -168,7 +168,10 @@ def test_names_in_braces_of_a_prompt_are_no_steps():
 
 
 def test_several_commands_and_several_measurements_share_a_process():
-    measured = [{"benchmark": "world", "seed": 3}, {"name": "again", "benchmark": "world"}]
+    measured = [
+        {"name": "world", "benchmark": "toy-real-clips", "seed": 3},
+        {"name": "again", "benchmark": "toy-real-clips"},
+    ]
     grid = steps_of(
         {"name": "a", "divot": ["data toy {folder}/x y", "heads"], "options": {"train": 2}},
         {"name": "b", "measure": measured, "options": {"clips": "{a}/x"}},
@@ -176,8 +179,8 @@ def test_several_commands_and_several_measurements_share_a_process():
     first, second = grid.all_steps()
     assert first.command[2:] == ("divot_lightning", "several", "data toy out/a/x y --train 2", "heads --train 2")
     assert json.loads(second.command[3]) == [
-        {"benchmark": "world", "clips": "out/a/x", "name": "world", "output": "out/b/world", "seed": 3},
-        {"benchmark": "world", "clips": "out/a/x", "name": "again", "output": "out/b/again"},
+        {"benchmark": "toy-real-clips", "clips": "out/a/x", "name": "world", "output": "out/b/world", "seed": 3},
+        {"benchmark": "toy-real-clips", "clips": "out/a/x", "name": "again", "output": "out/b/again"},
     ]
     assert grid.steps["all-seed0"]["b"].sources == {"world": OUT / "b/world", "again": OUT / "b/again"}
 

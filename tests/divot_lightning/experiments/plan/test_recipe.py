@@ -86,6 +86,7 @@ def test_a_score_may_be_best_near_a_number_also_after_a_restart(tmp_path):
             "so all trials must have it",
         ),
         ({"steps": [{"name": "llm", "fit": "x", "only": {"head": "flow"}}]}, r"only for head \['flow'\]; there are"),
+        ({"steps": [{"name": "a", "measure": [{"benchmark": {"class_path": "x"}}]}]}, "give the measurement a `name`"),
         ({"curves": {"lmm": ["train/loss"]}}, r"`curves` names \['lmm'\]"),
         ({"report": {"table": []}}, "`report` has 'table'; known: answers"),
         ({"report": {"tables": [{"title": "t", "sources": {}}]}}, "a table of `report` lacks scores"),

@@ -10,8 +10,9 @@ import pytest
 from divot_datamodules.toy.world import ATTRIBUTES
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.experiments.plan.grid import make_grid
-from divot_lightning.experiments.plan.recipe import load_recipe
+from divot_lightning.experiments.plan.recipe import load_recipe, parse_recipe
 from divot_lightning.experiments.report.content import Cell, Report, Table
+from divot_lightning.experiments.report.illustrations import default_pictures, picture_rows
 from divot_lightning.experiments.report.numbers import number
 from divot_lightning.experiments.report.page import build_report
 from divot_lightning.experiments.report.rendering import render_report
@@ -150,6 +151,17 @@ def test_steps_have_their_training_steps_time_and_memory(report):
     rows = {row[0]: list(row[1:]) for row in report.steps.rows}
     assert rows["llm_gmm_0"] == ["600", "1:00", "500", "1"]
     assert rows["data"] == ["", "1:00", "500", "1"]
+
+
+def test_clips_are_shown_without_a_recipe_for_them_also_if_the_first_trial_has_none(tmp_path):
+    content = {"title": "t", "steps": [{"name": "a", "command": "x {folder}", "options": {"p": 1}}]}
+    grid = make_grid(parse_recipe({**content, "vary": {"p": {"one": {}, "two": {"a": {"p": 2}}}}}), tmp_path)
+    folder = grid.steps["two-seed0"]["a"].folder
+    folder.mkdir(parents=True)
+    write(folder, {"x": 1.0})
+    assert picture_rows(default_pictures(grid, reconstructed=True), grid) == []
+    rows = picture_rows(default_pictures(grid, reconstructed=False), grid)
+    assert [[picture.label for picture in row.pictures] for row in rows] == [["two"]] * CLIPS
 
 
 def test_report_can_be_rendered(report):

@@ -53,7 +53,7 @@ def test_only_the_tokenizer_is_exported(stage):
 
 
 def test_tokens_that_the_language_model_does_not_take_are_refused(tokenizer_config, make_config):
-    with pytest.raises(UserError, match=r"but the video LLM has num_queries=5"):
+    with pytest.raises(UserError, match=r"llm.num_queries is 5 .* gives 3 tokens of width 8"):
         CaptioningPretraining(tokenizer_config, replace(make_config(), num_queries=5), AdamWOptimizer()).build()
 
 
