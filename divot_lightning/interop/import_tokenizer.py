@@ -52,4 +52,7 @@ def _with_vit(released: dict[str, Tensor], file: str | Path, vision: str | Path 
         )
     if vision is not None:
         released = {**released, **{RELEASED_VIT + name: value for name, value in read_released(vision).items()}}
-    return split_projections(released)
+    # The tokenizer's own layers keep queries, keys and values together.
+    vit = {name.removeprefix(RELEASED_VIT): value for name, value in released.items() if name.startswith(RELEASED_VIT)}
+    own = {name: value for name, value in released.items() if not name.startswith(RELEASED_VIT)}
+    return {**own, **{RELEASED_VIT + name: value for name, value in split_projections(vit).items()}}
