@@ -41,8 +41,8 @@ from divot_datamodules.shards.source_settings import (
 from divot_datamodules.shards.sources import estimate_losses, open_source
 from divot_datamodules.tasks.mixture import TasksSetting
 from divot_lightning.errors import UserError
-from divot_lightning.parts.kinds import SOURCES
 from divot_lightning.parts.part import build_part
+from divot_lightning.parts.registries.kinds import SOURCES
 from divot_lightning.parts.sequences.collator import LaysOutSamples, SequenceCollator
 from divot_lightning.parts.sources import Source
 from divot_lightning.parts.tasks import Template

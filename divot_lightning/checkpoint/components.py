@@ -1,8 +1,8 @@
 """Component folders: how a stage exports a module for the next one.
 
 A component is an `nn.Module` with a `config` dataclass. Its folder holds `config.json` (class and settings) and
-`model.safetensors`. Nothing in it can run code: only a class that `divot_lightning.parts.trusted_classes` allows is
-imported. A module that needs more than settings and weights, such as a text tokenizer, writes its other files in
+`model.safetensors`. Nothing in it can run code: only a class that
+`divot_lightning.parts.registries.trusted_classes` allows is imported. A module that needs more than settings and weights, such as a text tokenizer, writes its other files in
 `save_extra(folder)` and is built by its classmethod `from_component(config, folder)`.
 """
 
@@ -27,7 +27,7 @@ from divot_lightning.io.component_files import CONFIG_FILE, WEIGHTS_FILE
 from divot_lightning.io.files import file_sha256, write_atomically
 from divot_lightning.io.renamed import current_component, explain_import_error
 from divot_lightning.models.weights import fill, without_memory
-from divot_lightning.parts.trusted_classes import require_trusted
+from divot_lightning.parts.registries.trusted_classes import require_trusted
 
 RECORD_FILE = "components.json"
 MAX_NAMES_SHOWN = 3

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import EvaluationConfig
-from divot_lightning.parts.kinds import BENCHMARKS
+from divot_lightning.parts.registries.kinds import BENCHMARKS
 from divot_lightning.training.training_args import resolve_recipes
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts.head_options import HELP, split_head_options
+from divot_lightning.inference.head_options import HELP, split_head_options
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from divot_lightning.parts.kinds import REGISTRIES, find_registry
+from divot_lightning.parts.registries.kinds import REGISTRIES, find_registry
 
 if TYPE_CHECKING:
-    from divot_lightning.parts.registry import LoadedPart
+    from divot_lightning.parts.registries.registry import LoadedPart
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def heads_as_variants(recipe: str, heads: Sequence[str]) -> dict[str, Any]:
         UserError: A head is not installed, or the head that the later stages train with is missing.
     """
     from divot_lightning.experiments.plan.recipe import load_recipe
-    from divot_lightning.parts.kinds import HEADS
+    from divot_lightning.parts.registries.kinds import HEADS
 
     short_names = {head.name for head in HEADS.installed()}
     for name in heads:

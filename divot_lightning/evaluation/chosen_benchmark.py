@@ -6,8 +6,8 @@ from typing import Any
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import SUPPLIED, EvaluationConfig, check_config, is_set, setting_of
 from divot_lightning.parts.benchmarks import Benchmark
-from divot_lightning.parts.kinds import BENCHMARKS
-from divot_lightning.parts.registry import class_path
+from divot_lightning.parts.registries.kinds import BENCHMARKS
+from divot_lightning.parts.registries.registry import class_path
 
 
 def find_benchmark(config: EvaluationConfig) -> tuple[Benchmark, str, str]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from divot_lightning.parts.kinds import METRICS
 from divot_lightning.parts.part import Part
+from divot_lightning.parts.registries.kinds import METRICS
 
 if TYPE_CHECKING:
     from torch import Tensor

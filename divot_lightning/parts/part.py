@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts.registry import Registry, class_path
-from divot_lightning.parts.trusted_classes import require_trusted
+from divot_lightning.parts.registries.registry import Registry, class_path
+from divot_lightning.parts.registries.trusted_classes import require_trusted
 
 
 class Part:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts.kinds import VISION_ENCODERS
 from divot_lightning.parts.part import Part, PartSpec, spec_of
+from divot_lightning.parts.registries.kinds import VISION_ENCODERS
 
 
 class VisionEncoder(Part, nn.Module, ABC):

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from divot_lightning.parts.denoisers import Denoiser
-from divot_lightning.parts.kinds import DENOISERS
-from divot_lightning.parts.registry import class_path
+from divot_lightning.parts.registries.kinds import DENOISERS
+from divot_lightning.parts.registries.registry import class_path
 
 
 class DenoiserConformance(ABC):

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts.kinds import LATENTS
 from divot_lightning.parts.latents import Latents
-from divot_lightning.parts.registry import class_path
+from divot_lightning.parts.registries.kinds import LATENTS
+from divot_lightning.parts.registries.registry import class_path
 
 
 class LatentsConformance(ABC):

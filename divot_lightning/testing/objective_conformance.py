@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from divot_lightning.parts.kinds import OBJECTIVES
 from divot_lightning.parts.objectives import Objective
-from divot_lightning.parts.registry import class_path
+from divot_lightning.parts.registries.kinds import OBJECTIVES
+from divot_lightning.parts.registries.registry import class_path
 
 CPU = torch.device("cpu")
 

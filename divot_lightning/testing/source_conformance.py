@@ -10,8 +10,8 @@ from pathlib import Path
 from divot_datamodules.decoding.samples import read_text
 from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
 from divot_datamodules.shards.reading import split_member_name
-from divot_lightning.parts.kinds import SOURCES
-from divot_lightning.parts.registry import class_path
+from divot_lightning.parts.registries.kinds import SOURCES
+from divot_lightning.parts.registries.registry import class_path
 from divot_lightning.parts.sources import RawSample, SampleError, SkippedSample, Source
 
 Position = tuple[int, int]

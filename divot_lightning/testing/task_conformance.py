@@ -10,8 +10,8 @@ import torch
 
 from divot_datamodules.decoding.samples import Sample
 from divot_datamodules.tasks.mixture import TaskMixture
-from divot_lightning.parts.kinds import TASKS
-from divot_lightning.parts.registry import class_path
+from divot_lightning.parts.registries.kinds import TASKS
+from divot_lightning.parts.registries.registry import class_path
 from divot_lightning.parts.segments import Clips, Kind, Segment, Text
 from divot_lightning.parts.sources import SampleError
 from divot_lightning.parts.tasks import Task, Template

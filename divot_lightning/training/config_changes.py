@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from divot_lightning.io.files import write_atomically
-from divot_lightning.parts.recipe_parts import read_recipe
+from divot_lightning.parts.registries.recipe_parts import read_recipe
 from divot_lightning.training.run_folder import CONFIG
 
 UNCOUNTED = ("run",)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts.recipe_parts import read_recipe
+from divot_lightning.parts.registries.recipe_parts import read_recipe
 from divot_lightning.training.recipe_files import find_recipe
 from divot_lightning.training.run_folder import CONFIG, require_run
 

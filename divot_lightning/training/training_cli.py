@@ -26,7 +26,7 @@ from divot_lightning.distributed.launcher import watch_processes
 from divot_lightning.distributed.same_start import SameStart
 from divot_lightning.distributed.signals import NoSignalHandlers, StopOnSignal, StopSignals
 from divot_lightning.errors import UserError
-from divot_lightning.parts.recipe_parts import expand_recipe, expand_words, read_recipe
+from divot_lightning.parts.registries.recipe_parts import expand_recipe, expand_words, read_recipe
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.messages import condense
 from divot_lightning.training.run_callbacks import RunOpening, StepProgress

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from divot_lightning.parts.kinds import find_registry
+from divot_lightning.parts.registries.kinds import find_registry
 
 PARTS = Path(__file__).parents[2] / "docs" / "parts"
 

@@ -27,7 +27,7 @@ from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, Vi
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.parts.recipe_parts import expand_recipe
+from divot_lightning.parts.registries.recipe_parts import expand_recipe
 from divot_lightning.preflight.shapes import without_weights
 from divot_lightning.training.recipe_files import recipes_dir
 

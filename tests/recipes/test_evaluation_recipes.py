@@ -7,7 +7,7 @@ import pytest
 from divot_lightning.cli.evaluate import parser
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.config import EvaluationConfig
-from divot_lightning.parts.kinds import BENCHMARKS
+from divot_lightning.parts.registries.kinds import BENCHMARKS
 from divot_lightning.training.recipe_files import recipe_names, recipes_dir
 
 RECIPES = [name for name in recipe_names() if name.startswith("evaluation/")]

@@ -8,7 +8,7 @@ import numpy as np
 
 from divot_datamodules.decoding.samples import Item, Sample
 from divot_lightning.errors import UserError
-from divot_lightning.parts.kinds import TASKS
+from divot_lightning.parts.registries.kinds import TASKS
 from divot_lightning.parts.segments import Segment, Text
 from divot_lightning.parts.sources import SampleError
 from divot_lightning.parts.tasks import Task, Template

@@ -19,10 +19,10 @@ from divot_lightning.models.detokenizer.sampling import SamplingConfig, guide
 from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.randomness import Randomness, uniform_rows
 from divot_lightning.parts.denoisers import Denoiser
-from divot_lightning.parts.kinds import DENOISERS, LATENTS, OBJECTIVES
 from divot_lightning.parts.latents import Latents
 from divot_lightning.parts.objectives import Objective
 from divot_lightning.parts.part import build_part, spec_of
+from divot_lightning.parts.registries.kinds import DENOISERS, LATENTS, OBJECTIVES
 
 
 @dataclass(frozen=True)

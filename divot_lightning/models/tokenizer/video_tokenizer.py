@@ -19,7 +19,7 @@ from divot_lightning.models.positions import init_with_sin_cos
 from divot_lightning.models.tokenizer.spatiotemporal_transformer import SpatiotemporalTransformer
 from divot_lightning.models.tokenizer.temporal_transformer import TemporalInit, TemporalTransformer
 from divot_lightning.models.transformer_block import BLOCK_NORM_EPS, check_heads
-from divot_lightning.parts.kinds import VISION_ENCODERS
+from divot_lightning.parts.registries.kinds import VISION_ENCODERS
 from divot_lightning.parts.sparse_frames import sparse_frame_indices
 from divot_lightning.parts.vision_encoders import VisionEncoder, VisionSpec, require_whole_steps
 

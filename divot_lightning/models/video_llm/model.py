@@ -36,8 +36,8 @@ from divot_lightning.models.video_llm.sampling import generate_features, generat
 from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
 from divot_lightning.models.weights import is_sharding
 from divot_lightning.parts.heads import GenerationHead
-from divot_lightning.parts.kinds import HEADS
 from divot_lightning.parts.part import build_part, spec_of
+from divot_lightning.parts.registries.kinds import HEADS
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES, Segment
 from divot_lightning.parts.sequences.collator import lay_out
 from divot_lightning.parts.sequences.rows import SequenceBatch

@@ -10,7 +10,7 @@ from tiny_models import DENOISERS as TINY
 from divot_backbones.denoisers import diffusers_denoiser as adapters
 from divot_backbones.denoisers.diffusers_denoiser import to_layout
 from divot_lightning.errors import UserError
-from divot_lightning.parts.kinds import DENOISERS
+from divot_lightning.parts.registries.kinds import DENOISERS
 from divot_lightning.testing.denoiser_conformance import DenoiserConformance
 
 SIZES = DenoiserConformance.sizes

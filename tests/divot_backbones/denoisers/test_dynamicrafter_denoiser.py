@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from divot_backbones.denoisers.dynamicrafter.denoiser import DynamiCrafter
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.errors import UserError
-from divot_lightning.parts.kinds import DENOISERS
 from divot_lightning.parts.part import build_part, spec_of
+from divot_lightning.parts.registries.kinds import DENOISERS
 from divot_lightning.testing import run_distributed
 from divot_lightning.testing.denoiser_conformance import DenoiserConformance
 from tests.divot_backbones.denoisers.test_dynamicrafter_unet import TINY

@@ -8,7 +8,7 @@ from divot_datamodules.loading.plan_loader import LoadedSource
 from divot_datamodules.shards.source_settings import SourceConfig, facts_of, items_of, listed_sources, make_plan
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
-from divot_lightning.parts.recipe_parts import expand_recipe
+from divot_lightning.parts.registries.recipe_parts import expand_recipe
 
 PLAN = {"batch_size": 4, "exact": False, "seed": 1, "streams": 2, "shuffle": 8}
 

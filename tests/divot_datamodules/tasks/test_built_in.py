@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from divot_datamodules.tasks import built_in as tasks
-from divot_lightning.parts.kinds import TASKS
+from divot_lightning.parts.registries.kinds import TASKS
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.parts.sources import SampleError
 

@@ -12,7 +12,7 @@ from divot_lightning.evaluation.benchmarks.multiple_choice import EgoSchema, MVB
 from divot_lightning.evaluation.benchmarks.open_ended import MSVDQA, ActivityNetQA
 from divot_lightning.evaluation.benchmarks.perception_test import PerceptionTest
 from divot_lightning.evaluation.benchmarks.toy import Toy, ToyCaptions, ToyQuestions, ToyReconstruction
-from divot_lightning.parts.kinds import BENCHMARKS
+from divot_lightning.parts.registries.kinds import BENCHMARKS
 from divot_lightning.testing.benchmark_conformance import BenchmarkConformance
 
 VIDEO = b"some bytes"

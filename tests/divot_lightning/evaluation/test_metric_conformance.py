@@ -13,8 +13,8 @@ from divot_lightning.evaluation.metrics.frechet_video import FrechetVideoDistanc
 from divot_lightning.evaluation.metrics.image_quality import LPIPS, PSNR, SSIM
 from divot_lightning.evaluation.metrics.toy_oracle import ToyOracle
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
-from divot_lightning.parts.kinds import METRICS
-from divot_lightning.parts.registry import class_path
+from divot_lightning.parts.registries.kinds import METRICS
+from divot_lightning.parts.registries.registry import class_path
 from divot_lightning.testing.metric_conformance import MetricConformance
 from tests.divot_lightning.evaluation.random_lpips import alexnet_weights, random_network
 

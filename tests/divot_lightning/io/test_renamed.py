@@ -8,7 +8,7 @@ import yaml
 
 from divot_lightning.errors import UserError
 from divot_lightning.io import renamed
-from divot_lightning.parts.kinds import HEADS
+from divot_lightning.parts.registries.kinds import HEADS
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.MODULES.items())

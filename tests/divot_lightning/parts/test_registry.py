@@ -9,11 +9,11 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts import registry
 from divot_lightning.parts.heads import GenerationHead
-from divot_lightning.parts.kinds import HEADS, REGISTRIES, find_registry
-from divot_lightning.parts.recipe_parts import expand_recipe, expand_words
-from divot_lightning.parts.registry import class_path
+from divot_lightning.parts.registries import registry
+from divot_lightning.parts.registries.kinds import HEADS, REGISTRIES, find_registry
+from divot_lightning.parts.registries.recipe_parts import expand_recipe, expand_words
+from divot_lightning.parts.registries.registry import class_path
 from divot_lightning.training.training_cli import RECIPE_MODE
 
 BUILT_IN = {
@@ -67,7 +67,8 @@ def test_built_in_heads_come_through_the_entry_points_of_our_distribution():
 
 def test_listing_imports_no_head_and_no_torch():
     code = (
-        "import sys; from divot_lightning.parts.kinds import HEADS; names = [part.name for part in HEADS.installed()];"
+        "import sys; from divot_lightning.parts.registries.kinds import HEADS;"
+        "names = [part.name for part in HEADS.installed()];"
         "assert 'gmm' in names; print([m for m in sys.modules if m.startswith(('torch', 'divot_heads'))])"
     )
     assert in_fresh_python(code).strip() == "[]"
@@ -75,7 +76,7 @@ def test_listing_imports_no_head_and_no_torch():
 
 def test_loading_one_head_imports_no_other():
     code = (
-        "import sys; from divot_lightning.parts.kinds import HEADS; HEADS.load('gmm');"
+        "import sys; from divot_lightning.parts.registries.kinds import HEADS; HEADS.load('gmm');"
         "print(sorted(m for m in sys.modules if m in ('divot_heads.mse', 'divot_heads.gmm', 'divot_head_flow')))"
     )
     assert in_fresh_python(code).strip() == "['divot_heads.gmm']"

@@ -7,7 +7,7 @@ import pytest
 
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
-from divot_lightning.parts.kinds import REGISTRIES
+from divot_lightning.parts.registries.kinds import REGISTRIES
 from tests.divot_lightning.parts.test_registry import install  # noqa: F401
 
 KINDS = {"benchmarks": "toy", "metrics": "psnr", "optimizers": "muon"}
@@ -92,7 +92,7 @@ def test_divot_evaluate_lists_a_strangers_benchmark_and_refuses_a_doubled_one(ad
 
 def test_listing_benchmarks_and_metrics_imports_no_torch():
     code = (
-        "import sys; from divot_lightning.parts.kinds import BENCHMARKS, METRICS, OPTIMIZERS\n"
+        "import sys; from divot_lightning.parts.registries.kinds import BENCHMARKS, METRICS, OPTIMIZERS\n"
         "assert len([p for kind in (BENCHMARKS, METRICS, OPTIMIZERS) for p in kind.installed()]) > 20\n"
         "assert 'torch' not in sys.modules"
     )

@@ -9,8 +9,8 @@ import pytest
 from divot_datamodules.shards.source_settings import SourceConfig
 from divot_datamodules.tasks.mixture import TaskMixture
 from divot_lightning.errors import UserError
-from divot_lightning.parts.kinds import SOURCES, TASKS
-from divot_lightning.parts.recipe_parts import expand_recipe, expand_words
+from divot_lightning.parts.registries.kinds import SOURCES, TASKS
+from divot_lightning.parts.registries.recipe_parts import expand_recipe, expand_words
 
 TASK = """
 from divot_lightning.parts.segments import Text
@@ -53,7 +53,8 @@ def test_built_in_sources_and_tasks_come_through_the_entry_points_of_our_distrib
 
 def test_listing_imports_neither_torch_nor_the_parts():
     code = (
-        "import sys; from divot_lightning.parts.kinds import SOURCES, TASKS; SOURCES.installed(); TASKS.installed();"
+        "import sys; from divot_lightning.parts.registries.kinds import SOURCES, TASKS;"
+        "SOURCES.installed(); TASKS.installed();"
         "print([m for m in sys.modules if m.startswith(('torch', 'divot_datamodules'))])"
     )
     shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

@@ -12,10 +12,10 @@ from torch import nn
 from divot_lightning.checkpoint.components import load_component, read_settings
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
-from divot_lightning.parts.kinds import HEADS
 from divot_lightning.parts.part import PartSpec
-from divot_lightning.parts.registry import class_path
-from divot_lightning.parts.trusted_classes import require_trusted
+from divot_lightning.parts.registries.kinds import HEADS
+from divot_lightning.parts.registries.registry import class_path
+from divot_lightning.parts.registries.trusted_classes import require_trusted
 
 PAYLOAD = "from pathlib import Path\n\nPath({marker!r}).touch()\n"
 STRANGE = ["payload.X", "divot_payload.X", "unittest.__main__.x", "antigravity.x", "torch.nn.Linear", "X", "", ".X"]

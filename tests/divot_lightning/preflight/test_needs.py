@@ -25,7 +25,7 @@ from divot_lightning.checkpoint.components import save_component
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLMConfig
-from divot_lightning.parts.kinds import OPTIMIZERS
+from divot_lightning.parts.registries.kinds import OPTIMIZERS
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.preflight.memory import Layout, checkpoint_bytes, rank_memory
 from divot_lightning.preflight.needs import model_needs

@@ -7,7 +7,7 @@ from divot_lightning.evaluation.benchmarks.toy import ToyQuestions, read_toy_cli
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.parts.benchmarks import FileSlice
-from divot_lightning.parts.kinds import BENCHMARKS
+from divot_lightning.parts.registries.kinds import BENCHMARKS
 from divot_lightning.testing.toy_shards import make_toy_shards
 
 OURS = [part.name for part in BENCHMARKS.installed() if part.distribution == "divot-lightning"]

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts import kinds, registry
+from divot_lightning.parts.registries import kinds, registry
 
 OWN_PACKAGES = ("divot_lightning", "divot_heads", "divot_backbones", "divot_datamodules")
 

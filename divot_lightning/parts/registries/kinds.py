@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts.registry import Registry
+from divot_lightning.parts.registries.registry import Registry
 
 if TYPE_CHECKING:
     from divot_lightning.parts.benchmarks import Benchmark

@@ -12,8 +12,8 @@ import yaml
 
 from divot_lightning.errors import UserError
 from divot_lightning.io.renamed import require_current_names
-from divot_lightning.parts.kinds import REGISTRIES, TASKS
-from divot_lightning.parts.registry import Registry
+from divot_lightning.parts.registries.kinds import REGISTRIES, TASKS
+from divot_lightning.parts.registries.registry import Registry
 
 # Tasks are the keys of a mapping, with weights; the data module finds them.
 _BY_KEY: dict[str, Registry[Any]] = {one.key: one for one in REGISTRIES.values() if one is not TASKS}
