@@ -2,8 +2,9 @@
 
 A component is an `nn.Module` with a `config` dataclass. Its folder holds `config.json` (class and settings) and
 `model.safetensors`. Nothing in it can run code: only a class that
-`divot_lightning.parts.registries.trusted_classes` allows is imported. A module that needs more than settings and weights, such as a text tokenizer, writes its other files in
-`save_extra(folder)` and is built by its classmethod `from_component(config, folder)`.
+`divot_lightning.parts.registries.trusted_classes` allows is imported. A module that needs more than settings and
+weights, such as a text tokenizer, writes its other files in `save_extra(folder)` and is built by its classmethod
+`from_component(config, folder)`.
 """
 
 import dataclasses

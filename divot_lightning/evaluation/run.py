@@ -33,7 +33,11 @@ class Runner(Protocol):
         sampling_config: Sampling settings that belong to the model, as JSON values.
     """
 
-    components: tuple[str, ...]
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Return the names."""
+        ...
+
     sampling_config: dict[str, Any]
 
     def describe(self) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from divot_lightning.errors import UserError
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.interop.import_detokenizer import import_detokenizer, import_dynamicrafter
     from divot_lightning.interop.import_tokenizer import import_tokenizer
 
-    imports = {
+    imports: dict[str, Callable[[str, str], Any]] = {
         "tokenizer": partial(import_tokenizer, vision=args.vision),
         "detokenizer": import_detokenizer,
         "dynamicrafter": import_dynamicrafter,

@@ -133,19 +133,21 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin):
             state = self.input_transformer(state, num_frames)
         skips = [state]
         for level in self.down_levels:
-            for layer in level["layers"]:
+            layers, resample = _parts_of(level, "downsample")
+            for layer in layers:
                 state = layer(state, time_ND, encoder_hidden_states, num_frames)
                 skips.append(state)
-            if "downsample" in level:
-                state = level["downsample"](state)
+            if resample is not None:
+                state = resample(state)
                 skips.append(state)
         for layer in self.mid_layers:
             state = layer(state, time_ND, encoder_hidden_states, num_frames)
         for level in self.up_levels:
-            for layer in level["layers"]:
+            layers, resample = _parts_of(level, "upsample")
+            for layer in layers:
                 state = layer(torch.cat([state, skips.pop()], dim=1), time_ND, encoder_hidden_states, num_frames)
-            if "upsample" in level:
-                state = level["upsample"](state)
+            if resample is not None:
+                state = resample(state)
         state = self.conv_out(nn.functional.silu(self.norm_out(state)))
         prediction = state.unflatten(0, (-1, num_frames)).transpose(1, 2)
         return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)
@@ -180,3 +182,11 @@ class DynamiCrafterUNet(ModelMixin, ConfigMixin):
         """
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
         super().compile_repeated_blocks(*args, **kwargs)
+
+
+def _parts_of(level: nn.Module, resample: str) -> tuple[nn.ModuleList, nn.Module | None]:
+    """Return the layers of a level, and the layer that changes its resolution if it has one."""
+    assert isinstance(level, nn.ModuleDict)
+    layers = level["layers"]
+    assert isinstance(layers, nn.ModuleList)
+    return layers, level[resample] if resample in level else None

@@ -19,8 +19,8 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 def zero_init(layer: Layer) -> Layer:
     """Zero the last layer of a residual branch, so that the branch changes nothing when training starts."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 
