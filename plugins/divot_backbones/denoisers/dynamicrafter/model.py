@@ -189,4 +189,4 @@ def _parts_of(level: nn.Module, resample: str) -> tuple[nn.ModuleList, nn.Module
     assert isinstance(level, nn.ModuleDict)
     layers = level["layers"]
     assert isinstance(layers, nn.ModuleList)
-    return layers, level[resample] if resample in level else None
+    return layers, dict(level.items()).get(resample)
