@@ -19,7 +19,7 @@ def find_benchmark(config: EvaluationConfig) -> tuple[Benchmark, str, str]:
     Raises:
         UserError: It is not installed or broken, has no such split, or a setting is wrong or without effect on it.
     """
-    given = config.benchmark if isinstance(config.benchmark, dict) else {"class_path": config.benchmark}
+    given: dict[str, Any] = config.benchmark if isinstance(config.benchmark, dict) else {"class_path": config.benchmark}
     path = BENCHMARKS.resolve(str(given.get("class_path", "")))
     part_class = BENCHMARKS.import_class(path)
     name = _name(str(given["class_path"]), part_class)
