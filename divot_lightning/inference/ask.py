@@ -62,7 +62,7 @@ def read_video(path: str | Path, clip: ClipConfig, max_clips: int = MAX_CLIPS) -
 
 
 def question_prompt(question: str, num_clips: int, template: Template, kind: Kind = "video") -> list[Segment]:
-    """Return the prompt for a question: the segments that stand before the answer in a training sample.
+    """Return the prompt for a question: the segments before the answer in a training sample.
 
     Args:
         question: The question.

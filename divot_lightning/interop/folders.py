@@ -1,4 +1,4 @@
-"""Write the folders of an import: whole or not at all, with an account of what was used."""
+"""Write the folders of an import: whole or not at all, with a list of what was used."""
 
 import shutil
 from collections.abc import Generator, Mapping

@@ -48,7 +48,7 @@ class Objective(Part, ABC):
     def sample_times(
         self, count: int, terminal_timestep_prob: float, *, device: torch.device, generator: Randomness
     ) -> Tensor:
-        """Draw the times of a training batch.
+        """Sample the times of a training batch.
 
         Args:
             count: Number of times B.

@@ -21,7 +21,7 @@ TEMPLATES: dict[str, Template] = {"pretraining": "{}", "instruction": "[INST] {}
 
 
 class Task(Part, ABC):
-    """Turns the texts and clips of a sample into segments, which say what is read and what is learned.
+    """Turns the texts and clips of a sample into segments, with marks for what is read and what is learned.
 
     `__init__` takes `template`, which the suite supplies by name, and the task's own settings, which a recipe gives.
     Phrases for prompts are such settings: texts with `{}` where something is filled in.
@@ -99,8 +99,8 @@ def checked_phrases(setting: str, phrases: Sequence[str], num_fields: int) -> li
         raise UserError(f"{setting} is {phrases!r}; it must be a list of at least one phrase")
     for phrase in phrases:
         if not isinstance(phrase, str) or phrase.count("{}") != num_fields:
-            wanted = "one {}, where the text is filled in" if num_fields else "no {}, since nothing is filled in"
-            raise UserError(f"{setting} has the phrase {phrase!r}; it must be a text with {wanted}")
+            allowed = "one {}, where the text is filled in" if num_fields else "no {}, since nothing is filled in"
+            raise UserError(f"{setting} has the phrase {phrase!r}; it must be a text with {allowed}")
     return list(phrases)
 
 

@@ -128,7 +128,7 @@ def _report_stop(cli: TrainingCLI) -> int:
     lost = "" if step == saved_step else f" without saving it; steps after {saved_step} will be repeated"
     _say(f"{how} step {step}{lost}; continue with: divot resume {cli.run_folder}\n")
     if is_started_by_rank_zero():
-        return 0  # the first process speaks for the job; a failed one would end it
+        return 0  # the first process reports for the job; another exit status than 0 would count as a failure
     return exit_code(stopped_by) if stopped_by else INTERRUPTED_EXIT_CODE
 
 

@@ -14,7 +14,7 @@ KINDS = {
     "dynamicrafter": "DynamiCrafter's model.ckpt for 256 pixels -> folders unet and vae for a recipe's `pretrained`",
     "clip": "OpenCLIP's ViT-H-14 -> a transformers CLIP folder for a recipe's `pretrained`",
 }
-"""What can be imported, with what comes of it."""
+"""What can be imported, with what the import writes."""
 
 
 def parser() -> argparse.ArgumentParser:

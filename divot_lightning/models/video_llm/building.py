@@ -113,7 +113,7 @@ class LearnableQueries(nn.Module):
 
 
 def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
-    """Draw initial queries around the mean word embedding, with the standard deviation of the word embeddings.
+    """Sample initial queries around the mean word embedding, with the standard deviation of the word embeddings.
 
     So the queries differ from each other from the start. They replace outputs of the embedding layer, so they have the
     scale of its outputs: models of the Gemma family multiply embeddings by the square root of D.

@@ -33,7 +33,7 @@ def sample_tokens(
     Args:
         logits_BV: Logits, float.
         temperature: Divides the logits; 0 takes the most likely token.
-        top_p: Only the most likely tokens that together reach this probability can be drawn.
+        top_p: Only the most likely tokens that together reach this probability can be sampled.
         generator: Random generator on the device of the logits.
 
     Returns:
@@ -87,7 +87,7 @@ def generate_text(
         features_MQC: Features of all their clips, unnormalised, float; None without clips.
         max_new_tokens: Most tokens per answer.
         temperature: 0 takes the most likely token each time. The released code samples with 0.7 and top_p 0.5.
-        top_p: Only the most likely tokens that together reach this probability can be drawn.
+        top_p: Only the most likely tokens that together reach this probability can be sampled.
         generator: Random generator on the model's device; None is the global one.
         synced: All ranks call this together and continue until the last one has finished. This is needed if the
             weights are sharded over ranks: if one rank stopped, the others would wait for it.

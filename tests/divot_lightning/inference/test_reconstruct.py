@@ -126,7 +126,7 @@ def test_samples_without_a_clip_are_skipped_and_reported(run, tmp_path, capsys):
 
 def test_an_output_that_cannot_be_written_is_reported(run, shards, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file.*cannot be written: a file stands where a folder is needed"):
+    with pytest.raises(UserError, match=r"file.*cannot be written: there is a file where a folder is needed"):
         list(reconstruct_files(run, [str(shards / "train")], tmp_path / "file", num=1))
     with pytest.raises(UserError, match=r"train-000000\.mp4.*cannot be written"), limited_file_size(500):
         list(reconstruct_files(run, [str(shards / "train")], tmp_path / "full", num=1))
