@@ -48,6 +48,24 @@ def test_the_site_has_every_page():
     assert sorted(named) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
 
 
+def test_the_api_reference_has_every_module_of_parts_and_of_their_packages():
+    pages = "".join(path.read_text(encoding="utf-8") for path in PAGES if path.parent.name == "api")
+    folders = {
+        "divot_lightning/parts": ROOT,
+        "divot_lightning/testing": ROOT,
+        "divot_backbones": ROOT / "plugins",
+        "divot_heads": ROOT / "plugins",
+    }
+    modules = {
+        ".".join(path.relative_to(root).with_suffix("").parts)
+        for folder, root in folders.items()
+        for path in (root / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert len(modules) > 50
+    assert modules - set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE)) == set()
+
+
 def test_commands_of_the_readme_exist():
     named = re.findall(r"^divot (\S+)(?: (\w+))?", SHELL, re.MULTILINE)
     assert {"fit", "ask", "generate", "data"} <= {command for command, _ in named}
