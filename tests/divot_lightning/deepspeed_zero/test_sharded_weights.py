@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from divot_lightning.deepspeed_zero.sharded_weights import ShardedWeights, gathered, refuse_scalar
 from divot_lightning.deepspeed_zero.strategy import prepare_deepspeed_for_cpu
 from divot_lightning.errors import UserError
-from divot_lightning.models.weights import Misfit, fill, held_by, shard_rest, without_memory
+from divot_lightning.models.weights import Misfit, fill, held_by, shard_rest, stored_tensors, without_memory
 from divot_lightning.testing import run_distributed
 
 WIDTH, LAYERS = 128, 24
@@ -93,7 +93,7 @@ def build(rank: int, folder: str) -> dict[str, Any]:
         with Held(mapped=file.stat().st_size) as from_file:
             with without_memory():
                 read = stack()
-            fill(read, [file])
+            fill(read, stored_tensors([file]))
         with Held() as by_parts:
             drawn = nn.Sequential()
             for _ in range(LAYERS):
@@ -101,8 +101,8 @@ def build(rank: int, folder: str) -> dict[str, Any]:
                 shard_rest(drawn)
         with without_memory():
             tied, lacking = Tied(), Tied()
-        found = fill(tied, [Path(folder) / "tied.safetensors"])
-        missing = fill(lacking, [Path(folder) / "stack.safetensors"])
+        found = fill(tied, stored_tensors([Path(folder) / "tied.safetensors"]))
+        missing = fill(lacking, stored_tensors([file]))
     return {
         "most": (from_file.most, by_parts.most),
         "read": whole(read),
