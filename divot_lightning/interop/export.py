@@ -61,8 +61,7 @@ def export_run(
             if not keep_adapters:
                 merge_adapters(module)
             write_component(module, work / name, max_shard_size)
-            if isinstance(given, Path):
-                _keep_same_file(given, work / name)
+            _finish_component(given, work / name)
         _write_inference_config(found.run, work)
         index = {"_class_name": "DivotPipeline", "_divot_lightning_version": __version__, **classes}
         (work / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
@@ -70,11 +69,20 @@ def export_run(
     return folder
 
 
-def _keep_same_file(given: Path, written: Path) -> None:
-    """Copy a run's own file where the export has the same in one file, so that its hash, which shards record, stays."""
-    described = [json.loads((each / CONFIG_FILE).read_text(encoding="utf-8")) for each in (given, written)]
-    if (written / WEIGHTS_FILE).is_file() and described[0] == described[1] and (given / WEIGHTS_FILE).is_file():
-        shutil.copyfile(given / WEIGHTS_FILE, written / WEIGHTS_FILE)
+def _finish_component(given: Path | nn.Module, written: Path) -> None:
+    """Leave out folders of this machine; copy a run's own file of weights where the export would have the same.
+
+    So its hash stays, which encoded shards record.
+    """
+    described = _described(written)
+    (written / CONFIG_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    files = [each / WEIGHTS_FILE for each in (given, written) if isinstance(each, Path)]
+    if all(file.is_file() for file in files) and isinstance(given, Path) and _described(given) == described:
+        shutil.copyfile(*files)
+
+
+def _described(component: Path) -> Any:
+    return without_folders(json.loads((component / CONFIG_FILE).read_text(encoding="utf-8")))
 
 
 def _write_inference_config(run: Path, folder: Path) -> None:

@@ -130,6 +130,8 @@ def _write_language_files(module: VideoLLM, folder: Path) -> None:
     language_model: Any = module.language_model
     module.text_tokenizer.save_pretrained(folder / "language_model")
     if module.config.lora is not None:
+        base = module.config.language_model or ""
+        language_model.peft_config["default"].base_model_name_or_path = "" if Path(base).is_absolute() else base
         # Rows of marker tokens are among the adapter's weights; no base model is looked for to compare vocabularies.
         language_model.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
 

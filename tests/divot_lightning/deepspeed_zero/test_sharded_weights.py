@@ -1,5 +1,6 @@
 """Modules that are sharded while they are built: with the right values, and whole on no process."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ class Tied(nn.Module):
         self.other.weight = self.first.weight
         self.scale = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.register_buffer("seen", torch.zeros(3))
+
+
+class FaultyWeights(ShardedWeights):
+    """Changes one number of every parameter while it is sharded, as broken memory would."""
+
+    def shard(self, parameters: Iterable[nn.Parameter]) -> None:
+        (parameter,) = parameters
+        super().shard([parameter])
+        with gathered([parameter], write=True), torch.no_grad():
+            parameter[-1] += 1.0
 
 
 def stack() -> nn.Sequential:
@@ -103,7 +114,13 @@ def build(rank: int, folder: str) -> dict[str, Any]:
             tied, lacking = Tied(), Tied()
         found = fill(tied, stored_tensors([Path(folder) / "tied.safetensors"]))
         missing = fill(lacking, stored_tensors([file]))
+    with held_by(FaultyWeights(SETTINGS), masters=False):
+        with without_memory():
+            damaged = stack()
+        with pytest.raises(UserError) as refused:
+            fill(damaged, stored_tensors([file]))
     return {
+        "refused": str(refused.value),
         "most": (from_file.most, by_parts.most),
         "read": whole(read),
         "drawn": whole(drawn),
@@ -114,6 +131,12 @@ def build(rank: int, folder: str) -> dict[str, Any]:
         "missing": missing.missing,
         "unread": all(value.is_meta for value in lacking.parameters()),
     }
+
+
+def test_weights_that_changed_while_they_were_sharded_are_refused_on_all_processes(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert f"{2 * LAYERS} weights of a Sequential changed" in rank["refused"]
+        assert "such as 0.weight" in rank["refused"]
 
 
 def test_a_parameter_without_dimensions_is_refused_by_name() -> None:

@@ -223,6 +223,13 @@ def test_the_card_has_recipe_data_and_scores_and_names_no_folder_of_the_machine(
     assert (run_template(out), run_tasks(out)) == ("chat", {"caption"})
 
 
+def test_no_settings_of_an_export_name_a_folder_of_the_machine(run, tmp_path):
+    for number, keep_adapters in enumerate([False, True]):
+        out = export_run(run, tmp_path / f"out{number}", keep_adapters=keep_adapters)
+        settings = [file for file in out.rglob("*") if file.suffix in (".json", ".yaml", ".md")]
+        assert not [str(file) for file in settings if str(tmp_path) in file.read_text()]
+
+
 def test_an_existing_folder_is_kept(run, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists"):
