@@ -4,7 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import (  # HTTPError is of the HTTP library that this version uses
+    HFValidationError,
+    HTTPError,  # type: ignore[attr-defined]
+    LocalTokenNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from divot_lightning.errors import UserError
@@ -37,7 +41,7 @@ def push_to_hub(folder: Path, name: str, *, public: bool = False, api: Any = Non
     try:
         api.create_repo(name, private=not public, exist_ok=True)
         commit = api.upload_folder(repo_id=name, folder_path=str(folder), commit_message="Exported by divot-lightning")
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
+    except (HTTPError, LocalTokenNotFoundError, OSError) as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         raise UserError(
             f"{folder} is written, but its upload to {name} failed: {type(error).__name__}"

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderKL, LatteTransformer3DModel
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -273,8 +273,8 @@ def test_sizes_without_number_or_unit_are_refused(text):
 class FakeHub:
     """Records calls as `huggingface_hub.HfApi` takes them; `status` makes the upload fail."""
 
-    def __init__(self, status=None):
-        self.status, self.calls = status, []
+    def __init__(self, status=None, offline=False):
+        self.status, self.offline, self.calls = status, offline, []
 
     def create_repo(self, repo_id, *, private, exist_ok):
         self.calls.append(("create", repo_id, private, exist_ok))
@@ -283,6 +283,8 @@ class FakeHub:
         if self.status:
             response = SimpleNamespace(status_code=self.status, headers={}, request=None)
             raise HfHubHTTPError("Authorization: Bearer hf_secret", response=response)
+        if self.offline:
+            raise HTTPError("hf_secret: no route to host")
         self.calls.append(("upload", repo_id, folder_path))
         return f"https://hub/{repo_id}/commit/1"
 
@@ -293,9 +295,10 @@ def test_an_upload_makes_a_private_repository_and_sends_the_folder(tmp_path):
     assert hub.calls == [("create", "me/divot", True, True), ("upload", "me/divot", str(tmp_path))]
 
 
-def test_a_failed_upload_says_what_to_do_and_shows_no_token(tmp_path):
-    with pytest.raises(UserError, match="HTTP 403") as caught:
-        push_to_hub(tmp_path, "me/divot", api=FakeHub(403))
+@pytest.mark.parametrize(("hub", "reason"), [(FakeHub(403), "HTTP 403"), (FakeHub(offline=True), "HTTPError")])
+def test_a_failed_upload_says_what_to_do_and_shows_no_token(tmp_path, hub, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        push_to_hub(tmp_path, "me/divot", api=hub)
     assert "hf_secret" not in str(caught.value)
     assert f"hf upload me/divot {tmp_path}" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 5
