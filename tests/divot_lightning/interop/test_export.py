@@ -24,6 +24,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.interop.export import export_run, require_shard_size
 from divot_lightning.interop.export_parts import load_head
 from divot_lightning.interop.hub_upload import push_to_hub
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.lora import LoRAConfig
@@ -31,7 +32,8 @@ from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from tests.divot_lightning.training.conftest import tokenizer_config  # noqa: F401
 
 IDS = torch.tensor([[3, 9, 4, 7, 5, 11]])
-LATTE = {"num_layers": 1, "attention_head_dim": 4, "num_attention_heads": 2, "patch_size": 2, "norm_num_groups": 1}
+LATTE = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2, "patch_size": 2, "out_channels": 8}
+LATTE |= {"norm_type": "ada_norm_single", "num_embeds_ada_norm": 1000, "norm_elementwise_affine": False}
 VAE = {"block_out_channels": [4, 4], "norm_num_groups": 2, "latent_channels": 4, "layers_per_block": 1}
 VAE |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
 
@@ -78,6 +80,7 @@ def make_detokenizer(training="full"):
                 latents=partial(ImageVAELatents, config=VAE),
                 denoiser=partial(Latte, config=LATTE, training=training),
                 objective=VPrediction,
+                sampling=SamplingConfig(steps=2),
                 size=8,
                 num_frames=2,
                 num_tokens=3,
