@@ -80,7 +80,7 @@ def make_detokenizer(training="full"):
                 latents=partial(ImageVAELatents, config=VAE),
                 denoiser=partial(Latte, config=LATTE, training=training),
                 objective=VPrediction,
-                sampling=SamplingConfig(steps=2),
+                sampling=SamplingConfig(steps=2, guidance=1.0),
                 size=8,
                 num_frames=2,
                 num_tokens=3,
