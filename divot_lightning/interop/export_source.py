@@ -8,6 +8,7 @@ from torch import nn
 
 from divot_lightning.checkpoint.components import component_names, find_component
 from divot_lightning.checkpoint.folders import CHECKPOINTS, checkpoint_step, newest_checkpoint
+from divot_lightning.checkpoint.manifest import require_manifest
 from divot_lightning.errors import UserError
 from divot_lightning.training.run_folder import CONFIG, FINISHED, describe, require_run
 from divot_lightning.training.runs import load_stage
@@ -51,6 +52,7 @@ def find_source(path: str | Path, names: Sequence[str] = ()) -> Source:
 def _of_checkpoint(checkpoint: Path, names: Sequence[str]) -> Source:
     run = checkpoint.parent.parent
     require_run(run)
+    require_manifest(checkpoint)
     stage = load_stage(run, checkpoint)
     found: dict[str, Path | nn.Module] = {**stage.used_components(), **stage.exported_components()}
     chosen = _choose(found, names or sorted(found), checkpoint)

@@ -48,6 +48,8 @@ def test_a_component_that_the_checkpoint_lacks_is_refused(divot, tiny, tmp_path,
     words = ("runs/tiny/checkpoints/step_00000006", "--to", "out", "--components", "video_llm")
     assert divot("export", *words) == 2
     assert "has no video_llm; it has: layer" in capsys.readouterr().err
+    assert divot("export", "runs/tiny/checkpoints/step_00000005", "--to", "out") == 2
+    assert "is no complete checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
