@@ -28,7 +28,7 @@ from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.part import build_part, spec_of
 from divot_lightning.parts.registries.kinds import HEADS
 
-PARTS = {
+PARTS: dict[str, tuple[str, type[nn.Module]]] = {
     "language_model": ("language_model", PreTrainedModel),
     "head": ("head", GenerationHead),
     "denoiser.model": ("denoiser", ModelMixin),
