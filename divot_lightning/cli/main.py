@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "ask": "answer questions about videos",
     "generate": "generate clips from text, write mp4 files",
     "import": "turn a downloaded checkpoint into a folder to train from: divot import KIND FILE --to FOLDER",
+    "export": "write a run's models for transformers, PEFT and diffusers: divot export RUN --to FOLDER",
     "parts": "list the installed parts that a recipe can choose: divot parts [KIND]",
     "heads": "list the installed generation heads",
     "data": "make, pack, inspect and encode shards: divot data toy|pack|inspect|...",
