@@ -159,7 +159,7 @@ def test_missing_texts_are_named(task, sample, message):
     ],
 )
 def test_lists_of_the_released_data_are_turns(sample):
-    said = [part.text for part in segments_of("conversation", sample) if isinstance(part, Text)]
+    said = [part.text for part in segments_of("conversation", sample, rng()) if isinstance(part, Text)]
     assert said == ["what ?", "a dog", "where ?", "here"]
 
 
@@ -175,7 +175,7 @@ def test_lists_of_the_released_data_are_turns(sample):
 )
 def test_lists_that_do_not_fit_are_missing(sample):
     with pytest.raises(SampleError) as caught:
-        segments_of("question", sample)
+        segments_of("question", sample, rng())
     assert caught.value.reason == "missing_question"
 
 
