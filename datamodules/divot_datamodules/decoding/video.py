@@ -85,7 +85,12 @@ def shown_size(media: Media, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
 
 
 def decode_frames(
-    media: Media, times: Sequence[float], size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
+    media: Media,
+    times: Sequence[float],
+    size: tuple[int, int] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    resize: Resize = "bicubic",
 ) -> Pixels:
     """Decode the frames that are shown at the given times.
 
@@ -95,6 +100,7 @@ def decode_frames(
         size: Height and width in pixels: the short side is resized and the centre is cropped; None keeps the
             size of the source.
         max_pixels: Largest height x width of the source; a larger one is refused before it is decoded.
+        resize: See `ClipConfig`.
 
     Returns:
         uint8 (len(times), 3, H, W) in [0, 255], RGB; never fewer frames than times.
@@ -102,7 +108,7 @@ def decode_frames(
     Raises:
         DecodeError: The file cannot be decoded, or has no frame at one of the times.
     """
-    return decode_chosen(media, lambda timing: times, size, max_pixels=max_pixels)
+    return decode_chosen(media, lambda timing: times, size, max_pixels=max_pixels, resize=resize)
 
 
 def decode_chosen(
