@@ -55,7 +55,8 @@ def read_video(path: str | Path, clip: ClipConfig, max_clips: int = MAX_CLIPS) -
         if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES:
             return image_clip(path, clip).video[None], "image"
         times = clip_times(probe(path).duration, clip, max_clips)
-        frames = decode_frames(path, [time for moments in times for time in moments], (clip.height, clip.width))
+        moments = [time for clip_moments in times for time in clip_moments]
+        frames = decode_frames(path, moments, clip.size, resize=clip.resize)
     except DecodeError as error:
         raise UserError(f"{path} gives no clip: {error}") from error
     return frames.reshape(len(times), clip.frames, *frames.shape[1:]), "video"

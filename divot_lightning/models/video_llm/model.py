@@ -87,7 +87,9 @@ class VideoLLM(nn.Module):
         self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
         dim = causal_lm.config.hidden_size
         input_projector = mlp_projector(self.feature_dim, dim, dim)
-        self.queries = LearnableQueries(initial_queries(causal_lm, self.num_queries))
+        self.queries = LearnableQueries(
+            initial_queries(causal_lm, self.num_queries, spread=config.initial_values == "spread")
+        )
         self.language_model: nn.Module = causal_lm
         self.input_projector = input_projector
         given = head or getattr(config, "head", None)
