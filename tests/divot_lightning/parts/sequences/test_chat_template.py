@@ -11,6 +11,7 @@ from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES, Clips
 from divot_lightning.parts.sequences.chat_template import fill_chat_template
 from divot_lightning.parts.sequences.collator import lay_out
 from divot_lightning.parts.sequences.layout import SequenceLayout
+from divot_lightning.parts.sequences.limits import length_without_text
 from divot_lightning.parts.sequences.tokens import IGNORED, SpecialTokens
 
 # The forms of Qwen 3 and SmolLM2, Llama 3, Gemma, and Mistral, cut down to what a conversation of text needs.
@@ -139,6 +140,11 @@ def test_a_story_without_an_instruction_and_a_clip_to_generate():
     assert ids
     segments = segments_of(GenerateTask("chat"), {"caption": "a"})
     assert segments[-1] == Clips(1, "generate", learn=True)
+
+
+def test_the_length_without_text_is_known_before_the_template_is():
+    segments = segments_of(CaptionTask("chat"), {"caption": "a"}, num_clips=2)
+    assert length_without_text(segments, LAYOUT, begins=True) == 1 + 2 + 2 * (LAYOUT.num_queries + 2) + 1
 
 
 def test_a_tokenizer_without_a_template_or_with_an_unusable_one_is_refused():
