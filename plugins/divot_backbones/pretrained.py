@@ -118,7 +118,7 @@ def _from_folder(model_class: Any, origin: Origin, folder: Path, derived: dict[s
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise UserError(
             f"{origin.where}.pretrained: {folder} is no {model_class.__name__} folder: "
-            f"{str(error).splitlines()[0][:300]}"
+            f"{str(error).splitlines()[0][:200]}"
         ) from error
     if report["missing_keys"]:
         raise UserError(

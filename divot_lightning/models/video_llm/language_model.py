@@ -141,7 +141,7 @@ def _reason(error: Exception) -> str:
     message = (str(error).splitlines() or [""])[0]
     if "scaled_dot_product_attention" in message:
         return "It has no attention of the kind 'sdpa'; set llm.attention to eager."
-    return f"{type(error).__name__}: {message[:300]}"
+    return f"{type(error).__name__}: {message[:200]}"
 
 
 def check_language_model(model: PreTrainedModel) -> PreTrainedModel:

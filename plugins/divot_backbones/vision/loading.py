@@ -51,7 +51,7 @@ def load_vision_model(
     except OSError as error:
         raise not_found(pretrained) from error
     except (RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:300]
+        reason = str(error).splitlines()[0][:200]
         raise UserError(f"vision.pretrained: {pretrained!r} cannot be loaded: {reason}") from error
     allowed = tuple(unused)
     missing = sorted(name for name in report["missing_keys"] if not any(f".{part}" in f".{name}" for part in allowed))

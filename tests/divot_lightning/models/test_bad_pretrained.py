@@ -97,6 +97,7 @@ def weights_of(folder):
 
 
 def wrong_class(folder, size):
+    foreign_keys(folder, size)
     write_config(folder, model_type="bert", _class_name="UNet2DModel", architectures=["BertModel"])
 
 
