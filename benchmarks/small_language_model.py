@@ -18,7 +18,7 @@ import tempfile
 import time
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from divot_heads.mse import MSEHead
 from divot_lightning.models.video_llm.config import VideoLLMConfig
@@ -40,7 +40,11 @@ def build(gguf: str) -> VideoLLM:
     folder, _, file = gguf.rpartition("/")
     with tempfile.TemporaryDirectory() as converted:
         AutoTokenizer.from_pretrained(folder or ".", gguf_file=file).save_pretrained(converted)
-        AutoModelForCausalLM.from_pretrained(folder or ".", gguf_file=file).save_pretrained(converted)
+        # transformers does not save a model that it has read from GGUF, so its weights go into one of its own.
+        read = AutoModelForCausalLM.from_pretrained(folder or ".", gguf_file=file)
+        plain = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder or ".", gguf_file=file))
+        plain.load_state_dict(read.state_dict())
+        plain.save_pretrained(converted)
         config = VideoLLMConfig(
             language_model=converted,
             num_queries=TOKENS,
