@@ -94,8 +94,8 @@ class VideoTextData(LightningDataModule):
             their weights, such as {"caption": 1.0, "generate": 1.0}; a task with settings is
             {"caption": {"weight": 1.0, "init_args": {"prompts": ["Describe it ."]}}}. `divot parts tasks` lists them.
         validation_tasks: Weights for validation and test; None for those of training.
-        template: How the user's turn is written: "pretraining" (bare), "instruction" (Divot's), or a text with `{}` for
-            the turn, such as "USER: {} ASSISTANT: ".
+        template: How the user's turn is written: "pretraining" (bare), "instruction" (Divot's), "chat" (that of the
+            language model's own text tokenizer), or a text with `{}` for the turn, such as "USER: {} ASSISTANT: ".
         epoch: "endless" repeats the data without end, so a recipe sets `max_steps`. "exact" ends an epoch after each
             sample of a single source was used once; its last step may be smaller.
         streams: Logical streams that read each source side by side.

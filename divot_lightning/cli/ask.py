@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("video", nargs="+", help="videos or pictures")
     parser.add_argument("--question", action="append", default=[], help="a question; may be given several times")
     parser.add_argument(
-        "--template", help="pretraining, instruction, or a text with {} for the prompt (default: that of the run)"
+        "--template", help="pretraining, instruction, chat, or a text with {} for the prompt (default: that of the run)"
     )
     parser.add_argument("--max-clips", type=int, default=20, help="largest number of clips of a video (default: 20)")
     parser.add_argument(

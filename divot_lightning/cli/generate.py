@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HELP)
     parser.add_argument(
-        "--template", help="pretraining, instruction, or a text with {} for the prompt (default: that of the run)"
+        "--template", help="pretraining, instruction, chat, or a text with {} for the prompt (default: that of the run)"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     return parser

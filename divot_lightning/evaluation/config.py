@@ -131,7 +131,7 @@ class EvaluationConfig:
     split: str | None = None
     output: str | None = None
     prompt: str | None = None
-    template: Literal["pretraining", "instruction"] | None = None
+    template: Literal["pretraining", "instruction", "chat"] | None = None
     max_clips: int = MAX_CLIPS
     temperature: float | None = None
     top_p: float = 1.0

@@ -43,7 +43,9 @@ def warn_of_unknown_words(text_tokenizer: Any, prompts: Iterable[Iterable[Segmen
     warned = _warned.setdefault(text_tokenizer, set())
     if len(warned) > MOST_NAMED:
         return
-    texts = dict.fromkeys(part.text for prompt in prompts for part in prompt if isinstance(part, Text))
+    texts = dict.fromkeys(
+        part.text for prompt in prompts for part in prompt if isinstance(part, Text) and not part.special
+    )
     words = dict.fromkeys(word for text in texts for word in unknown_words(text_tokenizer, text))
     new = [word for word in words if word not in warned]
     warned.update(new)

@@ -16,6 +16,10 @@ Kind: TypeAlias = Literal["video", "image"]
 SPECIAL_TOKEN_NAMES = ("<vid>", "</vid>", "<img>", "</img>", "<frame>", "</frame>")
 """Names of the tokens that mark clips, as in the released tokenizer."""
 
+USER_TURN, ANSWER = "{user turn}", "{answer}"
+"""Marks of a chat template, as texts with `special`: a user's turn begins, and an answer is due. The text tokenizer
+puts its own texts there; see `divot_lightning.parts.sequences.chat_template`."""
+
 
 @dataclass(unsafe_hash=True)
 class Text:
@@ -26,11 +30,14 @@ class Text:
         learn: Whether its tokens are targets of the next-word loss.
         ends: Whether an end token follows the text, as after an answer in a conversation that continues. The end
             token is a target if the text is.
+        special: Whether special tokens in the text count as such. Only a chat template has them: a task sets it for the
+            marks `USER_TURN` and `ANSWER`, and never for a text of the data.
     """
 
     text: str
     learn: bool
     ends: bool = False
+    special: bool = False
 
 
 @dataclass(unsafe_hash=True)

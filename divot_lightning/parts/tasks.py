@@ -12,10 +12,13 @@ import numpy as np
 
 from divot_lightning.errors import UserError
 from divot_lightning.parts.part import Part
-from divot_lightning.parts.segments import Clips, Kind, Segment, Text
+from divot_lightning.parts.segments import ANSWER, USER_TURN, Clips, Kind, Segment, Text
 
 Template: TypeAlias = str
-"""A name of `TEMPLATES`, or a text with one `{}`, which stands for the user's turn: "USER: {} ASSISTANT: "."""
+"""A name of `TEMPLATES`, or `CHAT`, or a text with one `{}` for the user's turn: "USER: {} ASSISTANT: "."""
+
+CHAT = "chat"
+"""The chat template that comes with the language model; see `divot_lightning.parts.sequences.chat_template`."""
 
 TEMPLATES: dict[str, Template] = {"pretraining": "{}", "instruction": "[INST] {} [/INST]\n"}
 """Templates by name: bare, as in pretraining, and that of Divot's instructions (arXiv:2412.04432, appendix A.2)."""
@@ -30,7 +33,7 @@ class Task(Part, ABC):
     Attributes:
         uses_one_clip: Declared by the class: whether `segments` is given one clip, a random one of the sample's, and
             not all clips in order.
-        template: The template, with `{}`.
+        template: The template, with `{}`; or `CHAT`.
     """
 
     supplied_args: ClassVar[tuple[str, ...]] = ("template",)
@@ -39,10 +42,10 @@ class Task(Part, ABC):
     def __init__(self, template: Template = "pretraining") -> None:
         """Check and store the template."""
         self.template = TEMPLATES.get(template, template)
-        if self.template.count("{}") != 1:
+        if self.template != CHAT and self.template.count("{}") != 1:
             raise UserError(
-                f"template is {template!r}; choose one of {', '.join(TEMPLATES)}, or give a text with one {{}}, which "
-                "stands for the user's turn"
+                f"template is {template!r}; choose one of {', '.join((*TEMPLATES, CHAT))}, or give a text with one "
+                "{}, which stands for the user's turn"
             )
 
     @property
@@ -74,6 +77,10 @@ class Task(Part, ABC):
 
     def user_turn(self, instruction: str, clips: Clips | None = None) -> list[Segment]:
         """Return the segments of a user's turn in the template: clips, if any, and an instruction about them."""
+        if self.template == CHAT:
+            begins, ends = (Text(mark, learn=False, special=True) for mark in (USER_TURN, ANSWER))
+            said = [Text(instruction, learn=False)] if instruction else []
+            return [begins, *([clips] if clips else []), *said, ends]
         begin, end = self.template.split("{}")
         if clips is None:
             return [Text(f"{begin}{instruction}{end}", learn=False)]

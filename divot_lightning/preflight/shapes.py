@@ -68,12 +68,12 @@ def _leave_weights(module: nn.Module, folder: str | Path) -> None:
     """Replace `load_weights`: load nothing."""
 
 
-def _language_model(folder: str, *, attn_implementation: str | None = None, **ignored: Any) -> nn.Module:
+def _language_model(folder: str, *, attn_implementation: str | None = None, **ignored: Any) -> tuple[nn.Module, Any]:
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model: nn.Module = AutoModelForCausalLM.from_config(
         config, attn_implementation=attn_implementation, trust_remote_code=False
     )
-    return model
+    return model, {"missing_keys": []}
 
 
 def _vision_model(
@@ -92,10 +92,11 @@ def _vision_model(
     return (model, {"missing_keys": []}) if output_loading_info else model
 
 
-def _diffusers_model(model_class: Any, folder: Path, *, local_files_only: bool, **changes: Any) -> nn.Module:
+def _diffusers_model(
+    model_class: Any, folder: Path, *, local_files_only: bool, output_loading_info: bool, **changes: Any
+) -> tuple[nn.Module, Any]:
     config = model_class.load_config(folder, local_files_only=local_files_only)
-    model: nn.Module = model_class.from_config(config, **changes)
-    return model
+    return model_class.from_config(config, **changes), {"missing_keys": []}
 
 
 def _download_configs(name: str, *, revision: str | None, local_files_only: bool = False, **patterns: Any) -> str:

@@ -17,7 +17,7 @@ from divot_lightning.parts.sources import SampleError
 from divot_lightning.parts.tasks import Task, Template
 
 BEGIN, END = "<<user ", " end>>"
-TEMPLATES = ("pretraining", "instruction", f"{BEGIN}{{}}{END}")
+TEMPLATES = ("pretraining", "instruction", "chat", f"{BEGIN}{{}}{END}")
 
 
 class TaskConformance(ABC):

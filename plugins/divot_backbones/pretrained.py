@@ -3,10 +3,12 @@
 import importlib
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from torch import nn
 
 from divot_lightning.errors import UserError
@@ -112,9 +114,16 @@ def _from_folder(model_class: Any, origin: Origin, folder: Path, derived: dict[s
             raise UserError(
                 f"{origin.where}.pretrained: {folder} holds a {stored['_class_name']}, not a {model_class.__name__}"
             )
-        model: nn.Module = model_class.from_pretrained(folder, local_files_only=True, **derived).float()
-    except (OSError, ValueError, RuntimeError) as error:
+        model, report = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True, **derived)
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise UserError(
-            f"{origin.where}.pretrained: {folder} is no {model_class.__name__} folder: {str(error).splitlines()[0]}"
+            f"{origin.where}.pretrained: {folder} is no {model_class.__name__} folder: "
+            f"{str(error).splitlines()[0][:200]}"
         ) from error
-    return model
+    if report["missing_keys"]:
+        raise UserError(
+            f"{origin.where}.pretrained: {folder} lacks {len(report['missing_keys'])} weights of a "
+            f"{model_class.__name__}, such as {min(report['missing_keys'])!r}\ngive the whole folder of such a model"
+        )
+    built: nn.Module = model.float()
+    return built

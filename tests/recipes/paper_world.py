@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import tarfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ from divot_lightning.training.recipe_files import recipes_dir
 CAPTION = " ".join(["a red circle moves left"] * 20)
 LONG_TEXT = " ".join(["a red circle moves left"] * 400)
 SAMPLES = 4
+MARKED_CHAT = (
+    "{% for m in messages %}{{ m.role }} : {{ m.content }} . {% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
 
 
 def make_paper_world(folder: Path) -> None:
@@ -49,12 +54,12 @@ def _write_models(folder: Path) -> None:
     ).save_pretrained(folder / "clip-vit-h-14")
     blocks = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
     vae = {"down_block_types": blocks[0], "up_block_types": blocks[1], "block_out_channels": [128, 256, 512, 512]}
-    _write_json(
+    write_json(
         folder / "dynamicrafter/vae/config.json",
         {"_class_name": "AutoencoderKL", "latent_channels": 4, "layers_per_block": 2, "sample_size": 256, **vae},
     )
     # All of its settings are the released ones by default.
-    _write_json(folder / "dynamicrafter/unet/config.json", {"_class_name": "DynamiCrafterUNet"})
+    write_json(folder / "dynamicrafter/unet/config.json", {"_class_name": "DynamiCrafterUNet"})
     llm = folder / "mistral-7b-instruct-v0.1"
     MistralConfig(sliding_window=4096, num_key_value_heads=8, max_position_embeddings=32768).save_pretrained(llm)
     word_level_tokenizer(LONG_TEXT.split()).save_pretrained(llm)
@@ -71,21 +76,21 @@ def _write_data(folder: Path) -> None:
         ("cc3m", "jpg", picture.getvalue()),
         ("journeydb", "jpg", picture.getvalue()),
     ):
-        _write_tar(folder / name / "0.tar", suffix, media)
+        write_tar(folder / name / "0.tar", suffix, media)
     for name, media in (("a.mp4", video), ("a.jpg", picture.getvalue())):
         (folder / "media").mkdir(exist_ok=True)
         (folder / "media" / name).write_bytes(media)
         (folder / name).write_bytes(media)
     said = [{"from": "human", "value": "a red circle"}, {"from": "gpt", "value": LONG_TEXT}]
     story = {"instruction": "a red circle", "texts": [LONG_TEXT] * 3}
-    _write_lines(folder / "video_questions.jsonl", {"video": "a.mp4", "conversations": said})
-    _write_lines(folder / "image_questions.jsonl", {"image": "a.jpg", "conversations": said})
-    _write_lines(folder / "stories.jsonl", {"videos": ["a.mp4"] * 3, "story": story})
+    write_lines(folder / "video_questions.jsonl", {"video": "a.mp4", "conversations": said})
+    write_lines(folder / "image_questions.jsonl", {"image": "a.jpg", "conversations": said})
+    write_lines(folder / "stories.jsonl", {"videos": ["a.mp4"] * 3, "story": story})
 
 
 def _write_runs(folder: Path) -> None:
     """Write components as the paper's recipes make them, in their sizes."""
-    recipe = {name: _model_settings(name) for name in ("tokenizer_pretraining", "llm_pretraining")}
+    recipe = {name: model_settings(f"paper/{name}") for name in ("tokenizer_pretraining", "llm_pretraining")}
     tokenizer = TokenizerConfig(vision=functools.partial(ClipVision, pretrained="models/clip-vit-h-14"))
     settings = recipe["tokenizer_pretraining"]["detokenizer"]
     llm = recipe["llm_pretraining"]["llm"]
@@ -99,19 +104,27 @@ def _write_runs(folder: Path) -> None:
             ),
             "video_llm": VideoLLM(config, GMMHead),
         }
-    for run in ("tokenizer_pretraining", "detokenizer_refinement", "llm_pretraining", "generation_tuning"):
+    runs = ("tokenizer_pretraining", "detokenizer_refinement", "llm_pretraining", "generation_tuning")
+    write_components(parts, [folder / run for run in runs])
+
+
+def write_components(parts: Mapping[str, nn.Module], runs: Iterable[Path]) -> None:
+    """Write components without weights into each run folder."""
+    for run in runs:
         for name, module in parts.items():
-            with new_component(module, folder / run / name) as weights:
+            with new_component(module, run / name) as weights:
                 weights.touch()
 
 
-def _model_settings(name: str) -> dict[str, Any]:
-    recipe = yaml.safe_load((recipes_dir() / f"paper/{name}.yaml").read_text())
+def model_settings(name: str) -> dict[str, Any]:
+    """Return the settings of a shipped recipe's stage."""
+    recipe = yaml.safe_load((recipes_dir() / f"{name}.yaml").read_text())
     settings: dict[str, Any] = expand_recipe(recipe["model"]["init_args"])
     return settings
 
 
-def _write_tar(path: Path, suffix: str, media: bytes) -> None:
+def write_tar(path: Path, suffix: str, media: bytes) -> None:
+    """Write a shard of captioned media."""
     path.parent.mkdir(parents=True)
     with tarfile.open(path, "w") as tar:
         for number in range(SAMPLES):
@@ -121,10 +134,12 @@ def _write_tar(path: Path, suffix: str, media: bytes) -> None:
                 tar.addfile(info, io.BytesIO(content))
 
 
-def _write_lines(path: Path, sample: dict[str, Any]) -> None:
+def write_lines(path: Path, sample: dict[str, Any]) -> None:
+    """Write a list of equal samples."""
     path.write_text("".join(json.dumps(sample) + "\n" for _ in range(SAMPLES)))
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a config."""
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(content))

@@ -177,7 +177,8 @@ def _layer_types(config: Any) -> set[str]:
     if types - {"full_attention", "sliding_attention"}:
         raise UserError(
             f"The language model {config.model_type!r} has layers of the types {sorted(types)}.\n"
-            "Queries that attend to each other need full_attention or sliding_attention; choose another model."
+            "Masks need full_attention or sliding_attention: a layer that carries a state along the row (linear\n"
+            "attention, convolution) mixes padding and samples that share a row, in every generation mode."
         )
     return types
 

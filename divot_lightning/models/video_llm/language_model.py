@@ -6,9 +6,11 @@ The model is any unmodified transformers ``AutoModelForCausalLM`` with full or s
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -41,14 +43,7 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
     """
     if is_sharding():
         return _load_sharded(folder, vocabulary, new_ids, attention)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False, dtype="auto"
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n{_reason(error)}"
-        ) from error
+    model = _load_whole(folder, attn_implementation=attention, dtype="auto")
     rows = len(word_embeddings(model))
     if vocabulary > rows:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
@@ -80,11 +75,24 @@ def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: A
     return check_language_model(model)
 
 
-def _load_whole(folder: str) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
-    return model
+def _load_whole(folder: str, **settings: Any) -> PreTrainedModel:
+    """Load a folder; refuse one that lacks a weight, since transformers would fill it with random numbers."""
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True, **settings
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise UserError(
+            f"language_model={folder!r} cannot be loaded as a transformers causal language model.\n{_reason(error)}"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"language_model={folder!r} lacks {len(missing)} weights of a {type(model).__name__}, such as "
+            f"{missing[0]!r}.\nGive the whole folder of a causal language model."
+        )
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def build_untrained_language_model(
@@ -134,7 +142,7 @@ def _reason(error: Exception) -> str:
     message = (str(error).splitlines() or [""])[0]
     if "scaled_dot_product_attention" in message:
         return "It has no attention of the kind 'sdpa'; set llm.attention to eager."
-    return f"{type(error).__name__}: {message}"
+    return f"{type(error).__name__}: {message[:200]}"
 
 
 def check_language_model(model: PreTrainedModel) -> PreTrainedModel:

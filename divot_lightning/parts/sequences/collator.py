@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 from divot_lightning.parts.segments import Segment
+from divot_lightning.parts.sequences.chat_template import fill_chat_template
 from divot_lightning.parts.sequences.layout import SequenceLayout, build_sequence
 from divot_lightning.parts.sequences.limits import SampleLimits
 from divot_lightning.parts.sequences.row_packing import pack_rows
@@ -43,7 +44,8 @@ def lay_out(
     if prompt:
         layout = SequenceLayout(layout.num_queries, layout.generation_mode)
     encode = text_encoder(text_tokenizer)
-    return join([build_sequence(sample, encode, special, layout, prompt=prompt) for sample in samples], special, layout)
+    filled = [fill_chat_template(sample, text_tokenizer, prompt=prompt) for sample in samples]
+    return join([build_sequence(sample, encode, special, layout, prompt=prompt) for sample in filled], special, layout)
 
 
 def join(sequences: Sequence[TokenSequence], special: SpecialTokens, layout: SequenceLayout) -> SequenceBatch:
@@ -94,7 +96,8 @@ class SequenceCollator:
             UserError: It does not fit; `limits` finds such samples before.
         """
         text_tokenizer, special = _loaded(self.text_tokenizer)
-        return build_sequence(segments, text_encoder(text_tokenizer), special, self.layout)
+        filled = fill_chat_template(segments, text_tokenizer)
+        return build_sequence(filled, text_encoder(text_tokenizer), special, self.layout)
 
     def batch(self, sequences: Sequence[TokenSequence]) -> SequenceBatch:
         """Join the sequences of a batch."""

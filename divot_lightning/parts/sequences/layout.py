@@ -22,7 +22,7 @@ from divot_lightning.parts.segments import Clips, Segment, Text
 from divot_lightning.parts.sequences.tokens import SpecialTokens, TokenKind, TokenSequence
 
 GenerationMode: TypeAlias = Literal["query_bidirectional", "query_causal", "autoregressive"]
-Encode: TypeAlias = Callable[[str], list[int]]
+Encode: TypeAlias = Callable[..., list[int]]
 
 TAIL_LENGTH = 2
 """Number of tokens after the last feature position of a clip: ``</frame> </vid>``."""
@@ -67,7 +67,7 @@ def build_sequence(
 
     Args:
         segments: The sample.
-        encode: Maps text to ids, without special tokens.
+        encode: Maps text to ids, without special tokens; with `special=True` it knows them, see `text_encoder`.
         special: Ids of the special tokens.
         layout: Feature positions per clip, generation mode, greatest length.
         prompt: Build the beginning of a sequence for inference: without end token and, if the last segment is to be
@@ -97,7 +97,8 @@ def build_sequence(
 def _text_ids(segment: Segment, encode: Encode, special: SpecialTokens) -> list[int]:
     if not isinstance(segment, Text):
         return []
-    return [*encode(segment.text), *([special.end] if segment.ends else [])]
+    ids = encode(segment.text, special=True) if segment.special else encode(segment.text)
+    return [*ids, *([special.end] if segment.ends else [])]
 
 
 def _lay_out(

@@ -48,7 +48,7 @@ def length_without_text(segments: Iterable[Segment], layout: SequenceLayout, *, 
         layout: Number of queries and generation mode; its `max_length` is ignored.
         begins: Whether a token begins the sequence.
     """
-    bare = [replace(segment, text="", ends=False) if isinstance(segment, Text) else segment for segment in segments]
+    bare = [replace(part, text="", ends=False, special=False) if isinstance(part, Text) else part for part in segments]
     ids = dict.fromkeys(("video", "image"), _ANY_ID)
     special = SpecialTokens(ids, ids, _ANY_ID, _ANY_ID, _ANY_ID, _ANY_ID if begins else None)
     return len(build_sequence(bare, lambda text: [], special, replace(layout, max_length=None)).ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,18 @@ def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
     return tokenizer, [tokenizer.get_vocab()[name] for name in new_names]
 
 
-def text_encoder(text_tokenizer: Any) -> Callable[[str], list[int]]:
-    """Return the function from text to ids, without special tokens.
+def text_encoder(text_tokenizer: Any) -> Callable[..., list[int]]:
+    """Return the function from text to ids.
 
-    A caption that contains "</s>" or "<vid>" is text; it must not end the sequence or mark a clip.
+    A caption that contains "</s>" or "<vid>" is text; it must not end the sequence or mark a clip. Only with the
+    function's argument `special`, for the texts of a chat template, special tokens in the text become their ids.
 
     Args:
         text_tokenizer: A transformers tokenizer.
     """
-    return partial(text_tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
+
+    def encode(text: str, *, special: bool = False) -> list[int]:
+        ids: list[int] = text_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special)
+        return ids
+
+    return encode

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -48,8 +50,9 @@ def load_vision_model(
             )
     except OSError as error:
         raise not_found(pretrained) from error
-    except RuntimeError as error:
-        raise UserError(f"vision.pretrained: {pretrained!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"vision.pretrained: {pretrained!r} cannot be loaded: {reason}") from error
     allowed = tuple(unused)
     missing = sorted(name for name in report["missing_keys"] if not any(f".{part}" in f".{name}" for part in allowed))
     if missing:

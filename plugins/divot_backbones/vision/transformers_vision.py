@@ -100,7 +100,7 @@ def _read_config(pretrained: str, revision: str | None) -> PreTrainedConfig:
         raise UserError(f"vision.pretrained: {pretrained!r}: {str(error).splitlines()[0]}") from error
     if config.model_type in WHOLE_MODELS:
         config = config.vision_config
-    _require_family(config.model_type)
+    _require_family(config.model_type, f" of {pretrained!r}")
     return config
 
 
@@ -127,10 +127,10 @@ def _stored(config: PreTrainedConfig) -> dict[str, Any]:
     return {**stored, "model_type": config.model_type}
 
 
-def _require_family(model_type: Any) -> None:
+def _require_family(model_type: Any, origin: str = "") -> None:
     if model_type not in FAMILIES:
         raise UserError(
-            f"vision: model_type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}\n"
+            f"vision: model_type {model_type!r}{origin} is not supported; supported: {', '.join(sorted(FAMILIES))}\n"
             "for CLIP use the encoder 'clip'; for other models write an encoder: docs/parts/vision_encoders.md"
         )
 

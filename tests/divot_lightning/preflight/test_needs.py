@@ -14,11 +14,14 @@ from lightning import Trainer
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
-from divot_backbones.denoisers.diffusers_denoiser import UNet3D
+from divot_backbones.denoisers.diffusers_denoiser import UNet3D, Wan
 from divot_backbones.denoisers.video_dit import VideoDiT
 from divot_backbones.latents.block_dct import BlockDCTLatents
+from divot_backbones.latents.video_vae import VideoVAELatents
 from divot_backbones.objectives.ddim import VPrediction
+from divot_backbones.objectives.rectified_flow import RectifiedFlow
 from divot_backbones.vision.clip import ClipVision
+from divot_backbones.vision.transformers_vision import TransformersVision
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
@@ -87,6 +90,26 @@ def _unet_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
         gradient_checkpointing=True,
     )
     return TokenizerPretraining(TOKENIZER, replace(DETOKENIZER, denoiser=unet), AdamWOptimizer()), batch
+
+
+def _pretrained_like_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
+    """The kinds of parts that come pretrained: a frozen SigLIP, a video VAE, and Wan with adapters."""
+    siglip = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "image_size": 16}
+    siglip |= {"patch_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vae = {"base_dim": 6, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1, "latents_mean": [0.0] * 4}
+    vae |= {"latents_std": [1.0] * 4, "temperal_downsample": [False, True, True]}
+    wan = {"num_attention_heads": 2, "attention_head_dim": 24, "freq_dim": 16, "ffn_dim": 96, "num_layers": 4}
+    detokenizer = DetokenizerConfig(
+        latents=partial(VideoVAELatents, "AutoencoderKLWan", config=vae, batch_size=2),
+        denoiser=partial(
+            Wan, config={**wan, "rope_max_seq_len": 32}, training="lora", lora_rank=4, gradient_checkpointing=True
+        ),
+        objective=RectifiedFlow,
+        size=64,
+    )
+    tokenizer = replace(TOKENIZER, vision=partial(TransformersVision, config=siglip))
+    video = torch.zeros(4, 16, 3, 64, 64, dtype=torch.uint8)
+    return TokenizerPretraining(tokenizer, detokenizer, OPTIMIZERS.build(optimizer, {})), {"video": video}
 
 
 def _llm_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
@@ -158,7 +181,7 @@ def _default_dtype(precision: str) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("make", [_tokenizer_stage, _llm_stage])
+@pytest.mark.parametrize("make", [_tokenizer_stage, _pretrained_like_stage, _llm_stage])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_memory_is_as_predicted(make: Any, optimizer: str, tmp_path: Path) -> None:
     stage, batch = make(tmp_path, optimizer)
@@ -170,7 +193,9 @@ def test_memory_is_as_predicted(make: Any, optimizer: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("make", [_tokenizer_stage, _checkpointed_stage, _unet_stage, _llm_stage])
+@pytest.mark.parametrize(
+    "make", [_tokenizer_stage, _checkpointed_stage, _unet_stage, _pretrained_like_stage, _llm_stage]
+)
 def test_the_peak_of_a_step_is_within_a_tenth_of_the_measured_one(make: Any, precision: str, tmp_path: Path) -> None:
     stage, batch = make(tmp_path, "adamw")
     needs = model_needs(stage, Layout(precision=precision), averaged=False, max_steps=10, batches={"": batch})

@@ -59,6 +59,21 @@ MISFITS = {
     "bloom": ({"n_layer": 2, "n_head": 4}, "eager", "fails on embeddings with one of our masks"),
     "falcon_h1": ({}, "sdpa", "linear_attention|hybrid|types"),
     "mamba": ({}, "eager", "linear_attention|mamba"),
+    "cohere": ({}, "sdpa", "its own next-word loss"),
+}
+HYBRIDS = {
+    "qwen3_next": (
+        {
+            **EXPERTS,
+            "layer_types": ["linear_attention", "full_attention"],
+            "head_dim": 8,
+            "shared_expert_intermediate_size": 16,
+            **{f"linear_num_{part}_heads": 2 for part in ("key", "value")},
+            **{f"linear_{part}_head_dim": 8 for part in ("key", "value")},
+        },
+        "linear_attention",
+    ),
+    "lfm2": ({"layer_types": ["conv", "full_attention"]}, "conv"),
 }
 
 
@@ -88,6 +103,16 @@ def test_models_that_do_not_fit_are_refused_by_name(name):
     with pytest.raises(UserError, match=message) as refused:
         probe_language_model(build(name, changes, attention), "query_bidirectional")
     assert name.replace("-", "_") in str(refused.value).replace("-", "_")
+    assert len(str(refused.value).splitlines()) <= 5
+
+
+@pytest.mark.parametrize("generation_mode", ["query_bidirectional", "query_causal", "autoregressive"])
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_models_with_layers_that_carry_a_state_are_refused_with_the_reason(name, generation_mode):
+    changes, kind = HYBRIDS[name]
+    with pytest.raises(UserError, match=rf"{kind}(?s:.)*carries a state") as refused:
+        probe_language_model(build(name, changes), generation_mode)
+    assert name in str(refused.value)
     assert len(str(refused.value).splitlines()) <= 5
 
 
