@@ -61,6 +61,8 @@ class TestEnergyHead(HeadConformance):
 
 
 class TestMeanFlowHead(HeadConformance):
+    learning_rate = 1e-2
+
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         # More and longer intervals than in the paper: 300 steps would hardly reach the one interval of sampling.
         return MeanFlowHead(

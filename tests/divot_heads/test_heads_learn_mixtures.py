@@ -20,6 +20,7 @@ CENTRES = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]], [[1.0, -1.0], [-0.5, 1.0]]])
 """Of both components, by condition."""
 FIRST_WEIGHT = torch.tensor([0.7, 0.4])
 SMALL = {"width": 64, "depth": 2}
+LONG_INTERVALS = {"interval_fraction": 0.75, "time_mean": 0.0, "time_std": 2.0}
 TRANSFORMER = {**SMALL, "num_attention_heads": 4}
 HEADS = {
     "diffusion, eps": lambda: DiffusionHead(8, 2, prediction="epsilon", sampling_steps=50, **SMALL),
@@ -30,7 +31,8 @@ HEADS = {
     "flow_token": lambda: FlowTokenHead(8, 2, **SMALL),
     "flow_clip": lambda: FlowClipHead(8, 2, **TRANSFORMER),
     "energy": lambda: EnergyHead(8, 2, **SMALL),
-    "meanflow": lambda: MeanFlowHead(8, 2, **SMALL),
+    # Unweighted: with two channels the paper's weight prefers the likelier component. Longer intervals than the paper's.
+    "meanflow": lambda: MeanFlowHead(8, 2, **LONG_INTERVALS, draws_per_token=8, weight_power=0.0, **SMALL),
     "autoregressive_flow": lambda: AutoregressiveFlowHead(8, 2, width=64, depth=1, num_attention_heads=4),
 }
 JOINT = ("gmm, shared", "flow_clip", "autoregressive_flow")
