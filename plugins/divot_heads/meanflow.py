@@ -35,9 +35,9 @@ class MeanFlowHead(GenerationHead):
     x = e - u(e, 0, 1). The loss of a token, d = |u - target|^2 / C, is weighted by 1 / (d + 0.001)^p, without
     gradient; so with p = 1, the paper's, its value stays near 1 and says little about how well the head has learnt.
     (The paper sums over the dimensions; the mean makes the weight independent of C.) With p > 0 the best prediction is
-    not quite the mean velocity: if C is small, samples prefer the likelier component of a mixture. The denoiser is that of
-    `DiffusionHead`; tokens are sampled independently of each other. There is no guidance: in MeanFlow it would be a
-    setting of training.
+    not quite the mean velocity: if C is small, samples prefer the likelier component of a mixture. The denoiser is
+    that of `DiffusionHead`; tokens are sampled independently of each other. There is no guidance: in MeanFlow it would
+    be a setting of training.
     """
 
     sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps",)

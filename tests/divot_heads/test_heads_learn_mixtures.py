@@ -31,7 +31,7 @@ HEADS = {
     "flow_token": lambda: FlowTokenHead(8, 2, **SMALL),
     "flow_clip": lambda: FlowClipHead(8, 2, **TRANSFORMER),
     "energy": lambda: EnergyHead(8, 2, **SMALL),
-    # Unweighted: with two channels the paper's weight prefers the likelier component. Longer intervals than the paper's.
+    # Unweighted: with two channels the paper's weight prefers the likelier component. More and longer intervals, too.
     "meanflow": lambda: MeanFlowHead(8, 2, **LONG_INTERVALS, draws_per_token=8, weight_power=0.0, **SMALL),
     "autoregressive_flow": lambda: AutoregressiveFlowHead(8, 2, width=64, depth=1, num_attention_heads=4),
 }
