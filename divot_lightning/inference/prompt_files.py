@@ -1,0 +1,51 @@
+"""Read files of prompts, one per line: text, or a JSON object. No torch in here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from divot_lightning.errors import UserError
+
+HELP = "file of prompts, one per line: text, or JSON such as {example}; run again, it does only what is missing"
+
+
+def read_prompts(path: str | Path, *required: str, optional: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Read a file of prompts.
+
+    Args:
+        path: The file, UTF-8. Blank lines are ignored.
+        required: Names that a JSON object must have, each with a text. A line that is no JSON object is the first one.
+        optional: Names that it may have.
+
+    Returns:
+        The entries in order.
+
+    Raises:
+        UserError: The file cannot be read or has no prompt, or a line lacks a name or has another one.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a file of prompts: {error}") from error
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        entry = _entry(line.strip(), f"line {number} of {path}", required[0])
+        wrong = [name for name in required if not (isinstance(entry.get(name), str) and entry[name].strip())]
+        if wrong or (unknown := sorted(set(entry) - {*required, *optional})):
+            problem = f"needs a text as {wrong[0]}" if wrong else f"has the unknown name {unknown[0]}"
+            raise UserError(f"line {number} of {path} {problem}\nits names are {', '.join((*required, *optional))}")
+        entries.append(entry)
+    if not entries:
+        raise UserError(f"{path} has no prompt; write one per line")
+    return entries
+
+
+def _entry(line: str, where: str, first: str) -> dict[str, Any]:
+    if not line.startswith("{"):
+        return {first: line}
+    try:
+        return dict(json.loads(line))
+    except ValueError as error:
+        raise UserError(f"{where} begins like JSON and is none: {error}") from error
