@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--max-clips is {args.max_clips}; it must be at least 1")
     if (args.prompts is None) != (args.output is None) or (args.prompts is None) == (not args.video):
         raise UserError("give either videos, or --prompts FILE and --output FILE, where the answers are written")
-    entries = [] if args.prompts is None else read_prompts(args.prompts, "video", optional=("question",))
+    entries = [] if args.prompts is None else read_prompts(args.prompts, "video", question=str)
     from divot_lightning.inference.pipeline import DivotPipeline
 
     pipeline = DivotPipeline.from_pretrained(args.run, template=args.template, device=args.device)

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--prompt is empty; describe the clip in words")
     if bool(args.prompt) == (args.prompts is not None):
         raise UserError("give either --prompt TEXT, or --prompts FILE with one per line")
-    entries = [] if args.prompts is None else read_prompts(args.prompts, "prompt", optional=("seed",))
+    entries = [] if args.prompts is None else read_prompts(args.prompts, "prompt", seed=int)
     from divot_lightning.inference.batches import generate_files, generate_missing
     from divot_lightning.inference.pipeline import DivotPipeline
     from divot_lightning.inference.results import output_paths

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("give either an instruction, or --prompts FILE with one per line")
     entries, folders = [{"instruction": args.instruction}], [Path(args.output)]
     if args.prompts is not None:
-        entries = read_prompts(args.prompts, "instruction", optional=("seed",))
+        entries = read_prompts(args.prompts, "instruction", seed=int)
         folders = [Path(args.output) / str(number) for number in range(len(entries))]
     from divot_lightning.inference.batches import tell_missing
     from divot_lightning.inference.pipeline import DivotPipeline

@@ -65,8 +65,8 @@ def generate_missing(
         Prompt and path of each file, whether it was there or is new.
     """
     for entry, path in zip(entries, _numbered(output, len(entries)), strict=True):
-        own = int(entry.get("seed", seed))
-        settings = pipeline.models.generation_settings(seed=own, temperature=temperature)
+        own = entry.get("seed", seed)
+        settings = pipeline.models.generation_settings(seed=own, temperature=temperature, num=num)
         paths = output_paths(path, num)
         if not all(
             one.is_file() and _settings_in(one.with_suffix(".json")) == _json({"prompt": entry["prompt"], **settings})
@@ -92,7 +92,7 @@ def tell_missing(
         Each folder with the content of its story.json.
     """
     for entry, folder in zip(entries, folders, strict=True):
-        own = int(entry.get("seed", seed))
+        own = entry.get("seed", seed)
         settings = pipeline.story_settings(StorySampling(), None, seed=own, num_clips=num_clips)
         there = _settings_in(folder / STORY_FILE)
         wanted = _json({"instruction": entry["instruction"], **settings})

@@ -146,7 +146,7 @@ class LoadedRun:
             video_BFCHW = self.detokenizer.decode(
                 features_BQC.to(weight), null_tokens_QC=null_QC, sampling=sampling, generator=generator
             )
-            yield to_uint8(video_BFCHW).cpu()
+            yield to_uint8(video_BFCHW.float()).cpu()
 
     def generate(
         self,

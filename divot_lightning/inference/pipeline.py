@@ -198,7 +198,7 @@ class DivotPipeline:
             for text in prompts:
                 pairs = self.models.generate([text] * num, temperature=temperature, seed=seed, sampling=sampling)
                 clips, features = map(torch.stack, zip(*pairs, strict=True))
-                settings = self.models.generation_settings(sampling, seed=seed, temperature=temperature)
+                settings = self.models.generation_settings(sampling, seed=seed, temperature=temperature, num=num)
                 made.append(GeneratedClips(text, clips, features, self.models.fps, settings))
         return made[0] if isinstance(prompt, str) else made
 
@@ -234,7 +234,7 @@ class DivotPipeline:
         self.models.check_fit()
         chosen = sampling or StorySampling()
         steps = write_story(self.models, instruction, num_clips, chosen, self.models.generator(seed))
-        features = [step.features_QC.cpu() for step in steps if step.features_QC is not None]
+        features = [step.features_QC for step in steps if step.features_QC is not None]
         clips = iter(self.decode(torch.stack(features), seed=seed, decoding=decoding) if features else ())
         parts = tuple(
             StoryPart(step.text, step.kind, None if step.features_QC is None else next(clips), step.features_QC)

@@ -9,19 +9,19 @@ from divot_lightning.errors import UserError
 HELP = "file of prompts, one per line: text, or JSON such as {example}; run again, it does only what is missing"
 
 
-def read_prompts(path: str | Path, *required: str, optional: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def read_prompts(path: str | Path, required: str, **optional: type) -> list[dict[str, Any]]:
     """Read a file of prompts.
 
     Args:
         path: The file, UTF-8. Blank lines are ignored.
-        required: Names that a JSON object must have, each with a text. A line that is no JSON object is the first one.
-        optional: Names that it may have.
+        required: Name that a JSON object must have, with a text. A line that is no JSON object is this text.
+        optional: Names that it may have, with the type of their values.
 
     Returns:
         The entries in order.
 
     Raises:
-        UserError: The file cannot be read or has no prompt, or a line lacks a name or has another one.
+        UserError: The file cannot be read or has no prompt, or a line lacks a name, or has another one or a wrong value.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -31,11 +31,15 @@ def read_prompts(path: str | Path, *required: str, optional: tuple[str, ...] = (
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        entry = _entry(line.strip(), f"line {number} of {path}", required[0])
-        wrong = [name for name in required if not (isinstance(entry.get(name), str) and entry[name].strip())]
-        if wrong or (unknown := sorted(set(entry) - {*required, *optional})):
-            problem = f"needs a text as {wrong[0]}" if wrong else f"has the unknown name {unknown[0]}"
-            raise UserError(f"line {number} of {path} {problem}\nits names are {', '.join((*required, *optional))}")
+        entry = _entry(line.strip(), f"line {number} of {path}", required)
+        allowed = {required: str, **optional}
+        text = entry.get(required, "")
+        unknown = [name for name in entry if name not in allowed]
+        wrong = [name for name in entry if name in allowed and not isinstance(entry[name], allowed[name])]
+        if unknown or wrong or not text.strip():
+            named = f"the unknown name {unknown[0]}" if unknown else f"no fitting {(wrong or [required])[0]}"
+            names = ", ".join(f"{name} ({kind.__name__})" for name, kind in allowed.items())
+            raise UserError(f"line {number} of {path} has {named}\nits names are {names}")
         entries.append(entry)
     if not entries:
         raise UserError(f"{path} has no prompt; write one per line")

@@ -136,8 +136,8 @@ def _write_clips(models: LoadedRun, clips: list[tuple[str, Pixels]], output: Pat
     decoded = models.decode(models.encode(originals), torch.Generator().manual_seed(seed))
     videos = (video.numpy() for batch in decoded for video in batch)
     for (key, original), name, video in zip(clips, names, videos, strict=True):
-        write_video(output / f"{name}_original.mp4", original, models.fps)
         save_clip(output / f"{name}.mp4", video, models.fps, {"key": key, **settings})
+        write_video(output / f"{name}_original.mp4", original, models.fps)
         yield write_comparison(output / f"{name}_compare.mp4", original, video, models.fps)
 
 

@@ -44,8 +44,9 @@ def test_prompts_come_from_words_or_from_a_file(tmp_path):
             main(["no_run", "--output", "x.mp4", *words])
     for content, problem in (
         ("", "has no prompt"),
-        ('{"prompt": 3}', "line 1 of .* needs a text as prompt"),
-        ('a\n{"prompt": "b", "sed": 3}', "line 2 of .* unknown name sed"),
+        ('{"prompt": 3}', "line 1 of .* has no fitting prompt"),
+        ('a\n{"prompt": "b", "sed": 3}', "line 2 of .* has the unknown name sed"),
+        ('{"prompt": "b", "seed": "x"}', "line 1 of .* has no fitting seed"),
         ("{oops", "begins like JSON"),
     ):
         (tmp_path / "p.txt").write_text(content)

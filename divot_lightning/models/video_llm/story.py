@@ -47,7 +47,7 @@ class StoryStep:
         text: The sentence.
         kind: Whether the model opened a video or an image; None if it ended the story, or opened no clip within the
             allowed tokens.
-        features_QC: Features of the clip, unnormalised, float32; None without a clip.
+        features_QC: Features of the clip, unnormalised, float32, on the CPU; None without a clip.
         is_cut: Whether the sentence reached `max_new_tokens`.
     """
 
@@ -95,7 +95,7 @@ def generate_story(
         features_1QC = _append_clip(video_llm, sequence, len(steps), sampling.temperature, generator)
         _append_tokens(video_llm, sequence, video_llm.special.frame_end, video_llm.special.closing[kinds[stop]])
         features_QC = (features_1QC[0].float() * video_llm.feature_std_C) + video_llm.feature_mean_C
-        steps.append(StoryStep(text, kinds[stop], features_QC))
+        steps.append(StoryStep(text, kinds[stop], features_QC.cpu()))
     return steps
 
 
