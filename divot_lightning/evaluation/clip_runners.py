@@ -122,7 +122,7 @@ class GenerationRunner(ClipRunner):
         folder: Of the evaluation.
     """
 
-    components = ("video_llm", "tokenizer", "detokenizer")
+    components: tuple[str, ...] = ("video_llm", "tokenizer", "detokenizer")
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class ReconstructionRunner(ClipRunner):
         folder: Of the evaluation.
     """
 
-    components = ("tokenizer", "detokenizer")
+    components: tuple[str, ...] = ("tokenizer", "detokenizer")
 
     def __init__(
         self,

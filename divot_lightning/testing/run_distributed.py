@@ -1,28 +1,44 @@
 """Run a function in several processes with a process group, on any machine, for tests.
 
-Each process is a fresh interpreter with a gloo process group on the loopback device. Functions and classes of a test
-file are loaded from that file, so it need not be importable.
+Each process has a gloo process group on the loopback device. Functions and classes of a test file are loaded from that
+file, so it need not be importable.
+
+The processes are forked from a server that has imported torch and the libraries around it once (the standard library's
+"forkserver"): importing them takes seconds, more than most tests do. Nothing else of the calling process is in them.
 """
 
+import contextlib
 import importlib.util
 import io
+import multiprocessing
 import os
 import pickle
+import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from divot_lightning.distributed.parent import named_parent
+from divot_lightning.distributed.parent import bind_to_parent
 
-_WORKER = "import sys; from divot_lightning.testing.run_distributed import run_worker; run_worker(sys.argv[1])"
+_PRELOADED = ("pytest", "torch", "lightning.pytorch", "transformers", "diffusers", "peft", "deepspeed")
+"""What the server imports, where it is installed."""
+
+_DEFAULTS = {
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+    "DS_ACCELERATOR": "cpu",
+}
+"""Environment variables of the processes, unless the caller has others."""
+
 _GRACE_SECONDS = 5.0
 
 
@@ -60,17 +76,24 @@ def run_distributed(function: Callable[..., Any], num_processes: int, *args: Any
         finally:
             for process in processes:
                 process.kill()
-                process.wait()
+                process.join()
         _raise_for_failures(folder, processes, finished, timeout)
         return [pickle.loads((folder / f"result{rank}.pkl").read_bytes()) for rank in range(num_processes)]
 
 
-def run_worker(folder_name: str) -> None:
-    """Run the function in one process; tests do not call this.
+def _enter(folder: str, environment: dict[str, str], working_directory: str) -> None:
+    """Turn a forked process into a rank: it writes into a file, and ends when the server does."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(working_directory)
+    bind_to_parent(os.getppid(), signal.SIGKILL)
+    with open(Path(folder) / f"output{environment['RANK']}.txt", "wb") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    _run_function(folder)
 
-    Args:
-        folder_name: Folder of the pickled job, which also takes the result.
-    """
+
+def _run_function(folder_name: str) -> None:
     folder, rank = Path(folder_name), int(os.environ["RANK"])
     try:
         search_path, job = pickle.loads((folder / "job.pkl").read_bytes())
@@ -94,12 +117,13 @@ def run_worker(folder_name: str) -> None:
         os._exit(1)  # a clean exit would wait for the other ranks, which wait for this one
 
 
-def _start(folder: Path, rank: int, num_processes: int, port: int) -> subprocess.Popen[bytes]:
+def _start(folder: Path, rank: int, num_processes: int, port: int) -> BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOADED))
+    with _environment({**_DEFAULTS, **os.environ}):
+        forkserver.ensure_running()
     environment = {
-        **named_parent("KILL"),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
-        "DS_ACCELERATOR": "cpu",
+        **_DEFAULTS,
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -107,35 +131,44 @@ def _start(folder: Path, rank: int, num_processes: int, port: int) -> subprocess
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    with open(folder / f"output{rank}.txt", "wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(folder)], env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+    process = context.Process(target=_enter, args=(str(folder), environment, os.getcwd()), name=f"rank {rank}")
+    process.start()
+    return process
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], timeout: float) -> list[bool]:
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _wait(processes: Sequence[BaseProcess], timeout: float) -> list[bool]:
     """Wait for all processes, or a little longer than for the first failure; return which have ended by themselves."""
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
-        if any(process.poll() for process in processes):
+    while time.monotonic() < deadline and any(process.exitcode is None for process in processes):
+        if any(process.exitcode for process in processes):
             deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
         time.sleep(0.02)
-    return [process.poll() is not None for process in processes]
+    return [process.exitcode is not None for process in processes]
 
 
-def _raise_for_failures(
-    folder: Path, processes: Sequence[subprocess.Popen[bytes]], finished: list[bool], timeout: float
-) -> None:
+def _raise_for_failures(folder: Path, processes: Sequence[BaseProcess], finished: list[bool], timeout: float) -> None:
     reports = []
     for rank, process in enumerate(processes):
         error = folder / f"error{rank}.txt"
-        output = (folder / f"output{rank}.txt").read_text(errors="replace")[-2000:]
+        file = folder / f"output{rank}.txt"
+        output = file.read_text(errors="replace")[-2000:] if file.exists() else ""
         if error.exists():
             reports.append(f"rank {rank} raised:\n{error.read_text()}")
         elif not finished[rank]:
             reports.append(f"rank {rank} was not done (limit {timeout:g} s); its last output:\n{output}")
-        elif process.returncode != 0:
-            reports.append(f"rank {rank} ended with code {process.returncode}; its last output:\n{output}")
+        elif process.exitcode != 0:
+            reports.append(f"rank {rank} ended with code {process.exitcode}; its last output:\n{output}")
     if reports:
         raise DistributedError("\n".join(reports))
 

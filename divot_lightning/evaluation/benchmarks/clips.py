@@ -36,7 +36,7 @@ class ClipBenchmark(Benchmark):
         self.clip_model, self.video_features = clip_model, video_features
         self.video_feature_options = video_feature_options
 
-    def prompt(self, item: BenchmarkItem, text: str | None = None) -> str:
+    def prompt(self, item: BenchmarkItem, text: str | None = None) -> str | None:
         """Return the caption."""
         return str(item.facts["prompt"])
 
@@ -96,6 +96,10 @@ class Reconstruction(ClipBenchmark):
         if folder.is_file() and folder.suffix.lower().lstrip(".") in MEDIA:
             return BenchmarkData((BenchmarkItem(folder.name, folder, folder.name),), {})
         return shard_items(find_jsonl(str(data)) or expand_shards(str(data)), lambda found: [found.item])
+
+    def prompt(self, item: BenchmarkItem, text: str | None = None) -> str | None:
+        """Return nothing: a clip is reconstructed from its own tokens."""
+        return None
 
     def make_metrics(self, items: Sequence[BenchmarkItem], device: str = "cpu") -> list[BenchmarkMetric]:
         """Build PSNR and SSIM, LPIPS if its weights were given, and the metrics of other networks."""
