@@ -21,7 +21,7 @@ def read_prompts(path: str | Path, required: str, **optional: type) -> list[dict
         The entries in order.
 
     Raises:
-        UserError: The file cannot be read or has no prompt, or a line lacks a name, or has another one or a wrong value.
+        UserError: The file cannot be read or has no prompt, or a line lacks a name, has another one, or a wrong value.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
