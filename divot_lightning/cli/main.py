@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "reconstruct": "encode and decode clips with a run, write mp4 files",
     "ask": "answer questions about videos",
     "generate": "generate clips from text, write mp4 files",
+    "story": "tell a story: sentences and clips in turn",
     "import": "turn a downloaded checkpoint into a folder to train from: divot import KIND FILE --to FOLDER",
     "export": "write a run's models for transformers, PEFT and diffusers: divot export RUN --to FOLDER",
     "parts": "list the installed parts that a recipe can choose: divot parts [KIND]",

@@ -32,6 +32,7 @@ from divot_lightning.models.video_llm.losses import VideoLLMOutput, generation_l
 from divot_lightning.models.video_llm.position_limit import check_positions
 from divot_lightning.models.video_llm.projectors import mlp_projector
 from divot_lightning.models.video_llm.sampling import generate_features, generate_text
+from divot_lightning.models.video_llm.story import generate_story
 from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
 from divot_lightning.models.weights import component_tensors, is_sharding
 from divot_lightning.parts.heads import GenerationHead
@@ -333,3 +334,4 @@ class VideoLLM(nn.Module):
 
     generate_text = generate_text
     generate_features = generate_features
+    generate_story = generate_story

@@ -27,6 +27,7 @@ class DDIMObjective(Objective):
     """
 
     prediction: ClassVar[str]
+    sampling_settings: ClassVar[tuple[str, ...]] = ("eta", "spacing")
 
     def __init__(
         self,
