@@ -97,8 +97,8 @@ def decode_needed(path: Path, times: Sequence[float]) -> int:
 def seconds_of(work: Callable[[Path, Any], object], chosen: Sequence[tuple[Path, Any]]) -> float:
     """Return the processor time of the work on all files."""
     started = time.process_time()
-    for path, wanted in chosen:
-        work(path, wanted)
+    for path, frames in chosen:
+        work(path, frames)
     return time.process_time() - started
 
 

@@ -11,23 +11,31 @@ from divot_lightning.distributed.parent import bind_to_named_parent
 
 if TYPE_CHECKING:
     from divot_lightning.checkpoint.components import find_component, load_component, save_component
-    from divot_lightning.inference.ask import QuestionAnswerer
-    from divot_lightning.inference.generate import ClipGenerator
-    from divot_lightning.inference.reconstruct import Reconstructor
+    from divot_lightning.inference.loaded_run import LoadedRun, load_run
+    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+    from divot_lightning.inference.results import Answer, ClipFeatures, GeneratedClips, Reconstruction, Story, StoryPart
     from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
     from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
     from divot_lightning.models.video_llm.config import VideoLLMConfig
     from divot_lightning.models.video_llm.model import VideoLLM
+    from divot_lightning.models.video_llm.story import StorySampling
     from divot_lightning.parts.heads import GenerationHead
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ClipGenerator",
+    "Answer",
+    "ClipFeatures",
+    "Decoding",
     "DetokenizerConfig",
+    "DivotPipeline",
+    "GeneratedClips",
     "GenerationHead",
-    "QuestionAnswerer",
-    "Reconstructor",
+    "LoadedRun",
+    "Reconstruction",
+    "Story",
+    "StoryPart",
+    "StorySampling",
     "TokenizerConfig",
     "VideoDetokenizer",
     "VideoLLM",
@@ -35,18 +43,20 @@ __all__ = [
     "VideoTokenizer",
     "find_component",
     "load_component",
+    "load_run",
     "save_component",
 ]
 
 _MODULES = {
     "checkpoint.components": ("find_component", "load_component", "save_component"),
-    "inference.ask": ("QuestionAnswerer",),
-    "inference.generate": ("ClipGenerator",),
-    "inference.reconstruct": ("Reconstructor",),
+    "inference.loaded_run": ("LoadedRun", "load_run"),
+    "inference.pipeline": ("Decoding", "DivotPipeline"),
+    "inference.results": ("Answer", "ClipFeatures", "GeneratedClips", "Reconstruction", "Story", "StoryPart"),
     "models.detokenizer.video_detokenizer": ("DetokenizerConfig", "VideoDetokenizer"),
     "models.tokenizer.video_tokenizer": ("TokenizerConfig", "VideoTokenizer"),
     "models.video_llm.config": ("VideoLLMConfig",),
     "models.video_llm.model": ("VideoLLM",),
+    "models.video_llm.story": ("StorySampling",),
     "parts.heads": ("GenerationHead",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

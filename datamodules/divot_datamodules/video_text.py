@@ -286,7 +286,7 @@ class VideoTextData(LightningDataModule):
         tokenizer = self._tokenizer
         tokenizer_sha256 = check_features(shards, tokenizer, self.clip, max_clips) if tokenizer is not None else None
         decoder = SampleDecoder(self.clip, max_clips, tokenizer_sha256, self.max_sample_clips)
-        return LoadedSource(opened, decoder, make_items)
+        return LoadedSource(opened, decoder, make_items, source.max_length)
 
     @property
     def _tokenizer(self) -> str | Path | None:

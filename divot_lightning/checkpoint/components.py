@@ -1,33 +1,34 @@
 """Component folders: how a stage exports a module for the next one.
 
 A component is an `nn.Module` with a `config` dataclass. Its folder holds `config.json` (class and settings) and
-`model.safetensors`. Nothing in it can run code: only a class that
-`divot_lightning.parts.registries.trusted_classes` allows is imported. A module that needs more than settings and
-weights, such as a text tokenizer, writes its other files in `save_extra(folder)` and is built by its classmethod
-`from_component(config, folder)`.
+`model.safetensors`; for other files of weights see `divot_lightning.io.component_files`. Nothing in it can run code:
+only a class that `divot_lightning.parts.registries.trusted_classes` allows is imported. A module that needs more than
+settings and weights, such as a text tokenizer, writes its other files in `save_extra(folder)` and is built by its
+classmethod `from_component(config, folder)`.
 """
 
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
 from divot_lightning.errors import UserError
-from divot_lightning.io.component_files import CONFIG_FILE, WEIGHTS_FILE
+from divot_lightning.io.component_files import CONFIG_FILE, PARTS_KEY, WEIGHTS_FILE
 from divot_lightning.io.files import file_sha256, write_atomically
 from divot_lightning.io.renamed import current_component, explain_import_error
-from divot_lightning.models.weights import fill, without_memory
+from divot_lightning.models.weights import component_tensors, fill, weight_paths, without_memory
 from divot_lightning.parts.registries.trusted_classes import require_trusted
 
 RECORD_FILE = "components.json"
@@ -49,12 +50,13 @@ def save_component(module: nn.Module, folder: str | Path) -> None:
 
 
 @contextmanager
-def new_component(module: nn.Module, folder: str | Path) -> Iterator[Path]:
+def new_component(module: nn.Module, folder: str | Path, parts: Mapping[str, str] | None = None) -> Iterator[Path]:
     """Write a component folder but for its weights, which are written within; then the folder appears.
 
     Args:
         module: As for `save_component`; its parameters are not looked at.
         folder: Where to.
+        parts: Sub-folders that hold the weights of inner modules, by module path; they are written within, too.
 
     Yields:
         The file for the weights.
@@ -69,6 +71,7 @@ def new_component(module: nn.Module, folder: str | Path) -> Iterator[Path]:
     described = {
         "class": f"{type(module).__module__}.{type(module).__qualname__}",
         "config": dataclasses.asdict(config),
+        **({PARTS_KEY: dict(parts)} if parts else {}),
     }
     (unfinished / CONFIG_FILE).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     yield unfinished / WEIGHTS_FILE
@@ -100,7 +103,7 @@ def load_component(folder: str | Path, expected: type[ModuleType]) -> ModuleType
     # The random initial weights are overwritten at once; making them must not change the random numbers of the run.
     with torch.random.fork_rng(devices=[]), without_memory():
         module = _build(actual, described["config"], folder)
-    load_weights(module, folder / WEIGHTS_FILE)
+    load_weights(module, folder)
     assert isinstance(module, expected)
     return module
 
@@ -131,15 +134,17 @@ def _require(actual: type[nn.Module], expected: type[nn.Module], folder: Path) -
         raise UserError(f"{folder} holds a {actual.__name__}, but a {expected.__name__} is needed; give its folder")
 
 
-def load_weights(module: nn.Module, file: str | Path) -> None:
-    """Load a safetensors file into a module; keys and sizes must be the same.
+def load_weights(module: nn.Module, folder: str | Path) -> None:
+    """Load the weights of a component folder into a module; keys and sizes must be the same.
 
     Raises:
         UserError: Which keys are missing, unexpected or of another size.
     """
+    folder = Path(folder)
+    file = folder / WEIGHTS_FILE
     try:
-        with safe_open(str(file), "pt") as stored:
-            sizes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+        stored = component_tensors(folder)
+        sizes = {name: tuple(tensor.read().shape) for name, tensor in stored.items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read as safetensors: {error}\nRun the stage that writes it again") from error
     wrong = [
@@ -147,7 +152,7 @@ def load_weights(module: nn.Module, file: str | Path) -> None:
         for name, value in module.state_dict().items()
         if name in sizes and sizes[name] != tuple(value.shape)
     ]
-    missing, unexpected = ([], []) if wrong else fill(module, [Path(file)])
+    missing, unexpected = ([], []) if wrong else fill(module, stored)
     problems = {"missing": missing, "not expected": unexpected, "of another size": wrong}
     if any(problems.values()):
         lines = [f"{what}: {_shorten(sorted(names))}" for what, names in problems.items() if names]
@@ -177,12 +182,16 @@ def find_component(run: str | Path, name: str) -> Path:
         return _recorded(run, name, record[name])
     if not run.is_dir():
         raise UserError(f"there is no run folder {run}\nrun the stage that makes it, or correct the path")
-    # No name with a dot in front: those are left behind by a save that was cut off.
-    there = sorted({*record, *(file.parent.name for file in run.glob(f"[!.]*/{CONFIG_FILE}"))})
     raise UserError(
-        f"{run} has no {name}; it has: {', '.join(there) or 'no component'}\n"
+        f"{run} has no {name}; it has: {', '.join(component_names(run)) or 'no component'}\n"
         "give the run folder of a finished stage that trains or uses one"
     )
+
+
+def component_names(run: str | Path) -> list[str]:
+    """Return the names of a run's components, of those too that it took over from an earlier stage."""
+    # No name with a dot in front: those are left behind by a save that was cut off.
+    return sorted({*read_record(run), *(file.parent.name for file in Path(run).glob(f"[!.]*/{CONFIG_FILE}"))})
 
 
 def record_components(run: str | Path, used: dict[str, Path]) -> None:
@@ -206,8 +215,12 @@ def read_record(run: str | Path) -> dict[str, dict[str, str]]:
 
 
 def weights_sha256(folder: str | Path) -> str:
-    """Return the SHA-256 of a component's weights, in hexadecimal."""
-    return file_sha256(Path(folder) / WEIGHTS_FILE)
+    """Return the SHA-256 of a component's weights, in hexadecimal; of several files that of their names and hashes."""
+    files = weight_paths(Path(folder))
+    if len(files) == 1:
+        return file_sha256(files[0])
+    lines = [f"{file.relative_to(folder)} {file_sha256(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _recorded(run: Path, name: str, source: dict[str, str]) -> Path:
@@ -225,7 +238,7 @@ def _recorded(run: Path, name: str, source: dict[str, str]) -> Path:
 
 
 def _has_weights(folder: Path) -> bool:
-    return (folder / WEIGHTS_FILE).is_file()
+    return all(file.is_file() for file in weight_paths(folder))
 
 
 def _same(run: Path, name: str, folder: Path, source: dict[str, str]) -> Path:

@@ -96,11 +96,11 @@ def restore_weights(reader: CheckpointReader, access: TensorAccess) -> None:
     Raises:
         UserError: A tensor is missing, left over or of another size.
     """
-    wanted = access.tensors.weights
-    sizes = {name: full_shape(value) for name, value in wanted.items()}
-    check_names(reader.folder, reader.names("weights"), set(wanted))
+    expected = access.tensors.weights
+    sizes = {name: full_shape(value) for name, value in expected.items()}
+    check_names(reader.folder, reader.names("weights"), set(expected))
     wrong = []
-    for name, value in wanted.items():
+    for name, value in expected.items():
         stored = reader.get("weights", name)
         if tuple(stored.shape) == sizes[name]:
             access.write(value, stored)
@@ -140,13 +140,13 @@ def optimizer_record(access: TensorAccess) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_names(folder: Path, stored: set[str], wanted: set[str]) -> None:
-    """Refuse a checkpoint with other tensors than wanted.
+def check_names(folder: Path, stored: set[str], expected: set[str]) -> None:
+    """Refuse a checkpoint with other tensors than expected.
 
     Raises:
         UserError: Tensors are missing or left over; the message names them.
     """
-    problems = {"not in the checkpoint": sorted(wanted - stored), "only in the checkpoint": sorted(stored - wanted)}
+    problems = {"not in the checkpoint": sorted(expected - stored), "only in the checkpoint": sorted(stored - expected)}
     if any(problems.values()):
         raise _misfit(folder, problems)
 

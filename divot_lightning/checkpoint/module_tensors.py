@@ -22,7 +22,7 @@ class KnowsSources(Protocol):
 
 @dataclass(frozen=True)
 class ModuleTensors:
-    """The tensors of a stage by full name; tied ones stand under their first name.
+    """The tensors of a stage by full name; tied ones are listed under their first name.
 
     Attributes:
         trained: Parameters that require gradients.

@@ -36,7 +36,7 @@ class Digest(NamedTuple):
 def describe_frozen(tensors: ModuleTensors, read: ReadTensor, ranks: Ranks) -> dict[str, dict[str, Any]]:
     """Hash the frozen modules of a stage that came from folders; each rank hashes a part of the tensors.
 
-    The result does not depend on how tensors are sharded or in which order they stand.
+    The result does not depend on how tensors are sharded or on their order.
 
     Args:
         tensors: The tensors of the stage.

@@ -89,22 +89,40 @@ class RunState:
         Raises:
             UserError: The folder is damaged, does not fit, or was made with other frozen weights.
         """
-        trainer, access, ranks = self.trainer, tensor_access(self.trainer), Ranks.all()
+        trainer = self.trainer
         is_fitting = trainer.state.fn == TrainerFn.FITTING
+        state = self._restore(folder, tensor_access(trainer), with_optimizers=is_fitting)
+        self._call_load_hooks({**_STORED_AS_TENSORS, **state})
+        if is_fitting:
+            self._restore_progress(state)
+
+    def load_stage(self, stage: LightningModule, folder: Path) -> None:
+        """Verify a checkpoint folder and restore the weights of a stage that this process holds whole.
+
+        Args:
+            stage: Built; the trainer need not know it.
+            folder: The checkpoint.
+
+        Raises:
+            UserError: As `load`.
+        """
+        self._restore(folder, WholeTensors(sort_tensors(stage), []), with_optimizers=False)
+
+    def _restore(self, folder: Path, access: TensorAccess, *, with_optimizers: bool) -> dict[str, Any]:
+        """Restore all tensors of a checkpoint, and return the rest of it."""
+        ranks = Ranks.all()
         reader = CheckpointReader(folder, ranks)
         state = reader.state()
         require_run_state(reader, state)
         verify_frozen(read_provenance(folder), self._frozen.describe(access.tensors, access.read, ranks))
         with torch.inference_mode(False), torch.no_grad():
             restore_weights(reader, access)
-            if is_fitting:
+            if with_optimizers:
                 restore_optimizers(reader, access, state["layout"]["optimizer"])
             access.flush()
             for part in self._parts():
-                part.restore(reader, access, trainer)
-        self._call_load_hooks({**_STORED_AS_TENSORS, **state})
-        if is_fitting:
-            self._restore_progress(state)
+                part.restore(reader, access, self.trainer)
+        return state
 
     def _plain_state(self) -> dict[str, Any]:
         """Collect everything that is no tensor of the stage, under the names that Lightning gives it."""

@@ -120,7 +120,7 @@ def run(recipe: "Experiment", folder: Path, jobs: int, *, part: str = "", mixed_
         folder: Holds everything.
         jobs: Processes side by side.
         part: A trial, `shared`, or "" for all.
-        mixed_protocols: Whether scores of different protocols may stand in one table.
+        mixed_protocols: Whether scores of different protocols may be in one table.
 
     Returns:
         The exit status: 1 if a trial failed, among all or the one that `part` names.

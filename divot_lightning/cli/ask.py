@@ -3,9 +3,12 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from divot_lightning.errors import UserError
+from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
+from divot_lightning.inference.prompt_files import read_prompts
 from divot_lightning.io.printing import printable
 
 
@@ -18,7 +21,10 @@ def parser() -> argparse.ArgumentParser:
         "know are listed on stderr. Videos are cut into clips as in training.",
     )
     parser.add_argument("run", help="run folder of LLM pretraining or instruction tuning")
-    parser.add_argument("video", nargs="+", help="videos or pictures")
+    parser.add_argument("video", nargs="*", help="videos or pictures")
+    example = '{"video": "a.mp4", "question": "..."}'
+    parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
+    parser.add_argument("--output", metavar="FILE", help="with --prompts: jsonl file to which the answers are added")
     parser.add_argument("--question", action="append", default=[], help="a question; may be given several times")
     parser.add_argument(
         "--template", help="pretraining, instruction, chat, or a text with {} for the prompt (default: that of the run)"
@@ -43,16 +49,29 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if args.max_clips < 1:
         raise UserError(f"--max-clips is {args.max_clips}; it must be at least 1")
-    from divot_lightning.inference.ask import QuestionAnswerer
+    if (args.prompts is None) != (args.output is None) or (args.prompts is None) == (not args.video):
+        raise UserError("give either videos, or --prompts FILE and --output FILE, where the answers are written")
+    entries = [] if args.prompts is None else read_prompts(args.prompts, "video", question=str)
+    from divot_lightning.inference.pipeline import DivotPipeline
 
-    answerer = QuestionAnswerer.from_run(args.run, template=args.template, device=args.device)
+    pipeline = DivotPipeline.from_pretrained(args.run, template=args.template, device=args.device)
     questions = args.question or [""]
+    if entries:
+        from divot_lightning.inference.batches import answer_missing
+
+        pairs = [(entry["video"], question) for entry in entries for question in _questions(entry, questions)]
+        done, there = answer_missing(pipeline, pairs, Path(args.output), max_clips=args.max_clips)
+        sys.stdout.write(f"{args.output}: {done} answers, {there} were there\n")
     alone = len(args.video) * len(questions) == 1
     for video in args.video:
-        answers = answerer.answer_questions(video, questions, max_clips=args.max_clips)
-        for question, text in zip(questions, answers, strict=True):
-            sys.stdout.write(_line(video, question, text, jsonl=args.jsonl, alone=alone) + "\n")
+        for answer in pipeline.ask(video, questions, max_clips=args.max_clips):
+            line = _line(video, answer.question, answer.text, jsonl=args.jsonl, alone=alone)
+            sys.stdout.write(line + "\n")
     return 0
+
+
+def _questions(entry: Mapping[str, str], questions: Sequence[str]) -> Sequence[str]:
+    return [entry["question"]] if "question" in entry else questions
 
 
 def _line(video: str, question: str, answer: str, *, jsonl: bool, alone: bool) -> str:

@@ -74,6 +74,6 @@ def shown(found: "EvaluationResult") -> str:
     lines += [f"note: {remark}" for remark in found.remarks]
     if (file := found.submission) is not None:
         filled = f"{file.filled} ({file.filled / file.count:.1%}) of its {file.count} answers chose no option"
-        lines.append(f"submission: {file.path}; {filled} and stand as option {LETTERS[file.option]}")
+        lines.append(f"submission: {file.path}; {filled} and count as option {LETTERS[file.option]}")
     lines.append(f"predictions and scores: {found.folder}")
     return "".join(f"{line}\n" for line in lines)

@@ -1,11 +1,14 @@
 """`divot generate`: generate clips from text."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
 from divot_lightning.errors import UserError
 from divot_lightning.inference.head_options import HELP, split_head_options
+from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
+from divot_lightning.inference.prompt_files import read_prompts
 
 
 def parser() -> argparse.ArgumentParser:
@@ -13,10 +16,12 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot generate",
         description="Generate 2-second clips from text with the video LLM of a run, and decode them with its "
-        "de-tokenizer or another one.",
+        "de-tokenizer or another one. All settings are written beside each clip, as json.",
     )
     parser.add_argument("run", help="run folder of LLM pretraining or instruction tuning")
-    parser.add_argument("--prompt", action="append", required=True, help="text of a clip; may be given several times")
+    parser.add_argument("--prompt", action="append", default=[], help="text of a clip; may be given several times")
+    example = '{"prompt": "...", "seed": 1}'
+    parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
     parser.add_argument("--output", required=True, help="file ending in .mp4, .gif, ...; several clips are numbered")
     parser.add_argument("--detokenizer", help="run folder of another de-tokenizer, such as an adapted one")
     parser.add_argument("--num", type=int, default=1, help="clips per prompt (default: 1)")
@@ -28,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--template", help="pretraining, instruction, chat, or a text with {} for the prompt (default: that of the run)"
     )
+    parser.add_argument("--jsonl", action="store_true", help="print one JSON object per clip: prompt, file")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     return parser
 
@@ -49,13 +55,20 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--temperature is {args.temperature}; it must be at least 0")
     if not all(prompt.strip() for prompt in args.prompt):
         raise UserError("--prompt is empty; describe the clip in words")
-    from divot_lightning.inference.generate import ClipGenerator, generate_files, output_paths
+    if bool(args.prompt) == (args.prompts is not None):
+        raise UserError("give either --prompt TEXT, or --prompts FILE with one per line")
+    entries = [] if args.prompts is None else read_prompts(args.prompts, "prompt", seed=int)
+    from divot_lightning.inference.batches import generate_files, generate_missing
+    from divot_lightning.inference.pipeline import DivotPipeline
+    from divot_lightning.inference.results import output_paths
 
-    output_paths(args.output, args.num * len(args.prompt))
-    generator = ClipGenerator.from_run(
+    output_paths(args.output, args.num * len(args.prompt or entries))
+    pipeline = DivotPipeline.from_pretrained(
         args.run, args.detokenizer, template=args.template, device=args.device, head=head
     )
     options = {"num": args.num, "temperature": args.temperature, "seed": args.seed}
-    for path in generate_files(generator, args.prompt, args.output, **options):
-        sys.stdout.write(f"{path}\n")
+    write = generate_missing if entries else generate_files
+    for text, path in write(pipeline, entries or args.prompt, args.output, **options):
+        row = json.dumps({"prompt": text, "file": str(path)}, ensure_ascii=False)
+        sys.stdout.write(f"{row if args.jsonl else path}\n")
     return 0

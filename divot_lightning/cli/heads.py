@@ -19,6 +19,6 @@ def main(argv: Sequence[str]) -> int:
         prog="divot heads",
         description="List the installed generation heads: name for --model.head, class, distribution, version, "
         "file and description. The same as `divot parts heads`.",
-        epilog="A head comes from the entry-point group divot_lightning.heads; see docs/write_your_own_head.md.",
+        epilog="A head comes from the entry-point group divot_lightning.heads; see docs/parts/heads.md.",
     ).parse_args(list(argv))
     return parts.main(["heads"])

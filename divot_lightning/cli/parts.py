@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="divot parts",
         description="List the installed parts: name for recipes, class, distribution, version, file and description.",
-        epilog="A part comes from an entry-point group divot_lightning.KIND; see docs/write_your_own_head.md.",
+        epilog="A part comes from an entry-point group divot_lightning.KIND; see docs/parts/KIND.md.",
     )
     parser.add_argument("kind", nargs="?", help=f"one of: {', '.join(REGISTRIES)} (default: all)")
     kind = parser.parse_args(list(argv)).kind

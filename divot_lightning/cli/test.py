@@ -1,6 +1,6 @@
 """`divot test`: measure a run on its test data."""
 
-from divot_lightning.cli.measured_run import measure_run
+from divot_lightning.cli.validate import measure_run
 
 
 def main(argv: list[str]) -> int:

@@ -1,6 +1,43 @@
-"""`divot validate`: measure a run on its validation data."""
+"""`divot validate`, and what it shares with `divot test`: measure a run. No torch until the run is found."""
 
-from divot_lightning.cli.measured_run import measure_run
+import sys
+from typing import Literal
+
+from divot_lightning.checkpoint.folders import choose_checkpoint
+from divot_lightning.distributed.environment import is_first_process
+from divot_lightning.errors import UserError
+from divot_lightning.training.training_args import run_args, split_run, wants_help
+
+HELP = """usage: divot {verb} RUN [--key value ...]
+
+Measure the newest checkpoint of a run on its {data} data. Prints the metrics, and writes nothing.
+"""
+
+
+def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -> int:
+    """Measure the newest checkpoint of a run, or show the help.
+
+    Args:
+        verb: The command.
+        data: Name of the data in the help.
+        argv: The words after it.
+
+    Returns:
+        The exit status.
+    """
+    if wants_help(argv):
+        sys.stdout.write(HELP.format(verb=verb, data=data))
+        return 0
+    run, overrides = split_run(argv, verb)
+    choice = choose_checkpoint(run)
+    if choice.checkpoint is None:
+        raise UserError(f"{run} has no checkpoint yet.\nTo train it: divot resume {run}")
+    if is_first_process():
+        sys.stderr.write(choice.warnings())
+
+    from divot_lightning.training.runs import validate
+
+    return validate(run, run_args(run, overrides), verb, choice.checkpoint)
 
 
 def main(argv: list[str]) -> int:

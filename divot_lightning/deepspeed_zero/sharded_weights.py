@@ -6,18 +6,18 @@ without memory for its parameters, which are then read, sent and sharded one by 
 built as usual and sharded part by part.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import Tensor, distributed, nn
 
+from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
-from divot_lightning.models.weights import Misfit, is_sharded
+from divot_lightning.models.weights import Misfit, StoredTensor, is_sharded
 
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,31 +54,33 @@ class ShardedWeights:
         """Gather sharded parameters within the block; all processes enter it together. Others stay as they are."""
         return gathered(parameters, write=write)
 
-    def fill(self, module: nn.Module, files: Iterable[Path]) -> Misfit:
-        """Read a module's parameters and persistent buffers tensor by tensor, and shard them.
+    def fill(self, module: nn.Module, stored: Mapping[str, StoredTensor]) -> Misfit:
+        """Read a module's parameters and persistent buffers tensor by tensor, shard them, and check their content.
 
         Args:
             module: Built without memory.
-            files: Safetensors with the module's names; of a tied parameter any one of its names will do. A stored
-                tensor with fewer rows than its parameter fills the first ones.
+            stored: Where the tensors are, by the module's names; of a tied parameter any one of its names will do. A
+                stored tensor with fewer rows than its parameter fills the first ones.
 
         Returns:
             Names that did not fit; if some are missing, nothing was read.
+
+        Raises:
+            UserError: A sharded parameter, put together again, differs from its file; raised on all processes.
         """
-        sources = {name: file for file in files for name in _names(file)}
         groups = list(_aliases(module))
         buffers = {name: value for name, value in module.state_dict().items() if name in dict(module.named_buffers())}
-        missing = [group[0].name for group in groups if not any(slot.name in sources for slot in group)]
-        missing += [name for name in buffers if name not in sources]
+        missing = [group[0].name for group in groups if not any(slot.name in stored for slot in group)]
+        missing += [name for name in buffers if name not in stored]
         known = {slot.name for group in groups for slot in group} | set(buffers)
-        found = Misfit(missing, sorted(set(sources) - known))
+        found = Misfit(missing, sorted(set(stored) - known))
         if missing:
             return found
-        for group in groups:
-            name = next(slot.name for slot in group if slot.name in sources)
-            self._fill_slots(group, lambda name=name: _read(sources[name], name))  # type: ignore[misc]
+        named = [(next(slot.name for slot in group if slot.name in stored), group) for group in groups]
+        changed = [name for name, group in named if not self._fill_slots(group, stored[name].read)]
         for name, value in buffers.items():
-            value.copy_(_read(sources[name], name))
+            value.copy_(stored[name].read())
+        _require_unchanged(changed, type(module).__name__)
         _forget_originals(module)
         return found
 
@@ -90,14 +92,20 @@ class ShardedWeights:
             source: The whole module, on the first process; None on others.
         """
         stored = dict(source.state_dict()) if source is not None else {}
-        for group in _aliases(module):
-            self._fill_slots(group, lambda name=group[0].name: stored[name])  # type: ignore[misc]
+        named = [(group[0].name, group) for group in _aliases(module)]
+        changed = [name for name, group in named if not self._fill_slots(group, partial(stored.__getitem__, name))]
+        _require_unchanged(changed, type(module).__name__)
         for name, value in module.named_buffers():
             if source is not None:
                 value.copy_(source.get_buffer(name))
             distributed.broadcast(value, 0)
 
-    def _fill_slots(self, group: "list[_Slot]", read: Callable[[], Tensor]) -> None:
+    def _fill_slots(self, group: "list[_Slot]", read: Callable[[], Tensor]) -> bool:
+        """Read a parameter on the first process and shard it.
+
+        Returns:
+            Whether its shards, put together again, equal what was read; always on the other processes.
+        """
         empty = group[0].owner._parameters[group[0].attribute]
         assert empty is not None
         values = torch.zeros(empty.shape, dtype=self.half or empty.dtype, device="cpu")
@@ -105,9 +113,33 @@ class ShardedWeights:
             stored = read()
             values[: len(stored)].copy_(stored) if stored.ndim else values.copy_(stored)
         parameter = nn.Parameter(values, requires_grad=empty.requires_grad)
+        del values
         self.shard([parameter])
         for owner, attribute, _ in group:
             owner._parameters[attribute] = parameter
+        with gathered([parameter]):
+            return distributed.get_rank() != 0 or _starts_with(parameter.detach(), read())
+
+
+def _starts_with(whole: Tensor, stored: Tensor) -> bool:
+    """Return whether the first rows of a tensor are those of another one, in its dtype; NaN equals NaN."""
+    rows = whole[: len(stored)] if stored.ndim else whole
+    return torch.equal(rows.view(torch.uint8), stored.to(whole).reshape(rows.shape).view(torch.uint8))
+
+
+def _require_unchanged(changed: list[str], module: str) -> None:
+    """Refuse parameters whose shards differ from their files; all processes call it together.
+
+    Raises:
+        UserError: The first process found some.
+    """
+    found: list[str] = Ranks.all().gather(changed)[0]
+    if found:
+        raise UserError(
+            f"{len(found)} weights of a {module} changed while they were divided among the processes, such as "
+            f"{found[0]}\nthe connection between the processes or the memory of one is faulty: start again on other "
+            "machines"
+        )
 
 
 def gathered(parameters: Iterable[Tensor], *, write: bool = False) -> AbstractContextManager[None]:
@@ -178,14 +210,3 @@ def _aliases(module: nn.Module) -> Iterator[list[_Slot]]:
                 storage = parameter.untyped_storage()._cdata
                 groups.setdefault(storage, []).append(_Slot(owner, attribute, name))
     yield from groups.values()
-
-
-def _names(file: Path) -> list[str]:
-    with safe_open(str(file), "pt") as stored:
-        return list(stored.keys())
-
-
-def _read(file: Path, name: str) -> Tensor:
-    # Opened for each tensor: an open file's pages stay in memory, all that were read.
-    with safe_open(str(file), "pt") as stored:
-        return stored.get_tensor(name)

@@ -1,4 +1,4 @@
-"""Ends a process of ours when the process that started it has ended, in whatever way. No torch.
+"""End a process of ours when the process that started it has ended, for any reason. No torch.
 
 The starting process writes its number into `DIVOT_PARENT`. The started process binds itself to it when this package is
 imported, before torch, whose import takes seconds.

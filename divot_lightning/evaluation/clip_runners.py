@@ -20,8 +20,7 @@ from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.kept_clips import find_clip, keep_clip, keep_comparison
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.question_runner import RESIZE, item_seed
-from divot_lightning.inference.generate import ClipGenerator
-from divot_lightning.inference.reconstruct import Reconstructor
+from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Prediction
 from divot_lightning.parts.head_sampling import sampling_of
 from divot_lightning.parts.metrics import BenchmarkMetric
@@ -43,7 +42,7 @@ class ClipRunner(ABC):
     components: tuple[str, ...]
 
     def __init__(
-        self, config: EvaluationConfig, metrics: Sequence[BenchmarkMetric], models: Reconstructor, folder: Path
+        self, config: EvaluationConfig, metrics: Sequence[BenchmarkMetric], models: LoadedRun, folder: Path
     ) -> None:
         self.config, self.metrics, self.models, self.folder = config, metrics, models, folder
         self.sampling_config: dict[str, Any] = {}
@@ -55,7 +54,7 @@ class ClipRunner(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        clip, detokenizer = self.models.clip, asdict(self.models.detokenizer.config)
+        clip, detokenizer = self.models.decoded_clip, asdict(self.models.detokenizer.config)
         return {
             "sampling": detokenizer["sampling"],
             "objective": detokenizer["objective"],
@@ -90,7 +89,7 @@ class ClipRunner(ABC):
             row["prompt"] = item.facts["prompt"]
         try:
             read = image_clip if Path(item.media_name).suffix.lower().lstrip(".") in IMAGE_SUFFIXES else decode_clip
-            original = torch.from_numpy(read(item.content, self.models.clip).video.copy())
+            original = torch.from_numpy(read(item.content, self.models.decoded_clip).video.copy())
         except DecodeError as error:
             return {**row, "error": str(error)}
         prediction = Prediction(clip=self._clip(number, item, original), original=original)
@@ -137,17 +136,16 @@ class GenerationRunner(ClipRunner):
         chosen = config.generation
         self.benchmark = benchmark
         self.temperature = 1.0 if config.temperature is None else config.temperature
-        self.generator = ClipGenerator.from_run(
-            run, chosen.detokenizer, template=config.template, device=device, head=chosen.head
-        )
-        super().__init__(config, metrics, self.generator.reconstructor, folder)
-        self.sampling_config = {"head": sampling_of(self.generator.video_llm.head)}
+        models = LoadedRun(run, chosen.detokenizer, template=config.template, device=device, head=chosen.head)
+        models.check_fit()
+        super().__init__(config, metrics, models, folder)
+        self.sampling_config = {"head": sampling_of(models.video_llm.head)}
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
         return {
             "prompt": "one caption per video",
-            "template": self.generator.template,
+            "template": self.models.template,
             "decoding": {"temperature": self.temperature, "seed": self.config.seed},
             **super().describe(),
         }
@@ -155,7 +153,7 @@ class GenerationRunner(ClipRunner):
     def make(self, item: BenchmarkItem, original_FCHW: Tensor, seed: int) -> Tensor:
         """Generate a clip from the item's prompt."""
         prompt = str(self.benchmark.prompt(item))
-        (clip_FCHW,) = self.generator.generate_clips([prompt], temperature=self.temperature, seed=seed)
+        ((clip_FCHW, _),) = self.models.generate([prompt], temperature=self.temperature, seed=seed)
         return clip_FCHW
 
 
@@ -180,7 +178,7 @@ class ReconstructionRunner(ClipRunner):
         device: str,
         folder: Path,
     ) -> None:
-        super().__init__(config, metrics, Reconstructor.from_run(run, device=device), folder)
+        super().__init__(config, metrics, LoadedRun(run, device=device), folder)
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""

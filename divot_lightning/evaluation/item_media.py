@@ -44,7 +44,7 @@ def read_item(item: BenchmarkItem, clip: ClipConfig, max_clips: int) -> Pixels:
         def choose(timing: VideoTiming) -> list[float]:
             return _moments(timing.duration, item.bounds, clip, max_clips)
 
-        frames = decode_chosen(media, choose, clip.size, max_pixels=clip.max_pixels)
+        frames = decode_chosen(media, choose, clip.size, max_pixels=clip.max_pixels, resize=clip.resize)
     return frames.reshape(-1, len(clip.frame_numbers), *frames.shape[1:])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from divot_datamodules.decoding.video import Pixels
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.inference.reconstruct import write_comparison
+from divot_lightning.inference.results import write_comparison
 from divot_lightning.io.files import atomic_file
 
 KEPT, CLIPS = "generation", "clips"

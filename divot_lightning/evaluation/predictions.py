@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.jsonl import LineFile, Row, read_rows, write_rows
 from divot_lightning.evaluation.protocol import differing
 from divot_lightning.io.files import write_atomically
+from divot_lightning.io.jsonl import LineFile, Row, read_rows, write_rows
 
 __all__ = ["DERIVED", "MERGED", "PredictionStore", "Row", "read_rows", "write_rows"]
 

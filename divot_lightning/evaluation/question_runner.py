@@ -4,8 +4,6 @@ Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C featur
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,12 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.decoding.video import DecodeError
-from divot_lightning.checkpoint.components import find_component, load_component
+from divot_lightning.checkpoint.components import find_component
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.inference.ask import QuestionAnswerer, answer, caption_prompt, question_prompt
-from divot_lightning.inference.run_config import load_tokenizer, run_clip_config, run_template
-from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.inference.ask import answer, caption_prompt, question_prompt
+from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem
 from divot_lightning.parts.segments import Segment
 
@@ -39,19 +36,13 @@ class QuestionRunner:
     components: tuple[str, ...] = ("video_llm", "tokenizer")
 
     def __init__(self, run: str | Path, config: EvaluationConfig, benchmark: Benchmark, device: str) -> None:
-        self.config, self.benchmark, self.device = config, benchmark, device
+        self.config, self.benchmark = config, benchmark
         self.sampling_config: dict[str, Any] = {}
-        self.llm_folder, self.tokenizer = find_component(run, "video_llm"), load_tokenizer(run)
-        # The tokenizer reads only these frames of a clip, so only they are decoded.
-        self.clip = replace(run_clip_config(run, self.tokenizer.config), sparse_frames=self.tokenizer.config.num_frames)
-        self.template = config.template or run_template(run)
+        # The language model is loaded for the first question, so never where stored answers are scored.
+        self.models = LoadedRun(run, template=config.template, device=device)
+        find_component(run, "video_llm")
+        self.clip, self.template = self.models.clip, self.models.template
         self.prompt = config.prompt or benchmark.default_prompt
-
-    @cached_property
-    def answerer(self) -> QuestionAnswerer:
-        """The models. The language model is loaded for the first question, so never where stored answers are scored."""
-        video_llm = load_component(self.llm_folder, VideoLLM).eval().use_stored_precision()
-        return QuestionAnswerer(self.tokenizer.to(self.device), video_llm.to(self.device), self.clip, self.template)
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the answers besides the models, as JSON values."""
@@ -92,7 +83,7 @@ class QuestionRunner:
             video = read_item(items[0][1], self.clip, self.config.max_clips)
         except DecodeError as error:
             return [{**_row(item), "error": str(error)} for _, item in items]
-        features = self.answerer.encode(torch.from_numpy(video))
+        features = self.models.encode(torch.from_numpy(video))
         prompts = [self._segments(item, len(features)) for _, item in items]
         predictions = self._answers([number for number, _ in items], prompts, features)
         return [{**_row(item), "said": text} for (_, item), text in zip(items, predictions, strict=True)]
@@ -106,14 +97,14 @@ class QuestionRunner:
     def _answers(self, numbers: Sequence[int], prompts: list[list[Segment]], features: Tensor) -> list[str]:
         longest, temperature = self.config.max_new_tokens, self.config.temperature or 0.0
         if not temperature:
-            return answer(self.answerer.video_llm, prompts, [features] * len(prompts), max_new_tokens=longest)
-        device, predictions = self.answerer.video_llm.feature_mean_C.device, list[str]()
+            return answer(self.models.video_llm, prompts, [features] * len(prompts), max_new_tokens=longest)
+        predictions = list[str]()
         for number, prompt in zip(numbers, prompts, strict=True):
             # One by one, each with a seed of its own, so that an answer depends neither on the process that samples it
             # nor on which items were finished before.
-            generator = torch.Generator(device).manual_seed(item_seed(self.config.seed, number))
+            generator = self.models.generator(item_seed(self.config.seed, number))
             predictions += answer(
-                self.answerer.video_llm,
+                self.models.video_llm,
                 [prompt],
                 [features],
                 max_new_tokens=longest,

@@ -44,7 +44,7 @@ def run_experiment(
         folder: Holds everything.
         jobs: Processes side by side.
         part: "" for all; "shared" for what several trials need; or the name of one trial.
-        mixed_protocols: Whether scores of different protocols may stand in one table, where they are marked.
+        mixed_protocols: Whether scores of different protocols may be in one table, where they are marked.
 
     Returns:
         The results of the trials so far.

@@ -29,8 +29,8 @@ from divot_lightning.evaluation.protocol import library_versions
 from divot_lightning.evaluation.question_runner import RESIZE
 from divot_lightning.evaluation.run import describe_model, weights_kind
 from divot_lightning.evaluation.scores import Score, save_scores
-from divot_lightning.inference.generate import ClipGenerator, generate_clip_features
-from divot_lightning.inference.reconstruct import Reconstructor
+from divot_lightning.inference.generate import generate_clip_features
+from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.io.files import file_sha256
 from divot_lightning.parts.head_sampling import sampling_of
 
@@ -81,10 +81,12 @@ def reconstruction(output: Path, *, run: str, clips: str, seed: int = 0) -> None
         clips: Shards.
         seed: Of the de-tokenizer's noise.
     """
-    models = Reconstructor.from_run(run)
+    models = LoadedRun(run)
     real = load_clips(clips, models.detokenizer.config.size)
     made, readings = _decode(models, models.encode(real.media), seed)
-    protocol, model = _facts(clips, models.clip, run, ("tokenizer", "detokenizer"), sampling=_sampling(models, seed))
+    protocol, model = _facts(
+        clips, models.decoded_clip, run, ("tokenizer", "detokenizer"), sampling=_sampling(models, seed)
+    )
     scores = reconstruction_scores(real.media, made, readings, real.texts, protocol)
     # The best that generation can reach through this de-tokenizer: its tokens are those of real clips.
     scores += generation_scores(real.media, made, readings, real.texts, protocol)
@@ -124,18 +126,19 @@ def generation(
         head: Sampling settings of the head, by name.
         seed: Of all sampling.
     """
-    generator = ClipGenerator.from_run(run, detokenizer, head=head)
-    models, template = generator.reconstructor, generator.template
+    models = LoadedRun(run, detokenizer, head=head)
+    models.check_fit()
+    template = models.template
     real = load_clips(clips, models.detokenizer.config.size)
     captions = [text["caption"] for text in real.texts]
-    tokens_NQC = generate_clip_features(generator.video_llm, captions, template=template, seed=seed)
+    tokens_NQC = generate_clip_features(models.video_llm, captions, template=template, seed=seed)
     made, readings = _decode(models, tokens_NQC, seed)
     sampling = _sampling(models, seed) | {"temperature": 1.0, "template": template}
     components = ("video_llm", "tokenizer", "detokenizer")
-    protocol, model = _facts(clips, models.clip, run, components, detokenizer, sampling=sampling)
+    protocol, model = _facts(clips, models.decoded_clip, run, components, detokenizer, sampling=sampling)
     protocol |= {"prompts": "the caption of each held-out clip"}
     # Sampling settings of the head belong to the model, not to the protocol: compared heads have different ones.
-    model |= {"head": sampling_of(generator.video_llm.head)}
+    model |= {"head": sampling_of(models.video_llm.head)}
     scores = generation_scores(real.media, made, readings, real.texts, protocol)
     _save(output, scores, model, _judged("generation", real, readings), made=made)
 
@@ -169,7 +172,7 @@ MEASUREMENTS: dict[str, Callable[..., None]] = {
 """By the name that a recipe gives as `benchmark`."""
 
 
-def _decode(models: Reconstructor, tokens_NQC: Tensor, seed: int) -> tuple[Tensor, list[Reading]]:
+def _decode(models: LoadedRun, tokens_NQC: Tensor, seed: int) -> tuple[Tensor, list[Reading]]:
     """Decode tokens to clips, uint8 (N, F, 3, H, W), and read the clips with the oracle, with a progress bar."""
     generator = torch.Generator().manual_seed(seed)
     rules = ToyWorld(size=models.detokenizer.config.size, num_frames=models.detokenizer.config.num_frames)
@@ -234,7 +237,7 @@ def _facts(
     )
 
 
-def _sampling(models: Reconstructor, seed: int) -> dict[str, Any]:
+def _sampling(models: LoadedRun, seed: int) -> dict[str, Any]:
     return {"sampling": asdict(models.detokenizer.config.sampling), "noise_seed": seed}
 
 

@@ -43,7 +43,7 @@ class EncodeConfig:
     Attributes:
         clip: How clips are cut; only the frames that the tokenizer reads are decoded. None cuts them as the tokenizer's
             run does; where it does not say, in the size that the tokenizer's ViT reads.
-        max_clips: 1: a video gives the clip in its middle. More: it gives the clips that stand for all of it, as in
+        max_clips: 1: a video gives the clip in its middle. More: it gives clips that cover all of it, as in
             training; see `divot_datamodules.decoding.clip_sampling.clip_times`.
         precision: Of the tokenizer. With the precision of the training, features equal those of the training bit for
             bit.

@@ -64,13 +64,15 @@ def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:
         tokenizer: Config of its tokenizer.
 
     Returns:
-        The config; short videos are squeezed, not refused.
+        The config; short videos are squeezed, not refused, and have only as many clips as fit; media may be small.
     """
     size = tokenizer.image_size
     stored = read_data_config(run).get("clip") or {}
     known = {entry.name for entry in fields(ClipConfig)}
     stated = {name: value for name, value in stored.items() if name in known}
-    return ClipConfig(**{"height": size, "width": size, **stated, "short_videos": "squeeze"})
+    any_size = {"min_side": 1, "min_picture_side": 1, "min_aspect": 0.0}
+    every_length: dict[str, Any] = {"short_videos": "squeeze", "cover": "consecutive"}
+    return ClipConfig(**{"height": size, "width": size, **stated, **every_length, **any_size})
 
 
 def load_tokenizer(run: str | Path) -> VideoTokenizer:

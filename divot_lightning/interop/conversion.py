@@ -13,7 +13,9 @@ from divot_lightning.interop.released_keys import KeyTable, from_released
 MAX_NAMES_SHOWN = 3
 
 
-def convert(released: Mapping[str, Tensor], table: KeyTable, module: nn.Module, file: str | Path) -> dict[str, Tensor]:
+def convert(
+    released: Mapping[str, Tensor], table: KeyTable, module: nn.Module, file: str | Path, *, keep_dtype: bool = False
+) -> dict[str, Tensor]:
     """Rename released weights, and check them against a module.
 
     Axes of length 1 may differ: a released scalar becomes a vector of one element, which DeepSpeed can shard, and the
@@ -24,9 +26,10 @@ def convert(released: Mapping[str, Tensor], table: KeyTable, module: nn.Module, 
         table: Names of the module.
         module: The module; only names and shapes of its state are read, so it may be on the meta device.
         file: Where the weights come from, for messages.
+        keep_dtype: Keep the stored dtype, which halves the size of a language model; else all become float32.
 
     Returns:
-        Name of the module's state -> float32 tensor of its shape; all names of the state.
+        Name of the module's state -> tensor of its shape; all names of the state.
 
     Raises:
         UserError: Names are unknown or missing, or sizes differ.
@@ -49,7 +52,7 @@ def convert(released: Mapping[str, Tensor], table: KeyTable, module: nn.Module, 
     lines = [f"{what}: {_shorten(sorted(names))}" for what, names in problems.items() if names]
     if lines:
         raise UserError("\n".join([f"{file} does not fit a {table.part} of the released size", *lines]))
-    return {name: value for name, value in fitted.items() if value is not None}
+    return {name: value if keep_dtype else value.float() for name, value in fitted.items() if value is not None}
 
 
 def ignored_reasons(released: Mapping[str, Tensor], table: KeyTable) -> dict[str, int]:
@@ -63,7 +66,7 @@ def ignored_reasons(released: Mapping[str, Tensor], table: KeyTable) -> dict[str
 def _fit(value: Tensor, shape: torch.Size) -> Tensor | None:
     if [size for size in value.shape if size != 1] != [size for size in shape if size != 1]:
         return None
-    return value.reshape(shape).float().contiguous()
+    return value.reshape(shape).contiguous()
 
 
 def _shorten(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Write the folders of an import: whole or not at all, with an account of what was used."""
+"""Write the folders of an import: whole or not at all, with a list of what was used."""
 
 import shutil
 from collections.abc import Generator, Mapping
@@ -61,7 +61,13 @@ def whole_folder(folder: str | Path) -> Generator[Path, None, None]:
 
 
 def import_component(
-    released: Mapping[str, Tensor], table: KeyTable, module: nn.Module, file: str | Path, folder: str | Path
+    released: Mapping[str, Tensor],
+    table: KeyTable,
+    module: nn.Module,
+    file: str | Path,
+    folder: str | Path,
+    *,
+    keep_dtype: bool = False,
 ) -> Imported:
     """Convert released weights, and write a component folder with them.
 
@@ -71,11 +77,12 @@ def import_component(
         module: The module, without memory for its parameters.
         file: Where the weights come from, for messages.
         folder: Where to; it must not exist.
+        keep_dtype: See `convert`.
 
     Raises:
         UserError: The weights do not fit, or the folder exists.
     """
-    weights = convert(released, table, module, file)
+    weights = convert(released, table, module, file, keep_dtype=keep_dtype)
     with whole_folder(folder) as work, new_component(module, work) as weights_file:
         save_file(weights, weights_file)
     return Imported(Path(folder), count_numbers(weights), ignored_reasons(released, table))

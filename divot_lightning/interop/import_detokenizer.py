@@ -52,7 +52,7 @@ def released_detokenizer() -> DetokenizerConfig:
     return DetokenizerConfig(
         latents=partial(ImageVAELatents, config=SD_VAE),
         denoiser=partial(DynamiCrafter, config={}, gradient_checkpointing=True),
-        objective=VPrediction,
+        objective=partial(VPrediction, last_step="first_noise_level", half_precision_schedule=True),
         condition_resampler=ConditionResamplerConfig(),
         num_tokens=64,
         token_dim=256,

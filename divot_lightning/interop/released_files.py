@@ -1,5 +1,6 @@
 """Read checkpoint files of other projects: tensors only, no code in them is run."""
 
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from divot_lightning.errors import UserError
+
+_WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Weights of a transformers folder; the former are taken if both are there."""
 
 _NESTED = ("state_dict", "module", "model")
 """Keys under which trainers keep the weights beside their own state."""
@@ -50,6 +54,34 @@ def read_released(file: str | Path) -> dict[str, Tensor]:
     if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
         raise UserError(f"{file} holds no weights by name; give a checkpoint that does")
     return {name.removeprefix(_DEEPSPEED): value for name, value in weights.items()}
+
+
+def read_folder(folder: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a transformers folder: one file, or several that an index lists.
+
+    Args:
+        folder: With `model.safetensors` or `pytorch_model.bin`, or an index of either and its files.
+
+    Raises:
+        UserError: As `read_released`; or there are no weights, or the index is damaged or lists other names than the
+            files hold.
+    """
+    folder = Path(folder)
+    indexes = [file for name in _WHOLE_FILES if (file := folder / f"{name}.index.json").is_file()]
+    if not indexes:
+        file = next((file for name in _WHOLE_FILES if (file := folder / name).is_file()), folder / _WHOLE_FILES[0])
+        return read_released(file)
+    try:
+        listed: dict[str, str] = json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{indexes[0]} is damaged ({type(error).__name__}); download it again") from error
+    weights: dict[str, Tensor] = {}
+    for name in sorted(set(listed.values())):
+        weights |= read_released(folder / Path(name).name)
+    missing = sorted(listed.keys() - weights.keys())
+    if missing:
+        raise UserError(f"{folder / listed[missing[0]]} lacks {missing[0]}, which {indexes[0].name} lists")
+    return weights
 
 
 def _load_pickle(file: Path) -> Any:

@@ -35,11 +35,11 @@ class FileHeld(Exception):
 
 
 def lock_file(path: Path) -> TextIOWrapper:
-    """Open a file, made if it is missing, and lock it until it is closed or this process ends, in whatever way.
+    """Open a file, made if it is missing, and lock it until it is closed or this process ends, for any reason.
 
     It is a POSIX record lock: forked workers do not have it, and a file that a dead process left is locked again.
     Between machines it holds on NFS version 4, or 3 with lockd, and on Lustre mounted with `flock`. On file systems
-    without locks, such as object stores mounted as folders, a warning is written and nobody is refused.
+    without locks, such as object stores mounted as folders, a warning is written and every process is let through.
 
     Raises:
         FileHeld: Another process has it.

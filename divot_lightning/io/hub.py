@@ -24,8 +24,8 @@ def pretrained_folder(name: str, revision: str | None, key: str) -> str:
         key: Key of the recipe, for messages.
 
     Returns:
-        The folder; the name itself if there is none and no revision is given, so that whoever loads it says what it
-        needs.
+        The folder; the name itself if there is none and no revision is given, so that the loader's own
+        message names what is missing.
 
     Raises:
         UserError: The repository cannot be read at that revision.

@@ -17,9 +17,9 @@ _REASONS = {
     errno.EACCES: ("it may not be written by you", _ELSEWHERE),
     errno.EPERM: ("it may not be written by you", _ELSEWHERE),
     errno.EROFS: ("it is read-only", _ELSEWHERE),
-    errno.ENOTDIR: ("a file stands where a folder is needed", _ELSEWHERE),
-    errno.EEXIST: ("a file stands where a folder is needed", _ELSEWHERE),
-    errno.EISDIR: ("a folder stands where a file is needed", _ELSEWHERE),
+    errno.ENOTDIR: ("there is a file where a folder is needed", _ELSEWHERE),
+    errno.EEXIST: ("there is a file where a folder is needed", _ELSEWHERE),
+    errno.EISDIR: ("there is a folder where a file is needed", _ELSEWHERE),
     errno.ENAMETOOLONG: ("its name is too long", _ELSEWHERE),
 }
 
@@ -47,5 +47,5 @@ def _is_about(error: OSError, target: Path) -> bool:
     """Return whether an error is about a target or its parents; the error of an open file names no file."""
     if error.filename is None:
         return True
-    wanted, found = os.path.abspath(target), os.path.abspath(os.fsdecode(error.filename))
-    return found.startswith(wanted) or wanted.startswith(found)
+    expected, found = os.path.abspath(target), os.path.abspath(os.fsdecode(error.filename))
+    return found.startswith(expected) or expected.startswith(found)

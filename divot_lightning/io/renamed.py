@@ -1,7 +1,7 @@
 """Names of earlier versions that recipes, run folders, component folders and plug-ins may still hold. No torch in here.
 
 A recipe or a `config.yaml` with an old name is refused, and the message gives the new name. Component folders with old
-names are read through these tables, since nobody edits a `config.json` by hand.
+names are read through these tables, since a `config.json` is not edited by hand.
 """
 
 import json

@@ -17,24 +17,26 @@ _BELOW_ONE = 1.0 - 2.0**-50
 negative."""
 
 
-def exact_scheduler(alphas_cumprod: Tensor, times: Sequence[int], prediction: str) -> DDIMScheduler:
+def exact_scheduler(
+    alphas_cumprod: Tensor, times: Sequence[int], prediction: str, final_alpha: float = 1.0
+) -> DDIMScheduler:
     """Build a scheduler that knows only the visited steps; use it with `take_step`.
 
     Args:
         alphas_cumprod: Cumulative alphas of all steps, float.
         times: The steps to visit, falling.
         prediction: `v_prediction`, `epsilon` or `sample`.
+        final_alpha: Cumulative alpha at which the last step ends; 1 is the clean sample.
 
     Returns:
-        A fresh scheduler of `diffusers`, whose step `len(times) - 1 - index` is `times[index]`. Its last step ends at
-        the clean sample.
+        A fresh scheduler of `diffusers`, whose step `len(times) - 1 - index` is `times[index]`.
     """
     scheduler: Any = DDIMScheduler(
         num_train_timesteps=len(times), prediction_type=prediction, clip_sample=False, set_alpha_to_one=True
     )
     # float64, so that coefficients near 0 are exact; the states stay float32.
     scheduler.alphas_cumprod = alphas_cumprod[torch.tensor(list(times)[::-1])].double()
-    scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
+    scheduler.final_alpha_cumprod = torch.tensor(final_alpha, dtype=torch.float64)
     scheduler.set_timesteps(len(times))
     return scheduler
 
@@ -53,7 +55,7 @@ def take_step(
         noise: Standard normal, of the state's shape; needed if eta is above 0.
 
     Returns:
-        The sample at the next step; the clean one after the last.
+        The sample at the next step; after the last, at the scheduler's final alpha.
     """
     step = len(scheduler.alphas_cumprod) - 1 - index
     if scheduler.alphas_cumprod[step] == 0:

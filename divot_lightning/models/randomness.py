@@ -37,12 +37,12 @@ def move_generators(generator: Randomness, device: torch.device) -> Randomness:
 
 
 def uniform_rows(count: int, generator: Randomness, device: torch.device) -> Tensor:
-    """Draw numbers in [0, 1), (count,) float32; one from each generator if there is a list."""
+    """Sample numbers in [0, 1), (count,) float32; one from each generator if there is a list."""
     return _rows(lambda size, one, where: torch.rand(size, generator=one, device=where), count, generator, device)
 
 
 def integer_rows(limit: int, count: int, generator: Randomness, device: torch.device) -> Tensor:
-    """Draw integers from 0 to limit - 1, (count,) int64; one from each generator if there is a list."""
+    """Sample integers from 0 to limit - 1, (count,) int64; one from each generator if there is a list."""
 
     def draw(size: int, one: torch.Generator | None, where: torch.device) -> Tensor:
         return torch.randint(0, limit, (size,), generator=one, device=where)

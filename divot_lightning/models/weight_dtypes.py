@@ -6,21 +6,18 @@ precision the optimizer keeps float32 copies (`divot_lightning.models.weights.ha
 functions leave the dtypes to it.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
-from divot_lightning.models.weights import has_masters, is_sharded
+from divot_lightning.models.weights import StoredTensor, has_masters, is_sharded
 
 FrozenDtype: TypeAlias = Literal["float32", "stored"]
 
 HALF = (torch.bfloat16, torch.float16)
-_STORED_HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
 _ADAPTERS = "lora_"
 """Part of the names of adapters' weights, which PEFT keeps in float32 beside a model in half precision."""
 
@@ -38,18 +35,17 @@ def raise_to_float32(module: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def lower_to_stored(module: nn.Module, file: Path) -> None:
-    """Convert frozen weights to the dtypes of a file, so that weights stored in half precision stay in it when loaded.
+def lower_to_stored(module: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    """Convert frozen weights to the dtypes of their files, so that weights in half precision stay in it when loaded.
 
     Args:
         module: Changed in place; trained parameters stay float32.
-        file: A safetensors file.
+        stored: Where its tensors are, by their names.
     """
-    with safe_open(str(file), "pt") as stored:
-        dtypes = {name: _STORED_HALF.get(stored.get_slice(name).get_dtype()) for name in stored.keys()}  # noqa: SIM118
     for name, parameter in module.named_parameters():
-        if not parameter.requires_grad and name in dtypes:
-            parameter.data = parameter.data.to(dtypes[name] or torch.float32)
+        if not parameter.requires_grad and name in stored:
+            dtype = stored[name].read().dtype
+            parameter.data = parameter.data.to(dtype if dtype in HALF else torch.float32)
 
 
 def lower_for_inference(language_model: nn.Module, dtype: torch.dtype | None) -> None:

@@ -6,14 +6,16 @@ sharding they do what is usual in one process.
 """
 
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from safetensors.torch import load_model
+from safetensors import safe_open
 from torch import Tensor, nn
+
+from divot_lightning.io.component_files import WEIGHTS_FILE, read_parts
 
 
 class Misfit(NamedTuple):
@@ -23,6 +25,23 @@ class Misfit(NamedTuple):
     unexpected: list[str]
 
 
+class StoredTensor(NamedTuple):
+    """Where a tensor is stored.
+
+    Attributes:
+        file: A safetensors file.
+        name: The tensor's name in it.
+    """
+
+    file: Path
+    name: str
+
+    def read(self) -> Tensor:
+        """Map the tensor; the file is opened for each, since an open file keeps all pages that were read in memory."""
+        with safe_open(str(self.file), "pt") as stored:
+            return stored.get_tensor(self.name)
+
+
 class WeightSharding(Protocol):
     """Divides the weights of modules over processes while they are built; all processes call it together."""
 
@@ -30,7 +49,7 @@ class WeightSharding(Protocol):
         """Return a context in which modules get parameters without memory; their buffers take memory."""
         ...
 
-    def fill(self, module: nn.Module, files: Iterable[Path]) -> Misfit:
+    def fill(self, module: nn.Module, stored: Mapping[str, StoredTensor]) -> Misfit:
         """Read a module's weights tensor by tensor and shard them; see the function `fill`."""
         ...
 
@@ -83,23 +102,30 @@ def without_memory() -> AbstractContextManager[None]:
     return nullcontext() if sharding is None else sharding.without_memory()
 
 
-def fill(module: nn.Module, files: Iterable[Path]) -> Misfit:
+def fill(module: nn.Module, stored: Mapping[str, StoredTensor]) -> Misfit:
     """Read a module's parameters and persistent buffers.
 
     Args:
         module: Sharded: built within `without_memory`.
-        files: Safetensors with the module's names; of a tied parameter any one of its names will do. Sharded, a stored
-            tensor may have fewer rows than its parameter, whose first ones it fills, and several files are allowed.
+        stored: Where the tensors are, by the module's names; of a tied parameter any one of its names will do. Sharded,
+            a stored tensor may have fewer rows than its parameter, whose first ones it fills.
 
     Returns:
         Names that did not fit; sharded, nothing is read if some are missing.
     """
     sharding = _SHARDING.get()
     if sharding is not None:
-        return sharding.fill(module, files)
-    (file,) = files
-    missing, unexpected = load_model(module, file, strict=False)
-    return Misfit(list(missing), list(unexpected))
+        return sharding.fill(module, stored)
+    tied: dict[int, list[str]] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        tied.setdefault(id(value), []).append(name)
+    for file in sorted({tensor.file for tensor in stored.values()}):
+        with safe_open(str(file), "pt") as opened:
+            names = [name for name, tensor in stored.items() if tensor.file == file]
+            module.load_state_dict({name: opened.get_tensor(stored[name].name) for name in names}, strict=False)
+    known = {name for group in tied.values() for name in group}
+    missing = [group[0] for group in tied.values() if not stored.keys() & set(group)]
+    return Misfit(missing, sorted(stored.keys() - known))
 
 
 def fill_from_first(module: nn.Module, source: nn.Module | None) -> None:
@@ -150,3 +176,43 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(names)]
     whole = [folder / name for name in ("model.safetensors", "diffusion_pytorch_model.safetensors")]
     return [file for file in whole if file.is_file()][:1]
+
+
+def stored_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, StoredTensor]:
+    """Return where the tensors of some safetensors files are, by `prefix` and their names.
+
+    Raises:
+        OSError: A file is missing.
+        SafetensorError: A file is damaged.
+    """
+    found = {}
+    for file in files:
+        with safe_open(str(file), "pt") as opened:
+            found.update({prefix + name: StoredTensor(file, name) for name in opened.keys()})  # noqa: SIM118
+    return found
+
+
+def component_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return where the weights of a component folder are; see `divot_lightning.io.component_files`.
+
+    Raises:
+        OSError: A file is missing.
+        SafetensorError: A file is damaged.
+    """
+    inner = {
+        name: tensor
+        for path, part in read_parts(folder).items()
+        for name, tensor in stored_tensors(weight_files(folder / part), f"{path}.").items()
+    }
+    # What the component stores itself comes last: it is there because the part's folder does not have it so.
+    return {**inner, **stored_tensors(_own_files(folder))}
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    """Return all files with weights of a component folder, of its parts too."""
+    parts = sorted(read_parts(folder).values())
+    return [*_own_files(folder), *(file for part in parts for file in weight_files(folder / part))]
+
+
+def _own_files(folder: Path) -> list[Path]:
+    return weight_files(folder) or ([] if read_parts(folder) else [folder / WEIGHTS_FILE])

@@ -5,6 +5,7 @@ Shape letters: B batch; clean latents, noise and states have any shape (B, ...).
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,13 +43,19 @@ class Objective(Part, ABC):
 
     Times are in [0, 1000] and larger is noisier; the denoiser gets them as they are. All computation is in float32.
     All arguments of a subclass are settings of a recipe; they must be values that JSON can hold.
+
+    Attributes:
+        sampling_settings: Declared by the class: arguments that change only how clips are sampled, so that a trained
+            de-tokenizer may get other values.
     """
+
+    sampling_settings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def sample_times(
         self, count: int, terminal_timestep_prob: float, *, device: torch.device, generator: Randomness
     ) -> Tensor:
-        """Draw the times of a training batch.
+        """Sample the times of a training batch.
 
         Args:
             count: Number of times B.

@@ -5,6 +5,7 @@ No torch in here.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -24,7 +25,7 @@ TEMPLATES: dict[str, Template] = {"pretraining": "{}", "instruction": "[INST] {}
 
 
 class Task(Part, ABC):
-    """Turns the texts and clips of a sample into segments, which say what is read and what is learned.
+    """Turns the texts and clips of a sample into segments, with marks for what is read and what is learned.
 
     `__init__` takes `template`, which the suite supplies by name, and the task's own settings, which a recipe gives.
     Phrases for prompts are such settings: texts with `{}` where something is filled in.
@@ -88,12 +89,12 @@ class Task(Part, ABC):
         return [*([Text(begin, learn=False)] if begin else []), clips, Text(f" {instruction}{end}", learn=False)]
 
 
-def checked_phrases(setting: str, phrases: Sequence[str], num_fields: int) -> list[str]:
+def checked_phrases(setting: str, phrases: str | Sequence[str], num_fields: int) -> list[str]:
     """Return the phrases of a task's setting if each has the right number of `{}`.
 
     Args:
         setting: Name of the setting, for the message.
-        phrases: The phrases, at least one.
+        phrases: The phrases, at least one; or a text file with one on each line, empty lines left out.
         num_fields: Number of `{}` in each.
 
     Raises:
@@ -102,13 +103,26 @@ def checked_phrases(setting: str, phrases: Sequence[str], num_fields: int) -> li
     >>> checked_phrases("prompts", ["Show {} ."], num_fields=1)
     ['Show {} .']
     """
-    if isinstance(phrases, str) or not phrases:
+    if isinstance(phrases, str):
+        phrases = _phrases_of_file(setting, phrases)
+    if not phrases:
         raise UserError(f"{setting} is {phrases!r}; it must be a list of at least one phrase")
     for phrase in phrases:
         if not isinstance(phrase, str) or phrase.count("{}") != num_fields:
-            wanted = "one {}, where the text is filled in" if num_fields else "no {}, since nothing is filled in"
-            raise UserError(f"{setting} has the phrase {phrase!r}; it must be a text with {wanted}")
+            allowed = "one {}, where the text is filled in" if num_fields else "no {}, since nothing is filled in"
+            raise UserError(f"{setting} has the phrase {phrase!r}; it must be a text with {allowed}")
     return list(phrases)
+
+
+def _phrases_of_file(setting: str, file: str) -> list[str]:
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"{setting} is {file!r}, which cannot be read as a text file ({type(error).__name__})\n"
+            "give a list of phrases, or a file with one phrase on each line"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def pick_phrase(phrases: Sequence[str], rng: np.random.Generator, filling: str = "") -> str:

@@ -64,7 +64,7 @@ def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
             setattr(owner, name, own)
 
 
-def _leave_weights(module: nn.Module, file: str | Path) -> None:
+def _leave_weights(module: nn.Module, folder: str | Path) -> None:
     """Replace `load_weights`: load nothing."""
 
 

@@ -208,7 +208,7 @@ class HeadConformance(ABC):
         head = self._trained_a_little()
         first = self._sample(head, seed=1)
         torch.rand(3)
-        assert torch.equal(first, self._sample(head, seed=1)), "sampling draws from another source than `generator`"
+        assert torch.equal(first, self._sample(head, seed=1)), "sampling has randomness besides `generator`"
         same = torch.equal(first, self._sample(head, seed=2))
         assert same == head.deterministic, f"deterministic={head.deterministic}, yet equal across seeds is {same}"
 

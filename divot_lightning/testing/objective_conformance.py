@@ -45,7 +45,7 @@ class ObjectiveConformance(ABC):
 
     @pytest.mark.parametrize("prob", [0.3, 1.0])
     def test_the_terminal_probability_moves_times_to_the_noisiest_one(self, prob: float) -> None:
-        """The noisiest time is drawn with that probability, and seldom otherwise."""
+        """The noisiest time is sampled with that probability, and seldom otherwise."""
         objective = self.make_objective()
         terminal = self._times(objective, 1.0, None)[0]
         times = self._times(objective, prob, torch.Generator().manual_seed(3))

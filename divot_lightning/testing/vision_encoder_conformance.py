@@ -165,7 +165,7 @@ class VisionEncoderConformance(ABC):
         assert copy.deepcopy(encoder).init_args == encoder.init_args
 
     def test_shapes_are_known_without_memory(self) -> None:
-        """`divot preflight` runs the encoder on the meta device; building it there tells its number of steps."""
+        """`divot preflight` runs the encoder on the meta device; building it there computes its number of steps."""
         with torch.device("meta"):
             encoder = self.make_encoder(False)
         assert all(parameter.is_meta for parameter in encoder.parameters()), "weights were made outside of the device"

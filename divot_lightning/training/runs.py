@@ -4,12 +4,13 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import yaml
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from divot_lightning.checkpoint.folders import checkpoint_step, choose_checkpoint, newest_checkpoint
+from divot_lightning.checkpoint.run_state import RunState
 from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.distributed.launcher import is_started_by_rank_zero, watched
 from divot_lightning.distributed.same_start import Start
@@ -17,6 +18,7 @@ from divot_lightning.distributed.signals import INTERRUPTED_EXIT_CODE, exit_code
 from divot_lightning.errors import UserError
 from divot_lightning.training.config_changes import LENGTH, Change, changed_settings, read_config
 from divot_lightning.training.run_folder import FINISHED, STOPPED, where_paths_count
+from divot_lightning.training.training_args import run_args
 from divot_lightning.training.training_cli import TrainingCLI
 
 MAX_CHANGES_SHOWN = 20
@@ -104,6 +106,31 @@ def validate(run: Path, argv: list[str], verb: Literal["validate", "test"], chec
     return 0
 
 
+ON_CPU = {"accelerator": "cpu", "devices": "1", "num_nodes": "1", "strategy": "auto", "precision": "32-true"}
+"""Settings of the trainer to read a checkpoint with one process, whatever it was trained on."""
+
+
+def load_stage(run: Path, checkpoint: Path) -> Any:
+    """Build the stage of a run in this process, with the weights of a checkpoint; averaged ones if the run uses them.
+
+    Args:
+        run: The run folder.
+        checkpoint: A checkpoint of this run, from any number of processes.
+
+    Returns:
+        The stage, on the CPU.
+
+    Raises:
+        UserError: The checkpoint is damaged, or does not fit the run or the folders of frozen weights.
+    """
+    words = [word for name, value in ON_CPU.items() for word in (f"--trainer.{name}", value)]
+    with explain_relative_paths(run, read_config(run)):
+        cli = TrainingCLI(run_args(run, words), "divot export", "measure")
+        cli.model.configure_model()
+    RunState(cli.trainer).load_stage(cli.model, checkpoint)
+    return cli.model
+
+
 def _fit(cli: TrainingCLI, checkpoint: Path | None, changes: list[Change]) -> int:
     cli.checkpoint.resume_from = checkpoint
     cli.same_start.start = Start.of(checkpoint, cli.saved_config())
@@ -128,7 +155,7 @@ def _report_stop(cli: TrainingCLI) -> int:
     lost = "" if step == saved_step else f" without saving it; steps after {saved_step} will be repeated"
     _say(f"{how} step {step}{lost}; continue with: divot resume {cli.run_folder}\n")
     if is_started_by_rank_zero():
-        return 0  # the first process speaks for the job; a failed one would end it
+        return 0  # the first process reports for the job; another exit status than 0 would count as a failure
     return exit_code(stopped_by) if stopped_by else INTERRUPTED_EXIT_CODE
 
 

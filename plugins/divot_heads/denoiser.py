@@ -14,7 +14,7 @@ class MLPDenoiser(nn.Module):
     A new denoiser is the zero function: the last layer and every block's gate are initialised to zero.
     """
 
-    def __init__(self, feature_dim: int, condition_dim: int, width: int, depth: int) -> None:
+    def __init__(self, feature_dim: int, condition_dim: int, width: int, depth: int, two_times: bool = False) -> None:
         """Build the layers.
 
         Args:
@@ -22,6 +22,7 @@ class MLPDenoiser(nn.Module):
             condition_dim: D, width of the condition of each row.
             width: W, width of the residual stream, even.
             depth: Number of residual blocks.
+            two_times: Whether the prediction depends on a second time.
         """
         super().__init__()
         self.features_in = nn.Linear(feature_dim, width)
@@ -31,14 +32,20 @@ class MLPDenoiser(nn.Module):
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation_out = _zeros(nn.Linear(width, 2 * width))
         self.features_out = _zeros(nn.Linear(width, feature_dim))
+        self.second_time_in = (
+            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) if two_times else None
+        )
 
-    def forward(self, noisy_NC: Tensor, timestep_N: Tensor, condition_ND: Tensor) -> Tensor:
+    def forward(
+        self, noisy_NC: Tensor, timestep_N: Tensor, condition_ND: Tensor, second_time_N: Tensor | None = None
+    ) -> Tensor:
         """Predict the noise or the velocity, depending on how it is trained.
 
         Args:
             noisy_NC: Noisy features, float32.
             timestep_N: Diffusion step, 0 to 1000, int or float.
             condition_ND: Condition of each row, float32.
+            second_time_N: Second time, needed if there are `two_times`.
 
         Returns:
             prediction_NC, float32.
@@ -46,6 +53,10 @@ class MLPDenoiser(nn.Module):
         width = self.features_in.out_features
         # Frequencies of arXiv:1706.03762, section 3.5: 10000^(-i / (W / 2)).
         time_NW = self.time_in(get_timestep_embedding(timestep_N, width, downscale_freq_shift=0))
+        if self.second_time_in is not None:
+            time_NW = time_NW + self.second_time_in(
+                get_timestep_embedding(second_time_N, width, downscale_freq_shift=0)
+            )
         condition_NW = silu(time_NW + self.condition_in(condition_ND))
         stream_NW = self.features_in(noisy_NC)
         for block in self.blocks:

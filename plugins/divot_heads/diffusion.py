@@ -3,6 +3,7 @@
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width, N rows (tokens times noise draws).
 """
 
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -10,6 +11,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Generator, Tensor
 
 from divot_heads.denoiser import MLPDenoiser
+from divot_heads.draws import check_at_least, mean_of_draws, rows_of_draws
+from divot_heads.guidance import condition_dropout_or_none, guided
 from divot_lightning.errors import UserError
 from divot_lightning.models.ddim import exact_scheduler, take_step
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
@@ -28,10 +31,10 @@ class DiffusionHead(GenerationHead):
 
     Objective (b) of Divot (arXiv:2412.04432, section 3.2), which does not state the size of the denoiser, the
     schedule or the number of steps. Default width and depth are MAR's; the schedule is cosine with 1000 steps.
-    Tokens are sampled independently of each other.
+    Tokens are sampled independently of each other. Guidance as in MAR's code, if trained with `condition_dropout`.
     """
 
-    sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps",)
+    sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps", "guidance")
 
     def __init__(
         self,
@@ -42,6 +45,8 @@ class DiffusionHead(GenerationHead):
         depth: int = 3,
         draws_per_token: int = 4,
         sampling_steps: int = 100,
+        condition_dropout: float = 0.0,
+        guidance: float = 1.0,
     ) -> None:
         """Build the denoiser.
 
@@ -54,33 +59,37 @@ class DiffusionHead(GenerationHead):
             draws_per_token: Noise draws per token and loss; more make the gradient less noisy and cost time in the
                 head only.
             sampling_steps: Denoising steps per sample, 1 to 1000.
+            condition_dropout: Probability that a row is trained without its hidden state, 0 to below 1; 0.1 in MAR.
+            guidance: Guidance scale of sampling; 1 samples the learnt distribution, above 1 exaggerates the condition.
+                Other values than 1 need condition dropout.
         """
         super().__init__(hidden_dim, feature_dim)
         if prediction not in get_args(Prediction):
             raise UserError(f"prediction={prediction!r} is not allowed; choose one of: epsilon, v")
-        if draws_per_token < 1:
-            raise UserError(f"draws_per_token={draws_per_token} is not allowed; give 1 or more")
+        check_at_least(1, draws_per_token=draws_per_token)
         if not 1 <= sampling_steps <= NUM_STEPS:
             raise UserError(f"sampling_steps={sampling_steps} is not allowed; give 1 to {NUM_STEPS}")
         self.prediction = prediction
         self.draws_per_token = draws_per_token
         self.sampling_steps = sampling_steps
+        self.guidance = guidance
         self.denoiser = MLPDenoiser(feature_dim, hidden_dim, width, depth)
+        self.condition_dropout = condition_dropout_or_none(hidden_dim, condition_dropout, guidance)
 
     @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         """Return the mean squared error of the prediction over C, draws and tokens; see `GenerationHead.loss`."""
         scheduler: Any = cosine_scheduler(self.prediction)  # the types of diffusers are too narrow
-        draws = (self.draws_per_token, 1, 1, 1)
-        clean_RBQC = clear_masked(target_BQC, mask_BQ).repeat(draws)
-        clean_NC = clean_RBQC.flatten(0, -2)
-        condition_ND = clear_masked(hidden_BQD, mask_BQ).repeat(draws).flatten(0, -2)
+        clean_NC = rows_of_draws(clear_masked(target_BQC, mask_BQ), self.draws_per_token)
+        condition_ND = rows_of_draws(clear_masked(hidden_BQD, mask_BQ), self.draws_per_token)
         noise_NC = torch.randn_like(clean_NC)
         timestep_N = torch.randint(len(scheduler.alphas_cumprod), (len(clean_NC),), device=clean_NC.device)
         noisy_NC = scheduler.add_noise(clean_NC, noise_NC, timestep_N)
         target_NC = noise_NC if self.prediction == "epsilon" else scheduler.get_velocity(clean_NC, noise_NC, timestep_N)
+        if self.condition_dropout is not None:
+            condition_ND = self.condition_dropout(condition_ND)
         error_NC = self.denoiser(noisy_NC, timestep_N, condition_ND) - target_NC
-        error_BQ = error_NC.square().mean(dim=-1).view(clean_RBQC.shape[:-1]).mean(dim=0)
+        error_BQ = mean_of_draws(error_NC.square().mean(dim=-1), target_BQC, self.draws_per_token)
         return masked_mean(error_BQ, mask_BQ)
 
     @torch.no_grad()
@@ -104,7 +113,8 @@ class DiffusionHead(GenerationHead):
         features_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
         for index, step in enumerate(steps):
             time_N = torch.full((len(features_NC),), step, device=hidden_BQD.device)
-            prediction_NC = self.denoiser(features_NC, time_N, condition_ND)
+            predict = partial(self.denoiser, features_NC, time_N)
+            prediction_NC = guided(predict, condition_ND, self.condition_dropout, self.guidance)
             noise_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
             features_NC = take_step(scheduler, index, prediction_NC, features_NC, eta=1.0, noise=noise_NC)
         return features_NC.view(*hidden_BQD.shape[:-1], self.feature_dim)

@@ -12,6 +12,8 @@ from torch import Generator, Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import softplus
 
+from divot_heads.draws import check_at_least
+from divot_heads.gmm_variants import Mixture, mixture_nll, sample_mixture
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.projectors import RELEASED_NAMES, mlp_projector
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32
@@ -27,13 +29,20 @@ class GMMHead(GenerationHead):
     """A mixture of K diagonal Gaussians per token; the head of the paper.
 
     Objective (c) of arXiv:2412.04432, sections 3.2 and A.2, with the released layout (means | variances | logits),
-    softplus variances with a floor of 1e-5, and the negative log-likelihood divided by C.
+    softplus variances with a floor of 1e-5, and the negative log-likelihood divided by C. Two settings, which are ours
+    and off by default, are described in `divot_heads.gmm_variants`.
     """
 
     sampling_settings: ClassVar[tuple[str, ...]] = ("variance_scale",)
 
     def __init__(
-        self, hidden_dim: int, feature_dim: int, num_components: int = 16, variance_scale: float = 0.1
+        self,
+        hidden_dim: int,
+        feature_dim: int,
+        num_components: int = 16,
+        variance_scale: float = 0.1,
+        covariance_rank: int = 0,
+        shared_component: bool = False,
     ) -> None:
         """Build the projector from D to 2*K*C + K.
 
@@ -42,34 +51,49 @@ class GMMHead(GenerationHead):
             feature_dim: C, width of the features.
             num_components: K, Gaussians per token, at least 1; 16 in the paper.
             variance_scale: Multiplies the variances when sampling, at least 0; 0.1 in the released code.
+            covariance_rank: L, rank of what is added to the diagonal covariance of each component, at least 0; its
+                K*C*L numbers per token come from a projector of their own.
+            shared_component: Whether all tokens of a clip have the same component, so that they fit each other.
         """
         super().__init__(hidden_dim, feature_dim)
         if num_components < 1:
             raise UserError(f"num_components={num_components} is not allowed; a mixture has at least 1 component")
         if variance_scale < 0:
             raise UserError(f"variance_scale={variance_scale} is not allowed; give 0 or more (released: 0.1)")
+        check_at_least(0, covariance_rank=covariance_rank)
         self.num_components = num_components
         self.variance_scale = variance_scale
+        self.covariance_rank = covariance_rank
+        self.shared_component = shared_component
         num_outputs = 2 * num_components * feature_dim + num_components
         self.proj = mlp_projector(hidden_dim, num_outputs, num_outputs, RELEASED_NAMES)
+        num_factors = num_components * feature_dim * covariance_rank
+        self.factors = mlp_projector(hidden_dim, hidden_dim, num_factors) if covariance_rank else None
 
     @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         """Return the negative log-likelihood per feature dimension, in nats; see `GenerationHead.loss`."""
-        params_BQP = self.proj(clear_masked(hidden_BQD, mask_BQ))
-        return gmm_nll(params_BQP, clear_masked(target_BQC, mask_BQ), self.num_components, mask_BQ)
+        hidden_BQD, target_BQC = clear_masked(hidden_BQD, mask_BQ), clear_masked(target_BQC, mask_BQ)
+        if self.factors is not None or self.shared_component:
+            return mixture_nll(self._mixture(hidden_BQD), target_BQC, mask_BQ)
+        return gmm_nll(self.proj(hidden_BQD), target_BQC, self.num_components, mask_BQ)
 
     @torch.no_grad()
     @force_float32
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
         """Draw a component, then a sample of its Gaussian; `temperature` as in `gmm_sample`."""
-        return gmm_sample(
-            self.proj(hidden_BQD),
-            self.num_components,
-            variance_scale=self.variance_scale,
-            temperature=temperature,
-            generator=generator,
-        )
+        spread = {"variance_scale": self.variance_scale, "temperature": temperature}
+        if self.factors is not None or self.shared_component:
+            return sample_mixture(self._mixture(hidden_BQD), **spread, generator=generator)
+        return gmm_sample(self.proj(hidden_BQD), self.num_components, **spread, generator=generator)
+
+    def _mixture(self, hidden_BQD: Tensor) -> Mixture:
+        means_BQKC, variances_BQKC, logits_BQK = split_gmm_params(self.proj(hidden_BQD), self.num_components)
+        if self.factors is None:
+            factors_BQKCL = means_BQKC.new_zeros(*means_BQKC.shape, 0)
+        else:
+            factors_BQKCL = self.factors(hidden_BQD).view(*means_BQKC.shape, self.covariance_rank)
+        return Mixture(means_BQKC, variances_BQKC, logits_BQK, factors_BQKCL, self.shared_component)
 
 
 def split_gmm_params(params_BQP: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,3 +30,9 @@ def test_one_answer_stands_alone_and_several_say_whose_they_are():
     assert _line("a.mp4", "What ?", "red", jsonl=False, alone=False) == "a.mp4\tWhat ?\tred"
     expected = '{"video": "a.mp4", "question": null, "answer": "a red circle"}'
     assert _line("a.mp4", "", "a red circle", jsonl=True, alone=True) == expected
+
+
+@pytest.mark.parametrize("words", [[], ["a.mp4", "--prompts", "p", "--output", "o"], ["--prompts", "p"]])
+def test_videos_come_from_words_or_from_a_file(words):
+    with pytest.raises(UserError, match="either videos, or --prompts FILE and --output FILE"):
+        main(["run", *words])

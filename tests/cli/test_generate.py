@@ -36,3 +36,21 @@ def test_a_missing_run_is_named_and_nothing_is_written(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         main([str(tmp_path / "nowhere"), "--prompt", "a red circle", "--output", str(tmp_path / "x.mp4")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_come_from_words_or_from_a_file(tmp_path):
+    for words in ([], ["--prompt", "a", "--prompts", "x"]):
+        with pytest.raises(UserError, match="either --prompt TEXT, or --prompts FILE"):
+            main(["no_run", "--output", "x.mp4", *words])
+    for content, problem in (
+        ("", "has no prompt"),
+        ('{"prompt": 3}', "line 1 of .* has no fitting prompt"),
+        ('a\n{"prompt": "b", "sed": 3}', "line 2 of .* has the unknown name sed"),
+        ('{"prompt": "b", "seed": "x"}', "line 1 of .* has no fitting seed"),
+        ("{oops", "begins like JSON"),
+    ):
+        (tmp_path / "p.txt").write_text(content)
+        with pytest.raises(UserError, match=problem):
+            main(["no_run", "--output", "x.mp4", "--prompts", str(tmp_path / "p.txt")])
+    with pytest.raises(UserError, match="cannot be read as a file of prompts"):
+        main(["no_run", "--output", "x.mp4", "--prompts", str(tmp_path / "nowhere")])

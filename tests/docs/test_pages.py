@@ -12,8 +12,7 @@ import divot_lightning
 from divot_lightning.cli import ask, generate, reconstruct
 from divot_lightning.cli.data import COMMANDS as DATA_COMMANDS
 from divot_lightning.cli.main import COMMANDS
-from divot_lightning.inference import ask as ask_module
-from divot_lightning.inference import generate as generate_module
+from divot_lightning.inference import pipeline as pipeline_module
 from divot_lightning.inference.head_options import split_head_options
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +47,24 @@ def test_the_site_has_every_page():
     assert sorted(named) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
 
 
+def test_the_api_reference_has_every_module_of_parts_and_of_their_packages():
+    pages = "".join(path.read_text(encoding="utf-8") for path in PAGES if path.parent.name == "api")
+    folders = {
+        "divot_lightning/parts": ROOT,
+        "divot_lightning/testing": ROOT,
+        "divot_backbones": ROOT / "plugins",
+        "divot_heads": ROOT / "plugins",
+    }
+    modules = {
+        ".".join(path.relative_to(root).with_suffix("").parts)
+        for folder, root in folders.items()
+        for path in (root / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert len(modules) > 50
+    assert modules - set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE)) == set()
+
+
 def test_commands_of_the_readme_exist():
     named = re.findall(r"^divot (\S+)(?: (\w+))?", SHELL, re.MULTILINE)
     assert {"fit", "ask", "generate", "data"} <= {command for command, _ in named}
@@ -69,22 +86,13 @@ def test_options_of_the_readme_fit_the_command(command):
         PARSERS[command]().parse_args(split_head_options(words)[1] if command == "generate" else words)
 
 
-def with_signatures(monkeypatch, module, name):
-    """Put a double of the class into its module that takes the same arguments; returns the instance of `from_run`."""
-    real = getattr(module, name)
-    double, instance = create_autospec(real), create_autospec(real, instance=True)
-    double.from_run.return_value = instance
-    monkeypatch.setattr(divot_lightning, name, double)  # first: the public name is kept once it was asked for
-    monkeypatch.setattr(module, name, double)
-    return instance
-
-
 def test_python_lines_of_the_readme_call_what_exists(monkeypatch):
     (code,) = [code for language, code in BLOCKS if language == "python"]
-    answerer = with_signatures(monkeypatch, ask_module, "QuestionAnswerer")
-    answerer.answer_questions.return_value = ["red"]
-    generator = with_signatures(monkeypatch, generate_module, "ClipGenerator")
-    generator.generate_clips.return_value = iter(["a clip"])
+    double = create_autospec(pipeline_module.DivotPipeline)
+    instance = create_autospec(pipeline_module.DivotPipeline, instance=True)
+    double.from_pretrained.return_value = instance
+    instance.generate.return_value, instance.ask.return_value = "clips", "red"
+    monkeypatch.setattr(divot_lightning, "DivotPipeline", double)
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert (names["clip"], names["answers"]) == ("a clip", ["red"])
+    assert (names["clips"], names["answer"]) == ("clips", "red")

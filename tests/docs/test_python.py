@@ -24,9 +24,14 @@ def test_the_code_of_the_page_runs(request, tmp_path, monkeypatch):
     for block in BLOCKS:
         exec(block, names)
     assert len(names["answers"]) == 2
-    assert [clip.shape for clip in names["clips"]] == [(16, 3, 32, 32)]
-    assert names["tokens"].shape == (2, 3, 4)
-    assert torch.cat(names["decoded"]).shape == video.shape
+    assert names["made"].video_NFCHW.shape == (2, 16, 3, 32, 32)
+    assert [path.name for path in names["paths"]] == ["red-0.mp4", "red-1.mp4"]
+    assert [made.prompt for made in names["sharp"]] == ["a red circle", "a blue square"]
+    assert names["features"].shape == (2, 3, 4)
+    assert names["decoded"].shape == video.shape
+    assert len(names["texts"]) == len(names["story"].parts)
+    assert Path("story", "story.json").is_file()
+    assert Path("reconstructed_compare.mp4").is_file()
     assert Path("my_tokenizer", "config.json").is_file()
     assert names["small"].config.num_tokens == 8
 

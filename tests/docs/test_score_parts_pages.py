@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from divot_lightning.testing import BenchmarkConformance, MetricConformance, OptimizerConformance
-from tests.docs.test_write_your_own_head import BLOCK, run
+from tests.docs.test_heads import BLOCK, run
 
 PAGES = Path(__file__).parents[2] / "docs" / "parts"
 CASES = {

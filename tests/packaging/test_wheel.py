@@ -92,6 +92,11 @@ def test_entry_points_are_the_command_and_the_built_in_parts(wheel: Path) -> Non
         "mse": "divot_heads.mse:MSEHead",
         "diffusion": "divot_heads.diffusion:DiffusionHead",
         "gmm": "divot_heads.gmm:GMMHead",
+        "flow_token": "divot_heads.flow_token:FlowTokenHead",
+        "flow_clip": "divot_heads.flow_clip:FlowClipHead",
+        "energy": "divot_heads.energy:EnergyHead",
+        "meanflow": "divot_heads.meanflow:MeanFlowHead",
+        "autoregressive_flow": "divot_heads.autoregressive_flow:AutoregressiveFlowHead",
     }
     assert dict(parser["divot_lightning.vision_encoders"]) == {
         "clip": "divot_backbones.vision.clip:ClipVision",

@@ -10,6 +10,7 @@ import pytest
 from divot_lightning.cli.main import main
 from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import load_recipe
+from divot_lightning.parts.registries.kinds import HEADS
 from divot_lightning.testing.toy_shards import make_toy_shards
 from divot_lightning.training.recipe_files import recipe_names, recipes_dir
 from divot_lightning.training.training_args import resolve_recipes
@@ -27,6 +28,7 @@ FORMER = {
     "detokenizer_adaptation": ["detokenizer_refinement", "llm_pretraining"],
 }
 """The toy stages, and the stages whose run folders they take."""
+HEAD_VARIANTS = load_recipe("ablations/heads").vary["head"]
 
 TWO_STEPS = (
     "--trainer.max_steps=2",
@@ -109,13 +111,21 @@ def test_toy_recipe_trains_on_the_folders_of_the_former_ones(workplace: Path, st
     assert list(run.glob("*/model.safetensors"))
 
 
-@pytest.mark.parametrize("head", ["mse", "diffusion", "gmm", "flow"])
-def test_llm_recipe_trains_every_head(workplace: Path, head: str) -> None:
+@pytest.mark.parametrize("variant", HEAD_VARIANTS)
+def test_llm_recipe_trains_every_head_of_the_ablation(workplace: Path, variant: str) -> None:
     _trained("tokenizer_pretraining")
-    run = Path("runs") / head
-    assert main(["fit", "--config", "toy/llm_pretraining", *TWO_STEPS, "--model.head", head, "--run", str(run)]) == 0
+    run, options = Path("runs") / variant, HEAD_VARIANTS[variant]["llm"]
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    assert main(["fit", "--config", "toy/llm_pretraining", *TWO_STEPS, *words, "--run", str(run)]) == 0
     described = json.loads((run / "video_llm/config.json").read_text())
-    assert head in described["config"]["head"]["class_path"].lower()
+    assert options["model.head"] in described["config"]["head"]["class_path"].lower()
+
+
+@pytest.mark.parametrize("name", ["ablations/heads", "ablations/paper/heads"])
+def test_ablation_of_heads_has_every_built_in_head(name: str) -> None:
+    compared = {options["llm"]["model.head"] for options in load_recipe(name).vary["head"].values()}
+    built_in = {head.name for head in HEADS.installed() if head.class_path.startswith("divot_heads.")}
+    assert compared == built_in | {"flow"}
 
 
 def test_real_recipe_trains_at_64_pixels(workplace: Path) -> None:

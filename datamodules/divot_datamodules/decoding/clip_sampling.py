@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from divot_datamodules.decoding.frame_pixels import Resize
 from divot_datamodules.decoding.video import (
     MAX_PIXELS,
     DecodeError,
@@ -17,6 +18,7 @@ from divot_datamodules.decoding.video import (
     VideoTiming,
     decode_chosen,
     decode_image,
+    shown_size,
 )
 from divot_lightning.errors import UserError
 from divot_lightning.parts.sparse_frames import sparse_frame_indices
@@ -40,6 +42,16 @@ class ClipConfig:
             0, 4, 8, 12, 15); for stages with a frozen tokenizer and no de-tokenizer, which need no others. None decodes
             all.
         max_pixels: Largest height x width of a source; a larger one is skipped and not decoded.
+        cover: How several clips cover a video that is shorter than all of them together: "consecutive" clips, as many
+            as fit, or always the largest number, in "equal" segments with frames closer together, as the released
+            instruction tuning has it.
+        random_starts: Start each clip of a segment at a random time at which it still fits into it, as the released
+            training does; without it, at the beginning of the segment.
+        min_side: Shortest side of a video in pixels; a smaller one is skipped. The released scripts have 100.
+        min_picture_side: The same for pictures; 200 in the released scripts.
+        min_aspect: Smallest ratio of the short side to the long one; the released scripts have 0.3.
+        resize: Filter that resizes pictures: "bicubic" (swscale), or "pil_bilinear", which with torchvision's rounding
+            of sizes and crops is the released one.
     """
 
     height: int = 32
@@ -49,8 +61,16 @@ class ClipConfig:
     short_videos: Literal["refuse", "squeeze"] = "refuse"
     sparse_frames: int | None = None
     max_pixels: int = MAX_PIXELS
+    cover: Literal["consecutive", "equal"] = "consecutive"
+    random_starts: bool = False
+    min_side: int = 1
+    min_picture_side: int = 1
+    min_aspect: float = 0.0
+    resize: Resize = "bicubic"
 
     def __post_init__(self) -> None:
+        if not 0 <= self.min_aspect <= 1:
+            raise UserError(f"clip.min_aspect is {self.min_aspect}; short side / long side is between 0 and 1.")
         if self.sparse_frames is not None and not 1 <= self.sparse_frames <= self.frames:
             raise UserError(
                 f"clip.sparse_frames is {self.sparse_frames}; a clip has {self.frames} frames.\n"
@@ -120,17 +140,20 @@ def sample_clip_times(
     return [start + index * step for index in range(config.frames)], is_deterministic
 
 
-def clip_times(duration: float, clip: ClipConfig, max_clips: int = MAX_CLIPS) -> list[list[float]]:
+def clip_times(
+    duration: float, clip: ClipConfig, max_clips: int = MAX_CLIPS, rng: np.random.Generator | None = None
+) -> list[list[float]]:
     """Choose the times of a whole video's clips, by the rule of the released evaluation.
 
     Up to ``max_clips`` consecutive clips cover the video. The last one is squeezed into the remaining time: the same
     number of frames, closer together. A longer video is split into ``max_clips`` equal segments, each with a clip at
-    its start.
+    its start; with `clip.cover` "equal" a shorter one as well, whose clips then have their frames closer together.
 
     Args:
         duration: Seconds of the video.
         clip: Settings of the clips.
         max_clips: Most clips.
+        rng: Samples the starts of clips within longer segments, if `clip.random_starts` is set.
 
     Returns:
         For each clip the times of its frames, in seconds after the video's start, ascending.
@@ -141,8 +164,13 @@ def clip_times(duration: float, clip: ClipConfig, max_clips: int = MAX_CLIPS) ->
     [[0.0, 0.5, 1.0, 1.5], [5.0, 5.5, 6.0, 6.5]]
     """
     step, tolerance = 1.0 / clip.fps, 0.5 / clip.fps
-    if duration >= max_clips * clip.seconds:
-        return _steps([index * duration / max_clips for index in range(max_clips)], step, clip.frames)
+    longer = duration >= max_clips * clip.seconds
+    if longer or clip.cover == "equal":
+        starts = [index * duration / max_clips for index in range(max_clips)]
+        if longer and clip.random_starts and rng is not None:
+            spare = duration / max_clips - clip.seconds
+            starts = [start + spare * float(rng.random()) for start in starts]
+        return _steps(starts, step if longer else duration / max_clips / clip.frames, clip.frames)
     count = max(1, ceil((duration - tolerance) / clip.seconds))
     start = (count - 1) * clip.seconds
     rest = duration - start
@@ -178,9 +206,9 @@ def decode_clips(
     Args:
         media: The file's bytes or its path.
         config: Settings of the clips.
-        rng: Samples the start of a single clip.
+        rng: Samples the start of a single clip, and those of several if `config.random_starts` is set.
         max_clips: 1 for one clip, anywhere in the video; more for clips that cover the whole video, by the rule of
-            `clip_times`, without a random choice.
+            `clip_times`.
 
     Returns:
         The clips, uint8 (N, F, 3, H, W).
@@ -191,17 +219,32 @@ def decode_clips(
         nonlocal is_deterministic
         one, is_deterministic = sample_clip_times(timing.duration, timing.fps, config, rng if max_clips == 1 else None)
         clips = [one]
-        if max_clips > 1 and not is_deterministic:
-            clips, is_deterministic = clip_times(timing.duration, config, max_clips), True
+        if max_clips > 1 and (not is_deterministic or config.cover == "equal"):
+            clips = clip_times(timing.duration, config, max_clips, rng)
+            longer = timing.duration > max_clips * config.seconds
+            is_deterministic = not (config.random_starts and rng is not None and longer)
         return [times[number] for times in clips for number in config.frame_numbers]
 
-    frames = decode_chosen(media, choose, config.size, max_pixels=config.max_pixels)
+    _refuse_small(media, config, config.min_side)
+    frames = decode_chosen(media, choose, config.size, max_pixels=config.max_pixels, resize=config.resize)
     return DecodedClips(frames.reshape(-1, len(config.frame_numbers), *frames.shape[1:]), is_deterministic)
 
 
 def image_picture(media: Media, config: ClipConfig) -> Pixels:
     """Decode a picture: uint8 (3, H, W). All frames of its clip are this picture."""
-    return decode_image(media, config.size, max_pixels=config.max_pixels)
+    _refuse_small(media, config, config.min_picture_side)
+    return decode_image(media, config.size, max_pixels=config.max_pixels, resize=config.resize)
+
+
+def _refuse_small(media: Media, config: ClipConfig, min_side: int) -> None:
+    if min_side <= 1 and config.min_aspect == 0:
+        return
+    height, width = shown_size(media, max_pixels=config.max_pixels)
+    short, long = min(height, width), max(height, width)
+    if short < min_side:
+        raise DecodeError("too_small", f"{height} x {width} pixels; the shortest side allowed is {min_side}")
+    if short < config.min_aspect * long:
+        raise DecodeError("too_narrow", f"{height} x {width} pixels; min_aspect allows {config.min_aspect}")
 
 
 def image_clip(media: Media, config: ClipConfig) -> DecodedClips:

@@ -5,15 +5,17 @@ Shape letters: H height, W width.
 
 import struct
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+from PIL import Image
 
 from divot_datamodules.decoding.media_files import MAX_PIXELS, DecodeError
 
 Pixels = NDArray[np.uint8]
+Resize = Literal["bicubic", "pil_bilinear"]
 
 
 BILINEAR, BICUBIC = 2, 4
@@ -107,6 +109,28 @@ def covering_size(height: int, width: int, size: tuple[int, int] | None) -> tupl
     return height, width
 
 
+def resize_as_torchvision(picture: Pixels, size: tuple[int, int]) -> Pixels:
+    """Resize the short side and crop the centre, as `Resize` and `CenterCrop` of torchvision do on Pillow's images.
+
+    The long side is rounded down, and the crop's offset to the nearest number, half to even.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        size: Height and width of the result; both sides are at least covered.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    height, width = picture.shape[:2]
+    if size[0] * width >= size[1] * height:
+        scaled = (max(size[1], int(size[0] * width / height)), size[0])
+    else:
+        scaled = (size[1], max(size[0], int(size[1] * height / width)))
+    resized = np.asarray(Image.fromarray(picture).resize(scaled, Image.Resampling.BILINEAR))
+    top, left = round((scaled[1] - size[0]) / 2.0), round((scaled[0] - size[1]) / 2.0)
+    return resized[top : top + size[0], left : left + size[1]]
+
+
 class FrameConverter:
     """Converts decoded frames into RGB pixels of one size.
 
@@ -116,12 +140,18 @@ class FrameConverter:
         size: Height and width: the short side is resized and the centre is cropped; None for the shown size.
         pixel_aspect: Width of a stored pixel divided by its height.
         orientation: Orientation of all frames; None reads the orientation of each frame.
+        resize: "bicubic" of swscale, or "pil_bilinear": see `resize_as_torchvision`.
     """
 
     def __init__(
-        self, size: tuple[int, int] | None, pixel_aspect: float = 1.0, orientation: Orientation | None = None
+        self,
+        size: tuple[int, int] | None,
+        pixel_aspect: float = 1.0,
+        orientation: Orientation | None = None,
+        resize: Resize = "bicubic",
     ) -> None:
         self.size, self.pixel_aspect, self.orientation = size, pixel_aspect, orientation
+        self.resize = resize if size is not None else "bicubic"
         self.reformatter = VideoReformatter()
         self.orientations: dict[int, Orientation] = {}
         self.deep: bool | None = None
@@ -134,7 +164,8 @@ class FrameConverter:
     def __call__(self, frame: Any) -> Pixels:
         """Convert a frame to uint8 (3, H, W) in [0, 255], RGB."""
         turn = self._turn(frame)
-        height, width = turn.shape(*covering_size(*self.shown_size(frame), self.size))
+        by_pillow = self.resize == "pil_bilinear"
+        height, width = turn.shape(*covering_size(*self.shown_size(frame), None if by_pillow else self.size))
         # swscale widens its filter when it shrinks, so bicubic has no aliasing in either direction. One thread: more
         # threads give the same bytes and are much slower on small frames.
         interpolation = BILINEAR if (height, width) == (frame.height, frame.width) else BICUBIC
@@ -144,6 +175,8 @@ class FrameConverter:
             frame, width=width, height=height, format="rgb24", interpolation=interpolation, threads=1
         )
         picture = turn(cast(Pixels, rgb.to_ndarray()))
+        if by_pillow and self.size is not None:
+            return resize_as_torchvision(picture, self.size).transpose(2, 0, 1)
         if self.size is not None:
             top, left = (picture.shape[0] - self.size[0]) // 2, (picture.shape[1] - self.size[1]) // 2
             picture = picture[top : top + self.size[0], left : left + self.size[1]]

@@ -32,11 +32,14 @@ REASONS = (
     "undecodable",
     "no_video_stream",
     "too_large",
+    "too_small",
+    "too_narrow",
     "too_short",
     "corrupt",
 )
 """Reasons for which a media file is refused: it does not exist; it is empty; it cannot be opened; it has no video; its
-pictures are larger than allowed; it has no frame at a requested time; it is damaged before that time."""
+pictures are larger or smaller than allowed, or too long and narrow; it has no frame at a requested time; it is damaged
+before that time."""
 
 MAX_PIXELS = 7680 * 4320
 """Default for the largest picture that is decoded, height x width: 8K television."""

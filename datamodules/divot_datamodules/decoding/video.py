@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
-from divot_datamodules.decoding.frame_pixels import FrameConverter, Pixels
+from divot_datamodules.decoding.frame_pixels import FrameConverter, Pixels, Resize
 from divot_datamodules.decoding.media_files import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
@@ -78,8 +78,19 @@ def probe(media: Media, *, max_pixels: int = MAX_PIXELS) -> MediaInfo:
         return MediaInfo(**asdict(timing), height=height, width=width)
 
 
+def shown_size(media: Media, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Decode the first picture of a file and return its height and width as shown; see `probe` for the arguments."""
+    with opened(media, max_pixels) as video:
+        return _converter(media, video, None).shown_size(_first_frame(media, video, max_pixels))
+
+
 def decode_frames(
-    media: Media, times: Sequence[float], size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS
+    media: Media,
+    times: Sequence[float],
+    size: tuple[int, int] | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    resize: Resize = "bicubic",
 ) -> Pixels:
     """Decode the frames that are shown at the given times.
 
@@ -89,6 +100,7 @@ def decode_frames(
         size: Height and width in pixels: the short side is resized and the centre is cropped; None keeps the
             size of the source.
         max_pixels: Largest height x width of the source; a larger one is refused before it is decoded.
+        resize: See `ClipConfig`.
 
     Returns:
         uint8 (len(times), 3, H, W) in [0, 255], RGB; never fewer frames than times.
@@ -96,7 +108,7 @@ def decode_frames(
     Raises:
         DecodeError: The file cannot be decoded, or has no frame at one of the times.
     """
-    return decode_chosen(media, lambda timing: times, size, max_pixels=max_pixels)
+    return decode_chosen(media, lambda timing: times, size, max_pixels=max_pixels, resize=resize)
 
 
 def decode_chosen(
@@ -105,6 +117,7 @@ def decode_chosen(
     size: tuple[int, int] | None = None,
     *,
     max_pixels: int = MAX_PIXELS,
+    resize: Resize = "bicubic",
 ) -> Pixels:
     """Decode frames whose times depend on the file's header; opens the file once.
 
@@ -113,6 +126,7 @@ def decode_chosen(
         choose: Returns the times, see `decode_frames`; called once.
         size: See `decode_frames`.
         max_pixels: See `decode_frames`.
+        resize: See `ClipConfig`.
 
     Returns:
         uint8 (number of times, 3, H, W); see `decode_frames`.
@@ -122,7 +136,7 @@ def decode_chosen(
         if list(times) != sorted(times):
             raise ValueError(f"times must ascend, got {list(times)[:8]}")
         try:
-            return _decode(media, video, times, size, seek=True)
+            return _decode(media, video, times, size, resize, seek=True)
         except (av.FFmpegError, EOFError, OSError):
             pass
         except DecodeError as error:
@@ -130,13 +144,13 @@ def decode_chosen(
                 raise
     # Some streams decode only from their start: old x264 files in 4:4:4 have their version in the first frame.
     with opened(media, max_pixels) as video:
-        return _decode(media, video, times, size, seek=False)
+        return _decode(media, video, times, size, resize, seek=False)
 
 
 def _decode(
-    media: Media, video: OpenVideo, times: Sequence[float], size: tuple[int, int] | None, *, seek: bool
+    media: Media, video: OpenVideo, times: Sequence[float], size: tuple[int, int] | None, resize: Resize, *, seek: bool
 ) -> Pixels:
-    convert, pictures = _converter(media, video, size), []
+    convert, pictures = _converter(media, video, size, resize), []
     last: tuple[Any, Pixels] | None = None
     for frame in shown_frames(video, times, keyframe_times(video) if seek else []):
         if last is None or last[0] is not frame:
@@ -145,13 +159,15 @@ def _decode(
     return np.stack(pictures)
 
 
-def _converter(media: Media, video: OpenVideo, size: tuple[int, int] | None) -> FrameConverter:
+def _converter(
+    media: Media, video: OpenVideo, size: tuple[int, int] | None, resize: Resize = "bicubic"
+) -> FrameConverter:
     """Return the converter for the frames of a file."""
     if video.kind in PICTURE_CONTAINERS:
-        return FrameConverter(size, orientation=exif_orientation(_picture_bytes(media)))
+        return FrameConverter(size, orientation=exif_orientation(_picture_bytes(media)), resize=resize)
     # Browsers and picture viewers ignore the pixel aspect ratio in gifs and pictures.
     aspect = None if video.kind == "gif" else video.stream.sample_aspect_ratio
-    return FrameConverter(size, float(aspect or 1))
+    return FrameConverter(size, float(aspect or 1), resize=resize)
 
 
 def _picture_bytes(media: Media) -> bytes:
@@ -171,19 +187,22 @@ def _first_frame(media: Media, video: OpenVideo, max_pixels: int) -> Any:
     return frame
 
 
-def decode_image(media: Media, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+def decode_image(
+    media: Media, size: tuple[int, int] | None = None, *, max_pixels: int = MAX_PIXELS, resize: Resize = "bicubic"
+) -> Pixels:
     """Decode a picture, or the first frame of a video or animated picture.
 
     Args:
         media: The file's bytes or its path.
         size: See `decode_frames`.
         max_pixels: See `decode_frames`.
+        resize: See `ClipConfig`.
 
     Returns:
         uint8 (3, H, W) in [0, 255], RGB.
     """
     with opened(media, max_pixels) as video:
-        return np.ascontiguousarray(_converter(media, video, size)(_first_frame(media, video, max_pixels)))
+        return np.ascontiguousarray(_converter(media, video, size, resize)(_first_frame(media, video, max_pixels)))
 
 
 def check_media(media: Media, *, max_pixels: int = MAX_PIXELS) -> None:

@@ -4,7 +4,8 @@ Shape letters: B batch, M clips of a batch, F frames, H height, W width, Q token
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,17 @@ def checked_items(sample: Sample, make_items: MakeItems, rng: np.random.Generato
     for item in items:
         check_item(item, limits)
     return items
+
+
+Holder = TypeVar("Holder", SequenceCollator, SampleLimits)
+
+
+def with_max_length(stage: Holder, max_length: int | None) -> Holder:
+    """Return a collator or limits of a stage with a lower greatest length of sequences; None changes nothing."""
+    if max_length is None or stage.layout is None:
+        return stage
+    longest = min(max_length, stage.layout.max_length or max_length)
+    return replace(stage, layout=replace(stage.layout, max_length=longest))
 
 
 def laid_out(items: list[Item], collator: SequenceCollator) -> list[TokenSequence]:

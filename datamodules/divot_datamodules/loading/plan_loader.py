@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder
-from divot_datamodules.loading.collate import MakeItems, checked_items, collate, laid_out, lay_out_ahead
+from divot_datamodules.loading.collate import (
+    MakeItems,
+    checked_items,
+    collate,
+    laid_out,
+    lay_out_ahead,
+    with_max_length,
+)
 from divot_datamodules.loading.decode_pool import Decode, Decoding, LazySample, Pending, Request
 from divot_datamodules.loading.decoded_cache import DecodedCache, SampleId
 from divot_datamodules.loading.skipped_samples import SkippedSamples
@@ -43,11 +50,13 @@ class LoadedSource:
         source: Reads the bytes of a sample.
         decoder: Decodes a sample.
         make_items: Turns a decoded sample into items of a batch; the generator makes the random choices.
+        max_length: Longest token sequence of its samples; None for the stage's.
     """
 
     source: Source
     decoder: SampleDecoder
     make_items: MakeItems
+    max_length: int | None = None
 
 
 def sample_rng(seed: int, sample_index: int, purpose: int) -> np.random.Generator:
@@ -82,7 +91,8 @@ def decode_function(
         sample = opened.decoder(opened.source.read(index.shard, index.sample), rng)
         if collator is not None:
             task_rng = sample_rng(seed, index.number, 1)
-            sample.sequences = lay_out_ahead(sample, opened.make_items, task_rng, limits, collator)
+            own = with_max_length(limits, opened.max_length), with_max_length(collator, opened.max_length)
+            sample.sequences = lay_out_ahead(sample, opened.make_items, task_rng, *own)
         return sample
 
     return decode
@@ -200,7 +210,8 @@ class BatchReader:
         try:
             sample = pending.result()
             self.cache.add(self._sample_id(index), sample)
-            items = checked_items(sample, opened.make_items, sample_rng(self.seed, index.number, 1), self.limits)
+            limits = with_max_length(self.limits, opened.max_length)
+            items = checked_items(sample, opened.make_items, sample_rng(self.seed, index.number, 1), limits)
         except SampleError as error:
             if error.reason in PERMANENT_ERRORS:
                 self._failed_for_good[self._sample_id(index)] = error
@@ -210,7 +221,7 @@ class BatchReader:
         self._last_usable = index
         if self.collator is None:
             return items
-        sequences = sample.sequences or laid_out(items, self.collator)
+        sequences = sample.sequences or laid_out(items, with_max_length(self.collator, opened.max_length))
         return [{**item, "sequence": sequence} for item, sequence in zip(items, sequences, strict=True)]
 
     def _dummy_batch(self, planned: PlannedStep) -> tuple[list[tuple[SampleIndex, Item]], list[Pending]]:

@@ -31,6 +31,8 @@ class SourceConfig:
         batch_size: Samples of a step of this source alone, in all processes together; None to share steps. Either all
             sources have one or none has.
         max_clips: Most clips of a video; None for the number of the data module.
+        max_length: Longest token sequence of its samples, if that is less than the video LLM's; texts of longer samples
+            are shortened.
         media_root: For a jsonl: folder that its relative media paths start from; None for the folder of the jsonl.
         source: A source part, by name, or as {class_path, init_args}, instead of a path; see
             `divot_lightning.parts.sources.Source`.
@@ -42,6 +44,7 @@ class SourceConfig:
     template: Template | None = None
     batch_size: int | None = None
     max_clips: int | None = None
+    max_length: int | None = None
     media_root: str | None = None
     source: Callable[[], Source] | None = None
 
@@ -49,6 +52,8 @@ class SourceConfig:
         if (self.path is None) == (self.source is None):
             problem = "neither path nor source" if self.path is None else f"both path {self.path!r} and source"
             raise UserError(f"an entry of the data has {problem}; give it one of them.")
+        if self.max_length is not None and self.max_length < 1:
+            raise UserError(f"an entry of the data has max_length {self.max_length}; it must be at least 1.")
         if self.source is not None and self.media_root is not None:
             raise UserError(
                 f"an entry of the data has a source and media_root {self.media_root!r}, which is for paths of jsonl "

@@ -8,10 +8,11 @@ well, so that the model learns to begin a clip by itself.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from divot_lightning.errors import UserError
 from divot_lightning.parts.segments import Clips, Kind, Segment, Text
 from divot_lightning.parts.sources import SampleError
 from divot_lightning.parts.tasks import Task, Template, checked_phrases, pick_phrase
@@ -46,14 +47,14 @@ _MEDIA_PLACEHOLDER = re.compile(r"<(?:video|image)>")
 class CaptionTask(Task):
     """Read the clips, write the caption.
 
-    The sample's json has "caption".
+    The sample's json has "caption", a text, or a list of texts, of which a random one is taken.
 
     Args:
         template: See `divot_lightning.parts.tasks.Task`.
         prompts: Instructions, one of which is chosen for each sample; pretraining has none.
     """
 
-    def __init__(self, template: Template = "pretraining", prompts: Sequence[str] = CAPTION_PROMPTS) -> None:
+    def __init__(self, template: Template = "pretraining", prompts: str | Sequence[str] = CAPTION_PROMPTS) -> None:
         super().__init__(template)
         self.prompts = checked_phrases("prompts", prompts, num_fields=0)
 
@@ -61,7 +62,7 @@ class CaptionTask(Task):
         self, text: Mapping[str, Any], rng: np.random.Generator, *, num_clips: int = 1, kind: Kind = "video"
     ) -> list[Segment]:
         """Build the segments; see `Task.segments`."""
-        caption, clips = Text(_caption(text), learn=True), Clips(num_clips, "read", kind)
+        caption, clips = Text(_caption(text, rng), learn=True), Clips(num_clips, "read", kind)
         return [clips, caption] if self.is_bare else [*self.user_turn(pick_phrase(self.prompts, rng), clips), caption]
 
 
@@ -72,7 +73,8 @@ class GenerateTask(Task):
 
     Args:
         template: See `divot_lightning.parts.tasks.Task`.
-        video_prompts: Requests for a video, with `{}` for the caption; pretraining has the caption alone.
+        video_prompts: Requests for a video, with `{}` for the caption, or a text file with one per line; pretraining
+            has the caption alone.
         image_prompts: Requests for an image.
     """
 
@@ -81,8 +83,8 @@ class GenerateTask(Task):
     def __init__(
         self,
         template: Template = "pretraining",
-        video_prompts: Sequence[str] = VIDEO_PROMPTS,
-        image_prompts: Sequence[str] = IMAGE_PROMPTS,
+        video_prompts: str | Sequence[str] = VIDEO_PROMPTS,
+        image_prompts: str | Sequence[str] = IMAGE_PROMPTS,
     ) -> None:
         super().__init__(template)
         self.prompts: dict[Kind, list[str]] = {
@@ -94,7 +96,7 @@ class GenerateTask(Task):
         self, text: Mapping[str, Any], rng: np.random.Generator, *, num_clips: int = 1, kind: Kind = "video"
     ) -> list[Segment]:
         """Build the segments; see `Task.segments`."""
-        caption = _caption(text)
+        caption = _caption(text, rng)
         prompt = caption if self.is_bare else pick_phrase(self.prompts[kind], rng, caption)
         return [*self.user_turn(prompt), Clips(1, "generate", kind, learn=not self.is_bare)]
 
@@ -103,14 +105,15 @@ class QuestionTask(Task):
     """Read the clips, answer a random one of the sample's questions.
 
     The sample's json has "questions", a list of {"question", "answer"}, or one "question" and "answer", or
-    "conversations", a list of {"from": "human" or "gpt", "value"}.
+    "conversations", a list of {"from": "human" or "gpt", "value"}, or a form of Divot's data: "questions" and
+    "answers", two lists of texts, or "data", a list of question, answer, question, answer, ...
 
     Args:
         template: See `divot_lightning.parts.tasks.Task`.
         prompts: Phrases around a question, with `{}` for it.
     """
 
-    def __init__(self, template: Template = "pretraining", prompts: Sequence[str] = ("{}",)) -> None:
+    def __init__(self, template: Template = "pretraining", prompts: str | Sequence[str] = ("{}",)) -> None:
         super().__init__(template)
         self.prompts = checked_phrases("prompts", prompts, num_fields=1)
 
@@ -127,9 +130,22 @@ class QuestionTask(Task):
 class ConversationTask(Task):
     """Read the clips, answer all questions, one after the other.
 
-    The sample's json is that of `QuestionTask`. Each answer but the last has an end token, so that the model learns to
-    stop after it.
+    The sample's json is that of `QuestionTask`.
+
+    Args:
+        template: See `divot_lightning.parts.tasks.Task`.
+        end_after: "every" answer has an end token, so that the model learns to stop after it, or only the "last" one,
+            as in the released code.
+        separator: Text between an answer and the next question; a line break in the released code.
     """
+
+    def __init__(
+        self, template: Template = "pretraining", end_after: Literal["every", "last"] = "every", separator: str = ""
+    ) -> None:
+        super().__init__(template)
+        if end_after not in ("every", "last"):
+            raise UserError(f"end_after is {end_after!r}; choose every or last")
+        self.ends, self.separator = end_after == "every", separator
 
     def segments(
         self, text: Mapping[str, Any], rng: np.random.Generator, *, num_clips: int = 1, kind: Kind = "video"
@@ -137,8 +153,10 @@ class ConversationTask(Task):
         """Build the segments; see `Task.segments`."""
         turns, segments = _turns(text), list[Segment]()
         for number, (question, answer) in enumerate(turns):
+            if number and self.separator:
+                segments.append(Text(self.separator, learn=False))
             segments += self.user_turn(question, Clips(num_clips, "read", kind) if number == 0 else None)
-            segments.append(Text(answer, learn=True, ends=number < len(turns) - 1))
+            segments.append(Text(answer, learn=True, ends=self.ends and number < len(turns) - 1))
         return segments
 
 
@@ -164,8 +182,11 @@ class StoryTask(Task):
         return segments
 
 
-def _caption(text: Mapping[str, Any]) -> str:
+def _caption(text: Mapping[str, Any], rng: np.random.Generator) -> str:
+    """Return the caption; of a list of captions, a random one."""
     caption = text.get("caption")
+    if isinstance(caption, list):
+        caption = caption[int(rng.integers(len(caption)))] if caption else None
     if not isinstance(caption, str) or not caption.strip():
         raise SampleError("missing_caption", "no caption")
     return caption.strip()
@@ -174,7 +195,9 @@ def _caption(text: Mapping[str, Any]) -> str:
 def _turns(text: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a sample's questions with their answers, in order."""
     if "conversations" in text:
-        return _released_turns(text["conversations"])
+        return _llava_turns(text["conversations"])
+    if "data" in text or "answers" in text:
+        return _released_turns(text)
     listed = text.get("questions") or ([text] if "question" in text else [])
     if not isinstance(listed, list):
         raise SampleError("missing_question", f"questions are a {type(listed).__name__}, not a list")
@@ -185,8 +208,24 @@ def _turns(text: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(q, a) for q, a in found if q and a]
 
 
-def _released_turns(turns: Any) -> list[tuple[str, str]]:
-    """Read the format of LLaVA's and Divot's data: [{"from": "human", "value": "<video> what ?"}, ...].
+def _released_turns(text: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Read the forms of Divot's data: lists "questions" and "answers", or "data": [question, answer, question, ...]."""
+    data = text.get("data")
+    questions, answers = (data[::2], data[1::2]) if isinstance(data, list) else (text.get("questions"), text["answers"])
+    if not (isinstance(questions, list) and isinstance(answers, list) and len(questions) == len(answers)):
+        raise SampleError("missing_question", "not as many answers as questions")
+    pairs = [
+        (q.strip(), a.strip())
+        for q, a in zip(questions, answers, strict=True)
+        if isinstance(q, str) and isinstance(a, str)
+    ]
+    if not pairs or len(pairs) < len(questions) or not all(q and a for q, a in pairs):
+        raise SampleError("missing_question", "a question or an answer is empty")
+    return [(_MEDIA_PLACEHOLDER.sub("", question).strip(), answer) for question, answer in pairs]
+
+
+def _llava_turns(turns: Any) -> list[tuple[str, str]]:
+    """Read the format of LLaVA's data: [{"from": "human", "value": "<video> what ?"}, ...].
 
     The task decides the position of the media, so their placeholders are removed. If the turns are not questions each
     followed by its answer, the whole sample is unusable, since later answers would belong to other questions.

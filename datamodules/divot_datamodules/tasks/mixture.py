@@ -37,7 +37,7 @@ def task_weights(tasks: TasksSetting) -> dict[str, float]:
         if isinstance(setting, Mapping) and (unknown := set(setting) - {"weight", "init_args"}):
             raise UserError(
                 f"tasks gives {name!r} the key {sorted(unknown)[0]!r}; it takes weight and init_args, where the task's "
-                f"own settings stand:\n{name}: {{weight: 1.0, init_args: {{...}}}}"
+                f"own settings are given:\n{name}: {{weight: 1.0, init_args: {{...}}}}"
             )
         weight = setting.get("weight", 1.0) if isinstance(setting, Mapping) else setting
         if not isinstance(weight, int | float) or not weight > 0:

@@ -11,10 +11,11 @@ from divot_lightning.errors import UserError
 KINDS = {
     "tokenizer": "Divot_tokenizer.bin -> a component folder `tokenizer`",
     "detokenizer": "Divot_detokenizer_stage1.bin or _stage2.bin -> a component folder `detokenizer`",
+    "video_llm": "a folder with llm/ and agent/, such as Divot_sft_gen -> a component folder `video_llm`",
     "dynamicrafter": "DynamiCrafter's model.ckpt for 256 pixels -> folders unet and vae for a recipe's `pretrained`",
     "clip": "OpenCLIP's ViT-H-14 -> a transformers CLIP folder for a recipe's `pretrained`",
 }
-"""What can be imported, with what comes of it."""
+"""What can be imported, with what the import writes."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,10 +29,17 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: divot import detokenizer Divot_detokenizer_stage1.bin --to runs/divot/detokenizer",
     )
     parser.add_argument("kind", choices=KINDS, metavar="KIND", help=f"one of: {', '.join(KINDS)}")
-    parser.add_argument("file", metavar="FILE", help="the downloaded file (.bin, .ckpt, .pt or .safetensors)")
+    parser.add_argument(
+        "file", metavar="FILE", help="the downloaded file (.bin, .ckpt, .pt or .safetensors), or folder"
+    )
     parser.add_argument("--to", required=True, metavar="FOLDER", help="new folder to write")
     parser.add_argument(
         "--vision", metavar="FILE", help="tokenizer only: OpenCLIP's ViT-H-14, if FILE does not contain the ViT"
+    )
+    parser.add_argument(
+        "--text-tokenizer",
+        metavar="FOLDER",
+        help="video_llm only: the released text tokenizer, if it is not in FILE or beside it",
     )
     return parser
 
@@ -49,15 +57,21 @@ def main(argv: Sequence[str]) -> int:
         UserError: The file is damaged or another one, the folder exists, or an option has no effect.
     """
     args = parser().parse_args(list(argv))
-    if args.vision is not None and args.kind != "tokenizer":
-        raise UserError(f"--vision has no effect on the import of a {args.kind}; leave it out")
+    for kind, option, value in (
+        ("tokenizer", "vision", args.vision),
+        ("video_llm", "text-tokenizer", args.text_tokenizer),
+    ):
+        if value is not None and args.kind != kind:
+            raise UserError(f"--{option} has no effect on the import of a {args.kind}; leave it out")
     from divot_lightning.interop.import_clip import import_clip
     from divot_lightning.interop.import_detokenizer import import_detokenizer, import_dynamicrafter
     from divot_lightning.interop.import_tokenizer import import_tokenizer
+    from divot_lightning.interop.import_video_llm import import_video_llm
 
     imports: dict[str, Callable[[str, str], Any]] = {
         "tokenizer": partial(import_tokenizer, vision=args.vision),
         "detokenizer": import_detokenizer,
+        "video_llm": partial(import_video_llm, text_tokenizer=args.text_tokenizer),
         "dynamicrafter": import_dynamicrafter,
         "clip": import_clip,
     }

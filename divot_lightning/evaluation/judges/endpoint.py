@@ -1,4 +1,4 @@
-"""A judge behind an HTTP endpoint that speaks the OpenAI chat protocol: bounded in number, time and size.
+"""A judge behind an HTTP endpoint with the OpenAI chat protocol: bounded in number, time and size.
 
 No torch in here; `httpx2` is imported when an endpoint is used.
 """

@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.jsonl import LineFile, read_rows
 from divot_lightning.evaluation.judges.prompts import Chat, JudgePrompt, OpenAnswer
 from divot_lightning.evaluation.judges.replies import Verdict, read_verdict
 from divot_lightning.io.files import write_atomically
+from divot_lightning.io.jsonl import LineFile, read_rows
 
 JUDGES = "judges"
 """Folder of an evaluation: one folder per judge, with `judge.json` and `replies.jsonl`."""

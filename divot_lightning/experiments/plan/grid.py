@@ -21,7 +21,7 @@ DIVOT = (sys.executable, "-m", "divot_lightning")
 SEVERAL = (*DIVOT, "several")
 MEASURE = (sys.executable, "-m", "divot_lightning.experiments.measure")
 TRIALS_FOLDER = "cells"
-"""Folder of the trials on disk; the name is an old one, kept so that scripts that read these folders go on working."""
+"""Folder of the trials on disk; the name is an old one, kept so that scripts that read these folders still work."""
 PROMPT_FIELDS = ("question", "options")
 """Names in braces that belong to prompts of `divot evaluate`."""
 

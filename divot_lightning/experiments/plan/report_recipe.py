@@ -57,7 +57,7 @@ class PicturesRecipe:
 
     Attributes:
         sources: Measurements by label, of the trials with the first seed.
-        originals: The measurement whose originals stand in front; "" for none.
+        originals: The measurement whose originals are shown first; "" for none.
         shown: Largest number of rows.
         repeated: How often the most frequent prompt is shown in a row for each source; 0 for none.
     """
@@ -125,7 +125,7 @@ class ReportRecipe:
 
 
 def refuse_unknown(where: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Refuse keys that nobody reads.
+    """Refuse keys that are not read.
 
     Raises:
         UserError: Names the keys, and those that are known.

@@ -33,7 +33,7 @@ def default_pictures(grid: Grid, *, reconstructed: bool) -> PicturesRecipe:
 def picture_rows(pictures: PicturesRecipe, grid: Grid) -> list[PictureRow]:
     """Return a row for each of the first prompts, with a clip of each measurement and combination, with the first seed.
 
-    Combinations that share one measurement have one picture. Reconstructions stand beside their originals. If the
+    Combinations that share one measurement have one picture. Reconstructions are shown beside their originals. If the
     recipe asks for it, more rows show the most frequent prompt several times.
     """
     first = {label: folders[0] for label, folders in labelled_folders(grid, pictures.sources).items()}
@@ -105,15 +105,15 @@ def answered_clips(answers: AnswersRecipe, grid: Grid) -> list[Answered]:
         targets = {turn["question"]: turn["answer"] for turn in text.get("questions", [])}
         of_clip = [row for row in rows if str(row["media"]).rpartition("/")[2] == text["key"]]
         texts = [(row.get("question", "caption"), row.get("said", "")) for row in of_clip]
-        known = [(prompt, targets.get(prompt, text["caption"]), said) for prompt, said in texts]
-        shown.append(Answered(video, [(prompt, target, said, target == said) for prompt, target, said in known]))
+        known = [(prompt, targets.get(prompt, text["caption"]), answer) for prompt, answer in texts]
+        shown.append(Answered(video, [(prompt, target, answer, target == answer) for prompt, target, answer in known]))
     return shown
 
 
 def charts(recipe: ChartRecipe, grid: Grid) -> list[Chart]:
     """Return the charts of an entry, without curves that have no point; logarithmic if all values are positive."""
-    wanted = groups_of(grid) if recipe.per_group else [None]
-    drawn = [(group, [line for line in _lines(recipe, grid, group) if line.x]) for group in wanted]
+    groups = groups_of(grid) if recipe.per_group else [None]
+    drawn = [(group, [line for line in _lines(recipe, grid, group) if line.x]) for group in groups]
     return [
         Chart(recipe.title.replace(GROUP, group or ""), lines, logarithmic=min(min(line.y) for line in lines) > 0)
         for group, lines in drawn

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from divot_lightning.evaluation.jsonl import read_rows
 from divot_lightning.evaluation.predictions import MERGED
 from divot_lightning.evaluation.scores import Score, load_scores
 from divot_lightning.experiments.plan.grid import Grid
 from divot_lightning.experiments.report.content import Picture, Pixels
+from divot_lightning.io.jsonl import read_rows
 
 GROUP = "{group}"
 """Stands in labels for a combination of variants."""

@@ -23,7 +23,7 @@ GPU_LIST = Path("/proc/driver/nvidia/gpus")
 
 def _prepare_child(parent: int) -> None:
     """Run in the child before its program starts."""
-    # A job in the background ignores SIGINT, and its children would inherit that. But SIGINT tells them to save.
+    # A job in the background ignores SIGINT, and its children would inherit that. But at SIGINT they save.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         # The kernel sends SIGTERM when the parent dies, however that happens. A divot command then saves, within the

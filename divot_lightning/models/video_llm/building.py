@@ -49,8 +49,19 @@ def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[A
     tokenizer, new_ids = load_text_tokenizer(text_tokenizer_folder(config, folder))
     if config.language_model is not None:
         vocabulary = vocabulary_size(tokenizer)
-        return tokenizer, load_language_model(_pretrained(config), vocabulary, new_ids, config.attention)
+        model = load_language_model(_pretrained(config), vocabulary, new_ids, config.attention)
+        if config.initial_values == "released":
+            triple_output_rows(model, new_ids)
+        return tokenizer, model
     return tokenizer, build_untrained_language_model(config.language_model_config or {}, tokenizer, config.attention)
+
+
+def triple_output_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
+    """Multiply the output rows of new tokens by 3, as released; a layer that shares the embeddings' weight stays."""
+    output = model.get_output_embeddings().get_parameter("weight")
+    if output is not word_embeddings(model):
+        with torch.no_grad(), gathered([output], write=True):
+            output[new_ids] *= 3.0
 
 
 def text_tokenizer_folder(config: VideoLLMConfig, folder: Path | None) -> str:
@@ -112,8 +123,8 @@ class LearnableQueries(nn.Module):
         return self.weight_QD[query_index_S]
 
 
-def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
-    """Draw initial queries around the mean word embedding, with the standard deviation of the word embeddings.
+def initial_queries(causal_lm: PreTrainedModel, num_queries: int, *, spread: bool = True) -> Tensor:
+    """Sample initial queries around the mean word embedding, with the standard deviation of the word embeddings.
 
     So the queries differ from each other from the start. They replace outputs of the embedding layer, so they have the
     scale of its outputs: models of the Gemma family multiply embeddings by the square root of D.
@@ -121,6 +132,7 @@ def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
     Args:
         causal_lm: The language model.
         num_queries: Number of queries Q.
+        spread: Draw them; without it, all are the mean, as released.
 
     Returns:
         queries_QD, float32.
@@ -128,8 +140,10 @@ def initial_queries(causal_lm: PreTrainedModel, num_queries: int) -> Tensor:
     weight = word_embeddings(causal_lm)
     with gathered([weight]):
         weight_VD = weight.detach().float()
-        noise_QD = torch.randn(num_queries, weight_VD.shape[1], device=weight_VD.device)
-        queries_QD = weight_VD.mean(dim=0) + weight_VD.std(dim=0) * noise_QD
+        queries_QD = weight_VD.mean(dim=0).expand(num_queries, -1).clone()
+        if spread:
+            noise_QD = torch.randn(num_queries, weight_VD.shape[1], device=weight_VD.device)
+            queries_QD += weight_VD.std(dim=0) * noise_QD
         scale = _embedding_scale(causal_lm.get_input_embeddings(), weight)
         return queries_QD if scale == 1.0 else scale * queries_QD
 

@@ -1,6 +1,7 @@
 """Prompts with cached keys and values, which a video LLM continues position by position.
 
-Letters: B samples, L prompt length, S keys in the cache, M clips, Q tokens per clip, D LLM width, C feature width.
+Letters: B samples, L prompt length, S keys in the cache, T appended positions, M clips, Q tokens per clip, D LLM width,
+C feature width.
 """
 
 from __future__ import annotations
@@ -55,14 +56,27 @@ class CachedSequence:
         Returns:
             hidden_BD, the hidden states at this position.
         """
-        order_B1 = self.lengths_B[:, None]
-        new = TokenPositions(
-            order_B1, torch.arange(len(order_B1), device=order_B1.device)[:, None], -torch.ones_like(order_B1)
-        )
-        self.lengths_B = self.lengths_B + 1
+        return self.extend(embeds_BD[:, None])[:, 0]
+
+    def extend(self, embeds_BTD: Tensor, *, block: int = -1) -> Tensor:
+        """Append several positions to every sequence in one step.
+
+        Args:
+            embeds_BTD: Input embeddings of T positions.
+            block: Number of the positions' block, see ``query_blocks``; no earlier positions have it, unless it is -1.
+
+        Returns:
+            hidden_BTD, the hidden states there.
+        """
+        steps_T = torch.arange(embeds_BTD.shape[1], device=self.lengths_B.device)
+        order_BT = self.lengths_B[:, None] + steps_T
+        rows_B1 = torch.arange(len(order_BT), device=order_BT.device)[:, None]
+        new = TokenPositions(order_BT, rows_B1.expand_as(order_BT), torch.full_like(order_BT, block))
+        self.lengths_B = self.lengths_B + len(steps_T)
         self.keys = TokenPositions(*(torch.cat(pair, dim=1) for pair in zip(self.keys, new, strict=True)))
-        self.last_hidden_BD = self._run(embeds_BD[:, None], new)[:, 0]
-        return self.last_hidden_BD
+        hidden_BTD = self._run(embeds_BTD, new)
+        self.last_hidden_BD = hidden_BTD[:, -1]
+        return hidden_BTD
 
     def _run(self, embeds_BLD: Tensor, queries: TokenPositions) -> Tensor:
         query = TokenPositions(*(values_BL[:, :, None] for values_BL in queries))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.language_model import Attention
@@ -11,6 +11,8 @@ from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.weight_dtypes import FrozenDtype
 from divot_lightning.parts.part import PartSpec
 from divot_lightning.parts.sequences.layout import GenerationMode, SequenceLayout
+
+InitialValues: TypeAlias = Literal["spread", "released"]
 
 
 @dataclass
@@ -31,6 +33,9 @@ class VideoLLMConfig:
             ("query_bidirectional") or to the earlier ones ("query_causal"), or one feature after another
             ("autoregressive"). In the last mode the head is trained and sampled one token at a time, even if it could
             sample the tokens of a clip jointly.
+        initial_values: Of what a pretrained language model lacks. "spread": queries are drawn around the mean of the
+            word embeddings, and rows of new tokens are the mean. "released": queries are that mean too, and rows of new
+            tokens in an output layer of its own are three times the mean of its other rows.
         lora: Low-rank adapters, trained in place of all weights of the language model; none by default.
         frozen_dtype: Dtype of the language model's weights that are not trained: "float32", or "stored" for the dtype
             in their folder, which halves the memory of a model in bfloat16 and needs trainer.precision bf16-mixed.
@@ -52,6 +57,7 @@ class VideoLLMConfig:
     num_queries: int | None = None
     feature_dim: int | None = None
     generation_mode: GenerationMode = "query_bidirectional"
+    initial_values: InitialValues = "spread"
     lora: LoRAConfig | None = None
     frozen_dtype: FrozenDtype = "float32"
     freeze_language_model: bool = False

@@ -21,6 +21,7 @@ from divot_lightning.models.weights import (
     gathered,
     has_masters,
     is_sharding,
+    stored_tensors,
     weight_files,
     without_memory,
 )
@@ -64,8 +65,8 @@ def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: A
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention, trust_remote_code=False, **dtype
         )
-    files = weight_files(Path(folder))
-    if not files or fill(model, files).missing:
+    stored = stored_tensors(weight_files(Path(folder)))
+    if not stored or fill(model, stored).missing:
         # The files name the weights differently and only transformers can translate: rank 0 loads the whole model.
         first = torch.distributed.get_rank() == 0
         whole = _load_whole(folder) if first else None

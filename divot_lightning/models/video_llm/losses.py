@@ -86,7 +86,7 @@ def generation_loss(
     if len(generated_GQ) == 0:
         unused_1QC = features_MQC.new_zeros(1, *features_MQC.shape[1:])
         return 0.0 * _head_loss(head, flat[:1].expand(1, num_queries, -1), unused_1QC, generation_mode), 0
-    # Clips in the order of the features, so that a head draws the same noise for a clip in any layout of rows.
+    # Clips in the order of the features, so that a head samples the same noise for a clip in any layout of rows.
     clips_G, order_G = batch.clips_BL.flatten()[generated_GQ[:, 0]].sort()
     predicting_GQ = generated_GQ[order_G] - int(generation_mode == "autoregressive")
     hidden_GQD, target_GQC = flat[predicting_GQ.to(flat.device)], features_MQC[clips_G.to(flat.device)]

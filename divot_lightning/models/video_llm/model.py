@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
-from divot_lightning.io.component_files import WEIGHTS_FILE
 from divot_lightning.models.video_llm.attention_mask import (
     TransformersMask,
     mixed_attention_mask,
@@ -33,8 +32,9 @@ from divot_lightning.models.video_llm.losses import VideoLLMOutput, generation_l
 from divot_lightning.models.video_llm.position_limit import check_positions
 from divot_lightning.models.video_llm.projectors import mlp_projector
 from divot_lightning.models.video_llm.sampling import generate_features, generate_text
+from divot_lightning.models.video_llm.story import generate_story
 from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
-from divot_lightning.models.weights import is_sharding
+from divot_lightning.models.weights import component_tensors, is_sharding
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.part import build_part, spec_of
 from divot_lightning.parts.registries.kinds import HEADS
@@ -88,7 +88,9 @@ class VideoLLM(nn.Module):
         self.special = SpecialTokens.from_tokenizer(self.text_tokenizer)
         dim = causal_lm.config.hidden_size
         input_projector = mlp_projector(self.feature_dim, dim, dim)
-        self.queries = LearnableQueries(initial_queries(causal_lm, self.num_queries))
+        self.queries = LearnableQueries(
+            initial_queries(causal_lm, self.num_queries, spread=config.initial_values == "spread")
+        )
         self.language_model: nn.Module = causal_lm
         self.input_projector = input_projector
         given = head or getattr(config, "head", None)
@@ -193,7 +195,7 @@ class VideoLLM(nn.Module):
             raise UserError(f"The config in {folder} does not fit a VideoLLM: {error}") from error
         video_llm = cls(stored, folder=folder)
         if stored.frozen_dtype == "stored" and not is_sharding():
-            lower_to_stored(video_llm, folder / WEIGHTS_FILE)
+            lower_to_stored(video_llm, component_tensors(folder))
         return video_llm
 
     def forward(self, batch: SequenceBatch, features_MQC: Tensor | None) -> VideoLLMOutput:
@@ -332,3 +334,4 @@ class VideoLLM(nn.Module):
 
     generate_text = generate_text
     generate_features = generate_features
+    generate_story = generate_story

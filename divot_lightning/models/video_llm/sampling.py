@@ -18,7 +18,6 @@ from divot_lightning.models.randomness import Randomness, move_generators
 from divot_lightning.models.video_llm.cached_sequence import CachedSequence
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.segments import Clips, Segment
-from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.parts.sequences.tokens import TokenKind
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def sample_tokens(
     Args:
         logits_BV: Logits, float.
         temperature: Divides the logits; 0 takes the most likely token.
-        top_p: Only the most likely tokens that together reach this probability can be drawn.
+        top_p: Only the most likely tokens that together reach this probability can be sampled.
         generator: Random generator on the device of the logits.
 
     Returns:
@@ -87,7 +86,7 @@ def generate_text(
         features_MQC: Features of all their clips, unnormalised, float; None without clips.
         max_new_tokens: Most tokens per answer.
         temperature: 0 takes the most likely token each time. The released code samples with 0.7 and top_p 0.5.
-        top_p: Only the most likely tokens that together reach this probability can be drawn.
+        top_p: Only the most likely tokens that together reach this probability can be sampled.
         generator: Random generator on the model's device; None is the global one.
         synced: All ranks call this together and continue until the last one has finished. This is needed if the
             weights are sharded over ranks: if one rank stopped, the others would wait for it.
@@ -112,10 +111,11 @@ def generate_text(
         chosen.append(ids_B)
         sequence.append(embedding(ids_B))
     ids_BT = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in segments]
-    return [_decode(video_llm, ids) for ids in ids_BT[: len(segments)]]
+    return [decode_text(video_llm, ids) for ids in ids_BT[: len(segments)]]
 
 
-def _decode(video_llm: VideoLLM, ids: list[int]) -> str:
+def decode_text(video_llm: VideoLLM, ids: list[int]) -> str:
+    """Return the text of generated ids up to the first end token, without special tokens."""
     end = video_llm.special.end
     ids = ids[: ids.index(end)] if end in ids else ids
     return video_llm.text_tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -196,7 +196,7 @@ def _generate_clip(
     empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
     features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
     if video_llm.config.generation_mode == "autoregressive":
-        return _autoregress(video_llm, batch, features_MQC, temperature, generator)
+        return autoregress(video_llm, CachedSequence(video_llm, batch, features_MQC), temperature, generator)
     hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, features_MQC))
     ends_B = (batch.token_kind_BL != TokenKind.PAD).sum(dim=1)
     columns_BQ = ends_B[:, None] - num_queries + torch.arange(num_queries)
@@ -212,15 +212,18 @@ def _sample(head: GenerationHead, hidden_BQD: Tensor, temperature: float, genera
     return torch.cat([head.sample(row, temperature=temperature, generator=one) for row, one in rows])
 
 
-def _autoregress(
-    video_llm: VideoLLM,
-    batch: SequenceBatch,
-    features_MQC: Tensor,
-    temperature: float,
-    generator: Randomness,
-) -> Tensor:
-    """Generate the last clip of each prompt token by token: each sampled feature is the input of the next step."""
-    sequence = CachedSequence(video_llm, batch, features_MQC)
+def autoregress(video_llm: VideoLLM, sequence: CachedSequence, temperature: float, generator: Randomness) -> Tensor:
+    """Generate a clip of each sample token by token: each sampled feature is the input of the next step.
+
+    Args:
+        video_llm: The model, of the autoregressive generation mode.
+        sequence: Ends with the ``<frame>`` of the clip; afterwards it has all features but the last.
+        temperature: Spread of the head's samples.
+        generator: See ``generate_features``.
+
+    Returns:
+        features_BQC, normalised.
+    """
     features = []
     for index in range(video_llm.num_queries):
         hidden_B1D = sequence.last_hidden_BD[:, None]

@@ -125,7 +125,7 @@ class VideoVAELatents(FrozenVAE):
     def _decode(self, latents_Bcfhw: Tensor) -> Tensor:
         if not self.vae.config.get("timestep_conditioning", False):
             return self.vae.decode(latents_Bcfhw).sample
-        # A decoder of LTX that also removes a little noise: time 0 tells it that there is none.
+        # A decoder of LTX that also removes a little noise: time 0 means that there is none.
         return self.vae.decode(latents_Bcfhw, latents_Bcfhw.new_zeros(len(latents_Bcfhw))).sample
 
 

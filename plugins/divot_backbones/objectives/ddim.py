@@ -17,6 +17,7 @@ from divot_lightning.parts.objectives import Objective, Sampler
 from divot_lightning.parts.randomness import Randomness
 
 Spacing = Literal["leading", "trailing", "linspace"]
+LastStep = Literal["clean", "first_noise_level"]
 
 
 class DDIMObjective(Objective):
@@ -26,6 +27,7 @@ class DDIMObjective(Objective):
     """
 
     prediction: ClassVar[str]
+    sampling_settings: ClassVar[tuple[str, ...]] = ("eta", "spacing")
 
     def __init__(
         self,
@@ -36,6 +38,8 @@ class DDIMObjective(Objective):
         snr_shift: float = 1.0,
         eta: float = 1.0,
         spacing: Spacing = "leading",
+        last_step: LastStep = "clean",
+        half_precision_schedule: bool = False,
     ) -> None:
         """Compute the noise schedule.
 
@@ -48,8 +52,12 @@ class DDIMObjective(Objective):
                 more noise before the network depends on the condition (arXiv:2301.11093); the paper has 1.
             eta: Noise that each step of the sampler adds; 0 is deterministic, 1 is DDPM's.
             spacing: Steps that the sampler visits; `trailing` starts at the last one, `leading` (released) before it.
+            last_step: Where the sampler's last step ends: at the clean latents, or, as released, at the noise level of
+                the first step of the diffusion, whose standard deviation is 0.03 with the paper's betas.
+            half_precision_schedule: Round the sampler's cumulative alphas to float16, as released.
         """
         self.num_steps, self.eta, self.spacing = num_steps, eta, spacing
+        self.last_step, self.half_precision_schedule = last_step, half_precision_schedule
         alphas = alphas_cumprod(num_steps, beta_start, beta_end, zero_terminal_snr=zero_terminal_snr, shift=snr_shift)
         self.scheduler = _training_scheduler(alphas, self.prediction, spacing)
 
@@ -71,7 +79,11 @@ class DDIMObjective(Objective):
         if not 1 <= steps <= self.num_steps:
             raise UserError(f"sampling.steps is {steps}; give 1 to {self.num_steps}, the objective's num_steps")
         self.scheduler.set_timesteps(steps)
-        return DDIMSampler(self.scheduler.alphas_cumprod, self.scheduler.timesteps.tolist(), self.prediction, self.eta)
+        alphas = self.scheduler.alphas_cumprod
+        if self.half_precision_schedule:
+            alphas = alphas.half().to(alphas.dtype)
+        final_alpha = 1.0 if self.last_step == "clean" else float(alphas[0])
+        return DDIMSampler(alphas, self.scheduler.timesteps.tolist(), self.prediction, self.eta, final_alpha)
 
 
 class VPrediction(DDIMObjective):
@@ -99,6 +111,8 @@ class Epsilon(DDIMObjective):
         snr_shift: float = 1.0,
         eta: float = 1.0,
         spacing: Spacing = "leading",
+        last_step: LastStep = "clean",
+        half_precision_schedule: bool = False,
     ) -> None:
         """Compute the noise schedule: Stable Diffusion's, without the rescaling; see `DDIMObjective`.
 
@@ -110,7 +124,17 @@ class Epsilon(DDIMObjective):
                 f"objective.spacing {spacing!r} starts at the zero-SNR step, where a prediction of the noise contains "
                 "nothing of the clip\nset spacing to leading, zero_terminal_snr to false, or choose v_prediction"
             )
-        super().__init__(num_steps, beta_start, beta_end, zero_terminal_snr, snr_shift, eta, spacing)
+        super().__init__(
+            num_steps,
+            beta_start,
+            beta_end,
+            zero_terminal_snr,
+            snr_shift,
+            eta,
+            spacing,
+            last_step,
+            half_precision_schedule,
+        )
 
     def target(self, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
         """Return the noise."""
@@ -135,12 +159,15 @@ class DDIMSampler(Sampler):
         times: The steps to visit.
         prediction: What the denoiser predicts, in the words of `diffusers`.
         eta: Noise that each step adds.
+        final_alpha: Cumulative alpha at which the last step ends.
     """
 
-    def __init__(self, alphas_cumprod: Tensor, times: list[int], prediction: str, eta: float) -> None:
+    def __init__(
+        self, alphas_cumprod: Tensor, times: list[int], prediction: str, eta: float, final_alpha: float = 1.0
+    ) -> None:
         self.times = times
         self.eta = eta
-        self.scheduler = exact_scheduler(alphas_cumprod, times, prediction)
+        self.scheduler = exact_scheduler(alphas_cumprod, times, prediction, final_alpha)
 
     def step(self, index: int, prediction: Tensor, state: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """Move the state to the next time; see `Sampler.step`."""

@@ -4,7 +4,7 @@ Shape letters: B batch; latents, noise and states have any shape (B, ...).
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ class RectifiedFlow(Objective):
 
     Wan, LTX, HunyuanVideo and Mochi were pretrained with it.
     """
+
+    sampling_settings: ClassVar[tuple[str, ...]] = ("shift",)
 
     def __init__(self, shift: float = 1.0, time_sampling: TimeSampling = "logit_normal") -> None:
         """Store the settings.

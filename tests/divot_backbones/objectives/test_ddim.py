@@ -155,3 +155,48 @@ def test_denoising_with_the_true_prediction_gives_the_clean_sample(spacing, step
     for index, time in enumerate(sampler.times):
         state = sampler.step(index, objective.target(clean, noise, torch.tensor([time] * 2)), state, torch.empty)
     torch.testing.assert_close(state, clean, atol=1e-3, rtol=1e-3)
+
+
+def released_sample(network, state, noises, steps=50, eta=1.0):
+    """The released sampler, number by number: float16 alphas, and a last step to the first noise level."""
+    alphas, value = [], 1.0
+    roots = np.linspace(BETAS[0] ** 0.5, BETAS[1] ** 0.5, 1000)
+    for root in roots:
+        value *= 1.0 - root**2
+        alphas.append(value)
+    first, last = alphas[0] ** 0.5, alphas[-1] ** 0.5
+    alphas = [float(np.float16(((a**0.5 - last) * first / (first - last)) ** 2)) for a in alphas]
+    times = [index * (1000 // steps) + 1 for index in range(steps)]
+    for index in reversed(range(steps)):
+        now, before = alphas[times[index]], alphas[times[index - 1]] if index else alphas[0]
+        velocity = network(state, times[index])
+        clean = now**0.5 * state - (1 - now) ** 0.5 * velocity
+        noise = now**0.5 * velocity + (1 - now) ** 0.5 * state
+        sigma = eta * ((1 - before) / (1 - now) * (1 - now / before)) ** 0.5
+        state = before**0.5 * clean + (1 - before - sigma**2) ** 0.5 * noise + sigma * next(noises)
+    return state
+
+
+def sampled(objective, network, state, noises, steps=50):
+    sampler = objective.sampler(steps)
+    state = torch.tensor(state)
+    for index, time in enumerate(sampler.times):
+        velocity = torch.tensor(network(state.numpy(), time))
+        state = sampler.step(index, velocity, state, lambda: torch.tensor(next(noises)))
+    return state.numpy()
+
+
+@pytest.mark.parametrize("steps", [2, 50])
+def test_the_released_sampler_is_a_setting(steps):
+    rng = np.random.default_rng(0)
+    start, noises = rng.normal(size=(1, 6)), rng.normal(size=(50, 1, 6))
+
+    def network(state, time):
+        return np.tanh(0.3 * state + time / 1000)
+
+    expected = released_sample(network, start, iter(noises), steps)
+    released = VPrediction(last_step="first_noise_level", half_precision_schedule=True)
+    actual = sampled(released, network, start, iter(noises), steps)
+    np.testing.assert_allclose(actual, expected, atol=1e-9)
+    for other in (VPrediction(half_precision_schedule=True), VPrediction(last_step="first_noise_level")):
+        assert np.abs(sampled(other, network, start, iter(noises), steps) - expected).max() > 1e-5

@@ -1,7 +1,10 @@
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from divot_datamodules.decoding import clip_sampling
 from divot_datamodules.decoding.clip_sampling import (
@@ -160,3 +163,52 @@ def test_larger_sources_than_allowed_are_refused(numbered_file, picture_file):
         decode_clip(numbered_file(), settings)
     with pytest.raises(DecodeError, match=r"too_large: 30 x 40 pixels"):
         image_clip(picture_file(), settings)
+
+
+@pytest.mark.parametrize("duration", [1.5, 7.0, 40.0, 95.0])
+def test_equal_segments_are_always_as_many_as_allowed(duration):
+    times = clip_times(duration, ClipConfig(cover="equal"), 20)
+    assert len(times) == 20
+    for index, moments in enumerate(times):
+        start, end = index * duration / 20, (index + 1) * duration / 20
+        step = min(1 / 8, duration / 20 / 16)  # never slower than 8 per second, never beyond the segment
+        np.testing.assert_allclose(moments, [start + number * step for number in range(16)], atol=1e-9)
+        assert moments[-1] < end
+
+
+def test_random_starts_are_spread_over_their_segments_and_stay_inside():
+    clip = ClipConfig(random_starts=True)
+    starts = np.array([[c[0] for c in clip_times(100.0, clip, 20, np.random.default_rng(seed))] for seed in range(200)])
+    offsets = starts - np.arange(20) * 5.0
+    assert offsets.min() >= 0
+    assert offsets.max() <= 3.0  # a clip of 2 s in a segment of 5 s
+    assert abs(offsets.mean() - 1.5) < 0.05
+    assert abs(offsets.std() - 3.0 / 12**0.5) < 0.05
+    assert clip_times(100.0, clip, 20) == clip_times(100.0, ClipConfig(), 20)
+    assert clip_times(30.0, clip, 20, np.random.default_rng(0)) == clip_times(30.0, ClipConfig(), 20)
+
+
+def test_clips_with_random_starts_are_decoded_again_in_each_pass(numbered_file, frame_numbers):
+    data, clip = numbered_file(80, 8), ClipConfig(random_starts=True)
+    first, second = (decode_clips(data, clip, np.random.default_rng(seed), max_clips=2) for seed in (0, 1))
+    assert not first.is_deterministic
+    assert frame_numbers(first.video[0]) != frame_numbers(second.video[0])
+    assert decode_clips(data, ClipConfig(), np.random.default_rng(0), max_clips=2).is_deterministic
+
+
+def test_small_and_narrow_sources_are_refused(numbered_file):
+    data = numbered_file(16, 8)  # 32 x 32 pixels
+    with pytest.raises(DecodeError, match="too_small: 32 x 32"):
+        decode_clip(data, ClipConfig(min_side=33))
+    decode_clip(data, ClipConfig(min_side=32, min_aspect=1.0, min_picture_side=200))
+    with pytest.raises(UserError, match="min_aspect"):
+        ClipConfig(min_aspect=2.0)
+
+
+def test_pictures_have_a_smallest_side_of_their_own_and_a_narrowest_shape():
+    buffer = io.BytesIO()
+    Image.new("RGB", (100, 29)).save(buffer, "png")
+    with pytest.raises(DecodeError, match="too_small: 29 x 100"):
+        image_clip(buffer.getvalue(), ClipConfig(min_picture_side=30, min_aspect=0.2))
+    with pytest.raises(DecodeError, match="too_narrow"):
+        image_clip(buffer.getvalue(), ClipConfig(min_side=30, min_aspect=0.3))

@@ -280,3 +280,33 @@ def test_colours_are_those_of_matrix_and_range(matrix, full, sampling, bits):
     # Of 8 bits FFmpeg's fast conversion is taken, whose green is too bright by 1.4.
     assert beyond.max() <= (2.0 if bits == 8 else 1.2)
     assert bias.max() <= (1.5 if bits == 8 else 0.6)
+
+
+def triangle(size, scaled):
+    """Weights of a triangle filter that is widened when it shrinks, (scaled, size), by its definition."""
+    ratio, weights = size / scaled, np.zeros((scaled, size))
+    width = max(ratio, 1.0)
+    for out in range(scaled):
+        for source in range(size):
+            distance = abs((source + 0.5) - (out + 0.5) * ratio) / width
+            weights[out, source] = max(0.0, 1.0 - distance)
+        weights[out] /= weights[out].sum()
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scaled", "offset"),
+    # Short side 32; the long side is rounded down; of a half the even neighbour: 12.5 -> 12, 13.5 -> 14.
+    [(48, 86, (32, 57), (0, 12)), (86, 48, (57, 32), (12, 0)), (32, 59, (32, 59), (0, 14)), (20, 20, (32, 32), (0, 0))],
+)
+def test_pil_bilinear_resizes_and_crops_as_released(height, width, scaled, offset):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "png")
+    full = np.einsum("yh,xw,hwc->yxc", triangle(height, scaled[0]), triangle(width, scaled[1]), pixels.astype(float))
+    expected = full[offset[0] : offset[0] + 32, offset[1] : offset[1] + 32].transpose(2, 0, 1)
+    actual = decode_image(buffer.getvalue(), (32, 32), resize="pil_bilinear")
+    assert actual.shape == (3, 32, 32)
+    assert np.abs(actual - expected).max() <= 1.0  # two passes, each rounded to a level
+    other = decode_image(buffer.getvalue(), (32, 32)).astype(float)
+    assert np.abs(other - expected).mean() > 1.0

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from divot_datamodules.tasks import built_in as tasks
+from divot_lightning.errors import UserError
 from divot_lightning.parts.registries.kinds import TASKS
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.parts.sources import SampleError
@@ -148,3 +149,58 @@ def test_conversations_that_make_no_sense_are_missing(sample, message):
 def test_missing_texts_are_named(task, sample, message):
     with pytest.raises(SampleError, match=message):
         segments_of(task, sample, rng())
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        {"questions": ["<image> what ?", "where ?"], "answers": ["a dog", "here"]},
+        {"data": ["<image>\nwhat ?", "a dog", "where ?", "here"]},
+    ],
+)
+def test_lists_of_the_released_data_are_turns(sample):
+    said = [part.text for part in segments_of("conversation", sample, rng()) if isinstance(part, Text)]
+    assert said == ["what ?", "a dog", "where ?", "here"]
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        {"questions": ["what ?", "where ?"], "answers": ["a dog"]},
+        {"questions": ["what ?"], "answers": [" "]},
+        {"data": ["what ?"]},
+        {"data": []},
+        {"questions": "what ?", "answers": ["a dog"]},
+    ],
+)
+def test_lists_that_do_not_fit_are_missing(sample):
+    with pytest.raises(SampleError) as caught:
+        segments_of("question", sample, rng())
+    assert caught.value.reason == "missing_question"
+
+
+def test_each_caption_of_a_list_comes_up():
+    task = TASKS.build("caption", {}, template="pretraining")
+    found = {task.segments({"caption": ["one", "two"]}, rng(seed))[1].text for seed in range(20)}
+    assert found == {"one", "two"}
+    with pytest.raises(SampleError, match="no caption"):
+        task.segments({"caption": []}, rng())
+
+
+def test_a_conversation_of_the_released_form_ends_once():
+    task = TASKS.build("conversation", {"end_after": "last", "separator": "\n"}, template="instruction")
+    segments = task.segments({"questions": ["what ?", "where ?"], "answers": ["a dog", "here"]}, rng())
+    assert not any(part.ends for part in segments if isinstance(part, Text))
+    written = "".join(part.text for part in segments if isinstance(part, Text))
+    assert written == "[INST]  what ? [/INST]\na dog\n[INST] where ? [/INST]\nhere"
+    with pytest.raises(UserError, match="choose every or last"):
+        TASKS.build("conversation", {"end_after": "all"}, template="instruction")
+
+
+def test_phrases_may_stand_in_a_file(tmp_path):
+    file = tmp_path / "phrases.txt"
+    file.write_text("Generate a video of {}\n\nFilm {}\n")
+    task = TASKS.build("generate", {"video_prompts": str(file)}, template="instruction")
+    assert task.prompts["video"] == ["Generate a video of {}", "Film {}"]
+    with pytest.raises(UserError, match=r"no\.txt.*cannot be read"):
+        TASKS.build("generate", {"video_prompts": str(tmp_path / "no.txt")}, template="instruction")

@@ -202,7 +202,7 @@ def test_unexpected_keys_are_named_and_counted(tmp_path):
 
 def test_missing_and_unexpected_keys_are_told_apart(tmp_path):
     saved(tmp_path / "part")
-    text = message_of(load_weights, nn.Linear(3, 3), tmp_path / "part" / "model.safetensors")
+    text = message_of(load_weights, nn.Linear(3, 3), tmp_path / "part")
     assert "missing: bias, weight\n" in text
     assert "not expected: layers.0.bias, layers.0.weight, mean and 1 more" in text
 
@@ -219,7 +219,7 @@ def test_weights_that_do_not_fit_change_nothing_of_a_module_of_other_sizes(tmp_p
     saved(tmp_path / "part", width=3)
     part = Part(PartConfig(width=4))
     before = {name: value.clone() for name, value in part.state_dict().items()}
-    message_of(load_weights, part, tmp_path / "part" / "model.safetensors")
+    message_of(load_weights, part, tmp_path / "part")
     assert all(torch.equal(part.state_dict()[name], value) for name, value in before.items())
 
 

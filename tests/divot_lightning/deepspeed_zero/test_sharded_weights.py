@@ -1,5 +1,6 @@
 """Modules that are sharded while they are built: with the right values, and whole on no process."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from divot_lightning.deepspeed_zero.sharded_weights import ShardedWeights, gathered, refuse_scalar
 from divot_lightning.deepspeed_zero.strategy import prepare_deepspeed_for_cpu
 from divot_lightning.errors import UserError
-from divot_lightning.models.weights import Misfit, fill, held_by, shard_rest, without_memory
+from divot_lightning.models.weights import Misfit, fill, held_by, shard_rest, stored_tensors, without_memory
 from divot_lightning.testing import run_distributed
 
 WIDTH, LAYERS = 128, 24
@@ -34,6 +35,16 @@ class Tied(nn.Module):
         self.other.weight = self.first.weight
         self.scale = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.register_buffer("seen", torch.zeros(3))
+
+
+class FaultyWeights(ShardedWeights):
+    """Changes one number of every parameter while it is sharded, as broken memory would."""
+
+    def shard(self, parameters: Iterable[nn.Parameter]) -> None:
+        (parameter,) = parameters
+        super().shard([parameter])
+        with gathered([parameter], write=True), torch.no_grad():
+            parameter[-1] += 1.0
 
 
 def stack() -> nn.Sequential:
@@ -93,7 +104,7 @@ def build(rank: int, folder: str) -> dict[str, Any]:
         with Held(mapped=file.stat().st_size) as from_file:
             with without_memory():
                 read = stack()
-            fill(read, [file])
+            fill(read, stored_tensors([file]))
         with Held() as by_parts:
             drawn = nn.Sequential()
             for _ in range(LAYERS):
@@ -101,9 +112,15 @@ def build(rank: int, folder: str) -> dict[str, Any]:
                 shard_rest(drawn)
         with without_memory():
             tied, lacking = Tied(), Tied()
-        found = fill(tied, [Path(folder) / "tied.safetensors"])
-        missing = fill(lacking, [Path(folder) / "stack.safetensors"])
+        found = fill(tied, stored_tensors([Path(folder) / "tied.safetensors"]))
+        missing = fill(lacking, stored_tensors([file]))
+    with held_by(FaultyWeights(SETTINGS), masters=False):
+        with without_memory():
+            damaged = stack()
+        with pytest.raises(UserError) as refused:
+            fill(damaged, stored_tensors([file]))
     return {
+        "refused": str(refused.value),
         "most": (from_file.most, by_parts.most),
         "read": whole(read),
         "drawn": whole(drawn),
@@ -114,6 +131,12 @@ def build(rank: int, folder: str) -> dict[str, Any]:
         "missing": missing.missing,
         "unread": all(value.is_meta for value in lacking.parameters()),
     }
+
+
+def test_weights_that_changed_while_they_were_sharded_are_refused_on_all_processes(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert f"{2 * LAYERS} weights of a Sequential changed" in rank["refused"]
+        assert "such as 0.weight" in rank["refused"]
 
 
 def test_a_parameter_without_dimensions_is_refused_by_name() -> None:

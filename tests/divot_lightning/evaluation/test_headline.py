@@ -94,7 +94,7 @@ def test_a_benchmark_with_hidden_answers_prints_the_file_for_its_server_and_what
     assert lines[0] == "WARNING: 100.0% of egoschema: 2 of 2 answers chose no option; they count as option D"
     assert lines[-2] == (
         f"submission: {tmp_path / 'out' / 'submission.csv'}; "
-        "2 (100.0%) of its 2 answers chose no option and stand as option D"
+        "2 (100.0%) of its 2 answers chose no option and count as option D"
     )
     assert (tmp_path / "out" / "submission.csv").read_text().splitlines() == ["q_uid,answer", "u1,3", "u2,3"]
 

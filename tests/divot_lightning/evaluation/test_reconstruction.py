@@ -15,7 +15,7 @@ from divot_lightning.evaluation.metrics.toy_oracle import read_clips
 from divot_lightning.evaluation.question_runner import item_seed
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
-from divot_lightning.inference.reconstruct import Reconstructor
+from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.testing.run_distributed import run_distributed
 from tests.divot_lightning.evaluation.random_lpips import alexnet_weights, random_network
 
@@ -48,9 +48,9 @@ def test_all_metrics_of_a_folder_equal_their_definitions(tiny_run, videos, tmp_p
     out = tmp_path / "out"
     with random_network():
         evaluate(tiny_run, EvaluationConfig("reconstruction", str(videos), output=str(out), seed=4, generation=chosen))
-    models, real, made = Reconstructor.from_run(tiny_run), [], []
+    models, real, made = LoadedRun(tiny_run), [], []
     for number, name in enumerate(("a.mp4", "more/b.mp4", "more/c.mp4")):
-        real.append(torch.from_numpy(decode_clip(videos / name, models.clip).video.copy()))
+        real.append(torch.from_numpy(decode_clip(videos / name, models.decoded_clip).video.copy()))
         noise = torch.Generator().manual_seed(item_seed(4, number))
         made.append(next(iter(models.decode(models.encode(real[-1][None]), noise)))[0])
     errors = [(a.double() - b.double()).square().mean().item() for a, b in zip(real, made, strict=True)]

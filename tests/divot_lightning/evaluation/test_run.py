@@ -207,15 +207,15 @@ def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tm
     from divot_lightning.evaluation.metrics.toy_protocol import generation_scores
     from divot_lightning.evaluation.question_runner import item_seed
     from divot_lightning.experiments.toy_measurements import load_clips
-    from divot_lightning.inference.generate import ClipGenerator
+    from divot_lightning.inference.loaded_run import LoadedRun
 
     for limit in (2, None):  # what is kept is kept when items are added
         evaluate(tiny_run, EvaluationConfig("toy", str(toy_data), output=str(tmp_path), seed=3, limit=limit))
     real = load_clips(toy_data / "held_out")
-    generator = ClipGenerator.from_run(tiny_run)
+    models = LoadedRun(tiny_run)
     generated = torch.stack(
         [
-            next(iter(generator.generate_clips([text["caption"]], seed=item_seed(3, number))))
+            next(models.generate([text["caption"]], seed=item_seed(3, number)))[0]
             for number, text in enumerate(real.texts)
         ]
     )

@@ -14,7 +14,7 @@ from divot_lightning.evaluation.question_runner import QuestionRunner
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.evaluation.statistics.comparison import load_evaluation, paired_values, protocol_differences
-from divot_lightning.inference.generate import ClipGenerator
+from divot_lightning.inference.loaded_run import LoadedRun
 
 
 def rows_of(folder):
@@ -45,9 +45,14 @@ def no_predictions(monkeypatch):
             raise AssertionError("predicted again")
 
         monkeypatch.setattr(QuestionRunner, "run", predict)
-        # Nor is the language model loaded.
-        monkeypatch.setattr("divot_lightning.evaluation.question_runner.load_component", predict)
-        monkeypatch.setattr(ClipGenerator, "generate_clips", predict)
+        finished = QuestionRunner.is_finished
+
+        def is_finished(runner, row):
+            assert "video_llm" not in vars(runner.models), "the language model was loaded"
+            return finished(runner, row)
+
+        monkeypatch.setattr(QuestionRunner, "is_finished", is_finished)
+        monkeypatch.setattr(LoadedRun, "generate", predict)
 
     return refuse
 

@@ -8,12 +8,13 @@ from divot_datamodules.tasks.built_in import CaptionTask, QuestionTask
 from divot_datamodules.toy.world import ToyWorld
 from divot_lightning.errors import UserError
 from divot_lightning.inference.ask import (
-    QuestionAnswerer,
     answer,
     caption_prompt,
     question_prompt,
-    read_video,
 )
+from divot_lightning.inference.loaded_run import LoadedRun
+from divot_lightning.inference.media_input import read_video
+from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.parts.segments import Clips, Text
 
 
@@ -51,22 +52,23 @@ def test_a_picture_is_one_clip(tmp_path):
 
 
 def test_batching_changes_no_answer(llm_run):
-    answerer = QuestionAnswerer.from_run(llm_run)
+    models = LoadedRun(llm_run)
     features = [torch.randn(count, 3, 4) for count in (2, 1, 3, 1)]
     prompts = [question_prompt("What colour is it ?", len(part), "instruction") for part in features]
-    together = answer(answerer.video_llm, prompts, features, max_new_tokens=5)
-    alone = [answer(answerer.video_llm, [p], [f], max_new_tokens=5)[0] for p, f in zip(prompts, features, strict=True)]
-    in_twos = answer(answerer.video_llm, prompts, features, max_new_tokens=5, batch_size=2)
+    together = answer(models.video_llm, prompts, features, max_new_tokens=5)
+    alone = [answer(models.video_llm, [p], [f], max_new_tokens=5)[0] for p, f in zip(prompts, features, strict=True)]
+    in_twos = answer(models.video_llm, prompts, features, max_new_tokens=5, batch_size=2)
     assert together == alone == in_twos
     assert len(set(together)) > 1
 
 
 def test_a_file_is_asked_and_described(llm_run, video):
-    answerer = QuestionAnswerer.from_run(llm_run, template="instruction")
-    answers = answerer.answer_questions(video, ["What colour is it ?", ""])
-    features = answerer.encode(torch.from_numpy(read_video(video, answerer.clip)[0]))
+    pipeline = DivotPipeline.from_pretrained(llm_run, template="instruction")
+    models = pipeline.models
+    answers = [answer.text for answer in pipeline.ask(video, ["What colour is it ?", ""])]
+    features = models.encode(torch.from_numpy(read_video(video, ClipConfig())[0]))
     prompts = [question_prompt("What colour is it ?", 2, "instruction"), caption_prompt(2, "instruction")]
-    assert answers == answer(answerer.video_llm, prompts, [features, features])
+    assert answers == answer(models.video_llm, prompts, [features, features])
 
 
 def test_the_kind_of_the_file_reaches_the_prompt():
@@ -88,4 +90,4 @@ def test_the_command_prints_answers(llm_run, video, capsys):
     import json
 
     printed = json.loads(capsys.readouterr().out)
-    assert printed["answer"] == QuestionAnswerer.from_run(llm_run).answer_questions(video, ["What colour is it ?"])[0]
+    assert printed["answer"] == DivotPipeline.from_pretrained(llm_run).ask(video, "What colour is it ?").text

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -6,19 +8,17 @@ from divot_datamodules.tasks.built_in import GenerateTask
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.generate import main
 from divot_lightning.errors import UserError
-from divot_lightning.inference.generate import (
-    ClipGenerator,
-    generate_clip_features,
-    generate_files,
-    generation_prompt,
-    output_paths,
-)
+from divot_lightning.inference.batches import generate_files
+from divot_lightning.inference.generate import generate_clip_features, generation_prompt
+from divot_lightning.inference.loaded_run import LoadedRun
+from divot_lightning.inference.pipeline import DivotPipeline
+from divot_lightning.inference.results import output_paths
 from divot_lightning.parts.segments import Clips
 
 
 @pytest.fixture(scope="module")
-def generator(llm_run):
-    return ClipGenerator.from_run(llm_run)
+def models(llm_run):
+    return LoadedRun(llm_run)
 
 
 @pytest.mark.parametrize("template", ["pretraining", "instruction"])
@@ -31,22 +31,22 @@ def test_the_prompt_is_a_training_sample(template):
     assert prompt == GenerateTask(template).segments({"caption": "a red circle"}, np.random.default_rng(0))
 
 
-def test_one_clip_per_text_and_equal_for_equal_seeds(generator):
+def test_one_clip_per_text_and_equal_for_equal_seeds(models):
     texts = ["a red circle", "a blue square"]
-    first, again, other = (list(generator.generate_clips(texts, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = ([clip for clip, _ in models.generate(texts, seed=seed)] for seed in (1, 1, 2))
     assert [clip.shape for clip in first] == [(16, 3, 32, 32)] * 2
     assert first[0].dtype == torch.uint8
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
 
 
-def test_a_sampling_setting_of_the_head_changes_the_features_and_not_the_run(generator, llm_run):
-    narrow = generate_clip_features(generator.video_llm, ["a red circle"] * 64)
-    still = ClipGenerator.from_run(llm_run, head={"variance_scale": "0"})
+def test_a_sampling_setting_of_the_head_changes_the_features_and_not_the_run(models, llm_run):
+    narrow = generate_clip_features(models.video_llm, ["a red circle"] * 64)
+    still = LoadedRun(llm_run, head={"variance_scale": "0"})
     assert still.video_llm.head.variance_scale == 0
     repeated = generate_clip_features(still.video_llm, ["a red circle"] * 64)
     assert len(repeated.unique(dim=0)) < len(narrow.unique(dim=0))  # without variance only the 16 components are left
-    assert ClipGenerator.from_run(llm_run).video_llm.head.variance_scale == 0.1
+    assert LoadedRun(llm_run).video_llm.head.variance_scale == 0.1
 
 
 def test_the_command_passes_settings_of_the_head_and_lists_what_there_is(llm_run, tmp_path):
@@ -57,15 +57,16 @@ def test_the_command_passes_settings_of_the_head_and_lists_what_there_is(llm_run
         main([*words, "--head.guidance", "2"])
 
 
-def test_many_texts_go_through_in_batches(generator):
-    features = generate_clip_features(generator.video_llm, ["a red circle"] * 5, batch_size=2)
+def test_many_texts_go_through_in_batches(models):
+    features = generate_clip_features(models.video_llm, ["a red circle"] * 5, batch_size=2)
     assert features.shape == (5, 3, 4)
     assert len(features.unique(dim=0)) == 5
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
-def test_files_hold_the_clips(generator, tmp_path, suffix):
-    paths = list(generate_files(generator, ["a red circle"], tmp_path / f"out.{suffix}", num=2))
+def test_files_hold_the_clips(models, tmp_path, suffix):
+    made = list(generate_files(DivotPipeline(models), ["a red circle"], tmp_path / f"out.{suffix}", num=2))
+    paths = [path for _, path in made]
     assert [path.name for path in paths] == [f"out-0.{suffix}", f"out-1.{suffix}"]
     for path in paths:
         assert decode_frames(path, [0.0, 1.0]).shape == (2, 3, 32, 32)
@@ -76,22 +77,22 @@ def test_a_file_that_is_no_video_is_refused():
         output_paths("out.txt", 1)
 
 
-def test_a_run_without_detokenizer_says_how_to_give_one(generator, llm_run, tmp_path):
-    save_component(generator.video_llm, tmp_path / "video_llm")
-    save_component(generator.reconstructor.tokenizer, tmp_path / "tokenizer")
+def test_a_run_without_detokenizer_says_how_to_give_one(models, llm_run, tmp_path):
+    save_component(models.video_llm, tmp_path / "video_llm")
+    save_component(models.tokenizer, tmp_path / "tokenizer")
     with pytest.raises(UserError, match=r"has no detokenizer(.|\n)*--detokenizer RUN"):
-        ClipGenerator.from_run(tmp_path)
-    assert ClipGenerator.from_run(tmp_path, llm_run).video_llm.config.num_queries == 3
+        list(LoadedRun(tmp_path).generate(["a red circle"]))
+    assert len(list(LoadedRun(tmp_path, llm_run).generate(["a red circle"]))) == 1
 
 
-def test_a_detokenizer_of_other_tokens_is_refused(generator, llm_run, tmp_path):
-    config = generator.reconstructor.detokenizer.config
+def test_a_detokenizer_of_other_tokens_is_refused(models, llm_run, tmp_path):
+    config = models.detokenizer.config
     from dataclasses import replace
 
-    other = type(generator.reconstructor.detokenizer)(replace(config, num_tokens=5))
+    other = type(models.detokenizer)(replace(config, num_tokens=5))
     save_component(other, tmp_path / "detokenizer")
     with pytest.raises(UserError, match=r"3 features of width 4.*5 of width 4"):
-        ClipGenerator.from_run(llm_run, tmp_path)
+        list(LoadedRun(llm_run, tmp_path).generate(["a red circle"]))
 
 
 def test_the_command_writes_files_and_prints_their_paths(llm_run, tmp_path, capsys):
@@ -101,4 +102,8 @@ def test_the_command_writes_files_and_prints_their_paths(llm_run, tmp_path, caps
     assert main([str(llm_run), "--prompt", "a red circle", "--output", str(output), "--num", "2"]) == 0
     names = capsys.readouterr().out.split()
     assert names == [str(output.with_name(f"clip-{index}.mp4")) for index in range(2)]
-    assert sorted(map(str, output.parent.iterdir())) == names
+    assert sorted(map(str, output.parent.glob("*.mp4"))) == names
+    stored = [json.loads(path.read_text()) for path in sorted(output.parent.glob("*.json"))]
+    assert [(one["prompt"], one["seed"], one["number"]) for one in stored] == [("a red circle", 0, n) for n in range(2)]
+    assert stored[0]["head"] == {"variance_scale": 0.1}
+    assert stored[0]["sampling"]["steps"] == 2

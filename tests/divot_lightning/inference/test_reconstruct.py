@@ -1,5 +1,6 @@
 """Clips are read from files and shards, go through both models and come out as videos."""
 
+import json
 import shutil
 import tarfile
 from functools import partial
@@ -20,12 +21,9 @@ from divot_datamodules.toy.world import ToyWorld
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.reconstruct import main
 from divot_lightning.errors import UserError
-from divot_lightning.inference.reconstruct import (
-    Reconstructor,
-    comparison,
-    read_clips,
-    reconstruct_files,
-)
+from divot_lightning.inference.loaded_run import LoadedRun
+from divot_lightning.inference.reconstruct import read_clips, reconstruct_files
+from divot_lightning.inference.results import comparison
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
@@ -126,7 +124,7 @@ def test_samples_without_a_clip_are_skipped_and_reported(run, tmp_path, capsys):
 
 def test_an_output_that_cannot_be_written_is_reported(run, shards, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file.*cannot be written: a file stands where a folder is needed"):
+    with pytest.raises(UserError, match=r"file.*cannot be written: there is a file where a folder is needed"):
         list(reconstruct_files(run, [str(shards / "train")], tmp_path / "file", num=1))
     with pytest.raises(UserError, match=r"train-000000\.mp4.*cannot be written"), limited_file_size(500):
         list(reconstruct_files(run, [str(shards / "train")], tmp_path / "full", num=1))
@@ -158,13 +156,13 @@ def test_inputs_are_read_before_anything_is_written(run, tmp_path):
 
 def test_batches_do_not_change_tokens(run):
     video = torch.randint(0, 256, (5, 16, 3, 32, 32), dtype=torch.uint8)
-    whole, parts = Reconstructor.from_run(run), Reconstructor.from_run(run, batch_size=2)
+    whole, parts = LoadedRun(run), LoadedRun(run, batch_size=2)
     torch.testing.assert_close(whole.encode(video), parts.encode(video))
     assert [len(batch) for batch in parts.decode(parts.encode(video))] == [2, 2, 1]
 
 
 def test_decoding_is_reproducible_and_depends_on_the_tokens(run):
-    models = Reconstructor.from_run(run)
+    models = LoadedRun(run)
     tokens = models.encode(torch.randint(0, 256, (2, 16, 3, 32, 32), dtype=torch.uint8))
 
     def decode(tokens):
@@ -186,7 +184,9 @@ def test_comparison_is_enlarged_by_whole_pixels():
 def test_three_videos_are_written_for_each_clip(run, shards, tmp_path):
     done = list(reconstruct_files(run, [str(shards / "train")], tmp_path / "out", num=3))
     assert [path.name for path in done] == [f"train-{number:06d}_compare.mp4" for number in range(3)]
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    names = {path.name for path in (tmp_path / "out").glob("*.mp4")}
+    stored = json.loads((tmp_path / "out" / "train-000001.json").read_text())
+    assert (stored["key"], stored["seed"], stored["sampling"]["guidance"]) == ("train-000001", 0, 2.0)
     assert names == {f"train-{n:06d}{kind}.mp4" for n in range(3) for kind in ("", "_original", "_compare")}
     assert probe(tmp_path / "out" / "train-000000.mp4").width == 32
     assert probe(done[0]).height == 256
@@ -195,7 +195,7 @@ def test_three_videos_are_written_for_each_clip(run, shards, tmp_path):
 def test_run_without_detokenizer_is_refused(run, tmp_path):
     save_component(tiny_tokenizer(), tmp_path / "tokenizer")
     with pytest.raises(UserError, match="no detokenizer"):
-        Reconstructor.from_run(tmp_path)
+        _ = LoadedRun(tmp_path).decoded_clip
 
 
 def test_clips_are_cut_and_written_at_the_runs_own_rate(run, tmp_path):
@@ -205,10 +205,10 @@ def test_clips_are_cut_and_written_at_the_runs_own_rate(run, tmp_path):
     world = ToyWorld(num_frames=32)
     video = world.render(world.sample("train", np.random.default_rng(0)))
     write_video(tmp_path / "mine.mp4", video, 8, crf=0)
-    models = Reconstructor.from_run(slow)
-    assert (models.clip.fps, models.clip.seconds, Reconstructor.from_run(run).clip.fps) == (4.0, 4.0, 8.0)
+    models = LoadedRun(slow)
+    assert (models.decoded_clip.fps, models.decoded_clip.seconds, LoadedRun(run).decoded_clip.fps) == (4.0, 4.0, 8.0)
     # 16 frames at 4 per second are every other one of all 32.
-    [(_, cut)] = read_clips([str(tmp_path / "mine.mp4")], models.clip)
+    [(_, cut)] = read_clips([str(tmp_path / "mine.mp4")], models.decoded_clip)
     assert np.abs(cut.astype(int) - video[::2]).max() <= 8
     [compared] = reconstruct_files(slow, [str(tmp_path / "mine.mp4")], tmp_path / "out")
     for name in ("mine.mp4", "mine_original.mp4", compared.name):

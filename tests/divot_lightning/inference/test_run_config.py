@@ -26,3 +26,13 @@ def test_damaged_settings_are_named(tmp_path):
     (tmp_path / "config.yaml").write_text("data: [")
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
         run_template(tmp_path)
+
+
+def test_inference_resizes_as_training_and_takes_media_of_any_size_and_length(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "data: {init_args: {clip: {min_side: 100, min_picture_side: 200, min_aspect: 0.3, cover: equal, "
+        "random_starts: true, resize: pil_bilinear}}}"
+    )
+    clip = run_clip_config(tmp_path, TOKENIZER)
+    assert clip.resize == "pil_bilinear"
+    assert (clip.min_side, clip.min_picture_side, clip.min_aspect, clip.cover) == (1, 1, 0.0, "consecutive")

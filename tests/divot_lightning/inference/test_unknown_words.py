@@ -8,8 +8,9 @@ import torch
 
 from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer, toy_texts
-from divot_lightning.inference.ask import QuestionAnswerer, answer, question_prompt
-from divot_lightning.inference.generate import ClipGenerator
+from divot_lightning.inference.ask import answer, question_prompt
+from divot_lightning.inference.loaded_run import LoadedRun
+from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.inference.run_config import run_tasks
 from divot_lightning.inference.unknown_words import MOST_NAMED, unknown_words, warn_of_unknown_words
 from divot_lightning.parts.segments import Clips, Text
@@ -49,13 +50,13 @@ def test_each_word_is_named_once_and_their_number_is_bounded(tokenizer, caplog):
 
 
 def test_answering_and_generating_warn(llm_run, tmp_path, caplog):
-    answerer, generator = QuestionAnswerer.from_run(llm_run), ClipGenerator.from_run(llm_run)
+    models = LoadedRun(llm_run)
     prompt = question_prompt("What color is it ?", 1, "pretraining")
-    features = answerer.encode(torch.zeros(1, 16, 3, 32, 32, dtype=torch.uint8))
+    features = models.encode(torch.zeros(1, 16, 3, 32, 32, dtype=torch.uint8))
     with caplog.at_level(logging.WARNING):
-        answer(answerer.video_llm, [prompt], [features], max_new_tokens=1)
+        answer(models.video_llm, [prompt], [features], max_new_tokens=1)
         assert "'color'" in caplog.text
-        list(generator.generate_clips(["a purple giraffe"]))
+        list(models.generate(["a purple giraffe"]))
     assert "'giraffe'" in caplog.text
 
 
@@ -87,9 +88,9 @@ def test_the_tasks_of_a_run_are_those_of_all_its_sources(tmp_path, settings, exp
 def test_a_run_that_learned_questions_alone_says_so_when_it_is_asked_none(
     llm_run, tmp_path, caplog, tasks, questions, warned
 ):
-    answerer = QuestionAnswerer.from_run(llm_run)
-    answerer.tasks = frozenset(tasks)
+    pipeline = DivotPipeline.from_pretrained(llm_run)
+    pipeline.models.tasks = frozenset(tasks)
     video = write_video(tmp_path / "v.mp4", np.zeros((16, 3, 32, 32), np.uint8), 8)
     with caplog.at_level(logging.WARNING):
-        assert len(answerer.answer_questions(video, questions)) == 1
+        assert len(pipeline.ask(video, questions)) == 1
     assert ("trained on the task question, not to describe videos" in caplog.text) == warned

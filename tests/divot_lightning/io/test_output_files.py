@@ -31,7 +31,7 @@ def test_a_device_without_room_is_explained():
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(parents=True), lambda path: path.write_text("x")])
 def test_a_file_in_the_way_is_explained(tmp_path, make):
     (tmp_path / "file").touch()
-    expected = pytest.raises(UserError, match=r"cannot be written: a file stands where a folder is needed")
+    expected = pytest.raises(UserError, match=r"cannot be written: there is a file where a folder is needed")
     with expected, writing_to(tmp_path / "file" / "out"):
         make(tmp_path / "file" / "out")
 

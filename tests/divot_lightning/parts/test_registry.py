@@ -17,8 +17,13 @@ from divot_lightning.parts.registries.registry import class_path
 from divot_lightning.training.training_cli import RECIPE_MODE
 
 BUILT_IN = {
+    "autoregressive_flow": "divot_heads.autoregressive_flow.AutoregressiveFlowHead",
     "diffusion": "divot_heads.diffusion.DiffusionHead",
+    "energy": "divot_heads.energy.EnergyHead",
+    "flow_clip": "divot_heads.flow_clip.FlowClipHead",
+    "flow_token": "divot_heads.flow_token.FlowTokenHead",
     "gmm": "divot_heads.gmm.GMMHead",
+    "meanflow": "divot_heads.meanflow.MeanFlowHead",
     "mse": "divot_heads.mse.MSEHead",
 }
 

@@ -267,3 +267,10 @@ def test_settings_without_effect_or_out_of_range_are_refused():
         AdamWOptimizer(lr=0)
     with pytest.raises(UserError, match="final_lr_fraction has no effect on a constant schedule"):
         AdamWOptimizer(schedule="constant", final_lr_fraction=0.5)
+
+
+def test_all_parameters_decay_where_the_recipe_says_so():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    (group,) = configure_optimizer(model, AdamWOptimizer(decayed="all", **SETTINGS), 10)["optimizer"].param_groups
+    assert group["weight_decay"] == 0.3
+    assert {id(value) for value in group["params"]} == {id(value) for value in model.parameters()}

@@ -4,9 +4,11 @@ import logging
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
+from divot_heads.mse import MSEHead
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.building import initial_queries
 from divot_lightning.models.video_llm.language_model import (
@@ -23,6 +25,7 @@ from divot_lightning.models.video_llm.lora import (
     merge_lora,
     unwrap,
 )
+from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
 from divot_lightning.parts.sequences.text_tokenizer import load_text_tokenizer
 
@@ -49,6 +52,35 @@ def test_new_rows_are_the_mean_of_the_others(model):
     initialise_new_rows(model, [8, 9])
     torch.testing.assert_close(word_embeddings(model)[8:], old[:8].mean(dim=0).expand(2, -1))
     assert torch.equal(word_embeddings(model)[:8], old[:8])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_initial_values_of_the_released_code_are_a_setting(tmp_path, tied):
+    tokenizer = word_level_tokenizer(["a b"])
+    words = [word for word in tokenizer.get_vocab() if word not in SPECIAL_TOKEN_NAMES]
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(
+            models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+        ),
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+    torch.manual_seed(0)
+    sizes = {**SIZES, "vocab_size": len(words), "tie_word_embeddings": tied}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes))
+    model.save_pretrained(tmp_path)
+    plain.save_pretrained(tmp_path)
+    given = {"language_model": str(tmp_path), "num_queries": 3, "feature_dim": 5}
+    built = VideoLLM(VideoLLMConfig(initial_values="released", **given), lambda d, c: MSEHead(d, c))
+    new = [built.text_tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKEN_NAMES]
+    words_mean, output_mean = (
+        sum(layer.weight[row].detach() for row in range(len(words))) / len(words)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
+    factor = 1.0 if tied else 3.0
+    torch.testing.assert_close(built.queries.weight_QD.detach(), words_mean.expand(3, -1))
+    torch.testing.assert_close(built.causal_lm.get_input_embeddings().weight[new].detach(), words_mean.expand(6, -1))
+    torch.testing.assert_close(built.causal_lm.lm_head.weight[new].detach(), factor * output_mean.expand(6, -1))
 
 
 def test_fresh_adapters_change_nothing(model):

@@ -1,4 +1,4 @@
-"""Follows docs/write_your_own_head.md as a reader would, in a folder and a place of installation of its own."""
+"""Follows docs/parts/heads.md as a reader would, in a folder and a place of installation of its own."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import yaml
 
 from divot_lightning.testing import HeadConformance
 
-GUIDE = Path(__file__).parents[2] / "docs" / "write_your_own_head.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "parts" / "heads.md"
 BLOCK = re.compile(r"^```(\w+) title=(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

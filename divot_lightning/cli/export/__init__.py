@@ -1,0 +1,77 @@
+"""`divot export`: write the models of a run in the formats of transformers, PEFT and diffusers."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from divot_lightning.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="divot export",
+        description="Write the models of a run into one new folder: the language model for transformers, denoiser and "
+        "VAE for diffusers, adapters for PEFT, and all of them together for DivotPipeline.from_pretrained. The folder "
+        "appears whole or not at all. A checkpoint is exported by the code that its run's config.yaml names: export "
+        "only runs that you trust.",
+        epilog="example: divot export runs/instruction_tuning --to exported",
+    )
+    parser.add_argument("run", metavar="RUN", help="finished run, or a checkpoint of any run: RUN/checkpoints/step_...")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="new folder to write")
+    parser.add_argument(
+        "--components", nargs="+", default=[], metavar="NAME", help="tokenizer, detokenizer, video_llm; default: all"
+    )
+    parser.add_argument(
+        "--keep-adapters", action="store_true", help="do not merge LoRA; write the language model's as a PEFT folder"
+    )
+    parser.add_argument(
+        "--max-shard-size", default="5GB", metavar="SIZE", help="largest file of weights (default: 5GB)"
+    )
+    parser.add_argument("--push-to-hub", metavar="NAME", help="upload the folder to this Hugging Face repository, too")
+    parser.add_argument("--public", action="store_true", help="make a new repository public; without it, private")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: The words after `divot export`.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: There is no such run or component, the run has not finished, the folder exists, or the upload failed.
+    """
+    args = parser().parse_args(list(argv))
+    if args.public and args.push_to_hub is None:
+        raise UserError("--public has no effect without --push-to-hub; leave it out")
+    from divot_lightning.evaluation.scores import load_scores
+    from divot_lightning.interop.export import export_run, require_shard_size
+    from divot_lightning.interop.hub_upload import push_to_hub, require_repository_name
+
+    size = require_shard_size(args.max_shard_size)
+    if args.push_to_hub is not None:
+        require_repository_name(args.push_to_hub)
+    scores = [asdict(score) for file in _score_files(Path(args.run)) for score in load_scores(file)]
+    folder = export_run(
+        args.run,
+        args.to,
+        components=args.components,
+        keep_adapters=args.keep_adapters,
+        max_shard_size=size,
+        scores=scores,
+    )
+    sys.stdout.write(f"{folder}\n")
+    if args.push_to_hub is not None:
+        sys.stdout.write(f"{push_to_hub(folder, args.push_to_hub, public=args.public)}\n")
+    return 0
+
+
+def _score_files(run: Path) -> list[Path]:
+    """Return the scores that `divot evaluate` wrote; a checkpoint was not what it measured."""
+    return sorted(run.glob("evaluation/*/scores.json"))

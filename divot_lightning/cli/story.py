@@ -1,0 +1,73 @@
+"""`divot story`: tell a story of sentences and clips."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from divot_lightning.errors import UserError
+from divot_lightning.inference.head_options import HELP, split_head_options
+from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
+from divot_lightning.inference.prompt_files import read_prompts
+from divot_lightning.io.printing import printable
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="divot story",
+        description="Tell a story with the video LLM of a run that was trained on the task story: it writes a "
+        "sentence, opens a clip, generates it, reads it, and continues. Writes clip-0.mp4, ... and story.json.",
+    )
+    parser.add_argument("run", help="run folder of instruction tuning on stories")
+    parser.add_argument("instruction", nargs="?", help="what the story is about")
+    parser.add_argument("--output", required=True, help="folder of the story; with --prompts of one folder per line")
+    example = '{"instruction": "...", "seed": 1}'
+    parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
+    parser.add_argument("--num-clips", type=int, default=3, help="largest number of clips (default: 3)")
+    parser.add_argument("--detokenizer", help="run folder of another de-tokenizer, such as an adapted one")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
+    parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HELP)
+    parser.add_argument("--template", help="instruction, or a text with {} for the prompt (default: that of the run)")
+    parser.add_argument("--jsonl", action="store_true", help="print one JSON object per story, as in story.json")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: The words after `divot story`.
+
+    Returns:
+        The exit status.
+    """
+    head, words = split_head_options(argv)
+    args = parser().parse_args(words)
+    if args.num_clips < 1:
+        raise UserError(f"--num-clips is {args.num_clips}; it must be at least 1")
+    if (args.instruction is None) == (args.prompts is None):
+        raise UserError("give either an instruction, or --prompts FILE with one per line")
+    entries, folders = [{"instruction": args.instruction}], [Path(args.output)]
+    if args.prompts is not None:
+        entries = read_prompts(args.prompts, "instruction", seed=int)
+        folders = [Path(args.output) / str(number) for number in range(len(entries))]
+    from divot_lightning.inference.batches import tell_missing
+    from divot_lightning.inference.pipeline import DivotPipeline
+
+    pipeline = DivotPipeline.from_pretrained(
+        args.run, args.detokenizer, template=args.template, device=args.device, head=head
+    )
+    for folder, story in tell_missing(pipeline, entries, folders, args.num_clips, args.seed):
+        sys.stdout.write(json.dumps(story, ensure_ascii=False) + "\n" if args.jsonl else _lines(folder, story))
+    return 0
+
+
+def _lines(folder: Path, story: dict[str, Any]) -> str:
+    """Return a line per sentence: the text, and the file of its clip."""
+    files = [str(folder / part["file"]) if part["file"] else "" for part in story["parts"]]
+    rows = zip(story["parts"], files, strict=True)
+    return "".join(f"{printable(part['text'])}\t{file}".rstrip("\t") + "\n" for part, file in rows)

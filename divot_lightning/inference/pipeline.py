@@ -1,0 +1,271 @@
+"""`DivotPipeline`: reconstruct, ask, generate and tell stories with a trained run, in one object.
+
+Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C feature width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
+from divot_lightning.errors import UserError
+from divot_lightning.inference.ask import answer, media_prompt, warn_of_missing_captions
+from divot_lightning.inference.generate import check_request, write_story
+from divot_lightning.inference.loaded_run import LoadedRun, load_run
+from divot_lightning.inference.media_input import MediaInput, as_tensor, read_middle_clip, read_video
+from divot_lightning.inference.results import Answer, ClipFeatures, GeneratedClips, Reconstruction, Story, StoryPart
+from divot_lightning.models.detokenizer.objective_sampling import changed_sampler
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
+from divot_lightning.models.video_llm.story import StorySampling
+from divot_lightning.parts.head_sampling import sampling_of, set_sampling
+from divot_lightning.parts.segments import Kind
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the de-tokenizer samples; None takes its own setting.
+
+    Attributes:
+        steps: Denoising steps, at least 1.
+        guidance: Scale of the classifier-free guidance; 1 is none.
+        sampler: Settings of the objective's sampler by name, such as {"eta": 0.0}.
+    """
+
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: Mapping[str, Any] | None = None
+
+
+class DivotPipeline:
+    """Use a trained run. The same seed gives the same result on the same machine.
+
+    Clips are cut at the size and the frame rate of the run.
+
+    Args:
+        models: The models of the run; each is loaded when it is first needed.
+    """
+
+    def __init__(self, models: LoadedRun) -> None:
+        self.models = models
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, detokenizer: str | Path | None = None, *, revision: str | None = None, **options: Any
+    ) -> "DivotPipeline":
+        """Open a run folder or a repository of the Hugging Face hub; see `load_run` for the arguments."""
+        return cls(load_run(name, detokenizer, revision=revision, **options))
+
+    def encode(
+        self, video: MediaInput | ClipFeatures | Sequence[MediaInput], *, max_clips: int = MAX_CLIPS
+    ) -> ClipFeatures:
+        """Encode a video or picture, or several.
+
+        Args:
+            video: See `MediaInput`; features are returned as they are.
+            max_clips: Most clips of each video.
+        """
+        if isinstance(video, ClipFeatures):
+            return video
+        if max_clips < 1:
+            raise UserError(f"max_clips is {max_clips}; it must be at least 1")
+        parts, kinds = [], list[Kind]()
+        for media in video if isinstance(video, list | tuple) else [video]:
+            pixels, kind = read_video(media, self.models.clip, max_clips)
+            parts.append(self.models.encode(as_tensor(pixels)))
+            kinds += [kind] * len(pixels)
+        if not parts:
+            raise UserError("the list of videos is empty; give at least one video or picture")
+        return ClipFeatures(torch.cat(parts), tuple(kinds))
+
+    def decode(self, features: ClipFeatures | Tensor, *, seed: int = 0, decoding: Decoding | None = None) -> Tensor:
+        """Decode features into clips.
+
+        Args:
+            features: Features, or a tensor (N, Q, C).
+            seed: Of the de-tokenizer's noise.
+            decoding: How the de-tokenizer samples.
+
+        Returns:
+            uint8 (N, F, 3, H, W) in [0, 255], RGB, on the CPU.
+        """
+        features_NQC = features.features_NQC if isinstance(features, ClipFeatures) else features
+        generator = torch.Generator().manual_seed(seed)
+        with self._sampling(decoding) as sampling:
+            return torch.cat(list(self.models.decode(features_NQC, generator, sampling)))
+
+    def reconstruct(self, video: MediaInput, *, seed: int = 0, decoding: Decoding | None = None) -> Reconstruction:
+        """Encode the clip in the middle of a video, a picture, or all clips of an array, and decode them again.
+
+        Args:
+            video: See `MediaInput`.
+            seed: Of the de-tokenizer's noise.
+            decoding: How the de-tokenizer samples.
+        """
+        original = as_tensor(read_middle_clip(video, self.models.decoded_clip))
+        features_NQC = self.models.encode(original)
+        decoded = self.decode(features_NQC, seed=seed, decoding=decoding)
+        with self._sampling(decoding) as sampling:
+            settings = self.models.settings(**self.models.decoding_settings(sampling), seed=seed)
+        return Reconstruction(original, decoded, features_NQC, self.models.fps, settings)
+
+    @overload
+    def ask(self, video: Any, question: str = "", **options: Any) -> Answer: ...
+    @overload
+    def ask(self, video: Any, question: Sequence[str], **options: Any) -> list[Answer]: ...
+    def ask(
+        self,
+        video: MediaInput | ClipFeatures | Sequence[MediaInput],
+        question: str | Sequence[str] = "",
+        *,
+        history: Sequence[Answer] = (),
+        max_clips: int = MAX_CLIPS,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Answer | list[Answer]:
+        """Ask about a video, a picture, or several of them.
+
+        Args:
+            video: See `MediaInput`; or what `encode` returned, to encode a video once for many questions.
+            question: A question, or several that are answered independently; "" asks for a caption, with a warning if
+                the model was trained on no task that has captions.
+            history: Earlier turns about the same video, in order; for models that were trained on conversations.
+            max_clips: Most clips of each video.
+            max_new_tokens: Most tokens of an answer.
+            temperature: 0 takes the most likely token each time.
+            top_p: Tokens are sampled from the most likely ones that together reach this probability.
+            seed: Of the sampling; each question is sampled with it. Of no effect at temperature 0.
+
+        Returns:
+            An answer, or a list of them.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        if "" in questions:
+            warn_of_missing_captions(self.models.tasks)
+        features = self.encode(video, max_clips=max_clips)
+        turns = [(turn.question, turn.text) for turn in history]
+        prompts = [media_prompt(one, features.kinds, self.models.template, turns) for one in questions]
+        sampled = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        texts = list[str]()
+        for batch in [[prompt] for prompt in prompts] if temperature else [prompts]:
+            generator = self.models.generator(seed) if temperature else None
+            given = [features.features_NQC] * len(batch)
+            texts += answer(self.models.video_llm, batch, given, generator=generator, **sampled)  # type: ignore[arg-type]
+        settings = self.models.settings(seed=seed, max_clips=max_clips, **sampled)
+        answers = [Answer(one, text, settings) for one, text in zip(questions, texts, strict=True)]
+        return answers[0] if isinstance(question, str) else answers
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> GeneratedClips: ...
+    @overload
+    def generate(self, prompt: Sequence[str], **options: Any) -> list[GeneratedClips]: ...
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num: int = 1,
+        seed: int = 0,
+        temperature: float = 1.0,
+        variance_scale: float | None = None,
+        head: Mapping[str, Any] | None = None,
+        decoding: Decoding | None = None,
+    ) -> GeneratedClips | list[GeneratedClips]:
+        """Generate clips from text.
+
+        Args:
+            prompt: What the clips show, or several such texts. Each gets the clips that it would get alone.
+            num: Clips per text.
+            seed: Of all sampling.
+            temperature: Spread of the features that the head samples.
+            variance_scale: Short for ``head={"variance_scale": ...}``, which the GMM head has.
+            head: Sampling settings of the head for this call, by name: guidance, steps, solver or whatever it has.
+            decoding: How the de-tokenizer samples.
+
+        Returns:
+            The clips of a text, or a list with those of each.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        check_request(prompts, num, temperature)
+        changes = {**(head or {}), **({} if variance_scale is None else {"variance_scale": variance_scale})}
+        made = []
+        with self._changed_head(changes), self._sampling(decoding) as sampling:
+            for text in prompts:
+                pairs = self.models.generate([text] * num, temperature=temperature, seed=seed, sampling=sampling)
+                clips, features = map(torch.stack, zip(*pairs, strict=True))
+                settings = self.models.generation_settings(sampling, seed=seed, temperature=temperature, num=num)
+                made.append(GeneratedClips(text, clips, features, self.models.fps, settings))
+        return made[0] if isinstance(prompt, str) else made
+
+    @overload
+    def story(self, instruction: str, num_clips: int = 3, **options: Any) -> Story: ...
+    @overload
+    def story(self, instruction: Sequence[str], num_clips: int = 3, **options: Any) -> list[Story]: ...
+    def story(
+        self,
+        instruction: str | Sequence[str],
+        num_clips: int = 3,
+        *,
+        seed: int = 0,
+        sampling: StorySampling | None = None,
+        decoding: Decoding | None = None,
+    ) -> Story | list[Story]:
+        """Tell a story: sentences and clips in turn, each clip opened by the model and read back before it continues.
+
+        Args:
+            instruction: What the story is about, or several. Each gets the story that it would get alone.
+            num_clips: Most clips; the paper has three (appendix A.2). The model may end the story before.
+            seed: Of all sampling.
+            sampling: How words and features are sampled.
+            decoding: How the de-tokenizer samples.
+
+        Returns:
+            A story, or a list of them.
+        """
+        check_request([instruction] if isinstance(instruction, str) else instruction, num_clips)
+        if not isinstance(instruction, str):
+            given = {"seed": seed, "sampling": sampling, "decoding": decoding}
+            return [self.story(one, num_clips, **given) for one in instruction]
+        self.models.check_fit()
+        chosen = sampling or StorySampling()
+        steps = write_story(self.models, instruction, num_clips, chosen, self.models.generator(seed))
+        features = [step.features_QC for step in steps if step.features_QC is not None]
+        clips = iter(self.decode(torch.stack(features), seed=seed, decoding=decoding) if features else ())
+        parts = tuple(
+            StoryPart(step.text, step.kind, None if step.features_QC is None else next(clips), step.features_QC)
+            for step in steps
+        )
+        settings = self.story_settings(chosen, decoding, seed=seed, num_clips=num_clips)
+        return Story(instruction, parts, self.models.fps, settings)
+
+    def story_settings(self, sampling: StorySampling, decoding: Decoding | None, **more: Any) -> dict[str, Any]:
+        """Return what decides a story besides the weights, as JSON values."""
+        with self._sampling(decoding) as decoded:
+            return self.models.generation_settings(decoded, **more, **asdict(sampling))
+
+    @contextmanager
+    def _sampling(self, decoding: Decoding | None) -> Iterator[SamplingConfig]:
+        """Return steps and guidance, and change the settings of the objective's sampler for a while."""
+        chosen, detokenizer = decoding or Decoding(), self.models.detokenizer
+        changes = {"steps": chosen.steps, "guidance": chosen.guidance}
+        with changed_sampler(detokenizer, chosen.sampler or {}):
+            yield replace(
+                detokenizer.config.sampling,
+                **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
+            )
+
+    @contextmanager
+    def _changed_head(self, values: Mapping[str, Any]) -> Iterator[None]:
+        """Change sampling settings of the head for a while."""
+        video_head = self.models.video_llm.head
+        before = sampling_of(video_head)
+        set_sampling(video_head, values)
+        try:
+            yield
+        finally:
+            set_sampling(video_head, {name: before[name] for name in values})

@@ -1,0 +1,231 @@
+"""What `DivotPipeline` returns: plain data, each with the settings that made it; `save` writes videos and json.
+
+Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C feature width.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from divot_datamodules.decoding.video import Pixels
+from divot_datamodules.decoding.video_writing import CODECS, write_video
+from divot_lightning.errors import UserError
+from divot_lightning.io.files import write_atomically
+from divot_lightning.io.output_files import writing_to
+from divot_lightning.parts.segments import Kind
+
+Settings = Mapping[str, Any]
+"""Everything that decided a result besides its input, as JSON values."""
+
+COMPARISON_HEIGHT = 256
+"""Comparisons of smaller clips are enlarged to about this many rows, so that players show them sharp."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClipFeatures:
+    """Features of clips.
+
+    Attributes:
+        features_NQC: Float32, on the CPU.
+        kinds: Whether each clip is of a video or an image.
+    """
+
+    features_NQC: Tensor
+    kinds: tuple[Kind, ...]
+
+    def __len__(self) -> int:
+        """Return the number of clips."""
+        return len(self.features_NQC)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of the video LLM.
+
+    Attributes:
+        question: The question; "" if a caption was wanted.
+        text: The answer.
+        settings: How it was sampled.
+    """
+
+    question: str
+    text: str
+    settings: Settings = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        """Return the answer alone."""
+        return self.text
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedClips:
+    """Clips that were generated from one text.
+
+    Attributes:
+        prompt: The text.
+        video_NFCHW: uint8 (N, F, 3, H, W) in [0, 255], RGB.
+        features_NQC: Features of the clips, as the head sampled them.
+        fps: Frames per second.
+        settings: How they were sampled.
+    """
+
+    prompt: str
+    video_NFCHW: Tensor = field(repr=False)
+    features_NQC: Tensor = field(repr=False)
+    fps: float
+    settings: Settings = field(repr=False)
+
+    def save(self, output: str | Path) -> list[Path]:
+        """Write a video per clip and its settings beside it as json.
+
+        Args:
+            output: The file; several clips are numbered, see `output_paths`.
+
+        Returns:
+            The videos.
+        """
+        paths = output_paths(output, len(self.video_NFCHW))
+        for path, video in zip(paths, self.video_NFCHW, strict=True):
+            save_clip(path, video.numpy(), self.fps, {"prompt": self.prompt, **self.settings})
+        return paths
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """Clips that were encoded and decoded again.
+
+    Attributes:
+        original_NFCHW: uint8 (N, F, 3, H, W) in [0, 255], RGB.
+        video_NFCHW: The same, decoded.
+        features_NQC: Their features.
+        fps: Frames per second.
+        settings: How they were decoded.
+    """
+
+    original_NFCHW: Tensor = field(repr=False)
+    video_NFCHW: Tensor = field(repr=False)
+    features_NQC: Tensor = field(repr=False)
+    fps: float
+    settings: Settings = field(repr=False)
+
+    def save(self, output: str | Path) -> list[Path]:
+        """Write a video per clip with its settings, and `<name>_compare` beside it, which shows both side by side."""
+        paths = output_paths(output, len(self.video_NFCHW))
+        for path, original, video in zip(paths, self.original_NFCHW.numpy(), self.video_NFCHW.numpy(), strict=True):
+            save_clip(path, video, self.fps, self.settings)
+            write_comparison(path.with_name(f"{path.stem}_compare{path.suffix}"), original, video, self.fps)
+        return paths
+
+
+@dataclass(frozen=True, eq=False)
+class StoryPart:
+    """A sentence of a story and its clip.
+
+    Attributes:
+        text: The sentence.
+        kind: Whether the model opened a video or an image; None if no clip follows.
+        video_FCHW: uint8 (F, 3, H, W) in [0, 255], RGB; None without a clip.
+        features_QC: Features of the clip; None without one.
+    """
+
+    text: str
+    kind: Kind | None = None
+    video_FCHW: Tensor | None = field(default=None, repr=False)
+    features_QC: Tensor | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Story:
+    """A story: sentences and clips in turn.
+
+    Attributes:
+        instruction: What was asked for.
+        parts: The sentences with their clips, in order.
+        fps: Frames per second.
+        settings: How it was sampled.
+    """
+
+    instruction: str
+    parts: tuple[StoryPart, ...]
+    fps: float
+    settings: Settings = field(repr=False)
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write a video per clip, `clip-0.mp4` and so on, and after them `story.json` with the texts and settings."""
+        paths, described = [], []
+        for part in self.parts:
+            path = None
+            if part.video_FCHW is not None:
+                path = write_video(Path(folder) / f"clip-{len(paths)}.mp4", part.video_FCHW.numpy(), self.fps)
+                paths.append(path)
+            described.append({"text": part.text, "kind": part.kind, "file": path and path.name})
+        whole = {"instruction": self.instruction, "parts": described, **self.settings}
+        write_json(Path(folder) / STORY_FILE, whole)
+        return paths
+
+
+STORY_FILE = "story.json"
+
+
+def output_paths(output: str | Path, count: int) -> list[Path]:
+    """Return the files of several clips.
+
+    Args:
+        output: The file; its suffix names the container.
+        count: Number of clips.
+
+    Returns:
+        The file itself for one clip, else numbered ones.
+
+    >>> [str(path) for path in output_paths("a/x.mp4", 2)]
+    ['a/x-0.mp4', 'a/x-1.mp4']
+    """
+    output = Path(output)
+    if output.suffix.lower().lstrip(".") not in CODECS:
+        raise UserError(f"--output {output} names no kind of video; end it with one of: .{', .'.join(CODECS)}")
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
+
+
+def save_clip(path: Path, video: Pixels, fps: float, settings: Settings) -> Path:
+    """Write a clip, uint8 (F, 3, H, W), and then its settings as json of the same name; return the video's path."""
+    write_video(path, video, fps)
+    write_json(path.with_suffix(".json"), settings)
+    return path
+
+
+def write_json(path: Path, value: Settings) -> None:
+    """Write a json file, whole or not at all."""
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:
+    """Put a clip and its reconstruction side by side; small ones are enlarged by a whole factor.
+
+    Args:
+        original: uint8 (F, 3, H, W).
+        reconstruction: The same shape.
+
+    Returns:
+        uint8 (F, 3, H', W') with a white bar between the two.
+    """
+    times = max(1, COMPARISON_HEIGHT // original.shape[2])
+    bar = np.full((*original.shape[:3], 2), 255, dtype=np.uint8)
+    both = np.concatenate([original, bar, reconstruction], axis=3)
+    return both.repeat(times, axis=2).repeat(times, axis=3)
+
+
+def write_comparison(path: Path, original: Pixels, reconstruction: Pixels, fps: float) -> Path:
+    """Write a video of a clip and its reconstruction side by side, and return its path."""
+    both = comparison(original, reconstruction)
+    even = both[:, :, : both.shape[2] // 2 * 2, : both.shape[3] // 2 * 2]
+    # Every player knows chroma of half resolution; it needs even sides, and enlarged clips lose nothing by it.
+    return write_video(path, even, fps, pixel_format="yuv420p")

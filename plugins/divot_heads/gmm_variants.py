@@ -1,0 +1,110 @@
+"""Variants of the mixture of the paper: one component for a whole clip, and low-rank covariances.
+
+A component k of a token has the covariance diag(v_k) + W_k W_k^T, where W_k has L columns; the paper has L = 0. Ours.
+
+Shape letters: B batch, Q tokens of one clip, C feature width, K mixture components, L rank.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, Normal
+
+from divot_lightning.parts.heads import masked_mean
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The mixture of each token.
+
+    Attributes:
+        means_BQKC: Means, float32.
+        variances_BQKC: Variances of the diagonal part, above 0.
+        logits_BQK: Weights, before the softmax.
+        factors_BQKCL: Low-rank part of the covariances; L may be 0.
+        shared: Whether all tokens of a clip have the same component; its logits are then the mean of the tokens'.
+    """
+
+    means_BQKC: Tensor
+    variances_BQKC: Tensor
+    logits_BQK: Tensor
+    factors_BQKCL: Tensor
+    shared: bool
+
+
+def component_log_prob(mixture: Mixture, target_BQC: Tensor) -> Tensor:
+    """Return the log-density of each component at the target, (B, Q, K), in nats."""
+    gaussian: Distribution
+    if mixture.factors_BQKCL.shape[-1]:
+        gaussian = LowRankMultivariateNormal(
+            mixture.means_BQKC, mixture.factors_BQKCL, mixture.variances_BQKC, validate_args=False
+        )
+    else:
+        gaussian = Independent(Normal(mixture.means_BQKC, mixture.variances_BQKC.sqrt(), validate_args=False), 1)
+    log_prob_BQK: Tensor = gaussian.log_prob(target_BQC.unsqueeze(-2))
+    return log_prob_BQK
+
+
+def clip_logits(logits_BQK: Tensor, mask_BQ: Tensor) -> Tensor:
+    """Return the mean of the logits over the tokens that count, (B, K)."""
+    weights_BQ1 = mask_BQ.unsqueeze(-1).to(logits_BQK.dtype)
+    return (weights_BQ1 * logits_BQK).sum(dim=1) / weights_BQ1.sum(dim=1).clamp(min=1.0)
+
+
+def mixture_nll(mixture: Mixture, target_BQC: Tensor, mask_BQ: Tensor | None) -> Tensor:
+    """Return the negative log-likelihood per token and feature dimension.
+
+    A token alone: -log sum_k w_k N_k(x). With a shared component: -log sum_k w_k prod_q N_k(x_q) for a clip, summed
+    over the clips and divided by the number of tokens that count.
+
+    Args:
+        mixture: The mixture.
+        target_BQC: Targets, finite at masked tokens too.
+        mask_BQ: True or 1 where a token counts; None counts all.
+
+    Returns:
+        A scalar, float32, in nats per dimension; 0 if no token counts.
+    """
+    log_prob_BQK = component_log_prob(mixture, target_BQC)
+    if not mixture.shared:
+        nll_BQ = -(mixture.logits_BQK.log_softmax(dim=-1) + log_prob_BQK).logsumexp(dim=-1)
+        return masked_mean(nll_BQ / target_BQC.shape[-1], mask_BQ)
+    mask_BQ = torch.ones_like(log_prob_BQK[..., 0]) if mask_BQ is None else mask_BQ.to(log_prob_BQK.dtype)
+    clip_BK = (mask_BQ.unsqueeze(-1) * log_prob_BQK).sum(dim=1)
+    nll_B = -(clip_logits(mixture.logits_BQK, mask_BQ).log_softmax(dim=-1) + clip_BK).logsumexp(dim=-1)
+    return nll_B.sum() / (mask_BQ.sum().clamp(min=1.0) * target_BQC.shape[-1])
+
+
+def sample_mixture(
+    mixture: Mixture, *, variance_scale: float = 1.0, temperature: float = 1.0, generator: Generator | None = None
+) -> Tensor:
+    """Draw a component of each token, or of each clip if shared, then a sample of its Gaussian.
+
+    Args:
+        mixture: The mixture.
+        variance_scale: Multiplies the covariances.
+        temperature: Divides the logits and multiplies the noise; 0 gives the mean of the most probable component.
+        generator: Random generator on the device of the mixture.
+
+    Returns:
+        features_BQC, float32.
+    """
+    logits_BQK = mixture.logits_BQK
+    if mixture.shared:
+        logits_BQK = logits_BQK.mean(dim=1, keepdim=True)
+    if temperature == 0:
+        chosen_BQ = logits_BQK.argmax(dim=-1)
+    else:
+        weights_NK = (logits_BQK / temperature).softmax(dim=-1).flatten(0, -2)
+        chosen_BQ = torch.multinomial(weights_NK, 1, generator=generator).view(logits_BQK.shape[:-1])
+    index_BQ1 = chosen_BQ.expand(mixture.means_BQKC.shape[:2]).unsqueeze(-1)
+    mean_BQC, variance_BQC, factors_BQCL = (
+        torch.take_along_dim(values, index_BQ1.view(*index_BQ1.shape, *[1] * (values.ndim - 3)), dim=2).squeeze(2)
+        for values in (mixture.means_BQKC, mixture.variances_BQKC, mixture.factors_BQKCL)
+    )
+    device = mean_BQC.device
+    noise_BQC = torch.randn(mean_BQC.shape, generator=generator, device=device)
+    common_BQL1 = torch.randn((*factors_BQCL.shape[:2], factors_BQCL.shape[-1], 1), generator=generator, device=device)
+    deviation_BQC = variance_BQC.sqrt() * noise_BQC + (factors_BQCL @ common_BQL1).squeeze(-1)
+    return mean_BQC + temperature * variance_scale**0.5 * deviation_BQC

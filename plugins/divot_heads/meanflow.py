@@ -1,0 +1,154 @@
+"""MeanFlow: the average velocity of a flow, which samples in one step (arXiv:2505.13447).
+
+Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width, N rows (tokens times noise draws).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from divot_heads.denoiser import MLPDenoiser
+from divot_heads.draws import check_at_least, mean_of_draws, rows_of_draws
+from divot_heads.rectified_flow import falling_times
+from divot_lightning.errors import UserError
+from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
+
+TIME_SCALE = 10.0
+"""Times are embedded as 10 t. The loss needs the derivative with respect to t; the usual 1000 t makes it huge and
+noisy (arXiv:2410.11081, section 4.1)."""
+WEIGHT_FLOOR = 1e-3
+"""Added to the squared error before its power weighs the loss; as in the paper, section 4.3."""
+
+AverageVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class MeanFlowHead(GenerationHead):
+    """Average velocity of the flow of each token: samples in one evaluation (MeanFlow, arXiv:2505.13447).
+
+    On the line z_t = (1 - t) x + t e from features x to noise e, with the velocity v = e - x, the average velocity from
+    r to t is u(z_t, r, t) = (1 / (t - r)) integral_r^t v. Its derivative along the line gives the identity
+    u = v - (t - r) du/dt (`regression_target`), whose right side is the target of a regression. One step samples:
+    x = e - u(e, 0, 1). The loss of a token, d = |u - target|^2 / C, is weighted by 1 / (d + 0.001)^p, without
+    gradient; so with p = 1, the paper's, its value stays near 1 and says little about how well the head has learnt.
+    (The paper sums over the dimensions; the mean makes the weight independent of C.) With p > 0 the best prediction is
+    not quite the mean velocity: if C is small, samples prefer the likelier component of a mixture. The denoiser is
+    that of `DiffusionHead`; tokens are sampled independently of each other. There is no guidance: in MeanFlow it would
+    be a setting of training.
+    """
+
+    sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps",)
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        feature_dim: int,
+        width: int = 1024,
+        depth: int = 3,
+        draws_per_token: int = 4,
+        interval_fraction: float = 0.25,
+        time_mean: float = -0.4,
+        time_std: float = 1.0,
+        weight_power: float = 1.0,
+        sampling_steps: int = 1,
+    ) -> None:
+        """Build the denoiser.
+
+        Args:
+            hidden_dim: D, width of the LLM's hidden states.
+            feature_dim: C, width of the features.
+            width: Width of the denoiser, even.
+            depth: Residual blocks of the denoiser.
+            draws_per_token: Draws of noise and times per token and loss.
+            interval_fraction: Fraction of the rows with r < t, 0 to 1; the others have r = t and learn the velocity
+                itself. 0.25 in the paper.
+            time_mean: Mean of the normal number whose logistic function is a time; the paper's for ImageNet.
+            time_std: Its standard deviation, at least 0; the paper's for ImageNet.
+            weight_power: p, at least 0; 0 is the plain squared error. 1 in the paper.
+            sampling_steps: Evaluations per sample; each goes an equal part of the way.
+        """
+        super().__init__(hidden_dim, feature_dim)
+        check_at_least(1, draws_per_token=draws_per_token, sampling_steps=sampling_steps)
+        check_at_least(0, interval_fraction=interval_fraction, time_std=time_std, weight_power=weight_power)
+        if interval_fraction > 1:
+            raise UserError(f"interval_fraction={interval_fraction} is not allowed; give 0 to 1")
+        self.draws_per_token = draws_per_token
+        self.interval_fraction = interval_fraction
+        self.time_mean = time_mean
+        self.time_std = time_std
+        self.weight_power = weight_power
+        self.sampling_steps = sampling_steps
+        self.denoiser = MLPDenoiser(feature_dim, hidden_dim, width, depth, two_times=True)
+
+    @force_float32
+    def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
+        """Return the weighted error of the average velocity over C, draws and tokens; see `GenerationHead.loss`."""
+        clean_NC = rows_of_draws(clear_masked(target_BQC, mask_BQ), self.draws_per_token)
+        condition_ND = rows_of_draws(clear_masked(hidden_BQD, mask_BQ), self.draws_per_token)
+        noise_NC = torch.randn_like(clean_NC)
+        start_N, end_N = self._draw_interval(clean_NC)
+        noisy_NC = torch.lerp(clean_NC, noise_NC, end_N.unsqueeze(-1))
+        # The derivative runs in a pass of its own, without gradient: hooks of ZeRO-3 cannot be differentiated forward.
+        with torch.no_grad():
+            detached = partial(self._average_velocity, condition_ND.detach())
+            wanted_NC = regression_target(detached, noisy_NC, start_N, end_N, noise_NC - clean_NC)
+        error_NC = self._average_velocity(condition_ND, noisy_NC, start_N, end_N) - wanted_NC
+        squared_N = error_NC.square().mean(dim=-1)
+        weighted_N = squared_N / (squared_N.detach() + WEIGHT_FLOOR) ** self.weight_power
+        error_BQ = mean_of_draws(weighted_N, target_BQC, self.draws_per_token)
+        return masked_mean(error_BQ, mask_BQ)
+
+    @torch.no_grad()
+    @force_float32
+    def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
+        """Jump from noise, which `temperature` multiplies, to features_BQC, float32, in `sampling_steps` jumps."""
+        condition_ND = hidden_BQD.flatten(0, -2)
+        shape = (len(condition_ND), self.feature_dim)
+        state_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
+        for end, start in pairwise(falling_times(self.sampling_steps, shift=1.0)):
+            start_N, end_N = (torch.full((len(state_NC),), time, device=state_NC.device) for time in (start, end))
+            state_NC = state_NC - (end - start) * self._average_velocity(condition_ND, state_NC, start_N, end_N)
+        return state_NC.view(*hidden_BQD.shape[:-1], self.feature_dim)
+
+    def _average_velocity(self, condition_ND: Tensor, state_NC: Tensor, start_N: Tensor, end_N: Tensor) -> Tensor:
+        average_NC: Tensor = self.denoiser(
+            state_NC, TIME_SCALE * end_N, condition_ND, second_time_N=TIME_SCALE * (end_N - start_N)
+        )
+        return average_NC
+
+    def _draw_interval(self, like_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return start r and end t of an interval per row, 0 <= r <= t <= 1."""
+        normal_2N = torch.randn(2, len(like_NC), device=like_NC.device)
+        times_2N = (self.time_mean + self.time_std * normal_2N).sigmoid()
+        start_N, end_N = times_2N.amin(dim=0), times_2N.amax(dim=0)
+        is_interval_N = torch.rand_like(end_N) < self.interval_fraction
+        # Without an interval t is the first draw, not the larger of two, which would prefer noise.
+        end_N = torch.where(is_interval_N, end_N, times_2N[0])
+        return torch.where(is_interval_N, start_N, end_N), end_N
+
+
+def regression_target(
+    average_velocity: AverageVelocity, state_NC: Tensor, start_N: Tensor, end_N: Tensor, velocity_NC: Tensor
+) -> Tensor:
+    """Return v - (t - r) du/dt, where du/dt = v du/dz + du/dt at fixed r: the derivative along the line.
+
+    Args:
+        average_velocity: u(z, r, t).
+        state_NC: z at time t.
+        start_N: r.
+        end_N: t.
+        velocity_NC: v, the velocity of the line.
+
+    Returns:
+        target_NC.
+
+    >>> r, t, z, v = torch.zeros(1), torch.ones(1), torch.ones(1, 1), torch.ones(1, 1)
+    >>> regression_target(lambda z, r, t: 3 * z, z, r, t, v).item()  # 1 - (1 - 0) * 3
+    -2.0
+    """
+    tangents = (velocity_NC, torch.zeros_like(start_N), torch.ones_like(end_N))
+    _, change_NC = torch.func.jvp(average_velocity, (state_NC, start_N, end_N), tangents)
+    return velocity_NC - (end_N - start_N).unsqueeze(-1) * change_NC

@@ -1,0 +1,95 @@
+"""Every head that samples learns a mixture of two Gaussians that depends on the hidden state.
+
+A head that learnt mean and covariance only, or that ignored the hidden state, is outside of the bounds.
+"""
+
+import pytest
+import torch
+
+from divot_heads.autoregressive_flow import AutoregressiveFlowHead
+from divot_heads.diffusion import DiffusionHead
+from divot_heads.energy import EnergyHead
+from divot_heads.flow_clip import FlowClipHead
+from divot_heads.flow_token import FlowTokenHead
+from divot_heads.gmm import GMMHead
+from divot_heads.meanflow import MeanFlowHead
+
+HIDDEN = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+"""Hidden states of the two conditions."""
+CENTRES = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]], [[1.0, -1.0], [-0.5, 1.0]]])
+"""Of both components, by condition."""
+FIRST_WEIGHT = torch.tensor([0.7, 0.4])
+SMALL = {"width": 64, "depth": 2}
+LONG_INTERVALS = {"interval_fraction": 0.75, "time_mean": 0.0, "time_std": 2.0}
+TRANSFORMER = {**SMALL, "num_attention_heads": 4}
+HEADS = {
+    "diffusion, eps": lambda: DiffusionHead(8, 2, prediction="epsilon", sampling_steps=50, **SMALL),
+    "diffusion, v": lambda: DiffusionHead(8, 2, prediction="v", sampling_steps=50, condition_dropout=0.1, **SMALL),
+    "gmm": lambda: GMMHead(8, 2, num_components=4, variance_scale=1.0),
+    "gmm, shared": lambda: GMMHead(8, 2, num_components=4, variance_scale=1.0, shared_component=True),
+    "gmm, low rank": lambda: GMMHead(8, 2, num_components=4, variance_scale=1.0, covariance_rank=1),
+    "flow_token": lambda: FlowTokenHead(8, 2, **SMALL),
+    "flow_clip": lambda: FlowClipHead(8, 2, **TRANSFORMER),
+    "energy": lambda: EnergyHead(8, 2, **SMALL),
+    # Unweighted: with two channels the paper's weight prefers the likelier component. More and longer intervals, too.
+    "meanflow": lambda: MeanFlowHead(8, 2, **LONG_INTERVALS, draws_per_token=8, weight_power=0.0, **SMALL),
+    "autoregressive_flow": lambda: AutoregressiveFlowHead(8, 2, width=64, depth=1, num_attention_heads=4),
+}
+JOINT = ("gmm, shared", "flow_clip", "autoregressive_flow")
+
+
+def draw(condition, tokens=1, count=None):
+    """Return features (clips, tokens, 2); all tokens of a clip are of the same component."""
+    count = len(condition) if count is None else count
+    second = (torch.rand(count) > FIRST_WEIGHT[condition]).long()
+    return CENTRES[condition, second].unsqueeze(1) + 0.2 * torch.randn(count, tokens, 2)
+
+
+def train(head, tokens=1, steps=500):
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(head.parameters(), lr=4e-3)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 4e-3 * (1 - step / steps)
+        condition = torch.randint(2, (128,))
+        optimizer.zero_grad()
+        head(HIDDEN[condition].unsqueeze(1).expand(-1, tokens, -1), draw(condition, tokens)).backward()
+        optimizer.step()
+    return head.eval()
+
+
+def energy_distance(first, second):
+    """2 E|x - y| - E|x - x'| - E|y - y'|, which is 0 for equal distributions only."""
+    n = len(first)
+    within = sum(torch.cdist(x, x).sum() / (n * (n - 1)) for x in (first, second))
+    return (2 * torch.cdist(first, second).mean() - within).item()
+
+
+def gaussian_like(features):
+    """Samples of the Gaussian that has the mean and the covariance of the features."""
+    return features.mean(0) + torch.randn_like(features) @ torch.linalg.cholesky(features.T.cov()).mT
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_samples_have_the_distribution_of_each_condition(name):
+    torch.manual_seed(1)
+    head = train(HEADS[name]())
+    for condition in range(2):
+        truth = draw(torch.full((2000,), condition)).squeeze(1)
+        hidden = HIDDEN[condition].expand(2000, 1, -1)
+        samples = head.sample(hidden, generator=torch.Generator().manual_seed(2)).squeeze(1)
+        bound = 0.3 * energy_distance(gaussian_like(truth), truth)
+        assert energy_distance(samples, truth) < bound
+        torch.testing.assert_close(samples.mean(0), truth.mean(0), atol=0.2, rtol=0)
+        torch.testing.assert_close(samples.std(0), truth.std(0), atol=0, rtol=0.2)
+
+
+@pytest.mark.parametrize("name", [*JOINT, "gmm", "flow_token", "energy"])
+def test_joint_heads_sample_tokens_that_fit_each_other_and_others_do_not(name):
+    """All three tokens of a clip are of one component; of independent ones 0.7^3 + 0.3^3 = 37% of the clips are."""
+    torch.manual_seed(1)
+    head = train(HEADS[name](), tokens=3)
+    samples = head.sample(HIDDEN[0].expand(1000, 3, -1), generator=torch.Generator().manual_seed(2))
+    signs = samples.sum(dim=-1).sign()
+    agree = (signs == signs[:, :1]).all(dim=1).float().mean().item()
+    assert agree > 0.85 if name in JOINT else agree < 0.5
+    assert (signs[:, 0] > 0).float().mean().item() == pytest.approx(0.7, abs=0.1)
