@@ -208,8 +208,8 @@ def test_the_peak_of_a_step_is_within_a_tenth_of_the_measured_one(make: Any, pre
 
 
 def test_the_peak_with_parts_that_come_pretrained_is_within_a_tenth_of_the_measured_one(tmp_path: Path) -> None:
-    # In float32 only: within one 3D convolution of a video VAE, torch's CPU kernel for bfloat16 takes 28 times the memory
-    # of its result, and memory within an operation is not predicted.
+    # In float32 only: in a 3D convolution, as video VAEs have, torch's CPU kernel for bfloat16 takes 28 times the
+    # memory of its result, and memory within an operation is not predicted.
     stage, batch = _pretrained_like_stage(tmp_path, "adamw")
     needs = model_needs(stage, Layout(), averaged=False, max_steps=10, batches={"": batch})
     measured = _measured_peak(*_pretrained_like_stage(tmp_path, "adamw"), "32-true")
