@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -39,6 +39,36 @@ class Decoding:
     steps: int | None = None
     guidance: float | None = None
     sampler: Mapping[str, Any] | None = None
+
+
+class AskOptions(TypedDict, total=False):
+    """Options of `DivotPipeline.ask`, described there."""
+
+    history: Sequence[Answer]
+    max_clips: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options of `DivotPipeline.generate`, described there."""
+
+    num: int
+    seed: int
+    temperature: float
+    variance_scale: float | None
+    head: Mapping[str, Any] | None
+    decoding: Decoding | None
+
+
+class StoryOptions(TypedDict, total=False):
+    """Options of `DivotPipeline.story`, described there."""
+
+    seed: int
+    sampling: StorySampling | None
+    decoding: Decoding | None
 
 
 class DivotPipeline:
@@ -74,7 +104,8 @@ class DivotPipeline:
         if max_clips < 1:
             raise UserError(f"max_clips is {max_clips}; it must be at least 1")
         parts, kinds = [], list[Kind]()
-        for media in video if isinstance(video, list | tuple) else [video]:
+        videos: Sequence[Any] = video if isinstance(video, list | tuple) else [video]
+        for media in videos:
             pixels, kind = read_video(media, self.models.clip, max_clips)
             parts.append(self.models.encode(as_tensor(pixels)))
             kinds += [kind] * len(pixels)
@@ -114,9 +145,9 @@ class DivotPipeline:
         return Reconstruction(original, decoded, features_NQC, self.models.fps, settings)
 
     @overload
-    def ask(self, video: Any, question: str = "", **options: Any) -> Answer: ...
+    def ask(self, video: Any, question: str = "", **options: Unpack[AskOptions]) -> Answer: ...
     @overload
-    def ask(self, video: Any, question: Sequence[str], **options: Any) -> list[Answer]: ...
+    def ask(self, video: Any, question: Sequence[str], **options: Unpack[AskOptions]) -> list[Answer]: ...
     def ask(
         self,
         video: MediaInput | ClipFeatures | Sequence[MediaInput],
@@ -162,9 +193,9 @@ class DivotPipeline:
         return answers[0] if isinstance(question, str) else answers
 
     @overload
-    def generate(self, prompt: str, **options: Any) -> GeneratedClips: ...
+    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GeneratedClips: ...
     @overload
-    def generate(self, prompt: Sequence[str], **options: Any) -> list[GeneratedClips]: ...
+    def generate(self, prompt: Sequence[str], **options: Unpack[GenerateOptions]) -> list[GeneratedClips]: ...
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -203,9 +234,9 @@ class DivotPipeline:
         return made[0] if isinstance(prompt, str) else made
 
     @overload
-    def story(self, instruction: str, num_clips: int = 3, **options: Any) -> Story: ...
+    def story(self, instruction: str, num_clips: int = 3, **options: Unpack[StoryOptions]) -> Story: ...
     @overload
-    def story(self, instruction: Sequence[str], num_clips: int = 3, **options: Any) -> list[Story]: ...
+    def story(self, instruction: Sequence[str], num_clips: int = 3, **options: Unpack[StoryOptions]) -> list[Story]: ...
     def story(
         self,
         instruction: str | Sequence[str],
@@ -229,7 +260,7 @@ class DivotPipeline:
         """
         check_request([instruction] if isinstance(instruction, str) else instruction, num_clips)
         if not isinstance(instruction, str):
-            given = {"seed": seed, "sampling": sampling, "decoding": decoding}
+            given: StoryOptions = {"seed": seed, "sampling": sampling, "decoding": decoding}
             return [self.story(one, num_clips, **given) for one in instruction]
         self.models.check_fit()
         chosen = sampling or StorySampling()

@@ -53,11 +53,12 @@ class ClipTransformer(nn.Module):
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.features_out = nn.Linear(width, feature_dim)
-        tables = [block.scale_shift_table for block in self.blocks]
+        for block in self.blocks:
+            assert isinstance(block.scale_shift_table, Tensor)
+            nn.init.zeros_(block.scale_shift_table)
         for layer in (self.modulation, self.modulation_out, self.features_out):
-            tables += [layer.weight, layer.bias]
-        for parameter in tables:
-            nn.init.zeros_(parameter)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, noisy_BQC: Tensor, time_B: Tensor, hidden_BQD: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         """Predict the velocity.

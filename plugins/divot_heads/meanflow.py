@@ -150,5 +150,5 @@ def regression_target(
     -2.0
     """
     tangents = (velocity_NC, torch.zeros_like(start_N), torch.ones_like(end_N))
-    _, change_NC = torch.func.jvp(average_velocity, (state_NC, start_N, end_N), tangents)
+    change_NC = torch.func.jvp(average_velocity, (state_NC, start_N, end_N), tangents)[1]
     return velocity_NC - (end_N - start_N).unsqueeze(-1) * change_NC

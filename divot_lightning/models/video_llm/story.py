@@ -82,7 +82,11 @@ def generate_story(
     sampling = sampling or StorySampling()
     batch = video_llm.sequences([segments], prompt=True)
     sequence = CachedSequence(video_llm, batch, video_llm.normalise(None, batch.num_clips))
-    kinds: dict[int, Kind] = {token: kind for kind, token in video_llm.special.opening.items()}
+    opening: dict[Kind, int] = {
+        "video": video_llm.special.opening["video"],
+        "image": video_llm.special.opening["image"],
+    }
+    kinds = {token: kind for kind, token in opening.items()}
     steps: list[StoryStep] = []
     while len(steps) < num_clips:
         ids, stop = _write(video_llm, sequence, sampling, generator)
