@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.inference.head_options import HELP, split_head_options
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         args.run, args.detokenizer, template=args.template, device=args.device, head=head
     )
     options = {"num": args.num, "temperature": args.temperature, "seed": args.seed}
-    write = generate_missing if entries else generate_files
+    write: Any = generate_missing if entries else generate_files
     for text, path in write(pipeline, entries or args.prompt, args.output, **options):
         row = json.dumps({"prompt": text, "file": str(path)}, ensure_ascii=False)
         sys.stdout.write(f"{row if args.jsonl else path}\n")

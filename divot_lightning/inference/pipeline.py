@@ -147,7 +147,7 @@ class DivotPipeline:
     @overload
     def ask(self, video: Any, question: str = "", **options: Unpack[AskOptions]) -> Answer: ...
     @overload
-    def ask(self, video: Any, question: Sequence[str], **options: Unpack[AskOptions]) -> list[Answer]: ...
+    def ask(self, video: Any, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]) -> list[Answer]: ...
     def ask(
         self,
         video: MediaInput | ClipFeatures | Sequence[MediaInput],
@@ -195,7 +195,9 @@ class DivotPipeline:
     @overload
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GeneratedClips: ...
     @overload
-    def generate(self, prompt: Sequence[str], **options: Unpack[GenerateOptions]) -> list[GeneratedClips]: ...
+    def generate(
+        self, prompt: list[str] | tuple[str, ...], **options: Unpack[GenerateOptions]
+    ) -> list[GeneratedClips]: ...
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -236,7 +238,9 @@ class DivotPipeline:
     @overload
     def story(self, instruction: str, num_clips: int = 3, **options: Unpack[StoryOptions]) -> Story: ...
     @overload
-    def story(self, instruction: Sequence[str], num_clips: int = 3, **options: Unpack[StoryOptions]) -> list[Story]: ...
+    def story(
+        self, instruction: list[str] | tuple[str, ...], num_clips: int = 3, **options: Unpack[StoryOptions]
+    ) -> list[Story]: ...
     def story(
         self,
         instruction: str | Sequence[str],

@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> int:
     if args.public and args.push_to_hub is None:
         raise UserError("--public has no effect without --push-to-hub; leave it out")
     from divot_lightning.evaluation.scores import load_scores
-    from divot_lightning.interop.export import export_run, require_shard_size
-    from divot_lightning.interop.hub_upload import push_to_hub, require_repository_name
+    from divot_lightning.interop.exporting.export import export_run, require_shard_size
+    from divot_lightning.interop.exporting.hub_upload import push_to_hub, require_repository_name
 
     size = require_shard_size(args.max_shard_size)
     if args.push_to_hub is not None:

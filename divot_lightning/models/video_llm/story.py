@@ -82,11 +82,8 @@ def generate_story(
     sampling = sampling or StorySampling()
     batch = video_llm.sequences([segments], prompt=True)
     sequence = CachedSequence(video_llm, batch, video_llm.normalise(None, batch.num_clips))
-    opening: dict[Kind, int] = {
-        "video": video_llm.special.opening["video"],
-        "image": video_llm.special.opening["image"],
-    }
-    kinds = {token: kind for kind, token in opening.items()}
+    opening = video_llm.special.opening
+    kinds: dict[int, Kind] = {opening["video"]: "video", opening["image"]: "image"}
     steps: list[StoryStep] = []
     while len(steps) < num_clips:
         ids, stop = _write(video_llm, sequence, sampling, generator)

@@ -12,10 +12,10 @@ from torch import nn
 from divot_lightning import __version__
 from divot_lightning.checkpoint.components import load_component
 from divot_lightning.errors import UserError
-from divot_lightning.interop.export_parts import merge_adapters, write_component
-from divot_lightning.interop.export_source import find_source
+from divot_lightning.interop.exporting.export_parts import merge_adapters, write_component
+from divot_lightning.interop.exporting.export_source import find_source
+from divot_lightning.interop.exporting.model_card import model_card, without_folders
 from divot_lightning.interop.folders import require_new, whole_folder
-from divot_lightning.interop.model_card import model_card, without_folders
 from divot_lightning.io.component_files import CONFIG_FILE, WEIGHTS_FILE
 from divot_lightning.training.run_folder import CONFIG
 

@@ -9,13 +9,13 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from divot_lightning import __version__
-from divot_lightning.interop.export_source import Source
+from divot_lightning.interop.exporting.export_source import Source
 from divot_lightning.training.run_folder import CONFIG
 
 LOADING = {
     "video_llm/language_model": "AutoModelForCausalLM.from_pretrained(FOLDER)  # transformers",
     "video_llm/adapter": "PeftModel.from_pretrained(base_model, FOLDER)  # peft",
-    "video_llm/head": "load_head(FOLDER)  # divot_lightning.interop.export_parts",
+    "video_llm/head": "load_head(FOLDER)  # divot_lightning.interop.exporting.export_parts",
     "detokenizer/denoiser": "{name}.from_pretrained(FOLDER)  # diffusers",
     "detokenizer/vae": "{name}.from_pretrained(FOLDER)  # diffusers",
 }
