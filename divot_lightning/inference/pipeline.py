@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, TypeAlias, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class Decoding:
     steps: int | None = None
     guidance: float | None = None
     sampler: Mapping[str, Any] | None = None
+
+
+Texts: TypeAlias = list[str] | tuple[str, ...]
+"""Several texts; a text alone is a sequence of texts, too."""
 
 
 class AskOptions(TypedDict, total=False):
@@ -147,7 +151,7 @@ class DivotPipeline:
     @overload
     def ask(self, video: Any, question: str = "", **options: Unpack[AskOptions]) -> Answer: ...
     @overload
-    def ask(self, video: Any, question: list[str] | tuple[str, ...], **options: Unpack[AskOptions]) -> list[Answer]: ...
+    def ask(self, video: Any, question: Texts, **options: Unpack[AskOptions]) -> list[Answer]: ...
     def ask(
         self,
         video: MediaInput | ClipFeatures | Sequence[MediaInput],
@@ -195,9 +199,7 @@ class DivotPipeline:
     @overload
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GeneratedClips: ...
     @overload
-    def generate(
-        self, prompt: list[str] | tuple[str, ...], **options: Unpack[GenerateOptions]
-    ) -> list[GeneratedClips]: ...
+    def generate(self, prompt: Texts, **options: Unpack[GenerateOptions]) -> list[GeneratedClips]: ...
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -238,9 +240,7 @@ class DivotPipeline:
     @overload
     def story(self, instruction: str, num_clips: int = 3, **options: Unpack[StoryOptions]) -> Story: ...
     @overload
-    def story(
-        self, instruction: list[str] | tuple[str, ...], num_clips: int = 3, **options: Unpack[StoryOptions]
-    ) -> list[Story]: ...
+    def story(self, instruction: Texts, num_clips: int = 3, **options: Unpack[StoryOptions]) -> list[Story]: ...
     def story(
         self,
         instruction: str | Sequence[str],
