@@ -1,8 +1,13 @@
 """`divot export` from checkpoints: the weights after that step, whatever the run was trained on."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
+
+from tests.helpers.jobs import Job
 
 AVERAGE = {"class_path": "divot_lightning.checkpoint.weight_average.WeightAverage", "init_args": {"decay": 0.9}}
 
@@ -19,6 +24,7 @@ def layer(folder):
 @pytest.mark.parametrize("callbacks", [[], [AVERAGE]], ids=["trained", "averaged"])
 def test_a_checkpoint_of_the_last_step_gives_what_the_finished_run_has(divot, tiny, tmp_path, callbacks):
     tiny["trainer"]["callbacks"] = callbacks
+    tiny["checkpoint"]["keep_all"] = True
     assert divot("fit", tiny) == 0
     assert divot("export", "runs/tiny", "--to", "whole") == 0
     assert divot("export", "runs/tiny/checkpoints/step_00000006", "--to", "last") == 0
@@ -55,7 +61,9 @@ def test_a_component_that_the_checkpoint_lacks_is_refused(divot, tiny, tmp_path,
 
 def test_a_checkpoint_of_two_processes_with_sharded_weights_is_whole(divot, tiny, tmp_path):
     tiny["trainer"] |= {"strategy": "divot_zero3", "devices": 2}
-    assert divot("fit", tiny) == 0
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    with Job.divot("fit", "--config", "tiny.yaml", environment={"PYTHONPATH": str(Path(__file__).parent)}) as job:
+        assert job.wait() == 0, job.output
     assert divot("export", "runs/tiny/checkpoints/step_00000006", "--to", "out") == 0
     finished = layer(tmp_path / "runs" / "tiny")
     assert all(torch.equal(value, finished[name]) for name, value in layer(tmp_path / "out").items())
