@@ -1,4 +1,4 @@
-"""The heads that sample learn a mixture of two Gaussians that depends on the hidden state (MeanFlow: see test_meanflow.py).
+"""The heads that sample learn a mixture of two Gaussians that depends on the hidden state. MeanFlow has its own tests.
 
 A head that learnt mean and covariance only, or that ignored the hidden state, is outside of the bounds.
 """
