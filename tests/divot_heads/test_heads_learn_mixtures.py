@@ -1,4 +1,4 @@
-"""Every head that samples learns a mixture of two Gaussians that depends on the hidden state.
+"""The heads that sample learn a mixture of two Gaussians that depends on the hidden state. MeanFlow has its own tests.
 
 A head that learnt mean and covariance only, or that ignored the hidden state, is outside of the bounds.
 """
@@ -12,7 +12,6 @@ from divot_heads.energy import EnergyHead
 from divot_heads.flow_clip import FlowClipHead
 from divot_heads.flow_token import FlowTokenHead
 from divot_heads.gmm import GMMHead
-from divot_heads.meanflow import MeanFlowHead
 
 HIDDEN = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 """Hidden states of the two conditions."""
@@ -20,7 +19,6 @@ CENTRES = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]], [[1.0, -1.0], [-0.5, 1.0]]])
 """Of both components, by condition."""
 FIRST_WEIGHT = torch.tensor([0.7, 0.4])
 SMALL = {"width": 64, "depth": 2}
-LONG_INTERVALS = {"interval_fraction": 0.75, "time_mean": 0.0, "time_std": 2.0}
 TRANSFORMER = {**SMALL, "num_attention_heads": 4}
 HEADS = {
     "diffusion, eps": lambda: DiffusionHead(8, 2, prediction="epsilon", sampling_steps=50, **SMALL),
@@ -31,8 +29,6 @@ HEADS = {
     "flow_token": lambda: FlowTokenHead(8, 2, **SMALL),
     "flow_clip": lambda: FlowClipHead(8, 2, **TRANSFORMER),
     "energy": lambda: EnergyHead(8, 2, **SMALL),
-    # Unweighted: with two channels the paper's weight prefers the likelier component. More and longer intervals, too.
-    "meanflow": lambda: MeanFlowHead(8, 2, **LONG_INTERVALS, draws_per_token=8, weight_power=0.0, **SMALL),
     "autoregressive_flow": lambda: AutoregressiveFlowHead(8, 2, width=64, depth=1, num_attention_heads=4),
 }
 JOINT = ("gmm, shared", "flow_clip", "autoregressive_flow")

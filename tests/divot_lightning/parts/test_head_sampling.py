@@ -43,7 +43,7 @@ def test_the_loss_and_the_weights_stay_as_they_are():
 def test_strings_are_converted_to_the_types_of_the_class():
     head = DiffusionHead(8, 4, width=8, depth=1)
     set_sampling(head, {"sampling_steps": "7"})
-    assert sampling_of(head) == {"sampling_steps": 7}
+    assert sampling_of(head) == {"sampling_steps": 7, "guidance": 1.0}
 
 
 @pytest.mark.parametrize(
