@@ -67,8 +67,11 @@ def main(argv: Sequence[str]) -> int:
         args.run, args.detokenizer, template=args.template, device=args.device, head=head
     )
     options = {"num": args.num, "temperature": args.temperature, "seed": args.seed}
-    write = generate_missing if entries else generate_files
-    for text, path in write(pipeline, entries or args.prompt, args.output, **options):
+    if entries:
+        made = generate_missing(pipeline, entries, args.output, **options)
+    else:
+        made = generate_files(pipeline, args.prompt, args.output, **options)
+    for text, path in made:
         row = json.dumps({"prompt": text, "file": str(path)}, ensure_ascii=False)
         sys.stdout.write(f"{row if args.jsonl else path}\n")
     return 0

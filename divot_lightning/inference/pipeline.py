@@ -74,7 +74,8 @@ class DivotPipeline:
         if max_clips < 1:
             raise UserError(f"max_clips is {max_clips}; it must be at least 1")
         parts, kinds = [], list[Kind]()
-        for media in video if isinstance(video, list | tuple) else [video]:
+        several: Sequence[Any] = video if isinstance(video, list | tuple) else [video]
+        for media in several:
             pixels, kind = read_video(media, self.models.clip, max_clips)
             parts.append(self.models.encode(as_tensor(pixels)))
             kinds += [kind] * len(pixels)
@@ -117,7 +118,7 @@ class DivotPipeline:
     def ask(self, video: Any, question: str = "", **options: Any) -> Answer: ...
     @overload
     def ask(self, video: Any, question: Sequence[str], **options: Any) -> list[Answer]: ...
-    def ask(
+    def ask(  # type: ignore[misc]  # its options are those named here
         self,
         video: MediaInput | ClipFeatures | Sequence[MediaInput],
         question: str | Sequence[str] = "",
@@ -165,7 +166,7 @@ class DivotPipeline:
     def generate(self, prompt: str, **options: Any) -> GeneratedClips: ...
     @overload
     def generate(self, prompt: Sequence[str], **options: Any) -> list[GeneratedClips]: ...
-    def generate(
+    def generate(  # type: ignore[misc]  # its options are those named here
         self,
         prompt: str | Sequence[str],
         *,
@@ -206,7 +207,7 @@ class DivotPipeline:
     def story(self, instruction: str, num_clips: int = 3, **options: Any) -> Story: ...
     @overload
     def story(self, instruction: Sequence[str], num_clips: int = 3, **options: Any) -> list[Story]: ...
-    def story(
+    def story(  # type: ignore[misc]  # its options are those named here
         self,
         instruction: str | Sequence[str],
         num_clips: int = 3,
