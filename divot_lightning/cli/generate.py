@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.inference.head_options import HELP, split_head_options
@@ -68,8 +67,11 @@ def main(argv: Sequence[str]) -> int:
         args.run, args.detokenizer, template=args.template, device=args.device, head=head
     )
     options = {"num": args.num, "temperature": args.temperature, "seed": args.seed}
-    write: Any = generate_missing if entries else generate_files
-    for text, path in write(pipeline, entries or args.prompt, args.output, **options):
+    if entries:
+        made = generate_missing(pipeline, entries, args.output, **options)
+    else:
+        made = generate_files(pipeline, args.prompt, args.output, **options)
+    for text, path in made:
         row = json.dumps({"prompt": text, "file": str(path)}, ensure_ascii=False)
         sys.stdout.write(f"{row if args.jsonl else path}\n")
     return 0

@@ -157,7 +157,7 @@ class Story:
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write a video per clip, `clip-0.mp4` and so on, and after them `story.json` with the texts and settings."""
-        paths, described = list[Path](), []
+        paths, described = list[Path](), list[dict[str, Any]]()
         for part in self.parts:
             path = None
             if part.video_FCHW is not None:

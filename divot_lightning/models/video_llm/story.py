@@ -9,7 +9,7 @@ Letters: B samples, here 1, T positions, Q tokens per clip, D LLM width, C featu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
@@ -82,8 +82,7 @@ def generate_story(
     sampling = sampling or StorySampling()
     batch = video_llm.sequences([segments], prompt=True)
     sequence = CachedSequence(video_llm, batch, video_llm.normalise(None, batch.num_clips))
-    opening = video_llm.special.opening
-    kinds: dict[int, Kind] = {opening["video"]: "video", opening["image"]: "image"}
+    kinds: dict[int, Kind] = {video_llm.special.opening[kind]: kind for kind in get_args(Kind)}
     steps: list[StoryStep] = []
     while len(steps) < num_clips:
         ids, stop = _write(video_llm, sequence, sampling, generator)
