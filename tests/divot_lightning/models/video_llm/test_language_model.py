@@ -71,7 +71,7 @@ def test_initial_values_of_the_released_code_are_a_setting(tmp_path, tied):
     model.save_pretrained(tmp_path)
     plain.save_pretrained(tmp_path)
     given = {"language_model": str(tmp_path), "num_queries": 3, "feature_dim": 5}
-    built = VideoLLM(VideoLLMConfig(initial_values="released", **given), lambda d, c: MSEHead(d, c))
+    built = VideoLLM(VideoLLMConfig(initial_values="released", **given), MSEHead)
     new = [built.text_tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKEN_NAMES]
     words_mean, output_mean = (
         sum(layer.weight[row].detach() for row in range(len(words))) / len(words)
