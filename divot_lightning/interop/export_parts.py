@@ -72,7 +72,7 @@ def merge_adapters(module: nn.Module) -> None:
             layer.merge()
         recurse_remove_peft_layers(denoiser.model)
         denoiser.init_args["training"] = "full"
-        module.config = replace(module.config, denoiser=spec_of(denoiser))
+        module.config = replace(module.config, denoiser=spec_of(denoiser))  # type: ignore[arg-type]
 
 
 def load_head(folder: str | Path) -> GenerationHead:

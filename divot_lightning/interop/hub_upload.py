@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (  # HTTPError is of the HTTP library that this version uses
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]
+    HTTPError,
     LocalTokenNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
