@@ -14,7 +14,15 @@ class MLPDenoiser(nn.Module):
     A new denoiser is the zero function: the last layer and every block's gate are initialised to zero.
     """
 
-    def __init__(self, feature_dim: int, condition_dim: int, width: int, depth: int, two_times: bool = False) -> None:
+    def __init__(
+        self,
+        feature_dim: int,
+        condition_dim: int,
+        width: int,
+        depth: int,
+        two_times: bool = False,
+        linear: type[nn.Linear] = nn.Linear,
+    ) -> None:
         """Build the layers.
 
         Args:
@@ -23,17 +31,18 @@ class MLPDenoiser(nn.Module):
             width: W, width of the residual stream, even.
             depth: Number of residual blocks.
             two_times: Whether the prediction depends on a second time.
+            linear: Class of all linear layers.
         """
         super().__init__()
-        self.features_in = nn.Linear(feature_dim, width)
-        self.condition_in = nn.Sequential(nn.LayerNorm(condition_dim), nn.Linear(condition_dim, width))
-        self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.blocks = nn.ModuleList(ModulatedMLP(width) for _ in range(depth))
+        self.features_in = linear(feature_dim, width)
+        self.condition_in = nn.Sequential(nn.LayerNorm(condition_dim), linear(condition_dim, width))
+        self.time_in = nn.Sequential(linear(width, width), nn.SiLU(), linear(width, width))
+        self.blocks = nn.ModuleList(ModulatedMLP(width, linear) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation_out = _zeros(nn.Linear(width, 2 * width))
-        self.features_out = _zeros(nn.Linear(width, feature_dim))
+        self.modulation_out = _zeros(linear(width, 2 * width))
+        self.features_out = _zeros(linear(width, feature_dim))
         self.second_time_in = (
-            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) if two_times else None
+            nn.Sequential(linear(width, width), nn.SiLU(), linear(width, width)) if two_times else None
         )
 
     def forward(
@@ -68,16 +77,17 @@ class MLPDenoiser(nn.Module):
 class ModulatedMLP(nn.Module):
     """One residual block: normalise, shift and scale by the condition, MLP, gate by the condition (AdaLN-zero)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, linear: type[nn.Linear] = nn.Linear) -> None:
         """Build the block.
 
         Args:
             width: W, width of the stream, of the condition and of the hidden layer.
+            linear: Class of the linear layers.
         """
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = _zeros(nn.Linear(width, 3 * width))
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = _zeros(linear(width, 3 * width))
+        self.mlp = nn.Sequential(linear(width, width), nn.SiLU(), linear(width, width))
 
     def forward(self, stream_NW: Tensor, condition_NW: Tensor) -> Tensor:
         """Return the updated stream; both inputs and the output are (N, W), float32."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from divot_heads.denoiser import MLPDenoiser
 from divot_heads.draws import check_at_least, mean_of_draws, rows_of_draws
@@ -22,8 +22,6 @@ TIME_SCALE = 10.0
 noisy (arXiv:2410.11081, section 4.1)."""
 WEIGHT_FLOOR = 1e-3
 """Added to the squared error before its power weighs the loss; as in the paper, section 4.3."""
-
-AverageVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class MeanFlowHead(GenerationHead):
@@ -81,7 +79,7 @@ class MeanFlowHead(GenerationHead):
         self.time_std = time_std
         self.weight_power = weight_power
         self.sampling_steps = sampling_steps
-        self.denoiser = MLPDenoiser(feature_dim, hidden_dim, width, depth, two_times=True)
+        self.average_velocity = AverageVelocity(feature_dim, hidden_dim, width, depth)
 
     @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
@@ -91,12 +89,8 @@ class MeanFlowHead(GenerationHead):
         noise_NC = torch.randn_like(clean_NC)
         start_N, end_N = self._draw_interval(clean_NC)
         noisy_NC = torch.lerp(clean_NC, noise_NC, end_N.unsqueeze(-1))
-        # The derivative runs in a pass of its own, without gradient: hooks of ZeRO-3 cannot be differentiated forward.
-        with torch.no_grad():
-            detached = partial(self._average_velocity, condition_ND.detach())
-            wanted_NC = regression_target(detached, noisy_NC, start_N, end_N, noise_NC - clean_NC)
-        error_NC = self._average_velocity(condition_ND, noisy_NC, start_N, end_N) - wanted_NC
-        squared_N = error_NC.square().mean(dim=-1)
+        average_NC, wanted_NC = self.average_velocity(noisy_NC, start_N, end_N, condition_ND, noise_NC - clean_NC)
+        squared_N = (average_NC - wanted_NC).square().mean(dim=-1)
         weighted_N = squared_N / (squared_N.detach() + WEIGHT_FLOOR) ** self.weight_power
         error_BQ = mean_of_draws(weighted_N, target_BQC, self.draws_per_token)
         return masked_mean(error_BQ, mask_BQ)
@@ -110,14 +104,9 @@ class MeanFlowHead(GenerationHead):
         state_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
         for end, start in pairwise(falling_times(self.sampling_steps, shift=1.0)):
             start_N, end_N = (torch.full((len(state_NC),), time, device=state_NC.device) for time in (start, end))
-            state_NC = state_NC - (end - start) * self._average_velocity(condition_ND, state_NC, start_N, end_N)
+            average_NC, _ = self.average_velocity(state_NC, start_N, end_N, condition_ND)
+            state_NC = state_NC - (end - start) * average_NC
         return state_NC.view(*hidden_BQD.shape[:-1], self.feature_dim)
-
-    def _average_velocity(self, condition_ND: Tensor, state_NC: Tensor, start_N: Tensor, end_N: Tensor) -> Tensor:
-        average_NC: Tensor = self.denoiser(
-            state_NC, TIME_SCALE * end_N, condition_ND, second_time_N=TIME_SCALE * (end_N - start_N)
-        )
-        return average_NC
 
     def _draw_interval(self, like_NC: Tensor) -> tuple[Tensor, Tensor]:
         """Return start r and end t of an interval per row, 0 <= r <= t <= 1."""
@@ -130,8 +119,69 @@ class MeanFlowHead(GenerationHead):
         return torch.where(is_interval_N, start_N, end_N), end_N
 
 
+class AverageVelocity(nn.Module):
+    """An `MLPDenoiser` of two times, and its regression target.
+
+    The derivative must be taken inside of one call: ZeRO-3 gathers parameters in hooks around the call of a module,
+    and these hooks cannot be differentiated forward. So all parameters are this module's own, and its network, which
+    is no submodule, is called with them as a function.
+    """
+
+    def __init__(self, feature_dim: int, condition_dim: int, width: int, depth: int) -> None:
+        """Build the network.
+
+        Args:
+            feature_dim: C.
+            condition_dim: D.
+            width: Width of the network, even.
+            depth: Number of residual blocks.
+        """
+        super().__init__()
+        network = MLPDenoiser(feature_dim, condition_dim, width, depth, two_times=True, linear=MatmulLinear)
+        self.names = {name.replace(".", "_"): name for name, _ in network.named_parameters()}
+        for name, dotted in self.names.items():
+            self.register_parameter(name, network.get_parameter(dotted))
+        object.__setattr__(self, "network", network)
+
+    def forward(
+        self,
+        state_NC: Tensor,
+        start_N: Tensor,
+        end_N: Tensor,
+        condition_ND: Tensor,
+        velocity_NC: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return u(z, r, t, h), and `regression_target`, without gradient, if the velocity of the line is given."""
+        average_NC = self._network(condition_ND, state_NC, start_N, end_N)
+        if velocity_NC is None:
+            return average_NC, None
+        with torch.no_grad():
+            network = partial(self._network, condition_ND.detach())
+            return average_NC, regression_target(network, state_NC, start_N, end_N, velocity_NC)
+
+    def _network(self, condition_ND: Tensor, state_NC: Tensor, start_N: Tensor, end_N: Tensor) -> Tensor:
+        parameters = {dotted: self.get_parameter(name) for name, dotted in self.names.items()}
+        times = TIME_SCALE * end_N, TIME_SCALE * (end_N - start_N)
+        average_NC: Tensor = torch.func.functional_call(
+            self.network, parameters, (state_NC, times[0], condition_ND, times[1])
+        )
+        return average_NC
+
+
+class MatmulLinear(nn.Linear):
+    """A linear layer of its own operations: `nn.functional.linear` is replaced under ZeRO-3."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return inputs W^T + b."""
+        return inputs @ self.weight.T + self.bias
+
+
 def regression_target(
-    average_velocity: AverageVelocity, state_NC: Tensor, start_N: Tensor, end_N: Tensor, velocity_NC: Tensor
+    average_velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
+    state_NC: Tensor,
+    start_N: Tensor,
+    end_N: Tensor,
+    velocity_NC: Tensor,
 ) -> Tensor:
     """Return v - (t - r) du/dt, where du/dt = v du/dz + du/dt at fixed r: the derivative along the line.
 

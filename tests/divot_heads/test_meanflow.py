@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
-from divot_heads.meanflow import TIME_SCALE, MeanFlowHead, regression_target
+from divot_heads.meanflow import AverageVelocity, MeanFlowHead, regression_target
 from divot_lightning.errors import UserError
 
 MEAN, STD = 1.5, 0.4
@@ -24,25 +23,23 @@ def exact_average_velocity(z, r, t):
     return torch.where(t - r > 1e-4, way / (t - r).clamp(min=1e-4), slope)
 
 
-class Exact(nn.Module):
-    def forward(self, noisy, timestep, condition, second_time_N):
-        end = timestep / TIME_SCALE
-        return exact_average_velocity(noisy, end - second_time_N / TIME_SCALE, end)
+def exact_network(condition, state, start, end):
+    return exact_average_velocity(state, start, end)
 
 
-class Recorder(nn.Module):
-    """Predicts sin(z) + r t, whose derivative is known, and keeps its inputs of the last call."""
+class Recorder:
+    """Predicts sin(z) + r t, whose derivative is known, and keeps its inputs of the first call, for the loss."""
 
-    def forward(self, noisy, timestep, condition, second_time_N):
-        end, start = timestep / TIME_SCALE, (timestep - second_time_N) / TIME_SCALE
-        self.noisy, self.start, self.end = noisy, start.unsqueeze(-1), end.unsqueeze(-1)
-        return noisy.sin() + (start * end).unsqueeze(-1)
+    def __call__(self, condition, state, start, end):
+        if not hasattr(self, "noisy"):
+            self.noisy, self.start, self.end = state, start.unsqueeze(-1), end.unsqueeze(-1)
+        return state.sin() + (start * end).unsqueeze(-1)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_exact_average_velocity_samples_the_features_in_any_number_of_steps(steps):
     head = MeanFlowHead(4, 2, width=8, depth=1, sampling_steps=steps)
-    head.denoiser = Exact()
+    head.average_velocity._network = exact_network
     features = head.sample(torch.zeros(5, 6, 4), generator=torch.Generator().manual_seed(0))
     noise = torch.randn(30, 2, generator=torch.Generator().manual_seed(0)).view(5, 6, 2)
     torch.testing.assert_close(features, MEAN + STD * noise, atol=1e-4, rtol=1e-4)
@@ -64,6 +61,22 @@ def test_the_exact_average_velocity_is_the_mean_of_its_regression_target():
     assert abs((velocity_error * (state - state.mean())).mean().item()) > 0.05
 
 
+def test_the_target_of_the_network_has_the_derivative_of_finite_differences():
+    torch.manual_seed(0)
+    network = AverageVelocity(3, 4, 16, 2)
+    for parameter in network.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    (state, velocity), condition = torch.randn(2, 50, 3), torch.randn(50, 4)
+    start, end = torch.rand(2, 50).sort(dim=0).values
+    average, target = network(state, start, end, condition, velocity)
+    ahead, behind = (network(state + h * velocity, start, end + h, condition)[0] for h in (1e-2, -1e-2))
+    expected = velocity - (end - start).unsqueeze(-1) * (ahead - behind) / 2e-2
+    torch.testing.assert_close(target, expected, atol=0.02, rtol=0.02)
+    assert (target - velocity).abs().max() > 0.3
+    assert average.requires_grad
+    assert not target.requires_grad
+
+
 def test_the_target_has_the_derivative_of_finite_differences():
     torch.manual_seed(0)
     state, velocity = torch.randn(2, 50, 3, dtype=torch.float64)
@@ -80,7 +93,7 @@ def test_the_target_has_the_derivative_of_finite_differences():
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_the_loss_is_the_weighted_error_of_the_definition(power):
     head = MeanFlowHead(4, 3, width=8, depth=1, draws_per_token=2, weight_power=power)
-    head.denoiser = seen = Recorder()
+    head.average_velocity._network = seen = Recorder()
     torch.manual_seed(0)
     target = torch.randn(300, 4, 3)
     loss = head.loss(torch.randn(300, 4, 4), target)
