@@ -26,15 +26,16 @@ class AffineCoupling(nn.Module):
         self.kept, self.changed = kept, changed
         num_kept, num_changed = (len(range(feature_dim)[part]) for part in (kept, changed))
         assert num_kept + num_changed == feature_dim
+        last = nn.Linear(context_dim, 2 * num_changed)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.net = nn.Sequential(
             nn.Linear(num_kept + context_dim, context_dim),
             nn.SiLU(),
             nn.Linear(context_dim, context_dim),
             nn.SiLU(),
-            nn.Linear(context_dim, 2 * num_changed),
+            last,
         )
-        nn.init.zeros_(self.net[-1].weight)
-        nn.init.zeros_(self.net[-1].bias)
 
     def forward(self, states_XC: Tensor, context_XW: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """Return the transformed states_XC and the log of the determinant of this map, (X)."""

@@ -127,6 +127,8 @@ class AverageVelocity(nn.Module):
     is no submodule, is called with them as a function.
     """
 
+    network: nn.Module
+
     def __init__(self, feature_dim: int, condition_dim: int, width: int, depth: int) -> None:
         """Build the network.
 
@@ -160,7 +162,8 @@ class AverageVelocity(nn.Module):
             return average_NC, regression_target(network, state_NC, start_N, end_N, velocity_NC)
 
     def _network(self, condition_ND: Tensor, state_NC: Tensor, start_N: Tensor, end_N: Tensor) -> Tensor:
-        parameters = {dotted: self.get_parameter(name) for name, dotted in self.names.items()}
+        # Not get_parameter: under force_float32 they may be float32 copies, which are plain tensors.
+        parameters = {dotted: getattr(self, name) for name, dotted in self.names.items()}
         times = TIME_SCALE * end_N, TIME_SCALE * (end_N - start_N)
         average_NC: Tensor = torch.func.functional_call(
             self.network, parameters, (state_NC, times[0], condition_ND, times[1])
@@ -200,5 +203,5 @@ def regression_target(
     -2.0
     """
     tangents = (velocity_NC, torch.zeros_like(start_N), torch.ones_like(end_N))
-    _, change_NC = torch.func.jvp(average_velocity, (state_NC, start_N, end_N), tangents)
+    change_NC: Tensor = torch.func.jvp(average_velocity, (state_NC, start_N, end_N), tangents)[1]
     return velocity_NC - (end_N - start_N).unsqueeze(-1) * change_NC
