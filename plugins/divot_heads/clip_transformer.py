@@ -53,7 +53,7 @@ class ClipTransformer(nn.Module):
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.features_out = nn.Linear(width, feature_dim)
-        tables = [block.get_parameter("scale_shift_table") for block in self.blocks]
+        tables: list[Tensor] = [block.get_parameter("scale_shift_table") for block in self.blocks]
         for layer in (self.modulation, self.modulation_out, self.features_out):
             tables += [layer.weight, layer.bias]
         for parameter in tables:
