@@ -166,7 +166,7 @@ class AverageVelocity(nn.Module):
 
     def _network(self, condition_ND: Tensor, state_NC: Tensor, start_N: Tensor, end_N: Tensor) -> Tensor:
         # Not get_parameter: under force_float32 they may be float32 copies, which are plain tensors.
-        parameters = {dotted: getattr(self, name) for name, dotted in self.names.items()}
+        parameters: dict[str, Tensor] = {dotted: getattr(self, name) for name, dotted in self.names.items()}
         times = TIME_SCALE * end_N, TIME_SCALE * (end_N - start_N)
         average_NC: Tensor = torch.func.functional_call(
             self.network, parameters, (state_NC, times[0], condition_ND, times[1])
