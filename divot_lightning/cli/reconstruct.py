@@ -46,6 +46,6 @@ def main(argv: Sequence[str]) -> int:
     options = {"num": args.num, "seed": args.seed, "device": args.device}
     files = reconstruct_files(args.run, args.input, args.output, **options, on_skip=defects.append)
     count = sum(1 for _ in tqdm(files, total=args.num, desc="clips", unit="clip"))
-    sys.stdout.write(f"{args.output}: {count} clips; look at *_compare.mp4\n")
+    sys.stdout.write(f"{args.output}: {count} clip{'' if count == 1 else 's'}; look at *_compare.mp4\n")
     sys.stdout.write("".join(line + "\n" for line in left_out_lines(defects)))
     return 0

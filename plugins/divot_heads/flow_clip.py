@@ -17,9 +17,9 @@ from divot_heads.rectified_flow import (
     Solver,
     TimeSampling,
     check_flow_settings,
-    draw_times,
     falling_times,
     integrate,
+    sample_times,
 )
 from divot_lightning.errors import UserError
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
@@ -89,7 +89,7 @@ class FlowClipHead(GenerationHead):
         if self.condition_dropout is not None:
             hidden_NQD = self.condition_dropout(hidden_NQD)
         noise_NQC = torch.randn_like(clean_NQC)
-        time_N = draw_times(len(clean_NQC), self.time_sampling, clean_NQC.device)
+        time_N = sample_times(len(clean_NQC), self.time_sampling, clean_NQC.device)
         noisy_NQC = torch.lerp(clean_NQC, noise_NQC, time_N[:, None, None])
         error_NQC = self.denoiser(noisy_NQC, TIME_SCALE * time_N, hidden_NQD, mask_NQ) - (noise_NQC - clean_NQC)
         return masked_mean(error_NQC.square().mean(dim=-1), mask_NQ)

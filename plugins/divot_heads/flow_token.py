@@ -17,9 +17,9 @@ from divot_heads.rectified_flow import (
     Solver,
     TimeSampling,
     check_flow_settings,
-    draw_times,
     falling_times,
     integrate,
+    sample_times,
 )
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
@@ -84,7 +84,7 @@ class FlowTokenHead(GenerationHead):
         if self.condition_dropout is not None:
             condition_ND = self.condition_dropout(condition_ND)
         noise_NC = torch.randn_like(clean_NC)
-        time_N = draw_times(len(clean_NC), self.time_sampling, clean_NC.device)
+        time_N = sample_times(len(clean_NC), self.time_sampling, clean_NC.device)
         noisy_NC = torch.lerp(clean_NC, noise_NC, time_N.unsqueeze(-1))
         error_NC = self.denoiser(noisy_NC, TIME_SCALE * time_N, condition_ND) - (noise_NC - clean_NC)
         error_BQ = mean_of_draws(error_NC.square().mean(dim=-1), target_BQC, self.draws_per_token)

@@ -36,8 +36,8 @@ def check_flow_settings(time_sampling: str, solver: str, sampling_steps: int, sh
         raise UserError(f"shift={shift} is not allowed; it must be above 0 (1 is no shift)")
 
 
-def draw_times(count: int, time_sampling: TimeSampling, device: torch.device) -> Tensor:
-    """Draw times in [0, 1], (count,) float32: uniform, or the logistic function of a standard normal number.
+def sample_times(count: int, time_sampling: TimeSampling, device: torch.device) -> Tensor:
+    """Sample times in [0, 1], (count,) float32: uniform, or the logistic function of a standard normal number.
 
     The second prefers the middle, where the velocity is hardest to learn (arXiv:2403.03206, section 3.1).
     """

@@ -1,6 +1,7 @@
 """`divot export`: write the models of a run in the formats of transformers, PEFT and diffusers."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(list(argv))
     if args.public and args.push_to_hub is None:
         raise UserError("--public has no effect without --push-to-hub; leave it out")
+    # save_pretrained imports DeepSpeed, which otherwise prints a warning into our output where there is no GPU.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from divot_lightning.evaluation.scores import load_scores
     from divot_lightning.interop.exporting.export import export_run, require_shard_size
     from divot_lightning.interop.exporting.hub_upload import push_to_hub, require_repository_name

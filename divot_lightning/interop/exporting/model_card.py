@@ -13,13 +13,13 @@ from divot_lightning.interop.exporting.export_source import Source
 from divot_lightning.training.run_folder import CONFIG
 
 LOADING = {
-    "video_llm/language_model": "AutoModelForCausalLM.from_pretrained(FOLDER)  # transformers",
-    "video_llm/adapter": "PeftModel.from_pretrained(base_model, FOLDER)  # peft",
-    "video_llm/head": "load_head(FOLDER)  # divot_lightning.interop.exporting.export_parts",
-    "detokenizer/denoiser": "{name}.from_pretrained(FOLDER)  # diffusers",
-    "detokenizer/vae": "{name}.from_pretrained(FOLDER)  # diffusers",
+    "video_llm/language_model": "AutoModelForCausalLM.from_pretrained(FOLDER)  # from transformers",
+    "video_llm/adapter": "PeftModel.from_pretrained(base_model, FOLDER)  # from peft",
+    "video_llm/head": "load_head(FOLDER)  # from divot_lightning.interop.exporting.export_parts",
+    "detokenizer/denoiser": "{name}.from_pretrained(FOLDER)  # from diffusers",
+    "detokenizer/vae": "{name}.from_pretrained(FOLDER)  # from diffusers",
 }
-"""How the folders of an export are loaded without this project, or alone."""
+"""How a folder of an export is loaded alone; the comment names the module."""
 
 RECIPE_KEYS = ("model", "data", "trainer", "seed_everything")
 """Sections of a run's settings that a card shows."""
@@ -55,7 +55,7 @@ def _folders(folder: Path) -> str:
     rows = [
         f"| `{name}` | `{LOADING[name].format(name=described[name])}` |"
         if name in LOADING
-        else f"| `{name}` | `load_component(FOLDER, {described[name]})`  # divot_lightning |"
+        else f"| `{name}` | `load_component(FOLDER, {described[name]})  # from divot_lightning.checkpoint.components` |"
         for name in described
         if name in LOADING or "/" not in name
     ]
