@@ -1,4 +1,4 @@
-"""The error that users see."""
+"""The error that users see, and the errors of libraries in its messages."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,16 @@ class UserError(ValueError):
     The message says what is wrong, the offending value, what is allowed and what to do, in at most five lines;
     the command line shows it without a traceback.
     """
+
+
+def first_line(error: BaseException, length: int | None = 200) -> str:
+    r"""Return the first line of an error's message, for a message of ours; the error's name if it has none.
+
+    Args:
+        error: The error.
+        length: Most characters; None for all.
+
+    >>> first_line(OSError("no such file\nsee the manual")), first_line(TimeoutError())
+    ('no such file', 'TimeoutError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]

@@ -29,7 +29,7 @@ from divot_lightning.checkpoint.optimizer_state import OptimizerEntry
 from divot_lightning.checkpoint.provenance import PROVENANCE
 from divot_lightning.checkpoint.tensor_file import TensorFile, TensorSpec
 from divot_lightning.distributed.ranks import Ranks
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.io.files import file_sha256, write_atomically
 
 TRAINER = "trainer.pt"
@@ -213,7 +213,7 @@ def plain_bytes(state: dict[str, Any]) -> bytes:
             torch.load(buffer, weights_only=True)
         except Exception as error:
             raise UserError(
-                f"the state of {name!r} cannot be kept in a checkpoint: {str(error).splitlines()[0]}\n"
+                f"the state of {name!r} cannot be kept in a checkpoint: {first_line(error)}\n"
                 "numbers, text, lists, dictionaries and tensors can; return only those from state_dict()"
             ) from error
     buffer = io.BytesIO()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_lightning.checkpoint.components import find_component, load_component
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.inference.generate import generate_clip_features
 from divot_lightning.inference.run_config import load_tokenizer, run_clip_config, run_fps, run_tasks, run_template
 from divot_lightning.io.hub import pretrained_folder
@@ -213,4 +213,4 @@ def _detokenizer_folder(run: str | Path, detokenizer: str | Path | None) -> Path
     try:
         return find_component(run, "detokenizer")
     except UserError as error:
-        raise UserError(f"{str(error).splitlines()[0]}\nGive a run that trained one: --detokenizer RUN") from error
+        raise UserError(f"{first_line(error, None)}\nGive a run that trained one: --detokenizer RUN") from error

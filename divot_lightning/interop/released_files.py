@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 
 _WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights of a transformers folder; the former are taken if both are there."""
@@ -43,8 +43,7 @@ def read_released(file: str | Path) -> dict[str, Tensor]:
         stored = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         # torch's own text advises to run the code of the file.
-        text = "" if isinstance(error, pickle.UnpicklingError) else str(error).strip()
-        reason = (text.splitlines() or [type(error).__name__])[0][:200]
+        reason = "UnpicklingError" if isinstance(error, pickle.UnpicklingError) else first_line(error)
         raise UserError(
             f"{file} cannot be read as a checkpoint: {reason}\n"
             "it is damaged, cut off, or holds more than weights; compare its size and hash with the source and "

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 
 UNUSED_FILES = ["*.bin", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.pt", "*.pth", "original/*"]
 """Files of a hub repository that are not downloaded: weights in other formats than safetensors."""
@@ -41,6 +41,6 @@ def pretrained_folder(name: str, revision: str | None, key: str) -> str:
             return name
         raise UserError(
             f"{key} is {name!r}, which is no folder, and as a hub repository it cannot be read at revision "
-            f"{revision!r}:\n{str(error).splitlines()[0]}\n"
+            f"{revision!r}:\n{first_line(error)}\n"
             "Check both names; without a network, download it before (hf download NAME --revision REVISION)."
         ) from error

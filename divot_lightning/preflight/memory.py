@@ -78,7 +78,7 @@ def rank_memory(trained: int, frozen: int, states: int, layout: Layout, *, avera
         >>> rank_memory(1000, 0, 2000, Layout()).device == 4 * (1000 + 1000 + 2000)
         True
         >>> rank_memory(1000, 0, 2000, Layout(2, zero_stage=3, precision="bf16-mixed"))
-        RankMemory(weights=1000, gradients=2000, optimizer=6000, host=0)
+        RankMemory(weights=1000, gradients=3000, optimizer=6000, host=0)
     """
     size, world = layout.parameter_bytes, layout.world_size
     if layout.zero_stage == 0:

@@ -12,7 +12,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from divot_datamodules.loading.trial_batches import TrialBatch
 from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.checkpoint.optimizer_state import family, leaf_optimizers
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.preflight.activations import activation_bytes
 from divot_lightning.preflight.memory import Layout, RankMemory, checkpoint_bytes, rank_memory
 from divot_lightning.preflight.shapes import build_shapes
@@ -176,7 +176,7 @@ def _activations(
             raise
         except Exception as error:
             # A stage from elsewhere may read the values of tensors, which the meta device does not have.
-            return found, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            return found, f"{type(error).__name__}: {first_line(error, 120)}"
     return found, "" if found else "no batch to go by"
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from torch import nn
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 
 
 class Origin(NamedTuple):
@@ -95,7 +95,7 @@ def _downloaded(origin: Origin) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{origin.where}.pretrained: hub repository {name!r} at revision {origin.revision!r} cannot be read: "
-            f"{str(error).splitlines()[0]}"
+            f"{first_line(error)}"
         ) from error
 
 
@@ -117,8 +117,7 @@ def _from_folder(model_class: Any, origin: Origin, folder: Path, derived: dict[s
         model, report = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True, **derived)
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise UserError(
-            f"{origin.where}.pretrained: {folder} is no {model_class.__name__} folder: "
-            f"{str(error).splitlines()[0][:200]}"
+            f"{origin.where}.pretrained: {folder} is no {model_class.__name__} folder: {first_line(error)}"
         ) from error
     if report["missing_keys"]:
         raise UserError(

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 import av
 from av.stream import Disposition
 
+from divot_lightning.errors import first_line
+
 Media = bytes | str | Path
 
 VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "gif", "mov", "m4v")
@@ -159,11 +161,6 @@ def _open_file(path: Path) -> BinaryIO:
         return path.open("rb", buffering=0)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise DecodeError("missing_media", f"{path} cannot be read: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the beginning of an error's message, or the error's name if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager

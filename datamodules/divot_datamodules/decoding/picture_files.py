@@ -8,7 +8,8 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from divot_datamodules.decoding.frame_pixels import BY_EXIF, UPRIGHT, Orientation
-from divot_datamodules.decoding.media_files import DecodeError, first_line
+from divot_datamodules.decoding.media_files import DecodeError
+from divot_lightning.errors import first_line
 
 _ANIMATED = 0b10
 """Flag for animation in a webp's extended header, at byte 20 (RFC 9649, section 2.7.1)."""

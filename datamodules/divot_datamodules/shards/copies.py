@@ -19,11 +19,10 @@ from typing import IO, Any, BinaryIO, cast
 
 import fsspec
 
-from divot_datamodules.decoding.media_files import first_line
 from divot_datamodules.shards import storage as shard_storage
 from divot_datamodules.shards.reading import ShardError, open_shard
 from divot_datamodules.shards.storage import ATTEMPTS, LocalShard, ShardBytes, file_system_options
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.io.file_locks import exclusively
 
 logger = logging.getLogger(__name__)

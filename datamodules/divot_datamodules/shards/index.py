@@ -11,9 +11,9 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from divot_datamodules.decoding.media_files import first_line
 from divot_datamodules.shards.reading import ShardError, split_member_name
 from divot_datamodules.shards.storage import ShardBytes
+from divot_lightning.errors import first_line
 
 BLOCK = tarfile.BLOCKSIZE
 FORMAT = 1

@@ -12,9 +12,8 @@ from typing import BinaryIO, cast
 import fsspec
 import webdataset
 
-from divot_datamodules.decoding.media_files import first_line
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 
 FEATURE_SUFFIX = "features.safetensors"
 MEDIA_SUFFIXES = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)

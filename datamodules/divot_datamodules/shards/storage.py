@@ -13,8 +13,8 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import fsspec
 
-from divot_datamodules.decoding.media_files import first_line
 from divot_datamodules.shards.reading import ShardError, is_url
+from divot_lightning.errors import first_line
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 
 PromptName = Literal["yes_no", "video_chatgpt"]
 Chat = tuple[tuple[str, str], ...]
@@ -130,7 +130,7 @@ def _read_messages(path: Path, text: str) -> dict[str, str]:
     try:
         found = yaml.safe_load(text)  # JSON is YAML too
     except yaml.YAMLError as error:
-        raise UserError(f"judge.prompt_file {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"judge.prompt_file {path} cannot be read: {first_line(error)}") from error
     fine = isinstance(found, dict) and {"user"} <= set(found) <= {"user", "system"}
     if not fine or not all(isinstance(message, str) for message in found.values()):
         raise UserError(f"judge.prompt_file {path} must hold the text `user` and perhaps `system`, and nothing else")

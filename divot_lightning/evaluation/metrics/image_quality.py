@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.io.files import file_sha256
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.metrics import ItemMetric
@@ -128,7 +128,7 @@ def _lpips(weights: Path, network: Network) -> nn.Module:
         for name, value in layers.items():  # `slice1.0.weight` is torchvision's `features.0.weight`
             value.copy_(stored[f"features.{name}"])
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
             f"LPIPS: {weights} holds no weights of {WEIGHTS[network]} ({reason:.200})\n"
             f"Give torchvision's file, {WEIGHTS[network]}-*.pth, or choose another lpips_network."

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.models.weights import (
     fill,
     fill_from_first,
@@ -56,7 +56,7 @@ def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: A
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"language_model={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(f"language_model={folder!r} cannot be loaded: {first_line(error)}") from error
     rows = config.vocab_size
     config.vocab_size = max(vocabulary, rows)
     with torch.random.fork_rng(devices=[]), without_memory():
@@ -139,10 +139,10 @@ def language_model_from_config(config: dict[str, Any], attention: Attention) -> 
 
 
 def _reason(error: Exception) -> str:
-    message = (str(error).splitlines() or [""])[0]
+    message = first_line(error)
     if "scaled_dot_product_attention" in message:
         return "It has no attention of the kind 'sdpa'; set llm.attention to eager."
-    return f"{type(error).__name__}: {message[:200]}"
+    return f"{type(error).__name__}: {message}"
 
 
 def check_language_model(model: PreTrainedModel) -> PreTrainedModel:

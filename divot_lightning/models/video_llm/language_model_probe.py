@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.models.video_llm.attention_mask import TokenPositions, may_attend, transformers_mask
 from divot_lightning.models.weight_dtypes import HALF
 from divot_lightning.models.weights import has_shards
@@ -64,7 +64,7 @@ def probe_language_model(model: PreTrainedModel, generation_mode: GenerationMode
             except UserError:
                 raise
             except Exception as error:
-                misfit = f"it fails on embeddings with one of our masks: {type(error).__name__}: {_first_line(error)}"
+                misfit = f"it fails on embeddings with one of our masks: {type(error).__name__}: {first_line(error)}"
     if misfit is not None:
         raise UserError(
             f"The language model {model.config.model_type!r} (attention: {model.config._attn_implementation}) does not "
@@ -239,7 +239,3 @@ def _with_few_layers(model: PreTrainedModel) -> PreTrainedModel:
         config, attn_implementation=model.config._attn_implementation, dtype=torch.float32
     )
     return small
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no reason given"])[0][:150]

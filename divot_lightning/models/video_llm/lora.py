@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.models.weight_dtypes import merging_in_float32
 from divot_lightning.models.weights import full_shape, gathered
 
@@ -79,7 +79,7 @@ def add_lora(model: PreTrainedModel, lora: LoRAConfig, marker_ids: list[int]) ->
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
-            f"LoRA with target_modules={targets} does not fit {model.config.model_type!r}: {str(error).splitlines()[0]}"
+            f"LoRA with target_modules={targets} does not fit {model.config.model_type!r}: {first_line(error)}"
         ) from error
     if lora.target_modules is None:
         logger.info("LoRA: layers of %r with adapters: %s", model.config.model_type, ", ".join(targets))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.io.renamed import explain_import_error
 
 T = TypeVar("T")
@@ -204,6 +204,5 @@ def class_path(part_class: type) -> str:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
     renamed = explain_import_error(str(error)) if isinstance(error, ImportError) else ""
-    return f"{type(error).__name__}: {renamed or (lines[0] if lines else 'no message')}"
+    return f"{type(error).__name__}: {renamed or first_line(error, None)}"

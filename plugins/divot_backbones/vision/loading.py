@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.models.weights import is_sharded
 
 
@@ -51,7 +51,7 @@ def load_vision_model(
     except OSError as error:
         raise not_found(pretrained) from error
     except (RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)
         raise UserError(f"vision.pretrained: {pretrained!r} cannot be loaded: {reason}") from error
     allowed = tuple(unused)
     missing = sorted(name for name in report["missing_keys"] if not any(f".{part}" in f".{name}" for part in allowed))

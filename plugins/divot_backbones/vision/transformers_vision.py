@@ -14,7 +14,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from divot_backbones.vision.families import FAMILIES, WHOLE_MODELS, Family
 from divot_backbones.vision.loading import drop_unused, gather_borrowed, load_vision_model, local_files, not_found
 from divot_backbones.vision.pixels import normalize, resize
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.parts.vision_encoders import VisionEncoder
 
 NOT_STORED = {"architectures", "dtype", "id2label", "label2id", "transformers_version", "_name_or_path"}
@@ -97,7 +97,7 @@ def _read_config(pretrained: str, revision: str | None) -> PreTrainedConfig:
     except OSError as error:
         raise not_found(pretrained) from error
     except ValueError as error:
-        raise UserError(f"vision.pretrained: {pretrained!r}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"vision.pretrained: {pretrained!r}: {first_line(error)}") from error
     if config.model_type in WHOLE_MODELS:
         config = config.vision_config
     _require_family(config.model_type, f" of {pretrained!r}")

@@ -121,7 +121,7 @@ def test_imported_parts_are_a_run_that_reconstructs_clips(files, capsys):
     output = files / "reconstructed"
     assert main(["reconstruct", str(files / "run"), str(files / "clip.mp4"), "--output", str(output)]) == 0
     assert (output / "clip.mp4").is_file()
-    assert "1 clips" in capsys.readouterr().out
+    assert "1 clip;" in capsys.readouterr().out
 
 
 def test_the_vit_must_come_from_exactly_one_file(files):
