@@ -250,7 +250,7 @@ def _renamed_setting(path: tuple[str, ...], value: Any) -> Iterator[tuple[str, s
     if spelt == "model.tokenizer.vision" and path[-1] == "vision" and _is_settings_alone(value):
         written = ", ".join(f"{name}: {json.dumps(setting)}" for name, setting in value.items())
         yield f"{key}: {{...}}", f"{{class_path: clip, init_args: {{{written}}}}}"
-    if spelt == "model.detokenizer.denoiser" and _has_plain_settings(value):
+    if spelt == "model.detokenizer.denoiser" and path[-1] == "denoiser" and _has_plain_settings(value):
         yield key, "denoiser: video_dit, with its settings under init_args"
 
 

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +27,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
-
-from divot_lightning.distributed.parent import bind_to_parent
 
 _PRELOADED = ("pytest", "torch", "lightning.pytorch", "transformers", "diffusers", "peft", "deepspeed")
 """What the server imports, where it is installed."""
@@ -82,15 +81,24 @@ def run_distributed(function: Callable[..., Any], num_processes: int, *args: Any
 
 
 def _enter(folder: str, environment: dict[str, str], working_directory: str) -> None:
-    """Turn a forked process into a rank: it writes into a file, and ends when the server does."""
+    """Turn a forked process into a rank: it writes into a file, and ends when the process that asked for it does."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(working_directory)
-    bind_to_parent(os.getppid(), signal.SIGKILL)
+    threading.Thread(target=_end_with_caller, daemon=True).start()
     with open(Path(folder) / f"output{environment['RANK']}.txt", "wb") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     _run_function(folder)
+
+
+def _end_with_caller() -> None:
+    # The server is this process's parent, yet it stays as long as one of its processes does: it is the caller's end
+    # that counts.
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+    caller.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _run_function(folder_name: str) -> None:

@@ -44,7 +44,7 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         (["--model", "tiny_stage.TinyStag"], ["tiny_stage.TinyStag", "'tiny_stage' has no attribute"]),
         (["--model", "no_such_module.Stage"], ["no_such_module.Stage", "No module named 'no_such_module'"]),
         (["--model", "TinyStag"], ["'model'", "dot import path", "TinyStag"]),
-        (["--model.head", "gmn"], ["'gmn'", "installed:", "gmm, mse", "Did you mean 'gmm'?"]),
+        (["--model.head", "gmn"], ["'gmn'", "installed:", "gmm, meanflow, mse", "Did you mean 'gmm'?"]),
         (["--model.head", "divot_heads.gmn.GMMHead"], ["divot_heads.gmn.GMMHead", "cannot be imported"]),
         (
             ["--model.head", "gmm", "--model.head.num_component", "3"],

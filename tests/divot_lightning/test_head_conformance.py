@@ -178,7 +178,7 @@ class LeavesOutConditions(OneGaussian):
         (WithoutIsland, "loss_is_computed_in_float32_under_autocast", "autocast reaches the loss"),
         (DetachedFromHidden, "gradient_reaches_the_hidden_states", "."),
         (WithUnusedParameter, "gradient_reaches_every_parameter", "no gradient for: unused"),
-        (DrawsFromTheGlobalGenerator, "samples_follow_the_generator", "another source than `generator`"),
+        (DrawsFromTheGlobalGenerator, "samples_follow_the_generator", "randomness besides `generator`"),
         (CalledDeterministicButIsNot, "samples_follow_the_generator", "deterministic=True"),
         (SamplesWithGradient, "samples_have_the_shape_of_features", "carry a gradient"),
         (SamplesOfAnotherWidth, "samples_have_the_shape_of_features", r"sampled \(3, 5, 24\); must be \(3, 5, 6\)"),

@@ -4,7 +4,6 @@ import functools
 from pathlib import Path
 
 import numpy as np
-from paper_world import LONG_TEXT, MARKED_CHAT, model_settings, write_components, write_json, write_lines, write_tar
 from transformers import Qwen3Config, SiglipConfig, VJEPA2Config
 
 from divot_backbones.vision.transformers_vision import TransformersVision
@@ -16,6 +15,15 @@ from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.preflight.shapes import without_weights
+from tests.recipes.paper_world import (
+    LONG_TEXT,
+    MARKED_CHAT,
+    model_settings,
+    write_components,
+    write_json,
+    write_lines,
+    write_tar,
+)
 
 SIGLIP_2 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 """google/siglip2-so400m-patch16-256."""

@@ -67,8 +67,8 @@ def _write_models(folder: Path) -> None:
 
 def _write_data(folder: Path) -> None:
     picture = io.BytesIO()
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(picture, "jpeg")
-    video = encode_video(np.zeros((16 * 20, 64, 64, 3), np.uint8).transpose(0, 3, 1, 2), 8.0)
+    Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(picture, "jpeg")
+    video = encode_video(np.zeros((16 * 20, 128, 128, 3), np.uint8).transpose(0, 3, 1, 2), 8.0)
     for name, suffix, media in (
         ("webvid", "mp4", video),
         ("panda70m", "mp4", video),

@@ -17,9 +17,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.syspath_prepend(Path(__file__).parent)
-        from modern_world import make_modern_world
-        from paper_world import make_paper_world
+        from tests.recipes.modern_world import make_modern_world
+        from tests.recipes.paper_world import make_paper_world
 
         make_paper_world(folder)
         make_modern_world(folder)
@@ -34,9 +33,10 @@ def test_recipe_fits_and_its_header_says_what_it_takes(
     monkeypatch.chdir(world)
     monkeypatch.setattr("sys.argv", ["divot"])
     main(["preflight", "--config", name, "--data.num_workers", "0"])
-    told = capsys.readouterr().out
+    shown = capsys.readouterr()
+    told = shown.out
     together = re.search(r"together +([\d.]+) MiB", told)
-    assert together, told
+    assert together, told or shown.err
     header = (recipes_dir() / f"{name}.yaml").read_text()
     said = re.search(r"^# hardware: .*GPUs of (\d+) GB.*divot preflight: ([\d.]+) GiB", header, re.MULTILINE)
     assert said, "the header gives no number"

@@ -9,6 +9,8 @@ import yaml
 from divot_lightning.errors import UserError
 from divot_lightning.io import renamed
 from divot_lightning.parts.registries.kinds import HEADS
+from divot_lightning.parts.registries.recipe_parts import expand_recipe
+from divot_lightning.training.recipe_files import recipe_names, recipes_dir
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.MODULES.items())
@@ -249,3 +251,12 @@ model:
       objective: {class_path: v_prediction, init_args: {eta: 0.0, spacing: trailing}}
 """
     renamed.require_current_names(yaml.safe_load(text), "new.yaml")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in recipe_names() if not name.startswith(("ablations/", "experiments/"))]
+)
+def test_todays_recipes_hold_no_old_name(name):
+    """With class_path and init_args, as a run writes them into its config.yaml."""
+    recipe = yaml.safe_load((recipes_dir() / f"{name}.yaml").read_text())
+    renamed.require_current_names(expand_recipe(recipe), name)
