@@ -223,7 +223,7 @@ def test_the_card_has_recipe_data_and_scores_and_names_no_folder_of_the_machine(
     assert "/home/me" not in card + (out / "config.yaml").read_text()
     from divot_lightning.inference.run_config import run_tasks, run_template
 
-    assert (run_template(out), run_tasks(out)) == ("chat", {"caption"})
+    assert (run_template(out), run_tasks(out)) == ("chat", {"caption": {}})
 
 
 def test_no_settings_of_an_export_name_a_folder_of_the_machine(run, tmp_path):
