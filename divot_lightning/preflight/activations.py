@@ -31,8 +31,8 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
 
     Neither parameters nor their gradients count. Of the temporary memory within an operation only that of 3D
     convolutions on a CPU counts, which is large (`cpu_conv3d_windows`); workspaces of cuDNN do not. Activations that
-    are recomputed in the backward pass count there. Attention is counted as in memory-saving kernels: inputs and output,
-    but no matrix of scores.
+    are recomputed in the backward pass count there. Attention is counted as in memory-saving kernels: inputs and
+    output, but no matrix of scores.
 
     Args:
         stage: On the meta device, see `divot_lightning.preflight.shapes`. It is cast to the layout's precision.
