@@ -1,6 +1,7 @@
 """The released video LLM becomes a component folder: it computes what transformers and the recorded layers compute."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.inference.clip_requests import RELEASED_REQUEST, ClipRequest
 from divot_lightning.inference.generate import generate_clip_features
+from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.interop.import_detokenizer import import_detokenizer
 from divot_lightning.interop.import_tokenizer import import_tokenizer
 from divot_lightning.interop.import_video_llm import import_video_llm
@@ -28,7 +30,7 @@ from tests.divot_lightning.interop.test_import_tokenizer import openclip_vit
 from tests.divot_lightning.interop.test_importing import config as detokenizer_config
 from tests.divot_lightning.interop.test_importing import original_vae
 
-DATA = Path(__file__).parents[2] / "data"
+DATA, DOCS = Path(__file__).parents[2] / "data", Path(__file__).parents[3] / "docs"
 Q, C, K = 8, 16, 4
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -343,10 +345,14 @@ def test_whole_released_model_reconstructs_answers_and_generates(released, tmp_p
     write_video(clip, torch.zeros(16, 3, 24, 24, dtype=torch.uint8).numpy(), 8.0)
     assert main(["reconstruct", str(run), str(clip), "--output", str(tmp_path / "out")]) == 0
     capsys.readouterr()
-    asked = ["ask", str(run), str(clip), "--question", "what colour is it ?", "--template", "instruction"]
-    assert main(asked) == 0
+    (settings,) = re.findall(r"```yaml\n(data:.*?)```", (DOCS / "importing.md").read_text(), re.DOTALL)
+    (run / "config.yaml").write_text(settings.replace("256", "16"))
+    models = LoadedRun(run)
+    assert (models.template, models.clip.resize, models.decoded_clip.resize) == ("instruction", *["pil_bilinear"] * 2)
+    assert models.tasks == {"conversation": {"end_after": "last", "separator": "\n"}}
+    assert main(["ask", str(run), str(clip), "--question", "what colour is it ?"]) == 0
     assert capsys.readouterr().out.strip()
     made = tmp_path / "made.mp4"
-    prompt = ["--prompt", "a red circle moves left", "--template", "instruction"]
-    assert main(["generate", str(run), *prompt, "--output", str(made)]) == 0
+    prompt = ["--prompt", "a red circle moves left", "--request", "Generate a video of {}", "--open-clip"]
+    assert main(["generate", str(run), *prompt, "--max-new-tokens", "4", "--output", str(made)]) == 0
     assert made.stat().st_size > 0
