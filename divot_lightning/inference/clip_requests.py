@@ -70,8 +70,8 @@ class ClipRequest:
         Raises:
             UserError: The template has no user's turn, so that a phrase or an opening has no effect.
         """
-        phrases = {} if self.phrase is None else {"video_prompts": [self.phrase]}
-        task = GenerateTask(template, **{**self.task_settings, **phrases})
+        settings = self.task_settings if self.phrase is None else {"video_prompts": [self.phrase]}
+        task = GenerateTask(template, **settings)
         if task.is_bare and (self.phrase is not None or self.opening is not None):
             raise UserError(
                 f"the prompts of this run are bare (template: {template}), so it has learned no request and opens no "

@@ -97,7 +97,7 @@ def _write_inference_config(run: Path, folder: Path) -> None:
     if isinstance(train, list):
         kept["train"] = [{"tasks": entry.get("tasks")} for entry in train if isinstance(entry, dict)]
     for holder in (kept, *kept.get("train", [])):
-        holder["tasks"] = _with_phrases(holder.get("tasks"))
+        holder |= {"tasks": _with_phrases(holder["tasks"])} if holder.get("tasks") else {}
     text = yaml.safe_dump({"data": {"init_args": without_folders(kept)}}, sort_keys=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")
 

@@ -210,8 +210,8 @@ def test_the_card_has_recipe_data_and_scores_and_names_no_folder_of_the_machine(
     (run / "finished.json").write_text("{}")
     (tmp_path / "phrases.txt").write_text("Film {}\n\nShow {}\n")
     (run / "config.yaml").write_text(
-        "data: {init_args: {template: chat, train: [{path: /home/me/clips.tar, tasks: {caption: 1, generate: {weight: 1, init_args: {video_prompts: "
-        f"'{tmp_path}/phrases.txt'}}}}}}]}}}}\n"
+        "data: {init_args: {template: chat, train: [{path: /home/me/clips.tar, tasks: {caption: 1, "
+        f"generate: {{weight: 1, init_args: {{video_prompts: '{tmp_path}/phrases.txt'}}}}}}}}]}}}}\n"
         "trainer: {max_steps: 7}\n"
     )
     scores = [{"name": "accuracy", "value": 0.25, "count": 8, "protocol": {"data": "/home/me/qa.json", "frames": 16}}]
