@@ -166,6 +166,8 @@ SUPPLIED = {
 EFFECTS: dict[str, tuple[Predicts, ...]] = {
     "generation": ("clips", "reconstructions"),
     "generation.head": ("clips",),
+    "generation.request": ("clips",),
+    "generation.opening": ("clips",),
     "generation.detokenizer": ("clips",),
     "temperature": ("answers", "clips"),
     "template": ("answers", "clips"),
