@@ -19,7 +19,8 @@ from divot_datamodules.decoding.video import IMAGE_SUFFIXES, DecodeError
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.kept_clips import find_clip, keep_clip, keep_comparison
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.question_runner import RESIZE, item_seed
+from divot_lightning.evaluation.question_runner import describe_resize, item_seed
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Prediction
 from divot_lightning.parts.head_sampling import sampling_of
@@ -59,7 +60,7 @@ class ClipRunner(ABC):
             "sampling": detokenizer["sampling"],
             "objective": detokenizer["objective"],
             "clips": {"frames": clip.frames, "fps": clip.fps, "height": clip.height, "width": clip.width},
-            "real_clips": f"the middle {clip.seconds:g} s of each video; {RESIZE}",
+            "real_clips": f"the middle {clip.seconds:g} s of each video; {describe_resize(clip)}",
         }
 
     def is_finished(self, row: Row) -> bool:
@@ -136,6 +137,7 @@ class GenerationRunner(ClipRunner):
         chosen = config.generation
         self.benchmark = benchmark
         self.temperature = 1.0 if config.temperature is None else config.temperature
+        self.request = ClipRequest(chosen.request, chosen.opening)
         models = LoadedRun(run, chosen.detokenizer, template=config.template, device=device, head=chosen.head)
         models.check_fit()
         super().__init__(config, metrics, models, folder)
@@ -146,6 +148,7 @@ class GenerationRunner(ClipRunner):
         return {
             "prompt": "one caption per video",
             "template": self.models.template,
+            **self.request.describe(),
             "decoding": {"temperature": self.temperature, "seed": self.config.seed},
             **super().describe(),
         }
@@ -153,7 +156,9 @@ class GenerationRunner(ClipRunner):
     def make(self, item: BenchmarkItem, original_FCHW: Tensor, seed: int) -> Tensor:
         """Generate a clip from the item's prompt."""
         prompt = str(self.benchmark.prompt(item))
-        ((clip_FCHW, _),) = self.models.generate([prompt], temperature=self.temperature, seed=seed)
+        ((clip_FCHW, _),) = self.models.generate(
+            [prompt], request=self.request, temperature=self.temperature, seed=seed
+        )
         return clip_FCHW
 
 

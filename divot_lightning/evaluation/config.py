@@ -6,6 +6,7 @@ from typing import Any, Literal
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.judges.prompts import PromptName
+from divot_lightning.inference.clip_requests import ClipOpening
 from divot_lightning.parts.benchmarks import Benchmark, Predicts
 
 ChoiceRule = Literal[
@@ -80,6 +81,9 @@ class GenerationConfig:
         video_feature_options: Arguments of the network; null takes I3D's for a file.
         lpips: File with torchvision's weights of LPIPS's network, for reconstructions; null measures none.
         lpips_network: The network of that file.
+        request: Words that ask for a clip, with {} for the prompt; null takes a phrase of the run's own. The released
+            code has "Generate a video of {}".
+        opening: How the model writes until it opens the clip by itself, {} for the released numbers; null opens it.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
         kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at; of
             reconstructions also a video of original and reconstruction side by side.
@@ -93,6 +97,8 @@ class GenerationConfig:
     video_feature_options: dict[str, Any] | None = None
     lpips: str | None = None
     lpips_network: Literal["alex", "vgg", "squeeze"] = "alex"
+    request: str | None = None
+    opening: ClipOpening | None = None
     head: dict[str, Any] | None = None
     kept_clips: int = 6
     store_clips: bool = True
@@ -160,6 +166,8 @@ SUPPLIED = {
 EFFECTS: dict[str, tuple[Predicts, ...]] = {
     "generation": ("clips", "reconstructions"),
     "generation.head": ("clips",),
+    "generation.request": ("clips",),
+    "generation.opening": ("clips",),
     "generation.detokenizer": ("clips",),
     "temperature": ("answers", "clips"),
     "template": ("answers", "clips"),

@@ -17,8 +17,16 @@ from torch import Tensor
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError, first_line
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.generate import generate_clip_features
-from divot_lightning.inference.run_config import load_tokenizer, run_clip_config, run_fps, run_tasks, run_template
+from divot_lightning.inference.run_config import (
+    load_tokenizer,
+    run_clip_config,
+    run_fps,
+    run_resize,
+    run_tasks,
+    run_template,
+)
 from divot_lightning.io.hub import pretrained_folder
 from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
@@ -119,7 +127,8 @@ class LoadedRun:
     def decoded_clip(self) -> ClipConfig:
         """How the de-tokenizer's clips are cut: all frames, in its size."""
         config = self.detokenizer.config
-        return ClipConfig(config.size, config.size, config.num_frames, self.fps, short_videos="squeeze")
+        resize = run_resize(self.run)
+        return ClipConfig(config.size, config.size, config.num_frames, self.fps, short_videos="squeeze", resize=resize)
 
     def encode(self, video_NFCHW: Tensor) -> Tensor:
         """Return the features of clips: uint8 (N, F, 3, H, W) in, (N, Q, C) float32 on the CPU out."""
@@ -152,6 +161,7 @@ class LoadedRun:
         self,
         texts: Sequence[str],
         *,
+        request: ClipRequest | None = None,
         temperature: float = 1.0,
         seed: int = 0,
         sampling: SamplingConfig | None = None,
@@ -160,6 +170,7 @@ class LoadedRun:
 
         Args:
             texts: Captions of the clips.
+            request: How they are asked for; None takes a phrase of the run's own task, and opens the clips.
             temperature: Spread of the features that the head samples.
             seed: Of the head's sampling and of the de-tokenizer's noise.
             sampling: Steps and guidance; those of the de-tokenizer by default.
@@ -169,7 +180,12 @@ class LoadedRun:
         """
         self.check_fit()
         features_MQC = generate_clip_features(
-            self.video_llm, texts, template=self.template, temperature=temperature, seed=seed
+            self.video_llm,
+            texts,
+            template=self.template,
+            request=replace(request or ClipRequest(), task_settings=self.tasks.get("generate", {})),
+            temperature=temperature,
+            seed=seed,
         )
         batches = self.decode(features_MQC, torch.Generator().manual_seed(seed), sampling)
         yield from zip((clip for batch in batches for clip in batch), features_MQC, strict=True)

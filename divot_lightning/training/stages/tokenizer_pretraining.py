@@ -95,14 +95,21 @@ class TokenizerPretraining(Stage):
 
 
 def validation_losses(
-    detokenizer: VideoDetokenizer, video_BFCHW: Tensor, tokens_BQC: Tensor, batch: Batch, batch_idx: int
+    detokenizer: VideoDetokenizer,
+    video_BFCHW: Tensor | None,
+    tokens_BQC: Tensor,
+    batch: Batch,
+    batch_idx: int,
+    posterior: Tensor | None = None,
 ) -> dict[str, LossPart]:
-    """Compute a de-tokenizer's validation losses, with the same noise at every validation."""
+    """Compute a de-tokenizer's validation losses, with the same noise at every validation; see its `loss`."""
     losses = {}
     for name, prob in (("loss", 0.0), ("loss_at_pure_noise", 1.0)):
         generators: Randomness = batch_generators(batch, "validation")
         if generators is None:
-            generators = torch.Generator(video_BFCHW.device).manual_seed(batch_idx)
-        loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_timestep_prob=prob, generator=generators)
+            generators = torch.Generator(tokens_BQC.device).manual_seed(batch_idx)
+        loss = detokenizer.loss(
+            video_BFCHW, tokens_BQC, posterior=posterior, terminal_timestep_prob=prob, generator=generators
+        )
         losses[name] = LossPart(loss, num_real_samples(batch))
     return losses

@@ -94,11 +94,15 @@ def test_a_sampled_answer_depends_on_its_seed_alone(pipeline, video):
     assert pipeline.ask(video, QUESTION, seed=3, **options).text != alone[0]
 
 
+@pytest.mark.parametrize("settings", [{}, {"end_after": "last", "separator": "\n"}])
 @pytest.mark.parametrize("template", ["pretraining", "instruction"])
-def test_a_further_turn_is_asked_as_conversations_were_trained(template):
+def test_a_further_turn_is_asked_as_conversations_were_trained(template, settings):
     sample = {"questions": [{"question": "a ?", "answer": "b"}, {"question": "c ?", "answer": "d"}]}
-    trained = ConversationTask(template).segments(sample, np.random.default_rng(0), num_clips=2)
-    assert [*question_prompt("c ?", 2, template, history=[("a ?", "b")]), Text("d", learn=True)] == trained
+    trained = ConversationTask(template, **settings).segments(sample, np.random.default_rng(0), num_clips=2)
+    assert [
+        *question_prompt("c ?", 2, template, history=[("a ?", "b")], tasks={"conversation": settings}),
+        Text("d", learn=True),
+    ] == trained
 
 
 def test_earlier_turns_change_the_answer(llm_run, video):
