@@ -45,7 +45,8 @@ class ClipRunner(ABC):
         self, config: EvaluationConfig, metrics: Sequence[BenchmarkMetric], models: LoadedRun, folder: Path
     ) -> None:
         self.config, self.metrics, self.models, self.folder = config, metrics, models, folder
-        self.sampling_config: dict[str, Any] = {}
+        # What is sampled with belongs to the model, as the sampling settings of a head do: ablations compare objectives.
+        self.sampling_config: dict[str, Any] = {"objective": asdict(models.detokenizer.config)["objective"]}
         self.digests = {type(metric).__name__: _digest(metric) for metric in metrics}
 
     @abstractmethod
@@ -54,10 +55,9 @@ class ClipRunner(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        clip, detokenizer = self.models.decoded_clip, asdict(self.models.detokenizer.config)
+        clip = self.models.decoded_clip
         return {
-            "sampling": detokenizer["sampling"],
-            "objective": detokenizer["objective"],
+            "sampling": asdict(self.models.detokenizer.config.sampling),
             "clips": {"frames": clip.frames, "fps": clip.fps, "height": clip.height, "width": clip.width},
             "real_clips": f"the middle {clip.seconds:g} s of each video; {RESIZE}",
         }
@@ -139,7 +139,7 @@ class GenerationRunner(ClipRunner):
         models = LoadedRun(run, chosen.detokenizer, template=config.template, device=device, head=chosen.head)
         models.check_fit()
         super().__init__(config, metrics, models, folder)
-        self.sampling_config = {"head": sampling_of(models.video_llm.head)}
+        self.sampling_config |= {"head": sampling_of(models.video_llm.head)}
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
