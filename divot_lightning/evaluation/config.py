@@ -81,6 +81,7 @@ class GenerationConfig:
         lpips: File with torchvision's weights of LPIPS's network, for reconstructions; null measures none.
         lpips_network: The network of that file.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
+        num_tokens: Leading tokens of each clip that are decoded, for reconstructions; null for all.
         kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at; of
             reconstructions also a video of original and reconstruction side by side.
         store_clips: Whether every clip is stored in OUTPUT/clips, so that a metric that is added later needs no new
@@ -94,6 +95,7 @@ class GenerationConfig:
     lpips: str | None = None
     lpips_network: Literal["alex", "vgg", "squeeze"] = "alex"
     head: dict[str, Any] | None = None
+    num_tokens: int | None = None
     kept_clips: int = 6
     store_clips: bool = True
 
@@ -161,6 +163,7 @@ EFFECTS: dict[str, tuple[Predicts, ...]] = {
     "generation": ("clips", "reconstructions"),
     "generation.head": ("clips",),
     "generation.detokenizer": ("clips",),
+    "generation.num_tokens": ("reconstructions",),
     "temperature": ("answers", "clips"),
     "template": ("answers", "clips"),
     "prompt": ("answers",),

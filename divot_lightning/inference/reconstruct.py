@@ -22,6 +22,7 @@ from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_lightning.errors import UserError
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.inference.results import save_clip, write_comparison
+from divot_lightning.models.tokenizer.bottleneck import keep_leading, require_kept_count
 from divot_lightning.parts.sources import SampleError, SkippedSample
 
 LONGEST_NAME = 200
@@ -107,6 +108,7 @@ def reconstruct_files(
     num: int = 8,
     seed: int = 0,
     device: str = "cpu",
+    num_tokens: int | None = None,
     on_skip: Callable[[SkippedSample], object] = lambda sample: None,
 ) -> Iterator[Path]:
     """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
@@ -118,6 +120,8 @@ def reconstruct_files(
         num: Number of clips.
         seed: Of the de-tokenizer's noise.
         device: Where the models run.
+        num_tokens: Leading tokens of each clip that are decoded; None for all. A tokenizer needs
+            `bottleneck.nested_dropout` in its training to reconstruct well from fewer.
         on_skip: Called with each sample or file that is skipped.
 
     Returns:
@@ -126,14 +130,21 @@ def reconstruct_files(
     """
     models = LoadedRun(run, device=device)
     clips = list(islice(read_clips(inputs, models.decoded_clip, on_skip), num))
-    return _write_clips(models, clips, Path(output), seed)
+    if num_tokens is not None:
+        require_kept_count(num_tokens, models.tokenizer.config.tokens_per_clip)
+    return _write_clips(models, clips, Path(output), seed, num_tokens)
 
 
-def _write_clips(models: LoadedRun, clips: list[tuple[str, Pixels]], output: Path, seed: int) -> Iterator[Path]:
+def _write_clips(
+    models: LoadedRun, clips: list[tuple[str, Pixels]], output: Path, seed: int, num_tokens: int | None
+) -> Iterator[Path]:
     names = _file_names(key for key, _ in clips)
     originals = torch.from_numpy(np.stack([video for _, video in clips]))
+    tokens_NQC = models.encode(originals)
     settings = models.settings(**models.decoding_settings(), seed=seed)
-    decoded = models.decode(models.encode(originals), torch.Generator().manual_seed(seed))
+    if num_tokens is not None:
+        tokens_NQC, settings = keep_leading(tokens_NQC, num_tokens), {**settings, "num_tokens": num_tokens}
+    decoded = models.decode(tokens_NQC, torch.Generator().manual_seed(seed))
     videos = (video.numpy() for batch in decoded for video in batch)
     for (key, original), name, video in zip(clips, names, videos, strict=True):
         save_clip(output / f"{name}.mp4", video, models.fps, {"key": key, **settings})

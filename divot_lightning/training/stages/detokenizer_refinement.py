@@ -59,7 +59,8 @@ class DetokenizerRefinement(Stage):
         self.check_sync("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         with torch.no_grad():
-            tokens = self.tokenizer(video)
+            # As in tokenizer pretraining: a de-tokenizer that sees no few or noisy tokens any more unlearns to read them.
+            tokens, _ = self.tokenizer.bottleneck.perturb(self.tokenizer(video), batch_generators(batch, "tokens"))
             null_tokens = self.tokenizer.null_tokens(*video.shape[-2:])
         loss = self.detokenizer.loss(
             video,
