@@ -8,7 +8,7 @@ from scipy.special import nctdtr, stdtrit
 LEVEL = 0.05
 """Probability that the test sees a difference that does not exist; that of one comparison, chosen beforehand."""
 POWER = 0.8
-"""Probability to see a difference that exists; the usual choice (Cohen, 1988, section 2.4)."""
+"""Probability to see a difference that exists; the usual choice (Cohen, 1988)."""
 MOST_SEEDS = 10_000
 
 

@@ -35,8 +35,8 @@ class BottleneckConfig:
             none. A token is then the mean of a normal distribution, and a linear layer adds its variance; training
             samples from it (arXiv:1312.6114; with a weight as in latent diffusion, arXiv:2112.10752).
         noise: Largest standard deviation of the noise that is added in training; that of each clip is uniform between
-            0 and this number, so that the de-tokenizer learns to read tokens with errors (RAE, arXiv:2510.11690,
-            section 4.3, takes the absolute value of a normal number instead). 0 is none.
+            0 and this number, so that the de-tokenizer learns to read tokens with errors (as in the code of RAE,
+            arXiv:2510.11690, with 0.8). 0 is none.
         nested_dropout: Train with the first k tokens of each clip only, the others zero, so that any number of leading
             tokens decodes and the first ones hold what matters most (arXiv:1402.0915; for images and videos
             arXiv:2502.13967 and arXiv:2604.12887). k is uniform in 1 to Q, or a power of two or Q; "none" keeps all.

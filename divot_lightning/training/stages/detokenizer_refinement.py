@@ -59,7 +59,7 @@ class DetokenizerRefinement(Stage):
         self.check_sync("train", batch, batch_idx)
         video = to_unit_range(batch["video"])
         with torch.no_grad():
-            # As in tokenizer pretraining: a de-tokenizer that sees no few or noisy tokens any more unlearns to read them.
+            # As in tokenizer pretraining, or the de-tokenizer would unlearn to read few or noisy tokens.
             tokens, _ = self.tokenizer.bottleneck.perturb(self.tokenizer(video), batch_generators(batch, "tokens"))
             null_tokens = self.tokenizer.null_tokens(*video.shape[-2:])
         loss = self.detokenizer.loss(
