@@ -21,7 +21,6 @@ from divot_lightning.evaluation.kept_clips import find_clip, keep_clip, keep_com
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.question_runner import RESIZE, item_seed
 from divot_lightning.inference.loaded_run import LoadedRun
-from divot_lightning.models.tokenizer.bottleneck import keep_leading, require_kept_count
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Prediction
 from divot_lightning.parts.head_sampling import sampling_of
 from divot_lightning.parts.metrics import BenchmarkMetric
@@ -179,11 +178,8 @@ class ReconstructionRunner(ClipRunner):
         device: str,
         folder: Path,
     ) -> None:
-        models = LoadedRun(run, device=device)
-        super().__init__(config, metrics, models, folder)
+        super().__init__(config, metrics, LoadedRun(run, device=device), folder)
         self.num_tokens = config.generation.num_tokens
-        if self.num_tokens is not None:
-            require_kept_count(self.num_tokens, models.tokenizer.config.tokens_per_clip)
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
@@ -192,9 +188,7 @@ class ReconstructionRunner(ClipRunner):
 
     def make(self, item: BenchmarkItem, original_FCHW: Tensor, seed: int) -> Tensor:
         """Reconstruct the clip, with the item's own noise."""
-        tokens_1QC = self.models.encode(original_FCHW[None])
-        if self.num_tokens is not None:
-            tokens_1QC = keep_leading(tokens_1QC, self.num_tokens)
+        tokens_1QC = self.models.encode(original_FCHW[None], self.num_tokens)
         (clip_1FCHW,) = self.models.decode(tokens_1QC, torch.Generator().manual_seed(seed))
         return clip_1FCHW[0]
 

@@ -22,7 +22,6 @@ from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_lightning.errors import UserError
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.inference.results import save_clip, write_comparison
-from divot_lightning.models.tokenizer.bottleneck import keep_leading, require_kept_count
 from divot_lightning.parts.sources import SampleError, SkippedSample
 
 LONGEST_NAME = 200
@@ -130,8 +129,6 @@ def reconstruct_files(
     """
     models = LoadedRun(run, device=device)
     clips = list(islice(read_clips(inputs, models.decoded_clip, on_skip), num))
-    if num_tokens is not None:
-        require_kept_count(num_tokens, models.tokenizer.config.tokens_per_clip)
     return _write_clips(models, clips, Path(output), seed, num_tokens)
 
 
@@ -140,11 +137,9 @@ def _write_clips(
 ) -> Iterator[Path]:
     names = _file_names(key for key, _ in clips)
     originals = torch.from_numpy(np.stack([video for _, video in clips]))
-    tokens_NQC = models.encode(originals)
-    settings = models.settings(**models.decoding_settings(), seed=seed)
-    if num_tokens is not None:
-        tokens_NQC, settings = keep_leading(tokens_NQC, num_tokens), {**settings, "num_tokens": num_tokens}
-    decoded = models.decode(tokens_NQC, torch.Generator().manual_seed(seed))
+    kept = {} if num_tokens is None else {"num_tokens": num_tokens}
+    settings = models.settings(**models.decoding_settings(), seed=seed, **kept)
+    decoded = models.decode(models.encode(originals, num_tokens), torch.Generator().manual_seed(seed))
     videos = (video.numpy() for batch in decoded for video in batch)
     for (key, original), name, video in zip(clips, names, videos, strict=True):
         save_clip(output / f"{name}.mp4", video, models.fps, {"key": key, **settings})

@@ -151,21 +151,21 @@ def keep_leading(tokens_BQC: Tensor, count: int | Tensor) -> Tensor:
 
     Args:
         tokens_BQC: Tokens, float.
-        count: How many stay: one number, or one per clip, int64 (B,).
+        count: How many stay, from 1 to Q: one number, or one per clip, int64 (B,).
+
+    Raises:
+        UserError: One number is given, and it is not from 1 to Q.
 
     >>> keep_leading(torch.ones(2, 3, 1), torch.tensor([1, 3])).flatten(1)
     tensor([[1., 0., 0.],
             [1., 1., 1.]])
     """
+    num_tokens = tokens_BQC.shape[1]
+    if isinstance(count, int) and not 1 <= count <= num_tokens:
+        raise UserError(f"num_tokens is {count}; a clip has {num_tokens} tokens, so give 1 to {num_tokens}")
     count_B = torch.as_tensor(count, device=tokens_BQC.device).expand(len(tokens_BQC))
-    kept_BQ = torch.arange(tokens_BQC.shape[1], device=tokens_BQC.device) < count_B[:, None]
+    kept_BQ = torch.arange(num_tokens, device=tokens_BQC.device) < count_B[:, None]
     return torch.where(kept_BQ[..., None], tokens_BQC, 0.0)
-
-
-def require_kept_count(count: int, tokens_per_clip: int) -> None:
-    """Raise UserError unless a number of leading tokens is from 1 to all."""
-    if not 1 <= count <= tokens_per_clip:
-        raise UserError(f"num_tokens is {count}; a clip has {tokens_per_clip} tokens, so give 1 to {tokens_per_clip}")
 
 
 def _add_noise(tokens_BQC: Tensor, std: Tensor, generator: Randomness) -> Tensor:

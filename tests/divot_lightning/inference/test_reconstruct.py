@@ -227,4 +227,4 @@ def test_the_first_tokens_alone_are_decoded(run, shards, tmp_path):
     assert np.abs(stored.astype(int) - expected[0].numpy()).mean() < 3
     assert json.loads((tmp_path / "one/held_out-000000.json").read_text())["num_tokens"] == 1
     with pytest.raises(UserError, match="num_tokens is 4; a clip has 3 tokens, so give 1 to 3"):
-        reconstruct_files(run, inputs, tmp_path / "four", num_tokens=4)
+        list(reconstruct_files(run, inputs, tmp_path / "four", num_tokens=4))
