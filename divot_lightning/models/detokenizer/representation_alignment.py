@@ -83,7 +83,7 @@ class RepresentationAlignment(nn.Module):
             raise UserError(
                 f"repa.width is {self.config.width}, but {self.config.block} returns {hidden_BTHWD.shape[-1]} channels"
             )
-        patches_BTPE = self.vision(_whole_steps(video_BF3HW, self.vision.frame_stride))
+        patches_BTPE = self.vision(_whole_steps(video_BF3HW, self.vision.frame_stride)).float()
         target_BTHWE = resize_patches(patches_BTPE, self.vision.grid, tuple(hidden_BTHWD.shape[1:4]))
         return negative_cosine(self.projector(hidden_BTHWD), target_BTHWE)
 

@@ -70,9 +70,7 @@ class CaptioningPretraining(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the next-word loss of captions given the clips' tokens."""
         self.check_sync("train", batch, batch_idx)
-        tokens, divergence = self.tokenizer.bottleneck.perturb(self._tokens(batch), batch_generators(batch, "tokens"))
-        parts = {**self._losses(batch, tokens), **kl_part(divergence, self.tokenizer, batch)}
-        return self.training_loss(parts, batch)
+        return self.training_loss(self._losses(batch, perturbed=True), batch)
 
     def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count the words to learn."""
@@ -82,18 +80,18 @@ class CaptioningPretraining(Stage):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss of the captions."""
         self.check_sync("validation", batch, batch_idx)
-        self.log_validation(self._losses(batch, self._tokens(batch)))
+        self.log_validation(self._losses(batch))
 
-    def _tokens(self, batch: Batch) -> Tensor:
+    def _losses(self, batch: Batch, *, perturbed: bool = False) -> dict[str, LossPart]:
         if "video" not in batch:
             raise UserError("captioning pretraining trains the tokenizer on pixels; give it shards of videos")
-        tokens_MQC: Tensor = self.tokenizer(to_unit_range(batch["video"]))
-        return tokens_MQC
-
-    def _losses(self, batch: Batch, tokens_MQC: Tensor) -> dict[str, LossPart]:
+        tokens_MQC, divergence = self.tokenizer(to_unit_range(batch["video"])), None
+        if perturbed:
+            tokens_MQC, divergence = self.tokenizer.bottleneck.perturb(tokens_MQC, batch_generators(batch, "tokens"))
         output = self.video_llm(sequences_of(batch), tokens_MQC)
         counts = int(num_real_samples(batch) > 0)
-        return {"text_loss": LossPart(output.text_loss, counts * output.num_text_targets)}
+        text = LossPart(output.text_loss, counts * output.num_text_targets)
+        return {"text_loss": text, **kl_part(divergence, self.tokenizer, batch)}
 
     def sequence_collator(self) -> SequenceCollator:
         """Return what the data need to tokenise and lay out samples."""
