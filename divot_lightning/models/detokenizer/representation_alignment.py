@@ -54,7 +54,7 @@ class RepresentationAlignment(nn.Module):
         if config.block not in blocks:
             raise UserError(
                 f"repa.block {config.block!r} is no submodule of {type(denoiser).__name__}\n"
-                f"choose the output of a block, such as one of: {', '.join(blocks[-400:])[:200]} ..."
+                f"choose a block among its submodules: {', '.join(blocks)[:200]} ..."
             )
         self.vision = config.vision()
         if not self.vision.frozen:
