@@ -46,7 +46,8 @@ class ClipRunner(ABC):
         self, config: EvaluationConfig, metrics: Sequence[BenchmarkMetric], models: LoadedRun, folder: Path
     ) -> None:
         self.config, self.metrics, self.models, self.folder = config, metrics, models, folder
-        self.sampling_config: dict[str, Any] = {}
+        # It belongs to the model, as the sampling settings of a head do: ablations compare objectives.
+        self.sampling_config: dict[str, Any] = {"objective": asdict(models.detokenizer.config)["objective"]}
         self.digests = {type(metric).__name__: _digest(metric) for metric in metrics}
 
     @abstractmethod
@@ -55,10 +56,9 @@ class ClipRunner(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        clip, detokenizer = self.models.decoded_clip, asdict(self.models.detokenizer.config)
+        clip = self.models.decoded_clip
         return {
-            "sampling": detokenizer["sampling"],
-            "objective": detokenizer["objective"],
+            "sampling": asdict(self.models.detokenizer.config.sampling),
             "clips": {"frames": clip.frames, "fps": clip.fps, "height": clip.height, "width": clip.width},
             "real_clips": f"the middle {clip.seconds:g} s of each video; {describe_resize(clip)}",
         }
@@ -141,7 +141,7 @@ class GenerationRunner(ClipRunner):
         models = LoadedRun(run, chosen.detokenizer, template=config.template, device=device, head=chosen.head)
         models.check_fit()
         super().__init__(config, metrics, models, folder)
-        self.sampling_config = {"head": sampling_of(models.video_llm.head)}
+        self.sampling_config |= {"head": sampling_of(models.video_llm.head)}
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
@@ -184,14 +184,16 @@ class ReconstructionRunner(ClipRunner):
         folder: Path,
     ) -> None:
         super().__init__(config, metrics, LoadedRun(run, device=device), folder)
+        self.num_tokens = config.generation.num_tokens
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        return {"decoding": {"seed": self.config.seed}, **super().describe()}
+        kept = {} if self.num_tokens is None else {"num_tokens": self.num_tokens}
+        return {"decoding": {"seed": self.config.seed, **kept}, **super().describe()}
 
     def make(self, item: BenchmarkItem, original_FCHW: Tensor, seed: int) -> Tensor:
         """Reconstruct the clip, with the item's own noise."""
-        tokens_1QC = self.models.encode(original_FCHW[None])
+        tokens_1QC = self.models.encode(original_FCHW[None], self.num_tokens)
         (clip_1FCHW,) = self.models.decode(tokens_1QC, torch.Generator().manual_seed(seed))
         return clip_1FCHW[0]
 

@@ -85,6 +85,7 @@ class GenerationConfig:
             code has "Generate a video of {}".
         opening: How the model writes until it opens the clip by itself, {} for the released numbers; null opens it.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
+        num_tokens: Leading tokens of each clip that are decoded, for reconstructions; null for all.
         kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at; of
             reconstructions also a video of original and reconstruction side by side.
         store_clips: Whether every clip is stored in OUTPUT/clips, so that a metric that is added later needs no new
@@ -100,6 +101,7 @@ class GenerationConfig:
     request: str | None = None
     opening: ClipOpening | None = None
     head: dict[str, Any] | None = None
+    num_tokens: int | None = None
     kept_clips: int = 6
     store_clips: bool = True
 
@@ -169,6 +171,7 @@ EFFECTS: dict[str, tuple[Predicts, ...]] = {
     "generation.request": ("clips",),
     "generation.opening": ("clips",),
     "generation.detokenizer": ("clips",),
+    "generation.num_tokens": ("reconstructions",),
     "temperature": ("answers", "clips"),
     "template": ("answers", "clips"),
     "prompt": ("answers",),

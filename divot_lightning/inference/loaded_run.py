@@ -32,6 +32,7 @@ from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_uint8
+from divot_lightning.models.tokenizer.bottleneck import keep_leading
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.head_sampling import sampling_of, set_sampling
@@ -130,9 +131,22 @@ class LoadedRun:
         resize = run_resize(self.run)
         return ClipConfig(config.size, config.size, config.num_frames, self.fps, short_videos="squeeze", resize=resize)
 
-    def encode(self, video_NFCHW: Tensor) -> Tensor:
-        """Return the features of clips: uint8 (N, F, 3, H, W) in, (N, Q, C) float32 on the CPU out."""
-        return encode_clips(self.tokenizer, video_NFCHW).cpu()
+    def encode(self, video_NFCHW: Tensor, num_tokens: int | None = None) -> Tensor:
+        """Return the features of clips.
+
+        Args:
+            video_NFCHW: uint8 (N, F, 3, H, W).
+            num_tokens: Leading tokens of each clip to keep, the others become zero; for a tokenizer that was trained
+                with nested dropout. None keeps all.
+
+        Returns:
+            (N, Q, C) float32 on the CPU.
+
+        Raises:
+            UserError: A clip has not so many tokens.
+        """
+        features_NQC = encode_clips(self.tokenizer, video_NFCHW).cpu()
+        return features_NQC if num_tokens is None else keep_leading(features_NQC, num_tokens)
 
     @torch.no_grad()
     def decode(

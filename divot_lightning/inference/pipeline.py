@@ -135,19 +135,23 @@ class DivotPipeline:
         with self._sampling(decoding) as sampling:
             return torch.cat(list(self.models.decode(features_NQC, generator, sampling)))
 
-    def reconstruct(self, video: MediaInput, *, seed: int = 0, decoding: Decoding | None = None) -> Reconstruction:
+    def reconstruct(
+        self, video: MediaInput, *, seed: int = 0, decoding: Decoding | None = None, num_tokens: int | None = None
+    ) -> Reconstruction:
         """Encode the clip in the middle of a video, a picture, or all clips of an array, and decode them again.
 
         Args:
             video: See `MediaInput`.
             seed: Of the de-tokenizer's noise.
             decoding: How the de-tokenizer samples.
+            num_tokens: Leading tokens of each clip that are decoded, for a tokenizer with nested dropout; None for all.
         """
         original = as_tensor(read_middle_clip(video, self.models.decoded_clip))
-        features_NQC = self.models.encode(original)
+        features_NQC = self.models.encode(original, num_tokens)
+        kept = {} if num_tokens is None else {"num_tokens": num_tokens}
         decoded = self.decode(features_NQC, seed=seed, decoding=decoding)
         with self._sampling(decoding) as sampling:
-            settings = self.models.settings(**self.models.decoding_settings(sampling), seed=seed)
+            settings = self.models.settings(**self.models.decoding_settings(sampling), seed=seed, **kept)
         return Reconstruction(original, decoded, features_NQC, self.models.fps, settings)
 
     @overload

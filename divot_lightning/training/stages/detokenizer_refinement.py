@@ -63,6 +63,8 @@ class DetokenizerRefinement(Stage):
         video, tokens = self._clips_and_tokens(batch)
         size = (self.detokenizer.config.size,) * 2 if video is None else video.shape[-2:]
         with torch.no_grad():
+            # As in tokenizer pretraining, or the de-tokenizer would unlearn to read few or noisy tokens.
+            tokens, _ = self.tokenizer.bottleneck.perturb(tokens, batch_generators(batch, "tokens"))
             null_tokens = self.tokenizer.null_tokens(*size)
         loss = self.detokenizer.loss(
             video,

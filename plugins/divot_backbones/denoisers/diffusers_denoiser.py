@@ -127,6 +127,8 @@ class DiffusersDenoiser(Denoiser):
                 f"patches of this {name}: {patch[0]} frames of {patch[1]}x{patch[2]}\n"
                 "change num_frames, size, the latents or the patch size"
             )
+        steps, rows, columns = (size // side for size, side in zip(sizes, patch, strict=True))
+        self.token_grid = (steps, rows, columns)
 
     def _choose_trained(self, training: Training, lora_rank: int) -> None:
         if training == "full":

@@ -59,6 +59,15 @@ def test_a_reconstruction_is_encoding_and_decoding_of_the_middle_clip(pipeline, 
     assert not torch.equal(pipeline.reconstruct(video, seed=4).video_NFCHW, decoded)
 
 
+def test_the_first_tokens_alone_are_decoded(pipeline, video):
+    tokens = pipeline.models.encode(pipeline.reconstruct(video).original_NFCHW)
+    tokens[:, 1:] = 0.0
+    made = pipeline.reconstruct(video, seed=3, num_tokens=1)
+    assert torch.equal(made.features_NQC, tokens)
+    assert torch.equal(made.video_NFCHW, pipeline.decode(tokens, seed=3))
+    assert made.settings["num_tokens"] == 1
+
+
 def test_generated_clips_are_decoded_features_of_the_seed(pipeline):
     models = pipeline.models
     features = generate_clip_features(models.video_llm, ["a red circle"] * 2, seed=5)
