@@ -1,7 +1,11 @@
-"""Settings of all tests."""
+"""For all tests."""
 
-from hypothesis import settings
+import gc
 
-# A busy machine is slow; no test has a bound in seconds.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+import pytest
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare garbage collections, of which training and decoding cause many, the modules and tests that stay anyway."""
+    gc.collect()
+    gc.freeze()

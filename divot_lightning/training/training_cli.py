@@ -7,6 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,8 +162,9 @@ class TrainingCLI(LightningCLI):
         """The run folder."""
         return Path(self.config.run)
 
+    @cached_property
     def saved_config(self) -> str:
-        """Return the text of `<run>/config.yaml`: every setting as resolved."""
+        """The text of `<run>/config.yaml`: every setting as resolved."""
         command = shlex.join(["divot", "resume", str(self.run_folder)])
         body = self.parser.dump(self.config, skip_unset=False, format="yaml")
         return f"# written by divot-lightning {__version__}; continue with: {command}\n{body}"
@@ -176,7 +178,7 @@ class TrainingCLI(LightningCLI):
         self.same_start = SameStart()
         callbacks: list[Callback] = [
             self.same_start,
-            RunOpening(run, self.saved_config()),
+            RunOpening(run, self.saved_config),
             RandomStates(),
             saving,
             self.stop_on_signal,
