@@ -13,7 +13,7 @@ from torch import Tensor
 from divot_datamodules.decoding.clip_sampling import decode_clip
 from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.evaluation.benchmarks.stories import StoryBenchmark
-from divot_lightning.evaluation.clip_runners import GenerationRunner
+from divot_lightning.evaluation.clip_runners import MEASURED_BY, GenerationRunner
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.kept_clips import KEPT
 from divot_lightning.evaluation.predictions import Row
@@ -67,10 +67,10 @@ class StoryRunner(GenerationRunner):
         if number < self.config.generation.kept_clips:
             story.save(self.folder / KEPT / str(number))
         sentences = tuple(part.text for part in story.parts)
-        clips = tuple(part.video_FCHW for part in story.parts if part.video_FCHW is not None)
+        clips = tuple(part.video_FCHW for part in story.parts)
         for metric in self.metrics:
             row |= metric.measure(Prediction(sentences=sentences, clips=clips), item)
-        return {**row, "sentences": list(sentences), "measured_by": self.digests}
+        return {**row, "sentences": list(sentences), MEASURED_BY: self.digests}
 
     def tell(self, item: BenchmarkItem, requests: Sequence[tuple[str, int]], seed: int) -> Story:
         """Tell the stories of all requests, and join them to one."""

@@ -115,7 +115,7 @@ class Prediction:
         clip: The clip that it generated or reconstructed, uint8 (F, 3, H, W); None for answers and stories.
         original: The clip of the item's video, of the same shape; None for answers and stories.
         sentences: Those of a story, in order.
-        clips: Those of a story, in order, uint8 (F, 3, H, W) each. The last sentence may have none.
+        clips: The clip after each sentence, uint8 (F, 3, H, W); None after a sentence that the model opened none after.
     """
 
     answer: str = ""
@@ -123,7 +123,7 @@ class Prediction:
     clip: "Tensor | None" = None
     original: "Tensor | None" = None
     sentences: tuple[str, ...] = ()
-    clips: "tuple[Tensor, ...]" = ()
+    clips: "tuple[Tensor | None, ...]" = ()
 
 
 @dataclass(frozen=True)

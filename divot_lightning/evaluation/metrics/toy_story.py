@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.toy.stories import follow
-from divot_datamodules.toy.world import ATTRIBUTES, ToyWorld
+from divot_datamodules.toy.world import ATTRIBUTES, Reading, ToyWorld
 from divot_lightning.evaluation.metrics.toy_oracle import ORACLE_RULE, read_clips
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.metrics import JoinedMetric, Measured
@@ -51,12 +51,7 @@ class ToyStory(JoinedMetric):
 
     def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
         """Read all clips with the oracle, on the background of the real story."""
-        red, green, blue = item.facts["background"]
-        readings = []
-        for clip_FCHW in prediction.clips:
-            frames, _, _, size = clip_FCHW.shape
-            world = ToyWorld(size=size, num_frames=frames, background=(red, green, blue))
-            readings.append(asdict(read_clips(clip_FCHW[None], world)[0]))
+        readings = [_read(clip_FCHW, tuple(item.facts["background"])) for clip_FCHW in prediction.clips]
         return {"sentences": list(prediction.sentences), "readings": readings}
 
     def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
@@ -88,17 +83,26 @@ class ToyStory(JoinedMetric):
         return {"oracle": ORACLE_RULE, "sentences": "read by divot_datamodules.toy.stories.follow"}
 
 
+def _read(clip_FCHW: Tensor | None, background: tuple[int, int, int]) -> dict[str, Any]:
+    """Return the oracle's reading of a clip, and its number of frames, 0 without a clip."""
+    if clip_FCHW is None:
+        return {**asdict(Reading(False, "no clip")), "frames": 0}
+    frames, _, _, size = clip_FCHW.shape
+    (reading,) = read_clips(clip_FCHW[None], ToyWorld(size=size, num_frames=frames, background=background))
+    return {**asdict(reading), "frames": frames}
+
+
 def story_values(sentences: Sequence[str], readings: Sequence[Mapping[str, Any]], facts: Facts) -> dict[str, float]:
     """Return the scores of one story; see `ToyStory`.
 
     Args:
         sentences: The sentences.
-        readings: The oracle's readings of its clips, as JSON values.
+        readings: The oracle's readings of the clips after them, as JSON values.
         facts: Of the real story: `scenes`, `changes`, and `continuous`.
     """
-    count, states = len(facts["scenes"]), follow(sentences)[: len(readings)]
+    count, states = len(facts["scenes"]), follow(sentences)
     said = [state for _, state in states]
-    told = len(states) == len(sentences) == len(readings) == count
+    told = len(states) == len(sentences) == count and all(reading["frames"] for reading in readings)
     as_asked = told and _as_asked(states, facts)
     rights = [{name: _is_right(readings, said, at, name) for name in ATTRIBUTES} for at in range(count)]
     values = {f"clip_{at + 1}/{name}": float(right) for at, row in enumerate(rights) for name, right in row.items()}
@@ -145,6 +149,6 @@ def _continuity(readings: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {"jump_pixels": sum(jumps) / len(pairs), "speed_change": sum(speeds) / len(pairs)}
 
 
-def _after(reading: Mapping[str, Any], num_frames: int = 16) -> list[float]:
-    """Return where the shape would be in the frame after a clip of 16 frames."""
-    return [start + num_frames * step for start, step in zip(reading["start"], reading["velocity"], strict=True)]
+def _after(reading: Mapping[str, Any]) -> list[float]:
+    """Return where the shape would be in the frame after a clip."""
+    return [start + reading["frames"] * step for start, step in zip(reading["start"], reading["velocity"], strict=True)]
