@@ -4,7 +4,7 @@ Shape letters: B batch, M clips of a batch, F frames, H height, W width, Q token
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,20 @@ def _read_json(data: str) -> dict[str, Any]:
     return text
 
 
+def media_names(members: Iterable[str]) -> list[str]:
+    """Return which of a sample's members are its media: its numbered clips in order, or its only file.
+
+    >>> media_names(["json", "clip10.mp4", "clip9.mp4"]), media_names(["json", "mp4"])
+    (['clip9.mp4', 'clip10.mp4'], ['mp4'])
+    """
+    names = set(members)
+    numbered = sorted((s for s in names if s.startswith("clip")), key=lambda s: int(s.split(".")[0][4:]))
+    return numbered or [suffix for suffix in MEDIA_SUFFIXES if suffix in names][:1]
+
+
 def media_members(members: Members) -> list[tuple[str, bytes | Path]]:
-    """Return a sample's media with their suffixes: its numbered clips in order, or its only file."""
-    numbered = sorted((s for s in members if s.startswith("clip")), key=lambda s: int(s.split(".")[0][4:]))
-    names = numbered or [suffix for suffix in MEDIA_SUFFIXES if suffix in members][:1]
-    return [(name.split(".")[-1], members[name]) for name in names]
+    """Return a sample's media with their suffixes."""
+    return [(name.split(".")[-1], members[name]) for name in media_names(members)]
 
 
 @dataclass
