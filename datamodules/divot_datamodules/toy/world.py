@@ -91,10 +91,11 @@ def caption(scene: Scene) -> str:
     >>> caption(Scene("red", "circle", "upper left", "slowly", 9.0, 9.0))
     'a red circle moves slowly to the upper left'
     """
-    return f"a {scene.colour} {scene.shape} moves {scene.speed} {_toward(scene.direction)}"
+    return f"a {scene.colour} {scene.shape} moves {scene.speed} {toward(scene.direction)}"
 
 
-def _toward(direction: str) -> str:
+def toward(direction: str) -> str:
+    """Return the words of a caption for a direction."""
     return direction if direction in ("up", "down") else f"to the {direction}"
 
 

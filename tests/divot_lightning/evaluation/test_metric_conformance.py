@@ -11,6 +11,7 @@ from divot_lightning.evaluation.metrics.caption_metrics import CaptionScores
 from divot_lightning.evaluation.metrics.clip_similarity import ClipSimilarity
 from divot_lightning.evaluation.metrics.frechet_video import FrechetVideoDistance, ToyFrechet
 from divot_lightning.evaluation.metrics.image_quality import LPIPS, PSNR, SSIM
+from divot_lightning.evaluation.metrics.toy_open_oracle import ToyOpenOracle
 from divot_lightning.evaluation.metrics.toy_oracle import ToyOracle
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.registries.kinds import METRICS
@@ -35,6 +36,7 @@ def render(scenes):
 def item_of(scene):
     facts = {"attributes": {name: getattr(scene, name) for name in ATTRIBUTES}, "caption": caption(scene)}
     facts |= {"start": [scene.start_row, scene.start_column], "prompt": caption(scene)}
+    facts |= {"named": {"shape": scene.shape}}
     return BenchmarkItem("", None, "", answer="red", references=(caption(scene), "a red circle"), facts=facts)
 
 
@@ -84,6 +86,13 @@ class TestToyOracle(OfClips):
 
     def make_metric(self):
         return ToyOracle(start_error=True)
+
+
+class TestToyOpenOracle(OfClips):
+    metric = ToyOpenOracle
+
+    def make_metric(self):
+        return ToyOpenOracle()
 
 
 class TestToyFrechet(OfClips):
