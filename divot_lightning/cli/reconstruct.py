@@ -5,6 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from divot_lightning.errors import UserError
+from divot_lightning.inference.command_options import (
+    add_decoding_options,
+    add_model_options,
+    decoding_options,
+    model_options,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="folder of the mp4 files")
     parser.add_argument("--num", type=int, default=8, help="number of clips, from the first inputs (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the de-tokenizer's noise (default: 0)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add_decoding_options(parser)
+    add_model_options(parser)
     return parser
 
 
@@ -39,12 +46,15 @@ def main(argv: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from divot_datamodules.loading.skipped_samples import left_out_lines
+    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
     from divot_lightning.inference.reconstruct import reconstruct_files
     from divot_lightning.parts.sources import SkippedSample
 
     defects: list[SkippedSample] = []
-    options = {"num": args.num, "seed": args.seed, "device": args.device}
-    files = reconstruct_files(args.run, args.input, args.output, **options, on_skip=defects.append)
+    pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, **model_options(args))
+    decoding = Decoding(**decoding_options(args))
+    options = {"num": args.num, "seed": args.seed, "decoding": decoding, "on_skip": defects.append}
+    files = reconstruct_files(pipeline, args.input, args.output, **options)
     count = sum(1 for _ in tqdm(files, total=args.num, desc="clips", unit="clip"))
     sys.stdout.write(f"{args.output}: {count} clip{'' if count == 1 else 's'}; look at *_compare.mp4\n")
     sys.stdout.write("".join(line + "\n" for line in left_out_lines(defects)))

@@ -20,7 +20,7 @@ from divot_datamodules.loading.skipped_samples import left_out_lines
 from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_lightning.errors import UserError
-from divot_lightning.inference.loaded_run import LoadedRun
+from divot_lightning.inference.pipeline import Decoding, DivotPipeline
 from divot_lightning.inference.results import save_clip, write_comparison
 from divot_lightning.parts.sources import SampleError, SkippedSample
 
@@ -100,45 +100,47 @@ def _shard_clips(
 
 
 def reconstruct_files(
-    run: str | Path,
+    pipeline: DivotPipeline,
     inputs: Sequence[str],
     output: str | Path,
     *,
     num: int = 8,
     seed: int = 0,
-    device: str = "cpu",
+    decoding: Decoding | None = None,
     on_skip: Callable[[SkippedSample], object] = lambda sample: None,
 ) -> Iterator[Path]:
     """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
 
     Args:
-        run: A run that trained or used a tokenizer and a de-tokenizer.
+        pipeline: Of a run that trained or used a tokenizer and a de-tokenizer.
         inputs: See `read_clips`.
         output: Folder of the files.
         num: Number of clips.
         seed: Of the de-tokenizer's noise.
-        device: Where the models run.
+        decoding: How the de-tokenizer samples.
         on_skip: Called with each sample or file that is skipped.
 
     Returns:
         An iterator that writes the files of one clip at a time and yields the path of its comparison. Run and inputs
         are read before it is returned, so that errors in them come first.
     """
-    models = LoadedRun(run, device=device)
-    clips = list(islice(read_clips(inputs, models.decoded_clip, on_skip), num))
-    return _write_clips(models, clips, Path(output), seed)
+    clips = list(islice(read_clips(inputs, pipeline.models.decoded_clip, on_skip), num))
+    return _write_clips(pipeline, clips, Path(output), seed, decoding)
 
 
-def _write_clips(models: LoadedRun, clips: list[tuple[str, Pixels]], output: Path, seed: int) -> Iterator[Path]:
-    names = _file_names(key for key, _ in clips)
+def _write_clips(
+    pipeline: DivotPipeline, clips: list[tuple[str, Pixels]], output: Path, seed: int, decoding: Decoding | None
+) -> Iterator[Path]:
+    names, models = _file_names(key for key, _ in clips), pipeline.models
     originals = torch.from_numpy(np.stack([video for _, video in clips]))
-    settings = models.settings(**models.decoding_settings(), seed=seed)
-    decoded = models.decode(models.encode(originals), torch.Generator().manual_seed(seed))
-    videos = (video.numpy() for batch in decoded for video in batch)
-    for (key, original), name, video in zip(clips, names, videos, strict=True):
-        save_clip(output / f"{name}.mp4", video, models.fps, {"key": key, **settings})
-        write_video(output / f"{name}_original.mp4", original, models.fps)
-        yield write_comparison(output / f"{name}_compare.mp4", original, video, models.fps)
+    with pipeline.sampling(decoding) as sampling:
+        settings = models.settings(**models.decoding_settings(sampling), seed=seed)
+        decoded = models.decode(models.encode(originals), torch.Generator().manual_seed(seed), sampling)
+        videos = (video.numpy() for batch in decoded for video in batch)
+        for (key, original), name, video in zip(clips, names, videos, strict=True):
+            save_clip(output / f"{name}.mp4", video, models.fps, {"key": key, **settings})
+            write_video(output / f"{name}_original.mp4", original, models.fps)
+            yield write_comparison(output / f"{name}_compare.mp4", original, video, models.fps)
 
 
 def _file_names(keys: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import probe
 from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.toy.world import ToyWorld
+from divot_lightning import DivotPipeline
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.reconstruct import main
 from divot_lightning.errors import UserError
@@ -125,9 +126,9 @@ def test_samples_without_a_clip_are_skipped_and_reported(run, tmp_path, capsys):
 def test_an_output_that_cannot_be_written_is_reported(run, shards, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file.*cannot be written: there is a file where a folder is needed"):
-        list(reconstruct_files(run, [str(shards / "train")], tmp_path / "file", num=1))
+        list(reconstruct_files(DivotPipeline.from_pretrained(run), [str(shards / "train")], tmp_path / "file", num=1))
     with pytest.raises(UserError, match=r"train-000000\.mp4.*cannot be written"), limited_file_size(500):
-        list(reconstruct_files(run, [str(shards / "train")], tmp_path / "full", num=1))
+        list(reconstruct_files(DivotPipeline.from_pretrained(run), [str(shards / "train")], tmp_path / "full", num=1))
 
 
 def test_a_shard_cut_in_a_header_gives_what_is_whole_and_is_named(tmp_path):
@@ -150,7 +151,7 @@ def test_the_media_of_a_jsonl_are_read(tmp_path):
 
 def test_inputs_are_read_before_anything_is_written(run, tmp_path):
     with pytest.raises(UserError, match=r"missing\.mp4"):
-        reconstruct_files(run, ["missing.mp4"], tmp_path / "out")
+        reconstruct_files(DivotPipeline.from_pretrained(run), ["missing.mp4"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -182,7 +183,7 @@ def test_comparison_is_enlarged_by_whole_pixels():
 
 
 def test_three_videos_are_written_for_each_clip(run, shards, tmp_path):
-    done = list(reconstruct_files(run, [str(shards / "train")], tmp_path / "out", num=3))
+    done = list(reconstruct_files(DivotPipeline.from_pretrained(run), [str(shards / "train")], tmp_path / "out", num=3))
     assert [path.name for path in done] == [f"train-{number:06d}_compare.mp4" for number in range(3)]
     names = {path.name for path in (tmp_path / "out").glob("*.mp4")}
     stored = json.loads((tmp_path / "out" / "train-000001.json").read_text())
@@ -210,7 +211,7 @@ def test_clips_are_cut_and_written_at_the_runs_own_rate(run, tmp_path):
     # 16 frames at 4 per second are every other one of all 32.
     [(_, cut)] = read_clips([str(tmp_path / "mine.mp4")], models.decoded_clip)
     assert np.abs(cut.astype(int) - video[::2]).max() <= 8
-    [compared] = reconstruct_files(slow, [str(tmp_path / "mine.mp4")], tmp_path / "out")
+    [compared] = reconstruct_files(DivotPipeline.from_pretrained(slow), [str(tmp_path / "mine.mp4")], tmp_path / "out")
     for name in ("mine.mp4", "mine_original.mp4", compared.name):
         with av.open(str(tmp_path / "out" / name)) as container:
             assert float(container.streams.video[0].average_rate) == 4.0
