@@ -26,6 +26,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="folder of the mp4 files")
     parser.add_argument("--num", type=int, default=8, help="number of clips, from the first inputs (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the de-tokenizer's noise (default: 0)")
+    parser.add_argument(
+        "--num-tokens",
+        type=int,
+        metavar="K",
+        help="decode the first K tokens of each clip only (default: all); for tokenizers that were trained with "
+        "bottleneck.nested_dropout",
+    )
     add_decoding_options(parser)
     add_model_options(parser)
     return parser
@@ -53,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
     defects: list[SkippedSample] = []
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, **model_options(args))
     decoding = Decoding(**decoding_options(args))
-    options = {"num": args.num, "seed": args.seed, "decoding": decoding, "on_skip": defects.append}
-    files = reconstruct_files(pipeline, args.input, args.output, **options)
+    options = {"num": args.num, "seed": args.seed, "decoding": decoding, "num_tokens": args.num_tokens}
+    files = reconstruct_files(pipeline, args.input, args.output, **options, on_skip=defects.append)
     count = sum(1 for _ in tqdm(files, total=args.num, desc="clips", unit="clip"))
     sys.stdout.write(f"{args.output}: {count} clip{'' if count == 1 else 's'}; look at *_compare.mp4\n")
     sys.stdout.write("".join(line + "\n" for line in left_out_lines(defects)))

@@ -9,12 +9,13 @@ from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.inference.command_options import (
+    HEAD_HELP,
     add_decoding_options,
     add_model_options,
     decoding_options,
     model_options,
+    split_head_options,
 )
-from divot_lightning.inference.head_options import HELP, split_head_options
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
 from divot_lightning.io.printing import printable
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
     parser.add_argument("--num-clips", type=int, default=3, help="largest number of clips (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
-    parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HELP)
+    parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HEAD_HELP)
     parser.add_argument("--jsonl", action="store_true", help="print one JSON object per story, as in story.json")
     add_decoding_options(parser)
     add_model_options(parser)

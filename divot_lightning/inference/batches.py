@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.pipeline import Decoding, DivotPipeline
 from divot_lightning.inference.results import PROMPT, STORY_FILE, Settings, output_paths, save_clip
 from divot_lightning.io.jsonl import LineFile, read_rows
@@ -19,6 +20,7 @@ def generate_files(
     output: str | Path,
     *,
     num: int = 1,
+    request: ClipRequest | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     decoding: Decoding | None = None,
@@ -30,6 +32,7 @@ def generate_files(
         prompts: Captions of the clips.
         output: See ``output_paths``.
         num: Clips per prompt.
+        request: How the clips are asked for.
         temperature: Spread of the features that the head samples.
         seed: Of all randomness.
         decoding: How the de-tokenizer samples.
@@ -44,8 +47,9 @@ def generate_files(
         paths = output_paths(output, len(texts))
     models = pipeline.models
     with pipeline.sampling(decoding) as sampling:
-        clips = models.generate(texts, temperature=temperature, seed=seed, sampling=sampling)
-        settings = models.generation_settings(sampling, seed=seed, temperature=temperature)
+        clips = models.generate(texts, request=request, temperature=temperature, seed=seed, sampling=sampling)
+        asked = (request or ClipRequest()).describe()
+        settings = models.generation_settings(sampling, seed=seed, temperature=temperature, **asked)
         for number, (text, path, (video, _)) in enumerate(zip(texts, paths, clips, strict=True)):
             # The number in the stream is a setting: it decides which random numbers the clip gets.
             yield text, save_clip(path, video.numpy(), models.fps, {"prompt": text, "number": number, **settings})
@@ -57,6 +61,7 @@ def generate_missing(
     output: str | Path,
     *,
     num: int = 1,
+    request: ClipRequest | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     decoding: Decoding | None = None,
@@ -69,6 +74,7 @@ def generate_missing(
         output: The file; line 0 writes ``<stem>-0<suffix>``, or ``<stem>-0-0<suffix>`` and so on if ``num`` is above 1.
             With ``{prompt}`` in its name, see ``output_paths``.
         num: Clips per prompt.
+        request: How the clips are asked for.
         temperature: Spread of the features that the head samples.
         seed: Of entries without their own.
         decoding: How the de-tokenizer samples.
@@ -78,11 +84,12 @@ def generate_missing(
     """
     for entry, (path, text) in zip(entries, _named(output, [entry["prompt"] for entry in entries]), strict=True):
         own = entry.get("seed", seed)
+        asked, options = (request or ClipRequest()).describe(), {"num": num, "seed": own, "temperature": temperature}
         with pipeline.sampling(decoding) as sampling:
-            settings = pipeline.models.generation_settings(sampling, seed=own, temperature=temperature, num=num)
+            settings = pipeline.models.generation_settings(sampling, **options, **asked)
         paths, wanted = output_paths(path, num, text), _json({"prompt": text, **settings})
         if not all(one.is_file() and _settings_in(one.with_suffix(".json")) == wanted for one in paths):
-            paths = pipeline.generate(text, num=num, seed=own, temperature=temperature, decoding=decoding).save(path)
+            paths = pipeline.generate(text, request=request, decoding=decoding, **options).save(path)
         yield from ((text, one) for one in paths)
 
 

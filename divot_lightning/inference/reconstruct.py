@@ -107,6 +107,7 @@ def reconstruct_files(
     num: int = 8,
     seed: int = 0,
     decoding: Decoding | None = None,
+    num_tokens: int | None = None,
     on_skip: Callable[[SkippedSample], object] = lambda sample: None,
 ) -> Iterator[Path]:
     """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
@@ -118,6 +119,8 @@ def reconstruct_files(
         num: Number of clips.
         seed: Of the de-tokenizer's noise.
         decoding: How the de-tokenizer samples.
+        num_tokens: Leading tokens of each clip that are decoded; None for all. A tokenizer needs
+            `bottleneck.nested_dropout` in its training to reconstruct well from fewer.
         on_skip: Called with each sample or file that is skipped.
 
     Returns:
@@ -125,17 +128,23 @@ def reconstruct_files(
         are read before it is returned, so that errors in them come first.
     """
     clips = list(islice(read_clips(inputs, pipeline.models.decoded_clip, on_skip), num))
-    return _write_clips(pipeline, clips, Path(output), seed, decoding)
+    return _write_clips(pipeline, clips, Path(output), seed, decoding, num_tokens)
 
 
 def _write_clips(
-    pipeline: DivotPipeline, clips: list[tuple[str, Pixels]], output: Path, seed: int, decoding: Decoding | None
+    pipeline: DivotPipeline,
+    clips: list[tuple[str, Pixels]],
+    output: Path,
+    seed: int,
+    decoding: Decoding | None,
+    num_tokens: int | None,
 ) -> Iterator[Path]:
     names, models = _file_names(key for key, _ in clips), pipeline.models
     originals = torch.from_numpy(np.stack([video for _, video in clips]))
+    kept = {} if num_tokens is None else {"num_tokens": num_tokens}
     with pipeline.sampling(decoding) as sampling:
-        settings = models.settings(**models.decoding_settings(sampling), seed=seed)
-        decoded = models.decode(models.encode(originals), torch.Generator().manual_seed(seed), sampling)
+        settings = models.settings(**models.decoding_settings(sampling), seed=seed, **kept)
+        decoded = models.decode(models.encode(originals, num_tokens), torch.Generator().manual_seed(seed), sampling)
         videos = (video.numpy() for batch in decoded for video in batch)
         for (key, original), name, video in zip(clips, names, videos, strict=True):
             save_clip(output / f"{name}.mp4", video, models.fps, {"key": key, **settings})

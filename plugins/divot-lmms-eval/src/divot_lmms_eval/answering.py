@@ -48,5 +48,6 @@ class Answering:
         return [(one.loss, one.is_greedy) for one in scored]
 
     def _prompts(self, contexts: Sequence[str], features: Sequence[ClipFeatures]) -> list[Any]:
+        template, tasks = self.models.template, self.models.tasks
         pairs = zip(contexts, features, strict=True)
-        return [media_prompt(context, one.kinds, self.models.template) for context, one in pairs]
+        return [media_prompt(context, one.kinds, template, tasks=tasks) for context, one in pairs]

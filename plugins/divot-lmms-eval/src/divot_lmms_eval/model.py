@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
@@ -62,33 +62,36 @@ class DivotModel(lmms):
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """Answer questions; see `lmms.generate_until`."""
-        texts = list[str]()
+        texts, bar = list[str](), self._bar(requests)
         # Neighbours with the same settings, which are those of their task.
-        for settings, same in groupby(self._shown(requests), key=lambda request: request.args[1]):
+        for settings, same in groupby(requests, key=lambda request: request.args[1]):
             for batch in _batches(list(same), self.batch_size):
                 contexts = [request.args[0] for request in batch]
                 features = [self._features(*request.args[2:6]) for request in batch]
                 answers = self.answering.answer(contexts, features, decoding_of(settings))
                 texts += [until(answer, settings.get("until")) for answer in answers]
+                bar.update(len(batch))
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args[:2], text)
         return texts
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         """Score answers: the mean negative log-likelihood of an answer's tokens, and whether it would be generated.
 
         The base class speaks of log-likelihoods, but lmms-eval's tasks take the answer with the lowest value, because
-        its models return losses.
+        its models return losses. The pairs are wrapped: lmms-eval 0.7.3 turns bare ones into texts, and then cannot
+        read them.
         """
-        scores = list[tuple[float, bool]]()
-        for batch in _batches(list(self._shown(requests)), self.batch_size):
+        scores, bar = list[GenerationResult](), self._bar(requests)
+        for batch in _batches(requests, self.batch_size):
             contexts, targets, features = zip(*map(self._scored, batch), strict=True)
-            scores += self.answering.score(contexts, targets, features)
+            scores += map(GenerationResult, self.answering.score(contexts, targets, features))
+            bar.update(len(batch))
         return scores
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[list[str]]:
         """Answer questions of several rounds; the task writes each round's question from the answers before."""
-        return [self._rounds(request) for request in self._shown(requests)]
+        return [self._rounds(request) for request in tqdm(requests, desc="divot", disable=self.rank != 0)]
 
     def _rounds(self, request: Instance) -> list[str]:
         context, settings, to_media, to_round, doc_id, task, split = request.args
@@ -119,8 +122,8 @@ class DivotModel(lmms):
         key = (task, split, doc_id)
         return self.media.encode(key, to_media(self.task_dict[task][split][doc_id]))
 
-    def _shown(self, requests: Sequence[Instance]) -> Iterator[Instance]:
-        return iter(tqdm(requests, desc="divot", disable=self.rank != 0))
+    def _bar(self, requests: Sequence[Instance]) -> "tqdm[None]":
+        return tqdm(total=len(requests), desc="divot", unit="request", disable=self.rank != 0)
 
 
 def _batches(requests: Sequence[Instance], size: int) -> Iterator[Sequence[Instance]]:
