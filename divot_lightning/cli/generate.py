@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
@@ -100,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
 
     output_paths(args.output, args.num * len(args.prompt or entries))
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))
-    options = {"num": args.num, "request": request, "temperature": args.temperature, "seed": args.seed}
+    options: dict[str, Any] = {"num": args.num, "request": request, "temperature": args.temperature, "seed": args.seed}
     options["decoding"] = Decoding(**decoding_options(args))
     if entries:
         made = generate_missing(pipeline, entries, args.output, **options)

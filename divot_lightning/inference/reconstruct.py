@@ -21,7 +21,7 @@ from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_lightning.errors import UserError
 from divot_lightning.inference.pipeline import Decoding, DivotPipeline
-from divot_lightning.inference.results import save_clip, write_comparison
+from divot_lightning.inference.results import output_paths, save_clip, write_comparison
 from divot_lightning.parts.sources import SampleError, SkippedSample
 
 LONGEST_NAME = 200
@@ -108,9 +108,10 @@ def reconstruct_files(
     seed: int = 0,
     decoding: Decoding | None = None,
     num_tokens: int | None = None,
+    suffix: str = "mp4",
     on_skip: Callable[[SkippedSample], object] = lambda sample: None,
 ) -> Iterator[Path]:
-    """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
+    """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips, or other kinds of video.
 
     Args:
         pipeline: Of a run that trained or used a tokenizer and a de-tokenizer.
@@ -121,14 +122,16 @@ def reconstruct_files(
         decoding: How the de-tokenizer samples.
         num_tokens: Leading tokens of each clip that are decoded; None for all. A tokenizer needs
             `bottleneck.nested_dropout` in its training to reconstruct well from fewer.
+        suffix: mp4, gif, webm, mkv or avi.
         on_skip: Called with each sample or file that is skipped.
 
     Returns:
         An iterator that writes the files of one clip at a time and yields the path of its comparison. Run and inputs
         are read before it is returned, so that errors in them come first.
     """
+    output_paths(f"clip.{suffix}", 1)  # refuses another kind of file
     clips = list(islice(read_clips(inputs, pipeline.models.decoded_clip, on_skip), num))
-    return _write_clips(pipeline, clips, Path(output), seed, decoding, num_tokens)
+    return _write_clips(pipeline, clips, Path(output), seed, decoding, num_tokens, suffix)
 
 
 def _write_clips(
@@ -138,6 +141,7 @@ def _write_clips(
     seed: int,
     decoding: Decoding | None,
     num_tokens: int | None,
+    suffix: str,
 ) -> Iterator[Path]:
     names, models = _file_names(key for key, _ in clips), pipeline.models
     originals = torch.from_numpy(np.stack([video for _, video in clips]))
@@ -147,9 +151,9 @@ def _write_clips(
         decoded = models.decode(models.encode(originals, num_tokens), torch.Generator().manual_seed(seed), sampling)
         videos = (video.numpy() for batch in decoded for video in batch)
         for (key, original), name, video in zip(clips, names, videos, strict=True):
-            save_clip(output / f"{name}.mp4", video, models.fps, {"key": key, **settings})
-            write_video(output / f"{name}_original.mp4", original, models.fps)
-            yield write_comparison(output / f"{name}_compare.mp4", original, video, models.fps)
+            save_clip(output / f"{name}.{suffix}", video, models.fps, {"key": key, **settings})
+            write_video(output / f"{name}_original.{suffix}", original, models.fps)
+            yield write_comparison(output / f"{name}_compare.{suffix}", original, video, models.fps)
 
 
 def _file_names(keys: Iterable[str]) -> list[str]:

@@ -63,6 +63,6 @@ def test_scores_are_those_of_the_pipeline_on_any_number_of_processes(folder, llm
         scores, samples = evaluate(folder, llm_run, tmp_path / str(processes), processes)
         assert scores["divot_toy_video"] == pytest.approx(right)
         assert scores["divot_toy_choice"] == pytest.approx(accuracy)
-        said = [samples["divot_toy_video"][number]["filtered_resps"][0] for number in range(len(rows))]
+        said = [samples["divot_toy_video"][number]["filtered_resps"] for number in range(len(rows))]
         assert said == texts
         assert len(samples["divot_toy_frames"]) == len(rows)

@@ -4,6 +4,7 @@ import json
 import shutil
 import tarfile
 from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
@@ -191,6 +192,21 @@ def test_three_videos_are_written_for_each_clip(run, shards, tmp_path):
     assert names == {f"train-{n:06d}{kind}.mp4" for n in range(3) for kind in ("", "_original", "_compare")}
     assert probe(tmp_path / "out" / "train-000000.mp4").width == 32
     assert probe(done[0]).height == 256
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webm"])
+def test_the_command_writes_other_kinds_of_video_and_names_them(run, shards, tmp_path, capsys, suffix):
+    words = [str(run), str(shards / "train"), "--output", str(tmp_path / "out"), "--num", "1", "--format", suffix]
+    assert main([*words, "--jsonl", "--sampler", "dpm_solver", "--steps", "2"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert [Path(path).name for path in row.values()] == [
+        f"train-000000{kind}.{suffix}" for kind in ("", "_original", "_compare")
+    ]
+    assert all(probe(path).num_frames == 16 for path in list(row.values())[1:2])
+    stored = json.loads(Path(row["file"]).with_suffix(".json").read_text())
+    assert (stored["sampling"]["steps"], stored["objective"]["init_args"]["solver"]) == (2, "dpm_solver")
+    with pytest.raises(UserError, match="names no kind of video"):
+        main([*words[:-1], "txt"])
 
 
 def test_run_without_detokenizer_is_refused(run, tmp_path):
