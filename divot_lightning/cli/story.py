@@ -65,12 +65,8 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.inference.pipeline import Decoding, DivotPipeline
 
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))
-    options: dict[str, Any] = {
-        "num_clips": args.num_clips,
-        "seed": args.seed,
-        "decoding": Decoding(**decoding_options(args)),
-    }
-    for folder, story in tell_missing(pipeline, entries, folders, **options):
+    decoding = Decoding(**decoding_options(args))
+    for folder, story in tell_missing(pipeline, entries, folders, args.num_clips, args.seed, decoding):
         sys.stdout.write(json.dumps(story, ensure_ascii=False) + "\n" if args.jsonl else _lines(folder, story))
     return 0
 
