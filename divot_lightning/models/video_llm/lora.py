@@ -182,4 +182,5 @@ def unwrap(model: nn.Module) -> Any:
     Returns:
         The transformers model.
     """
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = getattr(model, "get_base_model", None)  # of a PEFT wrapper
+    return model if inner is None else inner()
