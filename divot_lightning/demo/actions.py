@@ -17,7 +17,8 @@ from divot_lightning.demo.limits import MOST_SEED, Limits, number, text, whole_n
 from divot_lightning.demo.progress import watched
 from divot_lightning.demo.systems import Ability, System
 from divot_lightning.errors import UserError
-from divot_lightning.inference.pipeline import Decoding
+from divot_lightning.inference.clip_requests import RELEASED_REQUEST
+from divot_lightning.inference.pipeline import Decoding, GenerateOptions
 from divot_lightning.inference.results import Answer, ClipFeatures
 from divot_lightning.inference.unknown_words import unknown_words
 from divot_lightning.models.video_llm.story import StorySampling
@@ -93,7 +94,13 @@ class Actions:
         request, limits = job.request, self.limits
         prompt, seed, decoding = text(request, "prompt", limits, "prompt"), _seed(request), self._decoding(request)
         num = whole_number(request, "num", limits.samples, default=1)
-        temperature = number(request, "temperature", 10.0, 1.0)
+        options: GenerateOptions = {
+            "num": num,
+            "seed": seed,
+            "temperature": number(request, "temperature", 10.0, 1.0),
+            "request": RELEASED_REQUEST if request.get("as_released") is True else None,
+            "decoding": decoding,
+        }
         chosen = self._several(request)
         job.result |= {"prompt": prompt, "seed": seed, "systems": []}
         for system in chosen:
@@ -101,7 +108,7 @@ class Actions:
             steps = self._steps(system, decoding) * batches
             with watched(job, system.name, system.pipeline.models, writes=True, steps=steps):
                 self._note_unknown_words(job, system, prompt)
-                made = system.pipeline.generate(prompt, num=num, seed=seed, temperature=temperature, decoding=decoding)
+                made = system.pipeline.generate(prompt, **options)
             made = replace(made, settings=_without_folders(made.settings, system))
             paths = made.save(self._file(job, system, seed))
             clips = [

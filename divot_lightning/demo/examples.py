@@ -6,7 +6,8 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from divot_datamodules.toy.world import caption, questions
+from divot_datamodules.toy.stories import one_clip_instruction
+from divot_datamodules.toy.world import ATTRIBUTES, caption, questions
 from divot_lightning.checkpoint.components import find_component
 from divot_lightning.demo.clips import TOY_SCENES, Clip, Clips, toy_examples
 from divot_lightning.demo.systems import Ability, System
@@ -21,6 +22,10 @@ QUESTIONS = ("What happens in the video?", "What moves, and where to?", "What co
 STORIES = ("Tell the story of a dog that finds a ball.", "Tell the story of a ship in a storm.")
 
 TOY_CAPTIONS = tuple(caption(scene) for scene in TOY_SCENES)
+TOY_STORIES = tuple(
+    one_clip_instruction({name: getattr(scene, name) for name in ATTRIBUTES}, ["colour", "direction"])
+    for scene in TOY_SCENES[:2]
+)
 TOY_QUESTIONS = tuple(turn["question"] for turn in questions(TOY_SCENES[0]))[:MOST_TEXTS]
 
 
@@ -72,7 +77,7 @@ def make_examples(systems: Sequence[System], clips: Clips, folder: Path, videos:
     candidates: dict[Ability, tuple[str, ...]] = {
         "ask": QUESTIONS + TOY_QUESTIONS,
         "generate": PROMPTS + TOY_CAPTIONS,
-        "story": STORIES + TOY_CAPTIONS,
+        "story": STORIES + TOY_STORIES + TOY_CAPTIONS,
     }
     return Examples(tuple(shown), {name: _known(texts, name, systems) for name, texts in candidates.items()})
 

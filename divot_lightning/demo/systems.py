@@ -52,7 +52,7 @@ class System:
     @property
     def tasks(self) -> frozenset[str]:
         """Tasks that it was trained on; empty if its config does not say."""
-        return self.pipeline.models.tasks
+        return frozenset(self.pipeline.models.tasks)
 
     def describe(self) -> dict[str, Any]:
         """Return what the page shows of it, as JSON values."""

@@ -177,8 +177,9 @@ function watchDrop() {
 function values(form) {
   const found = {};
   for (const field of form.elements) {
-    if (!field.name || field.type === "checkbox" || field.value === "") continue;
-    found[field.name] = field.type === "number" ? field.valueAsNumber : field.value;
+    if (!field.name || field.value === "") continue;
+    const read = { number: () => field.valueAsNumber, checkbox: () => field.checked }[field.type];
+    found[field.name] = read ? read() : field.value;
   }
   return found;
 }

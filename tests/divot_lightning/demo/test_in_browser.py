@@ -73,7 +73,7 @@ def visit(browser, page):
 
 
 def until(tab, condition):
-    """Wait for a JavaScript condition; the page's own rules forbid Playwright's `wait_for_function`, which uses eval."""
+    """Wait for a JavaScript condition. The page forbids eval, so Playwright's `wait_for_function` cannot be used."""
     while not tab.evaluate(condition):
         tab.wait_for_timeout(20)
 

@@ -346,7 +346,10 @@ def test_everything_works_with(kind, request, tmp_path):
             page.work(kind="ask", system=run.name, clip=clip, question="what shape is it ?"),
             page.work(kind="generate", systems=[run.name], prompt=PROMPT, steps=2),
             page.work(kind="story", system=run.name, instruction=INSTRUCTION, num_clips=1, steps=2),
+            page.work(kind="generate", systems=[run.name], prompt=PROMPT, steps=2, as_released=True),
         ]
-        assert [job["state"] for job in jobs] == ["done"] * 4, jobs
+        assert [job["state"] for job in jobs] == ["done"] * 5, jobs
+        asked = json.loads(get(page, jobs[4]["result"]["systems"][0]["clips"][0]["settings"]))["request"]
+        assert asked == "Generate a video of {}"
         assert get(page, jobs[0]["result"]["clip"]["file"])[4:8] == b"ftyp"
         assert get(page, jobs[2]["result"]["systems"][0]["clips"][0]["file"])[4:8] == b"ftyp"
