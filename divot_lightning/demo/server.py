@@ -34,7 +34,9 @@ from divot_lightning.demo.systems import System, preferred
 from divot_lightning.errors import UserError
 
 PAGE = Path(__file__).parent / "page"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = {"127.0.0.1": "127.0.0.1", "localhost": "localhost", "::1": "[::1]"}
+"""Addresses that only this machine reaches, and how a browser names them."""
+
 MOST_REQUEST_BYTES = 2**18
 """Of a job in JSON: a conversation of the greatest length fits."""
 
@@ -76,7 +78,7 @@ class Demo:
         limited = {"waiting": self.limits.waiting, "results": self.limits.results}
         self.jobs = JobQueue(self.actions, self.actions.forget, **limited)
 
-    def app(self, hosts: Sequence[str] = LOOPBACK) -> Starlette:
+    def app(self, hosts: Sequence[str] = tuple(LOOPBACK.values())) -> Starlette:
         """Return the web application.
 
         Args:
@@ -207,11 +209,10 @@ def serve(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="divot_demo_") as folder:
         demo = Demo(systems, Path(folder), limits, videos)
-        hosts = LOOPBACK if host in LOOPBACK else ("*",)
-        app, most = demo.app(hosts), MOST_CONNECTIONS
+        app, most = demo.app() if host in LOOPBACK else demo.app(["*"]), MOST_CONNECTIONS
         config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", limit_concurrency=most)
         sock = _bound(host, port)
-        started(f"http://{host if ':' not in host else f'[{host}]'}:{sock.getsockname()[1]}/")
+        started(f"http://{LOOPBACK.get(host, host)}:{sock.getsockname()[1]}/")
         uvicorn.Server(config).run([sock])
 
 

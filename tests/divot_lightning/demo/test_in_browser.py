@@ -1,5 +1,6 @@
 """The page in a real browser: every part of it is used as a visitor does, and nothing is loaded from elsewhere."""
 
+import base64
 import json
 import shutil
 import time
@@ -130,6 +131,18 @@ def test_a_visitor_reconstructs_asks_generates_and_reads_a_story(visit, page, cl
     assert len(tab.requested) > 10
     assert [address for address in tab.requested if not address.startswith((page.address, "data:"))] == []
     assert tab.problems == []
+
+
+def test_a_clip_is_dropped_on_the_page(visit, clip_file):
+    tab = visit()
+    read = """data => {
+      const dropped = new DataTransfer();
+      dropped.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], "dropped.mp4"));
+      return dropped;
+    }"""
+    dropped = tab.evaluate_handle(read, base64.b64encode(clip_file.read_bytes()).decode())
+    tab.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    tab.wait_for_selector("text=Chosen: dropped.mp4 (2 seconds)")
 
 
 def test_a_seed_repeats_a_clip_which_can_be_downloaded(visit, experiment):
