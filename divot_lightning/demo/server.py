@@ -207,23 +207,18 @@ def serve(
     """
     # A job scheduler ends a program with SIGTERM; like Ctrl-C it must delete the folder.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="divot_demo_") as folder:
+    with _listening(host, port) as sock, tempfile.TemporaryDirectory(prefix="divot_demo_") as folder:
         demo = Demo(systems, Path(folder), limits, videos)
         app, most = demo.app() if host in LOOPBACK else demo.app(["*"]), MOST_CONNECTIONS
         config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", limit_concurrency=most)
-        sock = _bound(host, port)
         started(f"http://{LOOPBACK.get(host, host)}:{sock.getsockname()[1]}/")
         uvicorn.Server(config).run([sock])
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at the address."""
+def _listening(host: str, port: int) -> socket.socket:
+    """Return a socket that takes connections, which wait until the server runs."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock.bind((host, port))
+        return socket.create_server((host, port), family=family)
     except OSError as error:
-        sock.close()
         raise UserError(f"{host}:{port} cannot be used: {error.strerror}\ngive another --port, or 0") from error
-    return sock
