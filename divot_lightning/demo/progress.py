@@ -44,7 +44,7 @@ def watched(
 
 
 def _watch_video_llm(job: Job, name: str, models: LoadedRun, watch: Callable[[nn.Module, Watch], None]) -> None:
-    watch(models.video_llm.causal_lm.base_model, lambda module, given: job.tell(f"{name}: the language model writes"))
+    watch(models.video_llm.causal_lm.base_model, lambda module, given: job.tell(f"{name}: the language model works"))
     # A head need not be called as a module: its `sample` may call the networks in it.
     for module in models.video_llm.head.modules():
         watch(module, lambda module, given: job.tell(f"{name}: the head samples features"))

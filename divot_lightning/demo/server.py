@@ -9,8 +9,8 @@ import json
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import anyio.to_thread
@@ -205,14 +205,23 @@ def serve(
     Raises:
         UserError: The address cannot be used.
     """
-    # A job scheduler ends a program with SIGTERM; like Ctrl-C it must delete the folder.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _listening(host, port) as sock, tempfile.TemporaryDirectory(prefix="divot_demo_") as folder:
+    folders = tempfile.TemporaryDirectory(prefix="divot_demo_")
+    with _listening(host, port) as sock, _sigterm_as_ctrl_c(), folders as folder:
         demo = Demo(systems, Path(folder), limits, videos)
         app, most = demo.app() if host in LOOPBACK else demo.app(["*"]), MOST_CONNECTIONS
         config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", limit_concurrency=most)
         started(f"http://{LOOPBACK.get(host, host)}:{sock.getsockname()[1]}/")
         uvicorn.Server(config).run([sock])
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, with which schedulers end programs, raise `KeyboardInterrupt`, so that the folder is deleted."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _listening(host: str, port: int) -> socket.socket:
