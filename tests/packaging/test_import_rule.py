@@ -19,7 +19,7 @@ FLOORS = (
     ("training",),
     ("inference", "preflight", "interop"),
     ("evaluation",),
-    ("experiments",),
+    ("experiments", "demo"),
     ("cli",),
     ("testing", "__main__"),
 )
