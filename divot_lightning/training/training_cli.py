@@ -30,10 +30,11 @@ from divot_lightning.errors import UserError
 from divot_lightning.parts.registries.recipe_parts import expand_recipe, expand_words, read_recipe
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.messages import condense
-from divot_lightning.training.run_callbacks import RunOpening, StepProgress
+from divot_lightning.training.reporting.run_callbacks import RunOpening, StepProgress
+from divot_lightning.training.reporting.run_logging import CsvMetrics, TensorBoardMetrics
+from divot_lightning.training.reporting.speed import DataWait, TrainingSpeed
 from divot_lightning.training.run_folder import STOPPED, require_free
 from divot_lightning.training.run_lock import run_lock
-from divot_lightning.training.run_logging import CsvMetrics, TensorBoardMetrics
 
 # Lightning's CLI lets a value that is a URL be read as settings; ours are shards, to be opened by the data alone.
 set_parsing_settings(config_read_mode_fsspec_enabled=False)
@@ -147,6 +148,7 @@ class TrainingCLI(LightningCLI):
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *self._run_callbacks(settings)]
         settings["logger"] = self._run_loggers(settings["logger"])
         settings["enable_checkpointing"] = True
+        settings["profiler"] = settings["profiler"] or DataWait()
         try:
             trainer = Trainer(**settings)
         except (MisconfigurationException, ValueError) as error:
@@ -181,6 +183,7 @@ class TrainingCLI(LightningCLI):
             saving,
             self.stop_on_signal,
             ComponentExport(run),
+            TrainingSpeed(),
         ]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress(run.name))

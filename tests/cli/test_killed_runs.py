@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from divot_lightning.checkpoint.folders import complete_checkpoints, newest_checkpoint
-from divot_lightning.training.run_logging import CsvMetrics
+from divot_lightning.training.reporting.run_logging import CsvMetrics
 from tests.helpers.faults import VARIABLE, Fault, limited_file_size
 from tests.helpers.faults import main as faults_main
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from divot_datamodules.toy.shards import write_toy_data
+from divot_datamodules.toy.story_shards import ToyStoryConfig
 from divot_lightning.cli.main import main
 from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import load_recipe
@@ -26,6 +28,8 @@ FORMER = {
     "llm_pretraining": ["tokenizer_pretraining"],
     "instruction_tuning": ["llm_pretraining"],
     "detokenizer_adaptation": ["detokenizer_refinement", "llm_pretraining"],
+    "story_tuning": ["llm_pretraining"],
+    "story_detokenizer": ["detokenizer_refinement"],
 }
 """The toy stages, and the stages whose run folders they take."""
 HEAD_VARIANTS = load_recipe("ablations/heads").vary["head"]
@@ -58,6 +62,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working directory that all recipes of this file run in, with toy data where recipes look for them."""
     folder = tmp_path_factory.mktemp("workplace")
     make_toy_shards(folder / "data/toy")
+    write_toy_data(folder / "data/toy_stories", ToyStoryConfig(train=4, validation=4, held_out=1))
     make_toy_shards(folder / "data/real_size", size=64)
     (folder / "data/real").symlink_to(folder / "data/real_size/train")
     with pytest.MonkeyPatch.context() as patch:
