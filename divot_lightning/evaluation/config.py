@@ -6,6 +6,7 @@ from typing import Any, Literal
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.judges.prompts import PromptName
+from divot_lightning.inference.clip_requests import ClipOpening
 from divot_lightning.parts.benchmarks import Benchmark, Predicts
 
 ChoiceRule = Literal[
@@ -80,7 +81,11 @@ class GenerationConfig:
         video_feature_options: Arguments of the network; null takes I3D's for a file.
         lpips: File with torchvision's weights of LPIPS's network, for reconstructions; null measures none.
         lpips_network: The network of that file.
+        request: Words that ask for a clip, with {} for the prompt; null takes a phrase of the run's own. The released
+            code has "Generate a video of {}".
+        opening: How the model writes until it opens the clip by itself, {} for the released numbers; null opens it.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
+        num_tokens: Leading tokens of each clip that are decoded, for reconstructions; null for all.
         kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at; of
             reconstructions also a video of original and reconstruction side by side, of stories a folder with videos.
         store_clips: Whether every clip is stored in OUTPUT/clips, so that a metric that is added later needs no new
@@ -93,7 +98,10 @@ class GenerationConfig:
     video_feature_options: dict[str, Any] | None = None
     lpips: str | None = None
     lpips_network: Literal["alex", "vgg", "squeeze"] = "alex"
+    request: str | None = None
+    opening: ClipOpening | None = None
     head: dict[str, Any] | None = None
+    num_tokens: int | None = None
     kept_clips: int = 6
     store_clips: bool = True
 
@@ -160,7 +168,10 @@ SUPPLIED = {
 EFFECTS: dict[str, tuple[Predicts, ...]] = {
     "generation": ("clips", "reconstructions", "stories"),
     "generation.head": ("clips", "stories"),
+    "generation.request": ("clips",),
+    "generation.opening": ("clips",),
     "generation.detokenizer": ("clips", "stories"),
+    "generation.num_tokens": ("reconstructions",),
     "generation.store_clips": ("clips", "reconstructions"),
     "temperature": ("answers", "clips", "stories"),
     "template": ("answers", "clips", "stories"),

@@ -1,10 +1,14 @@
 """The toy world as benchmarks: its clips generated, reconstructed, captioned and asked about."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from divot_datamodules.shards.reading import expand_shards
+from divot_datamodules.toy.open_captions import NAMED, check_named, name_some, open_caption
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.captions import CaptionBenchmark
 from divot_lightning.evaluation.benchmarks.clips import ClipBenchmark, Reconstruction
@@ -15,6 +19,8 @@ from divot_lightning.parts.benchmarks import BenchmarkData, BenchmarkItem
 from divot_lightning.parts.metrics import BenchmarkMetric
 
 TOY_SPLITS = ("held_out", "train")
+OPEN_CAPTION_SEED = 0
+"""Seed that chooses which attributes the caption of a clip names."""
 
 
 class Toy(ClipBenchmark):
@@ -27,6 +33,42 @@ class Toy(ClipBenchmark):
     def items(self, data: str | Path, split: str) -> BenchmarkData:
         """Read the clips of the shards in `<data>/<split>`, or in the folder itself, with their captions."""
         return read_toy_clips(data, split)
+
+
+class ToyOpenCaptions(ClipBenchmark):
+    """Clips of the toy world generated from captions that name each attribute only sometimes.
+
+    Each clip has one caption, in every run the same. The original of a clip is a real clip that its caption fits.
+
+    Args:
+        named: Probability that an attribute is named, 0 to 1.
+        clip_model: See `ClipBenchmark`.
+        video_features: Likewise.
+        video_feature_options: Likewise.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = TOY_SPLITS
+    metrics: ClassVar[tuple[str, ...]] = ("toy_open_oracle", "toy_frechet")
+    main_scores: ClassVar[tuple[str, ...]] = ("named",)
+
+    def __init__(
+        self,
+        named: float = NAMED,
+        clip_model: str | None = None,
+        video_features: str | None = None,
+        video_feature_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(clip_model, video_features, video_feature_options)
+        self.named = check_named(named)
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the clips of the shards in `<data>/<split>`, or in the folder itself, and open their captions."""
+        read = read_toy_clips(data, split)
+        return replace(read, items=tuple(self._open(*numbered) for numbered in enumerate(read.items)))
+
+    def _open(self, number: int, item: BenchmarkItem) -> BenchmarkItem:
+        named = name_some(item.facts["attributes"], self.named, np.random.default_rng([OPEN_CAPTION_SEED, number]))
+        return replace(item, facts={**item.facts, "named": named, "prompt": open_caption(named)})
 
 
 class ToyReconstruction(Reconstruction):

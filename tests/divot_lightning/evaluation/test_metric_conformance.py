@@ -14,6 +14,7 @@ from divot_lightning.evaluation.metrics.caption_metrics import CaptionScores
 from divot_lightning.evaluation.metrics.clip_similarity import ClipSimilarity
 from divot_lightning.evaluation.metrics.frechet_video import FrechetVideoDistance, ToyFrechet
 from divot_lightning.evaluation.metrics.image_quality import LPIPS, PSNR, SSIM
+from divot_lightning.evaluation.metrics.toy_open_oracle import ToyOpenOracle
 from divot_lightning.evaluation.metrics.toy_oracle import ToyOracle
 from divot_lightning.evaluation.metrics.toy_story import ToyStory
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
@@ -39,6 +40,7 @@ def render(scenes):
 def item_of(scene):
     facts = {"attributes": {name: getattr(scene, name) for name in ATTRIBUTES}, "caption": caption(scene)}
     facts |= {"start": [scene.start_row, scene.start_column], "prompt": caption(scene)}
+    facts |= {"named": {"shape": scene.shape}}
     return BenchmarkItem("", None, "", answer="red", references=(caption(scene), "a red circle"), facts=facts)
 
 
@@ -109,6 +111,13 @@ class TestToyStory(MetricConformance):
             item = BenchmarkItem(str(seed), None, "", facts={**facts, "continuous": False, "background": BACKGROUND})
             found.append((Prediction(sentences=tuple(story.sentences), clips=tuple(render(story.scenes))), item))
         return found
+
+
+class TestToyOpenOracle(OfClips):
+    metric = ToyOpenOracle
+
+    def make_metric(self):
+        return ToyOpenOracle()
 
 
 class TestToyFrechet(OfClips):
