@@ -19,7 +19,8 @@ from divot_datamodules.decoding.video import IMAGE_SUFFIXES, DecodeError
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.kept_clips import find_clip, keep_clip, keep_comparison
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.question_runner import RESIZE, item_seed
+from divot_lightning.evaluation.question_runner import describe_resize, item_seed
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Prediction
 from divot_lightning.parts.head_sampling import sampling_of
@@ -45,7 +46,8 @@ class ClipRunner(ABC):
         self, config: EvaluationConfig, metrics: Sequence[BenchmarkMetric], models: LoadedRun, folder: Path
     ) -> None:
         self.config, self.metrics, self.models, self.folder = config, metrics, models, folder
-        self.sampling_config: dict[str, Any] = {}
+        # It belongs to the model, as the sampling settings of a head do: ablations compare objectives.
+        self.sampling_config: dict[str, Any] = {"objective": asdict(models.detokenizer.config)["objective"]}
         self.digests = {type(metric).__name__: _digest(metric) for metric in metrics}
 
     @abstractmethod
@@ -54,12 +56,11 @@ class ClipRunner(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        clip, detokenizer = self.models.decoded_clip, asdict(self.models.detokenizer.config)
+        clip = self.models.decoded_clip
         return {
-            "sampling": detokenizer["sampling"],
-            "objective": detokenizer["objective"],
+            "sampling": asdict(self.models.detokenizer.config.sampling),
             "clips": {"frames": clip.frames, "fps": clip.fps, "height": clip.height, "width": clip.width},
-            "real_clips": f"the middle {clip.seconds:g} s of each video; {RESIZE}",
+            "real_clips": f"the middle {clip.seconds:g} s of each video; {describe_resize(clip)}",
         }
 
     def is_finished(self, row: Row) -> bool:
@@ -136,16 +137,18 @@ class GenerationRunner(ClipRunner):
         chosen = config.generation
         self.benchmark = benchmark
         self.temperature = 1.0 if config.temperature is None else config.temperature
+        self.request = ClipRequest(chosen.request, chosen.opening)
         models = LoadedRun(run, chosen.detokenizer, template=config.template, device=device, head=chosen.head)
         models.check_fit()
         super().__init__(config, metrics, models, folder)
-        self.sampling_config = {"head": sampling_of(models.video_llm.head)}
+        self.sampling_config |= {"head": sampling_of(models.video_llm.head)}
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
         return {
             "prompt": "one caption per video",
             "template": self.models.template,
+            **self.request.describe(),
             "decoding": {"temperature": self.temperature, "seed": self.config.seed},
             **super().describe(),
         }
@@ -153,7 +156,9 @@ class GenerationRunner(ClipRunner):
     def make(self, item: BenchmarkItem, original_FCHW: Tensor, seed: int) -> Tensor:
         """Generate a clip from the item's prompt."""
         prompt = str(self.benchmark.prompt(item))
-        ((clip_FCHW, _),) = self.models.generate([prompt], temperature=self.temperature, seed=seed)
+        ((clip_FCHW, _),) = self.models.generate(
+            [prompt], request=self.request, temperature=self.temperature, seed=seed
+        )
         return clip_FCHW
 
 
@@ -179,14 +184,16 @@ class ReconstructionRunner(ClipRunner):
         folder: Path,
     ) -> None:
         super().__init__(config, metrics, LoadedRun(run, device=device), folder)
+        self.num_tokens = config.generation.num_tokens
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        return {"decoding": {"seed": self.config.seed}, **super().describe()}
+        kept = {} if self.num_tokens is None else {"num_tokens": self.num_tokens}
+        return {"decoding": {"seed": self.config.seed, **kept}, **super().describe()}
 
     def make(self, item: BenchmarkItem, original_FCHW: Tensor, seed: int) -> Tensor:
         """Reconstruct the clip, with the item's own noise."""
-        tokens_1QC = self.models.encode(original_FCHW[None])
+        tokens_1QC = self.models.encode(original_FCHW[None], self.num_tokens)
         (clip_1FCHW,) = self.models.decode(tokens_1QC, torch.Generator().manual_seed(seed))
         return clip_1FCHW[0]
 

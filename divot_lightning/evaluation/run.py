@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from divot_lightning.checkpoint.components import find_component, weights_sha256
+from divot_lightning.evaluation.benchmarks.stories import StoryBenchmark
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems, Numbered, by_video, choose_items
 from divot_lightning.evaluation.clip_runners import GenerationRunner, ReconstructionRunner
@@ -20,6 +21,7 @@ from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.processes import Processes, joined_processes, local_device
 from divot_lightning.evaluation.question_runner import QuestionRunner
 from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
+from divot_lightning.evaluation.story_runner import StoryRunner
 from divot_lightning.parts.benchmarks import Benchmark
 from divot_lightning.parts.metrics import BenchmarkMetric
 from divot_lightning.training.run_folder import FINISHED
@@ -106,6 +108,8 @@ def make_runner(
     """Load the models that a benchmark's predictions need."""
     if benchmark.predicts == "clips":
         return GenerationRunner(run, config, benchmark, metrics, device, folder)
+    if isinstance(benchmark, StoryBenchmark):
+        return StoryRunner(run, config, benchmark, metrics, device, folder)
     if benchmark.predicts == "reconstructions":
         return ReconstructionRunner(run, config, metrics, device, folder)
     return QuestionRunner(run, config, benchmark, device)

@@ -26,7 +26,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.metrics.probe import probe_accuracy
 from divot_lightning.evaluation.metrics.toy_protocol import fresh_clips, generation_scores, reconstruction_scores
 from divot_lightning.evaluation.protocol import library_versions
-from divot_lightning.evaluation.question_runner import RESIZE
+from divot_lightning.evaluation.question_runner import describe_resize
 from divot_lightning.evaluation.run import describe_model, weights_kind
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.inference.generate import generate_clip_features
@@ -228,7 +228,7 @@ def _facts(
     protocol = {"split": Path(clips).name, "files": _shard_hashes(clips), "versions": library_versions()}
     if cut is not None:
         sizes = {name: getattr(cut, name) for name in ("frames", "fps", "height", "width")}
-        protocol["clips"] = {**sizes, "resize": RESIZE}
+        protocol["clips"] = {**sizes, "resize": describe_resize(cut)}
     protocol |= sampling or {}
     if not run:
         return protocol, {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from divot_datamodules.decoding.samples import read_text
+from divot_datamodules.decoding.samples import media_names, read_text
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from divot_datamodules.shards.reading import is_url, split_member_name
 from divot_datamodules.shards.sources import read_all
@@ -23,18 +23,24 @@ class ShardSample:
 
     Attributes:
         name: Shard and key.
-        media: Its video or picture.
+        clips: Its video or picture; those of a story in order.
         text: The content of its json, empty without one.
     """
 
     name: str
-    media: Member
+    clips: tuple[Member, ...]
     text: dict[str, Any]
 
     @property
-    def item(self) -> BenchmarkItem:
-        """An item that is the clip alone."""
-        return BenchmarkItem(self.name, self.media, self.name)
+    def media(self) -> Member:
+        """The first video or picture."""
+        return self.clips[0]
+
+    @property
+    def items(self) -> list[BenchmarkItem]:
+        """An item for each video or picture alone."""
+        names = [f"{self.name}.clip{at}" for at in range(len(self.clips))] if len(self.clips) > 1 else [self.name]
+        return list(map(BenchmarkItem, names, self.clips, names))
 
 
 def shard_items(shards: Sequence[str], items: Callable[[ShardSample], Iterable[BenchmarkItem]]) -> BenchmarkData:
@@ -64,11 +70,11 @@ def _samples(shard: str) -> Iterator[ShardSample]:
     """Yield the samples of a shard; media in a tar on the disk are not read."""
     is_tar = not is_url(shard) and shard.endswith(".tar")
     for key, members in _tar_members(Path(shard)) if is_tar else _other_members(shard):
-        suffix = next((suffix for suffix in MEDIA if suffix in members), None)
-        if suffix is None:
+        clips = tuple(members[name] for name in media_names(members))
+        if not clips:
             raise UserError(f"the sample {key!r} of {shard} has no video; give shards of videos, not cached features")
         text = read_text({name: value for name, value in members.items() if not isinstance(value, FileSlice)})
-        yield ShardSample(f"{Path(shard).name}/{key}", members[suffix], text)
+        yield ShardSample(f"{Path(shard).name}/{key}", clips, text)
 
 
 def _tar_members(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
@@ -80,7 +86,7 @@ def _tar_members(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
                 continue
             key, suffix = named
             part = FileSlice(shard, member.offset_data, member.size)
-            samples.setdefault(key, {})[suffix] = part if suffix in MEDIA else part.read()
+            samples.setdefault(key, {})[suffix] = part if suffix.split(".")[-1] in MEDIA else part.read()
     yield from samples.items()
 
 

@@ -4,12 +4,15 @@ import json
 
 import pytest
 
+from divot_datamodules.toy.shards import write_toy_data
+from divot_datamodules.toy.story_shards import ToyStoryConfig
 from divot_lightning.evaluation.answers.accuracy import LETTERS
 from divot_lightning.evaluation.benchmarks.captions import MSRVTT, MSRVTTGeneration
 from divot_lightning.evaluation.benchmarks.clips import Reconstruction
 from divot_lightning.evaluation.benchmarks.multiple_choice import EgoSchema, MVBench
 from divot_lightning.evaluation.benchmarks.open_ended import MSVDQA, ActivityNetQA
 from divot_lightning.evaluation.benchmarks.perception_test import PerceptionTest
+from divot_lightning.evaluation.benchmarks.stories import ToyStories
 from divot_lightning.evaluation.benchmarks.toy import Toy, ToyCaptions, ToyOpenCaptions, ToyQuestions, ToyReconstruction
 from divot_lightning.parts.registries.kinds import BENCHMARKS
 from divot_lightning.testing.benchmark_conformance import BenchmarkConformance
@@ -168,6 +171,15 @@ class TestToyCaptions(OfToyShards):
 
     def right_answer(self, item):
         return item.references[0]
+
+
+class TestToyStories(BenchmarkConformance):
+    def make_benchmark(self):
+        return ToyStories("independent")
+
+    def write_data(self, folder):
+        write_toy_data(folder, ToyStoryConfig(train=1, validation=1, held_out=2))
+        return folder
 
 
 def test_every_built_in_benchmark_is_tested():

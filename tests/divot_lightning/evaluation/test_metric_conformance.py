@@ -1,10 +1,13 @@
 """The built-in metrics keep the contract of a metric."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
 
-from divot_datamodules.toy.world import ATTRIBUTES, Scene, ToyWorld, caption
+from divot_datamodules.toy.stories import sample_story
+from divot_datamodules.toy.world import ATTRIBUTES, BACKGROUND, Scene, ToyWorld, caption
 from divot_lightning.evaluation.answers.accuracy import ChoiceAccuracy, OpenAnswerAccuracy
 from divot_lightning.evaluation.answers.text_match import ToyCaptionAccuracy
 from divot_lightning.evaluation.metrics.caption_metrics import CaptionScores
@@ -13,6 +16,7 @@ from divot_lightning.evaluation.metrics.frechet_video import FrechetVideoDistanc
 from divot_lightning.evaluation.metrics.image_quality import LPIPS, PSNR, SSIM
 from divot_lightning.evaluation.metrics.toy_open_oracle import ToyOpenOracle
 from divot_lightning.evaluation.metrics.toy_oracle import ToyOracle
+from divot_lightning.evaluation.metrics.toy_story import ToyStory
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.registries.kinds import METRICS
 from divot_lightning.parts.registries.registry import class_path
@@ -93,6 +97,27 @@ class TestToyOpenOracle(OfClips):
 
     def make_metric(self):
         return ToyOpenOracle()
+
+
+class TestToyStory(MetricConformance):
+    metric = ToyStory
+
+    def make_metric(self):
+        return ToyStory()
+
+    def make_samples(self):
+        perfect = self.make_perfect()
+        torn = [replace(prediction, clips=prediction.clips[::-1]) for prediction, _ in perfect]
+        return [*perfect, *((prediction, item) for prediction, (_, item) in zip(torn, perfect, strict=True))]
+
+    def make_perfect(self):
+        found = []
+        for seed in range(3):
+            story = sample_story(ToyWorld(), "train", np.random.default_rng(seed))
+            facts = {"scenes": [asdict(scene) for scene in story.scenes], "changes": story.changes}
+            item = BenchmarkItem(str(seed), None, "", facts={**facts, "continuous": False, "background": BACKGROUND})
+            found.append((Prediction(sentences=tuple(story.sentences), clips=tuple(render(story.scenes))), item))
+        return found
 
 
 class TestToyFrechet(OfClips):
