@@ -104,7 +104,7 @@ def measure(world: World, caption_B: Tensor, tokens_BQC: Tensor) -> dict[str, fl
         "valid": valid_B.float().mean().item(),
         "named": (valid_B & (class_BQ[:, 0] == caption_B))[named_B].float().mean().item(),
         "tv": (frequencies - 1 / CLASSES).abs().sum().item() / 2,
-        "spread": median_B1[valid_B].std(correction=0).item() * 3**0.5,  # u has the standard deviation 1 / sqrt(3)
+        "spread": median_B1[valid_B].std(correction=0).item() * 3**0.5 if valid_B.any() else math.nan,  # u has the standard deviation 1 / sqrt(3)
         "apart": (number_BQ.var(dim=1).mean() / number_BQ.var()).sqrt().item(),
         "off": (squared_BQ.mean() / WIDTH).sqrt().item() / NOISE,
     }
