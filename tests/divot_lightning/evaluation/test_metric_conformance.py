@@ -92,16 +92,6 @@ class TestToyOracle(OfClips):
         return ToyOracle(start_error=True)
 
 
-<<<<<<< HEAD
-class TestToyOpenOracle(OfClips):
-    metric = ToyOpenOracle
-
-    def make_metric(self):
-        return ToyOpenOracle()
-
-
-=======
->>>>>>> main
 class TestToyStory(MetricConformance):
     metric = ToyStory
 
@@ -121,8 +111,6 @@ class TestToyStory(MetricConformance):
             item = BenchmarkItem(str(seed), None, "", facts={**facts, "continuous": False, "background": BACKGROUND})
             found.append((Prediction(sentences=tuple(story.sentences), clips=tuple(render(story.scenes))), item))
         return found
-<<<<<<< HEAD
-=======
 
 
 class TestToyOpenOracle(OfClips):
@@ -130,7 +118,6 @@ class TestToyOpenOracle(OfClips):
 
     def make_metric(self):
         return ToyOpenOracle()
->>>>>>> main
 
 
 class TestToyFrechet(OfClips):
