@@ -99,12 +99,14 @@ def measure(world: World, caption_B: Tensor, tokens_BQC: Tensor) -> dict[str, fl
     one_class_B = (class_BQ == class_BQ[:, :1]).all(dim=1)
     valid_B = one_class_B & ((number_BQ - median_B1).abs() < 0.25).all(dim=1)
     named_B, valid_open_B = caption_B < CLASSES, (caption_B == CLASSES) & valid_B
+    # u has the standard deviation 1 / sqrt(3).
+    spread = median_B1[valid_B].std(correction=0).item() * 3**0.5 if valid_B.any() else math.nan
     frequencies = torch.bincount(class_BQ[valid_open_B, 0], minlength=CLASSES) / valid_open_B.sum()
     return {
         "valid": valid_B.float().mean().item(),
         "named": (valid_B & (class_BQ[:, 0] == caption_B))[named_B].float().mean().item(),
         "tv": (frequencies - 1 / CLASSES).abs().sum().item() / 2,
-        "spread": median_B1[valid_B].std(correction=0).item() * 3**0.5 if valid_B.any() else math.nan,  # u has the standard deviation 1 / sqrt(3)
+        "spread": spread,
         "apart": (number_BQ.var(dim=1).mean() / number_BQ.var()).sqrt().item(),
         "off": (squared_BQ.mean() / WIDTH).sqrt().item() / NOISE,
     }
