@@ -81,8 +81,10 @@ class GenerationConfig:
         lpips: File with torchvision's weights of LPIPS's network, for reconstructions; null measures none.
         lpips_network: The network of that file.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
+        one_seed: Whether all clips are sampled in batches with one seed, by the first process. This is faster for small
+            models. Otherwise each clip has a seed of its own, so that it does not depend on the others.
         kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at; of
-            reconstructions also a video of original and reconstruction side by side.
+            reconstructions also the originals, and of at most 16 a video of both side by side.
         store_clips: Whether every clip is stored in OUTPUT/clips, so that a metric that is added later needs no new
             clip; a clip of 256x256 takes up to 3 MB. Otherwise clips are generated again, the same by their seeds.
     """
@@ -94,6 +96,7 @@ class GenerationConfig:
     lpips: str | None = None
     lpips_network: Literal["alex", "vgg", "squeeze"] = "alex"
     head: dict[str, Any] | None = None
+    one_seed: bool = False
     kept_clips: int = 6
     store_clips: bool = True
 
@@ -114,7 +117,7 @@ class EvaluationConfig:
         temperature: 0 is greedy; null takes 0 for answers and 1 for the features that the head samples for clips.
         top_p: Tokens are sampled from the most likely ones that together have this probability.
         max_new_tokens: Most tokens of an answer.
-        seed: Of all sampling; each item has its own generator.
+        seed: Of all sampling; each item has its own generator, unless `generation.one_seed` is set.
         choice_rule: How an option is read from an answer: "letter_or_text" as a person would, "first_letter" takes the
             first capital letter of an option, the others as the evaluation code of that name does.
         unparsed_as: Index of the option, from 0, that an answer without a choice counts as. null counts it as wrong;
@@ -158,7 +161,8 @@ SUPPLIED = {
 """Arguments that a benchmark may take, and the settings that supply them."""
 
 EFFECTS: dict[str, tuple[Predicts, ...]] = {
-    "generation": ("clips", "reconstructions"),
+    "generation": ("clips", "reconstructions", "references"),
+    "generation.one_seed": ("clips", "reconstructions"),
     "generation.head": ("clips",),
     "generation.detokenizer": ("clips",),
     "temperature": ("answers", "clips"),

@@ -101,6 +101,12 @@ RECIPES = {
 }
 """Shipped recipes."""
 
+BENCHMARKS = {
+    "toy-batch-generation": "'toy' with generation.one_seed and generation.detokenizer; clips is now data",
+    "toy-batch-reconstruction": "'toy-reconstruction' with generation.one_seed; clips is now data",
+}
+"""Measurements of an experiment to the benchmark that they became."""
+
 OLD_VISION = "divot_backbones.vision.clip.ClipVision"
 """The vision encoder of tokenizers whose `vision` holds its settings alone, from the time when there was only one."""
 

@@ -10,7 +10,14 @@ from divot_lightning.evaluation.benchmarks.clips import Reconstruction
 from divot_lightning.evaluation.benchmarks.multiple_choice import EgoSchema, MVBench
 from divot_lightning.evaluation.benchmarks.open_ended import MSVDQA, ActivityNetQA
 from divot_lightning.evaluation.benchmarks.perception_test import PerceptionTest
-from divot_lightning.evaluation.benchmarks.toy import Toy, ToyCaptions, ToyQuestions, ToyReconstruction
+from divot_lightning.evaluation.benchmarks.toy import (
+    Toy,
+    ToyCaptions,
+    ToyProbe,
+    ToyQuestions,
+    ToyRealClips,
+    ToyReconstruction,
+)
 from divot_lightning.parts.registries.kinds import BENCHMARKS
 from divot_lightning.testing.benchmark_conformance import BenchmarkConformance
 
@@ -150,6 +157,14 @@ class TestReconstructionOfShards(OfToyShards):
 
 class TestToyReconstruction(OfToyShards):
     benchmark = ToyReconstruction
+
+
+class TestToyRealClips(OfToyShards):
+    benchmark = ToyRealClips
+
+
+class TestToyProbe(OfToyShards):
+    benchmark = ToyProbe
 
 
 class TestToyQuestions(OfToyShards):
