@@ -18,6 +18,7 @@ from divot_lightning.models.randomness import Randomness, move_generators
 from divot_lightning.models.video_llm.cached_sequence import CachedSequence
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.segments import Clips, Segment
+from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.parts.sequences.tokens import TokenKind
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def generate_features(
     Returns:
         features_GQC of the generated clips in order of appearance, unnormalised, float32.
     """
-    targets = [_clips_to_generate(sample) for sample in segments]
+    targets = [clips_to_generate(sample) for sample in segments]
     given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
     normal_MQC = video_llm.normalise(features_MQC, sum(given))
     known = [list(part) for part in normal_MQC.split(given)]
@@ -162,7 +163,8 @@ def generate_features(
             continue
         prompts = [[*segments[row][:-1], replace(targets[row], count=index + 1)] for row in active]
         chosen = [generators[row] for row in active] if isinstance(generators, list) else generators
-        new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, chosen)
+        batch = video_llm.sequences(prompts, prompt=True)
+        new_BQC = _generate_clip(video_llm, batch, [known[row] for row in active], temperature, chosen)
         for row, clip_QC in zip(active, new_BQC, strict=True):
             known[row].append(clip_QC)
     new_clips = [clip for row, clips in enumerate(known) for clip in clips[given[row] :]]
@@ -170,13 +172,38 @@ def generate_features(
     return generated * video_llm.feature_std_C + video_llm.feature_mean_C
 
 
+@torch.no_grad()
+def generate_prompted_clips(
+    video_llm: VideoLLM, batch: SequenceBatch, *, temperature: float = 1.0, generator: Randomness = None
+) -> Tensor:
+    """Generate the clip that each prompt of a batch ends with, and before which there is none; call it in eval mode.
+
+    Args:
+        video_llm: The model.
+        batch: B prompts, as a `SequenceCollator` of prompts lays them out.
+        temperature: Spread of the head's samples.
+        generator: See `generate_features`.
+
+    Returns:
+        features_BQC, unnormalised, float32.
+    """
+    generators = move_generators(generator, video_llm.feature_mean_C.device)
+    generated_BQC = _generate_clip(video_llm, batch, [[] for _ in batch.ids_BL], temperature, generators)
+    return generated_BQC * video_llm.feature_std_C + video_llm.feature_mean_C
+
+
 def _generate_dummy_clip(video_llm: VideoLLM) -> None:
     """Generate a dummy clip, with a generator of its own, to stay in sync with ranks that still generate clips."""
     generator = torch.Generator(video_llm.feature_mean_C.device)
-    _generate_clip(video_llm, [[Clips(1, "generate")]], [[]], 1.0, generator)
+    _generate_clip(video_llm, video_llm.sequences([[Clips(1, "generate")]], prompt=True), [[]], 1.0, generator)
 
 
-def _clips_to_generate(sample: list[Segment]) -> Clips:
+def clips_to_generate(sample: list[Segment]) -> Clips:
+    """Return the clips that a sample ends with.
+
+    Raises:
+        UserError: It ends with something else.
+    """
     if not sample or not isinstance(sample[-1], Clips) or sample[-1].role != "generate":
         raise UserError(f"The sample ends with {sample[-1:]}; to generate, it must end with Clips(role='generate').")
     return sample[-1]
@@ -184,13 +211,12 @@ def _clips_to_generate(sample: list[Segment]) -> Clips:
 
 def _generate_clip(
     video_llm: VideoLLM,
-    prompts: list[list[Segment]],
+    batch: SequenceBatch,
     known: list[list[Tensor]],
     temperature: float,
     generator: Randomness,
 ) -> Tensor:
-    """Generate the last clip of each prompt; return features_BQC, normalised."""
-    batch = video_llm.sequences(prompts, prompt=True)
+    """Generate the last clip of each prompt, given the normalised features of its earlier ones; return features_BQC."""
     num_queries, dim = video_llm.num_queries, video_llm.feature_dim
     # The features have a row for the clip to generate, but no position reads it.
     empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
@@ -200,7 +226,7 @@ def _generate_clip(
     hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, features_MQC))
     ends_B = (batch.token_kind_BL != TokenKind.PAD).sum(dim=1)
     columns_BQ = ends_B[:, None] - num_queries + torch.arange(num_queries)
-    hidden_BQD = hidden_BLD[torch.arange(len(prompts))[:, None], columns_BQ]
+    hidden_BQD = hidden_BLD[torch.arange(len(ends_B))[:, None], columns_BQ]
     return _sample(video_llm.head, hidden_BQD, temperature, generator)
 
 
