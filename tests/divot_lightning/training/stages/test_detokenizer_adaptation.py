@@ -15,8 +15,8 @@ from divot_lightning.models.video_llm.sampling import generate_prompted_clips
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.parts.sequences.collator import LaysOutSamples
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.detokenizer_adaptation import DetokenizerAdaptation, nearest_candidates
+from divot_optimizers.adamw import AdamWOptimizer
 
 OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 

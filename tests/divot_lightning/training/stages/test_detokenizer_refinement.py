@@ -8,8 +8,9 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimizers import AdamWOptimizer, MuonOptimizer
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
+from divot_optimizers.adamw import AdamWOptimizer
+from divot_optimizers.muon import MuonOptimizer
 
 OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 
