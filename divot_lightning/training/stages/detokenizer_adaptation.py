@@ -12,9 +12,9 @@ from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConf
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.building import sequence_collator
+from divot_lightning.models.video_llm.clip_generation import clips_to_generate, generate_prompted_clips
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sampling import clips_to_generate, generate_prompted_clips
 from divot_lightning.models.weights import has_masters, has_shards
 from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer

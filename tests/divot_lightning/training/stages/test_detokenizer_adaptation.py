@@ -10,8 +10,8 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.building import sequence_collator
+from divot_lightning.models.video_llm.clip_generation import generate_prompted_clips
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.models.video_llm.sampling import generate_prompted_clips
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.parts.sequences.collator import LaysOutSamples
 from divot_lightning.training.export import ComponentExport
