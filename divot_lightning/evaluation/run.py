@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from divot_lightning.checkpoint.components import find_component, weights_sha256
+from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems, Numbered, by_video, choose_items
 from divot_lightning.evaluation.clip_runners import GenerationRunner, ReconstructionRunner, ReferenceRunner
@@ -18,7 +19,7 @@ from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier
 from divot_lightning.evaluation.judges.prompts import JudgePrompt, load_prompt
 from divot_lightning.evaluation.predictions import PredictionStore, Row
-from divot_lightning.evaluation.processes import Processes, joined_processes, local_device
+from divot_lightning.evaluation.processes import joined_processes, local_device
 from divot_lightning.evaluation.question_runner import QuestionRunner
 from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
 from divot_lightning.parts.benchmarks import Benchmark
@@ -175,7 +176,7 @@ def _predict(
     runner: Runner,
     chosen: ChosenItems,
     store: PredictionStore,
-    processes: Processes,
+    processes: Ranks,
     protocol: Mapping[str, Any],
     judge: Judge | None,
 ) -> tuple[list[Row], dict[str, Any]]:
@@ -190,7 +191,7 @@ def _predict(
                 judge.check()  # now, since the predictions may take days
         processes.wait()  # no process writes before all have read
         groups = [list(chosen.numbered)] if left and runner.one_seed else by_video(left)
-        own = processes.own_part(groups)
+        own = processes.mine(groups)
         with tqdm(total=sum(map(len, own)), desc="items", unit="item", disable=processes.rank > 0) as bar:
             for group in own:
                 size = sizes[group[0][1].media_name]
