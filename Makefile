@@ -13,7 +13,7 @@ TORCH ?=
 EXAMPLES := $(wildcard plugins/example-*)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help setup quickstart test check docs format clean
+.PHONY: help setup quickstart test check check-style check-types check-spelling check-pages docs format clean
 
 help:
 	@echo "make quickstart   set up, then the whole pipeline on the toy world; report in runs/quickstart/report.html"
@@ -32,11 +32,20 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
-check: $(VENV)/installed
+# four, so that make -j runs them side by side
+check: check-style check-types check-spelling check-pages
+
+check-style: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+check-types: $(VENV)/installed
 	$(BIN)/mypy
+
+check-spelling: $(VENV)/installed
 	$(BIN)/codespell
+
+check-pages: $(VENV)/installed
 	$(BIN)/mkdocs build --quiet
 
 docs: $(VENV)/installed
@@ -60,5 +69,5 @@ $(VENV)/torch: constraints.txt
 # torch goes first: DeepSpeed looks for it while it is built, and DS_BUILD_OPS=0 leaves its kernels to be built on use
 $(VENV)/installed: $(VENV)/torch pyproject.toml $(EXAMPLES:%=%/pyproject.toml)
 	DS_BUILD_OPS=0 $(PIP) -e ".[dev,deepspeed]"
-	$(PIP) $(EXAMPLES:%=-e %)
+	$(PIP) --no-build-isolation $(EXAMPLES:%=-e %)
 	@touch $@

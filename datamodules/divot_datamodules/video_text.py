@@ -23,7 +23,7 @@ from divot_datamodules.order.data_position import TrainPosition
 from divot_datamodules.order.plan_edits import read_edits
 from divot_datamodules.order.source_fraction import SourceFraction
 from divot_datamodules.order.training_processes import TrainingProcesses
-from divot_datamodules.preparation.feature_checks import check_features
+from divot_datamodules.preparation.feature_checks import check_features, check_latents
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.source_settings import (
     SourceConfig,
@@ -280,7 +280,10 @@ class VideoTextData(LightningDataModule):
         shards = [opened.shard_path(shard) for shard in range(len(opened.counts))]
         tokenizer = self._tokenizer
         tokenizer_sha256 = check_features(shards, tokenizer, self.clip, max_clips) if tokenizer is not None else None
-        decoder = SampleDecoder(self.clip, max_clips, tokenizer_sha256, self.max_sample_clips)
+        stage = self.trainer.lightning_module if self.trainer is not None else None
+        latents = getattr(stage, "latents_folder", None)
+        latents_sha256 = check_latents(shards, latents) if latents is not None else None
+        decoder = SampleDecoder(self.clip, max_clips, tokenizer_sha256, self.max_sample_clips, latents_sha256)
         return LoadedSource(opened, decoder, make_items, source.max_length)
 
     @property

@@ -223,6 +223,23 @@ def weights_sha256(folder: str | Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def part_sha256(folder: str | Path, name: str) -> str:
+    """Return a SHA-256 of one part of a component: class, settings and weights, but for its batch size.
+
+    Args:
+        folder: The component folder.
+        name: The part's key in the config, which is the name of its module too, such as `latents`.
+    """
+    folder = Path(folder)
+    described = _read_config(folder)["config"][name]
+    settings = {key: value for key, value in described["init_args"].items() if key != "batch_size"}
+    digest = hashlib.sha256(json.dumps([described["class_path"], settings], sort_keys=True).encode())
+    for key, tensor in sorted(component_tensors(folder).items()):
+        if key.startswith(f"{name}."):
+            digest.update(key.encode() + tensor.read().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _recorded(run: Path, name: str, source: dict[str, str]) -> Path:
     """Follow a record: from the run, so that runs can be moved together, or to where it was, if only the run moved."""
     # The recorded path starts at the run itself, which may have been reached through a link.

@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
         help="print what is left and what it costs, as far as it was measured, and stop",
     )
     options.add_argument(
-        "--rates", metavar="FOLDER", help="an experiment whose training rates --dry-run uses, such as runs/quickstart"
+        "--rates",
+        metavar="FOLDER",
+        help="an experiment whose training rates and sizes --dry-run uses",
     )
     options.add_argument("--list", action="store_true", help="print the names of the trials, one per line, and stop")
     options.add_argument("--slurm", action="store_true", help="write FOLDER/array.sh, a SLURM array job, and stop")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from divot_lightning.errors import UserError
+from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
 from divot_lightning.inference.head_options import HELP, split_head_options
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
@@ -33,9 +34,34 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--template", help="pretraining, instruction, chat, or a text with {} for the prompt (default: that of the run)"
     )
+    parser.add_argument(
+        "--request",
+        metavar="TEXT",
+        help='words that ask for a clip, with {} for the prompt, such as "Generate a video of {}" (default: those of '
+        "the run)",
+    )
+    parser.add_argument(
+        "--open-clip",
+        action="store_true",
+        help="let the model write until it opens the clip by itself, as the released code does",
+    )
+    for name, kind, default, what in (
+        ("text-temperature", float, 0.7, "of the words before the clip; 0 takes the most likely"),
+        ("top-p", float, 0.5, "words are drawn from the most likely ones that together have this probability"),
+        ("max-new-tokens", int, 256, "most tokens before the clip"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, help=f"with --open-clip: {what} (default: {default})")
     parser.add_argument("--jsonl", action="store_true", help="print one JSON object per clip: prompt, file")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     return parser
+
+
+def _request(args: argparse.Namespace) -> ClipRequest:
+    given = {name: getattr(args, name) for name in ("text_temperature", "top_p", "max_new_tokens")}
+    stated = {name: value for name, value in given.items() if value is not None}
+    if stated and not args.open_clip:
+        raise UserError(f"--{next(iter(stated)).replace('_', '-')} has no effect without --open-clip")
+    return ClipRequest(args.request, ClipOpening(**stated) if args.open_clip else None)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--prompt is empty; describe the clip in words")
     if bool(args.prompt) == (args.prompts is not None):
         raise UserError("give either --prompt TEXT, or --prompts FILE with one per line")
+    request = _request(args)
     entries = [] if args.prompts is None else read_prompts(args.prompts, "prompt", seed=int)
     from divot_lightning.inference.batches import generate_files, generate_missing
     from divot_lightning.inference.pipeline import DivotPipeline
@@ -66,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     pipeline = DivotPipeline.from_pretrained(
         args.run, args.detokenizer, template=args.template, device=args.device, head=head
     )
-    options = {"num": args.num, "temperature": args.temperature, "seed": args.seed}
+    options = {"num": args.num, "request": request, "temperature": args.temperature, "seed": args.seed}
     if entries:
         made = generate_missing(pipeline, entries, args.output, **options)
     else:

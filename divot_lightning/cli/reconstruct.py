@@ -20,6 +20,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="folder of the mp4 files")
     parser.add_argument("--num", type=int, default=8, help="number of clips, from the first inputs (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the de-tokenizer's noise (default: 0)")
+    parser.add_argument(
+        "--num-tokens",
+        type=int,
+        metavar="K",
+        help="decode the first K tokens of each clip only (default: all); for tokenizers that were trained with "
+        "bottleneck.nested_dropout",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     return parser
 
@@ -43,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.parts.sources import SkippedSample
 
     defects: list[SkippedSample] = []
-    options = {"num": args.num, "seed": args.seed, "device": args.device}
+    options = {"num": args.num, "seed": args.seed, "device": args.device, "num_tokens": args.num_tokens}
     files = reconstruct_files(args.run, args.input, args.output, **options, on_skip=defects.append)
     count = sum(1 for _ in tqdm(files, total=args.num, desc="clips", unit="clip"))
     sys.stdout.write(f"{args.output}: {count} clip{'' if count == 1 else 's'}; look at *_compare.mp4\n")

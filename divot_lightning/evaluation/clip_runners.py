@@ -19,7 +19,8 @@ from divot_lightning.evaluation.item_media import read_middle_clip
 from divot_lightning.evaluation.kept_clips import find_clip, keep_clip, keep_comparison
 from divot_lightning.evaluation.measuring_runner import MeasuringRunner
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.question_runner import RESIZE, item_seed
+from divot_lightning.evaluation.question_runner import describe_resize, item_seed
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Prediction
 from divot_lightning.parts.head_sampling import sampling_of
@@ -45,6 +46,8 @@ class ClipRunner(MeasuringRunner):
         super().__init__(metrics)
         self.config, self.models, self.folder = config, models, folder
         self.one_seed = config.generation.one_seed
+        # It belongs to the model, as the sampling settings of a head do: ablations compare objectives.
+        self.sampling_config = {"objective": asdict(models.detokenizer.config)["objective"]}
 
     @abstractmethod
     def make(self, items: Sequence[BenchmarkItem], originals_NFCHW: Tensor, seed: int) -> Tensor:
@@ -52,12 +55,11 @@ class ClipRunner(MeasuringRunner):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        clip, detokenizer = self.models.decoded_clip, asdict(self.models.detokenizer.config)
+        clip = self.models.decoded_clip
         return {
-            "sampling": detokenizer["sampling"],
-            "objective": detokenizer["objective"],
+            "sampling": asdict(self.models.detokenizer.config.sampling),
             "clips": {"frames": clip.frames, "fps": clip.fps, "height": clip.height, "width": clip.width},
-            "real_clips": f"the middle {clip.seconds:g} s of each video; {RESIZE}",
+            "real_clips": f"the middle {clip.seconds:g} s of each video; {describe_resize(clip)}",
         }
 
     def run(self, items: Sequence[Numbered], rows: Mapping[str, Row]) -> list[Row]:
@@ -137,16 +139,18 @@ class GenerationRunner(ClipRunner):
         chosen = config.generation
         self.benchmark = benchmark
         self.temperature = 1.0 if config.temperature is None else config.temperature
+        self.request = ClipRequest(chosen.request, chosen.opening)
         models = LoadedRun(run, chosen.detokenizer, template=config.template, device=device, head=chosen.head)
         models.check_fit()
         super().__init__(config, metrics, models, folder)
-        self.sampling_config = {"head": sampling_of(models.video_llm.head)}
+        self.sampling_config |= {"head": sampling_of(models.video_llm.head)}
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
         return {
             "prompt": "one caption per video",
             "template": self.models.template,
+            **self.request.describe(),
             "decoding": {"temperature": self.temperature, "seed": self.config.seed},
             **super().describe(),
         }
@@ -154,7 +158,8 @@ class GenerationRunner(ClipRunner):
     def make(self, items: Sequence[BenchmarkItem], originals_NFCHW: Tensor, seed: int) -> Tensor:
         """Generate clips from the items' prompts."""
         prompts = [str(self.benchmark.prompt(item)) for item in items]
-        return torch.stack([clip for clip, _ in self.models.generate(prompts, temperature=self.temperature, seed=seed)])
+        options: dict[str, Any] = {"request": self.request, "temperature": self.temperature, "seed": seed}
+        return torch.stack([clip_FCHW for clip_FCHW, _ in self.models.generate(prompts, **options)])
 
 
 class ReconstructionRunner(ClipRunner):
@@ -179,14 +184,16 @@ class ReconstructionRunner(ClipRunner):
         folder: Path,
     ) -> None:
         super().__init__(config, metrics, LoadedRun(run, device=device), folder)
+        self.num_tokens = config.generation.num_tokens
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        return {"decoding": {"seed": self.config.seed}, **super().describe()}
+        kept = {} if self.num_tokens is None else {"num_tokens": self.num_tokens}
+        return {"decoding": {"seed": self.config.seed, **kept}, **super().describe()}
 
     def make(self, items: Sequence[BenchmarkItem], originals_NFCHW: Tensor, seed: int) -> Tensor:
         """Reconstruct the clips, with noise of the seed."""
-        tokens_NQC = self.models.encode(originals_NFCHW)
+        tokens_NQC = self.models.encode(originals_NFCHW, self.num_tokens)
         return torch.cat(list(self.models.decode(tokens_NQC, torch.Generator().manual_seed(seed))))
 
     def _keep(self, number: int, clip_FCHW: Tensor, original_FCHW: Tensor) -> None:
@@ -221,7 +228,7 @@ class ReferenceRunner(ClipRunner):
         folder: Path,
     ) -> None:
         super().__init__(config, metrics, LoadedRun(run), folder)
-        self.benchmark, self.one_seed = benchmark, True
+        self.benchmark, self.one_seed, self.sampling_config = benchmark, True, {}
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips, as JSON values."""

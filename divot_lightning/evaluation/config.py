@@ -6,6 +6,7 @@ from typing import Any, Literal
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.judges.prompts import PromptName
+from divot_lightning.inference.clip_requests import ClipOpening
 from divot_lightning.parts.benchmarks import Benchmark, Predicts
 
 ChoiceRule = Literal[
@@ -80,11 +81,16 @@ class GenerationConfig:
         video_feature_options: Arguments of the network; null takes I3D's for a file.
         lpips: File with torchvision's weights of LPIPS's network, for reconstructions; null measures none.
         lpips_network: The network of that file.
+        request: Words that ask for a clip, with {} for the prompt; null takes a phrase of the run's own. The released
+            code has "Generate a video of {}".
+        opening: How the model writes until it opens the clip by itself, {} for the released numbers; null opens it.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
         one_seed: Whether all clips are sampled in batches with one seed, by the first process. This is faster for small
             models. Otherwise each clip has a seed of its own, so that it does not depend on the others.
+        num_tokens: Leading tokens of each clip that are decoded, for reconstructions; null for all.
         kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at; of
-            reconstructions also the originals, and of at most 16 a video of both side by side.
+            reconstructions also the originals, and of at most 16 a video of both side by side; of stories a folder with
+            videos.
         store_clips: Whether every clip is stored in OUTPUT/clips, so that a metric that is added later needs no new
             clip; a clip of 256x256 takes up to 3 MB. Otherwise clips are generated again, the same by their seeds.
     """
@@ -95,8 +101,11 @@ class GenerationConfig:
     video_feature_options: dict[str, Any] | None = None
     lpips: str | None = None
     lpips_network: Literal["alex", "vgg", "squeeze"] = "alex"
+    request: str | None = None
+    opening: ClipOpening | None = None
     head: dict[str, Any] | None = None
     one_seed: bool = False
+    num_tokens: int | None = None
     kept_clips: int = 6
     store_clips: bool = True
 
@@ -116,7 +125,7 @@ class EvaluationConfig:
         max_clips: Most clips of a video, five frames each (Divot section 4.1: 20).
         temperature: 0 is greedy; null takes 0 for answers and 1 for the features that the head samples for clips.
         top_p: Tokens are sampled from the most likely ones that together have this probability.
-        max_new_tokens: Most tokens of an answer.
+        max_new_tokens: Most tokens of an answer, or of a sentence of a story.
         seed: Of all sampling; each item has its own generator, unless `generation.one_seed` is set.
         choice_rule: How an option is read from an answer: "letter_or_text" as a person would, "first_letter" takes the
             first capital letter of an option, the others as the evaluation code of that name does.
@@ -161,15 +170,19 @@ SUPPLIED = {
 """Arguments that a benchmark may take, and the settings that supply them."""
 
 EFFECTS: dict[str, tuple[Predicts, ...]] = {
-    "generation": ("clips", "reconstructions", "references"),
+    "generation": ("clips", "reconstructions", "stories", "references"),
     "generation.one_seed": ("clips", "reconstructions"),
-    "generation.head": ("clips",),
-    "generation.detokenizer": ("clips",),
-    "temperature": ("answers", "clips"),
-    "template": ("answers", "clips"),
+    "generation.head": ("clips", "stories"),
+    "generation.request": ("clips",),
+    "generation.opening": ("clips",),
+    "generation.detokenizer": ("clips", "stories"),
+    "generation.num_tokens": ("reconstructions",),
+    "generation.store_clips": ("clips", "reconstructions", "references"),
+    "temperature": ("answers", "clips", "stories"),
+    "template": ("answers", "clips", "stories"),
     "prompt": ("answers",),
     "max_clips": ("answers",),
-    "max_new_tokens": ("answers",),
+    "max_new_tokens": ("answers", "stories"),
     "top_p": ("answers",),
 }
 """What a benchmark must predict for a setting to have an effect."""

@@ -80,6 +80,7 @@ def _decode_folder(
     # The slack keeps rounding errors from moving the exact start of a frame into the frame before.
     frame_indices = [min(int(moment * rate + 1e-6), len(files) - 1) for moment in moments]
     pictures = {
-        index: decode_image(files[index], clip.size, max_pixels=clip.max_pixels) for index in set(frame_indices)
+        index: decode_image(files[index], clip.size, max_pixels=clip.max_pixels, resize=clip.resize)
+        for index in set(frame_indices)
     }
     return np.stack([pictures[index] for index in frame_indices])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.checkpoint.components import find_component
 from divot_lightning.evaluation.config import EvaluationConfig
@@ -20,7 +21,12 @@ from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem
 from divot_lightning.parts.segments import Segment
 
-RESIZE = "short side by bicubic interpolation, middle cut out"
+_FILTERS = {"bicubic": "bicubic interpolation", "pil_bilinear": "Pillow's bilinear interpolation"}
+
+
+def describe_resize(clip: ClipConfig) -> str:
+    """Return in words how frames are resized."""
+    return f"short side by {_FILTERS[clip.resize]}, middle cut out"
 
 
 class QuestionRunner:
@@ -61,7 +67,7 @@ class QuestionRunner:
                 "seconds": clip.seconds,
                 "height": clip.height,
                 "width": clip.width,
-                "resize": RESIZE,
+                "resize": describe_resize(clip),
             },
         }
 
@@ -91,7 +97,7 @@ class QuestionRunner:
     def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
         asked = self.benchmark.prompt(item, self.config.prompt)
         if asked is None:
-            return caption_prompt(num_clips, self.template)
+            return caption_prompt(num_clips, self.template, tasks=self.models.tasks)
         return question_prompt(asked, num_clips, self.template)
 
     def _answers(self, numbers: Sequence[int], prompts: list[list[Segment]], features: Tensor) -> list[str]:

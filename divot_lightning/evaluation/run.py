@@ -9,19 +9,21 @@ from tqdm import tqdm
 
 from divot_lightning.checkpoint.components import find_component, weights_sha256
 from divot_lightning.distributed.ranks import Ranks
+from divot_lightning.evaluation.benchmarks.stories import StoryBenchmark
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems, Numbered, by_video, choose_items
 from divot_lightning.evaluation.clip_runners import GenerationRunner, ReconstructionRunner, ReferenceRunner
 from divot_lightning.evaluation.config import SUPPLIED, EvaluationConfig
-from divot_lightning.evaluation.feature_runner import FeatureRunner
 from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
 from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier
 from divot_lightning.evaluation.judges.prompts import JudgePrompt, load_prompt
+from divot_lightning.evaluation.measuring_runner import FeatureRunner
 from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.processes import joined_processes, local_device
 from divot_lightning.evaluation.question_runner import QuestionRunner
 from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
+from divot_lightning.evaluation.story_runner import StoryRunner
 from divot_lightning.parts.benchmarks import Benchmark
 from divot_lightning.parts.metrics import BenchmarkMetric
 from divot_lightning.training.run_folder import FINISHED
@@ -114,6 +116,8 @@ def make_runner(
     """Load the models that a benchmark's predictions need."""
     if benchmark.predicts == "clips":
         return GenerationRunner(run, config, benchmark, metrics, device, folder)
+    if isinstance(benchmark, StoryBenchmark):
+        return StoryRunner(run, config, benchmark, metrics, device, folder)
     if benchmark.predicts == "reconstructions":
         return ReconstructionRunner(run, config, metrics, device, folder)
     if benchmark.predicts == "references":

@@ -4,8 +4,9 @@ Shape letters: N clips of a video, Q tokens per clip, C feature width.
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from divot_lightning.parts.tasks import Template
 
 logger = logging.getLogger(__name__)
 
+TaskSettings: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Settings of tasks by their names, see `divot_lightning.inference.run_config.run_tasks`."""
+
 CAPTION_TASKS = frozenset({"caption", "conversation"})
 """Tasks that teach a model to describe a video: published conversations ask for descriptions, questions do not."""
 
@@ -27,7 +31,12 @@ NO_TARGET = "-"
 
 
 def question_prompt(
-    question: str, num_clips: int, template: Template, kind: Kind = "video", history: Sequence[tuple[str, str]] = ()
+    question: str,
+    num_clips: int,
+    template: Template,
+    kind: Kind = "video",
+    history: Sequence[tuple[str, str]] = (),
+    tasks: TaskSettings | None = None,
 ) -> list[Segment]:
     """Return the prompt for a question: the segments before the answer in a training sample.
 
@@ -37,27 +46,37 @@ def question_prompt(
         template: The form of the prompts that the model was trained on.
         kind: "video" or "image".
         history: Earlier questions about the same clips, with their answers.
+        tasks: Settings of the run's tasks, of which those of `conversation` count.
 
     Returns:
         The segments.
     """
-    task, segments = ConversationTask(template), list[Segment]()
+    task, segments = ConversationTask(template, **(tasks or {}).get("conversation", {})), list[Segment]()
     turns = [*history, (question, "")]
     for number, (asked, answered) in enumerate(turns):
+        if number and task.separator:
+            segments.append(Text(task.separator, learn=False))
         segments += task.user_turn(asked.strip(), Clips(num_clips, "read", kind) if number == 0 else None)
         if number < len(turns) - 1:
-            segments.append(Text(answered, learn=True, ends=True))
+            segments.append(Text(answered, learn=True, ends=task.ends))
     return segments
 
 
-def caption_prompt(num_clips: int, template: Template, kind: Kind = "video") -> list[Segment]:
+def caption_prompt(
+    num_clips: int, template: Template, kind: Kind = "video", tasks: TaskSettings | None = None
+) -> list[Segment]:
     """Return the prompt for a caption, see ``question_prompt`` for the arguments."""
     sample = {"caption": NO_TARGET}
-    return CaptionTask(template).segments(sample, np.random.default_rng(0), num_clips=num_clips, kind=kind)[:-1]
+    task = CaptionTask(template, **(tasks or {}).get("caption", {}))
+    return task.segments(sample, np.random.default_rng(0), num_clips=num_clips, kind=kind)[:-1]
 
 
 def media_prompt(
-    question: str, kinds: Sequence[Kind], template: Template, history: Sequence[tuple[str, str]] = ()
+    question: str,
+    kinds: Sequence[Kind],
+    template: Template,
+    history: Sequence[tuple[str, str]] = (),
+    tasks: TaskSettings | None = None,
 ) -> list[Segment]:
     """Return the prompt for a question, or for a caption if it is blank, about clips of any kinds.
 
@@ -66,17 +85,18 @@ def media_prompt(
         kinds: Kind of each clip. Neighbours of one kind stand between one pair of tokens, as in a training sample.
         template: The form of the prompts that the model was trained on.
         history: See ``question_prompt``.
+        tasks: Settings of the run's tasks, with which the prompt is written as in training.
     """
     if question.strip() or history:
-        segments = question_prompt(question, len(kinds), template, kinds[0], history)
+        segments = question_prompt(question, len(kinds), template, kinds[0], history, tasks)
     else:
-        segments = caption_prompt(len(kinds), template, kinds[0])
+        segments = caption_prompt(len(kinds), template, kinds[0], tasks)
     groups: list[Segment] = [Clips(len(list(group)), "read", kind) for kind, group in groupby(kinds)]
     place = next(index for index, segment in enumerate(segments) if isinstance(segment, Clips))
     return [*segments[:place], *groups, *segments[place + 1 :]]
 
 
-def warn_of_missing_captions(tasks: Collection[str]) -> None:
+def warn_of_missing_captions(tasks: TaskSettings) -> None:
     """Log a warning if a caption is wanted of a model that was trained on other tasks.
 
     Args:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.inference.results import STORY_FILE, ClipFeatures, Settings, output_paths, save_clip
 from divot_lightning.io.jsonl import LineFile, read_rows
@@ -17,6 +18,7 @@ def generate_files(
     output: str | Path,
     *,
     num: int = 1,
+    request: ClipRequest | None = None,
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Iterator[tuple[str, Path]]:
@@ -27,6 +29,7 @@ def generate_files(
         prompts: Captions of the clips.
         output: See ``output_paths``.
         num: Clips per prompt.
+        request: How the clips are asked for.
         temperature: Spread of the features that the head samples.
         seed: Of all randomness.
 
@@ -35,8 +38,9 @@ def generate_files(
     """
     texts = [prompt for prompt in prompts for _ in range(num)]
     models = pipeline.models
-    clips = models.generate(texts, temperature=temperature, seed=seed)
-    settings = models.generation_settings(seed=seed, temperature=temperature)
+    clips = models.generate(texts, request=request, temperature=temperature, seed=seed)
+    asked = (request or ClipRequest()).describe()
+    settings = models.generation_settings(seed=seed, temperature=temperature, **asked)
     for number, (text, path, (video, _)) in enumerate(zip(texts, output_paths(output, len(texts)), clips, strict=True)):
         # The number in the stream is a setting: it decides which random numbers the clip gets.
         yield text, save_clip(path, video.numpy(), models.fps, {"prompt": text, "number": number, **settings})
@@ -48,6 +52,7 @@ def generate_missing(
     output: str | Path,
     *,
     num: int = 1,
+    request: ClipRequest | None = None,
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Iterator[tuple[str, Path]]:
@@ -58,6 +63,7 @@ def generate_missing(
         entries: From `read_prompts`: "prompt", and "seed" if it has its own.
         output: The file; line 0 writes ``<stem>-0<suffix>``, or ``<stem>-0-0<suffix>`` and so on if ``num`` is above 1.
         num: Clips per prompt.
+        request: How the clips are asked for.
         temperature: Spread of the features that the head samples.
         seed: Of entries without their own.
 
@@ -66,13 +72,15 @@ def generate_missing(
     """
     for entry, path in zip(entries, _numbered(output, len(entries)), strict=True):
         own = entry.get("seed", seed)
-        settings = pipeline.models.generation_settings(seed=own, temperature=temperature, num=num)
+        asked = (request or ClipRequest()).describe()
+        settings = pipeline.models.generation_settings(seed=own, temperature=temperature, num=num, **asked)
         paths = output_paths(path, num)
         if not all(
             one.is_file() and _settings_in(one.with_suffix(".json")) == _json({"prompt": entry["prompt"], **settings})
             for one in paths
         ):
-            paths = pipeline.generate(entry["prompt"], num=num, seed=own, temperature=temperature).save(path)
+            made = pipeline.generate(entry["prompt"], num=num, seed=own, request=request, temperature=temperature)
+            paths = made.save(path)
         yield from ((entry["prompt"], one) for one in paths)
 
 

@@ -4,7 +4,7 @@ Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C featur
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from tqdm import tqdm
 
-from divot_datamodules.decoding.cached_features import TOKENIZER_FIELD
+from divot_datamodules.decoding.cached_features import LATENTS_FIELD, TOKENIZER_FIELD
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, Sample, SampleDecoder
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
@@ -25,11 +25,20 @@ from divot_datamodules.shards.reading import FEATURE_SUFFIX
 from divot_datamodules.shards.sources import open_source
 from divot_datamodules.shards.writing import Sample as Members
 from divot_datamodules.shards.writing import ShardFolder
-from divot_lightning.checkpoint.components import find_component, load_component, read_settings, weights_sha256
+from divot_lightning.checkpoint.components import (
+    find_component,
+    load_component,
+    part_sha256,
+    read_settings,
+    weights_sha256,
+)
 from divot_lightning.errors import UserError
 from divot_lightning.inference.run_config import run_clip_config
 from divot_lightning.models.clip_encoding import encode_clips
+from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.parts.latents import Latents
 from divot_lightning.parts.sources import SampleError, SkippedSample, Source
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
@@ -84,30 +93,40 @@ class EncodeReport:
 
 @dataclass(frozen=True)
 class _Encoder:
-    """A tokenizer, with the hash of its weights, which every feature file records."""
+    """A tokenizer, and the latents of a de-tokenizer if they are cached too, with the hashes that each file records."""
 
     tokenizer: VideoTokenizer
-    sha256: str
+    latents: Latents | None
+    metadata: Mapping[str, str]
     precision: Precision
 
     @classmethod
-    def load(cls, component: Path, sha256: str, device: str, precision: Precision) -> "_Encoder":
+    def load(
+        cls, component: Path, detokenizer: Path | None, metadata: Mapping[str, str], device: str, precision: Precision
+    ) -> "_Encoder":
         dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
-        return cls(load_component(component, VideoTokenizer).to(device, dtype).eval(), sha256, precision)
+        latents = load_component(detokenizer, VideoDetokenizer).latents.to(device).eval() if detokenizer else None
+        return cls(load_component(component, VideoTokenizer).to(device, dtype).eval(), latents, metadata, precision)
 
     def members(self, samples: list[Sample]) -> Iterator[Members]:
         """Yield each sample with its features in place of its videos."""
         videos = [sample.video for sample in samples if sample.video is not None]
+        clips, counts = torch.cat(videos), [len(video) for video in videos]
         device = next(self.tokenizer.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            tokens_NQC = encode_clips(self.tokenizer, torch.cat(videos)).cpu()
-        for sample, tokens in zip(samples, tokens_NQC.split([len(video) for video in videos]), strict=True):
-            yield self._member(sample, tokens)
+            tensors = {"tokens": encode_clips(self.tokenizer, clips).cpu()}
+            if self.latents is not None:
+                parts = [self.latents.posterior(to_unit_range(clip[None].to(device))).cpu() for clip in clips]
+                tensors["latents"] = torch.cat(parts)
+        split = {name: tensor.split(counts) for name, tensor in tensors.items()}
+        for index, sample in enumerate(samples):
+            yield self._member(sample, {name: parts[index] for name, parts in split.items()})
 
-    def _member(self, sample: Sample, tokens_NQC: Tensor) -> Members:
+    def _member(self, sample: Sample, tensors: dict[str, Tensor]) -> Members:
         text = {**sample.text, "kind": "image"} if sample.kind == "image" else sample.text
-        tokens = tokens_NQC[0] if len(tokens_NQC) == 1 else tokens_NQC
-        data = save_safetensors({"tokens": tokens.contiguous()}, {TOKENIZER_FIELD: self.sha256})
+        tokens_NQC = tensors["tokens"]
+        stored = {**tensors, "tokens": tokens_NQC[0] if len(tokens_NQC) == 1 else tokens_NQC}
+        data = save_safetensors({name: tensor.contiguous() for name, tensor in stored.items()}, dict(self.metadata))
         return sample.key, {FEATURE_SUFFIX: data, "json": json.dumps(text).encode()}
 
 
@@ -135,10 +154,10 @@ def _plan_feature_shards(source: Source, samples_per_shard: int) -> list[tuple[i
     ]
 
 
-def _identity(sha256: str, source: Source, clip: ClipConfig, config: EncodeConfig) -> dict[str, Any]:
+def _identity(metadata: Mapping[str, str], source: Source, clip: ClipConfig, config: EncodeConfig) -> dict[str, Any]:
     """Return everything that decides the features; file names alone would miss shards whose content was replaced."""
     named = {name: value for name, value in asdict(config).items() if name not in ("clip", "max_sample_clips")}
-    return {"tokenizer_sha256": sha256, "source": source.fingerprint, "clip": clip_identity(clip), **named}
+    return {**metadata, "source": source.fingerprint, "clip": clip_identity(clip), **named}
 
 
 def encode_shards(
@@ -147,6 +166,7 @@ def encode_shards(
     output: str | Path,
     config: EncodeConfig | None = None,
     *,
+    detokenizer: str | Path | None = None,
     media_root: str | Path | None = None,
     media_from: MediaFrom = "disk",
     batch_size: int = 32,
@@ -164,6 +184,8 @@ def encode_shards(
         source: Shards or a jsonl of videos; see `divot_datamodules.shards.sources.open_source`.
         output: Folder of the feature shards.
         config: What decides the features.
+        detokenizer: Run or component folder of a de-tokenizer, to cache what its latents are drawn from as well, so
+            that its refinement needs no pixels; all frames of the clips are decoded then.
         media_root: Of a jsonl: folder that relative paths start from.
         media_from: Of a jsonl: see `divot_datamodules.shards.sources.open_source`.
         batch_size: Samples at a time; does not change the features.
@@ -184,11 +206,15 @@ def encode_shards(
         index_folder=output / "source_index",
         progress=progress,
     )
-    sha256 = weights_sha256(component)
+    metadata, decoded = {TOKENIZER_FIELD: weights_sha256(component)}, None
+    if detokenizer is not None:
+        decoded = find_component(detokenizer, "detokenizer")
+        _check_size(decoded, clip)
+        metadata[LATENTS_FIELD] = part_sha256(decoded, "latents")
     folder = ShardFolder(
         output,
         kind="features",
-        settings=_identity(sha256, opened, clip, config),
+        settings=_identity(metadata, opened, clip, config),
         newer_settings={"source_content": opened.content, "max_sample_clips": config.max_sample_clips},
     )
     skipped = SkippedSamples("encode", output, budget, total=sum(opened.counts))
@@ -197,9 +223,8 @@ def encode_shards(
         return EncodeReport(folder.facts()["num_samples"], len(planned), skipped.all(), already_there=True)
     for defect in opened.skipped:
         skipped.add(defect)
-    encoder = _Encoder.load(component, sha256, device, config.precision)
-    frames = encoder.tokenizer.config.num_frames
-    clip = replace(clip, sparse_frames=frames)
+    encoder = _Encoder.load(component, decoded, metadata, device, config.precision)
+    clip = replace(clip, sparse_frames=None if decoded else encoder.tokenizer.config.num_frames)
     decoder = SampleDecoder(clip, config.max_clips, max_sample_clips=config.max_sample_clips)
     with tqdm(total=sum(opened.counts), desc="features", unit="sample", disable=not progress) as bar:
         for number, (shard, indices) in enumerate(planned):
@@ -211,6 +236,17 @@ def encode_shards(
     skipped.check_pass(len(skipped.all()), written + len(skipped.all()))
     folder.finish()
     return EncodeReport(written, len(planned), skipped.all())
+
+
+def _check_size(detokenizer: Path, clip: ClipConfig) -> None:
+    """Refuse clips that a de-tokenizer is not made for."""
+    config = read_settings(detokenizer, VideoDetokenizer, DetokenizerConfig)
+    needed, given = (config.num_frames, config.size, config.size), (clip.frames, clip.height, clip.width)
+    if needed != given:
+        raise UserError(
+            f"the clips have {given[0]} frames of {given[1]} x {given[2]}, and the de-tokenizer in {detokenizer} takes "
+            f"{needed[0]} of {needed[1]} x {needed[2]}\nset --frames and --size to these"
+        )
 
 
 def tokenizer_clip(tokenizer: str | Path) -> ClipConfig:

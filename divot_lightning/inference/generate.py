@@ -7,12 +7,12 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.tasks.built_in import GenerateTask, StoryTask
+from divot_datamodules.tasks.built_in import StoryTask
 from divot_lightning.errors import UserError
+from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.story import StorySampling, StoryStep
@@ -25,24 +25,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def generation_prompt(text: str, template: Template) -> list[Segment]:
-    """Return the segments that ask for a clip, as a training sample with this caption has them.
-
-    Args:
-        text: Caption of the clip.
-        template: The form of the prompts that the model was trained on.
-
-    Returns:
-        The segments, the clip to generate last.
-    """
-    return GenerateTask(template).segments({"caption": text}, np.random.default_rng(0))
-
-
 def generate_clip_features(
     video_llm: VideoLLM,
     texts: Sequence[str],
     *,
     template: Template = "pretraining",
+    request: ClipRequest | None = None,
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
@@ -53,20 +41,52 @@ def generate_clip_features(
         video_llm: In evaluation mode.
         texts: Captions of the clips; a text may occur several times.
         template: The form of the prompts that the model was trained on.
+        request: How the clips are asked for. If the model opens them by itself, texts are taken one by one.
         temperature: Spread of the features that the head samples.
-        seed: Of the head's sampling.
+        seed: Of the sampling of words and features.
         batch_size: Texts at a time.
 
     Returns:
         features_MQC, unnormalised, float32, on the CPU.
     """
+    request = request or ClipRequest()
     warn_of_unknown_words(video_llm.text_tokenizer, [[Text(text, learn=False)] for text in dict.fromkeys(texts)])
     generator = torch.Generator(video_llm.feature_mean_C.device).manual_seed(seed)
-    parts = []
-    for start in range(0, len(texts), batch_size):
-        prompts = [generation_prompt(text, template) for text in texts[start : start + batch_size]]
-        parts.append(video_llm.generate_features(prompts, temperature=temperature, generator=generator).float().cpu())
-    return torch.cat(parts)
+    prompts = [request.segments(text, template) for text in texts]
+    if request.opening is not None:
+        return _opened_by_model(video_llm, prompts, request.opening, temperature, generator)
+    parts = [
+        video_llm.generate_features(prompts[start : start + batch_size], temperature=temperature, generator=generator)
+        for start in range(0, len(texts), batch_size)
+    ]
+    return torch.cat([part.float().cpu() for part in parts])
+
+
+def _opened_by_model(
+    video_llm: VideoLLM,
+    prompts: Sequence[list[Segment]],
+    opening: ClipOpening,
+    temperature: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Let the model write until it opens a clip, and generate the clip given that text; see `generate_clip_features`.
+
+    If the model opens none, the clip is opened for it after what it wrote, and a warning says how often that happened.
+    """
+    sampling = StorySampling(opening.max_new_tokens, opening.text_temperature, opening.top_p, temperature)
+    features, unopened = [], 0
+    for prompt in prompts:
+        steps = video_llm.generate_story(prompt[:-1], num_clips=1, sampling=sampling, generator=generator)
+        made = steps[0].features_QC if steps else None
+        if made is None:
+            unopened += 1
+            written: list[Segment] = [Text(step.text, learn=False) for step in steps]
+            asked = [[*prompt[:-1], *written, prompt[-1]]]
+            made = video_llm.generate_features(asked, temperature=temperature, generator=generator)[0]
+        features.append(made.float().cpu())
+    if unopened:
+        logger.warning("%d of %d clips: the model opened none by itself; opened for it.", unopened, len(prompts))
+    return torch.stack(features)
 
 
 def write_story(

@@ -17,13 +17,22 @@ from torch import Tensor
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError, first_line
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.generate import generate_clip_features
-from divot_lightning.inference.run_config import load_tokenizer, run_clip_config, run_fps, run_tasks, run_template
+from divot_lightning.inference.run_config import (
+    load_tokenizer,
+    run_clip_config,
+    run_fps,
+    run_resize,
+    run_tasks,
+    run_template,
+)
 from divot_lightning.io.hub import pretrained_folder
 from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_uint8
+from divot_lightning.models.tokenizer.bottleneck import keep_leading
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.head_sampling import sampling_of, set_sampling
@@ -119,11 +128,25 @@ class LoadedRun:
     def decoded_clip(self) -> ClipConfig:
         """How the de-tokenizer's clips are cut: all frames, in its size."""
         config = self.detokenizer.config
-        return ClipConfig(config.size, config.size, config.num_frames, self.fps, short_videos="squeeze")
+        resize = run_resize(self.run)
+        return ClipConfig(config.size, config.size, config.num_frames, self.fps, short_videos="squeeze", resize=resize)
 
-    def encode(self, video_NFCHW: Tensor) -> Tensor:
-        """Return the features of clips: uint8 (N, F, 3, H, W) in, (N, Q, C) float32 on the CPU out."""
-        return encode_clips(self.tokenizer, video_NFCHW).cpu()
+    def encode(self, video_NFCHW: Tensor, num_tokens: int | None = None) -> Tensor:
+        """Return the features of clips.
+
+        Args:
+            video_NFCHW: uint8 (N, F, 3, H, W).
+            num_tokens: Leading tokens of each clip to keep, the others become zero; for a tokenizer that was trained
+                with nested dropout. None keeps all.
+
+        Returns:
+            (N, Q, C) float32 on the CPU.
+
+        Raises:
+            UserError: A clip has not so many tokens.
+        """
+        features_NQC = encode_clips(self.tokenizer, video_NFCHW).cpu()
+        return features_NQC if num_tokens is None else keep_leading(features_NQC, num_tokens)
 
     @torch.no_grad()
     def decode(
@@ -152,6 +175,7 @@ class LoadedRun:
         self,
         texts: Sequence[str],
         *,
+        request: ClipRequest | None = None,
         temperature: float = 1.0,
         seed: int = 0,
         sampling: SamplingConfig | None = None,
@@ -160,6 +184,7 @@ class LoadedRun:
 
         Args:
             texts: Captions of the clips.
+            request: How they are asked for; None takes a phrase of the run's own task, and opens the clips.
             temperature: Spread of the features that the head samples.
             seed: Of the head's sampling and of the de-tokenizer's noise.
             sampling: Steps and guidance; those of the de-tokenizer by default.
@@ -169,7 +194,12 @@ class LoadedRun:
         """
         self.check_fit()
         features_MQC = generate_clip_features(
-            self.video_llm, texts, template=self.template, temperature=temperature, seed=seed
+            self.video_llm,
+            texts,
+            template=self.template,
+            request=replace(request or ClipRequest(), task_settings=self.tasks.get("generate", {})),
+            temperature=temperature,
+            seed=seed,
         )
         batches = self.decode(features_MQC, torch.Generator().manual_seed(seed), sampling)
         yield from zip((clip for batch in batches for clip in batch), features_MQC, strict=True)

@@ -132,7 +132,7 @@ def _resized(frames_NHW3: Pixels, clip: ClipConfig) -> Pixels:
     """Resize and crop frames as those of files, uint8 (N, 3, H, W)."""
     if frames_NHW3.shape[1:3] == clip.size:
         return np.ascontiguousarray(frames_NHW3.transpose(0, 3, 1, 2))
-    convert = FrameConverter(clip.size, orientation=UPRIGHT)
+    convert = FrameConverter(clip.size, orientation=UPRIGHT, resize=clip.resize)
     frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24") for frame in frames_NHW3)
     return np.stack([convert(frame) for frame in frames])
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError
 from divot_lightning.inference.ask import answer, media_prompt, warn_of_missing_captions
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.generate import check_request, write_story
 from divot_lightning.inference.loaded_run import LoadedRun, load_run
 from divot_lightning.inference.media_input import MediaInput, as_tensor, read_middle_clip, read_video
@@ -61,6 +62,7 @@ class GenerateOptions(TypedDict, total=False):
 
     num: int
     seed: int
+    request: ClipRequest | None
     temperature: float
     variance_scale: float | None
     head: Mapping[str, Any] | None
@@ -133,19 +135,23 @@ class DivotPipeline:
         with self._sampling(decoding) as sampling:
             return torch.cat(list(self.models.decode(features_NQC, generator, sampling)))
 
-    def reconstruct(self, video: MediaInput, *, seed: int = 0, decoding: Decoding | None = None) -> Reconstruction:
+    def reconstruct(
+        self, video: MediaInput, *, seed: int = 0, decoding: Decoding | None = None, num_tokens: int | None = None
+    ) -> Reconstruction:
         """Encode the clip in the middle of a video, a picture, or all clips of an array, and decode them again.
 
         Args:
             video: See `MediaInput`.
             seed: Of the de-tokenizer's noise.
             decoding: How the de-tokenizer samples.
+            num_tokens: Leading tokens of each clip that are decoded, for a tokenizer with nested dropout; None for all.
         """
         original = as_tensor(read_middle_clip(video, self.models.decoded_clip))
-        features_NQC = self.models.encode(original)
+        features_NQC = self.models.encode(original, num_tokens)
+        kept = {} if num_tokens is None else {"num_tokens": num_tokens}
         decoded = self.decode(features_NQC, seed=seed, decoding=decoding)
         with self._sampling(decoding) as sampling:
-            settings = self.models.settings(**self.models.decoding_settings(sampling), seed=seed)
+            settings = self.models.settings(**self.models.decoding_settings(sampling), seed=seed, **kept)
         return Reconstruction(original, decoded, features_NQC, self.models.fps, settings)
 
     @overload
@@ -185,7 +191,8 @@ class DivotPipeline:
             warn_of_missing_captions(self.models.tasks)
         features = self.encode(video, max_clips=max_clips)
         turns = [(turn.question, turn.text) for turn in history]
-        prompts = [media_prompt(one, features.kinds, self.models.template, turns) for one in questions]
+        template, tasks = self.models.template, self.models.tasks
+        prompts = [media_prompt(one, features.kinds, template, turns, tasks) for one in questions]
         sampled = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         texts = list[str]()
         for batch in [[prompt] for prompt in prompts] if temperature else [prompts]:
@@ -206,6 +213,7 @@ class DivotPipeline:
         *,
         num: int = 1,
         seed: int = 0,
+        request: ClipRequest | None = None,
         temperature: float = 1.0,
         variance_scale: float | None = None,
         head: Mapping[str, Any] | None = None,
@@ -217,6 +225,8 @@ class DivotPipeline:
             prompt: What the clips show, or several such texts. Each gets the clips that it would get alone.
             num: Clips per text.
             seed: Of all sampling.
+            request: How the clips are asked for, and whether the model opens them by itself; `RELEASED_REQUEST` does
+                as the released code. None takes a phrase of the run's own task, and opens the clips.
             temperature: Spread of the features that the head samples.
             variance_scale: Short for ``head={"variance_scale": ...}``, which the GMM head has.
             head: Sampling settings of the head for this call, by name: guidance, steps, solver or whatever it has.
@@ -231,9 +241,13 @@ class DivotPipeline:
         made = []
         with self._changed_head(changes), self._sampling(decoding) as sampling:
             for text in prompts:
-                pairs = self.models.generate([text] * num, temperature=temperature, seed=seed, sampling=sampling)
+                pairs = self.models.generate(
+                    [text] * num, request=request, temperature=temperature, seed=seed, sampling=sampling
+                )
                 clips, features = map(torch.stack, zip(*pairs, strict=True))
-                settings = self.models.generation_settings(sampling, seed=seed, temperature=temperature, num=num)
+                settings = self.models.generation_settings(
+                    sampling, seed=seed, temperature=temperature, num=num, **(request or ClipRequest()).describe()
+                )
                 made.append(GeneratedClips(text, clips, features, self.models.fps, settings))
         return made[0] if isinstance(prompt, str) else made
 

@@ -107,6 +107,7 @@ def reconstruct_files(
     num: int = 8,
     seed: int = 0,
     device: str = "cpu",
+    num_tokens: int | None = None,
     on_skip: Callable[[SkippedSample], object] = lambda sample: None,
 ) -> Iterator[Path]:
     """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
@@ -118,6 +119,8 @@ def reconstruct_files(
         num: Number of clips.
         seed: Of the de-tokenizer's noise.
         device: Where the models run.
+        num_tokens: Leading tokens of each clip that are decoded; None for all. A tokenizer needs
+            `bottleneck.nested_dropout` in its training to reconstruct well from fewer.
         on_skip: Called with each sample or file that is skipped.
 
     Returns:
@@ -126,14 +129,17 @@ def reconstruct_files(
     """
     models = LoadedRun(run, device=device)
     clips = list(islice(read_clips(inputs, models.decoded_clip, on_skip), num))
-    return _write_clips(models, clips, Path(output), seed)
+    return _write_clips(models, clips, Path(output), seed, num_tokens)
 
 
-def _write_clips(models: LoadedRun, clips: list[tuple[str, Pixels]], output: Path, seed: int) -> Iterator[Path]:
+def _write_clips(
+    models: LoadedRun, clips: list[tuple[str, Pixels]], output: Path, seed: int, num_tokens: int | None
+) -> Iterator[Path]:
     names = _file_names(key for key, _ in clips)
     originals = torch.from_numpy(np.stack([video for _, video in clips]))
-    settings = models.settings(**models.decoding_settings(), seed=seed)
-    decoded = models.decode(models.encode(originals), torch.Generator().manual_seed(seed))
+    kept = {} if num_tokens is None else {"num_tokens": num_tokens}
+    settings = models.settings(**models.decoding_settings(), seed=seed, **kept)
+    decoded = models.decode(models.encode(originals, num_tokens), torch.Generator().manual_seed(seed))
     videos = (video.numpy() for batch in decoded for video in batch)
     for (key, original), name, video in zip(clips, names, videos, strict=True):
         save_clip(output / f"{name}.mp4", video, models.fps, {"key": key, **settings})

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
+from divot_datamodules.decoding.frame_pixels import Resize
 from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
@@ -42,18 +43,32 @@ def run_template(run: str | Path) -> Template:
     return str(read_data_config(run).get("template") or "pretraining")
 
 
-def run_tasks(run: str | Path) -> frozenset[str]:
-    """Return the tasks of all sources that a run was trained on; empty if its config does not say."""
+def run_tasks(run: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the tasks of all sources that a run was trained on, each with its settings; empty if it does not say.
+
+    Prompts are written with these settings, so that they are those of the training. If sources have the same task with
+    other settings, those of the first one count.
+    """
     config = read_data_config(run)
     train = config.get("train")
     sources = [source for source in train if isinstance(source, dict)] if isinstance(train, list) else []
-    named = [source.get("tasks") or config.get("tasks") for source in sources] or [config.get("tasks")]
-    return frozenset(str(task) for tasks in named if isinstance(tasks, dict) for task in tasks)
+    found: dict[str, dict[str, Any]] = {}
+    for tasks in [source.get("tasks") or config.get("tasks") for source in sources] or [config.get("tasks")]:
+        for name, entry in tasks.items() if isinstance(tasks, dict) else ():
+            settings = entry.get("init_args") if isinstance(entry, dict) else None
+            found.setdefault(str(name), dict(settings or {}))
+    return found
 
 
 def run_fps(run: str | Path) -> float:
     """Return the frames per second of a run's clips; Divot's 8 if its config does not say."""
     return float((read_data_config(run).get("clip") or {}).get("fps", ClipConfig.fps))
+
+
+def run_resize(run: str | Path) -> Resize:
+    """Return the filter that resizes a run's frames; "bicubic" if its config does not say."""
+    resize: Resize = (read_data_config(run).get("clip") or {}).get("resize", ClipConfig.resize)
+    return resize
 
 
 def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:

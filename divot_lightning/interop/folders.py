@@ -82,10 +82,16 @@ def import_component(
     Raises:
         UserError: The weights do not fit, or the folder exists.
     """
-    weights = convert(released, table, module, file, keep_dtype=keep_dtype)
+    weights = _without_aliases(convert(released, table, module, file, keep_dtype=keep_dtype))
     with whole_folder(folder) as work, new_component(module, work) as weights_file:
         save_file(weights, weights_file)
     return Imported(Path(folder), count_numbers(weights), ignored_reasons(released, table))
+
+
+def _without_aliases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keep one name of each tensor: tied weights are stored once, and loading fills all of their names."""
+    first = {value.data_ptr(): name for name, value in reversed(weights.items())}
+    return {name: value for name, value in weights.items() if first[value.data_ptr()] == name}
 
 
 def count_numbers(weights: Mapping[str, Tensor]) -> int:

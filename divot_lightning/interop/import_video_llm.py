@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from divot_heads.gmm import GMMHead
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.interop.adapters import RELEASED_ALPHA, merge_adapters
 from divot_lightning.interop.folders import Imported, import_component, require_new
 from divot_lightning.interop.released_files import read_folder, read_released
@@ -28,7 +28,7 @@ from divot_lightning.parts.part import PartSpec
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
 
 AGENT = Path("agent", "pytorch_model.bin")
-_EMBEDDINGS = "model.embed_tokens.weight"
+_EMBEDDINGS, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _LLM, _ADDED = "llm/", "added/"
 """Prefixes that keep apart names of the language model, of the agent, and of what the released files leave implicit."""
 
@@ -67,6 +67,8 @@ def import_video_llm(
     language_model = _language_model(
         released / "llm", {name: agent.pop(name) for name in list(agent) if name.startswith("llm.")}
     )
+    if _is_tied(released / "llm"):
+        language_model = _tie(language_model, released / "llm")
     query_ids = _query_ids(tokenizer_folder, num_queries, language_model, released)
     feature_dim, components = _sizes(agent, released / AGENT)
     head = PartSpec(f"{GMMHead.__module__}.{GMMHead.__qualname__}", {"num_components": components})
@@ -100,6 +102,30 @@ def _language_model(folder: Path, in_agent: Mapping[str, Tensor]) -> dict[str, T
         alpha = _read_json(folder / "adapter_config.json").get("lora_alpha", RELEASED_ALPHA)
         weights = merge_adapters(weights, read_released(files[0]), float(alpha), str(files[0]))
     return weights
+
+
+def _is_tied(llm: Path) -> bool:
+    """Return whether the output layer of a language model shares the weight of its word embeddings."""
+    try:
+        config = AutoConfig.for_model(**_read_json(llm / "config.json"))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{llm / 'config.json'} is no config of a language model: {first_line(error)}") from error
+    return bool(config.tie_word_embeddings)
+
+
+def _tie(weights: Mapping[str, Tensor], llm: Path) -> dict[str, Tensor]:
+    """Give a shared weight both of its names, whichever the files have.
+
+    Raises:
+        UserError: They hold two different ones, as when both layers were trained apart; one of them would be lost.
+    """
+    both = [weights[name] for name in (_EMBEDDINGS, _OUTPUT) if name in weights]
+    if len(both) == 2 and not torch.equal(*both):
+        raise UserError(
+            f"{llm} has tie_word_embeddings in its config.json, but {_EMBEDDINGS} and {_OUTPUT} differ\n"
+            "if they were trained apart, set tie_word_embeddings to false there"
+        )
+    return {**weights, **dict.fromkeys((_EMBEDDINGS, _OUTPUT), both[0])} if both else dict(weights)
 
 
 def _text_tokenizer(released: Path, given: str | Path | None) -> Path:

@@ -15,9 +15,9 @@ from divot_lightning.parts.sequences.rows import SequenceBatch
 class Batch(TypedDict):
     """One process's samples of a training or evaluation step.
 
-    The (de-)tokenizer stages get exactly one clip of each sample, in "video". The LLM stages get "segments",
-    "sequences", and all clips of the samples in either "video" or "features", in the order in which the segments name
-    them; a batch of texts alone has neither.
+    The (de-)tokenizer stages get exactly one clip of each sample, in "video", or in "tokens" and "latents". The LLM
+    stages get "segments", "sequences", and all clips of the samples in either "video" or "features", in the order in
+    which the segments name them; a batch of texts alone has neither.
 
     Attributes:
         key: The samples' keys, B strings.
@@ -26,6 +26,8 @@ class Batch(TypedDict):
         counted: Samples that count for the loss: B, or 0 for a dummy batch, which only keeps the ranks in sync.
         position: Number of the next step in the plan of the order. The data module saves it in checkpoints.
         video: uint8 in [0, 255], RGB: (B, F, 3, H, W) for the (de-)tokenizer stages, (M, F, 3, H, W) for LLM stages.
+        tokens: float32 (B, Q, C), cached tokens for the refinement of a de-tokenizer, in place of "video".
+        latents: float32 (B, ...), with "tokens": what `divot_lightning.parts.latents.Latents.draw` takes.
         features: float32 (M, Q, C), the tokenizer's features of the clips, cached.
         segments: Texts and clips of each sample in order, B lists.
         sequences: The same as token sequences, int64 tensors on the CPU, for stages that train a language model: see
@@ -39,6 +41,8 @@ class Batch(TypedDict):
     counted: int
     position: int
     video: NotRequired[Tensor]
+    tokens: NotRequired[Tensor]
+    latents: NotRequired[Tensor]
     features: NotRequired[Tensor]
     segments: NotRequired[list[list[Segment]]]
     sequences: NotRequired[SequenceBatch]

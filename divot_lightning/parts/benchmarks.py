@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from divot_lightning.parts.metrics import BenchmarkMetric
 
-Predicts = Literal["answers", "clips", "reconstructions", "references", "features"]
+Predicts = Literal["answers", "clips", "reconstructions", "stories", "features", "references"]
 
 Values = dict[str, tuple[float, int]]
 """Value and number of items, by score."""
@@ -114,15 +114,19 @@ class Prediction:
     Attributes:
         answer: The text that it wrote; empty if the video could not be read.
         parsed: What `Benchmark.parse` read from the answer.
-        clip: The clip that it generated or reconstructed, uint8 (F, 3, H, W); None for answers.
-        original: The clip of the item's video, of the same shape; None for answers.
-        features: The tokenizer's features of the item's video, float32 (Q, C); None for answers and clips.
+        clip: The clip that it generated or reconstructed, uint8 (F, 3, H, W); None for answers and stories.
+        original: The clip of the item's video, of the same shape; None for answers and stories.
+        sentences: Those of a story, in order.
+        clips: The clip after each sentence, uint8 (F, 3, H, W); None after a sentence that the model opened none after.
+        features: The tokenizer's features of the item's video, float32 (Q, C), where nothing else is predicted.
     """
 
     answer: str = ""
     parsed: Any = None
     clip: "Tensor | None" = None
     original: "Tensor | None" = None
+    sentences: tuple[str, ...] = ()
+    clips: "tuple[Tensor | None, ...]" = ()
     features: "Tensor | None" = None
 
 
@@ -148,8 +152,9 @@ class Benchmark(Part, ABC):
 
     Attributes:
         predicts: What a model has to make: "answers" to questions about videos (a caption is an answer), "clips" from
-            prompts, "reconstructions" of clips, or "features" of clips. It decides which models of the run are loaded.
-            Of "references" the benchmark makes the clips itself, as a bound for the clips of models.
+            prompts, "reconstructions" of clips, "stories" (sentences and clips in turn) from instructions, or
+            "features" of clips. It decides which models of the run are loaded. Of "references" the benchmark makes the
+            clips itself, as a bound for the clips of models.
         splits: Its splits, the default one first.
         metrics: Short names or class paths of its metrics; `make_metrics` builds them.
         main_scores: Scores by importance: the first of these that was measured is printed first.

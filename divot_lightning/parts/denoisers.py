@@ -20,11 +20,14 @@ class Denoiser(Part, nn.Module, ABC):
 
     Attributes:
         outer_layers: Names of submodules whose inputs or outputs are latents or scales, which Muon must not train.
+        token_grid: Steps in time, rows and columns of a transformer's hidden states, whose sequences are ordered by
+            them; None if the hidden states are maps or have another order. For REPA.
         source: Local folder that frozen weights come from; None if all weights are trained or stored.
     """
 
     supplied_args: ClassVar[tuple[str, ...]] = ("channels", "frames", "grid", "condition_tokens", "condition_dim")
     outer_layers: tuple[str, ...] = ()
+    token_grid: tuple[int, int, int] | None = None
     source: str | None = None
 
     def __init__(

@@ -49,6 +49,21 @@ class Latents(Part, nn.Module, ABC):
             UserError: The pixels do not divide into blocks.
         """
 
+    def posterior(self, video_BFCHW: Tensor) -> Tensor:
+        """Return what `draw` needs to give the latents of clips, so that it can be cached; see `encode`.
+
+        Where latents are samples, override this and `draw`, and let `encode` call one after the other: a cached clip
+        then has new latents in each pass, as one that is encoded has.
+
+        Returns:
+            (B, ...), float32, without gradient. By default the latents themselves, which then must not be random.
+        """
+        return self.encode(video_BFCHW).float()
+
+    def draw(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
+        """Return latents of clips, given what `posterior` returned; see `encode`."""
+        return posterior
+
     @abstractmethod
     def decode(self, latents_BFchw: Tensor, num_frames: int) -> Tensor:
         """Turn latents back into pixels.

@@ -104,7 +104,7 @@ def checked_phrases(setting: str, phrases: str | Sequence[str], num_fields: int)
     ['Show {} .']
     """
     if isinstance(phrases, str):
-        phrases = _phrases_of_file(setting, phrases)
+        phrases = phrases_of_file(setting, phrases)
     if not phrases:
         raise UserError(f"{setting} is {phrases!r}; it must be a list of at least one phrase")
     for phrase in phrases:
@@ -114,7 +114,8 @@ def checked_phrases(setting: str, phrases: str | Sequence[str], num_fields: int)
     return list(phrases)
 
 
-def _phrases_of_file(setting: str, file: str) -> list[str]:
+def phrases_of_file(setting: str, file: str) -> list[str]:
+    """Return the lines of a text file that are not empty; arguments and errors as of `checked_phrases`."""
     try:
         lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:

@@ -29,9 +29,10 @@ _HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
 def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layout) -> int:
     """Return the most bytes that forward and backward pass hold at once, in the layout's precision.
 
-    Neither parameters nor their gradients count, nor the temporary memory within an operation. Activations that are
-    recomputed in the backward pass count there. Attention is counted as in memory-saving kernels: inputs and output,
-    but no matrix of scores.
+    Neither parameters nor their gradients count. Of the temporary memory within an operation only that of 3D
+    convolutions on a CPU counts, which is large (`cpu_conv3d_windows`); workspaces of cuDNN do not. Activations that
+    are recomputed in the backward pass count there. Attention is counted as in memory-saving kernels: inputs and
+    output, but no matrix of scores.
 
     Args:
         stage: On the meta device, see `divot_lightning.preflight.shapes`. It is cast to the layout's precision.
@@ -46,7 +47,8 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
     casts = half is not None and (layout.zero_stage > 0 or layout.precision.endswith("mixed"))
     inputs = half if layout.parameter_bytes == 2 else None
     autocast = MetaAutocast(layout.device, half if casts else None)
-    memory = LiveMemory("meta", [*stage.parameters(), *stage.buffers()])
+    within = cpu_conv3d_windows if layout.device == "cpu" else lambda *call: 0
+    memory = LiveMemory("meta", [*stage.parameters(), *stage.buffers()], within)
     hooks = [
         value.register_post_accumulate_grad_hook(_drop_gradient) for value in stage.parameters() if value.requires_grad
     ]
@@ -67,6 +69,34 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
         for hook in hooks:
             hook.remove()
     return memory.peak
+
+
+def cpu_conv3d_windows(func: Any, args: Any, result: Any) -> int:
+    """Return the bytes that torch's CPU kernel takes within a 3D convolution in half precision; 0 for all else.
+
+    Where the processor has no instructions for bfloat16, the kernel writes out the window of the input that belongs to
+    each position of the output, for all clips together, and multiplies these by the weights.
+
+    Args:
+        func: The operation.
+        args: Its arguments: input and weight first, or after the output's gradient in the backward pass.
+        result: What it returned.
+    """
+    packet = getattr(func, "overloadpacket", None)
+    if packet is torch.ops.aten.convolution:
+        given, weight, output, is_transposed = args[0], args[1], result, args[6]
+    elif packet is torch.ops.aten.convolution_backward:
+        output, given, weight, is_transposed = args[0], args[1], args[2], args[7]
+    else:
+        return 0
+    window = weight.shape[2:].numel()
+    if given.ndim != 5 or given.dtype not in _HALVES.values() or window == 1 or is_transposed or _has_fast_half():
+        return 0
+    return int(output.shape[0] * output.shape[2:].numel() * weight.shape[1] * window * given.itemsize)
+
+
+def _has_fast_half() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextlib.contextmanager

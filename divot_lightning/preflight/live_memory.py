@@ -14,7 +14,7 @@ class LiveMemory(TorchDispatchMode):
     """Count, while active, the bytes of all tensors that operations create and that are still alive.
 
     A storage counts once, however many views it has, from the operation that creates it until it is freed. Temporary
-    memory within an operation is not counted.
+    memory within an operation counts as far as `within` knows it.
 
     Attributes:
         now: Bytes that are alive.
@@ -23,11 +23,15 @@ class LiveMemory(TorchDispatchMode):
     Args:
         device: Kind of device whose tensors count, such as "meta".
         known: Tensors that exist before, such as parameters; they do not count.
+        within: Function of an operation, its arguments and its result that returns the bytes it takes besides, until it
+            returns.
     """
 
-    def __init__(self, device: str, known: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self, device: str, known: Iterable[Tensor] = (), within: Callable[[Any, Any, Any], int] = lambda *call: 0
+    ) -> None:
         super().__init__()
-        self.device = device
+        self.device, self.within = device, within
         self.now = self.peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
         self._known = [
@@ -43,6 +47,7 @@ class LiveMemory(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.device.type == self.device:
                 self._count(leaf.untyped_storage())
+        self.peak = max(self.peak, self.now + self.within(func, args, result))
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:

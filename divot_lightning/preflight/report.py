@@ -101,7 +101,10 @@ def _activation_lines(model: ModelNeeds) -> Iterator[str]:
         return
     which = f" for the heaviest batch, of {model.heaviest}" if len(model.activations) > 1 else " for the first batch"
     yield f"  activations  {model.activations[model.heaviest] / MIB:10.1f} MiB{which}"
-    yield f"  together     {model.device / MIB:10.1f} MiB on the device, besides what the framework takes for itself"
+    yield (
+        f"  together     {model.device / MIB:10.1f} MiB on the device, besides what the framework takes for itself, "
+        "and single operations for a moment"
+    )
 
 
 def batch_lines(cli: TrainingCLI, layout: Layout, data: DataNeeds) -> Iterator[str]:

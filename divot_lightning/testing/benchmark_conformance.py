@@ -54,8 +54,8 @@ class BenchmarkConformance:
         benchmark = self.make_benchmark()
         for item in self._items(tmp_path):
             prompt = benchmark.prompt(item)
-            if benchmark.predicts == "clips":
-                assert prompt, f"{item.id}: there is nothing to generate a clip from"
+            if benchmark.predicts in ("clips", "stories"):
+                assert prompt, f"{item.id}: there is nothing to generate from"
             if prompt is not None and benchmark.predicts == "answers":
                 missing = [text for text in (item.question, *item.options) if text not in prompt]
                 assert not missing, f"{item.id}: the prompt lacks {missing}"

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-_PRELOADED = ("pytest", "torch", "lightning.pytorch", "transformers", "diffusers", "peft", "deepspeed")
+_PRELOADED = ("pytest", "diffusers", "peft", "divot_lightning.testing.rank_server")
 """What the server imports, where it is installed."""
 
 _DEFAULTS = {

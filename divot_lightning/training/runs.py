@@ -56,7 +56,7 @@ def resume(run: Path, argv: list[str]) -> int:
 
 def _resume(run: Path, argv: list[str], checkpoint: Path | None, before: str) -> int:
     cli = TrainingCLI(argv, "divot resume", "resume")
-    changes = changed_settings(before, cli.saved_config())
+    changes = changed_settings(before, cli.saved_config)
     if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
         _say(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n", sys.stdout)
         return 0
@@ -133,7 +133,7 @@ def load_stage(run: Path, checkpoint: Path) -> Any:
 
 def _fit(cli: TrainingCLI, checkpoint: Path | None, changes: list[Change]) -> int:
     cli.checkpoint.resume_from = checkpoint
-    cli.same_start.start = Start.of(checkpoint, cli.saved_config())
+    cli.same_start.start = Start.of(checkpoint, cli.saved_config)
     if is_first_process():
         (cli.run_folder / STOPPED).unlink(missing_ok=True)
     try:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +30,11 @@ from divot_lightning.errors import UserError
 from divot_lightning.parts.registries.recipe_parts import expand_recipe, expand_words, read_recipe
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.messages import condense
-from divot_lightning.training.run_callbacks import RunOpening, StepProgress
+from divot_lightning.training.reporting.run_callbacks import RunOpening, StepProgress
+from divot_lightning.training.reporting.run_logging import CsvMetrics, TensorBoardMetrics
+from divot_lightning.training.reporting.speed import DataWait, TrainingSpeed
 from divot_lightning.training.run_folder import STOPPED, require_free
 from divot_lightning.training.run_lock import run_lock
-from divot_lightning.training.run_logging import CsvMetrics, TensorBoardMetrics
 
 # Lightning's CLI lets a value that is a URL be read as settings; ours are shards, to be opened by the data alone.
 set_parsing_settings(config_read_mode_fsspec_enabled=False)
@@ -146,6 +148,7 @@ class TrainingCLI(LightningCLI):
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *self._run_callbacks(settings)]
         settings["logger"] = self._run_loggers(settings["logger"])
         settings["enable_checkpointing"] = True
+        settings["profiler"] = settings["profiler"] or DataWait()
         try:
             trainer = Trainer(**settings)
         except (MisconfigurationException, ValueError) as error:
@@ -159,8 +162,9 @@ class TrainingCLI(LightningCLI):
         """The run folder."""
         return Path(self.config.run)
 
+    @cached_property
     def saved_config(self) -> str:
-        """Return the text of `<run>/config.yaml`: every setting as resolved."""
+        """The text of `<run>/config.yaml`: every setting as resolved."""
         command = shlex.join(["divot", "resume", str(self.run_folder)])
         body = self.parser.dump(self.config, skip_unset=False, format="yaml")
         return f"# written by divot-lightning {__version__}; continue with: {command}\n{body}"
@@ -174,11 +178,12 @@ class TrainingCLI(LightningCLI):
         self.same_start = SameStart()
         callbacks: list[Callback] = [
             self.same_start,
-            RunOpening(run, self.saved_config()),
+            RunOpening(run, self.saved_config),
             RandomStates(),
             saving,
             self.stop_on_signal,
             ComponentExport(run),
+            TrainingSpeed(),
         ]
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress(run.name))

@@ -13,6 +13,16 @@ from torch import nn
 
 from divot_lightning.errors import UserError, first_line
 
+OTHER_INPUTS = {
+    "LTX2VideoTransformer3DModel": "it denoises a clip together with its sound, and clips have none here",
+    "UNetI2VGenXL": "it takes a picture besides the noisy latents",
+    "UNetMotionModel": "its weights are motion layers around an image model",
+    "UNetSpatioTemporalConditionModel": "it takes a picture besides the noisy latents",
+    "WanAnimateTransformer3DModel": "it takes poses and a picture besides the noisy latents",
+    "WanVACETransformer3DModel": "it takes control videos besides the noisy latents",
+}
+"""Why video models of `diffusers` cannot be a de-tokenizer's denoiser, by class."""
+
 
 class Origin(NamedTuple):
     """Where a model comes from, as a recipe states it.
@@ -111,9 +121,9 @@ def _from_folder(model_class: Any, origin: Origin, folder: Path, derived: dict[s
     try:
         stored = model_class.load_config(folder, local_files_only=True)
         if stored.get("_class_name", model_class.__name__) != model_class.__name__:
-            raise UserError(
-                f"{origin.where}.pretrained: {folder} holds a {stored['_class_name']}, not a {model_class.__name__}"
-            )
+            found = stored["_class_name"]
+            why = f"\n{OTHER_INPUTS[found]}" if found in OTHER_INPUTS else ""
+            raise UserError(f"{origin.where}.pretrained: {folder} holds a {found}, not a {model_class.__name__}{why}")
         model, report = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True, **derived)
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise UserError(

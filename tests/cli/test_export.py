@@ -1,13 +1,11 @@
 """`divot export` from checkpoints: the weights after that step, whatever the run was trained on."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.helpers.jobs import Job
+from tests.helpers.ranks import divot_on_ranks
 
 AVERAGE = {"class_path": "divot_lightning.checkpoint.weight_average.WeightAverage", "init_args": {"decay": 0.9}}
 
@@ -62,8 +60,7 @@ def test_a_component_that_the_checkpoint_lacks_is_refused(divot, tiny, tmp_path,
 def test_a_checkpoint_of_two_processes_with_sharded_weights_is_whole(divot, tiny, tmp_path):
     tiny["trainer"] |= {"strategy": "divot_zero3", "devices": 2}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny))
-    with Job.divot("fit", "--config", "tiny.yaml", environment={"PYTHONPATH": str(Path(__file__).parent)}) as job:
-        assert job.wait() == 0, job.output
+    divot_on_ranks(["fit", "--config", "tiny.yaml"], 2)
     assert divot("export", "runs/tiny/checkpoints/step_00000006", "--to", "out") == 0
     finished = layer(tmp_path / "runs" / "tiny")
     assert all(torch.equal(value, finished[name]) for name, value in layer(tmp_path / "out").items())

@@ -13,7 +13,7 @@ import yaml
 
 from divot_lightning.checkpoint.folders import newest_checkpoint
 from divot_lightning.training.recipe_files import find_recipe, recipe_names, recipes_dir
-from divot_lightning.training.run_logging import CsvMetrics
+from divot_lightning.training.reporting.run_logging import CsvMetrics
 from tests.helpers.faults import limited_file_size
 
 Divot = Callable[..., int]

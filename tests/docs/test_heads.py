@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from divot_lightning.cli.main import main
 from divot_lightning.testing import HeadConformance
 
 GUIDE = Path(__file__).parents[2] / "docs" / "parts" / "heads.md"
@@ -56,10 +58,24 @@ def test_commands_of_the_guide_list_the_head_and_pass_its_conformance_tests(proj
     assert f" {num_tests} passed" in run(project, tests)
 
 
+@pytest.fixture
+def installed(project, monkeypatch) -> Iterator[None]:
+    """This process in the folder of the project, with the distribution installed."""
+    monkeypatch.syspath_prepend(str(project / "site"))
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["divot"])
+    yield
+    sys.modules.pop("divot_head_laplace", None)
+
+
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("words", ["--model.head laplace", "--model.head LaplaceHead", "--config recipe.yaml"])
-def test_recipe_and_options_of_the_guide_choose_the_head(project, words):
+def test_recipe_and_options_of_the_guide_choose_the_head(words, capsys):
     options = f"{words} --model.head.smallest_scale 0.02 --print_config"
-    shown = yaml.safe_load(run(project, f"divot fit --config toy/llm_pretraining {options}"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "toy/llm_pretraining", *options.split()])
+    assert stopped.value.code == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["model"]["init_args"]["head"] == {
         "class_path": "divot_head_laplace.LaplaceHead",
         "init_args": {"smallest_scale": 0.02},

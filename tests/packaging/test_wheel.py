@@ -107,6 +107,7 @@ def test_entry_points_are_the_command_and_the_built_in_parts(wheel: Path) -> Non
     assert dict(parser["divot_lightning.vision_encoders"]) == {
         "clip": "divot_backbones.vision.clip:ClipVision",
         "transformers": "divot_backbones.vision.transformers_vision:TransformersVision",
+        "trained": "divot_backbones.vision.trained:TrainedVision",
     }
 
 

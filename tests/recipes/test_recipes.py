@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from divot_datamodules.toy.shards import write_toy_data
+from divot_datamodules.toy.story_shards import ToyStoryConfig
 from divot_lightning.cli.main import main
 from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import load_recipe
@@ -26,6 +28,8 @@ FORMER = {
     "llm_pretraining": ["tokenizer_pretraining"],
     "instruction_tuning": ["llm_pretraining"],
     "detokenizer_adaptation": ["detokenizer_refinement", "llm_pretraining"],
+    "story_tuning": ["llm_pretraining"],
+    "story_detokenizer": ["detokenizer_refinement"],
 }
 """The toy stages, and the stages whose run folders they take."""
 HEAD_VARIANTS = load_recipe("ablations/heads").vary["head"]
@@ -37,6 +41,8 @@ TWO_STEPS = (
     "--trainer.log_every_n_steps=1",
     "--data.batch_size=2",
 )
+ONE_STEP = (*TWO_STEPS, "--trainer.max_steps=1", "--trainer.val_check_interval=1")
+"""Where another test shows that a step follows a step."""
 
 
 class ParsingOnly(TrainingCLI):
@@ -56,6 +62,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The working directory that all recipes of this file run in, with toy data where recipes look for them."""
     folder = tmp_path_factory.mktemp("workplace")
     make_toy_shards(folder / "data/toy")
+    write_toy_data(folder / "data/toy_stories", ToyStoryConfig(train=4, validation=4, held_out=1))
     make_toy_shards(folder / "data/real_size", size=64)
     (folder / "data/real").symlink_to(folder / "data/real_size/train")
     with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +123,7 @@ def test_llm_recipe_trains_every_head_of_the_ablation(workplace: Path, variant: 
     _trained("tokenizer_pretraining")
     run, options = Path("runs") / variant, HEAD_VARIANTS[variant]["llm"]
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    assert main(["fit", "--config", "toy/llm_pretraining", *TWO_STEPS, *words, "--run", str(run)]) == 0
+    assert main(["fit", "--config", "toy/llm_pretraining", *ONE_STEP, *words, "--run", str(run)]) == 0
     described = json.loads((run / "video_llm/config.json").read_text())
     assert options["model.head"] in described["config"]["head"]["class_path"].lower()
 
@@ -129,15 +136,15 @@ def test_ablation_of_heads_has_every_built_in_head(name: str) -> None:
 
 
 def test_real_recipe_trains_at_64_pixels(workplace: Path) -> None:
-    assert main(["fit", "--config", "real/tokenizer_pretraining", *TWO_STEPS]) == 0
+    assert main(["fit", "--config", "real/tokenizer_pretraining", *ONE_STEP]) == 0
 
 
 def test_a_stage_resumes_from_its_run_folder(workplace: Path) -> None:
     _trained("tokenizer_pretraining")
     stopped = Path("runs/stopped")
-    assert main(["fit", "--config", "toy/llm_pretraining", *TWO_STEPS, "--run", str(stopped)]) == 0
-    assert main(["resume", str(stopped), "--trainer.max_steps", "3"]) == 0
-    assert json.loads((stopped / "finished.json").read_text())["steps"] == 3
+    assert main(["fit", "--config", "toy/llm_pretraining", *ONE_STEP, "--run", str(stopped)]) == 0
+    assert main(["resume", str(stopped), "--trainer.max_steps", "2"]) == 0
+    assert json.loads((stopped / "finished.json").read_text())["steps"] == 2
 
 
 def _trained(stage: str) -> Path:

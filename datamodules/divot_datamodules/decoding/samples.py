@@ -4,7 +4,7 @@ Shape letters: B batch, M clips of a batch, F frames, H height, W width, Q token
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from divot_datamodules.decoding.cached_features import read_features
+from divot_datamodules.decoding.cached_features import read_features, read_latents
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clips, image_picture
 from divot_datamodules.decoding.sample_errors import decoding_errors
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES
@@ -41,6 +41,8 @@ class Sample:
         kind: Whether its media are videos or images.
         video: uint8 (N, F, 3, H, W), its N clips; None if the sample has features.
         features: float32 (N, Q, C); None if the sample has video.
+        latents: float32 (N, ...), what the de-tokenizer's latents of the clips are drawn from; None if they are not
+            cached, or the stage does not use them.
         is_deterministic: Whether decoding again would give the same sample.
         sequences: Token sequence of each item that the sample becomes, laid out by the worker that decoded it; None
             if it did not.
@@ -51,6 +53,7 @@ class Sample:
     kind: Kind = "video"
     video: Tensor | None = None
     features: Tensor | None = None
+    latents: Tensor | None = None
     is_deterministic: bool = True
     sequences: list[TokenSequence] | None = None
 
@@ -99,11 +102,20 @@ def _read_json(data: str) -> dict[str, Any]:
     return text
 
 
+def media_names(members: Iterable[str]) -> list[str]:
+    """Return which of a sample's members are its media: its numbered clips in order, or its only file.
+
+    >>> media_names(["json", "clip10.mp4", "clip9.mp4"]), media_names(["json", "mp4"])
+    (['clip9.mp4', 'clip10.mp4'], ['mp4'])
+    """
+    names = set(members)
+    numbered = sorted((s for s in names if s.startswith("clip")), key=lambda s: int(s.split(".")[0][4:]))
+    return numbered or [suffix for suffix in MEDIA_SUFFIXES if suffix in names][:1]
+
+
 def media_members(members: Members) -> list[tuple[str, bytes | Path]]:
-    """Return a sample's media with their suffixes: its numbered clips in order, or its only file."""
-    numbered = sorted((s for s in members if s.startswith("clip")), key=lambda s: int(s.split(".")[0][4:]))
-    names = numbered or [suffix for suffix in MEDIA_SUFFIXES if suffix in members][:1]
-    return [(name.split(".")[-1], members[name]) for name in names]
+    """Return a sample's media with their suffixes."""
+    return [(name.split(".")[-1], members[name]) for name in media_names(members)]
 
 
 @dataclass
@@ -115,6 +127,7 @@ class SampleDecoder:
         max_clips: 1: one clip of a video, with a random start. More: clips that cover the whole video, see
             `divot_datamodules.decoding.clip_sampling.clip_times`. Each numbered video of a story gives one clip.
         tokenizer_sha256: Refuse cached features whose metadata names another tokenizer; None for no check.
+        latents_sha256: What cached latents must come from, for a stage that uses them; None does not read them.
         max_sample_clips: Most clips of one sample: videos of a story, or clips in a file of cached features. A larger
             `max_clips` raises this limit.
     """
@@ -123,6 +136,7 @@ class SampleDecoder:
     max_clips: int = 1
     tokenizer_sha256: str | None = None
     max_sample_clips: int = MAX_SAMPLE_CLIPS
+    latents_sha256: str | None = None
 
     def __call__(self, raw: RawSample, rng: np.random.Generator | None) -> Sample:
         """Decode one sample.
@@ -137,9 +151,13 @@ class SampleDecoder:
         text = read_text(raw.members)
         if FEATURE_SUFFIX in raw.members:
             kind: Kind = "image" if text.get("kind") == "image" else "video"
-            features = read_features(_content(raw.members[FEATURE_SUFFIX]), self.tokenizer_sha256)
+            content = _content(raw.members[FEATURE_SUFFIX])
+            features = read_features(content, self.tokenizer_sha256)
             self._refuse_many(len(features))
-            return Sample(raw.key, text, kind, features=features)
+            latents = read_latents(content, self.latents_sha256)
+            if latents is not None and len(latents) != len(features):
+                raise SampleError("bad_features", f"latents of {len(latents)} clips, features of {len(features)}")
+            return Sample(raw.key, text, kind, features=features, latents=latents)
         media = media_members(raw.members)
         if not media:
             raise SampleError("missing_media", f"has {sorted(raw.members)}")
@@ -179,17 +197,21 @@ def tokenizer_items(sample: Sample, rng: np.random.Generator | None = None) -> l
         rng: Samples one of several clips; without it the first one is used.
 
     Raises:
-        UserError: The sample has cached features.
+        UserError: The sample has cached features, but no latents that the stage can use.
     """
-    if sample.video is None:
+    if sample.video is None and sample.latents is None:
         raise UserError(
-            f"sample {sample.key!r} holds cached features, but this stage trains on pixels; "
-            "give it the shards that the features were made from."
+            f"sample {sample.key!r} holds cached features, but this stage trains on pixels, or on latents beside the "
+            "features\ngive it the shards that the features were made from; for the refinement of a de-tokenizer, run "
+            "`divot data encode` with --detokenizer"
         )
-    if sample.num_clips == 1:
-        return [{"key": sample.key, "video": sample.video[0]}]
-    clip = 0 if rng is None else int(rng.integers(sample.num_clips))
-    return [{"key": f"{sample.key}.clip{clip}", "video": sample.video[clip]}]
+    clip = 0 if rng is None or sample.num_clips == 1 else int(rng.integers(sample.num_clips))
+    key = sample.key if sample.num_clips == 1 else f"{sample.key}.clip{clip}"
+    if sample.video is not None:
+        return [{"key": key, "video": sample.video[clip]}]
+    assert sample.features is not None
+    assert sample.latents is not None
+    return [{"key": key, "tokens": sample.features[clip], "latents": sample.latents[clip]}]
 
 
 def check_item(item: Item, limits: SampleLimits) -> None:

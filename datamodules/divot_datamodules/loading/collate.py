@@ -84,15 +84,19 @@ def collate(items: list[Item], collator: SequenceCollator | None = None) -> dict
 
     Returns:
         The keys of `divot_lightning.parts.batch.Batch` that hold samples: "key" (B strings) and "video" (uint8,
-        (B, F, 3, H, W)) for the (de-)tokenizer stages; for the LLM stages "segments" (B lists), "sequences" and
-        "video" (M, F, 3, H, W) or "features" (float32, (M, Q, C)) of all M clips in order of appearance.
+        (B, F, 3, H, W)), or "tokens" and "latents", for the (de-)tokenizer stages; for the LLM stages "segments" (B
+        lists), "sequences" and "video" (M, F, 3, H, W) or "features" (float32, (M, Q, C)) of all M clips in order of
+        appearance.
 
     Raises:
         UserError: Items have different kinds or shapes, and the stage has no `SampleLimits` to find the wrong ones.
     """
     batch: dict[str, Any] = {"key": [item["key"] for item in items]}
     if "segments" not in items[0]:
-        return {**batch, "video": torch.stack([item["video"] for item in items])}
+        media = [name for name in ("video", "tokens", "latents") if name in items[0]]
+        if any(set(item) != set(items[0]) for item in items):
+            raise UserError("a batch would mix videos and cached latents; take one kind of shards for a stage.")
+        return {**batch, **{name: torch.stack([item[name] for item in items]) for name in media}}
     batch["segments"] = [item["segments"] for item in items]
     if any(set(item) != set(items[0]) for item in items):
         raise UserError("a batch would mix videos and cached features; take one kind of shards for a stage.")

@@ -9,10 +9,11 @@ from typing import Any
 
 import fsspec
 
+from divot_datamodules.decoding.cached_features import LATENTS_FIELD
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.shards.reading import is_url
 from divot_datamodules.shards.writing import INDEX_NAME, read_index
-from divot_lightning.checkpoint.components import find_component, weights_sha256
+from divot_lightning.checkpoint.components import find_component, part_sha256, weights_sha256
 from divot_lightning.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,9 @@ logger = logging.getLogger(__name__)
 def clip_identity(clip: ClipConfig) -> dict[str, Any]:
     """Return the settings that decide a clip's content; `sparse_frames` is not among them."""
     names = ("height", "width", "frames", "fps", "short_videos")
-    return {name: getattr(clip, name) for name in names}
+    # Folders of earlier versions have no filter, and were resized by the default one.
+    resize = {} if clip.resize == ClipConfig.resize else {"resize": clip.resize}
+    return {**{name: getattr(clip, name) for name in names}, **resize}
 
 
 def check_features(
@@ -55,9 +58,37 @@ def check_features(
     return sha256
 
 
+def check_latents(shards: Iterable[str], detokenizer: str | Path) -> str | None:
+    """Refuse shards with cached latents of another de-tokenizer's.
+
+    Args:
+        shards: As for `check_features`.
+        detokenizer: Component folder of the de-tokenizer that uses them.
+
+    Returns:
+        SHA-256 of the de-tokenizer's latents, for `divot_datamodules.decoding.samples.SampleDecoder`; None if no shard
+        has latents.
+    """
+    folders = dict.fromkeys(_folder(shard) for shard in shards if not shard.startswith("pipe:"))
+    indexes = {folder: _index(folder) for folder in folders}
+    made_by = {folder: (index or {}).get("settings", {}).get(LATENTS_FIELD) for folder, index in indexes.items()}
+    if not any(made_by.values()) and None not in indexes.values():
+        return None
+    sha256 = part_sha256(detokenizer, "latents")
+    for folder, found in made_by.items():
+        if found not in (None, sha256):
+            raise UserError(
+                f"the latents in {folder} come from other weights or settings (sha256 {found[:16]}...)\n"
+                f"than the latents of {detokenizer} ({sha256[:16]}...)\n"
+                f"run `divot data encode` again, with --detokenizer {detokenizer}"
+            )
+    return sha256
+
+
 def _check_clips(folder: str, settings: dict[str, Any], clip: ClipConfig | None, max_clips: int | None) -> None:
-    expected = {**(clip_identity(clip) if clip is not None else {})}
-    found = {**settings.get("clip", {})}
+    default = {"resize": ClipConfig.resize}
+    expected = {**default, **clip_identity(clip)} if clip is not None else {}
+    found = {**default, **settings.get("clip", {})}
     if max_clips is not None:
         expected["max_clips"], found["max_clips"] = max_clips, settings.get("max_clips", 1)
     differing = [f"{name} is {found.get(name)!r}, not {value!r}" for name, value in expected.items()

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
+from divot_datamodules.decoding.frame_pixels import Resize
 from divot_datamodules.decoding.samples import read_text
 from divot_datamodules.decoding.video import (
     IMAGE_SUFFIXES,
@@ -43,6 +44,7 @@ class PackConfig:
         samples_per_shard: Most samples in a shard.
         check: Frames of an unchanged file that must decode, so that no broken file is packed: "all" frames, or the
             "first" one, which is much faster but misses files that are damaged later or cut off.
+        resize: Filter that makes the pieces smaller, see `ClipConfig`; needs `size`.
     """
 
     clip_seconds: float | None = None
@@ -50,12 +52,15 @@ class PackConfig:
     size: int | None = None
     samples_per_shard: int = 256
     check: Check = "all"
+    resize: Resize = "bicubic"
 
     def __post_init__(self) -> None:
         if self.clip_seconds is not None and self.clip_seconds * self.fps < 1:
             raise UserError(f"clip_seconds is {self.clip_seconds}; at {self.fps} frames per second that is no frame.")
         if self.size is not None and self.clip_seconds is None:
             raise UserError(f"size is {self.size}, but files are packed unchanged; give clip_seconds as well.")
+        if self.resize != "bicubic" and self.size is None:
+            raise UserError(f"resize is {self.resize!r}, but nothing is resized; give size as well.")
         if self.samples_per_shard < 1:
             raise UserError(f"samples_per_shard is {self.samples_per_shard}; it must be at least 1.")
         if self.check not in get_args(Check):
@@ -182,7 +187,7 @@ def _pieces(item: MediaItem, info: MediaInfo, config: PackConfig) -> Iterator[tu
         raise DecodeError("too_short", f"{info.duration:.2f} s of {config.clip_seconds:.2f} s")
     for number in range(count):
         times = [number * config.clip_seconds + frame / config.fps for frame in range(frames)]
-        video = decode_frames(item.paths[0], times, _piece_size(info, config.size))
+        video = decode_frames(item.paths[0], times, _piece_size(info, config.size), resize=config.resize)
         yield f"{item.key}_{number:04d}", encode_video(video, config.fps)
 
 
@@ -254,7 +259,10 @@ def pack(source: str | Path, output: str | Path, config: PackConfig, *, progress
         progress: Whether to show a bar with rate and time left.
     """
     items = find_media(Path(source))
-    folder = ShardFolder(output, kind="video", settings={"source": _fingerprint(items), **asdict(config)})
+    settings = {"source": _fingerprint(items), **asdict(config)}
+    if config.resize == PackConfig.resize:
+        del settings["resize"]  # folders of earlier versions lack it
+    folder = ShardFolder(output, kind="video", settings=settings)
     skipped = SkippedSamples("pack", Path(output), Budget(max_skipped_fraction=1.0))
     if folder.complete:
         facts = folder.facts()

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -28,6 +28,7 @@ class ToyDataConfig:
     """Settings of the toy data; equal settings give equal bytes.
 
     Attributes:
+        world: Name of the world in the settings that are stored with the shards.
         size: Height and width in pixels.
         train: Number of training clips.
         validation: Number of clips with the same combinations of attributes, from other start positions.
@@ -38,6 +39,7 @@ class ToyDataConfig:
         crf: Constant rate factor of the h264 encoder; 0 keeps pixels within 2 levels of 255.
     """
 
+    world: ClassVar[str] = "toy"
     size: int = 32
     train: int = 4096
     validation: int = 256
@@ -58,6 +60,10 @@ class ToyDataConfig:
         count: int = getattr(self, split)
         step = max(1, min(self.samples_per_shard, -(-count // 4)))
         return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def sample(self, split: Split, number: int) -> Sample:
+        """Make one sample; see `toy_sample`."""
+        return toy_sample(self, split, number)
 
 
 def toy_sample(config: ToyDataConfig, split: Split, number: int) -> Sample:
@@ -96,7 +102,7 @@ def write_toy_data(folder: str | Path, config: ToyDataConfig, *, progress: bool 
     shared = {name: value for name, value in asdict(config).items() if name not in SPLITS}
     folders = {
         split: ShardFolder(
-            folder / split, kind="video", settings={"world": "toy", **shared, "samples": getattr(config, split)}
+            folder / split, kind="video", settings={"world": config.world, **shared, "samples": getattr(config, split)}
         )
         for split in SPLITS
     }
@@ -118,5 +124,5 @@ def write_toy_data(folder: str | Path, config: ToyDataConfig, *, progress: bool 
 
 def _samples(config: ToyDataConfig, split: Split, indices: range, bar: "tqdm[None]") -> Iterator[Sample]:
     for index in indices:
-        yield toy_sample(config, split, index)
+        yield config.sample(split, index)
         bar.update()

@@ -74,6 +74,7 @@ class Reading:
         reason: Why the clip is invalid; "" if it is valid.
         colour: Name of the colour, None if invalid; likewise `shape`, `direction` and `speed`.
         start: Row and column of the shape's centre in the first frame, in pixels, from the fitted motion.
+        velocity: Rows and columns per frame of the fitted motion, in pixels.
     """
 
     valid: bool
@@ -83,6 +84,7 @@ class Reading:
     direction: str | None = None
     speed: str | None = None
     start: tuple[float, float] | None = None
+    velocity: tuple[float, float] | None = None
 
 
 def caption(scene: Scene) -> str:
@@ -91,10 +93,11 @@ def caption(scene: Scene) -> str:
     >>> caption(Scene("red", "circle", "upper left", "slowly", 9.0, 9.0))
     'a red circle moves slowly to the upper left'
     """
-    return f"a {scene.colour} {scene.shape} moves {scene.speed} {_toward(scene.direction)}"
+    return f"a {scene.colour} {scene.shape} moves {scene.speed} {toward(scene.direction)}"
 
 
-def _toward(direction: str) -> str:
+def toward(direction: str) -> str:
+    """Return a direction as the end of a sentence: "up", or "to the left"."""
     return direction if direction in ("up", "down") else f"to the {direction}"
 
 
@@ -161,12 +164,15 @@ class ToyWorld:
         size: Height and width in pixels; shapes and speeds scale with it.
         num_frames: Frames per clip.
         frames_per_second: Presentation rate; 16 frames at 8 per second are Divot's 2-second clip.
+        supersampling: Points per pixel and axis at which a shape's edge is sampled.
+        background: Its colour, RGB in [0, 255].
     """
 
     size: int = 32
     num_frames: int = 16
     frames_per_second: int = 8
     supersampling: int = 4
+    background: tuple[int, int, int] = BACKGROUND
 
     def combinations(self, split: Split) -> list[tuple[str, str, str, str]]:
         """Return the (colour, shape, direction, speed) combinations of a split.
@@ -179,13 +185,17 @@ class ToyWorld:
         """Sample a scene: a combination of the split, and a start from which the shape stays in the picture."""
         combinations = self.combinations(split)
         colour, shape, direction, speed = combinations[int(rng.integers(len(combinations)))]
+        start = [float(rng.uniform(low, high)) for low, high in self.start_range(direction, speed)]
+        return Scene(colour, shape, direction, speed, *start)
+
+    def start_range(self, direction: str, speed: str) -> list[tuple[float, float]]:
+        """Return between which rows, and which columns, a motion can start so that the shape stays in the picture."""
         margin = 9 / 32 * self.size
         travel = SPEEDS[speed] * self.size * (self.num_frames - 1)
-        start = []
-        for step in DIRECTIONS[direction]:
-            low, high = margin - min(0.0, step * travel), self.size - margin - max(0.0, step * travel)
-            start.append(float(rng.uniform(low, high)))
-        return Scene(colour, shape, direction, speed, *start)
+        return [
+            (margin - min(0.0, step * travel), self.size - margin - max(0.0, step * travel))
+            for step in DIRECTIONS[direction]
+        ]
 
     def centres(self, scene: Scene) -> NDArray[np.float64]:
         """Return the shape's centre in every frame, (F, 2) rows and columns in pixels."""
@@ -204,7 +214,7 @@ class ToyWorld:
         """Render a clip, anti-aliased: uint8 (F, 3, H, W) in [0, 255]."""
         cover = np.stack([self.coverage(scene.shape, centre) for centre in self.centres(scene)])[:, None]
         colour = np.array(COLOURS[scene.colour], dtype=np.float64)[None, :, None, None]
-        background = np.array(BACKGROUND, dtype=np.float64)[None, :, None, None]
+        background = np.array(self.background, dtype=np.float64)[None, :, None, None]
         return np.asarray(np.rint(background + cover * (colour - background)), dtype=np.uint8)
 
     def read(self, video: Pixels) -> Reading:
@@ -222,11 +232,12 @@ class ToyWorld:
             in a frame, if it does not move on a line, if no template overlaps well or if its speed is impossible.
         """
         pixels = video.astype(np.float64)
-        offset = pixels - np.array(BACKGROUND, dtype=np.float64)[None, :, None, None]
-        colour, reason = _read_colour(offset)
+        background = np.array(self.background, dtype=np.float64)
+        offset = pixels - background[None, :, None, None]
+        colour, reason = _read_colour(offset, background)
         if colour is None:
             return Reading(False, reason)
-        axis = np.array(COLOURS[colour], dtype=np.float64) - np.array(BACKGROUND, dtype=np.float64)
+        axis = np.array(COLOURS[colour], dtype=np.float64) - background
         cover = np.clip(np.einsum("fchw,c->fhw", offset, axis) / (axis @ axis), 0.0, 1.0)
         cover[cover < 0.25] = 0.0  # compression and decoder noise in the background
         area = cover.sum(axis=(1, 2)) * (32 / self.size) ** 2
@@ -253,7 +264,7 @@ class ToyWorld:
             return Reading(False, f"best shape overlap {overlap:.2f}")
         direction = max(DIRECTIONS, key=lambda name: float(velocity @ np.array(DIRECTIONS[name])))
         speed = min(SPEEDS, key=lambda name: abs(SPEEDS[name] - pace))
-        return Reading(True, "", colour, shape, direction, speed, start)
+        return Reading(True, "", colour, shape, direction, speed, start, (float(velocity[0]), float(velocity[1])))
 
     def _read_shape(self, cover: NDArray[np.float64], centroids: NDArray[np.float64]) -> tuple[str, float]:
         """Return the shape with the largest mean overlap (sum of minima over sum of maxima), and that overlap."""
@@ -267,20 +278,19 @@ class ToyWorld:
         return best, overlaps[best]
 
 
-def _read_colour(offset: NDArray[np.float64]) -> tuple[str | None, str]:
+def _read_colour(offset: NDArray[np.float64], background: NDArray[np.float64]) -> tuple[str | None, str]:
     """Return the colour of the pixels that differ from the background, or the reason why there is none.
 
     Args:
         offset: Pixels minus the background, (F, 3, H, W).
+        background: Its colour.
     """
     strength = np.sqrt((offset**2).sum(axis=1))
     strong = strength > 0.5 * strength.max()
     if strength.max() < 60:
         return None, "nothing but background"
     mean = np.median(offset.transpose(0, 2, 3, 1)[strong], axis=0)
-    distances = {
-        name: float(np.linalg.norm(np.array(value) - np.array(BACKGROUND) - mean)) for name, value in COLOURS.items()
-    }
+    distances = {name: float(np.linalg.norm(np.array(value) - background - mean)) for name, value in COLOURS.items()}
     best = min(distances, key=lambda name: distances[name])
     if distances[best] > 60:
         return None, f"colour {distances[best]:.0f} away from the nearest, {best}"

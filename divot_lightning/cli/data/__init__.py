@@ -9,13 +9,14 @@ from divot_lightning.errors import UserError
 
 COMMANDS: dict[str, str] = {
     "toy": "make the toy world's shards: divot data toy data/toy",
+    "toy-stories": "make stories of several clips: divot data toy-stories data/toy_stories",
     "pack": "pack a folder or a jsonl of videos into shards: divot data pack clips/ shards/",
     "inspect": "show the content and the defects of shards: divot data inspect shards/",
     "index": "write the index of each shard, so that training starts at once: divot data index shards/",
     "encode": "cache the features of a trained tokenizer: divot data encode --tokenizer RUN --input A --output B",
     "skip": "skip training steps of a stopped run: divot data skip RUN --steps 120:140",
 }
-"""Every subcommand with its line in the help; `<name>` is served by `divot_lightning.cli.data.<name>:main`."""
+"""Every subcommand with its line in the help; `main` of the module of its name serves it, with `_` in place of `-`."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,12 +35,12 @@ def main(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f" Did you mean 'divot data {near[0]}'?" if near else ""
         raise UserError(f"there is no command 'data {argv[0]}'; commands: {', '.join(COMMANDS)}.{hint}")
-    module = importlib.import_module(f"divot_lightning.cli.data.{argv[0]}")
+    module = importlib.import_module(f"divot_lightning.cli.data.{argv[0].replace('-', '_')}")
     return int(module.main(list(argv[1:])))
 
 
 def help_text() -> str:
     """Return what `divot data --help` prints."""
-    table = "\n".join(f"  {name:<8} {line}" for name, line in COMMANDS.items())
+    table = "\n".join(f"  {name:<11} {line}" for name, line in COMMANDS.items())
     closing = "`divot data COMMAND --help` shows the options of a command."
     return f"usage: divot data COMMAND [OPTIONS]\n\ncommands:\n{table}\n\n{closing}\n"

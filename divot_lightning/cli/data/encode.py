@@ -14,6 +14,11 @@ def parser() -> argparse.ArgumentParser:
         "instead of videos. After a stop, the same command continues.",
     )
     parser.add_argument("--tokenizer", required=True, help="run folder of a stage that trains or uses a tokenizer")
+    parser.add_argument(
+        "--detokenizer",
+        metavar="RUN",
+        help="also cache the latents of this run's de-tokenizer, so that its refinement needs no videos",
+    )
     parser.add_argument("--input", required=True, help="videos: folder, tar, glob, brace expansion, URL or jsonl")
     parser.add_argument("--output", required=True, help="folder of the feature shards")
     parser.add_argument("--media-root", help="folder of the relative paths in a jsonl (default: that of the jsonl)")
@@ -77,6 +82,7 @@ def main(argv: Sequence[str]) -> int:
         args.input,
         args.output,
         EncodeConfig(clip, args.max_clips, args.precision, args.samples_per_shard, args.max_sample_clips),
+        detokenizer=args.detokenizer,
         media_root=args.media_root,
         media_from=args.media_from,
         batch_size=args.batch_size,
@@ -85,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
         progress=True,
     )
     state = "already there, nothing to do" if report.already_there else "made"
-    counts = f"features of {report.samples} samples in {report.shards} shards"
+    what = "features" if args.detokenizer is None else "features and latents"
+    counts = f"{what} of {report.samples} samples in {report.shards} shards"
     size = f"clips of {clip.frames} frames of {clip.height} x {clip.width} at {clip.fps:g} per second"
     sys.stdout.write(f"{args.output}: {counts}, {size}; {state}\n")
     sys.stdout.write("".join(line + "\n" for line in left_out_lines(report.skipped)))

@@ -31,6 +31,12 @@ def parser() -> argparse.ArgumentParser:
         help="check of a file that is not cut: decode all frames, or only the first, which is at least ten times "
         "faster and does not find damage in later frames (default: all)",
     )
+    parser.add_argument(
+        "--resize",
+        choices=("bicubic", "pil_bilinear"),
+        default="bicubic",
+        help="filter for --size: swscale's, or Pillow's with torchvision's rounding, as released (default: bicubic)",
+    )
     return parser
 
 
@@ -43,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     from divot_datamodules.preparation.packing import PackConfig, pack
 
-    settings = PackConfig(args.clip_seconds, args.fps, args.size, args.samples_per_shard, args.check)
+    settings = PackConfig(args.clip_seconds, args.fps, args.size, args.samples_per_shard, args.check, args.resize)
     report = pack(args.source, args.output, settings, progress=True)
     state = "already there, nothing to do" if report.already_there else "made"
     counts = f"{report.samples} samples ({report.with_text} with texts) in {report.shards} shards"

@@ -95,7 +95,7 @@ class Reconstruction(ClipBenchmark):
             return found
         if folder.is_file() and folder.suffix.lower().lstrip(".") in MEDIA:
             return BenchmarkData((BenchmarkItem(folder.name, folder, folder.name),), {})
-        return shard_items(find_jsonl(str(data)) or expand_shards(str(data)), lambda found: [found.item])
+        return shard_items(find_jsonl(str(data)) or expand_shards(str(data)), lambda found: found.items)
 
     def prompt(self, item: BenchmarkItem, text: str | None = None) -> str | None:
         """Return nothing: a clip is reconstructed from its own tokens."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from divot_datamodules.decoding.samples import read_text
+from divot_datamodules.decoding.samples import media_names, read_text
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from divot_datamodules.shards.reading import FEATURE_SUFFIX, is_url, split_member_name
 from divot_datamodules.shards.sources import read_all
@@ -23,20 +23,27 @@ class ShardSample:
 
     Attributes:
         name: Shard and key.
-        media: Its video or picture, or its cached features.
+        clips: Its video or picture, those of a story in order; or its cached features.
         text: The content of its json, empty without one.
         is_features: Whether the media are cached features.
     """
 
     name: str
-    media: Member
+    clips: tuple[Member, ...]
     text: dict[str, Any]
     is_features: bool = False
 
     @property
-    def item(self) -> BenchmarkItem:
-        """An item that is the clip alone."""
-        return BenchmarkItem(self.name, self.media, self.name, is_features=self.is_features)
+    def media(self) -> Member:
+        """The first video or picture, or the features."""
+        return self.clips[0]
+
+    @property
+    def items(self) -> list[BenchmarkItem]:
+        """An item for each video or picture alone, or for the features."""
+        names = [f"{self.name}.clip{at}" for at in range(len(self.clips))] if len(self.clips) > 1 else [self.name]
+        pairs = zip(names, self.clips, strict=True)
+        return [BenchmarkItem(name, clip, name, is_features=self.is_features) for name, clip in pairs]
 
 
 def shard_items(
@@ -70,14 +77,14 @@ def folder_items(folder: Path) -> BenchmarkData:
 
 def _samples(shard: str, features: bool) -> Iterator[ShardSample]:
     """Yield the samples of a shard; media in a tar on the disk are not read."""
-    allowed = (*MEDIA, FEATURE_SUFFIX) if features else MEDIA
     is_tar = not is_url(shard) and shard.endswith(".tar")
     for key, members in _tar_members(Path(shard)) if is_tar else _other_members(shard):
-        suffix = next((suffix for suffix in allowed if suffix in members), None)
-        if suffix is None:
+        is_features = features and FEATURE_SUFFIX in members
+        clips = tuple(members[name] for name in ([FEATURE_SUFFIX] if is_features else media_names(members)))
+        if not clips:
             raise UserError(f"the sample {key!r} of {shard} has no video; give shards of videos, not cached features")
         text = read_text({name: value for name, value in members.items() if not isinstance(value, FileSlice)})
-        yield ShardSample(f"{Path(shard).name}/{key}", members[suffix], text, suffix == FEATURE_SUFFIX)
+        yield ShardSample(f"{Path(shard).name}/{key}", clips, text, is_features)
 
 
 def _tar_members(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
@@ -89,7 +96,8 @@ def _tar_members(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
                 continue
             key, suffix = named
             part = FileSlice(shard, member.offset_data, member.size)
-            samples.setdefault(key, {})[suffix] = part if suffix in (*MEDIA, FEATURE_SUFFIX) else part.read()
+            is_media = suffix == FEATURE_SUFFIX or suffix.split(".")[-1] in MEDIA
+            samples.setdefault(key, {})[suffix] = part if is_media else part.read()
     yield from samples.items()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.shards.reading import expand_shards
+from divot_datamodules.toy.open_captions import NAMED, check_named, name_some, open_caption
 from divot_datamodules.toy.world import ATTRIBUTES, Scene, ToyWorld
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.captions import CaptionBenchmark
@@ -25,6 +26,8 @@ from divot_lightning.parts.benchmarks import Benchmark, BenchmarkData, Benchmark
 from divot_lightning.parts.metrics import BenchmarkMetric
 
 TOY_SPLITS = ("held_out", "train")
+OPEN_CAPTION_SEED = 0
+"""Seed that chooses which attributes the caption of a clip names."""
 
 
 class Toy(ClipBenchmark):
@@ -37,6 +40,42 @@ class Toy(ClipBenchmark):
     def items(self, data: str | Path, split: str) -> BenchmarkData:
         """Read the clips of the shards in `<data>/<split>`, or in the folder itself, with their captions."""
         return read_toy_clips(data, split)
+
+
+class ToyOpenCaptions(ClipBenchmark):
+    """Clips of the toy world generated from captions that name each attribute only sometimes.
+
+    Each clip has one caption, in every run the same. The original of a clip is a real clip that its caption fits.
+
+    Args:
+        named: Probability that an attribute is named, 0 to 1.
+        clip_model: See `ClipBenchmark`.
+        video_features: Likewise.
+        video_feature_options: Likewise.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = TOY_SPLITS
+    metrics: ClassVar[tuple[str, ...]] = ("toy_open_oracle", "toy_frechet")
+    main_scores: ClassVar[tuple[str, ...]] = ("named",)
+
+    def __init__(
+        self,
+        named: float = NAMED,
+        clip_model: str | None = None,
+        video_features: str | None = None,
+        video_feature_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(clip_model, video_features, video_feature_options)
+        self.named = check_named(named)
+
+    def items(self, data: str | Path, split: str) -> BenchmarkData:
+        """Read the clips of the shards in `<data>/<split>`, or in the folder itself, and open their captions."""
+        read = read_toy_clips(data, split)
+        return replace(read, items=tuple(self._open(*numbered) for numbered in enumerate(read.items)))
+
+    def _open(self, number: int, item: BenchmarkItem) -> BenchmarkItem:
+        named = name_some(item.facts["attributes"], self.named, np.random.default_rng([OPEN_CAPTION_SEED, number]))
+        return replace(item, facts={**item.facts, "named": named, "prompt": open_caption(named)})
 
 
 class ToyReconstruction(Reconstruction):
@@ -140,7 +179,7 @@ def _clip_items(sample: ShardSample) -> Iterator[BenchmarkItem]:
     if "attributes" not in text or "start" not in text:
         raise UserError(f"the sample {sample.name!r} is no clip of the toy world; make some: divot data toy")
     facts = {**text, "prompt": text["caption"]}
-    yield replace(sample.item, references=(text["caption"],), facts=facts)
+    yield replace(sample.items[0], references=(text["caption"],), facts=facts)
 
 
 def fresh_clips(texts: Sequence[Mapping[str, Any]], world: ToyWorld, seed: int) -> tuple[Tensor, list[Scene]]:

@@ -2,9 +2,10 @@
 
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import yaml
 
@@ -25,7 +26,7 @@ class StepEstimate:
         left: How many are left.
         training_steps: Optimizer steps that are left; 0 if it does not train.
         seconds: Time of those that are left; None if nothing of the kind was measured.
-        mib: Size of their folders; None if none is done.
+        mib: Size of their folders; None if nothing of the kind was measured.
     """
 
     name: str
@@ -34,6 +35,19 @@ class StepEstimate:
     training_steps: int
     seconds: float | None
     mib: float | None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What training by a recipe has cost.
+
+    Attributes:
+        seconds: Of an optimizer step, without the start of the process.
+        mib: Size of the run's folder.
+    """
+
+    seconds: float
+    mib: float
 
 
 def _recipe_of(command: Sequence[str]) -> str:
@@ -48,29 +62,32 @@ def _training_steps(command: Sequence[str]) -> int:
     return int((content.get("trainer") or {}).get("max_steps") or 0)
 
 
-def measured_rates(folder: Path) -> dict[str, float]:
-    """Return the seconds of an optimizer step by training recipe, without the start of the process.
+def measured_rates(folder: Path) -> dict[str, Rate]:
+    """Return what training has cost, by training recipe.
 
     Args:
         folder: Of an experiment; the steps that are done count.
     """
     records = [StepRecord.read(folder, path.stem) for path in sorted((folder / "steps").glob("*.json"))]
     seconds, steps = defaultdict[str, float](float), defaultdict[str, int](int)
+    sizes = defaultdict[str, list[float]](list)
     for record in (record for record in records if record and record.done and "--run" in record.command):
-        finished = read_finished(Path(record.command[record.command.index("--run") + 1]))
-        recipe = _recipe_of(record.command)
+        run, recipe = Path(record.command[record.command.index("--run") + 1]), _recipe_of(record.command)
+        finished = read_finished(run)
         steps[recipe] += finished.get("steps", 0)
         seconds[recipe] += training_seconds(finished, record)
-    return {recipe: seconds[recipe] / steps[recipe] for recipe in steps if steps[recipe]}
+        sizes[recipe].append(_size_mib(run))
+    trained = [recipe for recipe in steps if steps[recipe]]
+    return {recipe: Rate(seconds[recipe] / steps[recipe], fmean(sizes[recipe])) for recipe in trained}
 
 
-def estimate_steps(grid: Grid, folder: Path, rates: Mapping[str, float]) -> list[StepEstimate]:
+def estimate_steps(grid: Grid, folder: Path, rates: Mapping[str, Rate]) -> list[StepEstimate]:
     """Estimate what is left of an experiment.
 
     Args:
         grid: The trials.
         folder: Of the experiment.
-        rates: Seconds of an optimizer step by training recipe.
+        rates: What training costs, by recipe.
     """
     found = []
     for name in grid.names:
@@ -78,21 +95,33 @@ def estimate_steps(grid: Grid, folder: Path, rates: Mapping[str, float]) -> list
         records = {each.folder: StepRecord.read(folder, known) for known, each in steps.items()}
         done = {place: record.seconds for place, record in records.items() if record and record.done}
         left = [each for each in steps.values() if each.folder not in done]
-        mean = sum(done.values()) / len(done) if done else None
-        costs = [_seconds(each, rates, mean) for each in left]
-        known = [cost for cost in costs if cost is not None]
-        seconds = sum(known) if len(known) == len(costs) else None
-        mib = len(left) * sum(map(_size_mib, done)) / len(done) if done else None
+        mean = fmean(done.values()) if done else None
+        seconds = _total(_seconds(each, rates, mean) for each in left)
+        size = fmean(map(_size_mib, done)) if done else None
+        mib = _total(_mib(each, rates, size) for each in left)
         training = sum(_training_steps(each.step.command) for each in left if each.step.run)
         found.append(StepEstimate(name, len(done), len(left), training, seconds, mib))
     return found
 
 
-def _seconds(step: TrialStep, rates: Mapping[str, float], mean: float | None) -> float | None:
+def _seconds(step: TrialStep, rates: Mapping[str, Rate], mean: float | None) -> float | None:
     """Return the time of a step: by the rate of its recipe if it trains, else that of the others of its name."""
     if step.step.run and (rate := rates.get(_recipe_of(step.step.command))) is not None:
-        return rate * _training_steps(step.step.command)
+        return rate.seconds * _training_steps(step.step.command)
     return mean
+
+
+def _mib(step: TrialStep, rates: Mapping[str, Rate], mean: float | None) -> float | None:
+    """Return the size of a step's folder: that of the others of its name, else of other runs of its recipe."""
+    rate = rates.get(_recipe_of(step.step.command)) if step.step.run else None
+    return rate.mib if mean is None and rate is not None else mean
+
+
+def _total(costs: Iterable[float | None]) -> float | None:
+    """Add up costs; None if one is not known."""
+    listed = list(costs)
+    known = [cost for cost in listed if cost is not None]
+    return sum(known) if len(known) == len(listed) else None
 
 
 def _size_mib(folder: Path) -> float:

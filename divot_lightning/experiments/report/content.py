@@ -3,7 +3,7 @@
 Shape letters: F frames, H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -134,6 +134,19 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class ItemScores:
+    """The values of a score for each clip, caption or question, so that a reader can compare any two combinations.
+
+    Attributes:
+        labels: Names of the items.
+        values: For each combination of variants one value per item, the mean over seeds; None where there is none.
+    """
+
+    labels: Sequence[str]
+    values: Mapping[str, Sequence[float | None]]
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole report. Empty parts are not shown.
 
@@ -145,6 +158,7 @@ class Report:
         reconstructions: Rows of original beside reconstruction.
         answers: Captions and answers on clips.
         generations: Rows of generated clips, one per prompt and system.
+        items: By score, its values for single items.
         charts: Loss curves.
         steps: Table of the steps' times.
         conditions: Hardware, versions, settings, as (name, value).
@@ -158,6 +172,7 @@ class Report:
     reconstructions: Sequence[PictureRow] = ()
     answers: Sequence[Answered] = ()
     generations: Sequence[PictureRow] = ()
+    items: Mapping[str, ItemScores] = field(default_factory=dict)
     charts: Sequence[Chart] = ()
     steps: Table | None = None
     conditions: Sequence[tuple[str, str]] = ()

@@ -8,7 +8,8 @@ from divot_lightning.experiments.report.conditions import describe_machine
 from divot_lightning.experiments.report.content import Headline, Report, Table
 from divot_lightning.experiments.report.illustrations import answered_clips, charts, default_pictures, picture_rows
 from divot_lightning.experiments.report.score_tables import headlines, measured, score_table
-from divot_lightning.experiments.results.tables import failure_table, reference_tables, result_table
+from divot_lightning.experiments.results.items import item_scores
+from divot_lightning.experiments.results.tables import failure_table, reference_tables, result_table, seed_table
 from divot_lightning.experiments.results.trials import TrialResult, read_finished
 from divot_lightning.experiments.runner.progress import clock
 from divot_lightning.experiments.runner.records import StepRecord
@@ -18,8 +19,8 @@ def all_tables(recipe: Experiment, grid: Grid, results: Sequence[TrialResult]) -
     """Return the tables in the order of the report."""
     tables = [score_table(table, measured(table, grid)) for table in recipe.report.tables]
     tables += [result_table(recipe, results)] if recipe.scores else []
-    failures = failure_table(results)
-    return [*tables, *([failures] if failures else []), *reference_tables(recipe)]
+    optional = (seed_table(recipe, results) if recipe.scores else None, failure_table(results))
+    return [*tables, *(table for table in optional if table), *reference_tables(recipe)]
 
 
 def build_report(
@@ -50,6 +51,7 @@ def build_report(
         answers=answered_clips(shown.answers, grid) if shown.answers else [],
         generations=picture_rows(shown.generations or default_pictures(grid, reconstructed=False), grid),
         charts=[chart for entry in shown.charts for chart in charts(entry, grid)],
+        items=item_scores(recipe, grid, results),
         steps=_steps(records, grid) if records else None,
         conditions=[*describe_machine(), *conditions, *_totals(records, seconds)],
         notes=[*shown.notes, *_notes(recipe, results)],

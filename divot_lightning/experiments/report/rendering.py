@@ -1,13 +1,15 @@
 """Render a report as one HTML file without other files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from divot_lightning.experiments.report.charts import NUM_COLOURS, chart_svg, line_style
-from divot_lightning.experiments.report.content import Answered, Cell, Picture, PictureRow, Report
+from divot_lightning.experiments.report.content import Answered, Cell, ItemScores, Picture, PictureRow, Report
 from divot_lightning.experiments.report.pictures import data_uri
 from divot_lightning.io.files import write_atomically
 
@@ -24,6 +26,10 @@ def _moving(item: Picture | Answered) -> str:
     return data_uri(item.video, item.frames_per_second)
 
 
+def _items_json(items: Mapping[str, ItemScores]) -> Markup:
+    return htmlsafe_json_dumps({name: asdict(each) for name, each in items.items()})
+
+
 def render_report(report: Report) -> str:
     """Return the report as HTML with styles, charts and moving pictures inside; nothing is loaded from elsewhere."""
     environment = Environment(
@@ -36,6 +42,7 @@ def render_report(report: Report) -> str:
     environment.filters["moving"] = _moving
     environment.filters["judged"] = _judged
     environment.filters["cell"] = _as_cell
+    environment.filters["items_json"] = _items_json
     environment.globals["line_style"] = line_style
     environment.filters["chart"] = lambda chart: Markup(chart_svg(chart))
     return environment.get_template("template.html.j2").render(report=report, num_colours=NUM_COLOURS)

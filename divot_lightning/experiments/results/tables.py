@@ -17,6 +17,7 @@ from divot_lightning.experiments.results.comparisons import (
     difference_text,
 )
 from divot_lightning.experiments.results.directions import Better, heading, is_gain
+from divot_lightning.experiments.results.power_table import power_table
 from divot_lightning.experiments.results.trials import TrialResult, by_group, find_score, protocol_differences
 
 
@@ -53,6 +54,13 @@ def result_table(recipe: Experiment, results: Sequence[TrialResult]) -> Table:
     tests = sum(not math.isnan(each.adjusted_p) for each in comparisons.values())
     note = _note(recipe, comparison_note(scores, baseline, recipe.seeds, tests), mixed)
     return Table("Scores and cost", ["", *names, *cost], rows, note)
+
+
+def seed_table(recipe: Experiment, results: Sequence[TrialResult]) -> Table | None:
+    """Return which differences from the baseline the seeds can see; None without two seeds."""
+    keys = {find_score(name, results): name for name in recipe.scores}
+    scores = {key: recipe.scores[name] for key, name in keys.items()}
+    return power_table(scores, by_group(results), baseline_of(recipe, results), keys)
 
 
 def _note(recipe: Experiment, comparisons: str, mixed: Mapping[str, Sequence[str]]) -> str:

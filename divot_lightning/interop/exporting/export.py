@@ -17,6 +17,7 @@ from divot_lightning.interop.exporting.export_source import find_source
 from divot_lightning.interop.exporting.model_card import model_card, without_folders
 from divot_lightning.interop.folders import require_new, whole_folder
 from divot_lightning.io.component_files import CONFIG_FILE, WEIGHTS_FILE
+from divot_lightning.parts.tasks import phrases_of_file
 from divot_lightning.training.run_folder import CONFIG
 
 INDEX = "model_index.json"
@@ -95,8 +96,17 @@ def _write_inference_config(run: Path, folder: Path) -> None:
     train = data.get("train")
     if isinstance(train, list):
         kept["train"] = [{"tasks": entry.get("tasks")} for entry in train if isinstance(entry, dict)]
+    for holder in (kept, *kept.get("train", [])):
+        holder |= {"tasks": _with_phrases(holder["tasks"])} if holder.get("tasks") else {}
     text = yaml.safe_dump({"data": {"init_args": without_folders(kept)}}, sort_keys=False)
     (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def _with_phrases(settings: Any, name: str = "") -> Any:
+    """Return tasks with phrases in the place of the files that hold them, since the files stay behind."""
+    if isinstance(settings, dict):
+        return {key: _with_phrases(value, key) for key, value in settings.items()}
+    return phrases_of_file(name, settings) if isinstance(settings, str) and name.endswith("prompts") else settings
 
 
 def require_shard_size(text: str) -> str:

@@ -151,9 +151,10 @@ class VideoDetokenizer(nn.Module):
 
     def loss(
         self,
-        video_BFCHW: Tensor,
+        video_BFCHW: Tensor | None,
         tokens_BQC: Tensor,
         *,
+        posterior: Tensor | None = None,
         terminal_timestep_prob: float = 0.0,
         condition_dropout: float = 0.0,
         null_tokens_QC: Tensor | None = None,
@@ -162,8 +163,9 @@ class VideoDetokenizer(nn.Module):
         """Compute the denoising loss: the squared error of the prediction, weighted as the objective says.
 
         Args:
-            video_BFCHW: Clips, float in [-1, 1].
+            video_BFCHW: Clips, float in [-1, 1]; None with `posterior`.
             tokens_BQC: Their tokens, float.
+            posterior: What `Latents.posterior` gave for the clips, if it was cached.
             terminal_timestep_prob: Probability that a clip is trained at the last step, which is pure noise, so that
                 all information must come from the tokens.
             condition_dropout: Probability that the tokens of a clip are replaced by the null tokens.
@@ -180,13 +182,15 @@ class VideoDetokenizer(nn.Module):
             tokens_BQC = torch.where(dropped_B[:, None, None], null_tokens_QC, tokens_BQC)
         # float32 from here on, also under autocast: bfloat16 rounds the first two noise levels to 0.
         with torch.no_grad():
-            clean = self.latents.encode(video_BFCHW, generator).float()
+            given = video_BFCHW if posterior is None else posterior
+            assert given is not None
+            clean = (self.latents.encode if posterior is None else self.latents.draw)(given, generator).float()
         noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
         time_B = self.objective.sample_times(
             len(clean), terminal_timestep_prob, device=clean.device, generator=generator
         )
         noisy = self.objective.add_noise(clean, noise, time_B)
-        prediction = self.denoiser(noisy.to(video_BFCHW.dtype), time_B, self.condition(tokens_BQC))
+        prediction = self.denoiser(noisy.to(given.dtype), time_B, self.condition(tokens_BQC))
         target, weight_B = self.objective.target(clean, noise, time_B), self.objective.weight(time_B)
         if weight_B is None:
             return nn.functional.mse_loss(prediction.float(), target)

@@ -6,7 +6,7 @@ G pooled positions per step, L = T * G, Q tokens per clip, C channels, H W pixel
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 from divot_lightning.errors import UserError
 from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.positions import init_with_sin_cos
+from divot_lightning.models.tokenizer.bottleneck import BottleneckConfig, TokenBottleneck
 from divot_lightning.models.tokenizer.spatiotemporal_transformer import SpatiotemporalTransformer
 from divot_lightning.models.tokenizer.temporal_transformer import TemporalInit, TemporalTransformer
 from divot_lightning.models.transformer_block import BLOCK_NORM_EPS, check_heads
@@ -60,6 +61,7 @@ class TokenizerConfig:
         resampler_heads: Attention heads of the resampler.
         resampler_head_dim: Channels of one attention head of the resampler.
         token_dim: Channels of a token.
+        bottleneck: What is done to the tokens on their way to the de-tokenizer; nothing by default.
     """
 
     vision: Callable[[], VisionEncoder]
@@ -79,11 +81,14 @@ class TokenizerConfig:
     resampler_heads: int = 16
     resampler_head_dim: int = 64
     token_dim: int = 256
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
 
     def __post_init__(self) -> None:
-        """Accept ``vision`` as a dictionary, such as the one that ``asdict`` returns."""
+        """Accept ``vision`` and ``bottleneck`` as dictionaries, such as those that ``asdict`` returns."""
         if isinstance(self.vision, dict):
             self.vision = _vision_of(self.vision)
+        if isinstance(self.bottleneck, dict):
+            self.bottleneck = BottleneckConfig(**self.bottleneck)
 
     @property
     def image_size(self) -> int:
@@ -174,6 +179,7 @@ class VideoTokenizer(nn.Module):
             heads=config.spatiotemporal_heads,
         )
         self.to_tokens = _token_layer(config)
+        self.bottleneck = TokenBottleneck(config.bottleneck, config.token_dim)
         if config.position_init == "sin_cos":
             self._init_positions()
 
@@ -196,7 +202,7 @@ class VideoTokenizer(nn.Module):
         maps = x_BTPC.flatten(0, 1).transpose(1, 2).unflatten(2, self.vision.grid)
         pooled = functional.adaptive_avg_pool2d(maps, self.config.pool_size)
         pooled_BTGC = pooled.flatten(2).transpose(1, 2).unflatten(0, x_BTPC.shape[:2])
-        return self.to_tokens(self.spatiotemporal(self.pooled_norm(pooled_BTGC)))
+        return self.bottleneck(self.to_tokens(self.spatiotemporal(self.pooled_norm(pooled_BTGC))))
 
     @torch.no_grad()
     def null_tokens(self, height: int, width: int) -> Tensor:
@@ -213,7 +219,8 @@ class VideoTokenizer(nn.Module):
                 frames.
 
         Returns:
-            Tokens (B, Q, token_dim), float: LayerNorm outputs. Q is ``config.tokens_per_clip``.
+            Tokens (B, Q, token_dim), float: LayerNorm outputs, or on a sphere (`BottleneckConfig`). Q is
+            ``config.tokens_per_clip``.
         """
         if not video_BF3HW.is_floating_point():
             raise UserError(f"tokenizer: the video is {video_BF3HW.dtype}; it must be float in [-1, 1] (to_unit_range)")

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import Randomness, move_generators
+from divot_lightning.models.tokenizer.bottleneck import to_sphere
 from divot_lightning.models.video_llm.cached_sequence import CachedSequence
 from divot_lightning.models.video_llm.sampling import most_over_ranks
-from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.segments import Clips, Segment
 from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.parts.sequences.tokens import TokenKind
@@ -129,15 +129,22 @@ def _generate_clip(
     ends_B = (batch.token_kind_BL != TokenKind.PAD).sum(dim=1)
     columns_BQ = ends_B[:, None] - num_queries + torch.arange(num_queries)
     hidden_BQD = hidden_BLD[torch.arange(len(ends_B))[:, None], columns_BQ]
-    return _sample(video_llm.head, hidden_BQD, temperature, generator)
+    return sample_features(video_llm, hidden_BQD, temperature, generator)
 
 
-def _sample(head: GenerationHead, hidden_BQD: Tensor, temperature: float, generator: Randomness) -> Tensor:
-    """Sample features; one sample at a time if each has its own generator."""
-    if not isinstance(generator, list):
-        return head.sample(hidden_BQD, temperature=temperature, generator=generator)
-    rows = zip(hidden_BQD.split(1), generator, strict=True)
-    return torch.cat([head.sample(row, temperature=temperature, generator=one) for row, one in rows])
+def sample_features(video_llm: VideoLLM, hidden_BQD: Tensor, temperature: float, generator: Randomness) -> Tensor:
+    """Sample normalised features from hidden states; one sample at a time if each has its own generator."""
+    head = video_llm.head
+    rows = [hidden_BQD] if not isinstance(generator, list) else hidden_BQD.split(1)
+    generators = generator if isinstance(generator, list) else [generator]
+    sampled = [
+        head.sample(row, temperature=temperature, generator=one) for row, one in zip(rows, generators, strict=True)
+    ]
+    features_BQC = torch.cat(sampled)
+    if not video_llm.config.features_on_sphere:
+        return features_BQC
+    mean_C, std_C = video_llm.feature_mean_C, video_llm.feature_std_C
+    return (to_sphere(features_BQC * std_C + mean_C) - mean_C) / std_C
 
 
 def autoregress(video_llm: VideoLLM, sequence: CachedSequence, temperature: float, generator: Randomness) -> Tensor:
@@ -155,7 +162,7 @@ def autoregress(video_llm: VideoLLM, sequence: CachedSequence, temperature: floa
     features = []
     for index in range(video_llm.num_queries):
         hidden_B1D = sequence.last_hidden_BD[:, None]
-        features.append(_sample(video_llm.head, hidden_B1D, temperature, generator)[:, 0])
+        features.append(sample_features(video_llm, hidden_B1D, temperature, generator)[:, 0])
         if index + 1 < video_llm.num_queries:
             sequence.append(video_llm.project(features[-1], hidden_B1D.dtype))
     return torch.stack(features, dim=1)

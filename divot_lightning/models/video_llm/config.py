@@ -29,6 +29,8 @@ class VideoLLMConfig:
         text_tokenizer: Folder of the text tokenizer; None takes the one in the language_model folder.
         num_queries: Q, tokens per clip. It follows from the tokenizer; a recipe need not state it.
         feature_dim: C, width of the tokenizer's tokens; it follows from the tokenizer too.
+        features_on_sphere: Whether all tokens of the tokenizer have the norm sqrt(C), so that generated ones are scaled
+            to it, too, also before the model reads them back; it follows from the tokenizer.
         generation_mode: How clips are generated: by queries that attend to all queries of the clip
             ("query_bidirectional") or to the earlier ones ("query_causal"), or one feature after another
             ("autoregressive"). In the last mode the head is trained and sampled one token at a time, even if it could
@@ -56,6 +58,7 @@ class VideoLLMConfig:
     text_tokenizer: str | None = None
     num_queries: int | None = None
     feature_dim: int | None = None
+    features_on_sphere: bool = False
     generation_mode: GenerationMode = "query_bidirectional"
     initial_values: InitialValues = "spread"
     lora: LoRAConfig | None = None
@@ -80,12 +83,13 @@ class VideoLLMConfig:
             )
         return self.num_queries, self.feature_dim
 
-    def for_tokenizer(self, num_tokens: int, token_dim: int) -> VideoLLMConfig:
+    def for_tokenizer(self, num_tokens: int, token_dim: int, on_sphere: bool = False) -> VideoLLMConfig:
         """Return this config with the sizes of a tokenizer's tokens.
 
         Args:
             num_tokens: Tokens that the tokenizer gives per clip.
             token_dim: Their width.
+            on_sphere: Whether they all have the norm sqrt(token_dim).
 
         Raises:
             UserError: The config states other sizes.
@@ -96,7 +100,7 @@ class VideoLLMConfig:
                 f"gives {num_tokens} tokens of width {token_dim}.\n"
                 "Remove both from the recipe, since they follow from the tokenizer, or choose another tokenizer."
             )
-        return replace(self, num_queries=num_tokens, feature_dim=token_dim)
+        return replace(self, num_queries=num_tokens, feature_dim=token_dim, features_on_sphere=on_sphere)
 
     def layout(self, width: int | None) -> SequenceLayout:
         """Return how samples are laid out.

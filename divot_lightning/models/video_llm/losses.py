@@ -10,16 +10,23 @@ batch that are generated, T targets of the next-word loss, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.sequences.layout import GenerationMode
 from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.parts.sequences.tokens import TokenKind
+
+TILE_VOCABULARY = 32_768
+"""Logits of one target that are in memory at a time, on average. Mistral-7B, the paper's model, has 32,000 words and is
+computed in one tile; a vocabulary of 150,000 takes the same memory in five."""
 
 
 @dataclass
@@ -40,7 +47,7 @@ class VideoLLMOutput:
 
 
 def next_word_loss(
-    output_layer: Callable[[Tensor], Tensor], batch: SequenceBatch, hidden_BLD: Tensor
+    output_layer: Callable[[Tensor], Tensor], batch: SequenceBatch, hidden_BLD: Tensor, num_tiles: int = 1
 ) -> tuple[Tensor, int]:
     """Return the mean cross entropy of the target tokens, each predicted at the position before it.
 
@@ -48,6 +55,9 @@ def next_word_loss(
         output_layer: Maps hidden states (T, D) to logits (T, V), float32.
         batch: The sequences.
         hidden_BLD: Last hidden states.
+        num_tiles: The output layer runs on so many parts of the targets, one after the other, and again in the backward
+            pass: only one part's logits are in memory. All ranks need the same number, since ZeRO-3 gathers the
+            layer's weights each time it runs.
 
     Returns:
         The mean over the targets, scalar float32, and their number.
@@ -55,9 +65,40 @@ def next_word_loss(
     target_T = batch.text_targets()
     flat = hidden_BLD.flatten(0, 1)
     if len(target_T) == 0:
-        return 0.0 * output_layer(flat[:1]).sum(), 0
-    logits_TV = output_layer(flat[(target_T - 1).to(flat.device)])
-    return functional.cross_entropy(logits_TV, batch.labels_BL.flatten()[target_T].to(flat.device)), len(target_T)
+        return 0.0 * _sum_over_tiles(_sum_of_logits, num_tiles, output_layer, flat[:1]), 0
+    hidden_TD = flat[(target_T - 1).to(flat.device)]
+    labels_T = batch.labels_BL.flatten()[target_T].to(flat.device)
+    if num_tiles == 1:
+        return functional.cross_entropy(output_layer(hidden_TD), labels_T), len(target_T)
+    total = _sum_over_tiles(_sum_of_losses, num_tiles, output_layer, hidden_TD, labels_T)
+    return total / len(target_T), len(target_T)
+
+
+def num_logit_tiles(vocabulary: int) -> int:
+    """Return into how many tiles the targets are cut: as many as keep the logits at `TILE_VOCABULARY` a target.
+
+    >>> num_logit_tiles(32_262), num_logit_tiles(151_936)
+    (1, 5)
+    """
+    return math.ceil(vocabulary / TILE_VOCABULARY)
+
+
+def _sum_over_tiles(
+    function: Callable[..., Tensor], num_tiles: int, output_layer: Callable[[Tensor], Tensor], *rows: Tensor
+) -> Tensor:
+    """Sum a function of the output layer over tiles of rows; its intermediate results are computed twice, not kept."""
+    if num_tiles == 1:
+        return function(output_layer, *rows)
+    tiles = zip(*(row.tensor_split(num_tiles) for row in rows), strict=True)
+    return torch.stack([checkpoint(function, output_layer, *tile, use_reentrant=False) for tile in tiles]).sum()
+
+
+def _sum_of_losses(output_layer: Callable[[Tensor], Tensor], hidden_TD: Tensor, labels_T: Tensor) -> Tensor:
+    return functional.cross_entropy(output_layer(hidden_TD), labels_T, reduction="sum")
+
+
+def _sum_of_logits(output_layer: Callable[[Tensor], Tensor], hidden_TD: Tensor) -> Tensor:
+    return output_layer(hidden_TD).sum()
 
 
 def generation_loss(

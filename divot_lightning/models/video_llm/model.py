@@ -24,7 +24,12 @@ from divot_lightning.models.video_llm.clip_generation import generate_features
 from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
 from divot_lightning.models.video_llm.language_model_probe import probe_language_model
 from divot_lightning.models.video_llm.lora import LoRAConfig, add_lora, merge_lora, unwrap
-from divot_lightning.models.video_llm.losses import VideoLLMOutput, generation_loss, next_word_loss
+from divot_lightning.models.video_llm.losses import (
+    VideoLLMOutput,
+    generation_loss,
+    next_word_loss,
+    num_logit_tiles,
+)
 from divot_lightning.models.video_llm.position_limit import check_positions
 from divot_lightning.models.video_llm.projectors import mlp_projector
 from divot_lightning.models.video_llm.sampling import generate_text
@@ -210,7 +215,8 @@ class VideoLLM(nn.Module):
         """
         features_MQC = self.normalise(features_MQC, batch.num_clips)
         hidden_BLD = self.hidden_states(batch, self.embed(batch, features_MQC))
-        text_loss, num_targets = next_word_loss(self.logits, batch, hidden_BLD)
+        num_tiles = num_logit_tiles(self.causal_lm.config.get_text_config().vocab_size)
+        text_loss, num_targets = next_word_loss(self.logits, batch, hidden_BLD, num_tiles)
         generation_mode = self._config.generation_mode
         head_loss, num_clips = generation_loss(
             self.head, batch, hidden_BLD, features_MQC, generation_mode=generation_mode

@@ -7,8 +7,11 @@ read; nothing is imported. Installed parts are found automatically but never use
 import difflib
 import importlib
 import inspect
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from divot_lightning.errors import UserError, first_line
@@ -76,11 +79,7 @@ class Registry(Generic[T]):
 
     def installed(self) -> list[InstalledPart]:
         """List the declared parts, sorted by name; a name that two distributions declare is listed twice."""
-        parts = []
-        for entry in entry_points(group=self.group):
-            name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "unknown")
-            parts.append(InstalledPart(entry.name, entry.value.replace(":", "."), name, version, entry))
-        return sorted(parts, key=lambda part: (part.name, part.distribution))
+        return list(_declared(self.group, _state_of_path()))
 
     def load(self, name: str) -> type[T]:
         """Import one part by its short name.
@@ -206,3 +205,19 @@ def class_path(part_class: type) -> str:
 def _reason(error: Exception) -> str:
     renamed = explain_import_error(str(error)) if isinstance(error, ImportError) else ""
     return f"{type(error).__name__}: {renamed or first_line(error, None)}"
+
+
+@lru_cache(maxsize=64)
+def _declared(group: str, state_of_path: tuple[tuple[str, int], ...]) -> tuple[InstalledPart, ...]:
+    """Read the entry points of a group; kept, since that opens a file of each of the hundreds of distributions."""
+    parts = []
+    for entry in entry_points(group=group):
+        name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "unknown")
+        parts.append(InstalledPart(entry.name, entry.value.replace(":", "."), name, version, entry))
+    return tuple(sorted(parts, key=lambda part: (part.name, part.distribution)))
+
+
+def _state_of_path() -> tuple[tuple[str, int], ...]:
+    """Return each folder of the import path with the time of its last change, which an installation makes."""
+    folders = [(name, Path(name)) for name in sys.path]
+    return tuple((name, folder.stat().st_mtime_ns if folder.exists() else 0) for name, folder in folders)

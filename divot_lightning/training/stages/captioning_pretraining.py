@@ -14,7 +14,8 @@ from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.stages.stage import Stage, num_real_samples
+from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
+from divot_lightning.training.stages.tokenizer_pretraining import kl_count, kl_part
 from divot_lightning.training.stages.video_llm_step import sequences_of
 
 
@@ -69,24 +70,28 @@ class CaptioningPretraining(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the next-word loss of captions given the clips' tokens."""
         self.check_sync("train", batch, batch_idx)
-        return self.training_loss(self._losses(batch), batch)
+        return self.training_loss(self._losses(batch, perturbed=True), batch)
 
     def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count the words to learn."""
-        return {"text_loss": sequences_of(batch).num_text_targets if num_real_samples(batch) else 0}
+        words = sequences_of(batch).num_text_targets if num_real_samples(batch) else 0
+        return {"text_loss": words, **kl_count(self.tokenizer_config, batch)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the same loss."""
+        """Log the loss of the captions."""
         self.check_sync("validation", batch, batch_idx)
         self.log_validation(self._losses(batch))
 
-    def _losses(self, batch: Batch) -> dict[str, LossPart]:
+    def _losses(self, batch: Batch, *, perturbed: bool = False) -> dict[str, LossPart]:
         if "video" not in batch:
             raise UserError("captioning pretraining trains the tokenizer on pixels; give it shards of videos")
-        tokens_MQC = self.tokenizer(to_unit_range(batch["video"]))
+        tokens_MQC, divergence = self.tokenizer(to_unit_range(batch["video"])), None
+        if perturbed:
+            tokens_MQC, divergence = self.tokenizer.bottleneck.perturb(tokens_MQC, batch_generators(batch, "tokens"))
         output = self.video_llm(sequences_of(batch), tokens_MQC)
         counts = int(num_real_samples(batch) > 0)
-        return {"text_loss": LossPart(output.text_loss, counts * output.num_text_targets)}
+        text = LossPart(output.text_loss, counts * output.num_text_targets)
+        return {"text_loss": text, **kl_part(divergence, self.tokenizer, batch)}
 
     def sequence_collator(self) -> SequenceCollator:
         """Return what the data need to tokenise and lay out samples."""
@@ -94,7 +99,7 @@ class CaptioningPretraining(Stage):
         return sequence_collator(self._llm_config(tokens))
 
     def _llm_config(self, tokens: TokenizerConfig) -> VideoLLMConfig:
-        return self.llm_config.for_tokenizer(tokens.tokens_per_clip, tokens.token_dim)
+        return self.llm_config.for_tokenizer(tokens.tokens_per_clip, tokens.token_dim, tokens.bottleneck.sphere)
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Return the tokenizer."""

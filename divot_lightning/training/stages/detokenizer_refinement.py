@@ -19,6 +19,8 @@ from divot_lightning.training.stages.tokenizer_pretraining import validation_los
 class DetokenizerRefinement(Stage):
     """Refines the de-tokenizer for a frozen tokenizer and prepares it for classifier-free guidance.
 
+    The data may hold cached tokens and latents in place of videos (`divot data encode --detokenizer`).
+
     Args:
         previous: Run folder of tokenizer pretraining.
         optimizer: Optimizer settings.
@@ -39,6 +41,7 @@ class DetokenizerRefinement(Stage):
         super().__init__(optimizer)
         self.tokenizer_folder = find_component(previous, "tokenizer")
         self.detokenizer_folder = find_component(previous, "detokenizer")
+        self.latents_folder = self.detokenizer_folder
         tokenizer = read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig)
         detokenizer_config = read_settings(self.detokenizer_folder, VideoDetokenizer, DetokenizerConfig)
         detokenizer_config.for_tokens(tokenizer.tokens_per_clip, tokenizer.token_dim)
@@ -57,19 +60,30 @@ class DetokenizerRefinement(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the denoising loss with condition dropout."""
         self.check_sync("train", batch, batch_idx)
-        video = to_unit_range(batch["video"])
+        video, tokens = self._clips_and_tokens(batch)
+        size = (self.detokenizer.config.size,) * 2 if video is None else video.shape[-2:]
         with torch.no_grad():
-            tokens = self.tokenizer(video)
-            null_tokens = self.tokenizer.null_tokens(*video.shape[-2:])
+            # As in tokenizer pretraining, or the de-tokenizer would unlearn to read few or noisy tokens.
+            tokens, _ = self.tokenizer.bottleneck.perturb(tokens, batch_generators(batch, "tokens"))
+            null_tokens = self.tokenizer.null_tokens(*size)
         loss = self.detokenizer.loss(
             video,
             tokens,
+            posterior=batch.get("latents"),
             terminal_timestep_prob=self.terminal_timestep_prob,
             condition_dropout=self.condition_dropout,
             null_tokens_QC=null_tokens,
             generator=batch_generators(batch, "train"),
         )
         return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
+
+    @torch.no_grad()
+    def _clips_and_tokens(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """Return the clips, float in [-1, 1], and their tokens; cached tokens alone if the batch has them."""
+        if "tokens" in batch:
+            return None, batch["tokens"]
+        video = to_unit_range(batch["video"])
+        return video, self.tokenizer(video)
 
     def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count clips."""
@@ -78,8 +92,9 @@ class DetokenizerRefinement(Stage):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses without dropout."""
         self.check_sync("validation", batch, batch_idx)
-        video = to_unit_range(batch["video"])
-        self.log_validation(validation_losses(self.detokenizer, video, self.tokenizer(video), batch, batch_idx))
+        video, tokens = self._clips_and_tokens(batch)
+        losses = validation_losses(self.detokenizer, video, tokens, batch, batch_idx, batch.get("latents"))
+        self.log_validation(losses)
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Return the refined de-tokenizer."""

@@ -113,7 +113,7 @@ class Stage(LightningModule):
             batch_index=batch_idx,
             position=int(batch.get("position", -1)),
             keys=list(batch.get("key", [])),
-            clips=len(batch["video"]) if "video" in batch else 0,
+            clips=next((len(batch[name]) for name in ("video", "latents") if name in batch), 0),
             samples=num_samples(batch),
         )
         return check_ranks_in_sync(state)
@@ -266,7 +266,7 @@ class Stage(LightningModule):
 
 def num_samples(batch: Mapping[str, Any]) -> int:
     """Count the samples of a batch, those of a dummy batch too."""
-    return len(batch["segments"]) if "segments" in batch else len(batch["video"])
+    return next(len(batch[name]) for name in ("segments", "video", "latents") if name in batch)
 
 
 def num_real_samples(batch: Mapping[str, Any]) -> int:

@@ -1,10 +1,16 @@
 """Tokenizer pretraining: tokenizer and de-tokenizer together (Divot section 3.1, arXiv:2412.04432)."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from divot_lightning.models.detokenizer.representation_alignment import (
+    RepresentationAlignment,
+    RepresentationAlignmentConfig,
+    captured_output,
+)
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.randomness import Randomness
@@ -28,6 +34,7 @@ class TokenizerPretraining(Stage):
             There the tokens are the network's only information, so that they are learned soonest. 0, uniform times,
             is the paper's way.
         terminal_timestep_prob_end: The same for the second half of the training; none keeps `terminal_timestep_prob`.
+        repa: Align the denoiser with a frozen vision encoder (REPA); none, the paper's way, by default.
     """
 
     def __init__(
@@ -37,8 +44,10 @@ class TokenizerPretraining(Stage):
         optimizer: TrainingOptimizer,
         terminal_timestep_prob: float = 0.0,
         terminal_timestep_prob_end: float | None = None,
+        repa: RepresentationAlignmentConfig | None = None,
     ) -> None:
         super().__init__(optimizer)
+        self.repa_config = repa
         self.tokenizer_config = tokenizer
         self.detokenizer_config = detokenizer
         self.terminal_timestep_prob = terminal_timestep_prob
@@ -52,13 +61,18 @@ class TokenizerPretraining(Stage):
         tokens = self.tokenizer.config
         self.detokenizer_config = self.detokenizer_config.for_tokens(tokens.tokens_per_clip, tokens.token_dim)
         self.detokenizer = VideoDetokenizer(self.detokenizer_config)
+        if self.repa_config is not None:
+            self.repa = RepresentationAlignment(self.repa_config, self.detokenizer.denoiser)
 
     def frozen_sources(self) -> dict[str, str | Path]:
-        """Return where frozen weights come from: of a vision encoder, a VAE, and a denoiser that is trained in part."""
-        vision = self.tokenizer.vision
+        """Return where frozen weights come from: of vision encoders, a VAE, and a denoiser that is trained in part."""
+        encoders = {"tokenizer": self.tokenizer.vision}
+        if self.repa_config is not None:
+            encoders["repa"] = self.repa.vision
         sources: dict[str, str | Path] = {}
-        if vision.frozen and vision.source is not None:
-            sources["tokenizer.vision"] = vision.source
+        for name, vision in encoders.items():
+            if vision.frozen and vision.source is not None:
+                sources[f"{name}.vision"] = vision.source
         for name in ("latents", "denoiser"):
             source = getattr(self.detokenizer, name).source
             if source is not None:
@@ -72,12 +86,23 @@ class TokenizerPretraining(Stage):
         second_half = 2 * self.global_step >= self.trainer.estimated_stepping_batches
         prob = self.terminal_timestep_prob_end if second_half else self.terminal_timestep_prob
         generators = batch_generators(batch, "train")
-        loss = self.detokenizer.loss(video, self.tokenizer(video), terminal_timestep_prob=prob, generator=generators)
-        return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
+        tokens, divergence = self.tokenizer.bottleneck.perturb(self.tokenizer(video), batch_generators(batch, "tokens"))
+        with self._captured_block() as hidden:
+            loss = self.detokenizer.loss(video, tokens, terminal_timestep_prob=prob, generator=generators)
+        parts = {"loss": LossPart(loss, num_real_samples(batch)), **kl_part(divergence, self.tokenizer, batch)}
+        if self.repa_config is not None:
+            parts["repa_loss"] = LossPart(self.repa(hidden[0], video), num_real_samples(batch), self.repa_config.weight)
+        return self.training_loss(parts, batch)
+
+    def _captured_block(self) -> AbstractContextManager[list[Tensor]]:
+        if self.repa_config is None:
+            return nullcontext([])
+        return captured_output(self.detokenizer.denoiser.get_submodule(self.repa_config.block))
 
     def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count clips."""
-        return {"loss": num_real_samples(batch)}
+        repa = {} if self.repa_config is None else {"repa_loss": num_real_samples(batch)}
+        return {"loss": num_real_samples(batch), **kl_count(self.tokenizer_config, batch), **repa}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss at uniform times, and the loss at pure noise, where only the tokens help."""
@@ -94,15 +119,34 @@ class TokenizerPretraining(Stage):
         return {}
 
 
+def kl_part(divergence: Tensor | None, tokenizer: VideoTokenizer, batch: Batch) -> dict[str, LossPart]:
+    """Return the KL loss of a tokenizer whose bottleneck has one; see `TokenBottleneck.perturb`."""
+    if divergence is None:
+        return {}
+    return {"kl_loss": LossPart(divergence, num_real_samples(batch), tokenizer.bottleneck.config.kl_weight)}
+
+
+def kl_count(tokenizer: TokenizerConfig, batch: Batch) -> dict[str, int]:
+    """Count the clips of the KL loss, if the tokenizer has one."""
+    return {"kl_loss": num_real_samples(batch)} if tokenizer.bottleneck.kl_weight else {}
+
+
 def validation_losses(
-    detokenizer: VideoDetokenizer, video_BFCHW: Tensor, tokens_BQC: Tensor, batch: Batch, batch_idx: int
+    detokenizer: VideoDetokenizer,
+    video_BFCHW: Tensor | None,
+    tokens_BQC: Tensor,
+    batch: Batch,
+    batch_idx: int,
+    posterior: Tensor | None = None,
 ) -> dict[str, LossPart]:
-    """Compute a de-tokenizer's validation losses, with the same noise at every validation."""
+    """Compute a de-tokenizer's validation losses, with the same noise at every validation; see its `loss`."""
     losses = {}
     for name, prob in (("loss", 0.0), ("loss_at_pure_noise", 1.0)):
         generators: Randomness = batch_generators(batch, "validation")
         if generators is None:
-            generators = torch.Generator(video_BFCHW.device).manual_seed(batch_idx)
-        loss = detokenizer.loss(video_BFCHW, tokens_BQC, terminal_timestep_prob=prob, generator=generators)
+            generators = torch.Generator(tokens_BQC.device).manual_seed(batch_idx)
+        loss = detokenizer.loss(
+            video_BFCHW, tokens_BQC, posterior=posterior, terminal_timestep_prob=prob, generator=generators
+        )
         losses[name] = LossPart(loss, num_real_samples(batch))
     return losses

@@ -51,7 +51,8 @@ class VideoLLMStage(Stage):
         self.previous = previous
         self.tokenizer_folder = find_component(previous, "tokenizer")
         tokenizer = read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig)
-        self.llm_config = config.for_tokenizer(tokenizer.tokens_per_clip, tokenizer.token_dim)
+        sphere = tokenizer.bottleneck.sphere
+        self.llm_config = config.for_tokenizer(tokenizer.tokens_per_clip, tokenizer.token_dim, sphere)
         self.weights = {"text_loss_weight": text_loss_weight, "head_loss_weight": head_loss_weight}
 
     def build_video_llm(self) -> VideoLLM:

@@ -113,7 +113,12 @@ class DiffusersDenoiser(Denoiser):
         config, name = self.model.config, self.row.class_name
         for key, value in derived.items():
             if config[key] != value:
-                raise UserError(f"denoiser: {key} of this {name} is {config[key]}, and the other parts need {value}")
+                # The further channels hold a picture, and in some models a mask: 36 of Wan's, 32 of CogVideoX's.
+                wider = key == "in_channels" and config[key] > value
+                hint = "\nan image-to-video model takes a picture besides; take the text-to-video one" if wider else ""
+                raise UserError(
+                    f"denoiser: {key} of this {name} is {config[key]}, and the other parts need {value}{hint}"
+                )
         patch = self.row.patch(config)
         sizes = (self.frames, *self.grid)
         if any(size % side for size, side in zip(sizes, patch, strict=True)):
@@ -122,6 +127,8 @@ class DiffusersDenoiser(Denoiser):
                 f"patches of this {name}: {patch[0]} frames of {patch[1]}x{patch[2]}\n"
                 "change num_frames, size, the latents or the patch size"
             )
+        steps, rows, columns = (size // side for size, side in zip(sizes, patch, strict=True))
+        self.token_grid = (steps, rows, columns)
 
     def _choose_trained(self, training: Training, lora_rank: int) -> None:
         if training == "full":

@@ -71,6 +71,7 @@ class VideoDiT(Denoiser):
         self.patch = (patch_frames, patch_size, patch_size)
         patch_dim = channels * patch_frames * patch_size**2
         counts = (frames // self.patch[0], grid[0] // self.patch[1], grid[1] // self.patch[2])
+        self.token_grid = counts
         self.embed = nn.Linear(patch_dim, width)
         self.register_parameter("position_LD", nn.Parameter(sin_cos_positions(counts, width)))
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))

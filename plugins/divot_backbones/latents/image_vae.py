@@ -45,15 +45,22 @@ class ImageVAELatents(FrozenVAE):
         self.block_size = 2 ** (len(settings.block_out_channels) - 1)
         self.init_args["scale"] = self.scale
 
-    @torch.no_grad()
     def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
         """Turn pixels into latents (B, F, c, h, w), float32: a sample of the VAE's posterior, scaled."""
+        return self.draw(self.posterior(video_BFCHW), generator)
+
+    @torch.no_grad()
+    def posterior(self, video_BFCHW: Tensor) -> Tensor:
+        """Return mean and logarithm of the variance of each latent, (B, F, 2c, h, w), float32."""
         self.check_pixels(video_BFCHW)
         clips = len(video_BFCHW)
         chunks = [posterior_of(self.vae, chunk.flatten(0, 1)) for chunk in video_BFCHW.split(self.batch_size, dim=1)]
-        posteriors = torch.cat([chunk.unflatten(0, (clips, -1)) for chunk in chunks], dim=1)
+        return torch.cat([chunk.unflatten(0, (clips, -1)) for chunk in chunks], dim=1)
+
+    def draw(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
+        """Sample the posterior, and scale it; see `Latents.draw`."""
         # Frame by frame, so that a clip's noise does not depend on the batch size.
-        frames = [sample_posterior(frame, self.channels, generator) for frame in posteriors.unbind(1)]
+        frames = [sample_posterior(frame, self.channels, generator) for frame in posterior.unbind(1)]
         return (torch.stack(frames, dim=1) - self.shift) * self.scale
 
     @torch.no_grad()

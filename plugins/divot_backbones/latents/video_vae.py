@@ -102,13 +102,20 @@ class VideoVAELatents(FrozenVAE):
     def _added_frames(self, num_frames: int) -> int:
         return (1 - num_frames) % self.frame_stride
 
-    @torch.no_grad()
     def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
         """Turn pixels into latents (B, f, c, h, w), float32: a sample of the VAE's posterior, normalised."""
+        return self.draw(self.posterior(video_BFCHW), generator)
+
+    @torch.no_grad()
+    def posterior(self, video_BFCHW: Tensor) -> Tensor:
+        """Return mean and logarithm of the variance of each latent, (B, 2c, f, h, w), float32; see `Latents`."""
         self.check_pixels(video_BFCHW)
         added = video_BFCHW[:, :1].expand(-1, self._added_frames(video_BFCHW.shape[1]), -1, -1, -1)
         video_BCFHW = torch.cat([added, video_BFCHW], dim=1).transpose(1, 2)
-        posterior = torch.cat([posterior_of(self.vae, clips) for clips in video_BCFHW.split(self.batch_size)])
+        return torch.cat([posterior_of(self.vae, clips) for clips in video_BCFHW.split(self.batch_size)])
+
+    def draw(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
+        """Sample the posterior, and normalise it; see `Latents.draw`."""
         latents_Bcfhw = sample_posterior(posterior, self.channels, generator)
         mean, std = _statistics(self.vae, self.channels, latents_Bcfhw)
         return ((latents_Bcfhw - mean) / std).transpose(1, 2)

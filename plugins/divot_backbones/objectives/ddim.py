@@ -4,7 +4,7 @@ Shape letters: B batch; latents, noise and states have any shape (B, ...).
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from diffusers import DDIMScheduler
@@ -17,6 +17,7 @@ from divot_lightning.parts.objectives import Objective, Sampler
 from divot_lightning.parts.randomness import Randomness
 
 Spacing = Literal["leading", "trailing", "linspace"]
+BetaSchedule = Literal["scaled_linear", "linear"]
 LastStep = Literal["clean", "first_noise_level"]
 
 
@@ -36,6 +37,7 @@ class DDIMObjective(Objective):
         beta_end: float = 0.012,
         zero_terminal_snr: bool = True,
         snr_shift: float = 1.0,
+        beta_schedule: BetaSchedule = "scaled_linear",
         eta: float = 1.0,
         spacing: Spacing = "leading",
         last_step: LastStep = "clean",
@@ -45,11 +47,13 @@ class DDIMObjective(Objective):
 
         Args:
             num_steps: Steps of the diffusion.
-            beta_start: First beta; the square roots of the betas are linear in the step.
+            beta_start: First beta.
             beta_end: Last beta, before the rescaling.
             zero_terminal_snr: Rescale the schedule so that the last step is pure noise (arXiv:2305.08891).
             snr_shift: The signal-to-noise ratio is divided by the square of this number. Small, redundant pictures need
                 more noise before the network depends on the condition (arXiv:2301.11093); the paper has 1.
+            beta_schedule: "scaled_linear": the square roots of the betas are linear in the step, as in Stable
+                Diffusion. "linear": the betas are, as in Latte's pretraining, from 0.0001 to 0.02.
             eta: Noise that each step of the sampler adds; 0 is deterministic, 1 is DDPM's.
             spacing: Steps that the sampler visits; `trailing` starts at the last one, `leading` (released) before it.
             last_step: Where the sampler's last step ends: at the clean latents, or, as released, at the noise level of
@@ -58,7 +62,12 @@ class DDIMObjective(Objective):
         """
         self.num_steps, self.eta, self.spacing = num_steps, eta, spacing
         self.last_step, self.half_precision_schedule = last_step, half_precision_schedule
-        alphas = alphas_cumprod(num_steps, beta_start, beta_end, zero_terminal_snr=zero_terminal_snr, shift=snr_shift)
+        if beta_schedule not in get_args(BetaSchedule):
+            raise UserError(
+                f"objective.beta_schedule is {beta_schedule!r}; choose {' or '.join(get_args(BetaSchedule))}"
+            )
+        betas = schedule_betas(num_steps, beta_start, beta_end, beta_schedule)
+        alphas = alphas_cumprod(betas, zero_terminal_snr=zero_terminal_snr, shift=snr_shift)
         self.scheduler = _training_scheduler(alphas, self.prediction, spacing)
 
     def sample_times(
@@ -109,6 +118,7 @@ class Epsilon(DDIMObjective):
         beta_end: float = 0.012,
         zero_terminal_snr: bool = False,
         snr_shift: float = 1.0,
+        beta_schedule: BetaSchedule = "scaled_linear",
         eta: float = 1.0,
         spacing: Spacing = "leading",
         last_step: LastStep = "clean",
@@ -130,6 +140,7 @@ class Epsilon(DDIMObjective):
             beta_end,
             zero_terminal_snr,
             snr_shift,
+            beta_schedule,
             eta,
             spacing,
             last_step,
@@ -174,12 +185,16 @@ class DDIMSampler(Sampler):
         return take_step(self.scheduler, index, prediction, state, self.eta, draw() if self.eta > 0 else None)
 
 
-def alphas_cumprod(
-    num_steps: int, beta_start: float, beta_end: float, *, zero_terminal_snr: bool, shift: float
-) -> Tensor:
+def schedule_betas(num_steps: int, beta_start: float, beta_end: float, schedule: BetaSchedule) -> Tensor:
+    """Return the betas, (num_steps,) float64; see `DDIMObjective`."""
+    if schedule == "linear":
+        return torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)
+    return torch.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=torch.float64) ** 2
+
+
+def alphas_cumprod(betas: Tensor, *, zero_terminal_snr: bool, shift: float) -> Tensor:
     """Return the cumulative products of the alphas, (num_steps,) float64, falling to 0 with zero terminal SNR."""
-    root = torch.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=torch.float64)
-    alphas = (1.0 - root**2).cumprod(0)
+    alphas = (1.0 - betas).cumprod(0)
     if zero_terminal_snr:
         # Shift the amplitude of the signal to 0 at the last step, and scale it back at the first.
         amplitude = alphas.sqrt()

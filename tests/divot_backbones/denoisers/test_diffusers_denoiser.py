@@ -9,6 +9,7 @@ from tiny_models import DENOISERS as TINY
 
 from divot_backbones.denoisers import diffusers_denoiser as adapters
 from divot_backbones.denoisers.diffusers_denoiser import to_layout
+from divot_backbones.pretrained import OTHER_INPUTS
 from divot_lightning.errors import UserError
 from divot_lightning.parts.registries.kinds import DENOISERS
 from divot_lightning.testing.denoiser_conformance import DenoiserConformance
@@ -198,6 +199,30 @@ def test_wrong_settings_are_refused(name, settings, message):
     with pytest.raises(UserError, match=message) as caught:
         build(name, **settings)
     assert len(str(caught.value).splitlines()) <= 5
+
+
+@pytest.mark.parametrize(("name", "channels"), [("wan", 9), ("cogvideox", 8), ("hunyuan", 9), ("cosmos", 5)])
+def test_image_to_video_weights_are_refused_with_the_reason(name, channels, tmp_path):
+    build(name, {**SIZES, "channels": channels}).model.save_pretrained(tmp_path)
+    message = (
+        rf"in_channels of this .* is {channels}, and the other parts need 4\nan image-to-video model takes a picture"
+    )
+    with pytest.raises(UserError, match=message):
+        DENOISERS.build(name, {"pretrained": str(tmp_path)}, **SIZES)
+
+
+def test_cogvideox_of_patches_of_two_frames_is_refused_with_the_frames_that_do_not_divide():
+    config = {**TINY["cogvideox"], "patch_size_t": 2, "use_rotary_positional_embeddings": True}
+    with pytest.raises(UserError, match=r"5 frames of 4x4 latents do not divide .*: 2 frames of 2x2"):
+        build("cogvideox", {**SIZES, "frames": 5}, config=config)
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_INPUTS))
+def test_models_with_other_inputs_are_refused_with_the_reason(name, tmp_path):
+    assert hasattr(diffusers, name)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(UserError, match=rf"holds a {name}, not a LTXVideo.*\n{OTHER_INPUTS[name]}"):
+        DENOISERS.build("ltx", {"pretrained": str(tmp_path)}, **SIZES)
 
 
 def test_latents_that_do_not_divide_into_patches_are_refused():

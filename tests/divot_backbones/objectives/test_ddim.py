@@ -4,7 +4,7 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
-from divot_backbones.objectives.ddim import X0, Epsilon, VPrediction, alphas_cumprod
+from divot_backbones.objectives.ddim import X0, Epsilon, VPrediction, alphas_cumprod, schedule_betas
 from divot_lightning.errors import UserError
 from divot_lightning.testing.objective_conformance import ObjectiveConformance
 
@@ -28,7 +28,8 @@ class TestX0(ObjectiveConformance):
 
 
 def schedule(num_steps=1000, zero_terminal_snr=True, shift=1.0):
-    return alphas_cumprod(num_steps, *BETAS, zero_terminal_snr=zero_terminal_snr, shift=shift)
+    betas = schedule_betas(num_steps, *BETAS, "scaled_linear")
+    return alphas_cumprod(betas, zero_terminal_snr=zero_terminal_snr, shift=shift)
 
 
 def plain_betas(num_steps=1000):
@@ -65,6 +66,17 @@ def test_without_the_rescaling_it_is_stable_diffusions_schedule():
     alphas = schedule(50, zero_terminal_snr=False)
     torch.testing.assert_close(alphas.numpy(), np.cumprod(1 - plain_betas(50)), rtol=1e-12, atol=0)
     assert alphas[-1] > 0
+
+
+def test_the_schedule_of_lattes_pretraining_is_a_setting():
+    ours = Epsilon(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    alphas, value = [], 1.0
+    for step in range(1000):
+        value *= 1.0 - (1e-4 + (0.02 - 1e-4) * step / 999)
+        alphas.append(value)
+    torch.testing.assert_close(ours.scheduler.alphas_cumprod, torch.tensor(alphas), rtol=1e-4, atol=1e-7)
+    with pytest.raises(UserError, match="choose scaled_linear or linear"):
+        VPrediction(beta_schedule="cosine")
 
 
 def test_the_rescaling_keeps_the_first_step():

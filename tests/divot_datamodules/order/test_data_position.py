@@ -1,5 +1,6 @@
 """A run that is stopped and continues sees the same samples in the same order, under Lightning's own loops."""
 
+import shutil
 from dataclasses import replace
 
 import lightning
@@ -73,14 +74,37 @@ def run(folder, shards, *, steps, workers=0, resume=None, exact=False, late=Fals
     return model.steps
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """A folder for what the first test that needs it makes; and the keys of steps, by whether epochs are exact."""
+    return tmp_path_factory.mktemp("made_once"), {}
+
+
 @pytest.fixture
-def shards(video_shards):
-    return video_shards(shards=1, samples=13)
+def shards(video_shards, made_once):
+    folder = made_once[0] / "shards"
+    if not folder.exists():
+        shutil.copytree(video_shards(shards=1, samples=13), folder)
+    return folder
+
+
+@pytest.fixture
+def uninterrupted(tmp_path, shards, made_once):
+    """Gives the keys of each step of a run that nothing stopped, and puts its checkpoints into `tmp_path / "whole"`."""
+
+    def make(exact):
+        folder, steps = made_once
+        if exact not in steps:
+            steps[exact] = run(folder / str(exact), shards, steps=STEPS, exact=exact)
+        shutil.copytree(folder / str(exact), tmp_path / "whole")
+        return steps[exact]
+
+    return make
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_every_stop_is_resumed_in_the_order_of_the_uninterrupted_run(tmp_path, shards, exact):
-    whole = run(tmp_path / "whole", shards, steps=STEPS, exact=exact)
+def test_every_stop_is_resumed_in_the_order_of_the_uninterrupted_run(tmp_path, shards, uninterrupted, exact):
+    whole = uninterrupted(exact)
     assert [len(keys) for keys in whole] == ([4, 4, 4, 1] * 2 if exact else [4] * 8)
     for stop in range(1, STEPS):
         workers = (0, 1, 2, 4)[stop % 4]
@@ -89,12 +113,11 @@ def test_every_stop_is_resumed_in_the_order_of_the_uninterrupted_run(tmp_path, s
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_two_stops_in_one_epoch(tmp_path, shards, exact):
-    whole = run(tmp_path / "whole", shards, steps=STEPS, exact=exact)
+def test_two_stops_in_one_epoch(tmp_path, shards, uninterrupted, exact):
     parts = [run(tmp_path / "parts", shards, steps=1, exact=exact, workers=2)]
     for begin, end in ((1, 3), (3, 4), (4, STEPS)):
         parts.append(run(tmp_path / "parts", shards, steps=end, exact=exact, resume=begin))
-    assert [keys for part in parts for keys in part] == whole
+    assert [keys for part in parts for keys in part] == uninterrupted(exact)
 
 
 def noted(method, path, key_of):
@@ -109,8 +132,10 @@ def noted(method, path, key_of):
 
 
 @pytest.mark.parametrize(("stop", "workers"), [(1, 2), (2, 0), (3, 4)])
-def test_what_was_used_before_a_stop_is_neither_read_nor_decoded_again(tmp_path, shards, monkeypatch, stop, workers):
-    epoch = run(tmp_path / "whole", shards, steps=4, exact=True)
+def test_what_was_used_before_a_stop_is_neither_read_nor_decoded_again(
+    tmp_path, shards, uninterrupted, monkeypatch, stop, workers
+):
+    epoch = uninterrupted(exact=True)[:4]
     read, decoded = tmp_path / "read", tmp_path / "decoded"
     monkeypatch.setattr(TarSource, "read", noted(TarSource.read, read, lambda self, *index: self.key(*index)))
     monkeypatch.setattr(
@@ -123,22 +148,19 @@ def test_what_was_used_before_a_stop_is_neither_read_nor_decoded_again(tmp_path,
 
 
 @pytest.mark.parametrize("exact", [False, True])
-def test_a_position_that_is_restored_after_lightning_fetched_a_batch_is_kept(tmp_path, shards, exact):
-    whole = run(tmp_path / "whole", shards, steps=STEPS, exact=exact)
-    settings = {"late": True, "max_epochs": 9}
-    assert run(tmp_path / "whole", shards, steps=STEPS, exact=exact, resume=2, **settings) == whole[2:]
+def test_a_position_that_is_restored_after_lightning_fetched_a_batch_is_kept(tmp_path, shards, uninterrupted, exact):
+    steps, settings = uninterrupted(exact), {"late": True, "max_epochs": 9}
+    assert run(tmp_path / "whole", shards, steps=STEPS, exact=exact, resume=2, **settings) == steps[2:]
 
 
-def test_an_endless_order_continues_over_lightnings_epochs(tmp_path, shards):
-    whole = run(tmp_path / "whole", shards, steps=STEPS)
-    assert run(tmp_path / "epochs", shards, steps=STEPS, limit_train_batches=3) == whole
+def test_an_endless_order_continues_over_lightnings_epochs(tmp_path, shards, uninterrupted):
+    assert run(tmp_path / "epochs", shards, steps=STEPS, limit_train_batches=3) == uninterrupted(exact=False)
 
 
-def test_accumulated_batches_are_used_one_by_one(tmp_path, shards):
-    whole = run(tmp_path / "whole", shards, steps=STEPS)
+def test_accumulated_batches_are_used_one_by_one(tmp_path, shards, uninterrupted):
     run(tmp_path / "two", shards, steps=2, accumulate_grad_batches=2)
     rest = run(tmp_path / "two", shards, steps=STEPS // 2, resume=2, accumulate_grad_batches=2)
-    assert rest == whole[4:]
+    assert rest == uninterrupted(exact=False)[4:]
 
 
 @pytest.mark.parametrize("remade", ["other videos", "all but one", "the same", "copied"])

@@ -6,6 +6,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.decoding.video import decode_frames, probe
@@ -79,6 +80,21 @@ def test_pieces_keep_the_aspect_with_even_sides(tmp_path, numbered_video):
     pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2, size=32))
     info = probe(packed(tmp_path / "out")["wide_0000"]["mp4"])
     assert (info.height, info.width) == (32, 56)
+
+
+def test_pieces_are_made_smaller_by_the_filter_that_is_asked_for(tmp_path):
+    from divot_datamodules.decoding.video_writing import encode_video, write_video
+
+    noise = np.random.default_rng(0).integers(0, 256, (16, 3, 64, 64), dtype=np.uint8)
+    video = write_video(tmp_path / "in" / "noise.mp4", noise, 8)
+    full = decode_frames(video, [index / 8 for index in range(16)]).transpose(0, 2, 3, 1)
+    small = np.stack([np.asarray(Image.fromarray(one).resize((32, 32), Image.Resampling.BILINEAR)) for one in full])
+    pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2, size=32, resize="pil_bilinear"))
+    assert packed(tmp_path / "out")["noise_0000"]["mp4"] == encode_video(small.transpose(0, 3, 1, 2), 8)
+    with pytest.raises(UserError, match="resize is 'pil_bilinear', not None"):
+        pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2, size=32))
+    with pytest.raises(UserError, match="nothing is resized"):
+        PackConfig(clip_seconds=2, resize="pil_bilinear")
 
 
 def test_what_cannot_be_packed_is_reported_and_left_out(media_folder, tmp_path, numbered_file):

@@ -1,6 +1,7 @@
 """The built-in tasks keep the contract of a task."""
 
 from divot_datamodules.tasks.built_in import CaptionTask, ConversationTask, GenerateTask, QuestionTask, StoryTask
+from divot_datamodules.toy.open_captions import OpenGenerateTask
 from divot_lightning.testing import TaskConformance
 
 TURNS = [{"question": "what colour ?", "answer": "red"}, {"question": "what shape ?", "answer": "a circle"}]
@@ -24,6 +25,16 @@ class TestGenerateTask(TaskConformance):
 
     def make_text(self):
         return {"caption": "a red circle {} moves"}
+
+
+class TestOpenGenerateTask(TaskConformance):
+    num_clips = 3
+
+    def make_task(self, template):
+        return OpenGenerateTask(template)
+
+    def make_text(self):
+        return {"attributes": {"colour": "red", "shape": "circle", "direction": "up", "speed": "slowly"}}
 
 
 class TestQuestionTask(TaskConformance):

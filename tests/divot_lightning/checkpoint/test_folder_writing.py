@@ -354,7 +354,9 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path: Path
     )
     draw = random.Random(0)
     steps = [0]
-    for _ in range(30):
+    for kills in range(300):
+        if kills >= 30 and steps[-1] > 10:  # on a busy machine a process gets less far before it is killed
+            break
         started = context.Event()
         process = context.Process(target=keep_saving, args=(str(tmp_path), started))
         process.start()

@@ -4,15 +4,19 @@ import json
 
 import pytest
 
+from divot_datamodules.toy.shards import write_toy_data
+from divot_datamodules.toy.story_shards import ToyStoryConfig
 from divot_lightning.evaluation.answers.accuracy import LETTERS
 from divot_lightning.evaluation.benchmarks.captions import MSRVTT, MSRVTTGeneration
 from divot_lightning.evaluation.benchmarks.clips import Reconstruction
 from divot_lightning.evaluation.benchmarks.multiple_choice import EgoSchema, MVBench
 from divot_lightning.evaluation.benchmarks.open_ended import MSVDQA, ActivityNetQA
 from divot_lightning.evaluation.benchmarks.perception_test import PerceptionTest
+from divot_lightning.evaluation.benchmarks.stories import ToyStories
 from divot_lightning.evaluation.benchmarks.toy import (
     Toy,
     ToyCaptions,
+    ToyOpenCaptions,
     ToyProbe,
     ToyQuestions,
     ToyRealClips,
@@ -148,6 +152,10 @@ class TestToy(OfToyShards):
     pass
 
 
+class TestToyOpenCaptions(OfToyShards):
+    benchmark = ToyOpenCaptions
+
+
 class TestReconstructionOfShards(OfToyShards):
     benchmark = Reconstruction
 
@@ -179,6 +187,15 @@ class TestToyCaptions(OfToyShards):
 
     def right_answer(self, item):
         return item.references[0]
+
+
+class TestToyStories(BenchmarkConformance):
+    def make_benchmark(self):
+        return ToyStories("independent")
+
+    def write_data(self, folder):
+        write_toy_data(folder, ToyStoryConfig(train=1, validation=1, held_out=2))
+        return folder
 
 
 def test_every_built_in_benchmark_is_tested():

@@ -57,6 +57,16 @@ def test_a_folder_of_frames_is_a_video_at_its_rate(tmp_path):
     assert frame_numbers(read_item(item, clip, 1)) == [[4, 6, 8, 10]]
 
 
+def test_a_folder_of_frames_is_resized_by_the_runs_filter(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 86, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    # Short side 32, long side 57.33 rounded down; the middle 32 columns begin at round(12.5), half to even.
+    expected = np.asarray(Image.fromarray(pixels).resize((57, 32), Image.Resampling.BILINEAR))[:, 12:44]
+    clip = ClipConfig(frames=1, fps=1, short_videos="squeeze", resize="pil_bilinear")
+    read = read_item(BenchmarkItem("1", tmp_path, "v", frame_rate=1.0), clip, 1)
+    np.testing.assert_array_equal(read[0, 0].transpose(1, 2, 0), expected)
+
+
 def test_sparse_frames_are_the_same_pictures(video_bytes):
     item = BenchmarkItem("1", video_bytes(32), "v", bounds=(0.5, 3.9))
     dense, sparse = (read_item(item, ClipConfig(short_videos="squeeze", sparse_frames=n), 20) for n in (None, 5))

@@ -1,12 +1,13 @@
 """The built-in metrics keep the contract of a metric."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-from divot_datamodules.toy.world import ATTRIBUTES, Scene, ToyWorld, caption
+from divot_datamodules.toy.stories import sample_story
+from divot_datamodules.toy.world import ATTRIBUTES, BACKGROUND, Scene, ToyWorld, caption
 from divot_lightning.evaluation.answers.accuracy import ChoiceAccuracy, OpenAnswerAccuracy
 from divot_lightning.evaluation.answers.text_match import ToyCaptionAccuracy
 from divot_lightning.evaluation.metrics.caption_metrics import CaptionScores
@@ -14,7 +15,9 @@ from divot_lightning.evaluation.metrics.clip_similarity import ClipSimilarity
 from divot_lightning.evaluation.metrics.frechet_video import FrechetVideoDistance, ToyFrechet
 from divot_lightning.evaluation.metrics.image_quality import LPIPS, PSNR, SSIM
 from divot_lightning.evaluation.metrics.probe import ToyProbe, probe_accuracy
+from divot_lightning.evaluation.metrics.toy_open_oracle import ToyOpenOracle
 from divot_lightning.evaluation.metrics.toy_oracle import ToyOracle
+from divot_lightning.evaluation.metrics.toy_story import ToyStory
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.registries.kinds import METRICS
 from divot_lightning.parts.registries.registry import class_path
@@ -38,6 +41,7 @@ def render(scenes):
 def item_of(scene):
     facts = {"attributes": {name: getattr(scene, name) for name in ATTRIBUTES}, "caption": caption(scene)}
     facts |= {"start": [scene.start_row, scene.start_column], "prompt": caption(scene)}
+    facts |= {"named": {"shape": scene.shape}}
     return BenchmarkItem("", None, "", answer="red", references=(caption(scene), "a red circle"), facts=facts)
 
 
@@ -87,6 +91,34 @@ class TestToyOracle(OfClips):
 
     def make_metric(self):
         return ToyOracle(start_error=True)
+
+
+class TestToyStory(MetricConformance):
+    metric = ToyStory
+
+    def make_metric(self):
+        return ToyStory()
+
+    def make_samples(self):
+        perfect = self.make_perfect()
+        torn = [replace(prediction, clips=prediction.clips[::-1]) for prediction, _ in perfect]
+        return [*perfect, *((prediction, item) for prediction, (_, item) in zip(torn, perfect, strict=True))]
+
+    def make_perfect(self):
+        found = []
+        for seed in range(3):
+            story = sample_story(ToyWorld(), "train", np.random.default_rng(seed))
+            facts = {"scenes": [asdict(scene) for scene in story.scenes], "changes": story.changes}
+            item = BenchmarkItem(str(seed), None, "", facts={**facts, "continuous": False, "background": BACKGROUND})
+            found.append((Prediction(sentences=tuple(story.sentences), clips=tuple(render(story.scenes))), item))
+        return found
+
+
+class TestToyOpenOracle(OfClips):
+    metric = ToyOpenOracle
+
+    def make_metric(self):
+        return ToyOpenOracle()
 
 
 class TestToyFrechet(OfClips):

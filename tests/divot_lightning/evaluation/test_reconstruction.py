@@ -9,6 +9,7 @@ import torch
 from divot_datamodules.decoding.clip_sampling import decode_clip
 from divot_datamodules.shards.sources import read_all
 from divot_lightning.cli.main import main
+from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig
 from divot_lightning.evaluation.metrics.frechet import feature_distance
 from divot_lightning.evaluation.metrics.toy_oracle import read_clips
@@ -68,6 +69,22 @@ def test_all_metrics_of_a_folder_equal_their_definitions(tiny_run, videos, tmp_p
     with np.load(out / "generation" / "clips.npz") as kept:
         np.testing.assert_array_equal(kept["made"], np.stack([clip.numpy() for clip in made]))
     assert sorted(path.name for path in (out / "generation").glob("*.mp4")) == [f"{n}_compare.mp4" for n in range(3)]
+
+
+def test_the_first_tokens_alone_are_decoded_and_their_number_is_in_the_protocol(tiny_run, videos, tmp_path):
+    out, models = tmp_path / "out", LoadedRun(tiny_run)
+    kept = GenerationConfig(num_tokens=1)
+    evaluate(tiny_run, EvaluationConfig("reconstruction", str(videos), output=str(out), seed=4, generation=kept))
+    real = torch.from_numpy(decode_clip(videos / "a.mp4", models.decoded_clip).video.copy())
+    tokens = models.encode(real[None])
+    tokens[:, 1:] = 0.0
+    expected = next(iter(models.decode(tokens, torch.Generator().manual_seed(item_seed(4, 0)))))[0]
+    with np.load(out / "generation" / "clips.npz") as stored:
+        np.testing.assert_array_equal(stored["made"][0], expected.numpy())
+    assert scores_of(out)["psnr"].protocol["decoding"] == {"seed": 4, "num_tokens": 1}
+    too_many = GenerationConfig(num_tokens=99)
+    with pytest.raises(UserError, match="num_tokens is 99"):
+        evaluate(tiny_run, EvaluationConfig("reconstruction", str(videos), output=str(out), generation=too_many))
 
 
 def test_a_video_that_cannot_be_read_is_left_out_and_counted(tiny_run, videos, tmp_path):

@@ -200,6 +200,25 @@ def test_settings_of_the_head_stand_in_the_model_of_a_score_and_not_in_its_proto
         evaluate(tiny_run, EvaluationConfig("toy", str(toy_data), output=str(tmp_path / "x"), generation=refused))
 
 
+def test_clips_are_asked_for_as_released_and_the_protocol_says_so(tiny_run, toy_data, tmp_path):
+    from divot_lightning.inference.clip_requests import ClipOpening
+
+    protocols = []
+    for number, asked in enumerate(({}, {"request": "Generate a video of {}", "opening": ClipOpening(2)})):
+        config = EvaluationConfig(
+            "toy",
+            str(toy_data),
+            output=str(tmp_path / str(number)),
+            limit=1,
+            template="instruction",
+            generation=GenerationConfig(**asked),
+        )
+        protocols.append(dict(evaluate(tiny_run, config).scores[0].protocol))
+    assert protocols[1].pop("request") == "Generate a video of {}"
+    assert protocols[1].pop("opening") == {"max_new_tokens": 2, "text_temperature": 0.7, "top_p": 0.5}
+    assert protocols[1] == protocols[0]
+
+
 def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tmp_path):
     from divot_datamodules.decoding.samples import SampleDecoder
     from divot_datamodules.shards.sources import read_all

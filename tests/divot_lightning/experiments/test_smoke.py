@@ -7,15 +7,17 @@ import sys
 
 import pytest
 
+from divot_lightning.cli.main import main
 from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import load_recipe
 from divot_lightning.experiments.runner.records import StepRecord
 
 
 @pytest.mark.slow
-def test_fast_quickstart_makes_the_report_and_a_second_start_finds_all_done(tmp_path):
+def test_fast_quickstart_makes_the_report_and_a_second_start_finds_all_done(tmp_path, capsys):
     folder = tmp_path / "smoke"
-    command = [sys.executable, "-m", "divot_lightning", "quickstart", "--fast", "--folder", str(folder)]
+    words = ["quickstart", "--fast", "--folder", str(folder)]
+    command = [sys.executable, "-m", "divot_lightning", *words]
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr[-3000:]
     plan = make_grid(load_recipe("experiments/quickstart_fast"), folder).all_steps()
@@ -30,8 +32,7 @@ def test_fast_quickstart_makes_the_report_and_a_second_start_finds_all_done(tmp_
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert {row["head"] for row in rows if row["score"] == "toy/all"} == {"mse", "diffusion", "gmm"}
 
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert second.returncode == 0
-    assert f"{len(plan)} of {len(plan)} steps are done already" in second.stderr
-    estimate = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=False)
-    assert "0 steps are left;" in estimate.stdout
+    assert main(words) == 0
+    assert f"{len(plan)} of {len(plan)} steps are done already" in capsys.readouterr().err
+    assert main([*words, "--dry-run"]) == 0
+    assert "0 steps are left;" in capsys.readouterr().out

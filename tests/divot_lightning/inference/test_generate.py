@@ -9,11 +9,13 @@ from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.generate import main
 from divot_lightning.errors import UserError
 from divot_lightning.inference.batches import generate_files
-from divot_lightning.inference.generate import generate_clip_features, generation_prompt
+from divot_lightning.inference.clip_requests import RELEASED_REQUEST, ClipOpening, ClipRequest
+from divot_lightning.inference.generate import generate_clip_features
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.inference.results import output_paths
-from divot_lightning.parts.segments import Clips
+from divot_lightning.models.video_llm.story import StorySampling
+from divot_lightning.parts.segments import Clips, Text
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def models(llm_run):
 
 @pytest.mark.parametrize("template", ["pretraining", "instruction"])
 def test_the_prompt_is_a_training_sample(template):
-    prompt = generation_prompt("a red circle", template)
+    prompt = ClipRequest().segments("a red circle", template)
     assert prompt[-1] == Clips(1, "generate", learn=template == "instruction")
     assert "a red circle" in prompt[0].text
     import numpy as np
@@ -107,3 +109,47 @@ def test_the_command_writes_files_and_prints_their_paths(llm_run, tmp_path, caps
     assert [(one["prompt"], one["seed"], one["number"]) for one in stored] == [("a red circle", 0, n) for n in range(2)]
     assert stored[0]["head"] == {"variance_scale": 0.1}
     assert stored[0]["sampling"]["steps"] == 2
+
+
+def test_a_request_is_the_given_one_or_a_phrase_of_the_run():
+    asked = ClipRequest("Show {} now").segments("a {} dog", "instruction")
+    assert asked[0].text == "[INST] Show a {} dog now [/INST]\n"
+    trained = ClipRequest(task_settings={"video_prompts": ["Film {}"]})
+    assert trained.segments("a dog", "instruction")[0].text == "[INST] Film a dog [/INST]\n"
+    assert RELEASED_REQUEST.segments("a dog", "USER: {} ASSISTANT: ")[0].text == (
+        "USER: Generate a video of a dog ASSISTANT: "
+    )
+
+
+@pytest.mark.parametrize("request_", [ClipRequest("Show {}"), ClipRequest(opening=ClipOpening())])
+def test_a_model_of_bare_prompts_has_learned_no_request(models, request_):
+    with pytest.raises(UserError, match="has learned no request"):
+        generate_clip_features(models.video_llm, ["a red circle"], request=request_)
+
+
+def test_a_clip_that_the_model_does_not_open_is_opened_after_its_words(models, caplog):
+    video_llm, asked = models.video_llm, ClipRequest(opening=ClipOpening(3, text_temperature=0.0))
+    prompt = asked.segments("a red circle", "instruction")
+    (written,) = video_llm.generate_story(prompt[:-1], num_clips=1, sampling=StorySampling(max_new_tokens=3))
+    assert written.features_QC is None
+    assert written.text
+    features = generate_clip_features(video_llm, ["a red circle"], template="instruction", request=asked, seed=4)
+    expected = video_llm.generate_features(
+        [[*prompt[:-1], Text(written.text, learn=False), prompt[-1]]], generator=torch.Generator().manual_seed(4)
+    )
+    torch.testing.assert_close(features, expected)
+    assert "1 of 1 clips: the model opened none by itself" in caplog.text
+
+
+def test_the_command_asks_in_given_words_and_notes_them(llm_run, tmp_path, capsys):
+    words = [str(llm_run), "--prompt", "a red circle", "--output", str(tmp_path / "x.gif"), "--template", "instruction"]
+    assert main([*words, "--request", "Generate a video of {}", "--open-clip", "--max-new-tokens", "2"]) == 0
+    stored = json.loads((tmp_path / "x.json").read_text())
+    assert stored["request"] == "Generate a video of {}"
+    assert stored["opening"] == {"max_new_tokens": 2, "text_temperature": 0.7, "top_p": 0.5}
+    with pytest.raises(UserError, match="--top-p has no effect without --open-clip"):
+        main([*words, "--top-p", "0.5"])
+    with pytest.raises(UserError, match="top_p is 0"):
+        main([*words, "--open-clip", "--top-p", "0"])
+    with pytest.raises(UserError, match=r"phrase 'a clip'; it must be a text with one \{\}"):
+        main([*words, "--request", "a clip"])

@@ -59,6 +59,15 @@ def test_a_reconstruction_is_encoding_and_decoding_of_the_middle_clip(pipeline, 
     assert not torch.equal(pipeline.reconstruct(video, seed=4).video_NFCHW, decoded)
 
 
+def test_the_first_tokens_alone_are_decoded(pipeline, video):
+    tokens = pipeline.models.encode(pipeline.reconstruct(video).original_NFCHW)
+    tokens[:, 1:] = 0.0
+    made = pipeline.reconstruct(video, seed=3, num_tokens=1)
+    assert torch.equal(made.features_NQC, tokens)
+    assert torch.equal(made.video_NFCHW, pipeline.decode(tokens, seed=3))
+    assert made.settings["num_tokens"] == 1
+
+
 def test_generated_clips_are_decoded_features_of_the_seed(pipeline):
     models = pipeline.models
     features = generate_clip_features(models.video_llm, ["a red circle"] * 2, seed=5)
@@ -94,11 +103,15 @@ def test_a_sampled_answer_depends_on_its_seed_alone(pipeline, video):
     assert pipeline.ask(video, QUESTION, seed=3, **options).text != alone[0]
 
 
+@pytest.mark.parametrize("settings", [{}, {"end_after": "last", "separator": "\n"}])
 @pytest.mark.parametrize("template", ["pretraining", "instruction"])
-def test_a_further_turn_is_asked_as_conversations_were_trained(template):
+def test_a_further_turn_is_asked_as_conversations_were_trained(template, settings):
     sample = {"questions": [{"question": "a ?", "answer": "b"}, {"question": "c ?", "answer": "d"}]}
-    trained = ConversationTask(template).segments(sample, np.random.default_rng(0), num_clips=2)
-    assert [*question_prompt("c ?", 2, template, history=[("a ?", "b")]), Text("d", learn=True)] == trained
+    trained = ConversationTask(template, **settings).segments(sample, np.random.default_rng(0), num_clips=2)
+    assert [
+        *question_prompt("c ?", 2, template, history=[("a ?", "b")], tasks={"conversation": settings}),
+        Text("d", learn=True),
+    ] == trained
 
 
 def test_earlier_turns_change_the_answer(llm_run, video):

@@ -214,3 +214,21 @@ def test_clips_are_cut_and_written_at_the_runs_own_rate(run, tmp_path):
     for name in ("mine.mp4", "mine_original.mp4", compared.name):
         with av.open(str(tmp_path / "out" / name)) as container:
             assert float(container.streams.video[0].average_rate) == 4.0
+
+
+def test_the_first_tokens_alone_are_decoded(run, shards, tmp_path, monkeypatch):
+    inputs, models, seen, decode = [str(shards / "held_out")], LoadedRun(run), [], LoadedRun.decode
+
+    def watched(self, tokens, *rest):
+        seen.append(tokens)
+        return decode(self, tokens, *rest)
+
+    monkeypatch.setattr(LoadedRun, "decode", watched)
+    assert main([str(run), *inputs, "--output", str(tmp_path / "one"), "--num-tokens", "1"]) == 0
+    (original,) = (torch.from_numpy(video.copy()) for _, video in read_clips(inputs, models.decoded_clip))
+    tokens = models.encode(original[None])
+    tokens[:, 1:] = 0.0
+    assert torch.equal(seen[0], tokens)
+    assert json.loads((tmp_path / "one/held_out-000000.json").read_text())["num_tokens"] == 1
+    with pytest.raises(UserError, match="num_tokens is 4; a clip has 3 tokens, so give 1 to 3"):
+        list(reconstruct_files(run, inputs, tmp_path / "four", num_tokens=4))

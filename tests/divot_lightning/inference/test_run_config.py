@@ -1,9 +1,16 @@
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from divot_datamodules.decoding.video import decode_frames
+from divot_datamodules.decoding.video_writing import write_video
 from divot_lightning.errors import UserError
-from divot_lightning.inference.run_config import run_clip_config, run_template
+from divot_lightning.inference.loaded_run import LoadedRun
+from divot_lightning.inference.media_input import read_middle_clip, read_video
+from divot_lightning.inference.run_config import run_clip_config, run_tasks, run_template
 
 TOKENIZER = SimpleNamespace(image_size=48)
 
@@ -36,3 +43,31 @@ def test_inference_resizes_as_training_and_takes_media_of_any_size_and_length(tm
     clip = run_clip_config(tmp_path, TOKENIZER)
     assert clip.resize == "pil_bilinear"
     assert (clip.min_side, clip.min_picture_side, clip.min_aspect, clip.cover) == (1, 1, 0.0, "consecutive")
+
+
+def as_released(pixels_HW3):
+    """Resize (48, 86) to 32 rows and 57 columns (57.33 rounded down), and take the middle 32 from column 12 on."""
+    picture = Image.fromarray(pixels_HW3).resize((57, 32), Image.Resampling.BILINEAR)
+    return np.asarray(picture)[:, 12:44].transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("given", ["file", "array"])
+def test_one_filter_holds_for_the_tokenizers_and_the_detokenizers_clips(llm_run, tmp_path, given):
+    run = tmp_path / "run"
+    shutil.copytree(llm_run, run)
+    (run / "config.yaml").write_text("data: {init_args: {clip: {height: 32, width: 32, resize: pil_bilinear}}}")
+    noise = np.random.default_rng(0).integers(0, 256, (16, 3, 48, 86), dtype=np.uint8)
+    video = write_video(tmp_path / "a.mp4", noise, 8.0)
+    full = decode_frames(video, [index / 8 for index in range(16)]).transpose(0, 2, 3, 1)
+    expected = np.stack([as_released(frame) for frame in full])
+    models, media = LoadedRun(run), video if given == "file" else full
+    np.testing.assert_array_equal(read_middle_clip(media, models.decoded_clip)[0], expected)
+    np.testing.assert_array_equal(read_video(media, models.clip)[0][0], expected[[0, 4, 8, 12, 15]])
+
+
+def test_settings_of_tasks_are_those_of_the_first_source_that_has_them(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "data: {init_args: {tasks: {caption: 1.0}, train: [{path: a, tasks: {generate: {weight: 1, init_args: "
+        "{video_prompts: ['Film {}']}}}}, {path: b, tasks: {generate: 1.0}}, {path: c}]}}"
+    )
+    assert run_tasks(tmp_path) == {"generate": {"video_prompts": ["Film {}"]}, "caption": {}}

@@ -122,7 +122,7 @@ def test_too_long_a_sentence_and_another_task_are_reported(llm_run, story_run, c
     assert [part.video_FCHW for part in short.parts] == [None]
     assert "0 of 3 clips: the model wrote 2 tokens without opening a clip" in caplog.text
     pipeline = DivotPipeline.from_pretrained(llm_run)
-    pipeline.models.tasks = frozenset({"caption"})
+    pipeline.models.tasks = {"caption": {}}
     with caplog.at_level(logging.WARNING):
         pipeline.story(INSTRUCTION, 1)
     assert "was trained on caption, not on the task story" in caplog.text

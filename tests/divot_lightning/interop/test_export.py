@@ -208,8 +208,10 @@ def test_large_files_are_split_and_loaded_again(run, tmp_path):
 
 def test_the_card_has_recipe_data_and_scores_and_names_no_folder_of_the_machine(run, tmp_path):
     (run / "finished.json").write_text("{}")
+    (tmp_path / "phrases.txt").write_text("Film {}\n\nShow {}\n")
     (run / "config.yaml").write_text(
-        "data: {init_args: {template: chat, train: [{path: /home/me/clips.tar, tasks: {caption: 1}}]}}\n"
+        "data: {init_args: {template: chat, train: [{path: /home/me/clips.tar, tasks: {caption: 1, "
+        f"generate: {{weight: 1, init_args: {{video_prompts: '{tmp_path}/phrases.txt'}}}}}}}}]}}}}\n"
         "trainer: {max_steps: 7}\n"
     )
     scores = [{"name": "accuracy", "value": 0.25, "count": 8, "protocol": {"data": "/home/me/qa.json", "frames": 16}}]
@@ -223,7 +225,10 @@ def test_the_card_has_recipe_data_and_scores_and_names_no_folder_of_the_machine(
     assert "/home/me" not in card + (out / "config.yaml").read_text()
     from divot_lightning.inference.run_config import run_tasks, run_template
 
-    assert (run_template(out), run_tasks(out)) == ("chat", {"caption"})
+    assert (run_template(out), run_tasks(out)) == (
+        "chat",
+        {"caption": {}, "generate": {"video_prompts": ["Film {}", "Show {}"]}},
+    )
 
 
 def test_no_settings_of_an_export_name_a_folder_of_the_machine(run, tmp_path):

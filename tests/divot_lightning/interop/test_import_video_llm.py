@@ -1,6 +1,7 @@
 """The released video LLM becomes a component folder: it computes what transformers and the recorded layers compute."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from divot_heads.gmm import gmm_mean
 from divot_lightning.checkpoint.components import load_component
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
+from divot_lightning.inference.clip_requests import RELEASED_REQUEST, ClipRequest
+from divot_lightning.inference.generate import generate_clip_features
+from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.interop.import_detokenizer import import_detokenizer
 from divot_lightning.interop.import_tokenizer import import_tokenizer
 from divot_lightning.interop.import_video_llm import import_video_llm
@@ -26,7 +30,7 @@ from tests.divot_lightning.interop.test_import_tokenizer import openclip_vit
 from tests.divot_lightning.interop.test_importing import config as detokenizer_config
 from tests.divot_lightning.interop.test_importing import original_vae
 
-DATA = Path(__file__).parents[2] / "data"
+DATA, DOCS = Path(__file__).parents[2] / "data", Path(__file__).parents[3] / "docs"
 Q, C, K = 8, 16, 4
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -181,6 +185,81 @@ def test_adapters_beside_the_language_model_are_merged_with_their_own_alpha(rele
     gives_the_expected_clip(tmp_path / "video_llm", merged)
 
 
+@pytest.mark.parametrize("kept", ["model.embed_tokens.weight", "lm_head.weight"])
+@torch.no_grad()
+def test_a_weight_that_embeddings_and_output_share_may_have_either_name(released, tmp_path, kept):
+    folder, model = released
+    llm = folder / "sft_gen" / "llm"
+    stored = json.loads((llm / "config.json").read_text())
+    (llm / "config.json").write_text(json.dumps({**stored, "tie_word_embeddings": True}))
+    weights = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    weights[kept] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, llm / "model.safetensors", {"format": "pt"})
+    done = import_video_llm(folder / "sft_gen", tmp_path / "video_llm", num_queries=Q)
+    video_llm = gives_the_expected_clip(tmp_path / "video_llm", model)
+    assert video_llm.causal_lm.lm_head.weight is video_llm.causal_lm.model.embed_tokens.weight
+    assert done.parameters == sum(value.numel() for value in video_llm.state_dict().values()) - weights[kept].numel()
+    save_file(
+        {**weights, "lm_head.weight": weights[kept] + 1, "model.embed_tokens.weight": weights[kept]},
+        llm / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(UserError, match=r"tie_word_embeddings.* differ"):
+        import_video_llm(folder / "sft_gen", tmp_path / "again", num_queries=Q)
+    assert not (tmp_path / "again").exists()
+
+
+def nucleus(logits_V, temperature, top_p):
+    """Return the probabilities of the smallest set of most likely words that reaches top_p."""
+    chances = (logits_V / temperature).softmax(0)
+    kept, total = torch.zeros_like(chances), 0.0
+    for word in chances.argsort(descending=True).tolist():
+        if total >= top_p:
+            break
+        kept[word], total = chances[word], total + float(chances[word])
+    return kept / kept.sum()
+
+
+@torch.no_grad()
+def test_the_released_request_writes_until_the_model_opens_the_clip(released, tmp_path):
+    folder, model = released
+    tokenizer = toy_text_tokenizer()
+    tokenizer.add_tokens([f"<frame_{index:05d}>" for index in range(256)])
+    ids = tokenizer.convert_tokens_to_ids
+    edited = MistralForCausalLM(model.config).eval()
+    edited.load_state_dict(model.state_dict())
+    edited.lm_head.weight[ids("<vid>")] *= 2.5  # so that this untrained model opens a clip after some words
+    edited.save_pretrained(folder / "sft_gen" / "llm")
+    import_video_llm(folder / "sft_gen", tmp_path / "video_llm", num_queries=Q)
+    video_llm, caption = load_component(tmp_path / "video_llm", VideoLLM).eval(), "a red circle moves left"
+
+    # As in the released eval_Divot_video_gen.py, without cache: words until <vid>, then <frame> and the queries.
+    generator, prompt = torch.Generator().manual_seed(42), f"[INST] Generate a video of {caption} [/INST]\n"
+    sequence = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+    asked = len(sequence)
+    never = [ids(name) for name in ("<frame>", "</frame>", "</vid>", "</img>")]
+    while sequence[-1] != ids("<vid>"):
+        logits = edited(torch.tensor([sequence])).logits[0, -1]
+        logits[never] = -torch.inf
+        sequence.append(int(torch.multinomial(nucleus(logits, 0.7, 0.5), 1, generator=generator)))
+        assert len(sequence) < asked + 256
+    assert len(sequence) > asked + 1
+    sequence += [ids("<frame>"), *(ids(f"<frame_{index:05d}>") for index in range(Q))]
+    visible = torch.ones(len(sequence), len(sequence)).tril().bool()
+    visible[-Q:, -Q:] = True
+    mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
+    hidden = edited.model(input_ids=torch.tensor([sequence]), attention_mask=mask).last_hidden_state[:, -Q:]
+    expected = video_llm.head.sample(hidden, generator=generator)
+
+    options = {"template": "instruction", "request": RELEASED_REQUEST, "seed": 42}
+    actual = generate_clip_features(video_llm, [caption], **options)
+    torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
+    opened = generate_clip_features(
+        video_llm, [caption], **{**options, "request": ClipRequest("Generate a video of {}")}
+    )
+    assert not torch.allclose(actual, opened, atol=0.1)
+
+
 def test_weights_in_half_precision_and_several_files_keep_their_dtype(tmp_path):
     model = write_released(tmp_path, torch.float16)
     llm = tmp_path / "sft_gen" / "llm"
@@ -266,10 +345,14 @@ def test_whole_released_model_reconstructs_answers_and_generates(released, tmp_p
     write_video(clip, torch.zeros(16, 3, 24, 24, dtype=torch.uint8).numpy(), 8.0)
     assert main(["reconstruct", str(run), str(clip), "--output", str(tmp_path / "out")]) == 0
     capsys.readouterr()
-    asked = ["ask", str(run), str(clip), "--question", "what colour is it ?", "--template", "instruction"]
-    assert main(asked) == 0
+    (settings,) = re.findall(r"```yaml\n(data:.*?)```", (DOCS / "importing.md").read_text(), re.DOTALL)
+    (run / "config.yaml").write_text(settings.replace("256", "16"))
+    models = LoadedRun(run)
+    assert (models.template, models.clip.resize, models.decoded_clip.resize) == ("instruction", *["pil_bilinear"] * 2)
+    assert models.tasks == {"conversation": {"end_after": "last", "separator": "\n"}}
+    assert main(["ask", str(run), str(clip), "--question", "what colour is it ?"]) == 0
     assert capsys.readouterr().out.strip()
     made = tmp_path / "made.mp4"
-    prompt = ["--prompt", "a red circle moves left", "--template", "instruction"]
-    assert main(["generate", str(run), *prompt, "--output", str(made)]) == 0
+    prompt = ["--prompt", "a red circle moves left", "--request", "Generate a video of {}", "--open-clip"]
+    assert main(["generate", str(run), *prompt, "--max-new-tokens", "4", "--output", str(made)]) == 0
     assert made.stat().st_size > 0

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import entry_points
 
 import pytest
 from jsonargparse import ArgumentParser
@@ -102,6 +103,17 @@ def test_strangers_head_is_found_with_its_distribution_and_version(install):
     assert HEADS.load("odd").__name__ == "OddHead"
 
 
+def test_parts_are_read_once_until_a_distribution_is_installed(install, monkeypatch):
+    before = [head.name for head in HEADS.installed()]
+    read = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: read.append(group) or entry_points(group=group))
+    assert [head.name for head in HEADS.installed()] == before
+    assert read == []
+    install("stranger", "odd = stranger_head:OddHead", HEAD_SOURCE.format(name="OddHead"))
+    assert sorted([*before, "odd"]) == [head.name for head in HEADS.installed()]
+    assert read == ["divot_lightning.heads"]
+
+
 @pytest.mark.parametrize("find", [HEADS.load, HEADS.resolve])
 def test_unknown_name_is_refused_with_what_is_installed_and_a_guess(find):
     with pytest.raises(UserError, match=r"head 'gmn' is not installed; installed: .*diffusion, .*gmm.* mean 'gmm'\?"):
@@ -109,7 +121,7 @@ def test_unknown_name_is_refused_with_what_is_installed_and_a_guess(find):
 
 
 def test_without_any_head_the_message_explains_how_to_install(monkeypatch):
-    monkeypatch.setattr(registry, "entry_points", lambda group: ())
+    monkeypatch.setattr(registry, "_declared", lambda group, state_of_path: ())
     with pytest.raises(UserError, match=r"no head is installed, so 'gmm' is not there; run `pip install -e \.`"):
         HEADS.load("gmm")
 

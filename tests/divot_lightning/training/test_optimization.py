@@ -9,10 +9,10 @@ from torch.optim import AdamW, Muon
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts.optimizers import scheduled_fraction
+from divot_lightning.parts.optimizers import TrainedParameter, scheduled_fraction
 from divot_lightning.training.optimization import configure_optimizer, inner_matrices
 from divot_optimizers.adamw import AdamWOptimizer
-from divot_optimizers.muon import JointOptimizer, MuonOptimizer
+from divot_optimizers.muon import JointOptimizer, MuonOptimizer, orthogonalized
 
 
 class Model(nn.Module):
@@ -124,6 +124,34 @@ def test_muon_gets_the_inner_matrices_only():
     assert isinstance(muon, Muon)
     assert isinstance(adamw, AdamW)
     assert set(names_of(model, (v for group in muon.param_groups for v in group["params"]))) == MATRICES
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
+def test_the_float32_iteration_keeps_singular_vectors_and_maps_singular_values(shape):
+    torch.manual_seed(0)
+    matrix, coefficients = torch.randn(shape), (3.4445, -4.7750, 2.0315)
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = sum(c * values**power for c, power in zip(coefficients, (1, 3, 5), strict=True))
+    expected = left @ values.diag() @ right
+    torch.testing.assert_close(orthogonalized(matrix, *coefficients), expected.float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
+def test_steps_of_muon_in_float32_are_those_of_torch_up_to_the_rounding_of_bfloat16(shape):
+    torch.manual_seed(0)
+    gradients, moved = torch.randn(3, *shape), {}
+    for kind in ("bfloat16", "float32"):
+        value = nn.Parameter(torch.ones(shape))
+        entry = TrainedParameter("inner", value, shape, is_inner_matrix=True)
+        muon = MuonOptimizer(**SETTINGS, matrix_lr=0.02, iteration_dtype=kind).build([entry]).parts[0]
+        assert isinstance(muon, Muon)
+        for value.grad in gradients:
+            muon.step()
+        moved[kind] = value.detach() - 1
+    error = (moved["float32"] - moved["bfloat16"]).norm() / moved["bfloat16"].norm()
+    assert 0 < error < 0.03
 
 
 def test_names_do_not_decide_what_muon_gets():

@@ -2,8 +2,9 @@
 
 import pytest
 
+from divot_datamodules.toy.open_captions import parse_open_caption
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.benchmarks.toy import ToyQuestions, read_toy_clips
+from divot_lightning.evaluation.benchmarks.toy import ToyOpenCaptions, ToyQuestions, read_toy_clips
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.parts.benchmarks import FileSlice
@@ -50,6 +51,21 @@ def test_toy_shards_give_four_questions_and_one_clip_each(tmp_path):
     assert {item.group for item in questions.items} == {"colour", "shape", "direction", "speed"}
     assert clips.items[0].facts["prompt"] == clips.items[0].references[0]
     assert set(clips.items[0].facts["attributes"]) == {"colour", "shape", "direction", "speed"}
+
+
+def test_open_captions_fit_their_clips_and_closed_ones_are_the_limit(tmp_path):
+    make_toy_shards(tmp_path, train=1, validation=1, held_out=12)
+    opened = ToyOpenCaptions().items(tmp_path, "held_out").items
+    closed = ToyOpenCaptions(named=1.0).items(tmp_path, "held_out").items
+    plain = read_toy_clips(tmp_path, "held_out").items
+    assert [item.facts["prompt"] for item in closed] == [item.facts["prompt"] for item in plain]
+    assert [item.id for item in opened] == [item.id for item in plain]
+    for item in opened:
+        assert parse_open_caption(item.facts["prompt"]) == item.facts["named"]
+        assert item.facts["named"].items() <= item.facts["attributes"].items()
+    assert {len(item.facts["named"]) for item in opened} >= {1, 2, 3}
+    with pytest.raises(UserError, match="named is 2"):
+        ToyOpenCaptions(named=2)
 
 
 def test_videos_of_local_shards_are_read_when_they_are_needed(tmp_path):

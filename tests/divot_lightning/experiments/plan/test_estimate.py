@@ -42,6 +42,8 @@ def test_the_rate_of_another_experiment_counts_for_longer_training_too(tmp_path)
     (tmp_path / "other").mkdir()
     finish(tmp_path / "other", other.steps["mse-seed0"]["llm"], 60.0, steps=100, seconds_since_start_or_resume=50.0)
     rates = measured_rates(tmp_path / "other")
-    assert rates == {"toy/llm_pretraining": 0.5}
-    _, llm, _ = estimate_steps(make_grid(recipe(), tmp_path / "new"), tmp_path / "new", rates)
+    assert rates["toy/llm_pretraining"].seconds == 0.5
+    data, llm, _ = estimate_steps(make_grid(recipe(), tmp_path / "new"), tmp_path / "new", rates)
     assert llm.seconds == pytest.approx(4 * 600 * 0.5)
+    assert llm.mib == pytest.approx(4 * 1.0, abs=0.01)
+    assert data.mib is None

@@ -14,6 +14,7 @@ from divot_lightning.experiments.report.content import (
     Cell,
     Chart,
     Headline,
+    ItemScores,
     Line,
     Picture,
     PictureRow,
@@ -64,6 +65,11 @@ def report() -> str:
             reconstructions=rows,
             answers=[Answered(clip, [("what?", "this", "that", False)])],
             generations=rows,
+            items={
+                "right": ItemScores(
+                    ["one", "two </script>", "three"], {"mse": [0.0, 1.0, None], "gmm": [1.0, 0.5, 1.0]}
+                )
+            },
             charts=[Chart("loss", [Line(f"cell {n}", [0, 1, 2], [3.0, 2.0, 1.0 + n]) for n in range(7)])],
             conditions=[("Processor", "one")],
             notes=["A note with an_unbroken_name_that_is_rather_long_for_a_phone_" * 2],
@@ -84,6 +90,18 @@ def test_a_page_is_whole_at_any_width(tmp_path, report, width):
     assert found["overflow"] <= 0, found["wide"]
     assert found["charts"] == 7
     assert found["text"] > 500
+
+
+def test_two_combinations_are_compared_item_by_item(tmp_path, report):
+    (tmp_path / "page.html").write_text(report, encoding="utf-8")
+    dom = browse(tmp_path, "--dump-dom", (tmp_path / "page.html").as_uri())
+    summary = re.search(r'<p id="pairs">(.*?)</p>', dom)[1]
+    assert summary == "2 items: B is higher on 1, lower on 1, equal on 0; mean difference 0.250"
+    rows = re.findall(r"<tr>(.*?)</tr>", re.search(r'<tbody id="differing">(.*?)</tbody>', dom)[1])
+    assert [re.findall(r"<td>(.*?)</td>", row) for row in rows] == [
+        ["one", "0.000", "1.000", "1.000"],
+        ["two &lt;/script&gt;", "1.000", "0.500", "-0.500"],
+    ]
 
 
 def test_a_page_prints(tmp_path, report):

@@ -18,11 +18,13 @@ from divot_lightning.experiments.plan.grid import Trial, make_grid
 from divot_lightning.experiments.report.content import Cell, Table
 from divot_lightning.experiments.results.comparisons import compare_groups
 from divot_lightning.experiments.results.formats import as_csv, as_latex, as_markdown
+from divot_lightning.experiments.results.items import item_scores
 from divot_lightning.experiments.results.tables import (
     baseline_of,
     failure_table,
     reference_tables,
     result_table,
+    seed_table,
 )
 from divot_lightning.experiments.results.trials import (
     TrialResult,
@@ -297,3 +299,34 @@ def test_a_score_of_several_measurements_is_that_of_the_measurement_of_its_name_
     assert find_score("reconstruction:generation/all", results) == "reconstruction:generation/all"
     with pytest.raises(UserError, match=r"several measurements have the score probe/all; name one: a:probe/all, b:"):
         find_score("probe/all", results)
+
+
+def test_the_items_of_two_groups_are_means_over_seeds_with_their_captions(tmp_path, grid):
+    write_trials(tmp_path, grid)
+    captions = [{"caption": name} for name in ("a", "b", "c", "d")]
+    (grid.steps["mse-seed0"]["scores"].folder / "captions/texts.json").write_text(json.dumps(captions))
+    found = item_scores(recipe(baseline="mse", scores=SCORES), grid, collect(grid, tmp_path))
+    assert found["captions/exact"].labels == ["0: a", "1: b", "2: c", "3: d"]
+    assert found["captions/exact"].values == {"mse": [1.0, 0.5, 0.0, 0.0], "gmm": [1.0, 1.0, 1.0, 0.5]}
+
+
+def test_the_power_table_pools_the_deviation_of_the_seeds_differences():
+    def results(values):
+        return [
+            TrialResult(Trial((group,), seed), {"s": Score("s", value, 4, {})})
+            for group, row in values.items()
+            for seed, value in enumerate(row)
+        ]
+
+    values = {"mse": [0.1, 0.2, 0.3], "gmm": [0.4, 0.4, 0.7]}
+    table = seed_table(recipe(baseline="mse", scores={"s": "higher"}), results(values))
+    deviation = np.std([0.3, 0.2, 0.4], ddof=1)
+    assert [text(cell) for cell in table.rows[0][:3]] == ["s", f"{deviation:.3f}", "2"]
+    seen = float(text(table.rows[0][3]))
+    assert ttest_power(seen, deviation, 3) == pytest.approx(0.8, abs=0.01)
+    assert seed_table(recipe(baseline="mse", scores={"s": "higher"}), results({"mse": [0.1], "gmm": [0.4]})) is None
+
+
+def ttest_power(difference, deviation, seeds):
+    samples = np.random.default_rng(0).normal(difference, deviation, (40_000, seeds))
+    return (ttest_1samp(samples, 0.0, axis=1).pvalue < 0.05).mean()

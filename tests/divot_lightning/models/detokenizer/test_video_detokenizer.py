@@ -12,7 +12,7 @@ from divot_backbones.denoisers.diffusers_denoiser import UNet3D
 from divot_backbones.denoisers.video_dit import VideoDiT
 from divot_backbones.latents.block_dct import BlockDCTLatents
 from divot_backbones.latents.image_vae import ImageVAELatents
-from divot_backbones.objectives.ddim import DDIMSampler, Epsilon, VPrediction, alphas_cumprod
+from divot_backbones.objectives.ddim import DDIMSampler, Epsilon, VPrediction, alphas_cumprod, schedule_betas
 from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
@@ -40,7 +40,8 @@ RESAMPLER = ConditionResamplerConfig(num_queries=2, dim=8, layers=1, heads=2, he
 
 
 def schedule(shift=2.0):
-    return alphas_cumprod(1000, 0.00085, 0.012, zero_terminal_snr=True, shift=shift)
+    betas = schedule_betas(1000, 0.00085, 0.012, "scaled_linear")
+    return alphas_cumprod(betas, zero_terminal_snr=True, shift=shift)
 
 
 def make_config(**changes):

@@ -3,7 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.sampling import sample_tokens
+from tests.divot_lightning.models.video_llm.tiny_video_llm import GENERATE, GENERATION_MODES, C, Q
 
 
 def test_temperature_zero_takes_the_most_likely_token():
@@ -38,3 +40,24 @@ def test_samples_follow_the_softmax_at_the_temperature():
 def test_forbidden_tokens_are_never_chosen(temperature):
     logits_BV = torch.tensor([[9.0, 0.0]]).masked_fill(torch.tensor([True, False]), -torch.inf)
     assert sample_tokens(logits_BV, temperature, 1.0).tolist() == [1]
+
+
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_features_are_generated_on_the_sphere_and_read_back_from_there(make, generation_mode, monkeypatch):
+    video_llm, plain = (make(generation_mode=generation_mode, features_on_sphere=on) for on in (True, False))
+    for model in (video_llm, plain):
+        model.set_feature_statistics(torch.arange(5.0), torch.arange(1.0, 6.0))
+    read, project = [], VideoLLM.project
+
+    def watched(self, features_SC, dtype):
+        read.append(features_SC)
+        return project(self, features_SC, dtype)
+
+    monkeypatch.setattr(VideoLLM, "project", watched)
+    features_MQC = video_llm.generate_features([GENERATE])
+    torch.testing.assert_close(features_MQC.norm(dim=-1), torch.full((1, Q), C**0.5))
+    if generation_mode == "autoregressive":
+        raw_NC = torch.cat(read[-Q + 1 :]) * video_llm.feature_std_C + video_llm.feature_mean_C
+        torch.testing.assert_close(raw_NC, features_MQC[0, :-1])
+    first = plain.generate_features([GENERATE])[:, 0]
+    torch.testing.assert_close(torch.cosine_similarity(first, features_MQC[:, 0]), torch.ones(1))

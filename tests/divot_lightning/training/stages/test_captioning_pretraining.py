@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.errors import UserError
+from divot_lightning.models.tokenizer.bottleneck import BottleneckConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.training.stages.captioning_pretraining import CaptioningPretraining, NoHead
@@ -76,3 +77,16 @@ def test_a_frozen_language_model_from_a_folder_is_in_no_checkpoint(tokenizer_con
         stage.configure_model()
         names = [name for name in sort_tensors(stage).weights if name.startswith("video_llm.language_model")]
         assert bool(names) is not frozen
+
+
+def test_the_bottleneck_acts_in_training_alone_and_its_kl_loss_is_counted(tokenizer_config, make_config, batches):
+    torch.manual_seed(0)
+    config = replace(tokenizer_config, bottleneck=BottleneckConfig(kl_weight=0.5, noise=2.0))
+    stage = CaptioningPretraining(config, make_config(), AdamWOptimizer())
+    stage.configure_model()
+    training, validation = stage._losses(batches[0], perturbed=True), stage._losses(batches[0])
+    assert {name: part.count for name, part in training.items()} == stage.loss_counts(batches[0])
+    assert training["kl_loss"].weight == 0.5
+    assert set(validation) == {"text_loss"}
+    assert torch.equal(validation["text_loss"].mean, stage._losses(batches[0])["text_loss"].mean)
+    assert not torch.equal(validation["text_loss"].mean, training["text_loss"].mean)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning import Trainer
@@ -6,6 +8,7 @@ from torch.utils.data import DataLoader
 from divot_lightning.checkpoint.components import find_component, load_component, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.tokenizer.bottleneck import BottleneckConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
@@ -131,3 +134,21 @@ def test_parts_that_do_not_fit_are_refused(pretraining_run, detokenizer_config):
 def test_a_run_without_a_detokenizer_is_refused(tokenizer_run):
     with pytest.raises(UserError, match="has no detokenizer; it has: tokenizer"):
         DetokenizerRefinement(str(tokenizer_run), OPTIMIZER)
+
+
+def test_refinement_continues_with_few_tokens_and_validates_with_all(
+    tmp_path, tokenizer_config, detokenizer_config, clips
+):
+    torch.manual_seed(0)
+    tokenizer = replace(tokenizer_config, bottleneck=BottleneckConfig(nested_dropout="uniform"))
+    save_component(VideoTokenizer(tokenizer), tmp_path / "elastic/tokenizer")
+    save_component(VideoDetokenizer(detokenizer_config), tmp_path / "elastic/detokenizer")
+    stage = built(DetokenizerRefinement(str(tmp_path / "elastic"), OPTIMIZER, condition_dropout=0.0))
+    kept = {True: [], False: []}
+    stage.detokenizer.denoiser.register_forward_pre_hook(
+        lambda module, args: kept[module.training].append((args[2] != 0).all(dim=-1).sum(dim=1).tolist())
+    )
+    loaders = DataLoader(clips, batch_size=None), DataLoader(clips[:1], batch_size=None)
+    trainer(3, max_epochs=1).fit(stage, *loaders)
+    assert min(map(min, kept[True])) < 3
+    assert {tuple(counts) for counts in kept[False]} == {(3, 3)}

@@ -7,12 +7,16 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTModel
 
+from divot_backbones.vision.clip import ClipVision
+from divot_backbones.vision.trained import TrainedVision
 from divot_backbones.vision.transformers_vision import TransformersVision
 from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.errors import UserError
+from divot_lightning.models.detokenizer.representation_alignment import RepresentationAlignmentConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
+from divot_lightning.models.tokenizer.bottleneck import BottleneckConfig, TokenBottleneck
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
@@ -192,3 +196,80 @@ def test_no_recipe_has_to_state_the_sizes_of_tokens_and_components_store_them(
     save_component(stage.detokenizer, tmp_path / "detokenizer")
     loaded = load_component(tmp_path / "detokenizer", VideoDetokenizer)
     assert (loaded.config.num_tokens, loaded.config.token_dim) == (3, 8)
+
+
+def test_the_denoiser_gets_perturbed_tokens_in_training_and_whole_ones_in_validation(
+    tokenizer_config, detokenizer_config, clips, calls
+):
+    torch.manual_seed(0)
+    tokenizer = replace(tokenizer_config, bottleneck=BottleneckConfig(nested_dropout="uniform"))
+    stage = built(TokenizerPretraining(tokenizer, detokenizer_config, OPTIMIZER))
+    trainer(3, max_epochs=1).fit(stage, DataLoader(clips, batch_size=None), DataLoader(clips[:1], batch_size=None))
+    kept = [(call["tokens"] != 0).all(dim=-1).sum(dim=1).tolist() for call in calls]
+    training = [counts for call, counts in zip(calls, kept, strict=True) if call["tokens"].requires_grad]
+    assert len(training) == 3
+    assert min(min(counts) for counts in training) < 3
+    assert all(counts == [3, 3] for call, counts in zip(calls, kept, strict=True) if not call["tokens"].requires_grad)
+
+
+def test_the_kl_loss_is_weighted_logged_and_trains_the_variance(tokenizer_config, detokenizer_config, clips):
+    torch.manual_seed(0)
+    tokenizer = replace(tokenizer_config, bottleneck=BottleneckConfig(kl_weight=0.5))
+    stage = built(TokenizerPretraining(tokenizer, detokenizer_config, OPTIMIZER))
+    before = stage.tokenizer.bottleneck.log_variance.bias.clone()
+    run = trainer(3)
+    run.fit(stage, DataLoader(clips, batch_size=None))
+    assert run.callback_metrics["train/kl_loss"] > 0
+    assert stage.loss_counts(clips[0]) == {"loss": 2, "kl_loss": 2}
+    assert not torch.equal(stage.tokenizer.bottleneck.log_variance.bias, before)
+
+
+def test_without_options_training_is_the_same_bit_for_bit_as_without_a_bottleneck(
+    tokenizer_config, detokenizer_config, clips, monkeypatch
+):
+    def trained():
+        torch.manual_seed(0)
+        stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER))
+        torch.manual_seed(1)
+        trainer(3).fit(stage, DataLoader(clips, batch_size=None))
+        return stage.state_dict()
+
+    ours = trained()
+    monkeypatch.setattr(TokenBottleneck, "perturb", lambda self, tokens, generator: (tokens, None))
+    monkeypatch.setattr(TokenBottleneck, "forward", lambda self, tokens: tokens)
+    without = trained()
+    assert ours.keys() == without.keys()
+    assert all(torch.equal(ours[name], value) for name, value in without.items())
+
+
+def test_repa_trains_its_projector_and_the_networks_but_is_not_exported(
+    tokenizer_config, detokenizer_config, clips, tmp_path
+):
+    torch.manual_seed(0)
+    vision = partial(ClipVision, image_size=8, patch_size=4, width=6, layers=1, heads=2)
+    repa = RepresentationAlignmentConfig(vision=vision, block="blocks.0", width=12, projector_width=16)
+    stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER, repa=repa))
+    before = {name: value.clone() for name, value in stage.named_parameters()}
+    run = trainer(3, callbacks=[ComponentExport(tmp_path)])
+    run.fit(stage, DataLoader(clips, batch_size=None))
+    assert -1 <= run.callback_metrics["train/repa_loss"] <= 1
+    assert stage.loss_counts(clips[0]) == {"loss": 2, "repa_loss": 2}
+    still = [name for name, value in stage.named_parameters() if torch.equal(value, before[name])]
+    assert still == [name for name in before if name.startswith("repa.vision.")]
+    assert {path.parent.name for path in tmp_path.glob("*/model.safetensors")} == {"tokenizer", "detokenizer"}
+    plain = VideoDetokenizer(stage.detokenizer.config).state_dict()
+    assert load_component(tmp_path / "detokenizer", VideoDetokenizer).state_dict().keys() == plain.keys()
+
+
+def test_the_trained_encoder_of_another_run_serves_repa_and_is_named_as_a_source(
+    tokenizer_config, detokenizer_config, clips, tokenizer_run
+):
+    torch.manual_seed(0)
+    repa = RepresentationAlignmentConfig(
+        vision=partial(TrainedVision, run=str(tokenizer_run)), block="blocks.0", width=12, projector_width=16
+    )
+    stage = built(TokenizerPretraining(tokenizer_config, detokenizer_config, OPTIMIZER, repa=repa))
+    assert stage.frozen_sources() == {"repa.vision": str(tokenizer_run / "tokenizer")}
+    trainer(1).fit(stage, DataLoader(clips, batch_size=None))
+    given = load_component(tokenizer_run / "tokenizer", VideoTokenizer).vision.state_dict()
+    assert all(torch.equal(stage.repa.vision.model.state_dict()[name], value) for name, value in given.items())

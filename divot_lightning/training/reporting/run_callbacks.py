@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_only
 
 from divot_lightning.training.config_changes import write_config
+from divot_lightning.training.reporting.run_logging import CsvMetrics
 from divot_lightning.training.run_folder import FINISHED
-from divot_lightning.training.run_logging import CsvMetrics
 
 SLOW_REFRESH_SECONDS = 15.0
 """Seconds between two lines of the bar where the output is a file or a pipe."""

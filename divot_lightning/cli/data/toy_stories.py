@@ -1,0 +1,50 @@
+"""`divot data toy-stories`: write stories of the toy world as shards."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the command's parser."""
+    parser = argparse.ArgumentParser(
+        prog="divot data toy-stories",
+        description="Write stories of the toy world: tars of several h264 clips with a sentence each, in which one "
+        "attribute changes from clip to clip. The same settings give the same bytes. After a stop, the same command "
+        "continues.",
+    )
+    parser.add_argument("folder", help="folder of train/, validation/, held_out/ and text_tokenizer/")
+    parser.add_argument("--continuous", action="store_true", help="one scene: each clip goes on where the last ended")
+    parser.add_argument(
+        "--look", choices=("day", "night"), default="night", help="day looks as the toy world does (default: night)"
+    )
+    parser.add_argument("--num-clips", type=int, default=3, help="clips of a story (default: 3)")
+    parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default: 32)")
+    parser.add_argument("--train", type=int, default=2048, help="training stories (default: 2048)")
+    parser.add_argument("--validation", type=int, default=128, help="validation stories (default: 128)")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=128,
+        help="stories that begin with a combination of attributes that training never sees (default: 128)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: The words after `divot data toy-stories`.
+    """
+    args = parser().parse_args(argv)
+    from divot_datamodules.toy.shards import write_toy_data
+    from divot_datamodules.toy.story_shards import ToyStoryConfig
+
+    settings = {name: value for name, value in vars(args).items() if name != "folder"}
+    made = write_toy_data(args.folder, ToyStoryConfig(**settings), progress=True)
+    state = "made" if made else "already there, nothing to do"
+    stories = f"{args.train} training, {args.validation} validation, {args.held_out} held-out stories"
+    sys.stdout.write(f"{args.folder}: {stories} of {args.num_clips} clips; {state}\n")
+    return 0

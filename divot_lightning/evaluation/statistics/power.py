@@ -1,0 +1,59 @@
+"""Power of a paired t-test over seeds: which difference how many seeds show, and how many a difference needs."""
+
+import math
+
+from scipy.optimize import brentq
+from scipy.special import nctdtr, stdtrit
+
+LEVEL = 0.05
+"""Probability that the test sees a difference that does not exist; that of one comparison, chosen beforehand."""
+POWER = 0.8
+"""Probability to see a difference that exists; the usual choice (Cohen, 1988)."""
+MOST_SEEDS = 10_000
+
+
+def power(difference: float, deviation: float, seeds: int) -> float:
+    """Return the probability that a two-sided paired t-test at `LEVEL` sees a difference.
+
+    With S seeds, the statistic has the noncentral t distribution with S - 1 degrees of freedom and noncentrality
+    ``difference sqrt(S) / deviation``; the test sees it where it lies beyond the quantiles of the central one.
+
+    Args:
+        difference: True mean of the paired differences.
+        deviation: Standard deviation of one seed's paired difference, above 0.
+        seeds: Number of seeds S, at least 2.
+
+    >>> round(power(0.5, 1.0, 34), 2), round(power(0.0, 1.0, 5), 2)
+    (0.81, 0.05)
+    """
+    freedom, shift = seeds - 1, abs(difference) * math.sqrt(seeds) / deviation
+    edge = -float(stdtrit(freedom, LEVEL / 2))
+    above = 1.0 - float(nctdtr(freedom, shift, edge))
+    # Beyond a shift of 3 the other tail holds less than 3e-5, and scipy's function is NaN for some values there.
+    return above if shift > 3.0 else above + float(nctdtr(freedom, shift, -edge))
+
+
+def smallest_difference(deviation: float, seeds: int) -> float:
+    """Return the smallest difference that is seen with a probability of `POWER`; arguments as in `power`.
+
+    >>> round(smallest_difference(0.1, 3), 2), round(smallest_difference(0.1, 10), 2)
+    (0.33, 0.1)
+    """
+    edge = -float(stdtrit(seeds - 1, LEVEL / 2))
+    # At this many deviations of the mean, even two seeds are above the wanted power.
+    top = 4.0 * edge
+    effect = brentq(lambda shift: power(shift / math.sqrt(seeds), 1.0, seeds) - POWER, 0.0, top)
+    return float(effect) / math.sqrt(seeds) * deviation
+
+
+def seeds_needed(difference: float, deviation: float) -> int:
+    """Return how many seeds see a difference with a probability of `POWER`; `MOST_SEEDS` if not even those do.
+
+    >>> seeds_needed(0.5, 1.0), seeds_needed(1.0, 1.0)
+    (34, 10)
+    """
+    low, high = 2, MOST_SEEDS
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(difference, deviation, middle) >= POWER else (middle + 1, high)
+    return low

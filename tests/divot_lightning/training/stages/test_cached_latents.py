@@ -1,0 +1,100 @@
+"""A de-tokenizer is refined on cached tokens and latents as on videos, without its VAE and without the tokenizer."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning import Trainer
+
+from divot_backbones.denoisers.video_dit import VideoDiT
+from divot_backbones.latents.image_vae import ImageVAELatents
+from divot_backbones.latents.video_vae import VideoVAELatents
+from divot_backbones.objectives.ddim import VPrediction
+from divot_backbones.vision.clip import ClipVision
+from divot_datamodules.decoding.clip_sampling import ClipConfig
+from divot_datamodules.video_text import VideoTextData
+from divot_lightning.checkpoint.components import part_sha256, save_component
+from divot_lightning.cli.main import main
+from divot_lightning.errors import UserError
+from divot_lightning.inference.feature_encoding import encode_shards
+from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.testing.toy_shards import make_toy_shards
+from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
+from divot_optimizers.adamw import AdamWOptimizer
+from tests.divot_backbones.tiny_models import VAES
+
+SIZES = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}
+SIZES |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 2, "num_tokens": 3}
+SIZES |= {"resampler_layers": 1, "resampler_heads": 2, "resampler_head_dim": 4, "token_dim": 4}
+IMAGE_VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "block_out_channels": [4, 4, 4],
+    "norm_num_groups": 2,
+}
+LATENTS = {
+    "image_vae": (partial(ImageVAELatents, config=IMAGE_VAE), 4),
+    "video_vae": (partial(VideoVAELatents, "AutoencoderKLWan", config=VAES["AutoencoderKLWan"]), 5),
+}
+CLIP = ClipConfig(32, 32)
+
+
+def write_run(folder, latents, patch_frames, **settings):
+    torch.manual_seed(0)
+    vision = partial(ClipVision, image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
+    save_component(VideoTokenizer(TokenizerConfig(vision=vision, **SIZES)), folder / "tokenizer")
+    denoiser = partial(VideoDiT, width=8, layers=1, heads=2, patch_frames=patch_frames)
+    config = DetokenizerConfig(partial(latents, **settings), denoiser, VPrediction, size=32, num_tokens=3, token_dim=4)
+    save_component(VideoDetokenizer(config), folder / "detokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return make_toy_shards(tmp_path_factory.mktemp("toy"), train=6, validation=4, held_out=4)
+
+
+def refine(run, shards, validation, workers=0):
+    torch.manual_seed(0)
+    stage = DetokenizerRefinement(str(run), AdamWOptimizer(lr=3e-3, warmup_steps=1), condition_dropout=0.3)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(max_steps=3, enable_checkpointing=False, num_sanity_val_steps=0, **quiet)
+    data = VideoTextData(str(shards), str(validation), batch_size=2, clip=CLIP, num_workers=workers)
+    trainer.fit(stage, data)
+    (found,) = trainer.validate(stage, data, verbose=False)
+    return stage.detokenizer.denoiser.state_dict(), found
+
+
+@pytest.mark.parametrize("kind", LATENTS)
+def test_refinement_on_cached_latents_is_that_on_videos(kind, videos, tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run", *LATENTS[kind])
+    for part in ("train", "validation"):
+        encode_shards(run, videos / part, tmp_path / part, detokenizer=run, batch_size=4)
+    expected = refine(run, videos / "train", videos / "validation")
+    for cls in (ImageVAELatents, VideoVAELatents):
+        monkeypatch.setattr(cls, "posterior", None)
+    for workers in (0, 1):
+        actual = refine(run, tmp_path / "train", tmp_path / "validation", workers)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+    untrained = write_run(tmp_path / "other", *LATENTS[kind])
+    assert part_sha256(untrained / "detokenizer", "latents") == part_sha256(run / "detokenizer", "latents")
+
+
+def test_latents_of_other_weights_and_features_without_latents_are_refused(videos, tmp_path, capsys):
+    run = write_run(tmp_path / "run", *LATENTS["image_vae"])
+    words = ["data", "encode", "--tokenizer", str(run), "--input", str(videos / "train")]
+    assert main([*words, "--detokenizer", str(run), "--output", str(tmp_path / "cached")]) == 0
+    assert "features and latents of 6 samples" in capsys.readouterr().out
+    assert main([*words, "--detokenizer", str(run), "--output", str(tmp_path / "other"), "--frames", "8"]) == 2
+    assert "takes 16 of 32 x 32\nset --frames and --size" in capsys.readouterr().err
+    assert main([*words, "--output", str(tmp_path / "cached")]) == 2
+    assert "shards of other settings: latents_sha256" in capsys.readouterr().err
+    batched = write_run(tmp_path / "batched", *LATENTS["image_vae"], batch_size=8)
+    refine(batched, tmp_path / "cached", tmp_path / "cached")
+    scaled = write_run(tmp_path / "scaled", *LATENTS["image_vae"], scale=0.5)
+    with pytest.raises(UserError, match=r"come from other weights or settings(.|\n)*--detokenizer"):
+        refine(scaled, tmp_path / "cached", tmp_path / "cached")
+    assert main([*words, "--output", str(tmp_path / "plain")]) == 0
+    with pytest.raises(UserError, match=r"holds cached features, but(.|\n)*--detokenizer"):
+        refine(run, tmp_path / "plain", tmp_path / "plain")
