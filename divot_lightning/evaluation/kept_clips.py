@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from divot_lightning.io.files import atomic_file
 KEPT, CLIPS = "generation", "clips"
 
 
-def keep_clip(folder: Path, number: int, **clips: Pixels) -> None:
+def keep_clip(folder: Path, number: int, *, clip: Pixels, original: Pixels | None = None) -> None:
     """Store the `clip` of an item, and its `original` if it is given, under the item's number, whole or not at all.
 
     Both are uint8 (F, 3, H, W).
@@ -26,7 +27,7 @@ def keep_clip(folder: Path, number: int, **clips: Pixels) -> None:
     path = _path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as unfinished, unfinished.open("wb") as file:
-        np.savez_compressed(file, **clips)
+        np.savez_compressed(file, clip=clip, **({} if original is None else {"original": original}))
 
 
 def find_clip(folder: Path, number: int, kind: str = "clip") -> Pixels | None:
@@ -63,11 +64,11 @@ def gather_clips(folder: Path, rows: Mapping[int, Row], count: int) -> None:
         return
     output = folder / KEPT
     output.mkdir(exist_ok=True)
-    arrays = {"made": np.stack(list(clips.values()))}
+    arrays: dict[str, Any] = {"made": np.stack(list(clips.values()))}
     originals = [original for number in clips if (original := find_clip(folder, number, "original")) is not None]
     if len(originals) == len(clips):
         arrays["original"] = np.stack(originals)
-    np.savez_compressed(output / "clips.npz", allow_pickle=False, **arrays)
+    np.savez_compressed(output / "clips.npz", **arrays)
     texts = [{"number": number, **_described(rows[number])} for number in clips]
     (output / "texts.json").write_text(json.dumps(texts, indent=1), encoding="utf-8")
 

@@ -4,7 +4,7 @@ Shape letters: N samples, K features, V classes.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,9 +23,7 @@ def _fit(features_NK: Tensor, targets_NV: Tensor, penalty: float) -> Tensor:
     return torch.linalg.solve(gram_KK + penalty * eye_KK, features_NK.T @ targets_NV / len(features_NK))
 
 
-def probe_accuracy(
-    train_NK: Tensor, train_labels: Sequence[Hashable], test_NK: Tensor, test_labels: Sequence[Hashable]
-) -> float:
+def probe_accuracy(train_NK: Tensor, train_labels: Sequence[Any], test_NK: Tensor, test_labels: Sequence[Any]) -> float:
     """Fit a ridge classifier and return its accuracy on the test set.
 
     One-hot regression on standardised features with a constant; the penalty is the best of `PENALTIES` on the last
@@ -44,7 +42,7 @@ def probe_accuracy(
     >>> probe_accuracy(sign, ["minus", "plus"] * 10, torch.tensor([[2.0]]), ["plus"])
     1.0
     """
-    names: list[Any] = sorted(set(train_labels))
+    names = sorted(set(train_labels))
     labels_N = torch.tensor([names.index(label) for label in train_labels])
     targets_NV = torch.nn.functional.one_hot(labels_N, len(names)).double()
     mean_K, std_K = train_NK.double().mean(dim=0), train_NK.double().std(dim=0).clamp_min(1e-8)
