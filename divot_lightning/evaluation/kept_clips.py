@@ -26,8 +26,9 @@ def keep_clip(folder: Path, number: int, *, clip: Pixels, original: Pixels | Non
     """
     path = _path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {"clip": clip} if original is None else {"clip": clip, "original": original}
     with atomic_file(path) as unfinished, unfinished.open("wb") as file:
-        np.savez_compressed(file, clip=clip, **({} if original is None else {"original": original}))
+        np.savez_compressed(file, **arrays)
 
 
 def find_clip(folder: Path, number: int, kind: str = "clip") -> Pixels | None:
