@@ -52,6 +52,7 @@ def test_top_level_names_are_ours_alone(wheel: Path) -> None:
         "divot_lightning",
         "divot_heads",
         "divot_backbones",
+        "divot_optimizers",
         "divot_datamodules",
         f"divot_lightning-{__version__}.dist-info",
     }
@@ -63,6 +64,7 @@ def test_every_source_file_is_in(wheel: Path) -> None:
         "divot_lightning": ROOT,
         "divot_heads": ROOT / "plugins",
         "divot_backbones": ROOT / "plugins",
+        "divot_optimizers": ROOT / "plugins",
         "divot_datamodules": ROOT / "datamodules",
     }
     for package, root in roots.items():
@@ -103,6 +105,10 @@ def test_entry_points_are_the_command_and_the_built_in_parts(wheel: Path) -> Non
         "energy": "divot_heads.energy:EnergyHead",
         "meanflow": "divot_heads.meanflow:MeanFlowHead",
         "autoregressive_flow": "divot_heads.autoregressive_flow:AutoregressiveFlowHead",
+    }
+    assert dict(parser["divot_lightning.optimizers"]) == {
+        "adamw": "divot_optimizers.adamw:AdamWOptimizer",
+        "muon": "divot_optimizers.muon:MuonOptimizer",
     }
     assert dict(parser["divot_lightning.vision_encoders"]) == {
         "clip": "divot_backbones.vision.clip:ClipVision",

@@ -12,8 +12,8 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.bottleneck import BottleneckConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Text
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.captioning_pretraining import CaptioningPretraining, NoHead
+from divot_optimizers.adamw import AdamWOptimizer
 
 CAPTIONS = ("a red circle moves left", "blue square right")
 
