@@ -33,7 +33,7 @@ MODULES = {
     "divot_lightning.models.detokenizer.latents": "divot_backbones.latents.block_dct",
     "divot_lightning.models.detokenizer.video_dit": "divot_backbones.denoisers.video_dit",
     "divot_lightning.heads": "divot_lightning.parts.heads",
-    "divot_lightning.head_options": "divot_lightning.inference.head_options",
+    "divot_lightning.head_options": "divot_lightning.inference.command_options",
     "divot_lightning.head_sampling": "divot_lightning.parts.head_sampling",
     "divot_lightning.registry": "divot_lightning.parts.registries.registry",
     "divot_lightning.sharding.rng_state": "divot_lightning.checkpoint.rng_state",

@@ -107,7 +107,7 @@ def train(stage, batch, steps):
     trainer = Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", enable_checkpointing=False, **quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(stage, DataLoader([batch], batch_size=None))
+        trainer.fit(stage, DataLoader([batch] * steps, batch_size=None))
 
 
 @torch.no_grad()

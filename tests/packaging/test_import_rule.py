@@ -20,7 +20,7 @@ FLOORS = (
     ("training",),
     ("inference", "preflight", "interop"),
     ("evaluation",),
-    ("experiments",),
+    ("experiments", "demo"),
     ("cli",),
     ("testing", "__main__"),
 )

@@ -73,6 +73,12 @@ def test_every_source_file_is_in(wheel: Path) -> None:
         assert sources <= names
 
 
+def test_the_page_of_the_demo_is_in(wheel: Path) -> None:
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "divot_lightning/demo/page").iterdir()}
+    assert len(page) == 3
+    assert page <= set(_names(wheel))
+
+
 def test_every_recipe_is_in(wheel: Path) -> None:
     recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.*")}
     packed = {name.removeprefix("divot_lightning/") for name in _names(wheel) if name.endswith((".yaml", ".sh"))}
