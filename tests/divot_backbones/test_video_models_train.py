@@ -153,14 +153,15 @@ def test_the_loss_falls_and_the_tokens_of_another_clip_make_it_worse(stage, clip
     assert torch.equal(*decoded)
 
 
+@pytest.mark.slow
 def test_latte_uses_the_tokens_under_its_own_objective(clip):
     # The noise that it predicts is nearly all there is of the noisy latents at high noise levels, and at low ones it
-    # sees the clip in them: the tokens decide little of the loss. Measured: 3.2 % after 100 steps, 5.5 % after 300.
+    # sees the clip in them: the tokens decide little of the loss. Measured: 1.2 % after 100 steps, 2.7 % after 200.
     latents, denoiser, _ = PARTS["latte"]
     own_objective = partial(Epsilon, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
     stage = make_stage(latents, denoiser, own_objective, clip, terminal_timestep_prob=0.0)
     before, _ = losses(stage, clip, 0.0, seeds=12)
-    train(stage, clip, 100)
+    train(stage, clip, 200)
     own, others = losses(stage, clip, 0.0, seeds=12)
-    assert own < 0.5 * before
-    assert others > 1.01 * own
+    assert own < 0.2 * before
+    assert others > 1.015 * own
