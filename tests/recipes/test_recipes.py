@@ -26,6 +26,7 @@ FORMER = {
     "captioning_pretraining": [],
     "detokenizer_refinement": ["tokenizer_pretraining"],
     "llm_pretraining": ["tokenizer_pretraining"],
+    "open_captions": ["tokenizer_pretraining"],
     "instruction_tuning": ["llm_pretraining"],
     "detokenizer_adaptation": ["detokenizer_refinement", "llm_pretraining"],
     "story_tuning": ["llm_pretraining"],

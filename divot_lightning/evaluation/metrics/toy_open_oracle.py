@@ -79,7 +79,7 @@ class ToyOpenOracle(JoinedMetric):
         distances = {name: _total_variation(named_NA, read_NA, name) for name in ATTRIBUTES}
         scores["total_variation"] = (
             math.fsum(value for value, _ in distances.values()) / len(ATTRIBUTES),
-            sum(count for _, count in distances.values()),
+            int(((named_NA == OPEN).any(axis=1) & (read_NA[:, 0] != OPEN)).sum()),
         )
         scores |= {f"total_variation_{name}": found for name, found in distances.items()}
         scores["variety"] = _variety(named_NA, read_NA)

@@ -67,7 +67,8 @@ def test_all_metrics_of_a_folder_equal_their_definitions(tiny_run, videos, tmp_p
     assert len(found["lpips"].protocol["lpips"]["sha256"]) == 64
     assert "lpips" not in found["psnr"].protocol
     assert found["psnr"].protocol["real_clips"].startswith("the middle 2 s")
-    assert set(found["psnr"].model) == {"run", "tokenizer", "detokenizer"}
+    assert set(found["psnr"].model) == {"run", "tokenizer", "detokenizer", "objective"}
+    assert "objective" not in found["psnr"].protocol
     with np.load(out / "generation" / "clips.npz") as kept:
         np.testing.assert_array_equal(kept["made"], np.stack([clip.numpy() for clip in made]))
     assert sorted(path.name for path in (out / "generation").glob("*.mp4")) == [f"{n}_compare.mp4" for n in range(3)]
@@ -102,9 +103,11 @@ def test_the_first_tokens_alone_are_decoded_and_their_number_is_in_the_protocol(
     with np.load(out / "generation" / "clips.npz") as stored:
         np.testing.assert_array_equal(stored["made"][0], expected.numpy())
     assert scores_of(out)["psnr"].protocol["decoding"] == {"seed": 4, "num_tokens": 1}
-    too_many = GenerationConfig(num_tokens=99)
+    too_many = EvaluationConfig(
+        "reconstruction", str(videos), output=str(tmp_path / "too_many"), generation=GenerationConfig(num_tokens=99)
+    )
     with pytest.raises(UserError, match="num_tokens is 99"):
-        evaluate(tiny_run, EvaluationConfig("reconstruction", str(videos), output=str(out), generation=too_many))
+        evaluate(tiny_run, too_many)
 
 
 def test_a_video_that_cannot_be_read_is_left_out_and_counted(tiny_run, videos, tmp_path):

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from divot_lightning.errors import UserError
 from divot_lightning.parts.optimizers import TrainedParameter, scheduled_fraction
 from divot_lightning.training.optimization import configure_optimizer, inner_matrices
-from divot_lightning.training.optimizers import AdamWOptimizer, JointOptimizer, MuonOptimizer, orthogonalized
+from divot_optimizers.adamw import AdamWOptimizer
+from divot_optimizers.muon import JointOptimizer, MuonOptimizer, orthogonalized
 
 
 class Model(nn.Module):
@@ -144,7 +145,8 @@ def test_steps_of_muon_in_float32_are_those_of_torch_up_to_the_rounding_of_bfloa
     for kind in ("bfloat16", "float32"):
         value = nn.Parameter(torch.ones(shape))
         entry = TrainedParameter("inner", value, shape, is_inner_matrix=True)
-        muon = MuonOptimizer(**SETTINGS, matrix_lr=0.02, iteration_dtype=kind).build([entry]).parts[0]
+        other = TrainedParameter("outer", nn.Parameter(torch.ones(1)), (1,))
+        muon = MuonOptimizer(**SETTINGS, matrix_lr=0.02, iteration_dtype=kind).build([entry, other]).parts[0]
         assert isinstance(muon, Muon)
         for value.grad in gradients:
             muon.step()

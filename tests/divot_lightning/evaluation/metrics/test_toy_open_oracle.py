@@ -89,13 +89,14 @@ def test_a_wrong_value_counts_only_if_the_caption_names_the_attribute():
     assert (found["named"], found["colour"], found["shape"]) == (0.5, 0.0, 1.0)
 
 
-def test_total_variation_is_the_distance_to_the_probabilities_of_training_clips():
+def test_total_variation_is_the_distance_to_the_frequencies_of_training_clips():
     found, counts = scores([shown()] * 3 + [shown(speed="quickly")], [item_of({"colour": "red"})] * 4)
-    assert (found["total_variation_speed"], counts["total_variation_speed"]) == (pytest.approx(0.25), 4)
-    probabilities = [c.count("circle") for c in COMBINATIONS if "red" in c]
-    circles = sum(probabilities) / len(probabilities)
+    red = [c for c in COMBINATIONS if c[0] == "red"]
+    slow, circles = (sum(value in c for c in red) / len(red) for value in ("slowly", "circle"))
+    assert found["total_variation_speed"] == pytest.approx(abs(0.75 - slow))
     assert found["total_variation_shape"] == pytest.approx(1 - circles)
     assert math.isnan(found["total_variation_colour"])
+    assert (counts["total_variation_speed"], counts["total_variation"]) == (4, 4)
 
 
 def test_one_answer_per_caption_has_no_variety_though_all_answers_together_are_like_the_data():
@@ -105,13 +106,13 @@ def test_one_answer_per_caption_has_no_variety_though_all_answers_together_are_l
         first.setdefault(tuple(item.facts["named"].items()), each)
     found, _ = scores([first[tuple(item.facts["named"].items())] for item in items], items)
     assert found["variety"] == 0.0
-    assert found["spread"] == 0.0
+    assert found["spread"] == pytest.approx(0.0, abs=1e-9)
     assert found["named"] == 1.0
 
 
 def test_variety_is_that_of_pairs_of_clips():
     """Two of three pairs differ in speed; of training clips that fit everything else, half do by chance."""
-    named = {"colour": "red", "shape": "circle", "direction": "up"}
+    named = {"colour": "red", "shape": "circle", "direction": "down"}
     speeds = {c[3] for c in COMBINATIONS if c[:3] == tuple(named.values())}
     assert len(speeds) == 2
     found, counts = scores([shown(), shown(), shown(speed="quickly")], [item_of(named)] * 3)
