@@ -1,4 +1,4 @@
-"""The heads that sample learn a mixture of two Gaussians that depends on the hidden state. MeanFlow has its own tests.
+"""The heads that sample learn a mixture of two Gaussians that depends on the hidden state.
 
 A head that learnt mean and covariance only, or that ignored the hidden state, is outside of the bounds.
 """
@@ -12,6 +12,7 @@ from divot_heads.energy import EnergyHead
 from divot_heads.flow_clip import FlowClipHead
 from divot_heads.flow_token import FlowTokenHead
 from divot_heads.gmm import GMMHead
+from divot_heads.meanflow import MeanFlowHead
 
 HIDDEN = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 """Hidden states of the two conditions."""
@@ -77,6 +78,15 @@ def test_samples_have_the_distribution_of_each_condition(name):
         assert energy_distance(samples, truth) < bound
         torch.testing.assert_close(samples.mean(0), truth.mean(0), atol=0.2, rtol=0)
         torch.testing.assert_close(samples.std(0), truth.std(0), atol=0, rtol=0.2)
+
+
+def test_meanflow_is_nearer_to_each_condition_in_one_step_than_a_gaussian():
+    torch.manual_seed(1)
+    head = train(MeanFlowHead(8, 2, draws_per_token=1, **SMALL), steps=400)
+    for condition in range(2):
+        truth = draw(torch.full((2000,), condition)).squeeze(1)
+        samples = head.sample(HIDDEN[condition].expand(2000, 1, -1), generator=torch.Generator().manual_seed(2))
+        assert energy_distance(samples.squeeze(1), truth) < 0.6 * energy_distance(gaussian_like(truth), truth)
 
 
 @pytest.mark.parametrize("name", [*JOINT, "gmm", "flow_token", "energy"])
