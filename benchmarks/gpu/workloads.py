@@ -101,10 +101,7 @@ def tokenizer_recipe(size: str, inputs: Path, run: Path, device: str, *, denoise
     """Return the paper's tokenizer pretraining, with DynamiCrafter's U-Net or with Wan in its place."""
     sizes = SIZES[size]
     unet = {"config": sizes["unet"], "gradient_checkpointing": checkpointing}
-    vae: Changes = {
-        "class_path": "image_vae",
-        "init_args": {"config": sizes["vae"], "scale": 0.18215, "batch_size": 16},
-    }
+    vae = {"config": sizes["vae"], "scale": 0.18215, "batch_size": 16}
     model: Changes = {
         "tokenizer.vision": {"class_path": "clip", "init_args": sizes["vision"]},
         **{f"tokenizer.{name}": value for name, value in sizes["tokenizer"].items()},
@@ -136,7 +133,7 @@ def llm_recipe(
     packed_to: int | None = None,
     short: bool = False,
 ) -> Changes:
-    """Return the paper's LLM pretraining; with `packed_to` captions of videos alone, packed into rows of that length."""
+    """Return the paper's LLM pretraining; with `packed_to` captions of videos alone, in rows of that length."""
     sizes = SIZES[size]
     captions, others = sizes["batch"]["captions"], sizes["batch"]["others"]
     videos, pictures = str(inputs / "videos"), str(inputs / "pictures")

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     for letter, evaluation in zip(letters(len(found)), found, strict=True):
         sys.stdout.write(f"{letter}: {evaluation.name}\n")
     models = differing([evaluation.scores[names[0]].model for evaluation in found])
-    protocols = {}
+    protocols: dict[str, Any] = {}
     for name in names:
         protocols |= differing_protocols([evaluation.scores[name] for evaluation in found])
     sys.stdout.write(_section("models", models) + _section("protocols", protocols))

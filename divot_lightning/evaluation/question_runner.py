@@ -131,6 +131,6 @@ def item_seed(seed: int, number: int) -> int:
 
 
 def _row(item: BenchmarkItem) -> Row:
-    entries = {"id": item.id, "media": item.media_name, "group": item.group}
+    entries: dict[str, str | None] = {"id": item.id, "media": item.media_name, "group": item.group}
     entries |= {"question": item.question, "target": item.answer}
     return {name: value for name, value in entries.items() if value}
