@@ -21,7 +21,9 @@ def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
     """
     axis_width = width // (2 * len(counts)) * 2
     axes = torch.meshgrid(*(torch.arange(count, dtype=torch.float32) for count in counts), indexing="ij")
-    embedding = torch.cat([get_timestep_embedding(axis.flatten(), axis_width, max_period=100) for axis in axes], dim=1)
+    # diffusers divides by the number of frequencies less this shift; a single frequency is 1.
+    settings = {"max_period": 100, "downscale_freq_shift": int(axis_width > 2)}
+    embedding = torch.cat([get_timestep_embedding(axis.flatten(), axis_width, **settings) for axis in axes], dim=1)
     return nn.functional.pad(embedding, (0, width - embedding.shape[1]))
 
 
