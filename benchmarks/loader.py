@@ -25,7 +25,7 @@ import torch
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.decoding.video_writing import encode_video
-from divot_datamodules.loading.plan_loader import sample_rng
+from divot_datamodules.loading.batch_reader import sample_rng
 from divot_datamodules.shards.writing import ShardFolder
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.parts.batch import Batch

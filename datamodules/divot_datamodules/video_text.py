@@ -10,16 +10,11 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS, SampleDecoder
+from divot_datamodules.loading.batch_reader import BatchReader, LoadedSource, decode_function
 from divot_datamodules.loading.collate import MakeItems
 from divot_datamodules.loading.decode_pool import SMALLEST_SLOT_BYTES, Decoding, make_decoding
 from divot_datamodules.loading.decoded_cache import DecodedCache
-from divot_datamodules.loading.plan_loader import (
-    BatchReader,
-    EvaluationLoader,
-    LoadedSource,
-    TrainLoader,
-    decode_function,
-)
+from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader
 from divot_datamodules.loading.position_callback import PositionCallback
 from divot_datamodules.loading.shared_memory import pool_bytes
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples

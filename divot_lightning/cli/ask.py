@@ -5,11 +5,17 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.inference.command_options import add_model_options, model_options
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
 from divot_lightning.io.printing import printable
+
+if TYPE_CHECKING:
+    from divot_lightning.inference.pipeline import DivotPipeline
+    from divot_lightning.inference.results import Answer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,14 +32,17 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
     parser.add_argument("--output", metavar="FILE", help="with --prompts: jsonl file to which the answers are added")
     parser.add_argument("--question", action="append", default=[], help="a question; may be given several times")
-    parser.add_argument(
-        "--template", help="pretraining, instruction, chat, or a text with {} for the prompt (default: that of the run)"
-    )
+    parser.add_argument("--together", action="store_true", help="ask about all videos at once, in their order")
+    parser.add_argument("--turns", action="store_true", help="ask each question with the answers to those before it")
     parser.add_argument("--max-clips", type=int, default=20, help="largest number of clips of a video (default: 20)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="largest length of an answer (default: 64)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens that reach this")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument(
-        "--jsonl", action="store_true", help="print one JSON object per answer: video, question, answer"
+        "--jsonl", action="store_true", help="print one JSON object per answer: video, question, answer, settings"
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add_model_options(parser)
     return parser
 
 
@@ -51,30 +60,52 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--max-clips is {args.max_clips}; it must be at least 1")
     if (args.prompts is None) != (args.output is None) or (args.prompts is None) == (not args.video):
         raise UserError("give either videos, or --prompts FILE and --output FILE, where the answers are written")
+    if args.prompts is not None and (args.together or args.turns):
+        raise UserError("--together and --turns belong to videos on the command line; leave them out with --prompts")
     entries = [] if args.prompts is None else read_prompts(args.prompts, "video", question=str)
     from divot_lightning.inference.pipeline import DivotPipeline
 
-    pipeline = DivotPipeline.from_pretrained(args.run, template=args.template, device=args.device)
+    pipeline = DivotPipeline.from_pretrained(args.run, **model_options(args))
+    names = ("max_clips", "max_new_tokens", "temperature", "top_p", "seed")
+    options = {name: getattr(args, name) for name in names}
     questions = args.question or [""]
     if entries:
         from divot_lightning.inference.batches import answer_missing
 
         pairs = [(entry["video"], question) for entry in entries for question in _questions(entry, questions)]
-        done, there = answer_missing(pipeline, pairs, Path(args.output), max_clips=args.max_clips)
+        done, there = answer_missing(pipeline, pairs, Path(args.output), **options)
         sys.stdout.write(f"{args.output}: {done} answers, {there} were there\n")
-    alone = len(args.video) * len(questions) == 1
-    for video in args.video:
-        for answer in pipeline.ask(video, questions, max_clips=args.max_clips):
-            line = _line(video, answer.question, answer.text, jsonl=args.jsonl, alone=alone)
-            sys.stdout.write(line + "\n")
+    videos = [args.video] if args.together and args.video else [[video] for video in args.video]
+    alone = len(videos) * len(questions) == 1
+    for together in videos:
+        for answer in _ask(pipeline, together, questions, options, turns=args.turns):
+            sys.stdout.write(_line(" ".join(together), answer, jsonl=args.jsonl, alone=alone) + "\n")
     return 0
+
+
+def _ask(
+    pipeline: "DivotPipeline",
+    videos: Sequence[str],
+    questions: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    turns: bool,
+) -> "list[Answer]":
+    if not turns:
+        return pipeline.ask(videos, list(questions), **options)
+    features, history = pipeline.encode(videos, max_clips=options["max_clips"]), list[Any]()
+    for question in questions:
+        history.append(pipeline.ask(features, question, history=history, **options))
+    return history
 
 
 def _questions(entry: Mapping[str, str], questions: Sequence[str]) -> Sequence[str]:
     return [entry["question"]] if "question" in entry else questions
 
 
-def _line(video: str, question: str, answer: str, *, jsonl: bool, alone: bool) -> str:
+def _line(video: str, answer: "Answer", *, jsonl: bool, alone: bool) -> str:
+    question, text = answer.question, answer.text
     if jsonl:
-        return json.dumps({"video": video, "question": question or None, "answer": answer}, ensure_ascii=False)
-    return answer if alone else "\t".join(part for part in (printable(video), question, answer) if part)
+        row = {"video": video, "question": question or None, "answer": text, **answer.settings}
+        return json.dumps(row, ensure_ascii=False)
+    return text if alone else "\t".join(part for part in (printable(video), question, text) if part)

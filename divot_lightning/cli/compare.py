@@ -40,12 +40,11 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if len(args.evaluation) < 2:
         raise UserError(f"one evaluation was given, {args.evaluation[0]}; give two or more to compare")
-    from divot_lightning.evaluation.protocol import differing
+    from divot_lightning.evaluation.protocol import differing, differing_protocols
     from divot_lightning.evaluation.statistics.comparison import (
         INTERVAL_NOTE,
         letters,
         load_evaluation,
-        protocol_differences,
         score_table,
         shared_scores,
     )
@@ -55,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
     for letter, evaluation in zip(letters(len(found)), found, strict=True):
         sys.stdout.write(f"{letter}: {evaluation.name}\n")
     models = differing([evaluation.scores[names[0]].model for evaluation in found])
-    protocols = {what: values for name in names for what, values in protocol_differences(found, name).items()}
+    protocols: dict[str, Any] = {}
+    for name in names:
+        protocols |= differing_protocols([evaluation.scores[name] for evaluation in found])
     sys.stdout.write(_section("models", models) + _section("protocols", protocols))
     if protocols and not args.mixed_protocols:
         sys.stdout.write(

@@ -4,10 +4,18 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
-from divot_lightning.inference.head_options import HELP, split_head_options
+from divot_lightning.inference.command_options import (
+    HEAD_HELP,
+    add_decoding_options,
+    add_model_options,
+    decoding_options,
+    model_options,
+    split_head_options,
+)
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
 
@@ -23,17 +31,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", action="append", default=[], help="text of a clip; may be given several times")
     example = '{"prompt": "...", "seed": 1}'
     parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
-    parser.add_argument("--output", required=True, help="file ending in .mp4, .gif, ...; several clips are numbered")
-    parser.add_argument("--detokenizer", help="run folder of another de-tokenizer, such as an adapted one")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="file ending in .mp4, .gif, ...; several clips are "
+        "numbered. {prompt}.mp4 names each clip by its text and number, as VBench reads them",
+    )
     parser.add_argument("--num", type=int, default=1, help="clips per prompt (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="sampling temperature of the features (default: 1)"
     )
-    parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HELP)
-    parser.add_argument(
-        "--template", help="pretraining, instruction, chat, or a text with {} for the prompt (default: that of the run)"
-    )
+    parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HEAD_HELP)
     parser.add_argument(
         "--request",
         metavar="TEXT",
@@ -52,7 +61,8 @@ def parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(f"--{name}", type=kind, help=f"with --open-clip: {what} (default: {default})")
     parser.add_argument("--jsonl", action="store_true", help="print one JSON object per clip: prompt, file")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add_decoding_options(parser)
+    add_model_options(parser)
     return parser
 
 
@@ -86,14 +96,13 @@ def main(argv: Sequence[str]) -> int:
     request = _request(args)
     entries = [] if args.prompts is None else read_prompts(args.prompts, "prompt", seed=int)
     from divot_lightning.inference.batches import generate_files, generate_missing
-    from divot_lightning.inference.pipeline import DivotPipeline
+    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
     from divot_lightning.inference.results import output_paths
 
     output_paths(args.output, args.num * len(args.prompt or entries))
-    pipeline = DivotPipeline.from_pretrained(
-        args.run, args.detokenizer, template=args.template, device=args.device, head=head
-    )
-    options = {"num": args.num, "request": request, "temperature": args.temperature, "seed": args.seed}
+    pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))
+    options: dict[str, Any] = {"num": args.num, "request": request, "temperature": args.temperature, "seed": args.seed}
+    options["decoding"] = Decoding(**decoding_options(args))
     if entries:
         made = generate_missing(pipeline, entries, args.output, **options)
     else:

@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "ask": "answer questions about videos",
     "generate": "generate clips from text, write mp4 files",
     "story": "tell a story: sentences and clips in turn",
+    "demo": "open a page in the browser to try runs: divot demo RUN [RUN ...]",
     "import": "turn a downloaded checkpoint into a folder to train from: divot import KIND FILE --to FOLDER",
     "export": "write a run's models for transformers, PEFT and diffusers: divot export RUN --to FOLDER",
     "parts": "list the installed parts that a recipe can choose: divot parts [KIND]",

@@ -1,10 +1,19 @@
 """`divot reconstruct`: encode and decode clips, and write them as mp4 files."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.inference.command_options import (
+    add_decoding_options,
+    add_model_options,
+    decoding_options,
+    model_options,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -12,12 +21,14 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot reconstruct",
         description="Encode clips with the tokenizer of a run and decode them with its de-tokenizer. Writes "
-        "KEY.mp4, KEY_original.mp4 and KEY_compare.mp4, which shows both side by side. Inputs without a usable clip "
-        "are skipped.",
+        "KEY.mp4 with its settings as json, KEY_original.mp4, and KEY_compare.mp4, which shows both side by side. "
+        "Inputs without a usable clip are skipped.",
     )
     parser.add_argument("run", help="run folder of a stage that trains or uses a tokenizer and a de-tokenizer")
     parser.add_argument("input", nargs="+", help="videos or pictures, or shards: folder, tar, glob or URL")
-    parser.add_argument("--output", required=True, help="folder of the mp4 files")
+    parser.add_argument("--output", required=True, help="folder of the files")
+    parser.add_argument("--format", default="mp4", help="mp4, gif, webm, mkv or avi (default: mp4)")
+    parser.add_argument("--jsonl", action="store_true", help="print one JSON object per clip, with its three files")
     parser.add_argument("--num", type=int, default=8, help="number of clips, from the first inputs (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the de-tokenizer's noise (default: 0)")
     parser.add_argument(
@@ -27,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
         help="decode the first K tokens of each clip only (default: all); for tokenizers that were trained with "
         "bottleneck.nested_dropout",
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add_decoding_options(parser)
+    add_model_options(parser)
     return parser
 
 
@@ -46,13 +58,30 @@ def main(argv: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from divot_datamodules.loading.skipped_samples import left_out_lines
+    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
     from divot_lightning.inference.reconstruct import reconstruct_files
     from divot_lightning.parts.sources import SkippedSample
 
     defects: list[SkippedSample] = []
-    options = {"num": args.num, "seed": args.seed, "device": args.device, "num_tokens": args.num_tokens}
-    files = reconstruct_files(args.run, args.input, args.output, **options, on_skip=defects.append)
-    count = sum(1 for _ in tqdm(files, total=args.num, desc="clips", unit="clip"))
-    sys.stdout.write(f"{args.output}: {count} clip{'' if count == 1 else 's'}; look at *_compare.mp4\n")
+    pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, **model_options(args))
+    options: dict[str, Any] = {"num": args.num, "seed": args.seed, "num_tokens": args.num_tokens, "suffix": args.format}
+    options["decoding"] = Decoding(**decoding_options(args))
+    files = reconstruct_files(pipeline, args.input, args.output, **options, on_skip=defects.append)
+    count = 0
+    for comparison in tqdm(files, total=args.num, desc="clips", unit="clip"):
+        count += 1
+        if args.jsonl:
+            sys.stdout.write(json.dumps(_row(comparison), ensure_ascii=False) + "\n")
+    if args.jsonl:
+        return 0
+    shown = f"{args.output}: {count} clip{'' if count == 1 else 's'}; look at *_compare.{args.format}\n"
+    sys.stdout.write(shown)
     sys.stdout.write("".join(line + "\n" for line in left_out_lines(defects)))
     return 0
+
+
+def _row(comparison: Path) -> dict[str, str]:
+    """Return the three files of a clip by the path of its comparison."""
+    key = comparison.stem.removesuffix("_compare")
+    names = {"file": key, "original": f"{key}_original", "comparison": f"{key}_compare"}
+    return {what: str(comparison.with_stem(name)) for what, name in names.items()}

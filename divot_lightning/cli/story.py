@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
-from divot_lightning.inference.head_options import HELP, split_head_options
+from divot_lightning.inference.command_options import (
+    HEAD_HELP,
+    add_decoding_options,
+    add_model_options,
+    decoding_options,
+    model_options,
+    split_head_options,
+)
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
 from divot_lightning.io.printing import printable
@@ -27,12 +34,11 @@ def parser() -> argparse.ArgumentParser:
     example = '{"instruction": "...", "seed": 1}'
     parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
     parser.add_argument("--num-clips", type=int, default=3, help="largest number of clips (default: 3)")
-    parser.add_argument("--detokenizer", help="run folder of another de-tokenizer, such as an adapted one")
     parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
-    parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HELP)
-    parser.add_argument("--template", help="instruction, or a text with {} for the prompt (default: that of the run)")
+    parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HEAD_HELP)
     parser.add_argument("--jsonl", action="store_true", help="print one JSON object per story, as in story.json")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add_decoding_options(parser)
+    add_model_options(parser)
     return parser
 
 
@@ -56,12 +62,11 @@ def main(argv: Sequence[str]) -> int:
         entries = read_prompts(args.prompts, "instruction", seed=int)
         folders = [Path(args.output) / str(number) for number in range(len(entries))]
     from divot_lightning.inference.batches import tell_missing
-    from divot_lightning.inference.pipeline import DivotPipeline
+    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
 
-    pipeline = DivotPipeline.from_pretrained(
-        args.run, args.detokenizer, template=args.template, device=args.device, head=head
-    )
-    for folder, story in tell_missing(pipeline, entries, folders, args.num_clips, args.seed):
+    pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))
+    decoding = Decoding(**decoding_options(args))
+    for folder, story in tell_missing(pipeline, entries, folders, args.num_clips, args.seed, decoding):
         sys.stdout.write(json.dumps(story, ensure_ascii=False) + "\n" if args.jsonl else _lines(folder, story))
     return 0
 

@@ -1,8 +1,10 @@
 """The processes of a job: how many there are, which one this is, and what all of them hold."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import distributed
+
+Item = TypeVar("Item")
 
 
 def num_ranks() -> int:
@@ -35,6 +37,11 @@ class Ranks(NamedTuple):
         distributed.all_gather_object(items, item)
         return items
 
-    def mine(self, items: list[Any]) -> list[Any]:
+    def wait(self) -> None:
+        """Wait until all processes have reached this call."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def mine(self, items: list[Item]) -> list[Item]:
         """Return the items that this process handles, of a list that is the same on all processes."""
         return items[self.rank :: self.size]

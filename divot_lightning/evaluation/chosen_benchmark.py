@@ -5,6 +5,7 @@ from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import SUPPLIED, EvaluationConfig, check_config, is_set, setting_of
+from divot_lightning.io import renamed
 from divot_lightning.parts.benchmarks import Benchmark
 from divot_lightning.parts.registries.kinds import BENCHMARKS
 from divot_lightning.parts.registries.registry import class_path
@@ -20,9 +21,12 @@ def find_benchmark(config: EvaluationConfig) -> tuple[Benchmark, str, str]:
         UserError: It is not installed or broken, has no such split, or a setting is wrong or without effect on it.
     """
     given: dict[str, Any] = config.benchmark if isinstance(config.benchmark, dict) else {"class_path": config.benchmark}
-    path = BENCHMARKS.resolve(str(given.get("class_path", "")))
+    named = str(given.get("class_path", ""))
+    if named in renamed.BENCHMARKS:
+        raise UserError(f"{named!r} is now {renamed.BENCHMARKS[named]}")
+    path = BENCHMARKS.resolve(named)
     part_class = BENCHMARKS.import_class(path)
-    name = _name(str(given["class_path"]), part_class)
+    name = _name(named, part_class)
     taken = inspect.signature(part_class.__init__).parameters
     idle = next((key for arg, key in SUPPLIED.items() if arg not in taken and is_set(config, key)), None)
     if idle:

@@ -113,6 +113,8 @@ def by_video(numbered: Iterable[Numbered]) -> list[list[Numbered]]:
 
 
 def _size(item: BenchmarkItem) -> int:
+    if item.is_features:
+        return 0  # features belong to the model, not to the data: those of another tokenizer may have another size
     if isinstance(item.media, bytes):
         return len(item.media)
     if isinstance(item.media, FileSlice):

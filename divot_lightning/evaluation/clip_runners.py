@@ -1,11 +1,9 @@
 """Make the clips of a benchmark, generated from prompts or reconstructed, and measure each beside the real clip.
 
-Shape letters: F frames, H height, W width.
+Shape letters: N clips, F frames, H height, W width.
 """
 
-import hashlib
-import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from divot_datamodules.decoding.clip_sampling import decode_clip, image_clip
-from divot_datamodules.decoding.video import IMAGE_SUFFIXES, DecodeError
+from divot_datamodules.decoding.video import DecodeError
+from divot_lightning.evaluation.chosen_items import Numbered
 from divot_lightning.evaluation.config import EvaluationConfig
+from divot_lightning.evaluation.item_media import read_middle_clip
 from divot_lightning.evaluation.kept_clips import find_clip, keep_clip, keep_comparison
+from divot_lightning.evaluation.measuring_runner import MeasuringRunner
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.question_runner import describe_resize, item_seed
 from divot_lightning.inference.clip_requests import ClipRequest
@@ -26,12 +26,12 @@ from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Predictio
 from divot_lightning.parts.head_sampling import sampling_of
 from divot_lightning.parts.metrics import BenchmarkMetric
 
-MEASURED_BY = "measured_by"
-"""Entry of a row: for each metric a digest of what decides its measurements."""
+MAX_COMPARISONS = 16
+"""Most videos of original and reconstruction side by side."""
 
 
-class ClipRunner(ABC):
-    """Make and measure clips with a run's models, one at a time.
+class ClipRunner(MeasuringRunner):
+    """Make and measure clips with a run's models.
 
     Args:
         config: Of the evaluation.
@@ -40,19 +40,18 @@ class ClipRunner(ABC):
         folder: Of the evaluation.
     """
 
-    components: tuple[str, ...]
-
     def __init__(
         self, config: EvaluationConfig, metrics: Sequence[BenchmarkMetric], models: LoadedRun, folder: Path
     ) -> None:
-        self.config, self.metrics, self.models, self.folder = config, metrics, models, folder
+        super().__init__(metrics)
+        self.config, self.models, self.folder = config, models, folder
+        self.one_seed = config.generation.one_seed
         # It belongs to the model, as the sampling settings of a head do: ablations compare objectives.
-        self.sampling_config: dict[str, Any] = {"objective": asdict(models.detokenizer.config)["objective"]}
-        self.digests = {type(metric).__name__: _digest(metric) for metric in metrics}
+        self.sampling_config = {"objective": asdict(models.detokenizer.config)["objective"]}
 
     @abstractmethod
-    def make(self, item: BenchmarkItem, original_FCHW: Tensor, seed: int) -> Tensor:
-        """Make the clip of an item, uint8 (F, 3, H, W)."""
+    def make(self, items: Sequence[BenchmarkItem], originals_NFCHW: Tensor, seed: int) -> Tensor:
+        """Make the clips of items, uint8 (N, F, 3, H, W), all from one stream of random numbers."""
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
@@ -63,11 +62,7 @@ class ClipRunner(ABC):
             "real_clips": f"the middle {clip.seconds:g} s of each video; {describe_resize(clip)}",
         }
 
-    def is_finished(self, row: Row) -> bool:
-        """Return whether an item's clip was made and measured by all metrics."""
-        return not self._missing(row)
-
-    def run(self, items: Sequence[tuple[int, BenchmarkItem]], rows: Mapping[str, Row]) -> list[Row]:
+    def run(self, items: Sequence[Numbered], rows: Mapping[str, Row]) -> list[Row]:
         """Make one clip for each item, unless it is stored, and measure it.
 
         Args:
@@ -77,38 +72,45 @@ class ClipRunner(ABC):
         Returns:
             One row per item, with an `error` and no measurements if the real video cannot be decoded.
         """
-        return [self._one(number, item, rows.get(item.id, {})) for number, item in items]
+        originals: dict[int, Tensor] = {}
+        errors: dict[int, str] = {}
+        for number, item in items:
+            try:
+                originals[number] = read_middle_clip(item, self.models.decoded_clip)
+            except DecodeError as error:
+                errors[number] = str(error)
+        clips = self._clips([pair for pair in items if pair[0] in originals], originals)
+        found = []
+        for number, item in items:
+            row: Row = {"id": item.id, "media": item.media_name}
+            row |= {"prompt": item.facts["prompt"]} if "prompt" in item.facts else {}
+            if number in errors:
+                found.append({**row, "error": errors[number]})
+                continue
+            prediction = Prediction(clip=clips[number], original=originals[number])
+            found.append(self.measured(row, prediction, item, rows.get(item.id, {})))
+        return found
 
-    def _missing(self, row: Row) -> list[BenchmarkMetric]:
-        """Return the metrics that have not measured a row, or did so with another network."""
-        by = row.get(MEASURED_BY, {})
-        return [metric for metric in self.metrics if by.get(type(metric).__name__) != _digest(metric)]
+    def _clips(self, items: Sequence[Numbered], originals: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Return the clips by number: stored ones, or made again; equal seeds make both equal."""
+        stored = {number: find_clip(self.folder, number) for number, _ in items}
+        clips = {number: torch.from_numpy(clip.copy()) for number, clip in stored.items() if clip is not None}
+        # With one seed a clip depends on those made with it, so that either all are made or none.
+        for batch in [items] if self.one_seed else [[pair] for pair in items]:
+            if all(number in clips for number, _ in batch):
+                continue
+            numbers = [number for number, _ in batch]
+            seed = self.config.seed if self.one_seed else item_seed(self.config.seed, numbers[0])
+            real_NFCHW = torch.stack([originals[number] for number in numbers])
+            made_NFCHW = self.make([item for _, item in batch], real_NFCHW, seed)
+            for number, clip_FCHW in zip(numbers, made_NFCHW, strict=True):
+                clips[number] = clip_FCHW
+                self._keep(number, clip_FCHW, originals[number])
+        return clips
 
-    def _one(self, number: int, item: BenchmarkItem, before: Row) -> Row:
-        row: Row = {"id": item.id, "media": item.media_name}
-        if "prompt" in item.facts:
-            row["prompt"] = item.facts["prompt"]
-        try:
-            read = image_clip if Path(item.media_name).suffix.lower().lstrip(".") in IMAGE_SUFFIXES else decode_clip
-            original = torch.from_numpy(read(item.content, self.models.decoded_clip).video.copy())
-        except DecodeError as error:
-            return {**row, "error": str(error)}
-        prediction = Prediction(clip=self._clip(number, item, original), original=original)
-        for metric in self._missing(before):
-            row |= metric.measure(prediction, item)
-        kept = {name: value for name, value in before.items() if name != "error"}
-        return {**kept, **row, MEASURED_BY: {**before.get(MEASURED_BY, {}), **self.digests}}
-
-    def _clip(self, number: int, item: BenchmarkItem, original_FCHW: Tensor) -> Tensor:
-        """Return the stored clip, or make it; the item's seed makes both equal."""
-        stored = find_clip(self.folder, number)
-        if stored is not None:
-            return torch.from_numpy(stored.copy())
-        clip_FCHW = self.make(item, original_FCHW, item_seed(self.config.seed, number))
-        chosen = self.config.generation
-        if chosen.store_clips or number < chosen.kept_clips:
-            keep_clip(self.folder, number, clip_FCHW.numpy())
-        return clip_FCHW
+    def _keep(self, number: int, clip_FCHW: Tensor, original_FCHW: Tensor) -> None:
+        if self.config.generation.store_clips or number < self.config.generation.kept_clips:
+            keep_clip(self.folder, number, clip=clip_FCHW.numpy())
 
 
 class GenerationRunner(ClipRunner):
@@ -153,13 +155,11 @@ class GenerationRunner(ClipRunner):
             **super().describe(),
         }
 
-    def make(self, item: BenchmarkItem, original_FCHW: Tensor, seed: int) -> Tensor:
-        """Generate a clip from the item's prompt."""
-        prompt = str(self.benchmark.prompt(item))
-        ((clip_FCHW, _),) = self.models.generate(
-            [prompt], request=self.request, temperature=self.temperature, seed=seed
-        )
-        return clip_FCHW
+    def make(self, items: Sequence[BenchmarkItem], originals_NFCHW: Tensor, seed: int) -> Tensor:
+        """Generate clips from the items' prompts."""
+        prompts = [str(self.benchmark.prompt(item)) for item in items]
+        options: dict[str, Any] = {"request": self.request, "temperature": self.temperature, "seed": seed}
+        return torch.stack([clip_FCHW for clip_FCHW, _ in self.models.generate(prompts, **options)])
 
 
 class ReconstructionRunner(ClipRunner):
@@ -191,18 +191,50 @@ class ReconstructionRunner(ClipRunner):
         kept = {} if self.num_tokens is None else {"num_tokens": self.num_tokens}
         return {"decoding": {"seed": self.config.seed, **kept}, **super().describe()}
 
-    def make(self, item: BenchmarkItem, original_FCHW: Tensor, seed: int) -> Tensor:
-        """Reconstruct the clip, with the item's own noise."""
-        tokens_1QC = self.models.encode(original_FCHW[None], self.num_tokens)
-        (clip_1FCHW,) = self.models.decode(tokens_1QC, torch.Generator().manual_seed(seed))
-        return clip_1FCHW[0]
+    def make(self, items: Sequence[BenchmarkItem], originals_NFCHW: Tensor, seed: int) -> Tensor:
+        """Reconstruct the clips, with noise of the seed."""
+        tokens_NQC = self.models.encode(originals_NFCHW, self.num_tokens)
+        return torch.cat(list(self.models.decode(tokens_NQC, torch.Generator().manual_seed(seed))))
 
-    def _clip(self, number: int, item: BenchmarkItem, original_FCHW: Tensor) -> Tensor:
-        clip_FCHW = super()._clip(number, item, original_FCHW)
-        if number < self.config.generation.kept_clips:
-            keep_comparison(self.folder, number, original_FCHW.numpy(), clip_FCHW.numpy(), self.models.fps)
-        return clip_FCHW
+    def _keep(self, number: int, clip_FCHW: Tensor, original_FCHW: Tensor) -> None:
+        if number >= self.config.generation.kept_clips:
+            super()._keep(number, clip_FCHW, original_FCHW)
+            return
+        clip, original = clip_FCHW.numpy(), original_FCHW.numpy()
+        keep_clip(self.folder, number, clip=clip, original=original)
+        if number < MAX_COMPARISONS:
+            keep_comparison(self.folder, number, original, clip, self.models.fps)
 
 
-def _digest(metric: BenchmarkMetric) -> str:
-    return hashlib.sha256(json.dumps(metric.describe(), sort_keys=True).encode()).hexdigest()[:16]
+class ReferenceRunner(ClipRunner):
+    """Let a benchmark make the clips itself, of the size that a run's de-tokenizer makes; no model is used.
+
+    Args:
+        run: Run folder of a stage that trains or uses a de-tokenizer.
+        config: Of the evaluation.
+        benchmark: Makes the clips.
+        metrics: Of the benchmark.
+        folder: Of the evaluation.
+    """
+
+    components: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        run: str | Path,
+        config: EvaluationConfig,
+        benchmark: Benchmark,
+        metrics: Sequence[BenchmarkMetric],
+        folder: Path,
+    ) -> None:
+        super().__init__(config, metrics, LoadedRun(run), folder)
+        self.benchmark, self.one_seed, self.sampling_config = benchmark, True, {}
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that decides the clips, as JSON values."""
+        found = super().describe()
+        return {"decoding": {"seed": self.config.seed}, **{name: found[name] for name in ("clips", "real_clips")}}
+
+    def make(self, items: Sequence[BenchmarkItem], originals_NFCHW: Tensor, seed: int) -> Tensor:
+        """Return the benchmark's own clips."""
+        return self.benchmark.reference_clips(items, originals_NFCHW, seed)

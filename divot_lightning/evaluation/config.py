@@ -85,9 +85,12 @@ class GenerationConfig:
             code has "Generate a video of {}".
         opening: How the model writes until it opens the clip by itself, {} for the released numbers; null opens it.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
+        one_seed: Whether all clips are sampled in batches with one seed, by the first process. This is faster for small
+            models. Otherwise each clip has a seed of its own, so that it does not depend on the others.
         num_tokens: Leading tokens of each clip that are decoded, for reconstructions; null for all.
         kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at; of
-            reconstructions also a video of original and reconstruction side by side, of stories a folder with videos.
+            reconstructions also the originals, and of at most 16 a video of both side by side; of stories a folder with
+            videos.
         store_clips: Whether every clip is stored in OUTPUT/clips, so that a metric that is added later needs no new
             clip; a clip of 256x256 takes up to 3 MB. Otherwise clips are generated again, the same by their seeds.
     """
@@ -101,6 +104,7 @@ class GenerationConfig:
     request: str | None = None
     opening: ClipOpening | None = None
     head: dict[str, Any] | None = None
+    one_seed: bool = False
     num_tokens: int | None = None
     kept_clips: int = 6
     store_clips: bool = True
@@ -122,7 +126,7 @@ class EvaluationConfig:
         temperature: 0 is greedy; null takes 0 for answers and 1 for the features that the head samples for clips.
         top_p: Tokens are sampled from the most likely ones that together have this probability.
         max_new_tokens: Most tokens of an answer, or of a sentence of a story.
-        seed: Of all sampling; each item has its own generator.
+        seed: Of all sampling; each item has its own generator, unless `generation.one_seed` is set.
         choice_rule: How an option is read from an answer: "letter_or_text" as a person would, "first_letter" takes the
             first capital letter of an option, the others as the evaluation code of that name does.
         unparsed_as: Index of the option, from 0, that an answer without a choice counts as. null counts it as wrong;
@@ -166,13 +170,14 @@ SUPPLIED = {
 """Arguments that a benchmark may take, and the settings that supply them."""
 
 EFFECTS: dict[str, tuple[Predicts, ...]] = {
-    "generation": ("clips", "reconstructions", "stories"),
+    "generation": ("clips", "reconstructions", "stories", "references"),
+    "generation.one_seed": ("clips", "reconstructions"),
     "generation.head": ("clips", "stories"),
     "generation.request": ("clips",),
     "generation.opening": ("clips",),
     "generation.detokenizer": ("clips", "stories"),
     "generation.num_tokens": ("reconstructions",),
-    "generation.store_clips": ("clips", "reconstructions"),
+    "generation.store_clips": ("clips", "reconstructions", "references"),
     "temperature": ("answers", "clips", "stories"),
     "template": ("answers", "clips", "stories"),
     "prompt": ("answers",),

@@ -6,8 +6,10 @@ Shape letters: N clips, F frames, H height, W width.
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from divot_datamodules.decoding.clip_sampling import ClipConfig, clip_times
+from divot_datamodules.decoding.clip_sampling import ClipConfig, clip_times, decode_clip, image_clip
 from divot_datamodules.decoding.video import (
     IMAGE_SUFFIXES,
     DecodeError,
@@ -46,6 +48,17 @@ def read_item(item: BenchmarkItem, clip: ClipConfig, max_clips: int) -> Pixels:
 
         frames = decode_chosen(media, choose, clip.size, max_pixels=clip.max_pixels, resize=clip.resize)
     return frames.reshape(-1, len(clip.frame_numbers), *frames.shape[1:])
+
+
+def read_middle_clip(item: BenchmarkItem, clip: ClipConfig) -> Tensor:
+    """Read the clip in the middle of an item's video, or a picture as a clip; uint8 (F, 3, H, W).
+
+    Raises:
+        DecodeError: The media cannot be decoded.
+    """
+    is_image = Path(item.media_name).suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+    read = image_clip if is_image else decode_clip
+    return torch.from_numpy(read(item.content, clip).video.copy())
 
 
 def _moments(duration: float, bounds: tuple[float, float] | None, clip: ClipConfig, max_clips: int) -> list[float]:

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,19 +19,23 @@ from divot_lightning.io.files import atomic_file
 KEPT, CLIPS = "generation", "clips"
 
 
-def keep_clip(folder: Path, number: int, clip_FCHW: Pixels) -> None:
-    """Store the clip of an item, uint8 (F, 3, H, W), under the item's number, whole or not at all."""
+def keep_clip(folder: Path, number: int, *, clip: Pixels, original: Pixels | None = None) -> None:
+    """Store the `clip` of an item, and its `original` if it is given, under the item's number, whole or not at all.
+
+    Both are uint8 (F, 3, H, W).
+    """
     path = _path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {"clip": clip} if original is None else {"clip": clip, "original": original}
     with atomic_file(path) as unfinished, unfinished.open("wb") as file:
-        np.savez_compressed(file, clip=clip_FCHW)
+        np.savez_compressed(file, **arrays)
 
 
-def find_clip(folder: Path, number: int) -> Pixels | None:
+def find_clip(folder: Path, number: int, kind: str = "clip") -> Pixels | None:
     """Return the stored clip of an item by its number; None if there is none or its file is damaged."""
     try:
         with np.load(_path(folder, number)) as arrays:
-            return np.asarray(arrays["clip"])
+            return np.asarray(arrays[kind])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -45,7 +50,9 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def gather_clips(folder: Path, rows: Mapping[int, Row], count: int) -> None:
-    """Copy the clips of the first items into `generation/clips.npz`, with their prompts in `texts.json`.
+    """Copy the clips of the first items, and the originals that are kept, into `generation/clips.npz`.
+
+    Their prompts go into `texts.json`.
 
     Args:
         folder: Of the evaluation.
@@ -58,7 +65,11 @@ def gather_clips(folder: Path, rows: Mapping[int, Row], count: int) -> None:
         return
     output = folder / KEPT
     output.mkdir(exist_ok=True)
-    np.savez_compressed(output / "clips.npz", made=np.stack(list(clips.values())))
+    arrays: dict[str, Any] = {"made": np.stack(list(clips.values()))}
+    originals = [original for number in clips if (original := find_clip(folder, number, "original")) is not None]
+    if len(originals) == len(clips):
+        arrays["original"] = np.stack(originals)
+    np.savez_compressed(output / "clips.npz", **arrays)
     texts = [{"number": number, **_described(rows[number])} for number in clips]
     (output / "texts.json").write_text(json.dumps(texts, indent=1), encoding="utf-8")
 
@@ -66,4 +77,4 @@ def gather_clips(folder: Path, rows: Mapping[int, Row], count: int) -> None:
 def _described(row: Row) -> Mapping[str, object]:
     scores = row.get("scores", {})
     right = next((bool(value) for name, value in scores.items() if name.rpartition("/")[2] == "all"), None)
-    return {"caption": row.get("prompt", row["id"]), "right": right}
+    return {"media": row["media"], "caption": row.get("prompt", row["id"]), "right": right}

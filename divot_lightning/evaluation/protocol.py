@@ -7,10 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from divot_lightning.evaluation.scores import Score
 from divot_lightning.io.files import file_sha256
 
 VERSIONED = ("divot-lightning", "torch", "transformers", "torchmetrics", "diffusers", "av", "numpy", "pillow")
 ABSENT = "(not stated)"
+COUNTED = "counted"
+"""Entry of the protocol of a score that counts a part of the items only, by a rule of its own."""
 
 
 def folder_sha256(folder: str | Path, pattern: str = "*") -> str:
@@ -57,6 +60,16 @@ def differing(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for part in flat for name in part)
     found = {name: [part.get(name, ABSENT) for part in flat] for name in names}
     return {name: each for name, each in found.items() if any(value != each[0] for value in each)}
+
+
+def differing_protocols(scores: Sequence[Score]) -> dict[str, list[Any]]:
+    """Find where the protocols or the counts of scores differ, see `differing`.
+
+    The number of items is compared too, except for scores that count only the items on which they are defined, such as
+    clips that an oracle can read: there it depends on the model.
+    """
+    counts = [{} if COUNTED in score.protocol else {"count": score.count} for score in scores]
+    return differing([{**count, **score.protocol} for count, score in zip(counts, scores, strict=True)])
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -42,7 +42,7 @@ class QuestionRunner:
     components: tuple[str, ...] = ("video_llm", "tokenizer")
 
     def __init__(self, run: str | Path, config: EvaluationConfig, benchmark: Benchmark, device: str) -> None:
-        self.config, self.benchmark = config, benchmark
+        self.config, self.benchmark, self.one_seed = config, benchmark, False
         self.sampling_config: dict[str, Any] = {}
         # The language model is loaded for the first question, so never where stored answers are scored.
         self.models = LoadedRun(run, template=config.template, device=device)
@@ -131,5 +131,6 @@ def item_seed(seed: int, number: int) -> int:
 
 
 def _row(item: BenchmarkItem) -> Row:
-    entries = {"id": item.id, "media": item.media_name, "group": item.group, "question": item.question}
+    entries: dict[str, str | None] = {"id": item.id, "media": item.media_name, "group": item.group}
+    entries |= {"question": item.question, "target": item.answer}
     return {name: value for name, value in entries.items() if value}

@@ -8,17 +8,19 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from divot_lightning.checkpoint.components import find_component, weights_sha256
+from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.evaluation.benchmarks.stories import StoryBenchmark
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems, Numbered, by_video, choose_items
-from divot_lightning.evaluation.clip_runners import GenerationRunner, ReconstructionRunner
+from divot_lightning.evaluation.clip_runners import GenerationRunner, ReconstructionRunner, ReferenceRunner
 from divot_lightning.evaluation.config import SUPPLIED, EvaluationConfig
 from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
 from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier
 from divot_lightning.evaluation.judges.prompts import JudgePrompt, load_prompt
+from divot_lightning.evaluation.measuring_runner import FeatureRunner
 from divot_lightning.evaluation.predictions import PredictionStore, Row
-from divot_lightning.evaluation.processes import Processes, joined_processes, local_device
+from divot_lightning.evaluation.processes import joined_processes, local_device
 from divot_lightning.evaluation.question_runner import QuestionRunner
 from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
 from divot_lightning.evaluation.story_runner import StoryRunner
@@ -28,10 +30,11 @@ from divot_lightning.training.run_folder import FINISHED
 
 
 class Runner(Protocol):
-    """Predict answers or clips.
+    """Predict answers, clips or features.
 
     Attributes:
         components: Names of the run's components that it uses.
+        one_seed: Whether all items are predicted together, with one seed.
         sampling_config: Sampling settings that belong to the model, as JSON values.
     """
 
@@ -40,6 +43,7 @@ class Runner(Protocol):
         """Return the names."""
         ...
 
+    one_seed: bool
     sampling_config: dict[str, Any]
 
     def describe(self) -> dict[str, Any]:
@@ -51,7 +55,10 @@ class Runner(Protocol):
         ...
 
     def run(self, items: Sequence[Numbered], rows: Mapping[str, Row]) -> list[Row]:
-        """Return one row per item; all items are of one video, and `rows` are the earlier rows by item."""
+        """Return one row per item; `rows` are the earlier rows by item.
+
+        The items are of one video; with one seed, they are all items.
+        """
         ...
 
 
@@ -61,7 +68,7 @@ def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
     Predictions are computed once and stored. Rule, judge, metrics and limit are applied to them by every call.
 
     Args:
-        run: Run folder of a stage that trains a video LLM.
+        run: Run folder of a stage with the models that the benchmark needs.
         config: The benchmark and the settings.
 
     Returns:
@@ -88,6 +95,7 @@ def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
             **({"benchmark_settings": own} if own else {}),
             "weights": weights_kind(run, runner.components, config.generation.detokenizer),
             **runner.describe(),
+            **({"items_of_one_seed": len(chosen.items)} if runner.one_seed else {}),
             "model": describe_model(run, runner.components, config.generation.detokenizer) | runner.sampling_config,
         }
         rows, protocol = _predict(runner, chosen, PredictionStore(folder, processes.rank), processes, protocol, judge)
@@ -112,6 +120,10 @@ def make_runner(
         return StoryRunner(run, config, benchmark, metrics, device, folder)
     if benchmark.predicts == "reconstructions":
         return ReconstructionRunner(run, config, metrics, device, folder)
+    if benchmark.predicts == "references":
+        return ReferenceRunner(run, config, benchmark, metrics, folder)
+    if benchmark.predicts == "features":
+        return FeatureRunner(run, metrics, device)
     return QuestionRunner(run, config, benchmark, device)
 
 
@@ -168,7 +180,7 @@ def _predict(
     runner: Runner,
     chosen: ChosenItems,
     store: PredictionStore,
-    processes: Processes,
+    processes: Ranks,
     protocol: Mapping[str, Any],
     judge: Judge | None,
 ) -> tuple[list[Row], dict[str, Any]]:
@@ -182,7 +194,8 @@ def _predict(
             if judge is not None and left:
                 judge.check()  # now, since the predictions may take days
         processes.wait()  # no process writes before all have read
-        own = processes.own_part(by_video(left))
+        groups = [list(chosen.numbered)] if left and runner.one_seed else by_video(left)
+        own = processes.mine(groups)
         with tqdm(total=sum(map(len, own)), desc="items", unit="item", disable=processes.rank > 0) as bar:
             for group in own:
                 size = sizes[group[0][1].media_name]

@@ -1,7 +1,6 @@
-"""Scores with their protocol, their summary over seeds, and their file."""
+"""Scores with their protocol, and their file."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,61 +31,6 @@ class Score:
     count: int
     protocol: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SeedSummary:
-    """The same score over several training seeds.
-
-    Attributes:
-        name: Name of the scores.
-        values: One value per seed, in the order given.
-        mean: Their mean.
-        minimum: The smallest.
-        maximum: The largest.
-        count: Clips, captions or questions per seed.
-        protocol: The protocol of all of them.
-    """
-
-    name: str
-    values: tuple[float, ...]
-    mean: float
-    minimum: float
-    maximum: float
-    count: int
-    protocol: dict[str, Any]
-
-
-def summarise_seeds(scores: Sequence[Score]) -> SeedSummary:
-    """Summarise the scores of several seeds.
-
-    Args:
-        scores: One score per seed, all with the same name, count and protocol.
-
-    Returns:
-        Mean, smallest and largest value; all NaN if any value is.
-
-    Raises:
-        UserError: There is no score, or the scores differ in name, count or protocol.
-
-    >>> summary = summarise_seeds([Score("colour", 0.5, 8), Score("colour", 1.0, 8)])
-    >>> summary.mean, summary.minimum, summary.maximum
-    (0.75, 0.5, 1.0)
-    """
-    if not scores:
-        raise UserError("there is no score to summarise")
-    first = scores[0]
-    for score in scores[1:]:
-        if (score.name, score.count, score.protocol) != (first.name, first.count, first.protocol):
-            raise UserError(
-                f"scores of {first.name!r} and {score.name!r} were not measured in one way:\n"
-                f"{first.count} with {first.protocol}\n{score.count} with {score.protocol}\n"
-                "Measure them again together."
-            )
-    values = tuple(score.value for score in scores)
-    undefined = any(math.isnan(value) for value in values)
-    low, high = (math.nan, math.nan) if undefined else (min(values), max(values))
-    return SeedSummary(first.name, values, math.fsum(values) / len(values), low, high, first.count, first.protocol)
 
 
 def save_scores(scores: Sequence[Score], path: Path) -> None:

@@ -12,7 +12,7 @@ from divot_lightning.evaluation.judges.judge import Judge
 from divot_lightning.evaluation.judges.verdicts import JUDGED, judge_rows, verdict_scores
 from divot_lightning.evaluation.kept_clips import gather_clips
 from divot_lightning.evaluation.predictions import PredictionStore, Row
-from divot_lightning.evaluation.protocol import library_versions
+from divot_lightning.evaluation.protocol import COUNTED, library_versions
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.evaluation.statistics.comparison import SCORES
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Prediction, Submission, Values
@@ -101,7 +101,8 @@ class Scoring:
             row["scores"] = {}
         for metric in self.metrics:
             if metric.update_called:
-                protocols |= dict.fromkeys(metric.compute(), metric.describe())
+                own_counts = metric.counts()
+                protocols |= {name: metric.describe() | _counted(name in own_counts) for name in metric.compute()}
             for (_, row), own in zip(pairs, metric.item_values(measured, items), strict=True):
                 row["scores"] |= own
         return values, protocols
@@ -149,3 +150,8 @@ class Scoring:
             shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
             remarks.append(f"{there} of {len(chosen.groups)} groups are there; without any item: {shown}")
         return tuple(remarks)
+
+
+def _counted(partly: bool) -> dict[str, str]:
+    """Return what the protocol of a score says that a metric measures on a part of the items only."""
+    return {COUNTED: "items on which it is defined"} if partly else {}

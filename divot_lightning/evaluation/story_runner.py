@@ -3,7 +3,7 @@
 Shape letters: N clips, F frames, H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from torch import Tensor
 from divot_datamodules.decoding.clip_sampling import decode_clip
 from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.evaluation.benchmarks.stories import StoryBenchmark
-from divot_lightning.evaluation.clip_runners import MEASURED_BY, GenerationRunner
+from divot_lightning.evaluation.chosen_items import Numbered
+from divot_lightning.evaluation.clip_runners import GenerationRunner
 from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.kept_clips import KEPT
+from divot_lightning.evaluation.measuring_runner import MEASURED_BY
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.question_runner import item_seed
 from divot_lightning.inference.pipeline import DivotPipeline
@@ -57,7 +59,11 @@ class StoryRunner(GenerationRunner):
         decoding = {**described["decoding"], "max_new_tokens": self.words.max_new_tokens}
         return {**described, "prompt": "one instruction per story", "decoding": decoding}
 
-    def _one(self, number: int, item: BenchmarkItem, before: Row) -> Row:
+    def run(self, items: Sequence[Numbered], rows: Mapping[str, Row]) -> list[Row]:
+        """Tell a story for each item and measure it; an item whose videos cannot be decoded has an `error` instead."""
+        return [self._one(number, item) for number, item in items]
+
+    def _one(self, number: int, item: BenchmarkItem) -> Row:
         row: Row = {"id": item.id, "media": item.media_name, "prompt": item.facts["prompt"]}
         seed, requests = item_seed(self.config.seed, number), self.benchmark.requests(item)
         try:

@@ -83,10 +83,13 @@ def media_prompt(
     Args:
         question: The question.
         kinds: Kind of each clip. Neighbours of one kind stand between one pair of tokens, as in a training sample.
+            Without clips the question is asked of the language model alone.
         template: The form of the prompts that the model was trained on.
         history: See ``question_prompt``.
         tasks: Settings of the run's tasks, with which the prompt is written as in training.
     """
+    if not kinds:
+        return ConversationTask(template, **(tasks or {}).get("conversation", {})).user_turn(question.strip())
     if question.strip() or history:
         segments = question_prompt(question, len(kinds), template, kinds[0], history, tasks)
     else:

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
+from divot_lightning.errors import UserError
 from divot_lightning.inference.clip_requests import ClipRequest
-from divot_lightning.inference.pipeline import DivotPipeline
-from divot_lightning.inference.results import STORY_FILE, ClipFeatures, Settings, output_paths, save_clip
+from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+from divot_lightning.inference.results import PROMPT, STORY_FILE, Settings, output_paths, save_clip
 from divot_lightning.io.jsonl import LineFile, read_rows
 from divot_lightning.models.video_llm.story import StorySampling
 
@@ -21,6 +23,7 @@ def generate_files(
     request: ClipRequest | None = None,
     temperature: float = 1.0,
     seed: int = 0,
+    decoding: Decoding | None = None,
 ) -> Iterator[tuple[str, Path]]:
     """Write ``num`` clips for each prompt, all from one stream of random numbers.
 
@@ -32,18 +35,24 @@ def generate_files(
         request: How the clips are asked for.
         temperature: Spread of the features that the head samples.
         seed: Of all randomness.
+        decoding: How the de-tokenizer samples.
 
     Yields:
         Prompt and path, as soon as the file is written; all clips of a prompt come before those of the next prompt.
     """
     texts = [prompt for prompt in prompts for _ in range(num)]
+    if PROMPT in Path(output).name:
+        paths = list(chain.from_iterable(output_paths(one, num, text) for one, text in _named(output, prompts)))
+    else:
+        paths = output_paths(output, len(texts))
     models = pipeline.models
-    clips = models.generate(texts, request=request, temperature=temperature, seed=seed)
-    asked = (request or ClipRequest()).describe()
-    settings = models.generation_settings(seed=seed, temperature=temperature, **asked)
-    for number, (text, path, (video, _)) in enumerate(zip(texts, output_paths(output, len(texts)), clips, strict=True)):
-        # The number in the stream is a setting: it decides which random numbers the clip gets.
-        yield text, save_clip(path, video.numpy(), models.fps, {"prompt": text, "number": number, **settings})
+    with pipeline.sampling(decoding) as sampling:
+        clips = models.generate(texts, request=request, temperature=temperature, seed=seed, sampling=sampling)
+        asked = (request or ClipRequest()).describe()
+        settings = models.generation_settings(sampling, seed=seed, temperature=temperature, **asked)
+        for number, (text, path, (video, _)) in enumerate(zip(texts, paths, clips, strict=True)):
+            # The number in the stream is a setting: it decides which random numbers the clip gets.
+            yield text, save_clip(path, video.numpy(), models.fps, {"prompt": text, "number": number, **settings})
 
 
 def generate_missing(
@@ -55,6 +64,7 @@ def generate_missing(
     request: ClipRequest | None = None,
     temperature: float = 1.0,
     seed: int = 0,
+    decoding: Decoding | None = None,
 ) -> Iterator[tuple[str, Path]]:
     """Write ``num`` clips for each prompt of a file; a prompt's clips do not depend on the other prompts.
 
@@ -62,30 +72,34 @@ def generate_missing(
         pipeline: The models.
         entries: From `read_prompts`: "prompt", and "seed" if it has its own.
         output: The file; line 0 writes ``<stem>-0<suffix>``, or ``<stem>-0-0<suffix>`` and so on if ``num`` is above 1.
+            With ``{prompt}`` in its name, see ``output_paths``.
         num: Clips per prompt.
         request: How the clips are asked for.
         temperature: Spread of the features that the head samples.
         seed: Of entries without their own.
+        decoding: How the de-tokenizer samples.
 
     Yields:
         Prompt and path of each file, whether it was there or is new.
     """
-    for entry, path in zip(entries, _numbered(output, len(entries)), strict=True):
+    for entry, (path, text) in zip(entries, _named(output, [entry["prompt"] for entry in entries]), strict=True):
         own = entry.get("seed", seed)
-        asked = (request or ClipRequest()).describe()
-        settings = pipeline.models.generation_settings(seed=own, temperature=temperature, num=num, **asked)
-        paths = output_paths(path, num)
-        if not all(
-            one.is_file() and _settings_in(one.with_suffix(".json")) == _json({"prompt": entry["prompt"], **settings})
-            for one in paths
-        ):
-            made = pipeline.generate(entry["prompt"], num=num, seed=own, request=request, temperature=temperature)
-            paths = made.save(path)
-        yield from ((entry["prompt"], one) for one in paths)
+        asked, options = (request or ClipRequest()).describe(), {"num": num, "seed": own, "temperature": temperature}
+        with pipeline.sampling(decoding) as sampling:
+            settings = pipeline.models.generation_settings(sampling, **options, **asked)
+        paths, wanted = output_paths(path, num, text), _json({"prompt": text, **settings})
+        if not all(one.is_file() and _settings_in(one.with_suffix(".json")) == wanted for one in paths):
+            paths = pipeline.generate(text, request=request, decoding=decoding, **options).save(path)
+        yield from ((text, one) for one in paths)
 
 
 def tell_missing(
-    pipeline: DivotPipeline, entries: Sequence[Mapping[str, Any]], folders: Sequence[Path], num_clips: int, seed: int
+    pipeline: DivotPipeline,
+    entries: Sequence[Mapping[str, Any]],
+    folders: Sequence[Path],
+    num_clips: int,
+    seed: int,
+    decoding: Decoding | None = None,
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Write the story of each instruction into its folder.
 
@@ -95,56 +109,63 @@ def tell_missing(
         folders: One per entry.
         num_clips: Most clips of a story.
         seed: Of entries without their own.
+        decoding: How the de-tokenizer samples.
 
     Yields:
         Each folder with the content of its story.json.
     """
     for entry, folder in zip(entries, folders, strict=True):
         own = entry.get("seed", seed)
-        settings = pipeline.story_settings(StorySampling(), None, seed=own, num_clips=num_clips)
+        settings = pipeline.story_settings(StorySampling(), decoding, seed=own, num_clips=num_clips)
         there = _settings_in(folder / STORY_FILE)
         wanted = _json({"instruction": entry["instruction"], **settings})
         if {name: value for name, value in there.items() if name != "parts"} != wanted:
-            pipeline.story(entry["instruction"], num_clips, seed=own).save(folder)
+            pipeline.story(entry["instruction"], num_clips, seed=own, decoding=decoding).save(folder)
         yield folder, _settings_in(folder / STORY_FILE)
 
 
 def answer_missing(
-    pipeline: DivotPipeline, pairs: Sequence[tuple[str, str]], output: Path, *, max_clips: int
+    pipeline: DivotPipeline, pairs: Sequence[tuple[str, str]], output: Path, **options: Any
 ) -> tuple[int, int]:
-    """Add the answers that a jsonl file does not have yet to its end, each as soon as it is known.
+    """Add the answers that a jsonl file does not have yet to its end, those about a video as soon as they are known.
 
     Args:
         pipeline: The models.
-        pairs: Videos and questions; neighbours with the same video encode it once.
+        pairs: Videos and questions; neighbours with the same video are answered in one batch, which encodes it once.
         output: The file; it has an object per line: video, question, answer and all settings.
-        max_clips: Most clips of a video.
+        **options: Of `DivotPipeline.ask`.
 
     Returns:
         The number of new answers, and of those that were there.
     """
-    settings = pipeline.models.settings(max_clips=max_clips)
+    settings = pipeline.models.settings(**options)
     there = [{**row, "answer": None} for row in read_rows(output)] if output.is_file() else []
     output.parent.mkdir(parents=True, exist_ok=True)
     file, new = LineFile(output), 0
-    encoded: tuple[str, ClipFeatures] | None = None
-    for video, question in pairs:
-        row = _json({"video": video, "question": question or None, "answer": None, **settings})
-        if row in there:
-            continue
-        if encoded is None or encoded[0] != video:
-            encoded = (video, pipeline.encode(video, max_clips=max_clips))
-        file.append([{**row, "answer": pipeline.ask(encoded[1], question).text}])
-        there.append(row)
-        new += 1
+    for video, same in groupby(pairs, key=lambda pair: pair[0]):
+        asked = {q: _json({"video": video, "question": q or None, "answer": None, **settings}) for _, q in same}
+        missing = {question: row for question, row in asked.items() if row not in there}
+        answers = pipeline.ask(video, list(missing), **options) if missing else []
+        file.append([{**missing[answer.question], "answer": answer.text} for answer in answers])
+        there += missing.values()
+        new += len(missing)
     file.close()
     return new, len(pairs) - new
 
 
-def _numbered(output: str | Path, count: int) -> list[Path]:
-    output_paths(output, count)  # refuses another kind of file
+def _named(output: str | Path, prompts: Sequence[str]) -> list[tuple[Path, str]]:
+    """Return each prompt with its file: numbered, or named by the prompt."""
     whole = Path(output)
-    return [whole.with_name(f"{whole.stem}-{number}{whole.suffix}") for number in range(count)]
+    output_paths(whole, len(prompts))  # refuses another kind of file
+    if PROMPT not in whole.name:
+        files = [whole.with_name(f"{whole.stem}-{number}{whole.suffix}") for number in range(len(prompts))]
+    elif len(set(prompts)) < len(prompts):
+        raise UserError(
+            f"a text occurs twice, so {PROMPT} in --output gives no name of its own to each clip; use --num"
+        )
+    else:
+        files = [whole] * len(prompts)
+    return list(zip(files, prompts, strict=True))
 
 
 def _settings_in(file: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError
+from divot_lightning.inference.answer_scores import AnswerScore, score_answers
 from divot_lightning.inference.ask import answer, media_prompt, warn_of_missing_captions
 from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.generate import check_request, write_story
@@ -34,12 +35,13 @@ class Decoding:
     Attributes:
         steps: Denoising steps, at least 1.
         guidance: Scale of the classifier-free guidance; 1 is none.
-        sampler: Settings of the objective's sampler by name, such as {"eta": 0.0}.
+        sampler: Name of the solver: "dpm_solver", "unipc", or "ddim", of a flow "euler". Or settings of the
+            objective's sampler by name, such as {"solver": "unipc", "spacing": "trailing"}.
     """
 
     steps: int | None = None
     guidance: float | None = None
-    sampler: Mapping[str, Any] | None = None
+    sampler: str | Mapping[str, Any] | None = None
 
 
 Texts: TypeAlias = list[str] | tuple[str, ...]
@@ -132,7 +134,7 @@ class DivotPipeline:
         """
         features_NQC = features.features_NQC if isinstance(features, ClipFeatures) else features
         generator = torch.Generator().manual_seed(seed)
-        with self._sampling(decoding) as sampling:
+        with self.sampling(decoding) as sampling:
             return torch.cat(list(self.models.decode(features_NQC, generator, sampling)))
 
     def reconstruct(
@@ -150,7 +152,7 @@ class DivotPipeline:
         features_NQC = self.models.encode(original, num_tokens)
         kept = {} if num_tokens is None else {"num_tokens": num_tokens}
         decoded = self.decode(features_NQC, seed=seed, decoding=decoding)
-        with self._sampling(decoding) as sampling:
+        with self.sampling(decoding) as sampling:
             settings = self.models.settings(**self.models.decoding_settings(sampling), seed=seed, **kept)
         return Reconstruction(original, decoded, features_NQC, self.models.fps, settings)
 
@@ -203,6 +205,30 @@ class DivotPipeline:
         answers = [Answer(one, text, settings) for one, text in zip(questions, texts, strict=True)]
         return answers[0] if isinstance(question, str) else answers
 
+    def score_answers(
+        self,
+        video: MediaInput | ClipFeatures | Sequence[MediaInput],
+        question: str,
+        answers: Sequence[str],
+        *,
+        max_clips: int = MAX_CLIPS,
+    ) -> list[AnswerScore]:
+        """Score given answers to a question, as the options of a multiple-choice question; the lowest loss wins.
+
+        Args:
+            video: As for `ask`.
+            question: The question.
+            answers: The answers, each at least one word.
+            max_clips: Most clips of each video.
+
+        Returns:
+            A score per answer, in order.
+        """
+        features = self.encode(video, max_clips=max_clips)
+        prompts = [media_prompt(question, features.kinds, self.models.template, tasks=self.models.tasks)]
+        prompts *= len(answers)
+        return score_answers(self.models.video_llm, prompts, answers, [features.features_NQC] * len(answers))
+
     @overload
     def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> GeneratedClips: ...
     @overload
@@ -239,7 +265,7 @@ class DivotPipeline:
         check_request(prompts, num, temperature)
         changes = {**(head or {}), **({} if variance_scale is None else {"variance_scale": variance_scale})}
         made = []
-        with self._changed_head(changes), self._sampling(decoding) as sampling:
+        with self._changed_head(changes), self.sampling(decoding) as sampling:
             for text in prompts:
                 pairs = self.models.generate(
                     [text] * num, request=request, temperature=temperature, seed=seed, sampling=sampling
@@ -294,15 +320,16 @@ class DivotPipeline:
 
     def story_settings(self, sampling: StorySampling, decoding: Decoding | None, **more: Any) -> dict[str, Any]:
         """Return what decides a story besides the weights, as JSON values."""
-        with self._sampling(decoding) as decoded:
+        with self.sampling(decoding) as decoded:
             return self.models.generation_settings(decoded, **more, **asdict(sampling))
 
     @contextmanager
-    def _sampling(self, decoding: Decoding | None) -> Iterator[SamplingConfig]:
+    def sampling(self, decoding: Decoding | None) -> Iterator[SamplingConfig]:
         """Return steps and guidance, and change the settings of the objective's sampler for a while."""
         chosen, detokenizer = decoding or Decoding(), self.models.detokenizer
         changes = {"steps": chosen.steps, "guidance": chosen.guidance}
-        with changed_sampler(detokenizer, chosen.sampler or {}):
+        sampler = {"solver": chosen.sampler} if isinstance(chosen.sampler, str) else chosen.sampler
+        with changed_sampler(detokenizer, sampler or {}):
             yield replace(
                 detokenizer.config.sampling,
                 **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]

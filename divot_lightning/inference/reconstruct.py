@@ -20,8 +20,8 @@ from divot_datamodules.loading.skipped_samples import left_out_lines
 from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_lightning.errors import UserError
-from divot_lightning.inference.loaded_run import LoadedRun
-from divot_lightning.inference.results import save_clip, write_comparison
+from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+from divot_lightning.inference.results import output_paths, save_clip, write_comparison
 from divot_lightning.parts.sources import SampleError, SkippedSample
 
 LONGEST_NAME = 200
@@ -100,51 +100,60 @@ def _shard_clips(
 
 
 def reconstruct_files(
-    run: str | Path,
+    pipeline: DivotPipeline,
     inputs: Sequence[str],
     output: str | Path,
     *,
     num: int = 8,
     seed: int = 0,
-    device: str = "cpu",
+    decoding: Decoding | None = None,
     num_tokens: int | None = None,
+    suffix: str = "mp4",
     on_skip: Callable[[SkippedSample], object] = lambda sample: None,
 ) -> Iterator[Path]:
-    """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips of the inputs.
+    """Write `<key>.mp4`, `<key>_original.mp4` and `<key>_compare.mp4` for the first clips, or other kinds of video.
 
     Args:
-        run: A run that trained or used a tokenizer and a de-tokenizer.
+        pipeline: Of a run that trained or used a tokenizer and a de-tokenizer.
         inputs: See `read_clips`.
         output: Folder of the files.
         num: Number of clips.
         seed: Of the de-tokenizer's noise.
-        device: Where the models run.
+        decoding: How the de-tokenizer samples.
         num_tokens: Leading tokens of each clip that are decoded; None for all. A tokenizer needs
             `bottleneck.nested_dropout` in its training to reconstruct well from fewer.
+        suffix: mp4, gif, webm, mkv or avi.
         on_skip: Called with each sample or file that is skipped.
 
     Returns:
         An iterator that writes the files of one clip at a time and yields the path of its comparison. Run and inputs
         are read before it is returned, so that errors in them come first.
     """
-    models = LoadedRun(run, device=device)
-    clips = list(islice(read_clips(inputs, models.decoded_clip, on_skip), num))
-    return _write_clips(models, clips, Path(output), seed, num_tokens)
+    output_paths(f"clip.{suffix}", 1)  # refuses another kind of file
+    clips = list(islice(read_clips(inputs, pipeline.models.decoded_clip, on_skip), num))
+    return _write_clips(pipeline, clips, Path(output), seed, decoding, num_tokens, suffix)
 
 
 def _write_clips(
-    models: LoadedRun, clips: list[tuple[str, Pixels]], output: Path, seed: int, num_tokens: int | None
+    pipeline: DivotPipeline,
+    clips: list[tuple[str, Pixels]],
+    output: Path,
+    seed: int,
+    decoding: Decoding | None,
+    num_tokens: int | None,
+    suffix: str,
 ) -> Iterator[Path]:
-    names = _file_names(key for key, _ in clips)
+    names, models = _file_names(key for key, _ in clips), pipeline.models
     originals = torch.from_numpy(np.stack([video for _, video in clips]))
     kept = {} if num_tokens is None else {"num_tokens": num_tokens}
-    settings = models.settings(**models.decoding_settings(), seed=seed, **kept)
-    decoded = models.decode(models.encode(originals, num_tokens), torch.Generator().manual_seed(seed))
-    videos = (video.numpy() for batch in decoded for video in batch)
-    for (key, original), name, video in zip(clips, names, videos, strict=True):
-        save_clip(output / f"{name}.mp4", video, models.fps, {"key": key, **settings})
-        write_video(output / f"{name}_original.mp4", original, models.fps)
-        yield write_comparison(output / f"{name}_compare.mp4", original, video, models.fps)
+    with pipeline.sampling(decoding) as sampling:
+        settings = models.settings(**models.decoding_settings(sampling), seed=seed, **kept)
+        decoded = models.decode(models.encode(originals, num_tokens), torch.Generator().manual_seed(seed), sampling)
+        videos = (video.numpy() for batch in decoded for video in batch)
+        for (key, original), name, video in zip(clips, names, videos, strict=True):
+            save_clip(output / f"{name}.{suffix}", video, models.fps, {"key": key, **settings})
+            write_video(output / f"{name}_original.{suffix}", original, models.fps)
+            yield write_comparison(output / f"{name}_compare.{suffix}", original, video, models.fps)
 
 
 def _file_names(keys: Iterable[str]) -> list[str]:

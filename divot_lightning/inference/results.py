@@ -84,12 +84,12 @@ class GeneratedClips:
         """Write a video per clip and its settings beside it as json.
 
         Args:
-            output: The file; several clips are numbered, see `output_paths`.
+            output: The file, see `output_paths`.
 
         Returns:
             The videos.
         """
-        paths = output_paths(output, len(self.video_NFCHW))
+        paths = output_paths(output, len(self.video_NFCHW), self.prompt)
         for path, video in zip(paths, self.video_NFCHW, strict=True):
             save_clip(path, video.numpy(), self.fps, {"prompt": self.prompt, **self.settings})
         return paths
@@ -172,23 +172,43 @@ class Story:
 STORY_FILE = "story.json"
 
 
-def output_paths(output: str | Path, count: int) -> list[Path]:
+PROMPT = "{prompt}"
+
+MOST_NAME_BYTES = 240
+"""File systems allow 255 bytes; a number and the name of an unfinished file need some."""
+
+
+def output_paths(output: str | Path, count: int, prompt: str = "") -> list[Path]:
     """Return the files of several clips.
 
     Args:
-        output: The file; its suffix names the container.
+        output: The file; its suffix names the container. `{prompt}` in its name stands for the text of the clips.
         count: Number of clips.
+        prompt: The text.
 
     Returns:
-        The file itself for one clip, else numbered ones.
+        The file itself for one clip, else numbered ones; files that are named by their text always have a number, as
+        VBench (arXiv:2311.17982) reads them.
+
+    Raises:
+        UserError: The suffix names no container, or the text is too long for the name of a file.
 
     >>> [str(path) for path in output_paths("a/x.mp4", 2)]
     ['a/x-0.mp4', 'a/x-1.mp4']
+    >>> [str(path) for path in output_paths("a/{prompt}.mp4", 1, "a red circle")]
+    ['a/a red circle-0.mp4']
     """
     output = Path(output)
     if output.suffix.lower().lstrip(".") not in CODECS:
         raise UserError(f"--output {output} names no kind of video; end it with one of: .{', .'.join(CODECS)}")
-    if count == 1:
+    named = PROMPT in output.name
+    if named:
+        output = output.with_name(output.name.replace(PROMPT, prompt.replace("/", "_")))
+        if len(output.name.encode()) > MOST_NAME_BYTES:
+            raise UserError(
+                f"the text {prompt[:40]!r}... is too long for the name of a file\nwrite --output without {PROMPT}"
+            )
+    if count == 1 and not named:
         return [output]
     return [output.with_name(f"{output.stem}-{index}{output.suffix}") for index in range(count)]
 

@@ -90,7 +90,7 @@ def import_component(
 
 def _without_aliases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keep one name of each tensor: tied weights are stored once, and loading fills all of their names."""
-    first = {value.data_ptr(): name for name, value in reversed(weights.items())}
+    first = {value.data_ptr(): name for name, value in reversed(list(weights.items()))}
     return {name: value for name, value in weights.items() if first[value.data_ptr()] == name}
 
 

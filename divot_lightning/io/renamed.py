@@ -33,7 +33,7 @@ MODULES = {
     "divot_lightning.models.detokenizer.latents": "divot_backbones.latents.block_dct",
     "divot_lightning.models.detokenizer.video_dit": "divot_backbones.denoisers.video_dit",
     "divot_lightning.heads": "divot_lightning.parts.heads",
-    "divot_lightning.head_options": "divot_lightning.inference.head_options",
+    "divot_lightning.head_options": "divot_lightning.inference.command_options",
     "divot_lightning.head_sampling": "divot_lightning.parts.head_sampling",
     "divot_lightning.registry": "divot_lightning.parts.registries.registry",
     "divot_lightning.sharding.rng_state": "divot_lightning.checkpoint.rng_state",
@@ -46,6 +46,7 @@ MODULES = {
     "divot_lightning.sharding.strategy": "divot_lightning.deepspeed_zero.strategy",
     "divot_lightning.runs.run_callbacks": "divot_lightning.training.reporting.run_callbacks",
     "divot_lightning.runs.run_logging": "divot_lightning.training.reporting.run_logging",
+    "divot_lightning.training.optimizers": "divot_optimizers.adamw",
     "divot_datamodules.clip_sampling": "divot_datamodules.decoding.clip_sampling",
     "divot_datamodules.position_callback": "divot_datamodules.loading.position_callback",
     "divot_datamodules.samples": "divot_datamodules.decoding.samples",
@@ -59,8 +60,10 @@ MODULES = {
 CLASSES = {
     "divot_backbones.vision.clip.VisionBackbone": "divot_backbones.vision.clip.ClipVision",
     "divot_lightning.parts.heads.float32_island": "divot_lightning.parts.heads.force_float32",
-    "divot_lightning.training.optimization.OptimizerSettings": "divot_lightning.training.optimizers.AdamWOptimizer",
-    "divot_lightning.training.optimization.OptimizerConfig": "divot_lightning.training.optimizers.AdamWOptimizer",
+    "divot_lightning.training.optimization.OptimizerSettings": "divot_optimizers.adamw.AdamWOptimizer",
+    "divot_lightning.training.optimization.OptimizerConfig": "divot_optimizers.adamw.AdamWOptimizer",
+    "divot_optimizers.adamw.MuonOptimizer": "divot_optimizers.muon.MuonOptimizer",
+    "divot_optimizers.adamw.JointOptimizer": "divot_optimizers.muon.JointOptimizer",
     "divot_datamodules.decoding.clip_sampling.ClipSettings": "divot_datamodules.decoding.clip_sampling.ClipConfig",
     "divot_datamodules.decoding.sample_errors.SampleError": "divot_lightning.parts.sources.SampleError",
     "divot_datamodules.decoding.samples.TaskMixture": "divot_datamodules.tasks.mixture.TaskMixture",
@@ -101,10 +104,16 @@ RECIPES = {
 }
 """Shipped recipes."""
 
+BENCHMARKS = {
+    "toy-batch-generation": "'toy' with generation.one_seed and generation.detokenizer; clips is now data",
+    "toy-batch-reconstruction": "'toy-reconstruction' with generation.one_seed; clips is now data",
+}
+"""Measurements of an experiment to the benchmark that they became."""
+
 OLD_VISION = "divot_backbones.vision.clip.ClipVision"
 """The vision encoder of tokenizers whose `vision` holds its settings alone, from the time when there was only one."""
 
-OUR_PACKAGES = ("divot_lightning", "divot_datamodules", "divot_backbones")
+OUR_PACKAGES = ("divot_lightning", "divot_datamodules", "divot_backbones", "divot_optimizers")
 MAX_LINES = 2
 """Renamed names that a message gives a line each; the others share one more."""
 

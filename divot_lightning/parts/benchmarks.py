@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from divot_lightning.parts.metrics import BenchmarkMetric
 
-Predicts = Literal["answers", "clips", "reconstructions", "stories"]
+Predicts = Literal["answers", "clips", "reconstructions", "stories", "features", "references"]
 
 Values = dict[str, tuple[float, int]]
 """Value and number of items, by score."""
@@ -61,6 +61,7 @@ class BenchmarkItem:
         group: The part of the benchmark that has a score of its own, such as MVBench's task; empty without parts.
         bounds: Seconds of the video's part that is shown; None shows all of it.
         frame_rate: Frames per second of a folder of numbered frames; None for a video.
+        is_features: Whether the media are a video's cached features, as `divot data encode` writes them.
         problem: Why the entry in the file is invalid, empty if it is valid. An invalid item counts as `unreadable`; its
             media is the file with the entry.
         facts: Further facts, such as the `prompt` for a generated clip.
@@ -77,6 +78,7 @@ class BenchmarkItem:
     group: str = ""
     bounds: tuple[float, float] | None = None
     frame_rate: float | None = None
+    is_features: bool = False
     problem: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -116,6 +118,7 @@ class Prediction:
         original: The clip of the item's video, of the same shape; None for answers and stories.
         sentences: Those of a story, in order.
         clips: The clip after each sentence, uint8 (F, 3, H, W); None after a sentence that the model opened none after.
+        features: The tokenizer's features of the item's video, float32 (Q, C), where nothing else is predicted.
     """
 
     answer: str = ""
@@ -124,6 +127,7 @@ class Prediction:
     original: "Tensor | None" = None
     sentences: tuple[str, ...] = ()
     clips: "tuple[Tensor | None, ...]" = ()
+    features: "Tensor | None" = None
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,9 @@ class Benchmark(Part, ABC):
 
     Attributes:
         predicts: What a model has to make: "answers" to questions about videos (a caption is an answer), "clips" from
-            prompts, "reconstructions" of clips, or "stories" (sentences and clips in turn) from instructions. It
-            decides which models of the run are loaded.
+            prompts, "reconstructions" of clips, "stories" (sentences and clips in turn) from instructions, or
+            "features" of clips. It decides which models of the run are loaded. Of "references" the benchmark makes the
+            clips itself, as a bound for the clips of models.
         splits: Its splits, the default one first.
         metrics: Short names or class paths of its metrics; `make_metrics` builds them.
         main_scores: Scores by importance: the first of these that was measured is printed first.
@@ -189,6 +194,19 @@ class Benchmark(Part, ABC):
     def parse(self, answer: str, item: BenchmarkItem) -> Any:
         """Return what an answer says, as a JSON value: the text itself, or the index of an option."""
         return answer
+
+    def reference_clips(self, items: Sequence[BenchmarkItem], originals: "Tensor", seed: int) -> "Tensor":
+        """Return the clips of a benchmark that predicts "references".
+
+        Args:
+            items: All items whose video can be read.
+            originals: Their clips, uint8 (N, F, 3, H, W).
+            seed: Of the evaluation.
+
+        Returns:
+            uint8, of the same shape.
+        """
+        raise NotImplementedError("a benchmark that predicts references defines reference_clips")
 
     def make_metrics(self, items: Sequence[BenchmarkItem], device: str = "cpu") -> "Sequence[BenchmarkMetric]":
         """Build the metrics.

@@ -26,12 +26,12 @@ class BenchmarkMetric(Part, Metric, ABC):
     into scores. States are merged over processes by torchmetrics: declare each with `add_state` and a `dist_reduce_fx`.
 
     Attributes:
-        inputs: What `measure` reads: "answers" (text) or "clips" (pixels).
+        inputs: What `measure` reads: "answers" (text), "clips" (pixels), or "features" of the tokenizer.
         higher_is_better: The direction of its scores; of torchmetrics.
         best: The best value that a score can have, such as 1 for an accuracy and 0 for a distance.
     """
 
-    inputs: ClassVar[Literal["answers", "clips"]]
+    inputs: ClassVar[Literal["answers", "clips", "features"]]
     higher_is_better = True
     best: ClassVar[float] = 1.0
     is_differentiable = False

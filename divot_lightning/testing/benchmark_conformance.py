@@ -68,11 +68,11 @@ class BenchmarkConformance:
                 json.dumps(benchmark.parse(answer, item))
 
     def test_metrics_fit_what_is_predicted(self, tmp_path: Path) -> None:
-        """Answers are measured by metrics of answers, clips by metrics of clips."""
+        """Answers are measured by metrics of answers, clips by metrics of clips, features by those of features."""
         benchmark = self.make_benchmark()
         metrics = benchmark.make_metrics(self._items(tmp_path))
         assert metrics, "nothing is measured"
-        expected = "answers" if benchmark.predicts == "answers" else "clips"
+        expected = benchmark.predicts if benchmark.predicts in ("answers", "features") else "clips"
         assert {metric.inputs for metric in metrics} == {expected}
 
     def test_empty_predictions_have_scores(self, tmp_path: Path) -> None:

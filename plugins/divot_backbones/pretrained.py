@@ -120,15 +120,17 @@ def _untrained(model_class: Any, origin: Origin, arguments: dict[str, Any]) -> n
 def _from_folder(model_class: Any, origin: Origin, folder: Path, derived: dict[str, Any]) -> nn.Module:
     try:
         stored = model_class.load_config(folder, local_files_only=True)
-        if stored.get("_class_name", model_class.__name__) != model_class.__name__:
-            found = stored["_class_name"]
-            why = f"\n{OTHER_INPUTS[found]}" if found in OTHER_INPUTS else ""
-            raise UserError(f"{origin.where}.pretrained: {folder} holds a {found}, not a {model_class.__name__}{why}")
-        model, report = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True, **derived)
+        found = stored.get("_class_name", model_class.__name__)
+        if found == model_class.__name__:
+            settings = {"local_files_only": True, "output_loading_info": True, **derived}
+            model, report = model_class.from_pretrained(folder, **settings)
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise UserError(
             f"{origin.where}.pretrained: {folder} is no {model_class.__name__} folder: {first_line(error)}"
         ) from error
+    if found != model_class.__name__:
+        why = f"\n{OTHER_INPUTS[found]}" if found in OTHER_INPUTS else ""
+        raise UserError(f"{origin.where}.pretrained: {folder} holds a {found}, not a {model_class.__name__}{why}")
     if report["missing_keys"]:
         raise UserError(
             f"{origin.where}.pretrained: {folder} lacks {len(report['missing_keys'])} weights of a "

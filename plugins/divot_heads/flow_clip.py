@@ -3,7 +3,6 @@
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width, N clips times noise draws.
 """
 
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,14 +10,13 @@ from torch import Generator, Tensor
 
 from divot_heads.clip_transformer import ClipTransformer
 from divot_heads.draws import check_at_least
-from divot_heads.guidance import condition_dropout_or_none, guided
+from divot_heads.guidance import condition_dropout_or_none
 from divot_heads.rectified_flow import (
     TIME_SCALE,
     Solver,
     TimeSampling,
     check_flow_settings,
-    falling_times,
-    integrate,
+    sample_flow,
     sample_times,
 )
 from divot_lightning.errors import UserError
@@ -100,10 +98,13 @@ class FlowClipHead(GenerationHead):
         """Follow the velocity from noise, which `temperature` multiplies, to features_BQC, float32."""
         shape = (*hidden_BQD.shape[:-1], self.feature_dim)
         noise_BQC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
-
-        def velocity(state_BQC: Tensor, time: float) -> Tensor:
-            time_B = torch.full((len(state_BQC),), TIME_SCALE * time, device=state_BQC.device)
-            predict = partial(self.denoiser, state_BQC, time_B)
-            return guided(predict, hidden_BQD, self.condition_dropout, self.guidance)
-
-        return integrate(velocity, noise_BQC, falling_times(self.sampling_steps, self.shift), self.solver)
+        return sample_flow(
+            self.denoiser,
+            noise_BQC,
+            hidden_BQD,
+            self.condition_dropout,
+            guidance=self.guidance,
+            steps=self.sampling_steps,
+            shift=self.shift,
+            solver=self.solver,
+        )

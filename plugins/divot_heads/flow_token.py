@@ -3,7 +3,6 @@
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width, N rows (tokens times noise draws).
 """
 
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -11,14 +10,13 @@ from torch import Generator, Tensor
 
 from divot_heads.denoiser import MLPDenoiser
 from divot_heads.draws import check_at_least, mean_of_draws, rows_of_draws
-from divot_heads.guidance import condition_dropout_or_none, guided
+from divot_heads.guidance import condition_dropout_or_none
 from divot_heads.rectified_flow import (
     TIME_SCALE,
     Solver,
     TimeSampling,
     check_flow_settings,
-    falling_times,
-    integrate,
+    sample_flow,
     sample_times,
 )
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
@@ -97,11 +95,14 @@ class FlowTokenHead(GenerationHead):
         condition_ND = hidden_BQD.flatten(0, -2)
         shape = (len(condition_ND), self.feature_dim)
         noise_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
-
-        def velocity(state_NC: Tensor, time: float) -> Tensor:
-            time_N = torch.full((len(state_NC),), TIME_SCALE * time, device=state_NC.device)
-            predict = partial(self.denoiser, state_NC, time_N)
-            return guided(predict, condition_ND, self.condition_dropout, self.guidance)
-
-        features_NC = integrate(velocity, noise_NC, falling_times(self.sampling_steps, self.shift), self.solver)
+        features_NC = sample_flow(
+            self.denoiser,
+            noise_NC,
+            condition_ND,
+            self.condition_dropout,
+            guidance=self.guidance,
+            steps=self.sampling_steps,
+            shift=self.shift,
+            solver=self.solver,
+        )
         return features_NC.view(*hidden_BQD.shape[:-1], self.feature_dim)

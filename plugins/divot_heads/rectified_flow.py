@@ -6,6 +6,7 @@ followed from s = 1 to s = 0, turns noise into features. Times as in the objecti
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from divot_heads.draws import check_at_least
+from divot_heads.guidance import ConditionDropout, guided
 from divot_lightning.errors import UserError
 
 TIME_SCALE = 1000.0
@@ -56,6 +58,40 @@ def falling_times(steps: int, shift: float) -> list[float]:
     """
     even = [left / steps for left in range(steps, -1, -1)]
     return [shift * u / (1 + (shift - 1) * u) for u in even]
+
+
+def sample_flow(
+    denoiser: Callable[..., Tensor],
+    noise: Tensor,
+    condition: Tensor,
+    dropout: ConditionDropout | None,
+    *,
+    guidance: float,
+    steps: int,
+    shift: float,
+    solver: Solver,
+) -> Tensor:
+    """Follow the velocity that a denoiser predicts from noise to features, with guidance.
+
+    Args:
+        denoiser: Takes the state, the time of each of its rows, 0 to `TIME_SCALE`, and the condition.
+        noise: State at time 1, float.
+        condition: Of each row.
+        dropout: See `guided`.
+        guidance: See `guided`.
+        steps: See `falling_times`.
+        shift: See `falling_times`.
+        solver: See `integrate`.
+
+    Returns:
+        Features of the shape of the noise.
+    """
+
+    def velocity(state: Tensor, time: float) -> Tensor:
+        time_N = torch.full((len(state),), TIME_SCALE * time, device=state.device)
+        return guided(partial(denoiser, state, time_N), condition, dropout, guidance)
+
+    return integrate(velocity, noise, falling_times(steps, shift), solver)
 
 
 def integrate(

@@ -5,6 +5,7 @@ import pytest
 
 from divot_lightning.cli.ask import _line, main
 from divot_lightning.errors import UserError
+from divot_lightning.inference.results import Answer
 
 
 def test_help_does_not_import_torch():
@@ -26,13 +27,20 @@ def test_a_missing_run_is_named(tmp_path):
 
 
 def test_one_answer_stands_alone_and_several_say_whose_they_are():
-    assert _line("a.mp4", "What ?", "red", jsonl=False, alone=True) == "red"
-    assert _line("a.mp4", "What ?", "red", jsonl=False, alone=False) == "a.mp4\tWhat ?\tred"
-    expected = '{"video": "a.mp4", "question": null, "answer": "a red circle"}'
-    assert _line("a.mp4", "", "a red circle", jsonl=True, alone=True) == expected
+    answer = Answer("What ?", "red")
+    assert _line("a.mp4", answer, jsonl=False, alone=True) == "red"
+    assert _line("a.mp4", answer, jsonl=False, alone=False) == "a.mp4\tWhat ?\tred"
+    expected = '{"video": "a.mp4", "question": null, "answer": "a red circle", "seed": 3}'
+    assert _line("a.mp4", Answer("", "a red circle", {"seed": 3}), jsonl=True, alone=True) == expected
 
 
 @pytest.mark.parametrize("words", [[], ["a.mp4", "--prompts", "p", "--output", "o"], ["--prompts", "p"]])
 def test_videos_come_from_words_or_from_a_file(words):
     with pytest.raises(UserError, match="either videos, or --prompts FILE and --output FILE"):
         main(["run", *words])
+
+
+@pytest.mark.parametrize("option", ["--together", "--turns"])
+def test_options_without_effect_are_refused(option):
+    with pytest.raises(UserError, match="belong to videos on the command line"):
+        main(["run", "--prompts", "p", "--output", "o", option])

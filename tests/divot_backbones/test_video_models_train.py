@@ -20,8 +20,8 @@ from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
+from divot_optimizers.adamw import AdamWOptimizer
 
 IMAGE_VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 3,
@@ -107,7 +107,7 @@ def train(stage, batch, steps):
     trainer = Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", enable_checkpointing=False, **quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(stage, DataLoader([batch], batch_size=None))
+        trainer.fit(stage, DataLoader([batch] * steps, batch_size=None))
 
 
 @torch.no_grad()

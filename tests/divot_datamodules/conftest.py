@@ -12,9 +12,9 @@ import torch
 
 from divot_datamodules.decoding.samples import Sample, tokenizer_items
 from divot_datamodules.decoding.video_writing import encode_video
+from divot_datamodules.loading.batch_reader import BatchReader, LoadedSource, decode_function
 from divot_datamodules.loading.decode_pool import LazyDecoding
 from divot_datamodules.loading.decoded_cache import DecodedCache
-from divot_datamodules.loading.plan_loader import BatchReader, LoadedSource, decode_function
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_lightning.parts.sources import RawSample, SampleError
 

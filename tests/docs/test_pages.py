@@ -13,7 +13,7 @@ from divot_lightning.cli import ask, generate, reconstruct
 from divot_lightning.cli.data import COMMANDS as DATA_COMMANDS
 from divot_lightning.cli.main import COMMANDS
 from divot_lightning.inference import pipeline as pipeline_module
-from divot_lightning.inference.head_options import split_head_options
+from divot_lightning.inference.command_options import split_head_options
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,18 +8,19 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+PLUGINS = ("divot_heads", "divot_backbones", "divot_optimizers")
 FLOORS = (
     ("errors",),
     ("io",),
     ("parts",),
     ("models", "distributed"),
     ("checkpoint",),
-    ("data", "divot_heads", "divot_backbones"),
+    ("data", *PLUGINS),
     ("deepspeed_zero",),
     ("training",),
     ("inference", "preflight", "interop"),
     ("evaluation",),
-    ("experiments",),
+    ("experiments", "demo"),
     ("cli",),
     ("testing", "__main__"),
 )
@@ -31,7 +32,7 @@ MAX_FILES = 16
 
 def source_files() -> list[tuple[str, Path]]:
     """List the modules of the project's packages by dotted name."""
-    plugins = {name: ROOT / "plugins" for name in ("divot_heads", "divot_backbones")}
+    plugins = {name: ROOT / "plugins" for name in PLUGINS}
     roots = {"divot_lightning": ROOT, "divot_datamodules": ROOT / "datamodules", **plugins}
     return [
         (".".join(path.relative_to(root).with_suffix("").parts), path)
@@ -45,7 +46,7 @@ def room_of(module: str) -> str:
     package, *rest = module.split(".")
     if package == "divot_datamodules":
         return "data"
-    if package in ("divot_heads", "divot_backbones"):
+    if package in PLUGINS:
         return package
     return rest[0] if rest else ""
 
@@ -69,7 +70,7 @@ def upward_imports(files: list[tuple[str, Path]]) -> list[str]:
         room = room_of(module)
         for name in imported(path):
             target = room_of(name)
-            ours = name.split(".")[0] in ("divot_lightning", "divot_datamodules", "divot_heads", "divot_backbones")
+            ours = name.split(".")[0] in ("divot_lightning", "divot_datamodules", *PLUGINS)
             if ours and target not in ("", room) and "__init__" not in (room, target) and LEVEL[target] >= LEVEL[room]:
                 found.append(f"{module} imports {name}")
     return found

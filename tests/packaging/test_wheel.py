@@ -52,6 +52,7 @@ def test_top_level_names_are_ours_alone(wheel: Path) -> None:
         "divot_lightning",
         "divot_heads",
         "divot_backbones",
+        "divot_optimizers",
         "divot_datamodules",
         f"divot_lightning-{__version__}.dist-info",
     }
@@ -63,12 +64,19 @@ def test_every_source_file_is_in(wheel: Path) -> None:
         "divot_lightning": ROOT,
         "divot_heads": ROOT / "plugins",
         "divot_backbones": ROOT / "plugins",
+        "divot_optimizers": ROOT / "plugins",
         "divot_datamodules": ROOT / "datamodules",
     }
     for package, root in roots.items():
         sources = {path.relative_to(root).as_posix() for path in (root / package).rglob("*.py")}
         assert sources
         assert sources <= names
+
+
+def test_the_page_of_the_demo_is_in(wheel: Path) -> None:
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "divot_lightning/demo/page").iterdir()}
+    assert len(page) == 3
+    assert page <= set(_names(wheel))
 
 
 def test_every_recipe_is_in(wheel: Path) -> None:
@@ -97,6 +105,10 @@ def test_entry_points_are_the_command_and_the_built_in_parts(wheel: Path) -> Non
         "energy": "divot_heads.energy:EnergyHead",
         "meanflow": "divot_heads.meanflow:MeanFlowHead",
         "autoregressive_flow": "divot_heads.autoregressive_flow:AutoregressiveFlowHead",
+    }
+    assert dict(parser["divot_lightning.optimizers"]) == {
+        "adamw": "divot_optimizers.adamw:AdamWOptimizer",
+        "muon": "divot_optimizers.muon:MuonOptimizer",
     }
     assert dict(parser["divot_lightning.vision_encoders"]) == {
         "clip": "divot_backbones.vision.clip:ClipVision",

@@ -102,12 +102,12 @@ def collate(items: list[Item], collator: SequenceCollator | None = None) -> dict
         raise UserError("a batch would mix videos and cached features; take one kind of shards for a stage.")
     if collator is not None:
         batch["sequences"] = collator.batch([item["sequence"] for item in items])
-    media = [name for name in ("video", "features") if name in items[0]]
-    shapes = {tuple(item[name].shape[1:]): item["key"] for name in media for item in items}
+    clips = [name for name in ("video", "features") if name in items[0]]
+    shapes = {tuple(item[name].shape[1:]): item["key"] for name in clips for item in items}
     if len(shapes) > 1:
         (one, key), (other, other_key) = list(shapes.items())[:2]
         raise UserError(
             f"a batch would mix clips of the shapes {one} (sample {key!r}) and {other} ({other_key!r}); which of them "
             "the stage takes is not known to the data.\nUse shards of one tokenizer; `divot data inspect` finds others."
         )
-    return {**batch, **{name: torch.cat([item[name] for item in items]) for name in media}}
+    return {**batch, **{name: torch.cat([item[name] for item in items]) for name in clips}}

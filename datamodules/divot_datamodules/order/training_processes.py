@@ -75,7 +75,8 @@ class TrainingProcesses:
                 f"is never over, and max_epochs {loop.max_epochs} never reached.\n"
                 "Set trainer.max_steps, or data.epoch to exact."
             )
-        if validates and self.trainer.val_check_interval == 1.0:
+        interval = self.trainer.val_check_interval
+        if validates and isinstance(interval, float) and interval == 1.0:  # 1, which equals it, is a number of batches
             logger.warning(
                 "validation data are given, but there will be no validation before training ends: it comes at the end "
                 "of an epoch, and data.epoch is endless. Set trainer.val_check_interval to a number of steps."

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 
 from divot_datamodules.decoding.samples import tokenizer_items
+from divot_datamodules.loading.batch_reader import LoadedSource
 from divot_datamodules.loading.collate import MakeItems
-from divot_datamodules.loading.plan_loader import LoadedSource
 from divot_datamodules.order.data_position import SourceFacts
 from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
 from divot_datamodules.tasks.mixture import TaskMixture, TasksSetting, llm_items

@@ -9,9 +9,9 @@ How a sample gets from a shard into a batch, and which class does what on the wa
    it knows of its samples in few arrays, which a fork does not copy.
 3. `SourceOrder` (`order.order_plan`): the endless order of one source's samples. `OrderPlan` mixes the orders of all
    sources into steps; an entry of it is a `SampleIndex`.
-4. `LoadedSource` (`loading.plan_loader`): a `Source` together with its `SampleDecoder` (bytes to clips) and the
+4. `LoadedSource` (`loading.batch_reader`): a `Source` together with its `SampleDecoder` (bytes to clips) and the
    function that makes items (clips to the items of a batch).
-5. `BatchReader` (`loading.plan_loader`): takes the indices of a step, lets a worker decode their samples, and
+5. `BatchReader` (`loading.batch_reader`): takes the indices of a step, lets a worker decode their samples, and
    collates the items into a `Batch`.
 
 `SourceFacts` (`order.data_position`) is what a checkpoint stores about a source, so that a resumed run notices changed

@@ -10,6 +10,7 @@ to tell stories.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +134,8 @@ def sample_story(
 
 def _cut(world: ToyWorld, before: Scene, attribute: str, rng: np.random.Generator) -> list[Scene]:
     """Return the scenes that differ in an attribute, each with a start of its own."""
-    changed = [replace(before, **{attribute: v}) for v in VALUES[attribute] if v != getattr(before, attribute)]
+    values: list[dict[str, Any]] = [{attribute: value} for value in VALUES[attribute]]
+    changed = [replace(before, **new) for new in values if new[attribute] != getattr(before, attribute)]
     starts = [[float(rng.uniform(*span)) for span in world.start_range(s.direction, s.speed)] for s in changed]
     return [replace(s, start_row=row, start_column=column) for s, (row, column) in zip(changed, starts, strict=True)]
 

@@ -1,6 +1,7 @@
 """Benchmarks of clips: generated from prompts, or reconstructed; with networks that measure them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from divot_lightning.evaluation.benchmarks.shard_items import MEDIA, folder_item
 from divot_lightning.evaluation.metrics.clip_similarity import ClipSimilarity
 from divot_lightning.evaluation.metrics.frechet_video import FrechetVideoDistance
 from divot_lightning.evaluation.metrics.image_quality import LPIPS, Network
+from divot_lightning.evaluation.metrics.published import PUBLISHED, PublishedReconstruction
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkData, BenchmarkItem, Predicts
 from divot_lightning.parts.metrics import BenchmarkMetric
 
@@ -86,13 +88,15 @@ class Reconstruction(ClipBenchmark):
     def items(self, data: str | Path, split: str) -> BenchmarkData:
         """Find the clips: videos and pictures in a folder and its folders, else the samples of shards.
 
+        A file `<name>_recon` beside `<name>_gt` of the same suffix is no clip, but its published reconstruction.
+
         Args:
             data: Folder, video, tar, jsonl, glob or URL.
             split: "all".
         """
         folder = Path(data)
         if folder.is_dir() and (found := folder_items(folder)).items:
-            return found
+            return BenchmarkData(tuple(_with_published(found.items)), found.files)
         if folder.is_file() and folder.suffix.lower().lstrip(".") in MEDIA:
             return BenchmarkData((BenchmarkItem(folder.name, folder, folder.name),), {})
         return shard_items(find_jsonl(str(data)) or expand_shards(str(data)), lambda found: found.items)
@@ -103,5 +107,22 @@ class Reconstruction(ClipBenchmark):
 
     def make_metrics(self, items: Sequence[BenchmarkItem], device: str = "cpu") -> list[BenchmarkMetric]:
         """Build PSNR and SSIM, LPIPS if its weights were given, and the metrics of other networks."""
-        chosen = super().make_metrics(items, device)
-        return [*chosen, LPIPS(self.lpips, self.lpips_network, device)] if self.lpips else chosen
+        chosen = list(super().make_metrics(items, device))
+        if self.lpips:
+            chosen.append(LPIPS(self.lpips, self.lpips_network, device))
+        if any(PUBLISHED in item.facts for item in items):
+            chosen.append(PublishedReconstruction())
+        return chosen
+
+
+def _with_published(items: Sequence[BenchmarkItem]) -> Iterator[BenchmarkItem]:
+    """Yield the items that are originals, with the files of their published reconstructions."""
+    originals = {item.media: item for item in items if isinstance(item.media, Path)}
+    stems = {path: path.stem.removesuffix("_gt") for path in originals if path.stem.endswith("_gt")}
+    named = {path: path.with_stem(f"{stem}_recon") for path, stem in stems.items()}
+    pairs = {path: file for path, file in named.items() if file in originals}
+    for path, item in originals.items():
+        if path in pairs:
+            yield replace(item, facts={**item.facts, PUBLISHED: str(pairs[path])})
+        elif path not in pairs.values():
+            yield item

@@ -8,7 +8,7 @@ from typing import Any
 
 from divot_datamodules.decoding.samples import media_names, read_text
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from divot_datamodules.shards.reading import is_url, split_member_name
+from divot_datamodules.shards.reading import FEATURE_SUFFIX, is_url, split_member_name
 from divot_datamodules.shards.sources import read_all
 from divot_lightning.errors import UserError
 from divot_lightning.parts.benchmarks import BenchmarkData, BenchmarkItem, FileSlice
@@ -23,40 +23,49 @@ class ShardSample:
 
     Attributes:
         name: Shard and key.
-        clips: Its video or picture; those of a story in order.
+        clips: Its video or picture, those of a story in order; or its cached features.
         text: The content of its json, empty without one.
+        is_features: Whether the media are cached features.
     """
 
     name: str
     clips: tuple[Member, ...]
     text: dict[str, Any]
+    is_features: bool = False
 
     @property
     def media(self) -> Member:
-        """The first video or picture."""
+        """The first video or picture, or the features."""
         return self.clips[0]
 
     @property
     def items(self) -> list[BenchmarkItem]:
-        """An item for each video or picture alone."""
+        """An item for each video or picture alone, or for the features."""
         names = [f"{self.name}.clip{at}" for at in range(len(self.clips))] if len(self.clips) > 1 else [self.name]
-        return list(map(BenchmarkItem, names, self.clips, names))
+        pairs = zip(names, self.clips, strict=True)
+        return [BenchmarkItem(name, clip, name, is_features=self.is_features) for name, clip in pairs]
 
 
-def shard_items(shards: Sequence[str], items: Callable[[ShardSample], Iterable[BenchmarkItem]]) -> BenchmarkData:
+def shard_items(
+    shards: Sequence[str], items: Callable[[ShardSample], Iterable[BenchmarkItem]], *, features: bool = False
+) -> BenchmarkData:
     """Read the items of all samples.
 
     Args:
         shards: Paths or URLs of tars, or jsonl files.
         items: Returns the items of a sample.
+        features: Whether samples may have cached features instead of a video. Shards of features belong to the measured
+            model, so that they are not among the files of the result.
 
     Raises:
         UserError: There is no item, or a sample has no video.
     """
-    found = tuple(item for shard in shards for sample in _samples(shard) for item in items(sample))
+    samples = [(shard, sample) for shard in shards for sample in _samples(shard, features)]
+    found = tuple(item for _, sample in samples for item in items(sample))
     if not found:
         raise UserError(f"there is no item in {shards[0]} and the {len(shards) - 1} other shards")
-    return BenchmarkData(found, {Path(shard).name: Path(shard) for shard in shards if not is_url(shard)})
+    data = dict.fromkeys(shard for shard, sample in samples if not sample.is_features and not is_url(shard))
+    return BenchmarkData(found, {Path(shard).name: Path(shard) for shard in data})
 
 
 def folder_items(folder: Path) -> BenchmarkData:
@@ -66,15 +75,16 @@ def folder_items(folder: Path) -> BenchmarkData:
     return BenchmarkData(tuple(map(BenchmarkItem, names, paths, names)), {})
 
 
-def _samples(shard: str) -> Iterator[ShardSample]:
+def _samples(shard: str, features: bool) -> Iterator[ShardSample]:
     """Yield the samples of a shard; media in a tar on the disk are not read."""
     is_tar = not is_url(shard) and shard.endswith(".tar")
     for key, members in _tar_members(Path(shard)) if is_tar else _other_members(shard):
-        clips = tuple(members[name] for name in media_names(members))
+        is_features = features and FEATURE_SUFFIX in members
+        clips = tuple(members[name] for name in ([FEATURE_SUFFIX] if is_features else media_names(members)))
         if not clips:
             raise UserError(f"the sample {key!r} of {shard} has no video; give shards of videos, not cached features")
         text = read_text({name: value for name, value in members.items() if not isinstance(value, FileSlice)})
-        yield ShardSample(f"{Path(shard).name}/{key}", clips, text)
+        yield ShardSample(f"{Path(shard).name}/{key}", clips, text, is_features)
 
 
 def _tar_members(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
@@ -86,7 +96,8 @@ def _tar_members(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
                 continue
             key, suffix = named
             part = FileSlice(shard, member.offset_data, member.size)
-            samples.setdefault(key, {})[suffix] = part if suffix.split(".")[-1] in MEDIA else part.read()
+            is_media = suffix == FEATURE_SUFFIX or suffix.split(".")[-1] in MEDIA
+            samples.setdefault(key, {})[suffix] = part if is_media else part.read()
     yield from samples.items()
 
 

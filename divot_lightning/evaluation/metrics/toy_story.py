@@ -51,7 +51,7 @@ class ToyStory(JoinedMetric):
 
     def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
         """Read all clips with the oracle, on the background of the real story."""
-        readings = [_read(clip_FCHW, tuple(item.facts["background"])) for clip_FCHW in prediction.clips]
+        readings = [_read(clip_FCHW, item.facts["background"]) for clip_FCHW in prediction.clips]
         return {"sentences": list(prediction.sentences), "readings": readings}
 
     def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
@@ -83,12 +83,13 @@ class ToyStory(JoinedMetric):
         return {"oracle": ORACLE_RULE, "sentences": "read by divot_datamodules.toy.stories.follow"}
 
 
-def _read(clip_FCHW: Tensor | None, background: tuple[int, int, int]) -> dict[str, Any]:
+def _read(clip_FCHW: Tensor | None, background: Sequence[int]) -> dict[str, Any]:
     """Return the oracle's reading of a clip, and its number of frames, 0 without a clip."""
     if clip_FCHW is None:
         return {**asdict(Reading(False, "no clip")), "frames": 0}
-    frames, _, _, size = clip_FCHW.shape
-    (reading,) = read_clips(clip_FCHW[None], ToyWorld(size=size, num_frames=frames, background=background))
+    (frames, _, _, size), (red, green, blue) = clip_FCHW.shape, background
+    world = ToyWorld(size=size, num_frames=frames, background=(red, green, blue))
+    (reading,) = read_clips(clip_FCHW[None], world)
     return {**asdict(reading), "frames": frames}
 
 

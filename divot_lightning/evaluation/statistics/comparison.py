@@ -7,17 +7,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.predictions import MERGED, Row, read_rows
-from divot_lightning.evaluation.protocol import differing
+from divot_lightning.evaluation.protocol import differing_protocols
 from divot_lightning.evaluation.scores import Score, load_scores
 from divot_lightning.evaluation.statistics.paired_difference import (
     COVERAGE,
     Difference,
+    Values,
     grouped_difference,
     paired_difference,
 )
@@ -44,6 +44,11 @@ class Evaluation:
     scores: Mapping[str, Score]
     rows: Mapping[str, Row]
 
+    def values(self, score: str) -> dict[str, float]:
+        """Return an item's own value of a score, by item; items that the score does not count are left out."""
+        found = {item: row.get("scores", {}).get(score) for item, row in self.rows.items()}
+        return {item: float(value) for item, value in found.items() if value is not None}
+
 
 def load_evaluation(location: str | Path) -> Evaluation:
     """Read an evaluation's folder, or a file of scores alone.
@@ -58,19 +63,21 @@ def load_evaluation(location: str | Path) -> Evaluation:
     return Evaluation(str(location), {score.name: score for score in scores}, {row["id"]: row for row in rows})
 
 
-def paired_values(first: Evaluation, second: Evaluation, score: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values of the items that both evaluations have for a score, each (items,) float64."""
-    shared = [
-        (one["scores"][score], other["scores"][score])
-        for item, one in first.rows.items()
-        if score in one.get("scores", {}) and score in (other := second.rows.get(item, {})).get("scores", {})
-    ]
-    pairs = np.array(shared, dtype=np.float64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
+def shared_values(values: Sequence[Mapping[str, float]]) -> Values:
+    """Return the values of the items that all evaluations have, (evaluations, items).
+
+    Args:
+        values: For each evaluation the values of a score by item, as `Evaluation.values` returns them.
+
+    >>> shared_values([{"a": 1.0, "b": 0.0}, {"b": 1.0, "c": 1.0}]).tolist()
+    [[0.0], [1.0]]
+    """
+    items = [item for item in values[0] if all(item in other for other in values)]
+    return np.array([[each[item] for item in items] for each in values], dtype=np.float64)
 
 
-def paired_groups(first: Evaluation, second: Evaluation, score: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the values of the shared items by group for a mean of group means; empty for any other score.
+def paired_groups(first: Evaluation, second: Evaluation, score: str) -> list[Values]:
+    """Return the values of the shared items by group, (2, items) each, for a mean of group means; else nothing.
 
     The items of a group have a value under the group's name, besides the one under `all`.
 
@@ -84,8 +91,8 @@ def paired_groups(first: Evaluation, second: Evaluation, score: str) -> list[tup
     shared = [row["scores"] for item, row in first.rows.items() if item in second.rows and "scores" in row]
     names = dict.fromkeys(key for scores in shared for key in scores if key.startswith(f"{benchmark}/"))
     groups = [key for key in names if key != everything and not all(key in scores for scores in shared)]
-    found = [paired_values(first, second, group) for group in groups]
-    if name != MEAN_OF_GROUPS or not groups or sum(len(one) for one, _ in found) != len(shared):
+    found = [shared_values([first.values(group), second.values(group)]) for group in groups]
+    if name != MEAN_OF_GROUPS or not groups or sum(pair.shape[1] for pair in found) != len(shared):
         return []
     means = [[float(np.mean([pair[side].mean() for pair in found])) for side in range(2)]]
     stated = [[evaluation.scores[score].value for evaluation in (first, second)]]
@@ -101,16 +108,11 @@ def score_difference(first: Evaluation, second: Evaluation, score: str) -> tuple
     groups = paired_groups(first, second, score)
     if groups:
         return grouped_difference([(other, one) for one, other in groups]), sum(len(one) for one, _ in groups)
-    one, other = paired_values(first, second, score)
+    one, other = shared_values([first.values(score), second.values(score)])
     whole = second.scores[score].value - first.scores[score].value
     if len(one) < 2:
         return Difference(whole, math.nan, math.nan, "nothing"), len(one)
     return paired_difference(other[None], one[None]), len(one)
-
-
-def protocol_differences(evaluations: Sequence[Evaluation], score: str) -> dict[str, list[Any]]:
-    """Find where the protocols or the counts of a score differ, see `differing`."""
-    return differing([{"count": e.scores[score].count, **e.scores[score].protocol} for e in evaluations])
 
 
 def shared_scores(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -144,7 +146,7 @@ def score_table(evaluations: Sequence[Evaluation], *, mixed_protocols: bool = Fa
     pair = len(evaluations) == 2
     rows = [[*header, "B - A", f"{COVERAGE:.0%} interval", "items"] if pair else header]
     for name in shared_scores(evaluations):
-        different = protocol_differences(evaluations, name)
+        different = differing_protocols([each.scores[name] for each in evaluations])
         if different and not mixed_protocols:
             names = ", ".join(different)
             raise UserError(

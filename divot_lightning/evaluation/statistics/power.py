@@ -28,9 +28,13 @@ def power(difference: float, deviation: float, seeds: int) -> float:
     """
     freedom, shift = seeds - 1, abs(difference) * math.sqrt(seeds) / deviation
     edge = -float(stdtrit(freedom, LEVEL / 2))
-    above = 1.0 - float(nctdtr(freedom, shift, edge))
-    # Beyond a shift of 3 the other tail holds less than 3e-5, and scipy's function is NaN for some values there.
-    return above if shift > 3.0 else above + float(nctdtr(freedom, shift, -edge))
+    return 1.0 - _below(edge, freedom, shift) + _below(-edge, freedom, shift)
+
+
+def _below(value: float, freedom: int, shift: float) -> float:
+    """Return the distribution function of the noncentral t; scipy's is NaN at some values where it is nearly 0."""
+    probability = float(nctdtr(freedom, shift, value))
+    return 0.0 if math.isnan(probability) else probability
 
 
 def smallest_difference(deviation: float, seeds: int) -> float:

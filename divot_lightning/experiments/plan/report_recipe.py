@@ -20,7 +20,7 @@ class TableRecipe:
     Attributes:
         title: Heading.
         sources: Measurements by label.
-        scores: Labels by name of the score.
+        scores: Labels by name of the score: `toy/all`, or `all`, which is that of each source's own benchmark.
         scores_as_rows: Whether a row is a score; otherwise a row is a source.
         targets: Smallest good values by name of the score.
         headline: Label of the source whose targets stand at the top of the report; "" for none.
@@ -73,7 +73,7 @@ class AnswersRecipe:
     """Clips with texts about them.
 
     Attributes:
-        originals: A measurement that has the original clips and their texts.
+        originals: A measurement of reconstructions, which has the original clips.
         captions: The measurement of captions.
         questions: The measurement of answers; "" for none.
         shown: Largest number of clips.

@@ -102,10 +102,11 @@ def answered_clips(answers: AnswersRecipe, grid: Grid) -> list[Answered]:
     ]
     shown = []
     for video, text in list(zip(kept[0]["original"], kept[1], strict=True))[: answers.shown]:
-        targets = {turn["question"]: turn["answer"] for turn in text.get("questions", [])}
-        of_clip = [row for row in rows if str(row["media"]).rpartition("/")[2] == text["key"]]
-        texts = [(row.get("question", "caption"), row.get("said", "")) for row in of_clip]
-        known = [(prompt, targets.get(prompt, text["caption"]), answer) for prompt, answer in texts]
+        known = [
+            (row.get("question", "caption"), row.get("target", text["caption"]), row.get("said", ""))
+            for row in rows
+            if row["media"] == text["media"]
+        ]
         shown.append(Answered(video, [(prompt, target, answer, target == answer) for prompt, target, answer in known]))
     return shown
 

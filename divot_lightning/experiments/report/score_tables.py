@@ -15,9 +15,12 @@ Scores = Mapping[str, Sequence[Mapping[str, Score]]]
 
 
 def measured(table: TableRecipe, grid: Grid) -> Scores:
-    """Read the scores of a table."""
-    folders = labelled_folders(grid, table.sources)
-    return {label: [scores for each in of if (scores := read_scores(each))] for label, of in folders.items()}
+    """Read the scores of a table; each also has its name without the benchmark, which sources can have in common."""
+    found = {}
+    for label, folders in labelled_folders(grid, table.sources).items():
+        of_seeds = [scores for folder in folders if (scores := read_scores(folder))]
+        found[label] = [{**{name.partition("/")[2]: s for name, s in each.items()}, **each} for each in of_seeds]
+    return found
 
 
 def _values(scores: Sequence[Mapping[str, Score]], name: str) -> list[float]:

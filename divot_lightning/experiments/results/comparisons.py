@@ -11,7 +11,7 @@ from divot_lightning.evaluation.statistics.multiple_comparisons import LEVEL, ho
 from divot_lightning.evaluation.statistics.paired_difference import COVERAGE, MIN_SEEDS, Difference, paired_difference
 from divot_lightning.experiments.report.numbers import number
 from divot_lightning.experiments.results.directions import Better, Near, compared
-from divot_lightning.experiments.results.trials import TrialResult, paired_values
+from divot_lightning.experiments.results.trials import TrialResult, paired_trials
 
 DECIMALS = 3
 """CLIP similarities of good and bad models differ in the second decimal."""
@@ -47,7 +47,7 @@ def compare_groups(
     for group, trials in groups.items():
         for name, better in scores.items():
             # The distance to the best value is defined for the score of a seed, not for single items.
-            pair = paired_values(name, trials, groups[baseline], items=not isinstance(better, Near))
+            pair = paired_trials(name, trials, groups[baseline], items=not isinstance(better, Near))
             if group != baseline and pair is not None:
                 found[group, name] = paired_difference(*(compared(better, values_SI) for values_SI in pair))
     adjusted = holm([difference.p for difference in found.values()])

@@ -8,7 +8,7 @@ from divot_lightning.experiments.report.content import Table
 from divot_lightning.experiments.report.numbers import number
 from divot_lightning.experiments.results.comparisons import DECIMALS
 from divot_lightning.experiments.results.directions import Better, compared
-from divot_lightning.experiments.results.trials import TrialResult, paired_values
+from divot_lightning.experiments.results.trials import TrialResult, paired_trials
 
 SEEDS = (3, 5, 8, 12, 20)
 
@@ -50,7 +50,7 @@ def seed_deviation(
     """Return the standard deviation of a seed's difference from the baseline, pooled, and its degrees of freedom."""
     squares, freedom = 0.0, 0
     for group, trials in groups.items():
-        pair = None if group == baseline else paired_values(score, trials, groups[baseline], items=False)
+        pair = None if group == baseline else paired_trials(score, trials, groups[baseline], items=False)
         if pair is None:
             continue
         difference_S = (compared(better, pair[0]) - compared(better, pair[1])).ravel()

@@ -1,11 +1,10 @@
 """Read the results of the trials of an experiment: scores, items, cost, failures. No torch in here.
 
-Shape letters: S seeds, I items.
+Shape letters: S seeds, I items, T trials.
 """
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,17 +13,16 @@ from typing import Any
 import numpy as np
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.predictions import MERGED, read_rows
-from divot_lightning.evaluation.protocol import differing
-from divot_lightning.evaluation.scores import Score, load_scores
+from divot_lightning.evaluation.protocol import differing_protocols
+from divot_lightning.evaluation.scores import Score
+from divot_lightning.evaluation.statistics.comparison import SCORES, load_evaluation, shared_values
 from divot_lightning.evaluation.statistics.paired_difference import Values
 from divot_lightning.experiments.plan.grid import Grid, Trial, TrialStep
 from divot_lightning.experiments.runner.records import StepRecord
 from divot_lightning.training.run_folder import FINISHED
 
-_VALID_ONLY = re.compile(r"\bvalid (clips|ones)\b")
-SEED_KEYS = ("noise_seed", "seed")
-"""Entries of a protocol that follow the seed of a trial; all other entries must be the same in all trials."""
+SEED_KEY = "seed"
+"""Entry of a protocol that follows the seed of a trial; all other entries must be the same in all trials."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class TrialResult:
         trial: The trial.
         scores: Its scores by key, the measurement and the name of the score with a colon between; empty if it failed or
             is not done.
-        items: By key, one value per clip, caption or question, where the measurement keeps them; NaN for one
-            that the score does not count, such as a video that cannot be read.
+        items: By key, the value of each clip, caption or question by its name, where a score has such; without those
+            that it does not count, such as a video that cannot be read.
         failure: Which step failed, and the last line of its error; "" if none did.
         seconds: Time of the training steps that no other trial shares, without the start of their processes.
         peak_mib: Largest resident memory of these steps.
@@ -46,7 +44,7 @@ class TrialResult:
 
     trial: Trial
     scores: Mapping[str, Score] = field(default_factory=dict)
-    items: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    items: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     failure: str = ""
     seconds: float = 0.0
     peak_mib: float = 0.0
@@ -92,11 +90,12 @@ def _collect_trial(trial: Trial, steps: Mapping[str, TrialStep], folder: Path) -
     if failure or missing:
         return result
     scores: dict[str, Score] = {}
-    items: dict[str, Sequence[float]] = {}
+    items: dict[str, Mapping[str, float]] = {}
     for source, place in (pair for step in steps.values() for pair in step.sources.items()):
-        for path in sorted(place.rglob("scores.json")):
-            scores |= {f"{source}:{score.name}": score for score in load_scores(path)}
-            items |= {f"{source}:{name}": values for name, values in _read_items(path.parent).items()}
+        for path in sorted(place.rglob(SCORES)):
+            evaluation = load_evaluation(path.parent)
+            scores |= {f"{source}:{name}": score for name, score in evaluation.scores.items()}
+            items |= {f"{source}:{name}": evaluation.values(name) for name in evaluation.scores}
     return replace(result, scores=scores, items=items)
 
 
@@ -113,18 +112,6 @@ def training_seconds(finished: Mapping[str, Any], record: StepRecord) -> float:
     if seconds is None or (steps and not since):
         return record.seconds
     return float(seconds) * steps / since if since else float(seconds)
-
-
-def _read_items(folder: Path) -> dict[str, list[float]]:
-    """Read the value of every item: of a toy measurement, or of the predictions of `divot evaluate`."""
-    if (folder / "items.json").is_file():
-        found: dict[str, list[float]] = json.loads((folder / "items.json").read_text(encoding="utf-8"))
-        return found
-    if not (folder / MERGED).is_file():
-        return {}
-    rows = [row.get("scores", {}) for row in read_rows(folder / MERGED)]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [float(row.get(name, math.nan)) for row in rows] for name in names}
 
 
 def _failure(steps: Mapping[str, TrialStep], folder: Path) -> tuple[str, bool]:
@@ -174,21 +161,13 @@ def protocol_differences(results: Sequence[TrialResult]) -> dict[str, list[str]]
     Returns:
         The differing entries by score, as dotted names; comparable scores are left out.
     """
-    protocols: dict[str, list[dict[str, object]]] = {}
+    by_name: dict[str, list[Score]] = {}
     for result in results:
         for name, score in result.scores.items():
-            protocols.setdefault(name, []).append({**score.protocol, "count": _fixed_count(score)})
-    found = {name: [key for key in differing(each) if not _follows_seed(key)] for name, each in protocols.items()}
-    return {name: keys for name, keys in found.items() if keys}
-
-
-def _follows_seed(key: str) -> bool:
-    return key.rpartition(".")[2] in SEED_KEYS
-
-
-def _fixed_count(score: Score) -> object:
-    # Scores over valid clips count a different number of clips in each trial, by their own rule.
-    return "valid" if any(_VALID_ONLY.search(str(value)) for value in score.protocol.values()) else score.count
+            by_name.setdefault(name, []).append(score)
+    found = {name: list(differing_protocols(scores)) for name, scores in by_name.items()}
+    fixed = {name: [key for key in keys if key.rpartition(".")[2] != SEED_KEY] for name, keys in found.items()}
+    return {name: keys for name, keys in fixed.items() if keys}
 
 
 def by_group(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
@@ -199,7 +178,7 @@ def by_group(results: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
     return groups
 
 
-def paired_values(
+def paired_trials(
     score: str, ours: Sequence[TrialResult], others: Sequence[TrialResult], *, items: bool = True
 ) -> tuple[Values, Values] | None:
     """Return the values of two groups for the seeds and items that both have, (S, I) each; I is 1 without items.
@@ -217,13 +196,8 @@ def paired_values(
     pairs = [(a, b) for a, b in pairs if score in a.scores and score in b.scores]
     if not pairs:
         return None
-    rows = [(_values(score, a), _values(score, b)) for a, b in pairs]
-    if not items or len({len(row) for pair in rows for row in pair}) > 1:
-        rows = [([a.scores[score].value], [b.scores[score].value]) for a, b in pairs]
-    pair = np.array([a for a, _ in rows], dtype=float), np.array([b for _, b in rows], dtype=float)
-    counted = np.isfinite(pair).all(axis=(0, 1))
-    return (pair[0][:, counted], pair[1][:, counted]) if counted.any() else pair
-
-
-def _values(score: str, result: TrialResult) -> list[float]:
-    return list(result.items.get(score) or [result.scores[score].value])
+    trials = [a for a, _ in pairs] + [b for _, b in pairs]
+    values_TI = shared_values([trial.items.get(score, {}) for trial in trials])
+    if not items or not values_TI.size:
+        values_TI = np.array([[trial.scores[score].value] for trial in trials])
+    return values_TI[: len(pairs)], values_TI[len(pairs) :]

@@ -84,7 +84,8 @@ class RepresentationAlignment(nn.Module):
                 f"repa.width is {self.config.width}, but {self.config.block} returns {hidden_BTHWD.shape[-1]} channels"
             )
         patches_BTPE = self.vision(_whole_steps(video_BF3HW, self.vision.frame_stride)).float()
-        target_BTHWE = resize_patches(patches_BTPE, self.vision.grid, tuple(hidden_BTHWD.shape[1:4]))
+        times, rows, columns = hidden_BTHWD.shape[1:4]
+        target_BTHWE = resize_patches(patches_BTPE, self.vision.grid, (times, rows, columns))
         return negative_cosine(self.projector(hidden_BTHWD), target_BTHWE)
 
 
@@ -97,7 +98,7 @@ def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:
     return -functional.cosine_similarity(predicted.float(), target.float(), dim=-1).mean()
 
 
-def resize_patches(patches_BTPE: Tensor, grid: tuple[int, int], size: tuple[int, ...]) -> Tensor:
+def resize_patches(patches_BTPE: Tensor, grid: tuple[int, int], size: tuple[int, int, int]) -> Tensor:
     """Average the encoder's patches to the grid of the hidden states, or repeat them where it is finer.
 
     Args:

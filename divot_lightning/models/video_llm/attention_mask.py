@@ -4,7 +4,7 @@ A position attends to itself and to every earlier position of its own sample. Wi
 ``query_bidirectional`` a query also attends to all queries of its clip (Divot section 3.2, arXiv:2412.04432). A *block*
 is the queries of one clip: they have the same non-negative block number, and all other positions have -1.
 
-Letters: B rows, L query positions, S key positions.
+Letters: B rows, L query positions, S key positions, D LLM width.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from divot_lightning.errors import UserError
 from divot_lightning.parts.sequences.layout import GenerationMode
+from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.parts.sequences.tokens import TokenKind
 
 TransformersMask: TypeAlias = Tensor | dict[str, Tensor] | None
@@ -91,26 +92,30 @@ def mixed_attention_mask(samples_BL: Tensor, blocks_BL: Tensor) -> Tensor:
     )
 
 
-def flex_mask_mod(samples_BL: Tensor, blocks_BL: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return the same rule as a ``mask_mod`` for ``torch.nn.attention.flex_attention.create_block_mask``.
+def batch_mask(
+    config: Any, batch: SequenceBatch, generation_mode: GenerationMode, embeds_BLD: Tensor
+) -> TransformersMask:
+    """Return the mask of a batch in the form that a language model takes.
 
-    FlexAttention has no backward pass on CPUs, so ``VideoLLMConfig.attention`` does not offer it.
+    Rows with one sample each, without queries that attend to later ones, need no mask: padding is on the right, so
+    causal attention, which is faster, never attends to it.
 
     Args:
-        samples_BL: Index of the sample at each position, int64; -1 where padded.
-        blocks_BL: From ``query_blocks``.
+        config: The model's transformers configuration.
+        batch: The sequences.
+        generation_mode: Of the video LLM.
+        embeds_BLD: Input embeddings; dtype and device of the mask are theirs.
 
     Returns:
-        A function of (batch, head, query, key) indices.
+        See ``transformers_mask``; None for causal attention.
     """
-
-    def mask_mod(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return may_attend(
-            TokenPositions(query, samples_BL[batch, query], blocks_BL[batch, query]),
-            TokenPositions(key, samples_BL[batch, key], blocks_BL[batch, key]),
-        )
-
-    return mask_mod
+    blocks_BL = query_blocks(batch.token_kind_BL, batch.clips_BL, generation_mode)
+    if not batch.packed and not (blocks_BL >= 0).any():
+        return None
+    device = embeds_BLD.device
+    mask_BLL = mixed_attention_mask(batch.samples_BL.to(device), blocks_BL.to(device))
+    order_L = torch.arange(mask_BLL.shape[1], device=device)[None]
+    return transformers_mask(config, mask_BLL, order_L, order_L, embeds_BLD.dtype)
 
 
 def additive_mask(mask_BLS: Tensor, dtype: torch.dtype) -> Tensor:

@@ -25,6 +25,7 @@ from divot_lightning.models.video_llm.language_model import (
 )
 from divot_lightning.models.weights import gathered
 from divot_lightning.parts.sequences.collator import SequenceCollator
+from divot_lightning.parts.sequences.layout import SequenceLayout
 from divot_lightning.parts.sequences.text_tokenizer import load_text_tokenizer
 
 
@@ -80,13 +81,17 @@ def _pretrained(config: VideoLLMConfig) -> str:
     return pretrained_folder(config.language_model, config.revision, "llm.language_model")
 
 
-def sequence_collator(config: VideoLLMConfig, folder: Path | None = None) -> SequenceCollator:
+def sequence_collator(config: VideoLLMConfig, folder: Path | None = None, *, prompt: bool = False) -> SequenceCollator:
     """Return what the data need to lay out samples for a video LLM, without building it.
 
     Args:
         config: Config of the video LLM, with the sizes of the tokenizer's tokens.
         folder: Component folder of a stored video LLM; else None.
+        prompt: Whether samples are prompts that clips are generated from; they are of any length, one in a row.
     """
+    if prompt:
+        layout = SequenceLayout(config.feature_shape[0], config.generation_mode)
+        return SequenceCollator(text_tokenizer_folder(config, folder), layout, config.feature_shape, prompt=True)
     width = language_model_width(config, folder) if config.packing else None
     return SequenceCollator(text_tokenizer_folder(config, folder), config.layout(width), config.feature_shape)
 

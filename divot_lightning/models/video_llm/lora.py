@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -15,6 +13,9 @@ from transformers.pytorch_utils import Conv1D
 from divot_lightning.errors import UserError, first_line
 from divot_lightning.models.weight_dtypes import merging_in_float32
 from divot_lightning.models.weights import full_shape, gathered
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ def add_lora(model: PreTrainedModel, lora: LoRAConfig, marker_ids: list[int]) ->
     Returns:
         The PEFT model around it.
     """
+    from peft import LoraConfig, get_peft_model  # not above: a model without adapters does not need peft
+
     names = [_module_name(model, layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
     targets = lora.target_modules if lora.target_modules is not None else linear_layers(model)
     saved = ["norm"] * lora.train_norms + names * lora.train_embeddings
@@ -120,6 +123,8 @@ def layers_without_adapters(model: PeftModel) -> list[str]:
     Returns:
         Names within the blocks, such as "qkv_proj"; routers and the layers of the embeddings are left out.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     base = unwrap(model)
     embeddings = set(base.get_input_embeddings().modules()) | set(base.get_output_embeddings().modules())
     adapted = {part for layer in model.modules() if isinstance(layer, BaseTunerLayer) for part in layer.modules()}
@@ -152,6 +157,9 @@ def merge_lora(model: nn.Module) -> nn.Module:
     Returns:
         The transformers model without adapters.
     """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     assert isinstance(model, PeftModel)
     for layer in model.modules():
         if isinstance(layer, BaseTunerLayer):
@@ -174,4 +182,5 @@ def unwrap(model: nn.Module) -> Any:
     Returns:
         The transformers model.
     """
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = getattr(model, "get_base_model", None)  # of a PEFT wrapper
+    return model if inner is None else inner()

@@ -3,8 +3,8 @@
 Features of the tokenizer enter through a two-layer projector; features to be generated are predicted from hidden states
 by a generation head (Divot section 3.2 and appendix A.2, arXiv:2412.04432).
 
-Letters: B samples or rows, L row length, M clips of the batch, Q tokens per clip, D LLM width, C feature width, S
-feature positions of the batch that are read, G clips of the batch that are generated, T targets of the next-word loss.
+Letters: B samples or rows, L row length, M clips of the batch, Q tokens per clip, D LLM width, C feature width, S any
+number of features, T targets of the next-word loss.
 """
 
 from __future__ import annotations
@@ -18,13 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.video_llm.attention_mask import (
-    TransformersMask,
-    mixed_attention_mask,
-    query_blocks,
-    transformers_mask,
-)
+from divot_lightning.models.video_llm.attention_mask import batch_mask
 from divot_lightning.models.video_llm.building import LearnableQueries, build_language_model, initial_queries
+from divot_lightning.models.video_llm.clip_generation import generate_features
 from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
 from divot_lightning.models.video_llm.language_model_probe import probe_language_model
 from divot_lightning.models.video_llm.lora import LoRAConfig, add_lora, merge_lora, unwrap
@@ -36,7 +32,8 @@ from divot_lightning.models.video_llm.losses import (
 )
 from divot_lightning.models.video_llm.position_limit import check_positions
 from divot_lightning.models.video_llm.projectors import mlp_projector
-from divot_lightning.models.video_llm.sampling import generate_features, generate_text
+from divot_lightning.models.video_llm.sampling import generate_text
+from divot_lightning.models.video_llm.sequence_embedding import embed_sequences
 from divot_lightning.models.video_llm.story import generate_story
 from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
 from divot_lightning.models.weights import component_tensors, is_sharding
@@ -46,7 +43,7 @@ from divot_lightning.parts.registries.kinds import HEADS
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES, Segment
 from divot_lightning.parts.sequences.collator import lay_out
 from divot_lightning.parts.sequences.rows import SequenceBatch
-from divot_lightning.parts.sequences.tokens import SpecialTokens, TokenKind
+from divot_lightning.parts.sequences.tokens import SpecialTokens
 
 HeadFactory: TypeAlias = Callable[[int, int], GenerationHead]
 
@@ -262,22 +259,8 @@ class VideoLLM(nn.Module):
         Returns:
             embeds_BLD in the dtype of the word embeddings.
         """
-        device = features_MQC.device
-        embeds_BLD = self.causal_lm.get_input_embeddings()(batch.ids_BL.to(device))
-        flat = embeds_BLD.flatten(0, 1)
-        # Each module gets one more row than it needs, so that it runs on every rank and has a gradient (of 0) there.
-        read_S = batch.where(TokenKind.READ, TokenKind.FORCED)
-        rows_S = (batch.clips_BL.flatten() * self.num_queries + batch.feature_index_BL.flatten())[read_S]
-        unread = features_MQC.new_zeros(1, features_MQC.shape[-1])
-        features_SC = torch.cat([features_MQC.flatten(0, 1)[rows_S.to(device)], unread])
-        projected_SD = self.project(features_SC, flat.dtype)
-        flat = flat.index_copy(0, read_S.to(device), projected_SD[:-1])
-        query_S = batch.where(TokenKind.QUERY)
-        query_index_S = batch.feature_index_BL.flatten()[query_S].to(device)
-        queries_SD = self.queries(torch.cat([query_index_S, query_index_S.new_zeros(1)])).to(flat.dtype)
-        flat = flat.index_copy(0, query_S.to(device), queries_SD[:-1])
-        unused = projected_SD[-1].sum() + queries_SD[-1].sum()
-        return (flat + 0.0 * unused).unflatten(0, embeds_BLD.shape[:2])
+        words = self.causal_lm.get_input_embeddings()
+        return embed_sequences(batch, features_MQC, words=words, queries=self.queries, project=self.project)
 
     def project(self, features_SC: Tensor, dtype: torch.dtype) -> Tensor:
         """Project features to input embeddings of the language model.
@@ -301,31 +284,10 @@ class VideoLLM(nn.Module):
         Returns:
             hidden_BLD, the last hidden states, after the model's final normalisation.
         """
-        mask = self.attention_mask(batch, embeds_BLD)
+        mask = batch_mask(self.causal_lm.config, batch, self._config.generation_mode, embeds_BLD)
         positions = {"position_ids": batch.position_ids_BL.to(embeds_BLD.device)} if batch.packed else {}
         model = self.causal_lm.base_model
         return model(inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False, **positions).last_hidden_state
-
-    def attention_mask(self, batch: SequenceBatch, embeds_BLD: Tensor) -> TransformersMask:
-        """Return the mask in the form the language model takes.
-
-        Rows with one sample each, without queries that attend to later ones, need no mask: padding is on the right, so
-        causal attention, which is faster, never attends to it.
-
-        Args:
-            batch: The sequences.
-            embeds_BLD: Input embeddings; dtype and device of the mask are theirs.
-
-        Returns:
-            See ``transformers_mask``; None for causal attention.
-        """
-        blocks_BL = query_blocks(batch.token_kind_BL, batch.clips_BL, self._config.generation_mode)
-        if not batch.packed and not (blocks_BL >= 0).any():
-            return None
-        device = embeds_BLD.device
-        mask_BLL = mixed_attention_mask(batch.samples_BL.to(device), blocks_BL.to(device))
-        order_L = torch.arange(mask_BLL.shape[1], device=device)[None]
-        return transformers_mask(self.causal_lm.config, mask_BLL, order_L, order_L, embeds_BLD.dtype)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Apply the output layer.

@@ -1,24 +1,18 @@
-"""Generate text and features with a trained video LLM.
+"""Generate text with a trained video LLM.
 
-Letters: B samples, L prompt length, M clips, Q tokens per clip, D LLM width, C feature width, V
-vocabulary.
+Letters: B samples, M clips, Q tokens per clip, C feature width, V vocabulary, T generated tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from divot_lightning.errors import UserError
-from divot_lightning.models.randomness import Randomness, move_generators
-from divot_lightning.models.tokenizer.bottleneck import to_sphere
 from divot_lightning.models.video_llm.cached_sequence import CachedSequence
-from divot_lightning.parts.segments import Clips, Segment
-from divot_lightning.parts.sequences.tokens import TokenKind
+from divot_lightning.parts.segments import Segment
 
 if TYPE_CHECKING:
     from divot_lightning.models.video_llm.model import VideoLLM
@@ -119,122 +113,3 @@ def decode_text(video_llm: VideoLLM, ids: list[int]) -> str:
     end = video_llm.special.end
     ids = ids[: ids.index(end)] if end in ids else ids
     return video_llm.text_tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-@torch.no_grad()
-def generate_features(
-    video_llm: VideoLLM,
-    segments: list[list[Segment]],
-    features_MQC: Tensor | None = None,
-    *,
-    temperature: float = 1.0,
-    generator: Randomness = None,
-    synced: bool = False,
-) -> Tensor:
-    """Generate the clips that samples end with, without gradient; call it in eval mode.
-
-    The query modes take one forward pass per clip, the autoregressive mode Q steps.
-
-    Args:
-        video_llm: The model; this is its method ``generate_features``.
-        segments: B samples, or none, each ending with ``Clips(role="generate")``. If that is several clips, each is
-            generated given the earlier ones.
-        features_MQC: Features of all clips before those to generate, in order of appearance, unnormalised; None if
-            there are none.
-        temperature: Spread of the head's samples.
-        generator: Random generator on the model's device; None is the global one. A list has one per sample, so that
-            the result of a sample does not depend on its batch.
-        synced: All ranks call this together, and take as many steps as the rank with the most clips per sample.
-
-    Returns:
-        features_GQC of the generated clips in order of appearance, unnormalised, float32.
-    """
-    targets = [_clips_to_generate(sample) for sample in segments]
-    given = [sum(segment.count for segment in sample[:-1] if isinstance(segment, Clips)) for sample in segments]
-    normal_MQC = video_llm.normalise(features_MQC, sum(given))
-    known = [list(part) for part in normal_MQC.split(given)]
-    generators = move_generators(generator, normal_MQC.device)
-    num_rounds = max((clips.count for clips in targets), default=0)
-    for index in range(most_over_ranks(num_rounds, normal_MQC.device, synced=synced)):
-        active = [row for row, clips in enumerate(targets) if clips.count > index]
-        if not active:
-            _generate_dummy_clip(video_llm)
-            continue
-        prompts = [[*segments[row][:-1], replace(targets[row], count=index + 1)] for row in active]
-        chosen = [generators[row] for row in active] if isinstance(generators, list) else generators
-        new_BQC = _generate_clip(video_llm, prompts, [known[row] for row in active], temperature, chosen)
-        for row, clip_QC in zip(active, new_BQC, strict=True):
-            known[row].append(clip_QC)
-    new_clips = [clip for row, clips in enumerate(known) for clip in clips[given[row] :]]
-    generated = torch.stack(new_clips) if new_clips else normal_MQC.new_zeros(0, *normal_MQC.shape[1:])
-    return generated * video_llm.feature_std_C + video_llm.feature_mean_C
-
-
-def _generate_dummy_clip(video_llm: VideoLLM) -> None:
-    """Generate a dummy clip, with a generator of its own, to stay in sync with ranks that still generate clips."""
-    generator = torch.Generator(video_llm.feature_mean_C.device)
-    _generate_clip(video_llm, [[Clips(1, "generate")]], [[]], 1.0, generator)
-
-
-def _clips_to_generate(sample: list[Segment]) -> Clips:
-    if not sample or not isinstance(sample[-1], Clips) or sample[-1].role != "generate":
-        raise UserError(f"The sample ends with {sample[-1:]}; to generate, it must end with Clips(role='generate').")
-    return sample[-1]
-
-
-def _generate_clip(
-    video_llm: VideoLLM,
-    prompts: list[list[Segment]],
-    known: list[list[Tensor]],
-    temperature: float,
-    generator: Randomness,
-) -> Tensor:
-    """Generate the last clip of each prompt; return features_BQC, normalised."""
-    batch = video_llm.sequences(prompts, prompt=True)
-    num_queries, dim = video_llm.num_queries, video_llm.feature_dim
-    # The features have a row for the clip to generate, but no position reads it.
-    empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
-    features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
-    if video_llm.config.generation_mode == "autoregressive":
-        return autoregress(video_llm, CachedSequence(video_llm, batch, features_MQC), temperature, generator)
-    hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, features_MQC))
-    ends_B = (batch.token_kind_BL != TokenKind.PAD).sum(dim=1)
-    columns_BQ = ends_B[:, None] - num_queries + torch.arange(num_queries)
-    hidden_BQD = hidden_BLD[torch.arange(len(prompts))[:, None], columns_BQ]
-    return sample_features(video_llm, hidden_BQD, temperature, generator)
-
-
-def sample_features(video_llm: VideoLLM, hidden_BQD: Tensor, temperature: float, generator: Randomness) -> Tensor:
-    """Sample normalised features from hidden states; one sample at a time if each has its own generator."""
-    head = video_llm.head
-    rows = [hidden_BQD] if not isinstance(generator, list) else hidden_BQD.split(1)
-    generators = generator if isinstance(generator, list) else [generator]
-    sampled = [
-        head.sample(row, temperature=temperature, generator=one) for row, one in zip(rows, generators, strict=True)
-    ]
-    features_BQC = torch.cat(sampled)
-    if not video_llm.config.features_on_sphere:
-        return features_BQC
-    mean_C, std_C = video_llm.feature_mean_C, video_llm.feature_std_C
-    return (to_sphere(features_BQC * std_C + mean_C) - mean_C) / std_C
-
-
-def autoregress(video_llm: VideoLLM, sequence: CachedSequence, temperature: float, generator: Randomness) -> Tensor:
-    """Generate a clip of each sample token by token: each sampled feature is the input of the next step.
-
-    Args:
-        video_llm: The model, of the autoregressive generation mode.
-        sequence: Ends with the ``<frame>`` of the clip; afterwards it has all features but the last.
-        temperature: Spread of the head's samples.
-        generator: See ``generate_features``.
-
-    Returns:
-        features_BQC, normalised.
-    """
-    features = []
-    for index in range(video_llm.num_queries):
-        hidden_B1D = sequence.last_hidden_BD[:, None]
-        features.append(sample_features(video_llm, hidden_B1D, temperature, generator)[:, 0])
-        if index + 1 < video_llm.num_queries:
-            sequence.append(video_llm.project(features[-1], hidden_B1D.dtype))
-    return torch.stack(features, dim=1)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from divot_lightning.models.video_llm.cached_sequence import CachedSequence
-from divot_lightning.models.video_llm.sampling import autoregress, decode_text, sample_features, sample_tokens
+from divot_lightning.models.video_llm.clip_generation import autoregress, sample_features
+from divot_lightning.models.video_llm.sampling import decode_text, sample_tokens
 from divot_lightning.parts.segments import Kind, Segment
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from divot_lightning.errors import UserError
 from divot_lightning.parts.registries import kinds, registry
 
-OWN_PACKAGES = ("divot_lightning", "divot_heads", "divot_backbones", "divot_datamodules")
+OWN_PACKAGES = ("divot_lightning", "divot_heads", "divot_backbones", "divot_optimizers", "divot_datamodules")
 
 VARIABLE = "DIVOT_TRUSTED_PACKAGES"
 """Environment variable: further packages whose classes folders may name, separated by commas."""

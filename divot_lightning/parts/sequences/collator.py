@@ -77,11 +77,14 @@ class SequenceCollator:
         text_tokenizer: Folder of the text tokenizer.
         layout: How samples are laid out.
         feature_shape: (Q, C) that the features of a clip must have.
+        prompt: Whether samples are prompts for a trained model, each ending with a clip to generate, instead of what a
+            model learns; see `build_sequence`.
     """
 
     text_tokenizer: str
     layout: SequenceLayout
     feature_shape: tuple[int, int]
+    prompt: bool = False
 
     @property
     def limits(self) -> SampleLimits:
@@ -96,8 +99,8 @@ class SequenceCollator:
             UserError: It does not fit; `limits` finds such samples before.
         """
         text_tokenizer, special = _loaded(self.text_tokenizer)
-        filled = fill_chat_template(segments, text_tokenizer)
-        return build_sequence(filled, text_encoder(text_tokenizer), special, self.layout)
+        filled = fill_chat_template(segments, text_tokenizer, prompt=self.prompt)
+        return build_sequence(filled, text_encoder(text_tokenizer), special, self.layout, prompt=self.prompt)
 
     def batch(self, sequences: Sequence[TokenSequence]) -> SequenceBatch:
         """Join the sequences of a batch."""
@@ -107,7 +110,7 @@ class SequenceCollator:
     def lay_out(self, samples: Sequence[list[Segment]]) -> SequenceBatch:
         """Tokenise and lay out the samples of a training batch: for loaders without workers of their own."""
         text_tokenizer, special = _loaded(self.text_tokenizer)
-        return lay_out(samples, special, text_tokenizer, self.layout)
+        return lay_out(samples, special, text_tokenizer, self.layout, prompt=self.prompt)
 
 
 @lru_cache(maxsize=4)

@@ -70,6 +70,12 @@ class SequenceBatch:
         """Whether a row holds more than one sample."""
         return bool((self.samples_BL > self.samples_BL[:, :1]).any())
 
+    def with_last_row(self, times: int) -> SequenceBatch:
+        """Repeat the last row, so that processes with fewer samples run the model on as many rows as the others."""
+        rows = [*range(len(self.ids_BL)), *repeat(len(self.ids_BL) - 1, times)]
+        longer: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **longer)
+
     def to(self, device: torch.device | str) -> SequenceBatch:
         """Copy the tensors to a device."""
         moved: dict[str, Any] = {

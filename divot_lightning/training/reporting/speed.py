@@ -108,7 +108,7 @@ class TrainingSpeed(Callback):
             self._counted["operations"] += self._operations
             self._counted["units"] += work["tokens"] or work["clips"]
             self._operations = 0
-        if trainer.global_step == self._step or trainer.global_step % trainer.log_every_n_steps:
+        if trainer.global_step == self._step or trainer.global_step % _log_every(trainer):
             return
         bar = "tokens" if self._done["tokens"] else "clips"
         for name, value in self._metrics(trainer).items():
@@ -117,13 +117,14 @@ class TrainingSpeed(Callback):
 
     def _metrics(self, trainer: Trainer) -> dict[str, float]:
         seconds = time.perf_counter() - self._since
-        wait = trainer.profiler.seconds - self._waited if isinstance(trainer.profiler, DataWait) else 0.0
-        sums = _over_ranks(trainer, [*self._done.values(), wait / seconds], "sum")
+        waited = _waited(trainer)
+        wait = 0.0 if waited is None else (waited - self._waited) / seconds
+        sums = _over_ranks(trainer, [*self._done.values(), wait], "sum")
         done = dict(zip(_WORKS, sums, strict=False))
         rates = {f"{name}_per_second": done[name] / seconds for name in _WORKS if done[name]}
         if done["tokens"]:
             rates.pop("clips_per_second", None)
-        if isinstance(trainer.profiler, DataWait):
+        if waited is not None:
             rates["data_wait"] = sums[-1] / trainer.world_size
         rates["peak_memory_gib"] = _over_ranks(trainer, [_peak_memory(trainer)], "max")[0] / 2**30
         if self._peak and self._counted["units"]:
@@ -134,7 +135,7 @@ class TrainingSpeed(Callback):
     def _restart(self, trainer: Trainer) -> None:
         self._done = dict.fromkeys(_WORKS, 0.0)
         self._since = time.perf_counter()
-        self._waited = trainer.profiler.seconds if isinstance(trainer.profiler, DataWait) else 0.0
+        self._waited = _waited(trainer) or 0.0
         self._step = trainer.global_step
 
     def _stop_counting(self) -> None:
@@ -158,6 +159,15 @@ def batch_work(batch: Any) -> dict[str, int]:
     clips = next((len(batch[name]) for name in ("video", "features") if name in batch), 0)
     tokens = sequences.num_tokens if isinstance(sequences, SequenceBatch) else 0
     return {"tokens": tokens, "clips": clips, "samples": len(batch.get("key", []))}
+
+
+def _waited(trainer: Any) -> float | None:
+    return trainer.profiler.seconds if isinstance(trainer.profiler, DataWait) else None
+
+
+def _log_every(trainer: Any) -> int:
+    steps: int = trainer.log_every_n_steps
+    return steps
 
 
 def _peak_operations(trainer: Trainer) -> int | None:

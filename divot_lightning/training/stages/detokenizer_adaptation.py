@@ -11,13 +11,18 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.video_llm.building import sequence_collator
+from divot_lightning.models.video_llm.clip_generation import clips_to_generate, generate_prompted_clips
+from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.weights import has_masters, has_shards
 from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer
+from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
 from divot_lightning.training.stages.tokenizer_pretraining import validation_losses
+from divot_lightning.training.stages.video_llm_step import sequences_of
 
 NearestPer = Literal["clip", "token"]
 
@@ -80,6 +85,11 @@ class DetokenizerAdaptation(Stage):
             self.video_llm.use_stored_precision()
         self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
+    def sequence_collator(self) -> SequenceCollator:
+        """Return what the data need to tokenise and lay out the prompts."""
+        folder = self.sources["video_llm"]
+        return sequence_collator(read_settings(folder, VideoLLM, VideoLLMConfig), folder, prompt=True)
+
     def frozen_sources(self) -> dict[str, str | Path]:
         """Return the folders of tokenizer and video LLM, and of the de-tokenizer for what is frozen in it."""
         return {**self.sources, "detokenizer": self.detokenizer_folder}
@@ -105,7 +115,7 @@ class DetokenizerAdaptation(Stage):
         """Sample features for the clips to generate; of several candidates, keep the nearest to the clip's own.
 
         Args:
-            batch: With "segments", each ending with one clip to generate.
+            batch: With "segments", each ending with one clip to generate, and their "sequences".
             video_MFCHW: The clips, float in [-1, 1].
             purpose: Name that separates this random stream from others, such as "train".
             most_samples: Largest number of samples on any process.
@@ -113,21 +123,20 @@ class DetokenizerAdaptation(Stage):
         Returns:
             features_MQC, float32.
         """
-        segments = list(batch["segments"])
+        for sample in batch["segments"]:
+            clips_to_generate(sample)  # refuses other samples
+        prompts, count = sequences_of(batch), len(batch["segments"])
         # A head is called sample by sample. If it is sharded, all processes must call it equally often: fill up.
-        missing = most_samples - len(segments) if has_shards(self.video_llm) else 0
-        sampled = []
+        missing = most_samples - count if has_shards(self.video_llm) else 0
+        prompts, sampled = prompts.with_last_row(missing), []
         for number in range(self.candidates):
             generators = batch_generators(batch, f"{purpose} candidate {number}")
             if generators is not None:
                 generators += [torch.Generator() for _ in range(missing)]
-            features = self.video_llm.generate_features(
-                segments + segments[-1:] * missing,
-                temperature=self.temperature,
-                generator=generators,
-                synced=has_shards(self.video_llm),
+            features = generate_prompted_clips(
+                self.video_llm, prompts, temperature=self.temperature, generator=generators
             )
-            sampled.append(features[: len(segments)])
+            sampled.append(features[:count])
         if self.candidates == 1:
             return sampled[0]
         return nearest_candidates(torch.stack(sampled), self.tokenizer(video_MFCHW), self.nearest_per)

@@ -1,4 +1,4 @@
-"""Diffusion in discrete steps with DDIM sampling, on Stable Diffusion's noise schedule, built on `diffusers`.
+"""Diffusion in discrete steps on Stable Diffusion's noise schedule, built on `diffusers`; sampled with DDIM by default.
 
 Shape letters: B batch; latents, noise and states have any shape (B, ...).
 """
@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from divot_backbones.objectives.multistep import LEAST_SIGNAL, MultistepSampler, check_solver
 from divot_lightning.errors import UserError
 from divot_lightning.models.ddim import exact_scheduler, take_step
 from divot_lightning.models.randomness import integer_rows, uniform_rows
@@ -19,6 +20,7 @@ from divot_lightning.parts.randomness import Randomness
 Spacing = Literal["leading", "trailing", "linspace"]
 BetaSchedule = Literal["scaled_linear", "linear"]
 LastStep = Literal["clean", "first_noise_level"]
+Solver = Literal["ddim", "dpm_solver", "unipc"]
 
 
 class DDIMObjective(Objective):
@@ -28,7 +30,7 @@ class DDIMObjective(Objective):
     """
 
     prediction: ClassVar[str]
-    sampling_settings: ClassVar[tuple[str, ...]] = ("eta", "spacing")
+    sampling_settings: ClassVar[tuple[str, ...]] = ("eta", "spacing", "solver")
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class DDIMObjective(Objective):
         spacing: Spacing = "leading",
         last_step: LastStep = "clean",
         half_precision_schedule: bool = False,
+        solver: Solver = "ddim",
     ) -> None:
         """Compute the noise schedule.
 
@@ -54,14 +57,16 @@ class DDIMObjective(Objective):
                 more noise before the network depends on the condition (arXiv:2301.11093); the paper has 1.
             beta_schedule: "scaled_linear": the square roots of the betas are linear in the step, as in Stable
                 Diffusion. "linear": the betas are, as in Latte's pretraining, from 0.0001 to 0.02.
-            eta: Noise that each step of the sampler adds; 0 is deterministic, 1 is DDPM's.
+            eta: Noise that each step of DDIM adds; 0 is deterministic, 1 is DDPM's. The other solvers add none.
             spacing: Steps that the sampler visits; `trailing` starts at the last one, `leading` (released) before it.
             last_step: Where the sampler's last step ends: at the clean latents, or, as released, at the noise level of
                 the first step of the diffusion, whose standard deviation is 0.03 with the paper's betas.
             half_precision_schedule: Round the sampler's cumulative alphas to float16, as released.
+            solver: `ddim`; or `dpm_solver` (DPM-Solver++) or `unipc`, which need fewer steps, see `multistep`.
         """
+        check_solver(solver, "ddim")
         self.num_steps, self.eta, self.spacing = num_steps, eta, spacing
-        self.last_step, self.half_precision_schedule = last_step, half_precision_schedule
+        self.last_step, self.half_precision_schedule, self.solver = last_step, half_precision_schedule, solver
         if beta_schedule not in get_args(BetaSchedule):
             raise UserError(
                 f"objective.beta_schedule is {beta_schedule!r}; choose {' or '.join(get_args(BetaSchedule))}"
@@ -84,7 +89,7 @@ class DDIMObjective(Objective):
         return noisy
 
     def sampler(self, steps: int) -> Sampler:
-        """Return a DDIM sampler; see `Objective.sampler`."""
+        """Return a sampler with the chosen solver; see `Objective.sampler`."""
         if not 1 <= steps <= self.num_steps:
             raise UserError(f"sampling.steps is {steps}; give 1 to {self.num_steps}, the objective's num_steps")
         self.scheduler.set_timesteps(steps)
@@ -92,7 +97,11 @@ class DDIMObjective(Objective):
         if self.half_precision_schedule:
             alphas = alphas.half().to(alphas.dtype)
         final_alpha = 1.0 if self.last_step == "clean" else float(alphas[0])
-        return DDIMSampler(alphas, self.scheduler.timesteps.tolist(), self.prediction, self.eta, final_alpha)
+        times = self.scheduler.timesteps.tolist()
+        if self.solver == "ddim":
+            return DDIMSampler(alphas, times, self.prediction, self.eta, final_alpha)
+        visited = torch.cat([alphas[times].double().clamp(min=LEAST_SIGNAL), torch.tensor([final_alpha])])
+        return MultistepSampler(self.solver, times, ((1 - visited) / visited).sqrt(), self.prediction)
 
 
 class VPrediction(DDIMObjective):
@@ -123,6 +132,7 @@ class Epsilon(DDIMObjective):
         spacing: Spacing = "leading",
         last_step: LastStep = "clean",
         half_precision_schedule: bool = False,
+        solver: Solver = "ddim",
     ) -> None:
         """Compute the noise schedule: Stable Diffusion's, without the rescaling; see `DDIMObjective`.
 
@@ -145,6 +155,7 @@ class Epsilon(DDIMObjective):
             spacing,
             last_step,
             half_precision_schedule,
+            solver,
         )
 
     def target(self, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rectified flow: straight paths from noise to clip, sampled with Euler steps of `diffusers`.
+"""Rectified flow: straight paths from noise to clip, sampled with solvers of `diffusers`; with Euler steps by default.
 
 Shape letters: B batch; latents, noise and states have any shape (B, ...).
 """
@@ -11,6 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from divot_backbones.objectives.multistep import LEAST_SIGNAL, MultistepSampler, check_solver
 from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import uniform_rows
 from divot_lightning.parts.objectives import Objective, Sampler
@@ -20,6 +21,7 @@ TIME_SCALE = 1000.0
 """Times are 1000 sigma, as the video models of `diffusers` take them."""
 
 TimeSampling = Literal["uniform", "logit_normal"]
+Solver = Literal["euler", "dpm_solver", "unipc"]
 
 
 class RectifiedFlow(Objective):
@@ -28,9 +30,11 @@ class RectifiedFlow(Objective):
     Wan, LTX, HunyuanVideo and Mochi were pretrained with it.
     """
 
-    sampling_settings: ClassVar[tuple[str, ...]] = ("shift",)
+    sampling_settings: ClassVar[tuple[str, ...]] = ("shift", "solver")
 
-    def __init__(self, shift: float = 1.0, time_sampling: TimeSampling = "logit_normal") -> None:
+    def __init__(
+        self, shift: float = 1.0, time_sampling: TimeSampling = "logit_normal", solver: Solver = "euler"
+    ) -> None:
         """Store the settings.
 
         Args:
@@ -39,12 +43,14 @@ class RectifiedFlow(Objective):
                 in the scheduler's config of their folder.
             time_sampling: Distribution of sigma in training, before the shift: uniform in [0, 1], or the logistic
                 function of a standard normal number (arXiv:2403.03206, section 3.1).
+            solver: `euler`; or `dpm_solver` (DPM-Solver++) or `unipc`, which need fewer steps, see `multistep`.
         """
+        check_solver(solver, "euler")
         if shift <= 0:
             raise UserError(f"objective.shift is {shift}; it must be above 0 (1 is no shift)")
         if time_sampling not in get_args(TimeSampling):
             raise UserError(f"objective.time_sampling is {time_sampling!r}; choose uniform or logit_normal")
-        self.shift, self.time_sampling = shift, time_sampling
+        self.shift, self.time_sampling, self.solver = shift, time_sampling, solver
 
     def sample_times(
         self, count: int, terminal_timestep_prob: float, *, device: torch.device, generator: Randomness
@@ -67,10 +73,14 @@ class RectifiedFlow(Objective):
         return noise - clean
 
     def sampler(self, steps: int) -> Sampler:
-        """Return a sampler with Euler steps, evenly spaced before the shift; see `Objective.sampler`."""
+        """Return a sampler with steps that are evenly spaced before the shift; see `Objective.sampler`."""
         if steps < 1:
             raise UserError(f"sampling.steps is {steps}; it must be at least 1")
-        return EulerSampler(steps, self.shift)
+        euler = EulerSampler(steps, self.shift)
+        if self.solver == "euler":
+            return euler
+        sigmas = euler.scheduler.sigmas.double().clamp(max=1 - LEAST_SIGNAL**0.5)
+        return MultistepSampler(self.solver, euler.times, sigmas, "flow_prediction")
 
 
 class EulerSampler(Sampler):

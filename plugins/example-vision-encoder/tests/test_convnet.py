@@ -49,7 +49,7 @@ def test_a_recipe_that_names_it_trains_and_the_tokenizer_is_loaded(tmp_path: Pat
     words = ["fit", "--config", "toy/tokenizer_pretraining", "--run", str(tmp_path / "run")]
     words += ["--model.tokenizer.vision", "convnet", "--model.tokenizer.vision.width", "16"]
     words += ["--data.train", str(data / "train"), "--data.validation", str(data / "validation")]
-    words += ["--data.batch_size", "2", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
+    words += ["--data.batch_size", "2", "--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
     assert main(words) == 0
     folder = find_component(tmp_path / "run", "tokenizer")
     vision = json.loads((folder / "config.json").read_text())["config"]["vision"]

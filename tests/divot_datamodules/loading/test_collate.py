@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from divot_datamodules.loading.plan_loader import decode_function, sample_rng
+from divot_datamodules.loading.batch_reader import decode_function, sample_rng
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.parts.sequences.collator import SequenceCollator, lay_out

@@ -8,8 +8,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from divot_datamodules.loading.batch_reader import sample_rng
 from divot_datamodules.loading.decoded_cache import DecodedCache
-from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader, sample_rng
+from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.order.data_position import SourceFacts, TrainPosition
 from divot_datamodules.order.order_plan import OrderPlan, SourceOrder

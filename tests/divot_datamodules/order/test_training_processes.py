@@ -54,7 +54,7 @@ def test_an_endless_order_may_end_by_steps_time_or_limited_epochs(settings):
     TrainingProcesses(lightning_trainer(**settings)).check_end(exact=False, validates=False)
 
 
-@pytest.mark.parametrize(("interval", "warned"), [(1.0, True), (4, False)])
+@pytest.mark.parametrize(("interval", "warned"), [(1.0, True), (4, False), (1, False)])
 def test_validation_that_would_never_come_is_told(interval, warned, caplog):
     settings = {"val_check_interval": interval, "check_val_every_n_epoch": 1 if interval == 1.0 else None}
     TrainingProcesses(lightning_trainer(max_steps=9, **settings)).check_end(exact=False, validates=True)

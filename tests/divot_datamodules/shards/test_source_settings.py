@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch.cli import LightningArgumentParser
 
 from divot_datamodules.decoding.samples import SampleDecoder, tokenizer_items
-from divot_datamodules.loading.plan_loader import LoadedSource
+from divot_datamodules.loading.batch_reader import LoadedSource
 from divot_datamodules.shards.source_settings import SourceConfig, facts_of, items_of, listed_sources, make_plan
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError

@@ -13,7 +13,15 @@ from divot_lightning.evaluation.benchmarks.multiple_choice import EgoSchema, MVB
 from divot_lightning.evaluation.benchmarks.open_ended import MSVDQA, ActivityNetQA
 from divot_lightning.evaluation.benchmarks.perception_test import PerceptionTest
 from divot_lightning.evaluation.benchmarks.stories import ToyStories
-from divot_lightning.evaluation.benchmarks.toy import Toy, ToyCaptions, ToyOpenCaptions, ToyQuestions, ToyReconstruction
+from divot_lightning.evaluation.benchmarks.toy import (
+    Toy,
+    ToyCaptions,
+    ToyOpenCaptions,
+    ToyProbe,
+    ToyQuestions,
+    ToyRealClips,
+    ToyReconstruction,
+)
 from divot_lightning.parts.registries.kinds import BENCHMARKS
 from divot_lightning.testing.benchmark_conformance import BenchmarkConformance
 
@@ -157,6 +165,14 @@ class TestReconstructionOfShards(OfToyShards):
 
 class TestToyReconstruction(OfToyShards):
     benchmark = ToyReconstruction
+
+
+class TestToyRealClips(OfToyShards):
+    benchmark = ToyRealClips
+
+
+class TestToyProbe(OfToyShards):
+    benchmark = ToyProbe
 
 
 class TestToyQuestions(OfToyShards):

@@ -14,6 +14,7 @@ from divot_lightning.evaluation.metrics.caption_metrics import CaptionScores
 from divot_lightning.evaluation.metrics.clip_similarity import ClipSimilarity
 from divot_lightning.evaluation.metrics.frechet_video import FrechetVideoDistance, ToyFrechet
 from divot_lightning.evaluation.metrics.image_quality import LPIPS, PSNR, SSIM
+from divot_lightning.evaluation.metrics.probe import ToyProbe, probe_accuracy
 from divot_lightning.evaluation.metrics.toy_open_oracle import ToyOpenOracle
 from divot_lightning.evaluation.metrics.toy_oracle import ToyOracle
 from divot_lightning.evaluation.metrics.toy_story import ToyStory
@@ -127,6 +128,33 @@ class TestToyFrechet(OfClips):
 
     def make_metric(self):
         return ToyFrechet()
+
+
+class TestToyProbe(MetricConformance):
+    metric = ToyProbe
+
+    def make_metric(self):
+        return ToyProbe()
+
+    def make_samples(self):
+        """Two clips of each scene to fit on and one to test on, whose tokens are its colour and its speed."""
+        found = []
+        for at, scene in enumerate(SCENES * 3):
+            item, noise = item_of(scene), 0.01 * torch.rand(2, 2, generator=torch.Generator().manual_seed(at))
+            tokens = torch.tensor([[sum(map(ord, scene.colour)), len(scene.shape)], [0, 1]]) + noise
+            facts = {**item.facts, "fit": at < 2 * len(SCENES), "order": at}
+            found.append((Prediction(features=tokens), replace(item, facts=facts)))
+        return found
+
+    def test_the_order_is_that_of_the_benchmark(self):
+        """The probe's penalty is chosen on the last clips; so it must know which are the last."""
+        metric, samples = self.make_metric(), self.make_samples()
+        metric.update([metric.measure(*sample) for sample in samples], [item for _, item in samples])
+        train = [sample for sample in samples if sample[1].facts["fit"]]
+        test = [sample for sample in samples if not sample[1].facts["fit"]]
+        tokens = [torch.stack([prediction.features.flatten() for prediction, _ in part]) for part in (train, test)]
+        labels = [[item.facts["attributes"]["shape"] for _, item in part] for part in (train, test)]
+        assert metric.compute()["shape"] == probe_accuracy(tokens[0], labels[0], tokens[1], labels[1])
 
 
 class TestOpenAnswers(OfAnswers):

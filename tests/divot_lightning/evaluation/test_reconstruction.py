@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from divot_datamodules.decoding.clip_sampling import decode_clip
+from divot_datamodules.decoding.video import decode_frames
+from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.shards.sources import read_all
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
@@ -65,10 +67,29 @@ def test_all_metrics_of_a_folder_equal_their_definitions(tiny_run, videos, tmp_p
     assert len(found["lpips"].protocol["lpips"]["sha256"]) == 64
     assert "lpips" not in found["psnr"].protocol
     assert found["psnr"].protocol["real_clips"].startswith("the middle 2 s")
-    assert set(found["psnr"].model) == {"run", "tokenizer", "detokenizer"}
+    assert set(found["psnr"].model) == {"run", "tokenizer", "detokenizer", "objective"}
+    assert "objective" not in found["psnr"].protocol
     with np.load(out / "generation" / "clips.npz") as kept:
         np.testing.assert_array_equal(kept["made"], np.stack([clip.numpy() for clip in made]))
     assert sorted(path.name for path in (out / "generation").glob("*.mp4")) == [f"{n}_compare.mp4" for n in range(3)]
+
+
+def test_published_reconstructions_are_measured_beside_those_of_the_run(tiny_run, videos, tmp_path):
+    rng = np.random.default_rng(0)
+    original, published = (rng.integers(0, 255, (count, 3, 48, 40), np.uint8) for count in (30, 16))
+    for name, frames in (("cat_gt.gif", original), ("cat_recon.gif", published)):
+        write_video(videos / name, frames, 10)
+    read = [decode_frames(videos / f"cat_{name}.gif", [(i + 0.5) * span / 16 for i in range(16)]).astype(float)
+            for name, span in (("gt", 3.0), ("recon", 1.6))]  # fmt: skip
+    evaluate(tiny_run, EvaluationConfig("reconstruction", str(videos), output=str(tmp_path / "out")))
+    found = scores_of(tmp_path / "out")
+    colour = read[0].mean(axis=(0, 2, 3), keepdims=True)
+    for name, clip in (("published_psnr", read[1]), ("one_colour_psnr", colour)):
+        expected = 10 * np.log10(255**2 / ((clip - read[0]) ** 2).mean())
+        assert found[name].value == pytest.approx(expected)
+        assert found[name].count == 1
+    assert found["psnr"].count == 4  # the published clip is no original
+    assert "nearest in time" in found["published_psnr"].protocol["published"]
 
 
 def test_the_first_tokens_alone_are_decoded_and_their_number_is_in_the_protocol(tiny_run, videos, tmp_path):
@@ -82,9 +103,11 @@ def test_the_first_tokens_alone_are_decoded_and_their_number_is_in_the_protocol(
     with np.load(out / "generation" / "clips.npz") as stored:
         np.testing.assert_array_equal(stored["made"][0], expected.numpy())
     assert scores_of(out)["psnr"].protocol["decoding"] == {"seed": 4, "num_tokens": 1}
-    too_many = GenerationConfig(num_tokens=99)
+    too_many = EvaluationConfig(
+        "reconstruction", str(videos), output=str(tmp_path / "too_many"), generation=GenerationConfig(num_tokens=99)
+    )
     with pytest.raises(UserError, match="num_tokens is 99"):
-        evaluate(tiny_run, EvaluationConfig("reconstruction", str(videos), output=str(out), generation=too_many))
+        evaluate(tiny_run, too_many)
 
 
 def test_a_video_that_cannot_be_read_is_left_out_and_counted(tiny_run, videos, tmp_path):

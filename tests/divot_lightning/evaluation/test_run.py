@@ -220,40 +220,37 @@ def test_clips_are_asked_for_as_released_and_the_protocol_says_so(tiny_run, toy_
 
 
 def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tmp_path):
+    from divot_datamodules.decoding.samples import SampleDecoder
+    from divot_datamodules.shards.sources import read_all
     from divot_lightning.evaluation.metrics.frechet import feature_distance
     from divot_lightning.evaluation.metrics.toy_features import toy_clip_features
     from divot_lightning.evaluation.metrics.toy_oracle import read_clips
-    from divot_lightning.evaluation.metrics.toy_protocol import generation_scores
     from divot_lightning.evaluation.question_runner import item_seed
-    from divot_lightning.experiments.toy_measurements import load_clips
     from divot_lightning.inference.loaded_run import LoadedRun
 
     for limit in (2, None):  # what is kept is kept when items are added
         evaluate(tiny_run, EvaluationConfig("toy", str(toy_data), output=str(tmp_path), seed=3, limit=limit))
-    real = load_clips(toy_data / "held_out")
     models = LoadedRun(tiny_run)
+    samples = [SampleDecoder(models.decoded_clip)(raw, None) for raw in read_all(toy_data / "held_out")]
+    real, texts = torch.cat([sample.video for sample in samples]), [sample.text for sample in samples]
     generated = torch.stack(
-        [
-            next(models.generate([text["caption"]], seed=item_seed(3, number)))[0]
-            for number, text in enumerate(real.texts)
-        ]
+        [next(models.generate([text["caption"]], seed=item_seed(3, number)))[0] for number, text in enumerate(texts)]
     )
-    expected = {
-        s.name: s.value for s in generation_scores(real.media, generated, read_clips(generated), real.texts, {})
-    }
-    for name, value in values_of(tmp_path).items():
-        if name != "unreadable":
-            assert value == pytest.approx(expected[f"generation/{name}"], rel=1e-6, nan_ok=True)
+    readings, values = read_clips(generated), values_of(tmp_path)
+    pairs = list(zip(readings, texts, strict=True))
+    rights = [[r.valid and getattr(r, name) == t["attributes"][name] for name in ATTRIBUTES] for r, t in pairs]
+    assert [values[name] for name in ATTRIBUTES] == np.mean(rights, axis=0).tolist()
+    assert values["all"] == np.mean([all(row) for row in rights])
+    assert values["invalid"] == np.mean([not reading.valid for reading in readings])
     with np.load(tmp_path / "generation" / "clips.npz") as kept:
         np.testing.assert_array_equal(kept["made"], generated[:6].numpy())
-    texts = json.loads((tmp_path / "generation" / "texts.json").read_text())
-    readings = zip(read_clips(generated), real.texts, strict=True)
-    rights = [all(getattr(r, name) == text["attributes"][name] for name in ATTRIBUTES) for r, text in readings]
-    known = zip(real.texts, rights, strict=True)
-    assert texts == [{"number": n, "caption": t["caption"], "right": r} for n, (t, r) in enumerate(known)][:6]
+    shown = json.loads((tmp_path / "generation" / "texts.json").read_text())
+    described = [(n, t["caption"], all(row)) for n, (t, row) in enumerate(zip(texts, rights, strict=True))]
+    assert [(text["number"], text["caption"], text["right"]) for text in shown] == described[:6]
+    assert [text["media"] for text in shown] == [row["media"] for row in rows_of(tmp_path)][:6]
     assert not (tmp_path / ".clips").exists()
-    distance = feature_distance(toy_clip_features(real.media), toy_clip_features(generated), scaled=True)
-    assert values_of(tmp_path)["frechet"] == pytest.approx(distance.item(), rel=1e-6)
+    distance = feature_distance(toy_clip_features(real), toy_clip_features(generated), scaled=True)
+    assert values["frechet"] == pytest.approx(distance.item(), rel=1e-6)
 
 
 @pytest.fixture
@@ -285,7 +282,8 @@ def test_clips_from_captions_have_a_similarity_and_a_distance(tiny_run, msrvtt, 
     assert generated.shape == (3, 3)
     assert values["frechet_video_distance"] > (real.mean(0) - generated.mean(0)).square().sum().item() > 0
     texts = json.loads((tmp_path / "out" / "generation" / "texts.json").read_text())
-    assert texts == [{"number": n, "caption": row["prompt"], "right": None} for n, row in enumerate(rows)]
+    expected = [{"number": n, "media": r["media"], "caption": r["prompt"], "right": None} for n, r in enumerate(rows)]
+    assert texts == expected
     protocols = {
         score.name.partition("/")[2]: score.protocol for score in load_scores(tmp_path / "out" / "scores.json")
     }

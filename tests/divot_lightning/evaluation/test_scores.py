@@ -1,4 +1,4 @@
-"""Scores carry their protocol and are only summarised together when it is the same."""
+"""Scores carry their protocol, also in their file."""
 
 import json
 import math
@@ -6,34 +6,7 @@ import math
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.scores import Score, load_scores, save_scores, summarise_seeds
-
-
-def test_summary_is_mean_and_range_over_seeds():
-    summary = summarise_seeds([Score("fd", value, 64, {"space": "toy"}) for value in (3.0, 1.0, 2.0)])
-    assert (summary.mean, summary.minimum, summary.maximum) == (2.0, 1.0, 3.0)
-    assert summary.values == (3.0, 1.0, 2.0)
-    assert summary.protocol == {"space": "toy"}
-
-
-def test_undefined_value_makes_the_whole_summary_undefined():
-    summary = summarise_seeds([Score("spread", 1.0, 8), Score("spread", math.nan, 8)])
-    assert all(math.isnan(value) for value in (summary.mean, summary.minimum, summary.maximum))
-
-
-def test_scores_of_different_protocols_are_refused():
-    with pytest.raises(UserError, match="steps': 50"):
-        summarise_seeds([Score("fd", 1.0, 64, {"steps": 20}), Score("fd", 1.0, 64, {"steps": 50})])
-
-
-def test_scores_of_different_counts_are_refused():
-    with pytest.raises(UserError, match="65"):
-        summarise_seeds([Score("fd", 1.0, 64), Score("fd", 1.0, 65)])
-
-
-def test_no_scores_are_refused():
-    with pytest.raises(UserError, match="no score"):
-        summarise_seeds([])
+from divot_lightning.evaluation.scores import Score, load_scores, save_scores
 
 
 def test_scores_survive_the_file_undefined_ones_too(tmp_path):

@@ -10,10 +10,11 @@ import torch
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig, JudgeConfig
+from divot_lightning.evaluation.protocol import differing_protocols
 from divot_lightning.evaluation.question_runner import QuestionRunner
 from divot_lightning.evaluation.run import evaluate
 from divot_lightning.evaluation.scores import load_scores
-from divot_lightning.evaluation.statistics.comparison import load_evaluation, paired_values, protocol_differences
+from divot_lightning.evaluation.statistics.comparison import load_evaluation, shared_values
 from divot_lightning.inference.loaded_run import LoadedRun
 
 
@@ -75,10 +76,12 @@ def test_another_rule_gives_its_own_score_and_costs_no_predictions(tiny_run, mvb
         0.0,
         "first_letter",
     )
-    assert protocol_differences([by_text, by_letter], "mvbench/all") == {
-        "choice_rule": ["letter_or_text", "first_letter"]
-    }
-    assert protocol_differences([by_text, by_letter], "mvbench/unreadable") == {}
+    rules, unreadable = (
+        differing_protocols([each.scores[name] for each in (by_text, by_letter)])
+        for name in ("mvbench/all", "mvbench/unreadable")
+    )
+    assert rules == {"choice_rule": ["letter_or_text", "first_letter"]}
+    assert unreadable == {}
     evaluate(tiny_run, EvaluationConfig(**config))
     assert values_of(tmp_path / "out")["all"] == 0.75
 
@@ -212,8 +215,8 @@ def test_the_mean_of_groups_has_values_per_item_that_can_be_paired(tiny_run, mvb
         score = scores_of(tmp_path / name)["mean_of_groups"]
         values = [row["scores"][score.name] for row in rows_of(tmp_path / name)]
         assert score.value == pytest.approx(sum(values) / len(values))
-    one, other = paired_values(
-        load_evaluation(tmp_path / "a"), load_evaluation(tmp_path / "b"), "mvbench/mean_of_groups"
+    one, other = shared_values(
+        [load_evaluation(tmp_path / name).values("mvbench/mean_of_groups") for name in ("a", "b")]
     )
     assert len(one) == 20
     assert (other - one).mean() == pytest.approx(13 / 20 - 10 / 20)
@@ -258,7 +261,7 @@ def test_a_verdict_does_not_outlive_its_judge(tiny_run, toy_data, tmp_path, endp
     assert not any({"judged", "judge_reply"} & set(row) for row in rows_of(tmp_path))
     for name in values_of(tmp_path):
         shared = [with_judge, load_evaluation(tmp_path)]
-        assert protocol_differences(shared, f"toy-questions/{name}") == {}
+        assert differing_protocols([each.scores[f"toy-questions/{name}"] for each in shared]) == {}
     count = len(endpoint.requests)
     evaluate(tiny_run, judged(toy_data, tmp_path, kind="endpoint", model="m", url=endpoint.url))
     assert values_of(tmp_path)["judged"] == 1.0  # read from what was kept

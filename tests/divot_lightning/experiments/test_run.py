@@ -37,8 +37,8 @@ TINY = {
         },
         {
             "name": "scores",
-            "measure": [{"name": "reconstruction", "benchmark": "toy-batch-reconstruction"}],
-            "options": {"run": "{tokenizer}", "clips": "{data}/held_out"},
+            "measure": [{"name": "reconstruction", "benchmark": "toy-reconstruction"}],
+            "options": {"run": "{tokenizer}", "data": "{data}"},
         },
     ],
     "vary": {
@@ -51,7 +51,7 @@ TINY = {
     "matched_by": "samples",
     "amount": 6,
     "matched_steps": ["tokenizer"],
-    "scores": {"reconstruction/all": "higher", "reconstruction/psnr": "higher"},
+    "scores": {"toy-reconstruction/all": "higher", "toy-reconstruction/psnr": "higher"},
     "curves": {"tokenizer": ["train/loss"]},
 }
 

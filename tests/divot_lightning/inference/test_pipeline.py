@@ -206,7 +206,8 @@ def test_sampling_settings_hold_for_one_call(pipeline):
 def test_each_sampler_setting_changes_the_clip(pipeline, video):
     features = pipeline.encode(video)
     usual = pipeline.decode(features)
-    for decoding in (Decoding(steps=3), Decoding(guidance=1.0), Decoding(sampler={"eta": 0.0})):
+    for changes in ({"steps": 3}, {"guidance": 1.0}, {"sampler": {"eta": 0.0}}, {"sampler": "unipc"}):
+        decoding = Decoding(**changes)
         assert not torch.equal(pipeline.decode(features, decoding=decoding), usual)
 
 
@@ -214,7 +215,8 @@ def test_each_sampler_setting_changes_the_clip(pipeline, video):
     ("options", "message"),
     [
         ({"head": {"steps": 3}}, r"GMMHead has no sampling setting steps"),
-        ({"decoding": Decoding(sampler={"solver": 1})}, r"VPrediction has no sampling setting solver; it has: eta"),
+        ({"decoding": Decoding(sampler={"order": 1})}, r"VPrediction has no sampling setting order; it has: eta"),
+        ({"decoding": Decoding(sampler="euler")}, r"solver is 'euler'; choose ddim, dpm_solver or unipc"),
         ({"num": 0}, "number of clips is 0"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
     ],

@@ -4,6 +4,7 @@ import json
 import shutil
 import tarfile
 from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
@@ -18,6 +19,7 @@ from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import probe
 from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.toy.world import ToyWorld
+from divot_lightning import DivotPipeline
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.reconstruct import main
 from divot_lightning.errors import UserError
@@ -125,9 +127,9 @@ def test_samples_without_a_clip_are_skipped_and_reported(run, tmp_path, capsys):
 def test_an_output_that_cannot_be_written_is_reported(run, shards, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file.*cannot be written: there is a file where a folder is needed"):
-        list(reconstruct_files(run, [str(shards / "train")], tmp_path / "file", num=1))
+        list(reconstruct_files(DivotPipeline.from_pretrained(run), [str(shards / "train")], tmp_path / "file", num=1))
     with pytest.raises(UserError, match=r"train-000000\.mp4.*cannot be written"), limited_file_size(500):
-        list(reconstruct_files(run, [str(shards / "train")], tmp_path / "full", num=1))
+        list(reconstruct_files(DivotPipeline.from_pretrained(run), [str(shards / "train")], tmp_path / "full", num=1))
 
 
 def test_a_shard_cut_in_a_header_gives_what_is_whole_and_is_named(tmp_path):
@@ -150,7 +152,7 @@ def test_the_media_of_a_jsonl_are_read(tmp_path):
 
 def test_inputs_are_read_before_anything_is_written(run, tmp_path):
     with pytest.raises(UserError, match=r"missing\.mp4"):
-        reconstruct_files(run, ["missing.mp4"], tmp_path / "out")
+        reconstruct_files(DivotPipeline.from_pretrained(run), ["missing.mp4"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -182,7 +184,7 @@ def test_comparison_is_enlarged_by_whole_pixels():
 
 
 def test_three_videos_are_written_for_each_clip(run, shards, tmp_path):
-    done = list(reconstruct_files(run, [str(shards / "train")], tmp_path / "out", num=3))
+    done = list(reconstruct_files(DivotPipeline.from_pretrained(run), [str(shards / "train")], tmp_path / "out", num=3))
     assert [path.name for path in done] == [f"train-{number:06d}_compare.mp4" for number in range(3)]
     names = {path.name for path in (tmp_path / "out").glob("*.mp4")}
     stored = json.loads((tmp_path / "out" / "train-000001.json").read_text())
@@ -190,6 +192,21 @@ def test_three_videos_are_written_for_each_clip(run, shards, tmp_path):
     assert names == {f"train-{n:06d}{kind}.mp4" for n in range(3) for kind in ("", "_original", "_compare")}
     assert probe(tmp_path / "out" / "train-000000.mp4").width == 32
     assert probe(done[0]).height == 256
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webm"])
+def test_the_command_writes_other_kinds_of_video_and_names_them(run, shards, tmp_path, capsys, suffix):
+    words = [str(run), str(shards / "train"), "--output", str(tmp_path / "out"), "--num", "1", "--format", suffix]
+    assert main([*words, "--jsonl", "--sampler", "dpm_solver", "--steps", "2"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert [Path(path).name for path in row.values()] == [
+        f"train-000000{kind}.{suffix}" for kind in ("", "_original", "_compare")
+    ]
+    assert (probe(row["file"]).width, probe(row["comparison"]).height) == (32, 256)
+    stored = json.loads(Path(row["file"]).with_suffix(".json").read_text())
+    assert (stored["sampling"]["steps"], stored["objective"]["init_args"]["solver"]) == (2, "dpm_solver")
+    with pytest.raises(UserError, match="names no kind of video"):
+        main([*words[:-1], "txt"])
 
 
 def test_run_without_detokenizer_is_refused(run, tmp_path):
@@ -210,7 +227,7 @@ def test_clips_are_cut_and_written_at_the_runs_own_rate(run, tmp_path):
     # 16 frames at 4 per second are every other one of all 32.
     [(_, cut)] = read_clips([str(tmp_path / "mine.mp4")], models.decoded_clip)
     assert np.abs(cut.astype(int) - video[::2]).max() <= 8
-    [compared] = reconstruct_files(slow, [str(tmp_path / "mine.mp4")], tmp_path / "out")
+    [compared] = reconstruct_files(DivotPipeline.from_pretrained(slow), [str(tmp_path / "mine.mp4")], tmp_path / "out")
     for name in ("mine.mp4", "mine_original.mp4", compared.name):
         with av.open(str(tmp_path / "out" / name)) as container:
             assert float(container.streams.video[0].average_rate) == 4.0
@@ -231,4 +248,4 @@ def test_the_first_tokens_alone_are_decoded(run, shards, tmp_path, monkeypatch):
     assert torch.equal(seen[0], tokens)
     assert json.loads((tmp_path / "one/held_out-000000.json").read_text())["num_tokens"] == 1
     with pytest.raises(UserError, match="num_tokens is 4; a clip has 3 tokens, so give 1 to 3"):
-        list(reconstruct_files(run, inputs, tmp_path / "four", num_tokens=4))
+        list(reconstruct_files(DivotPipeline.from_pretrained(run), inputs, tmp_path / "four", num_tokens=4))

@@ -89,7 +89,7 @@ def test_a_run_that_learned_questions_alone_says_so_when_it_is_asked_none(
     llm_run, tmp_path, caplog, tasks, questions, warned
 ):
     pipeline = DivotPipeline.from_pretrained(llm_run)
-    pipeline.models.tasks = frozenset(tasks)
+    pipeline.models.tasks = {task: {} for task in tasks}
     video = write_video(tmp_path / "v.mp4", np.zeros((16, 3, 32, 32), np.uint8), 8)
     with caplog.at_level(logging.WARNING):
         assert len(pipeline.ask(video, questions)) == 1

@@ -40,8 +40,10 @@ def test_a_renamed_class_exists(new):
         ("divot_lightning.models.video_llm.VideoLLM", "divot_lightning.models.video_llm.model.VideoLLM"),
         (
             "divot_lightning.stages.optimization.OptimizerSettings",
-            "divot_lightning.training.optimizers.AdamWOptimizer",
+            "divot_optimizers.adamw.AdamWOptimizer",
         ),
+        ("divot_lightning.training.optimizers.AdamWOptimizer", "divot_optimizers.adamw.AdamWOptimizer"),
+        ("divot_lightning.training.optimizers.MuonOptimizer", "divot_optimizers.muon.MuonOptimizer"),
         ("divot_lightning.models.video_llm.model.VideoLLM", None),
         ("divot_datamodules.video_text.VideoTextData", None),
         ("my_package.stages.llm_pretraining.LLMPretraining", None),

@@ -36,7 +36,7 @@ class Mine(ItemMetric):
         return {"words": len(prediction.answer.split())}
 """,
     "optimizers": """
-from divot_lightning.training.optimizers import AdamWOptimizer
+from divot_optimizers.adamw import AdamWOptimizer
 
 class Mine(AdamWOptimizer):
     '''Is AdamW.'''

@@ -32,10 +32,10 @@ from divot_lightning.parts.registries.kinds import OPTIMIZERS
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.preflight.memory import Layout, checkpoint_bytes, rank_memory
 from divot_lightning.preflight.needs import model_needs
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.llm_pretraining import LLMPretraining
 from divot_lightning.training.stages.stage import Stage
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
+from divot_optimizers.adamw import AdamWOptimizer
 
 VISION = partial(ClipVision, frozen=False, image_size=16, patch_size=4, width=32, layers=2, heads=2)
 TOKENIZER = TokenizerConfig(

@@ -16,8 +16,8 @@ from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.testing import run_distributed
 from divot_lightning.training.accumulation import STEP_COUNTS, StepWindows, check_validation
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.stage import Stage
+from divot_optimizers.adamw import AdamWOptimizer
 from tests.divot_lightning.training.tiny_stages import Settings, make_stage, with_sequences
 
 STAGES = ("tokenizer", "captioning", "refinement", "pretraining", "tuning", "adaptation")

@@ -14,8 +14,8 @@ from divot_lightning.errors import UserError
 from divot_lightning.parts.optimizers import scheduled_fraction
 from divot_lightning.testing import run_distributed
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.stage import Stage
+from divot_optimizers.adamw import AdamWOptimizer
 
 
 class Tiny(Stage):

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from divot_lightning.errors import UserError
 from divot_lightning.parts.optimizers import TrainedParameter, scheduled_fraction
 from divot_lightning.training.optimization import configure_optimizer, inner_matrices
-from divot_lightning.training.optimizers import AdamWOptimizer, JointOptimizer, MuonOptimizer, orthogonalized
+from divot_optimizers.adamw import AdamWOptimizer
+from divot_optimizers.muon import JointOptimizer, MuonOptimizer, orthogonalized
 
 
 class Model(nn.Module):

@@ -1,7 +1,8 @@
 """The built-in optimizers keep the contract of an optimizer."""
 
 from divot_lightning.testing.optimizer_conformance import OptimizerConformance
-from divot_lightning.training.optimizers import AdamWOptimizer, MuonOptimizer
+from divot_optimizers.adamw import AdamWOptimizer
+from divot_optimizers.muon import MuonOptimizer
 
 
 class TestAdamW(OptimizerConformance):

@@ -14,9 +14,9 @@ from divot_datamodules.tasks.mixture import TaskMixture
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.instruction_tuning import InstructionTuning
 from divot_lightning.training.stages.llm_pretraining import LLMPretraining
+from divot_optimizers.adamw import AdamWOptimizer
 from tests.helpers.broken_shards import write_members
 
 MAX_LENGTH = 40

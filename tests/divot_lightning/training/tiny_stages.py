@@ -6,13 +6,13 @@ from typing import Any
 
 from divot_heads.gmm import GMMHead
 from divot_lightning.parts.sequences.collator import LaysOutSamples
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.captioning_pretraining import CaptioningPretraining
 from divot_lightning.training.stages.detokenizer_adaptation import DetokenizerAdaptation
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
 from divot_lightning.training.stages.instruction_tuning import InstructionTuning
 from divot_lightning.training.stages.llm_pretraining import LLMPretraining
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
+from divot_optimizers.adamw import AdamWOptimizer
 
 OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=2)
 

@@ -79,17 +79,15 @@ def test_clips_are_measured_by_what_was_said_and_not_by_what_was_asked():
 
 @pytest.mark.parametrize("missing", ["clip", "sentence", "all", "sense"])
 def test_what_is_missing_is_wrong(missing):
-    _story, item, prediction = real(0)
+    _, item, prediction = real(0)
     clips, sentences = prediction.clips, prediction.sentences
-    found = scores_of(
-        Prediction(
-            sentences={"clip": sentences, "sentence": sentences[:2], "all": (), "sense": ("it is", *sentences[1:])}[
-                missing
-            ],
-            clips={"clip": clips[:2], "sentence": clips, "all": (), "sense": clips}[missing],
-        ),
-        item,
-    )
+    made = {
+        "clip": Prediction(sentences=sentences, clips=(*clips[:2], None)),
+        "sentence": Prediction(sentences=sentences[:2], clips=clips[:2]),
+        "all": Prediction(),
+        "sense": Prediction(sentences=("it is", *sentences[1:]), clips=clips),
+    }
+    found = scores_of(made[missing], item)
     assert found["told"] == found["as_asked"] == found["clips"] == found["story"] == found["order"] == 0.0
     assert found["clip_3/all"] == 0.0
     assert found["clip_1/all"] == float(missing in ("clip", "sentence"))

@@ -8,10 +8,10 @@ import pytest
 
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
+from divot_lightning.evaluation.protocol import differing_protocols
 from divot_lightning.evaluation.scores import Score, save_scores
 from divot_lightning.evaluation.statistics.comparison import (
     load_evaluation,
-    protocol_differences,
     score_difference,
     score_table,
 )
@@ -118,7 +118,7 @@ def test_scores_of_different_protocols_need_the_flag_to_share_a_table(pair, tmp_
 
 def test_another_number_of_items_is_another_protocol(pair, tmp_path):
     other = evaluation(tmp_path / "c", [1.0] * 10, count=10)
-    assert protocol_differences([pair[0], other], "b/all") == {"count": [NUM_ITEMS, 10]}
+    assert differing_protocols([pair[0].scores["b/all"], other.scores["b/all"]]) == {"count": [NUM_ITEMS, 10]}
 
 
 def test_three_evaluations_stand_in_one_table(pair, tmp_path):

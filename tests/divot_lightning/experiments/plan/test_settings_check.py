@@ -16,14 +16,15 @@ def test_only_steps_with_wrong_settings_are_named_and_nothing_is_built():
         Step("key", (*LLM, "--model.head", "gmm", "--model.head.num_componentss", "3"), run=Path("never")),
         Step("head", (*LLM, "--model.head", "nohead"), run=Path("never")),
         Step("recipe", ("divot", "fit", "--config", "toy/nothing"), run=Path("never")),
-        Step("scores", (*MEASURE, '[{"benchmark": "toy-real-clips", "clips": "x", "output": "y", "sizes": 3}]')),
+        Step("scores", (*MEASURE, '[{"benchmark": "toy", "run": "r", "data": "x", "output": "y", "limitt": 3}]')),
     ]
     wrong = wrong_settings(steps)
     assert list(wrong) == ["key", "head", "recipe", "scores"]
     assert "'model.head.num_componentss' is no setting of GMMHead. Did you mean 'num_components'?" in wrong["key"]
     assert wrong["head"].startswith("head 'nohead' is not installed")
     assert "toy/nothing" in wrong["recipe"]
-    assert wrong["scores"] == "toy-real-clips has no setting sizes; it has clips, size, seed"
+    assert "'limitt' is no setting" in wrong["scores"]
+    assert "Did you mean 'limit'?" in wrong["scores"]
 
 
 def test_nothing_to_look_at_starts_no_process(monkeypatch):

@@ -23,14 +23,16 @@ CLIPS = 4
 
 
 def write(folder: Path, values: dict[str, float], seed: int = 0) -> None:
-    save_scores(
-        [Score(key, value, CLIPS, {"noise_seed": seed}) for key, value in values.items()], folder / "scores.json"
-    )
-    turn = {"question": "what ?", "answer": "a"}
-    rows = [{"key": f"k{at}", "caption": "a b", "right": bool(at % 2), "questions": [turn]} for at in range(CLIPS)]
-    (folder / "texts.json").write_text(json.dumps(rows))
+    save_scores([Score(key, value, CLIPS, {"seed": seed}) for key, value in values.items()], folder / "scores.json")
+    rows = [{"media": f"s.tar/k{at}", "caption": "a b", "right": bool(at % 2)} for at in range(CLIPS)]
+    (folder / "generation").mkdir()
+    (folder / "generation" / "texts.json").write_text(json.dumps(rows))
     clips = {"made": np.zeros((CLIPS, 4, 3, 8, 8), np.uint8)}
-    np.savez(folder / "clips.npz", **clips, **({"original": clips["made"]} if "reconstruction" in folder.name else {}))
+    np.savez(
+        folder / "generation" / "clips.npz",
+        **clips,
+        **({"original": clips["made"]} if "reconstruction" in folder.name else {}),
+    )
 
 
 def predict(folder: Path, values: dict[str, float], prompt: dict[str, str]) -> None:
@@ -48,18 +50,18 @@ def report(tmp_path_factory) -> Report:
     folder = tmp_path_factory.mktemp("results")
     recipe = load_recipe("experiments/quickstart")
     grid, results = make_grid(recipe, folder), folder / "results"
-    generated = named("generation", (*ATTRIBUTES, "all", "invalid", "spread", "frechet"), 0.5)
+    generated = (*ATTRIBUTES, "all", "invalid", "spread", "frechet")
     for name, value in (("reconstruction", 0.9), ("control_reconstruction", 0.25)):
-        scores = named("reconstruction", (*ATTRIBUTES, "all", "invalid", "start_error_pixels", "psnr"), value)
-        write(results / "tokenizers" / name, scores | generated)
-    write(results / "tokenizers" / "world", generated)
-    (results / "tokenizers" / "world" / "clips.npz").unlink()
+        scores = named("toy-reconstruction", (*generated, "start_error_pixels", "psnr"), value)
+        write(results / "tokenizers" / name, scores)
+    write(results / "tokenizers" / "world", named("toy-real-clips", generated, 1.0))
+    generated = named("toy", generated, 0.5)
     for name, value in (("probe", 0.75), ("control_probe", 0.7)):
-        save_scores([Score(key, v, CLIPS) for key, v in named("probe", ATTRIBUTES, value).items()],
+        save_scores([Score(key, v, CLIPS) for key, v in named("toy-probe", ATTRIBUTES, value).items()],
                     results / "tokenizers" / name / "scores.json")  # fmt: skip
     for where, value in (("tuned/questions", 0.95), ("controls/control_questions", 0.3)):
         names = ("exact", *(f"normalised/{name}" for name in ATTRIBUTES))
-        predict(results / where, named("toy-questions", names, value), {"question": "what ?"})
+        predict(results / where, named("toy-questions", names, value), {"question": "what ?", "target": "a"})
     captions = (*ATTRIBUTES, "exact", "invalid")
     predict(results / "controls" / "control_captions", named("toy-captions", captions, 0.1), {})
     for head in ("mse", "diffusion", "gmm"):
@@ -116,9 +118,12 @@ def test_heads_are_given_as_mean_and_range_over_seeds(report):
 
 
 def test_every_head_has_a_row_of_generation_scores(report):
-    rows = [cell(row[0]).text for row in table(report, "Generation").rows]
+    rows = {cell(row[0]).text: cell(row[1]).text for row in table(report, "Generation").rows}
     assert {"mse", "diffusion", "gmm"} <= set(rows)
     assert len(rows) == 3 + 3
+    assert [rows[name] for name in ("other real clips of the same captions", "real tokens, decoded", "mse")] == [
+        *("1.00", "0.90", "0.50"),
+    ]
 
 
 def test_curves_hold_the_logged_points_only(report):

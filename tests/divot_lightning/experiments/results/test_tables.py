@@ -32,7 +32,7 @@ from divot_lightning.experiments.results.trials import (
     collect,
     find_score,
     num_parameters,
-    paired_values,
+    paired_trials,
 )
 from tests.divot_lightning.experiments.plan.test_grid import recipe
 
@@ -50,9 +50,10 @@ def write_trials(folder, grid, protocol=None):
             record |= {"peak_mib": 100.0, "together_mib": 100.0, "attempts": 1, "started": 0.0, "failure": ""}
             (folder / "steps" / f"{what.step.name}.json").write_text(json.dumps(record))
         output = grid.steps[name]["scores"].folder / "captions"
-        described = {"split": "held_out", "noise_seed": int(name[-1])} | ((protocol or {}).get(name) or {})
+        described = {"split": "held_out", "seed": int(name[-1])} | ((protocol or {}).get(name) or {})
         save_scores([Score("captions/exact", sum(items) / 4, 4, described)], output / "scores.json")
-        (output / "items.json").write_text(json.dumps({"captions/exact": items}))
+        rows = [json.dumps({"id": str(at), "scores": {"captions/exact": value}}) for at, value in enumerate(items)]
+        (output / "predictions.jsonl").write_text("\n".join(rows) + "\n")
 
 
 def seeds_of(values, better, *, items=None):
@@ -62,7 +63,7 @@ def seeds_of(values, better, *, items=None):
         TrialResult(
             Trial((group,), seed),
             {"s": Score("s", value, 4, {})},
-            {"s": items[group][seed]} if items else {},
+            {"s": dict(enumerate(items[group][seed]))} if items else {},
         )
         for group in folders
         for seed, value in enumerate(values[group])
@@ -155,32 +156,30 @@ def test_undefined_scores_have_neither_range_nor_difference(tmp_path, grid):
 def test_differences_are_paired_by_seed_and_item(tmp_path, grid):
     write_trials(tmp_path, grid)
     results = collect(grid, tmp_path)
-    ours, theirs = paired_values("captions:captions/exact", results[2:], results[:2])
+    ours, theirs = paired_trials("captions:captions/exact", results[2:], results[:2])
     assert ours.tolist() == [ITEMS["gmm-seed0"], ITEMS["gmm-seed1"]]
     assert theirs.tolist() == [ITEMS["mse-seed0"], ITEMS["mse-seed1"]]
 
 
-def test_items_are_also_those_of_evaluations(tmp_path, grid):
+def test_items_are_paired_by_their_names_and_not_by_their_order(tmp_path, grid):
     write_trials(tmp_path, grid)
-    for name, items in ITEMS.items():
-        folder = grid.steps[name]["scores"].folder / "captions"
-        (folder / "items.json").unlink()
-        rows = [json.dumps({"id": str(at), "scores": {"captions/exact": value}}) for at, value in enumerate(items)]
-        (folder / "predictions.jsonl").write_text("\n".join(rows) + "\n")
+    path = grid.steps["gmm-seed0"]["scores"].folder / "captions" / "predictions.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     results = collect(grid, tmp_path)
-    assert {result.trial.name: result.items[KEY] for result in results} == ITEMS
+    ours, theirs = paired_trials(KEY, results[2:], results[:2])
+    assert ours.tolist() == [ITEMS["gmm-seed0"][::-1], ITEMS["gmm-seed1"][::-1]]
+    assert theirs.tolist() == [ITEMS["mse-seed0"][::-1], ITEMS["mse-seed1"][::-1]]
 
 
 def test_items_that_a_score_does_not_count_are_left_out_of_the_pairs(tmp_path, grid):
     write_trials(tmp_path, grid)
     for name, items in ITEMS.items():
         folder = grid.steps[name]["scores"].folder / "captions"
-        (folder / "items.json").unlink()
         rows = [{"id": str(at), "scores": {"captions/exact": value}} for at, value in enumerate(items)]
         rows[2 if name == "mse-seed0" else 3] = {"id": "unreadable", "error": "no video"}
         (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     results = collect(grid, tmp_path)
-    ours, theirs = paired_values("captions:captions/exact", results[2:], results[:2])
+    ours, theirs = paired_trials("captions:captions/exact", results[2:], results[:2])
     assert ours.tolist() == [ITEMS["gmm-seed0"][:2], ITEMS["gmm-seed1"][:2]]
     assert theirs.tolist() == [ITEMS["mse-seed0"][:2], ITEMS["mse-seed1"][:2]]
 
@@ -219,6 +218,16 @@ def test_scores_of_other_protocols_are_refused_or_marked(tmp_path, grid):
     table = result_table(recipe(scores=SCORES), collect(grid, tmp_path, mixed_protocols=True))
     assert table.columns[1] == "captions/exact * (up)"
     assert "captions:captions/exact differs in split" in table.note
+
+
+def test_a_score_of_the_clips_that_can_be_read_counts_another_number_in_each_trial(tmp_path, grid):
+    write_trials(tmp_path, grid, {name: {"counted": "items on which it is defined"} for name in ITEMS})
+    path = grid.steps["gmm-seed0"]["scores"].folder / "captions" / "scores.json"
+    path.write_text(path.read_text().replace('"count": 4', '"count": 3'))
+    assert len(collect(grid, tmp_path)) == len(ITEMS)
+    path.write_text(path.read_text().replace('"counted"', '"rule"'))
+    with pytest.raises(UserError, match=r"different: .*count"):
+        collect(grid, tmp_path)
 
 
 def test_the_seed_of_a_trial_is_no_other_protocol_wherever_it_stands(tmp_path, grid):

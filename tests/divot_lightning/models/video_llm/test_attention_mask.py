@@ -7,7 +7,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.attention_mask import (
     additive_mask,
-    flex_mask_mod,
     mixed_attention_mask,
     query_blocks,
     sliding_window,
@@ -54,16 +53,6 @@ def test_every_pair_equals_the_rule(samples_, generation_mode, num_queries, pack
         positions = list(zip(*columns, strict=True))
         expected = [[attends(positions, generation_mode, q, k) for k in range(length)] for q in range(length)]
         assert mask_BLL[row].tolist() == expected
-
-
-@given(st.lists(samples, min_size=1, max_size=5), st.sampled_from(GENERATION_MODES), st.booleans())
-def test_the_flex_attention_rule_is_the_same(samples_, generation_mode, packing):
-    batch = batch_of(samples_, generation_mode, packing=packing)
-    mask_mod = flex_mask_mod(batch.samples_BL, query_blocks(batch.token_kind_BL, batch.clips_BL, generation_mode))
-    b, length = batch.token_kind_BL.shape
-    rows = [torch.arange(b)[:, None, None], torch.tensor(0)]
-    columns = [torch.arange(length)[None, :, None], torch.arange(length)[None, None, :]]
-    assert torch.equal(mask_mod(*rows, *columns), mask_of(batch, generation_mode))
 
 
 def test_rows_without_any_key_give_finite_attention():

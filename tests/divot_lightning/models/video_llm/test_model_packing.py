@@ -160,9 +160,9 @@ def test_a_batch_without_samples_has_no_targets(make):
     assert all((gradient == 0).all() for gradient in gradients.values())
 
 
-def called_modules(video_llm, samples):
-    """Return the names of modules with parameters, in the order of their calls in forward and backward pass."""
-    calls = []
+def called_modules(video_llm, batches):
+    """Return, by batch, names of modules with parameters in the order of their calls in forward and backward pass."""
+    calls, found = [], []
 
     def watch(name, module):
         def after_forward(_, args, output):
@@ -175,8 +175,11 @@ def called_modules(video_llm, samples):
     for name, module in video_llm.named_modules():
         if next(module.parameters(recurse=False), None) is not None:
             watch(name, module)
-    losses_and_gradients(video_llm, samples)
-    return calls
+    for samples in batches:
+        losses_and_gradients(video_llm, samples)
+        found.append(calls.copy())
+        calls.clear()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -186,9 +189,9 @@ def called_modules(video_llm, samples):
 def test_every_batch_calls_the_same_modules_in_the_same_order(make, generation_mode, settings):
     batches = [[WORDS], [READ], [GENERATE], MIXED, []]
     calls = [
-        called_modules(make(generation_mode=generation_mode, packing=packing, **settings), batch)
-        for batch in batches
+        called
         for packing in (False, True)
+        for called in called_modules(make(generation_mode=generation_mode, packing=packing, **settings), batches)
     ]
     assert {name.split(".")[0] for _, name in calls[0]} == {"queries", "input_projector", "head", "language_model"}
     assert {direction for direction, _ in calls[0]} == {"forward", "backward"}

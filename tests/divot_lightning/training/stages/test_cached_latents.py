@@ -20,8 +20,8 @@ from divot_lightning.inference.feature_encoding import encode_shards
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.testing.toy_shards import make_toy_shards
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
+from divot_optimizers.adamw import AdamWOptimizer
 from tests.divot_backbones.tiny_models import VAES
 
 SIZES = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}

@@ -9,11 +9,14 @@ from divot_lightning.checkpoint.components import find_component, load_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
+from divot_lightning.models.video_llm.building import sequence_collator
+from divot_lightning.models.video_llm.clip_generation import generate_prompted_clips
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Text
+from divot_lightning.parts.sequences.collator import LaysOutSamples
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.detokenizer_adaptation import DetokenizerAdaptation, nearest_candidates
+from divot_optimizers.adamw import AdamWOptimizer
 
 OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 
@@ -51,10 +54,11 @@ def make_stage(llm_run, pretraining_run):
 
 
 @pytest.fixture
-def captioned(clips):
-    """Batches of clips with captions to generate them from."""
-    rows = [[[Text(text, False), Clips(1, "generate")] for text in ("a red circle", "blue square")] for _ in clips]
-    return [{**batch, "segments": segments} for batch, segments in zip(clips, rows, strict=True)]
+def captioned(clips, make_config):
+    """Batches of clips with captions to generate them from, laid out as the data workers do it."""
+    samples = [[Text(text, False), Clips(1, "generate")] for text in ("a red circle", "blue square")]
+    sequences = sequence_collator(make_config(), prompt=True).lay_out(samples)
+    return [{**batch, "segments": samples, "sequences": sequences} for batch in clips]
 
 
 def same(module, folder, kind):
@@ -98,6 +102,32 @@ def test_one_candidate_is_the_heads_sample(make_stage, captioned):
     expected = stage.video_llm.eval().generate_features(batch["segments"], temperature=0.7)
     assert torch.equal(features, expected)
     assert features.shape == (2, 3, 8)
+
+
+def test_prompts_are_laid_out_by_the_data_as_the_model_itself_lays_them_out(make_stage, captioned):
+    stage, samples = make_stage(), captioned[0]["segments"]
+    collator = stage.sequence_collator()
+    assert isinstance(stage, LaysOutSamples)
+    for laid_out in (collator.lay_out(samples), collator.batch([collator.sequence(sample) for sample in samples])):
+        expected = vars(stage.video_llm.sequences(samples, prompt=True))
+        assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(expected[n])) for n, v in vars(laid_out).items())
+
+
+def test_rows_that_fill_up_a_batch_do_not_change_the_others(make_stage, captioned):
+    stage, prompts = make_stage(), captioned[0]["sequences"]
+    generators = [[torch.Generator().manual_seed(seed) for seed in range(count)] for count in (2, 5)]
+    alone, filled = (
+        generate_prompted_clips(stage.video_llm.eval(), batch, generator=each)
+        for batch, each in zip((prompts, prompts.with_last_row(3)), generators, strict=True)
+    )
+    assert filled.shape == (5, 3, 8)
+    torch.testing.assert_close(filled[:2], alone)
+
+
+def test_samples_without_a_clip_to_generate_are_refused(make_stage, captioned):
+    wrong = {**captioned[0], "segments": [[Clips(1, "read"), Text("a red circle", True)]] * 2}
+    with pytest.raises(UserError, match="to generate, it must end with Clips"):
+        make_stage().sampled_features(wrong, wrong["video"] / 127.5 - 1)
 
 
 @pytest.mark.parametrize("per", ["clip", "token"])

@@ -11,8 +11,9 @@ from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenize
 from divot_lightning.models.tokenizer.bottleneck import BottleneckConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimizers import AdamWOptimizer, MuonOptimizer
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
+from divot_optimizers.adamw import AdamWOptimizer
+from divot_optimizers.muon import MuonOptimizer
 
 OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 

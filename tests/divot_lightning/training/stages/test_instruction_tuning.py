@@ -8,8 +8,8 @@ from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Text
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.instruction_tuning import InstructionTuning
+from divot_optimizers.adamw import AdamWOptimizer
 
 OPTIMIZER = AdamWOptimizer(lr=1e-2, warmup_steps=1)
 LORA = LoRAConfig(rank=2, alpha=2, dropout=0.0)

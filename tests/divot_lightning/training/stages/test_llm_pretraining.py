@@ -9,8 +9,8 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.training.export import ComponentExport
-from divot_lightning.training.optimizers import AdamWOptimizer
 from divot_lightning.training.stages.llm_pretraining import LLMPretraining
+from divot_optimizers.adamw import AdamWOptimizer
 
 OPTIMIZER = AdamWOptimizer(lr=3e-3, warmup_steps=1)
 

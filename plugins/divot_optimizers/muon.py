@@ -1,48 +1,15 @@
-"""The built-in optimizers: AdamW, and Muon beside AdamW."""
+"""Muon for the matrices inside a network, AdamW for all else, as one optimizer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
-from divot_lightning.parts.optimizers import TrainedParameter, TrainingOptimizer
-
-
-@dataclass(frozen=True)
-class AdamWOptimizer(TrainingOptimizer):
-    """AdamW as in the paper; the defaults are those of the released LLM training scripts.
-
-    Attributes:
-        betas: Decay rates of the first and second moment.
-        eps: Term against division by zero.
-        decayed: Parameters with weight decay: "matrices", or "all", with gains, biases and other vectors, as in the
-            released scripts.
-    """
-
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6
-    decayed: Literal["matrices", "all"] = "matrices"
-
-    def build(self, parameters: Sequence[TrainedParameter], adamw: type[Optimizer] = AdamW) -> Optimizer:
-        """Return AdamW with a group of parameters that have weight decay and one of the others."""
-        # a type, whose subclasses take arguments of their own
-        make: Any = adamw
-        optimizer: Optimizer = make(self.decay_groups(parameters), lr=self.lr, betas=self.betas, eps=self.eps)
-        return optimizer
-
-    def decay_groups(self, parameters: Iterable[TrainedParameter]) -> list[dict[str, Any]]:
-        """Return parameter groups: with weight decay, and without it."""
-        decayed: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-        for entry in parameters:
-            decayed[self.decayed == "all" or len(entry.shape) > 1].append(entry.value)
-        groups: list[dict[str, Any]] = [
-            {"params": decayed[True], "weight_decay": self.weight_decay},
-            {"params": decayed[False], "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
+from divot_lightning.parts.optimizers import TrainedParameter
+from divot_optimizers.adamw import AdamWOptimizer
 
 
 @dataclass(frozen=True)

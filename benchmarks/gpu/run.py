@@ -1,0 +1,245 @@
+"""Measure the suite on one GPU within ten minutes: exactness first, then speed, memory and what preflight predicts.
+
+Run: python benchmarks/gpu/run.py [--minutes 9] [--output benchmarks/results/gpu] [--only STEP ...]
+
+It makes its own inputs and needs a checkout with the package installed, nothing else; weights are random. Each step is
+a process of its own with a deadline, and its result is written as soon as it is there: a step that fails or takes too
+long costs its own result alone. Steps train by `divot fit`, and the figures are those that every run logs
+(`speed/...` in metrics.csv): medians over the steps after the first two, which compile and allocate. Beside each peak
+of memory stands what `divot preflight` predicts for the same recipe.
+
+`--device cpu --size tiny` is for the test of this script.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.gpu.exactness import check_heads, check_rows
+from benchmarks.gpu.inputs import make_inputs
+from benchmarks.gpu.measuring import DIVOT, Result, logged, machine, medians, train
+from benchmarks.gpu.workloads import SIZES, llm_recipe, tokenizer_recipe
+
+RESULTS = Path(__file__).parents[1] / "results" / "gpu"
+ROWS = 12
+"""Logged steps of a training."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step works, on what, and until when (`time.monotonic`)."""
+
+    folder: Path
+    device: str
+    size: str
+    deadline: float
+
+    @property
+    def inputs(self) -> Path:
+        """Videos, pictures and the text tokenizer."""
+        return self.folder / "inputs"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The run of the untrained tokenizer."""
+        return self.folder / "tokenizer"
+
+
+def inputs(place: Place) -> Result:
+    """Make the inputs, and export an untrained tokenizer of the paper's size for the language model's stages."""
+    make_inputs(place.inputs, SIZES[place.size]["pixels"], SIZES[place.size]["samples"])
+    recipe = _tokenizer(place, "tokenizer")
+    path = place.folder / "tokenizer.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    _divot(place, "fit", "--config", str(path), "--trainer.max_steps", "0")
+    return {}
+
+
+def exactness(place: Place) -> Result:
+    """Compare precisions, layouts and compiled code."""
+    device = "cuda" if place.device == "gpu" else "cpu"
+    return {"heads, bfloat16 beside float32": check_heads(device), **check_rows(device)}
+
+
+def llm_packed(place: Place) -> Result:
+    """Train the language model on captions of videos, in packed rows of 4096 tokens."""
+    return _train(place, _llm(place, "llm_packed", packed_to=4096))
+
+
+def llm_mixture(place: Place) -> Result:
+    """Train the language model on the paper's mixture of four sources."""
+    return _train(place, _llm(place, "llm_mixture"))
+
+
+def tokenizer_unet(place: Place) -> Result:
+    """Train the tokenizer with DynamiCrafter's U-Net, with activation checkpointing."""
+    return _train(place, _tokenizer(place, "tokenizer_unet"))
+
+
+def tokenizer_unet_kept(place: Place) -> Result:
+    """Train the same without activation checkpointing."""
+    return _train(place, _tokenizer(place, "tokenizer_unet_kept", checkpointing=False))
+
+
+def tokenizer_wan(place: Place) -> Result:
+    """Train the tokenizer with Wan 1.3B and adapters."""
+    return _train(place, _tokenizer(place, "tokenizer_wan", denoiser="wan"))
+
+
+def head_losses(place: Place) -> Result:
+    """Time the loss of the GMM head at the paper's size beside torch's mixture."""
+    device, tokens = ("cuda", "2048") if place.device == "gpu" else ("cpu", "64")
+    script = Path(__file__).parents[1] / "gmm_loss.py"
+    words = ["--device", device, "--tokens", tokens, "--components", "16", "--width", "256"]
+    return {"table": _output(place, [sys.executable, str(script), *words])}
+
+
+def reconstruction(place: Place) -> Result:
+    """Time `divot reconstruct` with 26 steps and with one: the difference is 25 steps of denoising all clips."""
+    seconds = {}
+    for steps in (1, 26):
+        began = time.monotonic()
+        words = ["--output", str(place.folder / f"clips{steps}"), "--steps", str(steps), "--device", place.device]
+        _divot(place, "reconstruct", str(place.tokenizer), str(place.inputs / "videos"), *words)
+        seconds[steps] = time.monotonic() - began
+    return {"seconds_of_25_steps": seconds[26] - seconds[1], "seconds_with_one_step": seconds[1]}
+
+
+def zero2(place: Place) -> Result:
+    """Train under ZeRO stage 2 with the optimizer in the host's memory, stop, and resume."""
+    return _resumed(place, "zero2", "divot_zero2_offload")
+
+
+def zero3(place: Place) -> Result:
+    """Train under ZeRO stage 3 with optimizer and parameters in the host's memory, stop, and resume."""
+    return _resumed(place, "zero3", "divot_zero3_offload")
+
+
+STEPS: dict[Callable[[Place], Result], float] = {
+    inputs: 60,
+    exactness: 60,
+    llm_packed: 90,
+    llm_mixture: 90,
+    tokenizer_unet: 75,
+    tokenizer_unet_kept: 60,
+    tokenizer_wan: 75,
+    head_losses: 20,
+    reconstruction: 75,
+    zero2: 75,
+    zero3: 75,
+}
+"""Steps in their order, with the most seconds that each may take of `MINUTES`; they are tight for all together."""
+
+MINUTES = 9.0
+"""A GPU that is lent for ten minutes has to start, too."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all steps together")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--only", nargs="*", choices=[step.__name__ for step in STEPS])
+    parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
+    parser.add_argument("--size", choices=list(SIZES), default="full")
+    parser.add_argument("--rows", type=int, default=ROWS, help="logged steps of a training")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step:
+        run_step(args)
+        return
+    end = time.monotonic() + 60 * args.minutes
+    with tempfile.TemporaryDirectory(prefix="divot_gpu_") as folder:
+        for step, limit in STEPS.items():
+            wanted = args.only is None or step.__name__ in args.only or step is inputs
+            seconds = min(limit * args.minutes / MINUTES, end - time.monotonic())
+            if wanted and seconds > 5:
+                start_step(args, step.__name__, Path(folder), seconds)
+
+
+def start_step(args: argparse.Namespace, name: str, folder: Path, seconds: float) -> None:
+    """Run a step in a process of its own, which is stopped a little after its deadline."""
+    words = ["--step", name, "--folder", str(folder), "--seconds", str(seconds), "--output", str(args.output)]
+    words += ["--device", args.device, "--size", args.size, "--rows", str(args.rows)]
+    try:
+        code = subprocess.run([sys.executable, __file__, *words], timeout=seconds + 5, check=False).returncode
+        told = "done" if code == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        told = f"stopped after {seconds:.0f} s"
+    sys.stdout.write(f"{name}: {told}\n")
+    sys.stdout.flush()
+
+
+def run_step(args: argparse.Namespace) -> None:
+    """Run one step and write its result, or why there is none."""
+    began = time.monotonic()
+    place = Place(args.folder, args.device, args.size, began + args.seconds)
+    global ROWS
+    ROWS = args.rows
+    step = next(step for step in STEPS if step.__name__ == args.step)
+    result: Result = {"step": args.step, "what": step.__doc__, "size": args.size, **machine(args.device)}
+    try:
+        result |= {"result": step(place)}
+    except Exception as error:
+        result |= {"failed": f"{type(error).__name__}: {error}"}
+    result["seconds"] = round(time.monotonic() - began, 1)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / f"{args.step}.json").write_text(json.dumps(result, indent=2) + "\n")
+    if "failed" in result:
+        sys.exit(result["failed"])
+
+
+def _train(place: Place, recipe: Result) -> Result:
+    return train(recipe, place.folder, ROWS, place.deadline - 2)
+
+
+def _resumed(place: Place, name: str, strategy: str) -> Result:
+    """A short model, so that its checkpoint is small; speed after resuming, and the step that it went on from."""
+    recipe = _llm(place, name, short=True)
+    recipe["trainer"] |= {"strategy": strategy, "max_steps": 4}
+    path = place.folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    _divot(place, "fit", "--config", str(path))
+    before = len(logged(Path(recipe["run"])))
+    _divot(place, "resume", recipe["run"], "--trainer.max_steps", "10")
+    rows = logged(Path(recipe["run"]))
+    return {"steps_before": before, "steps_after": len(rows), **medians(rows[before + 1 :])}
+
+
+def _tokenizer(place: Place, name: str, *, denoiser: str = "dynamicrafter", checkpointing: bool = True) -> Result:
+    run = place.folder / name
+    return tokenizer_recipe(place.size, place.inputs, run, place.device, denoiser=denoiser, checkpointing=checkpointing)
+
+
+def _llm(place: Place, name: str, *, packed_to: int | None = None, short: bool = False) -> Result:
+    run, size = place.folder / name, place.size
+    return llm_recipe(
+        size, place.inputs, run, place.device, tokenizer=place.tokenizer, packed_to=packed_to, short=short
+    )
+
+
+def _divot(place: Place, *words: str) -> None:
+    _output(place, [*DIVOT, *words])
+
+
+def _output(place: Place, words: list[str]) -> str:
+    limit = max(1.0, place.deadline - time.monotonic())
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=limit)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The page of `divot demo`: reconstruct, ask, generate and tell stories with trained runs, in a browser."""

@@ -1,0 +1,1 @@
+"""The built-in optimizers; they are found through entry points, as a package of your own is."""
