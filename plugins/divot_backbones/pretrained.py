@@ -14,8 +14,8 @@ from torch import nn
 from divot_lightning.errors import UserError, first_line
 
 OTHER_INPUTS = {
+    "I2VGenXLUNet": "it takes a picture besides the noisy latents",
     "LTX2VideoTransformer3DModel": "it denoises a clip together with its sound, and clips have none here",
-    "UNetI2VGenXL": "it takes a picture besides the noisy latents",
     "UNetMotionModel": "its weights are motion layers around an image model",
     "UNetSpatioTemporalConditionModel": "it takes a picture besides the noisy latents",
     "WanAnimateTransformer3DModel": "it takes poses and a picture besides the noisy latents",

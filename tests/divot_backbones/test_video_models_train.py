@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from divot_backbones.denoisers.diffusers_denoiser import LTX, Latte, Wan
 from divot_backbones.latents.image_vae import ImageVAELatents
 from divot_backbones.latents.video_vae import VideoVAELatents, _statistics
-from divot_backbones.objectives.ddim import VPrediction
+from divot_backbones.objectives.ddim import Epsilon, VPrediction
 from divot_backbones.objectives.rectified_flow import RectifiedFlow
 from divot_backbones.vision.clip import ClipVision
 from divot_lightning.checkpoint.components import load_component, save_component
@@ -61,16 +61,21 @@ def clip():
 
 @pytest.fixture(params=sorted(PARTS))
 def stage(request, clip):
+    return make_stage(*PARTS[request.param], clip, terminal_timestep_prob=0.7)
+
+
+def make_stage(latents, denoiser, objective, clip, terminal_timestep_prob):
     torch.manual_seed(0)
     sizes = {"temporal_width": 6, "temporal_layers": 1, "temporal_heads": 1, "temporal_init": "random", "pool_size": 2}
     sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 1, "num_tokens": 3}
     sizes |= {"resampler_layers": 1, "resampler_heads": 1, "resampler_head_dim": 4, "token_dim": 8}
     vision = partial(ClipVision, frozen=False, image_size=8, patch_size=4, width=8, layers=1, heads=2)
-    latents, denoiser, objective = PARTS[request.param]
     sampling = SamplingConfig(steps=2)
     detokenizer = DetokenizerConfig(latents, denoiser, objective, sampling=sampling, size=16)
     optimizer = AdamWOptimizer(lr=1e-2, warmup_steps=1)
-    stage = TokenizerPretraining(TokenizerConfig(vision=vision, **sizes), detokenizer, optimizer, 0.7)
+    stage = TokenizerPretraining(
+        TokenizerConfig(vision=vision, **sizes), detokenizer, optimizer, terminal_timestep_prob
+    )
     stage.configure_model()
     calibrate(stage.detokenizer.latents, to_unit_range(clip["video"]))
     return stage
@@ -111,7 +116,7 @@ def train(stage, batch, steps):
 
 
 @torch.no_grad()
-def losses(stage, batch):
+def losses(stage, batch, terminal_timestep_prob=0.7, seeds=3):
     """Return the loss with the clips' own tokens, and with the tokens of the other clip; the noise is the same."""
     video = to_unit_range(batch["video"])
     tokens = stage.tokenizer(video)
@@ -119,9 +124,12 @@ def losses(stage, batch):
     for given in (tokens, tokens.flip(0)):
         each = [
             stage.detokenizer.loss(
-                video, given, terminal_timestep_prob=0.7, generator=torch.Generator().manual_seed(seed)
+                video,
+                given,
+                terminal_timestep_prob=terminal_timestep_prob,
+                generator=torch.Generator().manual_seed(seed),
             )
-            for seed in range(3)
+            for seed in range(seeds)
         ]
         results.append(torch.stack(each).mean().item())
     return results
@@ -143,3 +151,17 @@ def test_the_loss_falls_and_the_tokens_of_another_clip_make_it_worse(stage, clip
     ]
     assert decoded[0].shape == clip["video"].shape
     assert torch.equal(*decoded)
+
+
+@pytest.mark.slow
+def test_latte_uses_the_tokens_under_its_own_objective(clip):
+    # The noise that it predicts is nearly all there is of the noisy latents at high noise levels, and at low ones it
+    # sees the clip in them: the tokens decide little of the loss. Measured: 1.2 % after 100 steps, 2.7 % after 200.
+    latents, denoiser, _ = PARTS["latte"]
+    own_objective = partial(Epsilon, beta_schedule="linear", beta_start=1e-4, beta_end=0.02)
+    stage = make_stage(latents, denoiser, own_objective, clip, terminal_timestep_prob=0.0)
+    before, _ = losses(stage, clip, 0.0, seeds=12)
+    train(stage, clip, 200)
+    own, others = losses(stage, clip, 0.0, seeds=12)
+    assert own < 0.2 * before
+    assert others > 1.015 * own

@@ -61,9 +61,18 @@ def refine(run, shards, validation, workers=0):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = Trainer(max_steps=3, enable_checkpointing=False, num_sanity_val_steps=0, **quiet)
     data = VideoTextData(str(shards), str(validation), batch_size=2, clip=CLIP, num_workers=workers)
+    keys, losses, step = [], [], stage.training_step
+
+    def recorded(batch, batch_idx):
+        loss = step(batch, batch_idx)
+        keys.append(batch["key"])
+        losses.append(loss.item())
+        return loss
+
+    stage.training_step = recorded
     trainer.fit(stage, data)
     (found,) = trainer.validate(stage, data, verbose=False)
-    return stage.detokenizer.denoiser.state_dict(), found
+    return keys, losses, found
 
 
 @pytest.mark.parametrize("kind", LATENTS)
@@ -75,8 +84,11 @@ def test_refinement_on_cached_latents_is_that_on_videos(kind, videos, tmp_path, 
     for cls in (ImageVAELatents, VideoVAELatents):
         monkeypatch.setattr(cls, "posterior", None)
     for workers in (0, 1):
-        actual = refine(run, tmp_path / "train", tmp_path / "validation", workers)
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+        keys, *losses = refine(run, tmp_path / "train", tmp_path / "validation", workers)
+        assert keys == expected[0]
+        # Tokens are encoded in another batch size, so they are rounded otherwise, which Adam enlarges in later steps.
+        torch.testing.assert_close(losses, list(expected[1:]), rtol=1e-3, atol=1e-5)
+        assert losses[0][0] == pytest.approx(expected[1][0], rel=1e-5)
     untrained = write_run(tmp_path / "other", *LATENTS[kind])
     assert part_sha256(untrained / "detokenizer", "latents") == part_sha256(run / "detokenizer", "latents")
 
