@@ -47,14 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot ask`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot ask`, and return the exit status."""
     args = parser().parse_args(argv)
     if args.max_clips < 1:
         raise UserError(f"--max-clips is {args.max_clips}; it must be at least 1")

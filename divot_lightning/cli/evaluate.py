@@ -36,14 +36,7 @@ def parser() -> ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot evaluate`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot evaluate`, and return the exit status."""
     options = parser()
     try:
         given = options.instantiate(options.parse_args(resolve_recipes(list(argv))))

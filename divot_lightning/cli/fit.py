@@ -26,14 +26,7 @@ To continue a stopped run: divot resume RUN
 
 
 def main(argv: list[str]) -> int:
-    """Run `divot fit`.
-
-    Args:
-        argv: The words after `divot fit`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot fit`, and return the exit status."""
     if wants_help(argv):
         sys.stdout.write(f"{HELP}\nrecipes in {recipes_dir()}:\n  " + "\n  ".join(stage_recipe_names()) + "\n")
         return 0

@@ -75,14 +75,7 @@ def _request(args: argparse.Namespace) -> ClipRequest:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot generate`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot generate`, and return the exit status."""
     head, words = split_head_options(argv)
     args = parser().parse_args(words)
     if args.num < 1:

@@ -43,14 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot quickstart`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot quickstart`, and return the exit status."""
     from divot_lightning.experiments.plan.recipe import load_recipe
 
     args = parser().parse_args(argv)

@@ -44,14 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot reconstruct`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot reconstruct`, and return the exit status."""
     args = parser().parse_args(argv)
     if args.num < 1:
         raise UserError(f"--num is {args.num}; it must be at least 1")

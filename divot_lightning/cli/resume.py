@@ -30,14 +30,7 @@ exit status: 0 finished, 75 stopped by SIGTERM or SIGUSR1 and saved, 130 stopped
 
 
 def main(argv: list[str]) -> int:
-    """Run `divot resume`.
-
-    Args:
-        argv: The words after `divot resume`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot resume`, and return the exit status."""
     if wants_help(argv):
         sys.stdout.write(HELP)
         return 0

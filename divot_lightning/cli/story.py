@@ -43,14 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot story`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot story`, and return the exit status."""
     head, words = split_head_options(argv)
     args = parser().parse_args(words)
     if args.num_clips < 1:

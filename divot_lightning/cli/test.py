@@ -4,12 +4,5 @@ from divot_lightning.cli.validate import measure_run
 
 
 def main(argv: list[str]) -> int:
-    """Run `divot test`.
-
-    Args:
-        argv: The words after `divot test`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot test`, and return the exit status."""
     return measure_run("test", "test", argv)

@@ -41,12 +41,5 @@ def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -
 
 
 def main(argv: list[str]) -> int:
-    """Run `divot validate`.
-
-    Args:
-        argv: The words after `divot validate`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot validate`, and return the exit status."""
     return measure_run("validate", "validation", argv)

@@ -3,63 +3,39 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
 from divot_lightning.checkpoint.components import find_component, weights_sha256
 from divot_lightning.distributed.ranks import Ranks
-from divot_lightning.evaluation.benchmarks.stories import StoryBenchmark
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
-from divot_lightning.evaluation.chosen_items import ChosenItems, Numbered, by_video, choose_items
-from divot_lightning.evaluation.clip_runners import GenerationRunner, ReconstructionRunner, ReferenceRunner
+from divot_lightning.evaluation.chosen_items import ChosenItems, by_video, choose_items
 from divot_lightning.evaluation.config import SUPPLIED, EvaluationConfig
 from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
 from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier
 from divot_lightning.evaluation.judges.prompts import JudgePrompt, load_prompt
-from divot_lightning.evaluation.measuring_runner import FeatureRunner
 from divot_lightning.evaluation.predictions import PredictionStore, Row
 from divot_lightning.evaluation.processes import joined_processes, local_device
-from divot_lightning.evaluation.question_runner import QuestionRunner
+from divot_lightning.evaluation.runners.clip_runners import GenerationRunner, ReconstructionRunner, ReferenceRunner
+from divot_lightning.evaluation.runners.feature_runner import FeatureRunner
+from divot_lightning.evaluation.runners.question_runner import QuestionRunner
+from divot_lightning.evaluation.runners.runner import Job, Runner
+from divot_lightning.evaluation.runners.story_runner import StoryRunner
 from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
-from divot_lightning.evaluation.story_runner import StoryRunner
-from divot_lightning.parts.benchmarks import Benchmark
-from divot_lightning.parts.metrics import BenchmarkMetric
+from divot_lightning.parts.benchmarks import Predicts
 from divot_lightning.training.run_folder import FINISHED
 
-
-class Runner(Protocol):
-    """Predict answers, clips or features.
-
-    Attributes:
-        components: Names of the run's components that it uses.
-        one_seed: Whether all items are predicted together, with one seed.
-        sampling_config: Sampling settings that belong to the model, as JSON values.
-    """
-
-    @property
-    def components(self) -> tuple[str, ...]:
-        """Return the names."""
-        ...
-
-    one_seed: bool
-    sampling_config: dict[str, Any]
-
-    def describe(self) -> dict[str, Any]:
-        """Return everything that decides the predictions besides the models."""
-        ...
-
-    def is_finished(self, row: Row) -> bool:
-        """Return whether a row is complete."""
-        ...
-
-    def run(self, items: Sequence[Numbered], rows: Mapping[str, Row]) -> list[Row]:
-        """Return one row per item; `rows` are the earlier rows by item.
-
-        The items are of one video; with one seed, they are all items.
-        """
-        ...
+RUNNERS: dict[Predicts, type[Runner]] = {
+    "answers": QuestionRunner,
+    "clips": GenerationRunner,
+    "reconstructions": ReconstructionRunner,
+    "stories": StoryRunner,
+    "features": FeatureRunner,
+    "references": ReferenceRunner,
+}
+"""By what a benchmark predicts."""
 
 
 def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
@@ -88,7 +64,7 @@ def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
         metrics = benchmark.make_metrics(chosen.items, device)
         for metric in metrics:
             metric.distributed_available_fn = lambda: False  # the first process computes the scores from all rows
-        runner = make_runner(run, config, benchmark, metrics, device, folder)
+        runner = RUNNERS[benchmark.predicts](Job(run, config, benchmark, metrics, device, folder))
         own = {key: value for key, value in benchmark.init_args.items() if key not in SUPPLIED}
         protocol = {
             **chosen.describe_files(),
@@ -103,28 +79,6 @@ def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
             return EvaluationResult([], folder)
         scoring = Scoring(benchmark, metrics, config, chosen, protocol, folder)
         return scoring.finish(rows, judge)
-
-
-def make_runner(
-    run: str | Path,
-    config: EvaluationConfig,
-    benchmark: Benchmark,
-    metrics: Sequence[BenchmarkMetric],
-    device: str,
-    folder: Path,
-) -> Runner:
-    """Load the models that a benchmark's predictions need."""
-    if benchmark.predicts == "clips":
-        return GenerationRunner(run, config, benchmark, metrics, device, folder)
-    if isinstance(benchmark, StoryBenchmark):
-        return StoryRunner(run, config, benchmark, metrics, device, folder)
-    if benchmark.predicts == "reconstructions":
-        return ReconstructionRunner(run, config, metrics, device, folder)
-    if benchmark.predicts == "references":
-        return ReferenceRunner(run, config, benchmark, metrics, folder)
-    if benchmark.predicts == "features":
-        return FeatureRunner(run, metrics, device)
-    return QuestionRunner(run, config, benchmark, device)
 
 
 def describe_model(run: str | Path, components: Sequence[str], detokenizer: str | None) -> dict[str, Any]:

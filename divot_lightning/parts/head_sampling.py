@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 
 from divot_lightning.errors import UserError
 from divot_lightning.parts.heads import GenerationHead
@@ -57,6 +56,8 @@ def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
 
 def _read(kind: type[GenerationHead], values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert values to the types that a head's `__init__` declares."""
+    from jsonargparse import ArgumentError, ArgumentParser  # not above: most calls change nothing
+
     try:
         hints = get_type_hints(kind.__init__)
     except NameError:  # a type that is imported for type checkers only

@@ -1,4 +1,4 @@
-"""The heads that sample learn a mixture of two Gaussians that depends on the hidden state. MeanFlow has its own tests.
+"""The heads that sample learn a mixture of two Gaussians that depends on the hidden state.
 
 A head that learnt mean and covariance only, or that ignored the hidden state, is outside of the bounds.
 """
@@ -14,6 +14,7 @@ from divot_heads.energy import EnergyHead
 from divot_heads.flow_clip import FlowClipHead
 from divot_heads.flow_token import FlowTokenHead
 from divot_heads.gmm import GMMHead
+from divot_heads.meanflow import MeanFlowHead
 
 HIDDEN = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 """Hidden states of the two conditions."""
@@ -33,6 +34,8 @@ HEADS = {
     "energy": lambda: EnergyHead(8, 2, **SMALL),
     "autoregressive_flow": lambda: AutoregressiveFlowHead(8, 2, width=64, depth=1, num_attention_heads=4),
 }
+IN_ONE_STEP = {"meanflow": lambda: MeanFlowHead(8, 2, draws_per_token=1, **SMALL)}
+"""Nearer to the mixture than a Gaussian, but not within the bounds of the others."""
 JOINT = ("gmm, shared", "flow_clip", "autoregressive_flow")
 CLIPS_OF_THREE_TOKENS = (*JOINT, "gmm", "flow_token", "energy")
 """Heads that are tested with them; the others learn single tokens."""
@@ -54,7 +57,7 @@ def hidden_states(name, condition):
 def trained(name):
     """Return the head, trained once for all tests of this file."""
     torch.manual_seed(1)
-    head = HEADS[name]()
+    head = (HEADS | IN_ONE_STEP)[name]()
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(head.parameters(), lr=4e-3, fused=True)
     for step in range(STEPS):
@@ -91,6 +94,15 @@ def test_samples_have_the_distribution_of_each_condition(name):
         assert energy_distance(samples, truth) < bound
         torch.testing.assert_close(samples.mean(0), truth.mean(0), atol=0.2, rtol=0)
         torch.testing.assert_close(samples.std(0), truth.std(0), atol=0, rtol=0.2)
+
+
+def test_meanflow_is_nearer_to_each_condition_in_one_step_than_a_gaussian():
+    for condition in range(2):
+        conditions = torch.full((2000,), condition)
+        truth = draw(conditions, 1).squeeze(1)
+        hidden = hidden_states("meanflow", conditions)
+        samples = trained("meanflow").sample(hidden, generator=torch.Generator().manual_seed(2)).squeeze(1)
+        assert energy_distance(samples, truth) < 0.6 * energy_distance(gaussian_like(truth), truth)
 
 
 @pytest.mark.parametrize("name", CLIPS_OF_THREE_TOKENS)

@@ -92,7 +92,8 @@ def test_the_target_has_the_derivative_of_finite_differences():
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_the_loss_is_the_weighted_error_of_the_definition(power):
-    head = MeanFlowHead(4, 3, width=8, depth=1, draws_per_token=2, weight_power=power)
+    times = {"interval_fraction": 0.25, "time_sampling": "logit_normal"}
+    head = MeanFlowHead(4, 3, width=8, depth=1, draws_per_token=2, weight_power=power, **times)
     head.average_velocity._network = seen = Recorder()
     torch.manual_seed(0)
     target = torch.randn(300, 4, 3)
@@ -109,9 +110,26 @@ def test_the_loss_is_the_weighted_error_of_the_definition(power):
     assert seen.end[same].logit().mean().item() == pytest.approx(-0.4, abs=0.15)
 
 
+def test_uniform_times_reach_from_the_features_to_the_noise():
+    """Half of the rows have an interval, of which 1/9 are longer than 2/3, as differences of two uniform numbers."""
+    torch.manual_seed(0)
+    start, end = MeanFlowHead(4, 2, width=8, depth=1)._draw_interval(torch.zeros(40_000, 2))
+    length = end - start
+    assert (length > 0).float().mean().item() == pytest.approx(0.5, abs=0.01)
+    assert (length > 2 / 3).float().mean().item() == pytest.approx(0.5 / 9, abs=0.005)
+    assert end[length == 0].mean().item() == pytest.approx(0.5, abs=0.01)
+
+
 @pytest.mark.parametrize(
-    ("setting", "value"), [("interval_fraction", 1.5), ("weight_power", -1), ("sampling_steps", 0), ("time_std", -0.5)]
+    ("setting", "value"),
+    [
+        ("interval_fraction", 1.5),
+        ("weight_power", -1),
+        ("sampling_steps", 0),
+        ("time_std", -0.5),
+        ("time_sampling", "normal"),
+    ],
 )
 def test_setting_out_of_range_is_refused_with_its_value(setting, value):
-    with pytest.raises(UserError, match=f"{setting}={value}"):
+    with pytest.raises(UserError, match=f"{setting}={value!r}"):
         MeanFlowHead(4, 2, **{setting: value})

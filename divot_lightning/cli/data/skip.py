@@ -28,14 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot data skip`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot data skip`, and return the exit status."""
     args = parser().parse_args(argv)
     import yaml
 

@@ -1,4 +1,5 @@
-// The page of `divot demo`. Plain modules, no build step, no library. Texts of models and files enter as text, never as HTML.
+// The page of `divot demo`. Plain modules, no build step, no library.
+// Texts of models and files enter as text, never as HTML.
 
 const $ = (selector) => document.querySelector(selector);
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -111,12 +112,16 @@ function play(result) {
   start();
 }
 
+function notesOf(state) {
+  const lines = state.notes.map((one) => make("div", {}, one));
+  return lines.length ? make("div", { className: "notes" }, ...lines) : null;
+}
+
 function result(title, words, state, ...children) {
   const moves = children.some((one) => one.querySelector("video"));
   const pause = calm || !moves ? null : make("button", { type: "button", className: "pause" }, "Pause");
   const head = make("header", {}, make("h3", {}, title), make("span", { className: "faint" }, words), pause);
-  const notes = state.notes.length ? make("div", { className: "notes" }, ...state.notes.map((one) => make("div", {}, one))) : null;
-  return make("article", { className: "result" }, head, notes, ...children);
+  return make("article", { className: "result" }, head, notesOf(state), ...children);
 }
 
 function insert(place, article) {
@@ -145,7 +150,8 @@ async function upload(file) {
   $("#problem").hidden = true;
   const most = about.limits.upload_mb;
   if (file.size > most * 1e6) {
-    complain(new Error(`The file is too large: ${(file.size / 1e6).toFixed(1)} MB. This page takes at most ${most} MB.`));
+    const size = (file.size / 1e6).toFixed(1);
+    complain(new Error(`The file is too large: ${size} MB. This page takes at most ${most} MB.`));
     return;
   }
   $("#chosen").textContent = `Sending ${file.name} ...`;
@@ -189,7 +195,8 @@ async function reconstruct(event) {
   const state = await work({ kind: "reconstruct", clip: clip.id, ...values(event.target) });
   if (!state) return;
   const { original, clip: made, psnr, seed, system } = state.result;
-  const before = make("figure", {}, video(original, "What the model read"), make("figcaption", {}, "frames that are encoded"));
+  const caption = make("figcaption", {}, "frames that are encoded");
+  const before = make("figure", {}, video(original, "What the model read"), caption);
   const columns = make("div", { className: "columns" },
     make("div", {}, make("h4", {}, "Original"), before),
     make("div", {}, make("h4", {}, "Reconstruction"), figure(made, "Reconstruction")));
@@ -205,10 +212,9 @@ async function ask(question) {
   if (!state || asked !== clip) return;
   const { answer } = state.result;
   if (question && answer.trim()) turns.push({ question, answer });
-  const notes = state.notes.length ? make("div", { className: "notes" }, ...state.notes.map((one) => make("div", {}, one))) : null;
   $("#answers").prepend(make("li", {},
     make("p", { className: "asked" }, question || "Describe the clip"),
-    make("p", { className: "answer" }, answer || "(the model wrote nothing)"), notes));
+    make("p", { className: "answer" }, answer || "(the model wrote nothing)"), notesOf(state)));
 }
 
 async function generate(event) {
@@ -223,7 +229,8 @@ async function generate(event) {
     const columns = found.map((one) => make("div", {},
       make("h4", {}, one.head, make("span", { className: "faint" }, ` ${one.name}`)),
       ...one.clips.map((shown, number) => figure(shown, `${one.name}, clip ${number + 1}`))));
-    const next = result(state.result.prompt, `seed ${state.result.seed}`, state, make("div", { className: "columns" }, ...columns));
+    const all = make("div", { className: "columns" }, ...columns);
+    const next = result(state.result.prompt, `seed ${state.result.seed}`, state, all);
     if (article === null) insert($("#samples"), next);
     else { article.replaceWith(next); play(next); }
     article = next;
@@ -239,7 +246,8 @@ async function tell(event) {
   const scenes = parts.map((part, number) => make("li", {},
     make("p", {}, part.text || "(no words)"), part.clip ? figure(part.clip, `Clip ${number + 1}`) : null));
   const link = make("p", {}, make("a", { href: settings, download: "" }, "Download story.json"));
-  insert($("#told"), result(request.instruction, `${system} · seed ${seed}`, state, make("ol", { className: "scenes" }, ...scenes), link));
+  const list = make("ol", { className: "scenes" }, ...scenes);
+  insert($("#told"), result(request.instruction, `${system} · seed ${seed}`, state, list, link));
 }
 
 // --- filling the page
@@ -259,15 +267,18 @@ function able(ability) {
 
 function fillRuns(form, ability) {
   const select = form.elements.system, systems = able(ability);
-  select.append(...systems.map((one) => make("option", { value: one.name }, one.head ? `${one.name} (${one.head})` : one.name)));
+  const label = (one) => (one.head ? `${one.name} (${one.head})` : one.name);
+  select.append(...systems.map((one) => make("option", { value: one.name }, label(one))));
   select.value = about.preferred[ability][0] ?? "";
   select.parentElement.hidden = systems.length < 2;
 }
 
 function fillHeads() {
   for (const system of able("generate")) {
-    const box = make("input", { type: "checkbox", value: system.name, checked: about.preferred.generate.includes(system.name) });
-    $("#heads").append(make("label", { className: "tick" }, box, make("span", {}, `${system.head} `, make("small", {}, system.name))));
+    const checked = about.preferred.generate.includes(system.name);
+    const box = make("input", { type: "checkbox", value: system.name, checked });
+    const label = make("span", {}, `${system.head} `, make("small", {}, system.name));
+    $("#heads").append(make("label", { className: "tick" }, box, label));
   }
 }
 
@@ -291,7 +302,8 @@ function fillExamples() {
 
 function fillLimits() {
   const { upload_mb, seconds, samples, story_clips, steps, characters } = about.limits;
-  $("#upload-limits").textContent = `at most ${upload_mb} MB and ${seconds} seconds; it stays on this machine until divot demo ends`;
+  const kept = "it stays on this machine until divot demo ends";
+  $("#upload-limits").textContent = `at most ${upload_mb} MB and ${seconds} seconds; ${kept}`;
   $("#prompt-form").elements.num.max = samples;
   $("#prompt-form").elements.steps.max = steps;
   $("#story-form").elements.num_clips.max = story_clips;
@@ -301,7 +313,8 @@ function fillLimits() {
 
 async function begin() {
   about = await call("api/about");
-  const tabs = { clip: able("reconstruct").length + able("ask").length, prompt: able("generate").length, story: able("story").length };
+  const clips = able("reconstruct").length + able("ask").length;
+  const tabs = { clip: clips, prompt: able("generate").length, story: able("story").length };
   for (const [name, count] of Object.entries(tabs)) {
     $(`#tab-${name}`).hidden = !count;
     $(`#tab-${name}`).onclick = () => show(name);

@@ -15,8 +15,8 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig
 from divot_lightning.evaluation.metrics.frechet import feature_distance
 from divot_lightning.evaluation.metrics.toy_oracle import read_clips
-from divot_lightning.evaluation.question_runner import item_seed
 from divot_lightning.evaluation.run import evaluate
+from divot_lightning.evaluation.runners.question_runner import item_seed
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.testing.run_distributed import run_distributed

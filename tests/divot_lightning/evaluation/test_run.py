@@ -225,7 +225,7 @@ def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tm
     from divot_lightning.evaluation.metrics.frechet import feature_distance
     from divot_lightning.evaluation.metrics.toy_features import toy_clip_features
     from divot_lightning.evaluation.metrics.toy_oracle import read_clips
-    from divot_lightning.evaluation.question_runner import item_seed
+    from divot_lightning.evaluation.runners.question_runner import item_seed
     from divot_lightning.inference.loaded_run import LoadedRun
 
     for limit in (2, None):  # what is kept is kept when items are added

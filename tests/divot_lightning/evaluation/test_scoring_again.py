@@ -11,8 +11,8 @@ import torch
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig, JudgeConfig
 from divot_lightning.evaluation.protocol import differing_protocols
-from divot_lightning.evaluation.question_runner import QuestionRunner
 from divot_lightning.evaluation.run import evaluate
+from divot_lightning.evaluation.runners.question_runner import QuestionRunner
 from divot_lightning.evaluation.scores import load_scores
 from divot_lightning.evaluation.statistics.comparison import load_evaluation, shared_values
 from divot_lightning.inference.loaded_run import LoadedRun

@@ -15,8 +15,8 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.stories import ToyStories
 from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig
 from divot_lightning.evaluation.metrics.toy_oracle import read_clips
-from divot_lightning.evaluation.question_runner import item_seed
 from divot_lightning.evaluation.run import evaluate
+from divot_lightning.evaluation.runners.question_runner import item_seed
 from divot_lightning.evaluation.scores import load_scores
 
 

@@ -12,46 +12,29 @@ from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import decode_clip
 from divot_datamodules.decoding.video import DecodeError
+from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.stories import StoryBenchmark
 from divot_lightning.evaluation.chosen_items import Numbered
-from divot_lightning.evaluation.clip_runners import GenerationRunner
-from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.kept_clips import KEPT
-from divot_lightning.evaluation.measuring_runner import MEASURED_BY
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.question_runner import item_seed
+from divot_lightning.evaluation.runners.clip_runners import GenerationRunner
+from divot_lightning.evaluation.runners.question_runner import item_seed
+from divot_lightning.evaluation.runners.runner import MEASURED_BY, Job
 from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.inference.results import Story, StoryPart
 from divot_lightning.models.video_llm.story import StorySampling
 from divot_lightning.parts.benchmarks import BenchmarkItem, FileSlice, Prediction
-from divot_lightning.parts.metrics import BenchmarkMetric
 
 
 class StoryRunner(GenerationRunner):
-    """Tell a story for each item; words are the most likely ones, features are sampled.
+    """Tell a story for each item; words are the most likely ones, features are sampled."""
 
-    Args:
-        run: Run folder of a stage that trains a video LLM.
-        config: Of the evaluation.
-        benchmark: Says what is asked.
-        metrics: Of the benchmark.
-        device: Where the models run.
-        folder: Of the evaluation.
-    """
-
-    benchmark: StoryBenchmark
-
-    def __init__(
-        self,
-        run: str | Path,
-        config: EvaluationConfig,
-        benchmark: StoryBenchmark,
-        metrics: Sequence[BenchmarkMetric],
-        device: str,
-        folder: Path,
-    ) -> None:
-        super().__init__(run, config, benchmark, metrics, device, folder)
-        self.words = StorySampling(config.max_new_tokens, temperature=self.temperature)
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        if not isinstance(job.benchmark, StoryBenchmark):
+            raise UserError(f"{type(job.benchmark).__name__} predicts stories; derive it from StoryBenchmark")
+        self.stories = job.benchmark
+        self.words = StorySampling(job.config.max_new_tokens, temperature=self.temperature)
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the stories besides the models, as JSON values."""
@@ -65,7 +48,7 @@ class StoryRunner(GenerationRunner):
 
     def _one(self, number: int, item: BenchmarkItem) -> Row:
         row: Row = {"id": item.id, "media": item.media_name, "prompt": item.facts["prompt"]}
-        seed, requests = item_seed(self.config.seed, number), self.benchmark.requests(item)
+        seed, requests = item_seed(self.config.seed, number), self.stories.requests(item)
         try:
             story = self.tell(item, requests, seed) if requests else self.reconstruct(item, seed)
         except DecodeError as error:

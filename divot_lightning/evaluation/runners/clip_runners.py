@@ -6,7 +6,6 @@ Shape letters: N clips, F frames, H height, W width.
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,17 +13,15 @@ from torch import Tensor
 
 from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.evaluation.chosen_items import Numbered
-from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.item_media import read_middle_clip
 from divot_lightning.evaluation.kept_clips import find_clip, keep_clip, keep_comparison
-from divot_lightning.evaluation.measuring_runner import MeasuringRunner
 from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.question_runner import describe_resize, item_seed
+from divot_lightning.evaluation.runners.question_runner import describe_resize, item_seed
+from divot_lightning.evaluation.runners.runner import Job, MeasuringRunner
 from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.loaded_run import LoadedRun
-from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Prediction
+from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.head_sampling import sampling_of
-from divot_lightning.parts.metrics import BenchmarkMetric
 
 MAX_COMPARISONS = 16
 """Most videos of original and reconstruction side by side."""
@@ -34,18 +31,13 @@ class ClipRunner(MeasuringRunner):
     """Make and measure clips with a run's models.
 
     Args:
-        config: Of the evaluation.
-        metrics: Of the benchmark; a clip that was measured by all of them is finished.
+        job: What is predicted.
         models: Encode and decode clips.
-        folder: Of the evaluation.
     """
 
-    def __init__(
-        self, config: EvaluationConfig, metrics: Sequence[BenchmarkMetric], models: LoadedRun, folder: Path
-    ) -> None:
-        super().__init__(metrics)
-        self.config, self.models, self.folder = config, models, folder
-        self.one_seed = config.generation.one_seed
+    def __init__(self, job: Job, models: LoadedRun) -> None:
+        super().__init__(job)
+        self.models, self.one_seed = models, job.config.generation.one_seed
         # It belongs to the model, as the sampling settings of a head do: ablations compare objectives.
         self.sampling_config = {"objective": asdict(models.detokenizer.config)["objective"]}
 
@@ -114,35 +106,18 @@ class ClipRunner(MeasuringRunner):
 
 
 class GenerationRunner(ClipRunner):
-    """Generate clips from the prompts of a benchmark.
-
-    Args:
-        run: Run folder of a stage that trains a video LLM.
-        config: Of the evaluation.
-        benchmark: Says what is asked.
-        metrics: Of the benchmark.
-        device: Where the models run.
-        folder: Of the evaluation.
-    """
+    """Generate clips from the prompts of a benchmark."""
 
     components: tuple[str, ...] = ("video_llm", "tokenizer", "detokenizer")
 
-    def __init__(
-        self,
-        run: str | Path,
-        config: EvaluationConfig,
-        benchmark: Benchmark,
-        metrics: Sequence[BenchmarkMetric],
-        device: str,
-        folder: Path,
-    ) -> None:
-        chosen = config.generation
-        self.benchmark = benchmark
-        self.temperature = 1.0 if config.temperature is None else config.temperature
+    def __init__(self, job: Job) -> None:
+        chosen, temperature = job.config.generation, job.config.temperature
+        self.temperature = 1.0 if temperature is None else temperature
         self.request = ClipRequest(chosen.request, chosen.opening)
-        models = LoadedRun(run, chosen.detokenizer, template=config.template, device=device, head=chosen.head)
+        options: dict[str, Any] = {"template": job.config.template, "device": job.device, "head": chosen.head}
+        models = LoadedRun(job.run, chosen.detokenizer, **options)
         models.check_fit()
-        super().__init__(config, metrics, models, folder)
+        super().__init__(job, models)
         self.sampling_config |= {"head": sampling_of(models.video_llm.head)}
 
     def describe(self) -> dict[str, Any]:
@@ -163,28 +138,13 @@ class GenerationRunner(ClipRunner):
 
 
 class ReconstructionRunner(ClipRunner):
-    """Encode the clips of a benchmark and decode them again.
-
-    Args:
-        run: Run folder of a stage that trains or uses a tokenizer and a de-tokenizer.
-        config: Of the evaluation.
-        metrics: Of the benchmark.
-        device: Where the models run.
-        folder: Of the evaluation.
-    """
+    """Encode the clips of a benchmark and decode them again."""
 
     components: tuple[str, ...] = ("tokenizer", "detokenizer")
 
-    def __init__(
-        self,
-        run: str | Path,
-        config: EvaluationConfig,
-        metrics: Sequence[BenchmarkMetric],
-        device: str,
-        folder: Path,
-    ) -> None:
-        super().__init__(config, metrics, LoadedRun(run, device=device), folder)
-        self.num_tokens = config.generation.num_tokens
+    def __init__(self, job: Job) -> None:
+        super().__init__(job, LoadedRun(job.run, device=job.device))
+        self.num_tokens = self.config.generation.num_tokens
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
@@ -207,28 +167,11 @@ class ReconstructionRunner(ClipRunner):
 
 
 class ReferenceRunner(ClipRunner):
-    """Let a benchmark make the clips itself, of the size that a run's de-tokenizer makes; no model is used.
+    """Let a benchmark make the clips itself, of the size that a run's de-tokenizer makes; no model is used."""
 
-    Args:
-        run: Run folder of a stage that trains or uses a de-tokenizer.
-        config: Of the evaluation.
-        benchmark: Makes the clips.
-        metrics: Of the benchmark.
-        folder: Of the evaluation.
-    """
-
-    components: tuple[str, ...] = ()
-
-    def __init__(
-        self,
-        run: str | Path,
-        config: EvaluationConfig,
-        benchmark: Benchmark,
-        metrics: Sequence[BenchmarkMetric],
-        folder: Path,
-    ) -> None:
-        super().__init__(config, metrics, LoadedRun(run), folder)
-        self.benchmark, self.one_seed, self.sampling_config = benchmark, True, {}
+    def __init__(self, job: Job) -> None:
+        super().__init__(job, LoadedRun(job.run))
+        self.one_seed, self.sampling_config = True, {}
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips, as JSON values."""

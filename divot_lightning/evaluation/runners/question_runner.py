@@ -4,7 +4,6 @@ Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C featur
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.checkpoint.components import find_component
-from divot_lightning.evaluation.config import EvaluationConfig
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
+from divot_lightning.evaluation.runners.runner import Job, Runner
 from divot_lightning.inference.ask import answer, caption_prompt, question_prompt
 from divot_lightning.inference.loaded_run import LoadedRun
-from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem
+from divot_lightning.parts.benchmarks import BenchmarkItem
 from divot_lightning.parts.segments import Segment
 
 _FILTERS = {"bicubic": "bicubic interpolation", "pil_bilinear": "Pillow's bilinear interpolation"}
@@ -29,26 +28,18 @@ def describe_resize(clip: ClipConfig) -> str:
     return f"short side by {_FILTERS[clip.resize]}, middle cut out"
 
 
-class QuestionRunner:
-    """Answer items with a run's models, one video at a time.
-
-    Args:
-        run: Run folder of a stage that trains a video LLM.
-        config: Of the evaluation.
-        benchmark: Says what is asked.
-        device: Where the models run.
-    """
+class QuestionRunner(Runner):
+    """Answer items with a run's models, one video at a time."""
 
     components: tuple[str, ...] = ("video_llm", "tokenizer")
 
-    def __init__(self, run: str | Path, config: EvaluationConfig, benchmark: Benchmark, device: str) -> None:
-        self.config, self.benchmark, self.one_seed = config, benchmark, False
-        self.sampling_config: dict[str, Any] = {}
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
         # The language model is loaded for the first question, so never where stored answers are scored.
-        self.models = LoadedRun(run, template=config.template, device=device)
-        find_component(run, "video_llm")
+        self.models = LoadedRun(job.run, template=job.config.template, device=job.device)
+        find_component(job.run, "video_llm")
         self.clip, self.template = self.models.clip, self.models.template
-        self.prompt = config.prompt or benchmark.default_prompt
+        self.prompt = self.config.prompt or self.benchmark.default_prompt
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the answers besides the models, as JSON values."""

@@ -1,0 +1,55 @@
+"""The GPU benchmark runs as a whole at tiny size on a CPU, writes what it finds, and survives a step that fails."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
+TRAININGS = ("llm_packed", "tokenizer_unet")
+
+
+def _run(output: Path, *words: str) -> str:
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--size", "tiny", "--rows", "3", "--output", str(output)]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def _result(output: Path, step: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((output / f"{step}.json").read_text())
+    assert len(result["commit"].split()[0]) == 40
+    assert result["versions"]["torch"]
+    return result
+
+
+@pytest.mark.slow
+def test_steps_write_speed_memory_and_the_prediction(tmp_path: Path) -> None:
+    told = _run(tmp_path, "--minutes", "60", "--only", *TRAININGS)
+    assert told.splitlines() == ["inputs: done", *(f"{step}: done" for step in TRAININGS)]
+    unit = {"llm_packed": "tokens_per_second", "tokenizer_unet": "clips_per_second"}
+    for step in TRAININGS:
+        found = _result(tmp_path, step)["result"]
+        assert found["steps"] == 1, "two of the three logged steps are for warming up"
+        assert found[unit[step]] > 0
+        assert 0 <= found["data_wait"] <= 1
+        assert found["peak_memory_gib"] == pytest.approx(found["ratio"] * found["preflight_gib"])
+
+
+@pytest.mark.slow
+def test_numbers_agree_and_a_step_without_inputs_tells_why_it_failed(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    step = ["--folder", str(folder), "--seconds", "600"]
+    _run(tmp_path, "--step", "exactness", *step)
+    found = _result(tmp_path, "exactness")["result"]
+    for check in ("packed rows, beside a row for each sample", "4D mask, beside the causal flag"):
+        assert max(found[check].values()) < 1e-5
+    heads = found["heads, bfloat16 beside float32"]
+    assert {"mse", "gmm", "diffusion"} <= set(heads)
+    assert max(difference for head in heads.values() for difference in head.values()) < 0.1
+    with pytest.raises(subprocess.CalledProcessError):
+        _run(tmp_path, "--step", "llm_packed", *step)
+    assert "tokenizer" in _result(tmp_path, "llm_packed")["failed"]
