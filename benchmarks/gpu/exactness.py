@@ -45,27 +45,24 @@ def _check_head(head_class: Any, device: str) -> dict[str, float]:
 
 
 def check_rows(device: str) -> Result:
-    """Compare packed rows with one sample a row, a causal flag with a mask, and compiled code with eager code."""
-    with torch.device(device):
-        torch.manual_seed(0)
-        queries, causal = _video_llm("query_bidirectional"), _video_llm("query_causal")
-    samples: list[list[Segment]] = [
-        [Clips(2, "read"), Text("a red circle", learn=True)],
-        [Text("a red circle moves up", learn=False), Clips(1, "generate", learn=True)],
-    ]
-    features = torch.randn(3, TOKENS, WIDTH, device=device)
-    found: Result = {}
-    apart = _run(queries, samples, features)
-    queries.set_layout(max_length=256, packing=True)
-    found["packed rows, beside a row for each sample"] = difference(_run(queries, samples, features), apart)
-    flag = _run(causal, samples, features)
-    causal.set_layout(max_length=256, packing=True)
-    found["4D mask, beside the causal flag"] = difference(_run(causal, samples, features), flag)
-    reference = _run(queries, samples, features)
-    for layer in queries.causal_lm.base_model.layers:
+    """Compare packed rows with one sample a row, and a mask with the causal flag."""
+    model, samples, features = _example(device, "query_bidirectional")
+    apart = _run(model, samples, features)
+    model.set_layout(max_length=256, packing=True)
+    found = {"packed rows, beside a row for each sample": difference(_run(model, samples, features), apart)}
+    model, samples, features = _example(device, "query_causal")
+    flag = _run(model, samples, features)
+    model.set_layout(max_length=256, packing=True)
+    return {**found, "4D mask, beside the causal flag": difference(_run(model, samples, features), flag)}
+
+
+def check_compiled(device: str) -> Result:
+    """Compare compiled layers of the language model with eager ones."""
+    model, samples, features = _example(device, "query_bidirectional")
+    reference = _run(model, samples, features)
+    for layer in model.causal_lm.base_model.layers:
         layer.compile(dynamic=True)
-    found["compiled layers, beside eager ones"] = difference(_run(queries, samples, features), reference)
-    return found
+    return {"compiled layers, beside eager ones": difference(_run(model, samples, features), reference)}
 
 
 def difference(given: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> dict[str, float]:
@@ -73,6 +70,17 @@ def difference(given: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -
     names = ("loss", "gradients")
     pairs = zip(names, given, reference, strict=True)
     return {name: float((value - true).abs().max() / true.abs().max()) for name, value, true in pairs}
+
+
+def _example(device: str, mode: Any) -> tuple[VideoLLM, list[list[Segment]], Tensor]:
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = _video_llm(mode)
+    samples: list[list[Segment]] = [
+        [Clips(2, "read"), Text("a red circle", learn=True)],
+        [Text("a red circle moves up", learn=False), Clips(1, "generate", learn=True)],
+    ]
+    return model, samples, torch.randn(3, TOKENS, WIDTH, device=device)
 
 
 def _video_llm(mode: Any) -> VideoLLM:

@@ -13,6 +13,7 @@ from divot_lightning.checkpoint.components import new_component
 from divot_lightning.errors import UserError
 from divot_lightning.interop.conversion import convert, ignored_reasons
 from divot_lightning.interop.released_keys import KeyTable
+from divot_lightning.io.output_files import writing_to
 
 
 class Imported(NamedTuple):
@@ -47,17 +48,18 @@ def whole_folder(folder: str | Path) -> Generator[Path, None, None]:
         Where to write it, beside that place; nothing is there yet.
 
     Raises:
-        UserError: It exists.
+        UserError: It exists, or cannot be written.
     """
     folder = require_new(folder)
     work = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        yield work / folder.name
-        (work / folder.name).rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with writing_to(folder.parent):
+        work.mkdir(parents=True)
+        try:
+            yield work / folder.name
+            (work / folder.name).rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def import_component(

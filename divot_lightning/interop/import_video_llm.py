@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from divot_heads.gmm import GMMHead
-from divot_lightning.errors import UserError, first_line
+from divot_lightning.errors import UserError
 from divot_lightning.interop.adapters import RELEASED_ALPHA, merge_adapters
 from divot_lightning.interop.folders import Imported, import_component, require_new
 from divot_lightning.interop.released_files import read_folder, read_released
@@ -106,10 +106,14 @@ def _language_model(folder: Path, in_agent: Mapping[str, Tensor]) -> dict[str, T
 
 def _is_tied(llm: Path) -> bool:
     """Return whether the output layer of a language model shares the weight of its word embeddings."""
+    stored = _read_json(llm / "config.json")
     try:
-        config = AutoConfig.for_model(**_read_json(llm / "config.json"))
+        config = AutoConfig.for_model(**stored)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{llm / 'config.json'} is no config of a language model: {first_line(error)}") from error
+        raise UserError(
+            f"{llm / 'config.json'} (model_type {stored.get('model_type')!r}) is no config of a language model that "
+            "transformers knows\ngive the folder of the release"
+        ) from error
     return bool(config.tie_word_embeddings)
 
 

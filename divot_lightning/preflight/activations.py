@@ -47,8 +47,8 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
     casts = half is not None and (layout.zero_stage > 0 or layout.precision.endswith("mixed"))
     inputs = half if layout.parameter_bytes == 2 else None
     autocast = MetaAutocast(layout.device, half if casts else None)
-    within = cpu_conv3d_windows if layout.device == "cpu" else lambda *call: 0
-    memory = LiveMemory("meta", [*stage.parameters(), *stage.buffers()], within)
+    within = {"within": cpu_conv3d_windows} if layout.device == "cpu" else {}
+    memory = LiveMemory("meta", [*stage.parameters(), *stage.buffers()], **within)
     hooks = [
         value.register_post_accumulate_grad_hook(_drop_gradient) for value in stage.parameters() if value.requires_grad
     ]

@@ -1,5 +1,6 @@
 """Muon for the matrices inside a network, AdamW for all else, as one optimizer."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -10,6 +11,8 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from divot_lightning.parts.optimizers import TrainedParameter
 from divot_optimizers.adamw import AdamWOptimizer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,20 @@ class MuonOptimizer(AdamWOptimizer):
     def build(self, parameters: Sequence[TrainedParameter], adamw: type[Optimizer] = AdamW) -> Optimizer:
         """Return Muon and AdamW as one optimizer."""
         matrices = [entry.value for entry in parameters if entry.is_inner_matrix]
+        if self.iteration_dtype == "bfloat16" and any(value.device.type == "cpu" for value in matrices):
+            _warn_of_slow_bfloat16()
         kind = Muon if self.iteration_dtype == "bfloat16" else Float32Muon
         muon = kind(matrices, lr=self.matrix_lr, weight_decay=self.weight_decay, adjust_lr_fn="match_rms_adamw")
         others = [entry for entry in parameters if not entry.is_inner_matrix]
         return JointOptimizer([muon, super().build(others, adamw)])
+
+
+def _warn_of_slow_bfloat16() -> None:
+    if torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        log.warning(
+            "this CPU has no bfloat16 instructions, so Muon is many times slower; "
+            "--model.optimizer.iteration_dtype float32 avoids it, and gives other digits"
+        )
 
 
 class Float32Muon(Muon):

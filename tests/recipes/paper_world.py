@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPVisionConfig, MistralConfig
 
@@ -113,7 +114,7 @@ def write_components(parts: Mapping[str, nn.Module], runs: Iterable[Path]) -> No
     for run in runs:
         for name, module in parts.items():
             with new_component(module, run / name) as weights:
-                weights.touch()
+                save_file({}, weights)
 
 
 def model_settings(name: str) -> dict[str, Any]:

@@ -315,6 +315,15 @@ def test_files_that_do_not_fit_are_refused_by_name_and_leave_nothing(released, t
     assert not list((tmp_path / "run").glob("*"))
 
 
+@pytest.mark.parametrize("config", [{"model_type": "nonsense"}, {}, {"model_type": "mistral", "model_type_": 1}])
+def test_a_config_of_no_language_model_is_refused_in_five_lines(released, tmp_path, config):
+    (released[0] / "sft_gen" / "llm" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as caught:
+        import_video_llm(released[0] / "sft_gen", tmp_path / "video_llm", num_queries=Q)
+    assert len(str(caught.value).splitlines()) <= 5
+    assert not (tmp_path / "video_llm").exists()
+
+
 def test_text_tokenizer_must_be_the_released_one(released, tmp_path, capsys):
     toy_text_tokenizer().save_pretrained(tmp_path / "toy")
     command = ["import", "video_llm", str(released[0] / "sft_gen"), "--to", str(tmp_path / "video_llm")]

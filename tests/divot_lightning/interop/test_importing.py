@@ -240,9 +240,12 @@ def test_an_error_while_writing_leaves_nothing(released_file, tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("divot_lightning.interop.folders.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="the disk is full"):
         import_detokenizer(released_file, tmp_path / "run" / "detokenizer", config())
     assert list((tmp_path / "run").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="there is a file where a folder is needed"):
+        import_detokenizer(released_file, tmp_path / "file" / "detokenizer", config())
 
 
 def test_an_existing_folder_is_not_overwritten(released_file, tmp_path):

@@ -155,6 +155,18 @@ def test_steps_of_muon_in_float32_are_those_of_torch_up_to_the_rounding_of_bfloa
     assert 0 < error < 0.03
 
 
+@pytest.mark.parametrize(
+    ("kind", "supported", "warned"), [("bfloat16", False, True), ("bfloat16", True, False), ("float32", False, False)]
+)
+def test_a_cpu_without_bfloat16_is_told_of_float32(kind, supported, warned, monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    entry = TrainedParameter("inner", nn.Parameter(torch.ones(3, 4)), (3, 4), is_inner_matrix=True)
+    other = TrainedParameter("outer", nn.Parameter(torch.ones(1)), (1,))
+    MuonOptimizer(**SETTINGS, iteration_dtype=kind).build([entry, other])
+    assert ("iteration_dtype float32" in caplog.text) == warned
+
+
 def test_names_do_not_decide_what_muon_gets():
     model = nn.Module()
     model.embedder, model.positional_mlp, model.lm_header = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
