@@ -11,7 +11,7 @@ from divot_lightning.distributed.parent import bind_to_named_parent
 
 if TYPE_CHECKING:
     from divot_lightning.checkpoint.components import find_component, load_component, save_component
-    from divot_lightning.inference.clip_requests import RELEASED_REQUEST, ClipOpening, ClipRequest
+    from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
     from divot_lightning.inference.loaded_run import LoadedRun, load_run
     from divot_lightning.inference.pipeline import Decoding, DivotPipeline
     from divot_lightning.inference.results import Answer, ClipFeatures, GeneratedClips, Reconstruction, Story, StoryPart
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "RELEASED_REQUEST",
     "Answer",
     "ClipFeatures",
     "ClipOpening",
@@ -53,7 +52,7 @@ __all__ = [
 
 _MODULES = {
     "checkpoint.components": ("find_component", "load_component", "save_component"),
-    "inference.clip_requests": ("RELEASED_REQUEST", "ClipOpening", "ClipRequest"),
+    "inference.clip_requests": ("ClipOpening", "ClipRequest"),
     "inference.loaded_run": ("LoadedRun", "load_run"),
     "inference.pipeline": ("Decoding", "DivotPipeline"),
     "inference.results": ("Answer", "ClipFeatures", "GeneratedClips", "Reconstruction", "Story", "StoryPart"),

@@ -1,6 +1,7 @@
 """`divot fit`: train one stage from a recipe."""
 
 import sys
+import textwrap
 
 from divot_lightning.errors import UserError
 from divot_lightning.training.recipe_files import recipes_dir, stage_recipe_names
@@ -28,7 +29,8 @@ To continue a stopped run: divot resume RUN
 def main(argv: list[str]) -> int:
     """Run the command with the words after `divot fit`, and return the exit status."""
     if wants_help(argv):
-        sys.stdout.write(f"{HELP}\nrecipes in {recipes_dir()}:\n  " + "\n  ".join(stage_recipe_names()) + "\n")
+        names = textwrap.fill(", ".join(stage_recipe_names()), 100, initial_indent="  ", subsequent_indent="  ")
+        sys.stdout.write(f"{HELP}\nrecipes in {recipes_dir()}:\n{names}\n")
         return 0
     if not argv:
         toy = [name for name in stage_recipe_names() if name.startswith("toy/")]

@@ -17,7 +17,7 @@ from divot_lightning.demo.limits import MOST_SEED, Limits, number, text, whole_n
 from divot_lightning.demo.progress import watched
 from divot_lightning.demo.systems import Ability, System
 from divot_lightning.errors import UserError
-from divot_lightning.inference.clip_requests import RELEASED_REQUEST
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.pipeline import Decoding, GenerateOptions
 from divot_lightning.inference.results import Answer, ClipFeatures
 from divot_lightning.inference.unknown_words import unknown_words
@@ -98,7 +98,7 @@ class Actions:
             "num": num,
             "seed": seed,
             "temperature": number(request, "temperature", 10.0, 1.0),
-            "request": RELEASED_REQUEST if request.get("as_released") is True else None,
+            "request": ClipRequest.released() if request.get("as_released") is True else None,
             "decoding": decoding,
         }
         chosen = self._several(request)

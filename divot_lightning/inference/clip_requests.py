@@ -51,6 +51,11 @@ class ClipRequest:
     opening: ClipOpening | None = None
     task_settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def released(cls) -> "ClipRequest":
+        """Return the request of the released `eval_Divot_video_gen.py`, with its text before the clip."""
+        return cls("Generate a video of {}", ClipOpening())
+
     def describe(self) -> dict[str, Any]:
         """Return what differs from the run's own request, as JSON values."""
         opening = None if self.opening is None else asdict(self.opening)
@@ -78,7 +83,3 @@ class ClipRequest:
                 "clip\nleave both settings out, or give the template that the run was trained with"
             )
         return task.segments({"caption": text}, np.random.default_rng(0))
-
-
-RELEASED_REQUEST = ClipRequest("Generate a video of {}", ClipOpening())
-"""The request of the released `eval_Divot_video_gen.py`, and its text before the clip."""

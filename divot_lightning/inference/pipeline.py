@@ -251,8 +251,8 @@ class DivotPipeline:
             prompt: What the clips show, or several such texts. Each gets the clips that it would get alone.
             num: Clips per text.
             seed: Of all sampling.
-            request: How the clips are asked for, and whether the model opens them by itself; `RELEASED_REQUEST` does
-                as the released code. None takes a phrase of the run's own task, and opens the clips.
+            request: How the clips are asked for, and whether the model opens them by itself; `ClipRequest.released()`
+                does as the released code. None takes a phrase of the run's own task, and opens the clips.
             temperature: Spread of the features that the head samples.
             variance_scale: Short for ``head={"variance_scale": ...}``, which the GMM head has.
             head: Sampling settings of the head for this call, by name: guidance, steps, solver or whatever it has.

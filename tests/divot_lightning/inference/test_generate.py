@@ -9,7 +9,7 @@ from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.generate import main
 from divot_lightning.errors import UserError
 from divot_lightning.inference.batches import generate_files
-from divot_lightning.inference.clip_requests import RELEASED_REQUEST, ClipOpening, ClipRequest
+from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
 from divot_lightning.inference.generate import generate_clip_features
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.inference.pipeline import DivotPipeline
@@ -116,7 +116,7 @@ def test_a_request_is_the_given_one_or_a_phrase_of_the_run():
     assert asked[0].text == "[INST] Show a {} dog now [/INST]\n"
     trained = ClipRequest(task_settings={"video_prompts": ["Film {}"]})
     assert trained.segments("a dog", "instruction")[0].text == "[INST] Film a dog [/INST]\n"
-    assert RELEASED_REQUEST.segments("a dog", "USER: {} ASSISTANT: ")[0].text == (
+    assert ClipRequest.released().segments("a dog", "USER: {} ASSISTANT: ")[0].text == (
         "USER: Generate a video of a dog ASSISTANT: "
     )
 

@@ -17,7 +17,7 @@ from divot_heads.gmm import gmm_mean
 from divot_lightning.checkpoint.components import load_component
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
-from divot_lightning.inference.clip_requests import RELEASED_REQUEST, ClipRequest
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.generate import generate_clip_features
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.interop.import_detokenizer import import_detokenizer
@@ -251,7 +251,7 @@ def test_the_released_request_writes_until_the_model_opens_the_clip(released, tm
     hidden = edited.model(input_ids=torch.tensor([sequence]), attention_mask=mask).last_hidden_state[:, -Q:]
     expected = video_llm.head.sample(hidden, generator=generator)
 
-    options = {"template": "instruction", "request": RELEASED_REQUEST, "seed": 42}
+    options = {"template": "instruction", "request": ClipRequest.released(), "seed": 42}
     actual = generate_clip_features(video_llm, [caption], **options)
     torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
     opened = generate_clip_features(
