@@ -1,9 +1,7 @@
 """Collect the values of single clips, captions and questions, to compare any two combinations. No torch in here."""
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from divot_lightning.experiments.plan.grid import Grid
 from divot_lightning.experiments.plan.recipe import Experiment
@@ -20,14 +18,18 @@ def item_scores(recipe: Experiment, grid: Grid, results: Sequence[TrialResult]) 
     found = {}
     for name in recipe.scores:
         key = find_score(name, results)
-        groups = {
+        listed = {
             group: [t.items[key] for t in trials if t.items.get(key)] for group, trials in by_group(results).items()
         }
-        counts = {len(values) for rows in groups.values() for values in rows}
-        means = {group: [_mean(item) for item in zip(*rows, strict=True)] for group, rows in groups.items() if rows}
-        if len(counts) == 1 and len(means) > 1:
-            count = counts.pop()
-            found[name] = ItemScores(_labels(grid, key.partition(":")[0], count), means)
+        groups = {group: trials for group, trials in listed.items() if trials}
+        if len(groups) < 2:
+            continue
+        items = list(dict.fromkeys(item for trials in groups.values() for trial in trials for item in trial))
+        values = {
+            group: [_mean([trial[item] for trial in trials if item in trial]) for item in items]
+            for group, trials in groups.items()
+        }
+        found[name] = ItemScores(_labels(grid, key.partition(":")[0], items), values)
     return found
 
 
@@ -36,16 +38,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return round(math.fsum(present) / len(present), DECIMALS) if present else None
 
 
-def _labels(grid: Grid, source: str, count: int) -> list[str]:
-    """Return the prompts or names of the items of a measurement, or their numbers if it keeps none."""
-    for folder in folders_of(grid, source):
-        rows = read_predictions(folder) or _texts(folder)
-        labels = [str(row.get("prompt") or row.get("caption") or row.get("id", "")) for row in rows]
-        if len(labels) == count:
-            return [f"{number}: {label}" for number, label in enumerate(labels)]
-    return [str(number) for number in range(count)]
-
-
-def _texts(folder: Path) -> list[dict[str, object]]:
-    path = folder / "texts.json"
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+def _labels(grid: Grid, source: str, items: Sequence[str]) -> list[str]:
+    """Return the names of items, with their prompts if the measurement has such."""
+    rows = [row for folder in folders_of(grid, source)[:1] for row in read_predictions(folder)]
+    prompts = {str(row["id"]): row["prompt"] for row in rows if row.get("prompt")}
+    return [f"{item}: {prompts[item]}" if item in prompts else item for item in items]
