@@ -18,16 +18,18 @@ def item_scores(recipe: Experiment, grid: Grid, results: Sequence[TrialResult]) 
     found = {}
     for name in recipe.scores:
         key = find_score(name, results)
-        groups = {
+        listed = {
             group: [t.items[key] for t in trials if t.items.get(key)] for group, trials in by_group(results).items()
         }
-        trials = [values for rows in groups.values() for values in rows]
-        items = [item for item in trials[0] if all(item in values for values in trials)] if trials else []
-        means = {
-            group: [_mean([row[item] for row in rows]) for item in items] for group, rows in groups.items() if rows
+        groups = {group: trials for group, trials in listed.items() if trials}
+        if len(groups) < 2:
+            continue
+        items = list(dict.fromkeys(item for trials in groups.values() for trial in trials for item in trial))
+        values = {
+            group: [_mean([trial[item] for trial in trials if item in trial]) for item in items]
+            for group, trials in groups.items()
         }
-        if items and len(means) > 1:
-            found[name] = ItemScores(_labels(grid, key.partition(":")[0], items), means)
+        found[name] = ItemScores(_labels(grid, key.partition(":")[0], items), values)
     return found
 
 
@@ -37,9 +39,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _labels(grid: Grid, source: str, items: Sequence[str]) -> list[str]:
-    """Return the names of items, with their prompts or questions where the measurement keeps some."""
-    for folder in folders_of(grid, source):
-        texts = {str(row.get("id")): row.get("prompt") or row.get("question") for row in read_predictions(folder)}
-        if all(texts.get(item) for item in items):
-            return [f"{item}: {texts[item]}" for item in items]
-    return list(items)
+    """Return the names of items, with their prompts if the measurement has such."""
+    rows = [row for folder in folders_of(grid, source)[:1] for row in read_predictions(folder)]
+    prompts = {str(row["id"]): row["prompt"] for row in rows if row.get("prompt")}
+    return [f"{item}: {prompts[item]}" if item in prompts else item for item in items]

@@ -303,9 +303,11 @@ def test_a_score_of_several_measurements_is_that_of_the_measurement_of_its_name_
 
 def test_the_items_of_two_groups_are_means_over_seeds_with_their_captions(tmp_path, grid):
     write_trials(tmp_path, grid)
-    for path in tmp_path.rglob("predictions.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps({**row, "prompt": "abcd"[int(row["id"])]}) + "\n" for row in rows))
+    path = grid.steps["mse-seed0"]["scores"].folder / "captions/predictions.jsonl"
+    rows = [
+        json.loads(line) | {"prompt": name} for line, name in zip(path.read_text().splitlines(), "abcd", strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = item_scores(recipe(baseline="mse", scores=SCORES), grid, collect(grid, tmp_path))
     assert found["captions/exact"].labels == ["0: a", "1: b", "2: c", "3: d"]
     assert found["captions/exact"].values == {"mse": [1.0, 0.5, 0.0, 0.0], "gmm": [1.0, 1.0, 1.0, 0.5]}
