@@ -1,6 +1,8 @@
 """The conformance suites of sources and tasks find what is wrong with one."""
 
 import json
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -86,12 +88,13 @@ class SharedPosition(LinesSource):
 
     def __init__(self, path: str, *, index_folder: Path | None = None) -> None:
         super().__init__(path)
-        Path(path).with_suffix(".bin").write_bytes(bytes(range(250)) * 2000)
+        Path(path).with_suffix(".bin").write_bytes(random.Random(0).randbytes(500_000))
         self.file = Path(path).with_suffix(".bin").open("rb", buffering=0)
 
     def read(self, shard, sample):
         raw = super().read(shard, sample)
         self.file.seek(100_000 * shard + 10_000 * sample)
+        time.sleep(0.02)  # the other worker seeks, on a busy machine too
         raw.members["jpg"] = b"".join(self.file.read(10) for _ in range(200))
         return raw
 

@@ -266,7 +266,7 @@ class Stage(LightningModule):
 
 def num_samples(batch: Mapping[str, Any]) -> int:
     """Count the samples of a batch, those of a dummy batch too."""
-    return next(len(batch[name]) for name in ("segments", "video", "latents") if name in batch)
+    return len(batch[next((name for name in ("segments", "latents") if name in batch), "video")])
 
 
 def num_real_samples(batch: Mapping[str, Any]) -> int:

@@ -70,9 +70,9 @@ def test_answering_and_generating_warn(llm_run, tmp_path, caplog):
     ],
 )
 def test_the_tasks_of_a_run_are_those_of_all_its_sources(tmp_path, settings, expected):
-    assert run_tasks(tmp_path) == set()
+    assert run_tasks(tmp_path) == {}
     (tmp_path / "config.yaml").write_text(f"data: {{class_path: x.Y, init_args: {{{settings}}}}}")
-    assert run_tasks(tmp_path) == expected
+    assert set(run_tasks(tmp_path)) == expected
 
 
 @pytest.mark.parametrize(
