@@ -35,7 +35,7 @@ def test_plan_can_be_run_in_order(recipe):
 
 def test_every_stage_is_trained_by_a_shipped_recipe():
     recipes = {options(step)["config"] for step in fits()}
-    only_ablated = {"toy/captioning_pretraining"}
+    only_ablated = {"toy/captioning_pretraining", "toy/open_captions", "toy/story_tuning", "toy/story_detokenizer"}
     assert recipes == {name for name in recipe_names() if name.startswith("toy/")} - only_ablated
 
 
