@@ -1,5 +1,6 @@
 """`divot demo` checks its arguments first, prints its address, and leaves nothing behind."""
 
+import functools
 import json
 import os
 import signal
@@ -64,7 +65,9 @@ def test_a_port_in_use_is_named(request):
 def test_the_page_is_served_until_it_is_stopped_and_its_folder_is_deleted(request, tmp_path, stop):
     command = [sys.executable, "-m", "divot_lightning", "demo", str(request.getfixturevalue("llm_run")), "--port", "0"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    # A shell that runs the tests in the background has them ignore SIGINT.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=heed) as process:
         address = process.stdout.readline().split()[0]
         assert address.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(f"{address}api/about", timeout=60) as answer:
