@@ -77,7 +77,8 @@ SIZES: dict[str, dict[str, Any]] = {
         },
         "unet": {"block_out_channels": [32, 64], "layers_per_block": 1, "attention_levels": [0], "context_split": 4}
         | {"attention_head_dim": 16, "input_attention_heads": 2, "norm_num_groups": 8},
-        "wan_vae": {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1], "num_res_blocks": 1, "temperal_downsample": [True]},
+        "wan_vae": {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 1], "num_res_blocks": 1, "temperal_downsample": [True]}
+        | {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4},
         "wan": {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 32, "num_layers": 2, "text_dim": 16}
         | {"freq_dim": 16, "patch_size": [1, 2, 2]},
         "resampler": {"num_queries": 8, "dim": 32, "layers": 1, "heads": 2, "head_dim": 16, "output_dim": 32},
