@@ -150,7 +150,7 @@ def explain(name: str) -> str:
     >>> explain("divot_lightning.heads")
     'divot_lightning.heads is now divot_lightning.parts.heads'
     >>> explain("divot_lightning.runs")
-    'the modules of divot_lightning.runs are now in divot_lightning.training'
+    'the modules of divot_lightning.runs are now in divot_lightning.training.reporting'
     """
     current = MODULES.get(name) or new_class_path(name)
     if current:

@@ -88,8 +88,8 @@ def value_probabilities(named: Mapping[str, str], attribute: str) -> tuple[float
         named: What the caption names.
         attribute: An attribute that it does not name: some training clip fits then, whatever else is named.
 
-    >>> value_probabilities({"colour": "red"}, "speed")
-    (0.5, 0.5)
+    >>> [round(value, 2) for value in value_probabilities({"colour": "red"}, "speed")]
+    [0.49, 0.51]
     """
     return _value_probabilities(tuple(named.get(name) for name in ATTRIBUTES), attribute)
 
