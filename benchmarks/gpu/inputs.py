@@ -22,7 +22,7 @@ FPS = 8.0
 
 
 def make_inputs(folder: Path, size: int, samples: int) -> None:
-    """Write `videos/`, `pictures/` and `text_tokenizer/`.
+    """Write `videos/`, `clips/` with four videos of one clip each, `pictures/` and `text_tokenizer/`.
 
     A video lasts 18 seconds in the mean, as in WebVid; here log-normal with a sigma of 0.6, at most 40 seconds, which
     give 20 clips. A text has 9 words and a Poisson number more: 9 for a video, 40 for a picture.
@@ -39,6 +39,9 @@ def make_inputs(folder: Path, size: int, samples: int) -> None:
             seconds = min(draws.lognormal(np.log(18) - 0.6**2 / 2, 0.6), 40.0)
             video = encode_video(_moving_square(int(max(seconds, 2.5) * FPS), size), FPS)
             _add(tar, number, "mp4", video, _text(draws, 9))
+    with tarfile.open(_parent(folder / "clips" / "0.tar"), "w") as tar:
+        for number in range(4):
+            _add(tar, number, "mp4", encode_video(_moving_square(int(2 * FPS), size), FPS), _text(draws, 9))
     with tarfile.open(_parent(folder / "pictures" / "0.tar"), "w") as tar:
         for number in range(samples):
             picture = io.BytesIO()
