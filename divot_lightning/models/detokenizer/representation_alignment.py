@@ -92,6 +92,7 @@ class RepresentationAlignment(nn.Module):
 def negative_cosine(predicted: Tensor, target: Tensor) -> Tensor:
     """Return minus the cosine similarity over the last axis, averaged over all others (arXiv:2410.06940).
 
+    >>> import torch
     >>> negative_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 0.0], [1.0, 0.0]]))
     tensor(-0.5000)
     """
