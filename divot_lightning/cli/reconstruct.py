@@ -65,11 +65,10 @@ def main(argv: Sequence[str]) -> int:
         count += 1
         if args.jsonl:
             sys.stdout.write(json.dumps(_row(comparison), ensure_ascii=False) + "\n")
-    if args.jsonl:
-        return 0
     shown = f"{args.output}: {count} clip{'' if count == 1 else 's'}; look at *_compare.{args.format}\n"
-    sys.stdout.write(shown)
-    sys.stdout.write("".join(line + "\n" for line in left_out_lines(defects)))
+    # Between the objects of --jsonl other lines would be in the way.
+    told = sys.stderr if args.jsonl else sys.stdout
+    told.write(shown + "".join(line + "\n" for line in left_out_lines(defects)))
     return 0
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from divot_lightning.demo.clips import Clips, write_view
 from divot_lightning.demo.jobs import Job
@@ -201,8 +201,7 @@ class Actions:
 
 def psnr(original: Tensor, other: Tensor) -> float:
     """Return the peak signal to noise ratio of uint8 clips in decibels, at most 100, which JSON can hold."""
-    error = (original.double() - other.double()).square().mean()
-    return float(10 * torch.log10(255.0**2 / error.clamp(min=255.0**2 * 1e-10)))
+    return min(100.0, float(peak_signal_noise_ratio(other.double(), original.double(), data_range=255.0)))
 
 
 def _seed(request: Mapping[str, Any]) -> int:

@@ -192,7 +192,7 @@ def _warnings(job: Job) -> Iterator[None]:
             job.note(record.getMessage())
 
     handler, source = ToPage(logging.WARNING), logging.getLogger(WARNINGS_OF)
-    # That one names a word only the first time; see `actions.unknown_words_note`.
+    # That one names a word only the first time; `Actions` names unknown words each time.
     handler.addFilter(lambda record: not record.name.endswith(".unknown_words"))
     source.addHandler(handler)
     try:

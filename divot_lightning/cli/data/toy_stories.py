@@ -33,11 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot data toy-stories`.
-    """
+    """Run the command with the words after `divot data toy-stories`, and return the exit status."""
     args = parser().parse_args(argv)
     from divot_datamodules.toy.shards import write_toy_data
     from divot_datamodules.toy.story_shards import ToyStoryConfig

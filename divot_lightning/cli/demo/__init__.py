@@ -8,6 +8,7 @@ from pathlib import Path
 
 from divot_lightning.demo.limits import Limits
 from divot_lightning.errors import UserError
+from divot_lightning.inference.command_options import add_model_options, model_options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,11 +27,7 @@ def parser() -> argparse.ArgumentParser:
         help="run, exported or imported folder, or the folder of a quickstart or ablation",
     )
     parser.add_argument("--detokenizer", help="run folder of the de-tokenizer that all runs use")
-    parser.add_argument(
-        "--template", help="pretraining, instruction, chat, or a text with {} for the prompt (default: that of the run)"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: that of the weights)")
+    add_model_options(parser)
     parser.add_argument(
         "--example", action="append", default=[], metavar="FILE", help="clip that is ready to click; several times"
     )
@@ -54,14 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot demo`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot demo`, and return the exit status."""
     args = parser().parse_args(argv)
     limits = Limits(upload_mb=args.max_upload_mb, seconds=args.max_seconds, waiting=args.max_queue)
     if not 0 <= args.port <= 65535:
@@ -72,8 +62,7 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.demo.server import serve
     from divot_lightning.demo.systems import find_systems
 
-    options = {"template": args.template, "device": args.device, "dtype": args.dtype}
-    systems = find_systems(args.runs, args.detokenizer, **options)
+    systems = find_systems(args.runs, args.detokenizer, **model_options(args))
     serve(
         systems,
         host=args.host,

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from divot_lightning.parts.sequences.rows import SequenceBatch
 
 MEASURED_BATCHES = 8
-"""Batches whose operations are counted; counting takes time, and the mean over sources hardly moves after them."""
+"""Batches whose operations are counted; not all, since counting takes time."""
 
 _WORKS = ("tokens", "clips", "samples")
 _BYTES_PER_MAXRSS = 1 if sys.platform == "darwin" else 1024
@@ -51,7 +51,7 @@ class TrainingSpeed(Callback):
         - `speed/data_wait`: fraction of the time that a process waits for its next batch, the mean over processes. It
           is there unless the trainer has a profiler of the user's.
         - `speed/peak_memory_gib`: the most memory that any process has taken so far, in GiB: of the GPU, as torch
-          allocates it, or of the machine.
+          allocates it, or of the process.
         - `speed/share_of_peak`: operations per second divided by the dense peak of the GPUs at the precision of the
           run, as Lightning's table knows it; absent for other devices. Matrix products, convolutions and attention of
           the forward and the backward pass count, recomputed activations too. torch counts them in the first
@@ -156,7 +156,7 @@ def batch_work(batch: Any) -> dict[str, int]:
     if not isinstance(batch, Mapping) or batch.get("counted", 1) == 0:
         return dict.fromkeys(_WORKS, 0)
     sequences = batch.get("sequences")
-    clips = next((len(batch[name]) for name in ("video", "features") if name in batch), 0)
+    clips = next((len(batch[name]) for name in ("video", "features", "latents") if name in batch), 0)
     tokens = sequences.num_tokens if isinstance(sequences, SequenceBatch) else 0
     return {"tokens": tokens, "clips": clips, "samples": len(batch.get("key", []))}
 

@@ -266,7 +266,8 @@ class Stage(LightningModule):
 
 def num_samples(batch: Mapping[str, Any]) -> int:
     """Count the samples of a batch, those of a dummy batch too."""
-    return len(batch[next((name for name in ("segments", "latents") if name in batch), "video")])
+    counted = next((name for name in ("segments", "latents") if name in batch), "video")
+    return len(batch[counted])
 
 
 def num_real_samples(batch: Mapping[str, Any]) -> int:

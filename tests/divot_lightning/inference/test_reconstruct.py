@@ -198,7 +198,9 @@ def test_three_videos_are_written_for_each_clip(run, shards, tmp_path):
 def test_the_command_writes_other_kinds_of_video_and_names_them(run, shards, tmp_path, capsys, suffix):
     words = [str(run), str(shards / "train"), "--output", str(tmp_path / "out"), "--num", "1", "--format", suffix]
     assert main([*words, "--jsonl", "--sampler", "dpm_solver", "--steps", "2"]) == 0
-    row = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    row = json.loads(shown.out)
+    assert f"1 clip; look at *_compare.{suffix}" in shown.err
     assert [Path(path).name for path in row.values()] == [
         f"train-000000{kind}.{suffix}" for kind in ("", "_original", "_compare")
     ]

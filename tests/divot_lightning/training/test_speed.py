@@ -162,5 +162,6 @@ def test_work_is_counted_without_padding_and_without_dummy_batches() -> None:
     ]
     batch = {"sequences": collate_sequences(sequences, 0), "features": torch.zeros(4, 2, 3), "key": ["a", "b"]}
     assert batch_work(batch) == {"tokens": 10, "clips": 4, "samples": 2}
+    assert batch_work({"latents": torch.zeros(3, 4), "key": ["a", "b", "c"]}) == {"tokens": 0, "clips": 3, "samples": 3}
     assert set(batch_work({**batch, "counted": 0}).values()) == {0}
     assert set(batch_work(torch.ones(3)).values()) == {0}
