@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.command_parser import CommandParser
 
 if TYPE_CHECKING:
     from divot_lightning.experiments.plan.recipe import Experiment
@@ -21,7 +22,7 @@ DESCRIPTION = (
 
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
-    options = argparse.ArgumentParser(prog="divot ablate", description=DESCRIPTION)
+    options = CommandParser(prog="divot ablate", description=DESCRIPTION)
     options.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe, such as ablations/heads")
     options.add_argument("--folder", help="where everything is written (default: runs/ablations/NAME_OF_THE_RECIPE)")
     options.add_argument(

@@ -1,9 +1,9 @@
 """`divot heads`: short for `divot parts heads`."""
 
-import argparse
 from collections.abc import Sequence
 
 from divot_lightning.cli import parts
+from divot_lightning.io.command_parser import CommandParser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0, as `divot parts` does.
     """
-    argparse.ArgumentParser(
+    CommandParser(
         prog="divot heads",
         description="List the installed generation heads: name for --model.head, class, distribution, version, "
         "file and description. The same as `divot parts heads`.",

@@ -13,9 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from divot_heads.draws import check_at_least
 from divot_heads.guidance import ConditionDropout, guided
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 
 TIME_SCALE = 1000.0
 """Times are embedded as 1000 s, the range that the frequencies of the embedding were made for."""
@@ -33,7 +32,7 @@ def check_flow_settings(time_sampling: str, solver: str, sampling_steps: int, sh
     for name, value, allowed in (("time_sampling", time_sampling, TimeSampling), ("solver", solver, Solver)):
         if value not in get_args(allowed):
             raise UserError(f"{name}={value!r} is not allowed; choose one of: {', '.join(get_args(allowed))}")
-    check_at_least(1, sampling_steps=sampling_steps)
+    require_at_least(1, sampling_steps=sampling_steps)
     if shift <= 0:
         raise UserError(f"shift={shift} is not allowed; it must be above 0 (1 is no shift)")
 

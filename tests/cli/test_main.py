@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from divot_lightning import __version__
+from divot_lightning.cli.data import COMMANDS as DATA_COMMANDS
 from divot_lightning.cli.main import COMMANDS, error_text, main
 from divot_lightning.errors import UserError
 
@@ -52,6 +53,22 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resum", "x"]) == 2
     assert "Did you mean 'divot resume'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"data {name}" for name in DATA_COMMANDS)])
+def test_a_wrong_option_of_any_command_is_told_in_five_lines(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--nonsense", "1"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) <= 5
+
+
+def test_a_mistyped_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "run", "a.mp4", "--temprature", "1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: unrecognized arguments: --temprature 1. Did you mean '--temperature'?\n"
+        "`divot ask --help` shows what is allowed\n"
+    )
 
 
 def test_a_long_message_is_cut_to_five_lines() -> None:

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data inspect",
         description="Read shards or a jsonl, decode a clip of every sample as in training, and show counts, sizes, "
         "durations, and defects with shard and key. The exit status is 1 if there are defects.",
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         frames=args.frames,
         fps=args.fps,
         short_videos=args.short_videos,
-        max_pixels=args.max_pixels or MAX_PIXELS,
+        max_pixels=MAX_PIXELS if args.max_pixels is None else args.max_pixels,
     )
     tasks = TaskMixture({name.strip(): 1.0 for name in args.tasks.split(",")}) if args.tasks else None
     source = open_for_inspection(

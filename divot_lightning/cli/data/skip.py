@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data skip",
         description="Skip the samples of some future steps of a stopped run: the samples of later steps move forward. "
         "The edit is written with date and reason to RUN/data/edits.jsonl, and `divot resume` shows it. Steps before "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.models.perceiver import PerceiverResampler
 from divot_lightning.models.positions import init_with_sin_cos
 from divot_lightning.models.tokenizer.bottleneck import BottleneckConfig, TokenBottleneck
@@ -124,8 +124,8 @@ def _vision_of(described: dict[str, Any]) -> Callable[[], VisionEncoder]:
 
 def check_tokenizer_config(config: TokenizerConfig, vision: VisionEncoder) -> None:
     """Raise UserError if sizes do not fit together, or do not fit the vision encoder."""
-    if config.num_frames < 1:
-        raise UserError(f"tokenizer: num_frames is {config.num_frames}; it must be at least 1")
+    for name in ("num_frames", "temporal_layers", "spatiotemporal_layers", "token_dim"):
+        require_at_least(1, "tokenizer: ", **{name: getattr(config, name)})
     require_whole_steps(config.num_frames, vision.frame_stride)
     if not 1 <= config.pool_size <= min(vision.grid):
         raise UserError(

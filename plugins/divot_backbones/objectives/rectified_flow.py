@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from divot_backbones.objectives.multistep import LEAST_SIGNAL, MultistepSampler, check_solver
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.models.randomness import uniform_rows
 from divot_lightning.parts.objectives import Objective, Sampler
 from divot_lightning.parts.randomness import Randomness
@@ -74,8 +74,7 @@ class RectifiedFlow(Objective):
 
     def sampler(self, steps: int) -> Sampler:
         """Return a sampler with steps that are evenly spaced before the shift; see `Objective.sampler`."""
-        if steps < 1:
-            raise UserError(f"sampling.steps is {steps}; it must be at least 1")
+        require_at_least(1, "sampling.", steps=steps)
         euler = EulerSampler(steps, self.shift)
         if self.solver == "euler":
             return euler
