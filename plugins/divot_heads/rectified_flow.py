@@ -5,6 +5,7 @@ dx_s/ds is e - x. A network that regresses it learns v(x_s, s) = E[e - x | x_s].
 followed from s = 1 to s = 0, turns noise into features. Times as in the objective `rectified_flow` of de-tokenizers.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -33,7 +34,7 @@ def check_flow_settings(time_sampling: str, solver: str, sampling_steps: int, sh
         if value not in get_args(allowed):
             raise UserError(f"{name}={value!r} is not allowed; choose one of: {', '.join(get_args(allowed))}")
     require_at_least(1, sampling_steps=sampling_steps)
-    if shift <= 0:
+    if not 0 < shift < math.inf:
         raise UserError(f"shift={shift} is not allowed; it must be above 0 (1 is no shift)")
 
 

@@ -20,6 +20,7 @@ def test_help_does_not_import_torch():
     [
         (["--num", "0"], "--num is 0"),
         (["--temperature", "-1"], r"--temperature is -1\.0"),
+        (["--temperature", "nan"], "--temperature is nan"),
         (["--prompt", " "], "--prompt is empty"),
         (["--output", "clip.txt"], r"clip\.txt"),
         (["--head.variance_scale"], "--head.variance_scale lacks a value"),

@@ -31,16 +31,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot data skip`, and return the exit status."""
     args = parser().parse_args(argv)
-    import yaml
-
     from divot_datamodules.order.plan_edits import SkippedSteps, add_edit, plan_step, read_edits
+    from divot_lightning.parts.registries.recipe_parts import read_recipe
     from divot_lightning.training.run_folder import CONFIG, DATA, require_run
     from divot_lightning.training.run_lock import run_lock
 
     begin, end = parse_steps(args.steps)
     require_run(args.run)
     with run_lock(args.run):
-        batches = _batches_of_a_step(yaml.safe_load((args.run / CONFIG).read_text(encoding="utf-8")))
+        batches = _batches_of_a_step(read_recipe(args.run / CONFIG))
         _refuse_passed(args.run, begin)
         edits = read_edits(args.run / DATA)
         first, last = (plan_step(step, edits, batches) for step in (begin, end))

@@ -3,6 +3,7 @@
 Shape letters: B batch; latents, noise and states have any shape (B, ...).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
@@ -46,7 +47,7 @@ class RectifiedFlow(Objective):
             solver: `euler`; or `dpm_solver` (DPM-Solver++) or `unipc`, which need fewer steps, see `multistep`.
         """
         check_solver(solver, "euler")
-        if shift <= 0:
+        if not 0 < shift < math.inf:
             raise UserError(f"objective.shift is {shift}; it must be above 0 (1 is no shift)")
         if time_sampling not in get_args(TimeSampling):
             raise UserError(f"objective.time_sampling is {time_sampling!r}; choose uniform or logit_normal")
