@@ -151,9 +151,8 @@ class VideoTextData(LightningDataModule):
         super().__init__()
         if not decode_deadline > 0:
             raise UserError(f"decode_deadline is {decode_deadline}; it must be greater than 0 seconds.")
-        require_at_least(
-            0, num_workers=num_workers, prefetch=prefetch, copies_gb=copies_gb, cache_decoded_mb=cache_decoded_mb
-        )
+        require_at_least(0, seed=seed, num_workers=num_workers, prefetch=prefetch)
+        require_at_least(0, copies_gb=copies_gb, cache_decoded_mb=cache_decoded_mb)
         require_at_least(1, max_clips=max_clips, max_sample_clips=max_sample_clips)
         if not 0 < train_fraction <= 1:
             raise UserError(

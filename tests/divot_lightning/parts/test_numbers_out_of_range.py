@@ -56,7 +56,7 @@ MAKERS = {
     "encode": (EncodeConfig, {}),
     "data": (VideoTextData, {}),
 }
-ANY = {"seed", "time_mean", "crf", "streams", "shuffle_buffer", "batch_size", "train_fraction"}
+ANY = {"time_mean", "crf", "streams", "shuffle_buffer", "batch_size", "train_fraction"}
 """Settings that may be negative, and those of the data that are checked with the data themselves."""
 
 
