@@ -10,7 +10,7 @@ a window, which is shuffled. Only indices are shuffled, before anything is read,
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -39,11 +39,6 @@ class SampleIndex(NamedTuple):
     pass_number: int
     shard: int
     sample: int
-
-
-@lru_cache(maxsize=16)
-def _permutation(size: int, *seed: int) -> Indices:
-    return np.random.default_rng(seed).permutation(size)
 
 
 @dataclass(frozen=True)
@@ -80,6 +75,11 @@ class SourceOrder:
     def _passes(self) -> dict[int, tuple[Indices, Indices]]:
         return {}
 
+    @cached_property
+    def _windows(self) -> dict[tuple[int, int], Indices]:
+        """The latest windows, since a step crosses at most a few."""
+        return {}
+
     def _pass_order(self, pass_number: int) -> tuple[Indices, Indices]:
         """Return the permuted shards, and for each the index behind its last sample in the joined sequence."""
         if pass_number not in self._passes:
@@ -113,7 +113,13 @@ class SourceOrder:
         """Shuffle within windows: return the index, within the pass, that takes the turn of `index`."""
         window, offset = divmod(index, self.shuffle)
         first = window * self.shuffle
-        order = _permutation(min(self.shuffle, self.size - first), self.seed, pass_number, window)
+        order = self._windows.get((pass_number, window))
+        if order is None:
+            while len(self._windows) > 3:
+                del self._windows[next(iter(self._windows))]
+            size = min(self.shuffle, self.size - first)
+            order = np.random.default_rng([self.seed, pass_number, window]).permutation(size)
+            self._windows[pass_number, window] = order
         return first + int(order[offset])
 
     def _stream_position(self, index: int) -> int:
@@ -222,21 +228,29 @@ class OrderPlan:
         """Steps of one pass if passes are exact, else None."""
         return -(-self.sources[0].size // self.batch_sizes[0]) if self.exact else None
 
-    def batch(self, step: int) -> list[SampleIndex]:
-        """Return the samples of a step, in order; a rank takes `[rank::world_size]` of them.
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[SampleIndex]:
+        """Return the samples of a step that a process takes, in order; the others are not computed.
 
         Args:
             step: Not before the plan's origin.
+            rank: The process: it takes `[rank::world_size]` of the step.
+            world_size: Number of processes; 1 for the whole step.
         """
-        if self.exact:
-            return self._exact_batch(step)
         before = self.samples_before(step)
-        first = sum(before)
-        if self.mixes_samples:
-            numbers = range(first, first + self.batch_sizes[0])
+        first, end = sum(before), self._end(step, before)
+        numbers = range(first, end)[rank::world_size]
+        if self.mixes_samples and not self.exact:
             return [self._mixed_index(number) for number in numbers]
-        source, _ = weighted_round_robin(step, self.weights)
-        return [self._sample_index(first + j, source, before[source] + j) for j in range(self.batch_sizes[source])]
+        source = 0 if self.exact else weighted_round_robin(step, self.weights)[0]
+        return [self._sample_index(number, source, before[source] + number - first) for number in numbers]
+
+    def _end(self, step: int, before: tuple[int, ...]) -> int:
+        """Return the number behind the last one of a step."""
+        if self.exact:
+            size = self.sources[0].size
+            return min(before[0] + self.batch_sizes[0], (before[0] // size + 1) * size)
+        source = 0 if self.mixes_samples else weighted_round_robin(step, self.weights)[0]
+        return sum(before) + self.batch_sizes[source]
 
     def samples_before(self, step: int) -> tuple[int, ...]:
         """Return how many samples of each source the steps before this one took."""
@@ -264,12 +278,6 @@ class OrderPlan:
             "exact": self.exact,
             "mixes_samples": self.mixes_samples,
         }
-
-    def _exact_batch(self, step: int) -> list[SampleIndex]:
-        (first,) = self.samples_before(step)
-        size = self.sources[0].size
-        end = min(first + self.batch_sizes[0], (first // size + 1) * size)
-        return [self._sample_index(number, 0, number) for number in range(first, end)]
 
     def _mixed_index(self, number: int) -> SampleIndex:
         source, before = weighted_round_robin(number, self.weights)
