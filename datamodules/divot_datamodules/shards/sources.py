@@ -15,7 +15,7 @@ How a sample gets from a shard into a batch, and which class does what on the wa
    collates the items into a `Batch`.
 
 `SourceFacts` (`order.data_position`) is what a checkpoint stores about a source, so that a resumed run notices changed
-data. `divot_datamodules.preparation.packing` has a `MediaItem` for each sample that it packs; it is no source.
+data. `MediaItem` (`preparation.media_items`) is a file to pack, no source.
 """
 
 from collections.abc import Iterator, Sequence

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.plan.grid import MEASURE
+from divot_lightning.experiments.plan.commands import MEASURE
 from divot_lightning.experiments.runner.steps import Step
 
 CHECK = (sys.executable, "-m", "divot_lightning.experiments.plan.settings_check")

@@ -20,7 +20,8 @@ from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.shards.sources import read_all
 from divot_datamodules.toy.world import ATTRIBUTES
 from divot_heads.mse import MSEHead
-from divot_lightning.checkpoint.components import save_component, weights_sha256
+from divot_lightning.checkpoint.components import save_component
+from divot_lightning.checkpoint.run_components import weights_sha256
 from divot_lightning.cli.main import main as run_divot
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import EvaluationConfig
@@ -35,9 +36,11 @@ from divot_lightning.experiments.measure import main, prepare
 from divot_lightning.inference.generate import generate_clip_features
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.io.files import file_sha256
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.testing.run_distributed import run_distributed
 from divot_lightning.testing.toy_shards import make_toy_shards

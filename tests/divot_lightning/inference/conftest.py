@@ -10,17 +10,22 @@ from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 
 
 @pytest.fixture(scope="session")
 def llm_run(tmp_path_factory):
-    """A run folder with a tokenizer, a de-tokenizer and a video LLM, all tiny and untrained."""
+    return write_untrained_run(tmp_path_factory.mktemp("llm_run"))
+
+
+def write_untrained_run(folder):
+    """Write a run folder with a tokenizer, a de-tokenizer and a video LLM, all tiny and untrained."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("llm_run")
     vision = partial(ClipVision, image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
     sizes = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}
     sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 2}

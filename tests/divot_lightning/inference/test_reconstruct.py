@@ -18,6 +18,7 @@ from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import probe
 from divot_datamodules.decoding.video_writing import write_video
+from divot_datamodules.toy.oracle import read_clip
 from divot_datamodules.toy.world import ToyWorld
 from divot_lightning import DivotPipeline
 from divot_lightning.checkpoint.components import save_component
@@ -26,9 +27,11 @@ from divot_lightning.errors import UserError
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.inference.reconstruct import read_clips, reconstruct_files
 from divot_lightning.inference.results import comparison
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.testing.toy_shards import make_toy_shards
 from tests.helpers.broken_shards import moving_clip, write_members
 from tests.helpers.faults import limited_file_size
@@ -83,7 +86,7 @@ def test_shards_and_files_give_the_rendered_pixels(tmp_path, shards):
     clips = list(read_clips([str(tmp_path / "mine.mp4"), str(shards / "held_out")], CLIP))
     assert [key for key, _ in clips] == ["mine", "held_out-000000"]
     assert np.abs(clips[0][1].astype(int) - video).max() <= 4
-    assert world.read(clips[1][1]).valid
+    assert read_clip(world, clips[1][1]).valid
 
 
 @pytest.mark.parametrize("name", ["missing.mp4", "broken.mp4"])

@@ -17,8 +17,10 @@ from divot_lightning.checkpoint.components import part_sha256, save_component
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.inference.feature_encoding import encode_shards
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.testing.toy_shards import make_toy_shards
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
 from divot_optimizers.adamw import AdamWOptimizer
