@@ -174,8 +174,7 @@ def tensor_access(trainer: Trainer) -> TensorAccess:
     """
     strategy: Any = trainer.strategy
     if hasattr(strategy, "tensor_access"):
-        access: TensorAccess = strategy.tensor_access()
-        return access
+        return strategy.tensor_access()
     require_known_strategy(trainer)
     stage: LightningModule = trainer.lightning_module
     return WholeTensors(sort_tensors(stage), strategy.optimizers)

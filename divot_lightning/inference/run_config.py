@@ -72,8 +72,7 @@ def run_fps(run: str | Path) -> float:
 
 def run_resize(run: str | Path) -> Resize:
     """Return the filter that resizes a run's frames; "bicubic" if its config does not say."""
-    resize: Resize = (read_data_config(run).get("clip") or {}).get("resize", ClipConfig.resize)
-    return resize
+    return (read_data_config(run).get("clip") or {}).get("resize", ClipConfig.resize)
 
 
 def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:

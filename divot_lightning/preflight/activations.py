@@ -108,8 +108,7 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
         return torch.stack([part.mean for part in parts.values()]).sum()
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        result: Tensor = _Attention.apply(*(autocast.lower(part) for part in (query, key, value)))
-        return result
+        return _Attention.apply(*(autocast.lower(part) for part in (query, key, value)))
 
     def switch(device: str, dtype: torch.dtype | None = None, enabled: bool = True, **kwargs: Any) -> Any:
         if device == "meta":
@@ -183,7 +182,4 @@ def _to_meta(batch: dict[str, Any], half: torch.dtype | None) -> dict[str, Any]:
     def move(tensor: Tensor) -> Tensor:
         return tensor.to("meta", half if half is not None and tensor.is_floating_point() else tensor.dtype)
 
-    moved: dict[str, Any] = tree_map_only(
-        Tensor, move, {name: value for name, value in batch.items() if name != "sample_index"}
-    )
-    return moved
+    return tree_map_only(Tensor, move, {name: value for name, value in batch.items() if name != "sample_index"})

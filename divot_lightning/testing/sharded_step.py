@@ -22,8 +22,7 @@ def plain_update(head: GenerationHead, batches: list[tuple[Tensor, Tensor]]) -> 
 def _rank_loss(head: nn.Module, rank: int, hidden_BQD: Tensor, target_BQC: Tensor) -> Tensor:
     """Return the loss, with noise that depends on the rank."""
     torch.manual_seed(rank)
-    loss: Tensor = head(hidden_BQD, target_BQC)
-    return loss
+    return head(hidden_BQD, target_BQC)
 
 
 def updates_under_zero(

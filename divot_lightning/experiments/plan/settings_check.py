@@ -31,8 +31,7 @@ def wrong_settings(steps: Sequence[Step]) -> dict[str, str]:
         return {}
     child = subprocess.run(CHECK, input=json.dumps(checked), capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
-    found: dict[str, str] = json.loads(child.stdout.splitlines()[-1])
-    return found
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def main(commands: Mapping[str, Sequence[str]]) -> dict[str, str]:

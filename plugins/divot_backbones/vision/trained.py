@@ -48,5 +48,4 @@ class TrainedVision(VisionEncoder):
 
     def encode(self, frames_BF3HW: Tensor) -> Tensor:
         """Return the patch features of the encoder, (B, T, P, C); see `VisionEncoder.encode`."""
-        patches_BTPC: Tensor = self.model(frames_BF3HW)
-        return patches_BTPC
+        return self.model(frames_BF3HW)
