@@ -1,5 +1,7 @@
 """The exact pixel oracle of the toy world: which shape a clip shows, in which colour, and how it moves.
 
+It reads these attributes from pixels alone; a clip that it cannot read is invalid and counts as wrong everywhere.
+
 Shape letters: F frames, H height, W width.
 """
 

@@ -1,7 +1,6 @@
-"""The toy world: clips of one coloured moving shape, their captions and questions, and an exact pixel oracle.
+"""The toy world: clips of one coloured moving shape, their captions and questions.
 
-A clip is defined by four attributes, which its caption names, and a start position, which it does not name. The oracle
-reads the attributes from pixels alone; a clip that it cannot read is invalid and counts as wrong everywhere.
+A clip is defined by four attributes, which its caption names, and a start position, which it does not name.
 
 Shape letters: F frames, H height, W width.
 """
