@@ -89,7 +89,7 @@ def test_the_oracle_reads_every_stored_clip_as_its_sentence_says(tmp_path, conti
             said = [state for _, state in follow(sample.text["story"]["texts"])]
             readings = [read_clip(world, clip.numpy()) for clip in sample.video]
             assert [attributes(reading) for reading in readings] == said
-            assert not ToyWorld(background=(200, 90, 20)).read(sample.video[0].numpy()).valid
+            assert not read_clip(ToyWorld(background=(200, 90, 20)), sample.video[0].numpy()).valid
             for reading, scene in zip(readings, sample.text["scenes"], strict=True):
                 assert np.allclose(reading.start, (scene["start_row"], scene["start_column"]), atol=0.4)
                 assert math.hypot(*reading.velocity) == pytest.approx(SPEEDS[scene["speed"]] * 32, abs=0.06)

@@ -227,7 +227,7 @@ def test_a_world_of_another_size_reads_the_same_scenes():
         doubled = replace(scene, start_row=2 * scene.start_row, start_column=2 * scene.start_column)
         video = large.render(doubled)
         assert video.shape == (16, 3, 64, 64)
-        assert_read(large.read(video), doubled, 0.6)
+        assert_read(read_clip(large, video), doubled, 0.6)
         small = video.reshape(16, 3, 32, 2, 32, 2).mean(axis=(3, 5))
         assert np.abs(small - WORLD.render(scene)).mean() < 1.0
 
@@ -235,7 +235,7 @@ def test_a_world_of_another_size_reads_the_same_scenes():
 def test_scenes_of_a_large_world_fill_it():
     large = ToyWorld(size=64)
     for scene in scenes("held_out", 10, large):
-        assert_read(large.read(large.render(scene)), scene, 0.6)
+        assert_read(read_clip(large, large.render(scene)), scene, 0.6)
 
 
 @pytest.mark.parametrize("amount", [3, 12])
