@@ -13,7 +13,8 @@ import time
 
 import psutil
 
-from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
+from divot_datamodules.order.order_plan import OrderPlan
+from divot_datamodules.order.source_order import SourceOrder
 
 
 def measure(ranks: int, per_rank: int, samples: int, shards: int, sources: int, steps: int) -> dict[str, float]:

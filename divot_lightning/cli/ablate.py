@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from divot_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from divot_lightning.experiments.plan.recipe import Experiment
+    from divot_lightning.experiments.plan.experiment import Experiment
 
 DESCRIPTION = (
     "Run an experiment: the steps of a recipe, for each of its variants and seeds. A trial is one combination of "
@@ -67,14 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot ablate`.
-
-    Returns:
-        The exit status: 1 if a trial failed, among all or the one that --part names.
-    """
+    """Run the command with the words after `divot ablate`, and return the exit status: 1 if a trial failed."""
     from divot_lightning.experiments.plan.grid import make_grid
     from divot_lightning.experiments.plan.recipe import load_recipe
     from divot_lightning.experiments.run import lock_recipe, slurm_script

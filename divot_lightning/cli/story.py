@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
         entries = read_prompts(args.prompts, "instruction", seed=int)
         folders = [Path(args.output) / str(number) for number in range(len(entries))]
     from divot_lightning.inference.batches import tell_missing
-    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+    from divot_lightning.inference.pipeline import DivotPipeline
+    from divot_lightning.inference.pipeline_options import Decoding
 
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))
     decoding = Decoding(**decoding_options(args))

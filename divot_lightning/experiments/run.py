@@ -13,10 +13,12 @@ from typing import Any
 import yaml
 
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.plan.grid import Grid, Trial, make_grid, make_trials, trial_options
+from divot_lightning.experiments.plan.experiment import Experiment
+from divot_lightning.experiments.plan.grid import Grid, make_grid
 from divot_lightning.experiments.plan.matching import measured_costs, steps_for_amount
-from divot_lightning.experiments.plan.recipe import Experiment, parse_recipe
+from divot_lightning.experiments.plan.recipe import parse_recipe
 from divot_lightning.experiments.plan.settings_check import wrong_settings
+from divot_lightning.experiments.plan.trials import Trial, make_trials, trial_options
 from divot_lightning.experiments.report.page import all_tables, build_report, table_page
 from divot_lightning.experiments.report.rendering import write_report
 from divot_lightning.experiments.results.formats import as_csv, as_latex, as_markdown

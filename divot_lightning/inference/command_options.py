@@ -67,5 +67,5 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of `add_decoding_options` for `divot_lightning.inference.pipeline.Decoding`."""
+    """Return the options of `add_decoding_options` for `divot_lightning.inference.pipeline_options.Decoding`."""
     return {"steps": args.steps, "guidance": args.guidance, "sampler": args.sampler}

@@ -1,7 +1,5 @@
 import functools
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,8 @@ from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.data import COMMANDS, main
 from divot_lightning.cli.main import main as divot
 from divot_lightning.errors import UserError
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.testing.toy_shards import make_toy_shards
 from tests.helpers.broken_shards import write_members
 
@@ -30,16 +29,6 @@ def test_help_lists_every_command(capsys):
     assert main(["--help"]) == main([]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} " in shown for name in COMMANDS)
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_help_of_a_command_does_not_import_torch(command):
-    code = (
-        "import sys\nfrom divot_lightning.cli.data import main\n"
-        f"try:\n    main([{command!r}, '--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
-        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_unknown_commands_are_named():

@@ -8,7 +8,7 @@ import numpy as np
 
 from divot_datamodules.loading.batch_reader import BatchReader, PlannedStep
 from divot_datamodules.order.data_position import TrainPosition
-from divot_datamodules.order.order_plan import SampleIndex
+from divot_datamodules.order.source_order import SampleIndex
 from divot_lightning.parts.batch import Batch
 
 

@@ -1,11 +1,10 @@
 """`divot data`: make, pack, inspect, index and encode shards."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, did_you_mean
 
 COMMANDS: dict[str, str] = {
     "toy": "make the toy world's shards: divot data toy data/toy",
@@ -20,20 +19,12 @@ COMMANDS: dict[str, str] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one `divot data` command.
-
-    Args:
-        argv: The words after `divot data`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot data`, and return the exit status."""
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(help_text())
         return 0
     if argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f" Did you mean 'divot data {near[0]}'?" if near else ""
+        hint = did_you_mean(argv[0], COMMANDS, "divot data {}")
         raise UserError(f"there is no command 'data {argv[0]}'; commands: {', '.join(COMMANDS)}.{hint}")
     module = importlib.import_module(f"divot_lightning.cli.data.{argv[0].replace('-', '_')}")
     return int(module.main(list(argv[1:])))

@@ -20,11 +20,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot data index`.
-    """
+    """Run the command with the words after `divot data index`, and return the exit status."""
     args = parser().parse_args(argv)
     from tqdm import tqdm
 

@@ -59,11 +59,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot data inspect`.
-    """
+    """Run the command with the words after `divot data inspect`, and return the exit status."""
     args = parser().parse_args(argv)
     if args.max_length is not None and not (args.tasks and args.tokenizer):
         raise UserError("--max-length needs --tasks and --tokenizer, which decide how many tokens a sample has.")

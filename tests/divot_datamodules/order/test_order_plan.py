@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divot_datamodules.order.order_plan import OrderPlan, Origin, SampleIndex, SourceOrder, weighted_round_robin
+from divot_datamodules.order.order_plan import OrderPlan, Origin, weighted_round_robin
+from divot_datamodules.order.source_order import SampleIndex, SourceOrder
 from divot_lightning.errors import UserError
 
 WORLDS, SHARDS = (1, 2, 3, 4), (1, 3, 7, 64)
