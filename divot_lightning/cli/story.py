@@ -30,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", help="run folder of instruction tuning on stories")
     parser.add_argument("instruction", nargs="?", help="what the story is about")
-    parser.add_argument("--output", required=True, help="folder of the story; with --prompts, folder with one folder for each line")
+    parser.add_argument(
+        "--output", required=True, help="folder of the story; with --prompts, folder with one folder for each line"
+    )
     example = '{"instruction": "...", "seed": 1}'
     parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
     parser.add_argument("--num-clips", type=int, default=3, help="largest number of clips (default: 3)")

@@ -58,7 +58,9 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     """Add how clips are decoded: steps, guidance and sampler; `decoding_options` reads them."""
-    parser.add_argument("--detokenizer", help="run folder of the de-tokenizer, such as an adapted one (default: the one that RUN names)")
+    parser.add_argument(
+        "--detokenizer", help="run folder of the de-tokenizer, such as an adapted one (default: the one that RUN names)"
+    )
     parser.add_argument("--steps", type=int, help="denoising steps (default: the de-tokenizer's)")
     parser.add_argument("--guidance", type=float, help="scale of the guidance; 1 is none (default: the de-tokenizer's)")
     parser.add_argument(

@@ -29,7 +29,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--detokenizer", help="run folder of the de-tokenizer that all runs use")
     add_model_options(parser)
     parser.add_argument(
-        "--example", action="append", default=[], metavar="FILE", help="clip that the page offers as an example; may be given several times"
+        "--example",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="clip that the page offers as an example; may be given several times",
     )
     parser.add_argument(
         "--host",
@@ -42,10 +46,16 @@ def parser() -> argparse.ArgumentParser:
         "--max-upload-mb", type=int, default=usual.upload_mb, help=f"largest upload in MB (default: {usual.upload_mb})"
     )
     parser.add_argument(
-        "--max-seconds", type=float, default=usual.seconds, help=f"longest video in seconds (default: {usual.seconds:g})"
+        "--max-seconds",
+        type=float,
+        default=usual.seconds,
+        help=f"longest video in seconds (default: {usual.seconds:g})",
     )
     parser.add_argument(
-        "--max-queue", type=int, default=usual.waiting, help=f"largest number of waiting jobs (default: {usual.waiting})"
+        "--max-queue",
+        type=int,
+        default=usual.waiting,
+        help=f"largest number of waiting jobs (default: {usual.waiting})",
     )
     return parser
 
