@@ -68,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--port is {args.port}; it must be from 0 to 65535")
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f'the page needs {" and ".join(missing)}\ninstall them: pip install "divot-lightning[demo]"')
+        raise UserError(
+            f'the page needs {" and ".join(missing)}\nin a checkout of divot-lightning: pip install ".[demo]"'
+        )
     from divot_lightning.demo.server import serve
     from divot_lightning.demo.systems import find_systems
 
