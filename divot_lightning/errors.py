@@ -1,6 +1,8 @@
-"""The error that users see, and the errors of libraries in its messages."""
+"""The error that users see, and parts of its messages."""
 
+import difflib
 import math
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -40,3 +42,28 @@ def first_line(error: BaseException, length: int | None = 200) -> str:
     ('no such file', 'TimeoutError')
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
+
+
+def did_you_mean(word: str, allowed: Iterable[str], form: str = "{}") -> str:
+    """Return ` Did you mean 'x'?` for the nearest allowed word, or nothing.
+
+    Args:
+        word: What was given.
+        allowed: What may be given.
+        form: How the word is shown.
+
+    >>> did_you_mean("max_step", ["max_steps", "devices"])
+    " Did you mean 'max_steps'?"
+    """
+    near = difflib.get_close_matches(word, list(allowed), n=1)
+    return f" Did you mean {form.format(near[0])!r}?" if near else ""
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """Return the first names of a list, and how many more there are.
+
+    >>> first_of(["a", "b", "c"], 2), first_of(["a"], 2)
+    ('a, b and 1 more', 'a')
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

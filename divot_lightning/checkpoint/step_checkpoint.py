@@ -16,8 +16,6 @@ from divot_lightning.checkpoint.folders import (
     checkpoint_name,
     checkpoint_step,
     complete_checkpoints,
-)
-from divot_lightning.checkpoint.retention import (
     read_scores,
     remove_folder,
     remove_leftovers,

@@ -10,7 +10,7 @@ from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.io.command_parser import CommandParser
 
 if TYPE_CHECKING:
-    from divot_lightning.experiments.plan.recipe import Experiment
+    from divot_lightning.experiments.plan.experiment import Experiment
 
 DESCRIPTION = (
     "Run an experiment: the steps of a recipe, for each of its variants and seeds. A trial is one combination of "
@@ -39,6 +39,15 @@ def parser() -> argparse.ArgumentParser:
         "at the same time",
     )
     options.add_argument(
+        "--reuse",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="an experiment whose finished shared steps (data, tokenizer, features) are linked, not run again, where "
+        "their settings are the same; may be given several times",
+    )
+    options.add_argument(
         "--mixed-protocols",
         action="store_true",
         help="show scores of different protocols in one table; they are marked with *",
@@ -60,14 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot ablate`.
-
-    Returns:
-        The exit status: 1 if a trial failed, among all or the one that --part names.
-    """
+    """Run the command with the words after `divot ablate`, and return the exit status: 1 if a trial failed."""
     from divot_lightning.experiments.plan.grid import make_grid
     from divot_lightning.experiments.plan.recipe import load_recipe
     from divot_lightning.experiments.run import lock_recipe, slurm_script
@@ -90,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if args.dry_run:
         return dry_run(recipe, folder, jobs, args.rates)
-    return run(recipe, folder, jobs, part=args.part, mixed_protocols=args.mixed_protocols)
+    return run(recipe, folder, jobs, part=args.part, mixed_protocols=args.mixed_protocols, reuse=args.reuse)
 
 
 def _refuse_idle(args: argparse.Namespace) -> None:
@@ -98,7 +100,7 @@ def _refuse_idle(args: argparse.Namespace) -> None:
     if args.rates and not args.dry_run:
         raise UserError("--rates has no effect without --dry-run; leave it out")
     instead = next((name for name in ("dry_run", "list", "slurm") if getattr(args, name)), "")
-    idle = ["part", "mixed_protocols"] if args.dry_run else ["part", "mixed_protocols", "jobs"]
+    idle = ["part", "mixed_protocols", "reuse", *([] if args.dry_run else ["jobs"])]
     given = [name for name in idle if instead and getattr(args, name)]
     if given:
         option, other = given[0].replace("_", "-"), instead.replace("_", "-")
@@ -128,7 +130,15 @@ def dry_run(recipe: "Experiment", folder: Path, jobs: int, rates: str | None = N
     return 0
 
 
-def run(recipe: "Experiment", folder: Path, jobs: int, *, part: str = "", mixed_protocols: bool = False) -> int:
+def run(
+    recipe: "Experiment",
+    folder: Path,
+    jobs: int,
+    *,
+    part: str = "",
+    mixed_protocols: bool = False,
+    reuse: Sequence[Path] = (),
+) -> int:
     """Run an experiment, and print its tables.
 
     Args:
@@ -137,6 +147,7 @@ def run(recipe: "Experiment", folder: Path, jobs: int, *, part: str = "", mixed_
         jobs: Processes side by side.
         part: A trial, `shared`, or "" for all.
         mixed_protocols: Whether scores of different protocols may be in one table.
+        reuse: Folders of experiments whose shared steps are linked where they are the same.
 
     Returns:
         The exit status: 1 if a trial failed, among all or the one that `part` names.
@@ -146,7 +157,7 @@ def run(recipe: "Experiment", folder: Path, jobs: int, *, part: str = "", mixed_
 
     require_at_least(1, "--", jobs=jobs)
     stop_on_terminate()
-    results = run_experiment(recipe, folder, jobs=jobs, part=part, mixed_protocols=mixed_protocols)
+    results = run_experiment(recipe, folder, jobs=jobs, part=part, mixed_protocols=mixed_protocols, reuse=reuse)
     # A trial that runs alone fails only for itself, so that a job array shows which of its tasks failed.
     failed = [result for result in results if result.failure and part in (SHARED, "", result.trial.name)]
     for result in failed:

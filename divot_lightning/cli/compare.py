@@ -30,14 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot compare`.
-
-    Returns:
-        The exit status: 1 if protocols differ and the values were not put into one table.
-    """
+    """Run the command with the words after `divot compare`, and return the exit status: 1 if no values were shown."""
     args = parser().parse_args(argv)
     if len(args.evaluation) < 2:
         raise UserError(f"one evaluation was given, {args.evaluation[0]}; give two or more to compare")

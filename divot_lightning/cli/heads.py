@@ -7,14 +7,7 @@ from divot_lightning.io.command_parser import CommandParser
 
 
 def main(argv: Sequence[str]) -> int:
-    """List the installed generation heads.
-
-    Args:
-        argv: The words after `divot heads`; there are none but `--help`.
-
-    Returns:
-        0, as `divot parts` does.
-    """
+    """Run the command with the words after `divot heads`; there are none but `--help`."""
     CommandParser(
         prog="divot heads",
         description="List the installed generation heads: name for --model.head, class, distribution, version, "

@@ -51,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from divot_datamodules.loading.skipped_samples import left_out_lines
-    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+    from divot_lightning.inference.pipeline import DivotPipeline
+    from divot_lightning.inference.pipeline_options import Decoding
     from divot_lightning.inference.reconstruct import reconstruct_files
     from divot_lightning.parts.sources import SkippedSample
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from divot_lightning.checkpoint.components import find_component, weights_sha256
+from divot_lightning.checkpoint.run_components import find_component, weights_sha256
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems, by_video, choose_items
-from divot_lightning.evaluation.config import SUPPLIED, EvaluationConfig
+from divot_lightning.evaluation.config import EvaluationConfig
+from divot_lightning.evaluation.config_checks import SUPPLIED
 from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
 from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
-from divot_lightning.checkpoint.components import find_component, load_component
+from divot_lightning.checkpoint.components import load_component
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.errors import UserError, first_line
 from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.generate import generate_clip_features

@@ -32,7 +32,7 @@ _EMBEDDINGS, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _LLM, _ADDED = "llm/", "added/"
 """Prefixes that keep apart names of the language model, of the agent, and of what the released files leave implicit."""
 
-_AGENT_RULES = {
+AGENT_RULES = {
     "input_resampler.proj.0.{kind}": "input_projector.hidden.{kind}",
     "input_resampler.proj.2.{kind}": "input_projector.out.{kind}",
     "output_resampler.proj.{layer}.{kind}": "head.proj.{layer}.{kind}",
@@ -91,7 +91,7 @@ def _table(module: VideoLLM, released: Mapping[str, Tensor]) -> KeyTable:
     buffers = {
         name: "rotary frequencies, which are computed" for name in released if name.endswith("rotary_emb.inv_freq")
     }
-    return KeyTable("video LLM", {**same, **_AGENT_RULES}, buffers)
+    return KeyTable("video LLM", {**same, **AGENT_RULES}, buffers)
 
 
 def _language_model(folder: Path, in_agent: Mapping[str, Tensor]) -> dict[str, Tensor]:

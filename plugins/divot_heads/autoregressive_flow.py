@@ -124,5 +124,4 @@ class CausalContext(nn.Module):
         bias_QQ = torch.full((num_tokens, num_tokens), HIDDEN_BIAS, device=features_BQC.device).triu(diagonal=1)
         for block in self.blocks:
             stream_BQW = block(stream_BQW, attention_mask=bias_QQ.expand(len(stream_BQW), -1, -1))
-        context_BQW: Tensor = self.norm_out(stream_BQW)
-        return context_BQW
+        return self.norm_out(stream_BQW)

@@ -99,8 +99,7 @@ class NoiseToFeatures(nn.Module):
         stream_NW = self.noise_in(noise_NC) + projected_NW
         for block in self.blocks:
             stream_NW = block(stream_NW, silu(projected_NW))
-        features_NC: Tensor = self.features_out(stream_NW)
-        return features_NC
+        return self.features_out(stream_NW)
 
 
 def energy_score(samples_RXC: Tensor, target_XC: Tensor, exponent: float = 1.0) -> Tensor:

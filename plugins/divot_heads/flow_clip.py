@@ -99,13 +99,4 @@ class FlowClipHead(GenerationHead):
         """Follow the velocity from noise, which `temperature` multiplies, to features_BQC, float32."""
         shape = (*hidden_BQD.shape[:-1], self.feature_dim)
         noise_BQC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
-        return sample_flow(
-            self.denoiser,
-            noise_BQC,
-            hidden_BQD,
-            self.condition_dropout,
-            guidance=self.guidance,
-            steps=self.sampling_steps,
-            shift=self.shift,
-            solver=self.solver,
-        )
+        return sample_flow(self, noise_BQC, hidden_BQD)

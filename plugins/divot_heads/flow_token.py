@@ -96,14 +96,5 @@ class FlowTokenHead(GenerationHead):
         condition_ND = hidden_BQD.flatten(0, -2)
         shape = (len(condition_ND), self.feature_dim)
         noise_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
-        features_NC = sample_flow(
-            self.denoiser,
-            noise_NC,
-            condition_ND,
-            self.condition_dropout,
-            guidance=self.guidance,
-            steps=self.sampling_steps,
-            shift=self.shift,
-            solver=self.solver,
-        )
+        features_NC = sample_flow(self, noise_NC, condition_ND)
         return features_NC.view(*hidden_BQD.shape[:-1], self.feature_dim)

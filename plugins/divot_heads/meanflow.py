@@ -179,10 +179,7 @@ class AverageVelocity(nn.Module):
         # Not get_parameter: under force_float32 they may be float32 copies, which are plain tensors.
         parameters: dict[str, Tensor] = {dotted: getattr(self, name) for name, dotted in self.names.items()}
         times = TIME_SCALE * end_N, TIME_SCALE * (end_N - start_N)
-        average_NC: Tensor = torch.func.functional_call(
-            self.network, parameters, (state_NC, times[0], condition_ND, times[1])
-        )
-        return average_NC
+        return torch.func.functional_call(self.network, parameters, (state_NC, times[0], condition_ND, times[1]))
 
 
 class MatmulLinear(nn.Linear):

@@ -36,8 +36,7 @@ class AdamWOptimizer(TrainingOptimizer):
         """Return AdamW with a group of parameters that have weight decay and one of the others."""
         # a type, whose subclasses take arguments of their own
         make: Any = adamw
-        optimizer: Optimizer = make(self.decay_groups(parameters), lr=self.lr, betas=self.betas, eps=self.eps)
-        return optimizer
+        return make(self.decay_groups(parameters), lr=self.lr, betas=self.betas, eps=self.eps)
 
     def decay_groups(self, parameters: Iterable[TrainedParameter]) -> list[dict[str, Any]]:
         """Return parameter groups: with weight decay, and without it."""

@@ -16,7 +16,7 @@ from divot_datamodules.decoding.video import (
     Media,
     Pixels,
     VideoTiming,
-    decode_chosen,
+    decode_frames,
     decode_image,
     shown_size,
 )
@@ -230,7 +230,7 @@ def decode_clips(
         return [times[number] for times in clips for number in config.frame_numbers]
 
     _refuse_small(media, config, config.min_side)
-    frames = decode_chosen(media, choose, config.size, max_pixels=config.max_pixels, resize=config.resize)
+    frames = decode_frames(media, choose, config.size, max_pixels=config.max_pixels, resize=config.resize)
     return DecodedClips(frames.reshape(-1, len(config.frame_numbers), *frames.shape[1:]), is_deterministic)
 
 

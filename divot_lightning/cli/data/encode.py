@@ -67,11 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot data encode`.
-    """
+    """Run the command with the words after `divot data encode`, and return the exit status."""
     args = parser().parse_args(argv)
     from divot_datamodules.loading.skipped_samples import Budget, left_out_lines
     from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards, tokenizer_clip

@@ -43,11 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot data pack`.
-    """
+    """Run the command with the words after `divot data pack`, and return the exit status."""
     args = parser().parse_args(argv)
     from divot_datamodules.preparation.packing import PackConfig, pack
 

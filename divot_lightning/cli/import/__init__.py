@@ -46,17 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot import`.
-
-    Returns:
-        0.
-
-    Raises:
-        UserError: The file is damaged or another one, the folder exists, or an option has no effect.
-    """
+    """Run the command with the words after `divot import`, and return the exit status."""
     args = parser().parse_args(list(argv))
     for kind, option, value in (
         ("tokenizer", "vision", args.vision),

@@ -91,8 +91,7 @@ def _load_whole(folder: str, **settings: Any) -> PreTrainedModel:
             f"language_model={folder!r} lacks {len(missing)} weights of a {type(model).__name__}, such as "
             f"{missing[0]!r}.\nGive the whole folder of a causal language model."
         )
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def build_untrained_language_model(

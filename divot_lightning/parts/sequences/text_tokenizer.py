@@ -49,7 +49,6 @@ def text_encoder(text_tokenizer: Any) -> Callable[..., list[int]]:
     """
 
     def encode(text: str, *, special: bool = False) -> list[int]:
-        ids: list[int] = text_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special)
-        return ids
+        return text_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special)
 
     return encode

@@ -100,5 +100,4 @@ class EulerSampler(Sampler):
 
     def step(self, index: int, prediction: Tensor, state: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """Move the state to the next time; see `Sampler.step`."""
-        moved: Tensor = self.scheduler.step(prediction, self.scheduler.timesteps[index], state, return_dict=False)[0]
-        return moved
+        return self.scheduler.step(prediction, self.scheduler.timesteps[index], state, return_dict=False)[0]

@@ -14,8 +14,8 @@ from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.experiments import run as run_module
 from divot_lightning.experiments.plan import matching
-from divot_lightning.experiments.plan.grid import make_trials
 from divot_lightning.experiments.plan.recipe import load_recipe
+from divot_lightning.experiments.plan.trials import make_trials
 from divot_lightning.experiments.run import run_experiment
 from divot_lightning.experiments.runner.records import StepRecord
 from tests.divot_lightning.experiments.plan.test_grid import recipe

@@ -27,13 +27,10 @@ from divot_lightning.interop.import_detokenizer import (
     released_detokenizer,
 )
 from divot_lightning.interop.openclip_keys import VIT_H_14
-from divot_lightning.interop.released_keys import from_released, to_released
+from divot_lightning.interop.released_keys import KeyTable, from_released
+from divot_lightning.models.detokenizer.config import ConditionResamplerConfig, DetokenizerConfig
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.detokenizer.video_detokenizer import (
-    ConditionResamplerConfig,
-    DetokenizerConfig,
-    VideoDetokenizer,
-)
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 
 DATA = Path(__file__).parents[2] / "data"
 UNET = {
@@ -168,7 +165,8 @@ def test_every_weight_of_the_released_size_has_a_released_name():
     assert model.config.denoiser.init_args["gradient_checkpointing"]
     assert model.latents.scale == 0.18215
     table = detokenizer_table(model)
-    released = to_released(model.state_dict(), table)
+    back = KeyTable(table.part, {ours: theirs for theirs, ours in table.ours_by_released.items()})
+    released = from_released(model.state_dict(), back)
     assert len(released) == len(model.state_dict())
     assert from_released(released, table).keys() == model.state_dict().keys()
     # From the released architecture: 12 blocks down, 3 in the middle, 12 up; the lowest level has no attention.

@@ -17,7 +17,8 @@ from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig
 from divot_lightning.errors import UserError
 from divot_lightning.inference.feature_encoding import EncodeConfig
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.registries.kinds import DENOISERS, HEADS, OPTIMIZERS, VISION_ENCODERS
 
 VISION = {"frozen": False, "image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "heads": 2}
