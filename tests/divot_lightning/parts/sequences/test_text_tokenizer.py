@@ -7,24 +7,15 @@ from divot_lightning.errors import UserError
 from divot_lightning.parts.sequences.text_tokenizer import load_text_tokenizer
 
 
-@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize(
-    "damage",
-    [lambda text: text[: len(text) // 2], lambda text: "", lambda text: "[]", lambda text: '{"model": {"type": "X"}}'],
-    ids=["cut", "empty", "list", "other"],
-)
-def test_a_damaged_text_tokenizer_is_named(tmp_path, file, damage):
+@pytest.mark.parametrize("damaged", ["cut", "", "[]", '{"model": {"type": "X"}}'])
+def test_a_damaged_text_tokenizer_is_named(tmp_path, damaged):
     toy_text_tokenizer().save_pretrained(tmp_path)
-    text = (tmp_path / file).read_text()
-    load_text_tokenizer(tmp_path)
-    (tmp_path / file).write_text(damage(text))
-    try:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text()[:2000] if damaged == "cut" else damaged)
+    with pytest.raises(UserError) as refused:
         load_text_tokenizer(tmp_path)
-    except UserError as error:
-        assert f"{str(tmp_path)!r} cannot be loaded as a transformers tokenizer" in str(error)
-        assert len(str(error).splitlines()) <= 5
-    else:
-        assert file == "tokenizer_config.json", "without the vocabulary there is nothing to load"
+    assert f"{str(tmp_path)!r} cannot be loaded as a transformers tokenizer" in str(refused.value)
+    assert len(str(refused.value).splitlines()) <= 5
 
 
 def test_a_missing_text_tokenizer_is_named(tmp_path):
