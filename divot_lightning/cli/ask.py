@@ -76,6 +76,10 @@ def main(argv: Sequence[str]) -> int:
             "--together, --turns and --jsonl belong to videos on the command line; leave them out with --prompts"
         )
     entries = [] if args.prompts is None else read_prompts(args.prompts, "video", question=str)
+    if entries and Path(args.output).resolve() == Path(args.prompts).resolve():
+        raise UserError(
+            f"--output {args.output} is the file of the prompts, to which answers would be added; name another"
+        )
     if entries and args.question and all("question" in entry for entry in entries):
         raise UserError(f"--question has no effect: each line of {args.prompts} has its own; leave one of them out")
     from divot_lightning.inference.pipeline import DivotPipeline

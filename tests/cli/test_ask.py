@@ -46,6 +46,14 @@ def test_options_without_effect_are_refused(option):
         main(["run", "--prompts", "p", "--output", "o", option])
 
 
+def test_answers_are_not_added_to_the_prompts(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text("a.mp4\n")
+    with pytest.raises(UserError, match="is the file of the prompts"):
+        main(["no_run", "--prompts", str(file), "--output", f"{tmp_path}/../{tmp_path.name}/p.jsonl"])
+    assert file.read_text() == "a.mp4\n"
+
+
 def test_a_question_that_no_prompt_needs_is_refused(tmp_path):
     words = ["no_run", "--prompts", str(tmp_path / "p"), "--output", str(tmp_path / "o"), "--question", "what ?"]
     (tmp_path / "p").write_text('{"video": "a.mp4", "question": "where ?"}')
