@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.io.command_parser import CommandParser
 
 
@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if args.max_length is not None and not (args.tasks and args.tokenizer):
         raise UserError("--max-length needs --tasks and --tokenizer, which decide how many tokens a sample has.")
+    require_at_least(1, "--", **{"max-length": args.max_length})
     from tqdm import tqdm
 
     from divot_datamodules.decoding.clip_sampling import ClipConfig
