@@ -23,8 +23,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot ask",
         description="Answer questions about videos or pictures with the video LLM of a run. Without --question it "
-        "writes captions, which a run trained on questions only cannot do. Words that its text tokenizer does not "
-        "know are listed on stderr. Videos are cut into clips as in training.",
+        "writes captions; a run that was trained on questions only cannot do this. Words that its text tokenizer does "
+        "not know are listed on stderr. Videos are cut into clips as in training.",
     )
     parser.add_argument("run", help="run folder of LLM pretraining or instruction tuning")
     parser.add_argument("video", nargs="*", help="videos or pictures")
@@ -35,9 +35,21 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--together", action="store_true", help="ask about all videos at once, in their order")
     parser.add_argument("--turns", action="store_true", help="ask each question with the answers to those before it")
     parser.add_argument("--max-clips", type=int, default=20, help="largest number of clips of a video (default: 20)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="largest length of an answer (default: 64)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens that reach this")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, help="largest number of tokens of an answer (default: 64)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="sampling temperature; 0 takes the most likely token (default: 0)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the most likely tokens that together have this probability (default: 1)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument(
         "--jsonl", action="store_true", help="print one JSON object per answer: video, question, answer, settings"

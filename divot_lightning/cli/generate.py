@@ -51,12 +51,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--open-clip",
         action="store_true",
-        help="let the model write until it opens the clip by itself, as the released code does",
+        help="let the model write text until it begins the clip by itself, as in the released code",
     )
     for name, kind, default, what in (
-        ("text-temperature", float, 0.7, "of the words before the clip; 0 takes the most likely"),
-        ("top-p", float, 0.5, "words are drawn from the most likely ones that together have this probability"),
-        ("max-new-tokens", int, 256, "most tokens before the clip"),
+        ("text-temperature", float, 0.7, "sampling temperature of the words before the clip; 0 takes the most likely"),
+        ("top-p", float, 0.5, "words are sampled from the most likely ones that together have this probability"),
+        ("max-new-tokens", int, 256, "largest number of tokens before the clip"),
     ):
         parser.add_argument(f"--{name}", type=kind, help=f"with --open-clip: {what} (default: {default})")
     parser.add_argument("--jsonl", action="store_true", help="print one JSON object per clip: prompt, file")

@@ -26,11 +26,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot story",
         description="Tell a story with the video LLM of a run that was trained on the task story: it writes a "
-        "sentence, opens a clip, generates it, reads it, and continues. Writes clip-0.mp4, ... and story.json.",
+        "sentence, begins a clip, generates it, reads it, and continues. Writes clip-0.mp4, ... and story.json.",
     )
     parser.add_argument("run", help="run folder of instruction tuning on stories")
     parser.add_argument("instruction", nargs="?", help="what the story is about")
-    parser.add_argument("--output", required=True, help="folder of the story; with --prompts of one folder per line")
+    parser.add_argument(
+        "--output", required=True, help="folder of the story; with --prompts, folder with one folder for each line"
+    )
     example = '{"instruction": "...", "seed": 1}'
     parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
     parser.add_argument("--num-clips", type=int, default=3, help="largest number of clips (default: 3)")

@@ -17,7 +17,7 @@ def require_deepspeed() -> None:
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             "strategy divot_zero*: DeepSpeed is not installed\n"
-            "pip install 'divot-lightning[deepspeed]', or take another strategy such as ddp"
+            "in a checkout of divot-lightning: pip install '.[deepspeed]'; or take another strategy such as ddp"
         )
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

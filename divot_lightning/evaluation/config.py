@@ -43,9 +43,10 @@ class JudgeConfig:
         prompt_file: A file with {question}, {correct} and {answer} that replaces the words of `prompt`: JSON or YAML
             with `user` and `system`, or a text, which is the user's message. Other braces are ordinary text.
         temperature: 0 is greedy; null takes the endpoint's own.
-        top_p: Tokens are sampled from the most likely ones with this probability; null takes the endpoint's.
+        top_p: Tokens are sampled from the most likely ones that together have this probability; null takes the
+            endpoint's own.
         max_tokens: Longest reply; null takes the endpoint's own. A reasoning model needs more.
-        attempts: Most times that an answer is judged until a reply can be read.
+        attempts: Largest number of times that an answer is judged, until a reply can be read.
         unjudged_as: How an answer counts if no reply could be read: "wrong", or "left_out" of the score.
         concurrency: Requests to an endpoint at a time.
         max_requests: Requests to an endpoint in all.
@@ -79,9 +80,10 @@ class GenerationConfig:
         video_feature_options: Arguments of the network; null takes I3D's for a file.
         lpips: File with torchvision's weights of LPIPS's network, for reconstructions; null measures none.
         lpips_network: The network of that file.
-        request: Words that ask for a clip, with {} for the prompt; null takes a phrase of the run's own. The released
-            code has "Generate a video of {}".
-        opening: How the model writes until it opens the clip by itself, {} for the released numbers; null opens it.
+        request: Words that ask for a clip, with {} for the prompt; null takes a phrase of the run's own task. The
+            released code has "Generate a video of {}".
+        opening: How the model writes text until it begins the clip by itself; {} has the numbers of the released code.
+            null: the clip begins at once.
         head: Sampling settings of the run's head by name, such as {variance_scale: 0.5}; null takes the run's own.
         one_seed: Whether all clips are sampled in batches with one seed, by the first process. This is faster for small
             models. Otherwise each clip has a seed of its own, so that it does not depend on the others.
@@ -120,17 +122,17 @@ class EvaluationConfig:
         output: Folder of predictions and scores; null takes RUN/evaluation/BENCHMARK-SPLIT.
         prompt: Text with {question}, and {options} for multiple choice; null takes the benchmark's.
         template: Form of the prompts that the model was trained on; null takes the run's.
-        max_clips: Most clips of a video, five frames each (Divot section 4.1: 20).
+        max_clips: Largest number of clips of a video, five frames each (Divot section 4.1: 20).
         temperature: 0 is greedy; null takes 0 for answers and 1 for the features that the head samples for clips.
         top_p: Tokens are sampled from the most likely ones that together have this probability.
-        max_new_tokens: Most tokens of an answer, or of a sentence of a story.
-        seed: Of all sampling; each item has its own generator, unless `generation.one_seed` is set.
+        max_new_tokens: Largest number of tokens of an answer, or of a sentence of a story.
+        seed: Seed of all sampling; each item has its own generator, unless `generation.one_seed` is set.
         choice_rule: How an option is read from an answer: "letter_or_text" as a person would, "first_letter" takes the
             first capital letter of an option, the others as the evaluation code of that name does.
         unparsed_as: Index of the option, from 0, that an answer without a choice counts as. null counts it as wrong;
             with VideoLLaMA 2's rules it counts as option 2, as in its code.
         missing: What to do if videos are missing: "refuse", or "skip" their items, which is noted beside the score.
-        limit: Most items, the first ones; null takes all.
+        limit: Largest number of items, from the first on; null takes all.
         judge: Judge of open-ended answers.
         generation: How clips are generated and measured.
         device: cpu or cuda.

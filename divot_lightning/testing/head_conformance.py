@@ -34,8 +34,8 @@ class HeadConformance(ABC):
                 return MyHead(hidden_dim, feature_dim, width=32)
 
     Make the head small, since every test builds its own. With its sampling settings, temperature 1 must sample the
-    learnt distribution (guidance 1, variances not scaled). The ZeRO test needs `deepspeed` (`pip install
-    divot-lightning[deepspeed]`) and runs on the CPU.
+    learnt distribution (guidance 1, variances not scaled). The ZeRO test needs `deepspeed` (in a
+    checkout of divot-lightning: `pip install ".[deepspeed]"`) and runs on the CPU.
 
     Attributes:
         hidden_dim: D of the heads under test.
@@ -287,7 +287,7 @@ class HeadConformance(ABC):
     def test_trains_under_zero_in_two_processes(self) -> None:
         """A step of SGD under DeepSpeed ZeRO equals a plain step on the mean of the ranks' losses."""
         assert importlib.util.find_spec("deepspeed"), (
-            "this test needs deepspeed: pip install divot-lightning[deepspeed]"
+            "this test needs deepspeed; in a checkout of divot-lightning: pip install '.[deepspeed]'"
         )
         head = self._trained_a_little()
         batches = [self._batch(seed=rank) for rank in range(2)]

@@ -32,7 +32,7 @@ def test_arguments_are_checked_before_anything_is_loaded(words, named):
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'needs starlette and uvicorn\n.*pip install "divot-lightning\[demo\]"'):
+    with pytest.raises(UserError, match=r'needs starlette and uvicorn\n.*pip install "\.\[demo\]"'):
         main(["no_run"])
 
 

@@ -109,21 +109,29 @@ class OrderPlan:
         """Steps of one pass if passes are exact, else None."""
         return -(-self.sources[0].size // self.batch_sizes[0]) if self.exact else None
 
-    def batch(self, step: int) -> list[SampleIndex]:
-        """Return the samples of a step, in order; a rank takes `[rank::world_size]` of them.
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[SampleIndex]:
+        """Return the samples of a step that a process takes, in order; the others are not computed.
 
         Args:
             step: Not before the plan's origin.
+            rank: The process: it takes `[rank::world_size]` of the step.
+            world_size: Number of processes; 1 for the whole step.
         """
-        if self.exact:
-            return self._exact_batch(step)
         before = self.samples_before(step)
-        first = sum(before)
-        if self.mixes_samples:
-            numbers = range(first, first + self.batch_sizes[0])
+        first, end = sum(before), self._end(step, before)
+        numbers = range(first, end)[rank::world_size]
+        if self.mixes_samples and not self.exact:
             return [self._mixed_index(number) for number in numbers]
-        source, _ = weighted_round_robin(step, self.weights)
-        return [self._sample_index(first + j, source, before[source] + j) for j in range(self.batch_sizes[source])]
+        source = 0 if self.exact else weighted_round_robin(step, self.weights)[0]
+        return [self._sample_index(number, source, before[source] + number - first) for number in numbers]
+
+    def _end(self, step: int, before: tuple[int, ...]) -> int:
+        """Return the number behind the last one of a step."""
+        if self.exact:
+            size = self.sources[0].size
+            return min(before[0] + self.batch_sizes[0], (before[0] // size + 1) * size)
+        source = 0 if self.mixes_samples else weighted_round_robin(step, self.weights)[0]
+        return sum(before) + self.batch_sizes[source]
 
     def samples_before(self, step: int) -> tuple[int, ...]:
         """Return how many samples of each source the steps before this one took."""
@@ -151,12 +159,6 @@ class OrderPlan:
             "exact": self.exact,
             "mixes_samples": self.mixes_samples,
         }
-
-    def _exact_batch(self, step: int) -> list[SampleIndex]:
-        (first,) = self.samples_before(step)
-        size = self.sources[0].size
-        end = min(first + self.batch_sizes[0], (first // size + 1) * size)
-        return [self._sample_index(number, 0, number) for number in range(first, end)]
 
     def _mixed_index(self, number: int) -> SampleIndex:
         source, before = weighted_round_robin(number, self.weights)

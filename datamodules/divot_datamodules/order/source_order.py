@@ -6,7 +6,7 @@ a window, which is shuffled. Only indices are shuffled, before anything is read,
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -34,11 +34,6 @@ class SampleIndex(NamedTuple):
     pass_number: int
     shard: int
     sample: int
-
-
-@lru_cache(maxsize=16)
-def _permutation(size: int, *seed: int) -> Indices:
-    return np.random.default_rng(seed).permutation(size)
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,11 @@ class SourceOrder:
     def _passes(self) -> dict[int, tuple[Indices, Indices]]:
         return {}
 
+    @cached_property
+    def _windows(self) -> dict[tuple[int, int], Indices]:
+        """The latest windows, since a step crosses at most a few."""
+        return {}
+
     def _pass_order(self, pass_number: int) -> tuple[Indices, Indices]:
         """Return the permuted shards, and for each the index behind its last sample in the joined sequence."""
         if pass_number not in self._passes:
@@ -108,7 +108,13 @@ class SourceOrder:
         """Shuffle within windows: return the index, within the pass, that takes the turn of `index`."""
         window, offset = divmod(index, self.shuffle)
         first = window * self.shuffle
-        order = _permutation(min(self.shuffle, self.size - first), self.seed, pass_number, window)
+        order = self._windows.get((pass_number, window))
+        if order is None:
+            while len(self._windows) > 3:
+                del self._windows[next(iter(self._windows))]
+            size = min(self.shuffle, self.size - first)
+            order = np.random.default_rng([self.seed, pass_number, window]).permutation(size)
+            self._windows[pass_number, window] = order
         return first + int(order[offset])
 
     def _stream_position(self, index: int) -> int:

@@ -73,9 +73,9 @@ class ShardReport:
 
     def _skipped_lines(self) -> list[str]:
         if not self.skipped:
-            return ["defects     none"]
+            return ["skipped     none"]
         shards = len({sample.shard for sample in self.skipped})
-        found = [f"defects     {len(self.skipped)} in {shards} of {self.shards} shards"]
+        found = [f"skipped     {len(self.skipped)} in {shards} of {self.shards} shards"]
         reasons = Counter(sample.reason for sample in self.skipped).most_common()
         found += [f"  {reason:<22}{count:>7}" for reason, count in reasons]
         for reason, count in reasons:

@@ -10,10 +10,10 @@ COMMANDS: dict[str, str] = {
     "toy": "make the toy world's shards: divot data toy data/toy",
     "toy-stories": "make stories of several clips: divot data toy-stories data/toy_stories",
     "pack": "pack a folder or a jsonl of videos into shards: divot data pack clips/ shards/",
-    "inspect": "show the content and the defects of shards: divot data inspect shards/",
+    "inspect": "show what shards hold, and samples that cannot be used: divot data inspect shards/",
     "index": "write the index of each shard, so that training starts at once: divot data index shards/",
     "encode": "cache the features of a trained tokenizer: divot data encode --tokenizer RUN --input A --output B",
-    "skip": "skip training steps of a stopped run: divot data skip RUN --steps 120:140",
+    "skip": "skip the samples of some steps of a stopped run: divot data skip RUN --steps 120:140",
 }
 """Every subcommand with its line in the help; `main` of the module of its name serves it, with `_` in place of `-`."""
 

@@ -1,4 +1,4 @@
-"""`divot data inspect`: show the content and the defects of shards."""
+"""`divot data inspect`: show what shards hold, and samples that cannot be used."""
 
 import argparse
 import os
@@ -13,7 +13,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="divot data inspect",
         description="Read shards or a jsonl, decode a clip of every sample as in training, and show counts, sizes, "
-        "durations, and defects with shard and key. The exit status is 1 if there are defects.",
+        "durations, and the samples that cannot be used, with reason, shard and key. The exit status is 1 if there are "
+        "any.",
     )
     parser.add_argument("source", help="folder (with subfolders), tar, glob, brace expansion, URL or jsonl")
     parser.add_argument(
@@ -23,7 +24,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=16, help="frames per clip (default: 16)")
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the clips (default: 8)")
     parser.add_argument(
-        "--short-videos", choices=("refuse", "squeeze"), default="refuse", help="as in `encode` (default: refuse)"
+        "--short-videos",
+        choices=("refuse", "squeeze"),
+        default="refuse",
+        help="report videos that are shorter than a clip, or take their frames closer together (default: refuse)",
     )
     parser.add_argument("--max-pixels", type=int, help="largest height x width of decoded videos (default: 8K)")
     parser.add_argument("--max-clips", type=int, default=1, help="largest number of clips of a video (default: 1)")
@@ -48,12 +52,19 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per CPU, at most 8)")
     parser.add_argument(
-        "--deadline", type=float, default=30.0, help="largest time of a sample in seconds (default: 30)"
+        "--deadline",
+        type=float,
+        default=30.0,
+        help="longest time for reading and decoding one sample, in seconds (default: 30)",
     )
     parser.add_argument(
         "--copies-gb", type=float, default=20.0, help="disk space in GB for local copies of remote shards (default: 20)"
     )
-    parser.add_argument("--list", metavar="JSONL", help="write all defects, one per line; the report shows only some")
+    parser.add_argument(
+        "--list",
+        metavar="JSONL",
+        help="write all samples that cannot be used, one per line; the report shows only some",
+    )
     parser.add_argument("--contact-sheet", metavar="PNG", help="write a picture of the first samples")
     return parser
 
@@ -100,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     sys.stdout.write("\n".join(report.lines()) + "\n")
     if args.list:
         write_skipped(report, args.list)
-        sys.stdout.write(f"all defects: {args.list}\n")
+        sys.stdout.write(f"all of them: {args.list}\n")
     if args.contact_sheet:
         write_contact_sheet(report, args.contact_sheet)
         sys.stdout.write(f"contact sheet: {args.contact_sheet}\n")

@@ -14,9 +14,14 @@ def parser() -> argparse.ArgumentParser:
         "continues.",
     )
     parser.add_argument("folder", help="folder of train/, validation/, held_out/ and text_tokenizer/")
-    parser.add_argument("--continuous", action="store_true", help="one scene: each clip goes on where the last ended")
     parser.add_argument(
-        "--look", choices=("day", "night"), default="night", help="day looks as the toy world does (default: night)"
+        "--continuous", action="store_true", help="one scene: each clip continues where the last one ended"
+    )
+    parser.add_argument(
+        "--look",
+        choices=("day", "night"),
+        default="night",
+        help="colours of the clips; day looks like the toy world (default: night)",
     )
     parser.add_argument("--num-clips", type=int, default=3, help="clips of a story (default: 3)")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default: 32)")
