@@ -1,6 +1,7 @@
 """The error that users see, and parts of its messages."""
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 
 
@@ -10,6 +11,24 @@ class UserError(ValueError):
     The message says what is wrong, the offending value, what is allowed and what to do, in at most five lines;
     the command line shows it without a traceback.
     """
+
+
+def require_at_least(least: float, where: str = "", **settings: float | None) -> None:
+    """Refuse settings that are below a limit, or no finite number; None is allowed.
+
+    Args:
+        least: The limit.
+        where: Precedes their names in the message.
+        settings: Values by name.
+
+    Raises:
+        UserError: One of them is refused.
+
+    >>> require_at_least(1, steps=2, width=None)
+    """
+    for name, value in settings.items():
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"{where}{name} is {value}; it must be at least {least}")
 
 
 def first_line(error: BaseException, length: int | None = 200) -> str:

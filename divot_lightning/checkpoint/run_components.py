@@ -66,7 +66,10 @@ def record_components(run: str | Path, used: dict[str, Path]) -> None:
 def read_record(run: str | Path) -> dict[str, dict[str, str]]:
     """Read what `record_components` wrote; empty if there is nothing."""
     file = Path(run) / RECORD_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}\ncopy the run again, or run its stage again") from error
 
 
 def weights_sha256(folder: str | Path) -> str:

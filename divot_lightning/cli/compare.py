@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.command_parser import CommandParser
 
 MAX_SHOWN = 60
 """Longer values of a protocol are cut to this number of characters."""
@@ -14,7 +15,7 @@ MAX_SHOWN = 60
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot compare",
         description="Show the scores of evaluations side by side, with the differences of their models and protocols. "
         "For two evaluations, also show the difference of each score with its 95% interval over their common items.",

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
 from divot_lightning.inference.command_options import (
     HEAD_HELP,
@@ -17,11 +17,12 @@ from divot_lightning.inference.command_options import (
 )
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot generate",
         description="Generate 2-second clips from text with the video LLM of a run, and decode them with its "
         "de-tokenizer or another one. All settings are written beside each clip, as json.",
@@ -77,10 +78,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot generate`, and return the exit status."""
     head, words = split_head_options(argv)
     args = parser().parse_args(words)
-    if args.num < 1:
-        raise UserError(f"--num is {args.num}; it must be at least 1")
-    if args.temperature < 0:
-        raise UserError(f"--temperature is {args.temperature}; it must be at least 0")
+    require_at_least(1, "--", num=args.num)
+    require_at_least(0, "--", temperature=args.temperature)
     if not all(prompt.strip() for prompt in args.prompt):
         raise UserError("--prompt is empty; describe the clip in words")
     if bool(args.prompt) == (args.prompts is not None):

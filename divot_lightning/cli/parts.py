@@ -1,12 +1,12 @@
 """`divot parts`: list the installed parts, and those that are broken."""
 
-import argparse
 import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from divot_lightning.io.command_parser import CommandParser
 from divot_lightning.parts.registries.kinds import REGISTRIES, find_registry
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class PartRow:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot parts`, and return 0: a broken part is no failure of this command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot parts",
         description="List the installed parts: name for recipes, class, distribution, version, file and description.",
         epilog="A part comes from an entry-point group divot_lightning.KIND; see docs/parts/KIND.md.",

@@ -18,12 +18,13 @@ from divot_lightning.inference.command_options import (
 )
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
+from divot_lightning.io.command_parser import CommandParser
 from divot_lightning.io.printing import printable
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot story",
         description="Tell a story with the video LLM of a run that was trained on the task story: it writes a "
         "sentence, begins a clip, generates it, reads it, and continues. Writes clip-0.mp4, ... and story.json.",

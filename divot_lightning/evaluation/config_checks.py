@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.evaluation.config import EvaluationConfig, JudgeConfig
+from divot_lightning.inference.command_options import check_ask_options, check_top_p, refuse_idle_top_p
 from divot_lightning.parts.benchmarks import Benchmark, Predicts
 
 SUPPLIED = {
@@ -55,14 +56,9 @@ def check_config(config: EvaluationConfig, benchmark: Benchmark, name: str) -> N
     Raises:
         UserError: A setting is wrong; the message names it.
     """
-    for key in ("max_clips", "max_new_tokens", "limit"):
-        value = getattr(config, key)
-        if value is not None and value < 1:
-            raise UserError(f"{key} is {value}; it must be at least 1")
-    if not 0.0 < config.top_p <= 1.0:
-        raise UserError(f"top_p is {config.top_p}; it must be above 0 and at most 1")
-    if config.temperature is not None and config.temperature < 0:
-        raise UserError(f"temperature is {config.temperature}; it must be 0 or more")
+    require_at_least(1, limit=config.limit)
+    check_ask_options(config.max_clips, config.max_new_tokens, config.temperature or 0.0, config.top_p)
+    refuse_idle_top_p(config.temperature, config.top_p)
     _refuse_idle(config, benchmark, name)
     _check_prompt(config.prompt, benchmark.default_prompt)
     _check_judge(config.judge)
@@ -87,14 +83,11 @@ def _check_judge(judge: JudgeConfig) -> None:
         if not getattr(judge, name):
             raise UserError(f"judge.kind is {judge.kind!r}, which needs judge.{name}")
     for name in ("max_tokens", "attempts", "concurrency", "max_requests"):
-        value = getattr(judge, name)
-        if value is not None and value < 1:
-            raise UserError(f"judge.{name} is {value}; it must be at least 1")
-    if judge.temperature is not None and judge.temperature < 0:
-        raise UserError(f"judge.temperature is {judge.temperature}; it must be 0 or more")
-    if judge.top_p is not None and not 0.0 < judge.top_p <= 1.0:
-        raise UserError(f"judge.top_p is {judge.top_p}; it must be above 0 and at most 1")
-    if judge.timeout <= 0:
+        require_at_least(1, "judge.", **{name: getattr(judge, name)})
+    require_at_least(0, "judge.", temperature=judge.temperature)
+    if judge.top_p is not None:
+        check_top_p(judge.top_p)
+    if not judge.timeout > 0:
         raise UserError(f"judge.timeout is {judge.timeout}; it must be above 0")
     if judge.kind == "local" and judge.max_tokens is None:
         raise UserError("judge.max_tokens is null, which only an endpoint can fill in; give a number")

@@ -29,6 +29,7 @@ from divot_lightning.experiments.runner.reuse import link_done_steps
 from divot_lightning.experiments.runner.runner import StepRunner
 from divot_lightning.experiments.runner.steps import Step
 from divot_lightning.io.files import write_atomically
+from divot_lightning.io.output_files import make_folder
 
 REPORT, TABLE, LATEX, ROWS = "report.html", "table.md", "table.tex", "results.csv"
 STOPPED = 130
@@ -166,7 +167,7 @@ def lock_recipe(recipe: Experiment, folder: Path) -> None:
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--folder {folder} exists and holds no experiment; give one that does not exist yet.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(path, yaml.safe_dump(dict(recipe.content), sort_keys=False))
 
 

@@ -13,6 +13,7 @@ from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.inference.pipeline_options import Decoding, GenerateOptions
 from divot_lightning.inference.results import PROMPT, STORY_FILE, Settings, output_paths, save_clip
 from divot_lightning.io.jsonl import LineFile, read_rows
+from divot_lightning.io.output_files import make_folder
 from divot_lightning.models.video_llm.story import StorySampling
 
 
@@ -139,7 +140,7 @@ def answer_missing(
     """
     settings = pipeline.models.settings(**options)
     there = [{**row, "answer": None} for row in read_rows(output)] if output.is_file() else []
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     file, new = LineFile(output), 0
     for video, same in groupby(pairs, key=lambda pair: pair[0]):
         asked = {q: _json({"video": video, "question": q or None, "answer": None, **settings}) for _, q in same}

@@ -27,7 +27,8 @@ from divot_datamodules.shards.writing import Sample as Members
 from divot_datamodules.shards.writing import ShardFolder
 from divot_lightning.checkpoint.components import load_component, part_sha256, read_settings
 from divot_lightning.checkpoint.run_components import find_component, weights_sha256
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.inference.loaded_run import usable_device
 from divot_lightning.inference.run_config import run_clip_config
 from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.detokenizer.config import DetokenizerConfig
@@ -65,8 +66,7 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_clips", "samples_per_shard", "max_sample_clips"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            require_at_least(1, **{name: getattr(self, name)})
         if self.precision not in ("32-true", "bf16-mixed", "bf16-true"):
             raise UserError(f"precision is {self.precision!r}; choose '32-true', 'bf16-mixed' or 'bf16-true'.")
 
@@ -193,6 +193,8 @@ def encode_shards(
     Returns:
         Number of samples and shards, and the samples that were skipped.
     """
+    require_at_least(1, batch_size=batch_size)
+    usable_device(device)
     config, output = config or EncodeConfig(), Path(output)
     component = find_component(tokenizer, "tokenizer")
     clip = config.clip or tokenizer_clip(tokenizer)

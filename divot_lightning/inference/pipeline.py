@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.inference.answer_scores import AnswerScore, score_answers
 from divot_lightning.inference.ask import answer, media_prompt, warn_of_missing_captions
 from divot_lightning.inference.clip_requests import ClipRequest
+from divot_lightning.inference.command_options import check_ask_options
 from divot_lightning.inference.generate import check_request, write_story
 from divot_lightning.inference.loaded_run import LoadedRun, load_run
 from divot_lightning.inference.media_input import MediaInput, as_tensor, read_middle_clip, read_video
@@ -59,8 +60,7 @@ class DivotPipeline:
         """
         if isinstance(video, ClipFeatures):
             return video
-        if max_clips < 1:
-            raise UserError(f"max_clips is {max_clips}; it must be at least 1")
+        require_at_least(1, max_clips=max_clips)
         parts, kinds = [], list[Kind]()
         videos: Sequence[Any] = video if isinstance(video, list | tuple) else [video]
         for media in videos:
@@ -138,6 +138,7 @@ class DivotPipeline:
         Returns:
             An answer, or a list of them.
         """
+        check_ask_options(max_clips, max_new_tokens, temperature, top_p)
         questions = [question] if isinstance(question, str) else list(question)
         if "" in questions:
             warn_of_missing_captions(self.models.tasks)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from divot_heads.gmm import GMMHead
 from divot_lightning.errors import UserError
@@ -26,6 +26,7 @@ from divot_lightning.models.video_llm.language_model import vocabulary_size
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.part import PartSpec
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
+from divot_lightning.parts.sequences.text_tokenizer import read_text_tokenizer
 
 AGENT = Path("agent", "pytorch_model.bin")
 _EMBEDDINGS, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -151,7 +152,7 @@ def _query_ids(tokenizer_folder: Path, num_queries: int, weights: Mapping[str, T
     Raises:
         UserError: The text tokenizer lacks one of them or a marker of clips, or knows more tokens than have embeddings.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True, trust_remote_code=False)
+    tokenizer = read_text_tokenizer(tokenizer_folder)
     queries = [f"<frame_{index:05d}>" for index in range(num_queries)]
     known = tokenizer.get_vocab()
     missing = [name for name in [*SPECIAL_TOKEN_NAMES, *queries] if name not in known]

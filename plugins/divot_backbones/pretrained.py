@@ -111,8 +111,8 @@ def _downloaded(origin: Origin) -> Path:
 def _untrained(model_class: Any, origin: Origin, arguments: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = model_class(**arguments)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{origin.where}.config does not fit {model_class.__name__}: {error}") from error
+    except Exception as error:  # each model fails in its own way on sizes that do not fit
+        raise UserError(f"{origin.where}.config does not fit {model_class.__name__}: {first_line(error)}") from error
     return model
 
 

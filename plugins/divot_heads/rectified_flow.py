@@ -5,6 +5,7 @@ dx_s/ds is e - x. A network that regresses it learns v(x_s, s) = E[e - x | x_s].
 followed from s = 1 to s = 0, turns noise into features. Times as in the objective `rectified_flow` of de-tokenizers.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -13,9 +14,8 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from divot_heads.draws import check_at_least
 from divot_heads.guidance import ConditionDropout, guided
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 
 TIME_SCALE = 1000.0
 """Times are embedded as 1000 s, the range that the frequencies of the embedding were made for."""
@@ -33,8 +33,8 @@ def check_flow_settings(time_sampling: str, solver: str, sampling_steps: int, sh
     for name, value, allowed in (("time_sampling", time_sampling, TimeSampling), ("solver", solver, Solver)):
         if value not in get_args(allowed):
             raise UserError(f"{name}={value!r} is not allowed; choose one of: {', '.join(get_args(allowed))}")
-    check_at_least(1, sampling_steps=sampling_steps)
-    if shift <= 0:
+    require_at_least(1, sampling_steps=sampling_steps)
+    if not 0 < shift < math.inf:
         raise UserError(f"shift={shift} is not allowed; it must be above 0 (1 is no shift)")
 
 

@@ -9,6 +9,7 @@ from divot_lightning.errors import UserError
     [
         (["--num", "0"], "--num is 0"),
         (["--temperature", "-1"], r"--temperature is -1\.0"),
+        (["--temperature", "nan"], "--temperature is nan"),
         (["--prompt", " "], "--prompt is empty"),
         (["--output", "clip.txt"], r"clip\.txt"),
         (["--head.variance_scale"], "--head.variance_scale lacks a value"),

@@ -4,6 +4,7 @@ import pytest
 
 from divot_lightning.cli.heads import main
 from divot_lightning.cli.parts import format_parts
+from divot_lightning.errors import UserError
 
 
 def test_every_installed_head_is_shown_with_origin_file_and_purpose(capsys):
@@ -38,5 +39,5 @@ def test_no_head_at_all_tells_how_to_install():
 
 
 def test_unknown_option_is_refused():
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(UserError, match="unrecognized arguments: --verbose"):
         main(["--verbose"])

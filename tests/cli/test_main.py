@@ -62,6 +62,22 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert "Did you mean 'divot resume'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"data {name}" for name in data.COMMANDS)])
+def test_a_wrong_option_of_any_command_is_told_in_five_lines(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--nonsense", "1"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) <= 5
+
+
+def test_a_mistyped_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "run", "a.mp4", "--temprature", "1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: unrecognized arguments: --temprature 1. Did you mean '--temperature'?\n"
+        "`divot ask --help` shows what is allowed\n"
+    )
+
+
 def test_a_long_message_is_cut_to_five_lines() -> None:
     assert error_text(ValueError("\n".join("abcdefgh"))) == "error: a\nb\nc\nd\ne\n"
 

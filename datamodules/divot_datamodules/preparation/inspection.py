@@ -23,6 +23,7 @@ from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_datamodules.tasks.mixture import TaskMixture, llm_items
 from divot_lightning.checkpoint.components import read_settings
 from divot_lightning.checkpoint.run_components import find_component
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.sequences.layout import SequenceLayout
@@ -166,7 +167,13 @@ def inspect_source(
         workers: Worker processes; 0 decodes in this process, where deadlines have no effect.
         deadline: Seconds for one sample; a sample that takes longer is reported, and its worker replaced.
         on_sample: Called after each sample, for a progress bar.
+
+    Raises:
+        UserError: A number is out of range.
     """
+    require_at_least(0, workers=workers)
+    if not deadline > 0:
+        raise UserError(f"deadline is {deadline}; it must be above 0 seconds")
     report = ShardReport(shards=len(source.counts), skipped=list(source.skipped))
     report.samples = sum(source.counts) + sum(bool(sample.key) for sample in source.skipped)
     names = [source.shard_path(shard) for shard in range(len(source.counts))]

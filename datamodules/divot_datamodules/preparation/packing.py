@@ -24,7 +24,7 @@ from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.preparation.media_items import MediaItem, find_media
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES
 from divot_datamodules.shards.writing import Sample, ShardFolder
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.sources import SampleError, SkippedSample
 
 Check = Literal["all", "first"]
@@ -53,14 +53,16 @@ class PackConfig:
     resize: Resize = "bicubic"
 
     def __post_init__(self) -> None:
+        require_at_least(0, clip_seconds=self.clip_seconds, fps=self.fps)
+        require_at_least(1, size=self.size, samples_per_shard=self.samples_per_shard)
         if self.clip_seconds is not None and self.clip_seconds * self.fps < 1:
             raise UserError(f"clip_seconds is {self.clip_seconds}; at {self.fps} frames per second that is no frame.")
+        if self.fps != PackConfig.fps and self.clip_seconds is None:
+            raise UserError(f"fps is {self.fps}, but files are packed unchanged; give clip_seconds as well.")
         if self.size is not None and self.clip_seconds is None:
             raise UserError(f"size is {self.size}, but files are packed unchanged; give clip_seconds as well.")
         if self.resize != "bicubic" and self.size is None:
             raise UserError(f"resize is {self.resize!r}, but nothing is resized; give size as well.")
-        if self.samples_per_shard < 1:
-            raise UserError(f"samples_per_shard is {self.samples_per_shard}; it must be at least 1.")
         if self.check not in get_args(Check):
             raise UserError(f"check is {self.check!r}; it must be one of {', '.join(get_args(Check))}.")
 

@@ -5,10 +5,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from divot_lightning.io.command_parser import CommandParser
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data encode",
         description="Encode videos with a trained tokenizer and write shards of features, which the LLM stages read "
         "instead of videos. After a stop, the same command continues.",

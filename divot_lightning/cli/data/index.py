@@ -4,12 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from divot_lightning.io.command_parser import CommandParser
 from divot_lightning.io.printing import printable
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data index",
         description="Write the position of each sample of a shard into an index file beside the shard. Training reads "
         "samples by their positions; without index files it scans all shards when it starts for the first time. Shards "

@@ -5,12 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data inspect",
         description="Read shards or a jsonl, decode a clip of every sample as in training, and show counts, sizes, "
         "durations, and the samples that cannot be used, with reason, shard and key. The exit status is 1 if there are "
@@ -74,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     if args.max_length is not None and not (args.tasks and args.tokenizer):
         raise UserError("--max-length needs --tasks and --tokenizer, which decide how many tokens a sample has.")
+    require_at_least(1, "--", **{"max-length": args.max_length})
     from tqdm import tqdm
 
     from divot_datamodules.decoding.clip_sampling import ClipConfig
@@ -90,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         frames=args.frames,
         fps=args.fps,
         short_videos=args.short_videos,
-        max_pixels=args.max_pixels or MAX_PIXELS,
+        max_pixels=MAX_PIXELS if args.max_pixels is None else args.max_pixels,
     )
     tasks = TaskMixture({name.strip(): 1.0 for name in args.tasks.split(",")}) if args.tasks else None
     source = open_for_inspection(

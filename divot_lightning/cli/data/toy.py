@@ -4,10 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from divot_lightning.io.command_parser import CommandParser
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data toy",
         description="Write the toy world: tars of h264 clips with captions and questions, and a text tokenizer. "
         "The same settings give the same bytes. After a stop, the same command continues.",

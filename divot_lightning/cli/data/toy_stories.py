@@ -4,10 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from divot_lightning.io.command_parser import CommandParser
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data toy-stories",
         description="Write stories of the toy world: tars of several h264 clips with a sentence each, in which one "
         "attribute changes from clip to clip. The same settings give the same bytes. After a stop, the same command "

@@ -9,12 +9,13 @@ from pathlib import Path
 from divot_lightning.demo.limits import Limits
 from divot_lightning.errors import UserError
 from divot_lightning.inference.command_options import add_model_options, model_options
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     usual = Limits()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot demo",
         description="Open a page in the browser: reconstruct a clip, ask about it, generate clips from text with every "
         "head side by side, tell a story. Only this machine can open it, unless --host says otherwise; nothing is "

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot export",
         description="Write the models of a run into one new folder: the language model for transformers, denoiser and "
         "VAE for diffusers, adapters for PEFT, and all of them together for DivotPipeline.from_pretrained. The folder "

@@ -64,7 +64,7 @@ def read_recipe(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"recipes extend each other in a circle: {', '.join(map(str, (*readers, path)))}.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(content, dict):
         raise UserError(

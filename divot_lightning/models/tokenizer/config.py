@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.models.tokenizer.bottleneck import BottleneckConfig
 from divot_lightning.models.tokenizer.temporal_transformer import TemporalInit
 from divot_lightning.models.transformer_block import check_heads
@@ -114,8 +114,8 @@ def _vision_of(described: dict[str, Any]) -> Callable[[], VisionEncoder]:
 
 def check_tokenizer_config(config: TokenizerConfig, vision: VisionEncoder) -> None:
     """Raise UserError if sizes do not fit together, or do not fit the vision encoder."""
-    if config.num_frames < 1:
-        raise UserError(f"tokenizer: num_frames is {config.num_frames}; it must be at least 1")
+    for name in ("num_frames", "temporal_layers", "spatiotemporal_layers", "token_dim"):
+        require_at_least(1, "tokenizer: ", **{name: getattr(config, name)})
     require_whole_steps(config.num_frames, vision.frame_stride)
     if not 1 <= config.pool_size <= min(vision.grid):
         raise UserError(
