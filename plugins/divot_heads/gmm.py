@@ -5,6 +5,8 @@ P = 2*K*C + K parameters per token, N tokens in one row.
 """
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -78,14 +80,23 @@ class GMMHead(GenerationHead):
             return mixture_nll(self._mixture(hidden_BQD), target_BQC, mask_BQ)
         return gmm_nll(self.proj(hidden_BQD), target_BQC, self.num_components, mask_BQ)
 
-    @torch.no_grad()
-    @force_float32
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
         """Draw a component, then a sample of its Gaussian; `temperature` as in `gmm_sample`."""
+        # By the name of the class: a subclass may have a `sample_each` that calls this method.
+        return GMMHead.sample_each(self, hidden_BQD, [generator], temperature=temperature)[0]
+
+    @torch.no_grad()
+    @force_float32
+    def sample_each(
+        self, hidden_BQD: Tensor, generators: Sequence[Generator | None], *, temperature: float = 1.0
+    ) -> Tensor:
+        """Compute the mixtures once, and draw from them with each generator; see `GenerationHead.sample_each`."""
         spread = {"variance_scale": self.variance_scale, "temperature": temperature}
         if self.factors is not None or self.shared_component:
-            return sample_mixture(self._mixture(hidden_BQD), **spread, generator=generator)
-        return gmm_sample(self.proj(hidden_BQD), self.num_components, **spread, generator=generator)
+            draw = partial(sample_mixture, self._mixture(hidden_BQD), **spread)
+        else:
+            draw = partial(gmm_sample, self.proj(hidden_BQD), self.num_components, **spread)
+        return torch.stack([draw(generator=one) for one in generators])
 
     def _mixture(self, hidden_BQD: Tensor) -> Mixture:
         means_BQKC, variances_BQKC, logits_BQK = split_gmm_params(self.proj(hidden_BQD), self.num_components)

@@ -18,6 +18,7 @@ from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.weights import has_masters, has_shards
 from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer
+from divot_lightning.parts.randomness import Randomness
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
@@ -128,18 +129,16 @@ class DetokenizerAdaptation(Stage):
         prompts, count = sequences_of(batch), len(batch["segments"])
         # A head is called sample by sample. If it is sharded, all processes must call it equally often: fill up.
         missing = most_samples - count if has_shards(self.video_llm) else 0
-        prompts, sampled = prompts.with_last_row(missing), []
+        generators: list[Randomness] = []
         for number in range(self.candidates):
-            generators = batch_generators(batch, f"{purpose} candidate {number}")
-            if generators is not None:
-                generators += [torch.Generator() for _ in range(missing)]
-            features = generate_prompted_clips(
-                self.video_llm, prompts, temperature=self.temperature, generator=generators
-            )
-            sampled.append(features[:count])
+            own = batch_generators(batch, f"{purpose} candidate {number}")
+            generators.append(None if own is None else own + [torch.Generator() for _ in range(missing)])
+        features_NMQC = generate_prompted_clips(
+            self.video_llm, prompts.with_last_row(missing), generators, temperature=self.temperature
+        )[:, :count]
         if self.candidates == 1:
-            return sampled[0]
-        return nearest_candidates(torch.stack(sampled), self.tokenizer(video_MFCHW), self.nearest_per)
+            return features_NMQC[0]
+        return nearest_candidates(features_NMQC, self.tokenizer(video_MFCHW), self.nearest_per)
 
     def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count clips."""
