@@ -1,5 +1,6 @@
 """De-tokenizer adaptation: the video diffusion model learns from samples of the LLM's head (Divot appendix A.2)."""
 
+import functools
 from pathlib import Path
 from typing import Literal
 
@@ -81,6 +82,7 @@ class DetokenizerAdaptation(Stage):
     def build(self) -> None:
         """Load the three networks from the runs before."""
         self.tokenizer = load_component(self.sources["tokenizer"], VideoTokenizer).requires_grad_(False)
+        self.null_tokens = functools.cache(self.tokenizer.null_tokens)  # the tokenizer is frozen: once per clip size
         self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False)
         if not has_masters():
             self.video_llm.use_stored_precision()
@@ -104,7 +106,7 @@ class DetokenizerAdaptation(Stage):
             self.sampled_features(batch, video, "train", sync.most_samples),
             terminal_timestep_prob=self.terminal_timestep_prob,
             condition_dropout=self.condition_dropout,
-            null_tokens_QC=self.tokenizer.null_tokens(*video.shape[-2:]),
+            null_tokens_QC=self.null_tokens(*video.shape[-2:]),
             generator=batch_generators(batch, "train"),
         )
         return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
