@@ -30,7 +30,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/divot quickstart $(QUICKSTART_ARGS)
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # four, so that make -j runs them side by side
 check: check-style check-types check-spelling check-pages

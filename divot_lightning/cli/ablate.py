@@ -38,6 +38,15 @@ def parser() -> argparse.ArgumentParser:
         "at the same time",
     )
     options.add_argument(
+        "--reuse",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="an experiment whose finished shared steps (data, tokenizer, features) are linked, not run again, where "
+        "their settings are the same; may be given several times",
+    )
+    options.add_argument(
         "--mixed-protocols",
         action="store_true",
         help="show scores of different protocols in one table; they are marked with *",
@@ -76,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
     recipe = load_recipe(args.recipe)
     folder = Path(args.folder or f"runs/ablations/{Path(args.recipe).stem}")
     trials = [trial.name for trial in make_grid(recipe, folder).trials]
+    if args.reuse and (args.list or args.slurm or args.dry_run):
+        raise UserError("--reuse has no effect with --list, --slurm or --dry-run; leave it out")
     if args.list:
         sys.stdout.write("".join(f"{name}\n" for name in trials))
         return 0
@@ -89,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
         return dry_run(recipe, folder, jobs, args.rates)
     if args.rates:
         raise UserError("--rates has no effect without --dry-run; leave it out")
-    return run(recipe, folder, jobs, part=args.part, mixed_protocols=args.mixed_protocols)
+    return run(recipe, folder, jobs, part=args.part, mixed_protocols=args.mixed_protocols, reuse=args.reuse)
 
 
 def dry_run(recipe: "Experiment", folder: Path, jobs: int, rates: str | None = None) -> int:
@@ -114,7 +125,15 @@ def dry_run(recipe: "Experiment", folder: Path, jobs: int, rates: str | None = N
     return 0
 
 
-def run(recipe: "Experiment", folder: Path, jobs: int, *, part: str = "", mixed_protocols: bool = False) -> int:
+def run(
+    recipe: "Experiment",
+    folder: Path,
+    jobs: int,
+    *,
+    part: str = "",
+    mixed_protocols: bool = False,
+    reuse: Sequence[Path] = (),
+) -> int:
     """Run an experiment, and print its tables.
 
     Args:
@@ -123,6 +142,7 @@ def run(recipe: "Experiment", folder: Path, jobs: int, *, part: str = "", mixed_
         jobs: Processes side by side.
         part: A trial, `shared`, or "" for all.
         mixed_protocols: Whether scores of different protocols may be in one table.
+        reuse: Folders of experiments whose shared steps are linked where they are the same.
 
     Returns:
         The exit status: 1 if a trial failed, among all or the one that `part` names.
@@ -133,7 +153,7 @@ def run(recipe: "Experiment", folder: Path, jobs: int, *, part: str = "", mixed_
     if jobs < 1:
         raise UserError(f"--jobs is {jobs}; it must be at least 1.")
     stop_on_terminate()
-    results = run_experiment(recipe, folder, jobs=jobs, part=part, mixed_protocols=mixed_protocols)
+    results = run_experiment(recipe, folder, jobs=jobs, part=part, mixed_protocols=mixed_protocols, reuse=reuse)
     # A trial that runs alone fails only for itself, so that a job array shows which of its tasks failed.
     failed = [result for result in results if result.failure and part in (SHARED, "", result.trial.name)]
     for result in failed:

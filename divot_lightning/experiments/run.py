@@ -3,7 +3,7 @@
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from divot_lightning.experiments.results.formats import as_csv, as_latex, as_mar
 from divot_lightning.experiments.results.tables import baseline_of
 from divot_lightning.experiments.results.trials import TrialResult, collect
 from divot_lightning.experiments.runner.records import StepRecord, is_done
+from divot_lightning.experiments.runner.reuse import link_done_steps
 from divot_lightning.experiments.runner.runner import StepRunner
 from divot_lightning.experiments.runner.steps import Step
 from divot_lightning.io.files import write_atomically
@@ -35,7 +36,13 @@ SHARED = "shared"
 
 
 def run_experiment(
-    recipe: Experiment, folder: Path, *, jobs: int, part: str = "", mixed_protocols: bool = False
+    recipe: Experiment,
+    folder: Path,
+    *,
+    jobs: int,
+    part: str = "",
+    mixed_protocols: bool = False,
+    reuse: Sequence[Path] = (),
 ) -> list[TrialResult]:
     """Run everything that is not done yet, then write table and report.
 
@@ -45,6 +52,7 @@ def run_experiment(
         jobs: Processes side by side.
         part: "" for all; "shared" for what several trials need; or the name of one trial.
         mixed_protocols: Whether scores of different protocols may be in one table, where they are marked.
+        reuse: Folders of experiments whose shared steps are linked where they are the same.
 
     Returns:
         The results of the trials so far.
@@ -56,6 +64,8 @@ def run_experiment(
     baseline_of(recipe, [TrialResult(trial) for trial in make_trials(recipe)])
     lock_recipe(recipe, folder)
     _check_part(recipe, part)
+    for name in link_done_steps(make_grid(recipe, folder), folder, reuse):
+        sys.stderr.write(f"{name}: taken from another experiment\n")
     refused = _refused_trials(make_grid(recipe, folder), folder, part)
     grid, failures = _matched_grid(recipe, folder, jobs, "" if part == SHARED else part, refused)
     steps = [step for step in _part(grid, part, folder) if step.name in _names_of(grid, failures)]
