@@ -121,7 +121,7 @@ def guidance(pipeline: DivotPipeline, clock: Clock, num: int) -> dict[str, float
     detokenizer = pipeline.models.detokenizer
     weight = next(detokenizer.parameters())
     tokens = torch.randn(num, detokenizer.config.num_tokens, detokenizer.config.token_dim).to(weight)
-    null = pipeline.models.tokenizer.null_tokens(detokenizer.config.size, detokenizer.config.size).to(weight)
+    null = pipeline.models.null_tokens.to(weight)
     with pipeline.sampling(Decoding(guidance=3.0)) as guided, pipeline.sampling(Decoding(guidance=1.0)) as plain:
         pass
 

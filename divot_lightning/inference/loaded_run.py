@@ -118,6 +118,11 @@ class LoadedRun:
         return load_tokenizer(self.run).to(self.device, self.dtype)
 
     @cached_property
+    def null_tokens(self) -> Tensor:
+        """Tokens of an all-zero clip of the de-tokenizer's size, (Q, C), for guidance."""
+        return self.tokenizer.null_tokens(self.detokenizer.config.size, self.detokenizer.config.size)
+
+    @cached_property
     def detokenizer(self) -> VideoDetokenizer:
         """The de-tokenizer, in evaluation mode."""
         folder = _detokenizer_folder(self.run, self.detokenizer_run)
@@ -176,9 +181,9 @@ class LoadedRun:
         Yields:
             uint8 (B, F, 3, H, W) on the CPU.
         """
-        config, weight = self.detokenizer.config, next(self.detokenizer.parameters())
-        guided = (sampling or config.sampling).guidance != 1.0
-        null_QC = self.tokenizer.null_tokens(config.size, config.size).to(weight) if guided else None
+        weight = next(self.detokenizer.parameters())
+        guided = (sampling or self.detokenizer.config.sampling).guidance != 1.0
+        null_QC = self.null_tokens.to(weight) if guided else None
         for features_BQC in features_NQC.split(self.batch_size):
             video_BFCHW = self.detokenizer.decode(
                 features_BQC.to(weight), null_tokens_QC=null_QC, sampling=sampling, generator=generator

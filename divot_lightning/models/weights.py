@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -108,8 +109,9 @@ def fill(module: nn.Module, stored: Mapping[str, StoredTensor]) -> Misfit:
 
     Args:
         module: Sharded: built within `without_memory`.
-        stored: Where the tensors are, by the module's names; of a tied parameter any one of its names will do. Sharded,
-            a stored tensor may have fewer rows than its parameter, whose first ones it fills.
+        stored: Where the tensors are, by the module's names; of a tied parameter any one of its names will do, and of
+            several the first one counts. Sharded, a stored tensor may have fewer rows than its parameter, whose first
+            ones it fills.
 
     Returns:
         Names that did not fit; sharded, nothing is read if some are missing.
@@ -117,16 +119,19 @@ def fill(module: nn.Module, stored: Mapping[str, StoredTensor]) -> Misfit:
     sharding = _SHARDING.get()
     if sharding is not None:
         return sharding.fill(module, stored)
+    state = module.state_dict(keep_vars=True)
     tied: dict[int, list[str]] = {}
-    for name, value in module.state_dict(keep_vars=True).items():
+    for name, value in state.items():
         tied.setdefault(id(value), []).append(name)
-    for file in sorted({tensor.file for tensor in stored.values()}):
-        with safe_open(str(file), "pt") as opened:
-            names = [name for name, tensor in stored.items() if tensor.file == file]
-            module.load_state_dict({name: opened.get_tensor(stored[name].name) for name in names}, strict=False)
-    known = {name for group in tied.values() for name in group}
-    missing = [group[0] for group in tied.values() if not stored.keys() & set(group)]
-    return Misfit(missing, sorted(stored.keys() - known))
+    found = [next((name for name in group if name in stored), None) for group in tied.values()]
+    with torch.no_grad():
+        for name in filter(None, found):
+            values = stored[name].read()  # one at a time: a file's pages leave the memory when it is closed
+            if values.shape != state[name].shape:
+                raise ValueError(f"{name} is {tuple(values.shape)} instead of {tuple(state[name].shape)}")
+            state[name].copy_(values)
+    missing = [group[0] for name, group in zip(found, tied.values(), strict=True) if name is None]
+    return Misfit(missing, sorted(stored.keys() - state.keys()))
 
 
 def fill_from_first(module: nn.Module, source: nn.Module | None) -> None:

@@ -7,7 +7,7 @@ Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width.
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
@@ -83,6 +83,29 @@ class GenerationHead(Part, nn.Module, ABC):
         Returns:
             features_BQC, float32, without gradient.
         """
+
+    def sample_each(
+        self, hidden_BQD: Tensor, generators: Sequence[Generator | None], *, temperature: float = 1.0
+    ) -> Tensor:
+        """Sample features once for each of N generators, as N calls of `sample` do, bit for bit.
+
+        A head whose samples share work, such as a projection of the hidden states, does that work once in here.
+
+        Args:
+            hidden_BQD: See `sample`.
+            generators: One generator per sample; see `sample`.
+            temperature: See `sample`.
+
+        Returns:
+            features_NBQC, float32, without gradient.
+        """
+        return torch.stack([self.sample(hidden_BQD, temperature=temperature, generator=one) for one in generators])
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Let a class that has a `sample` of its own not inherit the `sample_each` of another `sample`."""
+        super().__init_subclass__(**settings)
+        if "sample" in vars(cls) and "sample_each" not in vars(cls):
+            cls.sample_each = GenerationHead.sample_each  # type: ignore[method-assign]
 
     def forward(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         """Return the same as `loss`.

@@ -42,9 +42,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
     """
     half = _HALVES.get(layout.precision.split("-")[0])
     if half is not None and layout.parameter_bytes == half.itemsize:
-        buffers = float32_buffers(stage) if layout.zero_stage else []
-        stage.to(half)
-        restore_buffers(buffers)
+        _lower(stage, half, keep_buffers=layout.zero_stage > 0)
     casts = half is not None and (layout.zero_stage > 0 or layout.precision.endswith("mixed"))
     inputs = half if layout.parameter_bytes == 2 else None
     autocast = MetaAutocast(layout.device, half if casts else None)
@@ -70,6 +68,12 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
         for hook in hooks:
             hook.remove()
     return memory.peak
+
+
+def _lower(stage: LightningModule, half: torch.dtype, *, keep_buffers: bool) -> None:
+    buffers = float32_buffers(stage) if keep_buffers else []
+    stage.to(half)
+    restore_buffers(buffers)
 
 
 def cpu_conv3d_windows(func: Any, args: Any, result: Any) -> int:

@@ -214,6 +214,13 @@ class HeadConformance(ABC):
         same = torch.equal(first, self._sample(head, seed=2))
         assert same == head.deterministic, f"deterministic={head.deterministic}, yet equal across seeds is {same}"
 
+    def test_samples_of_several_generators_equal_single_calls(self) -> None:
+        """`sample_each` gives the bits of one call of `sample` per generator."""
+        head, (hidden_BQD, _) = self._trained_a_little(), self._batch()
+        each = head.sample_each(hidden_BQD, [_generator(seed) for seed in (1, 2, 3)], temperature=0.7)
+        single = [head.sample(hidden_BQD, temperature=0.7, generator=_generator(seed)) for seed in (1, 2, 3)]
+        assert torch.equal(each, torch.stack(single)), "sample_each differs from single calls of sample"
+
     def test_temperature_is_accepted(self) -> None:
         """From 0 to above 1, with finite features."""
         head = self._trained_a_little()

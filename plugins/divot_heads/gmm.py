@@ -5,6 +5,8 @@ P = 2*K*C + K parameters per token, N tokens in one row.
 """
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +23,8 @@ VARIANCE_FLOOR = 1e-5
 """Smallest variance of a component, as released."""
 
 _CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**22}
-"""Elements of one (tokens, K, C) intermediate result: about the size of a CPU core's cache, and 16 MB on a GPU."""
+"""Elements of one (tokens, K, C) intermediate result: about the size of a CPU core's cache for each thread, so that
+threads wait for each other seldom, and 16 MB on a GPU. A chunk has at least one token."""
 
 
 class GMMHead(GenerationHead):
@@ -74,14 +77,23 @@ class GMMHead(GenerationHead):
             return mixture_nll(self._mixture(hidden_BQD), target_BQC, mask_BQ)
         return gmm_nll(self.proj(hidden_BQD), target_BQC, self.num_components, mask_BQ)
 
-    @torch.no_grad()
-    @force_float32
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
         """Draw a component, then a sample of its Gaussian; `temperature` as in `gmm_sample`."""
+        # By the name of the class: a subclass may have a `sample_each` that calls this method.
+        return GMMHead.sample_each(self, hidden_BQD, [generator], temperature=temperature)[0]
+
+    @torch.no_grad()
+    @force_float32
+    def sample_each(
+        self, hidden_BQD: Tensor, generators: Sequence[Generator | None], *, temperature: float = 1.0
+    ) -> Tensor:
+        """Compute the mixtures once, and draw from them with each generator; see `GenerationHead.sample_each`."""
         spread = {"variance_scale": self.variance_scale, "temperature": temperature}
         if self.factors is not None or self.shared_component:
-            return sample_mixture(self._mixture(hidden_BQD), **spread, generator=generator)
-        return gmm_sample(self.proj(hidden_BQD), self.num_components, **spread, generator=generator)
+            draw = partial(sample_mixture, self._mixture(hidden_BQD), **spread)
+        else:
+            draw = partial(gmm_sample, self.proj(hidden_BQD), self.num_components, **spread)
+        return torch.stack([draw(generator=one) for one in generators])
 
     def _mixture(self, hidden_BQD: Tensor) -> Mixture:
         means_BQKC, variances_BQKC, logits_BQK = split_gmm_params(self.proj(hidden_BQD), self.num_components)
@@ -114,7 +126,8 @@ def gmm_nll(params_BQP: Tensor, target_BQC: Tensor, num_components: int, mask_BQ
     """Return the negative log-likelihood of the mixture per feature dimension, averaged over the tokens.
 
     Loss and gradient are computed together, in chunks of tokens, so no (tokens, K, C) intermediate result is kept for
-    the backward pass: it keeps one gradient of the size of `params_BQP` besides its inputs.
+    the backward pass: the memory besides its inputs is one gradient of the size of `params_BQP`, and about six chunks.
+    Neither loss nor gradient depends on the size of the chunks.
 
     Args:
         params_BQP: (..., 2*K*C + K), float32; see `split_gmm_params`.
@@ -123,7 +136,8 @@ def gmm_nll(params_BQP: Tensor, target_BQC: Tensor, num_components: int, mask_BQ
         mask_BQ: (...), True or 1 where a token counts; None counts all.
 
     Returns:
-        A scalar, float32, in nats per dimension; 0 if no token counts. It can be differentiated once.
+        A scalar, float32, in nats per dimension; 0 if no token counts. It can be differentiated once: autograd
+        refuses a second backward pass, since the first one scales the kept gradient in place.
 
     >>> standard = math.log(math.e - 1)  # softplus of it is a variance of 1
     >>> params = torch.tensor([0.0, 0.0, standard, standard, 0.0])
@@ -209,11 +223,13 @@ class _MixtureNLL(torch.autograd.Function):
         # The gradient of the targets is a sum over that of the means, so it needs both.
         grad_params_NP = torch.empty_like(params_NP) if needs_params or needs_target else None
         grad_target_NC = torch.empty_like(target_NC) if needs_target else None
-        chunk = max(1, _CHUNK_ELEMENTS.get(params_NP.device.type, 2**20) // max(params_NP.shape[-1] // 2, 1))
-        loss = params_NP.new_zeros(())
+        cpu = params_NP.device.type == "cpu"
+        block = max(1, _CHUNK_ELEMENTS["cpu" if cpu else "cuda"] // max(params_NP.shape[-1] // 2, 1))
+        chunk = block * (torch.get_num_threads() if cpu else 1)
+        log_likelihood_N = torch.empty_like(weights_N)
         for start in range(0, len(params_NP), chunk):
             rows = slice(start, start + chunk)
-            loss += _chunk_nll(
+            log_likelihood_N[rows] = _chunk_log_likelihood(
                 params_NP[rows],
                 target_NC[rows],
                 weights_N[rows] / target_NC.shape[-1],
@@ -222,18 +238,23 @@ class _MixtureNLL(torch.autograd.Function):
                 None if grad_target_NC is None else grad_target_NC[rows],
             )
         ctx.save_for_backward(grad_params_NP, grad_target_NC)  # type: ignore[arg-type]
+        loss = params_NP.new_zeros(())
+        # Block by block, so that the sum is rounded in the same way with any number of threads.
+        for part_N in (weights_N / target_NC.shape[-1] * log_likelihood_N).split(block):
+            loss -= part_N.sum()
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        grad_params_NP, grad_target_NC = ctx.saved_tensors
-        scaled_params_NP = None if grad_params_NP is None else grad_params_NP * grad_loss
-        scaled_target_NC = None if grad_target_NC is None else grad_target_NC * grad_loss
-        return scaled_params_NP, scaled_target_NC, None, None
+        # In place: a scaled copy of the size of the parameters would double the memory.
+        grad_params_NP, grad_target_NC = (
+            None if gradient is None else gradient.mul_(grad_loss) for gradient in ctx.saved_tensors
+        )
+        return grad_params_NP, grad_target_NC, None, None
 
 
-def _chunk_nll(
+def _chunk_log_likelihood(
     params_NP: Tensor,
     target_NC: Tensor,
     weights_N: Tensor,
@@ -241,7 +262,7 @@ def _chunk_nll(
     grad_params_NP: Tensor | None,
     grad_target_NC: Tensor | None,
 ) -> Tensor:
-    """Return the weighted NLL of some tokens and write its gradients into the given rows.
+    """Return the log-likelihoods of some tokens, and write the gradients of their weighted NLL into the given rows.
 
     With v = max(softplus(s), floor), u = (x - m) / v, w the weights of the components and r their responsibilities:
     d/dm = -r u, d/dx = sum r u, d/dv = r (1/v - u^2) / 2, dv/ds = sigmoid(s) above the floor, d/dlogit = w - r.
@@ -267,4 +288,4 @@ def _chunk_nll(
         torch.mul(scaled_NKC, -responsibilities_NK.unsqueeze(-1), out=grad_means_NKC)
         if grad_target_NC is not None:
             torch.sum(grad_means_NKC, dim=1, out=grad_target_NC).neg_()
-    return -(weights_N * log_likelihood_N).sum()
+    return log_likelihood_N

@@ -2,16 +2,21 @@
 
 A component k of a token has the covariance diag(v_k) + W_k W_k^T, where W_k has L columns; the paper has L = 0. Ours.
 
-Shape letters: B batch, Q tokens of one clip, C feature width, K mixture components, L rank.
+Shape letters: B batch, Q tokens of one clip, X any dimensions, N tokens, C feature width, K mixture components, L rank.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, Normal
+from torch.utils.checkpoint import checkpoint
 
 from divot_lightning.parts.heads import masked_mean
+
+PART_ELEMENTS = 2**24
+"""Means and factors of the components of one part of a batch: 64 MiB in float32, and some times as much in all."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,30 @@ class Mixture:
 
 
 def component_log_prob(mixture: Mixture, target_BQC: Tensor) -> Tensor:
-    """Return the log-density of each component at the target, (B, Q, K), in nats."""
+    """Return the log-density of each component at the target, (B, Q, K), in nats.
+
+    Large batches are computed in parts of their tokens, and again in the backward pass, so that only one part's
+    intermediate results are in memory.
+    """
+    factors_BQKCL = mixture.factors_BQKCL
+    num_elements = mixture.means_BQKC.numel() * (1 + factors_BQKCL.shape[-1])
+    tensors = (mixture.means_BQKC, mixture.variances_BQKC, factors_BQKCL, target_BQC)
+    if num_elements <= PART_ELEMENTS:
+        return _log_prob(*tensors)
+    num_parts = math.ceil(num_elements / PART_ELEMENTS)
+    parts = zip(*(each.flatten(0, 1).tensor_split(num_parts) for each in tensors), strict=True)
+    log_prob_NK = torch.cat([checkpoint(_log_prob, *part, use_reentrant=False) for part in parts])
+    return log_prob_NK.view(mixture.logits_BQK.shape)
+
+
+def _log_prob(means_XKC: Tensor, variances_XKC: Tensor, factors_XKCL: Tensor, target_XC: Tensor) -> Tensor:
     gaussian: Distribution
-    if mixture.factors_BQKCL.shape[-1]:
-        gaussian = LowRankMultivariateNormal(
-            mixture.means_BQKC, mixture.factors_BQKCL, mixture.variances_BQKC, validate_args=False
-        )
+    if factors_XKCL.shape[-1]:
+        gaussian = LowRankMultivariateNormal(means_XKC, factors_XKCL, variances_XKC, validate_args=False)
     else:
-        gaussian = Independent(Normal(mixture.means_BQKC, mixture.variances_BQKC.sqrt(), validate_args=False), 1)
-    log_prob_BQK: Tensor = gaussian.log_prob(target_BQC.unsqueeze(-2))
-    return log_prob_BQK
+        gaussian = Independent(Normal(means_XKC, variances_XKC.sqrt(), validate_args=False), 1)
+    log_prob_XK: Tensor = gaussian.log_prob(target_XC.unsqueeze(-2))
+    return log_prob_XK
 
 
 def clip_logits(logits_BQK: Tensor, mask_BQ: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from divot_heads import gmm
 from divot_heads.gmm import GMMHead, gmm_mean, gmm_nll, gmm_sample, split_gmm_params
@@ -61,6 +63,73 @@ def test_loss_and_both_gradients_equal_those_of_torch_distributions(monkeypatch,
     loss = gmm_nll(params, target, 5, mask)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss * 2.5, (params, target)), expected_grads)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 700, 4096])
+def test_chunks_change_no_bit_of_the_gradients(monkeypatch, chunk_elements):
+    def gradients(elements):
+        monkeypatch.setitem(gmm._CHUNK_ELEMENTS, "cpu", elements)
+        torch.manual_seed(0)
+        params, target = torch.randn(37, 2 * 4 * 16 + 4, requires_grad=True), torch.randn(37, 16, requires_grad=True)
+        return torch.autograd.grad(3 * gmm_nll(params, target, 4), (params, target))
+
+    for chunked, whole in zip(gradients(chunk_elements), gradients(2**18), strict=True):
+        assert torch.equal(chunked, whole)
+
+
+def test_threads_change_no_bit(monkeypatch):
+    monkeypatch.setitem(gmm._CHUNK_ELEMENTS, "cpu", 200)
+    torch.manual_seed(0)
+    params, target, before = torch.randn(37, 2 * 4 * 16 + 4), torch.randn(37, 16), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaf = params.clone().requires_grad_()
+            loss = gmm_nll(leaf, target, 4)
+            found.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for other in found[1:] for pair in zip(found[0], other, strict=True))
+
+
+class Allocations(TorchDispatchMode):
+    """Records the largest size in bytes of each storage that is new in the block."""
+
+    def __init__(self, *inputs):
+        super().__init__()
+        self.given, self.sizes = {each.untyped_storage().data_ptr() for each in inputs}, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and storage.data_ptr() not in self.given:
+                key = storage.data_ptr()
+                self.sizes[key] = max(self.sizes.get(key, 0), storage.nbytes())
+        return result
+
+
+@pytest.mark.parametrize(("tokens", "components"), [(200, 2), (200, 32), (2000, 2)])
+def test_memory_besides_the_inputs_is_one_gradient_and_chunks(monkeypatch, tokens, components):
+    chunk_elements, width = 1024, 16
+    monkeypatch.setitem(gmm._CHUNK_ELEMENTS, "cpu", chunk_elements)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    params = torch.randn(tokens, 2 * components * width + components, requires_grad=True)
+    target = torch.randn(tokens, width)
+    with Allocations(params, target) as allocations:
+        torch.autograd.grad(gmm_nll(params, target, components), params)
+    *rest, largest = sorted(allocations.sizes.values())
+    assert largest == params.nbytes
+    assert rest[-1] <= max(4 * chunk_elements, 4 * components * width, 4 * tokens)
+
+
+def test_a_second_backward_pass_is_refused():
+    params = torch.randn(3, 2 * 2 * 4 + 2, requires_grad=True)
+    loss = gmm_nll(params, torch.randn(3, 4), 2)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_gradient_of_a_variance_at_the_floor_is_zero():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, MultivariateNormal
 
+from divot_heads import gmm_variants
 from divot_heads.gmm import GMMHead
 from divot_heads.gmm_variants import Mixture, mixture_nll, sample_mixture
 from divot_lightning.errors import UserError
@@ -47,6 +48,26 @@ def test_a_shared_component_explains_all_tokens_that_count(rank):
         weights = mixture.logits_BQK[clip, kept].double().mean(dim=0).softmax(-1)
         total -= (weights * dense_log_prob(mixture, target)[clip, kept].sum(dim=0).exp()).sum().log().item()
     assert mixture_nll(mixture, target, mask).item() == pytest.approx(total / (6 * 3), rel=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_parts_of_a_batch_change_no_bit_of_loss_and_gradients(monkeypatch, rank, shared):
+    mixture, target, calls = make_mixture(rank, shared), torch.randn(3, 4, 3), []
+    inputs = [mixture.means_BQKC, mixture.variances_BQKC, mixture.logits_BQK, mixture.factors_BQKCL, target]
+    log_prob = gmm_variants._log_prob
+    monkeypatch.setattr(gmm_variants, "_log_prob", lambda *args: calls.append(len(args[0])) or log_prob(*args))
+
+    def loss_and_gradients(elements):
+        monkeypatch.setattr(gmm_variants, "PART_ELEMENTS", elements)
+        leaves = [each.clone().requires_grad_() for each in inputs]
+        loss = mixture_nll(Mixture(*leaves[:4], shared), leaves[4], None)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves, allow_unused=rank == 0)]
+
+    whole, parts = loss_and_gradients(2**24), loss_and_gradients(20 * (1 + rank))
+    assert calls == [3, *[3] * 8]  # 12 tokens in four parts, each computed twice
+    for one, other in zip(whole, parts, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
 
 
 def test_all_tokens_of_a_clip_are_sampled_from_one_component():

@@ -1,6 +1,6 @@
 """Each test of the conformance class fails for a head that breaks its rule, and for that reason."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -115,6 +115,11 @@ class OneGaussian(GMMHead):
         super().__init__(hidden_dim, feature_dim, num_components=1, variance_scale=1.0)
 
 
+class SamplesOnceForAll(OneGaussian):
+    def sample_each(self, hidden_BQD: Tensor, generators: Sequence[Generator], *, temperature: float = 1.0) -> Tensor:
+        return self.sample(hidden_BQD, temperature=temperature, generator=generators[0]).expand(3, -1, -1, -1)
+
+
 class IgnoresTemperature(OneGaussian):
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
         return super().sample(hidden_BQD, generator=generator)
@@ -186,6 +191,7 @@ class LeavesOutConditions(OneGaussian):
         (LearnsNothing, "learns_a_constant_target", "away from the constant target"),
         (SeesOtherClips, "clips_of_a_batch_do_not_see_each_other", "see each other in the loss"),
         (SamplesWithOtherClips, "clips_of_a_batch_do_not_see_each_other", "see each other in samples"),
+        (SamplesOnceForAll, "samples_of_several_generators_equal_single_calls", "differs from single calls"),
         (IgnoresTemperature, "temperature_narrows_the_spread", r"temperature 0\.5 has spread"),
         (SamplesThreefoldNoise, "samples_have_the_spread_that_was_learnt", r"spread \d\.\d+ times as widely"),
         (SumOverTokens, "duplicating_the_batch_keeps_the_loss", "the same batch twice differ"),

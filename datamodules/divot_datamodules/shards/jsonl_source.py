@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from divot_datamodules.decoding.samples import read_text
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES
+from divot_datamodules.shards.line_index import line_index
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES, ShardError, expand_shards, is_url
 from divot_datamodules.shards.storage import LocalShard, read_whole
 from divot_datamodules.shards.tar_source import MAX_TEXT_BYTES
@@ -45,7 +46,7 @@ class JsonlSource(Source):
             machine, by absolute paths and `..`. "anywhere": also behind URLs of any server, chained ones such as
             "simplecache::https://..." included. Use it only for lists that you trust: the author of the list decides
             which servers this machine contacts, those of your own network included.
-        index_folder: Unused; lines are indexed each time.
+        index_folder: Keeps where the lines are, so that each file is read once; see `line_index`.
 
     Raises:
         UserError: None of the files can be read.
@@ -64,7 +65,7 @@ class JsonlSource(Source):
         parts = [path] if isinstance(path, str | Path) else path
         self._names = [file for part in parts for file in list_files(str(part))]
         self._root = str(media_root) if media_root is not None else None
-        self._media_from = media_from
+        self._media_from, self._index_folder = media_from, index_folder
         self.skipped: list[SkippedSample] = []
         found = [self._index(name) for name in self._names]
         self._files = [file for file, _ in found]
@@ -82,7 +83,7 @@ class JsonlSource(Source):
             raise UserError(f"{name} is a jsonl behind a URL; copy it to a disk (its media may stay where they are).")
         try:
             file = LocalShard(name)
-            lines = _scan_lines(Path(name))
+            lines = line_index(file, self._index_folder)
         except (ShardError, OSError) as error:
             reason = error.reason if isinstance(error, ShardError) else "unreadable_shard"
             self.skipped.append(SkippedSample(reason, name, "", str(error)))
@@ -95,7 +96,7 @@ class JsonlSource(Source):
         digest = hashlib.sha256()
         for name, lines in zip(self._names, self._lines, strict=True):
             digest.update(f"{Path(name).name}\n{len(lines)}\n".encode("utf-8", "surrogateescape"))
-            digest.update(lines.tobytes())
+            digest.update(lines.ravel())  # its memory, not a copy
         return digest.hexdigest()
 
     @property
@@ -145,18 +146,6 @@ def list_files(part: str) -> list[str]:
     if not is_url(part) and Path(part).is_dir():
         return sorted(str(file) for file in Path(part).glob("*.jsonl"))
     return expand_shards(part)
-
-
-def _scan_lines(path: Path) -> NDArray[np.int64]:
-    """Return start, length, checksum and number of each line that is not empty."""
-    facts, start = [], 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            content = line.rstrip(b"\r\n")
-            if content.strip():
-                facts.append((start, len(content), zlib.crc32(content), number))
-            start += len(line)
-    return np.array(facts, np.int64).reshape(-1, 4)
 
 
 def _media(text: Mapping[str, Any], root: str, media_from: MediaFrom) -> list[tuple[str, Path | bytes]]:

@@ -58,7 +58,7 @@ def open_source(
         path: Folder, tar, glob, brace expansion, URL or jsonl, or a list of these; tars or jsonl files, not both.
         media_root: For jsonl files: folder or URL that relative paths start from; None for the folder of each jsonl.
         media_from: For jsonl files: see `JsonlSource`.
-        index_folder: For tars: see `TarSource`.
+        index_folder: Folder for indexes; see `TarSource` and `JsonlSource`.
         allow_pipe: For tars: see `TarSource`.
         copies_gb: For tars: see `TarSource`.
         progress: For tars: see `TarSource`.
@@ -69,7 +69,7 @@ def open_source(
     """
     files = find_jsonl(path)
     if files:
-        return JsonlSource(files, media_root=media_root, media_from=media_from)
+        return JsonlSource(files, media_root=media_root, media_from=media_from, index_folder=index_folder)
     if media_root is not None:
         raise UserError(
             f"media_root is {str(media_root)!r}, but {path} are tars, which hold their media; leave it out."

@@ -1,10 +1,12 @@
 """Generate the features of clips with a trained video LLM.
 
-Letters: B samples, L prompt length, M clips, G generated clips, Q tokens per clip, D LLM width, C feature width.
+Letters: B samples, L prompt length, M clips, G generated clips, N candidates, Q tokens per clip, D LLM width, C feature
+width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -66,7 +68,7 @@ def generate_features(
         prompts = [[*segments[row][:-1], replace(targets[row], count=index + 1)] for row in active]
         chosen = [generators[row] for row in active] if isinstance(generators, list) else generators
         batch = video_llm.sequences(prompts, prompt=True)
-        new_BQC = _generate_clip(video_llm, batch, [known[row] for row in active], temperature, chosen)
+        new_BQC = _generate_clip(video_llm, batch, [known[row] for row in active], temperature, [chosen])[0]
         for row, clip_QC in zip(active, new_BQC, strict=True):
             known[row].append(clip_QC)
     new_clips = [clip for row, clips in enumerate(known) for clip in clips[given[row] :]]
@@ -76,28 +78,30 @@ def generate_features(
 
 @torch.no_grad()
 def generate_prompted_clips(
-    video_llm: VideoLLM, batch: SequenceBatch, *, temperature: float = 1.0, generator: Randomness = None
+    video_llm: VideoLLM, batch: SequenceBatch, generators: Sequence[Randomness], *, temperature: float = 1.0
 ) -> Tensor:
-    """Generate the clip that each prompt of a batch ends with, and before which there is none; call it in eval mode.
+    """Generate N candidates for the clip that each prompt ends with, and before which is none; call it in eval mode.
+
+    In the query modes the candidates share one forward pass of the language model.
 
     Args:
         video_llm: The model.
         batch: B prompts, as a `SequenceCollator` of prompts lays them out.
+        generators: For each candidate the ``generator`` of `generate_features`.
         temperature: Spread of the head's samples.
-        generator: See `generate_features`.
 
     Returns:
-        features_BQC, unnormalised, float32.
+        features_NBQC, unnormalised, float32; each candidate is what its generator alone gives, bit for bit.
     """
-    generators = move_generators(generator, video_llm.feature_mean_C.device)
-    generated_BQC = _generate_clip(video_llm, batch, [[] for _ in batch.ids_BL], temperature, generators)
-    return generated_BQC * video_llm.feature_std_C + video_llm.feature_mean_C
+    moved = [move_generators(each, video_llm.feature_mean_C.device) for each in generators]
+    generated_NBQC = _generate_clip(video_llm, batch, [[] for _ in batch.ids_BL], temperature, moved)
+    return generated_NBQC * video_llm.feature_std_C + video_llm.feature_mean_C
 
 
 def _generate_dummy_clip(video_llm: VideoLLM) -> None:
     """Generate a dummy clip, with a generator of its own, to stay in sync with ranks that still generate clips."""
     generator = torch.Generator(video_llm.feature_mean_C.device)
-    _generate_clip(video_llm, video_llm.sequences([[Clips(1, "generate")]], prompt=True), [[]], 1.0, generator)
+    _generate_clip(video_llm, video_llm.sequences([[Clips(1, "generate")]], prompt=True), [[]], 1.0, [generator])
 
 
 def clips_to_generate(sample: list[Segment]) -> Clips:
@@ -116,35 +120,45 @@ def _generate_clip(
     batch: SequenceBatch,
     known: list[list[Tensor]],
     temperature: float,
-    generator: Randomness,
+    generators: Sequence[Randomness],
 ) -> Tensor:
-    """Generate the last clip of each prompt, given the normalised features of its earlier ones; return features_BQC."""
+    """Generate the last clip of each prompt, given normalised features of its earlier ones; return features_NBQC."""
     num_queries, dim = video_llm.num_queries, video_llm.feature_dim
     # The features have a row for the clip to generate, but no position reads it.
     empty_QC = video_llm.feature_mean_C.new_zeros(num_queries, dim)
     features_MQC = torch.stack([clip for clips in known for clip in [*clips, empty_QC]])
     if video_llm.config.generation_mode == "autoregressive":
-        return autoregress(video_llm, CachedSequence(video_llm, batch, features_MQC), temperature, generator)
+        return torch.stack(
+            [
+                autoregress(video_llm, CachedSequence(video_llm, batch, features_MQC), temperature, one)
+                for one in generators
+            ]
+        )
     hidden_BLD = video_llm.hidden_states(batch, video_llm.embed(batch, features_MQC))
     ends_B = (batch.token_kind_BL != TokenKind.PAD).sum(dim=1)
     columns_BQ = ends_B[:, None] - num_queries + torch.arange(num_queries)
     hidden_BQD = hidden_BLD[torch.arange(len(ends_B))[:, None], columns_BQ]
-    return sample_features(video_llm, hidden_BQD, temperature, generator)
+    return sample_features(video_llm, hidden_BQD, temperature, generators)
 
 
-def sample_features(video_llm: VideoLLM, hidden_BQD: Tensor, temperature: float, generator: Randomness) -> Tensor:
-    """Sample normalised features from hidden states; one sample at a time if each has its own generator."""
-    head = video_llm.head
-    rows = [hidden_BQD] if not isinstance(generator, list) else hidden_BQD.split(1)
-    generators = generator if isinstance(generator, list) else [generator]
+def sample_features(
+    video_llm: VideoLLM, hidden_BQD: Tensor, temperature: float, generators: Sequence[Randomness]
+) -> Tensor:
+    """Sample N normalised candidates, features_NBQC; the head sees one sample at a time if each has its generator.
+
+    So a sample's bits do not depend on its batch: a matrix product of other rows may round differently.
+    """
+    per_sample = [each if isinstance(each, list) else [each] for each in generators]
+    rows = hidden_BQD.split(1) if isinstance(generators[0], list) else [hidden_BQD]
     sampled = [
-        head.sample(row, temperature=temperature, generator=one) for row, one in zip(rows, generators, strict=True)
+        video_llm.head.sample_each(row, candidates, temperature=temperature)
+        for row, candidates in zip(rows, zip(*per_sample, strict=True), strict=True)
     ]
-    features_BQC = torch.cat(sampled)
+    features_NBQC = torch.cat(sampled, dim=1)
     if not video_llm.config.features_on_sphere:
-        return features_BQC
+        return features_NBQC
     mean_C, std_C = video_llm.feature_mean_C, video_llm.feature_std_C
-    return (to_sphere(features_BQC * std_C + mean_C) - mean_C) / std_C
+    return (to_sphere(features_NBQC * std_C + mean_C) - mean_C) / std_C
 
 
 def autoregress(video_llm: VideoLLM, sequence: CachedSequence, temperature: float, generator: Randomness) -> Tensor:
@@ -162,7 +176,7 @@ def autoregress(video_llm: VideoLLM, sequence: CachedSequence, temperature: floa
     features = []
     for index in range(video_llm.num_queries):
         hidden_B1D = sequence.last_hidden_BD[:, None]
-        features.append(sample_features(video_llm, hidden_B1D, temperature, generator)[:, 0])
+        features.append(sample_features(video_llm, hidden_B1D, temperature, [generator])[0, :, 0])
         if index + 1 < video_llm.num_queries:
             sequence.append(video_llm.project(features[-1], hidden_B1D.dtype))
     return torch.stack(features, dim=1)

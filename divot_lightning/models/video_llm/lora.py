@@ -83,6 +83,7 @@ def add_lora(model: PreTrainedModel, lora: LoRAConfig, marker_ids: list[int]) ->
         raise UserError(
             f"LoRA with target_modules={targets} does not fit {model.config.model_type!r}: {first_line(error)}"
         ) from error
+    _share_copies(adapted)
     if lora.target_modules is None:
         _log_layers(adapted, model.config.model_type, targets)
     return adapted
@@ -140,6 +141,20 @@ def layers_without_adapters(model: PeftModel) -> list[str]:
                 kind = name.rpartition(".")[2]
                 found.add(kind if key == "weight" else f"{kind}.{key}")
     return sorted(found)
+
+
+def _share_copies(model: PeftModel) -> None:
+    """Let PEFT keep a layer that is trained in full once.
+
+    It trains a copy, and keeps the layer as it was to be able to switch adapters off, which is never done here.
+    """
+    from peft.utils import ModulesToSaveWrapper
+
+    for wrapper in [each for each in model.modules() if isinstance(each, ModulesToSaveWrapper)]:
+        (trained,) = wrapper.modules_to_save.values()
+        # Registered anew, so after the trained layer: by the first of its names a tensor is stored and read.
+        del wrapper.original_module
+        wrapper.original_module = trained
 
 
 def _copied_weights(model: PreTrainedModel, embeddings: list[str], lora: LoRAConfig) -> list[Tensor]:

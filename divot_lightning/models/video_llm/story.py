@@ -138,7 +138,7 @@ def _append_clip(
     queries_QD = video_llm.queries(torch.arange(video_llm.num_queries, device=device)).to(dtype)
     block = clip if video_llm.config.generation_mode == "query_bidirectional" else -1
     hidden_1QD = sequence.extend(queries_QD[None], block=block)
-    features_1QC = sample_features(video_llm, hidden_1QD, temperature, generator)
+    features_1QC = sample_features(video_llm, hidden_1QD, temperature, [generator])[0]
     _append_tokens(video_llm, sequence, video_llm.special.frame_end, video_llm.special.frame_begin)
     sequence.extend(video_llm.project(features_1QC, dtype))
     return features_1QC

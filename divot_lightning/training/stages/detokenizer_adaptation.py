@@ -1,5 +1,6 @@
 """De-tokenizer adaptation: the video diffusion model learns from samples of the LLM's head (Divot appendix A.2)."""
 
+import functools
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.weights import has_masters, has_shards
 from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer
+from divot_lightning.parts.randomness import Randomness
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
@@ -81,6 +83,7 @@ class DetokenizerAdaptation(Stage):
     def build(self) -> None:
         """Load the three networks from the runs before."""
         self.tokenizer = load_component(self.sources["tokenizer"], VideoTokenizer).requires_grad_(False)
+        self.null_tokens = functools.cache(self.tokenizer.null_tokens)  # the tokenizer is frozen: once per clip size
         self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False)
         if not has_masters():
             self.video_llm.use_stored_precision()
@@ -104,7 +107,7 @@ class DetokenizerAdaptation(Stage):
             self.sampled_features(batch, video, "train", sync.most_samples),
             terminal_timestep_prob=self.terminal_timestep_prob,
             condition_dropout=self.condition_dropout,
-            null_tokens_QC=self.tokenizer.null_tokens(*video.shape[-2:]),
+            null_tokens_QC=self.null_tokens(*video.shape[-2:]),
             generator=batch_generators(batch, "train"),
         )
         return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
@@ -129,18 +132,16 @@ class DetokenizerAdaptation(Stage):
         prompts, count = sequences_of(batch), len(batch["segments"])
         # A head is called sample by sample. If it is sharded, all processes must call it equally often: fill up.
         missing = most_samples - count if has_shards(self.video_llm) else 0
-        prompts, sampled = prompts.with_last_row(missing), []
+        generators: list[Randomness] = []
         for number in range(self.candidates):
-            generators = batch_generators(batch, f"{purpose} candidate {number}")
-            if generators is not None:
-                generators += [torch.Generator() for _ in range(missing)]
-            features = generate_prompted_clips(
-                self.video_llm, prompts, temperature=self.temperature, generator=generators
-            )
-            sampled.append(features[:count])
+            own = batch_generators(batch, f"{purpose} candidate {number}")
+            generators.append(None if own is None else own + [torch.Generator() for _ in range(missing)])
+        features_NMQC = generate_prompted_clips(
+            self.video_llm, prompts.with_last_row(missing), generators, temperature=self.temperature
+        )[:, :count]
         if self.candidates == 1:
-            return sampled[0]
-        return nearest_candidates(torch.stack(sampled), self.tokenizer(video_MFCHW), self.nearest_per)
+            return features_NMQC[0]
+        return nearest_candidates(features_NMQC, self.tokenizer(video_MFCHW), self.nearest_per)
 
     def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count clips."""

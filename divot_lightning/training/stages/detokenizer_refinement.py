@@ -1,5 +1,6 @@
 """De-tokenizer refinement: the video diffusion model alone, with condition dropout (Divot appendix A.1)."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ class DetokenizerRefinement(Stage):
     def build(self) -> None:
         """Load both networks from the run before."""
         self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
+        self.null_tokens = functools.cache(self.tokenizer.null_tokens)  # the tokenizer is frozen: once per clip size
         self.detokenizer = load_component(self.detokenizer_folder, VideoDetokenizer)
 
     def frozen_sources(self) -> dict[str, str | Path]:
@@ -68,14 +70,13 @@ class DetokenizerRefinement(Stage):
         with torch.no_grad():
             # As in tokenizer pretraining, or the de-tokenizer would unlearn to read few or noisy tokens.
             tokens, _ = self.tokenizer.bottleneck.perturb(tokens, batch_generators(batch, "tokens"))
-            null_tokens = self.tokenizer.null_tokens(*size)
         loss = self.detokenizer.loss(
             video,
             tokens,
             posterior=batch.get("latents"),
             terminal_timestep_prob=self.terminal_timestep_prob,
             condition_dropout=self.condition_dropout,
-            null_tokens_QC=null_tokens,
+            null_tokens_QC=self.null_tokens(*size),
             generator=batch_generators(batch, "train"),
         )
         return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)

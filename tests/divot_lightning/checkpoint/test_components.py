@@ -1,5 +1,6 @@
 import json
 import shutil
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from divot_lightning.checkpoint.run_components import find_component, read_recor
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM
+from divot_lightning.models.weights import StoredTensor
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,22 @@ def test_weights_buffers_and_nested_settings_come_back(tmp_path):
     assert loaded.state_dict().keys() == part.state_dict().keys()
     for name, value in part.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_stored_tensors_are_in_memory_one_at_a_time(tmp_path, monkeypatch):
+    saved(tmp_path / "part", inner=Inner(5))
+    before, alive, read = [], [], StoredTensor.read
+
+    def watched(stored):
+        alive.append(sum(each() is not None for each in before))
+        tensor = read(stored)
+        before.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(StoredTensor, "read", watched)
+    load_component(tmp_path / "part", Part)
+    assert len(alive) >= 12
+    assert max(alive) <= 1
 
 
 def test_tied_weights_stay_tied_and_are_stored_once(tmp_path):

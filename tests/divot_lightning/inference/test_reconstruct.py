@@ -223,3 +223,13 @@ def test_the_first_tokens_alone_are_decoded(run, shards, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "one/held_out-000000.json").read_text())["num_tokens"] == 1
     with pytest.raises(UserError, match="num_tokens is 4; a clip has 3 tokens, so give 1 to 3"):
         list(reconstruct_files(DivotPipeline.from_pretrained(run), inputs, tmp_path / "four", num_tokens=4))
+
+
+def test_the_null_clip_of_the_guidance_is_encoded_once(run):
+    models, calls = LoadedRun(run), []
+    models.tokenizer.register_forward_hook(lambda *_: calls.append(1))
+    tokens = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1))
+    first, second = (next(models.decode(tokens, torch.Generator().manual_seed(0))) for _ in range(2))
+    assert len(calls) == 1
+    assert torch.equal(first, second)
+    assert torch.equal(models.null_tokens, models.tokenizer.null_tokens(32, 32))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+from divot_heads.gmm import GMMHead
 from divot_lightning.errors import UserError
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
@@ -174,3 +175,15 @@ def test_clear_masked_keeps_what_counts():
     assert torch.equal(cleared[mask.bool()], states[mask.bool()])
     assert not cleared[~mask.bool()].any()
     assert clear_masked(states, None) is states
+
+
+class Shifted(GMMHead):
+    def sample(self, hidden_BQD, *, temperature=1.0, generator=None):
+        return super().sample(hidden_BQD, temperature=temperature, generator=generator) + 100
+
+
+def test_a_subclass_with_a_sample_of_its_own_is_sampled_by_it_for_several_generators_too():
+    head, hidden = Shifted(8, 4), torch.randn(1, 3, 8)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    assert (head.sample_each(hidden, seeds) > 50).all()
+    assert (head.sample(hidden) > 50).all()

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -290,6 +291,38 @@ def test_merging_adapters_changes_no_loss(make, train_embeddings, tied):
     torch.testing.assert_close(after.head_loss, before.head_loss, atol=1e-5, rtol=1e-5)
     assert video_llm.config.lora is None
     assert all(value.requires_grad for value in video_llm.parameters())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_layers_that_are_trained_in_full_are_in_memory_once(make, tied):
+    lora = LoRAConfig(rank=2, dropout=0.0, train_norms=True, train_embeddings=True)
+    plain, adapted = (make(lora=each, language_model={"tie_word_embeddings": tied}) for each in (None, lora))
+    adapters = sum(value.numel() for name, value in adapted.named_parameters() if ".lora_" in name)
+    numbers = [sum(value.numel() for value in model.parameters()) for model in (plain, adapted)]
+    assert numbers[1] == numbers[0] + adapters
+    full = [name for name, value in adapted.named_parameters() if value.requires_grad and "modules_to_save" in name]
+    assert sum("embed_tokens" in name or "lm_head" in name for name in full) == (1 if tied else 2)
+    assert not [name for name, _ in adapted.named_parameters() if ".original_module." in name]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_stored_model_with_copies_of_trained_layers_is_read_as_it_was_trained(make, tmp_path, tied):
+    """An earlier version stored, beside a layer that was trained in full, the layer as it was before."""
+    lora = LoRAConfig(rank=2, dropout=0.0, train_embeddings=True)
+    video_llm = make(lora=lora, language_model={"tie_word_embeddings": tied})
+    for parameter in video_llm.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    save_component(video_llm, tmp_path / "video_llm")
+    file = tmp_path / "video_llm" / "model.safetensors"
+    stored = load_file(file)
+    trained = [name for name in stored if ".modules_to_save.default." in name]
+    assert trained
+    assert not [name for name in stored if ".original_module." in name]
+    copies = {n.replace(".modules_to_save.default.", ".original_module."): torch.randn_like(stored[n]) for n in trained}
+    save_file({**copies, **stored}, file)
+    loaded = load_component(tmp_path / "video_llm", VideoLLM).eval()
+    first, second = (losses(model, [READ, GENERATE], features(2)) for model in (video_llm.eval(), loaded))
+    assert torch.equal(first.text_loss, second.text_loss)
 
 
 def test_a_text_that_contains_special_tokens_stays_text(make, tmp_path):

@@ -9,12 +9,15 @@ from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.checkpoint.run_components import find_component, record_components
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.randomness import sample_generators
+from divot_lightning.models.tokenizer.bottleneck import to_sphere
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.clip_generation import generate_prompted_clips
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.parts.sequences.collator import LaysOutSamples
+from divot_lightning.parts.sequences.tokens import TokenKind
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.stages.detokenizer_adaptation import DetokenizerAdaptation, nearest_candidates
 from divot_optimizers.adamw import AdamWOptimizer
@@ -118,11 +121,54 @@ def test_rows_that_fill_up_a_batch_do_not_change_the_others(make_stage, captione
     stage, prompts = make_stage(), captioned[0]["sequences"]
     generators = [[torch.Generator().manual_seed(seed) for seed in range(count)] for count in (2, 5)]
     alone, filled = (
-        generate_prompted_clips(stage.video_llm.eval(), batch, generator=each)
+        generate_prompted_clips(stage.video_llm.eval(), batch, [each])[0]
         for batch, each in zip((prompts, prompts.with_last_row(3)), generators, strict=True)
     )
     assert filled.shape == (5, 3, 8)
     torch.testing.assert_close(filled[:2], alone)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("on_sphere", [True, False])
+@pytest.mark.parametrize("mode", ["query_bidirectional", "autoregressive"])
+def test_candidates_have_the_bits_of_samples_drawn_one_by_one(make_config, captioned, mode, on_sphere, indexed):
+    torch.manual_seed(3)
+    config = make_config(generation_mode=mode, features_on_sphere=on_sphere)
+    video_llm, samples = VideoLLM(config, GMMHead).eval(), captioned[0]["segments"]
+    video_llm.feature_mean_C.uniform_(-1, 1)
+    video_llm.feature_std_C.uniform_(0.5, 2)
+    prompts = sequence_collator(config, prompt=True).lay_out(samples)
+
+    def generators(candidate):
+        return sample_generators(0, f"candidate {candidate}", [7, 8]) if indexed else None
+
+    torch.manual_seed(5)
+    expected = [one_by_one(video_llm, samples, generators(candidate)) for candidate in range(3)]
+    calls = []
+    video_llm.language_model.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(5)
+    drawn = generate_prompted_clips(video_llm, prompts, [generators(candidate) for candidate in range(3)])
+    assert torch.equal(drawn, torch.stack(expected))
+    assert mode == "autoregressive" or len(calls) <= 1
+
+
+def one_by_one(video_llm, samples, generators):
+    """The features of one candidate: a forward pass of its own, and a call of the head for each sample."""
+    if video_llm.config.generation_mode == "autoregressive":
+        return video_llm.generate_features(samples, generator=generators)
+    batch, num_queries = video_llm.sequences(samples, prompt=True), video_llm.num_queries
+    hidden = video_llm.hidden_states(batch, video_llm.embed(batch, torch.zeros(len(samples), num_queries, 8)))
+    lengths = [int((row != TokenKind.PAD).sum()) for row in batch.token_kind_BL]
+    asked = torch.stack([row[end - num_queries : end] for row, end in zip(hidden, lengths, strict=True)])
+    if generators is None:
+        features = video_llm.head.sample(asked)
+    else:
+        drawn = [video_llm.head.sample(row[None], generator=one) for row, one in zip(asked, generators, strict=True)]
+        features = torch.cat(drawn)
+    mean, std = video_llm.feature_mean_C, video_llm.feature_std_C
+    if video_llm.config.features_on_sphere:
+        features = (to_sphere(features * std + mean) - mean) / std
+    return features * std + mean
 
 
 def test_samples_without_a_clip_to_generate_are_refused(make_stage, captioned):

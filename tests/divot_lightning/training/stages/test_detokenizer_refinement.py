@@ -108,6 +108,21 @@ def test_null_tokens_are_those_of_an_all_zero_clip(stage):
     torch.testing.assert_close(null, stage.tokenizer(torch.zeros_like(given))[1])
 
 
+def test_null_tokens_are_encoded_once_per_run_with_the_same_bits(stage, clips, monkeypatch):
+    encoded, given, loss = [], [], VideoDetokenizer.loss
+    stage.tokenizer.register_forward_pre_hook(lambda _, args: encoded.append(bool(args[0].any())))
+
+    def watched(self, video, tokens, **settings):
+        given.append(settings.get("null_tokens_QC"))
+        return loss(self, video, tokens, **settings)
+
+    monkeypatch.setattr(VideoDetokenizer, "loss", watched)
+    trainer(len(clips)).fit(stage, DataLoader(clips, batch_size=None))
+    assert encoded.count(False) == 1
+    assert encoded.count(True) == len(given) == len(clips) > 1
+    assert all(torch.equal(null, stage.tokenizer.null_tokens(8, 8)) for null in given)
+
+
 def test_the_run_hands_on_its_detokenizer_and_records_the_tokenizer(stage, pretraining_run, clips, tmp_path):
     run = tmp_path / "refined"
     trainer(1, callbacks=[ComponentExport(run)]).fit(stage, DataLoader(clips, batch_size=None))
