@@ -27,7 +27,8 @@ from divot_datamodules.video_text import VideoTextData
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.training.recipe_files import find_recipe
 from divot_lightning.training.stages.video_llm_step import clip_features

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from divot_datamodules.toy.oracle import read_clip
 from divot_datamodules.toy.world import ATTRIBUTES, ToyWorld
 from divot_lightning import Decoding, DivotPipeline
 from divot_lightning.inference.ask import media_prompt
@@ -158,13 +159,13 @@ def solvers(pipeline: DivotPipeline, shards: str, num: int) -> list[dict[str, An
     originals, world = torch.from_numpy(np.stack(found)), ToyWorld(size=clip.height, num_frames=clip.frames)
     features, rows = pipeline.models.encode(originals), []
     discrete = hasattr(pipeline.models.detokenizer.objective, "eta")
-    truth = [world.read(video) for video in found]
+    truth = [read_clip(world, video) for video in found]
     limit = pipeline.decode(features, decoding=Decoding(steps=200, sampler=_settings("unipc", discrete)))
     for solver in SOLVERS[discrete]:
         settings = _settings(solver, discrete)
         for steps in STEPS:
             made = pipeline.decode(features, decoding=Decoding(steps=steps, sampler=settings))
-            readings = [world.read(video.numpy()) for video in made]
+            readings = [read_clip(world, video.numpy()) for video in made]
             same = [
                 all(getattr(one, name) == getattr(other, name) for name in ATTRIBUTES) and one.valid
                 for one, other in zip(readings, truth, strict=True)

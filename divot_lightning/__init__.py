@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 from divot_lightning.distributed.parent import bind_to_named_parent
 
 if TYPE_CHECKING:
-    from divot_lightning.checkpoint.components import find_component, load_component, save_component
+    from divot_lightning.checkpoint.components import load_component, save_component
+    from divot_lightning.checkpoint.run_components import find_component
     from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
     from divot_lightning.inference.loaded_run import LoadedRun, load_run
-    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+    from divot_lightning.inference.pipeline import DivotPipeline
+    from divot_lightning.inference.pipeline_options import Decoding
     from divot_lightning.inference.results import Answer, ClipFeatures, GeneratedClips, Reconstruction, Story, StoryPart
-    from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-    from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+    from divot_lightning.models.detokenizer.config import DetokenizerConfig
+    from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+    from divot_lightning.models.tokenizer.config import TokenizerConfig
+    from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
     from divot_lightning.models.video_llm.config import VideoLLMConfig
     from divot_lightning.models.video_llm.model import VideoLLM
     from divot_lightning.models.video_llm.story import StorySampling
@@ -51,13 +55,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "checkpoint.components": ("find_component", "load_component", "save_component"),
+    "checkpoint.components": ("load_component", "save_component"),
+    "checkpoint.run_components": ("find_component",),
     "inference.clip_requests": ("ClipOpening", "ClipRequest"),
     "inference.loaded_run": ("LoadedRun", "load_run"),
-    "inference.pipeline": ("Decoding", "DivotPipeline"),
+    "inference.pipeline": ("DivotPipeline",),
+    "inference.pipeline_options": ("Decoding",),
     "inference.results": ("Answer", "ClipFeatures", "GeneratedClips", "Reconstruction", "Story", "StoryPart"),
-    "models.detokenizer.video_detokenizer": ("DetokenizerConfig", "VideoDetokenizer"),
-    "models.tokenizer.video_tokenizer": ("TokenizerConfig", "VideoTokenizer"),
+    "models.detokenizer.config": ("DetokenizerConfig",),
+    "models.detokenizer.video_detokenizer": ("VideoDetokenizer",),
+    "models.tokenizer.config": ("TokenizerConfig",),
+    "models.tokenizer.video_tokenizer": ("VideoTokenizer",),
     "models.video_llm.config": ("VideoLLMConfig",),
     "models.video_llm.model": ("VideoLLM",),
     "models.video_llm.story": ("StorySampling",),

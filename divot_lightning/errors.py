@@ -1,4 +1,8 @@
-"""The error that users see, and the errors of libraries in its messages."""
+"""The error that users see, and parts of its messages."""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -7,6 +11,24 @@ class UserError(ValueError):
     The message says what is wrong, the offending value, what is allowed and what to do, in at most five lines;
     the command line shows it without a traceback.
     """
+
+
+def require_at_least(least: float, where: str = "", **settings: float | None) -> None:
+    """Refuse settings that are below a limit, or no finite number; None is allowed.
+
+    Args:
+        least: The limit.
+        where: Precedes their names in the message.
+        settings: Values by name.
+
+    Raises:
+        UserError: One of them is refused.
+
+    >>> require_at_least(1, steps=2, width=None)
+    """
+    for name, value in settings.items():
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"{where}{name} is {value}; it must be at least {least}")
 
 
 def first_line(error: BaseException, length: int | None = 200) -> str:
@@ -20,3 +42,28 @@ def first_line(error: BaseException, length: int | None = 200) -> str:
     ('no such file', 'TimeoutError')
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
+
+
+def did_you_mean(word: str, allowed: Iterable[str], form: str = "{}") -> str:
+    """Return ` Did you mean 'x'?` for the nearest allowed word, or nothing.
+
+    Args:
+        word: What was given.
+        allowed: What may be given.
+        form: How the word is shown.
+
+    >>> did_you_mean("max_step", ["max_steps", "devices"])
+    " Did you mean 'max_steps'?"
+    """
+    near = difflib.get_close_matches(word, list(allowed), n=1)
+    return f" Did you mean {form.format(near[0])!r}?" if near else ""
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """Return the first names of a list, and how many more there are.
+
+    >>> first_of(["a", "b", "c"], 2), first_of(["a"], 2)
+    ('a, b and 1 more', 'a')
+    """
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

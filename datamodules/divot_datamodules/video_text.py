@@ -35,7 +35,7 @@ from divot_datamodules.shards.source_settings import (
 )
 from divot_datamodules.shards.sources import estimate_losses, open_source
 from divot_datamodules.tasks.mixture import TasksSetting
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.part import build_part
 from divot_lightning.parts.registries.kinds import SOURCES
 from divot_lightning.parts.sequences.collator import LaysOutSamples, SequenceCollator
@@ -151,12 +151,9 @@ class VideoTextData(LightningDataModule):
         super().__init__()
         if not decode_deadline > 0:
             raise UserError(f"decode_deadline is {decode_deadline}; it must be greater than 0 seconds.")
-        if num_workers < 0:
-            raise UserError(f"num_workers is {num_workers}; it must be at least 0 (0: decode in the training process).")
-        if prefetch is not None and prefetch < 0:
-            raise UserError(f"prefetch is {prefetch}; it must be at least 0 samples, or null for two steps of them.")
-        if max_sample_clips < 1:
-            raise UserError(f"max_sample_clips is {max_sample_clips}; it must be at least 1.")
+        require_at_least(0, seed=seed, num_workers=num_workers, prefetch=prefetch)
+        require_at_least(0, copies_gb=copies_gb, cache_decoded_mb=cache_decoded_mb)
+        require_at_least(1, max_clips=max_clips, max_sample_clips=max_sample_clips)
         if not 0 < train_fraction <= 1:
             raise UserError(
                 f"train_fraction is {train_fraction}; it must be greater than 0 and at most 1 (1: all samples)."

@@ -8,13 +8,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from divot_lightning.checkpoint.folder_writing import TRAINER, TensorAccess
+from divot_lightning.checkpoint.folder_writing import TRAINER
 from divot_lightning.checkpoint.folders import damage_advice
 from divot_lightning.checkpoint.manifest import find_damage, require_manifest
+from divot_lightning.checkpoint.module_tensors import TensorAccess
 from divot_lightning.checkpoint.optimizer_state import check_families
 from divot_lightning.checkpoint.provenance import PROVENANCE
 from divot_lightning.distributed.ranks import Ranks
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_of
 from divot_lightning.models.weights import full_shape
 
 STATE_KEYS = ("layout", "loops", "lr_schedulers", "callbacks", "global_step")
@@ -152,14 +153,9 @@ def check_names(folder: Path, stored: set[str], expected: set[str]) -> None:
 
 
 def _misfit(folder: Path, problems: Mapping[str, Sequence[str]]) -> UserError:
-    lines = [f"{what}: {_shorten(names)}" for what, names in problems.items() if names]
+    lines = [f"{what}: {first_of(names, _NAMES_SHOWN)}" for what, names in problems.items() if names]
     advice = "continue with the settings it was trained with, or start a new run"
     return UserError("\n".join([f"{folder} does not fit this run", *lines, advice]))
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _open(file: Path) -> Any:

@@ -18,14 +18,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from divot_lightning.checkpoint.manifest import FileRecord, sync_folder, write_manifest
-from divot_lightning.checkpoint.module_tensors import ModuleTensors
-from divot_lightning.checkpoint.optimizer_state import OptimizerEntry
+from divot_lightning.checkpoint.module_tensors import TensorAccess
 from divot_lightning.checkpoint.provenance import PROVENANCE
 from divot_lightning.checkpoint.tensor_file import TensorFile, TensorSpec
 from divot_lightning.distributed.ranks import Ranks
@@ -34,54 +33,6 @@ from divot_lightning.io.files import file_sha256, write_atomically
 
 TRAINER = "trainer.pt"
 UNFINISHED = ".{}.unfinished"
-
-
-class TensorAccess(Protocol):
-    """Reads and writes the tensors of a stage by name; `WholeTensors` and `PartitionedTensors` do."""
-
-    tensors: ModuleTensors
-    masters: list[Tensor]
-    """The tensors that the optimizer updates on this rank; averages, for one, are kept in copies of them."""
-
-    def writers(self, ranks: Ranks) -> int:
-        """Return how many of the ranks write tensors into a checkpoint."""
-        ...
-
-    def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
-        """Return a trained parameter, taken from copies of `masters`, to the rank `owner`; all ranks call it."""
-        ...
-
-    def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
-        """Overwrite a trained parameter in copies of `masters`; every rank gives the whole value."""
-        ...
-
-    def spec(self, tensor: Tensor) -> TensorSpec:
-        """Return how a tensor of the stage is stored."""
-        ...
-
-    def read(self, tensor: Tensor, owner: int) -> Tensor | None:
-        """Return a tensor of the stage to the rank `owner`; all ranks call it together."""
-        ...
-
-    def write(self, tensor: Tensor, value: Tensor) -> None:
-        """Overwrite a tensor of the stage; every rank gives the whole value."""
-        ...
-
-    def optimizer_entries(self) -> dict[str, OptimizerEntry]:
-        """Return the optimizer of each parameter and the states that it keeps now."""
-        ...
-
-    def read_state(self, name: str, key: str, owner: int) -> Tensor | None:
-        """Return an optimizer state to the rank `owner`; all ranks call it together."""
-        ...
-
-    def write_states(self, name: str, values: dict[str, Tensor]) -> None:
-        """Set all optimizer states of a parameter; every rank gives the whole values."""
-        ...
-
-    def flush(self) -> None:
-        """Finish writing; all ranks call it when everything is written."""
-        ...
 
 
 class Entry(NamedTuple):

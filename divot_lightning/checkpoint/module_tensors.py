@@ -1,6 +1,6 @@
 """Sorting the tensors of a stage: which ones a checkpoint stores, and which come from other folders."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -8,6 +8,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from divot_lightning.checkpoint.optimizer_state import OptimizerEntry
+from divot_lightning.checkpoint.tensor_file import TensorSpec
+from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
 
 
@@ -95,3 +98,51 @@ def _persistent_buffers(stage: nn.Module) -> dict[str, Tensor]:
                 "keep it as a registered buffer, or leave it out of state_dict()"
             )
     return rest
+
+
+class TensorAccess(Protocol):
+    """Reads and writes the tensors of a stage by name; `WholeTensors` and `PartitionedTensors` do."""
+
+    tensors: ModuleTensors
+    masters: list[Tensor]
+    """The tensors that the optimizer updates on this rank; averages, for one, are kept in copies of them."""
+
+    def writers(self, ranks: Ranks) -> int:
+        """Return how many of the ranks write tensors into a checkpoint."""
+        ...
+
+    def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
+        """Return a trained parameter, taken from copies of `masters`, to the rank `owner`; all ranks call it."""
+        ...
+
+    def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
+        """Overwrite a trained parameter in copies of `masters`; every rank gives the whole value."""
+        ...
+
+    def spec(self, tensor: Tensor) -> TensorSpec:
+        """Return how a tensor of the stage is stored."""
+        ...
+
+    def read(self, tensor: Tensor, owner: int) -> Tensor | None:
+        """Return a tensor of the stage to the rank `owner`; all ranks call it together."""
+        ...
+
+    def write(self, tensor: Tensor, value: Tensor) -> None:
+        """Overwrite a tensor of the stage; every rank gives the whole value."""
+        ...
+
+    def optimizer_entries(self) -> dict[str, OptimizerEntry]:
+        """Return the optimizer of each parameter and the states that it keeps now."""
+        ...
+
+    def read_state(self, name: str, key: str, owner: int) -> Tensor | None:
+        """Return an optimizer state to the rank `owner`; all ranks call it together."""
+        ...
+
+    def write_states(self, name: str, values: dict[str, Tensor]) -> None:
+        """Set all optimizer states of a parameter; every rank gives the whole values."""
+        ...
+
+    def flush(self) -> None:
+        """Finish writing; all ranks call it when everything is written."""
+        ...

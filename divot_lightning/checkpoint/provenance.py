@@ -135,8 +135,7 @@ class FrozenRecord:
 
 def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
     """Read what a checkpoint recorded."""
-    content: dict[str, dict[str, Any]] = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    return content
+    return json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
 
 
 def _combine(parts: Iterable[tuple[str, tuple[int, ...], str]]) -> str:

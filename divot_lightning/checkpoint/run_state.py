@@ -22,8 +22,8 @@ from divot_lightning.checkpoint.folder_reading import (
     restore_optimizers,
     restore_weights,
 )
-from divot_lightning.checkpoint.folder_writing import Entry, TensorAccess, save_folder, stage_entries
-from divot_lightning.checkpoint.module_tensors import sort_tensors
+from divot_lightning.checkpoint.folder_writing import Entry, save_folder, stage_entries
+from divot_lightning.checkpoint.module_tensors import TensorAccess, sort_tensors
 from divot_lightning.checkpoint.optimizer_state import restore_schedulers
 from divot_lightning.checkpoint.provenance import FrozenRecord, read_provenance, verify_frozen
 from divot_lightning.checkpoint.whole_tensors import WholeTensors
@@ -174,8 +174,7 @@ def tensor_access(trainer: Trainer) -> TensorAccess:
     """
     strategy: Any = trainer.strategy
     if hasattr(strategy, "tensor_access"):
-        access: TensorAccess = strategy.tensor_access()
-        return access
+        return strategy.tensor_access()
     require_known_strategy(trainer)
     stage: LightningModule = trainer.lightning_module
     return WholeTensors(sort_tensors(stage), strategy.optimizers)

@@ -16,8 +16,6 @@ from divot_lightning.checkpoint.folders import (
     checkpoint_name,
     checkpoint_step,
     complete_checkpoints,
-)
-from divot_lightning.checkpoint.retention import (
     read_scores,
     remove_folder,
     remove_leftovers,
@@ -26,7 +24,7 @@ from divot_lightning.checkpoint.retention import (
 )
 from divot_lightning.checkpoint.run_loops import use_resuming_loops
 from divot_lightning.checkpoint.run_state import RunState, require_known_strategy
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 
 
 @dataclass
@@ -56,9 +54,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         """Refuse numbers that are too small."""
         for name, least in (("every_steps", 1), ("keep_last", 1), ("keep_every", 1), ("keep_best", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"checkpoint.{name} is {value}; it must be at least {least}")
+            require_at_least(least, "checkpoint.", **{name: getattr(self, name)})
 
 
 class StepCheckpoint(Checkpoint):

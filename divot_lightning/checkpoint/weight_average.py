@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from divot_lightning.checkpoint.folder_reading import CheckpointReader, check_names
-from divot_lightning.checkpoint.folder_writing import Entry, TensorAccess
+from divot_lightning.checkpoint.folder_writing import Entry
+from divot_lightning.checkpoint.module_tensors import TensorAccess
 from divot_lightning.checkpoint.run_state import tensor_access
 from divot_lightning.checkpoint.tensor_file import TensorSpec
 from divot_lightning.errors import UserError

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.io.command_parser import CommandParser
 
 if TYPE_CHECKING:
-    from divot_lightning.experiments.plan.recipe import Experiment
+    from divot_lightning.experiments.plan.experiment import Experiment
 
 DESCRIPTION = (
     "Run an experiment: the steps of a recipe, for each of its variants and seeds. A trial is one combination of "
@@ -21,7 +22,7 @@ DESCRIPTION = (
 
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
-    options = argparse.ArgumentParser(prog="divot ablate", description=DESCRIPTION)
+    options = CommandParser(prog="divot ablate", description=DESCRIPTION)
     options.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe, such as ablations/heads")
     options.add_argument("--folder", help="where everything is written (default: runs/ablations/NAME_OF_THE_RECIPE)")
     options.add_argument(
@@ -51,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="show scores of different protocols in one table; they are marked with *",
     )
-    options.add_argument(
+    instead = options.add_mutually_exclusive_group()
+    instead.add_argument(
         "--dry-run",
         action="store_true",
         help="print what is left and what it costs, as far as it was measured, and stop",
@@ -61,32 +63,24 @@ def parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="an experiment whose training rates and sizes --dry-run uses",
     )
-    options.add_argument("--list", action="store_true", help="print the names of the trials, one per line, and stop")
-    options.add_argument("--slurm", action="store_true", help="write FOLDER/array.sh, a SLURM array job, and stop")
+    instead.add_argument("--list", action="store_true", help="print the names of the trials, one per line, and stop")
+    instead.add_argument("--slurm", action="store_true", help="write FOLDER/array.sh, a SLURM array job, and stop")
     return options
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot ablate`.
-
-    Returns:
-        The exit status: 1 if a trial failed, among all or the one that --part names.
-    """
+    """Run the command with the words after `divot ablate`, and return the exit status: 1 if a trial failed."""
     from divot_lightning.experiments.plan.grid import make_grid
     from divot_lightning.experiments.plan.recipe import load_recipe
     from divot_lightning.experiments.run import lock_recipe, slurm_script
     from divot_lightning.experiments.runner.processes import visible_gpus
 
     args = parser().parse_args(argv)
+    _refuse_idle(args)
     jobs = args.jobs if args.jobs is not None else 1 if visible_gpus() else 2
     recipe = load_recipe(args.recipe)
     folder = Path(args.folder or f"runs/ablations/{Path(args.recipe).stem}")
     trials = [trial.name for trial in make_grid(recipe, folder).trials]
-    if args.reuse and (args.list or args.slurm or args.dry_run):
-        raise UserError("--reuse has no effect with --list, --slurm or --dry-run; leave it out")
     if args.list:
         sys.stdout.write("".join(f"{name}\n" for name in trials))
         return 0
@@ -98,9 +92,19 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if args.dry_run:
         return dry_run(recipe, folder, jobs, args.rates)
-    if args.rates:
-        raise UserError("--rates has no effect without --dry-run; leave it out")
     return run(recipe, folder, jobs, part=args.part, mixed_protocols=args.mixed_protocols, reuse=args.reuse)
+
+
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Refuse options without effect on what is asked for."""
+    if args.rates and not args.dry_run:
+        raise UserError("--rates has no effect without --dry-run; leave it out")
+    instead = next((name for name in ("dry_run", "list", "slurm") if getattr(args, name)), "")
+    idle = ["part", "mixed_protocols", "reuse", *([] if args.dry_run else ["jobs"])]
+    given = [name for name in idle if instead and getattr(args, name)]
+    if given:
+        option, other = given[0].replace("_", "-"), instead.replace("_", "-")
+        raise UserError(f"--{option} has no effect with --{other}; leave one of them out")
 
 
 def dry_run(recipe: "Experiment", folder: Path, jobs: int, rates: str | None = None) -> int:
@@ -118,6 +122,7 @@ def dry_run(recipe: "Experiment", folder: Path, jobs: int, rates: str | None = N
     from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps, measured_rates
     from divot_lightning.experiments.plan.grid import make_grid
 
+    require_at_least(1, "--", jobs=jobs)
     if rates and not (Path(rates) / "steps").is_dir():
         raise UserError(f"--rates {rates} holds no experiment; give the --folder of one")
     known = {**(measured_rates(Path(rates)) if rates else {}), **measured_rates(folder)}
@@ -150,8 +155,7 @@ def run(
     from divot_lightning.experiments.run import REPORT, SHARED, TABLE, run_experiment
     from divot_lightning.experiments.runner.processes import stop_on_terminate
 
-    if jobs < 1:
-        raise UserError(f"--jobs is {jobs}; it must be at least 1.")
+    require_at_least(1, "--", jobs=jobs)
     stop_on_terminate()
     results = run_experiment(recipe, folder, jobs=jobs, part=part, mixed_protocols=mixed_protocols, reuse=reuse)
     # A trial that runs alone fails only for itself, so that a job array shows which of its tasks failed.

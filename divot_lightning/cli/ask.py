@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from divot_lightning.errors import UserError
-from divot_lightning.inference.command_options import add_model_options, model_options
+from divot_lightning.inference.command_options import (
+    add_model_options,
+    check_ask_options,
+    model_options,
+    refuse_idle_top_p,
+)
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
+from divot_lightning.io.command_parser import CommandParser
 from divot_lightning.io.printing import printable
 
 if TYPE_CHECKING:
@@ -20,11 +26,11 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot ask",
         description="Answer questions about videos or pictures with the video LLM of a run. Without --question it "
-        "writes captions, which a run trained on questions only cannot do. Words that its text tokenizer does not "
-        "know are listed on stderr. Videos are cut into clips as in training.",
+        "writes captions; a run that was trained on questions only cannot do this. Words that its text tokenizer does "
+        "not know are listed on stderr. Videos are cut into clips as in training.",
     )
     parser.add_argument("run", help="run folder of LLM pretraining or instruction tuning")
     parser.add_argument("video", nargs="*", help="videos or pictures")
@@ -35,9 +41,21 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--together", action="store_true", help="ask about all videos at once, in their order")
     parser.add_argument("--turns", action="store_true", help="ask each question with the answers to those before it")
     parser.add_argument("--max-clips", type=int, default=20, help="largest number of clips of a video (default: 20)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="largest length of an answer (default: 64)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens that reach this")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, help="largest number of tokens of an answer (default: 64)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="sampling temperature; 0 takes the most likely token (default: 0)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the most likely tokens that together have this probability (default: 1)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument(
         "--jsonl", action="store_true", help="print one JSON object per answer: video, question, answer, settings"
@@ -49,13 +67,21 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot ask`, and return the exit status."""
     args = parser().parse_args(argv)
-    if args.max_clips < 1:
-        raise UserError(f"--max-clips is {args.max_clips}; it must be at least 1")
+    check_ask_options(args.max_clips, args.max_new_tokens, args.temperature, args.top_p)
+    refuse_idle_top_p(args.temperature, args.top_p)
     if (args.prompts is None) != (args.output is None) or (args.prompts is None) == (not args.video):
         raise UserError("give either videos, or --prompts FILE and --output FILE, where the answers are written")
-    if args.prompts is not None and (args.together or args.turns):
-        raise UserError("--together and --turns belong to videos on the command line; leave them out with --prompts")
+    if args.prompts is not None and (args.together or args.turns or args.jsonl):
+        raise UserError(
+            "--together, --turns and --jsonl belong to videos on the command line; leave them out with --prompts"
+        )
     entries = [] if args.prompts is None else read_prompts(args.prompts, "video", question=str)
+    if entries and Path(args.output).resolve() == Path(args.prompts).resolve():
+        raise UserError(
+            f"--output {args.output} is the file of the prompts, to which answers would be added; name another"
+        )
+    if entries and args.question and all("question" in entry for entry in entries):
+        raise UserError(f"--question has no effect: each line of {args.prompts} has its own; leave one of them out")
     from divot_lightning.inference.pipeline import DivotPipeline
 
     pipeline = DivotPipeline.from_pretrained(args.run, **model_options(args))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.command_parser import CommandParser
 
 MAX_SHOWN = 60
 """Longer values of a protocol are cut to this number of characters."""
@@ -14,7 +15,7 @@ MAX_SHOWN = 60
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot compare",
         description="Show the scores of evaluations side by side, with the differences of their models and protocols. "
         "For two evaluations, also show the difference of each score with its 95% interval over their common items.",
@@ -29,14 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot compare`.
-
-    Returns:
-        The exit status: 1 if protocols differ and the values were not put into one table.
-    """
+    """Run the command with the words after `divot compare`, and return the exit status: 1 if no values were shown."""
     args = parser().parse_args(argv)
     if len(args.evaluation) < 2:
         raise UserError(f"one evaluation was given, {args.evaluation[0]}; give two or more to compare")

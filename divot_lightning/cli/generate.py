@@ -4,9 +4,8 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
 from divot_lightning.inference.command_options import (
     HEAD_HELP,
@@ -18,11 +17,12 @@ from divot_lightning.inference.command_options import (
 )
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot generate",
         description="Generate 2-second clips from text with the video LLM of a run, and decode them with its "
         "de-tokenizer or another one. All settings are written beside each clip, as json.",
@@ -52,12 +52,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--open-clip",
         action="store_true",
-        help="let the model write until it opens the clip by itself, as the released code does",
+        help="let the model write text until it begins the clip by itself, as in the released code",
     )
     for name, kind, default, what in (
-        ("text-temperature", float, 0.7, "of the words before the clip; 0 takes the most likely"),
-        ("top-p", float, 0.5, "words are drawn from the most likely ones that together have this probability"),
-        ("max-new-tokens", int, 256, "most tokens before the clip"),
+        ("text-temperature", float, 0.7, "sampling temperature of the words before the clip; 0 takes the most likely"),
+        ("top-p", float, 0.5, "words are sampled from the most likely ones that together have this probability"),
+        ("max-new-tokens", int, 256, "largest number of tokens before the clip"),
     ):
         parser.add_argument(f"--{name}", type=kind, help=f"with --open-clip: {what} (default: {default})")
     parser.add_argument("--jsonl", action="store_true", help="print one JSON object per clip: prompt, file")
@@ -78,28 +78,26 @@ def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot generate`, and return the exit status."""
     head, words = split_head_options(argv)
     args = parser().parse_args(words)
-    if args.num < 1:
-        raise UserError(f"--num is {args.num}; it must be at least 1")
-    if args.temperature < 0:
-        raise UserError(f"--temperature is {args.temperature}; it must be at least 0")
+    require_at_least(1, "--", num=args.num)
+    require_at_least(0, "--", temperature=args.temperature)
     if not all(prompt.strip() for prompt in args.prompt):
         raise UserError("--prompt is empty; describe the clip in words")
     if bool(args.prompt) == (args.prompts is not None):
         raise UserError("give either --prompt TEXT, or --prompts FILE with one per line")
     request = _request(args)
     entries = [] if args.prompts is None else read_prompts(args.prompts, "prompt", seed=int)
-    from divot_lightning.inference.batches import generate_files, generate_missing
-    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+    from divot_lightning.inference.batches import ClipSampling, generate_files, generate_missing
+    from divot_lightning.inference.pipeline import DivotPipeline
+    from divot_lightning.inference.pipeline_options import Decoding
     from divot_lightning.inference.results import output_paths
 
     output_paths(args.output, args.num * len(args.prompt or entries))
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))
-    options: dict[str, Any] = {"num": args.num, "request": request, "temperature": args.temperature, "seed": args.seed}
-    options["decoding"] = Decoding(**decoding_options(args))
+    how = ClipSampling(args.num, request, args.temperature, args.seed, Decoding(**decoding_options(args)))
     if entries:
-        made = generate_missing(pipeline, entries, args.output, **options)
+        made = generate_missing(pipeline, entries, args.output, how)
     else:
-        made = generate_files(pipeline, args.prompt, args.output, **options)
+        made = generate_files(pipeline, args.prompt, args.output, how)
     for text, path in made:
         row = json.dumps({"prompt": text, "file": str(path)}, ensure_ascii=False)
         sys.stdout.write(f"{row if args.jsonl else path}\n")

@@ -1,21 +1,14 @@
 """`divot heads`: short for `divot parts heads`."""
 
-import argparse
 from collections.abc import Sequence
 
 from divot_lightning.cli import parts
+from divot_lightning.io.command_parser import CommandParser
 
 
 def main(argv: Sequence[str]) -> int:
-    """List the installed generation heads.
-
-    Args:
-        argv: The words after `divot heads`; there are none but `--help`.
-
-    Returns:
-        0, as `divot parts` does.
-    """
-    argparse.ArgumentParser(
+    """Run the command with the words after `divot heads`; there are none but `--help`."""
+    CommandParser(
         prog="divot heads",
         description="List the installed generation heads: name for --model.head, class, distribution, version, "
         "file and description. The same as `divot parts heads`.",

@@ -3,7 +3,6 @@
 Nothing here imports torch, so that `divot --help` and a mistyped command answer at once.
 """
 
-import difflib
 import errno
 import importlib
 import os
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from divot_lightning import __version__
 from divot_lightning.distributed.failures import RankFailed, note_failure
 from divot_lightning.distributed.parent import bind_to_torchrun
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, did_you_mean
 from divot_lightning.io.printing import printable
 
 COMMANDS: dict[str, str] = {
@@ -162,8 +161,7 @@ commands:
 
 
 def _unknown_command(command: str) -> str:
-    near = difflib.get_close_matches(command, COMMANDS, n=1)
-    hint = f" Did you mean 'divot {near[0]}'?" if near else ""
+    hint = did_you_mean(command, COMMANDS, "divot {}")
     return f"there is no command {command!r}.{hint}\ncommands: {', '.join(COMMANDS)}"
 
 

@@ -1,12 +1,12 @@
 """`divot parts`: list the installed parts, and those that are broken."""
 
-import argparse
 import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from divot_lightning.io.command_parser import CommandParser
 from divot_lightning.parts.registries.kinds import REGISTRIES, find_registry
 
 if TYPE_CHECKING:
@@ -37,15 +37,8 @@ class PartRow:
 
 
 def main(argv: Sequence[str]) -> int:
-    """List the installed parts of one kind or of all.
-
-    Args:
-        argv: The words after `divot parts`.
-
-    Returns:
-        0; a broken part is shown as broken and is no failure of this command.
-    """
-    parser = argparse.ArgumentParser(
+    """Run the command with the words after `divot parts`, and return 0: a broken part is no failure of this command."""
+    parser = CommandParser(
         prog="divot parts",
         description="List the installed parts: name for recipes, class, distribution, version, file and description.",
         epilog="A part comes from an entry-point group divot_lightning.KIND; see docs/parts/KIND.md.",
@@ -67,7 +60,8 @@ def part_row(loaded: "LoadedPart[Any]") -> PartRow:
     if loaded.part_class is None:
         return PartRow(*common, file="", summary=loaded.problem, broken=True)
     file = inspect.getsourcefile(loaded.part_class) or "unknown"
-    return PartRow(*common, file=file, summary=_first_line(loaded.part_class), broken=False)
+    summary = (inspect.cleandoc(loaded.part_class.__doc__ or "") or "(no docstring)").splitlines()[0]
+    return PartRow(*common, file=file, summary=summary, broken=False)
 
 
 def format_parts(rows: Sequence[PartRow]) -> str:
@@ -93,7 +87,3 @@ def format_parts(rows: Sequence[PartRow]) -> str:
             lines.append(f"\nbroken: {row.name}  {row.class_path}  {row.distribution} {row.version}")
             lines += [f"    {line}" for line in row.summary.splitlines()]
     return "\n".join(lines) + "\n"
-
-
-def _first_line(part_class: type) -> str:
-    return (inspect.cleandoc(part_class.__doc__ or "") or "(no docstring)").splitlines()[0]

@@ -18,14 +18,7 @@ first batch is decoded, to find the memory that a step keeps for its backward pa
 
 
 def main(argv: list[str]) -> int:
-    """Run `divot preflight`.
-
-    Args:
-        argv: The words after `divot preflight`.
-
-    Returns:
-        The exit status: 0, or 1 if the run would not fit on the disk.
-    """
+    """Run the command with the words after `divot preflight`; the exit status is 1 if the disk is too small."""
     if wants_help(argv):
         sys.stdout.write(HELP)
         return 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from divot_lightning.cli.ablate import dry_run, run
 from divot_lightning.errors import UserError
+from divot_lightning.io.command_parser import CommandParser
 
 MAIN_HEAD = "gmm"
 """The paper's head. Instruction tuning, de-tokenizer adaptation and the random-init control are trained with it."""
@@ -14,7 +15,7 @@ MAIN_HEAD = "gmm"
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot quickstart",
         description="Make toy data, train every stage with the recipes in toy/, compare the generation heads and write "
         "FOLDER/report.html. After a stop, the same command continues. The steps are those of the recipe "

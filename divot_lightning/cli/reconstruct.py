@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import require_at_least
 from divot_lightning.inference.command_options import (
     add_decoding_options,
     add_model_options,
     decoding_options,
     model_options,
 )
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot reconstruct",
         description="Encode clips with the tokenizer of a run and decode them with its de-tokenizer. Writes "
         "KEY.mp4 with its settings as json, KEY_original.mp4, and KEY_compare.mp4, which shows both side by side. "
@@ -39,19 +40,19 @@ def parser() -> argparse.ArgumentParser:
         "bottleneck.nested_dropout",
     )
     add_decoding_options(parser)
-    add_model_options(parser)
+    add_model_options(parser, prompts=False)
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot reconstruct`, and return the exit status."""
     args = parser().parse_args(argv)
-    if args.num < 1:
-        raise UserError(f"--num is {args.num}; it must be at least 1")
+    require_at_least(1, "--", num=args.num)
     from tqdm import tqdm
 
     from divot_datamodules.loading.skipped_samples import left_out_lines
-    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+    from divot_lightning.inference.pipeline import DivotPipeline
+    from divot_lightning.inference.pipeline_options import Decoding
     from divot_lightning.inference.reconstruct import reconstruct_files
     from divot_lightning.parts.sources import SkippedSample
 

@@ -18,19 +18,22 @@ from divot_lightning.inference.command_options import (
 )
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
+from divot_lightning.io.command_parser import CommandParser
 from divot_lightning.io.printing import printable
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot story",
         description="Tell a story with the video LLM of a run that was trained on the task story: it writes a "
-        "sentence, opens a clip, generates it, reads it, and continues. Writes clip-0.mp4, ... and story.json.",
+        "sentence, begins a clip, generates it, reads it, and continues. Writes clip-0.mp4, ... and story.json.",
     )
     parser.add_argument("run", help="run folder of instruction tuning on stories")
     parser.add_argument("instruction", nargs="?", help="what the story is about")
-    parser.add_argument("--output", required=True, help="folder of the story; with --prompts of one folder per line")
+    parser.add_argument(
+        "--output", required=True, help="folder of the story; with --prompts, folder with one folder for each line"
+    )
     example = '{"instruction": "...", "seed": 1}'
     parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
     parser.add_argument("--num-clips", type=int, default=3, help="largest number of clips (default: 3)")
@@ -55,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
         entries = read_prompts(args.prompts, "instruction", seed=int)
         folders = [Path(args.output) / str(number) for number in range(len(entries))]
     from divot_lightning.inference.batches import tell_missing
-    from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+    from divot_lightning.inference.pipeline import DivotPipeline
+    from divot_lightning.inference.pipeline_options import Decoding
 
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))
     decoding = Decoding(**decoding_options(args))

@@ -39,8 +39,7 @@ def offloaded_adamw() -> type[Optimizer]:
         raise UserError(
             f"offload needs DeepSpeed's CPU Adam, which cannot be compiled here: {_reason(error)}\n{_WAYS_OUT}"
         ) from error
-    kind: type[Optimizer] = DeepSpeedCPUAdam
-    return kind
+    return DeepSpeedCPUAdam
 
 
 def build_folder(name: str) -> Path:

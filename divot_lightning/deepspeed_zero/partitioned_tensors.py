@@ -167,8 +167,7 @@ class PartitionedTensors:
             persistent[0].all_gather(persistent)
 
     def _state(self, index: int) -> dict[str, Any]:
-        state: dict[str, Any] = self.zero.optimizer.state[self.masters[index]]
-        return state
+        return self.zero.optimizer.state[self.masters[index]]
 
     def _is_partition(self, index: int, value: Any) -> bool:
         return isinstance(value, Tensor) and value.shape == self.masters[index].shape

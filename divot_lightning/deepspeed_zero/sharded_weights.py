@@ -38,8 +38,7 @@ class ShardedWeights:
 
     def without_memory(self) -> AbstractContextManager[None]:
         """Return accelerate's context for building modules whose parameters take no memory."""
-        context: AbstractContextManager[None] = init_empty_weights(include_buffers=False)
-        return context
+        return init_empty_weights(include_buffers=False)
 
     def shard(self, parameters: Iterable[nn.Parameter]) -> None:
         """Shard whole parameters over the processes; the values are those of the first process."""
@@ -154,10 +153,7 @@ def gathered(parameters: Iterable[Tensor], *, write: bool = False) -> AbstractCo
         return nullcontext()
     import deepspeed
 
-    context: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
-        sharded, modifier_rank=0 if write else None
-    )
-    return context
+    return deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write else None)
 
 
 def refuse_scalar(name: str, parameter: Tensor) -> None:

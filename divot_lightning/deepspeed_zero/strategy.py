@@ -1,7 +1,5 @@
 """DeepSpeed ZeRO as a Lightning strategy that also runs without a GPU and counts accumulated gradients once."""
 
-import importlib.util
-import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -16,6 +14,7 @@ from torch.nn import Module
 from torch.optim import AdamW, Optimizer
 
 from divot_lightning.checkpoint.module_tensors import sort_tensors
+from divot_lightning.deepspeed_zero.deepspeed_setup import prepare_deepspeed_for_cpu, require_deepspeed
 from divot_lightning.deepspeed_zero.offload import offloaded_adamw
 from divot_lightning.deepspeed_zero.partitioned_tensors import PartitionedTensors
 from divot_lightning.deepspeed_zero.sharded_weights import ShardedWeights, half_precision, refuse_scalar
@@ -230,33 +229,6 @@ def restore_buffers(buffers: list[tuple[Module, str, Tensor]]) -> None:
         moved = owner._buffers[name]
         assert moved is not None
         owner._buffers[name] = buffer.to(moved.device)
-
-
-def require_deepspeed() -> None:
-    """Refuse if DeepSpeed is not installed; keep it off CUDA if there is no GPU.
-
-    Raises:
-        UserError: It is not installed; the message has the command.
-    """
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            "strategy divot_zero*: DeepSpeed is not installed\n"
-            "pip install 'divot-lightning[deepspeed]', or take another strategy such as ddp"
-        )
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
-def prepare_deepspeed_for_cpu() -> None:
-    """Make DeepSpeed compute on the CPU, without a communication kernel that only inference needs."""
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator, set_accelerator
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
-
-    if get_accelerator().device_name() != "cpu":
-        set_accelerator(CPU_Accelerator())
-    # It would be compiled at the start of every first run, for up to a minute.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def merge_settings(settings: dict[str, Any], changes: dict[str, Any]) -> None:

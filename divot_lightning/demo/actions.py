@@ -18,7 +18,7 @@ from divot_lightning.demo.progress import watched
 from divot_lightning.demo.systems import Ability, System
 from divot_lightning.errors import UserError
 from divot_lightning.inference.clip_requests import ClipRequest
-from divot_lightning.inference.pipeline import Decoding, GenerateOptions
+from divot_lightning.inference.pipeline_options import Decoding, GenerateOptions
 from divot_lightning.inference.results import Answer, ClipFeatures
 from divot_lightning.inference.unknown_words import unknown_words
 from divot_lightning.models.video_llm.story import StorySampling

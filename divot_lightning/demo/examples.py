@@ -8,7 +8,7 @@ from typing import Any
 
 from divot_datamodules.toy.stories import one_clip_instruction
 from divot_datamodules.toy.world import ATTRIBUTES, caption, questions
-from divot_lightning.checkpoint.components import find_component
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.demo.clips import TOY_SCENES, Clip, Clips, toy_examples
 from divot_lightning.demo.systems import Ability, System
 from divot_lightning.errors import UserError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from divot_lightning.checkpoint.components import component_names, find_component, read_record, weights_sha256
+from divot_lightning.checkpoint.run_components import component_names, find_component, read_record, weights_sha256
 from divot_lightning.errors import UserError
 from divot_lightning.inference.loaded_run import load_run
 from divot_lightning.inference.pipeline import DivotPipeline
@@ -113,7 +113,8 @@ def _trained(run: Path, name: str) -> bool:
 
 def _experiment(runs: Sequence[Path], detokenizer: str | None, options: dict[str, Any]) -> list[System]:
     """Open the runs of an experiment, those with the most common tokenizer first."""
-    groups = {run: _tokenizer_sha256(run) for run in runs}
+    recorded = {run: read_record(run).get("tokenizer", {}).get("sha256") for run in runs}
+    groups = {run: sha256 or weights_sha256(run / "tokenizer") for run, sha256 in recorded.items()}
     order = [sha256 for sha256, _ in Counter(groups.values()).most_common()]
     systems = []
     for group in order:
@@ -126,10 +127,6 @@ def _experiment(runs: Sequence[Path], detokenizer: str | None, options: dict[str
             if _trained(run, "video_llm"):
                 systems.append(_open(str(run), detokenizer or decoder, options, LANGUAGE, main))
     return systems
-
-
-def _tokenizer_sha256(run: Path) -> str:
-    return read_record(run).get("tokenizer", {}).get("sha256") or weights_sha256(run / "tokenizer")
 
 
 def _refinement(run: Path) -> tuple[bool, bool, str]:

@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 
 from divot_lightning.distributed.ranks import num_ranks
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_of
 
 STUCK_SECONDS = 600.0
 """Seconds that a process waits for the slowest one, which may still be loading data or writing a checkpoint."""
@@ -81,7 +81,8 @@ def check_ranks_in_sync(state: StepState, stuck_seconds: float = STUCK_SECONDS) 
         return RankSync(state.clips, state.samples)
     same = torch.tensor([_number(state.work), state.step, state.batch_index, state.position])
     message = torch.cat([same, -same, torch.tensor([state.clips, state.samples])])
-    group = _group(stuck_seconds)
+    # The default group is the key, so that a new one after it gets a new group.
+    group = _group_of(distributed.group.WORLD, stuck_seconds)
     started = time.monotonic()
     try:
         distributed.all_reduce(message, distributed.ReduceOp.MAX, group=group)
@@ -99,11 +100,6 @@ def _group_of(world: Any, stuck_seconds: float) -> Any:
     return distributed.new_group(backend="gloo", timeout=timedelta(seconds=stuck_seconds))
 
 
-def _group(stuck_seconds: float) -> Any:
-    # The default group is the key, so that a new one after it gets a new group.
-    return _group_of(distributed.group.WORLD, stuck_seconds)
-
-
 def _number(words: str) -> int:
     return int.from_bytes(blake2b(words.encode(), digest_size=4).digest())
 
@@ -114,17 +110,15 @@ def _how_they_differ(states: list[StepState]) -> str:
     for rank, state in enumerate(states):
         seen.setdefault((state.work, state.step, state.batch_index, state.position), []).append(rank)
     for ranks in seen.values():
-        names = f"rank {ranks[0]}" + (f" and {len(ranks) - 1} more" if len(ranks) > 1 else "")
-        lines.append(f"{names}: {describe(states[ranks[0]])}")
+        lines.append(f"rank {first_of([str(rank) for rank in ranks], 1)}: {describe(states[ranks[0]])}")
     return "\n".join(lines)
 
 
 def describe(state: StepState) -> str:
     """Describe a step in words."""
-    keys = ", ".join(map(str, state.keys[:_KEYS_SHOWN])) or "none"
-    more = f" and {len(state.keys) - _KEYS_SHOWN} more" if len(state.keys) > _KEYS_SHOWN else ""
+    keys = first_of([str(key) for key in state.keys], _KEYS_SHOWN) or "none"
     position = "" if state.position < 0 else f", data position {state.position}"
-    return f"{state.work}, step {state.step}, batch {state.batch_index}{position}, samples {keys}{more}"
+    return f"{state.work}, step {state.step}, batch {state.batch_index}{position}, samples {keys}"
 
 
 def _who_is_missing(state: StepState, waited: float, reason: str) -> str:

@@ -4,7 +4,8 @@ import inspect
 from typing import Any
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.config import SUPPLIED, EvaluationConfig, check_config, is_set, setting_of
+from divot_lightning.evaluation.config import EvaluationConfig
+from divot_lightning.evaluation.config_checks import SUPPLIED, check_config, is_set, setting_of
 from divot_lightning.io import renamed
 from divot_lightning.parts.benchmarks import Benchmark
 from divot_lightning.parts.registries.kinds import BENCHMARKS

@@ -15,7 +15,7 @@ from divot_datamodules.decoding.video import (
     DecodeError,
     Pixels,
     VideoTiming,
-    decode_chosen,
+    decode_frames,
     decode_image,
 )
 from divot_lightning.parts.benchmarks import BenchmarkItem
@@ -46,7 +46,7 @@ def read_item(item: BenchmarkItem, clip: ClipConfig, max_clips: int) -> Pixels:
         def choose(timing: VideoTiming) -> list[float]:
             return _moments(timing.duration, item.bounds, clip, max_clips)
 
-        frames = decode_chosen(media, choose, clip.size, max_pixels=clip.max_pixels, resize=clip.resize)
+        frames = decode_frames(media, choose, clip.size, max_pixels=clip.max_pixels, resize=clip.resize)
     return frames.reshape(-1, len(clip.frame_numbers), *frames.shape[1:])
 
 

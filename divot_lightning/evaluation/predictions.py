@@ -17,6 +17,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.protocol import differing
 from divot_lightning.io.files import write_atomically
 from divot_lightning.io.jsonl import LineFile, Row, read_rows, write_rows
+from divot_lightning.io.output_files import make_folder
 
 __all__ = ["DERIVED", "MERGED", "PredictionStore", "Row", "read_rows", "write_rows"]
 
@@ -42,11 +43,7 @@ class PredictionStore:
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder, self.rank = folder, rank
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            problem = f"{folder} cannot be created ({error.strerror})"
-            raise UserError(f"{problem}; give another folder: --output FOLDER") from error
+        make_folder(folder)
         self._file = LineFile(folder / f"predictions-rank{rank}.jsonl")
 
     def check_protocol(self, protocol: Mapping[str, Any], *, complete: bool = False) -> dict[str, Any]:

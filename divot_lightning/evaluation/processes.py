@@ -9,6 +9,7 @@ import torch
 from torch import distributed
 
 from divot_lightning.distributed.ranks import Ranks
+from divot_lightning.inference.loaded_run import usable_device
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the slowest one; they do not communicate until the end."""
@@ -34,5 +35,5 @@ def local_device(device: str) -> str:
     'cpu'
     """
     if device != "cuda" or not torch.cuda.is_available():
-        return device
+        return str(usable_device(device))
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"

@@ -7,11 +7,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from divot_lightning.checkpoint.components import find_component, weights_sha256
+from divot_lightning.checkpoint.run_components import find_component, weights_sha256
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
 from divot_lightning.evaluation.chosen_items import ChosenItems, by_video, choose_items
-from divot_lightning.evaluation.config import SUPPLIED, EvaluationConfig
+from divot_lightning.evaluation.config import EvaluationConfig
+from divot_lightning.evaluation.config_checks import SUPPLIED
 from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
 from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier
@@ -24,7 +25,7 @@ from divot_lightning.evaluation.runners.question_runner import QuestionRunner
 from divot_lightning.evaluation.runners.runner import Job, Runner
 from divot_lightning.evaluation.runners.story_runner import StoryRunner
 from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
-from divot_lightning.parts.benchmarks import Predicts
+from divot_lightning.parts.benchmarks import Benchmark, Predicts
 from divot_lightning.training.run_folder import FINISHED
 
 RUNNERS: dict[Predicts, type[Runner]] = {
@@ -65,20 +66,27 @@ def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
         for metric in metrics:
             metric.distributed_available_fn = lambda: False  # the first process computes the scores from all rows
         runner = RUNNERS[benchmark.predicts](Job(run, config, benchmark, metrics, device, folder))
-        own = {key: value for key, value in benchmark.init_args.items() if key not in SUPPLIED}
-        protocol = {
-            **chosen.describe_files(),
-            **({"benchmark_settings": own} if own else {}),
-            "weights": weights_kind(run, runner.components, config.generation.detokenizer),
-            **runner.describe(),
-            **({"items_of_one_seed": len(chosen.items)} if runner.one_seed else {}),
-            "model": describe_model(run, runner.components, config.generation.detokenizer) | runner.sampling_config,
-        }
+        protocol = _protocol(run, config, benchmark, chosen, runner)
         rows, protocol = _predict(runner, chosen, PredictionStore(folder, processes.rank), processes, protocol, judge)
         if processes.rank:
             return EvaluationResult([], folder)
         scoring = Scoring(benchmark, metrics, config, chosen, protocol, folder)
         return scoring.finish(rows, judge)
+
+
+def _protocol(
+    run: str | Path, config: EvaluationConfig, benchmark: Benchmark, chosen: ChosenItems, runner: Runner
+) -> dict[str, Any]:
+    """Return what decides the predictions."""
+    own = {key: value for key, value in benchmark.init_args.items() if key not in SUPPLIED}
+    return {
+        **chosen.describe_files(),
+        **({"benchmark_settings": own} if own else {}),
+        "weights": weights_kind(run, runner.components, config.generation.detokenizer),
+        **runner.describe(),
+        **({"items_of_one_seed": len(chosen.items)} if runner.one_seed else {}),
+        "model": describe_model(run, runner.components, config.generation.detokenizer) | runner.sampling_config,
+    }
 
 
 def describe_model(run: str | Path, components: Sequence[str], detokenizer: str | None) -> dict[str, Any]:

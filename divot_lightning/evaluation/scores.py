@@ -66,11 +66,19 @@ def load_scores(path: Path) -> list[Score]:
     """Read scores that `save_scores` wrote, also in the first version of the file, a list of scores.
 
     Raises:
-        UserError: There is no such file, or it has a later version.
+        UserError: There is no such file, it holds something else, or it has a later version.
     """
     if not path.is_file():
         raise UserError(f"there are no scores at {str(path)!r}: run the evaluation that writes them first")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return _read_scores(path, json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{str(path)!r} holds no scores; give the folder of an evaluation, or its scores.json"
+        ) from error
+
+
+def _read_scores(path: Path, content: Any) -> list[Score]:
     if isinstance(content, list):
         return [Score(**entry) for entry in content]
     if content.get("format") != FORMAT:

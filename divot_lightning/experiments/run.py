@@ -13,10 +13,12 @@ from typing import Any
 import yaml
 
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.plan.grid import Grid, Trial, make_grid, make_trials, trial_options
+from divot_lightning.experiments.plan.experiment import Experiment
+from divot_lightning.experiments.plan.grid import Grid, make_grid
 from divot_lightning.experiments.plan.matching import measured_costs, steps_for_amount
-from divot_lightning.experiments.plan.recipe import Experiment, parse_recipe
+from divot_lightning.experiments.plan.recipe import parse_recipe
 from divot_lightning.experiments.plan.settings_check import wrong_settings
+from divot_lightning.experiments.plan.trials import Trial, make_trials, trial_options
 from divot_lightning.experiments.report.page import all_tables, build_report, table_page
 from divot_lightning.experiments.report.rendering import write_report
 from divot_lightning.experiments.results.formats import as_csv, as_latex, as_markdown
@@ -27,6 +29,7 @@ from divot_lightning.experiments.runner.reuse import link_done_steps
 from divot_lightning.experiments.runner.runner import StepRunner
 from divot_lightning.experiments.runner.steps import Step
 from divot_lightning.io.files import write_atomically
+from divot_lightning.io.output_files import make_folder
 
 REPORT, TABLE, LATEX, ROWS = "report.html", "table.md", "table.tex", "results.csv"
 STOPPED = 130
@@ -164,7 +167,7 @@ def lock_recipe(recipe: Experiment, folder: Path) -> None:
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"--folder {folder} exists and holds no experiment; give one that does not exist yet.")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(path, yaml.safe_dump(dict(recipe.content), sort_keys=False))
 
 

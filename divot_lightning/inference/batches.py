@@ -2,94 +2,94 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.inference.clip_requests import ClipRequest
-from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+from divot_lightning.inference.pipeline import DivotPipeline
+from divot_lightning.inference.pipeline_options import Decoding, GenerateOptions
 from divot_lightning.inference.results import PROMPT, STORY_FILE, Settings, output_paths, save_clip
 from divot_lightning.io.jsonl import LineFile, read_rows
+from divot_lightning.io.output_files import make_folder
 from divot_lightning.models.video_llm.story import StorySampling
 
 
+@dataclass(frozen=True)
+class ClipSampling:
+    """How the clips of each prompt are made.
+
+    Attributes:
+        num: Clips per prompt.
+        request: How the clips are asked for.
+        temperature: Spread of the features that the head samples.
+        seed: Of all randomness; a prompt of a file may have its own.
+        decoding: How the de-tokenizer samples.
+    """
+
+    num: int = 1
+    request: ClipRequest = field(default_factory=ClipRequest)
+    temperature: float = 1.0
+    seed: int = 0
+    decoding: Decoding = field(default_factory=Decoding)
+
+
 def generate_files(
-    pipeline: DivotPipeline,
-    prompts: Sequence[str],
-    output: str | Path,
-    *,
-    num: int = 1,
-    request: ClipRequest | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
-    decoding: Decoding | None = None,
+    pipeline: DivotPipeline, prompts: Sequence[str], output: str | Path, how: ClipSampling
 ) -> Iterator[tuple[str, Path]]:
-    """Write ``num`` clips for each prompt, all from one stream of random numbers.
+    """Write the clips of each prompt, all from one stream of random numbers.
 
     Args:
         pipeline: The models.
         prompts: Captions of the clips.
         output: See ``output_paths``.
-        num: Clips per prompt.
-        request: How the clips are asked for.
-        temperature: Spread of the features that the head samples.
-        seed: Of all randomness.
-        decoding: How the de-tokenizer samples.
+        how: How they are sampled.
 
     Yields:
         Prompt and path, as soon as the file is written; all clips of a prompt come before those of the next prompt.
     """
-    texts = [prompt for prompt in prompts for _ in range(num)]
+    texts = [prompt for prompt in prompts for _ in range(how.num)]
     if PROMPT in Path(output).name:
-        paths = list(chain.from_iterable(output_paths(one, num, text) for one, text in _named(output, prompts)))
+        paths = list(chain.from_iterable(output_paths(one, how.num, text) for one, text in _named(output, prompts)))
     else:
         paths = output_paths(output, len(texts))
-    models = pipeline.models
-    with pipeline.sampling(decoding) as sampling:
-        clips = models.generate(texts, request=request, temperature=temperature, seed=seed, sampling=sampling)
-        asked = (request or ClipRequest()).describe()
-        settings = models.generation_settings(sampling, seed=seed, temperature=temperature, **asked)
+    models, options = pipeline.models, {"seed": how.seed, "temperature": how.temperature}
+    with pipeline.sampling(how.decoding) as sampling:
+        clips = models.generate(texts, request=how.request, sampling=sampling, **options)  # type: ignore[arg-type]
+        settings = models.generation_settings(sampling, **options, **how.request.describe())
         for number, (text, path, (video, _)) in enumerate(zip(texts, paths, clips, strict=True)):
             # The number in the stream is a setting: it decides which random numbers the clip gets.
             yield text, save_clip(path, video.numpy(), models.fps, {"prompt": text, "number": number, **settings})
 
 
 def generate_missing(
-    pipeline: DivotPipeline,
-    entries: Sequence[Mapping[str, Any]],
-    output: str | Path,
-    *,
-    num: int = 1,
-    request: ClipRequest | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
-    decoding: Decoding | None = None,
+    pipeline: DivotPipeline, entries: Sequence[Mapping[str, Any]], output: str | Path, how: ClipSampling
 ) -> Iterator[tuple[str, Path]]:
-    """Write ``num`` clips for each prompt of a file; a prompt's clips do not depend on the other prompts.
+    """Write the clips of each prompt of a file; a prompt's clips do not depend on the other prompts.
 
     Args:
         pipeline: The models.
         entries: From `read_prompts`: "prompt", and "seed" if it has its own.
-        output: The file; line 0 writes ``<stem>-0<suffix>``, or ``<stem>-0-0<suffix>`` and so on if ``num`` is above 1.
-            With ``{prompt}`` in its name, see ``output_paths``.
-        num: Clips per prompt.
-        request: How the clips are asked for.
-        temperature: Spread of the features that the head samples.
-        seed: Of entries without their own.
-        decoding: How the de-tokenizer samples.
+        output: The file; line 0 writes ``<stem>-0<suffix>``, or ``<stem>-0-0<suffix>`` and so on if there are several
+            clips per prompt. With ``{prompt}`` in its name, see ``output_paths``.
+        how: How they are sampled.
 
     Yields:
         Prompt and path of each file, whether it was there or is new.
     """
     for entry, (path, text) in zip(entries, _named(output, [entry["prompt"] for entry in entries]), strict=True):
-        own = entry.get("seed", seed)
-        asked, options = (request or ClipRequest()).describe(), {"num": num, "seed": own, "temperature": temperature}
-        with pipeline.sampling(decoding) as sampling:
-            settings = pipeline.models.generation_settings(sampling, **options, **asked)
-        paths, wanted = output_paths(path, num, text), _json({"prompt": text, **settings})
+        options: GenerateOptions = {
+            "num": how.num,
+            "seed": entry.get("seed", how.seed),
+            "temperature": how.temperature,
+        }
+        with pipeline.sampling(how.decoding) as sampling:
+            settings = pipeline.models.generation_settings(sampling, **options, **how.request.describe())
+        paths, wanted = output_paths(path, how.num, text), _json({"prompt": text, **settings})
         if not all(one.is_file() and _settings_in(one.with_suffix(".json")) == wanted for one in paths):
-            paths = pipeline.generate(text, request=request, decoding=decoding, **options).save(path)
+            paths = pipeline.generate(text, request=how.request, decoding=how.decoding, **options).save(path)
         yield from ((text, one) for one in paths)
 
 
@@ -140,7 +140,7 @@ def answer_missing(
     """
     settings = pipeline.models.settings(**options)
     there = [{**row, "answer": None} for row in read_rows(output)] if output.is_file() else []
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     file, new = LineFile(output), 0
     for video, same in groupby(pairs, key=lambda pair: pair[0]):
         asked = {q: _json({"video": video, "question": q or None, "answer": None, **settings}) for _, q in same}

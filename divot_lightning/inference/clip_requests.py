@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from divot_datamodules.tasks.built_in import GenerateTask
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.inference.command_options import check_top_p
 from divot_lightning.parts.segments import Segment
 from divot_lightning.parts.tasks import Template
 
@@ -30,11 +31,9 @@ class ClipOpening:
     top_p: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.text_temperature < 0 or not 0 < self.top_p <= 1:
-            raise UserError(
-                f"max_new_tokens is {self.max_new_tokens}, text_temperature is {self.text_temperature}, top_p is "
-                f"{self.top_p}\ngive at least 1, at least 0, and a number above 0 and at most 1"
-            )
+        require_at_least(1, max_new_tokens=self.max_new_tokens)
+        require_at_least(0, text_temperature=self.text_temperature)
+        check_top_p(self.top_p)
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,17 @@ from divot_datamodules.shards.reading import FEATURE_SUFFIX
 from divot_datamodules.shards.sources import open_source
 from divot_datamodules.shards.writing import Sample as Members
 from divot_datamodules.shards.writing import ShardFolder
-from divot_lightning.checkpoint.components import (
-    find_component,
-    load_component,
-    part_sha256,
-    read_settings,
-    weights_sha256,
-)
-from divot_lightning.errors import UserError
+from divot_lightning.checkpoint.components import load_component, part_sha256, read_settings
+from divot_lightning.checkpoint.run_components import find_component, weights_sha256
+from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.inference.loaded_run import usable_device
 from divot_lightning.inference.run_config import run_clip_config
 from divot_lightning.models.clip_encoding import encode_clips
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.latents import Latents
 from divot_lightning.parts.sources import SampleError, SkippedSample, Source
 
@@ -68,8 +66,7 @@ class EncodeConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_clips", "samples_per_shard", "max_sample_clips"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            require_at_least(1, **{name: getattr(self, name)})
         if self.precision not in ("32-true", "bf16-mixed", "bf16-true"):
             raise UserError(f"precision is {self.precision!r}; choose '32-true', 'bf16-mixed' or 'bf16-true'.")
 
@@ -196,6 +193,8 @@ def encode_shards(
     Returns:
         Number of samples and shards, and the samples that were skipped.
     """
+    require_at_least(1, batch_size=batch_size)
+    usable_device(device)
     config, output = config or EncodeConfig(), Path(output)
     component = find_component(tokenizer, "tokenizer")
     clip = config.clip or tokenizer_clip(tokenizer)
@@ -206,11 +205,8 @@ def encode_shards(
         index_folder=output / "source_index",
         progress=progress,
     )
-    metadata, decoded = {TOKENIZER_FIELD: weights_sha256(component)}, None
-    if detokenizer is not None:
-        decoded = find_component(detokenizer, "detokenizer")
-        _check_size(decoded, clip)
-        metadata[LATENTS_FIELD] = part_sha256(decoded, "latents")
+    decoded = None if detokenizer is None else find_component(detokenizer, "detokenizer")
+    metadata = _metadata(component, decoded, clip)
     folder = ShardFolder(
         output,
         kind="features",
@@ -236,6 +232,15 @@ def encode_shards(
     skipped.check_pass(len(skipped.all()), written + len(skipped.all()))
     folder.finish()
     return EncodeReport(written, len(planned), skipped.all())
+
+
+def _metadata(tokenizer: Path, detokenizer: Path | None, clip: ClipConfig) -> dict[str, str]:
+    """Return the hashes that each file records of the components that it comes from."""
+    metadata = {TOKENIZER_FIELD: weights_sha256(tokenizer)}
+    if detokenizer is not None:
+        _check_size(detokenizer, clip)
+        metadata[LATENTS_FIELD] = part_sha256(detokenizer, "latents")
+    return metadata
 
 
 def _check_size(detokenizer: Path, clip: ClipConfig) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.tasks.built_in import StoryTask
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.video_llm.model import VideoLLM
@@ -120,9 +120,7 @@ def write_story(
 
 def check_request(texts: Sequence[str], num: int, temperature: float = 1.0) -> None:
     """Refuse empty texts, a number of clips below 1 and a negative temperature."""
-    if num < 1:
-        raise UserError(f"the number of clips is {num}; it must be at least 1")
-    if temperature < 0:
-        raise UserError(f"temperature is {temperature}; it must be at least 0")
+    require_at_least(1, **{"the number of clips": num})
+    require_at_least(0, temperature=temperature)
     if isinstance(texts, str) or not texts or not all(text.strip() for text in texts):
         raise UserError("there is no text, or an empty one; say in words what the clips show")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
-from divot_lightning.checkpoint.components import find_component, load_component
+from divot_lightning.checkpoint.components import load_component
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.errors import UserError, first_line
 from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.generate import generate_clip_features
@@ -58,6 +59,19 @@ def load_run(
     return LoadedRun(folders[0] or name, folders[1], **options)
 
 
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device of this machine.
+
+    Raises:
+        UserError: This machine, or this build of torch, has no such device.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise UserError(f"device {str(device)!r} cannot be used: {first_line(error)}\ncpu always can") from error
+    return torch.device(device)
+
+
 class LoadedRun:
     """The models of a run, each loaded when it is first needed.
 
@@ -96,7 +110,7 @@ class LoadedRun:
         self.dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         self.template: Template = template or run_template(run)
         self.tasks, self.fps = run_tasks(run), run_fps(run)
-        self.head, self.device, self.batch_size = dict(head or {}), torch.device(device), batch_size
+        self.head, self.device, self.batch_size = dict(head or {}), usable_device(device), batch_size
 
     @cached_property
     def tokenizer(self) -> VideoTokenizer:

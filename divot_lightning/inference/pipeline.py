@@ -5,78 +5,29 @@ Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C featur
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, Unpack, overload
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.inference.answer_scores import AnswerScore, score_answers
 from divot_lightning.inference.ask import answer, media_prompt, warn_of_missing_captions
 from divot_lightning.inference.clip_requests import ClipRequest
+from divot_lightning.inference.command_options import check_ask_options
 from divot_lightning.inference.generate import check_request, write_story
 from divot_lightning.inference.loaded_run import LoadedRun, load_run
 from divot_lightning.inference.media_input import MediaInput, as_tensor, read_middle_clip, read_video
+from divot_lightning.inference.pipeline_options import AskOptions, Decoding, GenerateOptions, StoryOptions, Texts
 from divot_lightning.inference.results import Answer, ClipFeatures, GeneratedClips, Reconstruction, Story, StoryPart
 from divot_lightning.models.detokenizer.objective_sampling import changed_sampler
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.video_llm.story import StorySampling
 from divot_lightning.parts.head_sampling import sampling_of, set_sampling
 from divot_lightning.parts.segments import Kind
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How the de-tokenizer samples; None takes its own setting.
-
-    Attributes:
-        steps: Denoising steps, at least 1.
-        guidance: Scale of the classifier-free guidance; 1 is none.
-        sampler: Name of the solver: "dpm_solver", "unipc", or "ddim", of a flow "euler". Or settings of the
-            objective's sampler by name, such as {"solver": "unipc", "spacing": "trailing"}.
-    """
-
-    steps: int | None = None
-    guidance: float | None = None
-    sampler: str | Mapping[str, Any] | None = None
-
-
-Texts: TypeAlias = list[str] | tuple[str, ...]
-"""Several texts; a text alone is a sequence of texts, too."""
-
-
-class AskOptions(TypedDict, total=False):
-    """Options of `DivotPipeline.ask`, described there."""
-
-    history: Sequence[Answer]
-    max_clips: int
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
-
-
-class GenerateOptions(TypedDict, total=False):
-    """Options of `DivotPipeline.generate`, described there."""
-
-    num: int
-    seed: int
-    request: ClipRequest | None
-    temperature: float
-    variance_scale: float | None
-    head: Mapping[str, Any] | None
-    decoding: Decoding | None
-
-
-class StoryOptions(TypedDict, total=False):
-    """Options of `DivotPipeline.story`, described there."""
-
-    seed: int
-    sampling: StorySampling | None
-    decoding: Decoding | None
 
 
 class DivotPipeline:
@@ -109,8 +60,7 @@ class DivotPipeline:
         """
         if isinstance(video, ClipFeatures):
             return video
-        if max_clips < 1:
-            raise UserError(f"max_clips is {max_clips}; it must be at least 1")
+        require_at_least(1, max_clips=max_clips)
         parts, kinds = [], list[Kind]()
         videos: Sequence[Any] = video if isinstance(video, list | tuple) else [video]
         for media in videos:
@@ -188,6 +138,7 @@ class DivotPipeline:
         Returns:
             An answer, or a list of them.
         """
+        check_ask_options(max_clips, max_new_tokens, temperature, top_p)
         questions = [question] if isinstance(question, str) else list(question)
         if "" in questions:
             warn_of_missing_captions(self.models.tasks)

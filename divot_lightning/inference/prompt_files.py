@@ -6,7 +6,7 @@ from typing import Any
 
 from divot_lightning.errors import UserError
 
-HELP = "file of prompts, one per line: text, or JSON such as {example}; run again, it does only what is missing"
+HELP = "file of prompts, one per line: text, or JSON such as {example}; if repeated, it does only what is missing"
 
 
 def read_prompts(path: str | Path, required: str, **optional: type) -> list[dict[str, Any]]:

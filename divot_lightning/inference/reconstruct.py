@@ -20,7 +20,8 @@ from divot_datamodules.loading.skipped_samples import left_out_lines
 from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_lightning.errors import UserError
-from divot_lightning.inference.pipeline import Decoding, DivotPipeline
+from divot_lightning.inference.pipeline import DivotPipeline
+from divot_lightning.inference.pipeline_options import Decoding
 from divot_lightning.inference.results import output_paths, save_clip, write_comparison
 from divot_lightning.parts.sources import SampleError, SkippedSample
 

@@ -16,7 +16,7 @@ from divot_datamodules.decoding.video import Pixels
 from divot_datamodules.decoding.video_writing import CODECS, write_video
 from divot_lightning.errors import UserError
 from divot_lightning.io.files import write_atomically
-from divot_lightning.io.output_files import writing_to
+from divot_lightning.io.output_files import make_folder, writing_to
 from divot_lightning.parts.segments import Kind
 
 Settings = Mapping[str, Any]
@@ -223,7 +223,7 @@ def save_clip(path: Path, video: Pixels, fps: float, settings: Settings) -> Path
 def write_json(path: Path, value: Settings) -> None:
     """Write a json file, whole or not at all."""
     with writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
 
 

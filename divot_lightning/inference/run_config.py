@@ -8,9 +8,11 @@ import yaml
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.frame_pixels import Resize
-from divot_lightning.checkpoint.components import find_component, load_component
+from divot_lightning.checkpoint.components import load_component
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.tasks import Template
 
 CONFIG_FILE = "config.yaml"
@@ -70,8 +72,7 @@ def run_fps(run: str | Path) -> float:
 
 def run_resize(run: str | Path) -> Resize:
     """Return the filter that resizes a run's frames; "bicubic" if its config does not say."""
-    resize: Resize = (read_data_config(run).get("clip") or {}).get("resize", ClipConfig.resize)
-    return resize
+    return (read_data_config(run).get("clip") or {}).get("resize", ClipConfig.resize)
 
 
 def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:

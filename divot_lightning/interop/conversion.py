@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_of
 from divot_lightning.interop.released_keys import KeyTable, from_released
 
 MAX_NAMES_SHOWN = 3
@@ -49,7 +49,7 @@ def convert(
             if value is None
         ],
     }
-    lines = [f"{what}: {_shorten(sorted(names))}" for what, names in problems.items() if names]
+    lines = [f"{what}: {first_of(sorted(names), MAX_NAMES_SHOWN)}" for what, names in problems.items() if names]
     if lines:
         raise UserError("\n".join([f"{file} does not fit a {table.part} of the released size", *lines]))
     return {name: value if keep_dtype else value.float() for name, value in fitted.items() if value is not None}
@@ -67,8 +67,3 @@ def _fit(value: Tensor, shape: torch.Size) -> Tensor | None:
     if [size for size in value.shape if size != 1] != [size for size in shape if size != 1]:
         return None
     return value.reshape(shape).contiguous()
-
-
-def _shorten(names: list[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMES_SHOWN])
-    return shown if len(names) <= MAX_NAMES_SHOWN else f"{shown} and {len(names) - MAX_NAMES_SHOWN} more"

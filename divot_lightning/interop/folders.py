@@ -13,7 +13,7 @@ from divot_lightning.checkpoint.components import new_component
 from divot_lightning.errors import UserError
 from divot_lightning.interop.conversion import convert, ignored_reasons
 from divot_lightning.interop.released_keys import KeyTable
-from divot_lightning.io.output_files import writing_to
+from divot_lightning.io.output_files import make_folder, writing_to
 
 
 class Imported(NamedTuple):
@@ -54,7 +54,7 @@ def whole_folder(folder: str | Path) -> Generator[Path, None, None]:
     work = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(work, ignore_errors=True)
     with writing_to(folder.parent):
-        work.mkdir(parents=True)
+        make_folder(work)
         try:
             yield work / folder.name
             (work / folder.name).rename(folder)

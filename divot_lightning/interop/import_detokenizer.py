@@ -20,11 +20,8 @@ from divot_lightning.interop.released_files import read_released
 from divot_lightning.interop.released_keys import RESAMPLER_RULES, KeyTable, with_prefixes
 from divot_lightning.interop.unet_keys import RELEASED_UNET, unet_rules
 from divot_lightning.interop.vae_keys import RELEASED_VAE, SD_VAE, VAE_IGNORED, vae_rules
-from divot_lightning.models.detokenizer.video_detokenizer import (
-    ConditionResamplerConfig,
-    DetokenizerConfig,
-    VideoDetokenizer,
-)
+from divot_lightning.models.detokenizer.config import ConditionResamplerConfig, DetokenizerConfig
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 
 SCHEDULE_IGNORED = {
     prefix: "noise schedule, which is computed from its settings"

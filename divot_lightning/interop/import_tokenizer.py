@@ -11,7 +11,8 @@ from divot_lightning.interop.folders import Imported, import_component, require_
 from divot_lightning.interop.openclip_keys import NOT_FOR_PATCHES, VIT_RULES, split_projections
 from divot_lightning.interop.released_files import read_released
 from divot_lightning.interop.released_keys import TOKENIZER, KeyTable, with_prefixes
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 
 RELEASED_VIT = "vit_model.model."
 """Prefix of the ViT in a released file that contains it."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from divot_heads.gmm import GMMHead
 from divot_lightning.errors import UserError
@@ -26,13 +26,14 @@ from divot_lightning.models.video_llm.language_model import vocabulary_size
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.part import PartSpec
 from divot_lightning.parts.segments import SPECIAL_TOKEN_NAMES
+from divot_lightning.parts.sequences.text_tokenizer import read_text_tokenizer
 
 AGENT = Path("agent", "pytorch_model.bin")
 _EMBEDDINGS, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 _LLM, _ADDED = "llm/", "added/"
 """Prefixes that keep apart names of the language model, of the agent, and of what the released files leave implicit."""
 
-_AGENT_RULES = {
+AGENT_RULES = {
     "input_resampler.proj.0.{kind}": "input_projector.hidden.{kind}",
     "input_resampler.proj.2.{kind}": "input_projector.out.{kind}",
     "output_resampler.proj.{layer}.{kind}": "head.proj.{layer}.{kind}",
@@ -91,7 +92,7 @@ def _table(module: VideoLLM, released: Mapping[str, Tensor]) -> KeyTable:
     buffers = {
         name: "rotary frequencies, which are computed" for name in released if name.endswith("rotary_emb.inv_freq")
     }
-    return KeyTable("video LLM", {**same, **_AGENT_RULES}, buffers)
+    return KeyTable("video LLM", {**same, **AGENT_RULES}, buffers)
 
 
 def _language_model(folder: Path, in_agent: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,7 +152,7 @@ def _query_ids(tokenizer_folder: Path, num_queries: int, weights: Mapping[str, T
     Raises:
         UserError: The text tokenizer lacks one of them or a marker of clips, or knows more tokens than have embeddings.
     """
-    tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True, trust_remote_code=False)
+    tokenizer = read_text_tokenizer(tokenizer_folder)
     queries = [f"<frame_{index:05d}>" for index in range(num_queries)]
     known = tokenizer.get_vocab()
     missing = [name for name in [*SPECIAL_TOKEN_NAMES, *queries] if name not in known]

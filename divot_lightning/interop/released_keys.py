@@ -1,8 +1,8 @@
-"""Convert weight names between the released checkpoints (TencentARC/Divot) and this package.
+"""Convert weight names of the released checkpoints (TencentARC/Divot) to those of this package.
 
 A table maps patterns of released names to patterns of our names. ``{layer}`` and ``{kind}`` match one part of a dotted
-name (a layer's number, "weight" or "bias") and mean the same on both sides, so a table works in both directions. Only
-names differ here; `conversion` fits the shapes.
+name (a layer's number, "weight" or "bias") and mean the same on both sides. Only names differ here; `conversion` fits
+the shapes.
 """
 
 import re
@@ -44,25 +44,15 @@ def from_released(state_dict: Mapping[str, Value], table: KeyTable) -> dict[str,
         UserError: A name is neither in the table nor ignored.
     """
     own = {name: value for name, value in state_dict.items() if not name.startswith(tuple(table.ignored))}
-    return _renamed(own, table.ours_by_released, f"released {table.part}")
-
-
-def to_released(state_dict: Mapping[str, Value], table: KeyTable) -> dict[str, Value]:
-    """Rename our weights to the released names: the inverse of ``from_released``."""
-    released_by_ours = {ours: released for released, ours in table.ours_by_released.items()}
-    return _renamed(state_dict, released_by_ours, table.part)
-
-
-def _renamed(state_dict: Mapping[str, Value], patterns: Mapping[str, str], owner: str) -> dict[str, Value]:
-    compiled = [(re.compile(_as_regex(pattern)), template) for pattern, template in patterns.items()]
-    renamed = {name: _rename(name, compiled) for name in state_dict}
+    compiled = [(re.compile(_as_regex(pattern)), template) for pattern, template in table.ours_by_released.items()]
+    renamed = {name: _rename(name, compiled) for name in own}
     unknown = [name for name, new in renamed.items() if new is None]
     if unknown:
         raise UserError(
-            f"{owner}: {len(unknown)} of {len(state_dict)} names are not in the model, "
+            f"released {table.part}: {len(unknown)} of {len(own)} names are not in the model, "
             f"such as {', '.join(repr(name) for name in unknown[:3])}; is this the right checkpoint?"
         )
-    return {new: state_dict[name] for name, new in renamed.items() if new is not None}
+    return {new: own[name] for name, new in renamed.items() if new is not None}
 
 
 def _as_regex(pattern: str) -> str:
@@ -134,30 +124,3 @@ TOKENIZER = KeyTable(
     ignored={"vit_model.": "the frozen ViT, which is converted by itself"},
 )
 """The tokenizer behind its ViT -> ``VideoTokenizer``. The frozen ViT comes from a transformers folder instead."""
-
-CONDITION_RESAMPLER = KeyTable(
-    part="condition resampler",
-    ours_by_released=with_prefixes(RESAMPLER_RULES, "image_proj_model.", ""),
-    ignored={"diffusion_model.": "the U-Net", "first_stage_model.": "the VAE"},
-)
-"""The resampler in front of the released U-Net -> ``PerceiverResampler``."""
-
-INPUT_PROJECTOR = KeyTable(
-    part="input projector",
-    ours_by_released={
-        "input_resampler.proj.0.{kind}": "hidden.{kind}",
-        "input_resampler.proj.2.{kind}": "out.{kind}",
-    },
-    ignored={"output_resampler.": "the output projector"},
-)
-"""Tokens to LLM embeddings -> ``mlp_projector``."""
-
-OUTPUT_PROJECTOR = KeyTable(
-    part="output projector",
-    ours_by_released={
-        "output_resampler.proj.0.{kind}": "hidden.{kind}",
-        "output_resampler.proj.2.{kind}": "out.{kind}",
-    },
-    ignored={"input_resampler.": "the input projector"},
-)
-"""LLM hidden states to the parameters of the Gaussian mixture -> ``mlp_projector``."""

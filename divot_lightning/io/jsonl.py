@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from divot_lightning.errors import UserError
 from divot_lightning.io.files import write_atomically
+from divot_lightning.io.output_files import writing_to
 
 Row = dict[str, Any]
 
@@ -15,16 +16,16 @@ def read_rows(path: Path) -> list[Row]:
     """Read the complete lines of a jsonl file; skip a last line that was cut off when the process was killed.
 
     Raises:
-        UserError: A line in the middle is no JSON.
+        UserError: A line in the middle is no JSON object.
     """
     rows = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
+            rows.append({**json.loads(line)})
+        except (ValueError, TypeError) as error:
             raise UserError(
-                f"line {number} of {path} is no JSON; remove that line to have its item predicted again"
+                f"line {number} of {path} is no JSON object; remove that line to have its item predicted again"
             ) from error
     return rows
 
@@ -51,10 +52,11 @@ class LineFile:
 
     def append(self, rows: Iterable[Row]) -> None:
         """Add rows; they are in the file when this returns."""
-        if self._file is None:
-            self._file = self._opened()
-        self._file.write("".join(_line(row) for row in rows).encode("utf-8"))
-        self._file.flush()
+        with writing_to(self.path):
+            if self._file is None:
+                self._file = self._opened()
+            self._file.write("".join(_line(row) for row in rows).encode("utf-8"))
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""

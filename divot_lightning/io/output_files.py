@@ -39,8 +39,25 @@ def writing_to(target: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REASONS or not _is_about(error, Path(target)):
             raise
-        reason, advice = _REASONS[error.errno]
-        raise UserError(f"{error.filename or target} cannot be written: {reason}.\n{advice}") from error
+        raise _explained(error, target) from error
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make a folder for output, with its parents, if it is not there.
+
+    Raises:
+        UserError: It cannot be made, for whatever reason.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _explained(error, folder) from error
+
+
+def _explained(error: OSError, target: str | Path) -> UserError:
+    # Other errors than these come from file systems that have no folders of ours, such as /proc.
+    reason, advice = _REASONS.get(error.errno or 0, ("no folder can be made there", _ELSEWHERE))
+    return UserError(f"{error.filename or target} cannot be written: {reason}.\n{advice}")
 
 
 def _is_about(error: OSError, target: Path) -> bool:

@@ -72,6 +72,9 @@ CLASSES = {
     "divot_datamodules.shards.reading.read_shard": "divot_datamodules.shards.sources.read_all",
     "divot_datamodules.shards.source_settings.Source": "divot_datamodules.shards.source_settings.SourceConfig",
     "divot_datamodules.shards.sources.SampleSource": "divot_lightning.parts.sources.Source",
+    "divot_datamodules.decoding.video.decode_chosen": "divot_datamodules.decoding.video.decode_frames",
+    "divot_datamodules.toy.world.Reading": "divot_datamodules.toy.oracle.Reading",
+    "divot_lightning.checkpoint.components.find_component": "divot_lightning.checkpoint.run_components.find_component",
 }
 """Classes and functions that were renamed as well, under their new modules."""
 

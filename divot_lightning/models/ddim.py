@@ -60,5 +60,4 @@ def take_step(
     step = len(scheduler.alphas_cumprod) - 1 - index
     if scheduler.alphas_cumprod[step] == 0:
         eta = min(eta, _BELOW_ONE)
-    moved: Tensor = scheduler.step(prediction, step, state, eta=eta, variance_noise=noise, return_dict=False)[0]
-    return moved
+    return scheduler.step(prediction, step, state, eta=eta, variance_noise=noise, return_dict=False)[0]

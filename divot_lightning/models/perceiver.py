@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import require_at_least
 
 
 class PerceiverAttention(nn.Module):
@@ -103,9 +103,7 @@ class PerceiverResampler(nn.Module):
             "output_dim": output_dim,
             "ff_mult": ff_mult,
         }
-        for name, size in sizes.items():
-            if size < 1:
-                raise UserError(f"Perceiver resampler: {name} is {size}; it must be at least 1")
+        require_at_least(1, "Perceiver resampler: ", **sizes)
         self.queries = nn.Parameter(torch.randn(1, num_queries, dim) * dim**-0.5)
         self.input_projection = nn.Linear(embedding_dim, dim)
         self.layers = nn.ModuleList(

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from divot_lightning.errors import UserError
 from divot_lightning.io.component_files import WEIGHTS_FILE, read_parts
 
 
@@ -177,7 +178,10 @@ def weight_files(folder: Path) -> list[Path]:
     """Find the safetensors files of a pretrained model's folder; none where it has other files or none."""
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
     if index is not None:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is damaged ({type(error).__name__}); download the folder again") from error
         return [folder / name for name in sorted(names)]
     whole = [folder / name for name in ("model.safetensors", "diffusion_pytorch_model.safetensors")]
     return [file for file in whole if file.is_file()][:1]

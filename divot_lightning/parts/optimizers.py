@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.part import Part
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -67,8 +67,10 @@ class TrainingOptimizer(Part, ABC):
     max_nonfinite_steps: int = 20
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise UserError(f"optimizer: lr is {self.lr}; it must be above 0")
+        for name in ("weight_decay", "warmup_steps", "final_lr_fraction", "max_nonfinite_steps"):
+            require_at_least(0, "optimizer: ", **{name: getattr(self, name)})
         if self.schedule == "constant" and self.final_lr_fraction != TrainingOptimizer.final_lr_fraction:
             raise UserError("optimizer: final_lr_fraction has no effect on a constant schedule; leave it out")
 

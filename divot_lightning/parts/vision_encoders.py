@@ -109,8 +109,7 @@ class VisionSpec(PartSpec):
 
     def __call__(self) -> VisionEncoder:
         """Build the encoder again, with random weights."""
-        encoder: VisionEncoder = self.build(VISION_ENCODERS, "the stored tokenizer")
-        return encoder
+        return self.build(VISION_ENCODERS, "the stored tokenizer")
 
 
 def require_whole_steps(num_frames: int, frame_stride: int) -> None:

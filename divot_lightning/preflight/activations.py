@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from types import MethodType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning import LightningModule
@@ -41,9 +42,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
     """
     half = _HALVES.get(layout.precision.split("-")[0])
     if half is not None and layout.parameter_bytes == half.itemsize:
-        buffers = float32_buffers(stage) if layout.zero_stage else []
-        stage.to(half)
-        restore_buffers(buffers)
+        _lower(stage, half, keep_buffers=layout.zero_stage > 0)
     casts = half is not None and (layout.zero_stage > 0 or layout.precision.endswith("mixed"))
     inputs = half if layout.parameter_bytes == 2 else None
     autocast = MetaAutocast(layout.device, half if casts else None)
@@ -69,6 +68,12 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
         for hook in hooks:
             hook.remove()
     return memory.peak
+
+
+def _lower(stage: LightningModule, half: torch.dtype, *, keep_buffers: bool) -> None:
+    buffers = float32_buffers(stage) if keep_buffers else []
+    stage.to(half)
+    restore_buffers(buffers)
 
 
 def cpu_conv3d_windows(func: Any, args: Any, result: Any) -> int:
@@ -107,34 +112,26 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
         return torch.stack([part.mean for part in parts.values()]).sum()
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        result: Tensor = _Attention.apply(*(autocast.lower(part) for part in (query, key, value)))
-        return result
+        return _Attention.apply(*(autocast.lower(part) for part in (query, key, value)))
 
     def switch(device: str, dtype: torch.dtype | None = None, enabled: bool = True, **kwargs: Any) -> Any:
         if device == "meta":
             return autocast.switched(enabled)
         return real_autocast(device, dtype, enabled, **kwargs)
 
-    real_attention, real_autocast = functional.scaled_dot_product_attention, torch.autocast
-    real_finder = masking_utils.find_packed_sequence_indices
-    vars(stage)["training_loss"] = MethodType(sum_losses, stage)
-    functional.scaled_dot_product_attention = attention
-    torch.autocast = switch  # type: ignore[assignment,misc]
-    # transformers calls it for batches without a mask; their rows hold one sample each, so nothing is packed.
-    masking_utils.find_packed_sequence_indices = lambda *args, **kwargs: None
-    try:
+    real_autocast = torch.autocast
+    with (
+        patch.object(stage, "training_loss", MethodType(sum_losses, stage)),
+        patch.object(functional, "scaled_dot_product_attention", attention),
+        patch.object(torch, "autocast", switch),
+        # transformers calls it for batches without a mask; their rows hold one sample each, so nothing is packed.
+        patch.object(masking_utils, "find_packed_sequence_indices", lambda *args, **kwargs: None),
+    ):
         yield
-    finally:
-        del vars(stage)["training_loss"]
-        functional.scaled_dot_product_attention = real_attention
-        torch.autocast = real_autocast  # type: ignore[misc]
-        masking_utils.find_packed_sequence_indices = real_finder
 
 
-@contextlib.contextmanager
-def _equal_calls_once(device: str) -> Iterator[None]:
+def _equal_calls_once(device: str) -> contextlib.AbstractContextManager[Any]:
     """Encode the first clips only: later clips repeat the same call, and only their tokens stay in memory."""
-    real = video_llm_step.encode_clips
 
     def encode(tokenizer: VideoTokenizer, video_MF3HW: Tensor) -> Tensor:
         clips = tokenizer.select_frames(video_MF3HW)[: CLIPS_AT_ONCE.get(device, 1)]
@@ -142,11 +139,7 @@ def _equal_calls_once(device: str) -> Iterator[None]:
         tokens = tokenizer(to_unit_range(clips).to(weight.dtype)).float()
         return tokens.new_empty(len(video_MF3HW), *tokens.shape[1:])
 
-    video_llm_step.encode_clips = encode
-    try:
-        yield
-    finally:
-        video_llm_step.encode_clips = real
+    return patch.object(video_llm_step, "encode_clips", encode)
 
 
 class _Attention(torch.autograd.Function):
@@ -193,7 +186,4 @@ def _to_meta(batch: dict[str, Any], half: torch.dtype | None) -> dict[str, Any]:
     def move(tensor: Tensor) -> Tensor:
         return tensor.to("meta", half if half is not None and tensor.is_floating_point() else tensor.dtype)
 
-    moved: dict[str, Any] = tree_map_only(
-        Tensor, move, {name: value for name, value in batch.items() if name != "sample_index"}
-    )
-    return moved
+    return tree_map_only(Tensor, move, {name: value for name, value in batch.items() if name != "sample_index"})

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from diffusers import ModelMixin
@@ -40,7 +41,7 @@ def without_weights() -> Iterator[None]:
             (pretrained, "snapshot_download", _download_configs),
             (hub, "snapshot_download", _download_configs),
         ):
-            replaced.enter_context(_replaced(owner, name, new))
+            replaced.enter_context(patch.object(owner, name, new))
         yield
 
 
@@ -49,19 +50,6 @@ def build_shapes(stage: LightningModule) -> LightningModule:
     with without_weights(), torch.no_grad():
         stage.configure_model()
     return stage.to("meta")
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
-    own = vars(owner).get(name)
-    setattr(owner, name, new)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
 
 
 def _leave_weights(module: nn.Module, folder: str | Path) -> None:

@@ -7,15 +7,17 @@ import copy
 import importlib.util
 import json
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
 from divot_lightning.parts.head_sampling import sampling_of, set_sampling
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.testing.run_distributed import run_distributed
+from divot_lightning.testing.sharded_step import plain_update, updates_under_zero
 
 NUM_NOISES = 16
 """Noise samples that a test averages, for heads that drop conditions at random: with a probability of a fifth, a head
@@ -32,8 +34,8 @@ class HeadConformance(ABC):
                 return MyHead(hidden_dim, feature_dim, width=32)
 
     Make the head small, since every test builds its own. With its sampling settings, temperature 1 must sample the
-    learnt distribution (guidance 1, variances not scaled). The ZeRO test needs `deepspeed` (`pip install
-    divot-lightning[deepspeed]`) and runs on the CPU.
+    learnt distribution (guidance 1, variances not scaled). The ZeRO test needs `deepspeed` (in a
+    checkout of divot-lightning: `pip install ".[deepspeed]"`) and runs on the CPU.
 
     Attributes:
         hidden_dim: D of the heads under test.
@@ -285,20 +287,20 @@ class HeadConformance(ABC):
         """After training on one constant vector, samples lie near it."""
         head = self._head()
         target_C = torch.linspace(-1.5, 1.5, self.feature_dim)
-        self._train(head, target_C, self.learning_steps)
+        self._learn_constant(head, target_C, self.learning_steps)
         distance = (self._sample(head, seed=0) - target_C).abs().mean().item()
         assert distance < self.learning_tolerance, f"samples are {distance:.3f} away from the constant target"
 
     def test_trains_under_zero_in_two_processes(self) -> None:
         """A step of SGD under DeepSpeed ZeRO equals a plain step on the mean of the ranks' losses."""
         assert importlib.util.find_spec("deepspeed"), (
-            "this test needs deepspeed: pip install divot-lightning[deepspeed]"
+            "this test needs deepspeed; in a checkout of divot-lightning: pip install '.[deepspeed]'"
         )
         head = self._trained_a_little()
         batches = [self._batch(seed=rank) for rank in range(2)]
-        expected = _plain_step(copy.deepcopy(head), batches)
+        expected = plain_update(copy.deepcopy(head), batches)
         atol = 1e-4 * max(update.abs().max().item() for update in expected.values())
-        for rank, by_stage in enumerate(run_distributed(_zero_steps, 2, head, batches, self.zero_stages)):
+        for rank, by_stage in enumerate(run_distributed(updates_under_zero, 2, head, batches, self.zero_stages)):
             for stage, updates in by_stage.items():
                 where = f"rank {rank}, ZeRO-{stage}: "
                 assert_close(updates, expected, atol=atol, rtol=1e-3, msg=where.__add__)
@@ -310,7 +312,7 @@ class HeadConformance(ABC):
     def _trained_a_little(self) -> GenerationHead:
         """Return a head after three steps, so that zero-initialised layers are not zero any more."""
         head = self._head()
-        self._train(head, self._batch()[1][0, 0], num_steps=3)
+        self._learn_constant(head, self._batch()[1][0, 0], num_steps=3)
         return head
 
     def _learnt_mean(self) -> Tensor:
@@ -320,15 +322,13 @@ class HeadConformance(ABC):
         """Return samples, (N, C), of a head that has learnt a Gaussian; it is trained once per test class."""
         hidden_D = torch.randn(self.hidden_dim, generator=_generator(5))
         if type(self) not in _LEARNT:
-            _LEARNT[type(self)] = head = self._head()
-            optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
-            torch.manual_seed(1)
-            for step in range(self.learning_steps):
-                optimizer.param_groups[0]["lr"] = self.learning_rate * (1 - step / self.learning_steps)
+            _LEARNT[type(self)] = self._head()
+
+            def gaussian_batch() -> tuple[Tensor, Tensor]:
                 target_BQC = self._learnt_mean() + LEARNT_STD * torch.randn(8, 8, self.feature_dim)
-                optimizer.zero_grad()
-                head(hidden_D.expand(8, 8, -1), target_BQC).backward()
-                optimizer.step()
+                return hidden_D.expand(8, 8, -1), target_BQC
+
+            self._train(_LEARNT[type(self)], gaussian_batch, self.learning_steps)
         hidden_BQD = hidden_D.expand(64, 8, -1)
         return _LEARNT[type(self)].sample(hidden_BQD, temperature=temperature, generator=_generator(2)).flatten(0, 1)
 
@@ -339,20 +339,21 @@ class HeadConformance(ABC):
         noises = range(4 * NUM_NOISES)
         return torch.stack([_loss(head, hidden_BQD, target_BQC, mask_BQ, seed).detach() for seed in noises])
 
-    def _train(self, head: GenerationHead, target_C: Tensor, num_steps: int) -> None:
+    def _learn_constant(self, head: GenerationHead, target_C: Tensor, num_steps: int) -> None:
+        self._train(head, lambda: (torch.randn(4, 5, self.hidden_dim), target_C.expand(4, 5, -1)), num_steps)
+
+    def _train(self, head: GenerationHead, batch: Callable[[], tuple[Tensor, Tensor]], num_steps: int) -> None:
+        """Train with a learning rate that falls to zero."""
         optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
         torch.manual_seed(1)
         for step in range(num_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * (1 - step / num_steps)
-            hidden_BQD = torch.randn(4, 5, self.hidden_dim)
-            loss = head(hidden_BQD, target_C.expand(4, 5, -1))
+            optimizer.param_groups[0]["lr"] = self.learning_rate * (1 - step / num_steps)
             optimizer.zero_grad()
-            loss.backward()
+            head(*batch()).backward()
             optimizer.step()
 
     def _batch(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
+        generator = _generator(seed)
         hidden_BQD = torch.randn(3, 5, self.hidden_dim, generator=generator)
         return hidden_BQD, torch.randn(3, 5, self.feature_dim, generator=generator)
 
@@ -361,7 +362,7 @@ class HeadConformance(ABC):
         return torch.tensor([[True] * 5, [True, False, True, False, False], [False] * 5])
 
     def _sample(self, head: GenerationHead, seed: int) -> Tensor:
-        return head.sample(self._batch()[0], generator=torch.Generator().manual_seed(seed))
+        return head.sample(self._batch()[0], generator=_generator(seed))
 
 
 _LEARNT: dict[type, GenerationHead] = {}
@@ -400,47 +401,3 @@ def _loss_and_gradients(head: GenerationHead, hidden_BQD: Tensor, target_BQC: Te
     loss = _loss(head, hidden_BQD, target_BQC, mask_BQ)
     parameters = [p for p in head.parameters() if p.requires_grad]
     return [loss.detach(), *torch.autograd.grad(loss, [hidden_BQD, *parameters])]
-
-
-def _plain_step(head: GenerationHead, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Return the update of each parameter by one step of SGD with learning rate 1 on the mean loss of the ranks."""
-    losses = [_rank_loss(head, rank, *batch) for rank, batch in enumerate(batches)]
-    torch.stack(losses).mean().backward()
-    return {name: torch.zeros_like(p) if p.grad is None else -p.grad for name, p in head.named_parameters()}
-
-
-def _rank_loss(head: nn.Module, rank: int, hidden_BQD: Tensor, target_BQC: Tensor) -> Tensor:
-    """Return the loss, with noise that depends on the rank."""
-    torch.manual_seed(rank)
-    loss: Tensor = head(hidden_BQD, target_BQC)
-    return loss
-
-
-def _zero_steps(
-    rank: int, head: GenerationHead, batches: list[tuple[Tensor, Tensor]], stages: tuple[int, ...]
-) -> dict[int, dict[str, Tensor]]:
-    """Take one step under each ZeRO stage, and return the update of each parameter by stage."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiles for a minute and serves inference only
-    return {stage: _zero_step(deepspeed, rank, copy.deepcopy(head), batches[rank], stage) for stage in stages}
-
-
-def _zero_step(
-    deepspeed: Any, rank: int, head: GenerationHead, batch: tuple[Tensor, Tensor], stage: int
-) -> dict[str, Tensor]:
-    before = copy.deepcopy(head.state_dict())
-    engine, *_ = deepspeed.initialize(
-        model=head,
-        optimizer=torch.optim.SGD(head.parameters(), lr=1.0),
-        config={
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_clipping": 0.0,
-            "zero_optimization": {"stage": stage},
-            "zero_allow_untested_optimizer": True,
-        },
-    )
-    engine.backward(_rank_loss(engine, rank, *batch))
-    engine.step()
-    with deepspeed.zero.GatheredParameters(list(head.parameters())):
-        return {name: p.detach() - before[name] for name, p in head.named_parameters()}

@@ -135,8 +135,7 @@ class _Model(nn.Module):
 
     def forward(self, inputs_B4: Tensor) -> Tensor:
         hidden_B8 = torch.tanh(self.inner(self.read(inputs_B4)))
-        output_B2: Tensor = self.write(self.norm(hidden_B8 + self.frozen(hidden_B8)))
-        return output_B2
+        return self.write(self.norm(hidden_B8 + self.frozen(hidden_B8)))
 
 
 def _closure(model: nn.Module, optimizer: Optimizer, seed: int) -> Any:

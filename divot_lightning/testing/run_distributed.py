@@ -184,8 +184,7 @@ def _raise_for_failures(folder: Path, processes: Sequence[BaseProcess], finished
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return probe.getsockname()[1]
 
 
 class _Pickler(pickle.Pickler):

@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from divot_datamodules.decoding.samples import read_text
-from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
+from divot_datamodules.order.order_plan import OrderPlan
+from divot_datamodules.order.source_order import SourceOrder
 from divot_datamodules.shards.reading import split_member_name
 from divot_lightning.parts.registries.kinds import SOURCES
 from divot_lightning.parts.registries.registry import class_path

@@ -12,8 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from divot_lightning import __version__
-from divot_lightning.checkpoint.components import new_component, record_components
-from divot_lightning.checkpoint.folder_writing import TensorAccess
+from divot_lightning.checkpoint.components import new_component
+from divot_lightning.checkpoint.module_tensors import TensorAccess
+from divot_lightning.checkpoint.run_components import record_components
 from divot_lightning.checkpoint.run_state import tensor_access
 from divot_lightning.checkpoint.tensor_file import TensorFile
 from divot_lightning.checkpoint.weight_average import averaged_weights, exports_average

@@ -5,14 +5,13 @@ with every branch of a Union and the whole recipe repeated. The innermost block 
 unknown keys, keys that are missing and names of earlier versions are explained.
 """
 
-import difflib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
 
+from divot_lightning.errors import did_you_mean
 from divot_lightning.io.renamed import explain, explain_import_error, new_setting
 from divot_lightning.parts.heads import GenerationHead
 
@@ -72,17 +71,6 @@ def condense(message: str, parser: ArgumentParser) -> str:
     classes = [left or right for left, right in _CLASS.findall(_before_repetition(message))]
     refusal = Refusal(".".join(keys), classes[-1] if classes else None, message)
     return next(text for explanation in _EXPLANATIONS if (text := explanation(refusal, parser)))
-
-
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` for the nearest allowed word, or nothing.
-
-    Example:
-        >>> did_you_mean("max_step", ["max_steps", "devices"])
-        " Did you mean 'max_steps'?"
-    """
-    near = difflib.get_close_matches(word, list(allowed), n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def _unknown_key(refusal: Refusal, parser: ArgumentParser) -> str | None:

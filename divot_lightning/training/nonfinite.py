@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from divot_lightning.distributed.ranks import Ranks
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_of
 
 RECORD_FILE = "nonfinite.jsonl"
 _KEYS_SHOWN = 5
@@ -62,10 +62,9 @@ def over_budget(
 ) -> UserError:
     """Return the error that ends a run which skipped too many steps."""
     keys = [key for rank in nonfinite_ranks for key in rank.keys]
-    more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
     return UserError(
         f"{count} steps had a loss or gradient that is not finite, more than max_nonfinite_steps={allowed}\n"
-        f"the last: {what} of step {step}, samples {', '.join(keys[:_KEYS_SHOWN])}{more}\n"
+        f"the last: {what} of step {step}, samples {first_of(keys, _KEYS_SHOWN)}\n"
         f"all are in {run / RECORD_FILE}; look at these samples, lower optimizer.lr, clip gradients\n"
         "(trainer.gradient_clip_val), or allow more of them (optimizer.max_nonfinite_steps)"
     )

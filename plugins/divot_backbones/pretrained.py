@@ -86,8 +86,7 @@ def local_folder(origin: Origin) -> Path:
 def stored_config(model: Any) -> dict[str, Any]:
     """Return the arguments that build a model again, as JSON values."""
     config = {name: value for name, value in model.config.items() if not name.startswith("_")}
-    stored: dict[str, Any] = json.loads(json.dumps(config))
-    return stored
+    return json.loads(json.dumps(config))
 
 
 def _downloaded(origin: Origin) -> Path:
@@ -112,8 +111,8 @@ def _downloaded(origin: Origin) -> Path:
 def _untrained(model_class: Any, origin: Origin, arguments: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = model_class(**arguments)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{origin.where}.config does not fit {model_class.__name__}: {error}") from error
+    except Exception as error:  # each model fails in its own way on sizes that do not fit
+        raise UserError(f"{origin.where}.config does not fit {model_class.__name__}: {first_line(error)}") from error
     return model
 
 
@@ -136,5 +135,4 @@ def _from_folder(model_class: Any, origin: Origin, folder: Path, derived: dict[s
             f"{origin.where}.pretrained: {folder} lacks {len(report['missing_keys'])} weights of a "
             f"{model_class.__name__}, such as {min(report['missing_keys'])!r}\ngive the whole folder of such a model"
         )
-    built: nn.Module = model.float()
-    return built
+    return model.float()

@@ -11,8 +11,7 @@ from torch import Generator, Tensor, nn
 
 from divot_heads.clip_transformer import HIDDEN_BIAS, sinusoids
 from divot_heads.coupling import CouplingFlow
-from divot_heads.draws import check_at_least
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 
@@ -51,8 +50,10 @@ class AutoregressiveFlowHead(GenerationHead):
                 is 0.05 for pixels between -1 and 1.
         """
         super().__init__(hidden_dim, feature_dim)
-        check_at_least(1, num_couplings=num_couplings)
-        check_at_least(0, noise_std=noise_std)
+        require_at_least(
+            1, width=width, depth=depth, num_attention_heads=num_attention_heads, num_couplings=num_couplings
+        )
+        require_at_least(0, noise_std=noise_std)
         if feature_dim < 2:
             raise UserError(f"AutoregressiveFlowHead needs at least 2 features per token; there are {feature_dim}")
         if width % 2 or width % num_attention_heads:
@@ -123,5 +124,4 @@ class CausalContext(nn.Module):
         bias_QQ = torch.full((num_tokens, num_tokens), HIDDEN_BIAS, device=features_BQC.device).triu(diagonal=1)
         for block in self.blocks:
             stream_BQW = block(stream_BQW, attention_mask=bias_QQ.expand(len(stream_BQW), -1, -1))
-        context_BQW: Tensor = self.norm_out(stream_BQW)
-        return context_BQW
+        return self.norm_out(stream_BQW)

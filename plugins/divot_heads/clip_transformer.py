@@ -83,11 +83,9 @@ class ClipTransformer(nn.Module):
         for block in self.blocks:
             stream_BQW = block(stream_BQW, attention_mask=bias_B1Q, timestep=levels_BX)
         shift_B1W, scale_B1W = self.modulation_out(modulator_BW).unsqueeze(1).chunk(2, dim=-1)
-        velocity_BQC: Tensor = self.features_out(self.norm_out(stream_BQW) * (1 + scale_B1W) + shift_B1W)
-        return velocity_BQC
+        return self.features_out(self.norm_out(stream_BQW) * (1 + scale_B1W) + shift_B1W)
 
 
 def sinusoids(position_N: Tensor, width: int) -> Tensor:
     """Embed numbers as sines and cosines (arXiv:1706.03762, section 3.5), (N, width) float32."""
-    embedding_NW: Tensor = get_timestep_embedding(position_N, width, downscale_freq_shift=0)
-    return embedding_NW
+    return get_timestep_embedding(position_N, width, downscale_freq_shift=0)

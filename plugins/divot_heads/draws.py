@@ -5,8 +5,6 @@ Shape letters: R noise draws, B batch, Q tokens of one clip, X width, N = R*B*Q 
 
 from torch import Tensor
 
-from divot_lightning.errors import UserError
-
 
 def rows_of_draws(states_BQX: Tensor, num_draws: int) -> Tensor:
     """Repeat each token once per draw; return rows_NX, all tokens of the first draw first."""
@@ -22,14 +20,3 @@ def mean_of_draws(values_N: Tensor, like_BQX: Tensor, num_draws: int) -> Tensor:
         num_draws: R.
     """
     return values_N.view(num_draws, *like_BQX.shape[:-1]).mean(dim=0)
-
-
-def check_at_least(least: float, **settings: float) -> None:
-    """Refuse settings below a limit.
-
-    Raises:
-        UserError: A setting is smaller than `least`.
-    """
-    for name, value in settings.items():
-        if value < least:
-            raise UserError(f"{name}={value} is not allowed; give {least} or more")

@@ -10,8 +10,8 @@ from torch.linalg import vector_norm
 from torch.nn.functional import silu
 
 from divot_heads.denoiser import ModulatedMLP
-from divot_heads.draws import check_at_least, rows_of_draws
-from divot_lightning.errors import UserError
+from divot_heads.draws import rows_of_draws
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 
@@ -46,7 +46,8 @@ class EnergyHead(GenerationHead):
                 mean would be learnt).
         """
         super().__init__(hidden_dim, feature_dim)
-        check_at_least(2, samples_per_token=samples_per_token)
+        require_at_least(1, width=width, depth=depth)
+        require_at_least(2, samples_per_token=samples_per_token)
         if not 1 <= exponent < 2:
             raise UserError(f"exponent={exponent} is not allowed; give 1 to below 2")
         self.samples_per_token = samples_per_token
@@ -98,8 +99,7 @@ class NoiseToFeatures(nn.Module):
         stream_NW = self.noise_in(noise_NC) + projected_NW
         for block in self.blocks:
             stream_NW = block(stream_NW, silu(projected_NW))
-        features_NC: Tensor = self.features_out(stream_NW)
-        return features_NC
+        return self.features_out(stream_NW)
 
 
 def energy_score(samples_RXC: Tensor, target_XC: Tensor, exponent: float = 1.0) -> Tensor:

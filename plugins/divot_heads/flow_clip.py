@@ -9,7 +9,6 @@ import torch
 from torch import Generator, Tensor
 
 from divot_heads.clip_transformer import ClipTransformer
-from divot_heads.draws import check_at_least
 from divot_heads.guidance import condition_dropout_or_none
 from divot_heads.rectified_flow import (
     TIME_SCALE,
@@ -19,7 +18,7 @@ from divot_heads.rectified_flow import (
     sample_flow,
     sample_times,
 )
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 
@@ -64,7 +63,9 @@ class FlowClipHead(GenerationHead):
             shift: Above 1 takes more of the steps near the noise; see `falling_times`.
         """
         super().__init__(hidden_dim, feature_dim)
-        check_at_least(1, draws_per_clip=draws_per_clip)
+        require_at_least(
+            1, width=width, depth=depth, num_attention_heads=num_attention_heads, draws_per_clip=draws_per_clip
+        )
         check_flow_settings(time_sampling, solver, sampling_steps, shift)
         if width % 2 or width % num_attention_heads:
             raise UserError(f"width={width} is not allowed; give an even multiple of {num_attention_heads}")
@@ -98,13 +99,4 @@ class FlowClipHead(GenerationHead):
         """Follow the velocity from noise, which `temperature` multiplies, to features_BQC, float32."""
         shape = (*hidden_BQD.shape[:-1], self.feature_dim)
         noise_BQC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
-        return sample_flow(
-            self.denoiser,
-            noise_BQC,
-            hidden_BQD,
-            self.condition_dropout,
-            guidance=self.guidance,
-            steps=self.sampling_steps,
-            shift=self.shift,
-            solver=self.solver,
-        )
+        return sample_flow(self, noise_BQC, hidden_BQD)

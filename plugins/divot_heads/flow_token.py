@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from divot_heads.denoiser import MLPDenoiser
-from divot_heads.draws import check_at_least, mean_of_draws, rows_of_draws
+from divot_heads.draws import mean_of_draws, rows_of_draws
 from divot_heads.guidance import condition_dropout_or_none
 from divot_heads.rectified_flow import (
     TIME_SCALE,
@@ -19,6 +19,7 @@ from divot_heads.rectified_flow import (
     sample_flow,
     sample_times,
 )
+from divot_lightning.errors import require_at_least
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 
@@ -63,7 +64,7 @@ class FlowTokenHead(GenerationHead):
             shift: Above 1 takes more of the steps near the noise; see `falling_times`.
         """
         super().__init__(hidden_dim, feature_dim)
-        check_at_least(1, draws_per_token=draws_per_token)
+        require_at_least(1, width=width, depth=depth, draws_per_token=draws_per_token)
         check_flow_settings(time_sampling, solver, sampling_steps, shift)
         self.draws_per_token = draws_per_token
         self.time_sampling = time_sampling
@@ -95,14 +96,5 @@ class FlowTokenHead(GenerationHead):
         condition_ND = hidden_BQD.flatten(0, -2)
         shape = (len(condition_ND), self.feature_dim)
         noise_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
-        features_NC = sample_flow(
-            self.denoiser,
-            noise_NC,
-            condition_ND,
-            self.condition_dropout,
-            guidance=self.guidance,
-            steps=self.sampling_steps,
-            shift=self.shift,
-            solver=self.solver,
-        )
+        features_NC = sample_flow(self, noise_NC, condition_ND)
         return features_NC.view(*hidden_BQD.shape[:-1], self.feature_dim)

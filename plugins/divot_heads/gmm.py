@@ -13,9 +13,8 @@ from torch import Generator, Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import softplus
 
-from divot_heads.draws import check_at_least
 from divot_heads.gmm_variants import Mixture, mixture_nll, sample_mixture
-from divot_lightning.errors import UserError
+from divot_lightning.errors import require_at_least
 from divot_lightning.models.video_llm.projectors import RELEASED_NAMES, mlp_projector
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32
 
@@ -58,11 +57,8 @@ class GMMHead(GenerationHead):
             shared_component: Whether all tokens of a clip have the same component, so that they fit each other.
         """
         super().__init__(hidden_dim, feature_dim)
-        if num_components < 1:
-            raise UserError(f"num_components={num_components} is not allowed; a mixture has at least 1 component")
-        if variance_scale < 0:
-            raise UserError(f"variance_scale={variance_scale} is not allowed; give 0 or more (released: 0.1)")
-        check_at_least(0, covariance_rank=covariance_rank)
+        require_at_least(1, num_components=num_components)
+        require_at_least(0, variance_scale=variance_scale, covariance_rank=covariance_rank)
         self.num_components = num_components
         self.variance_scale = variance_scale
         self.covariance_rank = covariance_rank

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 
 
 class ConditionDropout(nn.Module):
@@ -50,6 +50,7 @@ def condition_dropout_or_none(hidden_dim: int, probability: float, guidance: flo
     """
     if not 0 <= probability < 1:
         raise UserError(f"condition_dropout={probability} is not allowed; give 0 to below 1")
+    require_at_least(0, guidance=guidance)
     if guidance != 1 and not probability:
         raise UserError(
             f"guidance={guidance} is not allowed with condition_dropout=0: the head never learnt to do without the"

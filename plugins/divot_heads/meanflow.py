@@ -12,9 +12,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from divot_heads.denoiser import MLPDenoiser
-from divot_heads.draws import check_at_least, mean_of_draws, rows_of_draws
+from divot_heads.draws import mean_of_draws, rows_of_draws
 from divot_heads.rectified_flow import TimeSampling, check_flow_settings, falling_times
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 TIME_SCALE = 10.0
@@ -78,8 +78,8 @@ class MeanFlowHead(GenerationHead):
             sampling_steps: Evaluations per sample; each goes an equal part of the way.
         """
         super().__init__(hidden_dim, feature_dim)
-        check_at_least(1, draws_per_token=draws_per_token, sampling_steps=sampling_steps)
-        check_at_least(0, interval_fraction=interval_fraction, time_std=time_std, weight_power=weight_power)
+        require_at_least(1, width=width, depth=depth, draws_per_token=draws_per_token, sampling_steps=sampling_steps)
+        require_at_least(0, interval_fraction=interval_fraction, time_std=time_std, weight_power=weight_power)
         check_flow_settings(time_sampling, "euler", sampling_steps, shift=1.0)
         if interval_fraction > 1:
             raise UserError(f"interval_fraction={interval_fraction} is not allowed; give 0 to 1")
@@ -179,10 +179,7 @@ class AverageVelocity(nn.Module):
         # Not get_parameter: under force_float32 they may be float32 copies, which are plain tensors.
         parameters: dict[str, Tensor] = {dotted: getattr(self, name) for name, dotted in self.names.items()}
         times = TIME_SCALE * end_N, TIME_SCALE * (end_N - start_N)
-        average_NC: Tensor = torch.func.functional_call(
-            self.network, parameters, (state_NC, times[0], condition_ND, times[1])
-        )
-        return average_NC
+        return torch.func.functional_call(self.network, parameters, (state_NC, times[0], condition_ND, times[1]))
 
 
 class MatmulLinear(nn.Linear):

@@ -5,17 +5,17 @@ dx_s/ds is e - x. A network that regresses it learns v(x_s, s) = E[e - x | x_s].
 followed from s = 1 to s = 0, turns noise into features. Times as in the objective `rectified_flow` of de-tokenizers.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from divot_heads.draws import check_at_least
 from divot_heads.guidance import ConditionDropout, guided
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 
 TIME_SCALE = 1000.0
 """Times are embedded as 1000 s, the range that the frequencies of the embedding were made for."""
@@ -33,8 +33,8 @@ def check_flow_settings(time_sampling: str, solver: str, sampling_steps: int, sh
     for name, value, allowed in (("time_sampling", time_sampling, TimeSampling), ("solver", solver, Solver)):
         if value not in get_args(allowed):
             raise UserError(f"{name}={value!r} is not allowed; choose one of: {', '.join(get_args(allowed))}")
-    check_at_least(1, sampling_steps=sampling_steps)
-    if shift <= 0:
+    require_at_least(1, sampling_steps=sampling_steps)
+    if not 0 < shift < math.inf:
         raise UserError(f"shift={shift} is not allowed; it must be above 0 (1 is no shift)")
 
 
@@ -60,28 +60,24 @@ def falling_times(steps: int, shift: float) -> list[float]:
     return [shift * u / (1 + (shift - 1) * u) for u in even]
 
 
-def sample_flow(
-    denoiser: Callable[..., Tensor],
-    noise: Tensor,
-    condition: Tensor,
-    dropout: ConditionDropout | None,
-    *,
-    guidance: float,
-    steps: int,
-    shift: float,
-    solver: Solver,
-) -> Tensor:
-    """Follow the velocity that a denoiser predicts from noise to features, with guidance.
+class SamplesFlow(Protocol):
+    """A head whose denoiser predicts the velocity: it takes state, time of each row (0 to `TIME_SCALE`), condition."""
+
+    denoiser: Any
+    condition_dropout: ConditionDropout | None
+    guidance: float
+    sampling_steps: int
+    shift: float
+    solver: Solver
+
+
+def sample_flow(head: SamplesFlow, noise: Tensor, condition: Tensor) -> Tensor:
+    """Follow the velocity that a head's denoiser predicts from noise to features, by the head's sampling settings.
 
     Args:
-        denoiser: Takes the state, the time of each of its rows, 0 to `TIME_SCALE`, and the condition.
+        head: The head.
         noise: State at time 1, float.
         condition: Of each row.
-        dropout: See `guided`.
-        guidance: See `guided`.
-        steps: See `falling_times`.
-        shift: See `falling_times`.
-        solver: See `integrate`.
 
     Returns:
         Features of the shape of the noise.
@@ -89,9 +85,9 @@ def sample_flow(
 
     def velocity(state: Tensor, time: float) -> Tensor:
         time_N = torch.full((len(state),), TIME_SCALE * time, device=state.device)
-        return guided(partial(denoiser, state, time_N), condition, dropout, guidance)
+        return guided(partial(head.denoiser, state, time_N), condition, head.condition_dropout, head.guidance)
 
-    return integrate(velocity, noise, falling_times(steps, shift), solver)
+    return integrate(velocity, noise, falling_times(head.sampling_steps, head.shift), head.solver)
 
 
 def integrate(

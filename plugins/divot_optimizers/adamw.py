@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.optimizers import TrainedParameter, TrainingOptimizer
 
 
@@ -25,12 +26,17 @@ class AdamWOptimizer(TrainingOptimizer):
     eps: float = 1e-6
     decayed: Literal["matrices", "all"] = "matrices"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(0, "optimizer: ", eps=self.eps)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer: betas is {list(self.betas)}; each must be at least 0 and below 1")
+
     def build(self, parameters: Sequence[TrainedParameter], adamw: type[Optimizer] = AdamW) -> Optimizer:
         """Return AdamW with a group of parameters that have weight decay and one of the others."""
         # a type, whose subclasses take arguments of their own
         make: Any = adamw
-        optimizer: Optimizer = make(self.decay_groups(parameters), lr=self.lr, betas=self.betas, eps=self.eps)
-        return optimizer
+        return make(self.decay_groups(parameters), lr=self.lr, betas=self.betas, eps=self.eps)
 
     def decay_groups(self, parameters: Iterable[TrainedParameter]) -> list[dict[str, Any]]:
         """Return parameter groups: with weight decay, and without it."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from divot_lightning.errors import require_at_least
 from divot_lightning.parts.optimizers import TrainedParameter
 from divot_optimizers.adamw import AdamWOptimizer
 
@@ -33,6 +34,10 @@ class MuonOptimizer(AdamWOptimizer):
 
     matrix_lr: float = 6e-3
     iteration_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(0, "optimizer: ", matrix_lr=self.matrix_lr)
 
     def build(self, parameters: Sequence[TrainedParameter], adamw: type[Optimizer] = AdamW) -> Optimizer:
         """Return Muon and AdamW as one optimizer."""

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 
 from divot_lightning.cli.ask import _line, main
@@ -8,17 +5,20 @@ from divot_lightning.errors import UserError
 from divot_lightning.inference.results import Answer
 
 
-def test_help_does_not_import_torch():
-    code = (
-        "import sys; from divot_lightning.cli import ask\n"
-        "try: ask.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-def test_number_of_clips_is_checked():
-    with pytest.raises(UserError, match="--max-clips is 0"):
-        main(["run", "x.mp4", "--max-clips", "0"])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--max-clips", "0"], "max_clips is 0"),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--temperature", "-1"], r"temperature is -1\.0"),
+        (["--temperature", "nan"], "temperature is nan"),
+        (["--temperature", "1", "--top-p", "2"], r"top_p is 2\.0"),
+        (["--top-p", "0.5"], r"top_p is 0\.5, which has no effect at temperature 0"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_loaded(words, named):
+    with pytest.raises(UserError, match=named):
+        main(["no_run", "x.mp4", *words])
 
 
 def test_a_missing_run_is_named(tmp_path):
@@ -40,7 +40,26 @@ def test_videos_come_from_words_or_from_a_file(words):
         main(["run", *words])
 
 
-@pytest.mark.parametrize("option", ["--together", "--turns"])
+@pytest.mark.parametrize("option", ["--together", "--turns", "--jsonl"])
 def test_options_without_effect_are_refused(option):
     with pytest.raises(UserError, match="belong to videos on the command line"):
         main(["run", "--prompts", "p", "--output", "o", option])
+
+
+def test_answers_are_not_added_to_the_prompts(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text("a.mp4\n")
+    with pytest.raises(UserError, match="is the file of the prompts"):
+        main(["no_run", "--prompts", str(file), "--output", f"{tmp_path}/../{tmp_path.name}/p.jsonl"])
+    assert file.read_text() == "a.mp4\n"
+
+
+def test_a_question_that_no_prompt_needs_is_refused(tmp_path):
+    words = ["no_run", "--prompts", str(tmp_path / "p"), "--output", str(tmp_path / "o"), "--question", "what ?"]
+    (tmp_path / "p").write_text('{"video": "a.mp4", "question": "where ?"}')
+    with pytest.raises(UserError, match="--question has no effect: each line"):
+        main(words)
+    (tmp_path / "p").write_text('{"video": "a.mp4", "question": "where ?"}\nb.mp4')
+    with pytest.raises(UserError, match="no_run"):
+        main(words)
+    assert not (tmp_path / "o").exists()

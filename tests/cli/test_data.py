@@ -1,7 +1,5 @@
 import functools
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,8 @@ from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.data import COMMANDS, main
 from divot_lightning.cli.main import main as divot
 from divot_lightning.errors import UserError
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.testing.toy_shards import make_toy_shards
 from tests.helpers.broken_shards import write_members
 
@@ -30,16 +29,6 @@ def test_help_lists_every_command(capsys):
     assert main(["--help"]) == main([]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} " in shown for name in COMMANDS)
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_help_of_a_command_does_not_import_torch(command):
-    code = (
-        "import sys\nfrom divot_lightning.cli.data import main\n"
-        f"try:\n    main([{command!r}, '--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
-        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_unknown_commands_are_named():
@@ -74,16 +63,16 @@ def test_pack_inspect_and_contact_sheet(tmp_path, capsys):
     assert divot(["data", "inspect", str(tmp_path / "out"), "--contact-sheet", str(tmp_path / "sheet.png")]) == 0
     shown = capsys.readouterr().out
     assert "48x64 2" in shown
-    assert "defects     none" in shown
+    assert "skipped     none" in shown
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
-def test_inspect_fails_on_defects(tmp_path, capsys):
+def test_inspect_fails_if_samples_cannot_be_used(tmp_path, capsys):
     make_toy_shards(tmp_path, train=4, validation=1, held_out=1)
     (tmp_path / "train" / "shard-000000.tar").write_bytes(b"rubbish" * 1000)
-    assert divot(["data", "inspect", str(tmp_path), "--list", str(tmp_path / "defects.jsonl"), "--workers", "0"]) == 1
+    assert divot(["data", "inspect", str(tmp_path), "--list", str(tmp_path / "skipped.jsonl"), "--workers", "0"]) == 1
     assert f"  {'not_a_tar':<22}{1:>7}" in capsys.readouterr().out
-    assert '"reason": "not_a_tar"' in (tmp_path / "defects.jsonl").read_text()
+    assert '"reason": "not_a_tar"' in (tmp_path / "skipped.jsonl").read_text()
 
 
 def test_inspect_finds_texts_that_a_task_misses(tmp_path, capsys):
@@ -140,12 +129,12 @@ def test_names_from_shards_reach_the_terminal_as_text(tmp_path, capsys):
 def test_index_makes_what_is_missing(tmp_path, capsys):
     make_toy_shards(tmp_path, train=4, validation=1, held_out=1)
     assert divot(["data", "index", str(tmp_path)]) == 0
-    assert "6 samples in 6 shards; 0 indexes written, 6 existed; 0 defects" in capsys.readouterr().out
+    assert "6 samples in 6 shards; 0 indexes written, 6 existed; 0 samples skipped" in capsys.readouterr().out
     (tmp_path / "train" / "shard-000000.tar.index.npz").unlink()
     (tmp_path / "train" / "shard-000001.tar").write_bytes(b"rubbish" * 1000)
     assert divot(["data", "index", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
-    assert "5 samples in 6 shards; 1 indexes written, 5 existed; 1 defects" in shown
+    assert "5 samples in 6 shards; 1 indexes written, 5 existed; 1 samples skipped" in shown
     assert f"not_a_tar: {tmp_path / 'train' / 'shard-000001.tar'}" in shown
 
 

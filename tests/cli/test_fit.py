@@ -36,12 +36,16 @@ def test_a_run_folder_holds_config_metrics_checkpoints_and_components(divot: Div
     assert (RUN / "finished.json").is_file()
 
 
-def test_a_logger_of_the_recipe_gets_the_same_rows_as_metrics_csv(divot: Divot, tiny: Settings) -> None:
+def test_a_logger_of_the_recipe_gets_the_settings_and_the_same_rows_as_metrics_csv(
+    divot: Divot, tiny: Settings
+) -> None:
     tiny["trainer"]["logger"] = {
         "class_path": "lightning.pytorch.loggers.CSVLogger",
         "init_args": {"save_dir": "elsewhere", "name": "", "version": ""},
     }
     assert divot("fit", tiny) == 0
+    given, stored = (yaml.safe_load(path.read_text()) for path in (Path("elsewhere/hparams.yaml"), RUN / "config.yaml"))
+    assert given == stored
     theirs = _rows(Path("elsewhere"))
     assert [(row["step"], float(row["train/loss"])) for row in theirs] == [
         (row["step"], pytest.approx(float(row["train/loss"]), rel=1e-6)) for row in _rows()

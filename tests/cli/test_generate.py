@@ -1,18 +1,7 @@
-import subprocess
-import sys
-
 import pytest
 
 from divot_lightning.cli.generate import main
 from divot_lightning.errors import UserError
-
-
-def test_help_does_not_import_torch():
-    code = (
-        "import sys; from divot_lightning.cli import generate\n"
-        "try: generate.main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +9,7 @@ def test_help_does_not_import_torch():
     [
         (["--num", "0"], "--num is 0"),
         (["--temperature", "-1"], r"--temperature is -1\.0"),
+        (["--temperature", "nan"], "--temperature is nan"),
         (["--prompt", " "], "--prompt is empty"),
         (["--output", "clip.txt"], r"clip\.txt"),
         (["--head.variance_scale"], "--head.variance_scale lacks a value"),

@@ -9,17 +9,25 @@ from types import SimpleNamespace
 import pytest
 
 from divot_lightning import __version__
+from divot_lightning.cli import data
 from divot_lightning.cli.main import COMMANDS, error_text, main
 from divot_lightning.errors import UserError
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["--help"], ["fit", "--help"], ["resume", "--help"], ["validate", "--help"], ["nonsense"], ["resume", "x"]],
-)
+@pytest.mark.parametrize("words", [["--help"], ["nonsense"], ["resume", "x"]])
 def test_what_needs_no_model_imports_no_torch(words: list[str]) -> None:
     code = f"import sys; from divot_lightning.cli.main import main; main({words!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_help_of_no_command_imports_torch() -> None:
+    every = [[name] for name in COMMANDS] + [["data", name] for name in data.COMMANDS]
+    code = (
+        f"import sys; from divot_lightning.cli.main import main\nfor words in {every!r}:\n"
+        "    try: assert main([*words, '--help']) == 0\n    except SystemExit as end: assert end.code == 0\n"
+        "    assert not {'torch', 'lightning'} & set(sys.modules), words"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_help_lists_every_command_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +60,22 @@ def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resum", "x"]) == 2
     assert "Did you mean 'divot resume'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"data {name}" for name in data.COMMANDS)])
+def test_a_wrong_option_of_any_command_is_told_in_five_lines(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--nonsense", "1"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert len(message.splitlines()) <= 5
+
+
+def test_a_mistyped_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ask", "run", "a.mp4", "--temprature", "1"]) == 2
+    assert capsys.readouterr().err == (
+        "error: unrecognized arguments: --temprature 1. Did you mean '--temperature'?\n"
+        "`divot ask --help` shows what is allowed\n"
+    )
 
 
 def test_a_long_message_is_cut_to_five_lines() -> None:

@@ -31,9 +31,10 @@ def test_folder_of_a_smoke_run_is_refused_for_the_real_one(tmp_path):
         quickstart.main(["--folder", str(tmp_path / "x")])
 
 
-def test_wrong_number_of_jobs_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_wrong_number_of_jobs_leaves_nothing_behind(tmp_path, words):
     with pytest.raises(UserError, match="--jobs is 0"):
-        quickstart.main(["--folder", str(tmp_path / "new"), "--jobs", "0"])
+        quickstart.main(["--folder", str(tmp_path / "new"), "--jobs", "0", *words])
     assert not (tmp_path / "new").exists()
 
 

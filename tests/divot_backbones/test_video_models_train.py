@@ -16,10 +16,11 @@ from divot_backbones.objectives.ddim import Epsilon, VPrediction
 from divot_backbones.objectives.rectified_flow import RectifiedFlow
 from divot_backbones.vision.clip import ClipVision
 from divot_lightning.checkpoint.components import load_component, save_component
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig
+from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.training.stages.tokenizer_pretraining import TokenizerPretraining
 from divot_optimizers.adamw import AdamWOptimizer
 

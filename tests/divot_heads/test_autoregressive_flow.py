@@ -58,8 +58,8 @@ def test_a_new_head_is_the_standard_normal_distribution():
     ("settings", "message"),
     [
         ({"feature_dim": 1}, "needs at least 2 features per token; there are 1"),
-        ({"feature_dim": 4, "num_couplings": 0}, "num_couplings=0"),
-        ({"feature_dim": 4, "noise_std": -0.1}, "noise_std=-0.1"),
+        ({"feature_dim": 4, "num_couplings": 0}, "num_couplings is 0"),
+        ({"feature_dim": 4, "noise_std": -0.1}, "noise_std is -0.1"),
         ({"feature_dim": 4, "width": 12}, "width=12 is not allowed; give an even multiple of 8"),
     ],
 )

@@ -98,5 +98,5 @@ def test_samples_have_the_covariance_of_the_low_rank_component(variance_scale):
 def test_defaults_have_the_released_parameters_only():
     assert all(name.startswith("proj.") for name in GMMHead(5, 3).state_dict())
     assert {name.split(".")[0] for name in GMMHead(5, 3, covariance_rank=1).state_dict()} == {"proj", "factors"}
-    with pytest.raises(UserError, match="covariance_rank=-1"):
+    with pytest.raises(UserError, match="covariance_rank is -1"):
         GMMHead(5, 3, covariance_rank=-1)

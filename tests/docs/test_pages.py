@@ -1,7 +1,6 @@
 """What README, CONTRIBUTING and the index of the pages show is there, and fits the code."""
 
 import re
-import shlex
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -9,18 +8,15 @@ import pytest
 import yaml
 
 import divot_lightning
-from divot_lightning.cli import ask, generate, reconstruct
 from divot_lightning.cli.data import COMMANDS as DATA_COMMANDS
 from divot_lightning.cli.main import COMMANDS
 from divot_lightning.inference import pipeline as pipeline_module
-from divot_lightning.inference.command_options import split_head_options
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 SHELL = "\n".join(code for language, code in BLOCKS if not language).replace("\\\n", " ")
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))
-PARSERS = {"ask": ask.parser, "generate": generate.parser, "reconstruct": reconstruct.parser}
 
 
 def links(text: str) -> list[str]:
@@ -75,15 +71,6 @@ def test_commands_of_the_readme_exist():
 def test_every_command_stands_in_the_readme():
     table = README.partition("## Commands")[2].partition("\n## ")[0]
     assert [name for name in COMMANDS if f"`divot {name}" not in table] == []
-
-
-@pytest.mark.parametrize("command", PARSERS)
-def test_options_of_the_readme_fit_the_command(command):
-    lines = re.findall(rf"^divot {command} (.*)$", SHELL, re.MULTILINE)
-    assert lines
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        PARSERS[command]().parse_args(split_head_options(words)[1] if command == "generate" else words)
 
 
 def test_python_lines_of_the_readme_call_what_exists(monkeypatch):

@@ -29,7 +29,9 @@ def test_parts_of_recipes_are_settings_of_the_data(recipe):
     assert len(data.sources["train"]) == (1 if isinstance(settings["train"], str) else len(settings["train"]))
 
 
-@pytest.mark.parametrize(("line", "task"), list(zip(LINES, ["caption", "conversation", "story"], strict=True)))
+@pytest.mark.parametrize(
+    ("line", "task"), list(zip(LINES, ["caption", "question", "conversation", "story"], strict=True))
+)
 def test_lines_of_a_jsonl_hold_what_their_task_needs(line, task):
     clips = np.zeros((len(line.get("videos", [0])), 1, 3, 2, 2), np.uint8)
     segments = TaskMixture({task: 1.0}).segments_and_clips(Sample("k", line, video=clips), np.random.default_rng(0))[0]

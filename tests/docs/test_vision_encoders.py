@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from divot_backbones.vision.families import FAMILIES
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig
+from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.parts.registries.kinds import VISION_ENCODERS
 from divot_lightning.parts.vision_encoders import VisionEncoder
 from divot_lightning.testing import VisionEncoderConformance

@@ -10,7 +10,8 @@ from divot_backbones.vision.transformers_vision import TransformersVision
 from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM

@@ -24,8 +24,10 @@ from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import new_component
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM

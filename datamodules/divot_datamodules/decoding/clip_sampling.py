@@ -4,7 +4,7 @@ Shape letters: N clips, F frames, H height, W width.
 """
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Literal
 
 import numpy as np
@@ -16,11 +16,11 @@ from divot_datamodules.decoding.video import (
     Media,
     Pixels,
     VideoTiming,
-    decode_chosen,
+    decode_frames,
     decode_image,
     shown_size,
 )
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.sparse_frames import sparse_frame_indices
 
 MAX_CLIPS = 20
@@ -69,6 +69,10 @@ class ClipConfig:
     resize: Resize = "bicubic"
 
     def __post_init__(self) -> None:
+        for name in ("height", "width", "frames", "max_pixels", "min_side", "min_picture_side"):
+            require_at_least(1, "clip.", **{name: getattr(self, name)})
+        if not 0 < self.fps < inf:
+            raise UserError(f"clip.fps is {self.fps}; it must be above 0.")
         if not 0 <= self.min_aspect <= 1:
             raise UserError(f"clip.min_aspect is {self.min_aspect}; short side / long side is between 0 and 1.")
         if self.sparse_frames is not None and not 1 <= self.sparse_frames <= self.frames:
@@ -226,7 +230,7 @@ def decode_clips(
         return [times[number] for times in clips for number in config.frame_numbers]
 
     _refuse_small(media, config, config.min_side)
-    frames = decode_chosen(media, choose, config.size, max_pixels=config.max_pixels, resize=config.resize)
+    frames = decode_frames(media, choose, config.size, max_pixels=config.max_pixels, resize=config.resize)
     return DecodedClips(frames.reshape(-1, len(config.frame_numbers), *frames.shape[1:]), is_deterministic)
 
 

@@ -18,7 +18,7 @@ from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clips, i
 from divot_datamodules.decoding.sample_errors import decoding_errors
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES
 from divot_datamodules.shards.reading import FEATURE_SUFFIX, MEDIA_SUFFIXES
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.segments import Kind
 from divot_lightning.parts.sequences.limits import SampleLimits
 from divot_lightning.parts.sequences.tokens import TokenSequence
@@ -137,6 +137,9 @@ class SampleDecoder:
     tokenizer_sha256: str | None = None
     max_sample_clips: int = MAX_SAMPLE_CLIPS
     latents_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least(1, max_clips=self.max_clips, max_sample_clips=self.max_sample_clips)
 
     def __call__(self, raw: RawSample, rng: np.random.Generator | None) -> Sample:
         """Decode one sample.

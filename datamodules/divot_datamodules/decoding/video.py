@@ -41,7 +41,6 @@ __all__ = [
     "Pixels",
     "VideoTiming",
     "check_media",
-    "decode_chosen",
     "decode_frames",
     "decode_image",
     "probe",
@@ -86,7 +85,7 @@ def shown_size(media: Media, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
 
 def decode_frames(
     media: Media,
-    times: Sequence[float],
+    times: Sequence[float] | Callable[[VideoTiming], Sequence[float]],
     size: tuple[int, int] | None = None,
     *,
     max_pixels: int = MAX_PIXELS,
@@ -96,47 +95,25 @@ def decode_frames(
 
     Args:
         media: The file's bytes or its path.
-        times: Seconds after the video's start, ascending.
+        times: Seconds after the video's start, ascending; or a function that chooses them by the file's header, called
+            once.
         size: Height and width in pixels: the short side is resized and the centre is cropped; None keeps the
             size of the source.
         max_pixels: Largest height x width of the source; a larger one is refused before it is decoded.
         resize: See `ClipConfig`.
 
     Returns:
-        uint8 (len(times), 3, H, W) in [0, 255], RGB; never fewer frames than times.
+        uint8 (number of times, 3, H, W) in [0, 255], RGB; never fewer frames than times.
 
     Raises:
         DecodeError: The file cannot be decoded, or has no frame at one of the times.
     """
-    return decode_chosen(media, lambda timing: times, size, max_pixels=max_pixels, resize=resize)
-
-
-def decode_chosen(
-    media: Media,
-    choose: Callable[[VideoTiming], Sequence[float]],
-    size: tuple[int, int] | None = None,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    resize: Resize = "bicubic",
-) -> Pixels:
-    """Decode frames whose times depend on the file's header; opens the file once.
-
-    Args:
-        media: The file's bytes or its path.
-        choose: Returns the times, see `decode_frames`; called once.
-        size: See `decode_frames`.
-        max_pixels: See `decode_frames`.
-        resize: See `ClipConfig`.
-
-    Returns:
-        uint8 (number of times, 3, H, W); see `decode_frames`.
-    """
     with opened(media, max_pixels) as video:
-        times = choose(video.timing())
-        if list(times) != sorted(times):
-            raise ValueError(f"times must ascend, got {list(times)[:8]}")
+        chosen = times(video.timing()) if callable(times) else times
+        if list(chosen) != sorted(chosen):
+            raise ValueError(f"times must ascend, got {list(chosen)[:8]}")
         try:
-            return _decode(media, video, times, size, resize, seek=True)
+            return _decode(media, video, chosen, size, resize, seek=True)
         except (av.FFmpegError, EOFError, OSError):
             pass
         except DecodeError as error:
@@ -144,7 +121,7 @@ def decode_chosen(
                 raise
     # Some streams decode only from their start: old x264 files in 4:4:4 have their version in the first frame.
     with opened(media, max_pixels) as video:
-        return _decode(media, video, times, size, resize, seek=False)
+        return _decode(media, video, chosen, size, resize, seek=False)
 
 
 def _decode(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from divot_lightning.errors import UserError
 from divot_lightning.io.files import write_atomically
-from divot_lightning.io.output_files import writing_to
+from divot_lightning.io.output_files import make_folder, writing_to
 
 Pixels = NDArray[np.uint8]
 
@@ -120,6 +120,6 @@ def write_video(path: str | Path, video: Pixels, fps: float, *, crf: int = 10, p
     path = Path(path)
     data = encode_video(video, fps, container=path.suffix.lower().lstrip("."), crf=crf, pixel_format=pixel_format)
     with writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write_atomically(path, data)
     return path

@@ -26,10 +26,11 @@ from divot_datamodules.loading.collate import (
     lay_out_ahead,
     with_max_length,
 )
-from divot_datamodules.loading.decode_pool import Decode, Decoding, LazySample, Pending, Request
+from divot_datamodules.loading.decode_pool import Decoding, LazySample, Pending
+from divot_datamodules.loading.decode_worker import Decode, Request
 from divot_datamodules.loading.decoded_cache import DecodedCache, SampleId
 from divot_datamodules.loading.skipped_samples import SkippedSamples
-from divot_datamodules.order.order_plan import SampleIndex
+from divot_datamodules.order.source_order import SampleIndex
 from divot_lightning.errors import UserError
 from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.sequences.collator import SequenceCollator

@@ -7,19 +7,16 @@ import itertools
 import multiprocessing
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
-import torch
 from pebble import ProcessExpired, ProcessPool
 
 from divot_datamodules.decoding.samples import Sample
+from divot_datamodules.loading.decode_worker import Decode, Request, begin_worker, decode_in_worker
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
-from divot_datamodules.order.order_plan import SampleIndex
 from divot_lightning.errors import UserError
 from divot_lightning.parts.sources import SampleError
 
@@ -31,21 +28,6 @@ SMALLEST_SLOT_BYTES = 2**22
 """Least size of a buffer slot in bytes, so that cached features fit as well. Unused pages cost no memory."""
 _GRACE_SECONDS = 15.0
 _POLL_SECONDS = 1.0
-
-
-class Request(NamedTuple):
-    """A request to read and decode one sample.
-
-    Attributes:
-        data: Name of the split: "train", "validation" or "test".
-        sample: The sample's entry in the order.
-    """
-
-    data: str
-    sample: SampleIndex
-
-
-Decode = Callable[[Request], Sample]
 
 
 def make_decoding(decode: Decode, *, num_workers: int, deadline: float, num_slots: int, slot_bytes: int) -> "Decoding":
@@ -119,7 +101,7 @@ class DecodePool:
     def _make_pool(self) -> ProcessPool:
         return ProcessPool(
             max_workers=self.num_workers,
-            initializer=_begin_worker,
+            initializer=begin_worker,
             initargs=(self.decode, self.memory, os.getpid()),
             context=multiprocessing.get_context("fork"),
         )
@@ -141,7 +123,9 @@ class DecodePool:
     def _hand_over(self, request: Request, slot: int | None) -> "Future[Any]":
         try:
             # The first request starts the workers.
-            return cast("Future[Any]", self._pool.schedule(_work, args=(request, slot), timeout=self.deadline))
+            return cast(
+                "Future[Any]", self._pool.schedule(decode_in_worker, args=(request, slot), timeout=self.deadline)
+            )
         except OSError as error:
             raise UserError(
                 f"the {self.num_workers} workers that decode cannot be started: {error}\n"
@@ -170,7 +154,7 @@ class DecodePool:
                 f"the {self.num_workers} workers that decode died {MOST_REBUILDS} times in a row.\n"
                 "Is there enough memory? Lower data.num_workers, or set it to 0 to see the decoder's own error."
             )
-        self._stop()
+        self.close()
         for future in list(self.given_up):
             future.cancel()  # no worker uses its buffer slot any more
         self._pool, self.last_done = self._make_pool(), time.monotonic()
@@ -179,9 +163,6 @@ class DecodePool:
 
     def close(self) -> None:
         """End the workers."""
-        self._stop()
-
-    def _stop(self) -> None:
         self._pool.stop()
         self._pool.join()
 
@@ -263,34 +244,3 @@ Decoding: TypeAlias = LazyDecoding | DecodePool
 
 Pending: TypeAlias = LazySample | PooledSample
 """A requested sample."""
-
-_worker: tuple[Decode, SharedMemoryPool] | None = None
-
-
-def _begin_worker(decode: Decode, memory: SharedMemoryPool, parent: int) -> None:
-    global _worker
-    torch.set_num_threads(1)
-    _worker = decode, memory
-    threading.Thread(target=end_with, args=(parent,), daemon=True).start()
-
-
-def end_with(parent: int) -> None:
-    """End this worker when the training process is gone, even if it was killed."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-def _work(request: Request, slot: int | None) -> Sample | Exception | None:
-    """Decode in a worker. Errors of the sample are returned, not raised, so that no traceback crosses processes.
-
-    Other errors are bugs: pebble sends them with their traceback, and they end the run.
-    """
-    assert _worker is not None
-    decode, memory = _worker
-    if memory.is_unneeded(slot):
-        return None
-    try:
-        return memory.store(slot, decode(request))
-    except (SampleError, UserError) as error:
-        return error.with_traceback(None)

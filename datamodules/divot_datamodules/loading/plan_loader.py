@@ -8,7 +8,7 @@ import numpy as np
 
 from divot_datamodules.loading.batch_reader import BatchReader, PlannedStep
 from divot_datamodules.order.data_position import TrainPosition
-from divot_datamodules.order.order_plan import SampleIndex
+from divot_datamodules.order.source_order import SampleIndex
 from divot_lightning.parts.batch import Batch
 
 
@@ -24,9 +24,6 @@ class PlanLoader:
         self.reader, self.rank, self.world_size = reader, rank, world_size
         self.wait_seconds = 0.0
         self.waited_seconds = 0.0
-
-    def _of_this_rank(self, indices: list[SampleIndex]) -> list[SampleIndex]:
-        return indices[self.rank :: self.world_size]
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
@@ -85,7 +82,7 @@ class TrainLoader(PlanLoader):
         for step in self.position.steps_from(first):
             if last is not None and step >= last:
                 return
-            yield PlannedStep(step, self._of_this_rank(plan.batch(step)), self._indices_from(step))
+            yield PlannedStep(step, plan.batch(step, self.rank, self.world_size), self._indices_from(step))
 
     def trial(self) -> Iterator[Batch]:
         """Yield the first batch of each source that has its own steps, in their order; one batch if sources are mixed.
@@ -145,9 +142,9 @@ class EvaluationLoader(PlanLoader):
     def _steps(self) -> Iterator[PlannedStep]:
         for step in range(len(self)):
             first = step * self.batch_size
-            indices = [self._index(number) for number in range(first, min(first + self.batch_size, self.size))]
+            numbers = range(first, min(first + self.batch_size, self.size))[self.rank :: self.world_size]
             others = (self._index(number % self.size) for number in range(first, first + self.size))
-            yield PlannedStep(step, self._of_this_rank(indices), others)
+            yield PlannedStep(step, [self._index(number) for number in numbers], others)
 
     def _index(self, number: int) -> SampleIndex:
         at = int(np.searchsorted(self._ends, number, side="right"))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.io.output_files import writing_to
 from divot_lightning.io.printing import printable
 from divot_lightning.parts.sources import SkippedSample
@@ -35,6 +35,13 @@ class Budget:
 
     max_skipped_fraction: float = 0.05
     max_skipped_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            0, max_skipped_fraction=self.max_skipped_fraction, max_skipped_samples=self.max_skipped_samples
+        )
+        if self.max_skipped_fraction > 1:
+            raise UserError(f"max_skipped_fraction is {self.max_skipped_fraction}; a fraction is from 0 to 1.")
 
     def exceeded(self, skipped: int, seen: int, distinct: int, *, total: int | None = None) -> bool:
         """Return whether too many samples were skipped.

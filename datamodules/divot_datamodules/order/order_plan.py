@@ -3,129 +3,16 @@
 Nothing here depends on ranks, workers or what was read before. Every process can compute every step, so a step takes
 the same samples with any number of processes and workers, and a run is resumed by arithmetic.
 
-A source is read in pass after pass. In each pass its shards are permuted and joined into one sequence. A fixed number
-of streams read this sequence side by side, each its own contiguous part. The next samples of all streams together form
-a window, which is shuffled. Only indices are shuffled, before anything is read, so the window costs no memory.
+`SourceOrder` orders the samples of one source; the plan distributes the turns of the sources over steps.
 """
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from divot_datamodules.order.source_order import SampleIndex, SourceOrder
 from divot_lightning.errors import UserError
-
-Indices = NDArray[np.int64]
-
-
-class SampleIndex(NamedTuple):
-    """One entry of the order: which sample it is, and its number in the order.
-
-    Attributes:
-        number: Counts the entries of the whole training. It is never used twice, so it seeds the random choices that
-            are made for this entry.
-        source: Index of the source.
-        pass_number: Number of the source's passes before this one.
-        shard: Index among the source's shards; a jsonl file counts as one.
-        sample: Index among the shard's samples.
-    """
-
-    number: int
-    source: int
-    pass_number: int
-    shard: int
-    sample: int
-
-
-@lru_cache(maxsize=16)
-def _permutation(size: int, *seed: int) -> Indices:
-    return np.random.default_rng(seed).permutation(size)
-
-
-@dataclass(frozen=True)
-class SourceOrder:
-    """The endless order of one source's samples; each pass holds every sample once.
-
-    Attributes:
-        counts: Samples of each shard; at least one sample in all.
-        seed: Decides the order.
-        streams: Logical streams that read side by side, at least 1; more mix better, fewer read more in sequence.
-        shuffle: Samples in the window that is shuffled, at least 1.
-    """
-
-    counts: tuple[int, ...]
-    seed: int = 0
-    streams: int = 64
-    shuffle: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.streams < 1:
-            raise UserError(f"streams is {self.streams}; it must be at least 1.")
-        if self.shuffle < 1:
-            raise UserError(f"the shuffle window is {self.shuffle} samples; it must be at least 1 (1: no shuffle).")
-        assert min(self.counts, default=0) >= 0
-        if self.size == 0:
-            raise UserError(f"a source of {len(self.counts)} shards holds no samples; it needs at least one.")
-
-    @cached_property
-    def size(self) -> int:
-        """Samples of one pass."""
-        return sum(self.counts)
-
-    @cached_property
-    def _passes(self) -> dict[int, tuple[Indices, Indices]]:
-        return {}
-
-    def _pass_order(self, pass_number: int) -> tuple[Indices, Indices]:
-        """Return the permuted shards, and for each the index behind its last sample in the joined sequence."""
-        if pass_number not in self._passes:
-            while len(self._passes) > 2:
-                del self._passes[next(iter(self._passes))]
-            shards = np.random.default_rng([self.seed, pass_number]).permutation(len(self.counts))
-            self._passes[pass_number] = shards, np.cumsum(np.array(self.counts, dtype=np.int64)[shards])
-        return self._passes[pass_number]
-
-    def locate(self, index: int) -> tuple[int, int, int]:
-        """Find the sample at one index of the order.
-
-        Args:
-            index: At least 0; 0 is the first sample of the first pass.
-
-        Returns:
-            Pass number, shard and sample; see `SampleIndex`.
-
-        >>> order = SourceOrder(counts=(3, 2), streams=2)
-        >>> sorted(order.locate(index)[1:] for index in range(5))
-        [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
-        """
-        pass_number, offset = divmod(index, self.size)
-        shards, ends = self._pass_order(pass_number)
-        position = self._stream_position(self._shuffled(offset, pass_number))
-        at = int(np.searchsorted(ends, position, side="right"))
-        shard = int(shards[at])
-        return pass_number, shard, position - int(ends[at]) + self.counts[shard]
-
-    def _shuffled(self, index: int, pass_number: int) -> int:
-        """Shuffle within windows: return the index, within the pass, that takes the turn of `index`."""
-        window, offset = divmod(index, self.shuffle)
-        first = window * self.shuffle
-        order = _permutation(min(self.shuffle, self.size - first), self.seed, pass_number, window)
-        return first + int(order[offset])
-
-    def _stream_position(self, index: int) -> int:
-        """Return the position in the joined sequence of the shards.
-
-        The streams take turns: index i belongs to stream i mod n, which reads its contiguous part of the sequence. If
-        the parts cannot be equal, the first `longer` streams have one sample more.
-        """
-        streams = min(self.streams, self.size)
-        length, longer = divmod(self.size, streams)
-        row, stream = divmod(index, streams)
-        return stream * length + min(stream, longer) + row
 
 
 def weighted_round_robin(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tuple[int, tuple[int, ...]]:
@@ -222,21 +109,29 @@ class OrderPlan:
         """Steps of one pass if passes are exact, else None."""
         return -(-self.sources[0].size // self.batch_sizes[0]) if self.exact else None
 
-    def batch(self, step: int) -> list[SampleIndex]:
-        """Return the samples of a step, in order; a rank takes `[rank::world_size]` of them.
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[SampleIndex]:
+        """Return the samples of a step that a process takes, in order; the others are not computed.
 
         Args:
             step: Not before the plan's origin.
+            rank: The process: it takes `[rank::world_size]` of the step.
+            world_size: Number of processes; 1 for the whole step.
         """
-        if self.exact:
-            return self._exact_batch(step)
         before = self.samples_before(step)
-        first = sum(before)
-        if self.mixes_samples:
-            numbers = range(first, first + self.batch_sizes[0])
+        first, end = sum(before), self._end(step, before)
+        numbers = range(first, end)[rank::world_size]
+        if self.mixes_samples and not self.exact:
             return [self._mixed_index(number) for number in numbers]
-        source, _ = weighted_round_robin(step, self.weights)
-        return [self._sample_index(first + j, source, before[source] + j) for j in range(self.batch_sizes[source])]
+        source = 0 if self.exact else weighted_round_robin(step, self.weights)[0]
+        return [self._sample_index(number, source, before[source] + number - first) for number in numbers]
+
+    def _end(self, step: int, before: tuple[int, ...]) -> int:
+        """Return the number behind the last one of a step."""
+        if self.exact:
+            size = self.sources[0].size
+            return min(before[0] + self.batch_sizes[0], (before[0] // size + 1) * size)
+        source = 0 if self.mixes_samples else weighted_round_robin(step, self.weights)[0]
+        return sum(before) + self.batch_sizes[source]
 
     def samples_before(self, step: int) -> tuple[int, ...]:
         """Return how many samples of each source the steps before this one took."""
@@ -264,12 +159,6 @@ class OrderPlan:
             "exact": self.exact,
             "mixes_samples": self.mixes_samples,
         }
-
-    def _exact_batch(self, step: int) -> list[SampleIndex]:
-        (first,) = self.samples_before(step)
-        size = self.sources[0].size
-        end = min(first + self.batch_sizes[0], (first // size + 1) * size)
-        return [self._sample_index(number, 0, number) for number in range(first, end)]
 
     def _mixed_index(self, number: int) -> SampleIndex:
         source, before = weighted_round_robin(number, self.weights)

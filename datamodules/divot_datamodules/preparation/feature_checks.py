@@ -13,7 +13,8 @@ from divot_datamodules.decoding.cached_features import LATENTS_FIELD
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.shards.reading import is_url
 from divot_datamodules.shards.writing import INDEX_NAME, read_index
-from divot_lightning.checkpoint.components import find_component, part_sha256, weights_sha256
+from divot_lightning.checkpoint.components import part_sha256
+from divot_lightning.checkpoint.run_components import find_component, weights_sha256
 from divot_lightning.errors import UserError
 
 logger = logging.getLogger(__name__)

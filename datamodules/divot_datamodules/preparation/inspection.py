@@ -13,15 +13,19 @@ from torch import Tensor
 from divot_datamodules.decoding.sample_errors import decoding_errors
 from divot_datamodules.decoding.samples import Item, Sample, SampleDecoder, check_item
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, MediaInfo, probe
-from divot_datamodules.loading.decode_pool import Decode, Pending, Request, make_decoding
-from divot_datamodules.order.order_plan import SampleIndex
+from divot_datamodules.loading.decode_pool import Pending, make_decoding
+from divot_datamodules.loading.decode_worker import Decode, Request
+from divot_datamodules.order.source_order import SampleIndex
 from divot_datamodules.preparation.inspection_report import SHEET_FRAMES, SHEET_SAMPLES, ShardReport
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES, expand_shards
 from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_datamodules.tasks.mixture import TaskMixture, llm_items
-from divot_lightning.checkpoint.components import find_component, read_settings
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.checkpoint.components import read_settings
+from divot_lightning.checkpoint.run_components import find_component
+from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.sequences.layout import SequenceLayout
 from divot_lightning.parts.sequences.limits import SampleLimits
 from divot_lightning.parts.sources import RawSample, SampleError, SkippedSample, Source
@@ -163,7 +167,13 @@ def inspect_source(
         workers: Worker processes; 0 decodes in this process, where deadlines have no effect.
         deadline: Seconds for one sample; a sample that takes longer is reported, and its worker replaced.
         on_sample: Called after each sample, for a progress bar.
+
+    Raises:
+        UserError: A number is out of range.
     """
+    require_at_least(0, workers=workers)
+    if not deadline > 0:
+        raise UserError(f"deadline is {deadline}; it must be above 0 seconds")
     report = ShardReport(shards=len(source.counts), skipped=list(source.skipped))
     report.samples = sum(source.counts) + sum(bool(sample.key) for sample in source.skipped)
     names = [source.shard_path(shard) for shard in range(len(source.counts))]

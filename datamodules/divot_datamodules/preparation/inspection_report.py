@@ -13,7 +13,7 @@ from torch import Tensor
 
 from divot_datamodules.loading.skipped_samples import LISTED
 from divot_lightning.errors import UserError
-from divot_lightning.io.output_files import writing_to
+from divot_lightning.io.output_files import make_folder, writing_to
 from divot_lightning.io.printing import printable
 from divot_lightning.parts.sources import SkippedSample
 
@@ -73,9 +73,9 @@ class ShardReport:
 
     def _skipped_lines(self) -> list[str]:
         if not self.skipped:
-            return ["defects     none"]
+            return ["skipped     none"]
         shards = len({sample.shard for sample in self.skipped})
-        found = [f"defects     {len(self.skipped)} in {shards} of {self.shards} shards"]
+        found = [f"skipped     {len(self.skipped)} in {shards} of {self.shards} shards"]
         reasons = Counter(sample.reason for sample in self.skipped).most_common()
         found += [f"  {reason:<22}{count:>7}" for reason, count in reasons]
         for reason, count in reasons:
@@ -94,7 +94,7 @@ def write_skipped(report: ShardReport, path: str | Path) -> None:
     """
     lines = [json.dumps(asdict(sample)) + "\n" for sample in report.skipped]
     with writing_to(path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(path).parent)
         Path(path).write_text("".join(lines), encoding="utf-8")
 
 
@@ -130,5 +130,5 @@ def write_contact_sheet(report: ShardReport, path: str | Path) -> None:
             )
             sheet.paste(picture, (left + number * SHEET_SIDE, top + line))
     with writing_to(path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(path).parent)
         sheet.save(path)

@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from tqdm import tqdm
 
 from divot_datamodules.decoding.frame_pixels import Resize
-from divot_datamodules.decoding.samples import read_text
 from divot_datamodules.decoding.video import (
     IMAGE_SUFFIXES,
     DecodeError,
@@ -23,10 +21,10 @@ from divot_datamodules.decoding.video import (
 )
 from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
-from divot_datamodules.shards.jsonl_source import MEDIA_FIELDS
+from divot_datamodules.preparation.media_items import MediaItem, find_media
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES
 from divot_datamodules.shards.writing import Sample, ShardFolder
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.sources import SampleError, SkippedSample
 
 Check = Literal["all", "first"]
@@ -55,33 +53,18 @@ class PackConfig:
     resize: Resize = "bicubic"
 
     def __post_init__(self) -> None:
+        require_at_least(0, clip_seconds=self.clip_seconds, fps=self.fps)
+        require_at_least(1, size=self.size, samples_per_shard=self.samples_per_shard)
         if self.clip_seconds is not None and self.clip_seconds * self.fps < 1:
             raise UserError(f"clip_seconds is {self.clip_seconds}; at {self.fps} frames per second that is no frame.")
+        if self.fps != PackConfig.fps and self.clip_seconds is None:
+            raise UserError(f"fps is {self.fps}, but files are packed unchanged; give clip_seconds as well.")
         if self.size is not None and self.clip_seconds is None:
             raise UserError(f"size is {self.size}, but files are packed unchanged; give clip_seconds as well.")
         if self.resize != "bicubic" and self.size is None:
             raise UserError(f"resize is {self.resize!r}, but nothing is resized; give size as well.")
-        if self.samples_per_shard < 1:
-            raise UserError(f"samples_per_shard is {self.samples_per_shard}; it must be at least 1.")
         if self.check not in get_args(Check):
             raise UserError(f"check is {self.check!r}; it must be one of {', '.join(get_args(Check))}.")
-
-
-@dataclass(frozen=True)
-class MediaItem:
-    """A media file, or the media files of a story, to pack.
-
-    Attributes:
-        key: Unique key; without dots, since for many readers the suffix begins at the first dot.
-        paths: The media file, or the files of a story in order.
-        text: Content of the sample's json; {} for none.
-        problem: Error that its text has, if any.
-    """
-
-    key: str
-    paths: tuple[Path, ...]
-    text: dict[str, Any] = field(default_factory=dict)
-    problem: SampleError | None = None
 
 
 @dataclass
@@ -101,76 +84,6 @@ class PackReport:
     shards: int
     skipped: list[SkippedSample]
     already_there: bool = False
-
-
-def safe_key(name: str) -> str:
-    """Return a name without dots and spaces, for use as a key.
-
-    >>> safe_key("cats/my clip.v1.2")
-    'cats/my_clip_v1_2'
-    """
-    return re.sub(r"[^\w/-]+", "_", name).strip("_/") or "sample"
-
-
-def _unique(key: str, taken: set[str]) -> str:
-    candidate, number = key, 1
-    while candidate in taken:
-        candidate, number = f"{key}_{number}", number + 1
-    taken.add(candidate)
-    return candidate
-
-
-def find_media(source: Path) -> list[MediaItem]:
-    """List the items of a folder (media files, each with a .json or .txt of the same name) or of a jsonl."""
-    if source.is_dir():
-        found = list(_folder_items(source))
-    elif source.is_file() and source.suffix == ".jsonl":
-        found = list(_jsonl_items(source))
-    else:
-        raise UserError(f"{source} is neither a folder nor a .jsonl file; give one of these.")
-    if not found:
-        raise UserError(f"{source} names nothing to pack; known suffixes: {', '.join(MEDIA_SUFFIXES)}.")
-    return found
-
-
-def _folder_items(folder: Path) -> Iterator[MediaItem]:
-    taken: set[str] = set()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower().lstrip(".") not in MEDIA_SUFFIXES or not path.is_file():
-            continue
-        key = _unique(safe_key(path.relative_to(folder).with_suffix("").as_posix()), taken)
-        texts = {suffix: path.with_suffix(f".{suffix}") for suffix in ("json", "txt")}
-        members = {suffix: text.read_bytes() for suffix, text in texts.items() if text.is_file()}
-        try:
-            yield MediaItem(key, (path,), read_text(members))
-        except SampleError as error:
-            yield MediaItem(key, (path,), problem=error)
-
-
-def _jsonl_items(file: Path) -> Iterator[MediaItem]:
-    taken: set[str] = set()
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = read_text({"json": line})
-            names = _media_names(text)
-        except SampleError as error:
-            yield MediaItem(f"line{number}", (file,), problem=error)
-            continue
-        key = _unique(safe_key(Path(names[0]).with_suffix("").as_posix()), taken)
-        rest = {name: value for name, value in text.items() if name not in MEDIA_FIELDS}
-        yield MediaItem(key, tuple(file.parent / name for name in names), rest)
-
-
-def _media_names(text: Mapping[str, Any]) -> list[str]:
-    """Return the media paths of a line, in order."""
-    given = [text[name] for name in MEDIA_FIELDS if text.get(name)]
-    names = given[0] if len(given) == 1 and isinstance(given[0], list) else given
-    if len(given) != 1 or not all(isinstance(name, str) for name in names):
-        fields = ", ".join(MEDIA_FIELDS)
-        raise SampleError("missing_media", f"a path in exactly one of the fields {fields} is needed, or a list of them")
-    return list(names)
 
 
 def _piece_size(info: MediaInfo, short_side: int | None) -> tuple[int, int]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import fsspec
 
-from divot_datamodules.shards.index import STRUCTURE_REASONS, ShardIndex, index_from_bytes, no_samples, scan_tar
+from divot_datamodules.shards.index import ShardIndex, index_from_bytes, no_samples
 from divot_datamodules.shards.reading import ShardError, is_url, split_member_name
 from divot_datamodules.shards.storage import LocalShard, RemoteShard, ShardBytes, read_whole
+from divot_datamodules.shards.tar_scan import STRUCTURE_REASONS, scan_tar
 from divot_lightning.errors import UserError, first_line
 from divot_lightning.io.files import write_atomically
 from divot_lightning.io.output_files import writing_to

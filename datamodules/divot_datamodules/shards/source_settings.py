@@ -10,7 +10,8 @@ from divot_datamodules.decoding.samples import tokenizer_items
 from divot_datamodules.loading.batch_reader import LoadedSource
 from divot_datamodules.loading.collate import MakeItems
 from divot_datamodules.order.data_position import SourceFacts
-from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
+from divot_datamodules.order.order_plan import OrderPlan
+from divot_datamodules.order.source_order import SourceOrder
 from divot_datamodules.tasks.mixture import TaskMixture, TasksSetting, llm_items
 from divot_lightning.errors import UserError
 from divot_lightning.parts.sources import Source

@@ -7,7 +7,7 @@ How a sample gets from a shard into a batch, and which class does what on the wa
    `JsonlSource` for jsonl files; `SourceFraction` (`order.source_fraction`) shows a fraction of another source. It is
    made in the training process and used in forked workers. So it keeps no file open across the fork, and stores what
    it knows of its samples in few arrays, which a fork does not copy.
-3. `SourceOrder` (`order.order_plan`): the endless order of one source's samples. `OrderPlan` mixes the orders of all
+3. `SourceOrder` (`order.source_order`): the endless order of one source's samples. `OrderPlan` mixes the orders of all
    sources into steps; an entry of it is a `SampleIndex`.
 4. `LoadedSource` (`loading.batch_reader`): a `Source` together with its `SampleDecoder` (bytes to clips) and the
    function that makes items (clips to the items of a batch).
@@ -15,7 +15,7 @@ How a sample gets from a shard into a batch, and which class does what on the wa
    collates the items into a `Batch`.
 
 `SourceFacts` (`order.data_position`) is what a checkpoint stores about a source, so that a resumed run notices changed
-data. `divot_datamodules.preparation.packing` has a `MediaItem` for each sample that it packs; it is no source.
+data. `MediaItem` (`preparation.media_items`) is a file to pack, no source.
 """
 
 from collections.abc import Iterator, Sequence

@@ -142,16 +142,13 @@ class TarSource(Source):
         return shard, index
 
     def _open(self, name: str) -> tuple[ShardBytes, str]:
-        if name.startswith("pipe:") or (is_url(name) and _scheme(name) not in fsspec.available_protocols()):
+        scheme = name.split("://")[0].split("::")[-1]
+        if name.startswith("pipe:") or (is_url(name) and scheme not in fsspec.available_protocols()):
             return self._copies.get(name)
         shard = RemoteShard(name) if is_url(name) else LocalShard(name)
         if (isinstance(shard, RemoteShard) and not shard.ranges) or is_compressed(shard):
             return self._copies.get(name, f"{shard.size} {shard.stamp}")
         return shard, ""
-
-
-def _scheme(url: str) -> str:
-    return url.split("://")[0].split("::")[-1]
 
 
 def members_of(data: bytes, key: str) -> dict[str, bytes | Path]:

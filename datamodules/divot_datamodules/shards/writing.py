@@ -13,7 +13,7 @@ from divot_datamodules.shards.index_files import index_path, write_index
 from divot_lightning.errors import UserError
 from divot_lightning.io.file_locks import writer_lock
 from divot_lightning.io.files import atomic_file, write_atomically
-from divot_lightning.io.output_files import writing_to
+from divot_lightning.io.output_files import make_folder, writing_to
 
 Sample = tuple[str, Mapping[str, bytes]]
 """A key and the sample's members by suffix, such as ("00017", {"mp4": ..., "json": ...})."""
@@ -112,7 +112,7 @@ class ShardFolder:
         self.complete = read_index(self.folder) is not None
         if not self.complete:
             with writing_to(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 self._lock = writer_lock(self.folder / _LOCK_NAME)
                 for left in self.folder.glob(".*.unfinished"):  # by a process that was killed while it wrote
                     left.unlink()

@@ -76,8 +76,7 @@ class TaskMixture:
         settings = (given.get("init_args") if isinstance(given, Mapping) else None) or {}
         if not isinstance(settings, Mapping):
             raise UserError(f"tasks gives {name!r} the init_args {settings!r}; they are settings by name.")
-        task: Task = TASKS.build(name, dict(settings), template=self.template)
-        return task
+        return TASKS.build(name, dict(settings), template=self.template)
 
     def each(self) -> "list[TaskMixture]":
         """Return a mixture of each task alone."""

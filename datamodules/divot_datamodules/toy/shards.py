@@ -17,7 +17,7 @@ from divot_datamodules.decoding.video_writing import encode_video
 from divot_datamodules.shards.writing import Sample, ShardFolder
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
 from divot_datamodules.toy.world import ToyWorld, caption, questions
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 
 Split = Literal["train", "validation", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "held_out")
@@ -49,9 +49,10 @@ class ToyDataConfig:
     crf: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 16), ("train", 1), ("validation", 1), ("held_out", 1), ("samples_per_shard", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        require_at_least(16, size=self.size)
+        require_at_least(0, seed=self.seed)
+        for name in (*SPLITS, "samples_per_shard"):
+            require_at_least(1, **{name: getattr(self, name)})
         if self.size % 2:
             raise UserError(f"size is {self.size}; h264 needs an even number of pixels.")
 

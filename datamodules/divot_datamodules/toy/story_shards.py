@@ -11,7 +11,7 @@ from divot_datamodules.shards.writing import Sample
 from divot_datamodules.toy.shards import SPLITS, Split, ToyDataConfig
 from divot_datamodules.toy.stories import NIGHT, sample_story
 from divot_datamodules.toy.world import BACKGROUND, ToyWorld
-from divot_lightning.errors import UserError
+from divot_lightning.errors import require_at_least
 
 Look = Literal["day", "night"]
 BACKGROUNDS: dict[Look, tuple[int, int, int]] = {"day": BACKGROUND, "night": NIGHT}
@@ -35,8 +35,7 @@ class ToyStoryConfig(ToyDataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_clips < 1:
-            raise UserError(f"num_clips is {self.num_clips}; it must be at least 1.")
+        require_at_least(1, num_clips=self.num_clips)
 
     def sample(self, split: Split, number: int) -> Sample:
         """Make one story, independent of all others.

@@ -1,39 +1,30 @@
 """`divot data`: make, pack, inspect, index and encode shards."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, did_you_mean
 
 COMMANDS: dict[str, str] = {
     "toy": "make the toy world's shards: divot data toy data/toy",
     "toy-stories": "make stories of several clips: divot data toy-stories data/toy_stories",
     "pack": "pack a folder or a jsonl of videos into shards: divot data pack clips/ shards/",
-    "inspect": "show the content and the defects of shards: divot data inspect shards/",
+    "inspect": "show what shards hold, and samples that cannot be used: divot data inspect shards/",
     "index": "write the index of each shard, so that training starts at once: divot data index shards/",
     "encode": "cache the features of a trained tokenizer: divot data encode --tokenizer RUN --input A --output B",
-    "skip": "skip training steps of a stopped run: divot data skip RUN --steps 120:140",
+    "skip": "skip the samples of some steps of a stopped run: divot data skip RUN --steps 120:140",
 }
 """Every subcommand with its line in the help; `main` of the module of its name serves it, with `_` in place of `-`."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one `divot data` command.
-
-    Args:
-        argv: The words after `divot data`.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command with the words after `divot data`, and return the exit status."""
     if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(help_text())
         return 0
     if argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f" Did you mean 'divot data {near[0]}'?" if near else ""
+        hint = did_you_mean(argv[0], COMMANDS, "divot data {}")
         raise UserError(f"there is no command 'data {argv[0]}'; commands: {', '.join(COMMANDS)}.{hint}")
     module = importlib.import_module(f"divot_lightning.cli.data.{argv[0].replace('-', '_')}")
     return int(module.main(list(argv[1:])))

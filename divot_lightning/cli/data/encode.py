@@ -5,10 +5,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from divot_lightning.io.command_parser import CommandParser
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data encode",
         description="Encode videos with a trained tokenizer and write shards of features, which the LLM stages read "
         "instead of videos. After a stop, the same command continues.",
@@ -65,11 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot data encode`.
-    """
+    """Run the command with the words after `divot data encode`, and return the exit status."""
     args = parser().parse_args(argv)
     from divot_datamodules.loading.skipped_samples import Budget, left_out_lines
     from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards, tokenizer_clip

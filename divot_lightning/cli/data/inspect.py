@@ -1,19 +1,21 @@
-"""`divot data inspect`: show the content and the defects of shards."""
+"""`divot data inspect`: show what shards hold, and samples that cannot be used."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data inspect",
         description="Read shards or a jsonl, decode a clip of every sample as in training, and show counts, sizes, "
-        "durations, and defects with shard and key. The exit status is 1 if there are defects.",
+        "durations, and the samples that cannot be used, with reason, shard and key. The exit status is 1 if there are "
+        "any.",
     )
     parser.add_argument("source", help="folder (with subfolders), tar, glob, brace expansion, URL or jsonl")
     parser.add_argument(
@@ -23,7 +25,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=16, help="frames per clip (default: 16)")
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the clips (default: 8)")
     parser.add_argument(
-        "--short-videos", choices=("refuse", "squeeze"), default="refuse", help="as in `encode` (default: refuse)"
+        "--short-videos",
+        choices=("refuse", "squeeze"),
+        default="refuse",
+        help="report videos that are shorter than a clip, or take their frames closer together (default: refuse)",
     )
     parser.add_argument("--max-pixels", type=int, help="largest height x width of decoded videos (default: 8K)")
     parser.add_argument("--max-clips", type=int, default=1, help="largest number of clips of a video (default: 1)")
@@ -48,25 +53,29 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per CPU, at most 8)")
     parser.add_argument(
-        "--deadline", type=float, default=30.0, help="largest time of a sample in seconds (default: 30)"
+        "--deadline",
+        type=float,
+        default=30.0,
+        help="longest time for reading and decoding one sample, in seconds (default: 30)",
     )
     parser.add_argument(
         "--copies-gb", type=float, default=20.0, help="disk space in GB for local copies of remote shards (default: 20)"
     )
-    parser.add_argument("--list", metavar="JSONL", help="write all defects, one per line; the report shows only some")
+    parser.add_argument(
+        "--list",
+        metavar="JSONL",
+        help="write all samples that cannot be used, one per line; the report shows only some",
+    )
     parser.add_argument("--contact-sheet", metavar="PNG", help="write a picture of the first samples")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot data inspect`.
-    """
+    """Run the command with the words after `divot data inspect`, and return the exit status."""
     args = parser().parse_args(argv)
     if args.max_length is not None and not (args.tasks and args.tokenizer):
         raise UserError("--max-length needs --tasks and --tokenizer, which decide how many tokens a sample has.")
+    require_at_least(1, "--", **{"max-length": args.max_length})
     from tqdm import tqdm
 
     from divot_datamodules.decoding.clip_sampling import ClipConfig
@@ -83,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         frames=args.frames,
         fps=args.fps,
         short_videos=args.short_videos,
-        max_pixels=args.max_pixels or MAX_PIXELS,
+        max_pixels=MAX_PIXELS if args.max_pixels is None else args.max_pixels,
     )
     tasks = TaskMixture({name.strip(): 1.0 for name in args.tasks.split(",")}) if args.tasks else None
     source = open_for_inspection(
@@ -104,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
     sys.stdout.write("\n".join(report.lines()) + "\n")
     if args.list:
         write_skipped(report, args.list)
-        sys.stdout.write(f"all defects: {args.list}\n")
+        sys.stdout.write(f"all of them: {args.list}\n")
     if args.contact_sheet:
         write_contact_sheet(report, args.contact_sheet)
         sys.stdout.write(f"contact sheet: {args.contact_sheet}\n")

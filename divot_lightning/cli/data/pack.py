@@ -4,10 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from divot_lightning.io.command_parser import CommandParser
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data pack",
         description="Pack videos and pictures into shards. A folder holds media files, each with a .json or .txt of "
         "the same name. A jsonl holds one object per line. Its `video` or `image` is a path, relative to the jsonl, "
@@ -41,11 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot data pack`.
-    """
+    """Run the command with the words after `divot data pack`, and return the exit status."""
     args = parser().parse_args(argv)
     from divot_datamodules.preparation.packing import PackConfig, pack
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data skip",
         description="Skip the samples of some future steps of a stopped run: the samples of later steps move forward. "
         "The edit is written with date and reason to RUN/data/edits.jsonl, and `divot resume` shows it. Steps before "
@@ -30,16 +31,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot data skip`, and return the exit status."""
     args = parser().parse_args(argv)
-    import yaml
-
     from divot_datamodules.order.plan_edits import SkippedSteps, add_edit, plan_step, read_edits
+    from divot_lightning.parts.registries.recipe_parts import read_recipe
     from divot_lightning.training.run_folder import CONFIG, DATA, require_run
     from divot_lightning.training.run_lock import run_lock
 
     begin, end = parse_steps(args.steps)
     require_run(args.run)
     with run_lock(args.run):
-        batches = _batches_of_a_step(yaml.safe_load((args.run / CONFIG).read_text(encoding="utf-8")))
+        batches = _batches_of_a_step(read_recipe(args.run / CONFIG))
         _refuse_passed(args.run, begin)
         edits = read_edits(args.run / DATA)
         first, last = (plan_step(step, edits, batches) for step in (begin, end))

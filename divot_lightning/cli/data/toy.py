@@ -4,10 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from divot_lightning.io.command_parser import CommandParser
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data toy",
         description="Write the toy world: tars of h264 clips with captions and questions, and a text tokenizer. "
         "The same settings give the same bytes. After a stop, the same command continues.",
@@ -29,23 +31,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot data toy`.
-    """
+    """Run the command with the words after `divot data toy`, and return the exit status."""
     args = parser().parse_args(argv)
     from divot_datamodules.toy.shards import ToyDataConfig, write_toy_data
 
-    settings = ToyDataConfig(
-        size=args.size,
-        train=args.train,
-        validation=args.validation,
-        held_out=args.held_out,
-        seed=args.seed,
-        samples_per_shard=args.samples_per_shard,
-    )
-    made = write_toy_data(args.folder, settings, progress=True)
+    settings = {name: value for name, value in vars(args).items() if name != "folder"}
+    made = write_toy_data(args.folder, ToyDataConfig(**settings), progress=True)
     state = "made" if made else "already there, nothing to do"
     clips = f"{args.train} training, {args.validation} validation, {args.held_out} held-out clips"
     sys.stdout.write(f"{args.folder}: {clips} of {args.size} x {args.size} pixels; {state}\n")

@@ -4,19 +4,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from divot_lightning.io.command_parser import CommandParser
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot data toy-stories",
         description="Write stories of the toy world: tars of several h264 clips with a sentence each, in which one "
         "attribute changes from clip to clip. The same settings give the same bytes. After a stop, the same command "
         "continues.",
     )
     parser.add_argument("folder", help="folder of train/, validation/, held_out/ and text_tokenizer/")
-    parser.add_argument("--continuous", action="store_true", help="one scene: each clip goes on where the last ended")
     parser.add_argument(
-        "--look", choices=("day", "night"), default="night", help="day looks as the toy world does (default: night)"
+        "--continuous", action="store_true", help="one scene: each clip continues where the last one ended"
+    )
+    parser.add_argument(
+        "--look",
+        choices=("day", "night"),
+        default="night",
+        help="colours of the clips; day looks like the toy world (default: night)",
     )
     parser.add_argument("--num-clips", type=int, default=3, help="clips of a story (default: 3)")
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default: 32)")

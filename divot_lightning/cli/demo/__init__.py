@@ -9,12 +9,13 @@ from pathlib import Path
 from divot_lightning.demo.limits import Limits
 from divot_lightning.errors import UserError
 from divot_lightning.inference.command_options import add_model_options, model_options
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     usual = Limits()
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot demo",
         description="Open a page in the browser: reconstruct a clip, ask about it, generate clips from text with every "
         "head side by side, tell a story. Only this machine can open it, unless --host says otherwise; nothing is "
@@ -29,23 +30,33 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--detokenizer", help="run folder of the de-tokenizer that all runs use")
     add_model_options(parser)
     parser.add_argument(
-        "--example", action="append", default=[], metavar="FILE", help="clip that is ready to click; several times"
+        "--example",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="clip that the page offers as an example; may be given several times",
     )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen at; 0.0.0.0 lets the whole network use the page, there "
-        "is no password (default: 127.0.0.1)",
+        help="address to listen at; 0.0.0.0 lets the whole network use the page, without a "
+        "password (default: 127.0.0.1)",
     )
     parser.add_argument("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
     parser.add_argument(
-        "--max-upload-mb", type=int, default=usual.upload_mb, help=f"largest upload (default: {usual.upload_mb})"
+        "--max-upload-mb", type=int, default=usual.upload_mb, help=f"largest upload in MB (default: {usual.upload_mb})"
     )
     parser.add_argument(
-        "--max-seconds", type=float, default=usual.seconds, help=f"longest video (default: {usual.seconds:g})"
+        "--max-seconds",
+        type=float,
+        default=usual.seconds,
+        help=f"longest video in seconds (default: {usual.seconds:g})",
     )
     parser.add_argument(
-        "--max-queue", type=int, default=usual.waiting, help=f"most waiting jobs (default: {usual.waiting})"
+        "--max-queue",
+        type=int,
+        default=usual.waiting,
+        help=f"largest number of waiting jobs (default: {usual.waiting})",
     )
     return parser
 
@@ -58,7 +69,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--port is {args.port}; it must be from 0 to 65535")
     missing = [name for name in ("starlette", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f'the page needs {" and ".join(missing)}\ninstall them: pip install "divot-lightning[demo]"')
+        raise UserError(
+            f'the page needs {" and ".join(missing)}\nin a checkout of divot-lightning: pip install ".[demo]"'
+        )
     from divot_lightning.demo.server import serve
     from divot_lightning.demo.systems import find_systems
 

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.command_parser import CommandParser
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot export",
         description="Write the models of a run into one new folder: the language model for transformers, denoiser and "
         "VAE for diffusers, adapters for PEFT, and all of them together for DivotPipeline.from_pretrained. The folder "
@@ -37,17 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot export`.
-
-    Returns:
-        0.
-
-    Raises:
-        UserError: There is no such run or component, the run has not finished, the folder exists, or the upload failed.
-    """
+    """Run the command with the words after `divot export`, and return the exit status."""
     args = parser().parse_args(list(argv))
     if args.public and args.push_to_hub is None:
         raise UserError("--public has no effect without --push-to-hub; leave it out")
@@ -60,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
     size = require_shard_size(args.max_shard_size)
     if args.push_to_hub is not None:
         require_repository_name(args.push_to_hub)
-    scores = [asdict(score) for file in _score_files(Path(args.run)) for score in load_scores(file)]
+    # What `divot evaluate` wrote; a checkpoint was not what it measured.
+    files = sorted(Path(args.run).glob("evaluation/*/scores.json"))
+    scores = [asdict(score) for file in files for score in load_scores(file)]
     folder = export_run(
         args.run,
         args.to,
@@ -73,8 +66,3 @@ def main(argv: Sequence[str]) -> int:
     if args.push_to_hub is not None:
         sys.stdout.write(f"{push_to_hub(folder, args.push_to_hub, public=args.public)}\n")
     return 0
-
-
-def _score_files(run: Path) -> list[Path]:
-    """Return the scores that `divot evaluate` wrote; a checkpoint was not what it measured."""
-    return sorted(run.glob("evaluation/*/scores.json"))

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.command_parser import CommandParser
 
 KINDS = {
     "tokenizer": "Divot_tokenizer.bin -> a component folder `tokenizer`",
@@ -21,7 +22,7 @@ KINDS = {
 def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     kinds = "\n".join(f"  {name:<14}{text}" for name, text in KINDS.items())
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="divot import",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Turn a downloaded checkpoint into a folder that recipes and commands can use. Only weights are "
@@ -45,17 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        argv: The words after `divot import`.
-
-    Returns:
-        0.
-
-    Raises:
-        UserError: The file is damaged or another one, the folder exists, or an option has no effect.
-    """
+    """Run the command with the words after `divot import`, and return the exit status."""
     args = parser().parse_args(list(argv))
     for kind, option, value in (
         ("tokenizer", "vision", args.vision),

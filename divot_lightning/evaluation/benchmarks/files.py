@@ -51,7 +51,10 @@ class BenchmarkFolder:
         if not self.has(name):
             return []
         self.files[name] = self.folder / name
-        return (self.folder / name).read_text(encoding="utf-8").splitlines()
+        try:
+            return (self.folder / name).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.benchmark}: {self.folder / name} is no UTF-8: {error}") from error
 
     def videos(self, *folders: str) -> "MediaFolders":
         """List the videos of all folders that exist; earlier folders take precedence.

@@ -76,8 +76,7 @@ def _read_cuts(files: BenchmarkFolder, split: str) -> Mapping[str, Any]:
             "It is on the benchmark's page, beside the questions.\n"
             f"To show whole videos, which is easier and is noted in the protocol: --split {split}{UNCUT}"
         )
-    cuts: Mapping[str, Any] = files.read_json(name)
-    return cuts
+    return files.read_json(name)
 
 
 def _bounds(video: str, entry: Any, cuts: Mapping[str, Any], name_read: str) -> tuple[float, float] | None:

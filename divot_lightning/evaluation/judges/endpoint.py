@@ -223,5 +223,7 @@ def client_library() -> Any:
     try:
         import httpx2
     except ImportError as error:
-        raise UserError("a judge behind an endpoint needs httpx2: pip install 'divot-lightning[judge]'") from error
+        raise UserError(
+            "a judge behind an endpoint needs httpx2; in a checkout of divot-lightning: pip install '.[judge]'"
+        ) from error
     return httpx2

@@ -16,6 +16,7 @@ from divot_lightning.evaluation.judges.prompts import Chat, JudgePrompt, OpenAns
 from divot_lightning.evaluation.judges.replies import Verdict, read_verdict
 from divot_lightning.io.files import write_atomically
 from divot_lightning.io.jsonl import LineFile, read_rows
+from divot_lightning.io.output_files import make_folder
 
 JUDGES = "judges"
 """Folder of an evaluation: one folder per judge, with `judge.json` and `replies.jsonl`."""
@@ -110,7 +111,7 @@ class Replies:
     def __init__(self, folder: Path, description: dict[str, Any]) -> None:
         text = json.dumps(description, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_atomically(self.folder / "judge.json", text)
         self._file = LineFile(self.folder / "replies.jsonl")
         path = self.folder / "replies.jsonl"

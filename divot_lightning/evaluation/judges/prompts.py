@@ -118,7 +118,10 @@ def load_prompt(name: PromptName, file: str | None) -> JudgePrompt:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"judge.prompt_file {file} is not there")
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"judge.prompt_file {file} is no UTF-8 text: {error}") from error
     messages = _read_messages(path, text) if path.suffix in (".json", ".yaml", ".yml") else {"user": text}
     messages = {role: unescape(message) for role, message in messages.items()}
     scored = PROMPTS[name].scored or "score" in " ".join(messages.values()).lower()

@@ -20,7 +20,6 @@ FEATURE_NAMES = (
     *(f"{name}_{time}" for time in LOOK_TIMES for name in ("red", "green", "blue", *OUTLINE_FEATURES)),
     "edge",
 )
-NUM_TOY_FEATURES = len(FEATURE_NAMES)
 # Differences from the background below this fraction of the range are compression noise.
 NOISE_FLOOR = 0.08
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from divot_datamodules.toy.world import ATTRIBUTES, Reading, ToyWorld
+from divot_datamodules.toy.oracle import Reading, read_clip
+from divot_datamodules.toy.world import ATTRIBUTES, ToyWorld
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.metrics import JoinedMetric, Measured
 
@@ -31,7 +32,7 @@ def read_clips(video_BFCHW: Tensor, world: ToyWorld | None = None) -> list[Readi
         One reading per clip.
     """
     world = world or ToyWorld(size=video_BFCHW.shape[-1], num_frames=video_BFCHW.shape[1])
-    return [world.read(video.cpu().numpy()) for video in video_BFCHW]
+    return [read_clip(world, video.cpu().numpy()) for video in video_BFCHW]
 
 
 class ToyOracle(JoinedMetric):

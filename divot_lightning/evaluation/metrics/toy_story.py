@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from divot_datamodules.toy.oracle import Reading
 from divot_datamodules.toy.stories import follow
-from divot_datamodules.toy.world import ATTRIBUTES, Reading, ToyWorld
+from divot_datamodules.toy.world import ATTRIBUTES, ToyWorld
 from divot_lightning.evaluation.metrics.toy_oracle import ORACLE_RULE, read_clips
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.metrics import JoinedMetric, Measured

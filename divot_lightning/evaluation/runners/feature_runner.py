@@ -10,7 +10,7 @@ from torch import Tensor
 
 from divot_datamodules.decoding.cached_features import read_features
 from divot_datamodules.decoding.video import DecodeError
-from divot_lightning.checkpoint.components import find_component, weights_sha256
+from divot_lightning.checkpoint.run_components import find_component, weights_sha256
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.chosen_items import Numbered
 from divot_lightning.evaluation.item_media import read_middle_clip

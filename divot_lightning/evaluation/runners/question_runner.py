@@ -11,7 +11,7 @@ from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import DecodeError
-from divot_lightning.checkpoint.components import find_component
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.runners.runner import Job, Runner

@@ -1,4 +1,4 @@
-"""Power of a paired t-test over seeds: which difference how many seeds show, and how many a difference needs."""
+"""Power of a paired t-test over seeds: which difference how many seeds show."""
 
 import math
 
@@ -9,7 +9,6 @@ LEVEL = 0.05
 """Probability that the test sees a difference that does not exist; that of one comparison, chosen beforehand."""
 POWER = 0.8
 """Probability to see a difference that exists; the usual choice (Cohen, 1988)."""
-MOST_SEEDS = 10_000
 
 
 def power(difference: float, deviation: float, seeds: int) -> float:
@@ -48,16 +47,3 @@ def smallest_difference(deviation: float, seeds: int) -> float:
     top = 4.0 * edge
     effect = brentq(lambda shift: power(shift / math.sqrt(seeds), 1.0, seeds) - POWER, 0.0, top)
     return float(effect) / math.sqrt(seeds) * deviation
-
-
-def seeds_needed(difference: float, deviation: float) -> int:
-    """Return how many seeds see a difference with a probability of `POWER`; `MOST_SEEDS` if not even those do.
-
-    >>> seeds_needed(0.5, 1.0), seeds_needed(1.0, 1.0)
-    (34, 10)
-    """
-    low, high = 2, MOST_SEEDS
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(difference, deviation, middle) >= POWER else (middle + 1, high)
-    return low

@@ -1,11 +1,6 @@
 """Plan the trials of an experiment and their steps; a step that several trials need is done once. No torch in here."""
 
 import hashlib
-import itertools
-import json
-import re
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,45 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.plan.recipe import Experiment, PipelineStep
+from divot_lightning.experiments.plan.commands import DIVOT, references, step_command, step_text
+from divot_lightning.experiments.plan.experiment import Experiment, PipelineStep
+from divot_lightning.experiments.plan.trials import Trial, make_trials, trial_pipeline
 from divot_lightning.experiments.runner.steps import Step
 
-DIVOT = (sys.executable, "-m", "divot_lightning")
-SEVERAL = (*DIVOT, "several")
-MEASURE = (sys.executable, "-m", "divot_lightning.experiments.measure")
 TRIALS_FOLDER = "cells"
 """Folder of the trials on disk; the name is an old one, kept so that scripts that read these folders still work."""
-PROMPT_FIELDS = ("question", "options")
-"""Names in braces that belong to prompts of `divot evaluate`."""
-
-_REFERENCE = re.compile(r"\{([A-Za-z_]\w*)\}")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A trial: one combination of variants, with one seed.
-
-    Attributes:
-        variants: The variant of each axis.
-        seed: Its seed.
-    """
-
-    variants: tuple[str, ...]
-    seed: int
-
-    @property
-    def group(self) -> str:
-        """Name of the combination; the trials of all its seeds share it."""
-        return "-".join(self.variants) or "all"
-
-    @property
-    def name(self) -> str:
-        """Name of the trial and of its folder.
-
-        >>> Trial(("gmm", "causal"), 1).name
-        'gmm-causal-seed1'
-        """
-        return f"{self.group}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -100,34 +63,6 @@ class Grid:
         return [step for step in self.all_steps() if step.name in shared]
 
 
-def make_trials(recipe: Experiment) -> tuple[Trial, ...]:
-    """List all combinations of variants, each with every seed."""
-    combinations = itertools.product(*recipe.vary.values())
-    return tuple(Trial(variants, seed) for variants in combinations for seed in recipe.seeds)
-
-
-def trial_options(recipe: Experiment, trial: Trial) -> dict[str, dict[str, Any]]:
-    """Return the options of each step in a trial: the recipe's, then the variants', then the seed.
-
-    In a variant, `fit` is not an option: it names another recipe for the step.
-
-    Raises:
-        UserError: Two axes change one option.
-    """
-    options: dict[str, dict[str, Any]] = {step.name: dict(step.options) for step in recipe.steps}
-    changed: dict[tuple[str, str], str] = {}
-    for axis, variant in zip(recipe.vary, trial.variants, strict=True):
-        for step, changes in recipe.vary[axis][variant].items():
-            for key, value in changes.items():
-                other = changed.setdefault((step, key), axis)
-                if other != axis:
-                    raise UserError(f"the axes {other!r} and {axis!r} both change {key} of step {step!r}.")
-                options[step][key] = value
-    for step, keys in recipe.seed_options.items():
-        options[step] |= dict.fromkeys(keys, trial.seed)
-    return options
-
-
 def make_grid(recipe: Experiment, folder: Path, max_steps: Mapping[str, Mapping[str, int]] | None = None) -> Grid:
     """Plan all trials.
 
@@ -144,7 +79,7 @@ def make_grid(recipe: Experiment, folder: Path, max_steps: Mapping[str, Mapping[
         UserError: A step refers to what is not there, or different steps would share a folder.
     """
     trials = make_trials(recipe)
-    pipelines = {trial.name: _pipeline(recipe, trial, (max_steps or {}).get(trial.name, {})) for trial in trials}
+    pipelines = {trial.name: trial_pipeline(recipe, trial, (max_steps or {}).get(trial.name, {})) for trial in trials}
     identities = {name: _identities(recipe, pipeline) for name, pipeline in pipelines.items()}
     uses = Counter(identity for of_trial in identities.values() for identity in of_trial.values())
     users: dict[Path, str] = {}
@@ -181,37 +116,16 @@ def _folder(step: PipelineStep, trial: Trial, facts: Mapping[str, Any], shared: 
     return Path("shared", f"{step.name}-{shared}") if shared else Path(TRIALS_FOLDER, trial.name, step.name)
 
 
-def _pipeline(recipe: Experiment, trial: Trial, max_steps: Mapping[str, int]) -> list[PipelineStep]:
-    """Return the steps of one trial, with its options."""
-    options, facts = trial_options(recipe, trial), dict(zip(recipe.vary, trial.variants, strict=True))
-    steps = []
-    for step in recipe.steps:
-        own = options[step.name] | ({"trainer.max_steps": max_steps[step.name]} if step.name in max_steps else {})
-        if all(({"seed": trial.seed} | facts)[axis] in kept for axis, kept in step.only.items()):
-            steps.append(replace(step, what=own.pop("fit", step.what), options=own))
-    return steps
-
-
-def _text(step: PipelineStep) -> str:
-    options = {key: value for key, value in step.options.items() if key != "prompt"}
-    return json.dumps([step.kind, step.what, options], sort_keys=True, default=str)
-
-
-def _references(step: PipelineStep) -> list[str]:
-    """Return the steps that a step reads, in order."""
-    return [name for name in dict.fromkeys(_REFERENCE.findall(_text(step))) if name not in ("folder", *PROMPT_FIELDS)]
-
-
 def _identities(recipe: Experiment, pipeline: Sequence[PipelineStep]) -> dict[str, str]:
-    needs = {step.name: _references(step) for step in pipeline}
+    needs = {step.name: references(step) for step in pipeline}
     try:
         TopologicalSorter(needs).prepare()
     except CycleError as error:
         raise UserError(f"steps refer to each other in a circle: {' -> '.join(error.args[1])}.") from None
     known: dict[str, str] = {}
-    writing = {step.name: step.kind in ("fit", "measure") or "{folder}" in _text(step) for step in pipeline}
+    writing = {step.name: step.kind in ("fit", "measure") or "{folder}" in step_text(step) for step in pipeline}
     for step in pipeline:
-        text = _text(step) + str(step.options.get("prompt", ""))
+        text = step_text(step) + str(step.options.get("prompt", ""))
         for other in needs[step.name]:
             _check_reference(recipe, step.name, other, known, writing)
             text = text.replace(f"{{{other}}}", f"<{known[other]}>")
@@ -240,45 +154,13 @@ def _check_reference(
 def _trial_step(step: PipelineStep, folders: Mapping[str, Path], root: Path, *, shared: bool) -> TrialStep:
     own = folders[step.name]
     known = {"folder": str(own), **{name: str(path) for name, path in folders.items()}}
-    after = tuple(step_name(folders[other], root) for other in _references(step))
-    planned = Step(step_name(own, root), _command(step, known, own), after, slots=step.slots)
+    after = tuple(step_name(folders[other], root) for other in references(step))
+    planned = Step(step_name(own, root), step_command(step, known, own), after, slots=step.slots)
     if step.kind == "fit":
         return TrialStep(replace(planned, run=own, resume=(*DIVOT, "resume", str(own))), own, shared, {})
-    outputs = (own,) if step.kind == "measure" or "{folder}" in _text(step) else ()
+    outputs = (own,) if step.kind == "measure" or "{folder}" in step_text(step) else ()
     sources = {source: own / source if step.kind == "measure" else own for source in step.sources()}
     return TrialStep(replace(planned, outputs=outputs), own, shared, sources)
-
-
-def _command(step: PipelineStep, known: Mapping[str, str], own: Path) -> tuple[str, ...]:
-    if step.kind == "measure":
-        names = [{"name": name, "output": str(own / name)} for name in step.sources()]
-        entries = [{**step.options, **entry, **name} for entry, name in zip(step.what, names, strict=True)]
-        return (*MEASURE, json.dumps([_filled(entry, known) for entry in entries], sort_keys=True))
-    options = _words(step.options, known)
-    if step.kind == "fit":
-        return (*DIVOT, "fit", "--config", _filled(step.what, known), "--run", str(own), *options)
-    if isinstance(step.what, list):
-        return (*SEVERAL, *(shlex.join([*_split(words, known), *options]) for words in step.what))
-    return (*(DIVOT if step.kind == "divot" else ()), *_split(step.what, known), *options)
-
-
-def _split(command: str, known: Mapping[str, str]) -> list[str]:
-    return [_filled(word, known) for word in shlex.split(command)]
-
-
-def _words(options: Mapping[str, Any], known: Mapping[str, str]) -> list[str]:
-    filled = {key: _filled(value, known) for key, value in options.items()}
-    texts = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in filled.items()}
-    return [word for key, text in texts.items() for word in (f"--{key}", text)]
-
-
-def _filled(value: Any, known: Mapping[str, str]) -> Any:
-    """Replace names of steps in a value by their folders."""
-    if isinstance(value, Mapping):
-        return {key: _filled(inner, known) for key, inner in value.items()}
-    if not isinstance(value, str):
-        return value
-    return _REFERENCE.sub(lambda found: known.get(found[1], found[0]), value)
 
 
 def step_name(folder: Path, root: Path) -> str:

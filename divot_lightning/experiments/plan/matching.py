@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from divot_lightning.errors import UserError
+from divot_lightning.experiments.plan.experiment import Experiment
 from divot_lightning.experiments.plan.grid import Grid
-from divot_lightning.experiments.plan.recipe import Experiment
 from divot_lightning.experiments.runner.records import StepRecord, is_done
 from divot_lightning.experiments.runner.runner import StepRunner
 from divot_lightning.experiments.runner.steps import Step

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.plan.grid import MEASURE
+from divot_lightning.experiments.plan.commands import MEASURE
 from divot_lightning.experiments.runner.steps import Step
 
 CHECK = (sys.executable, "-m", "divot_lightning.experiments.plan.settings_check")
@@ -31,8 +31,7 @@ def wrong_settings(steps: Sequence[Step]) -> dict[str, str]:
         return {}
     child = subprocess.run(CHECK, input=json.dumps(checked), capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
-    found: dict[str, str] = json.loads(child.stdout.splitlines()[-1])
-    return found
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def main(commands: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from divot_lightning.experiments.plan.experiment import Experiment
 from divot_lightning.experiments.plan.grid import Grid
-from divot_lightning.experiments.plan.recipe import Experiment
 from divot_lightning.experiments.report.conditions import describe_machine
 from divot_lightning.experiments.report.content import Headline, Report, Table
 from divot_lightning.experiments.report.illustrations import answered_clips, charts, default_pictures, picture_rows

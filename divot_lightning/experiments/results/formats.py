@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from divot_lightning.experiments.plan.recipe import Experiment
+from divot_lightning.experiments.plan.experiment import Experiment
 from divot_lightning.experiments.report.content import Cell, Table
 from divot_lightning.experiments.results.trials import TrialResult
 

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from divot_lightning.experiments.plan.experiment import Experiment
 from divot_lightning.experiments.plan.grid import Grid
-from divot_lightning.experiments.plan.recipe import Experiment
 from divot_lightning.experiments.report.content import ItemScores
 from divot_lightning.experiments.results.sources import folders_of, read_predictions
 from divot_lightning.experiments.results.trials import TrialResult, by_group, find_score

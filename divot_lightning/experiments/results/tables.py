@@ -6,7 +6,7 @@ from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.statistics.multiple_comparisons import LEVEL
-from divot_lightning.experiments.plan.recipe import Experiment
+from divot_lightning.experiments.plan.experiment import Experiment
 from divot_lightning.experiments.report.content import Cell, Table
 from divot_lightning.experiments.report.numbers import number, spread_of
 from divot_lightning.experiments.results.comparisons import (

@@ -17,7 +17,8 @@ from divot_lightning.evaluation.protocol import differing_protocols
 from divot_lightning.evaluation.scores import Score
 from divot_lightning.evaluation.statistics.comparison import SCORES, load_evaluation, shared_values
 from divot_lightning.evaluation.statistics.paired_difference import Values
-from divot_lightning.experiments.plan.grid import Grid, Trial, TrialStep
+from divot_lightning.experiments.plan.grid import Grid, TrialStep
+from divot_lightning.experiments.plan.trials import Trial
 from divot_lightning.experiments.runner.records import StepRecord
 from divot_lightning.training.run_folder import FINISHED
 

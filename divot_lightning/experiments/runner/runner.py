@@ -1,17 +1,17 @@
 """Run steps side by side, remember which are done, and continue a job that was killed."""
 
-import fcntl
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from divot_lightning.checkpoint.folders import all_checkpoints
 from divot_lightning.errors import UserError
+from divot_lightning.experiments.runner.failures import failed_step, missing_outputs, other_command
+from divot_lightning.experiments.runner.job_lock import job_lock
 from divot_lightning.experiments.runner.processes import (
     deal_gpus,
     resident_mib,
@@ -25,8 +25,6 @@ from divot_lightning.experiments.runner.steps import Step, check_plan
 from divot_lightning.io.files import write_atomically
 
 POLL_SECONDS = 0.2
-LOCK_SECONDS = 30.0
-"""Seconds to wait until the processes of a killed job have ended."""
 RECORD_SECONDS = 5.0
 TOTAL_FILE = "total_seconds.txt"
 
@@ -95,7 +93,7 @@ class StepRunner:
                 `keep_going` is off. The steps that run beside a failed one are stopped, and continue at the next start.
         """
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
-        with self._locked() as locks:
+        with job_lock(self.folder / "steps", self.part) as locks:
             done = self._done()
             if done:
                 self.display.say(f"{len(done)} of {len(self.steps)} steps are done already")
@@ -144,34 +142,9 @@ class StepRunner:
             if record is None or not record.done:
                 continue
             if record.command != step.command:
-                raise UserError(
-                    f"{self.folder} holds step {step.name!r}, done with another command:\n{_words(record.command)}\n"
-                    f"now it is: {_words(step.command)}\nGive another --folder, or remove this one."
-                )
+                raise UserError(other_command(self.folder, step, record.command))
             done.add(step.name)
         return done
-
-    @contextmanager
-    def _locked(self) -> Iterator[tuple[int, ...]]:
-        """Lock the folder. A part excludes the part of its own name and the whole job; the whole job excludes all."""
-        kinds = {"lock": fcntl.LOCK_SH if self.part else fcntl.LOCK_EX} | {f"{self.part}lock": fcntl.LOCK_EX}
-        with ExitStack() as files:
-            locks = {name: files.enter_context((self.folder / "steps" / name).open("w")) for name in kinds}
-            for name, kind in kinds.items():
-                self._lock(locks[name], kind)
-            yield tuple(lock.fileno() for lock in locks.values())
-
-    def _lock(self, lock: IO[str], kind: int) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                return fcntl.flock(lock, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"another job is working in {self.folder}\nWait for it, or give another --folder."
-                    ) from None
-                time.sleep(POLL_SECONDS)
 
     def _start_ready(self, done: set[str], locks: Sequence[int]) -> None:
         taken = {slot for running in self.running.values() for slot in running.slots}
@@ -236,9 +209,9 @@ class StepRunner:
         del self.running[step.name]
         self._keep_time(running, now, done=status == 0 and all(path.exists() for path in step.outputs))
         if status != 0:
-            return self._fail(running, self._failure(step, status))
+            return self._fail(running, failed_step(step, status, self._log(step.name)))
         if missing := [str(path) for path in step.outputs if not path.exists()]:
-            return self._fail(running, self._missing(step, missing))
+            return self._fail(running, missing_outputs(step, missing, self._log(step.name)))
         seconds, mib = running.record.seconds, running.record.peak_mib
         self.display.say(f"{running.meter.position:>6}  {step.name:<32} done in {clock(seconds)}, {mib:.0f} MiB")
         return True
@@ -257,23 +230,6 @@ class StepRunner:
         running.record, running.written = replace(running.record, seconds=seconds, done=done), now
         running.record.write(self.folder)
 
-    def _failure(self, step: Step, status: int) -> str:
-        log = self._log(step.name)
-        text = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")
-        lines = [line for line in text.splitlines() if line.strip()]
-        # The first line of our own errors names the problem; further lines may follow.
-        reason = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
-        return (
-            f"step {step.name!r} failed with exit status {status}:\n{reason[:300]}\n"
-            f"Its whole output: {log}\nThe same command continues from here."
-        )
-
-    def _missing(self, step: Step, missing: Sequence[str]) -> str:
-        return (
-            f"step {step.name!r} ended without an error, but\nit did not write {', '.join(missing)}\n"
-            f"Its command must write what other steps read. Its whole output: {self._log(step.name)}"
-        )
-
     def _log(self, name: str) -> Path:
         return self.folder / "steps" / f"{name}.log"
 
@@ -286,7 +242,3 @@ class StepRunner:
             running.log.close()
             self._keep_time(running, now, done=False)
         self.running.clear()
-
-
-def _words(command: Sequence[str]) -> str:
-    return " ".join(command)[:300]

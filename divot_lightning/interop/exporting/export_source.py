@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from divot_lightning.checkpoint.components import component_names, find_component
 from divot_lightning.checkpoint.folders import CHECKPOINTS, checkpoint_step, newest_checkpoint
 from divot_lightning.checkpoint.manifest import require_manifest
+from divot_lightning.checkpoint.run_components import component_names, find_component
 from divot_lightning.errors import UserError
 from divot_lightning.training.run_folder import CONFIG, FINISHED, describe, require_run
 from divot_lightning.training.runs import load_stage

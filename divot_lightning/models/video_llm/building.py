@@ -106,8 +106,7 @@ def language_model_width(config: VideoLLMConfig, folder: Path | None) -> int:
 
 
 def _stored_config(folder: Path) -> dict[str, Any]:
-    stored: dict[str, Any] = json.loads((folder / "language_model" / "config.json").read_text(encoding="utf-8"))
-    return stored
+    return json.loads((folder / "language_model" / "config.json").read_text(encoding="utf-8"))
 
 
 class LearnableQueries(nn.Module):

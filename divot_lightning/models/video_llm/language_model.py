@@ -5,6 +5,7 @@ The model is any unmodified transformers ``AutoModelForCausalLM`` with full or s
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, TypeAlias
@@ -12,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from divot_lightning.errors import UserError, first_line
 from divot_lightning.models.weights import (
@@ -91,8 +92,7 @@ def _load_whole(folder: str, **settings: Any) -> PreTrainedModel:
             f"language_model={folder!r} lacks {len(missing)} weights of a {type(model).__name__}, such as "
             f"{missing[0]!r}.\nGive the whole folder of a causal language model."
         )
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def build_untrained_language_model(
@@ -113,8 +113,40 @@ def build_untrained_language_model(
             f"language_model_config sets vocab_size={config['vocab_size']}, but the text tokenizer decides it.\n"
             "Remove vocab_size."
         )
+    _refuse_unknown(config)
     special = {name: getattr(text_tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return language_model_from_config({**config, **special, "vocab_size": vocabulary_size(text_tokenizer)}, attention)
+
+
+def _refuse_unknown(config: dict[str, Any]) -> None:
+    """Refuse keys that a model type does not have: transformers keeps them, and builds with its own values."""
+    full = _config(config)
+    known = AutoConfig.for_model(full.model_type)
+    # Older names, which transformers translates, leave no attribute of that name.
+    unknown = [name for name in config if hasattr(full, name) and not hasattr(known, name)]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known.to_dict(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"language_model_config: {unknown[0]!r} is no setting of {full.model_type!r}.{hint}")
+
+
+def _config(config: dict[str, Any]) -> PreTrainedConfig:
+    """Return a transformers configuration.
+
+    Raises:
+        UserError: It is not consistent.
+    """
+    try:
+        return AutoConfig.for_model(**config)
+    except Exception as error:  # each configuration has its own checks
+        raise _misfit(config, error) from error
+
+
+def _misfit(config: dict[str, Any], error: Exception) -> UserError:
+    kind = config.get("model_type")
+    return UserError(
+        f"language_model_config with model_type={kind!r} gives no causal language model.\n{_reason(error)}"
+    )
 
 
 def language_model_from_config(config: dict[str, Any], attention: Attention) -> PreTrainedModel:
@@ -127,14 +159,11 @@ def language_model_from_config(config: dict[str, Any], attention: Attention) -> 
     Returns:
         The causal language model.
     """
+    full = _config(config)
     try:
-        full = AutoConfig.for_model(**config)
         model = AutoModelForCausalLM.from_config(full, attn_implementation=attention, trust_remote_code=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"language_model_config with model_type={config.get('model_type')!r} gives no causal language model.\n"
-            f"{_reason(error)}"
-        ) from error
+    except Exception as error:  # each model fails in its own way on sizes that do not fit, or are too large
+        raise _misfit(config, error) from error
     return check_language_model(model)
 
 

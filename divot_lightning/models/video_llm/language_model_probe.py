@@ -72,7 +72,6 @@ def _with_few_layers(model: PreTrainedModel) -> PreTrainedModel:
     config.num_hidden_layers = min(layers, config.num_hidden_layers)
     if kinds:
         config.layer_types = kinds[: config.num_hidden_layers]
-    small: PreTrainedModel = AutoModelForCausalLM.from_config(
+    return AutoModelForCausalLM.from_config(
         config, attn_implementation=model.config._attn_implementation, dtype=torch.float32
     )
-    return small

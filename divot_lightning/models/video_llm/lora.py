@@ -65,13 +65,12 @@ def add_lora(model: PreTrainedModel, lora: LoRAConfig, marker_ids: list[int]) ->
 
     names = [_module_name(model, layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
     targets = lora.target_modules if lora.target_modules is not None else linear_layers(model)
-    saved = ["norm"] * lora.train_norms + names * lora.train_embeddings
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(targets),
-        modules_to_save=saved or None,
+        modules_to_save=["norm"] * lora.train_norms + names * lora.train_embeddings or None,
         trainable_token_indices=None if lora.train_embeddings else dict.fromkeys(names, marker_ids),
         ensure_weight_tying=lora.train_embeddings and bool(model.config.tie_word_embeddings),
         task_type="CAUSAL_LM",
@@ -86,15 +85,19 @@ def add_lora(model: PreTrainedModel, lora: LoRAConfig, marker_ids: list[int]) ->
         ) from error
     _share_copies(adapted)
     if lora.target_modules is None:
-        logger.info("LoRA: layers of %r with adapters: %s", model.config.model_type, ", ".join(targets))
-        unchanged = layers_without_adapters(adapted)
-        if unchanged:
-            logger.warning(
-                "LoRA: these matrices of %r are no linear layers, so they have no adapters and are not trained: %s",
-                model.config.model_type,
-                ", ".join(unchanged),
-            )
+        _log_layers(adapted, model.config.model_type, targets)
     return adapted
+
+
+def _log_layers(adapted: PeftModel, model_type: str, targets: list[str]) -> None:
+    """Log which layers have adapters, and which have none although their weights are matrices."""
+    logger.info("LoRA: layers of %r with adapters: %s", model_type, ", ".join(targets))
+    if unchanged := layers_without_adapters(adapted):
+        logger.warning(
+            "LoRA: these matrices of %r are no linear layers, so they have no adapters and are not trained: %s",
+            model_type,
+            ", ".join(unchanged),
+        )
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:

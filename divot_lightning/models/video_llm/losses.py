@@ -142,5 +142,4 @@ def _head_loss(head: GenerationHead, hidden_GQD: Tensor, target_GQC: Tensor, gen
     """
     if generation_mode == "autoregressive":
         hidden_GQD, target_GQC = (states.flatten(0, 1).unsqueeze(1) for states in (hidden_GQD, target_GQC))
-    loss: Tensor = head(hidden_GQD, target_GQC)
-    return loss
+    return head(hidden_GQD, target_GQC)

@@ -89,8 +89,7 @@ class Probe:
         mask = transformers_mask(
             self.model.config, mask_BLS.to(device), query.order.to(device), key.order.to(device), embeds_BLD.dtype
         )
-        hidden: Tensor = self.model.base_model(inputs_embeds=embeds_BLD, attention_mask=mask, **more).last_hidden_state
-        return hidden
+        return self.model.base_model(inputs_embeds=embeds_BLD, attention_mask=mask, **more).last_hidden_state
 
 
 def _loss_misfit(probe: Probe, ids_L: Tensor) -> str | None:

@@ -4,7 +4,6 @@ A distribution declares a part under the entry-point group `divot_lightning.<kin
 read; nothing is imported. Installed parts are found automatically but never used unless a recipe names them.
 """
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -14,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from divot_lightning.errors import UserError, first_line
+from divot_lightning.errors import UserError, did_you_mean, first_line
 from divot_lightning.io.renamed import explain_import_error
 
 T = TypeVar("T")
@@ -192,9 +191,7 @@ class Registry(Generic[T]):
         names = sorted({part.name for part in self.installed()})
         if not names:
             return f"no {self.noun} is installed, so {name!r} is not there; run `pip install -e .` in the checkout"
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return f"{self.noun} {name!r} is not installed; installed: {', '.join(names)}.{hint}"
+        return f"{self.noun} {name!r} is not installed; installed: {', '.join(names)}.{did_you_mean(name, names)}"
 
 
 def class_path(part_class: type) -> str:

@@ -20,22 +20,31 @@ def load_text_tokenizer(folder: str | Path) -> tuple[Any, list[int]]:
         A transformers tokenizer with ``SPECIAL_TOKEN_NAMES``, and the ids of those that were added.
 
     Raises:
+        UserError: See `read_text_tokenizer`.
+    """
+    tokenizer = read_text_tokenizer(folder)
+    known = tokenizer.get_vocab()
+    new_names = [name for name in SPECIAL_TOKEN_NAMES if name not in known]
+    tokenizer.add_tokens(new_names, special_tokens=True)
+    return tokenizer, [tokenizer.get_vocab()[name] for name in new_names]
+
+
+def read_text_tokenizer(folder: str | Path) -> Any:
+    """Read a transformers tokenizer as it is stored; see `load_text_tokenizer`.
+
+    Raises:
         UserError: There is no tokenizer that transformers can load without running code that comes with it.
     """
     from transformers import AutoTokenizer  # takes a second, and most users of this package need no text
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises this class itself for a damaged file
         raise UserError(
             f"text_tokenizer={str(folder)!r} cannot be loaded as a transformers tokenizer ({type(error).__name__}).\n"
             "Give a folder with tokenizer.json and tokenizer_config.json, or a hub name that was downloaded before\n"
             "(hf download NAME): training does not use the network, and code that comes with a tokenizer is never run."
         ) from error
-    known = tokenizer.get_vocab()
-    new_names = [name for name in SPECIAL_TOKEN_NAMES if name not in known]
-    tokenizer.add_tokens(new_names, special_tokens=True)
-    return tokenizer, [tokenizer.get_vocab()[name] for name in new_names]
 
 
 def text_encoder(text_tokenizer: Any) -> Callable[..., list[int]]:
@@ -49,7 +58,6 @@ def text_encoder(text_tokenizer: Any) -> Callable[..., list[int]]:
     """
 
     def encode(text: str, *, special: bool = False) -> list[int]:
-        ids: list[int] = text_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special)
-        return ids
+        return text_tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special)
 
     return encode

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
@@ -82,6 +83,8 @@ class RunOpening(Callback):
         self.run.mkdir(parents=True, exist_ok=True)
         (self.run / FINISHED).unlink(missing_ok=True)
         write_config(self.run, self.config)
+        for logger in trainer.loggers:  # services such as W&B show the settings beside the curves; ours ignore them
+            logger.log_hyperparams(yaml.safe_load(self.config))
         metrics = _csv_metrics(trainer)
         if metrics is not None:
             metrics.resume(trainer.global_step if self.first_step is None else self.first_step, self.rows)

@@ -166,8 +166,7 @@ def _waited(trainer: Any) -> float | None:
 
 
 def _log_every(trainer: Any) -> int:
-    steps: int = trainer.log_every_n_steps
-    return steps
+    return trainer.log_every_n_steps
 
 
 def _peak_operations(trainer: Trainer) -> int | None:
@@ -186,5 +185,4 @@ def _peak_memory(trainer: Trainer) -> float:
 
 def _over_ranks(trainer: Trainer, values: list[float], reduce_op: str) -> list[float]:
     given = torch.tensor(values, dtype=torch.float32, device=trainer.strategy.root_device)
-    reduced: list[float] = trainer.strategy.reduce(given, reduce_op=reduce_op).tolist()
-    return reduced
+    return trainer.strategy.reduce(given, reduce_op=reduce_op).tolist()

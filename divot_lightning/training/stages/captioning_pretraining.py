@@ -6,7 +6,8 @@ from torch import Generator, Tensor, nn
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.parts.batch import Batch

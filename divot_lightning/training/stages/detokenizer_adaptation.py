@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from divot_lightning.checkpoint.components import find_component, load_component, read_settings
+from divot_lightning.checkpoint.components import load_component, read_settings
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range

@@ -6,10 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from divot_lightning.checkpoint.components import find_component, load_component, read_settings
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.checkpoint.components import load_component, read_settings
+from divot_lightning.checkpoint.run_components import find_component
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart

@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
-from divot_lightning.checkpoint.components import find_component, load_component, read_settings
+from divot_lightning.checkpoint.components import load_component, read_settings
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.config import VideoLLMConfig

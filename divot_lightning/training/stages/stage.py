@@ -165,7 +165,8 @@ class Stage(LightningModule):
         result = self._step_mean(parts, batch)
         self.step_keys += list(batch.get("key", []))
         if not result.finite:
-            self._skip_step("loss", gather_nonfinite_ranks(result.loss.item(), self.step_keys, _all_finite(parts)))
+            finite = all(bool(part.mean.isfinite()) for part in parts.values())
+            self._skip_step("loss", gather_nonfinite_ranks(result.loss.item(), self.step_keys, finite))
         else:
             self._log("train", parts, result)
         return result.loss.new_zeros((), requires_grad=True) if self.step_skipped else result.loss
@@ -285,7 +286,3 @@ def batch_generators(batch: Mapping[str, Any], purpose: str) -> list[torch.Gener
     if "sample_index" not in batch:
         return None
     return sample_generators(int(os.environ.get("PL_GLOBAL_SEED", "0")), purpose, batch["sample_index"].tolist())
-
-
-def _all_finite(parts: Mapping[str, LossPart]) -> bool:
-    return all(bool(part.mean.isfinite()) for part in parts.values())

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from divot_lightning.checkpoint.components import find_component, load_component, read_settings
+from divot_lightning.checkpoint.components import load_component, read_settings
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.distributed.rank_sync import RankSync
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from divot_lightning.checkpoint.components import find_component
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.distributed.rank_sync import StepState, check_ranks_in_sync
 from divot_lightning.errors import UserError
 from divot_lightning.models.clip_encoding import encode_clips

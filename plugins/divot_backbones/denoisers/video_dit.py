@@ -12,8 +12,9 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.models.positions import sin_cos_positions
+from divot_lightning.models.transformer_block import check_heads
 from divot_lightning.parts.denoisers import Denoiser
 
 
@@ -60,13 +61,13 @@ class VideoDiT(Denoiser):
             UserError: The latents do not divide into patches, or the width into heads.
         """
         super().__init__(channels, frames, grid, condition_tokens, condition_dim)
+        require_at_least(1, "denoiser: ", patch_frames=patch_frames, patch_size=patch_size, layers=layers)
         if frames % patch_frames or grid[0] % patch_size or grid[1] % patch_size:
             raise UserError(
                 f"{frames} frames of {grid[0]}x{grid[1]} latents do not divide into patches of "
                 f"{patch_frames} frames of {patch_size}x{patch_size}"
             )
-        if width % heads:
-            raise UserError(f"width {width} does not divide into {heads} heads")
+        check_heads("denoiser", width, heads)
         self.gradient_checkpointing = gradient_checkpointing
         self.patch = (patch_frames, patch_size, patch_size)
         patch_dim = channels * patch_frames * patch_size**2

@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from divot_backbones.pretrained import Origin, build_model, stored_config
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.latents import Latents
 from divot_lightning.parts.randomness import Randomness
 
@@ -26,8 +26,7 @@ class FrozenVAE(Latents):
 
     def __init__(self, class_name: str, origin: Origin, batch_size: int) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"latents.batch_size is {batch_size}; it must be at least 1")
+        require_at_least(1, "latents.", batch_size=batch_size)
         self.batch_size = batch_size
         vae, self.source = build_model(class_name, origin)
         self.vae = vae.requires_grad_(False).eval()

@@ -85,8 +85,7 @@ class DDIMObjective(Objective):
 
     def add_noise(self, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
         """Return sqrt(alpha) clean + sqrt(1 - alpha) noise, with the cumulative alpha of each step."""
-        noisy: Tensor = self.scheduler.add_noise(clean, noise, time_B)
-        return noisy
+        return self.scheduler.add_noise(clean, noise, time_B)
 
     def sampler(self, steps: int) -> Sampler:
         """Return a sampler with the chosen solver; see `Objective.sampler`."""
@@ -111,8 +110,7 @@ class VPrediction(DDIMObjective):
 
     def target(self, clean: Tensor, noise: Tensor, time_B: Tensor) -> Tensor:
         """Return the velocity."""
-        velocity: Tensor = self.scheduler.get_velocity(clean, noise, time_B)
-        return velocity
+        return self.scheduler.get_velocity(clean, noise, time_B)
 
 
 class Epsilon(DDIMObjective):

@@ -45,8 +45,7 @@ class MultistepSampler(Sampler):
 
     def step(self, index: int, prediction: Tensor, state: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """Move the state to the next time; steps must be taken in order. See `Sampler.step`."""
-        moved: Tensor = self.scheduler.step(prediction, self.times[index], state, return_dict=False)[0]
-        return moved
+        return self.scheduler.step(prediction, self.times[index], state, return_dict=False)[0]
 
 
 def check_solver(solver: str, own: str) -> None:

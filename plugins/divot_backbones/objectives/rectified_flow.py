@@ -3,6 +3,7 @@
 Shape letters: B batch; latents, noise and states have any shape (B, ...).
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
@@ -12,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from divot_backbones.objectives.multistep import LEAST_SIGNAL, MultistepSampler, check_solver
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.models.randomness import uniform_rows
 from divot_lightning.parts.objectives import Objective, Sampler
 from divot_lightning.parts.randomness import Randomness
@@ -46,7 +47,7 @@ class RectifiedFlow(Objective):
             solver: `euler`; or `dpm_solver` (DPM-Solver++) or `unipc`, which need fewer steps, see `multistep`.
         """
         check_solver(solver, "euler")
-        if shift <= 0:
+        if not 0 < shift < math.inf:
             raise UserError(f"objective.shift is {shift}; it must be above 0 (1 is no shift)")
         if time_sampling not in get_args(TimeSampling):
             raise UserError(f"objective.time_sampling is {time_sampling!r}; choose uniform or logit_normal")
@@ -74,8 +75,7 @@ class RectifiedFlow(Objective):
 
     def sampler(self, steps: int) -> Sampler:
         """Return a sampler with steps that are evenly spaced before the shift; see `Objective.sampler`."""
-        if steps < 1:
-            raise UserError(f"sampling.steps is {steps}; it must be at least 1")
+        require_at_least(1, "sampling.", steps=steps)
         euler = EulerSampler(steps, self.shift)
         if self.solver == "euler":
             return euler
@@ -100,5 +100,4 @@ class EulerSampler(Sampler):
 
     def step(self, index: int, prediction: Tensor, state: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """Move the state to the next time; see `Sampler.step`."""
-        moved: Tensor = self.scheduler.step(prediction, self.scheduler.timesteps[index], state, return_dict=False)[0]
-        return moved
+        return self.scheduler.step(prediction, self.scheduler.timesteps[index], state, return_dict=False)[0]

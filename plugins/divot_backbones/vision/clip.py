@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 
 from divot_backbones.vision.loading import load_vision_model
 from divot_backbones.vision.pixels import normalize, resize_as_released
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.models.positions import sin_cos_positions
 from divot_lightning.models.transformer_block import check_heads
 from divot_lightning.parts.vision_encoders import VisionEncoder
@@ -116,8 +116,7 @@ def _check_sizes(image_size: int, patch_size: int, width: int, layers: int, head
             f"ViT: image_size {image_size} does not divide into patches of patch_size {patch_size}; "
             "choose an image_size that is a multiple of patch_size"
         )
-    if layers < 1:
-        raise UserError(f"ViT: layers is {layers}; it must be at least 1")
+    require_at_least(1, "ViT: ", layers=layers)
     if activation not in ACT2FN:
         raise UserError(f"ViT: activation {activation!r} is unknown; 'gelu' and 'quick_gelu' are CLIP's")
     check_heads("ViT", width, heads)

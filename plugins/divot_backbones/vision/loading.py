@@ -60,8 +60,7 @@ def load_vision_model(
             f"vision.pretrained: {pretrained!r} lacks {len(missing)} weights of a {model_class.__name__}, such as "
             f"{missing[0]!r}; give a model of that class"
         )
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def _config_class(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from divot_lightning.checkpoint.components import find_component, load_component
+from divot_lightning.checkpoint.components import load_component
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.part import PartSpec, spec_of
@@ -47,5 +48,4 @@ class TrainedVision(VisionEncoder):
 
     def encode(self, frames_BF3HW: Tensor) -> Tensor:
         """Return the patch features of the encoder, (B, T, P, C); see `VisionEncoder.encode`."""
-        patches_BTPC: Tensor = self.model(frames_BF3HW)
-        return patches_BTPC
+        return self.model(frames_BF3HW)

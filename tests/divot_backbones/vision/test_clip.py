@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from divot_backbones.vision.clip import CLIP_MEAN, CLIP_STD, ClipVision
 from divot_backbones.vision.pixels import normalize, resize_as_released
 from divot_lightning.errors import UserError
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig
+from divot_lightning.models.tokenizer.config import TokenizerConfig
 
 SIZES = {
     "hidden_size": 16,

@@ -20,7 +20,8 @@ from divot_backbones.vision.transformers_vision import TransformersVision
 from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.clip_encoding import encode_clips
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.preflight.shapes import without_weights
 from tests.divot_backbones.vision.tiny_models import TINY
 

@@ -15,7 +15,7 @@ from divot_datamodules.decoding.clip_sampling import (
     image_clip,
     sample_clip_times,
 )
-from divot_datamodules.decoding.video import DecodeError, decode_chosen
+from divot_datamodules.decoding.video import DecodeError, decode_frames
 from divot_lightning.errors import UserError
 
 
@@ -118,7 +118,7 @@ def test_the_last_piece_of_a_whole_video_is_squeezed(numbered_file, frame_number
 def test_many_clips_are_decoded_in_one_pass_over_the_file(monkeypatch, numbered_file):
     calls = []
     monkeypatch.setattr(
-        clip_sampling, "decode_chosen", lambda *args, **kwargs: calls.append(1) or decode_chosen(*args, **kwargs)
+        clip_sampling, "decode_frames", lambda *args, **kwargs: calls.append(1) or decode_frames(*args, **kwargs)
     )
     assert len(decode_clips(numbered_file(64, 8), ClipConfig(), max_clips=20).video) == 4
     assert calls == [1]

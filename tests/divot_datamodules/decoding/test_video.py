@@ -10,7 +10,7 @@ import pytest
 from divot_datamodules.decoding import media_files, shown_frames
 from divot_datamodules.decoding import video as decoding
 from divot_datamodules.decoding.media_files import OpenVideo
-from divot_datamodules.decoding.video import DecodeError, VideoTiming, decode_chosen, decode_frames, decode_image, probe
+from divot_datamodules.decoding.video import DecodeError, VideoTiming, decode_frames, decode_image, probe
 from divot_datamodules.decoding.video_writing import encode_video
 
 REAL_VIDEOS = Path(__file__).parents[3] / "shared" / "videos"
@@ -250,7 +250,7 @@ def test_the_moments_may_depend_on_the_header_and_are_chosen_once(numbered_file,
         return [timing.duration / 2]
 
     data = numbered_file(40, 10)
-    assert frame_numbers(decode_chosen(data, choose)) == [20]
+    assert frame_numbers(decode_frames(data, choose)) == [20]
     info = probe(data)
     assert seen == [VideoTiming(info.duration, info.fps, info.num_frames, info.codec)]
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from divot_datamodules.decoding.samples import Sample
-from divot_datamodules.loading.decode_pool import DecodePool, LazyDecoding, Request, make_decoding
+from divot_datamodules.loading.decode_pool import DecodePool, LazyDecoding, make_decoding
+from divot_datamodules.loading.decode_worker import Request
 from divot_datamodules.loading.shared_memory import SharedMemoryPool
-from divot_datamodules.order.order_plan import SampleIndex
+from divot_datamodules.order.source_order import SampleIndex
 from divot_lightning.errors import UserError
 from divot_lightning.parts.sources import SampleError
 from tests.helpers.faults import full_shared_memory
@@ -154,9 +155,10 @@ def test_without_workers_this_process_decodes_when_it_waits():
 def test_workers_end_with_a_process_that_is_killed():
     code = (
         "import sys, time\n"
-        "from divot_datamodules.loading.decode_pool import DecodePool, Request\n"
+        "from divot_datamodules.loading.decode_pool import DecodePool\n"
+        "from divot_datamodules.loading.decode_worker import Request\n"
         "from divot_datamodules.loading.shared_memory import SharedMemoryPool\n"
-        "from divot_datamodules.order.order_plan import SampleIndex\n"
+        "from divot_datamodules.order.source_order import SampleIndex\n"
         "from divot_datamodules.decoding.samples import Sample\n"
         "import os\n"
         "def decode(request):\n"

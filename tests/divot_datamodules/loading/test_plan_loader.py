@@ -13,8 +13,9 @@ from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.order.data_position import SourceFacts, TrainPosition
-from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
+from divot_datamodules.order.order_plan import OrderPlan
 from divot_datamodules.order.plan_edits import SkippedSteps
+from divot_datamodules.order.source_order import SourceOrder
 from divot_lightning.errors import UserError
 
 WORLDS, SHARDS = (1, 2, 3, 4), (1, 3, 7, 64)

@@ -11,7 +11,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.order.data_position import SourceFacts, TrainPosition
-from divot_datamodules.order.order_plan import OrderPlan, SourceOrder
+from divot_datamodules.order.order_plan import OrderPlan
+from divot_datamodules.order.source_order import SourceOrder
 from divot_datamodules.shards import content as shard_content
 from divot_datamodules.shards.index_files import write_index
 from divot_datamodules.shards.source_settings import SourceConfig, facts_of

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divot_datamodules.order.order_plan import OrderPlan, Origin, SampleIndex, SourceOrder, weighted_round_robin
+from divot_datamodules.order.order_plan import OrderPlan, Origin, weighted_round_robin
+from divot_datamodules.order.source_order import SampleIndex, SourceOrder
 from divot_lightning.errors import UserError
 
 WORLDS, SHARDS = (1, 2, 3, 4), (1, 3, 7, 64)
@@ -71,9 +72,18 @@ def test_a_step_takes_the_same_samples_for_every_world_size(order, batch_size, e
     for step in range(5):
         whole = plan.batch(step)
         for world in WORLDS:
-            shares = [whole[rank::world] for rank in range(world)]
+            shares = [plan.batch(step, rank, world) for rank in range(world)]
+            assert shares == [whole[rank::world] for rank in range(world)]
             assert sorted(chain(*shares)) == sorted(whole)
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("batch_sizes", [(7,), (7, 4, 3)])
+def test_a_process_computes_its_part_of_a_step_of_several_sources(batch_sizes):
+    sources = tuple(SourceOrder(counts=(5, 6), seed=seed) for seed in range(3))
+    plan = OrderPlan(sources, batch_sizes, weights=(3.0, 2.0, 1.0))
+    for step in range(12):
+        assert [plan.batch(step, rank, 3) for rank in range(3)] == [plan.batch(step)[rank::3] for rank in range(3)]
 
 
 @pytest.mark.parametrize("shards", SHARDS)

@@ -12,7 +12,8 @@ from divot_datamodules.preparation.feature_checks import check_features
 from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.writing import ShardFolder
 from divot_datamodules.video_text import VideoTextData
-from divot_lightning.checkpoint.components import save_component, weights_sha256
+from divot_lightning.checkpoint.components import save_component
+from divot_lightning.checkpoint.run_components import weights_sha256
 from divot_lightning.errors import UserError
 
 CLIP = {"height": 32, "width": 32, "frames": 16, "fps": 8.0, "short_videos": "refuse"}

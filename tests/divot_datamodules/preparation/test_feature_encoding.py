@@ -14,12 +14,14 @@ from divot_datamodules.loading.skipped_samples import Budget
 from divot_datamodules.shards.sources import open_source
 from divot_datamodules.shards.writing import read_index
 from divot_datamodules.video_text import VideoTextData
-from divot_lightning.checkpoint.components import save_component, weights_sha256
+from divot_lightning.checkpoint.components import save_component
+from divot_lightning.checkpoint.run_components import weights_sha256
 from divot_lightning.cli.main import main as divot
 from divot_lightning.errors import UserError
 from divot_lightning.inference import feature_encoding as encoding
 from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.training.stages.video_llm_step import clip_features
 from tests.divot_backbones.vision.tiny_models import TINY
 from tests.helpers.faults import limited_file_size

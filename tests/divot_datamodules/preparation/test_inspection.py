@@ -84,13 +84,13 @@ def test_the_report_counts_by_reason_and_names_shard_and_key(tmp_path):
     )
     report.skipped.append(SkippedSample("cut_in_header", "0.tar", "", ""))
     text = report.lines()
-    assert "defects     16 in 2 of 9 shards" in text
+    assert "skipped     16 in 2 of 9 shards" in text
     assert f"  {'too_short':<22}{15:>7}" in text
     assert "too_short: 1.tar k3 (why)" in text
     assert f"too_short: and {15 - LISTED} more" in text
     assert "cut_in_header: 0.tar " in text
-    write_skipped(report, tmp_path / "new" / "defects.jsonl")
-    lines = (tmp_path / "new" / "defects.jsonl").read_text().splitlines()
+    write_skipped(report, tmp_path / "new" / "skipped.jsonl")
+    lines = (tmp_path / "new" / "skipped.jsonl").read_text().splitlines()
     assert [SkippedSample(**json.loads(line)) for line in lines] == report.skipped
 
 

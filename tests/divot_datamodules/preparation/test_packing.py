@@ -10,7 +10,8 @@ from PIL import Image
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.decoding.video import decode_frames, probe
-from divot_datamodules.preparation.packing import PackConfig, pack, safe_key
+from divot_datamodules.preparation.media_items import safe_key
+from divot_datamodules.preparation.packing import PackConfig, pack
 from divot_datamodules.shards.sources import read_all
 from divot_lightning.errors import UserError
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from divot_datamodules.shards.index import MAX_HEADER_BYTES, Keys, index_from_bytes, scan_tar
+from divot_datamodules.shards.index import Keys, index_from_bytes
 from divot_datamodules.shards.reading import ShardError
+from divot_datamodules.shards.tar_scan import MAX_HEADER_BYTES, scan_tar
 from divot_datamodules.shards.tar_source import members_of
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip
 from divot_datamodules.shards.sources import read_all
+from divot_datamodules.toy.oracle import read_clip
 from divot_datamodules.toy.shards import SPLITS, ToyDataConfig, toy_sample, write_toy_data
 from divot_datamodules.toy.world import ATTRIBUTES, ToyWorld, parse_caption
 from divot_lightning.errors import UserError
@@ -34,7 +35,7 @@ def test_the_oracle_reads_every_clip_as_its_caption_says(tmp_path):
         for raw in samples_of(folder, split):
             text = json.loads(raw.members["json"])
             video = decode_clip(raw.members["mp4"], ClipConfig()).video
-            reading = ToyWorld().read(video)
+            reading = read_clip(ToyWorld(), video)
             seen = {name: getattr(reading, name) for name in ATTRIBUTES}
             assert seen == text["attributes"] == parse_caption(text["caption"])
             assert {turn["attribute"]: turn["answer"] for turn in text["questions"]} == seen

@@ -11,8 +11,9 @@ from divot_lightning.checkpoint.folders import (
     checkpoint_name,
     checkpoint_step,
     complete_checkpoints,
+    remove_folder,
+    remove_leftovers,
 )
-from divot_lightning.checkpoint.retention import remove_folder, remove_leftovers
 from divot_lightning.checkpoint.tensor_file import TensorSpec
 from divot_lightning.distributed.ranks import Ranks
 

@@ -11,16 +11,8 @@ from torch import nn
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint import components
-from divot_lightning.checkpoint.components import (
-    find_component,
-    load_component,
-    load_weights,
-    read_record,
-    read_settings,
-    record_components,
-    save_component,
-    weights_sha256,
-)
+from divot_lightning.checkpoint.components import load_component, load_weights, read_settings, save_component
+from divot_lightning.checkpoint.run_components import find_component, read_record, record_components, weights_sha256
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM

@@ -349,9 +349,7 @@ def test_a_metric_that_is_not_logged_is_refused_with_those_that_are(tmp_path: Pa
 def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     # Imported once, and there in every process that is forked from it.
-    context.set_forkserver_preload(
-        ["divot_lightning.checkpoint.folder_writing", "divot_lightning.checkpoint.retention"]
-    )
+    context.set_forkserver_preload(["divot_lightning.checkpoint.folder_writing", "divot_lightning.checkpoint.folders"])
     draw = random.Random(0)
     steps = [0]
     for kills in range(300):

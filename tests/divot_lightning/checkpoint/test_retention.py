@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from divot_lightning.checkpoint.retention import (
+from divot_lightning.checkpoint.folders import (
     read_scores,
     remove_folder,
     remove_leftovers,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from divot_heads.diffusion import DiffusionHead
 from divot_heads.gmm import GMMHead
+from divot_lightning.deepspeed_zero.deepspeed_setup import prepare_deepspeed_for_cpu
 from divot_lightning.deepspeed_zero.sharded_weights import gathered
-from divot_lightning.deepspeed_zero.strategy import prepare_deepspeed_for_cpu
 from divot_lightning.parts.heads import GenerationHead, force_float32
 from divot_lightning.testing import run_distributed
 

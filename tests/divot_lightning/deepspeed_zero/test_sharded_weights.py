@@ -12,8 +12,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from divot_lightning.deepspeed_zero.deepspeed_setup import prepare_deepspeed_for_cpu
 from divot_lightning.deepspeed_zero.sharded_weights import ShardedWeights, gathered, refuse_scalar
-from divot_lightning.deepspeed_zero.strategy import prepare_deepspeed_for_cpu
 from divot_lightning.errors import UserError
 from divot_lightning.models.weights import Misfit, fill, held_by, shard_rest, stored_tensors, without_memory
 from divot_lightning.testing import run_distributed

@@ -13,7 +13,8 @@ import uvicorn
 
 from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.toy.world import ToyWorld
-from divot_lightning.checkpoint.components import record_components, save_component
+from divot_lightning.checkpoint.components import save_component
+from divot_lightning.checkpoint.run_components import record_components
 from divot_lightning.demo.limits import Limits
 from divot_lightning.demo.server import Demo
 from divot_lightning.demo.systems import find_systems

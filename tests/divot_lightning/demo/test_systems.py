@@ -36,7 +36,7 @@ def test_runs_with_another_tokenizer_come_last_and_are_not_chosen(experiment, ll
     import torch
     from safetensors.torch import load_file, save_file
 
-    from divot_lightning.checkpoint.components import record_components
+    from divot_lightning.checkpoint.run_components import record_components
 
     folder = shutil.copytree(experiment, tmp_path / "experiment")
     control = folder / "a_control"

@@ -18,6 +18,7 @@ from divot_lightning.evaluation.config import EvaluationConfig, GenerationConfig
         ("mvbench", {"limit": 0}, "limit is 0"),
         ("msvd_qa", {"top_p": 0.0}, "top_p is 0.0"),
         ("msvd_qa", {"temperature": -1.0}, "temperature is -1.0"),
+        ("msvd_qa", {"top_p": 0.5}, "top_p is 0.5, which has no effect at temperature 0"),
         ("mvbench", {"prompt": "{question}"}, "lacks {options}"),
         ("msvd_qa", {"prompt": "{question} {options}"}, "'options' that is not known; known here: {question}"),
         ("mvbench", {"judge": JudgeConfig("local", "m")}, "judge has no effect on mvbench"),

@@ -80,5 +80,5 @@ def test_what_earlier_versions_recorded_besides_does_not_stand_in_the_way(tmp_pa
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/out cannot be created"):
+    with pytest.raises(UserError, match="file/out cannot be written"):
         PredictionStore(tmp_path / "file" / "out")

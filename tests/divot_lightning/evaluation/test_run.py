@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from divot_datamodules.toy.world import ATTRIBUTES
-from divot_lightning.checkpoint.components import weights_sha256
+from divot_lightning.checkpoint.run_components import weights_sha256
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.multiple_choice import MVBENCH_TASKS

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from divot_backbones.denoisers.video_dit import VideoDiT
-from divot_backbones.latents.block_dct import BlockDCTLatents
-from divot_backbones.objectives.ddim import VPrediction
-from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.shards.sources import read_all
 from divot_datamodules.toy.world import ATTRIBUTES
 from divot_heads.mse import MSEHead
-from divot_lightning.checkpoint.components import save_component, weights_sha256
+from divot_lightning.checkpoint.components import save_component
+from divot_lightning.checkpoint.run_components import weights_sha256
 from divot_lightning.cli.main import main as run_divot
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import EvaluationConfig
@@ -35,12 +31,10 @@ from divot_lightning.experiments.measure import main, prepare
 from divot_lightning.inference.generate import generate_clip_features
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.io.files import file_sha256
-from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
 from divot_lightning.testing.run_distributed import run_distributed
 from divot_lightning.testing.toy_shards import make_toy_shards
+from tests.helpers.tiny_models import tiny_detokenizer, tiny_tokenizer
 
 HELD_OUT = 6
 CLIPS = ("toy-reconstruction", "toy-real-clips", "toy")
@@ -53,21 +47,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     make_toy_shards(folder / "data", train=24, validation=2, held_out=HELD_OUT)
     torch.manual_seed(0)
-    vision = partial(ClipVision, image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
-    sizes = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}
-    sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 2, "num_tokens": 3}
-    sizes |= {"resampler_layers": 1, "resampler_heads": 2, "resampler_head_dim": 4, "token_dim": 4}
-    save_component(VideoTokenizer(TokenizerConfig(vision=vision, **sizes)), folder / "run" / "tokenizer")
-    config = DetokenizerConfig(
-        latents=partial(BlockDCTLatents, scale=0.18215),
-        denoiser=partial(VideoDiT, width=8, layers=1, heads=2, patch_frames=4),
-        objective=VPrediction,
-        sampling=SamplingConfig(steps=2, guidance=1.0),
-        size=32,
-        num_tokens=3,
-        token_dim=4,
-    )
-    detokenizer = VideoDetokenizer(config)
+    save_component(tiny_tokenizer(), folder / "run" / "tokenizer")
+    detokenizer = tiny_detokenizer(guidance=1.0)
     with torch.no_grad():  # a new denoiser is the zero function
         for value in detokenizer.denoiser.parameters():
             value.add_(0.1 * torch.randn_like(value))

@@ -14,8 +14,8 @@ from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.experiments import run as run_module
 from divot_lightning.experiments.plan import matching
-from divot_lightning.experiments.plan.grid import make_trials
 from divot_lightning.experiments.plan.recipe import load_recipe
+from divot_lightning.experiments.plan.trials import make_trials
 from divot_lightning.experiments.run import run_experiment
 from divot_lightning.experiments.runner.records import StepRecord
 from tests.divot_lightning.experiments.plan.test_grid import recipe
@@ -221,3 +221,20 @@ def test_an_array_job_has_one_task_per_trial_and_its_folder_takes_the_ablation(t
     assert "--requeue" in script
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
     assert main([*words, "--part", "shared"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dry-run", "--part", "shared"], "--part has no effect with --dry-run"),
+        (["--list", "--jobs", "3"], "--jobs has no effect with --list"),
+        (["--slurm", "--mixed-protocols"], "--mixed-protocols has no effect with --slurm"),
+        (["--rates", "x"], "--rates has no effect without --dry-run"),
+        (["--list", "--slurm"], "not allowed with argument --list"),
+        (["--dry-run", "--jobs", "0"], "--jobs is 0"),
+    ],
+)
+def test_options_that_do_not_fit_each_other_are_refused(tmp_path, capsys, words, told):
+    assert main(["ablate", "ablations/heads", "--folder", str(tmp_path / "new"), *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -1,42 +1,23 @@
-from functools import partial
-
 import pytest
 import torch
 
-from divot_backbones.denoisers.video_dit import VideoDiT
-from divot_backbones.latents.block_dct import BlockDCTLatents
-from divot_backbones.objectives.ddim import VPrediction
-from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
-from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
+from tests.helpers.tiny_models import tiny_detokenizer, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
 def llm_run(tmp_path_factory):
-    """A run folder with a tokenizer, a de-tokenizer and a video LLM, all tiny and untrained."""
+    return write_untrained_run(tmp_path_factory.mktemp("llm_run"))
+
+
+def write_untrained_run(folder):
+    """Write a run folder with a tokenizer, a de-tokenizer and a video LLM, all tiny and untrained."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("llm_run")
-    vision = partial(ClipVision, image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
-    sizes = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}
-    sizes |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 2}
-    sizes |= {"resampler_layers": 1, "resampler_heads": 2, "resampler_head_dim": 4, "num_tokens": 3, "token_dim": 4}
-    save_component(VideoTokenizer(TokenizerConfig(vision=vision, **sizes)), folder / "tokenizer")
-    detokenizer = VideoDetokenizer(
-        DetokenizerConfig(
-            latents=partial(BlockDCTLatents, scale=0.18215),
-            denoiser=partial(VideoDiT, width=8, layers=1, heads=2, patch_frames=4),
-            objective=VPrediction,
-            sampling=SamplingConfig(steps=2),
-            size=32,
-            num_tokens=3,
-            token_dim=4,
-        )
-    )
+    save_component(tiny_tokenizer(), folder / "tokenizer")
+    detokenizer = tiny_detokenizer()
     for value in detokenizer.denoiser.parameters():
         torch.nn.init.normal_(value, std=0.5)
     save_component(detokenizer, folder / "detokenizer")

@@ -8,7 +8,7 @@ from divot_datamodules.tasks.built_in import GenerateTask
 from divot_lightning.checkpoint.components import save_component
 from divot_lightning.cli.generate import main
 from divot_lightning.errors import UserError
-from divot_lightning.inference.batches import generate_files
+from divot_lightning.inference.batches import ClipSampling, generate_files
 from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
 from divot_lightning.inference.generate import generate_clip_features
 from divot_lightning.inference.loaded_run import LoadedRun
@@ -67,7 +67,8 @@ def test_many_texts_go_through_in_batches(models):
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
 def test_files_hold_the_clips(models, tmp_path, suffix):
-    made = list(generate_files(DivotPipeline(models), ["a red circle"], tmp_path / f"out.{suffix}", num=2))
+    output = tmp_path / f"out.{suffix}"
+    made = list(generate_files(DivotPipeline(models), ["a red circle"], output, ClipSampling(num=2)))
     paths = [path for _, path in made]
     assert [path.name for path in paths] == [f"out-0.{suffix}", f"out-1.{suffix}"]
     for path in paths:

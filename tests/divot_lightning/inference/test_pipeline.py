@@ -219,6 +219,8 @@ def test_each_sampler_setting_changes_the_clip(pipeline, video):
         ({"decoding": Decoding(sampler="euler")}, r"solver is 'euler'; choose ddim, dpm_solver or unipc"),
         ({"num": 0}, "number of clips is 0"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
+        ({"decoding": Decoding(steps=0)}, r"sampling\.steps is 0; it must be at least 1"),
+        ({"decoding": Decoding(guidance=float("nan"))}, r"sampling\.guidance is nan"),
     ],
 )
 def test_settings_that_there_are_not_are_refused(pipeline, options, message):

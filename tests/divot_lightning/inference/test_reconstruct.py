@@ -3,7 +3,6 @@
 import json
 import shutil
 import tarfile
-from functools import partial
 from pathlib import Path
 
 import av
@@ -11,13 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from divot_backbones.denoisers.video_dit import VideoDiT
-from divot_backbones.latents.block_dct import BlockDCTLatents
-from divot_backbones.objectives.ddim import VPrediction
-from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import probe
 from divot_datamodules.decoding.video_writing import write_video
+from divot_datamodules.toy.oracle import read_clip
 from divot_datamodules.toy.world import ToyWorld
 from divot_lightning import DivotPipeline
 from divot_lightning.checkpoint.components import save_component
@@ -26,41 +22,17 @@ from divot_lightning.errors import UserError
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.inference.reconstruct import read_clips, reconstruct_files
 from divot_lightning.inference.results import comparison
-from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.testing.toy_shards import make_toy_shards
 from tests.helpers.broken_shards import moving_clip, write_members
 from tests.helpers.faults import limited_file_size
-
-
-def tiny_tokenizer() -> VideoTokenizer:
-    vision = partial(ClipVision, image_size=32, patch_size=16, width=8, layers=1, heads=2, frozen=False)
-    return VideoTokenizer(
-        TokenizerConfig(
-            vision=vision, temporal_width=8, temporal_layers=1, temporal_heads=2, temporal_init="random", pool_size=2,
-            spatiotemporal_width=8, spatiotemporal_layers=1, spatiotemporal_heads=2, num_tokens=3, resampler_layers=1,
-            resampler_heads=2, resampler_head_dim=4, token_dim=4,
-        )
-    )  # fmt: skip
-
-
-def tiny_detokenizer(guidance: float = 2.0) -> VideoDetokenizer:
-    return VideoDetokenizer(
-        DetokenizerConfig(
-            latents=partial(BlockDCTLatents, scale=0.18215),
-            denoiser=partial(VideoDiT, width=8, layers=1, heads=2, patch_frames=4),
-            objective=VPrediction,
-            sampling=SamplingConfig(steps=2, guidance=guidance), size=32, num_tokens=3, token_dim=4,
-        )
-    )  # fmt: skip
+from tests.helpers.tiny_models import tiny_detokenizer, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    detokenizer = tiny_detokenizer()
+    detokenizer = tiny_detokenizer(guidance=2.0)
     for value in detokenizer.denoiser.parameters():  # it starts as zero, which no token would change
         torch.nn.init.normal_(value, std=0.5)
     save_component(tiny_tokenizer(), folder / "tokenizer")
@@ -83,7 +55,7 @@ def test_shards_and_files_give_the_rendered_pixels(tmp_path, shards):
     clips = list(read_clips([str(tmp_path / "mine.mp4"), str(shards / "held_out")], CLIP))
     assert [key for key, _ in clips] == ["mine", "held_out-000000"]
     assert np.abs(clips[0][1].astype(int) - video).max() <= 4
-    assert world.read(clips[1][1]).valid
+    assert read_clip(world, clips[1][1]).valid
 
 
 @pytest.mark.parametrize("name", ["missing.mp4", "broken.mp4"])

@@ -11,7 +11,8 @@ from divot_datamodules.tasks.built_in import StoryTask
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning import DivotPipeline, StorySampling
-from divot_lightning.checkpoint.components import find_component, save_component
+from divot_lightning.checkpoint.components import save_component
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.cli.story import main
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig

@@ -18,14 +18,16 @@ from divot_backbones.latents.image_vae import ImageVAELatents
 from divot_backbones.objectives.ddim import VPrediction
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
 from divot_heads.gmm import GMMHead
-from divot_lightning.checkpoint.components import find_component, load_component, save_component, weights_sha256
+from divot_lightning.checkpoint.components import load_component, save_component
+from divot_lightning.checkpoint.run_components import find_component, weights_sha256
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.interop.exporting.export import export_run, require_shard_size
 from divot_lightning.interop.exporting.export_parts import load_head
 from divot_lightning.interop.exporting.hub_upload import push_to_hub
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig

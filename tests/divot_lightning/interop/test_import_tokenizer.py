@@ -14,7 +14,8 @@ from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.interop.import_detokenizer import import_detokenizer
 from divot_lightning.interop.import_tokenizer import import_tokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from tests.divot_lightning.interop.test_importing import config as detokenizer_config
 from tests.divot_lightning.interop.test_importing import original_vae
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.io.output_files import writing_to
+from divot_lightning.io.output_files import make_folder, writing_to
 from tests.helpers.faults import limited_file_size
 
 
@@ -49,3 +49,10 @@ def test_other_errors_stay_what_they_are(tmp_path, error):
     with pytest.raises(OSError) as caught, writing_to(tmp_path):  # noqa: PT011
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("folder", ["/proc/out", "/proc/out/deep", "/dev/null/out"])
+def test_a_folder_that_no_file_system_makes_is_explained(folder):
+    with pytest.raises(UserError, match=r"cannot be written: (no folder can be made there|there is a file where).*\n"):
+        make_folder(folder)
+    make_folder("/proc")  # one that is there needs nothing

@@ -6,7 +6,8 @@ import torch
 from divot_backbones.vision.clip import ClipVision
 from divot_lightning.models.clip_encoding import CLIPS_AT_ONCE, encode_clips
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 
 
 @pytest.fixture(scope="module", params=[8, 96])

@@ -1,6 +1,5 @@
 """Sources and tasks come in by the same door as heads, and get the same treatment."""
 
-import importlib
 import subprocess
 import sys
 
@@ -20,27 +19,6 @@ class EchoTask(Task):
     def segments(self, text, rng, *, num_clips=1, kind="video"):
         return [Text("echo", learn=True)]
 """
-
-
-@pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Return a function that installs a distribution with one part, as pip would."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(sys.modules)
-
-    def add(distribution, kind, entry, source):
-        module = entry.partition("=")[2].partition(":")[0].strip()
-        (tmp_path / f"{module}.py").write_text(source)
-        info = tmp_path / f"{distribution}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[divot_lightning.{kind}]\n{entry}\n")
-        importlib.invalidate_caches()
-
-    yield add
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def test_built_in_sources_and_tasks_come_through_the_entry_points_of_our_distribution():
@@ -63,28 +41,28 @@ def test_listing_imports_neither_torch_nor_the_parts():
 
 
 def test_a_strangers_task_is_used_by_its_short_name_and_by_its_class_path(install):
-    install("stranger", "tasks", "echo = stranger_task:EchoTask", TASK)
+    install("stranger", "echo = stranger_task:EchoTask", TASK, kind="tasks")
     mixture = TaskMixture({"echo": 1.0, "stranger_task.EchoTask": {"weight": 2.0}})
     assert [type(task).__name__ for task in mixture.tasks.values()] == ["EchoTask", "EchoTask"]
     assert mixture.weights == {"echo": 1.0, "stranger_task.EchoTask": 2.0}
 
 
 def test_a_name_of_two_tasks_is_refused_naming_both_distributions(install):
-    install("impostor", "tasks", "caption = impostor_task:EchoTask", TASK)
+    install("impostor", "caption = impostor_task:EchoTask", TASK, kind="tasks")
     with pytest.raises(UserError, match=r"'caption' is declared by two distributions: divot-lightning .* impostor"):
         TaskMixture({"caption": 1.0})
     assert TaskMixture({"question": 1.0}).weights == {"question": 1.0}
 
 
 def test_a_broken_task_is_reported_with_its_cause_and_the_others_work(install):
-    install("broken", "tasks", "broken = broken_task:BrokenTask", "import not_there_at_all\n")
+    install("broken", "broken = broken_task:BrokenTask", "import not_there_at_all\n", kind="tasks")
     with pytest.raises(UserError, match=r"task 'broken' of distribution broken 1\.0 .*not_there_at_all"):
         TaskMixture({"broken": 1.0, "caption": 1.0})
     assert TaskMixture({"caption": 1.0}).weights == {"caption": 1.0}
 
 
 def test_a_class_that_is_no_task_is_refused(install):
-    install("other", "tasks", "none = no_task:NoTask", "class NoTask:\n    pass\n")
+    install("other", "none = no_task:NoTask", "class NoTask:\n    pass\n", kind="tasks")
     with pytest.raises(UserError, match=r"no_task\.NoTask is no task.*\nEvery task is a subclass"):
         TaskMixture({"none": 1.0})
 
@@ -108,7 +86,7 @@ def test_a_misspelt_source_is_refused_with_a_guess():
 
 
 def test_a_broken_source_is_reported_when_it_is_named_and_the_others_work(install):
-    install("broken", "sources", "bad = broken_source:BadSource", "raise ValueError('no library')\n")
+    install("broken", "bad = broken_source:BadSource", "raise ValueError('no library')\n", kind="sources")
     with pytest.raises(UserError, match=r"source 'bad' of distribution broken 1\.0 .*no library"):
         expand_recipe({"train": [{"source": "bad"}]})
     assert SOURCES.resolve("tar") == "divot_datamodules.shards.tar_source.TarSource"

@@ -11,7 +11,8 @@ from torch import nn
 
 from divot_lightning.checkpoint.components import load_component, read_settings
 from divot_lightning.errors import UserError
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.part import PartSpec
 from divot_lightning.parts.registries.kinds import HEADS
 from divot_lightning.parts.registries.registry import class_path

@@ -25,8 +25,9 @@ from divot_backbones.vision.transformers_vision import TransformersVision
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLMConfig
 from divot_lightning.parts.registries.kinds import OPTIMIZERS
 from divot_lightning.parts.segments import Clips, Text

@@ -11,8 +11,10 @@ from divot_backbones.vision.clip import ClipVision
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning.checkpoint.components import save_component
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.model import VideoLLMConfig
 from divot_lightning.parts.segments import Clips, Text

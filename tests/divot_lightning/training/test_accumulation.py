@@ -8,7 +8,8 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from divot_heads.gmm import GMMHead
-from divot_lightning.checkpoint.components import record_components, save_component
+from divot_lightning.checkpoint.components import save_component
+from divot_lightning.checkpoint.run_components import record_components
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM

@@ -10,7 +10,8 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import nn
 from torch.utils.data import DataLoader
 
-from divot_lightning.checkpoint.components import find_component, load_component, read_record, save_component
+from divot_lightning.checkpoint.components import load_component, save_component
+from divot_lightning.checkpoint.run_components import find_component, read_record
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.training.export import ComponentExport
 

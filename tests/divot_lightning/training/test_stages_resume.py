@@ -12,9 +12,10 @@ from torch import distributed
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.video_text import VideoTextData
 from divot_heads.gmm import GMMHead
-from divot_lightning.checkpoint.components import record_components, save_component
+from divot_lightning.checkpoint.components import save_component
 from divot_lightning.checkpoint.folder_reading import CheckpointReader
 from divot_lightning.checkpoint.rng_state import RandomStates
+from divot_lightning.checkpoint.run_components import record_components
 from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
 from divot_lightning.checkpoint.weight_average import WeightAverage
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy

@@ -10,7 +10,6 @@ from divot_datamodules.toy.world import Scene, ToyWorld
 from divot_lightning.evaluation.metrics.frechet import feature_distance
 from divot_lightning.evaluation.metrics.toy_features import (
     FEATURE_NAMES,
-    NUM_TOY_FEATURES,
     OUTLINE_FEATURES,
     toy_clip_features,
 )
@@ -44,9 +43,9 @@ def others() -> torch.Tensor:
 
 def test_features_have_one_name_each():
     features = toy_clip_features(render(SCENE))
-    assert features.shape == (1, NUM_TOY_FEATURES)
+    assert features.shape == (1, len(FEATURE_NAMES))
     assert features.dtype == torch.float64
-    assert len(set(FEATURE_NAMES)) == NUM_TOY_FEATURES
+    assert len(set(FEATURE_NAMES)) == len(FEATURE_NAMES)
 
 
 def test_position_and_mass_are_the_rendered_ones():

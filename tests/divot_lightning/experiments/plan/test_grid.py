@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.plan.grid import Trial, make_grid, make_trials, trial_options
+from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import parse_recipe
+from divot_lightning.experiments.plan.trials import Trial, make_trials, trial_options
 from divot_lightning.experiments.runner.steps import check_plan
 from tests.divot_lightning.experiments.plan.test_recipe import RECIPE
 

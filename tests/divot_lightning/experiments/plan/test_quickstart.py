@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from divot_lightning.experiments.plan.grid import MEASURE, SEVERAL, make_grid
+from divot_lightning.experiments.plan.commands import MEASURE, SEVERAL
+from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import load_recipe
 from divot_lightning.experiments.runner.steps import Step, check_plan
 from divot_lightning.training.recipe_files import find_recipe, recipe_names

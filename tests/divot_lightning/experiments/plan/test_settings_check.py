@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from divot_lightning.experiments.plan.grid import MEASURE
+from divot_lightning.experiments.plan.commands import MEASURE
 from divot_lightning.experiments.plan.settings_check import main, wrong_settings
 from divot_lightning.experiments.runner.steps import Step
 

@@ -14,7 +14,8 @@ from scipy.stats import ttest_1samp
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.scores import Score, save_scores
-from divot_lightning.experiments.plan.grid import Trial, make_grid
+from divot_lightning.experiments.plan.grid import make_grid
+from divot_lightning.experiments.plan.trials import Trial
 from divot_lightning.experiments.report.content import Cell, Table
 from divot_lightning.experiments.results.comparisons import compare_groups
 from divot_lightning.experiments.results.formats import as_csv, as_latex, as_markdown

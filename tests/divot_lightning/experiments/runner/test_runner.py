@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.runner import runner as runner_module
+from divot_lightning.experiments.runner import job_lock
 from divot_lightning.experiments.runner.progress import Display
 from divot_lightning.experiments.runner.records import StepRecord
 from divot_lightning.experiments.runner.runner import StepRunner
@@ -146,7 +146,7 @@ def test_a_done_step_of_another_command_is_refused(tmp_path):
 
 
 def test_two_jobs_in_one_folder_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner_module, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(job_lock, "LOCK_SECONDS", 0.0)
     with pytest.raises(UserError, match="failed"):
         run([shell("outer", "true"), shell("inner", _nested(tmp_path), after=("outer",))], tmp_path)
     assert "another job is working" in (tmp_path / "steps" / "inner.log").read_text()
@@ -165,8 +165,8 @@ def test_parts_of_a_job_run_beside_each_other_but_not_beside_themselves_or_the_w
 
 def _nested(folder: Path, part: str = "") -> str:
     code = (
-        "from pathlib import Path; from divot_lightning.experiments.runner import runner; "
-        "from divot_lightning.experiments.runner.steps import Step; runner.LOCK_SECONDS = 0.0; "
+        "from pathlib import Path; from divot_lightning.experiments.runner import job_lock, runner; "
+        "from divot_lightning.experiments.runner.steps import Step; job_lock.LOCK_SECONDS = 0.0; "
         f"runner.StepRunner([Step('x', ('true',))], Path('{folder}'), part='{part}').run()"
     )
     return f'{sys.executable} -c "{code}"'

@@ -15,12 +15,9 @@ from divot_backbones.latents.image_vae import ImageVAELatents
 from divot_backbones.objectives.ddim import DDIMSampler, Epsilon, VPrediction, alphas_cumprod, schedule_betas
 from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
+from divot_lightning.models.detokenizer.config import ConditionResamplerConfig, DetokenizerConfig
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
-from divot_lightning.models.detokenizer.video_detokenizer import (
-    ConditionResamplerConfig,
-    DetokenizerConfig,
-    VideoDetokenizer,
-)
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.randomness import sample_generators
 
 FRAMES, SIZE, TOKENS, DIM = 4, 8, 3, 5

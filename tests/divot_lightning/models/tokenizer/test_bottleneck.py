@@ -16,7 +16,8 @@ from divot_lightning.models.tokenizer.bottleneck import (
     kl_to_standard_normal,
     to_sphere,
 )
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from tests.divot_lightning.models.tokenizer.test_video_tokenizer import clip, tiny
 
 ALL_ON = BottleneckConfig(sphere=True, kl_weight=0.1, noise=0.5, nested_dropout="uniform")

@@ -10,7 +10,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from divot_backbones.vision.clip import ClipVision
 from divot_lightning.checkpoint.components import load_component, read_settings, save_component
 from divot_lightning.errors import UserError
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.vision_encoders import VisionEncoder
 
 

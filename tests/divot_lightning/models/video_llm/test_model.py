@@ -399,6 +399,12 @@ def test_features_of_another_shape_are_refused(make, shape):
         ({"language_model_config": {"model_type": "clip"}}, "'clip'"),
         ({"language_model_config": {"model_type": "llama", "vocab_size": 9}}, "vocab_size=9"),
         (
+            {"language_model_config": {"model_type": "llama", **TINY, "hidden_sise": 9}},
+            r"'hidden_sise' is no setting of 'llama'\. Did you mean 'hidden_size'\?",
+        ),
+        ({"language_model_config": {"model_type": "llama", **TINY, "num_attention_heads": 0}}, "gives no causal"),
+        ({"language_model_config": {"model_type": "llama", **TINY, "intermediate_size": -8}}, "gives no causal"),
+        (
             {"language_model_config": {"model_type": "gemma2", **TINY}, "attention": "eager"},
             "softcapping=30",
         ),

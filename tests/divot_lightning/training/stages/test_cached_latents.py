@@ -17,16 +17,16 @@ from divot_lightning.checkpoint.components import part_sha256, save_component
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.inference.feature_encoding import encode_shards
-from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
+from divot_lightning.models.detokenizer.config import DetokenizerConfig
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
+from divot_lightning.models.tokenizer.config import TokenizerConfig
+from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.testing.toy_shards import make_toy_shards
 from divot_lightning.training.stages.detokenizer_refinement import DetokenizerRefinement
 from divot_optimizers.adamw import AdamWOptimizer
 from tests.divot_backbones.tiny_models import VAES
+from tests.helpers.tiny_models import SIZES
 
-SIZES = {"temporal_width": 8, "temporal_layers": 1, "temporal_heads": 2, "temporal_init": "random", "pool_size": 2}
-SIZES |= {"spatiotemporal_width": 8, "spatiotemporal_layers": 1, "spatiotemporal_heads": 2, "num_tokens": 3}
-SIZES |= {"resampler_layers": 1, "resampler_heads": 2, "resampler_head_dim": 4, "token_dim": 4}
 IMAGE_VAE = {
     "down_block_types": ["DownEncoderBlock2D"] * 3,
     "up_block_types": ["UpDecoderBlock2D"] * 3,

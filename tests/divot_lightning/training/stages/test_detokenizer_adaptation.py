@@ -5,7 +5,8 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from divot_heads.gmm import GMMHead
-from divot_lightning.checkpoint.components import find_component, load_component, record_components, save_component
+from divot_lightning.checkpoint.components import load_component, save_component
+from divot_lightning.checkpoint.run_components import find_component, record_components
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.randomness import sample_generators

@@ -2,7 +2,8 @@ import pytest
 import torch
 from lightning import Trainer
 
-from divot_lightning.checkpoint.components import load_component, record_components, save_component
+from divot_lightning.checkpoint.components import load_component, save_component
+from divot_lightning.checkpoint.run_components import record_components
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.video_llm.model import VideoLLM

@@ -4,7 +4,8 @@ from lightning import Trainer
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
-from divot_lightning.checkpoint.components import find_component, load_component
+from divot_lightning.checkpoint.components import load_component
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM

@@ -3,7 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from divot_lightning.checkpoint.components import find_component, load_component, save_component
+from divot_lightning.checkpoint.components import load_component, save_component
+from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMOutput

@@ -1,0 +1,18 @@
+"""The parser of a command: a wrong option is told in two lines, as every other mistake. No torch in here."""
+
+import argparse
+import difflib
+from typing import NoReturn
+
+from divot_lightning.errors import UserError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse's parser; its errors are a `UserError` instead of the usage, which has up to 20 lines."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error of a wrong command line; an unknown option gets the nearest known one."""
+        unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
+        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1) if unknown else []
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"{message}.{hint}\n`{self.prog} --help` shows what is allowed")
