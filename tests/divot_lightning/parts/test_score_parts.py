@@ -8,7 +8,6 @@ import pytest
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.parts.registries.kinds import REGISTRIES
-from tests.divot_lightning.parts.test_registry import install  # noqa: F401
 
 KINDS = {"benchmarks": "toy", "metrics": "psnr", "optimizers": "muon"}
 
