@@ -13,7 +13,7 @@ class UserError(ValueError):
     """
 
 
-def require_at_least(least: float, where: str = "", **settings: float | None) -> None:
+def require_at_least(least: float, where: str = "", /, **settings: float | None) -> None:
     """Refuse settings that are below a limit, or no finite number; None is allowed.
 
     Args:

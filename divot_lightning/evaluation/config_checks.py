@@ -86,7 +86,7 @@ def _check_judge(judge: JudgeConfig) -> None:
         require_at_least(1, "judge.", **{name: getattr(judge, name)})
     require_at_least(0, "judge.", temperature=judge.temperature)
     if judge.top_p is not None:
-        check_top_p(judge.top_p)
+        check_top_p(judge.top_p, "judge.")
     if not judge.timeout > 0:
         raise UserError(f"judge.timeout is {judge.timeout}; it must be above 0")
     if judge.kind == "local" and judge.max_tokens is None:

@@ -80,16 +80,17 @@ def generate_missing(
         Prompt and path of each file, whether it was there or is new.
     """
     for entry, (path, text) in zip(entries, _named(output, [entry["prompt"] for entry in entries]), strict=True):
-        options: GenerateOptions = {
-            "num": how.num,
-            "seed": entry.get("seed", how.seed),
-            "temperature": how.temperature,
-        }
+        num, seed, temperature = how.num, entry.get("seed", how.seed), how.temperature
         with pipeline.sampling(how.decoding) as sampling:
-            settings = pipeline.models.generation_settings(sampling, **options, **how.request.describe())
+            settings = pipeline.models.generation_settings(
+                sampling, num=num, seed=seed, temperature=temperature, **how.request.describe()
+            )
         paths, wanted = output_paths(path, how.num, text), _json({"prompt": text, **settings})
         if not all(one.is_file() and _settings_in(one.with_suffix(".json")) == wanted for one in paths):
-            paths = pipeline.generate(text, request=how.request, decoding=how.decoding, **options).save(path)
+            options = GenerateOptions(
+                num=num, seed=seed, temperature=temperature, request=how.request, decoding=how.decoding
+            )
+            paths = pipeline.generate(text, **options).save(path)
         yield from ((text, one) for one in paths)
 
 

@@ -58,10 +58,10 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("template", "device", "dtype") if name in args}
 
 
-def check_top_p(top_p: float) -> None:
+def check_top_p(top_p: float, where: str = "") -> None:
     """Refuse a probability that the most likely tokens cannot reach together."""
     if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1")
+        raise UserError(f"{where}top_p is {top_p}; it must be above 0 and at most 1")
 
 
 def check_ask_options(max_clips: int, max_new_tokens: int, temperature: float, top_p: float) -> None:

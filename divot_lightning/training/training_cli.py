@@ -125,6 +125,9 @@ class TrainingCLI(LightningCLI):
             raise UserError(condense(str(error), parser)) from error
         finally:
             sys.argv = argv0
+        seed = self.config.seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything is {seed}; give 0 to {2**32 - 1}")
 
     def before_instantiate_classes(self) -> None:
         """Refuse an occupied folder before anything expensive is built."""

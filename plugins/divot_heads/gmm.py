@@ -6,7 +6,6 @@ P = 2*K*C + K parameters per token, N tokens in one row.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -90,10 +89,12 @@ class GMMHead(GenerationHead):
         """Compute the mixtures once, and draw from them with each generator; see `GenerationHead.sample_each`."""
         spread = {"variance_scale": self.variance_scale, "temperature": temperature}
         if self.factors is not None or self.shared_component:
-            draw = partial(sample_mixture, self._mixture(hidden_BQD), **spread)
+            mixture = self._mixture(hidden_BQD)
+            drawn = [sample_mixture(mixture, **spread, generator=one) for one in generators]
         else:
-            draw = partial(gmm_sample, self.proj(hidden_BQD), self.num_components, **spread)
-        return torch.stack([draw(generator=one) for one in generators])
+            params_BQP = self.proj(hidden_BQD)
+            drawn = [gmm_sample(params_BQP, self.num_components, **spread, generator=one) for one in generators]
+        return torch.stack(drawn)
 
     def _mixture(self, hidden_BQD: Tensor) -> Mixture:
         means_BQKC, variances_BQKC, logits_BQK = split_gmm_params(self.proj(hidden_BQD), self.num_components)

@@ -63,3 +63,9 @@ def test_a_question_that_no_prompt_needs_is_refused(tmp_path):
     with pytest.raises(UserError, match="no_run"):
         main(words)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_device_that_this_machine_lacks_is_named(tmp_path):
+    for device in ("nope", "cuda:99"):
+        with pytest.raises(UserError, match=f"device '{device}' cannot be used"):
+            main([str(tmp_path), "x.mp4", "--device", device])

@@ -96,7 +96,7 @@ class JsonlSource(Source):
         digest = hashlib.sha256()
         for name, lines in zip(self._names, self._lines, strict=True):
             digest.update(f"{Path(name).name}\n{len(lines)}\n".encode("utf-8", "surrogateescape"))
-            digest.update(lines.ravel())  # its memory, not a copy
+            digest.update(lines.ravel().data)  # its memory, not a copy
         return digest.hexdigest()
 
     @property

@@ -109,6 +109,8 @@ class VideoDetokenizer(nn.Module):
         with torch.no_grad():
             given = video_BFCHW if posterior is None else posterior
             assert given is not None
+            if posterior is None:
+                self._require_size(given)
             clean = (self.latents.encode if posterior is None else self.latents.draw)(given, generator).float()
         noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
         time_B = self.objective.sample_times(
@@ -120,6 +122,14 @@ class VideoDetokenizer(nn.Module):
         if weight_B is None:
             return nn.functional.mse_loss(prediction.float(), target)
         return (weight_B * (prediction.float() - target).square().flatten(1).mean(dim=1)).mean()
+
+    def _require_size(self, video_BFCHW: Tensor) -> None:
+        found, size = (video_BFCHW.shape[1], *video_BFCHW.shape[3:]), self.config.size
+        if found != (self.config.num_frames, size, size):
+            raise UserError(
+                f"the clips have {found[0]} frames of {found[1]} x {found[2]}, and the de-tokenizer takes "
+                f"{self.config.num_frames} of {size} x {size}\nset data.clip.frames, height and width to these"
+            )
 
     @torch.no_grad()
     def decode(

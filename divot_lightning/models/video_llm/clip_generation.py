@@ -148,7 +148,9 @@ def sample_features(
 
     So a sample's bits do not depend on its batch: a matrix product of other rows may round differently.
     """
-    per_sample = [each if isinstance(each, list) else [each] for each in generators]
+    per_sample: list[Sequence[torch.Generator | None]] = [
+        each if isinstance(each, list) else [each] for each in generators
+    ]
     rows = hidden_BQD.split(1) if isinstance(generators[0], list) else [hidden_BQD]
     sampled = [
         video_llm.head.sample_each(row, candidates, temperature=temperature)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.models.video_llm.language_model import Attention
 from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.weight_dtypes import FrozenDtype
@@ -68,6 +68,9 @@ class VideoLLMConfig:
     packing: bool = False
     attention: Attention = "sdpa"
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        require_at_least(1, "llm.", max_length=self.max_length)
 
     @property
     def feature_shape(self) -> tuple[int, int]:

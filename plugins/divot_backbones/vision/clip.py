@@ -64,6 +64,7 @@ class ClipVision(VisionEncoder):
         """
         super().__init__(frozen)
         if pretrained is None:
+            require_at_least(0, "ViT: ", mlp_width=mlp_width, layer_norm_eps=layer_norm_eps)
             _check_sizes(image_size, patch_size, width, layers, heads, activation)
             self.model = CLIPVisionModel(
                 CLIPVisionConfig(

@@ -264,3 +264,10 @@ def test_a_run_without_a_tokenizer_is_named(tmp_path, video_shards):
     with pytest.raises(UserError, match="nowhere"):
         encode_shards(tmp_path / "nowhere", video_shards(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("options", "told"), [({"batch_size": 0}, "batch_size is 0"), ({"device": "nope"}, "'nope'")])
+def test_options_that_cannot_work_are_refused_before_anything_is_written(tmp_path, options, told):
+    with pytest.raises(UserError, match=told):
+        encode_shards(tmp_path, tmp_path, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

@@ -236,6 +236,7 @@ def test_a_cut_off_file_and_a_file_with_code_are_refused(released_file, tmp_path
     assert not (tmp_path / "detokenizer").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("zipped", [False, True], ids=["before torch 1.6", "zip"])
 def test_whatever_damage_a_file_has_is_told(tmp_path, zipped):
     file, drawn = tmp_path / "damaged.bin", random.Random(0)

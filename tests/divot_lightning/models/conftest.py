@@ -20,7 +20,9 @@ def text_tokenizer(tmp_path_factory):
 def make(text_tokenizer):
     def make(head=MSEHead, model="llama", **changes):
         torch.manual_seed(0)
-        config = {"model_type": model, **TINY, **changes.pop("language_model", {})}
+        unknown = {"intermediate_size", "num_key_value_heads"} if model == "gpt2" else set()
+        sizes = {name: size for name, size in TINY.items() if name not in unknown}
+        config = {"model_type": model, **sizes, **changes.pop("language_model", {})}
         settings = {"language_model_config": config, "text_tokenizer": text_tokenizer, "num_queries": Q}
         return VideoLLM(VideoLLMConfig(**{**settings, "feature_dim": C, **changes}), head).eval()
 

@@ -548,3 +548,10 @@ def test_a_part_of_a_package_that_nobody_trusts_is_not_imported(tmp_path, part):
     file.write_text(json.dumps(described))
     with pytest.raises(UserError, match=r"'stranger\.Part', which is not imported"):
         load_component(tmp_path / "detokenizer", VideoDetokenizer)
+
+
+@pytest.mark.parametrize("shape", [(FRAMES, 3, SIZE, SIZE // 2), (FRAMES + 1, 3, SIZE, SIZE)])
+def test_clips_of_another_size_are_refused(tokens, shape):
+    message = rf"{shape[0]} frames of {SIZE} x {shape[3]}, and the de-tokenizer takes {FRAMES} of {SIZE} x {SIZE}"
+    with pytest.raises(UserError, match=message):
+        make().loss(torch.zeros(6, *shape), tokens, generator=seeded())

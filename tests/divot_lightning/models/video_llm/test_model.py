@@ -394,6 +394,7 @@ def test_features_of_another_shape_are_refused(make, shape):
     [
         ({"language_model_config": None}, "language_model=None and language_model_config=None"),
         ({"text_tokenizer": None}, "text_tokenizer=None"),
+        ({"max_length": -5}, r"llm\.max_length is -5"),
         ({"text_tokenizer": "no/such/folder"}, "no/such/folder"),
         ({"language_model_config": {"model_type": "llamma"}}, "'llamma'"),
         ({"language_model_config": {"model_type": "clip"}}, "'clip'"),
