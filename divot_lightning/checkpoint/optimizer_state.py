@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from divot_lightning.checkpoint.tensor_file import TensorSpec
 from divot_lightning.errors import UserError
 
-_SAME_STATES = {"DeepSpeedCPUAdam": "AdamW", "FusedAdam": "AdamW", "Adam": "AdamW"}
+_SAME_STATES = {"DeepSpeedCPUAdam": "AdamW", "FusedAdam": "AdamW", "Adam": "AdamW", "Float32Muon": "Muon"}
 
 
 class OptimizerEntry(NamedTuple):

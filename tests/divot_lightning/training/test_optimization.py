@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import AdamW, Muon
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from divot_lightning.checkpoint.optimizer_state import family
 from divot_lightning.errors import UserError
 from divot_lightning.parts.optimizers import TrainedParameter, scheduled_fraction
 from divot_lightning.training.optimization import configure_optimizer, inner_matrices
@@ -148,6 +149,7 @@ def test_steps_of_muon_in_float32_are_those_of_torch_up_to_the_rounding_of_bfloa
         other = TrainedParameter("outer", nn.Parameter(torch.ones(1)), (1,))
         muon = MuonOptimizer(**SETTINGS, matrix_lr=0.02, iteration_dtype=kind).build([entry, other]).parts[0]
         assert isinstance(muon, Muon)
+        assert family(muon) == "Muon"  # so that a run can be resumed with the other type
         for value.grad in gradients:
             muon.step()
         moved[kind] = value.detach() - 1
