@@ -25,7 +25,7 @@ from divot_lightning.experiments.results.formats import as_csv, as_latex, as_mar
 from divot_lightning.experiments.results.tables import baseline_of
 from divot_lightning.experiments.results.trials import TrialResult, collect
 from divot_lightning.experiments.runner.records import StepRecord, is_done
-from divot_lightning.experiments.runner.reuse import link_done_steps
+from divot_lightning.experiments.runner.reuse import link_done_steps, require_experiments
 from divot_lightning.experiments.runner.runner import StepRunner
 from divot_lightning.experiments.runner.steps import Step
 from divot_lightning.io.files import write_atomically
@@ -61,10 +61,11 @@ def run_experiment(
         The results of the trials so far.
 
     Raises:
-        UserError: The folder holds another experiment, the part is unknown or comes too early, or the protocols of
-            a score differ.
+        UserError: The folder holds another experiment, the part is unknown or comes too early, the protocols of a
+            score differ, or a folder to reuse holds no experiment.
     """
     baseline_of(recipe, [TrialResult(trial) for trial in make_trials(recipe)])
+    require_experiments(reuse)
     lock_recipe(recipe, folder)
     _check_part(recipe, part)
     for name in link_done_steps(make_grid(recipe, folder), folder, reuse):

@@ -1,10 +1,9 @@
 """The parser of a command: a wrong option is told in two lines, as every other mistake. No torch in here."""
 
 import argparse
-import difflib
 from typing import NoReturn
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, did_you_mean
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -13,6 +12,5 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the error of a wrong command line; an unknown option gets the nearest known one."""
         unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
-        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1) if unknown else []
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(unknown, self._option_string_actions)
         raise UserError(f"{message}.{hint}\n`{self.prog} --help` shows what is allowed")

@@ -1,7 +1,7 @@
 """Steps that another experiment has done: the same tokenizer need not be trained for each ablation."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,18 @@ from divot_lightning.experiments.plan.grid import Grid, TrialStep
 from divot_lightning.experiments.runner.records import StepRecord, is_done
 
 
-def link_done_steps(grid: Grid, folder: Path, others: Iterable[Path]) -> list[str]:
+def require_experiments(folders: Iterable[Path]) -> None:
+    """Refuse a folder that holds no experiment.
+
+    Raises:
+        UserError: One of them holds none.
+    """
+    for folder in folders:
+        if not (folder / "recipe.yaml").is_file():
+            raise UserError(f"--reuse {folder} holds no experiment; give the --folder of one")
+
+
+def link_done_steps(grid: Grid, folder: Path, others: Sequence[Path]) -> list[str]:
     """Link the shared steps that other experiments have done into an experiment, instead of running them again.
 
     A step is the same if its name, its settings and the steps that it reads are: all of it is in the hash at the end of
@@ -23,14 +34,7 @@ def link_done_steps(grid: Grid, folder: Path, others: Iterable[Path]) -> list[st
 
     Returns:
         The names of the steps that are linked now.
-
-    Raises:
-        UserError: A folder of another experiment holds none.
     """
-    others = list(others)
-    for other in others:
-        if not (other / "recipe.yaml").is_file():
-            raise UserError(f"--reuse {other} holds no experiment; give the --folder of one")
     shared = {each.step.name: each for steps in grid.steps.values() for each in steps.values() if each.shared}
     missing = [step for name, step in shared.items() if not is_done(folder, name) and not step.folder.exists()]
     return [step.step.name for step in missing if any(_link(step, folder, other) for other in others)]

@@ -5,7 +5,6 @@ The model is any unmodified transformers ``AutoModelForCausalLM`` with full or s
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, TypeAlias
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from divot_lightning.errors import UserError, first_line
+from divot_lightning.errors import UserError, did_you_mean, first_line
 from divot_lightning.models.weights import (
     fill,
     fill_from_first,
@@ -125,8 +124,7 @@ def _refuse_unknown(config: dict[str, Any]) -> None:
     # Older names, which transformers translates, leave no attribute of that name.
     unknown = [name for name in config if hasattr(full, name) and not hasattr(known, name)]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known.to_dict(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(unknown[0], known.to_dict())
         raise UserError(f"language_model_config: {unknown[0]!r} is no setting of {full.model_type!r}.{hint}")
 
 

@@ -7,6 +7,7 @@ import pytest
 from divot_lightning.errors import UserError
 from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import parse_recipe
+from divot_lightning.experiments.run import run_experiment
 from divot_lightning.experiments.runner.records import StepRecord, is_done
 from divot_lightning.experiments.runner.reuse import link_done_steps
 from divot_lightning.experiments.runner.runner import StepRunner
@@ -66,6 +67,7 @@ def test_a_step_with_other_settings_and_one_that_is_not_done_are_not_linked(firs
     assert not Path("second").exists()
 
 
-def test_a_folder_without_an_experiment_is_refused(tmp_path):
+def test_a_folder_without_an_experiment_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match="holds no experiment"):
-        link_done_steps(make_grid(experiment(train=3), tmp_path), tmp_path, [tmp_path / "missing"])
+        run_experiment(experiment(train=3), tmp_path / "new", jobs=1, reuse=[tmp_path / "missing"])
+    assert not (tmp_path / "new").exists()
