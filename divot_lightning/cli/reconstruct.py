@@ -56,11 +56,11 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.inference.reconstruct import reconstruct_files
     from divot_lightning.parts.sources import SkippedSample
 
-    defects: list[SkippedSample] = []
+    skipped: list[SkippedSample] = []
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, **model_options(args))
     options: dict[str, Any] = {"num": args.num, "seed": args.seed, "num_tokens": args.num_tokens, "suffix": args.format}
     options["decoding"] = Decoding(**decoding_options(args))
-    files = reconstruct_files(pipeline, args.input, args.output, **options, on_skip=defects.append)
+    files = reconstruct_files(pipeline, args.input, args.output, **options, on_skip=skipped.append)
     count = 0
     for comparison in tqdm(files, total=args.num, desc="clips", unit="clip"):
         count += 1
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     shown = f"{args.output}: {count} clip{'' if count == 1 else 's'}; look at *_compare.{args.format}\n"
     # Between the objects of --jsonl other lines would be in the way.
     told = sys.stderr if args.jsonl else sys.stdout
-    told.write(shown + "".join(line + "\n" for line in left_out_lines(defects)))
+    told.write(shown + "".join(line + "\n" for line in left_out_lines(skipped)))
     return 0
 
 
