@@ -161,7 +161,6 @@ def _run(words: Sequence[str], log: int, server: int) -> NoReturn:
     os.close(log)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     bind_to_parent(server, signal.SIGTERM)
-    gc.unfreeze()
     sys.argv = list(words)
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     sys.exit()
