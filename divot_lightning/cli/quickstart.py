@@ -31,8 +31,8 @@ def parser() -> argparse.ArgumentParser:
         "--heads",
         nargs="+",
         metavar="HEAD",
-        help="generation heads to compare, by the short name of a head or of a variant in ablations/heads; gmm must be one "
-        "of them (default: mse diffusion gmm gmm_shared_relaxed)",
+        help="generation heads to compare: short names of heads, or variants that ablations/heads names; gmm must be "
+        "one of them (default: mse diffusion gmm gmm_shared_relaxed)",
     )
     parser.add_argument(
         "--jobs",
