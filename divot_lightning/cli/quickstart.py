@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="HEAD",
         help="generation heads to compare: short names of heads, or variants that ablations/heads names; gmm must be "
-        "one of them (default: mse diffusion gmm gmm_shared_relaxed)",
+        "one of them (default: mse diffusion gmm gmm_clip)",
     )
     parser.add_argument(
         "--jobs",
