@@ -45,6 +45,7 @@ class GMMHead(GenerationHead):
         covariance_rank: int = 0,
         shared_component: bool = False,
         relaxation: float = 0.0,
+        projector_dim: int | None = None,
     ) -> None:
         """Build the projector from D to 2*K*C + K.
 
@@ -59,9 +60,11 @@ class GMMHead(GenerationHead):
             relaxation: Fraction of each target that all components learn in equal parts while training, at least 0
                 and below 1; 0 in the paper. With 0, a component that explains no target best learns nothing, and most
                 components stay unused. 0.1 keeps them in use.
+            projector_dim: Channels between the two layers of the projector, at least 1; None for as many as it has
+                outputs, as in the paper, with a cost that grows with the square of K.
         """
         super().__init__(hidden_dim, feature_dim)
-        require_at_least(1, num_components=num_components)
+        require_at_least(1, num_components=num_components, projector_dim=projector_dim)
         require_at_least(0, variance_scale=variance_scale, covariance_rank=covariance_rank, relaxation=relaxation)
         if not relaxation < 1:
             raise UserError(f"relaxation is {relaxation}; it must be at least 0 and below 1")
@@ -71,7 +74,7 @@ class GMMHead(GenerationHead):
         self.shared_component = shared_component
         self.relaxation = relaxation
         num_outputs = 2 * num_components * feature_dim + num_components
-        self.proj = mlp_projector(hidden_dim, num_outputs, num_outputs, RELEASED_NAMES)
+        self.proj = mlp_projector(hidden_dim, projector_dim or num_outputs, num_outputs, RELEASED_NAMES)
         num_factors = num_components * feature_dim * covariance_rank
         self.factors = mlp_projector(hidden_dim, hidden_dim, num_factors) if covariance_rank else None
 

@@ -200,7 +200,8 @@ def test_head_at_the_released_sizes_has_8208_outputs():
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("num_components", 0), ("variance_scale", -0.1), ("relaxation", -0.1), ("relaxation", 1)]
+    ("setting", "value"),
+    [("num_components", 0), ("variance_scale", -0.1), ("relaxation", -0.1), ("relaxation", 1), ("projector_dim", 0)],
 )
 def test_setting_out_of_range_is_refused_with_its_value(setting, value):
     with pytest.raises(UserError, match=f"{setting}(=| is ){value}"):
