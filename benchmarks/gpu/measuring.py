@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 Result = dict[str, Any]
@@ -31,7 +30,11 @@ def machine(device: str) -> Result:
     here = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     changed = subprocess.run(["git", "status", "--short"], cwd=here, capture_output=True, text=True, check=False)
-    gpu = torch.cuda.get_device_name() if device == "gpu" else None
+    gpu = None
+    if device == "gpu":
+        import torch
+
+        gpu = torch.cuda.get_device_name()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip() + (" with changes" if changed.stdout.strip() else ""),
