@@ -199,6 +199,8 @@ class _Fork:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
+        while self.poll() is None and os.getsid(self.pid) != self.pid:
+            time.sleep(0.001)  # by its session it is found
 
     def poll(self) -> int | None:
         """Return the exit status, negative if a signal ended it; None while it runs."""
