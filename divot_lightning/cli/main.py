@@ -45,10 +45,10 @@ SEVERAL = "several"
 """Runs the commands that follow, each one word, until one fails. Steps of experiments use it: importing torch takes
 longer than a small command."""
 
-FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
-"""A full disk, or a user's full quota."""
+FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a user's full quota, or a file that may not grow so large."""
 
-PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL_ERRORS)
+PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, *FULL_ERRORS)
 """Errors of a path that a user can fix, not faults of our code."""
 
 MAX_ERROR_LINES = 5

@@ -13,7 +13,7 @@ from divot_lightning.checkpoint.components import new_component
 from divot_lightning.errors import UserError
 from divot_lightning.interop.conversion import convert, ignored_reasons
 from divot_lightning.interop.released_keys import KeyTable
-from divot_lightning.io.output_files import make_folder, writing_to
+from divot_lightning.io.output_files import make_folder, require_writable, writing_to
 
 
 class Imported(NamedTuple):
@@ -31,9 +31,10 @@ class Imported(NamedTuple):
 
 
 def require_new(folder: str | Path) -> Path:
-    """Return a folder as a path; raise UserError if it exists."""
+    """Return a folder as a path; raise UserError if it exists or cannot be made."""
     if Path(folder).exists():
         raise UserError(f"{folder} exists, and an import overwrites nothing\ngive a new folder, or remove that one")
+    require_writable(folder)
     return Path(folder)
 
 

@@ -68,6 +68,11 @@ def test_a_folder_where_nothing_may_be_written_is_told_in_a_line(divot: Divot, t
     [
         (PermissionError(13, "Permission denied", "out/a.mp4"), "out/a.mp4 cannot be opened or written: Permission"),
         (OSError(30, "Read-only file system", "out/a.mp4"), "out/a.mp4 cannot be opened or written: Read-only"),
+        (
+            IsADirectoryError(21, "Is a directory", "out/a.json"),
+            "out/a.json cannot be opened or written: Is a directory",
+        ),
+        (OSError(27, "File too large"), "a file cannot be opened or written: File too large\nmake room"),
         (OSError(28, "No space left on device"), "a file cannot be opened or written: No space left on device\nmake"),
     ],
 )
