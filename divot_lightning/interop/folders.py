@@ -13,6 +13,7 @@ from divot_lightning.checkpoint.components import new_component
 from divot_lightning.errors import UserError
 from divot_lightning.interop.conversion import convert, ignored_reasons
 from divot_lightning.interop.released_keys import KeyTable
+from divot_lightning.io.file_locks import writer_lock
 from divot_lightning.io.output_files import make_folder, require_writable, writing_to
 
 
@@ -49,18 +50,20 @@ def whole_folder(folder: str | Path) -> Generator[Path, None, None]:
         Where to write it, beside that place; nothing is there yet.
 
     Raises:
-        UserError: It exists, or cannot be written.
+        UserError: It exists, cannot be written, or another process writes it.
     """
     folder = require_new(folder)
     work = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(work, ignore_errors=True)
     with writing_to(folder.parent):
         make_folder(work)
+        lock = writer_lock(work / "writer.lock")
+        shutil.rmtree(work / folder.name, ignore_errors=True)  # by a process that was killed
         try:
             yield work / folder.name
             (work / folder.name).rename(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            lock.release()
 
 
 def import_component(
