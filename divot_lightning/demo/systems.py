@@ -1,6 +1,5 @@
 """The trained runs that the page shows side by side."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.inference.loaded_run import load_run
 from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.io.component_files import CONFIG_FILE
+from divot_lightning.io.jsonl import read_object
 from divot_lightning.parts.registries.kinds import HEADS
 
 Ability = Literal["reconstruct", "ask", "generate", "story"]
@@ -172,8 +172,11 @@ def _folder_name(name: str) -> str:
 
 def _head_name(run: Path) -> str:
     """Return the short name of a run's head, or the name of its class if it has none."""
-    config = json.loads((find_component(run, "video_llm") / CONFIG_FILE).read_text(encoding="utf-8"))
-    path = str(config["config"]["head"]["class_path"])
+    file = find_component(run, "video_llm") / CONFIG_FILE
+    try:
+        path = str(read_object(file)["config"]["head"]["class_path"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} names no generation head; the folder holds no video LLM of this version") from error
     return next((part.name for part in HEADS.installed() if part.class_path == path), path.rpartition(".")[2])
 
 
