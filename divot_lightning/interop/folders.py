@@ -34,7 +34,7 @@ class Imported(NamedTuple):
 def require_new(folder: str | Path) -> Path:
     """Return a folder as a path; raise UserError if it exists or cannot be made."""
     if Path(folder).exists():
-        raise UserError(f"{folder} exists, and an import overwrites nothing\ngive a new folder, or remove that one")
+        raise UserError(f"{folder} exists, and nothing is overwritten\ngive a new folder, or remove that one")
     require_writable(folder)
     return Path(folder)
 

@@ -55,6 +55,7 @@ def export_run(
     found = find_source(source, components)
     with whole_folder(folder) as work:
         work.mkdir()
+        _write_inference_config(found.run, work)  # first, since it may be damaged, and weights take long
         classes = {}
         for name, given in found.components.items():
             module = load_component(given, nn.Module) if isinstance(given, Path) else given
@@ -63,7 +64,6 @@ def export_run(
                 merge_adapters(module)
             write_component(module, work / name, max_shard_size)
             _finish_component(given, work / name)
-        _write_inference_config(found.run, work)
         index = {"_class_name": "DivotPipeline", "_divot_lightning_version": __version__, **classes}
         (work / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         (work / CARD).write_text(model_card(found, work, scores), encoding="utf-8")
