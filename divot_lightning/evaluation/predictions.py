@@ -85,7 +85,7 @@ class PredictionStore:
         """Read the rows of finished items, by item, without the entries that scoring wrote."""
         paths = sorted(self.folder.glob("predictions-rank*.jsonl"))
         merged = self.folder / MERGED
-        rows = [row for path in ([merged] if merged.is_file() else []) + paths for row in read_rows(path)]
+        rows = [row for path in ([merged] if merged.is_file() else []) + paths for row in _rows_of_items(path)]
         return {row["id"]: {name: value for name, value in row.items() if name not in DERIVED} for row in rows}
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -111,6 +111,14 @@ class PredictionStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _rows_of_items(path: Path) -> list[Row]:
+    rows = read_rows(path)
+    without = next((number for number, row in enumerate(rows, 1) if "id" not in row), None)
+    if without is not None:
+        raise UserError(f"line {without} of {path} names no item; remove that line to have its item predicted again")
+    return rows
 
 
 @contextmanager

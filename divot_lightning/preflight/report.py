@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import StrategyRegistry
 
 from divot_lightning.deepspeed_zero.registration import STRATEGIES
 from divot_lightning.errors import UserError, require_at_least
@@ -66,6 +67,8 @@ def read_layout(trainer: Any) -> Layout:
     name, options = trainer.strategy, {}
     if not isinstance(name, str):
         name, options = name.class_path, dict(name.init_args or {})
+    elif name not in ("auto", *STRATEGIES, *StrategyRegistry.available_strategies()):
+        raise UserError(f"trainer.strategy is {name!r}; choose auto, ddp or one of: {', '.join(STRATEGIES)}")
     known = {**STRATEGIES.get(name, {}), **options}
     sharded = name in STRATEGIES or name.endswith("DivotDeepSpeedStrategy")
     return Layout(

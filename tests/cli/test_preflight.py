@@ -94,7 +94,10 @@ def test_settings_of_the_trainer_decide_the_layout() -> None:
     assert preflight_report.read_layout(Settings) == expected
     Settings.strategy, Settings.devices, Settings.num_nodes = "ddp", [0, 2], 1
     assert preflight_report.read_layout(Settings) == Layout(2, per_node=2, **known)
-    Settings.devices = "0,1,"
+    Settings.strategy = "teleport"
+    with pytest.raises(UserError, match="strategy is 'teleport'; choose auto, ddp or one of: divot_zero1"):
+        preflight_report.read_layout(Settings)
+    Settings.strategy, Settings.devices = "auto", "0,1,"
     assert preflight_report.read_layout(Settings).world_size == 2
     for devices, nodes, told in (
         ("x", 1, "devices is 'x'; give a number"),

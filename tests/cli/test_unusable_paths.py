@@ -87,6 +87,40 @@ def test_whatever_command_cannot_write_says_so_in_two_lines(
     assert told in _told(capsys)
 
 
+class OutOfMemoryError(RuntimeError):
+    """Has the name of torch's error of a full GPU."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 26000000000 bytes"),
+    ],
+)
+def test_too_little_memory_is_told_with_a_way_to_estimate_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Exception
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("divot_lightning.cli.heads.main", fail)
+    assert cli.main(["heads"]) == 2
+    told = _told(capsys)
+    assert told.startswith("error: not enough memory: ")
+    assert "divot preflight" in told
+
+
+def test_another_error_of_torch_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> int:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("divot_lightning.cli.heads.main", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        cli.main(["heads"])
+
+
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(argv: list[str]) -> int:
         raise FileNotFoundError(2, "No such file or directory", "somewhere")

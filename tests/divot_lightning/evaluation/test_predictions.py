@@ -108,3 +108,9 @@ def test_a_second_evaluation_of_the_same_folder_is_refused_until_the_first_has_e
     with written_alone(tmp_path) as store:
         assert list(store.rows()) == ["item 0"]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions-rank1.jsonl"]
+
+
+def test_a_row_without_an_item_is_named(tmp_path):
+    (tmp_path / "predictions-rank0.jsonl").write_text('{"id": "a"}\n{"said": "x"}\n')
+    with pytest.raises(UserError, match=r"line 2 of .*predictions-rank0\.jsonl names no item"):
+        PredictionStore(tmp_path).rows()
