@@ -146,6 +146,8 @@ def _open(
     is_main: bool = True,
 ) -> System:
     models = load_run(name, detokenizer, **options)
+    if models.detokenizer_run is not None and "detokenizer" not in _components(Path(models.detokenizer_run)):
+        find_component(models.detokenizer_run, "detokenizer")  # refuses a folder without one
     found = set(_components(models.run)) | ({"detokenizer"} if detokenizer else set())
     if not found & COMPONENTS:
         raise UserError(

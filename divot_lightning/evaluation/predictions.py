@@ -19,7 +19,7 @@ from divot_lightning.evaluation.protocol import differing
 from divot_lightning.io.file_locks import writer_lock
 from divot_lightning.io.files import write_atomically
 from divot_lightning.io.jsonl import LineFile, Row, read_object, read_rows, write_rows
-from divot_lightning.io.output_files import make_folder
+from divot_lightning.io.output_files import make_folder, writing_to
 
 __all__ = ["DERIVED", "MERGED", "PredictionStore", "Row", "read_rows", "write_rows", "written_alone"]
 
@@ -135,7 +135,8 @@ def written_alone(folder: Path, rank: int = 0) -> Iterator[PredictionStore]:
     store = PredictionStore(folder, rank)
     lock = None if rank else writer_lock(folder / LOCK)
     try:
-        yield store
+        with writing_to(folder):
+            yield store
     finally:
         if lock is not None:
             lock.release()

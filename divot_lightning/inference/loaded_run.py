@@ -104,8 +104,9 @@ class LoadedRun:
         batch_size: int = 32,
     ) -> None:
         self.run, self.detokenizer_run = Path(run), detokenizer
-        if not self.run.is_dir():
-            raise UserError(f"there is no run folder {run}\nrun the stage that makes it, or correct the path")
+        for folder in (run, *(() if detokenizer is None else (detokenizer,))):
+            if not Path(folder).is_dir():
+                raise UserError(f"there is no run folder {folder}\nrun the stage that makes it, or correct the path")
         if dtype not in (None, *DTYPES, *DTYPES.values()):
             raise UserError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}, or None for the stored one")
         self.dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -61,6 +62,10 @@ def whole_folder(folder: str | Path) -> Generator[Path, None, None]:
         try:
             yield work / folder.name
             (work / folder.name).rename(folder)
+        except SafetensorError as error:  # the library's own form of an OSError
+            if "I/O error" not in str(error):
+                raise
+            raise UserError(f"{folder} cannot be written: {error}\nmake room, or choose another place") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
             lock.release()

@@ -84,3 +84,11 @@ def test_a_damaged_config_of_a_video_llm_is_named(llm_run, tmp_path, content):
     (run / "video_llm" / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"video_llm/config\.json (is damaged|names no generation head)"):
         find_systems([str(run)])
+
+
+def test_a_detokenizer_that_is_none_is_refused_before_the_page_is_served(llm_run, tmp_path):
+    for folder, message in ((tmp_path, "has no detokenizer"), (tmp_path / "nowhere", "there is no run folder")):
+        with pytest.raises(UserError, match=message):
+            find_systems([str(llm_run)], str(folder))
+    (system,) = find_systems([str(llm_run)], str(llm_run / "detokenizer"))  # a component folder
+    assert "reconstruct" in system.abilities

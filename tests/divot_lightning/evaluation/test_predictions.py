@@ -8,6 +8,7 @@ import pytest
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.predictions import PredictionStore, written_alone
+from tests.helpers.faults import limited_file_size
 
 ROWS = [{"id": f"item {n}", "said": f"é\n{n}"} for n in range(3)]
 
@@ -114,3 +115,9 @@ def test_a_row_without_an_item_is_named(tmp_path):
     (tmp_path / "predictions-rank0.jsonl").write_text('{"id": "a"}\n{"said": "x"}\n')
     with pytest.raises(UserError, match=r"line 2 of .*predictions-rank0\.jsonl names no item"):
         PredictionStore(tmp_path).rows()
+
+
+def test_a_full_disk_is_told_with_the_folder(tmp_path):
+    told = pytest.raises(UserError, match=rf"{tmp_path} cannot be written: files there may not grow so large")
+    with limited_file_size(1000), told, written_alone(tmp_path):
+        (tmp_path / "clips.npz").write_bytes(b"x" * 2000)

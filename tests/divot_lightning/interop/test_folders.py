@@ -4,9 +4,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from divot_lightning.errors import UserError
 from divot_lightning.interop.folders import whole_folder
+from tests.helpers.faults import limited_file_size
 
 HOLD = (
     "import sys, time\n"
@@ -44,3 +47,12 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path):
         work.mkdir()
         (work / "whole").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "whole"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    weights = {"a": torch.zeros(1000)}
+    told = pytest.raises(UserError, match=r"out cannot be written: .*File too large.*\nmake room")
+    with limited_file_size(1000), told, whole_folder(tmp_path / "out") as work:
+        work.mkdir()
+        save_file(weights, work / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []
