@@ -142,9 +142,9 @@ class DetokenizerAdaptation(Stage):
         )[:, :count]
         if self.candidates == 1:
             return features_NMQC[0]
-        own = clip_features(batch, self.tokenizer, sync.most_clips if has_shards(self.tokenizer) else 0)
-        assert own is not None
-        return nearest_candidates(features_NMQC, own, self.nearest_per)
+        target_MQC = clip_features(batch, self.tokenizer, sync.most_clips if has_shards(self.tokenizer) else 0)
+        assert target_MQC is not None
+        return nearest_candidates(features_NMQC, target_MQC, self.nearest_per)
 
     def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count clips."""
