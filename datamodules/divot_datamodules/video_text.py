@@ -166,6 +166,7 @@ class VideoTextData(LightningDataModule):
         if stage == "fit" and "train" not in splits:
             raise UserError("no training shards; set data.train to a folder, a tar, a glob or a URL.")
         if stage == "fit":
+            self.loaders.check_memory(self._processes)
             self._processes.check_end(exact=self.order.exact, validates="validation" in splits)
         if "train" in splits and self.position is None:
             self.position = self._make_position(splits["train"])

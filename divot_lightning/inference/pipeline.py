@@ -24,6 +24,7 @@ from divot_lightning.inference.media_input import MediaInput, as_tensor, read_mi
 from divot_lightning.inference.pipeline_options import AskOptions, Decoding, GenerateOptions, StoryOptions, Texts
 from divot_lightning.inference.results import Answer, ClipFeatures, GeneratedClips, Reconstruction, Story, StoryPart
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
+from divot_lightning.models.randomness import seeded_generator
 from divot_lightning.models.video_llm.story import StorySampling
 from divot_lightning.parts.sampling import changed_head, changed_objective
 from divot_lightning.parts.segments import Kind
@@ -82,7 +83,7 @@ class DivotPipeline:
             uint8 (N, F, 3, H, W) in [0, 255], RGB, on the CPU.
         """
         features_NQC = features.features_NQC if isinstance(features, ClipFeatures) else features
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded_generator(seed)
         with self.sampling(decoding) as sampling:
             return torch.cat(list(self.models.decode(features_NQC, generator, sampling)))
 
@@ -280,7 +281,9 @@ class DivotPipeline:
         changes = {"steps": chosen.steps, "guidance": chosen.guidance}
         sampler = {"solver": chosen.sampler} if isinstance(chosen.sampler, str) else chosen.sampler
         with changed_objective(detokenizer, sampler or {}):
-            yield replace(
+            sampling = replace(
                 detokenizer.config.sampling,
                 **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
             )
+            detokenizer.objective.sampler(sampling.steps)  # refuses steps that it cannot sample in
+            yield sampling
