@@ -102,7 +102,7 @@ def compare(
     data = VideoTextData(str(folder), batch_size=BATCH, num_workers=workers, clip=clip, shuffle_buffer=16)
     data.setup("fit")
     assert data.position is not None
-    source = data._open["train"].opened[0].source
+    source = data.loaders.splits["train"].opened[0].source
     batches, steps = iter(data.train_dataloader()), len(media) // BATCH
     found: dict[str, list[float]] = {"wall": [], "cpu": []}
     for _ in range(repeats):

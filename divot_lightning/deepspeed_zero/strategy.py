@@ -57,12 +57,7 @@ class DivotDeepSpeedStrategy(DeepSpeedStrategy):
         **kwargs: Any,
     ) -> None:
         require_deepspeed()
-        if stage not in (1, 2, 3):
-            raise UserError(f"ZeRO stage {stage} is not known; choose 1, 2 or 3 (strategies divot_zero1, 2, 3)")
-        if torch_adam and not offload_optimizer:
-            raise UserError("torch_adam has no effect without offload_optimizer; set that too or leave it out")
-        if offload_parameters and stage != 3:
-            raise UserError(f"offload_parameters needs ZeRO stage 3, not {stage}; set stage to 3 or leave it out")
+        _check_settings(stage, offload_optimizer, offload_parameters, torch_adam)
         super().__init__(
             stage=stage,
             offload_optimizer=offload_optimizer,
@@ -244,3 +239,12 @@ def merge_settings(settings: dict[str, Any], changes: dict[str, Any]) -> None:
             merge_settings(settings[name], value)
         else:
             settings[name] = value
+
+
+def _check_settings(stage: int, offload_optimizer: bool, offload_parameters: bool, torch_adam: bool) -> None:
+    if stage not in (1, 2, 3):
+        raise UserError(f"ZeRO stage {stage} is not known; choose 1, 2 or 3 (strategies divot_zero1, 2, 3)")
+    if torch_adam and not offload_optimizer:
+        raise UserError("torch_adam has no effect without offload_optimizer; set that too or leave it out")
+    if offload_parameters and stage != 3:
+        raise UserError(f"offload_parameters needs ZeRO stage 3, not {stage}; set stage to 3 or leave it out")

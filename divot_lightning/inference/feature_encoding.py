@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import save as save_safetensors
@@ -151,10 +151,20 @@ def _plan_feature_shards(source: Source, samples_per_shard: int) -> list[tuple[i
     ]
 
 
-def _identity(metadata: Mapping[str, str], source: Source, clip: ClipConfig, config: EncodeConfig) -> dict[str, Any]:
-    """Return everything that decides the features; file names alone would miss shards whose content was replaced."""
+def _feature_folder(
+    output: Path, metadata: Mapping[str, str], source: Source, clip: ClipConfig, config: EncodeConfig
+) -> ShardFolder:
+    """Open the folder of the feature shards, which records everything that decides the features.
+
+    File names alone would miss shards whose content was replaced.
+    """
     named = {name: value for name, value in asdict(config).items() if name not in ("clip", "max_sample_clips")}
-    return {**metadata, "source": source.fingerprint, "clip": clip_identity(clip), **named}
+    return ShardFolder(
+        output,
+        kind="features",
+        settings={**metadata, "source": source.fingerprint, "clip": clip_identity(clip), **named},
+        newer_settings={"source_content": source.content, "max_sample_clips": config.max_sample_clips},
+    )
 
 
 def encode_shards(
@@ -205,22 +215,17 @@ def encode_shards(
         index_folder=output / "source_index",
         progress=progress,
     )
-    decoded = None if detokenizer is None else find_component(detokenizer, "detokenizer")
-    metadata = _metadata(component, decoded, clip)
-    folder = ShardFolder(
-        output,
-        kind="features",
-        settings=_identity(metadata, opened, clip, config),
-        newer_settings={"source_content": opened.content, "max_sample_clips": config.max_sample_clips},
-    )
+    latents = None if detokenizer is None else find_component(detokenizer, "detokenizer")
+    metadata = _metadata(component, latents, clip)
+    folder = _feature_folder(output, metadata, opened, clip, config)
     skipped = SkippedSamples("encode", output, budget, total=sum(opened.counts))
     planned = _plan_feature_shards(opened, config.samples_per_shard)
     if folder.complete:
         return EncodeReport(folder.facts()["num_samples"], len(planned), skipped.all(), already_there=True)
-    for defect in opened.skipped:
-        skipped.add(defect)
-    encoder = _Encoder.load(component, decoded, metadata, device, config.precision)
-    clip = replace(clip, sparse_frames=None if decoded else encoder.tokenizer.config.num_frames)
+    for sample in opened.skipped:
+        skipped.add(sample)
+    encoder = _Encoder.load(component, latents, metadata, device, config.precision)
+    clip = replace(clip, sparse_frames=None if latents else encoder.tokenizer.config.num_frames)
     decoder = SampleDecoder(clip, config.max_clips, max_sample_clips=config.max_sample_clips)
     with tqdm(total=sum(opened.counts), desc="features", unit="sample", disable=not progress) as bar:
         for number, (shard, indices) in enumerate(planned):

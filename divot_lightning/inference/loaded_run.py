@@ -37,8 +37,8 @@ from divot_lightning.models.randomness import seeded_generator
 from divot_lightning.models.tokenizer.bottleneck import keep_leading
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
-from divot_lightning.parts.head_sampling import sampling_of, set_sampling
 from divot_lightning.parts.part import spec_of
+from divot_lightning.parts.sampling import sampling_of, set_sampling
 from divot_lightning.parts.tasks import Template
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -81,7 +81,7 @@ class LoadedRun:
         detokenizer: Run folder that trained the de-tokenizer, such as an adapted one; None takes the one of ``run``.
         template: The form of the prompts that the model was trained on; None takes the run's.
         head: Sampling settings of the head that replace the run's, by name; see
-            `divot_lightning.parts.head_sampling`.
+            `divot_lightning.parts.sampling`.
         device: Where the models run.
         dtype: Of tokenizer, de-tokenizer and language model: float32, bfloat16 or float16. None takes float32, and for
             the language model the dtype of its pretrained weights.

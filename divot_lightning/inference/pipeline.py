@@ -23,11 +23,10 @@ from divot_lightning.inference.loaded_run import LoadedRun, load_run
 from divot_lightning.inference.media_input import MediaInput, as_tensor, read_middle_clip, read_video
 from divot_lightning.inference.pipeline_options import AskOptions, Decoding, GenerateOptions, StoryOptions, Texts
 from divot_lightning.inference.results import Answer, ClipFeatures, GeneratedClips, Reconstruction, Story, StoryPart
-from divot_lightning.models.detokenizer.objective_sampling import changed_sampler
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.randomness import seeded_generator
 from divot_lightning.models.video_llm.story import StorySampling
-from divot_lightning.parts.head_sampling import sampling_of, set_sampling
+from divot_lightning.parts.sampling import changed_head, changed_objective
 from divot_lightning.parts.segments import Kind
 
 
@@ -217,7 +216,7 @@ class DivotPipeline:
         check_request(prompts, num, temperature)
         changes = {**(head or {}), **({} if variance_scale is None else {"variance_scale": variance_scale})}
         made = []
-        with self._changed_head(changes), self.sampling(decoding) as sampling:
+        with changed_head(self.models.video_llm.head, changes), self.sampling(decoding) as sampling:
             for text in prompts:
                 pairs = self.models.generate(
                     [text] * num, request=request, temperature=temperature, seed=seed, sampling=sampling
@@ -281,21 +280,10 @@ class DivotPipeline:
         chosen, detokenizer = decoding or Decoding(), self.models.detokenizer
         changes = {"steps": chosen.steps, "guidance": chosen.guidance}
         sampler = {"solver": chosen.sampler} if isinstance(chosen.sampler, str) else chosen.sampler
-        with changed_sampler(detokenizer, sampler or {}):
+        with changed_objective(detokenizer, sampler or {}):
             sampling = replace(
                 detokenizer.config.sampling,
                 **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
             )
             detokenizer.objective.sampler(sampling.steps)  # refuses steps that it cannot sample in
             yield sampling
-
-    @contextmanager
-    def _changed_head(self, values: Mapping[str, Any]) -> Iterator[None]:
-        """Change sampling settings of the head for a while."""
-        video_head = self.models.video_llm.head
-        before = sampling_of(video_head)
-        set_sampling(video_head, values)
-        try:
-            yield
-        finally:
-            set_sampling(video_head, {name: before[name] for name in values})

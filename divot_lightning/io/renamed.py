@@ -34,7 +34,8 @@ MODULES = {
     "divot_lightning.models.detokenizer.video_dit": "divot_backbones.denoisers.video_dit",
     "divot_lightning.heads": "divot_lightning.parts.heads",
     "divot_lightning.head_options": "divot_lightning.inference.command_options",
-    "divot_lightning.head_sampling": "divot_lightning.parts.head_sampling",
+    "divot_lightning.head_sampling": "divot_lightning.parts.sampling",
+    "divot_lightning.parts.head_sampling": "divot_lightning.parts.sampling",
     "divot_lightning.registry": "divot_lightning.parts.registries.registry",
     "divot_lightning.sharding.rng_state": "divot_lightning.checkpoint.rng_state",
     "divot_lightning.sharding.step_checkpoint": "divot_lightning.checkpoint.step_checkpoint",
@@ -98,6 +99,10 @@ DETOKENIZER_PARTS = {
     "model.detokenizer.sampling.spacing": "objective.init_args.spacing",
 }
 """Settings of the de-tokenizer, spelt as on the command line, to the part of `model.detokenizer` that has them now."""
+
+OLD_SKIPPED = "defects"
+"""What `skipped` was in the names of files and folders that list skipped samples, and in indexes of shards. Both are
+still read."""
 
 RECIPES = {
     "ablations/data_share": "ablations/data_fraction",

@@ -9,6 +9,9 @@ from torch.nn import functional
 
 from divot_lightning.errors import require_at_least
 
+FEED_FORWARD_FACTOR = 4
+"""Width of the feed-forward nets divided by the channels, as released."""
+
 
 class PerceiverAttention(nn.Module):
     """Attention of queries to the input and to one another: keys and values are computed from both, concatenated.
@@ -46,15 +49,14 @@ class PerceiverLayer(nn.Module):
         dim: Channels of input and queries.
         dim_head: Channels of one attention head.
         heads: Number of attention heads.
-        ff_mult: Width of the feed-forward net divided by ``dim``.
     """
 
-    def __init__(self, dim: int, *, dim_head: int, heads: int, ff_mult: int) -> None:
+    def __init__(self, dim: int, *, dim_head: int, heads: int) -> None:
         super().__init__()
         self.attention = PerceiverAttention(dim, dim_head=dim_head, heads=heads)
         self.ff_norm = nn.LayerNorm(dim)
-        self.ff_in = nn.Linear(dim, ff_mult * dim, bias=False)
-        self.ff_out = nn.Linear(ff_mult * dim, dim, bias=False)
+        self.ff_in = nn.Linear(dim, FEED_FORWARD_FACTOR * dim, bias=False)
+        self.ff_out = nn.Linear(FEED_FORWARD_FACTOR * dim, dim, bias=False)
 
     def forward(self, x_BLC: Tensor, queries_BQC: Tensor) -> Tensor:
         """Return the updated queries, (B, Q, dim)."""
@@ -77,7 +79,6 @@ class PerceiverResampler(nn.Module):
         num_queries: Length of the output.
         embedding_dim: Channels of the input.
         output_dim: Channels of the output.
-        ff_mult: Width of the feed-forward nets divided by ``dim``.
     """
 
     def __init__(
@@ -90,7 +91,6 @@ class PerceiverResampler(nn.Module):
         num_queries: int = 64,
         embedding_dim: int = 1024,
         output_dim: int = 256,
-        ff_mult: int = 4,
     ) -> None:
         super().__init__()
         sizes = {
@@ -101,14 +101,11 @@ class PerceiverResampler(nn.Module):
             "num_queries": num_queries,
             "embedding_dim": embedding_dim,
             "output_dim": output_dim,
-            "ff_mult": ff_mult,
         }
         require_at_least(1, "Perceiver resampler: ", **sizes)
         self.queries = nn.Parameter(torch.randn(1, num_queries, dim) * dim**-0.5)
         self.input_projection = nn.Linear(embedding_dim, dim)
-        self.layers = nn.ModuleList(
-            PerceiverLayer(dim, dim_head=dim_head, heads=heads, ff_mult=ff_mult) for _ in range(depth)
-        )
+        self.layers = nn.ModuleList(PerceiverLayer(dim, dim_head=dim_head, heads=heads) for _ in range(depth))
         self.output_projection = nn.Linear(dim, output_dim)
         self.output_norm = nn.LayerNorm(output_dim)
 

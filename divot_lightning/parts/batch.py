@@ -4,6 +4,7 @@ Shape letters: B samples of the batch, M clips of all its samples, F frames, H h
 C feature width.
 """
 
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 from torch import Tensor
@@ -48,3 +49,14 @@ class Batch(TypedDict):
     segments: NotRequired[list[list[Segment]]]
     sequences: NotRequired[SequenceBatch]
     step_counts: NotRequired[Any]
+
+
+def num_samples(batch: Mapping[str, Any]) -> int:
+    """Count the samples of a batch, those of a dummy batch too."""
+    counted = next((name for name in ("segments", "latents") if name in batch), "video")
+    return len(batch[counted])
+
+
+def num_real_samples(batch: Mapping[str, Any]) -> int:
+    """Count the samples that enter the loss: 0 in a dummy batch, which only keeps processes in sync."""
+    return int(batch.get("counted", num_samples(batch)))

@@ -40,7 +40,7 @@ class GenerationHead(Part, nn.Module, ABC):
         deterministic: Declared by the class: whether `sample` returns the same features for every generator.
         sampling_settings: Declared by the class: names of the settings that only `sample` reads, such as a number of
             steps or a guidance scale. Each must be an attribute of the same name, so that it can be changed in a
-            trained head; see `divot_lightning.parts.head_sampling`.
+            trained head; see `divot_lightning.parts.sampling`.
     """
 
     deterministic: ClassVar[bool] = False

@@ -5,7 +5,7 @@ Letters: B clips, F frames, T steps in time, P patches per step, C channels, H W
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,6 @@ class VisionEncoder(Part, nn.Module, ABC):
             `describe`.
     """
 
-    supplied_args: ClassVar[tuple[str, ...]] = ()
     patch_dim: int
     grid: tuple[int, int]
     image_size: int

@@ -40,18 +40,15 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
         batch: The batch of one process, on any device.
         layout: Decides precision, device and whether DeepSpeed trains.
     """
-    half = _HALVES.get(layout.precision.split("-")[0])
-    if half is not None and layout.parameter_bytes == half.itemsize:
-        _lower(stage, half, keep_buffers=layout.zero_stage > 0)
-    casts = half is not None and (layout.zero_stage > 0 or layout.precision.endswith("mixed"))
-    inputs = half if layout.parameter_bytes == 2 else None
-    autocast = MetaAutocast(layout.device, half if casts else None)
+    stored, lower, default = _dtypes(layout)
+    if stored is not None:
+        _lower(stage, stored, keep_buffers=layout.zero_stage > 0)
+    autocast = MetaAutocast(layout.device, lower)
     within = {"within": cpu_conv3d_windows} if layout.device == "cpu" else {}
     memory = LiveMemory("meta", [*stage.parameters(), *stage.buffers()], **within)
     hooks = [
         value.register_post_accumulate_grad_hook(_drop_gradient) for value in stage.parameters() if value.requires_grad
     ]
-    default = half if half is not None and not casts else torch.float32
     try:
         with (
             memory,
@@ -60,7 +57,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
             autocast,
             _default_dtype(default),
         ):
-            loss: Any = stage.training_step(_to_meta(batch, inputs), 0)
+            loss: Any = stage.training_step(_to_meta(batch, stored), 0)
             autocast.forget_weights()
             _backward(loss)
             autocast.forget_weights()
@@ -68,6 +65,16 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
         for hook in hooks:
             hook.remove()
     return memory.peak
+
+
+def _dtypes(layout: Layout) -> tuple[torch.dtype | None, torch.dtype | None, torch.dtype]:
+    """Return the half precision of weights and inputs, that of autocast (None for neither), and torch's default."""
+    half = _HALVES.get(layout.precision.split("-")[0])
+    if half is None:
+        return None, None, torch.float32
+    casts = layout.zero_stage > 0 or layout.precision.endswith("mixed")
+    stored = half if layout.parameter_bytes == half.itemsize else None
+    return stored, half if casts else None, torch.float32 if casts else half
 
 
 def _lower(stage: LightningModule, half: torch.dtype, *, keep_buffers: bool) -> None:

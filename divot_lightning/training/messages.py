@@ -13,7 +13,7 @@ from jsonargparse.typing import import_object
 
 from divot_lightning.errors import did_you_mean
 from divot_lightning.io.renamed import explain, explain_import_error, new_setting
-from divot_lightning.parts.heads import GenerationHead
+from divot_lightning.parts.part import Part
 
 MAX_LINE_CHARACTERS = 300
 """A line of jsonargparse is shown up to here."""
@@ -148,8 +148,8 @@ def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[
         parser = ArgumentParser(exit_on_error=False)
         try:
             owner = import_object(class_path)
-            # the widths of a head come from the model
-            skip = {"hidden_dim", "feature_dim"} if issubclass(owner, GenerationHead) else None
+            # sizes such as the widths of a head come from the model
+            skip = set(owner.supplied_args) if issubclass(owner, Part) else None
             parser.add_class_arguments(owner, fail_untyped=False, skip=skip)
         except (ImportError, ValueError, AttributeError, TypeError):
             return {"": []}

@@ -9,6 +9,7 @@ A run folder:
 - `finished.json`: written when training reached its last step
 - `stopped.json`: written when a signal stopped it, removed when it is resumed
 - `data/`: indexes of the training data, and the edits of their order that `divot data skip` made
+- `skipped/`: lists of the samples that could not be used
 - `run.lock`: exists while a process trains
 """
 
@@ -21,10 +22,11 @@ import yaml
 
 from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
 from divot_lightning.errors import UserError
+from divot_lightning.io.renamed import OLD_SKIPPED
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
-DEFECTS = "defects"
+SKIPPED = "skipped"
 """Folder of lists of skipped samples. A run that never took a step may leave it, indexes and a lock."""
 DATA = "data"
 TENSORBOARD = "tensorboard"
@@ -46,7 +48,8 @@ def require_free(run: Path) -> None:
         return
     if not run.is_dir():
         raise UserError(f"--run {run} is a file; give a folder that does not exist yet.")
-    entries = sorted(path.name for path in run.iterdir() if path.name not in (DEFECTS, DATA, LOCK, STOPPED))
+    leftovers = (SKIPPED, OLD_SKIPPED, DATA, LOCK, STOPPED)
+    entries = sorted(path.name for path in run.iterdir() if path.name not in leftovers)
     if not entries:
         return
     shown = ", ".join(entries[:6]) + (", ..." if len(entries) > 6 else "")

@@ -53,6 +53,10 @@ class ClipTransformer(nn.Module):
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation_out = nn.Linear(width, 2 * width)
         self.features_out = nn.Linear(width, feature_dim)
+        self._make_zero()
+
+    def _make_zero(self) -> None:
+        """Let the new transformer be the zero function."""
         for block in self.blocks:
             assert isinstance(block.scale_shift_table, Tensor)
             nn.init.zeros_(block.scale_shift_table)

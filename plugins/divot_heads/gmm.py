@@ -210,20 +210,6 @@ def gmm_sample(
     return mean_BQC + variance_BQC.sqrt() * temperature * noise_BQC
 
 
-def gmm_mean(params_BQP: Tensor, num_components: int) -> Tensor:
-    """Return the expectation of the mixture (the released `gmm_predict`).
-
-    Args:
-        params_BQP: (..., 2*K*C + K), float32; see `split_gmm_params`.
-        num_components: K.
-
-    Returns:
-        features_BQC, float32.
-    """
-    means_BQKC, _, logits_BQK = _split_raw(params_BQP, num_components)
-    return (logits_BQK.softmax(dim=-1).unsqueeze(-1) * means_BQKC).sum(dim=-2)
-
-
 def _split_raw(params_BQP: Tensor, num_components: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return means_BQKC, raw_BQKC (before the softplus) and logits_BQK as views."""
     half, rest = divmod(params_BQP.shape[-1] - num_components, 2)

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from divot_datamodules import video_text
+from divot_datamodules.loading import data_split
 from divot_datamodules.shards import storage as shard_storage
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
@@ -24,7 +24,7 @@ def open_data(broken, folder, **settings):
         epoch="exact",
         batch_size=4,
         max_skipped_samples=1000,
-        skipped_folder=str(folder / "defects"),
+        skipped_folder=str(folder / "skipped"),
         index_folder=str(folder / "index"),
         **{"max_skipped_fraction": 1.0, **settings},
     )
@@ -33,7 +33,7 @@ def open_data(broken, folder, **settings):
 
 
 def test_one_epoch_uses_exactly_what_is_good_and_accounts_for_everything_else(broken, tmp_path, monkeypatch):
-    monkeypatch.setattr(video_text, "SampleDecoder", HangingDecoder)
+    monkeypatch.setattr(data_split, "SampleDecoder", HangingDecoder)
     data = open_data(broken, tmp_path, num_workers=2, decode_deadline=6.0)
     broken.remove_vanishing()
     batches = list(data.train_dataloader())
@@ -42,7 +42,7 @@ def test_one_epoch_uses_exactly_what_is_good_and_accounts_for_everything_else(br
     gone = broken.good[broken.vanishing]
     assert keys == sorted(key for good in broken.good.values() for key in good if good is not gone)
     assert all(batch["video"].shape[1:] == (16, 3, 32, 32) for batch in batches)
-    found = [(defect.reason, defect.shard, defect.key) for defect in data.skipped["train"].all()]
+    found = [(sample.reason, sample.shard, sample.key) for sample in data.skipped["train"].all()]
     assert sorted(found) == sorted((reason, shard, key) for reason, shard, key, _ in broken.expected)
     assert not broken.bomb.exists()
 
@@ -53,7 +53,7 @@ def test_more_losses_than_allowed_end_the_run_with_a_report(broken, tmp_path):
         list(open_data(broken, tmp_path, max_skipped_fraction=0.05).train_dataloader())
     assert "at most 5.0%" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 5
-    assert os.listdir(tmp_path / "defects")
+    assert os.listdir(tmp_path / "skipped")
 
 
 def test_workers_read_from_a_server_that_loses_and_hangs_up(tmp_path, monkeypatch):
@@ -67,7 +67,7 @@ def test_workers_read_from_a_server_that_loses_and_hangs_up(tmp_path, monkeypatc
             batch_size=3,
             num_workers=2,
             max_skipped_fraction=1.0,
-            skipped_folder=str(tmp_path / "defects"),
+            skipped_folder=str(tmp_path / "skipped"),
             index_folder=str(tmp_path / "index"),
         )
         data.setup("fit")  # the indexes come from the server as well, so that what is kept back has names

@@ -103,7 +103,7 @@ def test_a_shard_that_is_no_tar_ends_a_run_before_training_unless_the_budget_all
         VideoTextData(str(folder)).setup("fit")
     data = VideoTextData(str(folder), batch_size=3, max_skipped_fraction=1.0)
     assert sorted(train_batches(data, 1)[0]["key"]) == ALL[:3]
-    assert [defect.shard for defect in data.skipped["train"].all()] == [str(folder / "001.tar")]
+    assert [sample.shard for sample in data.skipped["train"].all()] == [str(folder / "001.tar")]
 
 
 def test_a_missing_shard_counts_as_many_samples_as_the_others_hold(video_shards, tmp_path):
@@ -136,7 +136,7 @@ def test_a_used_up_budget_ends_training_with_a_short_report(video_shards, tmp_pa
         train_batches(data, 50)
     data.teardown()
     assert len(str(caught.value).splitlines()) <= 5
-    assert list((tmp_path / "run").glob("defects-train-rank0.jsonl"))
+    assert list((tmp_path / "run").glob("skipped-train-rank0.jsonl"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -203,5 +203,5 @@ def test_the_command_line_reaches_nested_settings():
     parser.add_lightning_class_args(VideoTextData, "data")
     words = ["--data.train=a", "--data.clip.height=64", "--data.tasks={caption: 1, generate: 2}"]
     data = parser.instantiate_classes(parser.parse_args(words)).data
-    assert (data.clip.height, data.clip.width) == (64, 32)
+    assert (data.opening.clip.height, data.opening.clip.width) == (64, 32)
     assert data.items["train"][0].keywords["mixture"].weights == {"caption": 1.0, "generate": 2.0}

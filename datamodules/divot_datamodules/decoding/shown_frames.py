@@ -67,10 +67,14 @@ def shown_frames(video: OpenVideo, times: Sequence[float], keyframes: Sequence[f
             shown = upcoming  # the first frame of all stands for the moments before its time stamp
         if shown is None or (upcoming is None and not _lasts_until(shown, time, start, fps, slack)):
             raise DecodeError("too_short", f"no frame at {time:.3f} s")
-        if shown.is_corrupt:
-            raise DecodeError("corrupt", f"the frame at {shown.time - start:.3f} s")
+        _refuse_corrupt(shown, start)
         position = shown.time - start
         yield shown
+
+
+def _refuse_corrupt(frame: Any, start: float) -> None:
+    if frame.is_corrupt:
+        raise DecodeError("corrupt", f"the frame at {frame.time - start:.3f} s")
 
 
 def _decoded(video: OpenVideo, ends: Sequence[float] | None, delay: int) -> Iterator[Any]:
@@ -164,8 +168,7 @@ def check_every_frame(video: OpenVideo) -> None:
     """
     end, frame = max(0.0, video.timing().duration - 1.0 / video.fps), None
     for frame in _decoded(video, None, _decoding_delay(video)):
-        if frame.is_corrupt:
-            raise DecodeError("corrupt", f"the frame at {frame.time - video.start:.3f} s")
+        _refuse_corrupt(frame, video.start)
     if frame is None:
         raise DecodeError("undecodable", "no frame in it")
     if not _lasts_until(frame, end, video.start, video.fps, _slack(video)):

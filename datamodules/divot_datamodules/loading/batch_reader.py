@@ -7,7 +7,7 @@ Shape letters: B batch.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -71,7 +71,7 @@ def sample_rng(seed: int, sample_index: int, purpose: int) -> np.random.Generato
 
 
 def decode_function(
-    data: dict[str, Sequence[LoadedSource]], seed: int, collator: SequenceCollator | None = None
+    data: Mapping[str, Sequence[LoadedSource]], seed: int, collator: SequenceCollator | None = None
 ) -> Decode:
     """Return the function that reads, decodes and lays out the sample of a request.
 

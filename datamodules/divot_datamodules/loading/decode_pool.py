@@ -24,8 +24,6 @@ MOST_REBUILDS = 3
 """The run ends if all workers had to be replaced more often than this, with no sample decoded in between."""
 MOST_STOPS = 8
 """A sample is given up if the workers that decode it are ended by SIGTERM more often than this."""
-SMALLEST_SLOT_BYTES = 2**22
-"""Least size of a buffer slot in bytes, so that cached features fit as well. Unused pages cost no memory."""
 _GRACE_SECONDS = 15.0
 _POLL_SECONDS = 1.0
 

@@ -14,8 +14,11 @@ from pathlib import Path
 from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.io.output_files import writing_to
 from divot_lightning.io.printing import printable
+from divot_lightning.io.renamed import OLD_SKIPPED
 from divot_lightning.parts.sources import SkippedSample
 
+SKIPPED_FOLDER = "skipped"
+"""Folder in a run folder with the lists of skipped samples."""
 LISTED = 10
 """Most skipped samples that a message names; a file, or another command, lists all."""
 
@@ -90,7 +93,15 @@ class SkippedSamples:
     @property
     def path(self) -> Path:
         """The file that this process writes."""
-        return self.folder / f"defects-{self.name}-{self.writer}.jsonl"
+        return self.folder / f"skipped-{self.name}-{self.writer}.jsonl"
+
+    def _lists(self) -> list[Path]:
+        """Return the files of all processes, also those that an earlier version wrote under an older name."""
+        folders = [self.folder]
+        if self.folder.name == SKIPPED_FOLDER:
+            folders += [self.folder.with_name(OLD_SKIPPED)]
+        names = [f"{word}-{self.name}-*.jsonl" for word in ("skipped", OLD_SKIPPED)]
+        return [path for folder in folders for name in names for path in sorted(folder.glob(name))]
 
     @property
     def distinct(self) -> int:
@@ -156,23 +167,23 @@ class SkippedSamples:
 
     def all(self) -> list[SkippedSample]:
         """Return all samples skipped so far, of all processes, each once."""
-        lines: Iterable[str] = (
-            line
-            for path in sorted(self.folder.glob(f"defects-{self.name}-*.jsonl"))
-            for line in path.read_text(encoding="utf-8").splitlines()
-        )
+        lines = (line for path in self._lists() for line in path.read_text(encoding="utf-8").splitlines())
         samples = [SkippedSample(**json.loads(line)) for line in lines]
         return list({(sample.reason, sample.shard, sample.key): sample for sample in samples}.values())
 
     def clear(self) -> None:
         """Delete the lists that a former run of the same name left in the folder."""
-        for path in self.folder.glob(f"defects-{self.name}-*.jsonl"):
+        for path in self._lists():
             path.unlink()
         self._known = None
 
     def counts(self) -> dict[str, int]:
         """Return the number of skipped samples by reason, the most frequent first."""
         return dict(Counter(sample.reason for sample in self.all()).most_common())
+
+    def reasons(self) -> str:
+        """Return `counts` as text, empty if no sample was skipped."""
+        return ", ".join(f"{reason} {count}" for reason, count in self.counts().items())
 
     def report(self, skipped: int, seen: int) -> str:
         """Return the message that ends a run.
@@ -181,10 +192,9 @@ class SkippedSamples:
             skipped: Number of skipped samples.
             seen: Number of samples seen, usable or not.
         """
-        samples = self.all()
-        reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts().items()) or "none was read"
+        samples, reasons = self.all(), self.reasons() or "none was read"
         first = printable(f"{samples[0].reason} in {samples[0].shard}, key {samples[0].key!r}") if samples else "-"
-        where = "" if self._temporary else f"All of them: {self.folder}/defects-{self.name}-*.jsonl. "
+        where = "" if self._temporary else f"All of them: {self.folder}/skipped-{self.name}-*.jsonl. "
         limit = f"at most {self.budget.max_skipped_fraction:.1%}"
         if self.budget.max_skipped_samples is not None:
             limit += f" and {self.budget.max_skipped_samples} samples"

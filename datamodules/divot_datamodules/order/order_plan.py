@@ -15,7 +15,7 @@ from divot_datamodules.order.source_order import SampleIndex, SourceOrder
 from divot_lightning.errors import UserError
 
 
-def weighted_round_robin(number: int, weights: tuple[float, ...], phase: float = 0.5) -> tuple[int, tuple[int, ...]]:
+def weighted_round_robin(number: int, weights: tuple[float, ...]) -> tuple[int, tuple[int, ...]]:
     """Return which source has turn n if turns are distributed by weight, as evenly as possible.
 
     The first source takes its fraction of all turns (Bresenham's line), the second its fraction of the remaining turns,
@@ -24,7 +24,6 @@ def weighted_round_robin(number: int, weights: tuple[float, ...], phase: float =
     Args:
         number: n, at least 0.
         weights: Greater than 0.
-        phase: In [0, 1); shifts the turns of each source.
 
     Returns:
         The source that has the turn, and the number of turns that each source had before.
@@ -38,8 +37,8 @@ def weighted_round_robin(number: int, weights: tuple[float, ...], phase: float =
     turn, before, left, mine = -1, [], number, True
     for source, (weight, total) in enumerate(zip(weights, remaining, strict=True)):
         last = source == len(weights) - 1
-        taken = left if last else math.floor(left * (weight / total) + phase)
-        takes_this = last or math.floor((left + 1) * (weight / total) + phase) > taken
+        taken = left if last else math.floor(left * (weight / total) + 0.5)
+        takes_this = last or math.floor((left + 1) * (weight / total) + 0.5) > taken
         if mine and takes_this:
             turn, mine = source, False
         before.append(taken)

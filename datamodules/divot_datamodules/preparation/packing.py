@@ -192,10 +192,6 @@ def pack(source: str | Path, output: str | Path, config: PackConfig, *, progress
     with tqdm(items, desc="files", unit="file", disable=not progress) as bar:
         folder.write_all(counting(_samples(bar, config, skipped.add)), config.samples_per_shard)
     if not folder.entries():
-        raise UserError(f"none of {len(items)} files can be packed: {_reasons(skipped)}; see {output}/defects-*.jsonl.")
+        raise UserError(f"none of {len(items)} files can be packed: {skipped.reasons()}; see {output}/skipped-*.jsonl.")
     index = folder.finish(**counted)
     return PackReport(index["num_samples"], counted["with_text"], len(folder.entries()), skipped.all())
-
-
-def _reasons(skipped: SkippedSamples) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in skipped.counts().items())

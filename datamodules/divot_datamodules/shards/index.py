@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from divot_lightning.io.renamed import OLD_SKIPPED
+
 FORMAT = 1
 """Format of the index files."""
 
@@ -64,8 +66,7 @@ class ShardIndex:
 
     def to_bytes(self) -> bytes:
         """Return the content of an index file, which `index_from_bytes` reads."""
-        # Files of earlier versions call the skipped samples "defects".
-        facts = {"format": FORMAT, "size": self.size, "stamp": self.stamp, "defects": self.skipped}
+        facts = {"format": FORMAT, "size": self.size, "stamp": self.stamp, "skipped": self.skipped}
         buffer = io.BytesIO()
         np.savez(
             buffer,
@@ -88,12 +89,13 @@ def index_from_bytes(data: bytes) -> ShardIndex | None:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("ranges", "key_text", "key_ends", "facts")}
         facts = json.loads(arrays["facts"].tobytes())
+        skipped = facts["skipped"] if "skipped" in facts else facts[OLD_SKIPPED]
         index = ShardIndex(
             int(facts["size"]),
             str(facts["stamp"]),
             arrays["ranges"],
             Keys(arrays["key_text"], arrays["key_ends"]),
-            [(str(reason), str(key), str(detail)) for reason, key, detail in facts["defects"]],
+            [(str(reason), str(key), str(detail)) for reason, key, detail in skipped],
         )
     except Exception:  # a damaged zip, array or json, each with its own exceptions
         return None

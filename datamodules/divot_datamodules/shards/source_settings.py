@@ -13,7 +13,7 @@ from divot_datamodules.order.data_position import SourceFacts
 from divot_datamodules.order.order_plan import OrderPlan
 from divot_datamodules.order.source_order import SourceOrder
 from divot_datamodules.tasks.mixture import TaskMixture, TasksSetting, llm_items
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.sources import Source
 from divot_lightning.parts.tasks import Template
 
@@ -122,26 +122,35 @@ def items_of(
     ]
 
 
-def make_plan(
-    sources: Sequence[SourceConfig],
-    opened: Sequence[LoadedSource],
-    *,
-    batch_size: int,
-    exact: bool,
-    seed: int,
-    streams: int,
-    shuffle: int,
-) -> OrderPlan:
+@dataclass(frozen=True)
+class OrderConfig:
+    """The order of training.
+
+    Attributes:
+        batch_size: Samples of a step that sources share, in all processes together.
+        exact: Whether an epoch covers the source exactly once.
+        seed: Decides the order and all random choices.
+        streams: Logical streams of each source.
+        shuffle_buffer: Samples in the shuffle window.
+    """
+
+    batch_size: int
+    exact: bool
+    seed: int
+    streams: int
+    shuffle_buffer: int
+
+    def __post_init__(self) -> None:
+        require_at_least(0, seed=self.seed)
+
+
+def make_plan(sources: Sequence[SourceConfig], opened: Sequence[LoadedSource], config: OrderConfig) -> OrderPlan:
     """Return the order of training over all sources.
 
     Args:
         sources: The sources of the recipe.
         opened: The same sources, opened.
-        batch_size: Samples of a step that sources share.
-        exact: Whether an epoch covers the source exactly once.
-        seed: Decides the order.
-        streams: Logical streams of each source.
-        shuffle: Samples in the shuffle window.
+        config: The settings of the order.
 
     Raises:
         UserError: Some sources have a batch size and others have none.
@@ -154,13 +163,13 @@ def make_plan(
             "by all sources or each source has its own.\nGive all of them a batch_size, or none."
         )
     # A seed for each source, so that equal sources do not have the same order.
-    seeds = [seed, *np.random.SeedSequence(seed).generate_state(len(sources))[1:].tolist()]
+    seeds = [config.seed, *np.random.SeedSequence(config.seed).generate_state(len(sources))[1:].tolist()]
     orders = tuple(
-        SourceOrder(one.source.counts, seed=own_seed, streams=streams, shuffle=max(1, shuffle))
-        for one, own_seed in zip(opened, seeds, strict=True)
+        SourceOrder(one.source.counts, seed=seed, streams=config.streams, shuffle=max(1, config.shuffle_buffer))
+        for one, seed in zip(opened, seeds, strict=True)
     )
     weights = tuple(source.weight for source in sources)
-    return OrderPlan(orders, tuple(own) or (batch_size,), weights, exact=exact)
+    return OrderPlan(orders, tuple(own) or (config.batch_size,), weights, exact=config.exact)
 
 
 def facts_of(source: SourceConfig, opened: Source) -> SourceFacts:

@@ -4,7 +4,6 @@
 them. The words are those of `divot_datamodules.toy.world.caption`, so the same text tokenizer reads both.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -22,14 +21,6 @@ NAMED = 0.5
 """Usual probability that an attribute is named: captions that name 0, 1, 2, 3, 4 attributes are then 1, 4, 6, 4, 1 of
 16."""
 
-_PARTS = {
-    "colour": f"(?: (?P<colour>{'|'.join(VALUES['colour'])}))?",
-    "shape": f" (?:shape|(?P<shape>{'|'.join(VALUES['shape'])}))",
-    "speed": f"(?: (?P<speed>{'|'.join(VALUES['speed'])}))?",
-    "direction": f"(?: (?:to the )?(?P<direction>{'|'.join(VALUES['direction'])}))?",
-}
-_OPEN_CAPTION = re.compile(f"a{_PARTS['colour']}{_PARTS['shape']} moves{_PARTS['speed']}{_PARTS['direction']}")
-
 
 def open_caption(named: Mapping[str, str]) -> str:
     """Return a caption that names some attributes; with all four it is `divot_datamodules.toy.world.caption`.
@@ -46,20 +37,6 @@ def open_caption(named: Mapping[str, str]) -> str:
     motion = [named["speed"]] if "speed" in named else []
     motion += [toward(named["direction"])] if "direction" in named else []
     return " ".join(["a", *thing, named.get("shape", "shape"), "moves", *motion])
-
-
-def parse_open_caption(text: str) -> dict[str, str] | None:
-    """Read the named attributes from a caption; return None if it is none of this world.
-
-    >>> parse_open_caption("a cross moves quickly")
-    {'shape': 'cross', 'speed': 'quickly'}
-    >>> parse_open_caption("a cross sleeps") is None
-    True
-    """
-    words = " ".join(text.split())
-    match = _OPEN_CAPTION.fullmatch(words)
-    found = {name: value for name, value in match.groupdict().items() if value} if match else None
-    return found if found is not None and open_caption(found) == words else None
 
 
 def name_some(attributes: Mapping[str, str], probability: float, rng: np.random.Generator) -> dict[str, str]:

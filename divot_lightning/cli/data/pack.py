@@ -52,6 +52,6 @@ def main(argv: Sequence[str]) -> int:
     state = "already there, nothing to do" if report.already_there else "made"
     counts = f"{report.samples} samples ({report.with_text} with texts) in {report.shards} shards"
     sys.stdout.write(f"{args.output}: {counts}; {state}\n")
-    for defect in report.skipped:
-        sys.stdout.write(f"left out: {defect.shard} {defect.key}: {defect.reason} ({defect.detail})\n")
+    for sample in report.skipped:
+        sys.stdout.write(f"left out: {sample.shard} {sample.key}: {sample.reason} ({sample.detail})\n")
     return 0

@@ -21,7 +21,7 @@ from divot_lightning.evaluation.runners.runner import Job, MeasuringRunner
 from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
-from divot_lightning.parts.head_sampling import sampling_of
+from divot_lightning.parts.sampling import sampling_of
 
 MAX_COMPARISONS = 16
 """Most videos of original and reconstruction side by side."""

@@ -97,19 +97,14 @@ def parse_recipe(content: Mapping[str, Any]) -> Experiment:
             raise UserError(f"`{key}` is missing; an experiment needs title and steps.")
     steps = tuple(_parse_step(entry) for entry in content["steps"])
     names = [step.name for step in steps]
-    if len(set(names)) < len(names):
-        raise UserError(f"steps share a name: {', '.join(names)}; give each its own.")
-    seeds = content.get("seeds") or {}
-    refuse_unknown("seeds", seeds, {"values", "options"})
     plain = {
         name: content[name] for name in ("title", "question", "matched_by", "amount", "baseline") if name in content
     }
     recipe = Experiment(
         **plain,
+        **_parse_seeds(content.get("seeds") or {}),
         steps=steps,
         vary=_parse_vary(content.get("vary") or {}, names),
-        seeds=tuple(seeds.get("values", (0,))),
-        seed_options={step: tuple(keys) for step, keys in (seeds.get("options") or {}).items()},
         matched_steps=tuple(content.get("matched_steps", ())),
         scores={name: parse_better(name, better) for name, better in (content.get("scores") or {}).items()},
         reference=tuple(content.get("reference") or ()),
@@ -139,6 +134,12 @@ def _parse_step(entry: Any) -> PipelineStep:
     return PipelineStep(str(entry["name"]), kinds[0], what, options, folder, int(entry.get("slots", 1)), only)
 
 
+def _parse_seeds(given: Mapping[str, Any]) -> dict[str, Any]:
+    refuse_unknown("seeds", given, {"values", "options"})
+    options = {step: tuple(keys) for step, keys in (given.get("options") or {}).items()}
+    return {"seeds": tuple(given.get("values", (0,))), "seed_options": options}
+
+
 def _parse_vary(vary: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, dict[str, Options]]]:
     axes: dict[str, dict[str, dict[str, Options]]] = {}
     for axis, variants in vary.items():
@@ -158,6 +159,8 @@ def _refuse_unknown_steps(what: str, given: Mapping[str, Any] | Sequence[str], n
 
 
 def _check(recipe: Experiment, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise UserError(f"steps share a name: {', '.join(names)}; give each its own.")
     if recipe.matched_by not in get_args(MatchedBy):
         raise UserError(f"matched_by is {recipe.matched_by!r}; known: {', '.join(get_args(MatchedBy))}.")
     if recipe.matched_by != "steps" and recipe.amount is None:

@@ -24,26 +24,18 @@ VISION_ENCODERS: "Registry[VisionEncoder]" = Registry(
 LATENTS: "Registry[Latents]" = Registry("latents", "latents", "latents", "divot_lightning.parts.latents.Latents")
 
 DENOISERS: "Registry[Denoiser]" = Registry(
-    "denoisers",
-    "denoiser",
-    "denoiser",
-    "divot_lightning.parts.denoisers.Denoiser",
-    ("channels", "frames", "grid", "condition_tokens", "condition_dim"),
+    "denoisers", "denoiser", "denoiser", "divot_lightning.parts.denoisers.Denoiser"
 )
 
 OBJECTIVES: "Registry[Objective]" = Registry(
     "objectives", "objective", "objective", "divot_lightning.parts.objectives.Objective"
 )
 
-HEADS: "Registry[GenerationHead]" = Registry(
-    "heads", "head", "head", "divot_lightning.parts.heads.GenerationHead", ("hidden_dim", "feature_dim")
-)
+HEADS: "Registry[GenerationHead]" = Registry("heads", "head", "head", "divot_lightning.parts.heads.GenerationHead")
 
-SOURCES: "Registry[Source]" = Registry(
-    "sources", "source", "source", "divot_lightning.parts.sources.Source", ("index_folder",)
-)
+SOURCES: "Registry[Source]" = Registry("sources", "source", "source", "divot_lightning.parts.sources.Source")
 
-TASKS: "Registry[Task]" = Registry("tasks", "task", "tasks", "divot_lightning.parts.tasks.Task", ("template",))
+TASKS: "Registry[Task]" = Registry("tasks", "task", "tasks", "divot_lightning.parts.tasks.Task")
 
 BENCHMARKS: "Registry[Benchmark]" = Registry(
     "benchmarks", "benchmark", "benchmark", "divot_lightning.parts.benchmarks.Benchmark"

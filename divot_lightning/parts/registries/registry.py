@@ -62,14 +62,12 @@ class Registry(Generic[T]):
         noun: Name of one part in messages: `head`.
         key: Key of a recipe that holds such a part: `head`.
         base: Dotted path of the base class of this kind; it is imported only when a part is.
-        supplied: Arguments of a part that the suite supplies; a recipe supplies all others.
     """
 
     kind: str
     noun: str
     key: str
     base: str
-    supplied: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:

@@ -10,12 +10,12 @@ from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
-from divot_lightning.parts.batch import Batch
+from divot_lightning.parts.batch import Batch, num_real_samples
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
+from divot_lightning.training.stages.stage import Stage, batch_generators
 from divot_lightning.training.stages.tokenizer_pretraining import kl_count, kl_part
 from divot_lightning.training.stages.video_llm_step import sequences_of
 

@@ -18,12 +18,12 @@ from divot_lightning.models.video_llm.clip_generation import clips_to_generate, 
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.weights import has_masters, has_shards
-from divot_lightning.parts.batch import Batch
+from divot_lightning.parts.batch import Batch, num_real_samples
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.parts.randomness import Randomness
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
+from divot_lightning.training.stages.stage import Stage, batch_generators
 from divot_lightning.training.stages.tokenizer_pretraining import clips_of, validation_losses
 from divot_lightning.training.stages.video_llm_step import clip_features, sequences_of
 

@@ -12,10 +12,10 @@ from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
-from divot_lightning.parts.batch import Batch
+from divot_lightning.parts.batch import Batch, num_real_samples
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
+from divot_lightning.training.stages.stage import Stage, batch_generators
 from divot_lightning.training.stages.tokenizer_pretraining import clips_of, validation_losses
 
 

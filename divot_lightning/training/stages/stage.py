@@ -19,7 +19,7 @@ from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenize
 from divot_lightning.models.randomness import sample_generators
 from divot_lightning.models.weight_dtypes import raise_to_float32
 from divot_lightning.models.weights import shard_rest
-from divot_lightning.parts.batch import Batch
+from divot_lightning.parts.batch import Batch, num_samples
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.accumulation import STEP_COUNTS, check_step, load_whole_steps
 from divot_lightning.training.global_mean import GlobalLoss, LossPart, global_mean, merge_means, weighted_sum
@@ -263,17 +263,6 @@ class Stage(LightningModule):
         adamw = self._zero.adamw() if self._zero is not None else AdamW
         steps = int(self.trainer.estimated_stepping_batches)
         return configure_optimizer(self, self.optimizer_config, steps, adamw)
-
-
-def num_samples(batch: Mapping[str, Any]) -> int:
-    """Count the samples of a batch, those of a dummy batch too."""
-    counted = next((name for name in ("segments", "latents") if name in batch), "video")
-    return len(batch[counted])
-
-
-def num_real_samples(batch: Mapping[str, Any]) -> int:
-    """Count the samples that enter the loss: 0 in a dummy batch, which only keeps processes in sync."""
-    return int(batch.get("counted", num_samples(batch)))
 
 
 def batch_generators(batch: Mapping[str, Any], purpose: str) -> list[torch.Generator] | None:

@@ -18,10 +18,10 @@ from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
-from divot_lightning.parts.batch import Batch
+from divot_lightning.parts.batch import Batch, num_real_samples
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
+from divot_lightning.training.stages.stage import Stage, batch_generators
 
 
 class TokenizerPretraining(Stage):

@@ -15,11 +15,11 @@ from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.weights import has_shards
-from divot_lightning.parts.batch import Batch
+from divot_lightning.parts.batch import Batch, num_real_samples
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.stages.stage import Stage, num_real_samples
+from divot_lightning.training.stages.stage import Stage
 from divot_lightning.training.stages.video_llm_step import (
     clip_features,
     find_detokenizer,

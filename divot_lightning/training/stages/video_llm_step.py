@@ -20,10 +20,9 @@ from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMOutput
 from divot_lightning.models.weights import has_shards
-from divot_lightning.parts.batch import Batch
+from divot_lightning.parts.batch import Batch, num_real_samples
 from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.training.global_mean import LossPart
-from divot_lightning.training.stages.stage import num_real_samples
 
 
 def find_detokenizer(run: str, tokenizer_folder: Path) -> dict[str, Path]:

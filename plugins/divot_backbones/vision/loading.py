@@ -1,6 +1,6 @@
 """Load a vision model of transformers, from a folder or from the hub's local cache; the network is not used."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
@@ -53,14 +53,17 @@ def load_vision_model(
     except (RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
         reason = first_line(error)
         raise UserError(f"vision.pretrained: {pretrained!r} cannot be loaded: {reason}") from error
-    allowed = tuple(unused)
-    missing = sorted(name for name in report["missing_keys"] if not any(f".{part}" in f".{name}" for part in allowed))
+    _refuse_missing(pretrained, model_class.__name__, report["missing_keys"], tuple(unused))
+    return model
+
+
+def _refuse_missing(pretrained: str, class_name: str, keys: Iterable[str], allowed: Sequence[str]) -> None:
+    missing = sorted(name for name in keys if not any(f".{part}" in f".{name}" for part in allowed))
     if missing:
         raise UserError(
-            f"vision.pretrained: {pretrained!r} lacks {len(missing)} weights of a {model_class.__name__}, such as "
+            f"vision.pretrained: {pretrained!r} lacks {len(missing)} weights of a {class_name}, such as "
             f"{missing[0]!r}; give a model of that class"
         )
-    return model
 
 
 def _config_class(model_class: type[PreTrainedModel]) -> type[PreTrainedConfig]:

@@ -5,8 +5,8 @@ import torch
 from divot_head_flow import FlowHead
 
 from divot_lightning.errors import UserError
-from divot_lightning.parts.head_sampling import set_sampling
 from divot_lightning.parts.heads import GenerationHead
+from divot_lightning.parts.sampling import set_sampling
 from divot_lightning.testing import HeadConformance
 
 

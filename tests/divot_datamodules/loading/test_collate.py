@@ -75,18 +75,18 @@ def test_a_batch_holds_the_sequences_of_its_segments(data, collator, settings):
 
 def test_the_worker_has_laid_out_what_the_training_process_samples(data, collator):
     data = data()
-    opened = data._open["train"].opened
-    decode = decode_function({"train": opened}, data.seed, collator)
+    opened = data.loaders.splits["train"].opened
+    decode = decode_function({"train": opened}, data.order.seed, collator)
     for index in data.position.plan.batch(0):
         sample = decode(SimpleNamespace(sample=index, data="train"))
-        (item,) = opened[0].make_items(sample, sample_rng(data.seed, index.number, 1))
+        (item,) = opened[0].make_items(sample, sample_rng(data.order.seed, index.number, 1))
         assert sample.sequences == [collator.sequence(item["segments"])]
 
 
 def test_a_sample_that_does_not_fit_is_left_to_the_training_process(data, collator):
     data = data()
     narrow = SequenceCollator(collator.text_tokenizer, collator.layout, (Q, C + 1))
-    decode = decode_function({"train": data._open["train"].opened}, data.seed, narrow)
+    decode = decode_function({"train": data.loaders.splits["train"].opened}, data.order.seed, narrow)
     sample = decode(SimpleNamespace(sample=data.position.plan.batch(0)[0], data="train"))
     assert sample.sequences is None
 

@@ -18,9 +18,9 @@ def test_skipped_samples_are_counted_by_reason_and_listed_with_shard_and_key(tmp
         skipped.add(sample(number))
     SkippedSamples("train", tmp_path, writer="rank1").add(sample(9, "undecodable"))
     assert skipped.counts() == {"too_short": 3, "undecodable": 1}
-    lines = (tmp_path / "defects-train-main.jsonl").read_text().splitlines()
+    lines = (tmp_path / "skipped-train-main.jsonl").read_text().splitlines()
     assert json.loads(lines[0]) == {"reason": "too_short", "shard": "a.tar", "key": "k0", "detail": "0.1 s of 2 s"}
-    assert (tmp_path / "defects-train-rank1.jsonl").is_file()
+    assert (tmp_path / "skipped-train-rank1.jsonl").is_file()
 
 
 def test_a_sample_that_is_skipped_in_each_pass_counts_once(tmp_path):
@@ -60,6 +60,19 @@ def test_a_run_that_is_resumed_lists_a_known_sample_once_and_counts_it_among_the
     later.add(sample(0))
     assert (later.distinct, later.num_skipped) == (1, 1)
     assert not later.path.exists()
+
+
+@pytest.mark.parametrize(("old", "new"), [("defects", "skipped"), ("mine", "mine")])
+def test_lists_of_earlier_versions_are_read_and_cleared(tmp_path, old, new):
+    (tmp_path / old).mkdir()
+    listed = tmp_path / old / "defects-train-rank0.jsonl"
+    listed.write_text('{"reason": "too_short", "shard": "a.tar", "key": "k0", "detail": "0.1 s of 2 s"}\n')
+    resumed = SkippedSamples("train", tmp_path / new)
+    assert resumed.all() == [sample(0)]
+    resumed.add(sample(0))
+    assert not resumed.path.exists()
+    resumed.clear()
+    assert not listed.exists()
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_everything_that_training_loses_is_found_ahead_of_it(tmp_path):
     report = inspect_source(
         TarSource(made.shards), HangingDecoder(made.clip), tasks=TaskMixture({"caption": 1.0}), workers=1, deadline=6.0
     )
-    found = [(defect.reason, defect.shard, defect.key) for defect in report.skipped]
+    found = [(sample.reason, sample.shard, sample.key) for sample in report.skipped]
     assert set(found) == made.found_when("indexing", "decoding", "task", "deadline")
     assert len(found) == len(set(found))
     lost = sum(bool(key) for _, _, key in found)
@@ -74,7 +74,7 @@ class DyingDecoder(SampleDecoder):
 def test_a_sample_is_tried_again_when_its_process_dies_as_in_training(video_shards):
     report = inspect(video_shards(shards=2, samples=3), decoder=DyingDecoder(), workers=1, deadline=120.0)
     assert DyingDecoder.deaths.value == 1
-    assert [(defect.reason, defect.key) for defect in report.skipped] == [("worker_died", "s0n1")]
+    assert [(sample.reason, sample.key) for sample in report.skipped] == [("worker_died", "s0n1")]
     assert "code -9, 2 times" in report.skipped[0].detail
 
 
@@ -100,7 +100,7 @@ def test_a_jsonl_is_inspected_like_shards(tmp_path, numbered_file):
     (tmp_path / "l.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     report = inspect(tmp_path / "l.jsonl")
     assert (report.samples, report.captions, report.resolutions) == (2, 1, {"32x32": 1})
-    assert [(defect.reason, defect.key) for defect in report.skipped] == [("missing_media", "line2")]
+    assert [(sample.reason, sample.key) for sample in report.skipped] == [("missing_media", "line2")]
 
 
 def test_names_that_are_not_utf8_are_reported(tmp_path, write_tar):
@@ -112,7 +112,7 @@ def test_names_that_are_not_utf8_are_reported(tmp_path, write_tar):
 def test_shards_of_which_none_can_be_read_are_reported(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"rubbish" * 999)
     report = inspect(tmp_path)
-    assert [(defect.reason, report.samples) for defect in report.skipped] == [("not_a_tar", 0)]
+    assert [(sample.reason, report.samples) for sample in report.skipped] == [("not_a_tar", 0)]
 
 
 def test_a_folder_of_splits_is_looked_through(tmp_path):

@@ -103,8 +103,8 @@ def test_what_cannot_be_packed_is_reported_and_left_out(media_folder, tmp_path, 
     (media_folder / "odd.mp4").write_bytes(numbered_file())
     (media_folder / "odd.json").write_text("{")
     report = pack(media_folder, tmp_path / "out", PackConfig())
-    assert {defect.key: defect.reason for defect in report.skipped} == {"bad": "undecodable", "odd": "bad_json"}
-    assert all("media" in defect.shard for defect in report.skipped)
+    assert {sample.key: sample.reason for sample in report.skipped} == {"bad": "undecodable", "odd": "bad_json"}
+    assert all("media" in sample.shard for sample in report.skipped)
     assert set(packed(tmp_path / "out")) == {"a", "cats/b_v1", "c"}
 
 
@@ -124,7 +124,7 @@ def damaged_file(tmp_path, coded_file):
 
 def test_nothing_that_is_broken_anywhere_is_packed(damaged_file, tmp_path):
     report = pack(damaged_file, tmp_path / "out", PackConfig())
-    assert [(defect.key, defect.reason) for defect in report.skipped] == [("b", "corrupt")]
+    assert [(sample.key, sample.reason) for sample in report.skipped] == [("b", "corrupt")]
     assert set(packed(tmp_path / "out")) == {"a"}
 
 
@@ -137,7 +137,7 @@ def test_a_file_without_a_decoder_does_not_stop_the_others(media_folder, tmp_pat
     (media_folder / "drawing.png").write_bytes(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>')
     for name, settings in (("whole", PackConfig()), ("pieces", PackConfig(clip_seconds=2))):
         report = pack(media_folder, tmp_path / name, settings)
-        assert {defect.key: defect.reason for defect in report.skipped} == {
+        assert {sample.key: sample.reason for sample in report.skipped} == {
             "unknown": "undecodable",
             "drawing": "undecodable",
         }
@@ -159,7 +159,7 @@ def test_lines_that_cannot_be_packed_are_reported_by_number(media_folder, tmp_pa
     lines = ['{"video": "a.mp4"}', "{", '{"caption": "x"}', '{"video": "nowhere.mp4"}', '{"video": "notes.md"}']
     (media_folder / "list.jsonl").write_text("\n".join(lines))
     report = pack(media_folder / "list.jsonl", tmp_path / "out", PackConfig())
-    assert {defect.key: defect.reason for defect in report.skipped} == {
+    assert {sample.key: sample.reason for sample in report.skipped} == {
         "line2": "bad_json",
         "line3": "missing_media",
         "nowhere": "missing_media",
@@ -172,7 +172,7 @@ def test_a_video_shorter_than_a_piece_is_left_out(tmp_path, numbered_file):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / f"{name}.mp4").write_bytes(numbered_file(frames))
     report = pack(tmp_path / "in", tmp_path / "out", PackConfig(clip_seconds=2))
-    assert [(defect.key, defect.reason) for defect in report.skipped] == [("short", "too_short")]
+    assert [(sample.key, sample.reason) for sample in report.skipped] == [("short", "too_short")]
 
 
 def test_a_second_call_does_nothing_and_a_changed_input_is_refused(media_folder, tmp_path):
@@ -275,7 +275,7 @@ def test_the_videos_of_a_story_are_packed_in_their_order(tmp_path, numbered_file
     assert first.members["clip1.mp4"] == numbered_file(16)
     assert json.loads(first.members["json"]) == {"story": story}
     assert [raw.key for raw in rest] == ["a_0000", "a_0001"]
-    assert sorted((defect.reason, defect.key) for defect in report.skipped) == [
+    assert sorted((sample.reason, sample.key) for sample in report.skipped) == [
         ("missing_media", "b_1"),
         ("missing_media", "line4"),
         ("missing_media", "line5"),

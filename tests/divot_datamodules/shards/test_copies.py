@@ -72,7 +72,7 @@ def test_a_compressed_shard_that_is_cut_gives_what_comes_before_and_says_so(shar
     data = compress(Path(shards[0]).read_bytes() + bytes(range(256)) * 800)
     Path(shards[0]).write_bytes(data[: len(data) - 20])
     source = TarSource(shards)
-    assert [defect.reason for defect in source.skipped] == ["broken_off"]
+    assert [sample.reason for sample in source.skipped] == ["broken_off"]
     assert source.counts[1:] == (4, 4)
 
 
@@ -80,7 +80,7 @@ def test_a_command_that_fails_is_a_reason_to_skip_its_shard(shards):
     source = TarSource([shards[0], f"pipe:head -c 3000 {shards[1]}; false"], allow_pipe=True)
     assert source.counts[0] == 4
     assert source.counts[1] < 4
-    assert {(defect.reason, defect.shard[:4]) for defect in source.skipped} == {("broken_off", "pipe")}
+    assert {(sample.reason, sample.shard[:4]) for sample in source.skipped} == {("broken_off", "pipe")}
 
 
 def test_a_copy_that_is_there_is_not_made_again(tmp_path, shards):

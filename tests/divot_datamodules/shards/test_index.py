@@ -1,4 +1,5 @@
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -148,6 +149,16 @@ def test_an_index_comes_back_from_its_file():
     assert np.array_equal(again.ranges, index.ranges)
     assert again.keys[0] == "b"
     assert again.skipped == [("interleaved", "a", "mp4 json at 2 places")]
+
+
+def test_an_index_of_an_earlier_version_is_read():
+    index = scan_tar(InMemory(tar_of([("a.mp4", b"v"), ("b.mp4", b"w"), ("a.json", b"{}")])))
+    arrays = dict(np.load(io.BytesIO(index.to_bytes())))
+    facts = json.loads(arrays["facts"].tobytes())
+    facts["defects"] = facts.pop("skipped")
+    old = io.BytesIO()
+    np.savez(old, **{**arrays, "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)})
+    assert index_from_bytes(old.getvalue()).skipped == index.skipped
 
 
 def test_what_is_no_index_is_none():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -5,12 +6,19 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from divot_datamodules.decoding.samples import SampleDecoder, tokenizer_items
 from divot_datamodules.loading.batch_reader import LoadedSource
-from divot_datamodules.shards.source_settings import SourceConfig, facts_of, items_of, listed_sources, make_plan
+from divot_datamodules.shards.source_settings import (
+    OrderConfig,
+    SourceConfig,
+    facts_of,
+    items_of,
+    listed_sources,
+    make_plan,
+)
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.errors import UserError
 from divot_lightning.parts.registries.recipe_parts import expand_recipe
 
-PLAN = {"batch_size": 4, "exact": False, "seed": 1, "streams": 2, "shuffle": 8}
+ORDER = OrderConfig(batch_size=4, exact=False, seed=1, streams=2, shuffle_buffer=8)
 
 
 def opened(*sources):
@@ -61,12 +69,12 @@ def test_tasks_are_for_all_sources_or_for_none():
 
 def test_sources_share_steps_or_each_has_its_own(counted_source):
     sources = [SourceConfig("a", weight=1.0), SourceConfig("b", weight=3.0)]
-    shared = make_plan(sources, opened(counted_source([5]), counted_source([9])), **PLAN)
+    shared = make_plan(sources, opened(counted_source([5]), counted_source([9])), ORDER)
     assert (shared.batch_sizes, shared.weights) == ((4,), (1.0, 3.0))
     own = make_plan(
         [SourceConfig("a", batch_size=2), SourceConfig("b", batch_size=6)],
         opened(counted_source([5]), counted_source([9])),
-        **PLAN,
+        ORDER,
     )
     assert own.batch_sizes == (2, 6)
     assert {(len({index.source for index in own.batch(step)}), len(own.batch(step))) for step in range(6)} == {
@@ -77,22 +85,22 @@ def test_sources_share_steps_or_each_has_its_own(counted_source):
         make_plan(
             [SourceConfig("a", batch_size=2), SourceConfig("b")],
             opened(counted_source([5]), counted_source([9])),
-            **PLAN,
+            ORDER,
         )
 
 
 def test_layouts_without_an_order_are_refused(counted_source):
     with pytest.raises(UserError, match=r"weight -1\.0"):
-        make_plan([SourceConfig("a", weight=-1.0)], opened(counted_source([5])), **PLAN)
+        make_plan([SourceConfig("a", weight=-1.0)], opened(counted_source([5])), ORDER)
     two = opened(counted_source([5]), counted_source([9]))
     with pytest.raises(UserError, match="2 sources are mixed by weight, so no epoch covers each exactly once"):
-        make_plan([SourceConfig("a"), SourceConfig("b")], two, **PLAN | {"exact": True})
+        make_plan([SourceConfig("a"), SourceConfig("b")], two, replace(ORDER, exact=True))
     with pytest.raises(UserError, match="holds no samples"):
-        make_plan([SourceConfig("a")], opened(counted_source([0, 0])), **PLAN)
+        make_plan([SourceConfig("a")], opened(counted_source([0, 0])), ORDER)
 
 
 def test_equal_sources_are_passed_over_in_different_orders(counted_source):
-    plan = make_plan([SourceConfig("a"), SourceConfig("a")], opened(counted_source([50]), counted_source([50])), **PLAN)
+    plan = make_plan([SourceConfig("a"), SourceConfig("a")], opened(counted_source([50]), counted_source([50])), ORDER)
     first, second = ([order.locate(index)[2] for index in range(50)] for order in plan.sources)
     assert sorted(first) == sorted(second)
     assert first != second

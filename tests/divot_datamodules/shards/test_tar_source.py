@@ -47,7 +47,7 @@ def contents(source):
 
 
 def found(source):
-    return {(defect.reason, defect.shard, defect.key) for defect in source.skipped}
+    return {(sample.reason, sample.shard, sample.key) for sample in source.skipped}
 
 
 def test_indexing_finds_what_is_broken_and_nothing_else(broken):
@@ -256,8 +256,8 @@ def test_a_server_that_hangs_up_costs_only_what_it_keeps_back(tmp_path, write_ta
     shards = shards_of(tmp_path, write_tar, shards=2)
     with serve_shards(tmp_path, ranges=ranges, hang_up_after={"001.tar": 3 * 1536}) as server:
         source = TarSource([f"{server.url}/000.tar", f"{server.url}/001.tar"])
-        assert {defect.reason for defect in source.skipped} == {"broken_off"}
-        assert all(defect.shard.endswith("001.tar") for defect in source.skipped)
+        assert {sample.reason for sample in source.skipped} == {"broken_off"}
+        assert all(sample.shard.endswith("001.tar") for sample in source.skipped)
         if ranges:
             assert source.counts == (4, 3)
             assert contents(source) == [

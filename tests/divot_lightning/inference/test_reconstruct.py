@@ -110,9 +110,9 @@ def test_a_shard_cut_in_a_header_gives_what_is_whole_and_is_named(tmp_path):
     with tarfile.open(path) as tar:
         offset = tar.getmembers()[4].offset
     path.write_bytes(path.read_bytes()[: offset + 100])
-    defects = []
-    assert [key for key, _ in read_clips([str(path)], CLIP, defects.append)] == ["a", "b"]
-    assert [(defect.reason, defect.shard) for defect in defects] == [("cut_in_header", str(path))]
+    skipped = []
+    assert [key for key, _ in read_clips([str(path)], CLIP, skipped.append)] == ["a", "b"]
+    assert [(sample.reason, sample.shard) for sample in skipped] == [("cut_in_header", str(path))]
 
 
 def test_the_media_of_a_jsonl_are_read(tmp_path):

@@ -13,7 +13,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
-from divot_heads.gmm import gmm_mean
+from divot_heads.gmm import split_gmm_params
 from divot_lightning.checkpoint.components import load_component
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
@@ -94,7 +94,12 @@ def expected_clip(model, tokenizer, caption):
     visible[-Q:, -Q:] = True
     mask = torch.zeros(length, length).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
     hidden = model.model(input_ids=torch.tensor([before + queries]), attention_mask=mask).last_hidden_state
-    return gmm_mean(project("output_resampler", hidden[:, -Q:]), K)
+    return expected_features(project("output_resampler", hidden[:, -Q:]))
+
+
+def expected_features(params):
+    means, _, logits = split_gmm_params(params, K)
+    return torch.einsum("...k,...kc->...c", logits.softmax(dim=-1), means)
 
 
 def gives_the_expected_clip(component, model):
@@ -102,7 +107,7 @@ def gives_the_expected_clip(component, model):
     caption = "a red circle moves left"
     batch = video_llm.sequences([[Text(caption, learn=False), Clips(1, "generate")]], prompt=True)
     hidden = video_llm.hidden_states(batch, video_llm.embed(batch, video_llm.normalise(torch.zeros(1, Q, C), 1)))
-    actual = gmm_mean(video_llm.head.proj(hidden[:, -Q:]), K)
+    actual = expected_features(video_llm.head.proj(hidden[:, -Q:]))
     expected = expected_clip(model, video_llm.text_tokenizer, caption)
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
     return video_llm

@@ -98,7 +98,7 @@ def pretraining(tokenizer_run, make_config, head):
 
 
 def listed(folder, name):
-    return {(defect.reason, defect.key) for defect in SkippedSamples(name, folder).all()}
+    return {(sample.reason, sample.key) for sample in SkippedSamples(name, folder).all()}
 
 
 EXPECTED = {(reason, key) for key, (_, _, reason) in BAD.items()}
@@ -109,16 +109,16 @@ def test_training_and_validation_continue_without_samples_that_do_not_fit(
     shard, tokenizer_run, make_config, head, tmp_path, workers
 ):
     stage = pretraining(tokenizer_run, make_config, head)
-    trainer = fit(stage, data(shard, tmp_path / "defects", num_workers=workers), tmp_path, steps=6)
+    trainer = fit(stage, data(shard, tmp_path / "skipped", num_workers=workers), tmp_path, steps=6)
     assert trainer.global_step == 6
     # A story is drawn or a caption: the long one is met in validation or not, by its draw, but nothing else is.
     for name in ("train", "validation"):
-        assert listed(tmp_path / "defects", name) <= EXPECTED
-        assert listed(tmp_path / "defects", name) >= EXPECTED - {
+        assert listed(tmp_path / "skipped", name) <= EXPECTED
+        assert listed(tmp_path / "skipped", name) >= EXPECTED - {
             ("too_long", "long_story"),
             ("too_large", "endless_text"),
         }
-    assert (tmp_path / "defects" / "defects-train-rank0.jsonl").read_text().count(str(shard)) >= 6
+    assert (tmp_path / "skipped" / "skipped-train-rank0.jsonl").read_text().count(str(shard)) >= 6
 
 
 def test_a_resumed_run_meets_no_surprise(shard, tokenizer_run, make_config, head, tmp_path):
@@ -148,9 +148,9 @@ def test_instruction_tuning_takes_its_own_longest_sequence(shard, tokenizer_run,
 def test_inspection_finds_all_of_it_ahead_of_training(shard, tokenizer_run, make_config, head):
     stage = pretraining(tokenizer_run, make_config, head)
     report = inspect_source(open_source(shard), tasks=TaskMixture(MIXTURE), limits=stage.sequence_collator().limits)
-    assert {(defect.reason, defect.key) for defect in report.skipped} == EXPECTED
-    assert {defect.shard for defect in report.skipped} == {str(shard)}
+    assert {(sample.reason, sample.key) for sample in report.skipped} == EXPECTED
+    assert {sample.shard for sample in report.skipped} == {str(shard)}
     # Without knowing the stage, what no batch could hold is found all the same.
     alone = inspect_source(open_source(shard))
     found = {"half_character", "other_width", "other_tokens", "no_clip", "many_clips"}
-    assert {defect.key for defect in alone.skipped} == found
+    assert {sample.key for sample in alone.skipped} == found

@@ -2,7 +2,7 @@
 
 import pytest
 
-from divot_datamodules.toy.open_captions import parse_open_caption
+from divot_datamodules.toy.open_captions import open_caption
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.toy import ToyOpenCaptions, ToyQuestions, read_toy_clips
 from divot_lightning.evaluation.chosen_benchmark import find_benchmark
@@ -61,7 +61,7 @@ def test_open_captions_fit_their_clips_and_closed_ones_are_the_limit(tmp_path):
     assert [item.facts["prompt"] for item in closed] == [item.facts["prompt"] for item in plain]
     assert [item.id for item in opened] == [item.id for item in plain]
     for item in opened:
-        assert parse_open_caption(item.facts["prompt"]) == item.facts["named"]
+        assert item.facts["prompt"] == open_caption(item.facts["named"])
         assert item.facts["named"].items() <= item.facts["attributes"].items()
     assert {len(item.facts["named"]) for item in opened} >= {1, 2, 3}
     with pytest.raises(UserError, match="named is 2"):

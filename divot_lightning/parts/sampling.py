@@ -1,18 +1,26 @@
-"""Change how a trained head samples: guidance, steps, variances or any other setting that its class declares."""
+"""Change how a trained head or an objective samples: guidance, steps, solver or what else its class declares."""
 
-from collections.abc import Mapping
-from typing import Any, get_type_hints
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, get_type_hints
 
 import torch
 
 from divot_lightning.errors import UserError
 from divot_lightning.parts.heads import GenerationHead
+from divot_lightning.parts.objectives import Objective
 
 
-def sampling_of(head: GenerationHead) -> dict[str, Any]:
-    """Return the present sampling settings of a head, as JSON values."""
+class HasObjective(Protocol):
+    """A de-tokenizer, or whatever else samples with an objective."""
+
+    objective: Objective
+
+
+def sampling_of(part: GenerationHead | Objective) -> dict[str, Any]:
+    """Return the present sampling settings of a head or an objective, as JSON values."""
     # A subclass may fix a setting that its base class declares; it then has no setting of that name.
-    return {name: head.init_args[name] for name in head.sampling_settings if name in head.init_args}
+    return {name: part.init_args[name] for name in part.sampling_settings if name in part.init_args}
 
 
 def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
@@ -37,14 +45,7 @@ def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
     if not values:
         return
     kind = type(head)
-    present = sampling_of(head)
-    unknown = [name for name in values if name not in present]
-    if unknown:
-        known = ", ".join(f"{name} ({value})" for name, value in present.items())
-        raise UserError(
-            f"{kind.__name__} has no sampling setting {', '.join(unknown)}; "
-            + (f"it has, with their present values: {known}" if known else "it has none besides the temperature")
-        )
+    _refuse_unknown(head, values)
     read = _read(kind, values)
     # A copy on the meta device, which needs no memory: its class checks the values and may convert them.
     with torch.device("meta"):
@@ -52,6 +53,45 @@ def set_sampling(head: GenerationHead, values: Mapping[str, Any]) -> None:
     for name in read:
         setattr(head, name, getattr(rebuilt, name))
     object.__setattr__(head, "init_args", dict(rebuilt.init_args))
+
+
+@contextmanager
+def changed_head(head: GenerationHead, values: Mapping[str, Any]) -> Iterator[None]:
+    """Let a head sample with other settings within the block; see `set_sampling`."""
+    before = sampling_of(head)
+    set_sampling(head, values)
+    try:
+        yield
+    finally:
+        set_sampling(head, {name: before[name] for name in values})
+
+
+@contextmanager
+def changed_objective(owner: HasObjective, values: Mapping[str, Any]) -> Iterator[None]:
+    """Let a de-tokenizer sample with other settings of its objective within the block.
+
+    Args:
+        owner: Has the objective.
+        values: Settings by name; the objective's class checks them.
+
+    Raises:
+        UserError: The objective has no such setting, or refuses the value.
+    """
+    before = owner.objective
+    _refuse_unknown(before, values)
+    if values:
+        owner.objective = type(before)(**{**before.init_args, **values})
+    try:
+        yield
+    finally:
+        owner.objective = before
+
+
+def _refuse_unknown(part: GenerationHead | Objective, values: Mapping[str, Any]) -> None:
+    present = sampling_of(part)
+    if unknown := [name for name in values if name not in present]:
+        known = ", ".join(f"{name} ({value})" for name, value in present.items()) or "none"
+        raise UserError(f"{type(part).__name__} has no sampling setting {', '.join(unknown)}; it has: {known}")
 
 
 def _read(kind: type[GenerationHead], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from divot_heads.diffusion import DiffusionHead
 from divot_heads.gmm import GMMHead
 from divot_heads.mse import MSEHead
 from divot_lightning.errors import UserError
-from divot_lightning.parts.head_sampling import sampling_of, set_sampling
+from divot_lightning.parts.sampling import sampling_of, set_sampling
 
 
 def sampled(head, seed=0):
@@ -51,7 +51,7 @@ def test_strings_are_converted_to_the_types_of_the_class():
     [
         (GMMHead(8, 4), {"guidance": 2}, r"GMMHead has no sampling setting guidance; it has.*variance_scale \(0.1\)"),
         (GMMHead(8, 4), {"num_components": 2}, "no sampling setting num_components"),
-        (MSEHead(8, 4), {"steps": 2}, "MSEHead has no sampling setting steps; it has none besides the temperature"),
+        (MSEHead(8, 4), {"steps": 2}, "MSEHead has no sampling setting steps; it has: none"),
         (GMMHead(8, 4), {"variance_scale": -1}, "variance_scale is -1.0"),
         (GMMHead(8, 4), {"variance_scale": "wide"}, "GMMHead cannot take .*'wide'"),
         (DiffusionHead(8, 4, width=8, depth=1), {"sampling_steps": 2000}, "sampling_steps=2000 is not allowed"),
