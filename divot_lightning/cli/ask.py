@@ -18,6 +18,7 @@ from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
 from divot_lightning.io.command_parser import CommandParser
 from divot_lightning.io.printing import printable
+from divot_lightning.io.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from divot_lightning.inference.pipeline import DivotPipeline
@@ -82,7 +83,8 @@ def main(argv: Sequence[str]) -> int:
         )
     if entries and args.question and all("question" in entry for entry in entries):
         raise UserError(f"--question has no effect: each line of {args.prompts} has its own; leave one of them out")
-    from divot_lightning.inference.pipeline import DivotPipeline
+    with quick_imports():
+        from divot_lightning.inference.pipeline import DivotPipeline
 
     pipeline = DivotPipeline.from_pretrained(args.run, **model_options(args))
     names = ("max_clips", "max_new_tokens", "temperature", "top_p", "seed")
