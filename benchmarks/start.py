@@ -95,7 +95,7 @@ def words(command: str, run: str, video: str, folder: str) -> list[str]:
     if command == "ask":
         return ["ask", run, video, "--question", QUESTION]
     if command == "generate":
-        return ["generate", run, "--prompt", PROMPT, "--output", f"{folder}/clips"]
+        return ["generate", run, "--prompt", PROMPT, "--output", f"{folder}/clip.mp4"]
     one_step = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
     return ["fit", "--config", str(Path(run) / "config.yaml"), *one_step, "--run", f"{folder}/run"]
 
