@@ -25,7 +25,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.gpu.exactness import check_compiled, check_heads, check_rows
+from benchmarks.gpu.exactness import check_block_mask, check_compiled, check_heads, check_rows
 from benchmarks.gpu.inputs import make_inputs
 from benchmarks.gpu.measuring import DIVOT, Result, logged, machine, medians, train
 from benchmarks.gpu.workloads import SIZES, llm_recipe, tokenizer_recipe
@@ -71,9 +71,9 @@ def inputs(place: Place) -> Result:
 
 
 def exactness(place: Place) -> Result:
-    """Compare precisions and layouts of rows."""
+    """Compare precisions, layouts of rows, and forms of the attention mask."""
     device = place.torch_device
-    return {"heads, bfloat16 beside float32": check_heads(device), **check_rows(device)}
+    return {"heads, bfloat16 beside float32": check_heads(device), **check_rows(device), **check_block_mask(device)}
 
 
 def compiled(place: Place) -> Result:

@@ -41,7 +41,9 @@ def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[A
     """
     if folder is not None:
         tokenizer, _ = load_text_tokenizer(text_tokenizer_folder(config, folder))
-        return tokenizer, language_model_from_config(_stored_config(folder), config.attention)
+        # A model that was trained with flex on CUDA may be used elsewhere.
+        attention = "auto" if config.attention == "flex" else config.attention
+        return tokenizer, language_model_from_config(_stored_config(folder), attention)
     if (config.language_model is None) == (config.language_model_config is None):
         raise UserError(
             f"language_model={config.language_model!r} and language_model_config={config.language_model_config!r}:\n"
