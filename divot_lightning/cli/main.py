@@ -16,6 +16,7 @@ from divot_lightning.distributed.failures import RankFailed, note_failure
 from divot_lightning.distributed.parent import bind_to_torchrun
 from divot_lightning.errors import UserError, did_you_mean
 from divot_lightning.io.printing import printable
+from divot_lightning.io.progress_bars import slow_progress_bars
 
 COMMANDS: dict[str, str] = {
     "quickstart": "train every stage on toy data, compare the heads, write report.html",
@@ -53,9 +54,6 @@ PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL_ERRORS)
 MAX_ERROR_LINES = 5
 """More lines would scroll the first one away."""
 
-BAR_SECONDS = 10.0
-"""Seconds between two states of a progress bar in a file or a pipe, about 30 kB per hour."""
-
 MAX_LINE_CHARACTERS = 500
 """Longer lines of a message are cut, such as a library's list of all its names."""
 
@@ -82,15 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == SEVERAL:
         return next((status for command in words[1:] if (status := main(shlex.split(command)))), 0)
     return run_guarded(words[0], words[1:])
-
-
-def slow_progress_bars() -> None:
-    """Let progress bars write only every few seconds if no terminal shows them, as in the log of a job.
-
-    tqdm reads its defaults from the environment, so this applies to all commands and their processes.
-    """
-    if sys.stderr is None or not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", str(BAR_SECONDS))
 
 
 def run_guarded(command: str, argv: list[str]) -> int:

@@ -2,23 +2,39 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Protocol
 
 from divot_lightning.distributed.parent import PR_SET_PDEATHSIG, named_parent
 
 SAVE_SECONDS = 600.0
 """Seconds that a stopped process has to save and end; a checkpoint of billions of parameters takes minutes."""
+POLL_SECONDS = 0.05
 GPU_LIST = Path("/proc/driver/nvidia/gpus")
 """Holds one folder per GPU if NVIDIA's driver is loaded."""
+
+
+class Process(Protocol):
+    """What a runner needs of a process; `subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    def poll(self) -> int | None:
+        """Return the exit status, negative for a signal; None while the process runs."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal, unless the process has ended."""
 
 
 def _prepare_child(parent: int) -> None:
@@ -53,7 +69,7 @@ def start_process(
     Returns:
         The process, in a session of its own, so that Ctrl-C reaches the parent only, which decides what to do.
     """
-    environment = os.environ | _thread_settings(threads) | named_parent("TERM")
+    environment = step_environment(threads) | named_parent("TERM")
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return subprocess.Popen(
@@ -68,9 +84,11 @@ def start_process(
     )
 
 
-def _thread_settings(threads: int) -> Mapping[str, str]:
+def step_environment(threads: int) -> dict[str, str]:
+    """Return the environment of a process that may use a number of threads."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {name: str(threads) for name in names} | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    settings = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return os.environ | settings | {name: str(threads) for name in names}
 
 
 def visible_gpus() -> list[str]:
@@ -120,23 +138,26 @@ def resident_mib(pid: int) -> float:
     return own + sum(resident_mib(int(child)) for child in children)
 
 
-def stop_processes(processes: Sequence["subprocess.Popen[bytes]"], patience: float = SAVE_SECONDS) -> None:
+def stop_processes(processes: Sequence[Process], patience: float = SAVE_SECONDS) -> None:
     """Interrupt processes as Ctrl-C does, so that training saves.
 
     A process that still runs after `patience` seconds, or when Ctrl-C is pressed again, is killed together with all
     processes that it started: each process leads a session of its own.
     """
     for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + patience
-    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-        for process in processes:
-            process.wait(max(0.0, deadline - time.monotonic()))
+        process.send_signal(signal.SIGINT)
+    _wait(processes, patience)
     for process in processes:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    _wait(processes)
+
+
+def _wait(processes: Sequence[Process], seconds: float = math.inf) -> None:
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(KeyboardInterrupt):
+        while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+            time.sleep(POLL_SECONDS)
 
 
 def stop_on_terminate() -> None:

@@ -1,26 +1,22 @@
 """Run steps side by side, remember which are done, and continue a job that was killed."""
 
 import shutil
-import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from divot_lightning.checkpoint.folders import all_checkpoints
 from divot_lightning.errors import UserError
 from divot_lightning.experiments.runner.failures import failed_step, missing_outputs, other_command
+from divot_lightning.experiments.runner.fork_server import PYTHON
 from divot_lightning.experiments.runner.job_lock import job_lock
-from divot_lightning.experiments.runner.processes import (
-    deal_gpus,
-    resident_mib,
-    start_process,
-    stop_processes,
-    visible_gpus,
-)
+from divot_lightning.experiments.runner.processes import Process, resident_mib, stop_processes
 from divot_lightning.experiments.runner.progress import Display, StepMeter, clock, read_progress
 from divot_lightning.experiments.runner.records import StepRecord
+from divot_lightning.experiments.runner.starting import ProcessStarter
 from divot_lightning.experiments.runner.steps import Step, check_plan
 from divot_lightning.io.files import write_atomically
 
@@ -28,11 +24,14 @@ POLL_SECONDS = 0.2
 RECORD_SECONDS = 5.0
 TOTAL_FILE = "total_seconds.txt"
 
+StartProcess = Callable[[Sequence[str], IO[bytes], Sequence[int]], Process]
+"""Starts a process from its words, with a log and worker slots."""
+
 
 @dataclass
 class _Running:
     step: Step
-    process: "subprocess.Popen[bytes]"
+    process: Process
     log: IO[bytes]
     meter: StepMeter
     record: StepRecord
@@ -71,7 +70,6 @@ class StepRunner:
         self.display = display or Display()
         self.keep_going = keep_going
         self.part = part
-        self.gpus = visible_gpus()
         self.failed: set[str] = set()
         self.running: dict[str, _Running] = {}
         self.former_seconds = 0.0
@@ -99,17 +97,20 @@ class StepRunner:
                 self.display.say(f"{len(done)} of {len(self.steps)} steps are done already")
             self.former_seconds = self._read_total()
             self.began = time.monotonic()
+            ours = [step for step in self.steps if step.name not in done and step.command[:2] == PYTHON]
+            starter = ProcessStarter(self.jobs, fork=len(ours) > 1)
             try:
-                self._loop(done, locks)
+                self._loop(done, partial(starter.start, locks=locks))
             finally:
                 self._stop()
+                starter.close()
                 self._write_total()
         return [record for step in self.steps if (record := StepRecord.read(self.folder, step.name))]
 
-    def _loop(self, done: set[str], locks: Sequence[int]) -> None:
+    def _loop(self, done: set[str], start: StartProcess) -> None:
         while len(done) + len(self.failed) < len(self.steps):
             self._give_up_waiting()
-            self._start_ready(done, locks)
+            self._start_ready(done, start)
             self._note_memory()
             if time.monotonic() - self.noted > RECORD_SECONDS:
                 self._write_total()
@@ -146,7 +147,7 @@ class StepRunner:
             done.add(step.name)
         return done
 
-    def _start_ready(self, done: set[str], locks: Sequence[int]) -> None:
+    def _start_ready(self, done: set[str], start: StartProcess) -> None:
         taken = {slot for running in self.running.values() for slot in running.slots}
         free = [slot for slot in range(self.jobs) if slot not in taken]
         for number, step in enumerate(self.steps, start=1):
@@ -155,10 +156,10 @@ class StepRunner:
                 continue
             if not done.issuperset(step.after):
                 continue
-            self.running[step.name] = self._start(step, f"{number}/{len(self.steps)}", tuple(free[:slots]), locks)
+            self.running[step.name] = self._start(step, f"{number}/{len(self.steps)}", tuple(free[:slots]), start)
             del free[:slots]
 
-    def _start(self, step: Step, position: str, slots: tuple[int, ...], locks: Sequence[int]) -> _Running:
+    def _start(self, step: Step, position: str, slots: tuple[int, ...], start: StartProcess) -> _Running:
         command = self._command(step)
         former = StepRecord.read(self.folder, step.name) or self._new_record(step)
         record = replace(former, command=step.command, attempts=former.attempts + 1, failure="")
@@ -170,8 +171,7 @@ class StepRunner:
         log.write(f"$ {' '.join(command)}\n".encode())
         log.flush()
         record.write(self.folder)
-        gpus = deal_gpus(self.gpus, self.jobs, slots)
-        process = start_process(command, log, threads=len(slots), gpus=gpus, keep_open=locks)
+        process = start(command, log, slots)
         now = time.monotonic()
         return _Running(step, process, log, StepMeter(step.name, position, now), record, slots, now, now)
 
