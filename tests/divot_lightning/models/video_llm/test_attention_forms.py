@@ -12,7 +12,6 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import flex_attention as transformers_flex
 
 from divot_lightning.errors import UserError
@@ -107,13 +106,14 @@ def forms(make, samples_, autocast=False, **settings):
             return expected, losses_and_gradients(video_llm, samples_), mask
 
 
-def check_equal(expected, found):
+def check_equal(expected, found, rounding=1e-6):
     (output, gradients), (output_of_blocks, gradients_of_blocks) = expected, found
-    torch.testing.assert_close(output_of_blocks.text_loss, output.text_loss, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(output_of_blocks.head_loss, output.head_loss, rtol=1e-6, atol=1e-6)
+    for name in ("text_loss", "head_loss"):
+        one, other = getattr(output_of_blocks, name), getattr(output, name)
+        torch.testing.assert_close(one, other, rtol=rounding, atol=rounding)
     assert gradients.keys() == gradients_of_blocks.keys()
     for name, gradient in gradients.items():
-        scale = 1e-5 * gradient.abs().max().item() + 1e-9
+        scale = 10 * rounding * gradient.abs().max().item() + 1e-9
         torch.testing.assert_close(gradients_of_blocks[name], gradient, rtol=0, atol=scale, msg=name.__add__)
 
 
@@ -152,15 +152,14 @@ def test_block_masks_with_other_configs(make, settings):
     check_equal(expected, found)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_block_masks_in_compiled_layers(make, autocast):
+def test_block_masks_in_layers_that_are_compiled_under_autocast(make):
     torch._dynamo.reset()
     settings = {"language_model": WIDE, "generation_mode": "query_bidirectional", "packing": True}
     eager, compiled = (make(attention="auto", **settings) for _ in range(2))
     for layer in compiled.causal_lm.base_model.layers:
         layer.compile(backend="aot_eager", fullgraph=True)
-    with blocks_on_cpu(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        check_equal(losses_and_gradients(eager, MIXED), losses_and_gradients(compiled, MIXED))
+    with blocks_on_cpu(), torch.autocast("cpu", torch.bfloat16):
+        check_equal(losses_and_gradients(eager, MIXED), losses_and_gradients(compiled, MIXED), rounding=0.005)
 
 
 def test_block_masks_under_autocast(make):
@@ -169,8 +168,8 @@ def test_block_masks_under_autocast(make):
     exact, _ = losses_and_gradients(make(attention="sdpa", **settings), MIXED)
     (dense, _), (blocks, _), _ = forms(make, MIXED, autocast=True, **settings)
     for name in ("text_loss", "head_loss"):
-        true, rounded = getattr(exact, name), getattr(dense, name)
-        assert float(getattr(blocks, name)) == pytest.approx(float(true), abs=2 * abs(float(rounded - true)) + 1e-2)
+        true, rounded, found = (getattr(output, name).item() for output in (exact, dense, blocks))
+        assert found == pytest.approx(true, abs=2 * abs(rounded - true) + 1e-2)
 
 
 def test_on_a_cpu_auto_has_the_bits_of_sdpa(make):
@@ -242,26 +241,18 @@ def test_a_model_that_ignores_block_masks_is_refused_by_the_probe(monkeypatch):
         probe_language_model(model, "query_bidirectional")
 
 
-def test_batches_of_other_lengths_do_not_compile_again_and_again_also_while_operations_are_counted():
+def test_other_shapes_do_not_compile_again_and_again_also_while_operations_are_counted():
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA), attn_implementation=SDPA_OR_FLEX).eval()
-    counts = []
+    layer, counts = torch.nn.Module().eval(), []
+    shapes = [(2, 37), (3, 50), (1, 60), (2, 300), (3, 260), (1, 290), *((2, 40 * blocks) for blocks in range(1, 9))]
     flex = torch.compile(torch_flex.flex_attention, backend=counter)
     with blocks_on_cpu(flex), torch.no_grad(), FlopCounterMode(display=False):
-        for rows, length in [
-            (2, 37),
-            (3, 50),
-            (1, 60),
-            (2, 300),
-            (3, 260),
-            (1, 290),
-            *((2, 20 * n) for n in range(2, 9)),
-        ]:
+        for rows, length in shapes:
             order = torch.arange(length).expand(rows, -1)
             positions = attention_mask.TokenPositions(order, order // 30, torch.full_like(order, -1))
-            embeds = torch.randn(rows, length, 64)
-            model.base_model(inputs_embeds=embeds, attention_mask=block_mask(positions, positions), use_cache=False)
+            states = [torch.randn(rows, 2, length, 16)] * 3
+            block_attention.sdpa_or_flex(layer, *states, block_mask(positions, positions))
             counts.append(counter.frame_count)
     assert counts[-1] == counts[5], "after one row and several, one block and several, nothing is new"
     assert 0 < counts[-1] < block_attention.RECOMPILE_LIMIT / 4
