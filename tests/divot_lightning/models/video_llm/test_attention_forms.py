@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as torch_flex
@@ -65,6 +65,7 @@ def blocks_on_cpu(flex=torch_flex.flex_attention):
         yield
 
 
+@settings(max_examples=40)
 @given(
     st.lists(samples, min_size=1, max_size=4),
     st.sampled_from(GENERATION_MODES),
