@@ -35,7 +35,7 @@ class CompileBlocks(Callback):
         strategy = trainer.strategy
         if isinstance(strategy, DivotDeepSpeedStrategy) and strategy.zero_stage_3:
             raise UserError(
-                "CompileBlocks does not work with divot_zero3, which gathers weights while a block runs\n"
+                "CompileBlocks has no use with divot_zero3, which gathers weights between the layers of a block\n"
                 "set --trainer.strategy divot_zero2, or leave the callback out"
             )
         blocks = list(repeated_blocks(pl_module))
