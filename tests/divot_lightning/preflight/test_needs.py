@@ -230,6 +230,7 @@ def test_block_masks_on_cuda_need_none_of_the_memory_of_dense_masks(precision: s
     masks: list[int] = []
     dense, blocks = (activations(attention, "cuda") for attention in ("sdpa", "auto"))
     assert dense - blocks == masks[0]
+    assert activations("flex", "cuda") == blocks
     assert activations("auto", "cpu") == activations("sdpa", "cpu")
 
 

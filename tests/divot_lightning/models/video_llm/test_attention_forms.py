@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers.integrations import flex_attention as transformers_flex
 
+from divot_lightning.checkpoint.components import load_component, save_component
 from divot_lightning.errors import UserError
 from divot_lightning.models import block_attention
 from divot_lightning.models.block_attention import SDPA_OR_FLEX, takes_block_masks
@@ -21,6 +22,7 @@ from divot_lightning.models.video_llm import attention_mask, probe_checks
 from divot_lightning.models.video_llm.attention_mask import batch_mask, block_mask, dense_mask, row_positions
 from divot_lightning.models.video_llm.language_model import language_model_from_config
 from divot_lightning.models.video_llm.language_model_probe import probe_language_model
+from divot_lightning.models.video_llm.model import VideoLLM
 from tests.divot_lightning.models.video_llm.test_attention_mask import batch_of
 from tests.divot_lightning.models.video_llm.test_language_model_probe import FITTING, FITTING_EAGER, SIZES
 from tests.divot_lightning.models.video_llm.test_model_packing import MIXED, losses_and_gradients
@@ -31,6 +33,7 @@ from tests.divot_lightning.models.video_llm.tiny_video_llm import (
     READ,
     WORDS,
     features,
+    losses,
     num_clips,
 )
 from tests.divot_lightning.parts.sequences.test_layout import samples
@@ -228,6 +231,17 @@ def test_flex_is_refused_with_the_reason_and_auto_works(config, reason, monkeypa
     assert "llm.attention to auto" in str(refused.value)
     chosen = language_model_from_config(config, "auto").config._attn_implementation
     assert (chosen == SDPA_OR_FLEX) == (reason == "no CUDA device")
+
+
+def test_a_run_that_was_trained_with_flex_is_used_on_a_cpu_with_dense_masks(make, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: True)
+        trained = make(attention="flex", language_model=WIDE)
+    save_component(trained, tmp_path / "video_llm")
+    loaded = load_component(tmp_path / "video_llm", VideoLLM)
+    assert loaded.config.attention == "flex"
+    output, found = (losses(model.eval(), MIXED, features(num_clips(*MIXED))) for model in (trained, loaded))
+    assert torch.equal(output.text_loss, found.text_loss)
 
 
 def test_a_model_that_ignores_block_masks_is_refused_by_the_probe(monkeypatch):
