@@ -31,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
         "--heads",
         nargs="+",
         metavar="HEAD",
-        help="generation heads to compare, by short name; gmm must be one of them (default: mse diffusion gmm)",
+        help="generation heads to compare: short names of heads, or variants that ablations/heads names; gmm must be "
+        "one of them (default: mse diffusion gmm gmm_clip)",
     )
     parser.add_argument(
         "--jobs",
@@ -64,12 +65,14 @@ def heads_as_variants(recipe: str, heads: Sequence[str]) -> dict[str, Any]:
     from divot_lightning.experiments.plan.recipe import load_recipe
     from divot_lightning.parts.registries.kinds import HEADS
 
+    known = {**load_recipe("ablations/heads").vary["head"], **load_recipe(recipe).vary["head"]}
     short_names = {head.name for head in HEADS.installed()}
     for name in heads:
+        if name in known:
+            continue
         HEADS.resolve(name)
         if name not in short_names:
             raise UserError(f"--heads {name}: give the short name; installed: {', '.join(sorted(short_names))}")
     if MAIN_HEAD not in heads:
         raise UserError(f"--heads {' '.join(heads)} lacks {MAIN_HEAD}, which the later stages train with; add it")
-    known = {**load_recipe("ablations/heads").vary["head"], **load_recipe(recipe).vary["head"]}
     return {"vary": {"head": {name: known.get(name, {"llm": {"model.head": name}}) for name in heads}}}

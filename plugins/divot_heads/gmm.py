@@ -13,8 +13,8 @@ from torch import Generator, Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import softplus
 
-from divot_heads.gmm_variants import Mixture, mixture_nll, sample_mixture
-from divot_lightning.errors import require_at_least
+from divot_heads.gmm_variants import Mixture, mixture_nll, relaxed, sample_mixture
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.models.video_llm.projectors import RELEASED_NAMES, mlp_projector
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32
 
@@ -30,8 +30,8 @@ class GMMHead(GenerationHead):
     """A mixture of K diagonal Gaussians per token; the head of the paper.
 
     Objective (c) of arXiv:2412.04432, sections 3.2 and A.2, with the released layout (means | variances | logits),
-    softplus variances with a floor of 1e-5, and the negative log-likelihood divided by C. Two settings, which are ours
-    and off by default, are described in `divot_heads.gmm_variants`.
+    softplus variances with a floor of 1e-5, and the negative log-likelihood divided by C. Three settings, which are
+    ours and off by default, are described in `divot_heads.gmm_variants`.
     """
 
     sampling_settings: ClassVar[tuple[str, ...]] = ("variance_scale",)
@@ -44,6 +44,8 @@ class GMMHead(GenerationHead):
         variance_scale: float = 0.1,
         covariance_rank: int = 0,
         shared_component: bool = False,
+        relaxation: float = 0.0,
+        projector_dim: int | None = None,
     ) -> None:
         """Build the projector from D to 2*K*C + K.
 
@@ -55,26 +57,38 @@ class GMMHead(GenerationHead):
             covariance_rank: L, rank of what is added to the diagonal covariance of each component, at least 0; its
                 K*C*L numbers per token come from a projector of their own.
             shared_component: Whether all tokens of a clip have the same component, so that they fit each other.
+            relaxation: Fraction of each target that all components learn in equal parts while training, at least 0
+                and below 1; 0 in the paper. With 0, a component that explains no target best learns nothing, and most
+                components stay unused. 0.1 keeps them in use.
+            projector_dim: Channels between the two layers of the projector, at least 1; None for as many as it has
+                outputs, as in the paper, with a cost that grows with the square of K.
         """
         super().__init__(hidden_dim, feature_dim)
-        require_at_least(1, num_components=num_components)
-        require_at_least(0, variance_scale=variance_scale, covariance_rank=covariance_rank)
+        require_at_least(1, num_components=num_components, projector_dim=projector_dim)
+        require_at_least(0, variance_scale=variance_scale, covariance_rank=covariance_rank, relaxation=relaxation)
+        if not relaxation < 1:
+            raise UserError(f"relaxation is {relaxation}; it must be at least 0 and below 1")
         self.num_components = num_components
         self.variance_scale = variance_scale
         self.covariance_rank = covariance_rank
         self.shared_component = shared_component
+        self.relaxation = relaxation
         num_outputs = 2 * num_components * feature_dim + num_components
-        self.proj = mlp_projector(hidden_dim, num_outputs, num_outputs, RELEASED_NAMES)
+        self.proj = mlp_projector(hidden_dim, projector_dim or num_outputs, num_outputs, RELEASED_NAMES)
         num_factors = num_components * feature_dim * covariance_rank
         self.factors = mlp_projector(hidden_dim, hidden_dim, num_factors) if covariance_rank else None
 
     @force_float32
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
-        """Return the negative log-likelihood per feature dimension, in nats; see `GenerationHead.loss`."""
+        """Return the negative log-likelihood per feature dimension, in nats; see `GenerationHead.loss`.
+
+        While training, `relaxation` adds to it; see `divot_heads.gmm_variants.relaxed`.
+        """
+        relaxation = self.relaxation if self.training else 0.0
         hidden_BQD, target_BQC = clear_masked(hidden_BQD, mask_BQ), clear_masked(target_BQC, mask_BQ)
         if self.factors is not None or self.shared_component:
-            return mixture_nll(self._mixture(hidden_BQD), target_BQC, mask_BQ)
-        return gmm_nll(self.proj(hidden_BQD), target_BQC, self.num_components, mask_BQ)
+            return mixture_nll(self._mixture(hidden_BQD), target_BQC, mask_BQ, relaxation)
+        return gmm_nll(self.proj(hidden_BQD), target_BQC, self.num_components, mask_BQ, relaxation)
 
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
         """Draw a component, then a sample of its Gaussian; `temperature` as in `gmm_sample`."""
@@ -123,7 +137,13 @@ def split_gmm_params(params_BQP: Tensor, num_components: int) -> tuple[Tensor, T
     return means_BQKC, softplus(raw_BQKC).clamp(min=VARIANCE_FLOOR), logits_BQK
 
 
-def gmm_nll(params_BQP: Tensor, target_BQC: Tensor, num_components: int, mask_BQ: Tensor | None = None) -> Tensor:
+def gmm_nll(
+    params_BQP: Tensor,
+    target_BQC: Tensor,
+    num_components: int,
+    mask_BQ: Tensor | None = None,
+    relaxation: float = 0.0,
+) -> Tensor:
     """Return the negative log-likelihood of the mixture per feature dimension, averaged over the tokens.
 
     Loss and gradient are computed together, in chunks of tokens, so no (tokens, K, C) intermediate result is kept for
@@ -135,6 +155,7 @@ def gmm_nll(params_BQP: Tensor, target_BQC: Tensor, num_components: int, mask_BQ
         target_BQC: (..., C), float32.
         num_components: K.
         mask_BQ: (...), True or 1 where a token counts; None counts all.
+        relaxation: In [0, 1); the loss is that of `divot_heads.gmm_variants.relaxed`.
 
     Returns:
         A scalar, float32, in nats per dimension; 0 if no token counts. It can be differentiated once: autograd
@@ -151,7 +172,7 @@ def gmm_nll(params_BQP: Tensor, target_BQC: Tensor, num_components: int, mask_BQ
     else:
         counts_N = mask_BQ.flatten().to(target_NC.dtype)
         weights_N = counts_N / counts_N.sum().clamp(min=1.0)
-    loss: Tensor = _MixtureNLL.apply(params_NP, target_NC, weights_N, num_components)
+    loss: Tensor = _MixtureNLL.apply(params_NP, target_NC, weights_N, num_components, relaxation)
     return loss
 
 
@@ -218,7 +239,12 @@ class _MixtureNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, params_NP: Tensor, target_NC: Tensor, weights_N: Tensor, num_components: int
+        ctx: FunctionCtx,
+        params_NP: Tensor,
+        target_NC: Tensor,
+        weights_N: Tensor,
+        num_components: int,
+        relaxation: float,
     ) -> Tensor:
         needs_params, needs_target = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
         # The gradient of the targets is a sum over that of the means, so it needs both.
@@ -235,6 +261,7 @@ class _MixtureNLL(torch.autograd.Function):
                 target_NC[rows],
                 weights_N[rows] / target_NC.shape[-1],
                 num_components,
+                relaxation,
                 None if grad_params_NP is None else grad_params_NP[rows],
                 None if grad_target_NC is None else grad_target_NC[rows],
             )
@@ -247,12 +274,12 @@ class _MixtureNLL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         # In place: a scaled copy of the size of the parameters would double the memory.
         grad_params_NP, grad_target_NC = (
             None if gradient is None else gradient.mul_(grad_loss) for gradient in ctx.saved_tensors
         )
-        return grad_params_NP, grad_target_NC, None, None
+        return grad_params_NP, grad_target_NC, None, None, None
 
 
 def _chunk_log_likelihood(
@@ -260,13 +287,15 @@ def _chunk_log_likelihood(
     target_NC: Tensor,
     weights_N: Tensor,
     num_components: int,
+    relaxation: float,
     grad_params_NP: Tensor | None,
     grad_target_NC: Tensor | None,
 ) -> Tensor:
-    """Return the log-likelihoods of some tokens, and write the gradients of their weighted NLL into the given rows.
+    """Return the log-likelihoods of some tokens, relaxed, and write the gradients of their weighted NLL into the rows.
 
     With v = max(softplus(s), floor), u = (x - m) / v, w the weights of the components and r their responsibilities:
     d/dm = -r u, d/dx = sum r u, d/dv = r (1/v - u^2) / 2, dv/ds = sigmoid(s) above the floor, d/dlogit = w - r.
+    Relaxed, r is (1 - relaxation) r + relaxation / K in all of these.
     """
     means_NKC, raw_NKC, logits_NK = _split_raw(params_NP, num_components)
     inverse_NKC = softplus(raw_NKC).clamp_(min=VARIANCE_FLOOR).reciprocal_()
@@ -280,7 +309,10 @@ def _chunk_log_likelihood(
     log_likelihood_N = joint_NK.logsumexp(dim=-1)
     if grad_params_NP is not None:
         weights_N1 = weights_N.unsqueeze(-1)
-        responsibilities_NK = (joint_NK - log_likelihood_N.unsqueeze(-1)).exp_() * weights_N1
+        responsibilities_NK = (joint_NK - log_likelihood_N.unsqueeze(-1)).exp_()
+        if relaxation:
+            responsibilities_NK.mul_(1 - relaxation).add_(relaxation / num_components)
+        responsibilities_NK *= weights_N1
         grad_means_NKC, grad_raw_NKC, grad_logits_NK = _split_raw(grad_params_NP, num_components)
         torch.sub(log_weights_NK.exp() * weights_N1, responsibilities_NK, out=grad_logits_NK)
         torch.addcmul(inverse_NKC, scaled_NKC, scaled_NKC, value=-1.0, out=grad_raw_NKC)
@@ -289,4 +321,4 @@ def _chunk_log_likelihood(
         torch.mul(scaled_NKC, -responsibilities_NK.unsqueeze(-1), out=grad_means_NKC)
         if grad_target_NC is not None:
             torch.sum(grad_means_NKC, dim=1, out=grad_target_NC).neg_()
-    return log_likelihood_N
+    return relaxed(joint_NK, relaxation) if relaxation else log_likelihood_N

@@ -1,6 +1,8 @@
-"""Variants of the mixture of the paper: one component for a whole clip, and low-rank covariances.
+"""Variants of the mixture of the paper: a component for a whole clip, low-rank covariances, and a relaxed loss.
 
 A component k of a token has the covariance diag(v_k) + W_k W_k^T, where W_k has L columns; the paper has L = 0. Ours.
+The relaxed loss gives each component a share of each target, an idea of "relaxed winner takes all"
+(arXiv:1612.00197, section 3.2), there for predictions without a density.
 
 Shape letters: B batch, Q tokens of one clip, X any dimensions, N tokens, C feature width, K mixture components, L rank.
 """
@@ -71,7 +73,26 @@ def clip_logits(logits_BQK: Tensor, mask_BQ: Tensor) -> Tensor:
     return (weights_BQ1 * logits_BQK).sum(dim=1) / weights_BQ1.sum(dim=1).clamp(min=1.0)
 
 
-def mixture_nll(mixture: Mixture, target_BQC: Tensor, mask_BQ: Tensor | None) -> Tensor:
+def relaxed(joint_XK: Tensor, relaxation: float) -> Tensor:
+    """Return the log-likelihood of a mixture, with a fraction of it replaced by the mean over the components.
+
+    This is (1 - e) log sum_k exp(j_k) + e mean_k j_k, for j_k = log w_k N_k(x) and the fraction e. Its gradient is
+    that of a mixture in which component k has the responsibility (1 - e) r_k + e / K. In many dimensions r is nearly 1
+    for one component and 0 for the others, from the first step on: with e = 0 the others do not move, and never become
+    the best.
+
+    Args:
+        joint_XK: log w_k N_k(x).
+        relaxation: e, in [0, 1).
+
+    Returns:
+        (X,), at most the log-likelihood, which it is for e = 0.
+    """
+    likelihood_X = joint_XK.logsumexp(dim=-1)
+    return torch.lerp(likelihood_X, joint_XK.mean(dim=-1), relaxation) if relaxation else likelihood_X
+
+
+def mixture_nll(mixture: Mixture, target_BQC: Tensor, mask_BQ: Tensor | None, relaxation: float = 0.0) -> Tensor:
     """Return the negative log-likelihood per token and feature dimension.
 
     A token alone: -log sum_k w_k N_k(x). With a shared component: -log sum_k w_k prod_q N_k(x_q) for a clip, summed
@@ -81,17 +102,18 @@ def mixture_nll(mixture: Mixture, target_BQC: Tensor, mask_BQ: Tensor | None) ->
         mixture: The mixture.
         target_BQC: Targets, finite at masked tokens too.
         mask_BQ: True or 1 where a token counts; None counts all.
+        relaxation: In [0, 1); each log sum_k is `relaxed`.
 
     Returns:
         A scalar, float32, in nats per dimension; 0 if no token counts.
     """
     log_prob_BQK = component_log_prob(mixture, target_BQC)
     if not mixture.shared:
-        nll_BQ = -(mixture.logits_BQK.log_softmax(dim=-1) + log_prob_BQK).logsumexp(dim=-1)
+        nll_BQ = -relaxed(mixture.logits_BQK.log_softmax(dim=-1) + log_prob_BQK, relaxation)
         return masked_mean(nll_BQ / target_BQC.shape[-1], mask_BQ)
     mask_BQ = torch.ones_like(log_prob_BQK[..., 0]) if mask_BQ is None else mask_BQ.to(log_prob_BQK.dtype)
     clip_BK = (mask_BQ.unsqueeze(-1) * log_prob_BQK).sum(dim=1)
-    nll_B = -(clip_logits(mixture.logits_BQK, mask_BQ).log_softmax(dim=-1) + clip_BK).logsumexp(dim=-1)
+    nll_B = -relaxed(clip_logits(mixture.logits_BQK, mask_BQ).log_softmax(dim=-1) + clip_BK, relaxation)
     return nll_B.sum() / (mask_BQ.sum().clamp(min=1.0) * target_BQC.shape[-1])
 
 

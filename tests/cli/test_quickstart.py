@@ -42,7 +42,7 @@ def test_a_dry_run_names_all_steps_and_leaves_nothing_behind(tmp_path, capsys):
     assert quickstart.main(["--folder", str(tmp_path / "new"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n{step.name} " in shown for step in load_recipe("experiments/quickstart").steps)
-    assert "26 steps are left" in shown
+    assert "30 steps are left" in shown
     assert not (tmp_path / "new").exists()
 
 
@@ -63,3 +63,10 @@ def test_chosen_heads_are_trained_with_the_options_of_the_recipe_and_the_choice_
     assert "--model.head.draws_per_token" in commands["llm_diffusion_0"]
     kept = yaml.safe_load((tmp_path / "x" / "recipe.yaml").read_text())
     assert list(kept["vary"]["head"]) == ["diffusion", "gmm"]
+
+
+def test_variants_of_a_head_can_be_compared_by_their_names_in_the_ablation(tmp_path, unchecked):
+    quickstart.main(["--folder", str(tmp_path / "x"), "--fast", "--heads", "gmm", "gmm_relaxed"])
+    command = next(step.command for step in unchecked if step.name == "llm_gmm_relaxed_0")
+    assert command[command.index("--model.head") + 1] == "gmm"
+    assert command[command.index("--model.head.relaxation") + 1] == "0.1"

@@ -65,6 +65,23 @@ def test_loss_and_both_gradients_equal_those_of_torch_distributions(monkeypatch,
     torch.testing.assert_close(torch.autograd.grad(loss * 2.5, (params, target)), expected_grads)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_relaxed_loss_and_both_gradients_equal_those_of_the_definition(monkeypatch, masked):
+    monkeypatch.setitem(gmm._CHUNK_ELEMENTS, "cpu", 100)
+    torch.manual_seed(0)
+    params = torch.randn(3, 7, 2 * 5 * 6 + 5).double().requires_grad_()
+    target = torch.randn(3, 7, 6).double().requires_grad_()
+    mask = torch.rand(3, 7) > 0.4 if masked else None
+    means, variances, logits = split_gmm_params(params, 5)
+    components = Independent(Normal(means, variances.sqrt()), 1).log_prob(target.unsqueeze(-2)) + logits.log_softmax(-1)
+    per_token = -(0.9 * components.logsumexp(-1) + 0.1 * components.mean(-1)) / 6
+    expected = per_token.mean() if mask is None else per_token[mask].mean()
+    loss = gmm_nll(params, target, 5, mask, relaxation=0.1)
+    torch.testing.assert_close(loss, expected)
+    wanted, found = (torch.autograd.grad(2.5 * each, (params, target)) for each in (expected, loss))
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("chunk_elements", [1, 700, 4096])
 def test_chunks_change_no_bit_of_the_gradients(monkeypatch, chunk_elements):
     def gradients(elements):
@@ -182,7 +199,10 @@ def test_head_at_the_released_sizes_has_8208_outputs():
     assert [tuple(p.shape) for p in head.proj.parameters()] == [(8208, 4096), (8208,), (8208, 8208), (8208,)]
 
 
-@pytest.mark.parametrize(("setting", "value"), [("num_components", 0), ("variance_scale", -0.1)])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("num_components", 0), ("variance_scale", -0.1), ("relaxation", -0.1), ("relaxation", 1), ("projector_dim", 0)],
+)
 def test_setting_out_of_range_is_refused_with_its_value(setting, value):
     with pytest.raises(UserError, match=f"{setting}(=| is ){value}"):
         GMMHead(8, 4, **{setting: value})

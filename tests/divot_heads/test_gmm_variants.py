@@ -1,4 +1,4 @@
-"""Low-rank covariances against dense ones, and a shared component against the sum over all assignments."""
+"""Low-rank covariances against dense ones, a shared component against the sum over assignments, the relaxed loss."""
 
 import pytest
 import torch
@@ -48,6 +48,58 @@ def test_a_shared_component_explains_all_tokens_that_count(rank):
         weights = mixture.logits_BQK[clip, kept].double().mean(dim=0).softmax(-1)
         total -= (weights * dense_log_prob(mixture, target)[clip, kept].sum(dim=0).exp()).sum().log().item()
     assert mixture_nll(mixture, target, mask).item() == pytest.approx(total / (6 * 3), rel=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_relaxed_gradients_are_those_of_responsibilities_with_equal_parts(shared):
+    """By the rule of EM: the gradient of -sum_k r_k log(w_k N_k(x)) with the responsibilities r held fixed."""
+    torch.manual_seed(0)
+    head = GMMHead(5, 3, num_components=4, shared_component=shared, relaxation=0.2)
+    hidden, target = torch.randn(2, 4, 5), torch.randn(2, 4, 3)
+    mixture = head._mixture(hidden)
+    joint = dense_log_prob(mixture, target)
+    logits = mixture.logits_BQK.double()
+    if shared:
+        joint, logits = joint.sum(dim=1), logits.mean(dim=1)
+    joint = joint + logits.log_softmax(-1)
+    responsibilities = 0.8 * joint.softmax(-1).detach() + 0.2 / 4
+    expected = -(responsibilities * joint).sum() / target.numel()
+    parameters = list(head.parameters())
+    wanted = torch.autograd.grad(expected, parameters)
+    found = torch.autograd.grad(head.loss(hidden, target), parameters)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_relaxation_changes_training_only(shared):
+    torch.manual_seed(0)
+    strict = GMMHead(5, 3, num_components=4, shared_component=shared)
+    relaxed = GMMHead(5, 3, num_components=4, shared_component=shared, relaxation=0.2)
+    relaxed.load_state_dict(strict.state_dict())
+    hidden, target = torch.randn(2, 4, 5), torch.randn(2, 4, 3)
+    assert relaxed.loss(hidden, target) > strict.loss(hidden, target)
+    assert torch.equal(relaxed.eval().loss(hidden, target), strict.loss(hidden, target))
+
+
+def test_relaxation_brings_an_unused_component_to_the_data():
+    """Two clusters in 64 dimensions; of two components one starts far from both, the other takes everything."""
+    clusters = torch.ones(2, 1, 64) * torch.tensor([-1.0, 1.0]).view(2, 1, 1)
+    target = clusters.repeat(8, 1, 1) + 0.1 * torch.randn(16, 1, 64, generator=torch.Generator().manual_seed(0))
+    distances = {}
+    for relaxation in (0.0, 0.1):
+        torch.manual_seed(0)
+        head = GMMHead(1, 64, num_components=2, relaxation=relaxation)
+        with torch.no_grad():
+            head.proj[-1].bias[64:128] = 5.0
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.03)
+        for _ in range(300):
+            optimizer.zero_grad()
+            head.loss(torch.zeros(16, 1, 1), target).backward()
+            optimizer.step()
+        means = head._mixture(torch.zeros(1, 1, 1)).means_BQKC[0, 0].detach()
+        distances[relaxation] = torch.cdist(clusters[:, 0], means).min(dim=1).values.max().item() / 8
+    assert distances[0.0] > 0.9  # one mean between the clusters, at distance 1 in each dimension
+    assert distances[0.1] < 0.2  # one mean in each
 
 
 @pytest.mark.parametrize("shared", [False, True])
