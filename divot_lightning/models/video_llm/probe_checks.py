@@ -87,8 +87,8 @@ class Probe:
         """
         device = embeds_BLD.device
         as_blocks = query is key and takes_block_masks(self.model.config, device)
-        on_device = (TokenPositions(*(values.to(device) for values in positions)) for positions in (query, key))
-        mask = transformers_mask(self.model.config, *on_device, embeds_BLD.dtype, as_blocks=as_blocks)
+        query, key = (TokenPositions(*(values.to(device) for values in positions)) for positions in (query, key))
+        mask = transformers_mask(self.model.config, query, key, embeds_BLD.dtype, as_blocks=as_blocks)
         return self.model.base_model(inputs_embeds=embeds_BLD, attention_mask=mask, **more).last_hidden_state
 
 
