@@ -9,7 +9,7 @@ import inspect
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -212,8 +212,11 @@ def _declared(group: str, state_of_path: tuple[tuple[str, int], ...]) -> tuple[I
 
 
 @lru_cache(maxsize=4)
-def _entry_points(state_of_path: tuple[tuple[str, int], ...]) -> EntryPoints:
-    """Read all entry points; kept, since that opens a file of each of the hundreds of distributions."""
+def _entry_points(state_of_path: tuple[tuple[str, int], ...]) -> Any:
+    """Read all entry points; kept, since that opens a file of each of the hundreds of distributions.
+
+    They have a method `select`; their class is another one in Python 3.11 than later.
+    """
     return entry_points()
 
 
