@@ -97,6 +97,8 @@ def parse_recipe(content: Mapping[str, Any]) -> Experiment:
             raise UserError(f"`{key}` is missing; an experiment needs title and steps.")
     steps = tuple(_parse_step(entry) for entry in content["steps"])
     names = [step.name for step in steps]
+    if len(set(names)) < len(names):
+        raise UserError(f"steps share a name: {', '.join(names)}; give each its own.")
     plain = {
         name: content[name] for name in ("title", "question", "matched_by", "amount", "baseline") if name in content
     }
@@ -159,8 +161,6 @@ def _refuse_unknown_steps(what: str, given: Mapping[str, Any] | Sequence[str], n
 
 
 def _check(recipe: Experiment, names: Sequence[str]) -> None:
-    if len(set(names)) < len(names):
-        raise UserError(f"steps share a name: {', '.join(names)}; give each its own.")
     if recipe.matched_by not in get_args(MatchedBy):
         raise UserError(f"matched_by is {recipe.matched_by!r}; known: {', '.join(get_args(MatchedBy))}.")
     if recipe.matched_by != "steps" and recipe.amount is None:
