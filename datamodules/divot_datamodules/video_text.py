@@ -14,7 +14,6 @@ from divot_datamodules.loading.data_split import DataSplit, OpeningConfig, count
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader
 from divot_datamodules.loading.position_callback import PositionCallback
-from divot_datamodules.loading.shared_memory import require_memory
 from divot_datamodules.loading.skipped_samples import SKIPPED_FOLDER, Budget, SkippedSamples
 from divot_datamodules.loading.split_loaders import SplitLoaders
 from divot_datamodules.loading.trial_batches import StepKind, TrialBatch, step_kinds
@@ -167,9 +166,7 @@ class VideoTextData(LightningDataModule):
         if stage == "fit" and "train" not in splits:
             raise UserError("no training shards; set data.train to a folder, a tar, a glob or a URL.")
         if stage == "fit":
-            most = max(source.batch_size or self.order.batch_size for source in self.sources["train"])
-            clip = self.opening.clip
-            require_memory(-(-most // self._processes.count), len(clip.frame_numbers) * 3 * clip.height * clip.width)
+            self.loaders.check_memory(self._processes)
             self._processes.check_end(exact=self.order.exact, validates="validation" in splits)
         if "train" in splits and self.position is None:
             self.position = self._make_position(splits["train"])

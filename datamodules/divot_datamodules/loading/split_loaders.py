@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.loading.batch_reader import BatchReader, decode_function
 from divot_datamodules.loading.data_split import DataSplit
 from divot_datamodules.loading.decode_pool import Decoding, make_decoding
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader
-from divot_datamodules.loading.shared_memory import pool_bytes
+from divot_datamodules.loading.shared_memory import pool_bytes, require_memory
 from divot_datamodules.order.data_position import TrainPosition
 from divot_datamodules.order.training_processes import TrainingProcesses
 from divot_datamodules.shards.source_settings import OrderConfig
@@ -111,16 +112,27 @@ class SplitLoaders:
         """Return the shared memory in bytes for the frames of a process's workers; a page is used once written."""
         return pool_bytes(*self._buffer_slots(processes.count)) if self.num_workers else 0
 
+    def check_memory(self, processes: TrainingProcesses) -> None:
+        """Refuse training batches whose clips need more memory than there is; see `require_memory`."""
+        most = max(source.batch_size or self.order.batch_size for source in self.splits["train"].sources)
+        require_memory(-(-most // processes.count), self._clip_bytes)
+
     def _buffer_slots(self, num_processes: int) -> tuple[int, int]:
         """Return the number of samples of a process that may be in flight at a time, and bytes of the largest."""
         sources = self.splits["train"].sources if "train" in self.splits else []
         sizes = [source.batch_size for source in sources if source.batch_size is not None]
         own = -(-max([self.order.batch_size, *sizes]) // num_processes)
-        decoders = [one.decoder for split in self.splits.values() for one in split.opened]
-        clip = decoders[0].clip
-        frame_bytes = 3 * clip.height * clip.width
-        most_bytes = max(decoder.max_clips for decoder in decoders) * len(clip.frame_numbers) * frame_bytes
-        return 2 * (self._prefetched(own) + own), max(SMALLEST_SLOT_BYTES, most_bytes)
+        most_clips = max(decoder.max_clips for decoder in self._decoders)
+        return 2 * (self._prefetched(own) + own), max(SMALLEST_SLOT_BYTES, most_clips * self._clip_bytes)
+
+    @property
+    def _decoders(self) -> list[SampleDecoder]:
+        return [one.decoder for split in self.splits.values() for one in split.opened]
+
+    @property
+    def _clip_bytes(self) -> int:
+        clip = self._decoders[0].clip
+        return len(clip.frame_numbers) * 3 * clip.height * clip.width
 
     def close(self) -> None:
         """End the workers."""
