@@ -29,8 +29,9 @@ setup: $(VENV)/installed
 quickstart: $(VENV)/installed
 	$(BIN)/divot quickstart $(QUICKSTART_ARGS)
 
+# bytecode is kept even where that is switched off: tests start many processes, each of which would compile our modules
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # four, so that make -j runs them side by side
 check: check-style check-types check-spelling check-pages

@@ -4,6 +4,9 @@ import difflib
 import math
 from collections.abc import Iterable, Sequence
 
+MAX_SEED = 2**64 - 1
+"""The generators of torch take seeds of 64 bits."""
+
 
 class UserError(ValueError):
     """Something in a recipe, a folder or the data is wrong and the user can fix it.
@@ -29,6 +32,17 @@ def require_at_least(least: float, where: str = "", /, **settings: float | None)
     for name, value in settings.items():
         if value is not None and not least <= value < math.inf:
             raise UserError(f"{where}{name} is {value}; it must be at least {least}")
+
+
+def require_seed(seed: int, name: str = "seed") -> int:
+    """Return a seed of a random generator; refuse one that is negative or has more than 64 bits.
+
+    >>> require_seed(7)
+    7
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"{name} is {seed}; it must be from 0 to {MAX_SEED}, the largest of 64 bits")
+    return seed
 
 
 def first_line(error: BaseException, length: int | None = 200) -> str:

@@ -24,26 +24,31 @@ from divot_lightning.parts.sequences.layout import GenerationMode
 
 Result = dict[str, Any]
 
-HIDDEN, WIDTH, TOKENS, CLIPS = 256, 64, 16, 4
+HIDDEN, WIDTH, TOKENS = 256, 64, 16
 WORDS = ["a", "red", "circle", "moves", "up"]
 
 
-def check_heads(device: str) -> Result:
+def check_heads(device: str, clips: int, tokens: int) -> Result:
     """Compare the loss and the gradients of every installed head under bfloat16 autocast with those of float32.
 
     The heads compute in float32 by themselves; what differs is the rounding of their input.
+
+    Args:
+        device: Of torch.
+        clips: Number of clips in the batch.
+        tokens: Number of tokens of a clip.
     """
     found: Result = {}
     for name in [part.name for part in HEADS.installed()]:
-        found[name] = _check_head(HEADS.load(name), device)
+        found[name] = _check_head(HEADS.load(name), device, clips, tokens)
     return found
 
 
-def _check_head(head_class: Any, device: str) -> dict[str, float]:
+def _check_head(head_class: Any, device: str, clips: int, tokens: int) -> dict[str, float]:
     torch.manual_seed(0)
     head = head_class(hidden_dim=HIDDEN, feature_dim=WIDTH).to(device)
-    hidden = torch.randn(CLIPS, TOKENS, HIDDEN, device=device)
-    target = torch.randn(CLIPS, TOKENS, WIDTH, device=device)
+    hidden = torch.randn(clips, tokens, HIDDEN, device=device)
+    target = torch.randn(clips, tokens, WIDTH, device=device)
     reference = _loss_and_gradients(head, lambda: head(hidden, target))
     with torch.autocast(device, torch.bfloat16):
         return difference(_loss_and_gradients(head, lambda: head(hidden.bfloat16(), target)), reference)

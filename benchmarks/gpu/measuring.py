@@ -4,6 +4,7 @@ import csv
 import os
 import platform
 import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -14,12 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+
+from divot_lightning.cli.main import SEVERAL
 
 Result = dict[str, Any]
 
-DIVOT = [sys.executable, "-m", "divot_lightning"]
+DIVOT = [sys.executable, "-u", "-m", "divot_lightning"]  # -u: what was printed stays when it is killed
 WARM_UP = 2
 """Logged steps that are not counted: the first ones allocate memory and choose kernels."""
 
@@ -31,7 +33,11 @@ def machine(device: str) -> Result:
     here = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     changed = subprocess.run(["git", "status", "--short"], cwd=here, capture_output=True, text=True, check=False)
-    gpu = torch.cuda.get_device_name() if device == "gpu" else None
+    gpu = None
+    if device == "gpu":
+        import torch
+
+        gpu = torch.cuda.get_device_name()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip() + (" with changes" if changed.stdout.strip() else ""),
@@ -59,10 +65,11 @@ def train(recipe: Result, folder: Path, rows: int, deadline: float) -> Result:
     name, run = Path(recipe["run"]).name, Path(recipe["run"])
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    predicted = preflight(path, deadline)
     log = folder / f"{name}.log"
+    preflight = ["preflight", "--config", str(path), "--data.num_workers", "0"]
+    fit = ["fit", "--config", str(path), "--trainer.enable_progress_bar", "false"]
     with log.open("wb") as output:
-        words = [*DIVOT, "fit", "--config", str(path), "--trainer.enable_progress_bar", "false"]
+        words = [*DIVOT, SEVERAL, shlex.join(preflight), shlex.join(fit)]  # with one import of torch
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         while process.poll() is None and time.monotonic() < deadline and len(logged(run)) < rows:
             time.sleep(0.5)
@@ -72,15 +79,13 @@ def train(recipe: Result, folder: Path, rows: int, deadline: float) -> Result:
     counted = logged(run)[WARM_UP:rows]
     if not counted:
         raise RuntimeError(f"no step after {WARM_UP} was logged; the end of its output:\n{log.read_text()[-2000:]}")
+    predicted = _predicted(log.read_text())
     return {**medians(counted), **predicted, "ratio": _ratio(counted, predicted)}
 
 
-def preflight(recipe: Path, deadline: float) -> Result:
+def _predicted(told: str) -> Result:
     """Return what `divot preflight` predicts for the device: {"preflight_gib": number}."""
-    words = [*DIVOT, "preflight", "--config", str(recipe), "--data.num_workers", "0"]
-    limit = max(1.0, deadline - time.monotonic())
-    told = subprocess.run(words, capture_output=True, text=True, check=False, timeout=limit)
-    found = re.search(r"together +([\d.]+) MiB", told.stdout)
+    found = re.search(r"together +([\d.]+) MiB", told)
     return {"preflight_gib": float(found[1]) / 1024 if found else None}
 
 

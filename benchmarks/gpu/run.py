@@ -26,8 +26,6 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.gpu.exactness import check_block_mask, check_compiled, check_heads, check_rows
-from benchmarks.gpu.inputs import make_inputs
 from benchmarks.gpu.measuring import DIVOT, Result, logged, machine, medians, train
 from benchmarks.gpu.workloads import SIZES, llm_recipe, tokenizer_recipe
 
@@ -63,7 +61,10 @@ class Place:
 
 def inputs(place: Place) -> Result:
     """Make the inputs, and export an untrained tokenizer of the paper's size for the language model's stages."""
-    make_inputs(place.inputs, SIZES[place.size]["pixels"], SIZES[place.size]["samples"])
+    from benchmarks.gpu.inputs import make_inputs
+
+    sizes = SIZES[place.size]
+    make_inputs(place.inputs, sizes["pixels"], sizes["samples"], sizes["words"])
     recipe = _tokenizer(place, "tokenizer")
     path = place.folder / "tokenizer.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -73,28 +74,34 @@ def inputs(place: Place) -> Result:
 
 def exactness(place: Place) -> Result:
     """Compare precisions and layouts of rows."""
-    device = place.torch_device
-    return {"heads, bfloat16 beside float32": check_heads(device), **check_rows(device)}
+    from benchmarks.gpu.exactness import check_heads, check_rows
+
+    device, head_batch = place.torch_device, SIZES[place.size]["head_batch"]
+    return {"heads, bfloat16 beside float32": check_heads(device, **head_batch), **check_rows(device)}
 
 
 def block_masks(place: Place) -> Result:
     """Compare FlexAttention's block masks, which a GPU gets for packed rows, with 4D masks."""
+    from benchmarks.gpu.exactness import check_block_mask
+
     return check_block_mask(place.torch_device)
 
 
 def compiled(place: Place) -> Result:
     """Compare compiled code with eager code."""
+    from benchmarks.gpu.exactness import check_compiled
+
     return check_compiled(place.torch_device)
 
 
 def llm_packed(place: Place) -> Result:
-    """Train the language model on captions of videos, in packed rows of 4096 tokens."""
-    return _train(place, _llm(place, "llm_packed", packed_to=4096))
+    """Train the language model on captions of videos, in packed rows, of 4096 tokens at full size."""
+    return _train(place, _llm(place, "llm_packed", packed_to=SIZES[place.size]["row"]))
 
 
 def llm_packed_dense(place: Place) -> Result:
     """Train the same with dense masks in place of block masks."""
-    return _train(place, _llm(place, "llm_packed_dense", packed_to=4096, attention="sdpa"))
+    return _train(place, _llm(place, "llm_packed_dense", packed_to=SIZES[place.size]["row"], attention="sdpa"))
 
 
 def llm_mixture(place: Place) -> Result:

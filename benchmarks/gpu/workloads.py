@@ -17,6 +17,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "full": {
         "pixels": 256,
         "samples": 64,
+        "words": 32_000,
+        "row": 4096,
         # OpenCLIP ViT-H/14
         "vision": {"frozen": True, "image_size": 224, "patch_size": 14, "width": 1280, "layers": 32, "heads": 16}
         | {"mlp_width": 5120},
@@ -46,10 +48,13 @@ SIZES: dict[str, dict[str, Any]] = {
         },
         "short_llm": {"num_hidden_layers": 4},
         "batch": {"clips": 4, "captions": 8, "others": 32},
+        "head_batch": {"clips": 4, "tokens": 16},
     },
     "tiny": {
         "pixels": 32,
         "samples": 8,
+        "words": 500,
+        "row": 512,
         "vision": {"frozen": True, "image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "heads": 2}
         | {"mlp_width": 64},
         "tokenizer": {
@@ -94,6 +99,7 @@ SIZES: dict[str, dict[str, Any]] = {
         },
         "short_llm": {"num_hidden_layers": 1},
         "batch": {"clips": 2, "captions": 2, "others": 4},
+        "head_batch": {"clips": 1, "tokens": 4},
     },
 }
 

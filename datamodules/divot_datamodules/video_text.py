@@ -16,7 +16,7 @@ from divot_datamodules.loading.decode_pool import SMALLEST_SLOT_BYTES, Decoding,
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader
 from divot_datamodules.loading.position_callback import PositionCallback
-from divot_datamodules.loading.shared_memory import pool_bytes
+from divot_datamodules.loading.shared_memory import pool_bytes, require_memory
 from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.loading.trial_batches import StepKind, TrialBatch, step_kinds
 from divot_datamodules.order.data_position import TrainPosition
@@ -198,6 +198,8 @@ class VideoTextData(LightningDataModule):
         if stage == "fit" and "train" not in self._open:
             raise UserError("no training shards; set data.train to a folder, a tar, a glob or a URL.")
         if stage == "fit":
+            most = max(source.batch_size or self.batch_size for source in self.sources["train"])
+            require_memory(self._own(most), self._clip_bytes)
             self._processes.check_end(exact=self.exact, validates="validation" in self._open)
         if "train" in self._open and self.position is None:
             self.position = self._make_position(self._open["train"])
@@ -396,9 +398,15 @@ class VideoTextData(LightningDataModule):
         """Return the number of samples of this process that may be in flight at a time, and bytes of the largest."""
         most = max(self.batch_size, *(self.position.plan.batch_sizes if self.position is not None else (0,)))
         clips = max(one.decoder.max_clips for data in self._open.values() for one in data.opened)
-        clip_bytes = len(self.clip.frame_numbers) * 3 * self.clip.height * self.clip.width
-        own = -(-most // self._processes.count)
-        return 2 * (self._prefetched(most) + own), max(SMALLEST_SLOT_BYTES, clips * clip_bytes)
+        return 2 * (self._prefetched(most) + self._own(most)), max(SMALLEST_SLOT_BYTES, clips * self._clip_bytes)
+
+    @property
+    def _clip_bytes(self) -> int:
+        return len(self.clip.frame_numbers) * 3 * self.clip.height * self.clip.width
+
+    def _own(self, batch_size: int) -> int:
+        """Return the samples of a batch that this process reads."""
+        return -(-batch_size // self._processes.count)
 
     def _close_decoder(self) -> None:
         if self._decoder is not None:

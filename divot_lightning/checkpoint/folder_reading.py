@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from divot_lightning.checkpoint.folder_writing import TRAINER
-from divot_lightning.checkpoint.folders import damage_advice
+from divot_lightning.checkpoint.folders import damaged_checkpoint
 from divot_lightning.checkpoint.manifest import find_damage, require_manifest
 from divot_lightning.checkpoint.module_tensors import TensorAccess
 from divot_lightning.checkpoint.optimizer_state import check_families
@@ -43,9 +43,7 @@ class CheckpointReader:
         damage = [found for part in ranks.gather(find_damage(folder, mine)) for found in part]
         missing = [f"{name} is missing" for name in (TRAINER, PROVENANCE) if name not in files]
         if damage or missing:
-            raise UserError(
-                f"{folder} is damaged: {'; '.join([*damage, *missing][:_NAMES_SHOWN])}\n{damage_advice(folder)}"
-            )
+            raise damaged_checkpoint(folder, "; ".join([*damage, *missing][:_NAMES_SHOWN]))
         self._files: dict[str, dict[str, Any]] = {}
         for name in sorted(files):
             if name.endswith(".safetensors"):
@@ -85,10 +83,8 @@ def require_run_state(reader: CheckpointReader, state: dict[str, Any]) -> None:
     """
     lacking = [key for key in STATE_KEYS if not isinstance(state, dict) or key not in state]
     if lacking:
-        raise UserError(
-            f"{reader.folder / TRAINER} lacks {', '.join(map(repr, lacking))}: no state of a run of this version\n"
-            f"{damage_advice(reader.folder)}"
-        )
+        what = f"{TRAINER} lacks {', '.join(map(repr, lacking))}: no state of a run of this version"
+        raise damaged_checkpoint(reader.folder, what)
 
 
 def restore_weights(reader: CheckpointReader, access: TensorAccess) -> None:
@@ -162,6 +158,4 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(str(file), "pt", device="cpu").__enter__()
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file} cannot be read as safetensors: {error}\nremove this checkpoint to continue from the one before it"
-        ) from error
+        raise damaged_checkpoint(file.parent, f"{file.name} cannot be read as safetensors: {error}") from error

@@ -82,19 +82,27 @@ def choose_checkpoint(run: Path) -> Choice:
             return Choice(folder, damaged)
         damaged.append(f"{folder} is damaged: {'; '.join(missing[:MAX_FILES_SHOWN])}")
     if damaged:
-        raise UserError(f"{damaged[0]}\n{damage_advice(all_checkpoints(run)[0])}")
+        newest = all_checkpoints(run)[0]
+        raise damaged_checkpoint(newest, "; ".join(find_missing(newest)[:MAX_FILES_SHOWN]))
     return Choice(None, [])
 
 
-def damage_advice(damaged: Path) -> str:
-    """Return advice about a damaged checkpoint, which depends on whether the run has another one."""
-    run = damaged.parent.parent
-    if any(other != damaged for other in complete_checkpoints(run)):
-        return "copy it again, or remove this folder to continue from the checkpoint before it"
-    return (
-        "it is the only checkpoint: copy it again from where it is whole\n"
-        f"to give the run up and begin it at step 0: remove {run / CHECKPOINTS}"
-    )
+def damaged_checkpoint(folder: Path, what: str) -> UserError:
+    """Return the error of a damaged checkpoint, with advice that depends on whether the run has another one.
+
+    Args:
+        folder: The checkpoint.
+        what: What is wrong with it.
+    """
+    run = folder.parent.parent
+    if any(other != folder for other in complete_checkpoints(run)):
+        advice = "copy it again, or remove this folder to continue from the checkpoint before it"
+    else:
+        advice = (
+            "it is the only checkpoint: copy it again from where it is whole\n"
+            f"to give the run up and begin it at step 0: remove {run / CHECKPOINTS}"
+        )
+    return UserError(f"{folder} is damaged: {what}\n{advice}")
 
 
 def steps_to_remove(

@@ -61,9 +61,11 @@ def check_families(stored: dict[str, str], live: dict[str, str]) -> None:
         UserError: A parameter has another optimizer than before, or only one of the two has one.
     """
     for name in sorted({*stored, *live}):
-        if stored.get(name) != live.get(name):
+        then = stored.get(name, "no")
+        # Earlier versions stored the name of the optimizer's class.
+        if _SAME_STATES.get(then, then) != live.get(name, "no"):
             raise UserError(
-                f"the checkpoint has {stored.get(name, 'no')} states for {name}, "
+                f"the checkpoint has {then} states for {name}, "
                 f"but this run trains it with {live.get(name, 'no optimizer')}\n"
                 "continue with the optimizer it was trained with (such as --model.optimizer), or start a new run"
             )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from divot_lightning.checkpoint.folders import damaged_checkpoint
 from divot_lightning.checkpoint.module_tensors import ModuleTensors
 from divot_lightning.checkpoint.tensor_file import tensor_bytes
 from divot_lightning.distributed.ranks import Ranks
@@ -134,8 +135,16 @@ class FrozenRecord:
 
 
 def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read what a checkpoint recorded."""
-    return json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    """Read what a checkpoint recorded.
+
+    Raises:
+        UserError: It is no such record.
+    """
+    try:
+        content = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        return {str(module): {**facts} for module, facts in content.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise damaged_checkpoint(folder, f"{PROVENANCE} holds no record of frozen weights") from error
 
 
 def _combine(parts: Iterable[tuple[str, tuple[int, ...], str]]) -> str:

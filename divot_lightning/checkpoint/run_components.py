@@ -67,8 +67,12 @@ def read_record(run: str | Path) -> dict[str, dict[str, str]]:
     """Read what `record_components` wrote; empty if there is nothing."""
     file = Path(run) / RECORD_FILE
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
+        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        for name, source in record.items():
+            if not {"folder", "sha256"} <= {*source}:
+                raise ValueError(f"{name} lacks its folder or its hash")
+        return record
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{file} is damaged: {error}\ncopy the run again, or run its stage again") from error
 
 

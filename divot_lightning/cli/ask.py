@@ -16,7 +16,8 @@ from divot_lightning.inference.command_options import (
 )
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
-from divot_lightning.io.command_parser import CommandParser
+from divot_lightning.io.command_parser import CommandParser, seed
+from divot_lightning.io.output_files import require_writable
 from divot_lightning.io.printing import printable
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="sample from the most likely tokens that together have this probability (default: 1)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument(
         "--jsonl", action="store_true", help="print one JSON object per answer: video, question, answer, settings"
     )
@@ -82,6 +83,8 @@ def main(argv: Sequence[str]) -> int:
         )
     if entries and args.question and all("question" in entry for entry in entries):
         raise UserError(f"--question has no effect: each line of {args.prompts} has its own; leave one of them out")
+    if entries:
+        require_writable(args.output)
     from divot_lightning.inference.pipeline import DivotPipeline
 
     pipeline = DivotPipeline.from_pretrained(args.run, **model_options(args))

@@ -17,7 +17,8 @@ from divot_lightning.inference.command_options import (
 )
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
-from divot_lightning.io.command_parser import CommandParser
+from divot_lightning.io.command_parser import CommandParser, seed
+from divot_lightning.io.output_files import require_writable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "numbered. {prompt}.mp4 names each clip by its text and number, as VBench reads them",
     )
     parser.add_argument("--num", type=int, default=1, help="clips per prompt (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling (default: 0)")
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="sampling temperature of the features (default: 1)"
     )
@@ -91,7 +92,8 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.inference.pipeline_options import Decoding
     from divot_lightning.inference.results import output_paths
 
-    output_paths(args.output, args.num * len(args.prompt or entries))
+    first, count = (args.prompt or [entries[0]["prompt"]])[0], len(args.prompt or entries)
+    require_writable(output_paths(args.output, args.num * count, first)[0])
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))
     how = ClipSampling(args.num, request, args.temperature, args.seed, Decoding(**decoding_options(args)))
     if entries:

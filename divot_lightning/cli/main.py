@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from divot_lightning import __version__
 from divot_lightning.distributed.failures import RankFailed, note_failure
 from divot_lightning.distributed.parent import bind_to_torchrun
-from divot_lightning.errors import UserError, did_you_mean
+from divot_lightning.errors import UserError, did_you_mean, first_line
 from divot_lightning.io.printing import printable
 from divot_lightning.io.progress_bars import slow_progress_bars
 
@@ -45,10 +45,10 @@ SEVERAL = "several"
 """Runs the commands that follow, each one word, until one fails. Steps of experiments use it: importing torch takes
 longer than a small command."""
 
-FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
-"""A full disk, or a user's full quota."""
+FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a user's full quota, or a file that may not grow so large."""
 
-PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, *FULL_ERRORS)
+PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, *FULL_ERRORS)
 """Errors of a path that a user can fix, not faults of our code."""
 
 MAX_ERROR_LINES = 5
@@ -110,7 +110,7 @@ def run_guarded(command: str, argv: list[str]) -> int:
 
 
 def _run(command: str, argv: list[str]) -> int:
-    """Run a command, and turn errors of reading and writing that a user can fix into a `UserError`."""
+    """Run a command, and turn errors of files and of memory that a user can fix into a `UserError`."""
     module = importlib.import_module(f"divot_lightning.cli.{command}")
     try:
         return int(module.main(argv))
@@ -120,6 +120,23 @@ def _run(command: str, argv: list[str]) -> int:
         path = "a file" if error.filename is None else error.filename
         advice = "make room there" if error.errno in FULL_ERRORS else "give a path where you may write"
         raise UserError(f"{path} cannot be opened or written: {error.strerror}\n{advice}, and repeat") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"not enough memory: {first_line(error)}\n"
+            "take smaller sizes or batches, or more devices; divot preflight --config RECIPE estimates memory\n"
+            "DIVOT_TRACEBACK=1 in the environment shows where it was needed"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that a device or the machine has not enough memory. Torch is not imported here."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def error_text(error: Exception) -> str:

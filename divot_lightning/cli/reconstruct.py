@@ -14,7 +14,8 @@ from divot_lightning.inference.command_options import (
     decoding_options,
     model_options,
 )
-from divot_lightning.io.command_parser import CommandParser
+from divot_lightning.io.command_parser import CommandParser, seed
+from divot_lightning.io.output_files import require_writable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", default="mp4", help="mp4, gif, webm, mkv or avi (default: mp4)")
     parser.add_argument("--jsonl", action="store_true", help="print one JSON object per clip, with its three files")
     parser.add_argument("--num", type=int, default=8, help="number of clips, from the first inputs (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the de-tokenizer's noise (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the de-tokenizer's noise (default: 0)")
     parser.add_argument(
         "--num-tokens",
         type=int,
@@ -56,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.inference.reconstruct import reconstruct_files
     from divot_lightning.parts.sources import SkippedSample
 
+    require_writable(Path(args.output, f"clip.{args.format}"))
     skipped: list[SkippedSample] = []
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, **model_options(args))
     options: dict[str, Any] = {"num": args.num, "seed": args.seed, "num_tokens": args.num_tokens, "suffix": args.format}

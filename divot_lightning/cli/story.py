@@ -18,7 +18,8 @@ from divot_lightning.inference.command_options import (
 )
 from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
-from divot_lightning.io.command_parser import CommandParser
+from divot_lightning.io.command_parser import CommandParser, seed
+from divot_lightning.io.output_files import require_writable
 from divot_lightning.io.printing import printable
 
 
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     example = '{"instruction": "...", "seed": 1}'
     parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
     parser.add_argument("--num-clips", type=int, default=3, help="largest number of clips (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling (default: 0)")
     parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HEAD_HELP)
     parser.add_argument("--jsonl", action="store_true", help="print one JSON object per story, as in story.json")
     add_decoding_options(parser)
@@ -60,7 +61,9 @@ def main(argv: Sequence[str]) -> int:
     from divot_lightning.inference.batches import tell_missing
     from divot_lightning.inference.pipeline import DivotPipeline
     from divot_lightning.inference.pipeline_options import Decoding
+    from divot_lightning.inference.results import STORY_FILE
 
+    require_writable(folders[0] / STORY_FILE)
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))
     decoding = Decoding(**decoding_options(args))
     for folder, story in tell_missing(pipeline, entries, folders, args.num_clips, args.seed, decoding):

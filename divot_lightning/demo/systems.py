@@ -1,6 +1,5 @@
 """The trained runs that the page shows side by side."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.inference.loaded_run import load_run
 from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.io.component_files import CONFIG_FILE
+from divot_lightning.io.jsonl import read_object
 from divot_lightning.parts.registries.kinds import HEADS
 
 Ability = Literal["reconstruct", "ask", "generate", "story"]
@@ -146,6 +146,8 @@ def _open(
     is_main: bool = True,
 ) -> System:
     models = load_run(name, detokenizer, **options)
+    if models.detokenizer_run is not None and "detokenizer" not in _components(Path(models.detokenizer_run)):
+        find_component(models.detokenizer_run, "detokenizer")  # refuses a folder without one
     found = set(_components(models.run)) | ({"detokenizer"} if detokenizer else set())
     if not found & COMPONENTS:
         raise UserError(
@@ -172,8 +174,11 @@ def _folder_name(name: str) -> str:
 
 def _head_name(run: Path) -> str:
     """Return the short name of a run's head, or the name of its class if it has none."""
-    config = json.loads((find_component(run, "video_llm") / CONFIG_FILE).read_text(encoding="utf-8"))
-    path = str(config["config"]["head"]["class_path"])
+    file = find_component(run, "video_llm") / CONFIG_FILE
+    try:
+        path = str(read_object(file)["config"]["head"]["class_path"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} names no generation head; the folder holds no video LLM of this version") from error
     return next((part.name for part in HEADS.installed() if part.class_path == path), path.rpartition(".")[2])
 
 

@@ -91,7 +91,6 @@ class StopOnSignal(Checkpoint):
 
     Attributes:
         stopped_by: The signal that stopped all ranks, None while they train.
-        began: Whether training began, after everything was loaded.
     """
 
     def __init__(self, signals: StopSignals, save: Callable[[Trainer], None], record: Path) -> None:
@@ -101,13 +100,12 @@ class StopOnSignal(Checkpoint):
         self.stopped_by: signal.Signals | None = None
         self.group: Any = None
         self.last_step = 0
-        self.began = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop before the first step if a signal came while the model was loaded: there is nothing new to save."""
         self.group = cpu_group()
         self.last_step = trainer.global_step
-        self.signals.training = self.began = True
+        self.signals.training = True
         self.stopped_by = common_signal(self.signals.received, self.group)
         if self.stopped_by:
             self._write_record(trainer)

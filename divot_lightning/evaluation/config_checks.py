@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.errors import UserError, require_at_least, require_seed
 from divot_lightning.evaluation.config import EvaluationConfig, JudgeConfig
 from divot_lightning.inference.command_options import check_ask_options, check_top_p, refuse_idle_top_p
 from divot_lightning.parts.benchmarks import Benchmark, Predicts
@@ -57,6 +57,7 @@ def check_config(config: EvaluationConfig, benchmark: Benchmark, name: str) -> N
         UserError: A setting is wrong; the message names it.
     """
     require_at_least(1, limit=config.limit)
+    require_seed(config.seed)
     check_ask_options(config.max_clips, config.max_new_tokens, config.temperature or 0.0, config.top_p)
     refuse_idle_top_p(config.temperature, config.top_p)
     _refuse_idle(config, benchmark, name)

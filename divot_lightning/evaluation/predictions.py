@@ -8,21 +8,24 @@ No torch in here.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.protocol import differing
+from divot_lightning.io.file_locks import writer_lock
 from divot_lightning.io.files import write_atomically
-from divot_lightning.io.jsonl import LineFile, Row, read_rows, write_rows
-from divot_lightning.io.output_files import make_folder
+from divot_lightning.io.jsonl import LineFile, Row, read_object, read_rows, write_rows
+from divot_lightning.io.output_files import make_folder, writing_to
 
-__all__ = ["DERIVED", "MERGED", "PredictionStore", "Row", "read_rows", "write_rows"]
+__all__ = ["DERIVED", "MERGED", "PredictionStore", "Row", "read_rows", "write_rows", "written_alone"]
 
 MERGED = "predictions.jsonl"
 PROTOCOL = "protocol.json"
+LOCK = "evaluation.lock"
 
 DERIVED = ("chosen", "judged", "judge_score", "judge_reply", "scores")
 """Entries of a row that scoring writes. They are never read back, since they belong to the rule that wrote them."""
@@ -64,8 +67,7 @@ class PredictionStore:
         if not path.is_file():
             write_atomically(path, json.dumps(protocol, indent=1, ensure_ascii=False) + "\n")
             return current
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        recorded = {name: value for name, value in recorded.items() if name not in NOT_COMPARED}
+        recorded = {name: value for name, value in read_object(path).items() if name not in NOT_COMPARED}
         # The hashes identify the model, so its folder may have moved.
         allowed = ("model.run", "versions.") if complete else ("model.run",)
         found = differing([recorded, current]).items()
@@ -83,7 +85,7 @@ class PredictionStore:
         """Read the rows of finished items, by item, without the entries that scoring wrote."""
         paths = sorted(self.folder.glob("predictions-rank*.jsonl"))
         merged = self.folder / MERGED
-        rows = [row for path in ([merged] if merged.is_file() else []) + paths for row in read_rows(path)]
+        rows = [row for path in ([merged] if merged.is_file() else []) + paths for row in _rows_of_items(path)]
         return {row["id"]: {name: value for name, value in row.items() if name not in DERIVED} for row in rows}
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -109,3 +111,32 @@ class PredictionStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _rows_of_items(path: Path) -> list[Row]:
+    rows = read_rows(path)
+    without = next((number for number, row in enumerate(rows, 1) if "id" not in row), None)
+    if without is not None:
+        raise UserError(f"line {without} of {path} names no item; remove that line to have its item predicted again")
+    return rows
+
+
+@contextmanager
+def written_alone(folder: Path, rank: int = 0) -> Iterator[PredictionStore]:
+    """Yield the store of an evaluation, which no other evaluation writes within the block.
+
+    Args:
+        folder: Its folder.
+        rank: Number of this process; the first process of an evaluation holds the lock for all of them.
+
+    Raises:
+        UserError: Another evaluation writes into the folder, or it cannot be created.
+    """
+    store = PredictionStore(folder, rank)
+    lock = None if rank else writer_lock(folder / LOCK)
+    try:
+        with writing_to(folder):
+            yield store
+    finally:
+        if lock is not None:
+            lock.release()

@@ -1,6 +1,5 @@
 """Evaluate a run: select items, predict on all processes, then score the predictions."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
 from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier
 from divot_lightning.evaluation.judges.prompts import JudgePrompt, load_prompt
-from divot_lightning.evaluation.predictions import PredictionStore, Row
+from divot_lightning.evaluation.predictions import PredictionStore, Row, written_alone
 from divot_lightning.evaluation.processes import joined_processes, local_device
 from divot_lightning.evaluation.runners.clip_runners import GenerationRunner, ReconstructionRunner, ReferenceRunner
 from divot_lightning.evaluation.runners.feature_runner import FeatureRunner
@@ -25,6 +24,7 @@ from divot_lightning.evaluation.runners.question_runner import QuestionRunner
 from divot_lightning.evaluation.runners.runner import Job, Runner
 from divot_lightning.evaluation.runners.story_runner import StoryRunner
 from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
+from divot_lightning.io.jsonl import read_object
 from divot_lightning.parts.benchmarks import Benchmark, Predicts
 from divot_lightning.training.run_folder import FINISHED
 
@@ -67,11 +67,11 @@ def evaluate(run: str | Path, config: EvaluationConfig) -> EvaluationResult:
             metric.distributed_available_fn = lambda: False  # the first process computes the scores from all rows
         runner = RUNNERS[benchmark.predicts](Job(run, config, benchmark, metrics, device, folder))
         protocol = _protocol(run, config, benchmark, chosen, runner)
-        rows, protocol = _predict(runner, chosen, PredictionStore(folder, processes.rank), processes, protocol, judge)
-        if processes.rank:
-            return EvaluationResult([], folder)
-        scoring = Scoring(benchmark, metrics, config, chosen, protocol, folder)
-        return scoring.finish(rows, judge)
+        with written_alone(folder, processes.rank) as store:
+            rows, protocol = _predict(runner, chosen, store, processes, protocol, judge)
+            if processes.rank:
+                return EvaluationResult([], folder)
+            return Scoring(benchmark, metrics, config, chosen, protocol, folder).finish(rows, judge)
 
 
 def _protocol(
@@ -100,7 +100,7 @@ def weights_kind(run: str | Path, components: Sequence[str], detokenizer: str | 
     kinds = {}
     for name, folder in _folders(run, components, detokenizer).items():
         mark = folder.parent / FINISHED
-        finished = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
+        finished = read_object(mark) if mark.is_file() else {}
         kinds[name] = str(finished.get("weights", "trained"))
     return kinds
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.tasks.built_in import CaptionTask, ConversationTask
+from divot_lightning.inference.clip_requests import task_of
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Kind, Segment, Text
@@ -51,7 +52,7 @@ def question_prompt(
     Returns:
         The segments.
     """
-    task, segments = ConversationTask(template, **(tasks or {}).get("conversation", {})), list[Segment]()
+    task, segments = task_of(ConversationTask, template, (tasks or {}).get("conversation", {})), list[Segment]()
     turns = [*history, (question, "")]
     for number, (asked, answered) in enumerate(turns):
         if number and task.separator:
@@ -67,7 +68,7 @@ def caption_prompt(
 ) -> list[Segment]:
     """Return the prompt for a caption, see ``question_prompt`` for the arguments."""
     sample = {"caption": NO_TARGET}
-    task = CaptionTask(template, **(tasks or {}).get("caption", {}))
+    task = task_of(CaptionTask, template, (tasks or {}).get("caption", {}))
     return task.segments(sample, np.random.default_rng(0), num_clips=num_clips, kind=kind)[:-1]
 
 
@@ -89,7 +90,7 @@ def media_prompt(
         tasks: Settings of the run's tasks, with which the prompt is written as in training.
     """
     if not kinds:
-        return ConversationTask(template, **(tasks or {}).get("conversation", {})).user_turn(question.strip())
+        return task_of(ConversationTask, template, (tasks or {}).get("conversation", {})).user_turn(question.strip())
     if question.strip() or history:
         segments = question_prompt(question, len(kinds), template, kinds[0], history, tasks)
     else:

@@ -3,9 +3,9 @@
 No torch in here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,7 +13,26 @@ from divot_datamodules.tasks.built_in import GenerateTask
 from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.inference.command_options import check_top_p
 from divot_lightning.parts.segments import Segment
-from divot_lightning.parts.tasks import Template
+from divot_lightning.parts.tasks import Task, Template
+
+AnyTask = TypeVar("AnyTask", bound=Task)
+
+
+def task_of(kind: Callable[..., AnyTask], template: Template, settings: Mapping[str, Any]) -> AnyTask:
+    """Build a task as a run's config has it.
+
+    Args:
+        kind: Its class.
+        template: The form of the prompts.
+        settings: Its settings in the config.
+
+    Raises:
+        UserError: It does not take these settings.
+    """
+    try:
+        return kind(template, **settings)
+    except TypeError as error:
+        raise UserError(f"the run's config.yaml has a task with settings that it does not take: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,7 @@ class ClipRequest:
             UserError: The template has no user's turn, so that a phrase or an opening has no effect.
         """
         settings = self.task_settings if self.phrase is None else {"video_prompts": [self.phrase]}
-        task = GenerateTask(template, **settings)
+        task = task_of(GenerateTask, template, settings)
         if task.is_bare and (self.phrase is not None or self.opening is not None):
             raise UserError(
                 f"the prompts of this run are bare (template: {template}), so it has learned no request and opens no "

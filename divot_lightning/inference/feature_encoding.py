@@ -182,7 +182,7 @@ def encode_shards(
         output: Folder of the feature shards.
         config: What decides the features.
         detokenizer: Run or component folder of a de-tokenizer, to cache what its latents are drawn from as well, so
-            that its refinement needs no pixels; all frames of the clips are decoded then.
+            that its refinement and adaptation need no pixels; all frames of the clips are decoded then.
         media_root: Of a jsonl: folder that relative paths start from.
         media_from: Of a jsonl: see `divot_datamodules.shards.sources.open_source`.
         batch_size: Samples at a time; does not change the features.

@@ -14,6 +14,7 @@ from divot_datamodules.tasks.built_in import StoryTask
 from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.inference.clip_requests import ClipOpening, ClipRequest
 from divot_lightning.inference.unknown_words import warn_of_unknown_words
+from divot_lightning.models.randomness import seeded_generator
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.models.video_llm.story import StorySampling, StoryStep
 from divot_lightning.parts.segments import Segment, Text
@@ -51,7 +52,7 @@ def generate_clip_features(
     """
     request = request or ClipRequest()
     warn_of_unknown_words(video_llm.text_tokenizer, [[Text(text, learn=False)] for text in dict.fromkeys(texts)])
-    generator = torch.Generator(video_llm.feature_mean_C.device).manual_seed(seed)
+    generator = seeded_generator(seed, video_llm.feature_mean_C.device)
     prompts = [request.segments(text, template) for text in texts]
     if request.opening is not None:
         return _opened_by_model(video_llm, prompts, request.opening, temperature, generator)

@@ -33,6 +33,7 @@ from divot_lightning.models.clip_encoding import encode_clips
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_uint8
+from divot_lightning.models.randomness import seeded_generator
 from divot_lightning.models.tokenizer.bottleneck import keep_leading
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLM
@@ -103,8 +104,9 @@ class LoadedRun:
         batch_size: int = 32,
     ) -> None:
         self.run, self.detokenizer_run = Path(run), detokenizer
-        if not self.run.is_dir():
-            raise UserError(f"there is no run folder {run}\nrun the stage that makes it, or correct the path")
+        for folder in (run, *(() if detokenizer is None else (detokenizer,))):
+            if not Path(folder).is_dir():
+                raise UserError(f"there is no run folder {folder}\nrun the stage that makes it, or correct the path")
         if dtype not in (None, *DTYPES, *DTYPES.values()):
             raise UserError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}, or None for the stored one")
         self.dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
@@ -220,7 +222,7 @@ class LoadedRun:
             temperature=temperature,
             seed=seed,
         )
-        batches = self.decode(features_MQC, torch.Generator().manual_seed(seed), sampling)
+        batches = self.decode(features_MQC, seeded_generator(seed), sampling)
         yield from zip((clip for batch in batches for clip in batch), features_MQC, strict=True)
 
     def check_fit(self) -> None:
@@ -235,7 +237,7 @@ class LoadedRun:
 
     def generator(self, seed: int) -> torch.Generator:
         """Return a source of randomness on the models' device."""
-        return torch.Generator(self.device).manual_seed(seed)
+        return seeded_generator(seed, self.device)
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Return what decided a result besides the weights, as JSON values."""

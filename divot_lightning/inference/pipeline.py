@@ -25,6 +25,7 @@ from divot_lightning.inference.pipeline_options import AskOptions, Decoding, Gen
 from divot_lightning.inference.results import Answer, ClipFeatures, GeneratedClips, Reconstruction, Story, StoryPart
 from divot_lightning.models.detokenizer.objective_sampling import changed_sampler
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
+from divot_lightning.models.randomness import seeded_generator
 from divot_lightning.models.video_llm.story import StorySampling
 from divot_lightning.parts.head_sampling import sampling_of, set_sampling
 from divot_lightning.parts.segments import Kind
@@ -83,7 +84,7 @@ class DivotPipeline:
             uint8 (N, F, 3, H, W) in [0, 255], RGB, on the CPU.
         """
         features_NQC = features.features_NQC if isinstance(features, ClipFeatures) else features
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded_generator(seed)
         with self.sampling(decoding) as sampling:
             return torch.cat(list(self.models.decode(features_NQC, generator, sampling)))
 
@@ -281,10 +282,12 @@ class DivotPipeline:
         changes = {"steps": chosen.steps, "guidance": chosen.guidance}
         sampler = {"solver": chosen.sampler} if isinstance(chosen.sampler, str) else chosen.sampler
         with changed_sampler(detokenizer, sampler or {}):
-            yield replace(
+            sampling = replace(
                 detokenizer.config.sampling,
                 **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
             )
+            detokenizer.objective.sampler(sampling.steps)  # refuses steps that it cannot sample in
+            yield sampling
 
     @contextmanager
     def _changed_head(self, values: Mapping[str, Any]) -> Iterator[None]:

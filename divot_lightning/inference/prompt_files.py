@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_seed
 
 HELP = "file of prompts, one per line: text, or JSON such as {example}; if repeated, it does only what is missing"
 
@@ -35,11 +35,12 @@ def read_prompts(path: str | Path, required: str, **optional: type) -> list[dict
         allowed = {required: str, **optional}
         text = entry.get(required, "")
         unknown = [name for name in entry if name not in allowed]
-        wrong = [name for name in entry if name in allowed and not isinstance(entry[name], allowed[name])]
+        wrong = [name for name in entry if name in allowed and type(entry[name]) is not allowed[name]]
         if unknown or wrong or not text.strip():
             named = f"the unknown name {unknown[0]}" if unknown else f"no fitting {(wrong or [required])[0]}"
             names = ", ".join(f"{name} ({kind.__name__})" for name, kind in allowed.items())
             raise UserError(f"line {number} of {path} has {named}\nits names are {names}")
+        require_seed(entry.get("seed", 0), f"the seed in line {number} of {path}")
         entries.append(entry)
     if not entries:
         raise UserError(f"{path} has no prompt; write one per line")

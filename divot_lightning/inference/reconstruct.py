@@ -23,6 +23,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.inference.pipeline_options import Decoding
 from divot_lightning.inference.results import output_paths, save_clip, write_comparison
+from divot_lightning.models.randomness import seeded_generator
 from divot_lightning.parts.sources import SampleError, SkippedSample
 
 LONGEST_NAME = 200
@@ -149,7 +150,7 @@ def _write_clips(
     kept = {} if num_tokens is None else {"num_tokens": num_tokens}
     with pipeline.sampling(decoding) as sampling:
         settings = models.settings(**models.decoding_settings(sampling), seed=seed, **kept)
-        decoded = models.decode(models.encode(originals, num_tokens), torch.Generator().manual_seed(seed), sampling)
+        decoded = models.decode(models.encode(originals, num_tokens), seeded_generator(seed), sampling)
         videos = (video.numpy() for batch in decoded for video in batch)
         for (key, original), name, video in zip(clips, names, videos, strict=True):
             save_clip(output / f"{name}.{suffix}", video, models.fps, {"key": key, **settings})

@@ -1,10 +1,8 @@
 """Read from a run's config how its data were prepared, so that inference prepares its input in the same way."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.frame_pixels import Resize
@@ -14,33 +12,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.tasks import Template
-
-CONFIG_FILE = "config.yaml"
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The parser in C, where it is installed: several times faster, and a run's config has hundreds of lines."""
-
-
-def read_data_config(run: str | Path) -> dict[str, Any]:
-    """Return the data module's arguments of a run.
-
-    Args:
-        run: Run folder.
-
-    Returns:
-        The arguments; empty if the folder has no config, such as a folder of components alone.
-
-    Raises:
-        UserError: The config cannot be read.
-    """
-    file = Path(run) / CONFIG_FILE
-    if not file.is_file():
-        return {}
-    try:
-        config = yaml.load(file.read_text(encoding="utf-8"), LOADER) or {}
-        return dict(config.get("data", {}).get("init_args", {}))
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as the settings of a run ({type(error).__name__}).") from error
+from divot_lightning.training.run_folder import CONFIG, read_data_config
 
 
 def run_template(run: str | Path) -> Template:
@@ -67,12 +39,12 @@ def run_tasks(run: str | Path) -> dict[str, dict[str, Any]]:
 
 def run_fps(run: str | Path) -> float:
     """Return the frames per second of a run's clips; Divot's 8 if its config does not say."""
-    return float((read_data_config(run).get("clip") or {}).get("fps", ClipConfig.fps))
+    return float(_stated_clip(run).fps)
 
 
 def run_resize(run: str | Path) -> Resize:
     """Return the filter that resizes a run's frames; "bicubic" if its config does not say."""
-    return (read_data_config(run).get("clip") or {}).get("resize", ClipConfig.resize)
+    return _stated_clip(run).resize
 
 
 def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:
@@ -85,13 +57,17 @@ def run_clip_config(run: str | Path, tokenizer: TokenizerConfig) -> ClipConfig:
     Returns:
         The config; short videos are squeezed, not refused, and have only as many clips as fit; media may be small.
     """
-    size = tokenizer.image_size
-    stored = read_data_config(run).get("clip") or {}
-    known = {entry.name for entry in fields(ClipConfig)}
-    stated = {name: value for name, value in stored.items() if name in known}
+    stated = _stated_clip(run, height=tokenizer.image_size, width=tokenizer.image_size)
     any_size = {"min_side": 1, "min_picture_side": 1, "min_aspect": 0.0}
-    every_length: dict[str, Any] = {"short_videos": "squeeze", "cover": "consecutive"}
-    return ClipConfig(**{"height": size, "width": size, **stated, **every_length, **any_size})
+    return replace(stated, short_videos="squeeze", cover="consecutive", **any_size)  # type: ignore[arg-type]
+
+
+def _stated_clip(run: str | Path, **defaults: int) -> ClipConfig:
+    stored, known = read_data_config(run).get("clip") or {}, {entry.name for entry in fields(ClipConfig)}
+    try:
+        return ClipConfig(**{**defaults, **{name: value for name, value in stored.items() if name in known}})
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{Path(run) / CONFIG}: data.clip holds no settings of clips: {stored!r:.100}") from error
 
 
 def load_tokenizer(run: str | Path) -> VideoTokenizer:

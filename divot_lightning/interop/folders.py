@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -13,7 +14,8 @@ from divot_lightning.checkpoint.components import new_component
 from divot_lightning.errors import UserError
 from divot_lightning.interop.conversion import convert, ignored_reasons
 from divot_lightning.interop.released_keys import KeyTable
-from divot_lightning.io.output_files import make_folder, writing_to
+from divot_lightning.io.file_locks import writer_lock
+from divot_lightning.io.output_files import make_folder, require_writable, writing_to
 
 
 class Imported(NamedTuple):
@@ -31,9 +33,10 @@ class Imported(NamedTuple):
 
 
 def require_new(folder: str | Path) -> Path:
-    """Return a folder as a path; raise UserError if it exists."""
+    """Return a folder as a path; raise UserError if it exists or cannot be made."""
     if Path(folder).exists():
-        raise UserError(f"{folder} exists, and an import overwrites nothing\ngive a new folder, or remove that one")
+        raise UserError(f"{folder} exists, and nothing is overwritten\ngive a new folder, or remove that one")
+    require_writable(folder)
     return Path(folder)
 
 
@@ -48,18 +51,24 @@ def whole_folder(folder: str | Path) -> Generator[Path, None, None]:
         Where to write it, beside that place; nothing is there yet.
 
     Raises:
-        UserError: It exists, or cannot be written.
+        UserError: It exists, cannot be written, or another process writes it.
     """
     folder = require_new(folder)
     work = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(work, ignore_errors=True)
     with writing_to(folder.parent):
         make_folder(work)
+        lock = writer_lock(work / "writer.lock")
+        shutil.rmtree(work / folder.name, ignore_errors=True)  # by a process that was killed
         try:
             yield work / folder.name
             (work / folder.name).rename(folder)
+        except SafetensorError as error:  # the library's own form of an OSError
+            if "I/O error" not in str(error):
+                raise
+            raise UserError(f"{folder} cannot be written: {error}\nmake room, or choose another place") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
+            lock.release()
 
 
 def import_component(

@@ -3,7 +3,18 @@
 import argparse
 from typing import NoReturn
 
-from divot_lightning.errors import UserError, did_you_mean
+from divot_lightning.errors import MAX_SEED, UserError, did_you_mean
+
+
+def seed(text: str) -> int:
+    """Read the value of an option `--seed`: the `type` of the option.
+
+    >>> seed("7")
+    7
+    """
+    if not 0 <= (value := int(text)) <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{value} is not from 0 to {MAX_SEED}, the largest seed of 64 bits")
+    return value
 
 
 class CommandParser(argparse.ArgumentParser):

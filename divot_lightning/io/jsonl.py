@@ -1,4 +1,4 @@
-"""Read and write files of JSON, one value per line, that may be cut off at any byte. No torch in here."""
+"""Read and write files of JSON: one object, or one per line, which may be cut off at any byte. No torch in here."""
 
 import json
 from collections.abc import Iterable
@@ -28,6 +28,18 @@ def read_rows(path: Path) -> list[Row]:
                 f"line {number} of {path} is no JSON object; remove that line to have its item predicted again"
             ) from error
     return rows
+
+
+def read_object(path: Path) -> Row:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        UserError: It holds something else.
+    """
+    try:
+        return {**json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: it holds no JSON object\ncopy it again, or remove it") from error
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -2,8 +2,9 @@
 
 import errno
 import os
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from divot_lightning.errors import UserError
@@ -52,6 +53,29 @@ def make_folder(folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _explained(error, folder) from error
+
+
+def require_writable(file: str | Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it takes; leaves nothing behind.
+
+    Raises:
+        UserError: With the reason and what to do.
+    """
+    file = Path(file)
+    made = [folder for folder in file.parents if not folder.exists()]
+    unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+        unfinished.unlink()
+    except OSError as error:
+        raise _explained(OSError(error.errno, error.strerror, str(file)), file) from error
+    finally:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def _explained(error: OSError, target: str | Path) -> UserError:

@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from divot_lightning.errors import require_seed
 from divot_lightning.parts.randomness import Randomness
+
+
+def seeded_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a random generator with a seed that a user gave.
+
+    Raises:
+        UserError: The seed is negative, or has more than 64 bits.
+    """
+    return torch.Generator(device).manual_seed(require_seed(seed))
 
 
 def sample_generators(seed: int, purpose: str, sample_indices: Sequence[int]) -> list[torch.Generator]:

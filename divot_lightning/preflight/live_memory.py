@@ -9,6 +9,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from divot_lightning.preflight.meta_calls import MetaCalls
+
+_call = MetaCalls()
+
 
 class LiveMemory(TorchDispatchMode):
     """Count, while active, the bytes of all tensors that operations create and that are still alive.
@@ -43,7 +47,7 @@ class LiveMemory(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run an operation and count the tensors that it returns."""
-        result = func(*args, **(kwargs or {}))
+        result = _call(func, args, kwargs or {})
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.device.type == self.device:
                 self._count(leaf.untyped_storage())

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import StrategyRegistry
 
 from divot_lightning.deepspeed_zero.registration import STRATEGIES
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.preflight.memory import Layout
 from divot_lightning.preflight.needs import DataNeeds, ModelNeeds, data_needs, model_needs
 from divot_lightning.training.training_cli import TrainingCLI
@@ -56,14 +58,17 @@ def read_layout(trainer: Any) -> Layout:
 
     Args:
         trainer: Settings `devices`, `num_nodes`, `strategy` and `precision`.
+
+    Raises:
+        UserError: The devices are not countable, or fewer than one.
     """
-    devices = trainer.devices
-    if devices in ("auto", -1, "-1"):
-        devices = max(1, torch.cuda.device_count()) if trainer.accelerator != "cpu" else 1
-    number = len(devices) if isinstance(devices, list) else int(devices)
+    number = _num_devices(trainer)
+    require_at_least(1, "trainer.", devices=number, num_nodes=int(trainer.num_nodes))
     name, options = trainer.strategy, {}
     if not isinstance(name, str):
         name, options = name.class_path, dict(name.init_args or {})
+    elif name not in ("auto", *STRATEGIES, *StrategyRegistry.available_strategies()):
+        raise UserError(f"trainer.strategy is {name!r}; choose auto, ddp or one of: {', '.join(STRATEGIES)}")
     known = {**STRATEGIES.get(name, {}), **options}
     sharded = name in STRATEGIES or name.endswith("DivotDeepSpeedStrategy")
     return Layout(
@@ -76,6 +81,19 @@ def read_layout(trainer: Any) -> Layout:
         offload_parameters=bool(known.get("offload_parameters")),
         **({"bucket_elements": known["bucket_elements"]} if "bucket_elements" in known else {}),
     )
+
+
+def _num_devices(trainer: Any) -> int:
+    """Return the devices per machine: "auto", a number, or a list of them, as Lightning takes it."""
+    devices = trainer.devices
+    if devices in ("auto", -1, "-1"):
+        return max(1, torch.cuda.device_count()) if trainer.accelerator != "cpu" else 1
+    if isinstance(devices, str) and "," in devices:
+        devices = [name for name in devices.split(",") if name.strip()]
+    try:
+        return len(devices) if isinstance(devices, list) else int(devices)
+    except ValueError as error:
+        raise UserError(f"trainer.devices is {devices!r}; give a number, a list such as [0, 1], or auto") from error
 
 
 def model_lines(model: ModelNeeds, layout: Layout) -> Iterator[str]:

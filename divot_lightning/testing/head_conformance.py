@@ -344,7 +344,7 @@ class HeadConformance(ABC):
 
     def _train(self, head: GenerationHead, batch: Callable[[], tuple[Tensor, Tensor]], num_steps: int) -> None:
         """Train with a learning rate that falls to zero."""
-        optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate)
+        optimizer = torch.optim.Adam(head.parameters(), lr=self.learning_rate, fused=True)
         torch.manual_seed(1)
         for step in range(num_steps):
             optimizer.param_groups[0]["lr"] = self.learning_rate * (1 - step / num_steps)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -17,8 +18,8 @@ from divot_lightning.training.run_folder import LOCK
 def run_lock(run: Path) -> Iterator[None]:
     """Hold the lock of a run folder; the first process of a job calls this, and its other ranks do not.
 
-    Folders that were created for the lock and are still empty are removed with it, so that a refused run leaves nothing
-    behind.
+    A folder that was created for the lock is removed with it if no work is in it, so that a refused run leaves nothing
+    behind. Indexes of shards and lists of skipped samples are work.
 
     Args:
         run: The run folder; it need not exist.
@@ -45,8 +46,16 @@ def run_lock(run: Path) -> Iterator[None]:
     finally:
         unlock_file(run / LOCK, file)
         with contextlib.suppress(OSError):
-            for folder in made:
-                folder.rmdir()
+            if made and not _holds_work(run):
+                shutil.rmtree(run)
+                for folder in made[1:]:
+                    folder.rmdir()
+
+
+def _holds_work(run: Path) -> bool:
+    from divot_datamodules.shards.content import FILE_NAME  # not at the top: `divot resume --help` needs no data
+
+    return any(not path.is_dir() and path.name != FILE_NAME for path in run.rglob("*"))
 
 
 def _refusal(run: Path, owner: str) -> str:

@@ -9,14 +9,15 @@ from typing import Any, Literal, TextIO
 import yaml
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from divot_lightning.checkpoint.folders import checkpoint_step, choose_checkpoint, newest_checkpoint
+from divot_lightning.checkpoint.folders import CHECKPOINTS, checkpoint_step, choose_checkpoint, newest_checkpoint
 from divot_lightning.checkpoint.run_state import RunState
 from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.distributed.launcher import is_started_by_rank_zero, watched
 from divot_lightning.distributed.same_start import Start
 from divot_lightning.distributed.signals import INTERRUPTED_EXIT_CODE, exit_code
 from divot_lightning.errors import UserError
-from divot_lightning.training.config_changes import LENGTH, Change, changed_settings, read_config
+from divot_lightning.io.jsonl import read_object
+from divot_lightning.training.config_changes import LENGTH, changed_settings, read_config
 from divot_lightning.training.run_folder import FINISHED, STOPPED, where_paths_count
 from divot_lightning.training.training_args import run_args
 from divot_lightning.training.training_cli import TrainingCLI
@@ -36,7 +37,7 @@ def fit(argv: list[str], command: str = "divot fit") -> int:
     """
     with contextlib.ExitStack() as held:
         cli = TrainingCLI(argv, command, "start", held if command == "divot fit" else None)
-        return _fit(cli, None, [])
+        return _fit(cli, None)
 
 
 def resume(run: Path, argv: list[str]) -> int:
@@ -60,12 +61,23 @@ def _resume(run: Path, argv: list[str], checkpoint: Path | None, before: str) ->
     if (run / FINISHED).is_file() and not any(change.key in LENGTH for change in changes):
         _say(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n", sys.stdout)
         return 0
+    if checkpoint is None and (run / FINISHED).is_file():
+        _refuse_restart(run)
     _say(f"{run}: continuing after step {checkpoint_step(checkpoint) if checkpoint else 0}\n")
     for change in changes[:MAX_CHANGES_SHOWN]:
         _say(f"  changed {change}\n")
     if len(changes) > MAX_CHANGES_SHOWN:
         _say(f"  and {len(changes) - MAX_CHANGES_SHOWN} more settings\n")
-    return _fit(cli, checkpoint, changes)
+    return _fit(cli, checkpoint)
+
+
+def _refuse_restart(run: Path) -> None:
+    steps = read_object(run / FINISHED).get("steps", 0)
+    if steps:
+        raise UserError(
+            f"{run} is finished, after step {steps}, and has no checkpoint that it can be trained for longer from\n"
+            f"copy one into {run / CHECKPOINTS}, or start a new run: divot fit --run ANOTHER_FOLDER"
+        )
 
 
 def _chosen(run: Path) -> Path | None:
@@ -131,7 +143,7 @@ def load_stage(run: Path, checkpoint: Path) -> Any:
     return cli.model
 
 
-def _fit(cli: TrainingCLI, checkpoint: Path | None, changes: list[Change]) -> int:
+def _fit(cli: TrainingCLI, checkpoint: Path | None) -> int:
     cli.checkpoint.resume_from = checkpoint
     cli.same_start.start = Start.of(checkpoint, cli.saved_config)
     if is_first_process():
@@ -139,8 +151,6 @@ def _fit(cli: TrainingCLI, checkpoint: Path | None, changes: list[Change]) -> in
     try:
         with cli.stop_signals.handled(), watched(cli.trainer):
             cli.trainer.fit(cli.model, cli.datamodule)
-    except UserError as error:
-        raise _with_model_changes(error, cli, changes) from error
     except SystemExit:
         if cli.trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
@@ -157,14 +167,6 @@ def _report_stop(cli: TrainingCLI) -> int:
     if is_started_by_rank_zero():
         return 0  # the first process reports for the job; another exit status than 0 would count as a failure
     return exit_code(stopped_by) if stopped_by else INTERRUPTED_EXIT_CODE
-
-
-def _with_model_changes(error: UserError, cli: TrainingCLI, changes: list[Change]) -> UserError:
-    """Add the changed settings of the model to the error of a checkpoint that does not fit."""
-    named = [str(change) for change in changes if change.key.startswith("model.")]
-    if not named or cli.stop_on_signal.began:
-        return error
-    return UserError(f"{error}\nchanged since: {'; '.join(named)}; what shapes the model cannot change at a resume")
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:

@@ -51,10 +51,35 @@ def test_a_damaged_config_of_a_run_is_named(told: Callable[..., str], tmp_path: 
     assert not (tmp_path / "data").exists()
 
 
-def test_a_damaged_record_of_components_is_named(told: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "components.json").write_text('{"tokenizer": ')
+@pytest.mark.parametrize("content", ['{"tokenizer": ', "[]", "3", '{"tokenizer": {}}', '{"tokenizer": 3}'])
+def test_a_damaged_record_of_components_is_named(told: Callable[..., str], tmp_path: Path, content: str) -> None:
+    (tmp_path / "components.json").write_text(content)
     assert f"{tmp_path / 'components.json'} is damaged" in told("export", tmp_path, "--to", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"a: [1", b"[1]", b"data: 3\n", b"data: {init_args: 3}\n", NO_TEXT])
+def test_damaged_settings_of_a_run_are_named_by_its_export(
+    told: Callable[..., str], tmp_path: Path, content: bytes
+) -> None:
+    from divot_lightning.checkpoint.components import save_component
+    from tests.helpers.tiny_models import tiny_tokenizer
+
+    save_component(tiny_tokenizer(), tmp_path / "run" / "tokenizer")
+    (tmp_path / "run" / "config.yaml").write_bytes(content)
+    (tmp_path / "run" / "finished.json").write_text("{}")
+    assert f"{tmp_path / 'run' / 'config.yaml'}" in told("export", tmp_path / "run", "--to", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3"])
+def test_a_damaged_file_of_one_object_is_named(tmp_path: Path, content: str) -> None:
+    from divot_lightning.errors import UserError
+    from divot_lightning.io.jsonl import read_object
+
+    (tmp_path / "protocol.json").write_text(content)
+    with pytest.raises(UserError, match=r"protocol\.json is damaged"):
+        read_object(tmp_path / "protocol.json")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}'])

@@ -1,19 +1,17 @@
 """`divot demo` checks its arguments first, prints its address, and leaves nothing behind."""
 
-import functools
 import json
-import os
+import re
 import signal
-import subprocess
-import sys
+import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 
 from divot_lightning.cli.demo import main
 from divot_lightning.errors import UserError
 from tests.divot_lightning.inference.conftest import llm_run  # noqa: F401
+from tests.helpers.jobs import Job
 
 
 @pytest.mark.parametrize(
@@ -55,16 +53,16 @@ def test_a_port_in_use_is_named(request):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_the_page_is_served_until_it_is_stopped_and_its_folder_is_deleted(request, tmp_path, stop):
-    command = [sys.executable, "-m", "divot_lightning", "demo", str(request.getfixturevalue("llm_run")), "--port", "0"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    # A shell that runs the tests in the background has them ignore SIGINT.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=heed) as process:
-        address = process.stdout.readline().split()[0]
-        assert address.startswith("http://127.0.0.1:")
-        with urllib.request.urlopen(f"{address}api/about", timeout=60) as answer:
+    run = str(request.getfixturevalue("llm_run"))
+    with Job.divot("demo", run, "--port", "0", environment={"TMPDIR": str(tmp_path)}) as job:
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"^http://127\.0\.0\.1:\d+/\S*", job.output, re.MULTILINE)):
+            assert job.process.poll() is None, job.output
+            assert time.monotonic() < deadline, job.output
+            time.sleep(0.02)
+        with urllib.request.urlopen(f"{found[0]}api/about", timeout=60) as answer:
             assert json.load(answer)["systems"][0]["abilities"] == ["ask", "generate", "reconstruct", "story"]
-        assert list(Path(tmp_path).glob("divot_demo_*"))
-        process.send_signal(stop)
-        assert process.wait() == 130
-    assert not list(Path(tmp_path).glob("divot_demo_*"))
+        assert list(tmp_path.glob("divot_demo_*"))
+        job.send(stop, rank=0)
+        assert job.wait() == 130
+    assert not list(tmp_path.glob("divot_demo_*"))

@@ -1,9 +1,6 @@
 """`divot fit`: what a run folder holds afterwards, what wins, what is shown."""
 
 import csv
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from divot_lightning.checkpoint.folders import newest_checkpoint
 from divot_lightning.training.recipe_files import find_recipe, recipe_names, recipes_dir
 from divot_lightning.training.reporting.run_logging import CsvMetrics
 from tests.helpers.faults import limited_file_size
+from tests.helpers.jobs import Job
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]
@@ -151,9 +149,9 @@ def test_validation_losses_stand_in_the_metrics(divot: Divot, tiny: Settings) ->
 
 def test_two_processes_write_one_run_folder(divot: Divot, tiny: Settings, tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(tiny))
-    command = [sys.executable, "-m", "divot_lightning", "fit", "--config", "two.yaml", "--trainer.devices", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, timeout=300, cwd=tmp_path, env=environment, capture_output=True)
+    words = ("fit", "--config", "two.yaml", "--trainer.devices", "2")
+    with Job.divot(*words, cwd=tmp_path, environment={"PYTHONPATH": str(Path(__file__).parent)}) as job:
+        assert job.wait(300) == 0, job.output
     assert [row["step"] for row in _rows()] == ["1", "3", "5"]
     assert (RUN / "finished.json").is_file()
 

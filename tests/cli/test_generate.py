@@ -12,6 +12,10 @@ from divot_lightning.errors import UserError
         (["--temperature", "nan"], "--temperature is nan"),
         (["--prompt", " "], "--prompt is empty"),
         (["--output", "clip.txt"], r"clip\.txt"),
+        (["--output", "/proc/x.mp4"], r"/proc/.* cannot be written"),
+        (["--output", __file__ + "/x.mp4"], "a file where a folder is needed"),
+        (["--seed", str(2**64)], rf"--seed: {2**64} is not from 0 to {2**64 - 1}"),
+        (["--seed", "-1"], "--seed: -1 is not from 0"),
         (["--head.variance_scale"], "--head.variance_scale lacks a value"),
         (["--head.", "1"], "--head. lacks a name"),
         (["--head.steps", "1", "--head.steps=2"], "--head.steps is given twice, as 1 and 2"),
@@ -37,6 +41,8 @@ def test_prompts_come_from_words_or_from_a_file(tmp_path):
         ('{"prompt": 3}', "line 1 of .* has no fitting prompt"),
         ('a\n{"prompt": "b", "sed": 3}', "line 2 of .* has the unknown name sed"),
         ('{"prompt": "b", "seed": "x"}', "line 1 of .* has no fitting seed"),
+        ('{"prompt": "b", "seed": true}', "line 1 of .* has no fitting seed"),
+        (f'{{"prompt": "b", "seed": {2**64}}}', f"the seed in line 1 of .* is {2**64}; it must be from 0"),
         ("{oops", "begins like JSON"),
     ):
         (tmp_path / "p.txt").write_text(content)

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from divot_lightning.checkpoint.folders import newest_checkpoint
+from divot_lightning.errors import UserError
 from divot_lightning.preflight import report as preflight_report
 from divot_lightning.preflight.memory import Layout
 from divot_lightning.testing.toy_shards import make_toy_shards
@@ -93,6 +94,19 @@ def test_settings_of_the_trainer_decide_the_layout() -> None:
     assert preflight_report.read_layout(Settings) == expected
     Settings.strategy, Settings.devices, Settings.num_nodes = "ddp", [0, 2], 1
     assert preflight_report.read_layout(Settings) == Layout(2, per_node=2, **known)
+    Settings.strategy = "teleport"
+    with pytest.raises(UserError, match="strategy is 'teleport'; choose auto, ddp or one of: divot_zero1"):
+        preflight_report.read_layout(Settings)
+    Settings.strategy, Settings.devices = "auto", "0,1,"
+    assert preflight_report.read_layout(Settings).world_size == 2
+    for devices, nodes, told in (
+        ("x", 1, "devices is 'x'; give a number"),
+        (0, 1, "devices is 0"),
+        (1, 0, "nodes is 0"),
+    ):
+        Settings.devices, Settings.num_nodes = devices, nodes
+        with pytest.raises(UserError, match=told):
+            preflight_report.read_layout(Settings)
 
 
 def test_without_a_recipe_it_says_how_it_is_used(divot: Divot, capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,13 +306,42 @@ def test_a_state_that_lacks_what_a_run_needs_is_named(
     state = torch.load(folder / "trainer.pt", weights_only=True)
     del state["layout"]
     torch.save(state, folder / "trainer.pt")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    size, sha256 = (folder / "trainer.pt").stat().st_size, file_sha256(folder / "trainer.pt")
-    manifest["files"]["trainer.pt"] = {"bytes": size, "sha256": sha256}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    _record(folder / "trainer.pt")
     capsys.readouterr()
     assert divot("resume", str(RUN)) == 2
-    assert f"{folder}/trainer.pt lacks 'layout'" in capsys.readouterr().err
+    assert f"{folder} is damaged: trainer.pt lacks 'layout'" in capsys.readouterr().err
+
+
+def _record(file: Path) -> None:
+    """Let the manifest have the present content of a file."""
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    (file.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("provenance.json", b"[", "provenance.json holds no record"),
+        ("provenance.json", b"[1]", "provenance.json holds no record"),
+        ("weights-00000.safetensors", b"cut", "weights-00000.safetensors cannot be read as safetensors"),
+    ],
+)
+def test_a_recorded_file_of_another_kind_is_named_without_words_about_changed_settings(
+    divot: Divot, tiny: Settings, file: str, content: bytes, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _interrupted(divot, tiny, at=5)
+    folder = newest_checkpoint(RUN)
+    assert folder is not None
+    (folder / file).write_bytes(content)
+    _record(folder / file)
+    capsys.readouterr()
+    assert divot("resume", str(RUN), "--model.optimizer.lr", "0.02") == 2
+    message = capsys.readouterr().err.partition("error: ")[2]
+    assert message.startswith(f"{folder} is damaged: {told}")
+    assert "it is the only checkpoint" in message
+    assert "model.optimizer.lr" not in message
+    assert len(message.splitlines()) <= 5
 
 
 @pytest.mark.parametrize("content", [b"run: caf\xe9\n", b"a: [1\n"])
@@ -387,6 +416,19 @@ def test_a_finished_run_can_be_trained_for_longer(divot: Divot, tiny: Settings) 
     assert list(_column("train/loss")) == [1, 3, 5, 7, 9]
     assert [path.name for path in (RUN / "checkpoints").glob("step_*")] == ["step_00000010"]
     assert (RUN / "finished.json").is_file()
+
+
+def test_a_finished_run_without_checkpoints_never_starts_again(
+    divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert divot("fit", tiny) == 0
+    shutil.rmtree(RUN / "checkpoints")
+    before = (RUN / "layer/model.safetensors").read_bytes()
+    assert divot("resume", str(RUN), "--trainer.max_steps", "9") == 2
+    assert "runs/tiny is finished, after step 6, and has no checkpoint" in capsys.readouterr().err
+    assert (RUN / "layer/model.safetensors").read_bytes() == before
+    assert divot("fit", tiny, "--trainer.max_steps", "0", "--run", "runs/untrained") == 0
+    assert divot("resume", "runs/untrained", "--trainer.max_steps", "2") == 0, "it lost no step"
 
 
 def test_a_run_killed_while_it_wrote_its_components_writes_them(divot: Divot, tiny: Settings) -> None:

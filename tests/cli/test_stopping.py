@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -99,8 +98,7 @@ def test_a_rank_that_fails_ends_the_job_with_its_reason(
 @pytest.fixture
 def importing(folder: Path) -> Iterator[Job]:
     """A job of two processes whose second one has only just been started: it is still importing."""
-    command = [sys.executable, "-m", "divot_lightning", "resume", "runs/importing", "--config", "recipe.yaml"]
-    with Job(command, cwd=folder, environment={"PYTHONPATH": str(Path(__file__).parent)}) as job:
+    with _job(folder, "runs/importing") as job:
         deadline = time.monotonic() + 120
         while 1 not in job.ranks() and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -68,6 +68,11 @@ def test_a_folder_where_nothing_may_be_written_is_told_in_a_line(divot: Divot, t
     [
         (PermissionError(13, "Permission denied", "out/a.mp4"), "out/a.mp4 cannot be opened or written: Permission"),
         (OSError(30, "Read-only file system", "out/a.mp4"), "out/a.mp4 cannot be opened or written: Read-only"),
+        (
+            IsADirectoryError(21, "Is a directory", "out/a.json"),
+            "out/a.json cannot be opened or written: Is a directory",
+        ),
+        (OSError(27, "File too large"), "a file cannot be opened or written: File too large\nmake room"),
         (OSError(28, "No space left on device"), "a file cannot be opened or written: No space left on device\nmake"),
     ],
 )
@@ -80,6 +85,40 @@ def test_whatever_command_cannot_write_says_so_in_two_lines(
     monkeypatch.setattr("divot_lightning.cli.heads.main", fail)
     assert cli.main(["heads"]) == 2
     assert told in _told(capsys)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Has the name of torch's error of a full GPU."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 26000000000 bytes"),
+    ],
+)
+def test_too_little_memory_is_told_with_a_way_to_estimate_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Exception
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("divot_lightning.cli.heads.main", fail)
+    assert cli.main(["heads"]) == 2
+    told = _told(capsys)
+    assert told.startswith("error: not enough memory: ")
+    assert "divot preflight" in told
+
+
+def test_another_error_of_torch_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> int:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("divot_lightning.cli.heads.main", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        cli.main(["heads"])
 
 
 def test_an_error_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

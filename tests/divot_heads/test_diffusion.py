@@ -90,7 +90,7 @@ def test_every_number_of_steps_visits_as_many_falling_times(prediction):
 def test_samples_have_the_two_modes_of_the_data(prediction):
     torch.manual_seed(0)
     head = DiffusionHead(4, 1, prediction=prediction, width=32, depth=2, sampling_steps=25)
-    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3, fused=True)
     for _ in range(300):
         target = torch.randint(2, (32, 4, 1)) * 2.0 - 1.0
         loss = head(torch.zeros(32, 4, 4), target)

@@ -13,7 +13,7 @@ def test_loss_is_the_mean_squared_error_of_the_sample():
 def test_samples_settle_on_the_average_of_two_equally_likely_targets():
     torch.manual_seed(0)
     head = MSEHead(4, 2)
-    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2, fused=True)
     for step in range(200):
         loss = head(torch.ones(1, 1, 4), torch.full((1, 1, 2), 1.0 if step % 2 else -1.0))
         optimizer.zero_grad()

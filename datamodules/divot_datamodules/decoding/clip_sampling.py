@@ -45,8 +45,9 @@ class ClipConfig:
         cover: How several clips cover a video that is shorter than all of them together: "consecutive" clips, as many
             as fit, or always the largest number, in "equal" segments with frames closer together, as the released
             instruction tuning has it.
-        random_starts: Start each clip of a segment at a random time at which it still fits into it, as the released
-            training does; without it, at the beginning of the segment.
+        random_starts: As the released training does, start each clip of a segment at a random time at which it still
+            fits into it, and the first of consecutive clips up to 1 / `fps` seconds later, so that the others follow
+            later too. Without it, clips start at the beginning of the segment or of the video.
         min_side: Shortest side of a video in pixels; a smaller one is skipped. The released scripts have 100.
         min_picture_side: The same for pictures; 200 in the released scripts.
         min_aspect: Smallest ratio of the short side to the long one; the released scripts have 0.3.
@@ -134,13 +135,14 @@ def sample_clip_times(
     # Half a source frame of tolerance: containers round a 2-second clip to 1.998 or 2.002 seconds.
     spare = duration - config.seconds
     tolerance = 0.5 / max(source_fps, config.fps)
-    step = 1.0 / config.fps
     if spare < -tolerance:
         if config.short_videos == "refuse" or round(duration * source_fps) < config.frames:
             raise DecodeError("too_short", f"{duration:.2f} s of {config.seconds:.2f} s")
-        step, spare = duration / config.frames, 0.0
-    is_deterministic = spare <= tolerance
-    start = 0.0 if is_deterministic else spare * (0.5 if rng is None else float(rng.random()))
+        start, is_deterministic = _first_start(config, rng)
+        step = (duration - start) / config.frames
+    else:
+        step, is_deterministic = 1.0 / config.fps, spare <= tolerance
+        start = 0.0 if is_deterministic else spare * (0.5 if rng is None else float(rng.random()))
     return [start + index * step for index in range(config.frames)], is_deterministic
 
 
@@ -157,7 +159,7 @@ def clip_times(
         duration: Seconds of the video.
         clip: Settings of the clips.
         max_clips: Most clips.
-        rng: Samples the starts of clips within longer segments, if `clip.random_starts` is set.
+        rng: Samples the starts of clips, if `clip.random_starts` is set.
 
     Returns:
         For each clip the times of its frames, in seconds after the video's start, ascending.
@@ -167,20 +169,32 @@ def clip_times(
     >>> clip_times(10.0, ClipConfig(frames=4, fps=2), max_clips=2)
     [[0.0, 0.5, 1.0, 1.5], [5.0, 5.5, 6.0, 6.5]]
     """
-    step, tolerance = 1.0 / clip.fps, 0.5 / clip.fps
     longer = duration >= max_clips * clip.seconds
-    if longer or clip.cover == "equal":
-        starts = [index * duration / max_clips for index in range(max_clips)]
-        if longer and clip.random_starts and rng is not None:
-            spare = duration / max_clips - clip.seconds
-            starts = [start + spare * float(rng.random()) for start in starts]
-        return _steps(starts, step if longer else duration / max_clips / clip.frames, clip.frames)
-    count = max(1, ceil((duration - tolerance) / clip.seconds))
-    start = (count - 1) * clip.seconds
-    rest = duration - start
+    if not longer and clip.cover == "consecutive":
+        return _consecutive(duration, clip, rng)
+    starts = [index * duration / max_clips for index in range(max_clips)]
+    if longer and clip.random_starts and rng is not None:
+        spare = duration / max_clips - clip.seconds
+        starts = [start + spare * float(rng.random()) for start in starts]
+    return _steps(starts, 1.0 / clip.fps if longer else duration / max_clips / clip.frames, clip.frames)
+
+
+def _consecutive(duration: float, clip: ClipConfig, rng: np.random.Generator | None) -> list[list[float]]:
+    """Choose the times of consecutive clips that cover a video; the last one is squeezed into the rest."""
+    step, tolerance = 1.0 / clip.fps, 0.5 / clip.fps
+    first, _ = _first_start(clip, rng)
+    count = max(1, ceil((duration - first - tolerance) / clip.seconds))
+    starts = [first + index * clip.seconds for index in range(count)]
+    rest = duration - starts[-1]
     last_step = step if rest >= clip.seconds - tolerance else rest / clip.frames
-    before = _steps([index * clip.seconds for index in range(count - 1)], step, clip.frames)
-    return [*before, *_steps([start], last_step, clip.frames)]
+    return [*_steps(starts[:-1], step, clip.frames), *_steps(starts[-1:], last_step, clip.frames)]
+
+
+def _first_start(clip: ClipConfig, rng: np.random.Generator | None) -> tuple[float, bool]:
+    """Choose the start of the first of consecutive clips; return whether it is the only choice, too."""
+    if not clip.random_starts or rng is None:
+        return 0.0, True
+    return float(rng.random()) / clip.fps, False
 
 
 def _steps(starts: list[float], step: float, count: int) -> list[list[float]]:
@@ -222,11 +236,11 @@ def decode_clips(
     def choose(timing: VideoTiming) -> list[float]:
         nonlocal is_deterministic
         one, is_deterministic = sample_clip_times(timing.duration, timing.fps, config, rng if max_clips == 1 else None)
-        clips = [one]
-        if max_clips > 1 and (not is_deterministic or config.cover == "equal"):
+        clips, is_random = [one], config.random_starts and rng is not None
+        if max_clips > 1 and (not is_deterministic or is_random or config.cover == "equal"):
             clips = clip_times(timing.duration, config, max_clips, rng)
-            longer = timing.duration > max_clips * config.seconds
-            is_deterministic = not (config.random_starts and rng is not None and longer)
+            moves = config.cover == "consecutive" or timing.duration > max_clips * config.seconds
+            is_deterministic = not (is_random and moves)
         return [times[number] for times in clips for number in config.frame_numbers]
 
     _refuse_small(media, config, config.min_side)

@@ -85,8 +85,8 @@ def collate(items: list[Item], collator: SequenceCollator | None = None) -> dict
     Returns:
         The keys of `divot_lightning.parts.batch.Batch` that hold samples: "key" (B strings) and "video" (uint8,
         (B, F, 3, H, W)), or "tokens" and "latents", for the (de-)tokenizer stages; for the LLM stages "segments" (B
-        lists), "sequences" and "video" (M, F, 3, H, W) or "features" (float32, (M, Q, C)) of all M clips in order of
-        appearance.
+        lists), "sequences" and "video" (M, F, 3, H, W) or "features" (float32, (M, Q, C)), with "latents" if the stage
+        uses them, of all M clips in order of appearance.
 
     Raises:
         UserError: Items have different kinds or shapes, and the stage has no `SampleLimits` to find the wrong ones.
@@ -102,9 +102,11 @@ def collate(items: list[Item], collator: SequenceCollator | None = None) -> dict
         raise UserError("a batch would mix videos and cached features; take one kind of shards for a stage.")
     if collator is not None:
         batch["sequences"] = collator.batch([item["sequence"] for item in items])
-    clips = [name for name in ("video", "features") if name in items[0]]
-    shapes = {tuple(item[name].shape[1:]): item["key"] for name in clips for item in items}
-    if len(shapes) > 1:
+    clips = [name for name in ("video", "features", "latents") if name in items[0]]
+    for name in clips:
+        shapes = {tuple(item[name].shape[1:]): item["key"] for item in items}
+        if len(shapes) == 1:
+            continue
         (one, key), (other, other_key) = list(shapes.items())[:2]
         raise UserError(
             f"a batch would mix clips of the shapes {one} (sample {key!r}) and {other} ({other_key!r}); which of them "

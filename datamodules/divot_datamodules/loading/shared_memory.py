@@ -6,6 +6,7 @@ takes 0.3 ms this way, 2.9 ms through a named block of its own, 7.1 ms pickled.
 """
 
 import mmap
+import os
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -28,6 +29,24 @@ def pool_bytes(num_slots: int, slot_bytes: int) -> int:
         slot_bytes: Size of each.
     """
     return max(1, num_slots) * _aligned(slot_bytes)
+
+
+def require_memory(num_samples: int, sample_bytes: int) -> None:
+    """Refuse a batch of a process whose frames alone take more than the machine's memory.
+
+    Args:
+        num_samples: Samples of the batch.
+        sample_bytes: Size of the frames of each.
+
+    Raises:
+        UserError: As it says.
+    """
+    needed, there = num_samples * sample_bytes, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"a process has {num_samples} samples of a batch, whose frames take {needed / 2**30:.0f} GiB; this machine "
+            f"has {there / 2**30:.0f} GiB of memory\nlower data.batch_size, or train with more processes"
+        )
 
 
 def _aligned(size: int) -> int:

@@ -60,7 +60,7 @@ def check_features(
 
 
 def check_latents(shards: Iterable[str], detokenizer: str | Path) -> str | None:
-    """Refuse shards with cached latents of another de-tokenizer's.
+    """Refuse shards with cached latents of another de-tokenizer's, and those with features and no latents.
 
     Args:
         shards: As for `check_features`.
@@ -73,6 +73,13 @@ def check_latents(shards: Iterable[str], detokenizer: str | Path) -> str | None:
     folders = dict.fromkeys(_folder(shard) for shard in shards if not shard.startswith("pipe:"))
     indexes = {folder: _index(folder) for folder in folders}
     made_by = {folder: (index or {}).get("settings", {}).get(LATENTS_FIELD) for folder, index in indexes.items()}
+    for folder, index in indexes.items():
+        if index is not None and index.get("kind") == "features" and made_by[folder] is None:
+            raise UserError(
+                f"{folder} holds cached features, but this stage trains on pixels, or on latents beside the features\n"
+                "give it the shards that the features were made from, or run `divot data encode` again, with "
+                f"--detokenizer {detokenizer}"
+            )
     if not any(made_by.values()) and None not in indexes.values():
         return None
     sha256 = part_sha256(detokenizer, "latents")

@@ -126,7 +126,7 @@ def llm_items(sample: Sample, rng: np.random.Generator, mixture: TaskMixture) ->
         mixture: The tasks.
     """
     segments, clips = mixture.segments_and_clips(sample, rng)
-    media = {"video": sample.video, "features": sample.features}
+    media = {"video": sample.video, "features": sample.features, "latents": sample.latents}
     used = {name: value[clips] for name, value in media.items() if value is not None}
     return [{"key": sample.key, "segments": segments, **used}]
 

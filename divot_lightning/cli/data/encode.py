@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--detokenizer",
         metavar="RUN",
-        help="also cache the latents of this run's de-tokenizer, so that its refinement needs no videos",
+        help="also cache the latents of this run's de-tokenizer, so that its refinement and adaptation need no videos",
     )
     parser.add_argument("--input", required=True, help="videos: folder, tar, glob, brace expansion, URL or jsonl")
     parser.add_argument("--output", required=True, help="folder of the feature shards")

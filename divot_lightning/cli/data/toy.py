@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from divot_lightning.io.command_parser import CommandParser
+from divot_lightning.io.command_parser import CommandParser, seed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--held-out", type=int, default=256, help="clips with combinations that training never sees (default: 256)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling (default: 0)")
     parser.add_argument(
         "--samples-per-shard", type=int, default=256, help="largest number of samples in a shard (default: 256)"
     )

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from divot_lightning.io.command_parser import CommandParser
+from divot_lightning.io.command_parser import CommandParser, seed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         default=128,
         help="stories that begin with a combination of attributes that training never sees (default: 128)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of all sampling (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling (default: 0)")
     return parser
 
 

@@ -18,7 +18,7 @@ from divot_lightning.interop.exporting.model_card import model_card, without_fol
 from divot_lightning.interop.folders import require_new, whole_folder
 from divot_lightning.io.component_files import CONFIG_FILE, WEIGHTS_FILE
 from divot_lightning.parts.tasks import phrases_of_file
-from divot_lightning.training.run_folder import CONFIG
+from divot_lightning.training.run_folder import CONFIG, read_data_config
 
 INDEX = "model_index.json"
 CARD = "README.md"
@@ -55,6 +55,7 @@ def export_run(
     found = find_source(source, components)
     with whole_folder(folder) as work:
         work.mkdir()
+        _write_inference_config(found.run, work)  # first, since it may be damaged, and weights take long
         classes = {}
         for name, given in found.components.items():
             module = load_component(given, nn.Module) if isinstance(given, Path) else given
@@ -63,7 +64,6 @@ def export_run(
                 merge_adapters(module)
             write_component(module, work / name, max_shard_size)
             _finish_component(given, work / name)
-        _write_inference_config(found.run, work)
         index = {"_class_name": "DivotPipeline", "_divot_lightning_version": __version__, **classes}
         (work / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         (work / CARD).write_text(model_card(found, work, scores), encoding="utf-8")
@@ -90,8 +90,7 @@ def _write_inference_config(run: Path, folder: Path) -> None:
     """Write what inference reads of a run's settings: how clips are cut, and the form of the prompts."""
     if not (run / CONFIG).is_file():
         return
-    settings = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8")) or {}
-    data = (settings.get("data") or {}).get("init_args") or {}
+    data = read_data_config(run)
     kept = {key: data[key] for key in INFERENCE_KEYS if data.get(key) is not None}
     train = data.get("train")
     if isinstance(train, list):

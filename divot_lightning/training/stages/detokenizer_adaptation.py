@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from divot_lightning.checkpoint.components import load_component, read_settings
 from divot_lightning.checkpoint.run_components import find_component
+from divot_lightning.distributed.rank_sync import RankSync
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.video_detokenizer import DetokenizerConfig, VideoDetokenizer
-from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import TokenizerConfig, VideoTokenizer
 from divot_lightning.models.video_llm.building import sequence_collator
 from divot_lightning.models.video_llm.clip_generation import clips_to_generate, generate_prompted_clips
@@ -24,8 +24,8 @@ from divot_lightning.parts.randomness import Randomness
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
-from divot_lightning.training.stages.tokenizer_pretraining import validation_losses
-from divot_lightning.training.stages.video_llm_step import sequences_of
+from divot_lightning.training.stages.tokenizer_pretraining import clips_of, validation_losses
+from divot_lightning.training.stages.video_llm_step import clip_features, sequences_of
 
 NearestPer = Literal["clip", "token"]
 
@@ -37,6 +37,8 @@ class DetokenizerAdaptation(Stage):
     much open (such as the position in the toy world), a sample seldom describes the target clip, and the de-tokenizer
     would learn to ignore its condition. With several `candidates`, the sample nearest to the clip's own features is
     used: it still has the errors of the head, and it describes this clip.
+
+    The data may hold cached tokens and latents in place of videos (`divot data encode --detokenizer`).
 
     Args:
         previous: Run folder of the video LLM.
@@ -70,8 +72,9 @@ class DetokenizerAdaptation(Stage):
             "tokenizer": find_component(previous, "tokenizer"),
             "video_llm": find_component(previous, "video_llm"),
         }
-        self.detokenizer_folder = find_component(detokenizer, "detokenizer")
-        tokenizer = read_settings(self.sources["tokenizer"], VideoTokenizer, TokenizerConfig)
+        self.tokenizer_folder = self.sources["tokenizer"]
+        self.latents_folder = self.detokenizer_folder = find_component(detokenizer, "detokenizer")
+        tokenizer = read_settings(self.tokenizer_folder, VideoTokenizer, TokenizerConfig)
         detokenizer_config = read_settings(self.detokenizer_folder, VideoDetokenizer, DetokenizerConfig)
         detokenizer_config.for_tokens(tokenizer.tokens_per_clip, tokenizer.token_dim)
         self.candidates = candidates
@@ -82,7 +85,7 @@ class DetokenizerAdaptation(Stage):
 
     def build(self) -> None:
         """Load the three networks from the runs before."""
-        self.tokenizer = load_component(self.sources["tokenizer"], VideoTokenizer).requires_grad_(False)
+        self.tokenizer = load_component(self.tokenizer_folder, VideoTokenizer).requires_grad_(False)
         self.null_tokens = functools.cache(self.tokenizer.null_tokens)  # the tokenizer is frozen: once per clip size
         self.video_llm = load_component(self.sources["video_llm"], VideoLLM).requires_grad_(False)
         if not has_masters():
@@ -101,28 +104,26 @@ class DetokenizerAdaptation(Stage):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the denoising loss of clips given features sampled for their captions."""
         sync = self.check_sync("train", batch, batch_idx)
-        video = to_unit_range(batch["video"])
+        size = self.detokenizer.config.size
         loss = self.detokenizer.loss(
-            video,
-            self.sampled_features(batch, video, "train", sync.most_samples),
+            clips_of(batch),
+            self.sampled_features(batch, "train", sync),
+            posterior=batch.get("latents"),
             terminal_timestep_prob=self.terminal_timestep_prob,
             condition_dropout=self.condition_dropout,
-            null_tokens_QC=self.null_tokens(*video.shape[-2:]),
+            null_tokens_QC=self.null_tokens(size, size),
             generator=batch_generators(batch, "train"),
         )
         return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
 
     @torch.no_grad()
-    def sampled_features(
-        self, batch: Batch, video_MFCHW: Tensor, purpose: str = "train", most_samples: int = 0
-    ) -> Tensor:
+    def sampled_features(self, batch: Batch, purpose: str, sync: RankSync) -> Tensor:
         """Sample features for the clips to generate; of several candidates, keep the nearest to the clip's own.
 
         Args:
-            batch: With "segments", each ending with one clip to generate, and their "sequences".
-            video_MFCHW: The clips, float in [-1, 1].
+            batch: With "segments", each ending with one clip to generate, their "sequences", and the clips.
             purpose: Name that separates this random stream from others, such as "train".
-            most_samples: Largest number of samples on any process.
+            sync: Has the largest numbers of samples and of clips on any process.
 
         Returns:
             features_MQC, float32.
@@ -131,7 +132,7 @@ class DetokenizerAdaptation(Stage):
             clips_to_generate(sample)  # refuses other samples
         prompts, count = sequences_of(batch), len(batch["segments"])
         # A head is called sample by sample. If it is sharded, all processes must call it equally often: fill up.
-        missing = most_samples - count if has_shards(self.video_llm) else 0
+        missing = sync.most_samples - count if has_shards(self.video_llm) else 0
         generators: list[Randomness] = []
         for number in range(self.candidates):
             own = batch_generators(batch, f"{purpose} candidate {number}")
@@ -141,7 +142,9 @@ class DetokenizerAdaptation(Stage):
         )[:, :count]
         if self.candidates == 1:
             return features_NMQC[0]
-        return nearest_candidates(features_NMQC, self.tokenizer(video_MFCHW), self.nearest_per)
+        target_MQC = clip_features(batch, self.tokenizer, sync.most_clips if has_shards(self.tokenizer) else 0)
+        assert target_MQC is not None
+        return nearest_candidates(features_NMQC, target_MQC, self.nearest_per)
 
     def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count clips."""
@@ -150,9 +153,9 @@ class DetokenizerAdaptation(Stage):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses with sampled features, without dropout."""
         sync = self.check_sync("validation", batch, batch_idx)
-        video = to_unit_range(batch["video"])
-        features = self.sampled_features(batch, video, "validation", sync.most_samples)
-        self.log_validation(validation_losses(self.detokenizer, video, features, batch, batch_idx))
+        video, features = clips_of(batch), self.sampled_features(batch, "validation", sync)
+        losses = validation_losses(self.detokenizer, video, features, batch, batch_idx, batch.get("latents"))
+        self.log_validation(losses)
 
     def exported_components(self) -> dict[str, nn.Module]:
         """Return the adapted de-tokenizer."""

@@ -10,14 +10,13 @@ from divot_lightning.checkpoint.components import load_component, read_settings
 from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
-from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.batch import Batch
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages.stage import Stage, batch_generators, num_real_samples
-from divot_lightning.training.stages.tokenizer_pretraining import validation_losses
+from divot_lightning.training.stages.tokenizer_pretraining import clips_of, validation_losses
 
 
 class DetokenizerRefinement(Stage):
@@ -66,7 +65,7 @@ class DetokenizerRefinement(Stage):
         """Return the denoising loss with condition dropout."""
         self.check_sync("train", batch, batch_idx)
         video, tokens = self._clips_and_tokens(batch)
-        size = (self.detokenizer.config.size,) * 2 if video is None else video.shape[-2:]
+        size = self.detokenizer.config.size
         with torch.no_grad():
             # As in tokenizer pretraining, or the de-tokenizer would unlearn to read few or noisy tokens.
             tokens, _ = self.tokenizer.bottleneck.perturb(tokens, batch_generators(batch, "tokens"))
@@ -76,7 +75,7 @@ class DetokenizerRefinement(Stage):
             posterior=batch.get("latents"),
             terminal_timestep_prob=self.terminal_timestep_prob,
             condition_dropout=self.condition_dropout,
-            null_tokens_QC=self.null_tokens(*size),
+            null_tokens_QC=self.null_tokens(size, size),
             generator=batch_generators(batch, "train"),
         )
         return self.training_loss({"loss": LossPart(loss, num_real_samples(batch))}, batch)
@@ -84,10 +83,8 @@ class DetokenizerRefinement(Stage):
     @torch.no_grad()
     def _clips_and_tokens(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """Return the clips, float in [-1, 1], and their tokens; cached tokens alone if the batch has them."""
-        if "tokens" in batch:
-            return None, batch["tokens"]
-        video = to_unit_range(batch["video"])
-        return video, self.tokenizer(video)
+        video = clips_of(batch)
+        return video, batch["tokens"] if video is None else self.tokenizer(video)
 
     def loss_counts(self, batch: Batch) -> dict[str, int]:
         """Count clips."""

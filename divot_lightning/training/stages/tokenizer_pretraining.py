@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.representation_alignment import (
     RepresentationAlignment,
@@ -131,6 +132,23 @@ def kl_part(divergence: Tensor | None, tokenizer: VideoTokenizer, batch: Batch) 
 def kl_count(tokenizer: TokenizerConfig, batch: Batch) -> dict[str, int]:
     """Count the clips of the KL loss, if the tokenizer has one."""
     return {"kl_loss": num_real_samples(batch)} if tokenizer.bottleneck.kl_weight else {}
+
+
+def clips_of(batch: Batch) -> Tensor | None:
+    """Return the clips of a batch for a de-tokenizer, float in [-1, 1]; None if it has cached latents in their place.
+
+    Raises:
+        UserError: It has neither.
+    """
+    if "latents" in batch:
+        return None
+    if "video" not in batch:
+        raise UserError(
+            f"the samples hold cached features alone, as {batch['key'][0]!r} does, and this stage trains on pixels, or "
+            "on latents beside the features\ngive it the shards that the features were made from, or run "
+            "`divot data encode` with --detokenizer"
+        )
+    return to_unit_range(batch["video"])
 
 
 def validation_losses(

@@ -53,9 +53,10 @@ class ImageVAELatents(FrozenVAE):
     def posterior(self, video_BFCHW: Tensor) -> Tensor:
         """Return mean and logarithm of the variance of each latent, (B, F, 2c, h, w), float32."""
         self.check_pixels(video_BFCHW)
-        clips = len(video_BFCHW)
-        chunks = [posterior_of(self.vae, chunk.flatten(0, 1)) for chunk in video_BFCHW.split(self.batch_size, dim=1)]
-        return torch.cat([chunk.unflatten(0, (clips, -1)) for chunk in chunks], dim=1)
+        # Clip by clip, so that the bits of a clip's latents do not depend on the batch: cached ones equal those of a
+        # training, in which the batches are others.
+        chunks = [posterior_of(self.vae, chunk) for clip in video_BFCHW for chunk in clip.split(self.batch_size)]
+        return torch.cat(chunks).unflatten(0, video_BFCHW.shape[:2])
 
     def draw(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
         """Sample the posterior, and scale it; see `Latents.draw`."""

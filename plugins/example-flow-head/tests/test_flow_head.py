@@ -23,7 +23,7 @@ def test_tokens_of_one_clip_agree_on_what_they_share_with_every_solver(times: st
     """In the data all tokens of a clip are +1 or all are -1; the hidden states do not say which."""
     torch.manual_seed(0)
     head = FlowHead(4, 2, width=32, depth=2, num_attention_heads=2, times=times)
-    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-3, fused=True)
     for _ in range(200):
         sign_B11 = torch.randint(2, (32, 1, 1)) * 2.0 - 1.0
         loss = head(torch.zeros(32, 4, 4), sign_B11.expand(32, 4, 2))

@@ -185,7 +185,68 @@ def test_random_starts_are_spread_over_their_segments_and_stay_inside():
     assert abs(offsets.mean() - 1.5) < 0.05
     assert abs(offsets.std() - 3.0 / 12**0.5) < 0.05
     assert clip_times(100.0, clip, 20) == clip_times(100.0, ClipConfig(), 20)
-    assert clip_times(30.0, clip, 20, np.random.default_rng(0)) == clip_times(30.0, ClipConfig(), 20)
+
+
+def released_training_frames(num_frames, source_fps, num_clips, draw):
+    """Independent reference: positions in source frames, before they are cut to whole numbers, by the released rule.
+
+    Args:
+        num_frames: Frames of the video.
+        source_fps: Their rate.
+        num_clips: Most clips.
+        draw: Returns a number between its two arguments.
+    """
+    between = source_fps / 8  # source frames from one frame of a clip to the next
+    if num_frames // between >= num_clips * 16:
+        length, clips = num_frames // num_clips, []
+        for clip in range(num_clips):
+            own = between if length // between >= 16 else length / 16
+            start = draw(clip * length, (clip + 1) * length - 16 * own)
+            clips.append([start + own * frame for frame in range(16)])
+        return clips
+    start, clips = draw(0.0, between), []
+    while start < num_frames:
+        end = min(start + 16 * between, num_frames)
+        clips.append([start + (end - start) / 16 * frame for frame in range(16)])
+        start += 16 * between
+    return clips
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("seconds", "fps", "max_clips"),
+    [(100, 24, 20), (60, 30, 10), (2, 24, 20), (3, 25, 20), (7, 30, 20), (39, 24, 20), (1.5, 40, 20), (1.5, 40, 1)],
+)
+def test_random_starts_are_those_of_the_released_training(seconds, fps, max_clips, seed):
+    clip = ClipConfig(random_starts=True, short_videos="squeeze")
+    rng = np.random.default_rng(seed)
+    expected = released_training_frames(
+        round(seconds * fps), fps, max_clips, lambda low, high: low + (high - low) * rng.random()
+    )
+    if seconds * fps - expected[-1][0] < fps / 16:  # a rest of half a frame's time is no clip here
+        expected = expected[:-1]
+    if max_clips == 1:
+        found = [sample_clip_times(seconds, fps, clip, np.random.default_rng(seed))[0]]
+    else:
+        found = clip_times(seconds, clip, max_clips, np.random.default_rng(seed))
+    np.testing.assert_allclose(np.array(found) * fps, expected, atol=fps / 16)
+    whole = [times for times in range(len(expected)) if expected[times][1] - expected[times][0] == fps / 8]
+    np.testing.assert_allclose(np.array(found)[whole] * fps, np.array(expected)[whole], atol=1e-6)
+
+
+@pytest.mark.parametrize("seconds", [1.5, 2, 7])
+def test_consecutive_clips_start_up_to_an_eighth_of_a_second_later(seconds, numbered_file, frame_numbers):
+    data, clip = numbered_file(round(seconds * 40), 40), ClipConfig(random_starts=True, short_videos="squeeze")
+    firsts = []
+    for seed in range(20):
+        clips = decode_clips(data, clip, np.random.default_rng(seed), max_clips=20)
+        assert not clips.is_deterministic
+        firsts.append(frame_numbers(clips.video[0])[0])
+    assert {0, 4} < set(firsts) <= {0, 1, 2, 3, 4}
+    without = decode_clips(data, ClipConfig(short_videos="squeeze"), np.random.default_rng(0), max_clips=20)
+    assert without.is_deterministic
+    assert frame_numbers(without.video[0])[0] == 0
+    assert decode_clips(data, clip, None, max_clips=20).is_deterministic, "without a generator nothing is random"
 
 
 def test_clips_with_random_starts_are_decoded_again_in_each_pass(numbered_file, frame_numbers):

@@ -7,6 +7,7 @@ from divot_datamodules.loading.shared_memory import (
     SharedMemoryPool,
     StoredTensor,
     pool_bytes,
+    require_memory,
     without_repeats,
 )
 from divot_lightning.errors import UserError
@@ -65,3 +66,9 @@ def test_memory_that_the_machine_does_not_have_is_a_user_error():
 def test_the_size_of_the_pool_is_that_of_its_aligned_buffer_slots():
     assert pool_bytes(3, 65) == 3 * 128
     assert len(SharedMemoryPool(3, 65)._memory) == pool_bytes(3, 65)
+
+
+def test_a_batch_whose_frames_do_not_fit_into_the_machine_is_refused():
+    require_memory(64, 2**20)
+    with pytest.raises(UserError, match=r"1000000000 samples of a batch, whose frames take \d+ GiB; this machine has"):
+        require_memory(10**9, 2**20)

@@ -1,5 +1,7 @@
 """Runs, their de-tokenizers and heads are found in an experiment and one by one."""
 
+import shutil
+
 import pytest
 
 from divot_lightning.demo.systems import find_systems, preferred
@@ -74,3 +76,19 @@ def test_a_folder_without_runs_is_refused(tmp_path):
         find_systems([str(tmp_path)])
     with pytest.raises(UserError, match="there is no run folder"):
         find_systems([str(tmp_path / "nowhere")])
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"config": {"head": "gmm"}}'])
+def test_a_damaged_config_of_a_video_llm_is_named(llm_run, tmp_path, content):
+    run = shutil.copytree(llm_run, tmp_path / "run")
+    (run / "video_llm" / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"video_llm/config\.json (is damaged|names no generation head)"):
+        find_systems([str(run)])
+
+
+def test_a_detokenizer_that_is_none_is_refused_before_the_page_is_served(llm_run, tmp_path):
+    for folder, message in ((tmp_path, "has no detokenizer"), (tmp_path / "nowhere", "there is no run folder")):
+        with pytest.raises(UserError, match=message):
+            find_systems([str(llm_run)], str(folder))
+    (system,) = find_systems([str(llm_run)], str(llm_run / "detokenizer"))  # a component folder
+    assert "reconstruct" in system.abilities

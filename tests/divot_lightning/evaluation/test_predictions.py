@@ -1,11 +1,14 @@
 """Predictions survive being cut off at any byte, and are merged in order."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.predictions import PredictionStore
+from divot_lightning.evaluation.predictions import PredictionStore, written_alone
+from tests.helpers.faults import limited_file_size
 
 ROWS = [{"id": f"item {n}", "said": f"é\n{n}"} for n in range(3)]
 
@@ -82,3 +85,39 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/out cannot be written"):
         PredictionStore(tmp_path / "file" / "out")
+
+
+HOLD = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from divot_lightning.evaluation.predictions import written_alone\n"
+    "with written_alone(Path(sys.argv[1])):\n"
+    "    print('writing', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+def test_a_second_evaluation_of_the_same_folder_is_refused_until_the_first_has_ended(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    with pytest.raises(UserError, match=r"another process is writing into .* at this moment"), written_alone(tmp_path):
+        pass
+    with written_alone(tmp_path, rank=1) as store:  # another process of the first evaluation
+        store.append(ROWS[:1])
+    process.kill()
+    process.communicate()
+    with written_alone(tmp_path) as store:
+        assert list(store.rows()) == ["item 0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions-rank1.jsonl"]
+
+
+def test_a_row_without_an_item_is_named(tmp_path):
+    (tmp_path / "predictions-rank0.jsonl").write_text('{"id": "a"}\n{"said": "x"}\n')
+    with pytest.raises(UserError, match=r"line 2 of .*predictions-rank0\.jsonl names no item"):
+        PredictionStore(tmp_path).rows()
+
+
+def test_a_full_disk_is_told_with_the_folder(tmp_path):
+    told = pytest.raises(UserError, match=rf"{tmp_path} cannot be written: files there may not grow so large")
+    with limited_file_size(1000), told, written_alone(tmp_path):
+        (tmp_path / "clips.npz").write_bytes(b"x" * 2000)

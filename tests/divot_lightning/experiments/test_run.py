@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ import yaml
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
 from divot_lightning.experiments import run as run_module
-from divot_lightning.experiments.plan import matching
+from divot_lightning.experiments.plan import matching, settings_check
 from divot_lightning.experiments.plan.recipe import load_recipe
 from divot_lightning.experiments.plan.trials import make_trials
 from divot_lightning.experiments.run import run_experiment
@@ -56,7 +57,18 @@ TINY = {
 }
 
 
+@pytest.fixture
+def checked_here(monkeypatch):
+    """Check settings in this process, which spares one that imports torch."""
+
+    def run(command, *, input, **ignored):
+        return SimpleNamespace(returncode=0, stdout=json.dumps(settings_check.main(json.loads(input))))
+
+    monkeypatch.setattr(settings_check, "subprocess", SimpleNamespace(run=run))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("checked_here")
 def test_an_ablation_runs_continues_and_shows_what_failed(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     folder = tmp_path / "out"

@@ -30,7 +30,7 @@ def test_fast_quickstart_makes_the_report_and_a_second_start_finds_all_done(tmp_
     assert "smoke run" in html
     assert html.count("data:image/webp") > 40
     rows = list(csv.DictReader((folder / "results.csv").open()))
-    assert {row["head"] for row in rows if row["score"] == "toy/all"} == {"mse", "diffusion", "gmm"}
+    assert {row["head"] for row in rows if row["score"] == "toy/all"} == {"mse", "diffusion", "gmm", "gmm_clip"}
 
     assert main(words) == 0
     assert f"{len(plan)} of {len(plan)} steps are done already" in capsys.readouterr().err

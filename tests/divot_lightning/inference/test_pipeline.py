@@ -221,9 +221,13 @@ def test_each_sampler_setting_changes_the_clip(pipeline, video):
         ({"temperature": -1.0}, r"temperature is -1\.0"),
         ({"decoding": Decoding(steps=0)}, r"sampling\.steps is 0; it must be at least 1"),
         ({"decoding": Decoding(guidance=float("nan"))}, r"sampling\.guidance is nan"),
+        ({"decoding": Decoding(steps=1001)}, r"sampling\.steps is 1001; give 1 to 1000"),
+        ({"seed": 2**64}, rf"seed is {2**64}; it must be from 0 to {2**64 - 1}"),
+        ({"seed": -1}, "seed is -1; it must be from 0"),
     ],
 )
-def test_settings_that_there_are_not_are_refused(pipeline, options, message):
+def test_settings_that_there_are_not_are_refused_before_a_model_runs(pipeline, options, message, monkeypatch):
+    monkeypatch.setattr(pipeline.models.video_llm, "generate_features", None)
     with pytest.raises(UserError, match=message) as caught:
         pipeline.generate("a red circle", **options)
     assert len(str(caught.value).splitlines()) <= 5

@@ -8,9 +8,11 @@ from PIL import Image
 from divot_datamodules.decoding.video import decode_frames
 from divot_datamodules.decoding.video_writing import write_video
 from divot_lightning.errors import UserError
+from divot_lightning.inference.ask import media_prompt
+from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.inference.media_input import read_middle_clip, read_video
-from divot_lightning.inference.run_config import run_clip_config, run_tasks, run_template
+from divot_lightning.inference.run_config import run_clip_config, run_fps, run_tasks, run_template
 
 TOKENIZER = SimpleNamespace(image_size=48)
 
@@ -71,3 +73,21 @@ def test_settings_of_tasks_are_those_of_the_first_source_that_has_them(tmp_path)
         "{video_prompts: ['Film {}']}}}}, {path: b, tasks: {generate: 1.0}}, {path: c}]}}"
     )
     assert run_tasks(tmp_path) == {"generate": {"video_prompts": ["Film {}"]}, "caption": {}}
+
+
+def test_settings_of_tasks_that_these_do_not_take_are_named():
+    wrong = {"nope": 1}
+    for make in (
+        lambda: ClipRequest(task_settings=wrong).segments("a red circle", "pretraining"),
+        lambda: media_prompt("what ?", ["video"], "instruction", tasks={"conversation": wrong}),
+        lambda: media_prompt("", ["video"], "instruction", tasks={"caption": wrong}),
+    ):
+        with pytest.raises(UserError, match=r"settings that it does not take: .*'nope'"):
+            make()
+
+
+@pytest.mark.parametrize("clip", ["3", "{fps: x}", "{height: [1]}"])
+def test_settings_of_clips_that_are_none_are_named(tmp_path, clip):
+    (tmp_path / "config.yaml").write_text(f"data: {{init_args: {{clip: {clip}}}}}")
+    with pytest.raises(UserError, match=r"config\.yaml: data\.clip holds no settings of clips"):
+        run_fps(tmp_path)

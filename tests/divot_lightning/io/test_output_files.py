@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from divot_lightning.errors import UserError
-from divot_lightning.io.output_files import make_folder, writing_to
-from tests.helpers.faults import limited_file_size
+from divot_lightning.io.output_files import make_folder, require_writable, writing_to
+from tests.helpers.faults import limited_file_size, read_only_folder
 
 
 @contextmanager
@@ -56,3 +56,33 @@ def test_a_folder_that_no_file_system_makes_is_explained(folder):
     with pytest.raises(UserError, match=r"cannot be written: (no folder can be made there|there is a file where).*\n"):
         make_folder(folder)
     make_folder("/proc")  # one that is there needs nothing
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "deep/er/a.mp4", "there.mp4"])
+def test_a_file_that_can_be_written_leaves_no_trace_of_the_check(tmp_path, name):
+    (tmp_path / "there.mp4").write_text("kept")
+    require_writable(tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there.mp4"]
+    assert (tmp_path / "there.mp4").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file/a.mp4", "a file where a folder is needed"),
+        ("folder", "a folder where a file is needed"),
+        ("new/" + "x" * 250, "its name is too long"),
+        ("/proc/a.mp4", "no folder can be made"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_without_a_trace(tmp_path, name, reason):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=reason):
+        require_writable(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_a_read_only_folder_is_refused(tmp_path):
+    with read_only_folder(tmp_path), pytest.raises(UserError, match="it is read-only"):
+        require_writable(tmp_path / "a.mp4")

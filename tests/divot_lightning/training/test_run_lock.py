@@ -59,3 +59,18 @@ def test_a_file_in_place_of_the_run_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match=r"run is a file"), run_lock(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("work", ["data/index/0a1b.npz", "defects/defects-train-rank0.jsonl"])
+def test_a_refused_run_leaves_its_folder_only_if_work_is_in_it(tmp_path: Path, work: str) -> None:
+    def refused(*files: str) -> list[Path]:
+        with run_lock(tmp_path / "a/b"):
+            (tmp_path / "a/b/data/index").mkdir(parents=True)
+            for name in ("data/index/content.json", *files):
+                (tmp_path / "a/b" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "a/b" / name).write_text("{}")
+        return list(tmp_path.iterdir())
+
+    assert refused() == []
+    assert refused(work) == [tmp_path / "a"]
+    assert (tmp_path / "a/b" / work).is_file()

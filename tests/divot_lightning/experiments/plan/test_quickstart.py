@@ -42,14 +42,15 @@ def test_every_stage_is_trained_by_a_shipped_recipe():
 
 def test_every_head_is_trained_with_every_seed():
     trained = {(options(s)["model.head"], options(s)["seed_everything"], s.name) for s in fits() if "llm_" in s.name}
-    heads = ("mse", "diffusion", "gmm")
-    assert trained == {(head, str(seed), f"llm_{head}_{seed}") for head in heads for seed in (0, 1)}
+    heads = {"mse": "mse", "diffusion": "diffusion", "gmm": "gmm", "gmm_clip": "gmm"}
+    assert trained == {(head, str(seed), f"llm_{name}_{seed}") for name, head in heads.items() for seed in (0, 1)}
 
 
 def test_settings_of_the_recipes_are_left_alone_but_for_paths_head_and_seed():
     allowed = {"config", "run", "model.head", "seed_everything", "data.seed", "model.previous", "data.train"}
     allowed |= {"data.validation", "data.tokenizer", "model.llm.text_tokenizer", "model.detokenizer"}
     allowed |= {"model.head.width", "model.head.draws_per_token"}  # a head that is too large for two CPU cores
+    allowed |= {"model.head.shared_component", "model.head.relaxation"}  # what makes gmm_clip of gmm
     for step in fits():
         extra = set(options(step)) - allowed
         assert extra == ({"trainer.max_steps"} if step.name in ("control_tokenizer", "control_detokenizer") else set())

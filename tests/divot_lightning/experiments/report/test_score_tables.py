@@ -119,8 +119,8 @@ def test_heads_are_given_as_mean_and_range_over_seeds(report):
 
 def test_every_head_has_a_row_of_generation_scores(report):
     rows = {cell(row[0]).text: cell(row[1]).text for row in table(report, "Generation").rows}
-    assert {"mse", "diffusion", "gmm"} <= set(rows)
-    assert len(rows) == 3 + 3
+    assert {"mse", "diffusion", "gmm", "gmm_clip"} <= set(rows)
+    assert len(rows) == 4 + 3
     assert [rows[name] for name in ("other real clips of the same captions", "real tokens, decoded", "mse")] == [
         *("1.00", "0.90", "0.50"),
     ]

@@ -98,7 +98,7 @@ def test_training_aligns_the_hidden_states_with_the_encoder():
     torch.manual_seed(0)
     alignment, hidden = RepresentationAlignment(CONFIG(), denoiser()), torch.randn(2, 8, 12)
     before = alignment(hidden, video()).item()
-    optimizer = torch.optim.Adam(alignment.projector.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(alignment.projector.parameters(), lr=1e-2, fused=True)
     for _ in range(60):
         optimizer.zero_grad()
         alignment(hidden, video()).backward()

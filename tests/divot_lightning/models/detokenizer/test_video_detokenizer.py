@@ -333,6 +333,12 @@ def test_tokens_of_another_size_are_refused_in_both_directions(shape):
         assert len(str(caught.value).splitlines()) <= 5
 
 
+@pytest.mark.parametrize("steps", [1001, 10**9])
+def test_more_sampling_steps_than_the_objective_has_are_refused_when_it_is_built(steps):
+    with pytest.raises(UserError, match=f"sampling.steps is {steps}; give 1 to 1000"):
+        make(sampling=SamplingConfig(steps=steps))
+
+
 def test_a_size_that_does_not_divide_into_latents_is_refused():
     with pytest.raises(UserError, match="size 10 is not a multiple of the latents' 4 pixels"):
         make(size=10)

@@ -35,7 +35,7 @@ def test_zero_init_gives_every_clip_the_same_output_at_first():
 
 def test_zero_init_is_left_within_three_steps():
     model = tiny("zero")
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
     x, target = torch.randn(4, 5, 4, 7), torch.randn(4, 5, 4, 6)
     for _ in range(4):
         optimizer.zero_grad()
