@@ -4,18 +4,23 @@ Each check gives the largest difference of losses and of gradients, relative to 
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
+from divot_lightning.models.block_attention import SDPA_OR_FLEX, Attention
+from divot_lightning.models.video_llm import attention_mask
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.registries.kinds import HEADS
 from divot_lightning.parts.segments import Clips, Segment, Text
+from divot_lightning.parts.sequences.layout import GenerationMode
 
 Result = dict[str, Any]
 
@@ -50,15 +55,52 @@ def _check_head(head_class: Any, device: str, clips: int, tokens: int) -> dict[s
 
 
 def check_rows(device: str) -> Result:
-    """Compare packed rows with one sample a row, and a mask with the causal flag."""
-    model, samples, features = _example(device, "query_bidirectional")
-    apart = _run(model, samples, features)
+    """Compare packed rows with one sample a row, and a mask with the causal flag, in float32."""
+    found: Result = {}
+    pairs: list[tuple[str, GenerationMode]] = [
+        ("packed rows, beside a row for each sample", "query_bidirectional"),
+        ("4D mask, beside the causal flag", "query_causal"),
+    ]
+    for name, mode in pairs:
+        model, samples, features = _example(device, mode)
+        apart = _run(model, samples, features)
+        model.set_layout(max_length=256, packing=True)
+        found[name] = difference(_run(model, samples, features), apart)
+    return found
+
+
+def check_block_mask(device: str) -> Result:
+    """Compare FlexAttention's block mask with the 4D mask, in packed rows with queries that see each other.
+
+    In float32 and under bfloat16 autocast; on a CPU without gradients, since torch has none there.
+    """
+    models = [_packed(device, attention) for attention in ("sdpa", "auto" if device == "cpu" else "flex")]
+    found: Result = {}
+    for name, autocast in (("float32", False), ("bfloat16", True)):
+        with torch.autocast(device, torch.bfloat16, enabled=autocast), _block_masks(device):
+            reference, given = (_run(*model) for model in models)
+        found[f"block mask, beside the 4D mask, {name}"] = difference(given, reference)
+    return found
+
+
+@contextmanager
+def _block_masks(device: str) -> Iterator[None]:
+    """Let a CPU take block masks, too, where only the forward pass can be compared."""
+    if device != "cpu":
+        yield
+        return
+    with torch.no_grad(), patch.object(attention_mask, "takes_block_masks", _has_block_masks):
+        yield
+
+
+def _has_block_masks(config: Any, device: torch.device) -> bool:
+    return bool(config._attn_implementation == SDPA_OR_FLEX)
+
+
+def _packed(device: str, attention: Attention) -> tuple[VideoLLM, list[list[Segment]], Tensor]:
+    model, samples, features = _example(device, "query_bidirectional", attention)
     model.set_layout(max_length=256, packing=True)
-    found = {"packed rows, beside a row for each sample": difference(_run(model, samples, features), apart)}
-    model, samples, features = _example(device, "query_causal")
-    flag = _run(model, samples, features)
-    model.set_layout(max_length=256, packing=True)
-    return {**found, "4D mask, beside the causal flag": difference(_run(model, samples, features), flag)}
+    return model, samples, features
 
 
 def check_compiled(device: str) -> Result:
@@ -70,17 +112,22 @@ def check_compiled(device: str) -> Result:
     return {"compiled layers, beside eager ones": difference(_run(model, samples, features), reference)}
 
 
-def difference(given: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """Return the largest differences of loss and gradients, each relative to the largest value of the reference."""
+def difference(given: tuple[Tensor, ...], reference: tuple[Tensor, ...]) -> dict[str, float]:
+    """Return the largest differences of loss and gradients, each relative to the largest value of the reference.
+
+    Without gradients in both, only that of the loss.
+    """
     names = ("loss", "gradients")
-    pairs = zip(names, given, reference, strict=True)
+    pairs = zip(names, given, reference, strict=False)
     return {name: float((value - true).abs().max() / true.abs().max()) for name, value, true in pairs}
 
 
-def _example(device: str, mode: Any) -> tuple[VideoLLM, list[list[Segment]], Tensor]:
+def _example(
+    device: str, mode: GenerationMode, attention: Attention = "sdpa"
+) -> tuple[VideoLLM, list[list[Segment]], Tensor]:
     torch.manual_seed(0)
     with torch.device(device):
-        model = _video_llm(mode)
+        model = _video_llm(mode, attention)
     samples: list[list[Segment]] = [
         [Clips(2, "read"), Text("a red circle", learn=True)],
         [Text("a red circle moves up", learn=False), Clips(1, "generate", learn=True)],
@@ -88,7 +135,7 @@ def _example(device: str, mode: Any) -> tuple[VideoLLM, list[list[Segment]], Ten
     return model, samples, torch.randn(3, TOKENS, WIDTH, device=device)
 
 
-def _video_llm(mode: Any) -> VideoLLM:
+def _video_llm(mode: GenerationMode, attention: Attention) -> VideoLLM:
     with tempfile.TemporaryDirectory() as folder:
         word_level_tokenizer(WORDS).save_pretrained(folder)
         sizes = {"hidden_size": HIDDEN, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -98,11 +145,12 @@ def _video_llm(mode: Any) -> VideoLLM:
             num_queries=TOKENS,
             feature_dim=WIDTH,
             generation_mode=mode,
+            attention=attention,
         )
         return VideoLLM(config, GMMHead).train()
 
 
-def _run(model: VideoLLM, samples: list[list[Segment]], features: Tensor) -> tuple[Tensor, Tensor]:
+def _run(model: VideoLLM, samples: list[list[Segment]], features: Tensor) -> tuple[Tensor, ...]:
     def loss() -> Tensor:
         output = model(model.sequences(samples), features)
         return output.text_loss + output.head_loss
@@ -110,10 +158,12 @@ def _run(model: VideoLLM, samples: list[list[Segment]], features: Tensor) -> tup
     return _loss_and_gradients(model, loss)
 
 
-def _loss_and_gradients(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+def _loss_and_gradients(module: nn.Module, loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:
     torch.manual_seed(1)  # heads that draw noise draw the same
     module.zero_grad(set_to_none=True)
     value = loss()
+    if not value.requires_grad:
+        return (value.float().flatten(),)
     value.backward()
     gradients = [parameter.grad.flatten() for parameter in module.parameters() if parameter.grad is not None]
     return value.detach().float().flatten(), torch.cat(gradients).float()

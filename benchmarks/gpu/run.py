@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -79,6 +80,13 @@ def exactness(place: Place) -> Result:
     return {"heads, bfloat16 beside float32": check_heads(device, **head_batch), **check_rows(device)}
 
 
+def block_masks(place: Place) -> Result:
+    """Compare FlexAttention's block masks, which a GPU gets for packed rows, with 4D masks."""
+    from benchmarks.gpu.exactness import check_block_mask
+
+    return check_block_mask(place.torch_device)
+
+
 def compiled(place: Place) -> Result:
     """Compare compiled code with eager code."""
     from benchmarks.gpu.exactness import check_compiled
@@ -89,6 +97,11 @@ def compiled(place: Place) -> Result:
 def llm_packed(place: Place) -> Result:
     """Train the language model on captions of videos, in packed rows, of 4096 tokens at full size."""
     return _train(place, _llm(place, "llm_packed", packed_to=SIZES[place.size]["row"]))
+
+
+def llm_packed_dense(place: Place) -> Result:
+    """Train the same with dense masks in place of block masks."""
+    return _train(place, _llm(place, "llm_packed_dense", packed_to=SIZES[place.size]["row"], attention="sdpa"))
 
 
 def llm_mixture(place: Place) -> Result:
@@ -143,6 +156,7 @@ def zero3(place: Place) -> Result:
 STEPS: dict[Callable[[Place], Result], float] = {
     inputs: 60,
     exactness: 30,
+    block_masks: 60,
     compiled: 45,
     llm_packed: 90,
     llm_mixture: 90,
@@ -153,6 +167,7 @@ STEPS: dict[Callable[[Place], Result], float] = {
     reconstruction: 75,
     zero2: 75,
     zero3: 75,
+    llm_packed_dense: 90,
 }
 """Steps in their order, with the most seconds that each may take of `MINUTES`; they are tight for all together."""
 
@@ -238,11 +253,9 @@ def _tokenizer(place: Place, name: str, *, denoiser: str = "dynamicrafter", chec
     return tokenizer_recipe(place.size, place.inputs, run, place.device, denoiser=denoiser, checkpointing=checkpointing)
 
 
-def _llm(place: Place, name: str, *, packed_to: int | None = None, short: bool = False) -> Result:
+def _llm(place: Place, name: str, **changes: Any) -> Result:
     run, size = place.folder / name, place.size
-    return llm_recipe(
-        size, place.inputs, run, place.device, tokenizer=place.tokenizer, packed_to=packed_to, short=short
-    )
+    return llm_recipe(size, place.inputs, run, place.device, tokenizer=place.tokenizer, **changes)
 
 
 def _divot(place: Place, *words: str) -> None:

@@ -139,6 +139,7 @@ def llm_recipe(
     tokenizer: Path,
     packed_to: int | None = None,
     short: bool = False,
+    attention: str = "auto",
 ) -> Changes:
     """Return the paper's LLM pretraining; with `packed_to` captions of videos alone, in rows of that length."""
     sizes = SIZES[size]
@@ -157,6 +158,7 @@ def llm_recipe(
         "llm.text_tokenizer": str(inputs / "text_tokenizer"),
         "llm.initial_values": "spread",
         "llm.frozen_dtype": "stored",
+        "llm.attention": attention,
     }
     if packed_to:
         model["llm.max_length"] = packed_to

@@ -141,13 +141,12 @@ def load_weights(module: nn.Module, folder: str | Path) -> None:
     file = folder / WEIGHTS_FILE
     try:
         stored = component_tensors(folder)
-        sizes = {name: tuple(tensor.read().shape) for name, tensor in stored.items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read as safetensors: {error}\nRun the stage that writes it again") from error
     wrong = [
-        f"{name} {sizes[name]} instead of {tuple(value.shape)}"
+        f"{name} {stored[name].shape} instead of {tuple(value.shape)}"
         for name, value in module.state_dict().items()
-        if name in sizes and sizes[name] != tuple(value.shape)
+        if name in stored and stored[name].shape != tuple(value.shape)
     ]
     missing, unexpected = ([], []) if wrong else fill(module, stored)
     problems = {"missing": missing, "not expected": unexpected, "of another size": wrong}

@@ -19,6 +19,7 @@ from divot_lightning.inference.prompt_files import read_prompts
 from divot_lightning.io.command_parser import CommandParser, seed
 from divot_lightning.io.output_files import require_writable
 from divot_lightning.io.printing import printable
+from divot_lightning.io.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from divot_lightning.inference.pipeline import DivotPipeline
@@ -85,7 +86,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--question has no effect: each line of {args.prompts} has its own; leave one of them out")
     if entries:
         require_writable(args.output)
-    from divot_lightning.inference.pipeline import DivotPipeline
+    with quick_imports():
+        from divot_lightning.inference.pipeline import DivotPipeline
 
     pipeline = DivotPipeline.from_pretrained(args.run, **model_options(args))
     names = ("max_clips", "max_new_tokens", "temperature", "top_p", "seed")

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.config import EvaluationConfig
+from divot_lightning.io.quick_imports import quick_imports
 from divot_lightning.parts.registries.kinds import BENCHMARKS
 from divot_lightning.training.training_args import resolve_recipes
 
@@ -46,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(condense(str(error), options)) from error
     if not Path(given.run).is_dir():
         raise UserError(f"there is no run folder {given.run}")
-    from divot_lightning.evaluation.run import evaluate
+    with quick_imports():
+        from divot_lightning.evaluation.run import evaluate
 
     names = EvaluationConfig.__dataclass_fields__
     found = evaluate(given.run, EvaluationConfig(**{name: given[name] for name in names}))

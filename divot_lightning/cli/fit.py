@@ -4,6 +4,7 @@ import sys
 import textwrap
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.quick_imports import quick_imports
 from divot_lightning.training.recipe_files import recipes_dir, stage_recipe_names
 from divot_lightning.training.training_args import resolve_recipes, wants_help, with_full_help
 
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
         )
     argv = with_full_help(resolve_recipes(argv))
 
-    from divot_lightning.training.runs import fit
+    with quick_imports():
+        from divot_lightning.training.runs import fit
 
     return fit(argv)

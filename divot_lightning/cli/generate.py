@@ -19,6 +19,7 @@ from divot_lightning.inference.prompt_files import HELP as PROMPTS_HELP
 from divot_lightning.inference.prompt_files import read_prompts
 from divot_lightning.io.command_parser import CommandParser, seed
 from divot_lightning.io.output_files import require_writable
+from divot_lightning.io.quick_imports import quick_imports
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,10 +88,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("give either --prompt TEXT, or --prompts FILE with one per line")
     request = _request(args)
     entries = [] if args.prompts is None else read_prompts(args.prompts, "prompt", seed=int)
-    from divot_lightning.inference.batches import ClipSampling, generate_files, generate_missing
-    from divot_lightning.inference.pipeline import DivotPipeline
-    from divot_lightning.inference.pipeline_options import Decoding
-    from divot_lightning.inference.results import output_paths
+    with quick_imports():
+        from divot_lightning.inference.batches import ClipSampling, generate_files, generate_missing
+        from divot_lightning.inference.pipeline import DivotPipeline
+        from divot_lightning.inference.pipeline_options import Decoding
+        from divot_lightning.inference.results import output_paths
 
     first, count = (args.prompt or [entries[0]["prompt"]])[0], len(args.prompt or entries)
     require_writable(output_paths(args.output, args.num * count, first)[0])

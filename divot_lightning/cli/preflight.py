@@ -3,6 +3,7 @@
 import sys
 
 from divot_lightning.errors import UserError
+from divot_lightning.io.quick_imports import quick_imports
 from divot_lightning.training.training_args import resolve_recipes, wants_help
 
 HELP = """usage: divot preflight --config RECIPE [--key value ...]
@@ -25,6 +26,7 @@ def main(argv: list[str]) -> int:
     if not argv:
         raise UserError("which recipe? usage: divot preflight --config RECIPE [--key value ...]")
 
-    from divot_lightning.preflight.report import preflight
+    with quick_imports():
+        from divot_lightning.preflight.report import preflight
 
     return preflight(resolve_recipes(argv))

@@ -16,6 +16,7 @@ from divot_lightning.inference.command_options import (
 )
 from divot_lightning.io.command_parser import CommandParser, seed
 from divot_lightning.io.output_files import require_writable
+from divot_lightning.io.quick_imports import quick_imports
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,13 +50,14 @@ def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot reconstruct`, and return the exit status."""
     args = parser().parse_args(argv)
     require_at_least(1, "--", num=args.num)
-    from tqdm import tqdm
+    with quick_imports():
+        from tqdm import tqdm
 
-    from divot_datamodules.loading.skipped_samples import left_out_lines
-    from divot_lightning.inference.pipeline import DivotPipeline
-    from divot_lightning.inference.pipeline_options import Decoding
-    from divot_lightning.inference.reconstruct import reconstruct_files
-    from divot_lightning.parts.sources import SkippedSample
+        from divot_datamodules.loading.skipped_samples import left_out_lines
+        from divot_lightning.inference.pipeline import DivotPipeline
+        from divot_lightning.inference.pipeline_options import Decoding
+        from divot_lightning.inference.reconstruct import reconstruct_files
+        from divot_lightning.parts.sources import SkippedSample
 
     require_writable(Path(args.output, f"clip.{args.format}"))
     skipped: list[SkippedSample] = []

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from divot_lightning.distributed.environment import is_first_process
+from divot_lightning.io.quick_imports import quick_imports
 from divot_lightning.training.run_folder import CONFIG, FINISHED, require_run
 from divot_lightning.training.run_lock import run_lock
 from divot_lightning.training.training_args import find_run_folder, names_recipe, resolve_recipes, run_args, wants_help
@@ -46,7 +47,8 @@ def _train(run: Path, words: list[str]) -> int:
         sys.stdout.write(f"{run} is finished: nothing to do.\nTo train it for longer: --trainer.max_steps N\n")
         return 0
 
-    from divot_lightning.training.runs import fit, resume
+    with quick_imports():
+        from divot_lightning.training.runs import fit, resume
 
     if (run / CONFIG).is_file():
         return resume(run, run_args(run, words))

@@ -21,6 +21,7 @@ from divot_lightning.inference.prompt_files import read_prompts
 from divot_lightning.io.command_parser import CommandParser, seed
 from divot_lightning.io.output_files import require_writable
 from divot_lightning.io.printing import printable
+from divot_lightning.io.quick_imports import quick_imports
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,10 +59,11 @@ def main(argv: Sequence[str]) -> int:
     if args.prompts is not None:
         entries = read_prompts(args.prompts, "instruction", seed=int)
         folders = [Path(args.output) / str(number) for number in range(len(entries))]
-    from divot_lightning.inference.batches import tell_missing
-    from divot_lightning.inference.pipeline import DivotPipeline
-    from divot_lightning.inference.pipeline_options import Decoding
-    from divot_lightning.inference.results import STORY_FILE
+    with quick_imports():
+        from divot_lightning.inference.batches import tell_missing
+        from divot_lightning.inference.pipeline import DivotPipeline
+        from divot_lightning.inference.pipeline_options import Decoding
+        from divot_lightning.inference.results import STORY_FILE
 
     require_writable(folders[0] / STORY_FILE)
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))

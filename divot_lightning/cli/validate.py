@@ -6,6 +6,7 @@ from typing import Literal
 from divot_lightning.checkpoint.folders import choose_checkpoint
 from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.errors import UserError
+from divot_lightning.io.quick_imports import quick_imports
 from divot_lightning.training.training_args import run_args, split_run, wants_help
 
 HELP = """usage: divot {verb} RUN [--key value ...]
@@ -35,7 +36,8 @@ def measure_run(verb: Literal["validate", "test"], data: str, argv: list[str]) -
     if is_first_process():
         sys.stderr.write(choice.warnings())
 
-    from divot_lightning.training.runs import validate
+    with quick_imports():
+        from divot_lightning.training.runs import validate
 
     return validate(run, run_args(run, overrides), verb, choice.checkpoint)
 

@@ -3,11 +3,14 @@
 Shape letters: L positions, D width.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
+
+MAX_PERIOD = 100
+"""The longest wavelength is 2 pi times as many positions."""
 
 
 def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
@@ -19,11 +22,13 @@ def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
     >>> sin_cos_positions((1, 8, 8), 64).shape
     torch.Size([64, 64])
     """
-    axis_width = width // (2 * len(counts)) * 2
+    num_rates = width // (2 * len(counts))
+    # diffusers' `get_timestep_embedding` is this formula, but to import it takes longer than to load a small run.
+    exponent = -math.log(MAX_PERIOD) * torch.arange(num_rates, dtype=torch.float32)
+    rates = torch.exp(exponent / max(num_rates - 1, 1))
     axes = torch.meshgrid(*(torch.arange(count, dtype=torch.float32) for count in counts), indexing="ij")
-    # diffusers divides by the number of frequencies less this shift; a single frequency is 1.
-    settings = {"max_period": 100, "downscale_freq_shift": int(axis_width > 2)}
-    embedding = torch.cat([get_timestep_embedding(axis.flatten(), axis_width, **settings) for axis in axes], dim=1)
+    angles = [axis.flatten()[:, None] * rates for axis in axes]
+    embedding = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
     return nn.functional.pad(embedding, (0, width - embedding.shape[1]))
 
 

@@ -51,6 +51,15 @@ def uniform_rows(count: int, generator: Randomness, device: torch.device) -> Ten
     return _rows(lambda size, one, where: torch.rand(size, generator=one, device=where), count, generator, device)
 
 
+def normal_rows(shape: Sequence[int], generator: Randomness, device: torch.device) -> Tensor:
+    """Sample standard normal numbers of a shape, float32; a row from each generator if there is a list."""
+
+    def draw(size: int, one: torch.Generator | None, where: torch.device) -> Tensor:
+        return torch.randn(size, *shape[1:], generator=one, device=where)
+
+    return _rows(draw, shape[0], generator, device)
+
+
 def integer_rows(limit: int, count: int, generator: Randomness, device: torch.device) -> Tensor:
     """Sample integers from 0 to limit - 1, (count,) int64; one from each generator if there is a list."""
 

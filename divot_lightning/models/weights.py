@@ -33,10 +33,12 @@ class StoredTensor(NamedTuple):
     Attributes:
         file: A safetensors file.
         name: The tensor's name in it.
+        shape: Its shape.
     """
 
     file: Path
     name: str
+    shape: tuple[int, ...]
 
     def read(self) -> Tensor:
         """Map the tensor; the file is opened for each, since an open file keeps all pages that were read in memory."""
@@ -197,7 +199,8 @@ def stored_tensors(files: Iterable[Path], prefix: str = "") -> dict[str, StoredT
     found = {}
     for file in files:
         with safe_open(str(file), "pt") as opened:
-            found.update({prefix + name: StoredTensor(file, name) for name in opened.keys()})  # noqa: SIM118
+            for name in opened.keys():  # noqa: SIM118
+                found[prefix + name] = StoredTensor(file, name, tuple(opened.get_slice(name).get_shape()))
     return found
 
 

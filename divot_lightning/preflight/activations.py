@@ -11,13 +11,17 @@ from lightning import LightningModule
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils._pytree import tree_map_only
-from transformers import masking_utils
+from transformers import AttentionInterface, masking_utils
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from divot_lightning.deepspeed_zero.strategy import float32_buffers, restore_buffers
+from divot_lightning.models.block_attention import SDPA_OR_FLEX, takes_block_masks
 from divot_lightning.models.clip_encoding import CLIPS_AT_ONCE
 from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
+from divot_lightning.models.video_llm import attention_mask
 from divot_lightning.preflight.live_memory import LiveMemory
 from divot_lightning.preflight.memory import Layout
 from divot_lightning.preflight.meta_autocast import MetaAutocast
@@ -32,8 +36,8 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
 
     Neither parameters nor their gradients count. Of the temporary memory within an operation only that of 3D
     convolutions on a CPU counts, which is large (`cpu_conv3d_windows`); workspaces of cuDNN do not. Activations that
-    are recomputed in the backward pass count there. Attention is counted as in memory-saving kernels: inputs and
-    output, but no matrix of scores.
+    are recomputed in the backward pass count there. Attention is counted as in memory-saving kernels: inputs, output
+    and a dense mask, but no matrix of scores.
 
     Args:
         stage: On the meta device, see `divot_lightning.preflight.shapes`. It is cast to the layout's precision.
@@ -53,6 +57,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
         with (
             memory,
             _without_values(stage, autocast),
+            _attention(autocast, torch.device(layout.device)),
             _equal_calls_once(layout.device),
             autocast,
             _default_dtype(default),
@@ -118,9 +123,6 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
     def sum_losses(self: Any, parts: Mapping[str, LossPart], batch: dict[str, Any]) -> Tensor:
         return torch.stack([part.mean for part in parts.values()]).sum()
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return _Attention.apply(*(autocast.lower(part) for part in (query, key, value)))
-
     def switch(device: str, dtype: torch.dtype | None = None, enabled: bool = True, **kwargs: Any) -> Any:
         if device == "meta":
             return autocast.switched(enabled)
@@ -129,10 +131,32 @@ def _without_values(stage: LightningModule, autocast: MetaAutocast) -> Iterator[
     real_autocast = torch.autocast
     with (
         patch.object(stage, "training_loss", MethodType(sum_losses, stage)),
-        patch.object(functional, "scaled_dot_product_attention", attention),
         patch.object(torch, "autocast", switch),
         # transformers calls it for batches without a mask; their rows hold one sample each, so nothing is packed.
         patch.object(masking_utils, "find_packed_sequence_indices", lambda *args, **kwargs: None),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _attention(autocast: MetaAutocast, device: torch.device) -> Iterator[None]:
+    """Replace attention, and let models get the masks that they get on the device."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        query, key, value = (autocast.lower(part) for part in (query, key, value))
+        # Every layer makes a bool mask into one that is added to the scores, and keeps it for the backward pass.
+        added = attn_mask.to(query.dtype) if attn_mask is not None else None
+        return _Attention.apply(query, key, value, added)
+
+    def sdpa_or_flex(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        if isinstance(mask, BlockMask):
+            return attend(query, key, value).transpose(1, 2).contiguous(), None
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+    with (
+        patch.object(functional, "scaled_dot_product_attention", attend),
+        patch.dict(AttentionInterface._global_mapping, {SDPA_OR_FLEX: sdpa_or_flex}),
+        patch.object(attention_mask, "takes_block_masks", lambda config, _: takes_block_masks(config, device)),
     ):
         yield
 
@@ -151,15 +175,15 @@ def _equal_calls_once(device: str) -> contextlib.AbstractContextManager[Any]:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         result = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, result)
+        ctx.save_for_backward(query, key, value, result, mask)
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        query, key, value, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 
 
 @contextlib.contextmanager

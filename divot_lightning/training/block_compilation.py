@@ -2,16 +2,12 @@
 
 from collections.abc import Iterator
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.errors import UserError
-
-RECOMPILE_LIMIT = 64
-"""Versions of one function that torch may compile. All modules share one function, and torch stops after 8 versions
-without an error: DynamiCrafter's blocks of 14 sizes alone need 28, with and without gradients."""
+from divot_lightning.models.block_attention import allow_many_versions
 
 
 class CompileBlocks(Callback):
@@ -39,13 +35,13 @@ class CompileBlocks(Callback):
         strategy = trainer.strategy
         if isinstance(strategy, DivotDeepSpeedStrategy) and strategy.zero_stage_3:
             raise UserError(
-                "CompileBlocks does not work with divot_zero3, which gathers weights while a block runs\n"
+                "CompileBlocks has no use with divot_zero3, which gathers weights between the layers of a block\n"
                 "set --trainer.strategy divot_zero2, or leave the callback out"
             )
         blocks = list(repeated_blocks(pl_module))
         if not blocks:
             raise UserError(f"CompileBlocks: {type(pl_module).__name__} has no blocks; leave the callback out")
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+        allow_many_versions()
         for block in blocks:
             block.compile(**self.settings)
 

@@ -50,6 +50,10 @@ def test_numbers_agree_and_a_step_without_inputs_tells_why_it_failed(tmp_path: P
     heads = found["heads, bfloat16 beside float32"]
     assert {"mse", "gmm", "diffusion"} <= set(heads)
     assert max(difference for head in heads.values() for difference in head.values()) < 0.1
+    _run(tmp_path, "--step", "block_masks", *step)
+    found = _result(tmp_path, "block_masks")["result"]
+    assert found["block mask, beside the 4D mask, float32"]["loss"] < 1e-5
+    assert found["block mask, beside the 4D mask, bfloat16"]["loss"] < 0.02
     with pytest.raises(subprocess.CalledProcessError):
         _run(tmp_path, "--step", "llm_packed", *step)
     assert "tokenizer" in _result(tmp_path, "llm_packed")["failed"]

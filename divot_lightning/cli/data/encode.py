@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from divot_lightning.io.command_parser import CommandParser
+from divot_lightning.io.quick_imports import quick_imports
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,8 +70,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot data encode`, and return the exit status."""
     args = parser().parse_args(argv)
-    from divot_datamodules.loading.skipped_samples import Budget, left_out_lines
-    from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards, tokenizer_clip
+    with quick_imports():
+        from divot_datamodules.loading.skipped_samples import Budget, left_out_lines
+        from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards, tokenizer_clip
 
     given = {"height": args.size, "width": args.size, "frames": args.frames, "fps": args.fps}
     given = {name: value for name, value in given.items() if value is not None}

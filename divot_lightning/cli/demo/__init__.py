@@ -10,6 +10,7 @@ from divot_lightning.demo.limits import Limits
 from divot_lightning.errors import UserError
 from divot_lightning.inference.command_options import add_model_options, model_options
 from divot_lightning.io.command_parser import CommandParser
+from divot_lightning.io.quick_imports import quick_imports
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,8 +73,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f'the page needs {" and ".join(missing)}\nin a checkout of divot-lightning: pip install ".[demo]"'
         )
-    from divot_lightning.demo.server import serve
-    from divot_lightning.demo.systems import find_systems
+    with quick_imports():
+        from divot_lightning.demo.server import serve
+        from divot_lightning.demo.systems import find_systems
 
     systems = find_systems(args.runs, args.detokenizer, **model_options(args))
     serve(

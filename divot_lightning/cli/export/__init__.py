@@ -9,6 +9,7 @@ from pathlib import Path
 
 from divot_lightning.errors import UserError
 from divot_lightning.io.command_parser import CommandParser
+from divot_lightning.io.quick_imports import quick_imports
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,9 +45,10 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--public has no effect without --push-to-hub; leave it out")
     # save_pretrained imports DeepSpeed, which otherwise prints a warning into our output where there is no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from divot_lightning.evaluation.scores import load_scores
-    from divot_lightning.interop.exporting.export import export_run, require_shard_size
-    from divot_lightning.interop.exporting.hub_upload import push_to_hub, require_repository_name
+    with quick_imports():
+        from divot_lightning.evaluation.scores import load_scores
+        from divot_lightning.interop.exporting.export import export_run, require_shard_size
+        from divot_lightning.interop.exporting.hub_upload import push_to_hub, require_repository_name
 
     size = require_shard_size(args.max_shard_size)
     if args.push_to_hub is not None:

@@ -97,6 +97,8 @@ def parse_recipe(content: Mapping[str, Any]) -> Experiment:
             raise UserError(f"`{key}` is missing; an experiment needs title and steps.")
     steps = _parse_steps(content["steps"])
     names = [step.name for step in steps]
+    if len(set(names)) < len(names):
+        raise UserError(f"steps share a name: {', '.join(names)}; give each its own.")
     plain = {
         name: content[name] for name in ("title", "question", "matched_by", "amount", "baseline") if name in content
     }

@@ -8,7 +8,6 @@ processes outlive a parent that is killed; steps must end with their parent.
 """
 
 import contextlib
-import gc
 import importlib
 import json
 import os
@@ -23,6 +22,7 @@ from typing import IO, NoReturn
 
 from divot_lightning.distributed.parent import bind_to_parent
 from divot_lightning.io.progress_bars import slow_progress_bars
+from divot_lightning.io.quick_imports import quick_imports
 
 IMPORTS = ("divot_lightning.training.runs", "divot_lightning.experiments.measure")
 """What the steps of an experiment import; with it comes everything that takes long."""
@@ -121,12 +121,11 @@ def serve(channel: socket.socket) -> None:
         channel: Its messages are the words after `PYTHON` as JSON, with the log and other files to keep open.
     """
     slow_progress_bars()
-    for name in IMPORTS:
-        with contextlib.suppress(ImportError):  # whoever needs it says so in its log
-            importlib.import_module(name)
-    # Nothing imported is garbage: collections need not look at it, which would also copy the memory that is shared.
-    gc.collect()
-    gc.freeze()
+    # Afterwards no search for garbage looks at what was imported: that would copy the memory that is shared.
+    with quick_imports():
+        for name in IMPORTS:
+            with contextlib.suppress(ImportError):  # whoever needs it says so in its log
+                importlib.import_module(name)
     while True:
         if select.select([channel], [], [], LOOK_SECONDS)[0]:
             words, files, _, _ = socket.recv_fds(channel, MESSAGE_BYTES, MAX_FILES)

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.sampling import SamplingConfig, guide
 from divot_lightning.models.perceiver import PerceiverResampler
-from divot_lightning.models.randomness import Randomness, uniform_rows
+from divot_lightning.models.randomness import Randomness, normal_rows, uniform_rows
 from divot_lightning.parts.denoisers import Denoiser
 from divot_lightning.parts.latents import Latents
 from divot_lightning.parts.objectives import Objective
@@ -112,7 +111,7 @@ class VideoDetokenizer(nn.Module):
             if posterior is None:
                 self._require_size(given)
             clean = (self.latents.encode if posterior is None else self.latents.draw)(given, generator).float()
-        noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
+        noise = normal_rows(clean.shape, generator, clean.device)
         time_B = self.objective.sample_times(
             len(clean), terminal_timestep_prob, device=clean.device, generator=generator
         )

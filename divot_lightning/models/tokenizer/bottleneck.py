@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 from torch.nn import functional
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.randomness import Randomness, integer_rows, uniform_rows
+from divot_lightning.models.randomness import Randomness, integer_rows, normal_rows, uniform_rows
 
 NestedDropout = Literal["none", "uniform", "powers_of_two"]
 
@@ -169,5 +168,5 @@ def keep_leading(tokens_BQC: Tensor, count: int | Tensor) -> Tensor:
 
 
 def _add_noise(tokens_BQC: Tensor, std: Tensor, generator: Randomness) -> Tensor:
-    noise = randn_tensor(tokens_BQC.shape, generator=generator, device=tokens_BQC.device, dtype=torch.float32)
+    noise = normal_rows(tokens_BQC.shape, generator, tokens_BQC.device)
     return tokens_BQC + (std * noise).to(tokens_BQC.dtype)

@@ -4,23 +4,30 @@ A position attends to itself and to every earlier position of its own sample. Wi
 ``query_bidirectional`` a query also attends to all queries of its clip (Divot section 3.2, arXiv:2412.04432). A *block*
 is the queries of one clip: they have the same non-negative block number, and all other positions have -1.
 
+`may_attend` is the rule, for any two positions. It is rendered in one of three forms, see `batch_mask`: as nothing but
+the causal flag, as a block mask, or as a dense mask.
+
 Letters: B rows, L query positions, S key positions, D LLM width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from divot_lightning.errors import UserError
+from divot_lightning.models.block_attention import SDPA_OR_FLEX, make_block_mask, takes_block_masks
 from divot_lightning.parts.sequences.layout import GenerationMode
 from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.parts.sequences.tokens import TokenKind
 
-TransformersMask: TypeAlias = Tensor | dict[str, Tensor] | None
+LayerMask: TypeAlias = Tensor | BlockMask
+TransformersMask: TypeAlias = LayerMask | dict[str, LayerMask] | None
 
 
 def query_blocks(token_kind_BL: Tensor, clips_BL: Tensor, generation_mode: GenerationMode) -> Tensor:
@@ -40,7 +47,7 @@ def query_blocks(token_kind_BL: Tensor, clips_BL: Tensor, generation_mode: Gener
 
 
 class TokenPositions(NamedTuple):
-    """What ``may_attend`` has to know about positions: three int64 tensors that broadcast with each other.
+    """What ``may_attend`` has to know about positions: three integer tensors that broadcast with each other.
 
     Attributes:
         order: Index in the row.
@@ -53,7 +60,7 @@ class TokenPositions(NamedTuple):
     block: Tensor
 
 
-def may_attend(query: TokenPositions, key: TokenPositions) -> Tensor:
+def may_attend(query: TokenPositions, key: TokenPositions, window: int | None = None) -> Tensor:
     """Return whether query positions attend to key positions. This is the only place where the rule is written.
 
     A padded position attends to itself only, so that every softmax has at least one term.
@@ -61,6 +68,8 @@ def may_attend(query: TokenPositions, key: TokenPositions) -> Tensor:
     Args:
         query: Positions that attend.
         key: Positions that are attended to.
+        window: How many positions up to its own a position attends to; None for all. Later queries of its clip are
+            always in it.
 
     Returns:
         Whether they attend, bool, of the shape that both broadcast to.
@@ -72,33 +81,53 @@ def may_attend(query: TokenPositions, key: TokenPositions) -> Tensor:
     """
     same_sample = (query.sample == key.sample) & (key.sample >= 0)
     same_block = (query.block == key.block) & (query.block >= 0)
-    return ((key.order <= query.order) & same_sample) | same_block | (query.order == key.order)
+    attends = ((key.order <= query.order) & same_sample) | same_block | (query.order == key.order)
+    return attends if window is None else attends & (query.order - key.order < window)
 
 
-def mixed_attention_mask(samples_BL: Tensor, blocks_BL: Tensor) -> Tensor:
-    """Return the full mask of rows.
+def dense_mask(query_BL: TokenPositions, key_BS: TokenPositions, window: int | None = None) -> Tensor:
+    """Return the rule for all pairs.
 
     Args:
-        samples_BL: Index of the sample at each position, int64; -1 where padded.
-        blocks_BL: From ``query_blocks``.
+        query_BL: Positions that attend, each tensor (B, L).
+        key_BS: Positions that are attended to, each tensor (B, S).
+        window: See ``may_attend``.
 
     Returns:
-        mask_BLL, bool: mask[b, q, k] is True where q attends to k.
+        mask_BLS, bool: mask[b, q, k] is True where q attends to k.
     """
-    order_L = torch.arange(samples_BL.shape[1], device=samples_BL.device)
-    return may_attend(
-        TokenPositions(order_L[None, :, None], samples_BL[:, :, None], blocks_BL[:, :, None]),
-        TokenPositions(order_L[None, None, :], samples_BL[:, None, :], blocks_BL[:, None, :]),
-    )
+    query = TokenPositions(*(values_BL[:, :, None] for values_BL in query_BL))
+    return may_attend(query, TokenPositions(*(values_BS[:, None, :] for values_BS in key_BS)), window)
+
+
+def block_mask(query_BL: TokenPositions, key_BS: TokenPositions, window: int | None = None) -> BlockMask:
+    """Return the rule as a block mask, which reads the positions while attention is computed; arguments as above."""
+    # int32, since every pair of positions in a block that is allowed in part is looked up.
+    queries, keys = ([values.int() for values in positions] for positions in (query_BL, key_BS))
+
+    def rule(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        attending = TokenPositions(*(values[row, query] for values in queries))
+        return may_attend(attending, TokenPositions(*(values[row, key] for values in keys)), window)
+
+    (rows, length), num_keys = query_BL.order.shape, key_BS.order.shape[1]
+    return make_block_mask(rule, (rows, length, num_keys), query_BL.order.device)
+
+
+def row_positions(batch: SequenceBatch, generation_mode: GenerationMode) -> TokenPositions:
+    """Return the positions of the rows of a batch, each tensor (B, L), on the batch's device."""
+    order_L = torch.arange(batch.samples_BL.shape[1], device=batch.samples_BL.device)
+    blocks_BL = query_blocks(batch.token_kind_BL, batch.clips_BL, generation_mode)
+    return TokenPositions(order_L.expand_as(blocks_BL), batch.samples_BL, blocks_BL)
 
 
 def batch_mask(
     config: Any, batch: SequenceBatch, generation_mode: GenerationMode, embeds_BLD: Tensor
 ) -> TransformersMask:
-    """Return the mask of a batch in the form that a language model takes.
+    """Return the mask of a batch in the fastest form that the language model takes.
 
     Rows with one sample each, without queries that attend to later ones, need no mask: padding is on the right, so
-    causal attention, which is faster, never attends to it.
+    causal attention, which is fastest, never attends to it. Other rows need a block mask where model and device take
+    one, and a dense mask elsewhere.
 
     Args:
         config: The model's transformers configuration.
@@ -109,13 +138,13 @@ def batch_mask(
     Returns:
         See ``transformers_mask``; None for causal attention.
     """
-    blocks_BL = query_blocks(batch.token_kind_BL, batch.clips_BL, generation_mode)
-    if not batch.packed and not (blocks_BL >= 0).any():
+    positions = row_positions(batch, generation_mode)
+    if not batch.packed and not (positions.block >= 0).any():
         return None
     device = embeds_BLD.device
-    mask_BLL = mixed_attention_mask(batch.samples_BL.to(device), blocks_BL.to(device))
-    order_L = torch.arange(mask_BLL.shape[1], device=device)[None]
-    return transformers_mask(config, mask_BLL, order_L, order_L, embeds_BLD.dtype)
+    positions = TokenPositions(*(values_BL.to(device) for values_BL in positions))
+    as_blocks = takes_block_masks(config, device)
+    return transformers_mask(config, positions, positions, embeds_BLD.dtype, as_blocks=as_blocks)
 
 
 def additive_mask(mask_BLS: Tensor, dtype: torch.dtype) -> Tensor:
@@ -134,9 +163,9 @@ def additive_mask(mask_BLS: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def transformers_mask(
-    config: Any, mask_BLS: Tensor, query_positions_BL: Tensor, key_positions_BS: Tensor, dtype: torch.dtype
+    config: Any, query_BL: TokenPositions, key_BS: TokenPositions, dtype: torch.dtype, *, as_blocks: bool = False
 ) -> TransformersMask:
-    """Convert a mask to the form that an unmodified transformers model takes.
+    """Return a mask in the form that an unmodified transformers model takes.
 
     transformers uses a 4D mask as it is, so the model's sliding window has to be part of it. Scaled dot product
     attention takes bool masks (independent of autocast), eager attention adds a float mask. A model with layers of
@@ -144,22 +173,24 @@ def transformers_mask(
 
     Args:
         config: The model's transformers configuration.
-        mask_BLS: True where a position attends to a key, bool.
-        query_positions_BL: Positions of the L rows, int64.
-        key_positions_BS: Positions of the S columns, int64.
+        query_BL: Positions that attend, on the model's device.
+        key_BS: Positions that are attended to.
         dtype: The model's dtype.
+        as_blocks: Whether to return block masks, which the model must take; see ``takes_block_masks``.
 
     Returns:
-        A (B, 1, L, S) tensor, or a dictionary of such tensors by layer type.
+        A (B, 1, L, S) tensor or block mask, or a dictionary of such by layer type.
     """
-    form = _mask_form(config, dtype)
+    render: Callable[..., LayerMask] = (
+        block_mask if as_blocks else partial(_four_dimensional, config._attn_implementation, dtype)
+    )
     window = sliding_window(config)
-    if window is None:
-        return form(mask_BLS)
-    near_BLS = query_positions_BL[:, :, None] - key_positions_BS[:, None, :] < window
-    if _layer_types(config) <= {"sliding_attention"}:
-        return form(mask_BLS & near_BLS)
-    return {"full_attention": form(mask_BLS), "sliding_attention": form(mask_BLS & near_BLS)}
+    if window is None or _layer_types(config) <= {"sliding_attention"}:
+        return render(query_BL, key_BS, window)
+    return {
+        "full_attention": render(query_BL, key_BS, None),
+        "sliding_attention": render(query_BL, key_BS, window),
+    }
 
 
 def sliding_window(config: Any) -> int | None:
@@ -188,12 +219,12 @@ def _layer_types(config: Any) -> set[str]:
     return types
 
 
-def _mask_form(config: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    implementation = config._attn_implementation
-    if implementation == "sdpa":
-        return lambda mask_BLS: mask_BLS[:, None]
-    if implementation == "eager":
-        return lambda mask_BLS: additive_mask(mask_BLS, dtype)
-    raise UserError(
-        f"attention={implementation!r} takes no mask of queries that attend to each other; allowed: 'sdpa', 'eager'."
-    )
+def _four_dimensional(
+    implementation: str, dtype: torch.dtype, query_BL: TokenPositions, key_BS: TokenPositions, window: int | None
+) -> Tensor:
+    if implementation not in ("sdpa", "eager", SDPA_OR_FLEX):
+        raise UserError(
+            f"attention={implementation!r} does not take our masks; allowed: 'auto', 'sdpa', 'eager', 'flex'."
+        )
+    mask_BLS = dense_mask(query_BL, key_BS, window)
+    return additive_mask(mask_BLS, dtype) if implementation == "eager" else mask_BLS[:, None]

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from divot_lightning.errors import UserError
 from divot_lightning.io.hub import pretrained_folder
+from divot_lightning.models.block_attention import Attention
 from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import (
     build_untrained_language_model,
@@ -41,7 +42,9 @@ def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[A
     """
     if folder is not None:
         tokenizer, _ = load_text_tokenizer(text_tokenizer_folder(config, folder))
-        return tokenizer, language_model_from_config(_stored_config(folder), config.attention)
+        # A model that was trained with flex on CUDA may be used elsewhere.
+        attention: Attention = "auto" if config.attention == "flex" else config.attention
+        return tokenizer, language_model_from_config(_stored_config(folder), attention)
     if (config.language_model is None) == (config.language_model_config is None):
         raise UserError(
             f"language_model={config.language_model!r} and language_model_config={config.language_model_config!r}:\n"

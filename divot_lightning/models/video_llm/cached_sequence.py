@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from divot_lightning.models.video_llm.attention_mask import TokenPositions, may_attend, query_blocks, transformers_mask
+from divot_lightning.models.video_llm.attention_mask import TokenPositions, query_blocks, transformers_mask
 from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.parts.sequences.tokens import TokenKind
 
@@ -79,10 +79,8 @@ class CachedSequence:
         return hidden_BTD
 
     def _run(self, embeds_BLD: Tensor, queries: TokenPositions) -> Tensor:
-        query = TokenPositions(*(values_BL[:, :, None] for values_BL in queries))
-        mask_BLS = may_attend(query, TokenPositions(*(values_BS[:, None, :] for values_BS in self.keys)))
         causal_lm = self.video_llm.causal_lm
-        mask = transformers_mask(causal_lm.config, mask_BLS, queries.order, self.keys.order, embeds_BLD.dtype)
+        mask = transformers_mask(causal_lm.config, queries, self.keys, embeds_BLD.dtype)
         return causal_lm.base_model(
             inputs_embeds=embeds_BLD,
             attention_mask=mask,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from divot_lightning.errors import UserError, require_at_least
-from divot_lightning.models.video_llm.language_model import Attention
+from divot_lightning.models.block_attention import Attention
 from divot_lightning.models.video_llm.lora import LoRAConfig
 from divot_lightning.models.weight_dtypes import FrozenDtype
 from divot_lightning.parts.part import PartSpec
@@ -48,7 +48,9 @@ class VideoLLMConfig:
             pretraining and 1650 in instruction tuning.
         packing: Let samples of a training batch share rows of at most max_length tokens where that is cheaper than
             padding to the longest sample. They do not attend to each other; losses and gradients stay the same.
-        attention: Attention implementation of transformers.
+        attention: How attention is computed. "sdpa" and "eager" are those of transformers. "flex" is sdpa too, but rows
+            that need a mask are computed with FlexAttention on CUDA. "auto" is flex if the language model has it,
+            otherwise sdpa or eager.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
     """
 
@@ -66,7 +68,7 @@ class VideoLLMConfig:
     freeze_language_model: bool = False
     max_length: int | None = 1400
     packing: bool = False
-    attention: Attention = "sdpa"
+    attention: Attention = "auto"
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from divot_lightning.errors import UserError, did_you_mean, first_line
+from divot_lightning.models.block_attention import Attention, requested_implementation, use_attention
 from divot_lightning.models.weights import (
     fill,
     fill_from_first,
@@ -25,8 +26,6 @@ from divot_lightning.models.weights import (
     weight_files,
     without_memory,
 )
-
-Attention: TypeAlias = Literal["sdpa", "eager"]
 
 
 def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
@@ -43,12 +42,12 @@ def load_language_model(folder: str, vocabulary: int, new_ids: list[int], attent
     """
     if is_sharding():
         return _load_sharded(folder, vocabulary, new_ids, attention)
-    model = _load_whole(folder, attn_implementation=attention, dtype="auto")
+    model = _load_whole(folder, attn_implementation=requested_implementation(attention), dtype="auto")
     rows = len(word_embeddings(model))
     if vocabulary > rows:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     initialise_new_rows(model, sorted({*new_ids, *range(rows, vocabulary)}))
-    return check_language_model(model)
+    return check_language_model(model, attention)
 
 
 def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: Attention) -> PreTrainedModel:
@@ -63,7 +62,7 @@ def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: A
         # The dtype of sharded weights cannot be changed later, so it is decided here.
         dtype = {} if has_masters() else {"dtype": torch.float32}
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=attention, trust_remote_code=False, **dtype
+            config, attn_implementation=requested_implementation(attention), trust_remote_code=False, **dtype
         )
     stored = stored_tensors(weight_files(Path(folder)))
     if not stored or fill(model, stored).missing:
@@ -72,7 +71,7 @@ def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: A
         whole = _load_whole(folder) if first else None
         fill_from_first(model, whole)
     initialise_new_rows(model, sorted({*new_ids, *range(rows, vocabulary)}))
-    return check_language_model(model)
+    return check_language_model(model, attention)
 
 
 def _load_whole(folder: str, **settings: Any) -> PreTrainedModel:
@@ -159,24 +158,27 @@ def language_model_from_config(config: dict[str, Any], attention: Attention) -> 
     """
     full = _config(config)
     try:
-        model = AutoModelForCausalLM.from_config(full, attn_implementation=attention, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(
+            full, attn_implementation=requested_implementation(attention), trust_remote_code=False
+        )
     except Exception as error:  # each model fails in its own way on sizes that do not fit, or are too large
         raise _misfit(config, error) from error
-    return check_language_model(model)
+    return check_language_model(model, attention)
 
 
 def _reason(error: Exception) -> str:
     message = first_line(error)
     if "scaled_dot_product_attention" in message:
-        return "It has no attention of the kind 'sdpa'; set llm.attention to eager."
+        return "It has no attention of the kind 'sdpa'; set llm.attention to auto."
     return f"{type(error).__name__}: {message}"
 
 
-def check_language_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Refuse models that change the logits after their output layer, because we apply only that layer.
+def check_language_model(model: PreTrainedModel, attention: Attention) -> PreTrainedModel:
+    """Choose the attention; refuse models that change the logits after their output layer, which we apply ourselves.
 
     Args:
         model: A causal language model.
+        attention: See `use_attention`.
 
     Returns:
         The same model.
@@ -188,6 +190,7 @@ def check_language_model(model: PreTrainedModel) -> PreTrainedModel:
                 f"The language model {model.config.model_type!r} sets {name}={value}: it changes its logits\n"
                 "after the output layer, which is not supported. Choose a model without it (Llama, Mistral, Qwen2)."
             )
+    use_attention(model, attention)
     return model
 
 

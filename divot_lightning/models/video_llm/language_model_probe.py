@@ -35,7 +35,7 @@ def probe_language_model(model: PreTrainedModel, generation_mode: GenerationMode
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
         probed = _with_few_layers(model) if has_shards(model) else model
         with evaluation_mode(probed):
             try:
@@ -72,6 +72,7 @@ def _with_few_layers(model: PreTrainedModel) -> PreTrainedModel:
     config.num_hidden_layers = min(layers, config.num_hidden_layers)
     if kinds:
         config.layer_types = kinds[: config.num_hidden_layers]
-    return AutoModelForCausalLM.from_config(
-        config, attn_implementation=model.config._attn_implementation, dtype=torch.float32
-    )
+    with next(model.parameters()).device:
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=model.config._attn_implementation, dtype=torch.float32
+        )

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from divot_lightning.models.video_llm.attention_mask import TokenPositions, may_attend, transformers_mask
+from divot_lightning.models.block_attention import takes_block_masks
+from divot_lightning.models.video_llm.attention_mask import TokenPositions, transformers_mask
 from divot_lightning.models.weight_dtypes import HALF
 from divot_lightning.parts.sequences.layout import GenerationMode
 
@@ -80,15 +81,14 @@ class Probe:
         return changed_LD
 
     def run(self, embeds_BLD: Tensor, query: TokenPositions, key: TokenPositions, **more: Any) -> Tensor:
-        """Return hidden states with the mask that `may_attend` gives; all positions are (B, L), on the CPU."""
+        """Return hidden states with the mask that `may_attend` gives; all positions are (B, L), on the CPU.
+
+        The mask has the form that it has in training; while sampling, where new positions follow, it is dense.
+        """
         device = embeds_BLD.device
-        mask_BLS = may_attend(
-            TokenPositions(*(values[:, :, None] for values in query)),
-            TokenPositions(*(values[:, None, :] for values in key)),
-        )
-        mask = transformers_mask(
-            self.model.config, mask_BLS.to(device), query.order.to(device), key.order.to(device), embeds_BLD.dtype
-        )
+        as_blocks = query is key and takes_block_masks(self.model.config, device)
+        query, key = (TokenPositions(*(values.to(device) for values in positions)) for positions in (query, key))
+        mask = transformers_mask(self.model.config, query, key, embeds_BLD.dtype, as_blocks=as_blocks)
         return self.model.base_model(inputs_embeds=embeds_BLD, attention_mask=mask, **more).last_hidden_state
 
 

@@ -204,12 +204,20 @@ def _reason(error: Exception) -> str:
 
 @lru_cache(maxsize=64)
 def _declared(group: str, state_of_path: tuple[tuple[str, int], ...]) -> tuple[InstalledPart, ...]:
-    """Read the entry points of a group; kept, since that opens a file of each of the hundreds of distributions."""
     parts = []
-    for entry in entry_points(group=group):
+    for entry in _entry_points(state_of_path).select(group=group):
         name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "unknown")
         parts.append(InstalledPart(entry.name, entry.value.replace(":", "."), name, version, entry))
     return tuple(sorted(parts, key=lambda part: (part.name, part.distribution)))
+
+
+@lru_cache(maxsize=4)
+def _entry_points(state_of_path: tuple[tuple[str, int], ...]) -> Any:
+    """Read all entry points; kept, since that opens a file of each of the hundreds of distributions.
+
+    They have a method `select`; their class is another one in Python 3.11 than later.
+    """
+    return entry_points()
 
 
 def _state_of_path() -> tuple[tuple[str, int], ...]:

@@ -15,7 +15,12 @@ from tests.divot_lightning.inference.conftest import llm_run  # noqa: F401
 pytest.importorskip("lmms_eval", reason="needs lmms-eval, in an environment of its own: see the README of this package")
 
 TASKS = Path(__file__).parents[1] / "toy_task"
-SCORES = {"divot_toy_video": "right", "divot_toy_frames": "right", "divot_toy_choice": "acc"}
+SCORES = {
+    "divot_toy_video": "right",
+    "divot_toy_frames": "right",
+    "divot_toy_choice": "acc",
+    "divot_toy_rounds": "right",
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,13 @@ def evaluate(folder, run, output, processes=1):
     return scores, samples
 
 
+def ask_in_rounds(pipeline, video):
+    """Ask as `divot_toy_rounds` does: the second question names the shape that was the first answer."""
+    shape = pipeline.ask(video, "what shape is it ?", max_new_tokens=8).text
+    later = [f"what colour is the {shape} ?", "where does it move ?"]
+    return [shape, *(pipeline.ask(video, question, max_new_tokens=8).text for question in later)]
+
+
 def test_scores_are_those_of_the_pipeline_on_any_number_of_processes(folder, llm_run, tmp_path):  # noqa: F811
     rows = [json.loads(line) for line in (folder / "data/lmms_eval_toy/questions.jsonl").read_text().splitlines()]
     pipeline = DivotPipeline.from_pretrained(llm_run)
@@ -59,6 +71,10 @@ def test_scores_are_those_of_the_pipeline_on_any_number_of_processes(folder, llm
         chosen.append(losses.index(min(losses)))
     right = sum(text == row["answer"] for text, row in zip(texts, rows, strict=True)) / len(rows)
     accuracy = sum(option == row["gold"] for option, row in zip(chosen, rows, strict=True)) / len(rows)
+    docs = [json.loads(line) for line in (folder / "data/lmms_eval_toy/rounds.jsonl").read_text().splitlines()]
+    rounds = [ask_in_rounds(pipeline, doc["video"]) for doc in docs]
+    known = [[doc["shape"], doc["colour"], doc["direction"]] for doc in docs]
+    hits = [said == truth for pair in zip(rounds, known, strict=True) for said, truth in zip(*pair, strict=True)]
     for processes in (1, 2):
         scores, samples = evaluate(folder, llm_run, tmp_path / str(processes), processes)
         assert scores["divot_toy_video"] == pytest.approx(right)
@@ -66,3 +82,34 @@ def test_scores_are_those_of_the_pipeline_on_any_number_of_processes(folder, llm
         said = [samples["divot_toy_video"][number]["filtered_resps"] for number in range(len(rows))]
         assert said == texts
         assert len(samples["divot_toy_frames"]) == len(rows)
+        assert [samples["divot_toy_rounds"][number]["filtered_resps"] for number in range(len(docs))] == rounds
+        assert scores["divot_toy_rounds"] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_rounds_about_the_same_media_encode_it_once(folder, llm_run, monkeypatch):  # noqa: F811
+    from divot_lmms_eval.model import DivotModel
+    from lmms_eval.api.instance import Instance
+
+    encoded, rounds = [], []
+    real = DivotPipeline.encode
+    monkeypatch.setattr(
+        DivotPipeline, "encode", lambda self, media, **options: encoded.append(media) or real(self, media, **options)
+    )
+    first, second = [str(file) for file in sorted((folder / "data/lmms_eval_toy").glob("*.mp4"))[:2]]
+    media = [[first], [first], [second]]
+
+    def to_round(doc, previous_output, round_idx, previous_round_info):
+        rounds.append((len(previous_output), round_idx, previous_round_info))
+        if round_idx == len(media):
+            return None, None, True, previous_output, None
+        return media[round_idx], "where does it move ?", False, previous_output, f"after {round_idx}"
+
+    arguments = ("what shape is it ?", {"max_new_tokens": 3}, lambda doc: media[0], to_round, 0, "toy", "test")
+    about = {"task": "toy", "doc_id": 0, "repeats": 1}
+    model = DivotModel(str(llm_run), device="cpu")
+    model.task_dict = {"toy": {"test": [{}]}}
+    request = Instance("generate_until_multi_round", arguments, 0, about)
+    [answers] = model.generate_until_multi_round([request])
+    assert len(answers) == 3
+    assert encoded == [[first], [second]]
+    assert rounds == [(1, 1, None), (2, 2, "after 1"), (3, 3, "after 2")]

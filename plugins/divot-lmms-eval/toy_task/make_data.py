@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main(shards: Path, output: Path, limit: int = 256) -> None:
-    """Write `questions.jsonl` and the videos that it names.
+    """Write `questions.jsonl`, `rounds.jsonl` with one row per video, and the videos that they name.
 
     Args:
         shards: Folder of tars, such as `data/toy/held_out`.
@@ -29,13 +29,16 @@ def main(shards: Path, output: Path, limit: int = 256) -> None:
     for text in texts.values():
         for asked in text["questions"]:
             answers.setdefault(asked["question"], set()).add(asked["answer"])
+    rounds = list[dict]()
     for key, text in list(texts.items())[:limit]:
+        video = str((output / f"{key}.mp4").resolve())
+        rounds.append({"video": video, **{asked["attribute"]: asked["answer"] for asked in text["questions"]}})
         for asked in text["questions"]:
             options = sorted(answers[asked["question"]])
-            video = str((output / f"{key}.mp4").resolve())
             gold = options.index(asked["answer"])
             rows.append({"video": video, **asked, "options": options, "gold": gold})
-    (output / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, written in (("questions.jsonl", rows), ("rounds.jsonl", rounds)):
+        (output / name).write_text("".join(json.dumps(row) + "\n" for row in written))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 
 from divot_lightning.models.positions import sin_cos_positions
 
@@ -16,3 +17,14 @@ def test_positions_of_a_grid_are_finite_and_distinct(width):
 
 def test_a_single_frequency_is_one():
     torch.testing.assert_close(sin_cos_positions((3,), 2)[:, 0], torch.arange(3.0).sin())
+
+
+@pytest.mark.parametrize("width", [8, 27, 64])
+def test_each_axis_has_the_same_bits_as_the_embedding_of_diffusers(width):
+    each = width // 6 * 2
+    axes = torch.meshgrid(*(torch.arange(count, dtype=torch.float32) for count in (4, 8, 8)), indexing="ij")
+    settings = {"max_period": 100, "downscale_freq_shift": int(each > 2)}
+    expected = torch.cat([get_timestep_embedding(axis.flatten(), each, **settings) for axis in axes], dim=1)
+    positions_LD = sin_cos_positions((4, 8, 8), width)
+    assert torch.equal(positions_LD[:, : 3 * each], expected)
+    assert not positions_LD[:, 3 * each :].any()

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
-from divot_lightning.models.randomness import integer_rows, sample_generators, uniform_rows
+from divot_lightning.models.randomness import integer_rows, normal_rows, sample_generators, uniform_rows
 
 CPU = torch.device("cpu")
 
@@ -33,6 +34,17 @@ def test_one_generator_can_serve_a_batch(source):
     assert torch.equal(uniform_rows(5, generator(), CPU), torch.rand(5, generator=torch.Generator().manual_seed(3)))
     expected = torch.randint(0, 9, (5,), generator=torch.Generator().manual_seed(3))
     assert torch.equal(integer_rows(9, 5, generator(), CPU), expected)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("each", [False, True])
+def test_normal_numbers_have_the_same_bits_as_those_of_diffusers(count, each):
+    def generators():
+        return sample_generators(1, "train", range(count)) if each else torch.Generator().manual_seed(3)
+
+    assert torch.equal(
+        normal_rows((count, 2, 5), generators(), CPU), randn_tensor((count, 2, 5), generator=generators(), device=CPU)
+    )
 
 
 def test_draws_are_uniform():

@@ -81,15 +81,16 @@ def test_strangers_head_is_found_with_its_distribution_and_version(install):
     assert HEADS.load("odd").__name__ == "OddHead"
 
 
-def test_parts_are_read_once_until_a_distribution_is_installed(install, monkeypatch):
+def test_parts_of_all_kinds_are_read_once_until_a_distribution_is_installed(install, monkeypatch):
     before = [head.name for head in HEADS.installed()]
     read = []
-    monkeypatch.setattr(registry, "entry_points", lambda group: read.append(group) or entry_points(group=group))
+    monkeypatch.setattr(registry, "entry_points", lambda: read.append("all") or entry_points())
     assert [head.name for head in HEADS.installed()] == before
     assert read == []
     install("stranger", "odd = stranger_head:OddHead", HEAD_SOURCE.format(name="OddHead"))
     assert sorted([*before, "odd"]) == [head.name for head in HEADS.installed()]
-    assert read == ["divot_lightning.heads"]
+    assert all(kind.installed() for kind in REGISTRIES.values())
+    assert read == ["all"]
 
 
 @pytest.mark.parametrize("find", [HEADS.load, HEADS.resolve])

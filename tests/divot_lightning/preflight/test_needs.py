@@ -25,6 +25,7 @@ from divot_backbones.vision.transformers_vision import TransformersVision
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.gmm import GMMHead
 from divot_lightning.checkpoint.components import save_component
+from divot_lightning.models.block_attention import Attention
 from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
@@ -113,7 +114,9 @@ def _pretrained_like_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[st
     return TokenizerPretraining(tokenizer, detokenizer, OPTIMIZERS.build(optimizer, {})), {"video": video}
 
 
-def _llm_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
+def _llm_stage(
+    folder: Path, optimizer: str, words: int = 3, attention: Attention = "sdpa"
+) -> tuple[Stage, dict[str, Any]]:
     if not (folder / "run").exists():
         save_component(VideoTokenizer(TOKENIZER), folder / "run/tokenizer")
         word_level_tokenizer(["a red circle moves left"]).save_pretrained(folder / "text")
@@ -123,11 +126,17 @@ def _llm_stage(folder: Path, optimizer: str) -> tuple[Stage, dict[str, Any]]:
         text_tokenizer=str(folder / "text"),
         num_queries=4,
         feature_dim=8,
+        attention=attention,
     )
-    segments = [[Clips(1, "read"), Text("a red circle", True)], [Text("a circle", False), Clips(1, "generate")]] * 4
+    text = " ".join(["red"] * words)
+    segments = [[Clips(1, "read"), Text(text, True)], [Text("a circle", False), Clips(1, "generate")]] * 4
     video = torch.zeros(8, 16, 3, 16, 16, dtype=torch.uint8)
     stage = LLMPretraining(GMMHead, str(folder / "run"), config, OPTIMIZERS.build(optimizer, {}))
     return stage, {"segments": segments, "sequences": stage.sequence_collator().lay_out(segments), "video": video}
+
+
+_long_rows_stage = partial(_llm_stage, words=200)
+"""Rows of about 200 tokens, so that masks are a large part of the memory of so small a model."""
 
 
 def _measure(stage: Stage, batch: dict[str, Any]) -> dict[str, int]:
@@ -194,11 +203,11 @@ def test_memory_is_as_predicted(make: Any, optimizer: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("make", [_tokenizer_stage, _checkpointed_stage, _unet_stage, _llm_stage])
+@pytest.mark.parametrize("make", [_tokenizer_stage, _checkpointed_stage, _unet_stage, _llm_stage, _long_rows_stage])
 def test_the_peak_of_a_step_is_within_a_tenth_of_the_measured_one(make: Any, precision: str, tmp_path: Path) -> None:
     stage, batch = make(tmp_path, "adamw")
     needs = model_needs(stage, Layout(precision=precision), averaged=False, max_steps=10, batches={"": batch})
-    if precision == "bf16-true" and make is not _llm_stage:
+    if precision == "bf16-true" and make not in (_llm_stage, _long_rows_stage):
         # These stages compute with float32 pixels, and nothing but autocast brings them together with such weights.
         with pytest.raises(RuntimeError, match=r"d?type"):
             _measured_peak(*make(tmp_path, "adamw"), precision)
@@ -206,6 +215,23 @@ def test_the_peak_of_a_step_is_within_a_tenth_of_the_measured_one(make: Any, pre
         assert needs.device is None
         return
     assert needs.activations[""] == pytest.approx(_measured_peak(*make(tmp_path, "adamw"), precision), rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_block_masks_on_cuda_need_none_of_the_memory_of_dense_masks(precision: str, tmp_path: Path) -> None:
+    def activations(attention: Attention, device: str) -> int:
+        stage, batch = _long_rows_stage(tmp_path, "adamw", attention=attention)
+        layout = Layout(precision=precision, device=device)
+        needs = model_needs(stage, layout, averaged=False, max_steps=10, batches={"": batch})
+        rows, length = batch["sequences"].ids_BL.shape
+        masks.append(2 * rows * length**2 * (4 if precision == "32-true" else 2))  # in both layers
+        return needs.activations[""]
+
+    masks: list[int] = []
+    dense, blocks = (activations(attention, "cuda") for attention in ("sdpa", "auto"))
+    assert dense - blocks == masks[0]
+    assert activations("flex", "cuda") == blocks
+    assert activations("auto", "cpu") == activations("sdpa", "cpu")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

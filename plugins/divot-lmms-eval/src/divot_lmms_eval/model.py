@@ -96,17 +96,18 @@ class DivotModel(lmms):
     def _rounds(self, request: Instance) -> list[str]:
         context, settings, to_media, to_round, doc_id, task, split = request.args
         doc = self.task_dict[task][split][doc_id]
-        media, answers, info = to_media(doc), list[str](), None
+        media, since, answers, info = to_media(doc), 0, list[str](), None
         while True:
-            key = (task, split, doc_id, len(answers))
-            features = self.media.encode(key, media)
+            features = self.media.encode((task, split, doc_id, since), media)
             [text] = self.answering.answer([context], [features], decoding_of(settings))
             answers.append(until(text, settings.get("until")))
-            media, context, ends, given, info = to_round(
+            following, context, ends, given, info = to_round(
                 doc, previous_output=answers, round_idx=len(answers), previous_round_info=info
             )
             if ends:
                 return list(given)
+            if following != media:
+                media, since = following, len(answers)
 
     def _scored(self, request: Instance) -> tuple[str, str, ClipFeatures]:
         """Return question, answer and features of a request; lmms-eval gives no document where neither is asked of."""

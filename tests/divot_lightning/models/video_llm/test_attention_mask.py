@@ -6,9 +6,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.attention_mask import (
+    TokenPositions,
     additive_mask,
-    mixed_attention_mask,
-    query_blocks,
+    dense_mask,
+    row_positions,
     sliding_window,
     transformers_mask,
 )
@@ -28,7 +29,8 @@ def batch_of(samples_, generation_mode, num_queries=2, packing=False):
 
 
 def mask_of(batch, generation_mode):
-    return mixed_attention_mask(batch.samples_BL, query_blocks(batch.token_kind_BL, batch.clips_BL, generation_mode))
+    positions = row_positions(batch, generation_mode)
+    return dense_mask(positions, positions)
 
 
 def attends(positions, generation_mode, query, key):
@@ -111,25 +113,27 @@ def test_unmodified_models_attend_exactly_where_the_mask_says(name, attention):
     layout = SequenceLayout(3, "query_bidirectional")
     built = [build_sequence(part, encode, SPECIAL, layout) for part in (sample, [Text("5 6", True)])]
     batch = collate_sequences(built, pad_id=0, rows=[[0, 1]])
-    mask_BLL = mask_of(batch, "query_bidirectional")
-    order_L = torch.arange(mask_BLL.shape[1])[None]
-    mask = transformers_mask(model.config, mask_BLL, order_L, order_L, torch.float32)
+    mask_BLL, positions = mask_of(batch, "query_bidirectional"), row_positions(batch, "query_bidirectional")
+    mask = transformers_mask(model.config, positions, positions, torch.float32)
     length = mask_BLL.shape[1]
-    distance = order_L[0][:, None] - order_L[0][None, :]
+    distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
     reach = torch.eye(length)
     for window in windows(name, length):
         reach = ((mask_BLL[0] & (distance < window)).float() @ reach > 0).float()
     assert torch.equal(influence(model, mask, length), reach > 0)
 
 
+def causal_positions(rows, length):
+    order = torch.arange(length).expand(rows, -1)
+    return TokenPositions(order, torch.zeros_like(order), torch.full_like(order, -1))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_causal_mask_equals_the_models_own(name):
     embeds = torch.randn(2, 9, 16)
-    causal = torch.ones(2, 9, 9, dtype=torch.bool).tril()
     for attention in ("sdpa", "eager"):
         model = build(name, attention)
-        order_L = torch.arange(9)[None]
-        mask = transformers_mask(model.config, causal, order_L, order_L, torch.float32)
+        mask = transformers_mask(model.config, *[causal_positions(2, 9)] * 2, torch.float32)
         with torch.no_grad():
             ours = model.base_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
             own = model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
@@ -143,14 +147,12 @@ def test_models_without_windowed_layers_have_no_window():
 
 def test_an_attention_that_takes_no_mask_is_refused():
     config = AutoConfig.for_model("llama", attn_implementation="flash_attention_2")
-    mask, order = torch.ones(1, 2, 2, dtype=torch.bool), torch.arange(2)[None]
     with pytest.raises(UserError, match="flash_attention_2"):
-        transformers_mask(config, mask, order, order, torch.float32)
+        transformers_mask(config, *[causal_positions(1, 2)] * 2, torch.float32)
 
 
 def test_layers_of_another_kind_are_refused():
     config = AutoConfig.for_model("llama4_text", num_hidden_layers=2)
-    mask, order = torch.ones(1, 2, 2, dtype=torch.bool), torch.arange(2)[None]
     config._attn_implementation = "sdpa"
     with pytest.raises(UserError, match="chunked_attention"):
-        transformers_mask(config, mask, order, order, torch.float32)
+        transformers_mask(config, *[causal_positions(1, 2)] * 2, torch.float32)

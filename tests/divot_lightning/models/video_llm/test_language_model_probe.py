@@ -93,7 +93,7 @@ def test_models_that_fit_pass(name):
 @pytest.mark.parametrize("name", FITTING_EAGER)
 def test_models_that_fit_with_eager_attention_pass_with_it_and_are_refused_without(name):
     probe_language_model(build(name, FITTING_EAGER[name], "eager"), "query_bidirectional")
-    with pytest.raises(UserError, match=r"set llm\.attention to eager"):
+    with pytest.raises(UserError, match=r"set llm\.attention to auto"):
         language_model_from_config({"model_type": name, **SIZES, **FITTING_EAGER[name]}, "sdpa")
 
 
