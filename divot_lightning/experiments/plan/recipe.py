@@ -21,7 +21,7 @@ another recipe, and `options: {llm: {...}}` changes options of the steps.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -95,7 +95,7 @@ def parse_recipe(content: Mapping[str, Any]) -> Experiment:
     for key in ("title", "steps"):
         if not content.get(key):
             raise UserError(f"`{key}` is missing; an experiment needs title and steps.")
-    steps = _parse_steps(content["steps"])
+    steps = tuple(_parse_step(entry) for entry in content["steps"])
     names = [step.name for step in steps]
     if len(set(names)) < len(names):
         raise UserError(f"steps share a name: {', '.join(names)}; give each its own.")
@@ -115,14 +115,6 @@ def parse_recipe(content: Mapping[str, Any]) -> Experiment:
     )
     _check(recipe, names)
     return recipe
-
-
-def _parse_steps(entries: Iterable[Any]) -> tuple[PipelineStep, ...]:
-    steps = tuple(_parse_step(entry) for entry in entries)
-    names = [step.name for step in steps]
-    if len(set(names)) < len(names):
-        raise UserError(f"steps share a name: {', '.join(names)}; give each its own.")
-    return steps
 
 
 def _parse_step(entry: Any) -> PipelineStep:
