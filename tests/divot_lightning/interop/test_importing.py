@@ -266,7 +266,7 @@ def test_an_error_while_writing_leaves_nothing(released_file, tmp_path, monkeypa
 
 def test_an_existing_folder_is_not_overwritten(released_file, tmp_path):
     (tmp_path / "detokenizer").mkdir()
-    with pytest.raises(UserError, match="overwrites nothing"):
+    with pytest.raises(UserError, match="nothing is overwritten"):
         import_detokenizer(released_file, tmp_path / "detokenizer", config())
 
 
