@@ -14,7 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from divot_lightning.checkpoint.tensor_file import TensorSpec
 from divot_lightning.errors import UserError
 
-_SAME_STATES = {"DeepSpeedCPUAdam": "AdamW", "FusedAdam": "AdamW", "Adam": "AdamW", "Float32Muon": "Muon"}
+_SAME_STATES = {
+    **dict.fromkeys(("DeepSpeedCPUAdam", "FusedAdam", "Adam"), "AdamW"),
+    **dict.fromkeys(("Float32Muon", "PartitionedMuon"), "Muon"),
+}
 
 
 class OptimizerEntry(NamedTuple):

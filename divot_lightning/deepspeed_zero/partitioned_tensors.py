@@ -5,7 +5,7 @@ is the float32 tensor that the optimizer steps; its states have the same form. A
 across several: `Fragment` says where.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed
 
 from divot_lightning.checkpoint.module_tensors import ModuleTensors, copy_into
-from divot_lightning.checkpoint.optimizer_state import OptimizerEntry, family
+from divot_lightning.checkpoint.optimizer_state import OptimizerEntry, family, leaf_optimizers
 from divot_lightning.checkpoint.tensor_file import TensorSpec
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
@@ -21,6 +21,10 @@ from divot_lightning.models.weights import full_shape
 
 _MASTERS = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
 """Attributes with the partitions in DeepSpeed's optimizers for stages 1 and 2, for bfloat16, and for stage 3."""
+
+
+_MEMBERS = ("bit16_groups", "bf16_groups", "fp16_groups")
+"""Attributes with the parameters of each partition."""
 
 
 class Fragment(NamedTuple):
@@ -114,7 +118,7 @@ class PartitionedTensors:
         """Return the optimizer of each parameter and the states that it keeps now."""
         return {
             name: OptimizerEntry(
-                family(self.zero.optimizer),
+                family(self._optimizer(fragment.master)),
                 {
                     key: self._state_spec(name, key, value)
                     for key, value in self._state(fragment.master).items()
@@ -143,7 +147,7 @@ class PartitionedTensors:
         for key, value in values.items():
             if tuple(value.shape) != full_shape(self.tensors.trained[name]):
                 self._check_step(index, name, float(value))
-                compiled = type(self.zero.optimizer).__name__ == "DeepSpeedCPUAdam"
+                compiled = type(self._optimizer(index)).__name__ == "DeepSpeedCPUAdam"
                 state[key] = int(value) if compiled else value.clone()
                 continue
             if key not in state:
@@ -167,7 +171,14 @@ class PartitionedTensors:
             persistent[0].all_gather(persistent)
 
     def _state(self, index: int) -> dict[str, Any]:
-        return self.zero.optimizer.state[self.masters[index]]
+        return self._optimizer(index).state[self.masters[index]]
+
+    def _optimizer(self, index: int) -> Any:
+        """Return the optimizer of a partition: the whole one, or one of its parts."""
+        groups = getattr(self.zero, "sub_group_to_group_id", None)
+        wanted = self.zero.optimizer.param_groups[index if groups is None else groups[index]]
+        parts = leaf_optimizers([self.zero.optimizer])
+        return next(part for part in parts if any(group is wanted for group in part.param_groups))
 
     def _is_partition(self, index: int, value: Any) -> bool:
         return isinstance(value, Tensor) and value.shape == self.masters[index].shape
@@ -210,6 +221,31 @@ def fragment_of(parameter: Any, zero: Any) -> Fragment:
         return Fragment(index, 0, 0, 0)
     here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
     return Fragment(mapping.param_group_index, here.start, there.start, here.numel)
+
+
+def whole_matrices(zero: Any, partition: Tensor, values: Tensor) -> Iterator[tuple[int, int, int, Tensor]]:
+    """Gather the parameters that lie in a partition, one after the other, on all ranks.
+
+    Args:
+        zero: DeepSpeed's ZeRO optimizer.
+        partition: One of its partitions.
+        values: In the form of the partition, for example gradients.
+
+    Yields:
+        The start, offset and length of its `Fragment`, and the values of the whole parameter, on the device of the run.
+    """
+    masters = next(getattr(zero, name) for name in _MASTERS if hasattr(zero, name))
+    groups = next(getattr(zero, name) for name in _MEMBERS if hasattr(zero, name))
+    index = next(number for number, master in enumerate(masters) if master is partition)
+    for parameter in groups[index]:
+        fragment, shape = fragment_of(parameter, zero), full_shape(parameter)
+        whole = torch.zeros(torch.Size(shape).numel(), dtype=values.dtype, device=_device())
+        if fragment.length:
+            part = values.narrow(0, fragment.start, fragment.length)
+            whole.narrow(0, fragment.offset, fragment.length).copy_(part)
+        if distributed.get_world_size() > 1:
+            distributed.all_reduce(whole)
+        yield *fragment[1:], whole.view(shape)
 
 
 def _gathered(tensor: Tensor, modifier_rank: int | None = None) -> Any:

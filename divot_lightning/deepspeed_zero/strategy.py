@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,10 @@ from torch.nn import Module
 from torch.optim import AdamW, Optimizer
 
 from divot_lightning.checkpoint.module_tensors import sort_tensors
+from divot_lightning.checkpoint.optimizer_state import leaf_optimizers
 from divot_lightning.deepspeed_zero.deepspeed_setup import prepare_deepspeed_for_cpu, require_deepspeed
 from divot_lightning.deepspeed_zero.offload import offloaded_adamw
-from divot_lightning.deepspeed_zero.partitioned_tensors import PartitionedTensors
+from divot_lightning.deepspeed_zero.partitioned_tensors import PartitionedTensors, whole_matrices
 from divot_lightning.deepspeed_zero.sharded_weights import ShardedWeights, half_precision, refuse_scalar
 from divot_lightning.errors import UserError
 from divot_lightning.models.weights import held_by, is_sharded
@@ -72,8 +74,8 @@ class DivotDeepSpeedStrategy(DeepSpeedStrategy):
         assert isinstance(self.config, dict)
         zero = self.config["zero_optimization"]
         zero["stage3_param_persistence_threshold"] = persistence_elements
-        if torch_adam:
-            self.config["zero_force_ds_cpu_optimizer"] = False
+        # DeepSpeed would refuse any optimizer but its own; `adamw` below chooses that one where it can.
+        self.config["zero_force_ds_cpu_optimizer"] = False
         merge_settings(self.config, config or {})
         self.offloads = bool(zero.get("offload_optimizer"))
         self.torch_adam = torch_adam
@@ -140,6 +142,10 @@ class DivotDeepSpeedStrategy(DeepSpeedStrategy):
         restore_buffers(buffers)
         self._autocast(model)
         self._allow_skipped_steps()
+        zero: Any = self.deepspeed_engine.optimizer
+        for part in leaf_optimizers([zero.optimizer]):
+            if hasattr(part, "whole_matrices"):
+                part.whole_matrices = partial(whole_matrices, zero)
 
     def _initialize_deepspeed_inference(self, model: Module) -> None:
         buffers = float32_buffers(model)

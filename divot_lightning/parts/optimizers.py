@@ -28,12 +28,15 @@ class TrainedParameter:
         shape: Shape of the whole parameter.
         is_inner_matrix: Whether it is the weight of a linear layer between hidden states: no embedding, no position, no
             query, no layer that reads or writes data.
+        is_partitioned: Whether ZeRO trains it, which replaces the parameters of a group by flat partitions of all of
+            them.
     """
 
     name: str
     value: nn.Parameter
     shape: tuple[int, ...]
     is_inner_matrix: bool = False
+    is_partitioned: bool = False
 
 
 @dataclass(frozen=True)

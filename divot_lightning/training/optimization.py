@@ -12,7 +12,11 @@ from divot_lightning.parts.optimizers import TrainedParameter, TrainingOptimizer
 
 
 def configure_optimizer(
-    module: nn.Module, settings: TrainingOptimizer, total_steps: int, adamw: type[Optimizer] = AdamW
+    module: nn.Module,
+    settings: TrainingOptimizer,
+    total_steps: int,
+    adamw: type[Optimizer] = AdamW,
+    is_partitioned: bool = False,
 ) -> OptimizerLRSchedulerConfig:
     """Build what a stage's `configure_optimizers` returns, for the parameters that require gradients.
 
@@ -21,20 +25,21 @@ def configure_optimizer(
         settings: The optimizer.
         total_steps: Optimizer steps of the whole run.
         adamw: The class to use as AdamW; it takes the arguments of torch's AdamW.
+        is_partitioned: Whether ZeRO trains the module.
 
     Returns:
         Optimizer and a schedule that is stepped after every optimizer step.
     """
-    optimizer = settings.build(trained_parameters(module), adamw)
+    optimizer = settings.build(trained_parameters(module, is_partitioned), adamw)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: settings.lr_fraction(step, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def trained_parameters(module: nn.Module) -> list[TrainedParameter]:
+def trained_parameters(module: nn.Module, is_partitioned: bool = False) -> list[TrainedParameter]:
     """Return the parameters that require gradients, in the module's order."""
     inner = {id(value) for value in inner_matrices(module)}
     return [
-        TrainedParameter(name, value, tuple(full_shape(value)), id(value) in inner)
+        TrainedParameter(name, value, tuple(full_shape(value)), id(value) in inner, is_partitioned)
         for name, value in module.named_parameters()
         if value.requires_grad
     ]

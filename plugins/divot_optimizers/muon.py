@@ -1,13 +1,15 @@
 """Muon for the matrices inside a network, AdamW for all else, as one optimizer."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, _zeropower_via_newtonschulz
 
 from divot_lightning.errors import require_at_least
 from divot_lightning.parts.optimizers import TrainedParameter
@@ -30,8 +32,6 @@ class MuonOptimizer(AdamWOptimizer):
             times as long: a toy tokenizer step took 2.6 CPU-seconds instead of 0.3.
     """
 
-    needs_whole_parameters: ClassVar[bool] = True
-
     matrix_lr: float = 6e-3
     iteration_dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
@@ -44,10 +44,15 @@ class MuonOptimizer(AdamWOptimizer):
         matrices = [entry.value for entry in parameters if entry.is_inner_matrix]
         if self.iteration_dtype == "bfloat16" and any(value.device.type == "cpu" for value in matrices):
             _warn_of_slow_bfloat16()
-        kind = Muon if self.iteration_dtype == "bfloat16" else Float32Muon
-        muon = kind(matrices, lr=self.matrix_lr, weight_decay=self.weight_decay, adjust_lr_fn="match_rms_adamw")
         others = [entry for entry in parameters if not entry.is_inner_matrix]
-        return JointOptimizer([muon, super().build(others, adamw)])
+        return JointOptimizer([self._muon(matrices, parameters[0].is_partitioned), super().build(others, adamw)])
+
+    def _muon(self, matrices: list[nn.Parameter], are_partitioned: bool) -> Optimizer:
+        in_float32 = self.iteration_dtype == "float32"
+        if are_partitioned:
+            return PartitionedMuon(matrices, self.matrix_lr, self.weight_decay, in_float32)
+        kind = Float32Muon if in_float32 else Muon
+        return kind(matrices, lr=self.matrix_lr, weight_decay=self.weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
 def _warn_of_slow_bfloat16() -> None:
@@ -74,6 +79,60 @@ class Float32Muon(Muon):
                 # 0.2 is the root mean square of AdamW's updates (arXiv:2502.16982, section 2.2).
                 value.add_(update, alpha=-group["lr"] * 0.2 * max(value.shape) ** 0.5)
         return loss
+
+
+Piece = tuple[int, int, int, Tensor]
+"""Of a matrix in a partition: its first element there, its first element in the matrix, their number (0 if other
+processes have it), and the whole matrix."""
+
+
+class PartitionedMuon(Optimizer):
+    """Muon on ZeRO's partitions, in which matrices lie end to end and may be cut; it takes the steps of whole matrices.
+
+    Momentum has the form of the partitions. In each step all processes gather one matrix after the other.
+
+    Attributes:
+        whole_matrices: Function of a partition and of values in its form that gives the pieces of the values. ZeRO's
+            strategy sets it after it has made the partitions.
+
+    Args:
+        params: Matrices, which ZeRO replaces by its partitions.
+        lr: Learning rate, scaled to AdamW's update size.
+        weight_decay: Decoupled weight decay.
+        in_float32: Iterate in float32 instead of bfloat16.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, in_float32: bool) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+        self.whole_matrices: Callable[[Tensor, Tensor], Iterable[Piece]] | None = None
+        self._orthogonalize: Callable[[Tensor], Tensor] = (
+            partial(orthogonalized, a=DEFAULT_A, b=DEFAULT_B, c=DEFAULT_C)
+            if in_float32
+            else partial(
+                _zeropower_via_newtonschulz, ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C), ns_steps=5, eps=1e-7
+            )
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update all partitions that have gradients; all processes call it together."""
+        loss = torch.enable_grad()(closure)() if closure else None
+        for group in self.param_groups:
+            for partition in (value for value in group["params"] if value.grad is not None):
+                self._update(partition, group)
+        return loss
+
+    def _update(self, partition: Tensor, group: dict[str, Any]) -> None:
+        assert partition.grad is not None
+        assert self.whole_matrices is not None, "the strategy sets it"
+        momentum = self.state[partition].setdefault("momentum_buffer", torch.zeros_like(partition.grad))
+        momentum.lerp_(partition.grad, 1 - group["momentum"])
+        ahead = partition.grad.lerp(momentum, group["momentum"])
+        partition.mul_(1 - group["lr"] * group["weight_decay"])
+        for start, offset, length, matrix in self.whole_matrices(partition, ahead):
+            update = self._orthogonalize(matrix).flatten()[offset : offset + length].to(partition.device)
+            # As in `Float32Muon`.
+            partition[start : start + length].add_(update, alpha=-group["lr"] * 0.2 * max(matrix.shape) ** 0.5)
 
 
 def orthogonalized(matrix: Tensor, a: float, b: float, c: float, steps: int = 5) -> Tensor:
@@ -109,13 +168,17 @@ class JointOptimizer(Optimizer):
         self._share_groups()
 
     def step(self, closure: Any = None) -> Any:
-        """Update all parameters."""
+        """Update the parameters of `param_groups`: all of them, or those that ZeRO leaves there for a moment."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        now = {id(group) for group in self.param_groups}
         for part in self.parts:
+            every = part.param_groups
+            part.param_groups = [group for group in every if id(group) in now]
             part.step()
+            part.param_groups = every
         return loss
 
     def state_dict(self) -> dict[str, Any]:

@@ -262,7 +262,7 @@ class Stage(LightningModule):
             )
         adamw = self._zero.adamw() if self._zero is not None else AdamW
         steps = int(self.trainer.estimated_stepping_batches)
-        return configure_optimizer(self, self.optimizer_config, steps, adamw)
+        return configure_optimizer(self, self.optimizer_config, steps, adamw, is_partitioned=self._zero is not None)
 
 
 def batch_generators(batch: Mapping[str, Any], purpose: str) -> list[torch.Generator] | None:

@@ -12,10 +12,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from divot_lightning.checkpoint.rng_state import RandomStates
 from divot_lightning.checkpoint.step_checkpoint import CheckpointConfig, StepCheckpoint
+from divot_lightning.deepspeed_zero.strategy import DivotDeepSpeedStrategy
 from divot_lightning.models.weights import full_shape
+from divot_lightning.training.optimization import configure_optimizer
+from divot_optimizers.muon import MuonOptimizer
 
 WIDTH = 5
 GLOBAL_BATCH = 6
+MUON = MuonOptimizer(lr=0.01, matrix_lr=0.05, warmup_steps=0, iteration_dtype="float32")
 
 
 class Base(nn.Linear):
@@ -83,6 +87,9 @@ class TinyStage(LightningModule):
         self.log("validation/loss", self.net(batch["value"]).square().mean())
 
     def configure_optimizers(self) -> Any:
+        if self.optimizer_name == "muon":
+            is_partitioned = isinstance(self.trainer.strategy, DivotDeepSpeedStrategy)
+            return configure_optimizer(self, MUON, total_steps=10, is_partitioned=is_partitioned)
         trained = [value for value in self.parameters() if value.requires_grad]
         groups = [
             {"params": [value for value in trained if len(full_shape(value)) > 1], "weight_decay": 0.1},

@@ -1,5 +1,7 @@
 """Every stage under ZeRO with real processes: the same losses, gradients and components as in one process."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning import Trainer
@@ -17,6 +19,7 @@ from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.testing import run_distributed
 from divot_lightning.training.export import ComponentExport
+from divot_optimizers.muon import MuonOptimizer
 from tests.divot_lightning.training.tiny_stages import Settings, make_stage, with_sequences
 
 STAGES = ("tokenizer", "captioning", "refinement", "pretraining", "tuning", "adaptation")
@@ -135,10 +138,20 @@ def assert_same_components(actual, expected, label):
 ACCUMULATED = {("tokenizer", 1), ("pretraining", 2), ("refinement", 3)}
 WITH_TWO = [(name, stage, 1 + ((name, stage) in ACCUMULATED)) for stage in (1, 2, 3) for name in STAGES]
 WITH_THREE = [("refinement", 1, 1), ("tuning", 2, 1), ("pretraining", 3, 1)]
+MUON = MuonOptimizer(lr=3e-3, matrix_lr=3e-3, warmup_steps=2, iteration_dtype="float32")
+WITH_MUON = [("tokenizer", 1, 1), ("refinement", 2, 1), ("tokenizer", 3, 1), ("tuning", 3, 2)]
 
 
 @pytest.mark.parametrize(("world", "cases"), [(2, WITH_TWO), (3, WITH_THREE)], ids=["two", "three"])
 def test_every_stage_trains_under_zero_as_in_one_process(settings, world, cases, tmp_path):
+    check_zero(settings, world, cases, tmp_path)
+
+
+def test_muon_takes_the_same_steps_under_zero_as_in_one_process(settings, tmp_path):
+    check_zero(replace(settings, optimizer=MUON), 2, WITH_MUON, tmp_path)
+
+
+def check_zero(settings, world, cases, tmp_path):
     every = run_distributed(fit_all, world, settings, cases, tmp_path, timeout=600)
     assert all(ranks == every[0] for ranks in every)
     alone = {}

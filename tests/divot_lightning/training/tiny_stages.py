@@ -25,17 +25,19 @@ class Settings:
     tokenizer: Any
     detokenizer: Any
     llm: Any
+    optimizer: Any = OPTIMIZER
 
 
 def make_stage(name, settings):
     run, llm_run = str(settings.folder / "tokenizer_run"), str(settings.folder / "llm_run")
+    optimizer = settings.optimizer
     makers = {
-        "tokenizer": lambda: TokenizerPretraining(settings.tokenizer, settings.detokenizer, OPTIMIZER, 0.3),
-        "captioning": lambda: CaptioningPretraining(settings.tokenizer, settings.llm, OPTIMIZER),
-        "refinement": lambda: DetokenizerRefinement(run, OPTIMIZER, condition_dropout=0.5),
-        "pretraining": lambda: LLMPretraining(GMMHead, run, settings.llm, OPTIMIZER, statistics_batches=2),
-        "tuning": lambda: InstructionTuning(llm_run, OPTIMIZER, freeze=["input_projector"]),
-        "adaptation": lambda: DetokenizerAdaptation(llm_run, run, OPTIMIZER, candidates=2, nearest_per="token"),
+        "tokenizer": lambda: TokenizerPretraining(settings.tokenizer, settings.detokenizer, optimizer, 0.3),
+        "captioning": lambda: CaptioningPretraining(settings.tokenizer, settings.llm, optimizer),
+        "refinement": lambda: DetokenizerRefinement(run, optimizer, condition_dropout=0.5),
+        "pretraining": lambda: LLMPretraining(GMMHead, run, settings.llm, optimizer, statistics_batches=2),
+        "tuning": lambda: InstructionTuning(llm_run, optimizer, freeze=["input_projector"]),
+        "adaptation": lambda: DetokenizerAdaptation(llm_run, run, optimizer, candidates=2, nearest_per="token"),
     }
     return makers[name]()
 
