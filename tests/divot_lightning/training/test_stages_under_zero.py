@@ -139,7 +139,7 @@ ACCUMULATED = {("tokenizer", 1), ("pretraining", 2), ("refinement", 3)}
 WITH_TWO = [(name, stage, 1 + ((name, stage) in ACCUMULATED)) for stage in (1, 2, 3) for name in STAGES]
 WITH_THREE = [("refinement", 1, 1), ("tuning", 2, 1), ("pretraining", 3, 1)]
 MUON = MuonOptimizer(lr=3e-3, matrix_lr=3e-3, warmup_steps=2, iteration_dtype="float32")
-WITH_MUON = [("tokenizer", 1, 1), ("refinement", 2, 1), ("tokenizer", 3, 1), ("tuning", 3, 2)]
+WITH_MUON = [("refinement", 2, 1), ("tokenizer", 3, 1)]
 
 
 @pytest.mark.parametrize(("world", "cases"), [(2, WITH_TWO), (3, WITH_THREE)], ids=["two", "three"])
