@@ -66,13 +66,13 @@ def heads_as_variants(recipe: str, heads: Sequence[str]) -> dict[str, Any]:
     from divot_lightning.parts.registries.kinds import HEADS
 
     known = {**load_recipe("ablations/heads").vary["head"], **load_recipe(recipe).vary["head"]}
+    variants = {name: known.get(name, {"llm": {"model.head": name}}) for name in heads}
     short_names = {head.name for head in HEADS.installed()}
-    for name in heads:
-        if name in known:
-            continue
+    for variant in variants.values():
+        name = variant["llm"]["model.head"]
         HEADS.resolve(name)
         if name not in short_names:
             raise UserError(f"--heads {name}: give the short name; installed: {', '.join(sorted(short_names))}")
     if MAIN_HEAD not in heads:
         raise UserError(f"--heads {' '.join(heads)} lacks {MAIN_HEAD}, which the later stages train with; add it")
-    return {"vary": {"head": {name: known.get(name, {"llm": {"model.head": name}}) for name in heads}}}
+    return {"vary": {"head": variants}}

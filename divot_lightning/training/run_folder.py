@@ -20,14 +20,13 @@ from typing import Any
 
 import yaml
 
+from divot_datamodules.loading.skipped_samples import SKIPPED_FOLDER
 from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
 from divot_lightning.errors import UserError
 from divot_lightning.io.renamed import OLD_SKIPPED
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
-SKIPPED = "skipped"
-"""Folder of lists of skipped samples. A run that never took a step may leave it, indexes and a lock."""
 DATA = "data"
 TENSORBOARD = "tensorboard"
 FINISHED = "finished.json"
@@ -48,7 +47,7 @@ def require_free(run: Path) -> None:
         return
     if not run.is_dir():
         raise UserError(f"--run {run} is a file; give a folder that does not exist yet.")
-    leftovers = (SKIPPED, OLD_SKIPPED, DATA, LOCK, STOPPED)
+    leftovers = (SKIPPED_FOLDER, OLD_SKIPPED, DATA, LOCK, STOPPED)  # of a run that never took a step
     entries = sorted(path.name for path in run.iterdir() if path.name not in leftovers)
     if not entries:
         return

@@ -58,8 +58,8 @@ class GMMHead(GenerationHead):
                 K*C*L numbers per token come from a projector of their own.
             shared_component: Whether all tokens of a clip have the same component, so that they fit each other.
             relaxation: Fraction of each target that all components learn in equal parts while training, at least 0
-                and below 1; 0 in the paper. With 0, a component that explains no target best learns nothing, and most
-                components stay unused. 0.1 keeps them in use.
+                and below 1; 0 in the paper. With 0, only the component that explains a target best learns from it, and
+                a hidden state ends with one or two of them. With 0.1 most of them are used.
             projector_dim: Channels between the two layers of the projector, at least 1; None for as many as it has
                 outputs, as in the paper, with a cost that grows with the square of K.
         """

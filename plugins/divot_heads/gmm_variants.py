@@ -77,9 +77,9 @@ def relaxed(joint_XK: Tensor, relaxation: float) -> Tensor:
     """Return the log-likelihood of a mixture, with a fraction of it replaced by the mean over the components.
 
     This is (1 - e) log sum_k exp(j_k) + e mean_k j_k, for j_k = log w_k N_k(x) and the fraction e. Its gradient is
-    that of a mixture in which component k has the responsibility (1 - e) r_k + e / K. In many dimensions r is nearly 1
-    for one component and 0 for the others, from the first step on: with e = 0 the others do not move, and never become
-    the best.
+    that of a mixture in which component k has the responsibility (1 - e) r_k + e / K. In many dimensions r is soon
+    nearly 1 for one component and 0 for the others. With e = 0 the others then do not move, so they are not chosen
+    later either; with e > 0 they still move towards the targets, and can come back.
 
     Args:
         joint_XK: log w_k N_k(x).

@@ -7,6 +7,8 @@ from divot_lightning.cli import quickstart
 from divot_lightning.errors import UserError
 from divot_lightning.experiments import run as run_module
 from divot_lightning.experiments.plan.recipe import load_recipe
+from divot_lightning.parts.registries.kinds import HEADS
+from divot_lightning.parts.registries.registry import Registry
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +72,11 @@ def test_variants_of_a_head_can_be_compared_by_their_names_in_the_ablation(tmp_p
     command = next(step.command for step in unchecked if step.name == "llm_gmm_relaxed_0")
     assert command[command.index("--model.head") + 1] == "gmm"
     assert command[command.index("--model.head.relaxation") + 1] == "0.1"
+
+
+def test_a_variant_of_a_head_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    here = [head for head in HEADS.installed() if head.name != "flow"]
+    monkeypatch.setattr(Registry, "installed", lambda self: here)
+    with pytest.raises(UserError, match="flow"):
+        quickstart.main(["--folder", str(tmp_path / "new"), "--heads", "gmm", "flow"])
+    assert not (tmp_path / "new").exists()

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from divot_lightning.cli.data.media_options import add_media_options
 from divot_lightning.io.command_parser import CommandParser
 from divot_lightning.io.quick_imports import quick_imports
 
@@ -24,14 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--input", required=True, help="videos: folder, tar, glob, brace expansion, URL or jsonl")
     parser.add_argument("--output", required=True, help="folder of the feature shards")
-    parser.add_argument("--media-root", help="folder of the relative paths in a jsonl (default: that of the jsonl)")
-    parser.add_argument(
-        "--media-from",
-        choices=("root", "disk", "anywhere"),
-        default="disk",
-        help="allowed media paths in a jsonl: below the media root only, anywhere on this machine's disks, or also "
-        "URLs (default: disk)",
-    )
+    add_media_options(parser)
     parser.add_argument("--size", type=int, help="height and width of the clips (default: as in the tokenizer's run)")
     parser.add_argument("--frames", type=int, help="frames per clip (default: as in the tokenizer's run)")
     parser.add_argument("--fps", type=float, help="frames per second of the clips (default: as in the tokenizer's run)")

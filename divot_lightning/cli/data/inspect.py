@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from divot_lightning.cli.data.media_options import add_media_options
 from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.io.command_parser import CommandParser
 
@@ -37,16 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     """Add how the source is read."""
-    parser.add_argument(
-        "--media-root", help="folder or URL of the relative paths in a jsonl (default: that of the jsonl)"
-    )
-    parser.add_argument(
-        "--media-from",
-        choices=("root", "disk", "anywhere"),
-        default="disk",
-        help="allowed media paths in a jsonl: below the media root only, anywhere on this machine's disks, or also "
-        "URLs (default: disk)",
-    )
+    add_media_options(parser)
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per CPU, at most 8)")
     parser.add_argument(
         "--deadline",

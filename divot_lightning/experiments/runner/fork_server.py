@@ -26,8 +26,8 @@ from divot_lightning.io.quick_imports import quick_imports
 
 IMPORTS = ("divot_lightning.training.runs", "divot_lightning.experiments.measure")
 """What the steps of an experiment import; with it comes everything that takes long."""
-MESSAGE_BYTES = 2**17
-"""More than a command line of Linux has words for (MAX_ARG_STRLEN)."""
+MESSAGE_BYTES = 2**20
+"""More than a socket sends at once (212,992 bytes by default), so no message is cut; a longer one cannot be sent."""
 MAX_FILES = 8
 LOOK_SECONDS = 0.1
 PYTHON = (sys.executable, "-m")

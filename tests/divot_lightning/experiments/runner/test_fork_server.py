@@ -181,6 +181,18 @@ def test_without_its_server_a_job_goes_on_with_fresh_processes(module, tmp_path)
     assert (tmp_path / "log").read_text() == "done\ndone\n"
 
 
+def test_a_command_too_long_for_a_message_starts_fresh_and_other_processes_go_on(module, tmp_path):
+    starter = ProcessStarter(2, fork=True)
+    command = module("import sys, time; time.sleep(float(sys.argv[1])); print(sum(map(len, sys.argv[2:])))")
+    with (tmp_path / "log").open("wb") as log:
+        short = starter.start((*command, "2"), log, [0], [])
+        long = starter.start((*command, "0", *["x" * 100_000] * 3), log, [1], [])
+        assert isinstance(long, subprocess.Popen)
+        assert (ended(long), ended(short)) == (0, 0)
+    starter.close()
+    assert (tmp_path / "log").read_text() == "300000\n0\n"
+
+
 @pytest.mark.parametrize(("gpus", "slots"), [("0", [0]), ("", [0, 1])])
 def test_processes_with_gpus_or_several_threads_are_fresh(module, tmp_path, monkeypatch, gpus, slots):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
