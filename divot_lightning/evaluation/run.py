@@ -24,9 +24,8 @@ from divot_lightning.evaluation.runners.question_runner import QuestionRunner
 from divot_lightning.evaluation.runners.runner import Job, Runner
 from divot_lightning.evaluation.runners.story_runner import StoryRunner
 from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
-from divot_lightning.io.jsonl import read_object
 from divot_lightning.parts.benchmarks import Benchmark, Predicts
-from divot_lightning.training.run_folder import FINISHED
+from divot_lightning.training.run_folder import read_finished
 
 RUNNERS: dict[Predicts, type[Runner]] = {
     "answers": QuestionRunner,
@@ -97,12 +96,8 @@ def describe_model(run: str | Path, components: Sequence[str], detokenizer: str 
 
 def weights_kind(run: str | Path, components: Sequence[str], detokenizer: str | None) -> dict[str, str]:
     """Return for each component which weights its run exported, "trained" if the run does not say."""
-    kinds = {}
-    for name, folder in _folders(run, components, detokenizer).items():
-        mark = folder.parent / FINISHED
-        finished = read_object(mark) if mark.is_file() else {}
-        kinds[name] = str(finished.get("weights", "trained"))
-    return kinds
+    folders = _folders(run, components, detokenizer)
+    return {name: str(read_finished(folder.parent).get("weights", "trained")) for name, folder in folders.items()}
 
 
 def _folders(run: str | Path, components: Sequence[str], detokenizer: str | None) -> dict[str, Path]:

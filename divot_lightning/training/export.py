@@ -19,8 +19,7 @@ from divot_lightning.checkpoint.run_state import tensor_access
 from divot_lightning.checkpoint.tensor_file import TensorFile
 from divot_lightning.checkpoint.weight_average import averaged_weights, exports_average
 from divot_lightning.io.files import write_atomically
-
-FINISHED_FILE = "finished.json"
+from divot_lightning.training.run_folder import FINISHED
 
 
 @runtime_checkable
@@ -85,7 +84,7 @@ class ComponentExport(Callback):
                 "lightning": lightning.__version__,
             },
         }
-        write_atomically(self.run / FINISHED_FILE, json.dumps(finished, indent=1) + "\n")
+        write_atomically(self.run / FINISHED, json.dumps(finished, indent=1) + "\n")
 
 
 def peak_gpu_memory() -> dict[str, float]:

@@ -23,6 +23,7 @@ import yaml
 from divot_datamodules.loading.skipped_samples import SKIPPED_FOLDER
 from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
 from divot_lightning.errors import UserError
+from divot_lightning.io.jsonl import read_object
 from divot_lightning.io.renamed import OLD_SKIPPED
 
 CONFIG = "config.yaml"
@@ -133,6 +134,11 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from _strings(inner)
+
+
+def read_finished(run: Path) -> dict[str, Any]:
+    """Return what a run wrote at its end, such as its `steps`; nothing if it has not ended."""
+    return read_object(run / FINISHED) if (run / FINISHED).is_file() else {}
 
 
 def describe(run: Path) -> str:

@@ -16,9 +16,8 @@ from divot_lightning.distributed.launcher import is_started_by_rank_zero, watche
 from divot_lightning.distributed.same_start import Start
 from divot_lightning.distributed.signals import INTERRUPTED_EXIT_CODE, exit_code
 from divot_lightning.errors import UserError
-from divot_lightning.io.jsonl import read_object
 from divot_lightning.training.config_changes import LENGTH, changed_settings, read_config
-from divot_lightning.training.run_folder import FINISHED, STOPPED, where_paths_count
+from divot_lightning.training.run_folder import FINISHED, STOPPED, read_finished, where_paths_count
 from divot_lightning.training.training_args import run_args
 from divot_lightning.training.training_cli import TrainingCLI
 
@@ -72,7 +71,7 @@ def _resume(run: Path, argv: list[str], checkpoint: Path | None, before: str) ->
 
 
 def _refuse_restart(run: Path) -> None:
-    steps = read_object(run / FINISHED).get("steps", 0)
+    steps = read_finished(run).get("steps", 0)
     if steps:
         raise UserError(
             f"{run} is finished, after step {steps}, and has no checkpoint that it can be trained for longer from\n"

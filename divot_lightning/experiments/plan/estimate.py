@@ -10,10 +10,11 @@ from statistics import fmean
 import yaml
 
 from divot_lightning.experiments.plan.grid import Grid, TrialStep
-from divot_lightning.experiments.results.trials import read_finished, training_seconds
+from divot_lightning.experiments.results.trials import training_seconds
 from divot_lightning.experiments.runner.progress import clock
 from divot_lightning.experiments.runner.records import StepRecord
 from divot_lightning.training.recipe_files import find_recipe
+from divot_lightning.training.run_folder import read_finished
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from divot_lightning.experiments.report.illustrations import answered_clips, cha
 from divot_lightning.experiments.report.score_tables import headlines, measured, score_table
 from divot_lightning.experiments.results.items import item_scores
 from divot_lightning.experiments.results.tables import failure_table, reference_tables, result_table, seed_table
-from divot_lightning.experiments.results.trials import TrialResult, read_finished
+from divot_lightning.experiments.results.trials import TrialResult
 from divot_lightning.experiments.runner.progress import clock
 from divot_lightning.experiments.runner.records import StepRecord
+from divot_lightning.training.run_folder import read_finished
 
 
 def all_tables(recipe: Experiment, grid: Grid, results: Sequence[TrialResult]) -> list[Table]:

@@ -20,7 +20,7 @@ from divot_lightning.evaluation.statistics.paired_difference import Values
 from divot_lightning.experiments.plan.grid import Grid, TrialStep
 from divot_lightning.experiments.plan.trials import Trial
 from divot_lightning.experiments.runner.records import StepRecord
-from divot_lightning.training.run_folder import FINISHED
+from divot_lightning.training.run_folder import read_finished
 
 SEED_KEY = "seed"
 """Entry of a protocol that follows the seed of a trial; all other entries must be the same in all trials."""
@@ -98,12 +98,6 @@ def _collect_trial(trial: Trial, steps: Mapping[str, TrialStep], folder: Path) -
             scores |= {f"{source}:{name}": score for name, score in evaluation.scores.items()}
             items |= {f"{source}:{name}": evaluation.values(name) for name in evaluation.scores}
     return replace(result, scores=scores, items=items)
-
-
-def read_finished(run: Path) -> dict[str, Any]:
-    """Return what a run wrote at its end, such as its `steps`; nothing if it has not ended."""
-    path = run / FINISHED
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def training_seconds(finished: Mapping[str, Any], record: StepRecord) -> float:

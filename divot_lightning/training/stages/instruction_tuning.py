@@ -73,7 +73,9 @@ class InstructionTuning(VideoLLMStage):
         if adapters is not None:
             video_llm.add_lora(adapters)
         video_llm.set_layout(max_length=self.llm_config.max_length, packing=self.llm_config.packing)
-        freeze_parts(video_llm, self.freeze_names)
+        for part in self.freeze_names:
+            module: nn.Module = getattr(video_llm, part)
+            module.requires_grad_(False)
         return video_llm
 
     def sequence_collator(self) -> SequenceCollator:
@@ -83,20 +85,3 @@ class InstructionTuning(VideoLLMStage):
     def frozen_sources(self) -> dict[str, str | Path]:
         """Return the folders of the tokenizer, and of the pretraining for frozen parts."""
         return {**super().frozen_sources(), "video_llm": self.video_llm_folder}
-
-
-def freeze_parts(video_llm: VideoLLM, parts: list[Part]) -> None:
-    """Exclude parts from training.
-
-    Args:
-        video_llm: The model.
-        parts: Names of the parts.
-    """
-    known: dict[str, nn.Module] = {
-        "head": video_llm.head,
-        "input_projector": video_llm.input_projector,
-        "language_model": video_llm.language_model,
-        "queries": video_llm.queries,
-    }
-    for part in parts:
-        known[part].requires_grad_(False)

@@ -3,10 +3,8 @@
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from divot_lightning.errors import UserError
 from divot_lightning.models.detokenizer.config import DetokenizerConfig
 from divot_lightning.models.detokenizer.representation_alignment import (
     RepresentationAlignment,
@@ -15,12 +13,12 @@ from divot_lightning.models.detokenizer.representation_alignment import (
 )
 from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.pixels import to_unit_range
-from divot_lightning.models.randomness import Randomness
 from divot_lightning.models.tokenizer.config import TokenizerConfig
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.parts.batch import Batch, num_real_samples
 from divot_lightning.parts.optimizers import TrainingOptimizer
 from divot_lightning.training.global_mean import LossPart
+from divot_lightning.training.stages.detokenizer_stage import validation_losses
 from divot_lightning.training.stages.stage import Stage, batch_generators
 
 
@@ -132,41 +130,3 @@ def kl_part(divergence: Tensor | None, tokenizer: VideoTokenizer, batch: Batch) 
 def kl_count(tokenizer: TokenizerConfig, batch: Batch) -> dict[str, int]:
     """Count the clips of the KL loss, if the tokenizer has one."""
     return {"kl_loss": num_real_samples(batch)} if tokenizer.bottleneck.kl_weight else {}
-
-
-def clips_of(batch: Batch) -> Tensor | None:
-    """Return the clips of a batch for a de-tokenizer, float in [-1, 1]; None if it has cached latents in their place.
-
-    Raises:
-        UserError: It has neither.
-    """
-    if "latents" in batch:
-        return None
-    if "video" not in batch:
-        raise UserError(
-            f"the samples hold cached features alone, as {batch['key'][0]!r} does, and this stage trains on pixels, or "
-            "on latents beside the features\ngive it the shards that the features were made from, or run "
-            "`divot data encode` with --detokenizer"
-        )
-    return to_unit_range(batch["video"])
-
-
-def validation_losses(
-    detokenizer: VideoDetokenizer,
-    video_BFCHW: Tensor | None,
-    tokens_BQC: Tensor,
-    batch: Batch,
-    batch_idx: int,
-    posterior: Tensor | None = None,
-) -> dict[str, LossPart]:
-    """Compute a de-tokenizer's validation losses, with the same noise at every validation; see its `loss`."""
-    losses = {}
-    for name, prob in (("loss", 0.0), ("loss_at_pure_noise", 1.0)):
-        generators: Randomness = batch_generators(batch, "validation")
-        if generators is None:
-            generators = torch.Generator(tokens_BQC.device).manual_seed(batch_idx)
-        loss = detokenizer.loss(
-            video_BFCHW, tokens_BQC, posterior=posterior, terminal_timestep_prob=prob, generator=generators
-        )
-        losses[name] = LossPart(loss, num_real_samples(batch))
-    return losses

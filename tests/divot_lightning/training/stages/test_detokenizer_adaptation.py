@@ -107,7 +107,7 @@ def test_what_is_frozen_is_in_evaluation_mode_during_training(make_stage, captio
 def test_one_candidate_is_the_heads_sample(make_stage, captioned):
     stage, batch = make_stage(temperature=0.7), captioned[0]
     torch.manual_seed(5)
-    features = stage.sampled_features(batch, "train", alone(batch))
+    features = stage.condition(batch, None, "train", alone(batch))
     torch.manual_seed(5)
     expected = stage.video_llm.eval().generate_features(batch["segments"], temperature=0.7)
     assert torch.equal(features, expected)
@@ -180,7 +180,7 @@ def one_by_one(video_llm, samples, generators):
 def test_samples_without_a_clip_to_generate_are_refused(make_stage, captioned):
     wrong = {**captioned[0], "segments": [[Clips(1, "read"), Text("a red circle", True)]] * 2}
     with pytest.raises(UserError, match="to generate, it must end with Clips"):
-        make_stage().sampled_features(wrong, "train", alone(wrong))
+        make_stage().condition(wrong, None, "train", alone(wrong))
 
 
 @pytest.mark.parametrize("per", ["clip", "token"])
@@ -188,7 +188,7 @@ def test_of_several_candidates_the_nearest_to_the_clip_is_taken(make_stage, capt
     stage, batch = make_stage(candidates=5, nearest_per=per), captioned[0]
     video = batch["video"] / 127.5 - 1
     torch.manual_seed(5)
-    features = stage.sampled_features(batch, "train", alone(batch))
+    features = stage.condition(batch, None, "train", alone(batch))
     torch.manual_seed(5)
     drawn = [stage.video_llm.eval().generate_features(batch["segments"]) for _ in range(5)]
     with torch.no_grad():
