@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from divot_heads.gmm import gmm_nll, split_gmm_params
+from divot_heads.gmm_likelihood import gmm_nll, split_gmm_params
 
 
 def torch_distributions_nll(params_NP: Tensor, target_NC: Tensor, num_components: int) -> Tensor:

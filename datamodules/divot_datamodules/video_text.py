@@ -1,7 +1,6 @@
 """The data module of all stages: videos (or cached features) with texts, from tar shards or jsonl lists."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -9,8 +8,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.samples import MAX_SAMPLE_CLIPS
-from divot_datamodules.loading.batch_reader import LoadedSource
-from divot_datamodules.loading.data_split import DataSplit, OpeningConfig, count_samples
+from divot_datamodules.loading.data_split import DataSplit, OpeningConfig
 from divot_datamodules.loading.decoded_cache import DecodedCache
 from divot_datamodules.loading.plan_loader import EvaluationLoader, TrainLoader
 from divot_datamodules.loading.position_callback import PositionCallback
@@ -19,18 +17,9 @@ from divot_datamodules.loading.split_loaders import SplitLoaders
 from divot_datamodules.loading.trial_batches import StepKind, TrialBatch, step_kinds
 from divot_datamodules.order.data_position import TrainPosition
 from divot_datamodules.order.plan_edits import read_edits
-from divot_datamodules.order.source_fraction import SourceFraction
 from divot_datamodules.order.training_processes import TrainingProcesses
 from divot_datamodules.shards.jsonl_source import MediaFrom
-from divot_datamodules.shards.source_settings import (
-    OrderConfig,
-    SourcesSetting,
-    facts_of,
-    items_of,
-    listed_sources,
-    make_plan,
-)
-from divot_datamodules.shards.sources import estimate_losses
+from divot_datamodules.shards.source_settings import OrderConfig, SourcesSetting, items_of, listed_sources
 from divot_datamodules.tasks.mixture import TasksSetting
 from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.sequences.collator import LaysOutSamples, SequenceCollator
@@ -128,10 +117,6 @@ class VideoTextData(LightningDataModule):
         copies_gb: float = 20.0,
     ) -> None:
         super().__init__()
-        if not 0 < train_fraction <= 1:
-            raise UserError(
-                f"train_fraction is {train_fraction}; it must be greater than 0 and at most 1 (1: all samples)."
-            )
         require_at_least(0, cache_decoded_mb=cache_decoded_mb)
         settings = {"train": train, "validation": validation, "test": test}
         self.sources = {name: listed_sources(name, setting) for name, setting in settings.items()}
@@ -140,9 +125,11 @@ class VideoTextData(LightningDataModule):
             name: items_of(name, sources, tasks if name == "train" else other_tasks, template)
             for name, sources in self.sources.items()
         }
-        self.tasks, self.train_fraction, self.tokenizer = tasks, train_fraction, tokenizer
+        self.tasks, self.tokenizer = tasks, tokenizer
         self.order = OrderConfig(batch_size, epoch == "exact", seed, streams, shuffle_buffer)
-        self.opening = OpeningConfig(clip, max_clips, max_sample_clips, media_root, media_from, allow_pipe, copies_gb)
+        self.opening = OpeningConfig(
+            clip, max_clips, max_sample_clips, media_root, media_from, allow_pipe, copies_gb, train_fraction
+        )
         cache = DecodedCache(cache_decoded_mb * 2**20)
         self.loaders = SplitLoaders(self.order, cache, num_workers, prefetch, decode_deadline)
         self.budget = Budget(max_skipped_fraction, max_skipped_samples)
@@ -175,13 +162,7 @@ class VideoTextData(LightningDataModule):
 
     def sizes(self) -> dict[str, list[tuple[str, int, int]]]:
         """Return, for each open split, each source's path with its numbers of shards and of usable samples."""
-        return {
-            name: [
-                (source.name, len(one.source.counts), sum(one.source.counts))
-                for source, one in zip(data.sources, data.opened, strict=True)
-            ]
-            for name, data in self.loaders.splits.items()
-        }
+        return {name: data.sizes() for name, data in self.loaders.splits.items()}
 
     def trial_batches(self) -> list[TrialBatch]:
         """Read this process's first batch of each kind of training step, to measure what a step needs."""
@@ -203,39 +184,17 @@ class VideoTextData(LightningDataModule):
         processes, sources = self._processes, self.sources[name]
         own = [source.batch_size for source in sources if name == "train" and source.batch_size is not None]
         processes.check_share(own or [self.order.batch_size])
-        with processes.one_first():
-            opened = self._load_sources(name)
-            contents = [one.source.content for one in opened] if name == "train" else []
-        processes.check_same(f"data.{name}", [one.source.fingerprint for one in opened] + contents)
-        if not count_samples(opened):
-            raise UserError(f"data.{name} holds no usable sample: {sources[0].name}.\nSee `divot data inspect`.")
-        used = [self._fraction_of(one) for one in opened] if name == "train" else opened
-        self.skipped[name] = SkippedSamples(
+        folder = self._folder(SKIPPED_FOLDER, self.skipped_folder)
+        self.skipped[name] = SkippedSamples(name, folder, self.budget, writer=f"rank{processes.rank}")
+        return self.opening.open_split(
             name,
-            self._folder(SKIPPED_FOLDER, self.skipped_folder),
-            self.budget,
-            writer=f"rank{processes.rank}",
-            total=-(-count_samples(used) // processes.count),
+            list(zip(sources, self.items[name], strict=True)),
+            processes,
+            self.skipped[name],
+            index_folder=self._folder(f"{DATA_FOLDER}/index", self.index_folder),
+            tokenizer=self.tokenizer or getattr(self._stage, "tokenizer_folder", None),
+            detokenizer=getattr(self._stage, "latents_folder", None),
         )
-        if processes.rank == 0:
-            found = [sample for one in opened for sample in one.source.skipped]
-            lost = sum(estimate_losses(one.source) for one in opened)
-            self.skipped[name].add_found(found, lost, count_samples(opened))
-        return DataSplit(sources, used, self.skipped[name])
-
-    def _load_sources(self, name: str) -> list[LoadedSource]:
-        folders: dict[str, Any] = {
-            "index_folder": self._folder(f"{DATA_FOLDER}/index", self.index_folder),
-            "tokenizer": self.tokenizer or getattr(self._stage, "tokenizer_folder", None),
-            "detokenizer": getattr(self._stage, "latents_folder", None),
-        }
-        pairs = zip(self.sources[name], self.items[name], strict=True)
-        return [self.opening.load(source, items, **folders) for source, items in pairs]
-
-    def _fraction_of(self, opened: LoadedSource) -> LoadedSource:
-        if self.train_fraction == 1.0 or not sum(opened.source.counts):
-            return opened
-        return replace(opened, source=SourceFraction(opened.source, self.train_fraction))
 
     @property
     def _stage(self) -> Any:
@@ -247,12 +206,10 @@ class VideoTextData(LightningDataModule):
         return self._stage.sequence_collator() if isinstance(self._stage, LaysOutSamples) else None
 
     def _make_position(self, data: DataSplit) -> TrainPosition:
-        plan = make_plan(data.sources, data.opened, self.order)
-        facts = [facts_of(source, one.source) for source, one in zip(data.sources, data.opened, strict=True)]
         edits = read_edits(self._folder(DATA_FOLDER))
         for edit in edits if self._processes.rank == 0 else []:
             logger.warning("steps %s are left out since %s: %s", edit.steps, edit.date, edit.reason)
-        position = TrainPosition(plan, facts, edits)
+        position = data.position(self.order, edits)
         if self._state is not None:
             position.load_state_dict(self._state)
         return position

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Generator, Tensor, nn
 
-from divot_heads.clip_transformer import HIDDEN_BIAS, sinusoids
+from divot_heads.clip_transformer import HIDDEN_BIAS, check_width, sinusoids
 from divot_heads.coupling import CouplingFlow
 from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
@@ -56,8 +56,7 @@ class AutoregressiveFlowHead(GenerationHead):
         require_at_least(0, noise_std=noise_std)
         if feature_dim < 2:
             raise UserError(f"AutoregressiveFlowHead needs at least 2 features per token; there are {feature_dim}")
-        if width % 2 or width % num_attention_heads:
-            raise UserError(f"width={width} is not allowed; give an even multiple of {num_attention_heads}")
+        check_width(width, num_attention_heads)
         self.noise_std = noise_std
         self.context = CausalContext(feature_dim, hidden_dim, width, depth, num_attention_heads)
         self.flow = CouplingFlow(feature_dim, width, num_couplings)

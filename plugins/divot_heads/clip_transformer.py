@@ -9,6 +9,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from divot_lightning.errors import UserError
+
 HIDDEN_BIAS = -1e9
 """Added to the attention to a token that does not count: its weight is exactly 0 in float32, and a clip in which no
 token counts still has finite results."""
@@ -88,6 +90,16 @@ class ClipTransformer(nn.Module):
             stream_BQW = block(stream_BQW, attention_mask=bias_B1Q, timestep=levels_BX)
         shift_B1W, scale_B1W = self.modulation_out(modulator_BW).unsqueeze(1).chunk(2, dim=-1)
         return self.features_out(self.norm_out(stream_BQW) * (1 + scale_B1W) + shift_B1W)
+
+
+def check_width(width: int, num_attention_heads: int) -> None:
+    """Refuse a width that does not divide into attention heads, or that has no sine beside each cosine.
+
+    Raises:
+        UserError: It is odd, or no multiple.
+    """
+    if width % 2 or width % num_attention_heads:
+        raise UserError(f"width={width} is not allowed; give an even multiple of {num_attention_heads}")
 
 
 def sinusoids(position_N: Tensor, width: int) -> Tensor:

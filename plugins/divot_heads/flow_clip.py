@@ -3,33 +3,22 @@
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width, N clips times noise draws.
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Generator, Tensor
 
-from divot_heads.clip_transformer import ClipTransformer
+from divot_heads.clip_transformer import ClipTransformer, check_width
 from divot_heads.guidance import condition_dropout_or_none
-from divot_heads.rectified_flow import (
-    TIME_SCALE,
-    Solver,
-    TimeSampling,
-    check_flow_settings,
-    sample_flow,
-    sample_times,
-)
-from divot_lightning.errors import UserError, require_at_least
-from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
+from divot_heads.rectified_flow import TIME_SCALE, FlowHead, Solver, TimeSampling, sample_times
+from divot_lightning.errors import require_at_least
+from divot_lightning.parts.heads import clear_masked, force_float32, masked_mean
 
 
-class FlowClipHead(GenerationHead):
+class FlowClipHead(FlowHead):
     """Rectified flow of all tokens of a clip together, so that sampled tokens fit each other.
 
     The loss is that of `FlowTokenHead`, with one time s per clip and a transformer that sees all noisy tokens. With
     `generation_mode: autoregressive` a clip is one token, and tokens are sampled by themselves. The size is our choice.
     """
-
-    sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps", "solver", "guidance", "shift")
 
     def __init__(
         self,
@@ -62,19 +51,12 @@ class FlowClipHead(GenerationHead):
             guidance: Guidance scale of sampling; 1 samples the learnt distribution, above 1 exaggerates the condition.
             shift: Above 1 takes more of the steps near the noise; see `falling_times`.
         """
-        super().__init__(hidden_dim, feature_dim)
+        super().__init__(hidden_dim, feature_dim, time_sampling, sampling_steps, solver, guidance, shift)
         require_at_least(
             1, width=width, depth=depth, num_attention_heads=num_attention_heads, draws_per_clip=draws_per_clip
         )
-        check_flow_settings(time_sampling, solver, sampling_steps, shift)
-        if width % 2 or width % num_attention_heads:
-            raise UserError(f"width={width} is not allowed; give an even multiple of {num_attention_heads}")
+        check_width(width, num_attention_heads)
         self.draws_per_clip = draws_per_clip
-        self.time_sampling = time_sampling
-        self.sampling_steps = sampling_steps
-        self.solver = solver
-        self.guidance = guidance
-        self.shift = shift
         self.denoiser = ClipTransformer(feature_dim, hidden_dim, width, depth, num_attention_heads)
         self.condition_dropout = condition_dropout_or_none(hidden_dim, condition_dropout, guidance)
 
@@ -99,4 +81,4 @@ class FlowClipHead(GenerationHead):
         """Follow the velocity from noise, which `temperature` multiplies, to features_BQC, float32."""
         shape = (*hidden_BQD.shape[:-1], self.feature_dim)
         noise_BQC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
-        return sample_flow(self, noise_BQC, hidden_BQD)
+        return self.flow(noise_BQC, hidden_BQD)

@@ -3,27 +3,18 @@
 Shape letters: B batch, Q tokens of one clip, D LLM width, C feature width, N rows (tokens times noise draws).
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Generator, Tensor
 
 from divot_heads.denoiser import MLPDenoiser
 from divot_heads.draws import mean_of_draws, rows_of_draws
 from divot_heads.guidance import condition_dropout_or_none
-from divot_heads.rectified_flow import (
-    TIME_SCALE,
-    Solver,
-    TimeSampling,
-    check_flow_settings,
-    sample_flow,
-    sample_times,
-)
+from divot_heads.rectified_flow import TIME_SCALE, FlowHead, Solver, TimeSampling, sample_times
 from divot_lightning.errors import require_at_least
-from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
+from divot_lightning.parts.heads import clear_masked, force_float32, masked_mean
 
 
-class FlowTokenHead(GenerationHead):
+class FlowTokenHead(FlowHead):
     """Rectified flow of each token by itself, given its hidden state, as in NextStep-1 (arXiv:2508.10711).
 
     Loss: |f((1 - s) x + s e, s, h) - (e - x)|^2 / C for features x, noise e, hidden state h and s = logistic(N(0, 1));
@@ -31,8 +22,6 @@ class FlowTokenHead(GenerationHead):
     1536 and depth 12, for an LLM of 14 billion parameters; the default is that of `DiffusionHead`, so that the two
     differ in the objective only.
     """
-
-    sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps", "solver", "guidance", "shift")
 
     def __init__(
         self,
@@ -63,15 +52,9 @@ class FlowTokenHead(GenerationHead):
             guidance: Guidance scale of sampling; 1 samples the learnt distribution, above 1 exaggerates the condition.
             shift: Above 1 takes more of the steps near the noise; see `falling_times`.
         """
-        super().__init__(hidden_dim, feature_dim)
+        super().__init__(hidden_dim, feature_dim, time_sampling, sampling_steps, solver, guidance, shift)
         require_at_least(1, width=width, depth=depth, draws_per_token=draws_per_token)
-        check_flow_settings(time_sampling, solver, sampling_steps, shift)
         self.draws_per_token = draws_per_token
-        self.time_sampling = time_sampling
-        self.sampling_steps = sampling_steps
-        self.solver = solver
-        self.guidance = guidance
-        self.shift = shift
         self.denoiser = MLPDenoiser(feature_dim, hidden_dim, width, depth)
         self.condition_dropout = condition_dropout_or_none(hidden_dim, condition_dropout, guidance)
 
@@ -96,5 +79,5 @@ class FlowTokenHead(GenerationHead):
         condition_ND = hidden_BQD.flatten(0, -2)
         shape = (len(condition_ND), self.feature_dim)
         noise_NC = temperature * torch.randn(shape, generator=generator, device=hidden_BQD.device)
-        features_NC = sample_flow(self, noise_NC, condition_ND)
+        features_NC = self.flow(noise_NC, condition_ND)
         return features_NC.view(*hidden_BQD.shape[:-1], self.feature_dim)

@@ -117,6 +117,14 @@ def mixture_nll(mixture: Mixture, target_BQC: Tensor, mask_BQ: Tensor | None, re
     return nll_B.sum() / (mask_BQ.sum().clamp(min=1.0) * target_BQC.shape[-1])
 
 
+def draw_components(logits_BQK: Tensor, temperature: float, generator: Generator | None) -> Tensor:
+    """Return the index of a component for each token, (B, Q) integers: the most probable one at temperature 0."""
+    if temperature == 0:
+        return logits_BQK.argmax(dim=-1)
+    weights_NK = (logits_BQK / temperature).softmax(dim=-1).flatten(0, -2)
+    return torch.multinomial(weights_NK, 1, generator=generator).view(logits_BQK.shape[:-1])
+
+
 def sample_mixture(
     mixture: Mixture, *, variance_scale: float = 1.0, temperature: float = 1.0, generator: Generator | None = None
 ) -> Tensor:
@@ -134,11 +142,7 @@ def sample_mixture(
     logits_BQK = mixture.logits_BQK
     if mixture.shared:
         logits_BQK = logits_BQK.mean(dim=1, keepdim=True)
-    if temperature == 0:
-        chosen_BQ = logits_BQK.argmax(dim=-1)
-    else:
-        weights_NK = (logits_BQK / temperature).softmax(dim=-1).flatten(0, -2)
-        chosen_BQ = torch.multinomial(weights_NK, 1, generator=generator).view(logits_BQK.shape[:-1])
+    chosen_BQ = draw_components(logits_BQK, temperature, generator)
     index_BQ1 = chosen_BQ.expand(mixture.means_BQKC.shape[:2]).unsqueeze(-1)
     mean_BQC, variance_BQC, factors_BQCL = (
         torch.take_along_dim(values, index_BQ1.view(*index_BQ1.shape, *[1] * (values.ndim - 3)), dim=2).squeeze(2)

@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, Protocol, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from divot_heads.guidance import ConditionDropout, guided
 from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.parts.heads import GenerationHead
 
 TIME_SCALE = 1000.0
 """Times are embedded as 1000 s, the range that the frequencies of the embedding were made for."""
@@ -60,34 +61,51 @@ def falling_times(steps: int, shift: float) -> list[float]:
     return [shift * u / (1 + (shift - 1) * u) for u in even]
 
 
-class SamplesFlow(Protocol):
-    """A head whose denoiser predicts the velocity: it takes state, time of each row (0 to `TIME_SCALE`), condition."""
+class FlowHead(GenerationHead):
+    """Base of heads whose denoiser predicts the velocity from a state, the time of each row and a condition.
 
-    denoiser: Any
-    condition_dropout: ConditionDropout | None
-    guidance: float
-    sampling_steps: int
-    shift: float
-    solver: Solver
-
-
-def sample_flow(head: SamplesFlow, noise: Tensor, condition: Tensor) -> Tensor:
-    """Follow the velocity that a head's denoiser predicts from noise to features, by the head's sampling settings.
-
-    Args:
-        head: The head.
-        noise: State at time 1, float.
-        condition: Of each row.
-
-    Returns:
-        Features of the shape of the noise.
+    A subclass builds `denoiser`, which takes times from 0 to `TIME_SCALE`, and `condition_dropout`, and has the loss.
     """
 
-    def velocity(state: Tensor, time: float) -> Tensor:
-        time_N = torch.full((len(state),), TIME_SCALE * time, device=state.device)
-        return guided(partial(head.denoiser, state, time_N), condition, head.condition_dropout, head.guidance)
+    sampling_settings: ClassVar[tuple[str, ...]] = ("sampling_steps", "solver", "guidance", "shift")
+    denoiser: nn.Module
+    condition_dropout: ConditionDropout | None
 
-    return integrate(velocity, noise, falling_times(head.sampling_steps, head.shift), head.solver)
+    def __init__(
+        self,
+        hidden_dim: int,
+        feature_dim: int,
+        time_sampling: TimeSampling,
+        sampling_steps: int,
+        solver: Solver,
+        guidance: float,
+        shift: float,
+    ) -> None:
+        """Check and keep the settings, which subclasses describe."""
+        super().__init__(hidden_dim, feature_dim)
+        check_flow_settings(time_sampling, solver, sampling_steps, shift)
+        self.time_sampling: TimeSampling = time_sampling
+        self.sampling_steps = sampling_steps
+        self.solver: Solver = solver
+        self.guidance = guidance
+        self.shift = shift
+
+    def flow(self, noise: Tensor, condition: Tensor) -> Tensor:
+        """Follow the predicted velocity from noise to features, by the sampling settings.
+
+        Args:
+            noise: State at time 1, float.
+            condition: Of each row.
+
+        Returns:
+            Features of the shape of the noise.
+        """
+
+        def velocity(state: Tensor, time: float) -> Tensor:
+            time_N = torch.full((len(state),), TIME_SCALE * time, device=state.device)
+            return guided(partial(self.denoiser, state, time_N), condition, self.condition_dropout, self.guidance)
+
+        return integrate(velocity, noise, falling_times(self.sampling_steps, self.shift), self.solver)
 
 
 def integrate(

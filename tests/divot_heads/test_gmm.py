@@ -8,8 +8,9 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from divot_heads import gmm
-from divot_heads.gmm import GMMHead, gmm_nll, gmm_sample, split_gmm_params
+from divot_heads import gmm_likelihood
+from divot_heads.gmm import GMMHead
+from divot_heads.gmm_likelihood import gmm_nll, gmm_sample, split_gmm_params
 from divot_lightning.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "gmm.safetensors"
@@ -53,7 +54,7 @@ def test_expectation_equals_the_released_one(golden):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("chunk_elements", [1, 100, 10**6])
 def test_loss_and_both_gradients_equal_those_of_torch_distributions(monkeypatch, chunk_elements, masked):
-    monkeypatch.setitem(gmm._CHUNK_ELEMENTS, "cpu", chunk_elements)
+    monkeypatch.setitem(gmm_likelihood._CHUNK_ELEMENTS, "cpu", chunk_elements)
     torch.manual_seed(0)
     params = (3 * torch.randn(3, 7, 2 * 5 * 6 + 5)).double().requires_grad_()
     target = torch.randn(3, 7, 6).double().requires_grad_()
@@ -68,7 +69,7 @@ def test_loss_and_both_gradients_equal_those_of_torch_distributions(monkeypatch,
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_relaxed_loss_and_both_gradients_equal_those_of_the_definition(monkeypatch, masked):
-    monkeypatch.setitem(gmm._CHUNK_ELEMENTS, "cpu", 100)
+    monkeypatch.setitem(gmm_likelihood._CHUNK_ELEMENTS, "cpu", 100)
     torch.manual_seed(0)
     params = torch.randn(3, 7, 2 * 5 * 6 + 5).double().requires_grad_()
     target = torch.randn(3, 7, 6).double().requires_grad_()
@@ -86,7 +87,7 @@ def test_relaxed_loss_and_both_gradients_equal_those_of_the_definition(monkeypat
 @pytest.mark.parametrize("chunk_elements", [1, 700, 4096])
 def test_chunks_change_no_bit_of_the_gradients(monkeypatch, chunk_elements):
     def gradients(elements):
-        monkeypatch.setitem(gmm._CHUNK_ELEMENTS, "cpu", elements)
+        monkeypatch.setitem(gmm_likelihood._CHUNK_ELEMENTS, "cpu", elements)
         torch.manual_seed(0)
         params, target = torch.randn(37, 2 * 4 * 16 + 4, requires_grad=True), torch.randn(37, 16, requires_grad=True)
         return torch.autograd.grad(3 * gmm_nll(params, target, 4), (params, target))
@@ -96,7 +97,7 @@ def test_chunks_change_no_bit_of_the_gradients(monkeypatch, chunk_elements):
 
 
 def test_threads_change_no_bit(monkeypatch):
-    monkeypatch.setitem(gmm._CHUNK_ELEMENTS, "cpu", 200)
+    monkeypatch.setitem(gmm_likelihood._CHUNK_ELEMENTS, "cpu", 200)
     torch.manual_seed(0)
     params, target, before = torch.randn(37, 2 * 4 * 16 + 4), torch.randn(37, 16), torch.get_num_threads()
     found = []
@@ -131,7 +132,7 @@ class Allocations(TorchDispatchMode):
 @pytest.mark.parametrize(("tokens", "components"), [(200, 2), (200, 32), (2000, 2)])
 def test_memory_besides_the_inputs_is_one_gradient_and_chunks(monkeypatch, tokens, components):
     chunk_elements, width = 1024, 16
-    monkeypatch.setitem(gmm._CHUNK_ELEMENTS, "cpu", chunk_elements)
+    monkeypatch.setitem(gmm_likelihood._CHUNK_ELEMENTS, "cpu", chunk_elements)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     params = torch.randn(tokens, 2 * components * width + components, requires_grad=True)
     target = torch.randn(tokens, width)

@@ -1,7 +1,7 @@
 """The open data of a split: its sources with their decoders, and the log of samples that cannot be used."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
@@ -9,11 +9,15 @@ from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.loading.batch_reader import LoadedSource
 from divot_datamodules.loading.collate import MakeItems
 from divot_datamodules.loading.skipped_samples import SkippedSamples
+from divot_datamodules.order.data_position import TrainPosition
+from divot_datamodules.order.plan_edits import SkippedSteps
+from divot_datamodules.order.source_fraction import SourceFraction
+from divot_datamodules.order.training_processes import TrainingProcesses
 from divot_datamodules.preparation.feature_checks import check_features, check_latents
 from divot_datamodules.shards.jsonl_source import MediaFrom
-from divot_datamodules.shards.source_settings import SourceConfig
-from divot_datamodules.shards.sources import open_source
-from divot_lightning.errors import require_at_least
+from divot_datamodules.shards.source_settings import OrderConfig, SourceConfig, facts_of, make_plan
+from divot_datamodules.shards.sources import estimate_losses, open_source
+from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.part import build_part
 from divot_lightning.parts.registries.kinds import SOURCES
 from divot_lightning.parts.sources import Source
@@ -33,6 +37,16 @@ class DataSplit:
     opened: list[LoadedSource]
     skipped: SkippedSamples
 
+    def sizes(self) -> list[tuple[str, int, int]]:
+        """Return each source's path with its numbers of shards and of usable samples."""
+        pairs = zip(self.sources, self.opened, strict=True)
+        return [(source.name, len(one.source.counts), sum(one.source.counts)) for source, one in pairs]
+
+    def position(self, order: OrderConfig, edits: Sequence[SkippedSteps]) -> TrainPosition:
+        """Return the beginning of training on these data, in an order without the steps that are edited out."""
+        facts = [facts_of(source, one.source) for source, one in zip(self.sources, self.opened, strict=True)]
+        return TrainPosition(make_plan(self.sources, self.opened, order), facts, edits)
+
 
 @dataclass(frozen=True)
 class OpeningConfig:
@@ -45,17 +59,61 @@ class OpeningConfig:
     media_from: MediaFrom
     allow_pipe: bool
     copies_gb: float
+    train_fraction: float
 
     def __post_init__(self) -> None:
+        if not 0 < self.train_fraction <= 1:
+            raise UserError(
+                f"train_fraction is {self.train_fraction}; it must be greater than 0 and at most 1 (1: all samples)."
+            )
         require_at_least(0, copies_gb=self.copies_gb)
         require_at_least(1, max_clips=self.max_clips, max_sample_clips=self.max_sample_clips)
+
+    def open_split(
+        self,
+        name: str,
+        sources: Sequence[tuple[SourceConfig, MakeItems]],
+        processes: TrainingProcesses,
+        skipped: SkippedSamples,
+        **folders: str | Path | None,
+    ) -> DataSplit:
+        """Open the sources of a split, on all processes.
+
+        Args:
+            name: Of the split.
+            sources: The sources of the recipe, each with what turns its samples into items.
+            processes: This process among all.
+            skipped: Logs what cannot be used.
+            **folders: Of what `load` takes.
+
+        Raises:
+            UserError: A source cannot be opened, processes see other data, or too few samples can be used.
+        """
+        with processes.one_first():
+            opened = [self.load(source, make_items, **folders) for source, make_items in sources]
+            contents = [one.source.content for one in opened] if name == "train" else []
+        processes.check_same(f"data.{name}", [one.source.fingerprint for one in opened] + contents)
+        if not count_samples(opened):
+            raise UserError(f"data.{name} holds no usable sample: {sources[0][0].name}.\nSee `divot data inspect`.")
+        used = [self._fraction_of(one) for one in opened] if name == "train" else opened
+        skipped.total = -(-count_samples(used) // processes.count)
+        if processes.rank == 0:
+            found = [sample for one in opened for sample in one.source.skipped]
+            lost = sum(estimate_losses(one.source) for one in opened)
+            skipped.add_found(found, lost, count_samples(opened))
+        return DataSplit([source for source, _ in sources], used, skipped)
+
+    def _fraction_of(self, opened: LoadedSource) -> LoadedSource:
+        if self.train_fraction == 1.0 or not sum(opened.source.counts):
+            return opened
+        return replace(opened, source=SourceFraction(opened.source, self.train_fraction))
 
     def load(
         self,
         source: SourceConfig,
         make_items: MakeItems,
         *,
-        index_folder: Path | None,
+        index_folder: str | Path | None,
         tokenizer: str | Path | None,
         detokenizer: str | Path | None,
     ) -> LoadedSource:
@@ -80,7 +138,8 @@ class OpeningConfig:
         decoder = SampleDecoder(self.clip, max_clips, tokenizer_sha256, self.max_sample_clips, latents_sha256)
         return LoadedSource(opened, decoder, make_items, source.max_length)
 
-    def _open(self, source: SourceConfig, index_folder: Path | None) -> Source:
+    def _open(self, source: SourceConfig, index_folder: str | Path | None) -> Source:
+        index_folder = None if index_folder is None else Path(index_folder)
         if source.path is None:
             built: Source = build_part(source.source, SOURCES, "the recipe", index_folder=index_folder)
             return built

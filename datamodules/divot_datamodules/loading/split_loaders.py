@@ -98,7 +98,7 @@ class SplitLoaders:
         """Return the decoder; workers are forked when the first sample is requested."""
         if self._decoder is None:
             opened = {name: split.opened for name, split in self.splits.items()}
-            num_slots, slot_bytes = self._buffer_slots(processes.count)
+            num_slots, slot_bytes = self._buffer_slots(processes)
             self._decoder = make_decoding(
                 decode_function(opened, self.order.seed, collator),
                 num_workers=self.num_workers,
@@ -110,18 +110,24 @@ class SplitLoaders:
 
     def shared_bytes(self, processes: TrainingProcesses) -> int:
         """Return the shared memory in bytes for the frames of a process's workers; a page is used once written."""
-        return pool_bytes(*self._buffer_slots(processes.count)) if self.num_workers else 0
+        return pool_bytes(*self._buffer_slots(processes)) if self.num_workers else 0
 
     def check_memory(self, processes: TrainingProcesses) -> None:
         """Refuse training batches whose clips need more memory than there is; see `require_memory`."""
-        most = max(source.batch_size or self.order.batch_size for source in self.splits["train"].sources)
-        require_memory(-(-most // processes.count), self._clip_bytes)
+        require_memory(self._own_samples(processes), self._clip_bytes)
 
-    def _buffer_slots(self, num_processes: int) -> tuple[int, int]:
+    def _own_samples(self, processes: TrainingProcesses) -> int:
+        """Return how many samples of a batch a process has at most."""
+        sizes = [
+            source.batch_size if name == "train" and source.batch_size else self.order.batch_size
+            for name, split in self.splits.items()
+            for source in split.sources
+        ]
+        return -(-max(sizes) // processes.count)
+
+    def _buffer_slots(self, processes: TrainingProcesses) -> tuple[int, int]:
         """Return the number of samples of a process that may be in flight at a time, and bytes of the largest."""
-        sources = self.splits["train"].sources if "train" in self.splits else []
-        sizes = [source.batch_size for source in sources if source.batch_size is not None]
-        own = -(-max([self.order.batch_size, *sizes]) // num_processes)
+        own = self._own_samples(processes)
         most_clips = max(decoder.max_clips for decoder in self._decoders)
         return 2 * (self._prefetched(own) + own), max(SMALLEST_SLOT_BYTES, most_clips * self._clip_bytes)
 

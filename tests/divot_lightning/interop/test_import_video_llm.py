@@ -13,7 +13,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.toy.text_tokenizer import toy_text_tokenizer
-from divot_heads.gmm import split_gmm_params
+from divot_heads.gmm_likelihood import split_gmm_params
 from divot_lightning.checkpoint.components import load_component
 from divot_lightning.cli.main import main
 from divot_lightning.errors import UserError
