@@ -5,8 +5,9 @@ Shape letters: N clips of a video, Q tokens per clip, C feature width.
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import groupby
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from divot_lightning.inference.unknown_words import warn_of_unknown_words
 from divot_lightning.models.video_llm.model import VideoLLM
 from divot_lightning.parts.segments import Clips, Kind, Segment, Text
 from divot_lightning.parts.tasks import Template
+
+if TYPE_CHECKING:
+    from divot_lightning.inference.loaded_run import LoadedRun
 
 logger = logging.getLogger(__name__)
 
@@ -157,3 +161,35 @@ def answer(
         for row, text in zip(rows, texts, strict=True):
             answers[row] = text
     return answers
+
+
+def answer_each(
+    models: "LoadedRun",
+    prompts: Sequence[list[Segment]],
+    features_NQC: Tensor,
+    seeds: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+) -> list[str]:
+    """Answer prompts about the same clips, each as it is answered alone.
+
+    Args:
+        models: The models.
+        prompts: As for `answer`.
+        features_NQC: Features of the clips.
+        seeds: Of each prompt's sampling, of no effect at temperature 0.
+        max_new_tokens: As for `answer`.
+        temperature: As for `answer`.
+        top_p: As for `answer`.
+
+    Returns:
+        One text per prompt.
+    """
+    ask = partial(answer, models.video_llm, max_new_tokens=max_new_tokens)
+    if not temperature:
+        return ask(prompts, [features_NQC] * len(prompts))
+    ask = partial(ask, temperature=temperature, top_p=top_p)
+    pairs = zip(prompts, seeds, strict=True)
+    return [ask([prompt], [features_NQC], generator=models.generator(seed))[0] for prompt, seed in pairs]

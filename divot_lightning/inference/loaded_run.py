@@ -245,14 +245,19 @@ class LoadedRun:
         own = {"run": str(self.run), "template": self.template, "device": str(self.device), "dtype": dtype}
         return {**own, "fps": self.fps, **more}
 
-    def decoding_settings(self, sampling: SamplingConfig | None = None) -> dict[str, Any]:
+    def decoding_settings(self, sampling: SamplingConfig) -> dict[str, Any]:
         """Return how clips are decoded, as JSON values."""
-        used, config = self.detokenizer_run, self.detokenizer.config
+        used = self.detokenizer_run
         objective = asdict(spec_of(self.detokenizer.objective))
         decoding = {"detokenizer": None if used is None else str(used), "objective": objective}
-        return {**decoding, "sampling": asdict(sampling or config.sampling)}
+        return {**decoding, "sampling": asdict(sampling)}
 
-    def generation_settings(self, sampling: SamplingConfig | None = None, **more: Any) -> dict[str, Any]:
+    def reconstruction_settings(self, sampling: SamplingConfig, seed: int, num_tokens: int | None) -> dict[str, Any]:
+        """Return how clips are reconstructed, as JSON values."""
+        kept = {} if num_tokens is None else {"num_tokens": num_tokens}
+        return self.settings(**self.decoding_settings(sampling), seed=seed, **kept)
+
+    def generation_settings(self, sampling: SamplingConfig, **more: Any) -> dict[str, Any]:
         """Return how clips are generated, as JSON values."""
         head = sampling_of(self.video_llm.head)
         return self.settings(head=head, **self.decoding_settings(sampling), **more)

@@ -3,9 +3,9 @@
 Shape letters: N clips, F frames, H height, W width, Q tokens per clip, C feature width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS
 from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.inference.answer_scores import AnswerScore, score_answers
-from divot_lightning.inference.ask import answer, media_prompt, warn_of_missing_captions
+from divot_lightning.inference.ask import answer_each, media_prompt, warn_of_missing_captions
 from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.command_options import check_ask_options
 from divot_lightning.inference.generate import check_request, write_story
@@ -26,7 +26,7 @@ from divot_lightning.inference.results import Answer, ClipFeatures, GeneratedCli
 from divot_lightning.models.detokenizer.sampling import SamplingConfig
 from divot_lightning.models.randomness import seeded_generator
 from divot_lightning.models.video_llm.story import StorySampling
-from divot_lightning.parts.sampling import changed_head, changed_objective
+from divot_lightning.parts.sampling import changed_head
 from divot_lightning.parts.segments import Kind
 
 
@@ -100,10 +100,9 @@ class DivotPipeline:
         """
         original = as_tensor(read_middle_clip(video, self.models.decoded_clip))
         features_NQC = self.models.encode(original, num_tokens)
-        kept = {} if num_tokens is None else {"num_tokens": num_tokens}
-        decoded = self.decode(features_NQC, seed=seed, decoding=decoding)
         with self.sampling(decoding) as sampling:
-            settings = self.models.settings(**self.models.decoding_settings(sampling), seed=seed, **kept)
+            decoded = torch.cat(list(self.models.decode(features_NQC, seeded_generator(seed), sampling)))
+            settings = self.models.reconstruction_settings(sampling, seed, num_tokens)
         return Reconstruction(original, decoded, features_NQC, self.models.fps, settings)
 
     @overload
@@ -147,11 +146,7 @@ class DivotPipeline:
         template, tasks = self.models.template, self.models.tasks
         prompts = [media_prompt(one, features.kinds, template, turns, tasks) for one in questions]
         sampled = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        texts = list[str]()
-        for batch in [[prompt] for prompt in prompts] if temperature else [prompts]:
-            generator = self.models.generator(seed) if temperature else None
-            given = [features.features_NQC] * len(batch)
-            texts += answer(self.models.video_llm, batch, given, generator=generator, **sampled)  # type: ignore[arg-type]
+        texts = answer_each(self.models, prompts, features.features_NQC, [seed] * len(prompts), **sampled)
         settings = self.models.settings(seed=seed, max_clips=max_clips, **sampled)
         answers = [Answer(one, text, settings) for one, text in zip(questions, texts, strict=True)]
         return answers[0] if isinstance(question, str) else answers
@@ -218,15 +213,17 @@ class DivotPipeline:
         made = []
         with changed_head(self.models.video_llm.head, changes), self.sampling(decoding) as sampling:
             for text in prompts:
-                pairs = self.models.generate(
-                    [text] * num, request=request, temperature=temperature, seed=seed, sampling=sampling
-                )
-                clips, features = map(torch.stack, zip(*pairs, strict=True))
-                settings = self.models.generation_settings(
-                    sampling, seed=seed, temperature=temperature, num=num, **(request or ClipRequest()).describe()
-                )
-                made.append(GeneratedClips(text, clips, features, self.models.fps, settings))
+                made.append(self._generate_one(text, num, seed, request or ClipRequest(), temperature, sampling))
         return made[0] if isinstance(prompt, str) else made
+
+    def _generate_one(
+        self, text: str, num: int, seed: int, request: ClipRequest, temperature: float, sampling: SamplingConfig
+    ) -> GeneratedClips:
+        options: dict[str, Any] = {"seed": seed, "temperature": temperature}
+        pairs = self.models.generate([text] * num, request=request, sampling=sampling, **options)
+        clips, features = map(torch.stack, zip(*pairs, strict=True))
+        settings = self.models.generation_settings(sampling, **options, num=num, **request.describe())
+        return GeneratedClips(text, clips, features, self.models.fps, settings)
 
     @overload
     def story(self, instruction: str, num_clips: int = 3, **options: Unpack[StoryOptions]) -> Story: ...
@@ -253,20 +250,24 @@ class DivotPipeline:
         Returns:
             A story, or a list of them.
         """
-        check_request([instruction] if isinstance(instruction, str) else instruction, num_clips)
-        if not isinstance(instruction, str):
-            given: StoryOptions = {"seed": seed, "sampling": sampling, "decoding": decoding}
-            return [self.story(one, num_clips, **given) for one in instruction]
-        self.models.check_fit()
+        instructions = [instruction] if isinstance(instruction, str) else instruction
+        check_request(instructions, num_clips)
         chosen = sampling or StorySampling()
-        steps = write_story(self.models, instruction, num_clips, chosen, self.models.generator(seed))
+        told = [self._tell_one(one, num_clips, seed, chosen, decoding) for one in instructions]
+        return told[0] if isinstance(instruction, str) else told
+
+    def _tell_one(
+        self, instruction: str, num_clips: int, seed: int, sampling: StorySampling, decoding: Decoding | None
+    ) -> Story:
+        self.models.check_fit()
+        steps = write_story(self.models, instruction, num_clips, sampling, self.models.generator(seed))
         features = [step.features_QC for step in steps if step.features_QC is not None]
         clips = iter(self.decode(torch.stack(features), seed=seed, decoding=decoding) if features else ())
         parts = tuple(
             StoryPart(step.text, step.kind, None if step.features_QC is None else next(clips), step.features_QC)
             for step in steps
         )
-        settings = self.story_settings(chosen, decoding, seed=seed, num_clips=num_clips)
+        settings = self.story_settings(sampling, decoding, seed=seed, num_clips=num_clips)
         return Story(instruction, parts, self.models.fps, settings)
 
     def story_settings(self, sampling: StorySampling, decoding: Decoding | None, **more: Any) -> dict[str, Any]:
@@ -274,16 +275,6 @@ class DivotPipeline:
         with self.sampling(decoding) as decoded:
             return self.models.generation_settings(decoded, **more, **asdict(sampling))
 
-    @contextmanager
-    def sampling(self, decoding: Decoding | None) -> Iterator[SamplingConfig]:
+    def sampling(self, decoding: Decoding | None) -> AbstractContextManager[SamplingConfig]:
         """Return steps and guidance, and change the settings of the objective's sampler for a while."""
-        chosen, detokenizer = decoding or Decoding(), self.models.detokenizer
-        changes = {"steps": chosen.steps, "guidance": chosen.guidance}
-        sampler = {"solver": chosen.sampler} if isinstance(chosen.sampler, str) else chosen.sampler
-        with changed_objective(detokenizer, sampler or {}):
-            sampling = replace(
-                detokenizer.config.sampling,
-                **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
-            )
-            detokenizer.objective.sampler(sampling.steps)  # refuses steps that it cannot sample in
-            yield sampling
+        return (decoding or Decoding()).applied(self.models.detokenizer)

@@ -1,12 +1,16 @@
 """Options of `DivotPipeline`: how a de-tokenizer samples, and the types of its keyword arguments."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypedDict
 
 from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.results import Answer
+from divot_lightning.models.detokenizer.sampling import SamplingConfig
+from divot_lightning.models.detokenizer.video_detokenizer import VideoDetokenizer
 from divot_lightning.models.video_llm.story import StorySampling
+from divot_lightning.parts.sampling import changed_objective
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,19 @@ class Decoding:
     steps: int | None = None
     guidance: float | None = None
     sampler: str | Mapping[str, Any] | None = None
+
+    @contextmanager
+    def applied(self, detokenizer: VideoDetokenizer) -> Iterator[SamplingConfig]:
+        """Return steps and guidance, and change the settings of the objective's sampler for a while."""
+        changes = {"steps": self.steps, "guidance": self.guidance}
+        sampler = {"solver": self.sampler} if isinstance(self.sampler, str) else self.sampler
+        with changed_objective(detokenizer, sampler or {}):
+            sampling = replace(
+                detokenizer.config.sampling,
+                **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
+            )
+            detokenizer.objective.sampler(sampling.steps)  # refuses steps that it cannot sample in
+            yield sampling
 
 
 Texts: TypeAlias = list[str] | tuple[str, ...]

@@ -147,9 +147,8 @@ def _write_clips(
 ) -> Iterator[Path]:
     names, models = _file_names(key for key, _ in clips), pipeline.models
     originals = torch.from_numpy(np.stack([video for _, video in clips]))
-    kept = {} if num_tokens is None else {"num_tokens": num_tokens}
     with pipeline.sampling(decoding) as sampling:
-        settings = models.settings(**models.decoding_settings(sampling), seed=seed, **kept)
+        settings = models.reconstruction_settings(sampling, seed, num_tokens)
         decoded = models.decode(models.encode(originals, num_tokens), seeded_generator(seed), sampling)
         videos = (video.numpy() for batch in decoded for video in batch)
         for (key, original), name, video in zip(clips, names, videos, strict=True):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import DecodeError
@@ -15,7 +14,7 @@ from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.evaluation.item_media import read_item
 from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.runners.runner import Job, Runner
-from divot_lightning.inference.ask import answer, caption_prompt, question_prompt
+from divot_lightning.inference.ask import answer_each, caption_prompt, question_prompt
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.parts.benchmarks import BenchmarkItem
 from divot_lightning.parts.segments import Segment
@@ -82,7 +81,17 @@ class QuestionRunner(Runner):
             return [{**_row(item), "error": str(error)} for _, item in items]
         features = self.models.encode(torch.from_numpy(video))
         prompts = [self._segments(item, len(features)) for _, item in items]
-        predictions = self._answers([number for number, _ in items], prompts, features)
+        # Each with a seed of its own, so that an answer depends neither on the process that samples it nor on which
+        # items were finished before.
+        predictions = answer_each(
+            self.models,
+            prompts,
+            features,
+            [item_seed(self.config.seed, number) for number, _ in items],
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature or 0.0,
+            top_p=self.config.top_p,
+        )
         return [{**_row(item), "said": text} for (_, item), text in zip(items, predictions, strict=True)]
 
     def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
@@ -90,26 +99,6 @@ class QuestionRunner(Runner):
         if asked is None:
             return caption_prompt(num_clips, self.template, tasks=self.models.tasks)
         return question_prompt(asked, num_clips, self.template)
-
-    def _answers(self, numbers: Sequence[int], prompts: list[list[Segment]], features: Tensor) -> list[str]:
-        longest, temperature = self.config.max_new_tokens, self.config.temperature or 0.0
-        if not temperature:
-            return answer(self.models.video_llm, prompts, [features] * len(prompts), max_new_tokens=longest)
-        predictions = list[str]()
-        for number, prompt in zip(numbers, prompts, strict=True):
-            # One by one, each with a seed of its own, so that an answer depends neither on the process that samples it
-            # nor on which items were finished before.
-            generator = self.models.generator(item_seed(self.config.seed, number))
-            predictions += answer(
-                self.models.video_llm,
-                [prompt],
-                [features],
-                max_new_tokens=longest,
-                temperature=temperature,
-                top_p=self.config.top_p,
-                generator=generator,
-            )
-        return predictions
 
 
 def item_seed(seed: int, number: int) -> int:
