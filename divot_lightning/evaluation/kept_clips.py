@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from divot_datamodules.decoding.video import Pixels
-from divot_lightning.evaluation.predictions import Row
 from divot_lightning.inference.results import write_comparison
 from divot_lightning.io.files import atomic_file
+from divot_lightning.io.jsonl import Row
 
 KEPT, CLIPS = "generation", "clips"
 

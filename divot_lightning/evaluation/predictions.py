@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from divot_lightning.errors import UserError
@@ -20,8 +19,6 @@ from divot_lightning.io.file_locks import writer_lock
 from divot_lightning.io.files import write_atomically
 from divot_lightning.io.jsonl import LineFile, Row, read_object, read_rows, write_rows
 from divot_lightning.io.output_files import make_folder, writing_to
-
-__all__ = ["DERIVED", "MERGED", "PredictionStore", "Row", "read_rows", "write_rows", "written_alone"]
 
 MERGED = "predictions.jsonl"
 PROTOCOL = "protocol.json"
@@ -103,14 +100,6 @@ class PredictionStore:
     def close(self) -> None:
         """Close the file of this process."""
         self._file.close()
-
-    def __enter__(self) -> "PredictionStore":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _rows_of_items(path: Path) -> list[Row]:

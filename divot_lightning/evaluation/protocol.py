@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,7 @@ def listing_sha256(files: Iterable[tuple[str, int]]) -> str:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that a measurement uses."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
 
 
 def differing(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

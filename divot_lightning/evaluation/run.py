@@ -1,6 +1,7 @@
 """Evaluate a run: select items, predict on all processes, then score the predictions."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from divot_lightning.evaluation.judges.endpoint import EndpointReplier, Limits
 from divot_lightning.evaluation.judges.judge import Judge, Replier
 from divot_lightning.evaluation.judges.local import LocalReplier
 from divot_lightning.evaluation.judges.prompts import JudgePrompt, load_prompt
-from divot_lightning.evaluation.predictions import PredictionStore, Row, written_alone
+from divot_lightning.evaluation.predictions import PredictionStore, written_alone
 from divot_lightning.evaluation.processes import joined_processes, local_device
 from divot_lightning.evaluation.runners.clip_runners import GenerationRunner, ReconstructionRunner, ReferenceRunner
 from divot_lightning.evaluation.runners.feature_runner import FeatureRunner
@@ -24,6 +25,7 @@ from divot_lightning.evaluation.runners.question_runner import QuestionRunner
 from divot_lightning.evaluation.runners.runner import Job, Runner
 from divot_lightning.evaluation.runners.story_runner import StoryRunner
 from divot_lightning.evaluation.scoring import EvaluationResult, Scoring
+from divot_lightning.io.jsonl import Row
 from divot_lightning.parts.benchmarks import Benchmark, Predicts
 from divot_lightning.training.run_folder import read_finished
 
@@ -143,7 +145,7 @@ def _predict(
 ) -> tuple[list[Row], dict[str, Any]]:
     """Predict the missing items; on the first process, return the rows of all items and their protocol."""
     sizes, recorded = chosen.media_sizes, dict[str, Any]()
-    with store:
+    with closing(store):
         finished = {item: row for item, row in store.rows().items() if _is_current(row, sizes)}
         left = [(number, item) for number, item in chosen.numbered if not _is_finished(runner, finished.get(item.id))]
         if processes.rank == 0:

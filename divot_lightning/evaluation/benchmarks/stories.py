@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.toy.stories import one_clip_instruction
 from divot_datamodules.toy.world import ATTRIBUTES
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.shard_items import ShardSample, shard_items
-from divot_lightning.evaluation.benchmarks.toy import TOY_SPLITS
+from divot_lightning.evaluation.benchmarks.toy import TOY_SPLITS, split_shards
 from divot_lightning.evaluation.metrics.toy_story import ToyStory
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkData, BenchmarkItem, Predicts
 from divot_lightning.parts.metrics import BenchmarkMetric
@@ -56,8 +55,7 @@ class ToyStories(StoryBenchmark):
 
     def items(self, data: str | Path, split: str) -> BenchmarkData:
         """Read every story of the shards in `<data>/<split>`, or in the folder itself."""
-        inside = Path(data) / split
-        return shard_items(expand_shards(str(inside if inside.is_dir() else data)), _story_items)
+        return shard_items(split_shards(data, split), _story_items)
 
     def requests(self, item: BenchmarkItem) -> list[tuple[str, int]]:
         """Return one instruction, or one for each clip, or none; see `clips`."""

@@ -116,7 +116,7 @@ class ToyQuestions(OpenBenchmark):
 
     def items(self, data: str | Path, split: str) -> BenchmarkData:
         """Read every question of every clip of the shards in `<data>/<split>`, or in the folder itself."""
-        return shard_items(_shards(data, split), _question_items)
+        return shard_items(split_shards(data, split), _question_items)
 
 
 class ToyRealClips(Toy):
@@ -152,7 +152,7 @@ class ToyProbe(Benchmark):
     def items(self, data: str | Path, split: str) -> BenchmarkData:
         """Read videos or cached features: training clips, then those of `<data>/<split>`, or of the folder itself."""
         fitted = shard_items(expand_shards(self.train or str(Path(data) / "train")), _clip_items, features=True)
-        tested = shard_items(_shards(data, split), _clip_items, features=True)
+        tested = shard_items(split_shards(data, split), _clip_items, features=True)
         numbered = enumerate([*((item, True) for item in fitted.items), *((item, False) for item in tested.items)])
         items = (replace(item, facts={**item.facts, "fit": fit, "order": at}) for at, (item, fit) in numbered)
         return BenchmarkData(tuple(items), {f"train/{k}": v for k, v in fitted.files.items()} | dict(tested.files))
@@ -160,10 +160,11 @@ class ToyProbe(Benchmark):
 
 def read_toy_clips(folder: str | Path, split: str) -> BenchmarkData:
     """Read every clip of the shards in `<folder>/<split>`, or in the folder itself, with its caption and facts."""
-    return shard_items(_shards(folder, split), _clip_items)
+    return shard_items(split_shards(folder, split), _clip_items)
 
 
-def _shards(folder: str | Path, split: str) -> list[str]:
+def split_shards(folder: str | Path, split: str) -> list[str]:
+    """Return the shards in `<folder>/<split>`, or in the folder itself."""
     inside = Path(folder) / split
     return expand_shards(str(inside if inside.is_dir() else folder))
 

@@ -47,12 +47,6 @@ class Limits:
     timeout: float = 60.0
     pause: float = 1.0
 
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        for name in ("concurrency", "max_requests", "tries"):
-            if getattr(self, name) < 1:
-                raise UserError(f"the judge's {name} is {getattr(self, name)}; it must be at least 1")
-
 
 class _Refused(Exception):
     """The endpoint refuses this request."""

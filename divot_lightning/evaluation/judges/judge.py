@@ -7,11 +7,10 @@ and asks again if a reply cannot be read. No torch in here.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
-from divot_lightning.errors import UserError
 from divot_lightning.evaluation.judges.prompts import Chat, JudgePrompt, OpenAnswer
 from divot_lightning.evaluation.judges.replies import Verdict, read_verdict
 from divot_lightning.io.files import write_atomically
@@ -58,8 +57,6 @@ class Judge:
     """
 
     def __init__(self, prompt: JudgePrompt, replier: Replier, folder: Path, attempts: int = 3) -> None:
-        if attempts < 1:
-            raise UserError(f"judge.attempts is {attempts}; it must be at least 1")
         self.prompt, self.replier = prompt, replier
         self.attempts = 1 if replier.repeatable else attempts
         self.evaluation = folder
@@ -85,7 +82,7 @@ class Judge:
             UserError: The model does not reply any more; the replies so far are stored.
         """
         chats = [self.prompt.fill(answer) for answer in answers]
-        with Replies(self.evaluation / JUDGES, self.describe()) as replies:
+        with closing(Replies(self.evaluation / JUDGES, self.describe())) as replies:
             for _ in range(self.attempts):
                 waiting = [chat for chat in dict.fromkeys(chats) if self._read(replies.get(chat)) is None]
                 if not waiting:
@@ -127,12 +124,8 @@ class Replies:
             self._found[_digest(chat)] = reply
             self._file.append([{"chat": _digest(chat), "reply": reply}])
 
-    def __enter__(self) -> "Replies":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

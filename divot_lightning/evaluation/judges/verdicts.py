@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from divot_lightning.evaluation.judges.judge import Judge
 from divot_lightning.evaluation.judges.prompts import OpenAnswer
-from divot_lightning.evaluation.predictions import Row
+from divot_lightning.io.jsonl import Row
 from divot_lightning.parts.benchmarks import BenchmarkItem, Values
 
 JUDGED = ("judged", "judged_score", "unjudged")

@@ -5,8 +5,7 @@ Shape letters: N clips, M clips of one caption, A attributes (four), V values of
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +14,16 @@ from torch import Tensor
 
 from divot_datamodules.toy.open_captions import value_probabilities
 from divot_datamodules.toy.world import ATTRIBUTES, VALUES
-from divot_lightning.evaluation.metrics.toy_oracle import ORACLE_RULE, read_clips, start_spread
-from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
-from divot_lightning.parts.metrics import JoinedMetric, Measured
+from divot_lightning.evaluation.metrics.toy_oracle import ORACLE_RULE, OracleMetric, start_spread
+from divot_lightning.parts.benchmarks import BenchmarkItem
+from divot_lightning.parts.metrics import Measured
 
 OPEN = -1
 """Stands for the value of an attribute that a caption does not name, or that the oracle cannot read."""
 Numbers = NDArray[np.float64]
 
 
-class ToyOpenOracle(JoinedMetric):
+class ToyOpenOracle(OracleMetric):
     """Whether clips show what their captions name, and are as different as the data where captions name nothing.
 
     An item's `facts["named"]` has the named attributes. The scores:
@@ -41,17 +40,12 @@ class ToyOpenOracle(JoinedMetric):
     - `spread`: of the start positions within a caption, relative to real clips, as in `ToyOracle`.
     """
 
-    inputs: ClassVar[Literal["answers", "clips"]] = "clips"
-
-    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
-        """Read a clip with the oracle."""
-        assert prediction.clip is not None
-        return {"reading": asdict(read_clips(prediction.clip[None])[0])}
-
-    def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
-        """Add readings."""
-        rows = [_row(entry["reading"], item.facts) for entry, item in zip(measured, items, strict=True)]
-        self.add(torch.tensor(rows, dtype=torch.float64))
+    def row(self, reading: Mapping[str, Any], facts: Mapping[str, Any]) -> list[float]:
+        """Return the named values, the values that were read, the start and the true start."""
+        named, start = facts["named"], reading["start"] if reading["valid"] else (math.nan, math.nan)
+        read = [float(VALUES[name].index(reading[name])) if reading["valid"] else OPEN for name in ATTRIBUTES]
+        wanted = [float(VALUES[name].index(named[name])) if name in named else OPEN for name in ATTRIBUTES]
+        return [*wanted, *read, *start, *facts["start"]]
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores, scalars in float64; NaN where no clip counts."""
@@ -63,7 +57,7 @@ class ToyOpenOracle(JoinedMetric):
 
     def item_values(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> list[dict[str, float]]:
         """Return for each clip the scores that are means over clips, where it counts."""
-        return [_means(_row(entry["reading"], item.facts)) for entry, item in zip(measured, items, strict=True)]
+        return [_means(self.row(entry["reading"], item.facts)) for entry, item in zip(measured, items, strict=True)]
 
     def describe(self) -> dict[str, Any]:
         """Return the rules."""
@@ -87,14 +81,6 @@ class ToyOpenOracle(JoinedMetric):
         spread, counted = start_spread(starts_N2.tolist(), captions)
         real = start_spread(truths_N2.tolist(), captions)[0]
         return scores | {"spread": (spread / real if real else math.nan, counted)}
-
-
-def _row(reading: Mapping[str, Any], facts: Mapping[str, Any]) -> list[float]:
-    """Return the indices of the named and of the read values, the start (NaN if invalid), and the original's start."""
-    named, start = facts["named"], reading["start"] if reading["valid"] else (math.nan, math.nan)
-    read = [float(VALUES[name].index(reading[name])) if reading["valid"] else OPEN for name in ATTRIBUTES]
-    wanted = [float(VALUES[name].index(named[name])) if name in named else OPEN for name in ATTRIBUTES]
-    return [*wanted, *read, *start, *facts["start"]]
 
 
 def _means(row: Sequence[float]) -> dict[str, float]:

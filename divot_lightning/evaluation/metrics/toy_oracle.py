@@ -5,6 +5,7 @@ Shape letters: B batch, N clips, F frames, H height, W width.
 
 import hashlib
 import math
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
@@ -35,7 +36,27 @@ def read_clips(video_BFCHW: Tensor, world: ToyWorld | None = None) -> list[Readi
     return [read_clip(world, video.cpu().numpy()) for video in video_BFCHW]
 
 
-class ToyOracle(JoinedMetric):
+class OracleMetric(JoinedMetric):
+    """Base of metrics of what the oracle reads in clips."""
+
+    inputs: ClassVar[Literal["answers", "clips"]] = "clips"
+
+    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
+        """Read a clip with the oracle."""
+        assert prediction.clip is not None
+        return {"reading": asdict(read_clips(prediction.clip[None])[0])}
+
+    @abstractmethod
+    def row(self, reading: Mapping[str, Any], facts: Mapping[str, Any]) -> list[float]:
+        """Return the numbers of one clip that the scores are computed from."""
+
+    def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
+        """Add readings."""
+        rows = [self.row(entry["reading"], item.facts) for entry, item in zip(measured, items, strict=True)]
+        self.add(torch.tensor(rows, dtype=torch.float64))
+
+
+class ToyOracle(OracleMetric):
     """Fractions of clips in which the oracle reads each attribute, `all` of them, and that are `invalid`; `spread`.
 
     `spread` is how widely clips of one caption are spread over the picture (see `start_spread`), divided by the spread
@@ -46,24 +67,18 @@ class ToyOracle(JoinedMetric):
             original, over valid clips; of use for reconstructions only, since captions leave the start open.
     """
 
-    inputs: ClassVar[Literal["answers", "clips"]] = "clips"
-
     def __init__(self, start_error: bool = False) -> None:
         super().__init__()
         self.start_error = start_error
 
-    def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
-        """Read a clip with the oracle."""
-        assert prediction.clip is not None
-        return {"reading": asdict(read_clips(prediction.clip[None])[0])}
-
-    def update(self, measured: Sequence[Measured], items: Sequence[BenchmarkItem]) -> None:
-        """Add readings."""
-        rows = [_row(entry["reading"], item.facts) for entry, item in zip(measured, items, strict=True)]
-        self.add(torch.tensor(rows, dtype=torch.float64))
+    def row(self, reading: Mapping[str, Any], facts: Mapping[str, Any]) -> list[float]:
+        """Return whether each attribute is right, the start, the true start and a digest of the caption."""
+        start = reading["start"] if reading["valid"] and reading["start"] is not None else (math.nan, math.nan)
+        # 52 bits of a digest fit a float64 exactly.
+        digest = int.from_bytes(hashlib.sha256(facts["caption"].encode()).digest()[:8]) >> 12
+        return [*_rights(reading, facts).values(), *start, *facts["start"], float(digest)]
 
     def _columns(self) -> list[Tensor]:
-        """Return by clip: right in each attribute, start (NaN if invalid), true start, digest of the caption."""
         sizes = [len(ATTRIBUTES), 2, 2, 1]
         return list(self.joined().view(-1, sum(sizes)).split(sizes, dim=1))
 
@@ -98,13 +113,6 @@ class ToyOracle(JoinedMetric):
 def _rights(reading: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, float]:
     """Return 1 for each attribute that a clip shows as it should; an invalid clip is wrong in all."""
     return {name: float(reading["valid"] and reading[name] == facts["attributes"][name]) for name in ATTRIBUTES}
-
-
-def _row(reading: Mapping[str, Any], facts: Mapping[str, Any]) -> list[float]:
-    start = reading["start"] if reading["valid"] and reading["start"] is not None else (math.nan, math.nan)
-    # 52 bits of a digest fit a float64 exactly.
-    digest = int.from_bytes(hashlib.sha256(facts["caption"].encode()).digest()[:8]) >> 12
-    return [*_rights(reading, facts).values(), *start, *facts["start"], float(digest)]
 
 
 def start_spread(starts: Sequence[Sequence[float]], groups: Sequence[Hashable]) -> tuple[float, int]:

@@ -15,11 +15,12 @@ from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.evaluation.chosen_items import Numbered
 from divot_lightning.evaluation.item_media import read_middle_clip
 from divot_lightning.evaluation.kept_clips import find_clip, keep_clip, keep_comparison
-from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.runners.question_runner import describe_resize, item_seed
+from divot_lightning.evaluation.runners.described_clips import describe_middle_clips
+from divot_lightning.evaluation.runners.question_runner import item_seed
 from divot_lightning.evaluation.runners.runner import Job, MeasuringRunner
 from divot_lightning.inference.clip_requests import ClipRequest
 from divot_lightning.inference.loaded_run import LoadedRun
+from divot_lightning.io.jsonl import Row
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.sampling import sampling_of
 
@@ -47,12 +48,8 @@ class ClipRunner(MeasuringRunner):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that decides the clips besides the models, as JSON values."""
-        clip = self.models.decoded_clip
-        return {
-            "sampling": asdict(self.models.detokenizer.config.sampling),
-            "clips": {"frames": clip.frames, "fps": clip.fps, "height": clip.height, "width": clip.width},
-            "real_clips": f"the middle {clip.seconds:g} s of each video; {describe_resize(clip)}",
-        }
+        sampling = asdict(self.models.detokenizer.config.sampling)
+        return {"sampling": sampling, **describe_middle_clips(self.models.decoded_clip)}
 
     def run(self, items: Sequence[Numbered], rows: Mapping[str, Row]) -> list[Row]:
         """Make one clip for each item, unless it is stored, and measure it.

@@ -14,10 +14,10 @@ from divot_lightning.checkpoint.run_components import find_component, weights_sh
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.chosen_items import Numbered
 from divot_lightning.evaluation.item_media import read_middle_clip
-from divot_lightning.evaluation.predictions import Row
-from divot_lightning.evaluation.runners.question_runner import describe_resize
+from divot_lightning.evaluation.runners.described_clips import describe_middle_clips
 from divot_lightning.evaluation.runners.runner import Job, MeasuringRunner
 from divot_lightning.inference.loaded_run import LoadedRun
+from divot_lightning.io.jsonl import Row
 from divot_lightning.parts.benchmarks import BenchmarkItem, Prediction
 from divot_lightning.parts.sources import SampleError
 
@@ -34,11 +34,7 @@ class FeatureRunner(MeasuringRunner):
 
     def describe(self) -> dict[str, Any]:
         """Return which clips are encoded."""
-        clip = self.models.clip
-        return {
-            "clips": {"frames": clip.frames, "fps": clip.fps, "height": clip.height, "width": clip.width},
-            "real_clips": f"the middle {clip.seconds:g} s of each video; {describe_resize(clip)}",
-        }
+        return describe_middle_clips(self.models.clip)
 
     def run(self, items: Sequence[Numbered], rows: Mapping[str, Row]) -> list[Row]:
         """Measure the features of each item; one whose video cannot be decoded has an `error` instead."""

@@ -8,23 +8,16 @@ from typing import Any
 
 import torch
 
-from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import DecodeError
 from divot_lightning.checkpoint.run_components import find_component
 from divot_lightning.evaluation.item_media import read_item
-from divot_lightning.evaluation.predictions import Row
+from divot_lightning.evaluation.runners.described_clips import describe_resize
 from divot_lightning.evaluation.runners.runner import Job, Runner
 from divot_lightning.inference.ask import answer_each, caption_prompt, question_prompt
 from divot_lightning.inference.loaded_run import LoadedRun
+from divot_lightning.io.jsonl import Row
 from divot_lightning.parts.benchmarks import BenchmarkItem
 from divot_lightning.parts.segments import Segment
-
-_FILTERS = {"bicubic": "bicubic interpolation", "pil_bilinear": "Pillow's bilinear interpolation"}
-
-
-def describe_resize(clip: ClipConfig) -> str:
-    """Return in words how frames are resized."""
-    return f"short side by {_FILTERS[clip.resize]}, middle cut out"
 
 
 class QuestionRunner(Runner):

@@ -10,7 +10,7 @@ from typing import Any
 
 from divot_lightning.evaluation.chosen_items import Numbered
 from divot_lightning.evaluation.config import EvaluationConfig
-from divot_lightning.evaluation.predictions import Row
+from divot_lightning.io.jsonl import Row
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Prediction
 from divot_lightning.parts.metrics import BenchmarkMetric
 

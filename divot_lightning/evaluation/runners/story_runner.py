@@ -16,12 +16,12 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.benchmarks.stories import StoryBenchmark
 from divot_lightning.evaluation.chosen_items import Numbered
 from divot_lightning.evaluation.kept_clips import KEPT
-from divot_lightning.evaluation.predictions import Row
 from divot_lightning.evaluation.runners.clip_runners import GenerationRunner
 from divot_lightning.evaluation.runners.question_runner import item_seed
 from divot_lightning.evaluation.runners.runner import MEASURED_BY, Job
 from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.inference.results import Story, StoryPart
+from divot_lightning.io.jsonl import Row
 from divot_lightning.models.video_llm.story import StorySampling
 from divot_lightning.parts.benchmarks import BenchmarkItem, FileSlice, Prediction
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from divot_lightning.errors import UserError
-from divot_lightning.evaluation.predictions import MERGED, Row, read_rows
+from divot_lightning.evaluation.predictions import MERGED
 from divot_lightning.evaluation.protocol import differing_protocols
 from divot_lightning.evaluation.scores import Score, load_scores
 from divot_lightning.evaluation.statistics.paired_difference import (
@@ -21,6 +21,7 @@ from divot_lightning.evaluation.statistics.paired_difference import (
     grouped_difference,
     paired_difference,
 )
+from divot_lightning.io.jsonl import Row, read_rows
 
 SCORES = "scores.json"
 ALL, MEAN_OF_GROUPS = "all", "mean_of_groups"

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 PACKAGES = ("divot-lightning", "torch", "lightning", "transformers", "diffusers", "av")
@@ -27,12 +27,5 @@ def describe_machine() -> list[tuple[str, str]]:
         ("Processor", f"{processor}, {cores} cores"),
         *memory,
         ("System", f"{platform.system()} {platform.release()}, Python {platform.python_version()}"),
-        ("Versions", ", ".join(filter(None, map(_package, PACKAGES)))),
+        ("Versions", ", ".join(f"{name} {version(name)}" for name in PACKAGES)),
     ]
-
-
-def _package(name: str) -> str:
-    try:
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:
-        return ""

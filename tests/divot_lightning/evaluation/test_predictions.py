@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
@@ -15,7 +16,7 @@ ROWS = [{"id": f"item {n}", "said": f"é\n{n}"} for n in range(3)]
 
 def test_rows_of_all_processes_are_found_and_merged(tmp_path):
     for rank, rows in enumerate((ROWS[:1], ROWS[1:])):
-        with PredictionStore(tmp_path, rank) as store:
+        with closing(PredictionStore(tmp_path, rank)) as store:
             store.append(rows)
     store = PredictionStore(tmp_path)
     assert store.rows() == {row["id"]: row for row in ROWS}
@@ -27,7 +28,7 @@ def test_rows_of_all_processes_are_found_and_merged(tmp_path):
 
 
 def test_a_file_cut_off_at_any_byte_keeps_its_whole_lines_and_is_gone_on_with(tmp_path):
-    with PredictionStore(tmp_path) as store:
+    with closing(PredictionStore(tmp_path)) as store:
         store.append(ROWS[:2])
     path = tmp_path / "predictions-rank0.jsonl"
     content = path.read_bytes()
@@ -35,7 +36,7 @@ def test_a_file_cut_off_at_any_byte_keeps_its_whole_lines_and_is_gone_on_with(tm
         path.write_bytes(content[:length])
         whole = content[:length].count(b"\n")
         assert list(PredictionStore(tmp_path).rows().values()) == ROWS[:whole]
-        with PredictionStore(tmp_path) as store:
+        with closing(PredictionStore(tmp_path)) as store:
             store.append(ROWS[2:])
         assert list(PredictionStore(tmp_path).rows().values()) == [*ROWS[:whole], ROWS[2]]
 

@@ -239,7 +239,6 @@ def test_requests_are_bounded(endpoint, tmp_path):
         ("http://[x", {}, "cannot be read"),
         ("http://x:port", {}, "cannot be read"),
         ("nothing", {}, "'nothing'"),
-        ("http://x", {"concurrency": 0}, "concurrency is 0"),
     ],
 )
 def test_wrong_settings_are_named(url, limits, shown):
