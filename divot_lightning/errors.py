@@ -73,6 +73,15 @@ def did_you_mean(word: str, allowed: Iterable[str], form: str = "{}") -> str:
     return f" Did you mean {form.format(near[0])!r}?" if near else ""
 
 
+def shortened(text: str, most: int) -> str:
+    """Return a text, or its beginning and ` ...` if it has more characters than allowed.
+
+    >>> shortened("abcdefghi", 9), shortened("abcdefghij", 9)
+    ('abcdefghi', 'abcde ...')
+    """
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
 def first_of(names: Sequence[str], most: int) -> str:
     """Return the first names of a list, and how many more there are.
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, shortened
 from divot_lightning.io.command_parser import CommandParser
 
 MAX_SHOWN = 60
@@ -71,8 +71,7 @@ def _section(title: str, different: dict[str, list[Any]]) -> str:
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    text = text.replace("\n", "\\n")
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+    return shortened(text.replace("\n", "\\n"), MAX_SHOWN)
 
 
 def _aligned(rows: list[list[str]]) -> str:

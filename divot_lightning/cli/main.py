@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from divot_lightning import __version__
 from divot_lightning.distributed.failures import RankFailed, note_failure
 from divot_lightning.distributed.parent import bind_to_torchrun
-from divot_lightning.errors import UserError, did_you_mean, first_line
+from divot_lightning.errors import UserError, did_you_mean, first_line, shortened
 from divot_lightning.io.printing import printable
 from divot_lightning.io.progress_bars import slow_progress_bars
 
@@ -147,7 +147,7 @@ def error_text(error: Exception) -> str:
         'error: size is 3; allowed: 16, 32\n'
     """
     lines = [printable(line.rstrip()) for line in str(error).splitlines() if line.strip()]
-    clipped = [line if len(line) <= MAX_LINE_CHARACTERS else line[: MAX_LINE_CHARACTERS - 4] + " ..." for line in lines]
+    clipped = [shortened(line, MAX_LINE_CHARACTERS) for line in lines]
     return "error: " + "\n".join(clipped[:MAX_ERROR_LINES]) + "\n"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig, clip_times, decode_clip, image_clip
+from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.decoding.video import (
     IMAGE_SUFFIXES,
     DecodeError,
@@ -56,7 +57,7 @@ def read_middle_clip(item: BenchmarkItem, clip: ClipConfig) -> Tensor:
     Raises:
         DecodeError: The media cannot be decoded.
     """
-    is_image = Path(item.media_name).suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+    is_image = suffix_of(item.media_name) in IMAGE_SUFFIXES
     read = image_clip if is_image else decode_clip
     return torch.from_numpy(read(item.content, clip).video.copy())
 
@@ -73,7 +74,7 @@ def _moments(duration: float, bounds: tuple[float, float] | None, clip: ClipConf
 def _decode_folder(
     folder: Path, rate: float, bounds: tuple[float, float] | None, clip: ClipConfig, max_clips: int
 ) -> Pixels:
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+    files = sorted(path for path in folder.iterdir() if suffix_of(path) in IMAGE_SUFFIXES)
     if not files:
         raise DecodeError("empty_media", f"no picture in {folder.name}")
     moments = _moments(len(files) / rate, bounds, clip, max_clips)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from divot_datamodules.decoding.clip_sampling import MAX_CLIPS, ClipConfig, clip_times, decode_clip, image_clip
 from divot_datamodules.decoding.frame_pixels import UPRIGHT, FrameConverter
-from divot_datamodules.decoding.media_files import PICTURE_CONTAINERS, opened
+from divot_datamodules.decoding.media_files import PICTURE_CONTAINERS, opened, suffix_of
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, DecodeError, Media, Pixels, decode_frames, probe
 from divot_lightning.errors import UserError
 from divot_lightning.parts.segments import Kind
@@ -73,7 +73,7 @@ def is_picture(media: Media, clip: ClipConfig) -> bool:
         DecodeError: Bytes are no media file.
     """
     if not isinstance(media, bytes):
-        return Path(media).suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+        return suffix_of(media) in IMAGE_SUFFIXES
     with opened(media, clip.max_pixels) as video:
         return video.kind in PICTURE_CONTAINERS
 

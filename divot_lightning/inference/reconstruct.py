@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig, decode_clip, image_clip
+from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.decoding.sample_errors import decoding_errors
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Pixels
@@ -54,7 +55,7 @@ def read_clips(
 
     count = 0
     for source in inputs:
-        suffix = Path(source).suffix.lower().lstrip(".")
+        suffix = suffix_of(source)
         is_media = suffix in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
         for clips in (_file_clip if is_media else _shard_clips)(source, clip, note):
             count += 1
@@ -69,7 +70,7 @@ def _file_clip(
     path = Path(source)
     if not path.is_file():
         raise UserError(f"there is no file {source}")
-    is_image = path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+    is_image = suffix_of(path) in IMAGE_SUFFIXES
     try:
         with decoding_errors():
             video = (image_clip if is_image else decode_clip)(path, clip).video

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
+from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.decoding.video import Pixels
-from divot_datamodules.decoding.video_writing import CODECS, write_video
+from divot_datamodules.decoding.video_writing import CODECS, side_by_side, write_video
 from divot_lightning.errors import UserError
 from divot_lightning.io.files import write_atomically
 from divot_lightning.io.output_files import make_folder, writing_to
@@ -199,7 +199,7 @@ def output_paths(output: str | Path, count: int, prompt: str = "") -> list[Path]
     ['a/a red circle-0.mp4']
     """
     output = Path(output)
-    if output.suffix.lower().lstrip(".") not in CODECS:
+    if suffix_of(output) not in CODECS:
         raise UserError(f"--output {output} names no kind of video; end it with one of: .{', .'.join(CODECS)}")
     named = PROMPT in output.name
     if named:
@@ -238,8 +238,7 @@ def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:
         uint8 (F, 3, H', W') with a white bar between the two.
     """
     times = max(1, COMPARISON_HEIGHT // original.shape[2])
-    bar = np.full((*original.shape[:3], 2), 255, dtype=np.uint8)
-    both = np.concatenate([original, bar, reconstruction], axis=3)
+    both = side_by_side(original, reconstruction)
     return both.repeat(times, axis=2).repeat(times, axis=3)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from divot_lightning.errors import shortened
 from divot_lightning.io.files import write_atomically
 from divot_lightning.parts.registries.recipe_parts import read_recipe
 from divot_lightning.training.run_folder import CONFIG
@@ -33,7 +34,7 @@ class Change(NamedTuple):
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.key}: {_short(self.old)} -> {_short(self.new)}"
+        return f"{self.key}: {_value(self.old)} -> {_value(self.new)}"
 
 
 def changed_settings(old: str, new: str) -> list[Change]:
@@ -83,6 +84,5 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= MAX_VALUE_CHARACTERS else text[: MAX_VALUE_CHARACTERS - 4] + " ..."
+def _value(value: Any) -> str:
+    return shortened("nothing" if value is None else str(value), MAX_VALUE_CHARACTERS)

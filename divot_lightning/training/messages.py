@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
 
-from divot_lightning.errors import did_you_mean
+from divot_lightning.errors import did_you_mean, shortened
 from divot_lightning.io.renamed import explain, explain_import_error, new_setting
 from divot_lightning.parts.part import Part
 
@@ -86,7 +86,7 @@ def _unknown_key(refusal: Refusal, parser: ArgumentParser) -> str | None:
         return f"{setting!r} is now {current!r}: it was renamed.\nWrite the new name; its values stay as they are."
     owner = f" of {refusal.class_path.rsplit('.', 1)[-1]}" if refusal.class_path else ""
     hint = did_you_mean(path[known], siblings if refusal.key else [*siblings, *NOT_SETTINGS])
-    listed = _clip(", ".join(siblings), MAX_LIST_CHARACTERS) or "nothing"
+    listed = shortened(", ".join(siblings), MAX_LIST_CHARACTERS) or "nothing"
     return f"{setting!r} is no setting{owner}.{hint}\nallowed here: {listed}"
 
 
@@ -139,7 +139,7 @@ def _own_words(refusal: Refusal, parser: ArgumentParser) -> str:
     told = [line for line in lines if line and not line.startswith(_BOILERPLATE)]
     value = [f"given: {after.splitlines()[0]}"] if given else []
     head = f"{refusal.key!r}: " if refusal.key else ""
-    return head + "; ".join(_clip(line, MAX_LINE_CHARACTERS) for line in [*told[:4], *value])
+    return head + "; ".join(shortened(line, MAX_LINE_CHARACTERS) for line in [*told[:4], *value])
 
 
 def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[str]]:
@@ -166,10 +166,6 @@ def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[
 def _before_repetition(message: str) -> str:
     """Remove the repeated recipe, so that no class is read from it."""
     return "\n".join(line for line in message.splitlines() if not line.strip().startswith("Given value"))
-
-
-def _clip(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 4] + " ..."
 
 
 _EXPLANATIONS = (

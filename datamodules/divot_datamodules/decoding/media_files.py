@@ -51,6 +51,11 @@ MAX_PIXELS = 7680 * 4320
 _LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
+def suffix_of(name: str | Path) -> str:
+    """Return the suffix of a file's name in lower case, without its dot."""
+    return Path(name).suffix.lower().lstrip(".")
+
+
 class DecodeError(Exception):
     """A media file cannot be decoded.
 

@@ -12,6 +12,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from divot_datamodules.decoding.media_files import suffix_of
 from divot_lightning.errors import UserError
 from divot_lightning.io.files import write_atomically
 from divot_lightning.io.output_files import make_folder, writing_to
@@ -118,8 +119,15 @@ def write_video(path: str | Path, video: Pixels, fps: float, *, crf: int = 10, p
         UserError: The file cannot be written, or its suffix is not known.
     """
     path = Path(path)
-    data = encode_video(video, fps, container=path.suffix.lower().lstrip("."), crf=crf, pixel_format=pixel_format)
+    data = encode_video(video, fps, container=suffix_of(path), crf=crf, pixel_format=pixel_format)
     with writing_to(path):
         make_folder(path.parent)
         write_atomically(path, data)
     return path
+
+
+def side_by_side(left: Pixels, right: Pixels) -> Pixels:
+    """Join two clips of one size, uint8 (F, 3, H, W), with a white bar of two columns between them."""
+    if left.shape[:3] != right.shape[:3]:
+        raise UserError(f"clips of {left.shape} and {right.shape} do not fit beside each other")
+    return np.concatenate([left, np.full((*left.shape[:3], 2), 255, dtype=np.uint8), right], axis=3)

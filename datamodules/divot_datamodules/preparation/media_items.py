@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.decoding.samples import read_text
 from divot_datamodules.shards.jsonl_source import MEDIA_FIELDS
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES
@@ -63,7 +64,7 @@ def find_media(source: Path) -> list[MediaItem]:
 def _folder_items(folder: Path) -> Iterator[MediaItem]:
     taken: set[str] = set()
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower().lstrip(".") not in MEDIA_SUFFIXES or not path.is_file():
+        if suffix_of(path) not in MEDIA_SUFFIXES or not path.is_file():
             continue
         key = _unique(safe_key(path.relative_to(folder).with_suffix("").as_posix()), taken)
         texts = {suffix: path.with_suffix(f".{suffix}") for suffix in ("json", "txt")}

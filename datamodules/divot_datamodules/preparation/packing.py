@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from tqdm import tqdm
 
 from divot_datamodules.decoding.frame_pixels import Resize
+from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.decoding.video import (
     IMAGE_SUFFIXES,
     DecodeError,
@@ -105,7 +106,7 @@ def _pieces(item: MediaItem, info: MediaInfo, config: PackConfig) -> Iterator[tu
 
 
 def _suffix(path: Path) -> str:
-    suffix = path.suffix.lower().lstrip(".")
+    suffix = suffix_of(path)
     if suffix not in MEDIA_SUFFIXES:
         raise DecodeError("undecodable", f"suffix {suffix!r} is none of {', '.join(MEDIA_SUFFIXES)}")
     return suffix

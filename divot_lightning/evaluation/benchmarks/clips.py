@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import find_jsonl
 from divot_lightning.errors import UserError
@@ -97,7 +98,7 @@ class Reconstruction(ClipBenchmark):
         folder = Path(data)
         if folder.is_dir() and (found := folder_items(folder)).items:
             return BenchmarkData(tuple(_with_published(found.items)), found.files)
-        if folder.is_file() and folder.suffix.lower().lstrip(".") in MEDIA:
+        if folder.is_file() and suffix_of(folder) in MEDIA:
             return BenchmarkData((BenchmarkItem(folder.name, folder, folder.name),), {})
         return shard_items(find_jsonl(str(data)) or expand_shards(str(data)), lambda found: found.items)
 

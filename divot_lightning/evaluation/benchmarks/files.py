@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.decoding.video import VIDEO_SUFFIXES
 from divot_lightning.errors import UserError
 from divot_lightning.parts.benchmarks import BenchmarkData, BenchmarkItem
@@ -97,7 +98,7 @@ class MediaFolders:
         self.by_stem: dict[str, tuple[Path, str]] = {}
         for name in names:
             for path in sorted((root / name).iterdir()):
-                if path.suffix.lower().lstrip(".") in VIDEO_SUFFIXES:
+                if suffix_of(path) in VIDEO_SUFFIXES:
                     self.by_stem.setdefault(path.stem, (path, f"{name}/{path.name}"))
 
     def find(self, *stems: str) -> tuple[Path | None, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.decoding.samples import media_names, read_text
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from divot_datamodules.shards.reading import FEATURE_SUFFIX, is_url, split_member_name
@@ -70,7 +71,7 @@ def shard_items(
 
 def folder_items(folder: Path) -> BenchmarkData:
     """Return an item for each video and picture in a folder and the folders in it, by name."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower().lstrip(".") in MEDIA)
+    paths = sorted(path for path in folder.rglob("*") if suffix_of(path) in MEDIA)
     names = [str(path.relative_to(folder)) for path in paths]
     return BenchmarkData(tuple(map(BenchmarkItem, names, paths, names)), {})
 

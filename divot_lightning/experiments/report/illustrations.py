@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from divot_datamodules.decoding.video_writing import side_by_side
 from divot_lightning.experiments.plan.grid import Grid
 from divot_lightning.experiments.plan.report_recipe import AnswersRecipe, ChartRecipe, PicturesRecipe
 from divot_lightning.experiments.report.content import Answered, Chart, Line, Picture, PictureRow, Pixels
 from divot_lightning.experiments.report.numbers import read_curve
-from divot_lightning.experiments.report.pictures import side_by_side
 from divot_lightning.experiments.results.sources import (
     GROUP,
     folders_of,
@@ -68,7 +68,7 @@ def _clips(folder: Path, label: str) -> tuple[list[dict[str, Any]], list[Picture
     clips, texts = found
     videos = list(clips["made"])
     if "original" in clips:
-        videos = [side_by_side(pair) for pair in zip(clips["original"], videos, strict=True)]
+        videos = [side_by_side(*pair) for pair in zip(clips["original"], videos, strict=True)]
     rate = frames_per_second(folder)
     pairs = zip(videos, texts, strict=False)
     return texts, [Picture(video, label, text.get("right"), rate) for video, text in pairs]

@@ -5,7 +5,6 @@ Shape letters: F frames, H height, W width.
 
 import base64
 import io
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -45,26 +44,3 @@ def webp_bytes(video: Pixels, frames_per_second: float) -> bytes:
 def data_uri(video: Pixels, frames_per_second: float) -> str:
     """Return a clip as the `src` of an image."""
     return "data:image/webp;base64," + base64.b64encode(webp_bytes(video, frames_per_second)).decode("ascii")
-
-
-def side_by_side(videos: Sequence[Pixels], gap: int = 2, shade: int = 255) -> Pixels:
-    """Join clips of one size side by side into one clip, so that they play in sync.
-
-    Args:
-        videos: uint8 (F, 3, H, W) each.
-        gap: Columns between them.
-        shade: Grey of the gap.
-
-    Returns:
-        uint8 (F, 3, H, sum of widths and gaps).
-
-    >>> side_by_side([np.zeros((2, 3, 4, 4), np.uint8)] * 2).shape
-    (2, 3, 4, 10)
-    """
-    first = videos[0]
-    for video in videos:
-        if video.shape[:3] != first.shape[:3]:
-            raise UserError(f"clips of {first.shape} and {video.shape} do not fit beside each other")
-    bar = np.full((*first.shape[:3], gap), shade, dtype=np.uint8)
-    parts = [part for video in videos for part in (bar, video)][1:]
-    return np.concatenate(parts, axis=3)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from divot_datamodules.decoding.video_writing import side_by_side
 from divot_lightning.errors import UserError
-from divot_lightning.experiments.report.pictures import data_uri, side_by_side, webp_bytes
+from divot_lightning.experiments.report.pictures import data_uri, webp_bytes
 
 
 def clip(frames: int = 5, height: int = 8, width: int = 12) -> np.ndarray:
@@ -48,15 +49,15 @@ def test_uri_holds_the_file():
 
 def test_clips_beside_each_other_keep_their_pixels():
     left, right = clip(width=6), clip(width=4)
-    both = side_by_side([left, right], gap=3, shade=7)
+    both = side_by_side(left, right)
     np.testing.assert_array_equal(both[..., :6], left)
-    np.testing.assert_array_equal(both[..., 9:], right)
-    assert (both[..., 6:9] == 7).all()
+    np.testing.assert_array_equal(both[..., 8:], right)
+    assert (both[..., 6:8] == 255).all()
 
 
 def test_clips_of_different_heights_are_refused():
     with pytest.raises(UserError, match=r"\(5, 3, 9, 12\)"):
-        side_by_side([clip(), clip(height=9)])
+        side_by_side(clip(), clip(height=9))
 
 
 def test_floats_are_refused():
