@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 MAX_SEED = 2**64 - 1
 """The generators of torch take seeds of 64 bits."""
@@ -90,3 +90,12 @@ def first_of(names: Sequence[str], most: int) -> str:
     """
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def problem_lines(problems: Mapping[str, Sequence[str]], most: int = 3) -> list[str]:
+    """Return a line for each problem that names have, with the first of these names.
+
+    >>> problem_lines({"missing": ["bias", "scale"], "not expected": []})
+    ['missing: bias, scale']
+    """
+    return [f"{what}: {first_of(names, most)}" for what, names in problems.items() if names]

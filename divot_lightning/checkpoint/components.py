@@ -23,13 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
-from divot_lightning.errors import UserError, first_of
+from divot_lightning.errors import UserError, problem_lines
 from divot_lightning.io.component_files import CONFIG_FILE, PARTS_KEY, WEIGHTS_FILE
 from divot_lightning.io.renamed import current_component, explain_import_error
 from divot_lightning.models.weights import component_tensors, fill, without_memory
 from divot_lightning.parts.registries.trusted_classes import require_trusted
-
-MAX_NAMES_SHOWN = 3
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 ConfigType = TypeVar("ConfigType")
@@ -149,9 +147,8 @@ def load_weights(module: nn.Module, folder: str | Path) -> None:
         if name in stored and stored[name].shape != tuple(value.shape)
     ]
     missing, unexpected = ([], []) if wrong else fill(module, stored)
-    problems = {"missing": missing, "not expected": unexpected, "of another size": wrong}
-    if any(problems.values()):
-        lines = [f"{what}: {first_of(sorted(names), MAX_NAMES_SHOWN)}" for what, names in problems.items() if names]
+    problems = {"missing": sorted(missing), "not expected": sorted(unexpected), "of another size": sorted(wrong)}
+    if lines := problem_lines(problems):
         raise UserError("\n".join([f"the weights in {file} do not fit a {type(module).__name__}", *lines]))
 
 

@@ -15,13 +15,11 @@ from divot_lightning.checkpoint.module_tensors import TensorAccess
 from divot_lightning.checkpoint.optimizer_state import check_families
 from divot_lightning.checkpoint.provenance import PROVENANCE
 from divot_lightning.distributed.ranks import Ranks
-from divot_lightning.errors import UserError, first_of
+from divot_lightning.errors import UserError, problem_lines
 from divot_lightning.models.weights import full_shape
 
 STATE_KEYS = ("layout", "loops", "lr_schedulers", "callbacks", "global_step")
 """What `trainer.pt` of every run holds."""
-
-_NAMES_SHOWN = 3
 
 
 class CheckpointReader:
@@ -43,7 +41,7 @@ class CheckpointReader:
         damage = [found for part in ranks.gather(find_damage(folder, mine)) for found in part]
         missing = [f"{name} is missing" for name in (TRAINER, PROVENANCE) if name not in files]
         if damage or missing:
-            raise damaged_checkpoint(folder, "; ".join([*damage, *missing][:_NAMES_SHOWN]))
+            raise damaged_checkpoint(folder, "; ".join([*damage, *missing][:3]))
         self._files: dict[str, dict[str, Any]] = {}
         for name in sorted(files):
             if name.endswith(".safetensors"):
@@ -149,9 +147,8 @@ def check_names(folder: Path, stored: set[str], expected: set[str]) -> None:
 
 
 def _misfit(folder: Path, problems: Mapping[str, Sequence[str]]) -> UserError:
-    lines = [f"{what}: {first_of(names, _NAMES_SHOWN)}" for what, names in problems.items() if names]
     advice = "continue with the settings it was trained with, or start a new run"
-    return UserError("\n".join([f"{folder} does not fit this run", *lines, advice]))
+    return UserError("\n".join([f"{folder} does not fit this run", *problem_lines(problems), advice]))
 
 
 def _open(file: Path) -> Any:

@@ -97,14 +97,10 @@ class PartitionedTensors:
         """Return a parameter to the rank `owner`, taken from tensors of the form of `masters`."""
         parameter = self.tensors.trained[name]
         fragment = self.fragments[name]
-        shape = full_shape(parameter)
-        whole = torch.zeros(torch.Size(shape).numel(), dtype=copies[0].dtype, device=_device())
-        if fragment.length:
-            part = copies[fragment.master].detach().narrow(0, fragment.start, fragment.length)
-            whole.narrow(0, fragment.offset, fragment.length).copy_(part)
+        whole = _own_part(parameter, fragment, copies[fragment.master])
         if distributed.get_world_size() > 1:
             distributed.reduce(whole, dst=owner)
-        return whole.view(shape) if distributed.get_rank() == owner else None
+        return whole.view(full_shape(parameter)) if distributed.get_rank() == owner else None
 
     def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
         """Overwrite a parameter in tensors of the form of `masters`."""
@@ -238,14 +234,20 @@ def whole_matrices(zero: Any, partition: Tensor, values: Tensor) -> Iterator[tup
     groups = next(getattr(zero, name) for name in _MEMBERS if hasattr(zero, name))
     index = next(number for number, master in enumerate(masters) if master is partition)
     for parameter in groups[index]:
-        fragment, shape = fragment_of(parameter, zero), full_shape(parameter)
-        whole = torch.zeros(torch.Size(shape).numel(), dtype=values.dtype, device=_device())
-        if fragment.length:
-            part = values.narrow(0, fragment.start, fragment.length)
-            whole.narrow(0, fragment.offset, fragment.length).copy_(part)
+        fragment = fragment_of(parameter, zero)
+        whole = _own_part(parameter, fragment, values)
         if distributed.get_world_size() > 1:
             distributed.all_reduce(whole)
-        yield *fragment[1:], whole.view(shape)
+        yield *fragment[1:], whole.view(full_shape(parameter))
+
+
+def _own_part(parameter: Tensor, fragment: Fragment, partition: Tensor) -> Tensor:
+    """Return the values of a parameter, flat, as far as this rank's partition has them; zeros elsewhere."""
+    whole = torch.zeros(torch.Size(full_shape(parameter)).numel(), dtype=partition.dtype, device=_device())
+    if fragment.length:
+        part = partition.detach().narrow(0, fragment.start, fragment.length)
+        whole.narrow(0, fragment.offset, fragment.length).copy_(part)
+    return whole
 
 
 def _gathered(tensor: Tensor, modifier_rank: int | None = None) -> Any:

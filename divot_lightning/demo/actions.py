@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from divot_lightning.demo.clips import Clips, write_view
+from divot_datamodules.decoding.video_writing import write_view
+from divot_lightning.demo.clips import Clips
 from divot_lightning.demo.jobs import Job
 from divot_lightning.demo.limits import MOST_SEED, Limits, number, text, whole_number
 from divot_lightning.demo.progress import watched

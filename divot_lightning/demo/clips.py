@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from divot_datamodules.decoding.media_files import PICTURE_CONTAINERS, opened
-from divot_datamodules.decoding.video import DecodeError, Pixels, probe
+from divot_datamodules.decoding.video import DecodeError, probe
 from divot_datamodules.decoding.video_writing import write_video
 from divot_datamodules.toy.world import Scene, ToyWorld, caption
 from divot_lightning.demo.limits import Limits
 from divot_lightning.errors import UserError
-
-VIEW_ROWS = 256
-"""Clips of fewer rows are enlarged to about this many for the page: encoded at 32 x 32 their colours would bleed."""
 
 TOY_SCENES = (
     Scene("red", "circle", "right", "quickly", 16.0, 10.0),
@@ -123,19 +120,6 @@ class Clips:
                 f"{name} is {info.duration:.0f} seconds long; this page takes at most {limits.seconds:g}. Cut it first."
             )
         return Clip(secrets.token_urlsafe(12), path, name, 0.0 if is_picture else info.duration)
-
-
-def write_view(path: Path, video: Pixels, fps: float) -> None:
-    """Write a clip as every browser plays it.
-
-    Args:
-        path: Ends in .mp4.
-        video: uint8 (F, 3, H, W); clips of few rows are enlarged by a whole factor.
-        fps: Frames per second.
-    """
-    times = max(1, VIEW_ROWS // video.shape[2])
-    large = video.repeat(times, axis=2).repeat(times, axis=3)
-    write_video(path, large[:, :, : large.shape[2] // 2 * 2, : large.shape[3] // 2 * 2], fps, pixel_format="yuv420p")
 
 
 def toy_examples(folder: Path) -> list[tuple[Path, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from divot_datamodules.decoding.video import Pixels
-from divot_lightning.inference.results import write_comparison
+from divot_datamodules.decoding.video_writing import write_comparison
 from divot_lightning.io.files import atomic_file
 from divot_lightning.io.jsonl import Row
 

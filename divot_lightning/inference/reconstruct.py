@@ -16,14 +16,14 @@ from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.decoding.sample_errors import decoding_errors
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Pixels
-from divot_datamodules.decoding.video_writing import write_video
+from divot_datamodules.decoding.video_writing import write_comparison, write_video
 from divot_datamodules.loading.skipped_samples import left_out_lines
 from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_lightning.errors import UserError
 from divot_lightning.inference.pipeline import DivotPipeline
 from divot_lightning.inference.pipeline_options import Decoding
-from divot_lightning.inference.results import output_paths, save_clip, write_comparison
+from divot_lightning.inference.results import output_paths, save_clip
 from divot_lightning.models.randomness import seeded_generator
 from divot_lightning.parts.sources import SampleError, SkippedSample
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from divot_datamodules.decoding.media_files import suffix_of
 from divot_datamodules.decoding.video import Pixels
-from divot_datamodules.decoding.video_writing import CODECS, side_by_side, write_video
+from divot_datamodules.decoding.video_writing import CODECS, write_comparison, write_video
 from divot_lightning.errors import UserError
 from divot_lightning.io.files import write_atomically
 from divot_lightning.io.output_files import make_folder, writing_to
@@ -21,9 +21,6 @@ from divot_lightning.parts.segments import Kind
 
 Settings = Mapping[str, Any]
 """Everything that decided a result besides its input, as JSON values."""
-
-COMPARISON_HEIGHT = 256
-"""Comparisons of smaller clips are enlarged to about this many rows, so that players show them sharp."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,26 +222,3 @@ def write_json(path: Path, value: Settings) -> None:
     with writing_to(path):
         make_folder(path.parent)
         write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
-
-
-def comparison(original: Pixels, reconstruction: Pixels) -> Pixels:
-    """Put a clip and its reconstruction side by side; small ones are enlarged by a whole factor.
-
-    Args:
-        original: uint8 (F, 3, H, W).
-        reconstruction: The same shape.
-
-    Returns:
-        uint8 (F, 3, H', W') with a white bar between the two.
-    """
-    times = max(1, COMPARISON_HEIGHT // original.shape[2])
-    both = side_by_side(original, reconstruction)
-    return both.repeat(times, axis=2).repeat(times, axis=3)
-
-
-def write_comparison(path: Path, original: Pixels, reconstruction: Pixels, fps: float) -> Path:
-    """Write a video of a clip and its reconstruction side by side, and return its path."""
-    both = comparison(original, reconstruction)
-    even = both[:, :, : both.shape[2] // 2 * 2, : both.shape[3] // 2 * 2]
-    # Every player knows chroma of half resolution; it needs even sides, and enlarged clips lose nothing by it.
-    return write_video(path, even, fps, pixel_format="yuv420p")

@@ -7,10 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from divot_lightning.errors import UserError, first_of
+from divot_lightning.errors import UserError, problem_lines
 from divot_lightning.interop.released_keys import KeyTable, from_released
-
-MAX_NAMES_SHOWN = 3
 
 
 def convert(
@@ -41,16 +39,15 @@ def convert(
     shapes = {name: value.shape for name, value in module.state_dict().items()}
     fitted = {name: _fit(value, shapes[name]) for name, value in renamed.items() if name in shapes}
     problems = {
-        "missing": [name for name in shapes if name not in renamed],
-        "not expected": [name for name in renamed if name not in shapes],
+        "missing": sorted(shapes.keys() - renamed.keys()),
+        "not expected": sorted(renamed.keys() - shapes.keys()),
         "of another size": [
             f"{name} {tuple(renamed[name].shape)} instead of {tuple(shapes[name])}"
-            for name, value in fitted.items()
+            for name, value in sorted(fitted.items())
             if value is None
         ],
     }
-    lines = [f"{what}: {first_of(sorted(names), MAX_NAMES_SHOWN)}" for what, names in problems.items() if names]
-    if lines:
+    if lines := problem_lines(problems):
         raise UserError("\n".join([f"{file} does not fit a {table.part} of the released size", *lines]))
     return {name: value if keep_dtype else value.float() for name, value in fitted.items() if value is not None}
 

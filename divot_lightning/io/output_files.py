@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +54,12 @@ def make_folder(folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _explained(error, folder) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk on which a folder is or will be."""
+    place = folder.absolute()
+    return shutil.disk_usage(next(path for path in (place, *place.parents) if path.is_dir())).free
 
 
 def require_writable(file: str | Path) -> None:

@@ -224,10 +224,6 @@ def current_component(described: dict[str, Any]) -> dict[str, Any]:
     return {**described, "class": current or described["class"], "config": config}
 
 
-def _has_plain_settings(part: Any) -> bool:
-    return isinstance(part, Mapping) and not {"class_path", "init_args", "diffusers_class"} & set(part)
-
-
 def _old_optimizer(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the optimizer of one of our stages if it has the form of before optimizers were parts."""
     model = settings.get("model")
@@ -267,9 +263,9 @@ def _renamed_setting(path: tuple[str, ...], value: Any) -> Iterator[tuple[str, s
     if spelt == "model.tokenizer.vision" and path[-1] == "vision" and _is_settings_alone(value):
         written = ", ".join(f"{name}: {json.dumps(setting)}" for name, setting in value.items())
         yield f"{key}: {{...}}", f"{{class_path: clip, init_args: {{{written}}}}}"
-    if spelt == "model.detokenizer.denoiser" and path[-1] == "denoiser" and _has_plain_settings(value):
+    if spelt == "model.detokenizer.denoiser" and path[-1] == "denoiser" and _is_settings_alone(value):
         yield key, "denoiser: video_dit, with its settings under init_args"
 
 
 def _is_settings_alone(value: Any) -> bool:
-    return isinstance(value, Mapping) and not {"class_path", "init_args"} & set(value)
+    return isinstance(value, Mapping) and not {"class_path", "init_args", "diffusers_class"} & set(value)

@@ -1,6 +1,5 @@
 """Read a recipe for `divot preflight` and print what it needs."""
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from divot_lightning.deepspeed_zero.registration import STRATEGIES
 from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.io.output_files import free_bytes
 from divot_lightning.preflight.memory import Layout
 from divot_lightning.preflight.needs import DataNeeds, ModelNeeds, data_needs, model_needs
 from divot_lightning.training.training_cli import TrainingCLI
@@ -157,12 +157,6 @@ def disk_lines(needed: int, room: int, run: Path) -> Iterator[str]:
     """Yield a line that says whether the disk has room for the kept checkpoints and one that is being written."""
     verdict = "" if needed <= room else "   NOT ENOUGH: fewer checkpoints (--checkpoint.keep_last), or another --run"
     yield f"disk           {needed / MIB:.1f} MiB for checkpoints, {room / MIB:.0f} MiB free at {run}{verdict}"
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk on which a folder is or will be."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
 
 
 def _has_average(trainer: Any) -> bool:

@@ -9,6 +9,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from divot_heads.denoiser import zero_init
 from divot_lightning.errors import UserError
 
 HIDDEN_BIAS = -1e9
@@ -63,8 +64,7 @@ class ClipTransformer(nn.Module):
             assert isinstance(block.scale_shift_table, Tensor)
             nn.init.zeros_(block.scale_shift_table)
         for layer in (self.modulation, self.modulation_out, self.features_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            zero_init(layer)
 
     def forward(self, noisy_BQC: Tensor, time_B: Tensor, hidden_BQD: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         """Predict the velocity.

@@ -6,6 +6,8 @@ Shape letters: X any dimensions, C feature width, W context width.
 import torch
 from torch import Tensor, nn
 
+from divot_heads.denoiser import zero_init
+
 LARGEST_LOG_SCALE = 3.0
 """A layer scales a channel by a factor between e^-3 and e^3, so that no step of training makes it explode."""
 
@@ -26,16 +28,13 @@ class AffineCoupling(nn.Module):
         self.kept, self.changed = kept, changed
         num_kept, num_changed = (len(range(feature_dim)[part]) for part in (kept, changed))
         assert num_kept + num_changed == feature_dim
-        last = nn.Linear(context_dim, 2 * num_changed)
         self.net = nn.Sequential(
             nn.Linear(num_kept + context_dim, context_dim),
             nn.SiLU(),
             nn.Linear(context_dim, context_dim),
             nn.SiLU(),
-            last,
+            zero_init(nn.Linear(context_dim, 2 * num_changed)),
         )
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
 
     def forward(self, states_XC: Tensor, context_XW: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """Return the transformed states_XC and the log of the determinant of this map, (X)."""

@@ -39,8 +39,8 @@ class MLPDenoiser(nn.Module):
         self.time_in = nn.Sequential(linear(width, width), nn.SiLU(), linear(width, width))
         self.blocks = nn.ModuleList(ModulatedMLP(width, linear) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation_out = _zeros(linear(width, 2 * width))
-        self.features_out = _zeros(linear(width, feature_dim))
+        self.modulation_out = zero_init(linear(width, 2 * width))
+        self.features_out = zero_init(linear(width, feature_dim))
         self.second_time_in = (
             nn.Sequential(linear(width, width), nn.SiLU(), linear(width, width)) if two_times else None
         )
@@ -86,7 +86,7 @@ class ModulatedMLP(nn.Module):
         """
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = _zeros(linear(width, 3 * width))
+        self.modulation = zero_init(linear(width, 3 * width))
         self.mlp = nn.Sequential(linear(width, width), nn.SiLU(), linear(width, width))
 
     def forward(self, stream_NW: Tensor, condition_NW: Tensor) -> Tensor:
@@ -95,7 +95,8 @@ class ModulatedMLP(nn.Module):
         return stream_NW + gate_NW * self.mlp(self.norm(stream_NW) * (1 + scale_NW) + shift_NW)
 
 
-def _zeros(layer: nn.Linear) -> nn.Linear:
+def zero_init(layer: nn.Linear) -> nn.Linear:
+    """Return a linear layer after its weights were set to zero."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -10,17 +10,18 @@ from typing import cast
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
+from divot_datamodules.decoding.frame_pixels import Pixels
 from divot_datamodules.decoding.media_files import suffix_of
 from divot_lightning.errors import UserError
 from divot_lightning.io.files import write_atomically
 from divot_lightning.io.output_files import make_folder, writing_to
 
-Pixels = NDArray[np.uint8]
-
 CODECS = {"mp4": "libx264", "mkv": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4", "gif": "gif"}
 """Codec by file suffix of the container."""
+
+VIEW_ROWS = 256
+"""Clips of fewer rows are enlarged to about this many to be looked at, so that they are shown sharp."""
 
 _FORMATS = {"mkv": "matroska"}
 # Full chroma resolution wherever the codec has it: half-resolution chroma smears the edges of small clips by up to 100
@@ -131,3 +132,28 @@ def side_by_side(left: Pixels, right: Pixels) -> Pixels:
     if left.shape[:3] != right.shape[:3]:
         raise UserError(f"clips of {left.shape} and {right.shape} do not fit beside each other")
     return np.concatenate([left, np.full((*left.shape[:3], 2), 255, dtype=np.uint8), right], axis=3)
+
+
+def write_comparison(path: Path, original: Pixels, reconstruction: Pixels, fps: float) -> Path:
+    """Write a video of a clip and its reconstruction side by side, and return its path; see `write_view`."""
+    return write_view(path, side_by_side(original, reconstruction), fps)
+
+
+def write_view(path: Path, video: Pixels, fps: float) -> Path:
+    """Write a clip as every player and browser shows it, and return its path.
+
+    Args:
+        path: File to write.
+        video: uint8 (F, 3, H, W); small clips are enlarged by a whole factor.
+        fps: Frames per second.
+    """
+    large = enlarged(video)
+    # Every player knows chroma of half resolution; it needs even sides, and enlarged clips lose nothing by it.
+    even = large[:, :, : large.shape[2] // 2 * 2, : large.shape[3] // 2 * 2]
+    return write_video(path, even, fps, pixel_format="yuv420p")
+
+
+def enlarged(video: Pixels) -> Pixels:
+    """Repeat the pixels of a clip of fewer than `VIEW_ROWS` rows by a whole factor."""
+    times = max(1, VIEW_ROWS // video.shape[2])
+    return video.repeat(times, axis=2).repeat(times, axis=3)

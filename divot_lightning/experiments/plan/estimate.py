@@ -1,6 +1,5 @@
 """Estimate what an experiment costs before it starts, from what was measured on this machine. No torch in here."""
 
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from divot_lightning.experiments.plan.grid import Grid, TrialStep
 from divot_lightning.experiments.results.trials import training_seconds
 from divot_lightning.experiments.runner.progress import clock
 from divot_lightning.experiments.runner.records import StepRecord
+from divot_lightning.io.output_files import free_bytes
 from divot_lightning.training.recipe_files import find_recipe
 from divot_lightning.training.run_folder import read_finished
 
@@ -148,10 +148,7 @@ def describe_estimate(steps: Sequence[StepEstimate], folder: Path, jobs: int) ->
     unknown = sum(step.left for step in steps if step.seconds is None)
     time = clock(sum(step.seconds or 0.0 for step in steps) / jobs)
     mib = sum(step.mib or 0.0 for step in steps)
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(place).free / 2**20
     lines.append(f"{left} steps are left; {left - unknown} of them take about {time} with --jobs {jobs}.")
-    lines.append(
-        f"Disk: {mib:.0f} MiB where a size is known, {free:.0f} MiB are free. ?: nothing like it was measured yet."
-    )
+    free = f"{free_bytes(folder) / 2**20:.0f} MiB are free"
+    lines.append(f"Disk: {mib:.0f} MiB where a size is known, {free}. ?: nothing like it was measured yet.")
     return "".join(f"{line}\n" for line in lines)

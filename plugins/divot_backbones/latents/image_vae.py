@@ -45,10 +45,6 @@ class ImageVAELatents(FrozenVAE):
         self.block_size = 2 ** (len(settings.block_out_channels) - 1)
         self.init_args["scale"] = self.scale
 
-    def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
-        """Turn pixels into latents (B, F, c, h, w), float32: a sample of the VAE's posterior, scaled."""
-        return self.draw(self.posterior(video_BFCHW), generator)
-
     @torch.no_grad()
     def posterior(self, video_BFCHW: Tensor) -> Tensor:
         """Return mean and logarithm of the variance of each latent, (B, F, 2c, h, w), float32."""

@@ -102,10 +102,6 @@ class VideoVAELatents(FrozenVAE):
     def _added_frames(self, num_frames: int) -> int:
         return (1 - num_frames) % self.frame_stride
 
-    def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
-        """Turn pixels into latents (B, f, c, h, w), float32: a sample of the VAE's posterior, normalised."""
-        return self.draw(self.posterior(video_BFCHW), generator)
-
     @torch.no_grad()
     def posterior(self, video_BFCHW: Tensor) -> Tensor:
         """Return mean and logarithm of the variance of each latent, (B, 2c, f, h, w), float32; see `Latents`."""

@@ -12,7 +12,7 @@ import torch
 
 from divot_datamodules.decoding.clip_sampling import ClipConfig
 from divot_datamodules.decoding.video import probe
-from divot_datamodules.decoding.video_writing import write_video
+from divot_datamodules.decoding.video_writing import enlarged, side_by_side, write_video
 from divot_datamodules.toy.oracle import read_clip
 from divot_datamodules.toy.world import ToyWorld
 from divot_lightning import DivotPipeline
@@ -21,7 +21,6 @@ from divot_lightning.cli.reconstruct import main
 from divot_lightning.errors import UserError
 from divot_lightning.inference.loaded_run import LoadedRun
 from divot_lightning.inference.reconstruct import read_clips, reconstruct_files
-from divot_lightning.inference.results import comparison
 from divot_lightning.testing.toy_shards import make_toy_shards
 from tests.helpers.broken_shards import moving_clip, write_members
 from tests.helpers.faults import limited_file_size
@@ -149,7 +148,7 @@ def test_decoding_is_reproducible_and_depends_on_the_tokens(run):
 
 def test_comparison_is_enlarged_by_whole_pixels():
     left, right = (np.full((2, 3, 32, 32), shade, dtype=np.uint8) for shade in (10, 200))
-    both = comparison(left, right)
+    both = enlarged(side_by_side(left, right))
     assert both.shape == (2, 3, 256, 8 * 66)
     assert (both[..., :256] == 10).all()
     assert (both[..., -256:] == 200).all()
