@@ -42,23 +42,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--question", action="append", default=[], help="a question; may be given several times")
     parser.add_argument("--together", action="store_true", help="ask about all videos at once, in their order")
     parser.add_argument("--turns", action="store_true", help="ask each question with the answers to those before it")
-    parser.add_argument("--max-clips", type=int, default=20, help="largest number of clips of a video (default: 20)")
+    parser.add_argument("--max-clips", type=int, default=20, help="largest number of clips of a video")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="largest number of tokens of an answer")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=64, help="largest number of tokens of an answer (default: 64)"
-    )
-    parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        help="sampling temperature; 0 takes the most likely token (default: 0)",
+        "--temperature", type=float, default=0.0, help="sampling temperature; 0 takes the most likely token"
     )
     parser.add_argument(
         "--top-p",
         type=float,
         default=1.0,
-        help="sample from the most likely tokens that together have this probability (default: 1)",
+        help="sample from the most likely tokens that together have this probability",
     )
-    parser.add_argument("--seed", type=seed, default=0, help="seed of the sampling (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the sampling")
     parser.add_argument(
         "--jsonl", action="store_true", help="print one JSON object per answer: video, question, answer, settings"
     )

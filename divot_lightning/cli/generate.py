@@ -39,11 +39,9 @@ def parser() -> argparse.ArgumentParser:
         help="file ending in .mp4, .gif, ...; several clips are "
         "numbered. {prompt}.mp4 names each clip by its text and number, as VBench reads them",
     )
-    parser.add_argument("--num", type=int, default=1, help="clips per prompt (default: 1)")
-    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling (default: 0)")
-    parser.add_argument(
-        "--temperature", type=float, default=1.0, help="sampling temperature of the features (default: 1)"
-    )
+    parser.add_argument("--num", type=int, default=1, help="clips per prompt")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling")
+    parser.add_argument("--temperature", type=float, default=1.0, help="sampling temperature of the features")
     parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HEAD_HELP)
     parser.add_argument(
         "--request",

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "--jobs",
         type=int,
         default=2,
-        help="processes that run side by side, with one thread each; GPUs are divided among them (default: 2)",
+        help="processes that run side by side, with one thread each; GPUs are divided among them",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what is left and what it costs, and stop")
     return parser

@@ -30,10 +30,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("run", help="run folder of a stage that trains or uses a tokenizer and a de-tokenizer")
     parser.add_argument("input", nargs="+", help="videos or pictures, or shards: folder, tar, glob or URL")
     parser.add_argument("--output", required=True, help="folder of the files")
-    parser.add_argument("--format", default="mp4", help="mp4, gif, webm, mkv or avi (default: mp4)")
+    parser.add_argument("--format", default="mp4", help="mp4, gif, webm, mkv or avi")
     parser.add_argument("--jsonl", action="store_true", help="print one JSON object per clip, with its three files")
-    parser.add_argument("--num", type=int, default=8, help="number of clips, from the first inputs (default: 8)")
-    parser.add_argument("--seed", type=seed, default=0, help="seed of the de-tokenizer's noise (default: 0)")
+    parser.add_argument("--num", type=int, default=8, help="number of clips, from the first inputs")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the de-tokenizer's noise")
     parser.add_argument(
         "--num-tokens",
         type=int,

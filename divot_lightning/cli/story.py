@@ -38,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     )
     example = '{"instruction": "...", "seed": 1}'
     parser.add_argument("--prompts", metavar="FILE", help=PROMPTS_HELP.format(example=example))
-    parser.add_argument("--num-clips", type=int, default=3, help="largest number of clips (default: 3)")
-    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling (default: 0)")
+    parser.add_argument("--num-clips", type=int, default=3, help="largest number of clips")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling")
     parser.add_argument("--head.NAME", dest="head", metavar="VALUE", help=HEAD_HELP)
     parser.add_argument("--jsonl", action="store_true", help="print one JSON object per story, as in story.json")
     add_decoding_options(parser)

@@ -49,7 +49,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, prompts: bool = True) 
             "--template",
             help="pretraining, instruction, chat, or a text with {} for the prompt (default: that of the run)",
         )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32; the LLM as it is stored)")
 
 

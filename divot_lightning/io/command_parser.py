@@ -1,7 +1,7 @@
 """The parser of a command: a wrong option is told in two lines, as every other mistake. No torch in here."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from divot_lightning.errors import MAX_SEED, UserError, did_you_mean
 
@@ -19,6 +19,14 @@ def seed(text: str) -> int:
 
 class CommandParser(argparse.ArgumentParser):
     """argparse's parser; its errors are a `UserError` instead of the usage, which has up to 20 lines."""
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        """Add an argument whose help ends with its default value, if it has one."""
+        default = settings.get("default")
+        if isinstance(default, int | float | str) and default not in ("", argparse.SUPPRESS):
+            shown = f"{default:g}" if isinstance(default, float) else default
+            settings["help"] = f"{settings['help']} (default: {shown})"
+        return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raise the error of a wrong command line; an unknown option gets the nearest known one."""

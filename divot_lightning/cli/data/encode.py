@@ -33,31 +33,22 @@ def parser() -> argparse.ArgumentParser:
         "--short-videos",
         choices=("refuse", "squeeze"),
         default="refuse",
-        help="skip videos that are shorter than a clip, or take their frames closer together (default: refuse)",
+        help="skip videos that are shorter than a clip, or take their frames closer together",
     )
     parser.add_argument(
-        "--max-clips",
-        type=int,
-        default=1,
-        help="largest number of clips of a video; 1 is the clip in its middle (default: 1)",
+        "--max-clips", type=int, default=1, help="largest number of clips of a video; 1 is the clip in its middle"
     )
     parser.add_argument(
         "--precision",
         choices=("32-true", "bf16-mixed", "bf16-true"),
         default="32-true",
-        help="precision of the tokenizer; with that of the training, features are the same bits (default: 32-true)",
+        help="precision of the tokenizer; with that of the training, features are the same bits",
     )
-    parser.add_argument(
-        "--max-sample-clips", type=int, default=64, help="skip samples with more videos than this (default: 64)"
-    )
-    parser.add_argument(
-        "--samples-per-shard", type=int, default=1024, help="largest number of samples in a shard (default: 1024)"
-    )
-    parser.add_argument("--batch-size", type=int, default=32, help="samples per batch (default: 32)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument(
-        "--max-skipped-fraction", type=float, default=0.05, help="largest fraction of skipped samples (default: 0.05)"
-    )
+    parser.add_argument("--max-sample-clips", type=int, default=64, help="skip samples with more videos than this")
+    parser.add_argument("--samples-per-shard", type=int, default=1024, help="largest number of samples in a shard")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples per batch")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--max-skipped-fraction", type=float, default=0.05, help="largest fraction of skipped samples")
     return parser
 
 

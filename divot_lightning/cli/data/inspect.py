@@ -41,36 +41,31 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     add_media_options(parser)
     parser.add_argument("--workers", type=int, help="processes that decode (default: one per CPU, at most 8)")
     parser.add_argument(
-        "--deadline",
-        type=float,
-        default=30.0,
-        help="longest time for reading and decoding one sample, in seconds (default: 30)",
+        "--deadline", type=float, default=30.0, help="longest time for reading and decoding one sample, in seconds"
     )
     parser.add_argument(
-        "--copies-gb", type=float, default=20.0, help="disk space in GB for local copies of remote shards (default: 20)"
+        "--copies-gb", type=float, default=20.0, help="disk space in GB for local copies of remote shards"
     )
 
 
 def _add_clips(parser: argparse.ArgumentParser) -> None:
     """Add how clips are cut."""
-    parser.add_argument("--size", type=int, default=32, help="height and width of the clips (default: 32)")
-    parser.add_argument("--frames", type=int, default=16, help="frames per clip (default: 16)")
-    parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the clips (default: 8)")
+    parser.add_argument("--size", type=int, default=32, help="height and width of the clips")
+    parser.add_argument("--frames", type=int, default=16, help="frames per clip")
+    parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the clips")
     parser.add_argument(
         "--short-videos",
         choices=("refuse", "squeeze"),
         default="refuse",
-        help="report videos that are shorter than a clip, or take their frames closer together (default: refuse)",
+        help="report videos that are shorter than a clip, or take their frames closer together",
     )
     parser.add_argument("--max-pixels", type=int, help="largest height x width of decoded videos (default: 8K)")
-    parser.add_argument("--max-clips", type=int, default=1, help="largest number of clips of a video (default: 1)")
+    parser.add_argument("--max-clips", type=int, default=1, help="largest number of clips of a video")
 
 
 def _add_checks(parser: argparse.ArgumentParser) -> None:
     """Add what else makes a sample unusable."""
-    parser.add_argument(
-        "--max-sample-clips", type=int, default=64, help="report samples with more videos than this (default: 64)"
-    )
+    parser.add_argument("--max-sample-clips", type=int, default=64, help="report samples with more videos than this")
     parser.add_argument(
         "--tasks", help="also report samples without a text for any of these tasks, such as caption,question"
     )

@@ -13,5 +13,5 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
         choices=("root", "disk", "anywhere"),
         default="disk",
         help="allowed media paths in a jsonl: below the media root only, anywhere on this machine's disks, or also "
-        "URLs (default: disk)",
+        "URLs",
     )

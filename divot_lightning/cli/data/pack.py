@@ -21,23 +21,21 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clip-seconds", type=float, help="cut videos into pieces of this length (default: do not cut)"
     )
-    parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the pieces (default: 8)")
+    parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the pieces")
     parser.add_argument("--size", type=int, help="short side of the pieces in pixels (default: as in the source)")
-    parser.add_argument(
-        "--samples-per-shard", type=int, default=256, help="largest number of samples in a shard (default: 256)"
-    )
+    parser.add_argument("--samples-per-shard", type=int, default=256, help="largest number of samples in a shard")
     parser.add_argument(
         "--check",
         choices=("all", "first"),
         default="all",
         help="check of a file that is not cut: decode all frames, or only the first, which is at least ten times "
-        "faster and does not find damage in later frames (default: all)",
+        "faster and does not find damage in later frames",
     )
     parser.add_argument(
         "--resize",
         choices=("bicubic", "pil_bilinear"),
         default="bicubic",
-        help="filter for --size: swscale's, or Pillow's with torchvision's rounding, as released (default: bicubic)",
+        help="filter for --size: swscale's, or Pillow's with torchvision's rounding, as released",
     )
     return parser
 

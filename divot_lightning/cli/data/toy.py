@@ -15,18 +15,14 @@ def parser() -> argparse.ArgumentParser:
         "The same settings give the same bytes. After a stop, the same command continues.",
     )
     parser.add_argument("folder", help="folder of train/, validation/, held_out/ and text_tokenizer/")
-    parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default: 32)")
-    parser.add_argument("--train", type=int, default=4096, help="training clips (default: 4096)")
+    parser.add_argument("--size", type=int, default=32, help="height and width in pixels")
+    parser.add_argument("--train", type=int, default=4096, help="training clips")
     parser.add_argument(
-        "--validation", type=int, default=256, help="validation clips, with combinations of the training (default: 256)"
+        "--validation", type=int, default=256, help="validation clips, with combinations of the training"
     )
-    parser.add_argument(
-        "--held-out", type=int, default=256, help="clips with combinations that training never sees (default: 256)"
-    )
-    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling (default: 0)")
-    parser.add_argument(
-        "--samples-per-shard", type=int, default=256, help="largest number of samples in a shard (default: 256)"
-    )
+    parser.add_argument("--held-out", type=int, default=256, help="clips with combinations that training never sees")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling")
+    parser.add_argument("--samples-per-shard", type=int, default=256, help="largest number of samples in a shard")
     return parser
 
 

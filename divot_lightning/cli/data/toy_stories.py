@@ -20,22 +20,19 @@ def parser() -> argparse.ArgumentParser:
         "--continuous", action="store_true", help="one scene: each clip continues where the last one ended"
     )
     parser.add_argument(
-        "--look",
-        choices=("day", "night"),
-        default="night",
-        help="colours of the clips; day looks like the toy world (default: night)",
+        "--look", choices=("day", "night"), default="night", help="colours of the clips; day looks like the toy world"
     )
-    parser.add_argument("--num-clips", type=int, default=3, help="clips of a story (default: 3)")
-    parser.add_argument("--size", type=int, default=32, help="height and width in pixels (default: 32)")
-    parser.add_argument("--train", type=int, default=2048, help="training stories (default: 2048)")
-    parser.add_argument("--validation", type=int, default=128, help="validation stories (default: 128)")
+    parser.add_argument("--num-clips", type=int, default=3, help="clips of a story")
+    parser.add_argument("--size", type=int, default=32, help="height and width in pixels")
+    parser.add_argument("--train", type=int, default=2048, help="training stories")
+    parser.add_argument("--validation", type=int, default=128, help="validation stories")
     parser.add_argument(
         "--held-out",
         type=int,
         default=128,
-        help="stories that begin with a combination of attributes that training never sees (default: 128)",
+        help="stories that begin with a combination of attributes that training never sees",
     )
-    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling")
     return parser
 
 

@@ -40,25 +40,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen at; 0.0.0.0 lets the whole network use the page, without a "
-        "password (default: 127.0.0.1)",
+        help="address to listen at; 0.0.0.0 lets the whole network use the page, without a password",
     )
-    parser.add_argument("--port", type=int, default=7860, help="port, 0 for a free one (default: 7860)")
-    parser.add_argument(
-        "--max-upload-mb", type=int, default=usual.upload_mb, help=f"largest upload in MB (default: {usual.upload_mb})"
-    )
-    parser.add_argument(
-        "--max-seconds",
-        type=float,
-        default=usual.seconds,
-        help=f"longest video in seconds (default: {usual.seconds:g})",
-    )
-    parser.add_argument(
-        "--max-queue",
-        type=int,
-        default=usual.waiting,
-        help=f"largest number of waiting jobs (default: {usual.waiting})",
-    )
+    parser.add_argument("--port", type=int, default=7860, help="port, 0 for a free one")
+    parser.add_argument("--max-upload-mb", type=int, default=usual.upload_mb, help="largest upload in MB")
+    parser.add_argument("--max-seconds", type=float, default=usual.seconds, help="longest video in seconds")
+    parser.add_argument("--max-queue", type=int, default=usual.waiting, help="largest number of waiting jobs")
     return parser
 
 

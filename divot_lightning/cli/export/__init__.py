@@ -30,9 +30,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep-adapters", action="store_true", help="do not merge LoRA; write the language model's as a PEFT folder"
     )
-    parser.add_argument(
-        "--max-shard-size", default="5GB", metavar="SIZE", help="largest file of weights (default: 5GB)"
-    )
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of weights")
     parser.add_argument("--push-to-hub", metavar="NAME", help="upload the folder to this Hugging Face repository, too")
     parser.add_argument("--public", action="store_true", help="make a new repository public; without it, private")
     return parser
