@@ -64,23 +64,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot ask`, and return the exit status."""
     args = parser().parse_args(argv)
-    check_ask_options(args.max_clips, args.max_new_tokens, args.temperature, args.top_p)
-    refuse_idle_top_p(args.temperature, args.top_p)
-    if (args.prompts is None) != (args.output is None) or (args.prompts is None) == (not args.video):
-        raise UserError("give either videos, or --prompts FILE and --output FILE, where the answers are written")
-    if args.prompts is not None and (args.together or args.turns or args.jsonl):
-        raise UserError(
-            "--together, --turns and --jsonl belong to videos on the command line; leave them out with --prompts"
-        )
-    entries = [] if args.prompts is None else read_prompts(args.prompts, "video", question=str)
-    if entries and Path(args.output).resolve() == Path(args.prompts).resolve():
-        raise UserError(
-            f"--output {args.output} is the file of the prompts, to which answers would be added; name another"
-        )
-    if entries and args.question and all("question" in entry for entry in entries):
-        raise UserError(f"--question has no effect: each line of {args.prompts} has its own; leave one of them out")
-    if entries:
-        require_writable(args.output)
+    entries = _checked_prompts(args)
     with quick_imports():
         from divot_lightning.inference.pipeline import DivotPipeline
 
@@ -100,6 +84,28 @@ def main(argv: Sequence[str]) -> int:
         for answer in _ask(pipeline, together, questions, options, turns=args.turns):
             sys.stdout.write(_line(" ".join(together), answer, jsonl=args.jsonl, alone=alone) + "\n")
     return 0
+
+
+def _checked_prompts(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Refuse options that do not fit each other; return the lines of --prompts, none without it."""
+    check_ask_options(args.max_clips, args.max_new_tokens, args.temperature, args.top_p)
+    refuse_idle_top_p(args.temperature, args.top_p)
+    if (args.prompts is None) != (args.output is None) or (args.prompts is None) == (not args.video):
+        raise UserError("give either videos, or --prompts FILE and --output FILE, where the answers are written")
+    if args.prompts is not None and (args.together or args.turns or args.jsonl):
+        raise UserError(
+            "--together, --turns and --jsonl belong to videos on the command line; leave them out with --prompts"
+        )
+    entries = [] if args.prompts is None else read_prompts(args.prompts, "video", question=str)
+    if entries and Path(args.output).resolve() == Path(args.prompts).resolve():
+        raise UserError(
+            f"--output {args.output} is the file of the prompts, to which answers would be added; name another"
+        )
+    if entries and args.question and all("question" in entry for entry in entries):
+        raise UserError(f"--question has no effect: each line of {args.prompts} has its own; leave one of them out")
+    if entries:
+        require_writable(args.output)
+    return entries
 
 
 def _ask(

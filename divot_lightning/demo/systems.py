@@ -23,10 +23,16 @@ TRAINED_BY: dict[Ability, frozenset[str]] = {
 }
 """Tasks that teach a video LLM an ability."""
 
-LANGUAGE: frozenset[Ability] = frozenset({"ask", "generate", "story"})
-"""What needs a video LLM."""
+NEEDS: dict[Ability, frozenset[str]] = {
+    "reconstruct": frozenset({"tokenizer", "detokenizer"}),
+    "ask": frozenset({"tokenizer", "video_llm"}),
+    "generate": frozenset({"detokenizer", "video_llm"}),
+    "story": frozenset({"detokenizer", "video_llm"}),
+}
+"""Components that an ability needs."""
 
-COMPONENTS = frozenset({"tokenizer", "detokenizer", "video_llm"})
+LANGUAGE: frozenset[Ability] = frozenset(ability for ability, needed in NEEDS.items() if "video_llm" in needed)
+COMPONENTS = frozenset[str]().union(*NEEDS.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,19 +155,12 @@ def _open(
     if models.detokenizer_run is not None and "detokenizer" not in _components(Path(models.detokenizer_run)):
         find_component(models.detokenizer_run, "detokenizer")  # refuses a folder without one
     found = set(_components(models.run)) | ({"detokenizer"} if detokenizer else set())
-    if not found & COMPONENTS:
+    if not found:
         raise UserError(
             f"{name} holds no tokenizer, de-tokenizer or video LLM, and no run that has them\n"
             "give a finished run, an exported or imported folder, or the folder of a quickstart or an ablation"
         )
-    able: set[Ability] = set()
-    if {"tokenizer", "detokenizer"} <= found:
-        able.add("reconstruct")
-    if {"tokenizer", "video_llm"} <= found:
-        able.add("ask")
-    if {"detokenizer", "video_llm"} <= found:
-        able |= {"generate", "story"}
-    abilities = frozenset(able & only)
+    abilities = frozenset(ability for ability in only if NEEDS[ability] <= found)
     head = _head_name(models.run) if abilities & LANGUAGE else ""
     label = "" if detokenizer is None else Path(detokenizer).resolve().name
     return System(_folder_name(name), DivotPipeline(models), label, head, abilities, is_main)

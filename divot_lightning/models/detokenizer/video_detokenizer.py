@@ -104,13 +104,10 @@ class VideoDetokenizer(nn.Module):
             assert null_tokens_QC is not None
             dropped_B = uniform_rows(len(tokens_BQC), generator, tokens_BQC.device) < condition_dropout
             tokens_BQC = torch.where(dropped_B[:, None, None], null_tokens_QC, tokens_BQC)
+        given = video_BFCHW if posterior is None else posterior
+        assert given is not None
         # float32 from here on, also under autocast: bfloat16 rounds the first two noise levels to 0.
-        with torch.no_grad():
-            given = video_BFCHW if posterior is None else posterior
-            assert given is not None
-            if posterior is None:
-                self._require_size(given)
-            clean = (self.latents.encode if posterior is None else self.latents.draw)(given, generator).float()
+        clean = self._clean_latents(given, generator, cached=posterior is not None).float()
         noise = normal_rows(clean.shape, generator, clean.device)
         time_B = self.objective.sample_times(
             len(clean), terminal_timestep_prob, device=clean.device, generator=generator
@@ -121,6 +118,13 @@ class VideoDetokenizer(nn.Module):
         if weight_B is None:
             return nn.functional.mse_loss(prediction.float(), target)
         return (weight_B * (prediction.float() - target).square().flatten(1).mean(dim=1)).mean()
+
+    @torch.no_grad()
+    def _clean_latents(self, given: Tensor, generator: Randomness, *, cached: bool) -> Tensor:
+        if cached:
+            return self.latents.draw(given, generator)
+        self._require_size(given)
+        return self.latents.encode(given, generator)
 
     def _require_size(self, video_BFCHW: Tensor) -> None:
         found, size = (video_BFCHW.shape[1], *video_BFCHW.shape[3:]), self.config.size
