@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from divot_lightning.errors import UserError
-from divot_lightning.io.renamed import require_current_names
+from divot_lightning.io.old_recipes import require_current_names
 from divot_lightning.parts.registries.kinds import REGISTRIES, TASKS
 from divot_lightning.parts.registries.registry import Registry
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from divot_lightning.errors import UserError
-from divot_lightning.io import renamed
+from divot_lightning.io import old_recipes, renamed
 from divot_lightning.parts.registries.kinds import HEADS
 from divot_lightning.parts.registries.recipe_parts import expand_recipe
 from divot_lightning.training.recipe_files import recipe_names, recipes_dir
@@ -134,7 +134,7 @@ trainer:
 
 def test_every_old_name_of_a_recipe_is_reported_with_its_new_one():
     with pytest.raises(UserError) as raised:
-        renamed.require_current_names(yaml.safe_load(OLD), "old.yaml")
+        old_recipes.require_current_names(yaml.safe_load(OLD), "old.yaml")
     text = str(raised.value)
     for told in (
         "old.yaml",
@@ -159,13 +159,13 @@ def test_every_old_name_of_a_recipe_is_reported_with_its_new_one():
     ],
 )
 def test_settings_of_other_classes_are_left_alone(text):
-    renamed.require_current_names(yaml.safe_load(text), "recipe.yaml")
+    old_recipes.require_current_names(yaml.safe_load(text), "recipe.yaml")
 
 
 @pytest.mark.parametrize("text", ["data.train_share: 1", "data: {train_share: 1}", "data: {init_args.train_share: 1}"])
 def test_every_spelling_of_an_old_setting_is_found(text):
     with pytest.raises(UserError, match="train_share is now train_fraction"):
-        renamed.require_current_names(yaml.safe_load(text), "recipe.yaml")
+        old_recipes.require_current_names(yaml.safe_load(text), "recipe.yaml")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_settings_of_the_only_vision_encoder_there_was_are_refused_with_the_new_
     with pytest.raises(
         UserError, match=r"vision: \{\.\.\.\} is now \{class_path: clip, init_args: \{frozen: f"
     ) as raised:
-        renamed.require_current_names(yaml.safe_load(text), "recipe.yaml")
+        old_recipes.require_current_names(yaml.safe_load(text), "recipe.yaml")
     written = str(raised.value).splitlines()[1].partition(" is now ")[2]
     assert yaml.safe_load(written) == {"class_path": "clip", "init_args": {"frozen": False, "width": 64}}
 
@@ -189,7 +189,7 @@ def test_settings_of_the_only_vision_encoder_there_was_are_refused_with_the_new_
     ["clip", "{class_path: clip}", "{class_path: my.Encoder, init_args: {width: 3}}", "{init_args: {width: 3}}"],
 )
 def test_a_vision_encoder_in_the_new_form_is_left_alone(vision):
-    renamed.require_current_names(
+    old_recipes.require_current_names(
         yaml.safe_load(f"model: {{init_args: {{tokenizer: {{vision: {vision}}}}}}}"), "recipe.yaml"
     )
 
@@ -206,10 +206,10 @@ def test_a_vision_encoder_in_the_new_form_is_left_alone(vision):
 )
 def test_an_optimizer_in_the_old_form_is_refused_with_the_new_one(model, refused):
     if refused is None:
-        renamed.require_current_names({"model": model}, "recipe.yaml")
+        old_recipes.require_current_names({"model": model}, "recipe.yaml")
         return
     with pytest.raises(UserError, match=rf"optimizer: \{{{refused}, init_args: \{{\.\.\.\}}\}}"):
-        renamed.require_current_names({"model": model}, "recipe.yaml")
+        old_recipes.require_current_names({"model": model}, "recipe.yaml")
 
 
 OLD_DETOKENIZER = """
@@ -233,7 +233,7 @@ model:
 )
 def test_a_recipe_of_before_the_detokenizers_parts_is_refused_with_their_keys(denoiser, told):
     with pytest.raises(UserError) as raised:
-        renamed.require_current_names(yaml.safe_load(OLD_DETOKENIZER.replace("DENOISER", denoiser)), "old.yaml")
+        old_recipes.require_current_names(yaml.safe_load(OLD_DETOKENIZER.replace("DENOISER", denoiser)), "old.yaml")
     text = str(raised.value)
     for line in (told, "latents.kind is now latents: block_dct", "noise_schedule is now objective: v_prediction"):
         assert line in text
@@ -252,7 +252,7 @@ model:
       denoiser: {class_path: video_dit, init_args: {width: 128}}
       objective: {class_path: v_prediction, init_args: {eta: 0.0, spacing: trailing}}
 """
-    renamed.require_current_names(yaml.safe_load(text), "new.yaml")
+    old_recipes.require_current_names(yaml.safe_load(text), "new.yaml")
 
 
 @pytest.mark.parametrize(
@@ -261,4 +261,4 @@ model:
 def test_todays_recipes_hold_no_old_name(name):
     """With class_path and init_args, as a run writes them into its config.yaml."""
     recipe = yaml.safe_load((recipes_dir() / f"{name}.yaml").read_text())
-    renamed.require_current_names(expand_recipe(recipe), name)
+    old_recipes.require_current_names(expand_recipe(recipe), name)
