@@ -1,12 +1,10 @@
 """A cache of decoded samples in memory, so that later passes over a small data set need no decoding."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from divot_datamodules.decoding.samples import Sample
-from divot_datamodules.loading.shared_memory import without_repeats
+from divot_datamodules.loading.shared_memory import tensors_of, without_repeats
 
 SampleId = tuple[str, int, int, int]
 """Name of the split, and the indices of source, shard and sample: the same in every pass."""
@@ -29,8 +27,7 @@ class DecodedCache:
 
     def add(self, sample_id: SampleId, sample: Sample) -> None:
         """Keep a copy of a sample if it is the same in each pass, and fits."""
-        values = {field.name: getattr(sample, field.name) for field in fields(sample)}
-        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        tensors = tensors_of(sample)
         size = sum(without_repeats(tensor).nbytes for tensor in tensors.values())
         if not sample.is_deterministic or sample_id in self._kept or size > self._left:
             return

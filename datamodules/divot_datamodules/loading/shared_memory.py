@@ -143,7 +143,7 @@ class SharedMemoryPool:
         assert is_dataclass(sample)
         used = 0
         changes: dict[str, StoredTensor | PickledTensor] = {}
-        for name, tensor in _tensors(sample).items():
+        for name, tensor in tensors_of(sample).items():
             once = without_repeats(tensor)  # expanded dimensions are stored once and expanded again in `load`
             if slot is None or once.nbytes == 0 or used + once.nbytes > self.slot_bytes:
                 changes[name] = PickledTensor(once.contiguous().numpy(), tuple(tensor.shape))
@@ -151,7 +151,7 @@ class SharedMemoryPool:
             offset = slot * self.slot_bytes + used
             changes[name] = stored = StoredTensor(offset, tuple(once.shape), tuple(tensor.shape), tensor.dtype)
             self._view(stored).copy_(once)
-            used += -(-once.nbytes // _ALIGNMENT) * _ALIGNMENT
+            used += _aligned(once.nbytes)
         return cast(T, replace(cast(Any, sample), **changes))
 
     def load(self, sample: T) -> T:
@@ -181,6 +181,7 @@ def without_repeats(tensor: Tensor) -> Tensor:
     return tensor[tuple(slice(1 if stride == 0 else None) for stride in tensor.stride())]
 
 
-def _tensors(sample: Any) -> dict[str, Tensor]:
+def tensors_of(sample: Any) -> dict[str, Tensor]:
+    """Return the tensors among the fields of a dataclass, by name."""
     values = {field.name: getattr(sample, field.name) for field in fields(sample)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
