@@ -123,7 +123,7 @@ class SplitLoaders:
             for name, split in self.splits.items()
             for source in split.sources
         ]
-        return -(-max(sizes) // processes.count)
+        return -(-max(sizes, default=self.order.batch_size) // processes.count)
 
     def _buffer_slots(self, processes: TrainingProcesses) -> tuple[int, int]:
         """Return the number of samples of a process that may be in flight at a time, and bytes of the largest."""
