@@ -28,12 +28,13 @@ class AffineCoupling(nn.Module):
         self.kept, self.changed = kept, changed
         num_kept, num_changed = (len(range(feature_dim)[part]) for part in (kept, changed))
         assert num_kept + num_changed == feature_dim
+        last = zero_init(nn.Linear(context_dim, 2 * num_changed))
         self.net = nn.Sequential(
             nn.Linear(num_kept + context_dim, context_dim),
             nn.SiLU(),
             nn.Linear(context_dim, context_dim),
             nn.SiLU(),
-            zero_init(nn.Linear(context_dim, 2 * num_changed)),
+            last,
         )
 
     def forward(self, states_XC: Tensor, context_XW: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
