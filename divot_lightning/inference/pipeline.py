@@ -145,7 +145,7 @@ class DivotPipeline:
         turns = [(turn.question, turn.text) for turn in history]
         template, tasks = self.models.template, self.models.tasks
         prompts = [media_prompt(one, features.kinds, template, turns, tasks) for one in questions]
-        sampled = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        sampled: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         texts = answer_each(self.models, prompts, features.features_NQC, [seed] * len(prompts), **sampled)
         settings = self.models.settings(seed=seed, max_clips=max_clips, **sampled)
         answers = [Answer(one, text, settings) for one, text in zip(questions, texts, strict=True)]

@@ -34,7 +34,7 @@ class DetokenizerStage(Stage):
         terminal_timestep_prob: See `TokenizerPretraining`.
     """
 
-    frozen = ("tokenizer",)
+    frozen: tuple[str, ...] = ("tokenizer",)
 
     def __init__(
         self,
