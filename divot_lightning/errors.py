@@ -34,6 +34,25 @@ def require_at_least(least: float, where: str = "", /, **settings: float | None)
             raise UserError(f"{where}{name} is {value}; it must be at least {least}")
 
 
+def require_one_of(allowed: Iterable[str], where: str = "", /, **settings: str) -> None:
+    """Refuse settings that are none of the allowed words.
+
+    Args:
+        allowed: The words.
+        where: Precedes the names of the settings in the message.
+        settings: Values by name.
+
+    Raises:
+        UserError: One of them is refused.
+
+    >>> require_one_of(["zero", "random"], init="zero")
+    """
+    words = list(allowed)
+    for name, value in settings.items():
+        if value not in words:
+            raise UserError(f"{where}{name} is {value!r}; choose one of: {', '.join(words)}")
+
+
 def require_seed(seed: int, name: str = "seed") -> int:
     """Return a seed of a random generator; refuse one that is negative or has more than 64 bits.
 

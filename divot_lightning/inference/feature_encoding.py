@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors.torch import save as save_safetensors
@@ -27,7 +27,7 @@ from divot_datamodules.shards.writing import Sample as Members
 from divot_datamodules.shards.writing import ShardFolder
 from divot_lightning.checkpoint.components import load_component, part_sha256, read_settings
 from divot_lightning.checkpoint.run_components import find_component, weights_sha256
-from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.errors import UserError, require_at_least, require_one_of
 from divot_lightning.inference.loaded_run import usable_device
 from divot_lightning.inference.run_config import run_clip_config
 from divot_lightning.models.clip_encoding import encode_clips
@@ -67,8 +67,7 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         for name in ("max_clips", "samples_per_shard", "max_sample_clips"):
             require_at_least(1, **{name: getattr(self, name)})
-        if self.precision not in ("32-true", "bf16-mixed", "bf16-true"):
-            raise UserError(f"precision is {self.precision!r}; choose '32-true', 'bf16-mixed' or 'bf16-true'.")
+        require_one_of(get_args(Precision), precision=self.precision)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from divot_heads.denoiser import MLPDenoiser
 from divot_heads.draws import mean_of_draws, rows_of_draws
 from divot_heads.guidance import condition_dropout_or_none, guided
-from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.errors import UserError, require_at_least, require_one_of
 from divot_lightning.models.ddim import exact_scheduler, take_step
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
@@ -64,8 +64,7 @@ class DiffusionHead(GenerationHead):
                 Other values than 1 need condition dropout.
         """
         super().__init__(hidden_dim, feature_dim)
-        if prediction not in get_args(Prediction):
-            raise UserError(f"prediction={prediction!r} is not allowed; choose one of: epsilon, v")
+        require_one_of(get_args(Prediction), prediction=prediction)
         require_at_least(1, width=width, depth=depth, draws_per_token=draws_per_token)
         if not 1 <= sampling_steps <= NUM_STEPS:
             raise UserError(f"sampling_steps={sampling_steps} is not allowed; give 1 to {NUM_STEPS}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from divot_heads.guidance import ConditionDropout, guided
-from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.errors import UserError, require_at_least, require_one_of
 from divot_lightning.parts.heads import GenerationHead
 
 TIME_SCALE = 1000.0
@@ -31,9 +31,8 @@ def check_flow_settings(time_sampling: str, solver: str, sampling_steps: int, sh
     Raises:
         UserError: A setting is unknown or out of range.
     """
-    for name, value, allowed in (("time_sampling", time_sampling, TimeSampling), ("solver", solver, Solver)):
-        if value not in get_args(allowed):
-            raise UserError(f"{name}={value!r} is not allowed; choose one of: {', '.join(get_args(allowed))}")
+    require_one_of(get_args(TimeSampling), time_sampling=time_sampling)
+    require_one_of(get_args(Solver), solver=solver)
     require_at_least(1, sampling_steps=sampling_steps)
     if not 0 < shift < math.inf:
         raise UserError(f"shift={shift} is not allowed; it must be above 0 (1 is no shift)")

@@ -25,7 +25,7 @@ from divot_datamodules.loading.skipped_samples import Budget, SkippedSamples
 from divot_datamodules.preparation.media_items import MediaItem, find_media
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES
 from divot_datamodules.shards.writing import Sample, ShardFolder
-from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.errors import UserError, require_at_least, require_one_of
 from divot_lightning.parts.sources import SampleError, SkippedSample
 
 Check = Literal["all", "first"]
@@ -64,8 +64,7 @@ class PackConfig:
             raise UserError(f"size is {self.size}, but files are packed unchanged; give clip_seconds as well.")
         if self.resize != "bicubic" and self.size is None:
             raise UserError(f"resize is {self.resize!r}, but nothing is resized; give size as well.")
-        if self.check not in get_args(Check):
-            raise UserError(f"check is {self.check!r}; it must be one of {', '.join(get_args(Check))}.")
+        require_one_of(get_args(Check), check=self.check)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from divot_datamodules.shards.line_index import line_index
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES, ShardError, expand_shards, is_url
 from divot_datamodules.shards.storage import LocalShard, read_whole
 from divot_datamodules.shards.tar_source import MAX_TEXT_BYTES
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_one_of
 from divot_lightning.parts.sources import RawSample, SampleError, SkippedSample, Source
 
 MEDIA_FIELDS = ("video", "videos", "image", "images")
@@ -60,8 +60,7 @@ class JsonlSource(Source):
         media_from: MediaFrom = "disk",
         index_folder: Path | None = None,
     ) -> None:
-        if media_from not in get_args(MediaFrom):
-            raise UserError(f"media_from is {media_from!r}; choose one of {', '.join(get_args(MediaFrom))}.")
+        require_one_of(get_args(MediaFrom), media_from=media_from)
         parts = [path] if isinstance(path, str | Path) else path
         self._names = [file for part in parts for file in list_files(str(part))]
         self._root = str(media_root) if media_root is not None else None

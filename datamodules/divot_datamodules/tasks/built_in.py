@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import require_one_of
 from divot_lightning.parts.segments import Clips, Kind, Segment, Text
 from divot_lightning.parts.sources import SampleError
 from divot_lightning.parts.tasks import Task, Template, checked_phrases, pick_phrase
@@ -143,8 +143,7 @@ class ConversationTask(Task):
         self, template: Template = "pretraining", end_after: Literal["every", "last"] = "every", separator: str = ""
     ) -> None:
         super().__init__(template)
-        if end_after not in ("every", "last"):
-            raise UserError(f"end_after is {end_after!r}; choose every or last")
+        require_one_of(("every", "last"), end_after=end_after)
         self.ends, self.separator = end_after == "every", separator
 
     def segments(

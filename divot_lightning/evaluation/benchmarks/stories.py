@@ -3,11 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from divot_datamodules.toy.stories import one_clip_instruction
 from divot_datamodules.toy.world import ATTRIBUTES
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_one_of
 from divot_lightning.evaluation.benchmarks.shard_items import ShardSample, shard_items
 from divot_lightning.evaluation.benchmarks.toy import TOY_SPLITS, split_shards
 from divot_lightning.evaluation.metrics.toy_story import ToyStory
@@ -49,8 +49,7 @@ class ToyStories(StoryBenchmark):
     main_scores: ClassVar[tuple[str, ...]] = ("story", "clips")
 
     def __init__(self, clips: Clips = "told") -> None:
-        if clips not in ("told", "independent", "reconstructed"):
-            raise UserError(f"clips is {clips!r}; choose told, independent or reconstructed")
+        require_one_of(get_args(Clips), clips=clips)
         self.clips = clips
 
     def items(self, data: str | Path, split: str) -> BenchmarkData:

@@ -27,7 +27,7 @@ from typing import Any, get_args
 
 import yaml
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_one_of
 from divot_lightning.experiments.plan.experiment import Experiment, Kind, MatchedBy, Options, PipelineStep
 from divot_lightning.experiments.plan.report_recipe import parse_report, refuse_unknown
 from divot_lightning.experiments.results.directions import parse_better
@@ -161,8 +161,7 @@ def _refuse_unknown_steps(what: str, given: Mapping[str, Any] | Sequence[str], n
 
 
 def _check(recipe: Experiment, names: Sequence[str]) -> None:
-    if recipe.matched_by not in get_args(MatchedBy):
-        raise UserError(f"matched_by is {recipe.matched_by!r}; known: {', '.join(get_args(MatchedBy))}.")
+    require_one_of(get_args(MatchedBy), matched_by=recipe.matched_by)
     if recipe.matched_by != "steps" and recipe.amount is None:
         raise UserError(f"matched_by is {recipe.matched_by!r}, so `amount` must state how many.")
     if (recipe.amount is None) != (not recipe.matched_steps):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_one_of
 from divot_lightning.models.randomness import Randomness, integer_rows, normal_rows, uniform_rows
 
 NestedDropout = Literal["none", "uniform", "powers_of_two"]
@@ -56,9 +56,7 @@ class BottleneckConfig:
             value = getattr(self, name)
             if not 0.0 <= value < math.inf:
                 raise UserError(f"tokenizer: bottleneck.{name} is {value}; it must be 0 or more (0 switches it off)")
-        if self.nested_dropout not in get_args(NestedDropout):
-            known = ", ".join(get_args(NestedDropout))
-            raise UserError(f"tokenizer: bottleneck.nested_dropout {self.nested_dropout!r} is unknown; choose {known}")
+        require_one_of(get_args(NestedDropout), "tokenizer: bottleneck.", nested_dropout=self.nested_dropout)
 
 
 class TokenBottleneck(nn.Module):

@@ -3,11 +3,11 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
-from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.errors import UserError, require_at_least, require_one_of
 from divot_lightning.models.tokenizer.bottleneck import BottleneckConfig
 from divot_lightning.models.tokenizer.temporal_transformer import TemporalInit
 from divot_lightning.models.transformer_block import check_heads
@@ -124,11 +124,6 @@ def check_tokenizer_config(config: TokenizerConfig, vision: VisionEncoder) -> No
         )
     check_heads("temporal transformer", config.temporal_width, config.temporal_heads)
     check_heads("spatio-temporal transformer", config.spatiotemporal_width, config.spatiotemporal_heads)
-    if config.temporal_init not in ("zero", "random"):
-        raise UserError(f"tokenizer: temporal_init {config.temporal_init!r} is unknown; choose 'zero' or 'random'")
-    if config.position_init not in ("random", "sin_cos"):
-        raise UserError(f"tokenizer: position_init {config.position_init!r} is unknown; choose 'random' or 'sin_cos'")
-    if config.token_source not in ("perceiver", "spatiotemporal"):
-        raise UserError(
-            f"tokenizer: token_source {config.token_source!r} is unknown; choose 'perceiver' or 'spatiotemporal'"
-        )
+    require_one_of(get_args(TemporalInit), "tokenizer: ", temporal_init=config.temporal_init)
+    require_one_of(get_args(PositionInit), "tokenizer: ", position_init=config.position_init)
+    require_one_of(get_args(TokenSource), "tokenizer: ", token_source=config.token_source)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from divot_backbones.denoisers import video_models
 from divot_backbones.denoisers.video_models import Inputs, Layout, Sizes, VideoModel
 from divot_backbones.pretrained import Origin, build_model, stored_config
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_one_of
 from divot_lightning.models.activation_checkpointing import checkpoint_activations
 from divot_lightning.parts.denoisers import Denoiser
 
@@ -68,8 +68,7 @@ class DiffusersDenoiser(Denoiser):
             UserError: The settings contradict the sizes or each other, or the model cannot be trained that way.
         """
         super().__init__(channels, frames, grid, condition_tokens, condition_dim)
-        if training not in get_args(Training):
-            raise UserError(f"denoiser.training is {training!r}; choose one of: {', '.join(get_args(Training))}")
+        require_one_of(get_args(Training), "denoiser.", training=training)
         self.sizes = Sizes(channels, frames, tuple(grid), condition_tokens, condition_dim)  # type: ignore[arg-type]
         origin = Origin("denoiser", pretrained, revision, subfolder, config)
         derived = self.row.sizes(self.sizes, config)

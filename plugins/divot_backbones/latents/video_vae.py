@@ -12,7 +12,7 @@ from torch import Tensor
 
 from divot_backbones.latents.vae import FrozenVAE, per_channel, posterior_of, sample_posterior
 from divot_backbones.pretrained import Origin
-from divot_lightning.errors import UserError
+from divot_lightning.errors import require_one_of
 from divot_lightning.parts.randomness import Randomness
 
 
@@ -92,8 +92,7 @@ class VideoVAELatents(FrozenVAE):
         Raises:
             UserError: The class is not supported, or its folder or config does not fit.
         """
-        if vae not in VIDEO_VAES:
-            raise UserError(f"latents.vae {vae!r} is not supported; choose one of: {', '.join(VIDEO_VAES)}")
+        require_one_of(VIDEO_VAES, "latents.", vae=vae)
         super().__init__(vae, Origin("latents", pretrained, revision, subfolder, config), batch_size)
         row, settings = VIDEO_VAES[vae], self.vae.config
         self.channels = int(settings[row.channels])

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from divot_backbones.objectives.multistep import LEAST_SIGNAL, MultistepSampler, check_solver
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, require_one_of
 from divot_lightning.models.ddim import exact_scheduler, take_step
 from divot_lightning.models.randomness import integer_rows, uniform_rows
 from divot_lightning.parts.objectives import Objective, Sampler
@@ -67,10 +67,7 @@ class DDIMObjective(Objective):
         check_solver(solver, "ddim")
         self.num_steps, self.eta, self.spacing = num_steps, eta, spacing
         self.last_step, self.half_precision_schedule, self.solver = last_step, half_precision_schedule, solver
-        if beta_schedule not in get_args(BetaSchedule):
-            raise UserError(
-                f"objective.beta_schedule is {beta_schedule!r}; choose {' or '.join(get_args(BetaSchedule))}"
-            )
+        require_one_of(get_args(BetaSchedule), "objective.", beta_schedule=beta_schedule)
         betas = schedule_betas(num_steps, beta_start, beta_end, beta_schedule)
         alphas = alphas_cumprod(betas, zero_terminal_snr=zero_terminal_snr, shift=snr_shift)
         self.scheduler = _training_scheduler(alphas, self.prediction, spacing)

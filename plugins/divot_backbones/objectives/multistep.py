@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import require_one_of
 from divot_lightning.parts.objectives import Sampler
 
 Multistep: TypeAlias = Literal["dpm_solver", "unipc"]
@@ -50,5 +50,4 @@ class MultistepSampler(Sampler):
 
 def check_solver(solver: str, own: str) -> None:
     """Refuse a solver that an objective does not have; `own` is its single-step solver."""
-    if solver not in (own, *SCHEDULERS):
-        raise UserError(f"objective.solver is {solver!r}; choose {own}, {' or '.join(SCHEDULERS)}")
+    require_one_of((own, *SCHEDULERS), "objective.", solver=solver)

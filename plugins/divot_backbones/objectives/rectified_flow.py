@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from divot_backbones.objectives.multistep import LEAST_SIGNAL, MultistepSampler, check_solver
-from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.errors import UserError, require_at_least, require_one_of
 from divot_lightning.models.randomness import uniform_rows
 from divot_lightning.parts.objectives import Objective, Sampler
 from divot_lightning.parts.randomness import Randomness
@@ -49,8 +49,7 @@ class RectifiedFlow(Objective):
         check_solver(solver, "euler")
         if not 0 < shift < math.inf:
             raise UserError(f"objective.shift is {shift}; it must be above 0 (1 is no shift)")
-        if time_sampling not in get_args(TimeSampling):
-            raise UserError(f"objective.time_sampling is {time_sampling!r}; choose uniform or logit_normal")
+        require_one_of(get_args(TimeSampling), "objective.", time_sampling=time_sampling)
         self.shift, self.time_sampling, self.solver = shift, time_sampling, solver
 
     def sample_times(

@@ -110,7 +110,7 @@ def test_a_folder_is_needed_only_once(tmp_path):
 
 
 def test_a_vae_that_is_not_in_the_table_is_refused_with_those_that_are():
-    with pytest.raises(UserError, match=r"'AutoencoderKLAllegro' is not supported; choose one of: .*AutoencoderKLWan"):
+    with pytest.raises(UserError, match=r"vae is 'AutoencoderKLAllegro'; choose one of: .*AutoencoderKLWan"):
         VideoVAELatents("AutoencoderKLAllegro", config={})
 
 

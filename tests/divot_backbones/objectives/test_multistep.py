@@ -96,5 +96,5 @@ def test_the_last_step_may_end_at_the_first_noise_level():
 
 @pytest.mark.parametrize(("objective", "own"), [(VPrediction, "ddim"), (RectifiedFlow, "euler")])
 def test_an_unknown_solver_is_refused(objective, own):
-    with pytest.raises(UserError, match=f"solver is 'heun'; choose {own}, dpm_solver or unipc"):
+    with pytest.raises(UserError, match=f"solver is 'heun'; choose one of: {own}, dpm_solver, unipc"):
         objective(solver="heun")

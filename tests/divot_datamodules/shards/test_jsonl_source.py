@@ -116,7 +116,7 @@ def test_only_what_lies_below_the_root_is_read_if_media_from_is_root(media, writ
 
 
 def test_where_media_may_come_from_is_checked(write_lines):
-    with pytest.raises(UserError, match="media_from is 'web'; choose one of root, disk, anywhere"):
+    with pytest.raises(UserError, match="media_from is 'web'; choose one of: root, disk, anywhere"):
         JsonlSource([write_lines([{"video": "a.mp4"}])], media_from="web")
 
 

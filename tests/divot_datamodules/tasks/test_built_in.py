@@ -193,7 +193,7 @@ def test_a_conversation_of_the_released_form_ends_once():
     assert not any(part.ends for part in segments if isinstance(part, Text))
     written = "".join(part.text for part in segments if isinstance(part, Text))
     assert written == "[INST]  what ? [/INST]\na dog\n[INST] where ? [/INST]\nhere"
-    with pytest.raises(UserError, match="choose every or last"):
+    with pytest.raises(UserError, match="end_after is 'all'; choose one of: every, last"):
         TASKS.build("conversation", {"end_after": "all"}, template="instruction")
 
 

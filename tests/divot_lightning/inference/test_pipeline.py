@@ -216,7 +216,7 @@ def test_each_sampler_setting_changes_the_clip(pipeline, video):
     [
         ({"head": {"steps": 3}}, r"GMMHead has no sampling setting steps"),
         ({"decoding": Decoding(sampler={"order": 1})}, r"VPrediction has no sampling setting order; it has: eta"),
-        ({"decoding": Decoding(sampler="euler")}, r"solver is 'euler'; choose ddim, dpm_solver or unipc"),
+        ({"decoding": Decoding(sampler="euler")}, r"solver is 'euler'; choose one of: ddim, dpm_solver, unipc"),
         ({"num": 0}, "number of clips is 0"),
         ({"temperature": -1.0}, r"temperature is -1\.0"),
         ({"decoding": Decoding(steps=0)}, r"sampling\.steps is 0; it must be at least 1"),

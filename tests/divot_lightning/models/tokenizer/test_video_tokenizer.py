@@ -175,8 +175,8 @@ def test_sizes_of_a_pretrained_vit_replace_the_given_ones(tmp_path):
         ({"spatiotemporal_width": 21}, "spatio-temporal transformer: width 21 .* 4 heads"),
         ({"num_frames": 0}, "num_frames is 0"),
         ({"num_tokens": 0}, "num_queries is 0"),
-        ({"token_source": "vit"}, "token_source 'vit' is unknown"),
-        ({"temporal_init": "ones"}, "temporal_init 'ones' is unknown"),
+        ({"token_source": "vit"}, "token_source is 'vit'; choose one of: perceiver, spatiotemporal"),
+        ({"temporal_init": "ones"}, "temporal_init is 'ones'; choose one of: zero, random"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, message):
