@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from divot_lightning.errors import UserError, require_one_of
+from divot_lightning.errors import UserError, require_at_least, require_one_of
 from divot_lightning.models.randomness import Randomness, integer_rows, normal_rows, uniform_rows
 
 NestedDropout = Literal["none", "uniform", "powers_of_two"]
@@ -52,10 +52,7 @@ class BottleneckConfig:
         Raises:
             UserError: A value is negative or unknown.
         """
-        for name in ("kl_weight", "noise"):
-            value = getattr(self, name)
-            if not 0.0 <= value < math.inf:
-                raise UserError(f"tokenizer: bottleneck.{name} is {value}; it must be 0 or more (0 switches it off)")
+        require_at_least(0, "tokenizer: bottleneck.", kl_weight=self.kl_weight, noise=self.noise)
         require_one_of(get_args(NestedDropout), "tokenizer: bottleneck.", nested_dropout=self.nested_dropout)
 
 

@@ -156,7 +156,7 @@ def test_a_tokenizer_with_all_options_is_stored_and_built_again(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl_weight": -1.0}, r"bottleneck\.kl_weight is -1\.0; it must be 0 or more"),
+        ({"kl_weight": -1.0}, r"bottleneck\.kl_weight is -1\.0; it must be at least 0"),
         ({"noise": float("nan")}, r"bottleneck\.noise is nan"),
         ({"nested_dropout": "zipf"}, r"is 'zipf'; choose one of: none, uniform, powers_of_two"),
     ],
