@@ -75,7 +75,7 @@ def test_the_schedule_of_lattes_pretraining_is_a_setting():
         value *= 1.0 - (1e-4 + (0.02 - 1e-4) * step / 999)
         alphas.append(value)
     torch.testing.assert_close(ours.scheduler.alphas_cumprod, torch.tensor(alphas), rtol=1e-4, atol=1e-7)
-    with pytest.raises(UserError, match="choose scaled_linear or linear"):
+    with pytest.raises(UserError, match="choose one of: scaled_linear, linear"):
         VPrediction(beta_schedule="cosine")
 
 

@@ -98,7 +98,7 @@ def test_settings_without_effect_and_other_data_are_refused(tiny_run, stories, t
         evaluate(tiny_run, config(stories, tmp_path, generation=GenerationConfig(store_clips=False)))
     with pytest.raises(UserError, match="is no story of the toy world; make some: divot data toy-stories"):
         evaluate(tiny_run, config(toy_data, tmp_path))
-    with pytest.raises(UserError, match="clips is 'real'; choose told, independent or reconstructed"):
+    with pytest.raises(UserError, match="clips is 'real'; choose one of: told, independent, reconstructed"):
         evaluate(tiny_run, config(stories, tmp_path, "real"))
 
 
