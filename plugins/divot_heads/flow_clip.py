@@ -8,12 +8,12 @@ from torch import Generator, Tensor
 
 from divot_heads.clip_transformer import ClipTransformer, check_width
 from divot_heads.guidance import condition_dropout_or_none
-from divot_heads.rectified_flow import TIME_SCALE, FlowHead, Solver, TimeSampling, sample_times
+from divot_heads.rectified_flow import TIME_SCALE, RectifiedFlowHead, Solver, TimeSampling, sample_times
 from divot_lightning.errors import require_at_least
 from divot_lightning.parts.heads import clear_masked, force_float32, masked_mean
 
 
-class FlowClipHead(FlowHead):
+class FlowClipHead(RectifiedFlowHead):
     """Rectified flow of all tokens of a clip together, so that sampled tokens fit each other.
 
     The loss is that of `FlowTokenHead`, with one time s per clip and a transformer that sees all noisy tokens. With

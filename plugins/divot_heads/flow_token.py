@@ -9,12 +9,12 @@ from torch import Generator, Tensor
 from divot_heads.denoiser import MLPDenoiser
 from divot_heads.draws import mean_of_draws, rows_of_draws
 from divot_heads.guidance import condition_dropout_or_none
-from divot_heads.rectified_flow import TIME_SCALE, FlowHead, Solver, TimeSampling, sample_times
+from divot_heads.rectified_flow import TIME_SCALE, RectifiedFlowHead, Solver, TimeSampling, sample_times
 from divot_lightning.errors import require_at_least
 from divot_lightning.parts.heads import clear_masked, force_float32, masked_mean
 
 
-class FlowTokenHead(FlowHead):
+class FlowTokenHead(RectifiedFlowHead):
     """Rectified flow of each token by itself, given its hidden state, as in NextStep-1 (arXiv:2508.10711).
 
     Loss: |f((1 - s) x + s e, s, h) - (e - x)|^2 / C for features x, noise e, hidden state h and s = logistic(N(0, 1));

@@ -60,7 +60,7 @@ def falling_times(steps: int, shift: float) -> list[float]:
     return [shift * u / (1 + (shift - 1) * u) for u in even]
 
 
-class FlowHead(GenerationHead):
+class RectifiedFlowHead(GenerationHead):
     """Base of heads whose denoiser predicts the velocity from a state, the time of each row and a condition.
 
     A subclass builds `denoiser`, which takes times from 0 to `TIME_SCALE`, and `condition_dropout`, and has the loss.

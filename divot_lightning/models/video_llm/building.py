@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedModel
 from divot_lightning.errors import UserError
 from divot_lightning.io.hub import pretrained_folder
 from divot_lightning.models.block_attention import Attention
-from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
+from divot_lightning.models.video_llm.config import VideoLLMConfig
 from divot_lightning.models.video_llm.language_model import (
     build_untrained_language_model,
     language_model_from_config,
@@ -24,15 +24,10 @@ from divot_lightning.models.video_llm.language_model import (
     vocabulary_size,
     word_embeddings,
 )
-from divot_lightning.models.video_llm.lora import LoRAConfig
-from divot_lightning.models.weight_dtypes import lower_to_stored
-from divot_lightning.models.weights import component_tensors, gathered, is_sharding
+from divot_lightning.models.weights import gathered
 from divot_lightning.parts.sequences.collator import SequenceCollator
 from divot_lightning.parts.sequences.layout import SequenceLayout
 from divot_lightning.parts.sequences.text_tokenizer import load_text_tokenizer
-
-if TYPE_CHECKING:
-    from divot_lightning.models.video_llm.model import VideoLLM
 
 
 def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[Any, PreTrainedModel]:
@@ -115,39 +110,6 @@ def language_model_width(config: VideoLLMConfig, folder: Path | None) -> int:
 
 def _stored_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "language_model" / "config.json").read_text(encoding="utf-8"))
-
-
-def save_extra(video_llm: VideoLLM, folder: Path) -> None:
-    """Write the text tokenizer and the language model's configuration, which weights and config do not contain.
-
-    Args:
-        video_llm: The video LLM.
-        folder: Its component folder.
-    """
-    video_llm.text_tokenizer.save_pretrained(folder / "text_tokenizer")
-    video_llm.causal_lm.config.save_pretrained(folder / "language_model")
-
-
-def from_component(model_class: type[VideoLLM], config: dict[str, Any], folder: Path) -> VideoLLM:
-    """Build the module of a component folder, with random weights.
-
-    Args:
-        model_class: `VideoLLM`.
-        config: The stored config.
-        folder: The component folder.
-
-    Returns:
-        The module, whose state has the keys of the stored weights.
-    """
-    try:
-        lora = LoRAConfig(**config["lora"]) if config.get("lora") else None
-        stored = BuiltVideoLLMConfig(**{**config, "lora": lora})
-    except TypeError as error:
-        raise UserError(f"The config in {folder} does not fit a VideoLLM: {error}") from error
-    video_llm = model_class(stored, folder=folder)
-    if stored.frozen_dtype == "stored" and not is_sharding():
-        lower_to_stored(video_llm, component_tensors(folder))
-    return video_llm
 
 
 class LearnableQueries(nn.Module):

@@ -19,24 +19,24 @@ from torch import Tensor, nn
 
 from divot_lightning.errors import UserError
 from divot_lightning.models.video_llm.attention_mask import batch_mask
-from divot_lightning.models.video_llm.building import (
-    LearnableQueries,
-    build_language_model,
-    from_component,
-    initial_queries,
-    save_extra,
-)
+from divot_lightning.models.video_llm.building import LearnableQueries, build_language_model, initial_queries
 from divot_lightning.models.video_llm.clip_generation import generate_features
 from divot_lightning.models.video_llm.config import BuiltVideoLLMConfig, VideoLLMConfig
 from divot_lightning.models.video_llm.language_model_probe import probe_language_model
 from divot_lightning.models.video_llm.lora import LoRAConfig, add_lora, merge_lora, unwrap
-from divot_lightning.models.video_llm.losses import VideoLLMOutput, generation_loss, next_word_loss, num_logit_tiles
+from divot_lightning.models.video_llm.losses import (
+    VideoLLMOutput,
+    generation_loss,
+    next_word_loss,
+    num_logit_tiles,
+)
 from divot_lightning.models.video_llm.position_limit import check_positions
 from divot_lightning.models.video_llm.projectors import mlp_projector
 from divot_lightning.models.video_llm.sampling import generate_text
 from divot_lightning.models.video_llm.sequence_embedding import embed_sequences
 from divot_lightning.models.video_llm.story import generate_story
-from divot_lightning.models.weight_dtypes import lower_for_inference, raise_to_float32
+from divot_lightning.models.weight_dtypes import lower_for_inference, lower_to_stored, raise_to_float32
+from divot_lightning.models.weights import component_tensors, is_sharding
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.part import build_part, spec_of
 from divot_lightning.parts.registries.kinds import HEADS
@@ -170,8 +170,35 @@ class VideoLLM(nn.Module):
         self.feature_mean_C.copy_(mean_C)
         self.feature_std_C.copy_(std_C.clamp(min=SMALLEST_STD))
 
-    save_extra = save_extra
-    from_component = classmethod(from_component)
+    def save_extra(self, folder: Path) -> None:
+        """Write the text tokenizer and the language model's configuration, which weights and config do not contain.
+
+        Args:
+            folder: The component folder.
+        """
+        self.text_tokenizer.save_pretrained(folder / "text_tokenizer")
+        self.causal_lm.config.save_pretrained(folder / "language_model")
+
+    @classmethod
+    def from_component(cls, config: dict[str, Any], folder: Path) -> VideoLLM:
+        """Build the module of a component folder, with random weights.
+
+        Args:
+            config: The stored config.
+            folder: The component folder.
+
+        Returns:
+            The module, whose state has the keys of the stored weights.
+        """
+        try:
+            lora = LoRAConfig(**config["lora"]) if config.get("lora") else None
+            stored = BuiltVideoLLMConfig(**{**config, "lora": lora})
+        except TypeError as error:
+            raise UserError(f"The config in {folder} does not fit a VideoLLM: {error}") from error
+        video_llm = cls(stored, folder=folder)
+        if stored.frozen_dtype == "stored" and not is_sharding():
+            lower_to_stored(video_llm, component_tensors(folder))
+        return video_llm
 
     def forward(self, batch: SequenceBatch, features_MQC: Tensor | None) -> VideoLLMOutput:
         """Compute the losses of a batch.
