@@ -18,6 +18,7 @@ from divot_lightning.distributed.signals import INTERRUPTED_EXIT_CODE, exit_code
 from divot_lightning.errors import UserError
 from divot_lightning.io.jsonl import read_object
 from divot_lightning.training.config_changes import LENGTH, changed_settings, read_config
+from divot_lightning.training.reporting.services import open_services
 from divot_lightning.training.run_folder import FINISHED, STOPPED, where_paths_count
 from divot_lightning.training.training_args import run_args
 from divot_lightning.training.training_cli import TrainingCLI
@@ -148,6 +149,7 @@ def _fit(cli: TrainingCLI, checkpoint: Path | None) -> int:
     cli.same_start.start = Start.of(checkpoint, cli.saved_config)
     if is_first_process():
         (cli.run_folder / STOPPED).unlink(missing_ok=True)
+    open_services(cli.trainer.loggers)
     try:
         with cli.stop_signals.handled(), watched(cli.trainer):
             cli.trainer.fit(cli.model, cli.datamodule)

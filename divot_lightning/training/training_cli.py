@@ -32,6 +32,7 @@ from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.messages import condense
 from divot_lightning.training.reporting.run_callbacks import RunOpening, StepProgress
 from divot_lightning.training.reporting.run_logging import CsvMetrics, TensorBoardMetrics
+from divot_lightning.training.reporting.services import complete_loggers, require_packages
 from divot_lightning.training.reporting.speed import DataWait, TrainingSpeed
 from divot_lightning.training.run_folder import STOPPED, require_free
 from divot_lightning.training.run_lock import run_lock
@@ -130,7 +131,12 @@ class TrainingCLI(LightningCLI):
             raise UserError(f"seed_everything is {seed}; give 0 to {2**32 - 1}")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse an occupied folder before anything expensive is built."""
+        """Refuse an occupied folder before anything expensive is built, and complete the loggers."""
+        if self.mode == "measure":
+            self.config.trainer.logger = False  # its package need not be here, and its service must see no other run
+        else:
+            require_packages(self.config.trainer.logger)
+            complete_loggers(self.config.trainer.logger, self.config.run)
         if self.mode == "start" and is_first_process():
             if self.held:
                 self.held.enter_context(run_lock(self.run_folder))
@@ -142,7 +148,7 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             # jsonargparse tries each type of a Union and wraps what the class itself said
-            raise _innermost_user_error(error) or error from None
+            raise _innermost_user_error(error) or _cause_in_union(error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the loggers and callbacks of a run, besides those of the recipe."""
@@ -193,7 +199,7 @@ class TrainingCLI(LightningCLI):
         return callbacks
 
     def _run_loggers(self, given: Any) -> Any:
-        if self.mode == "measure" or given is False:
+        if given is False:
             return False
         own = [CsvMetrics(self.run_folder), TensorBoardMetrics(self.run_folder)]
         others = [] if given in (None, True) else given if isinstance(given, list) else [given]
@@ -214,6 +220,10 @@ def take_files_by_name(parser: LightningArgumentParser) -> None:
 
 class SettingsOnly(TrainingCLI):
     """Parses recipe and command line like a training command and builds nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Check the packages of loggers, and nothing else."""
+        require_packages(self.config.trainer.logger)
 
     def instantiate_classes(self) -> None:
         """Build nothing."""
@@ -240,6 +250,11 @@ def quiet() -> None:
         ".*torch.distributed.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _cause_in_union(error: ValueError) -> BaseException:
+    """Return what a class raised when it was built, in place of jsonargparse's list of all types of a Union."""
+    return error.__cause__ if error.__cause__ and "Union subtypes" in str(error) else error
 
 
 def _innermost_user_error(error: BaseException | None) -> UserError | None:
