@@ -70,9 +70,7 @@ def load_scores(path: Path) -> list[Score]:
     """
     if not path.is_file():
         evaluations = [str(file.parent) for file in sorted(path.parent.glob("evaluation/*/scores.json"))]
-        hint = (
-            f"evaluations of this run: {first_of(evaluations, 5)}" if evaluations else "make them: divot evaluate RUN"
-        )
+        hint = f"evaluations of this run: {first_of(evaluations, 5)}" if evaluations else "first: divot evaluate RUN"
         raise UserError(f"there are no scores at {str(path)!r}\n{hint}")
     try:
         return _read_scores(path, json.loads(path.read_text(encoding="utf-8")))

@@ -26,7 +26,7 @@ from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.distributed.launcher import watch_processes
 from divot_lightning.distributed.same_start import SameStart
 from divot_lightning.distributed.signals import NoSignalHandlers, StopOnSignal, StopSignals
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.parts.registries.recipe_parts import expand_recipe, expand_words, read_recipe
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.messages import condense
@@ -254,7 +254,12 @@ def quiet() -> None:
 
 def _cause_in_union(error: ValueError) -> BaseException:
     """Return what a class raised when it was built, in place of jsonargparse's list of all types of a Union."""
-    return error.__cause__ if error.__cause__ and "Union subtypes" in str(error) else error
+    cause, text = error.__cause__, str(error)
+    if cause is None or "Union subtypes" not in text:
+        return error
+    if "loggers.logger.Logger" in text:
+        return UserError(f"trainer.logger cannot be built: {type(cause).__name__}: {first_line(cause, None)}")
+    return cause
 
 
 def _innermost_user_error(error: BaseException | None) -> UserError | None:

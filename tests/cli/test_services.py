@@ -145,6 +145,24 @@ def test_a_service_that_cannot_be_used_ends_the_run_in_three_lines(
     assert not RUN.exists()
 
 
+def test_a_logger_that_cannot_be_built_is_reported_in_one_line(
+    divot: Divot, tiny: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = install_mlflow(monkeypatch)
+    fake.problem = RuntimeError("folders are refused\nsee the manual")
+    assert divot("fit", tiny, "--trainer.logger", "mlflow", "--trainer.logger.tracking_uri", "file:./mlruns") == 2
+    assert capsys.readouterr().err == "error: trainer.logger cannot be built: RuntimeError: folders are refused\n"
+
+
+def test_a_logger_is_added_to_those_of_the_recipe(
+    divot: Divot, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [install(monkeypatch).runs for install in SERVICES.values()]
+    tiny["trainer"]["logger"] = ["wandb"]
+    assert divot("fit", tiny, "--trainer.logger+=mlflow") == 0
+    assert [len(runs) for runs in both] == [1, 1]
+
+
 def test_an_unknown_name_lists_the_known_ones(divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     assert divot("fit", tiny, "--trainer.logger", "wnadb") == 2
     assert "there is no logger 'wnadb'; allowed: wandb, mlflow, or a class path" in capsys.readouterr().err

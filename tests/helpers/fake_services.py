@@ -42,10 +42,12 @@ class FakeMlflow:
 
     def __init__(self) -> None:
         self.runs: dict[str, FakeRun] = {}
-        self.uris: set[str] = set()
+        self.problem: Exception | None = None
 
     def client(self, uri: str) -> "FakeMlflow":
-        self.uris.add(uri)
+        if self.problem:
+            raise self.problem
+        assert uri == "sqlite:///mlflow.db"  # a folder, Lightning's default, is refused by MLflow 3
         return self
 
     def get_experiment_by_name(self, name: str) -> Any:

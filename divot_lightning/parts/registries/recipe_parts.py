@@ -150,7 +150,7 @@ def _registry_of(option: str) -> Names | None:
 
 
 def _last_keys(option: str) -> Iterator[str]:
-    keys = option.lstrip("-").split(".")
+    keys = option.lstrip("-").removesuffix("+").split(".")  # `--trainer.logger+` adds to a list
     if keys[-1] == "class_path":
         keys = keys[:-1]
     yield from keys[-1:]
