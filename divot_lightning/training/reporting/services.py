@@ -98,7 +98,7 @@ def log_settings(logger: Logger, settings: dict[str, Any]) -> None:
     """Send all settings of a run to a logger; MLflow keeps the values of the first start, since it refuses others."""
     if type(logger).__name__ == "MLFlowLogger":
         known = logger.experiment.get_run(logger.version).data.params  # type: ignore[attr-defined]
-        settings = {key: value for key, value in flat_settings(settings).items() if key not in known}
+        settings = {key: str(value) for key, value in flat_settings(settings).items() if key not in known}
     logger.log_hyperparams(settings)
 
 
