@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_loader, set_parsing_settings
 from jsonargparse._loaders_dumpers import loader_exceptions, loaders
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -132,11 +132,7 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse an occupied folder before anything expensive is built, and complete the loggers."""
-        if self.mode == "measure":
-            self.config.trainer.logger = False  # its package need not be here, and its service must see no other run
-        else:
-            require_packages(self.config.trainer.logger)
-            complete_loggers(self.config.trainer.logger, self.config.run)
+        self._prepare_loggers(self.config.trainer)
         if self.mode == "start" and is_first_process():
             if self.held:
                 self.held.enter_context(run_lock(self.run_folder))
@@ -197,6 +193,16 @@ class TrainingCLI(LightningCLI):
         if settings["enable_progress_bar"] is not False:
             callbacks.append(StepProgress(run.name))
         return callbacks
+
+    def _prepare_loggers(self, trainer: Namespace) -> None:
+        if self.mode == "measure":
+            trainer.logger = False  # their packages need not be here, and their services must see no other run
+            return
+        require_packages(trainer.logger)
+        complete_loggers(trainer.logger, self.config.run)
+        _ = self.saved_config  # must be the same in all processes
+        if trainer.logger is not False and not is_first_process():
+            trainer.logger = None  # two processes that create the database of MLflow at the same time destroy it
 
     def _run_loggers(self, given: Any) -> Any:
         if given is False:
