@@ -6,11 +6,12 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jsonargparse import ArgumentError, Namespace, set_loader, set_parsing_settings
 from jsonargparse._loaders_dumpers import loader_exceptions, loaders
 from jsonargparse._typehints import ActionTypeHint
@@ -157,7 +158,7 @@ class TrainingCLI(LightningCLI):
         try:
             trainer = Trainer(**settings)
         except (MisconfigurationException, ValueError) as error:
-            raise UserError(f"the trainer cannot be set up like this: {error}") from error
+            raise UserError(f"the trainer cannot be set up like this: {error}{_gpu_hint(settings)}") from error
         watch_processes(trainer)
         trainer._signal_connector = NoSignalHandlers()  # type: ignore[assignment]
         return trainer
@@ -256,6 +257,12 @@ def quiet() -> None:
         ".*torch.distributed.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _gpu_hint(settings: Mapping[str, Any]) -> str:
+    if settings["accelerator"] not in ("gpu", "cuda") or torch.cuda.is_available():
+        return ""
+    return f"\ntorch {torch.__version__} finds no GPU here; without one: --trainer.accelerator cpu"
 
 
 def _cause_in_union(error: ValueError) -> BaseException:

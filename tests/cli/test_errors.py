@@ -42,7 +42,11 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         (["--trainer.precision", "3"], ["'trainer.precision'", "given: 3", "'bf16-mixed'"]),
         (["--data.clips", "3"], ["'data.clips' is 3", "size, names"]),
         (["--model", "tiny_stage.TinyStag"], ["tiny_stage.TinyStag", "'tiny_stage' has no attribute"]),
-        (["--model", "no_such_module.Stage"], ["no_such_module.Stage", "No module named 'no_such_module'"]),
+        (
+            ["--model", "no_such_module.Stage"],
+            ["No module named 'no_such_module'", "\ninstall the package no_such_module, or"],
+        ),
+        (["--model.head", "my_heads.Nice"], ["No module named 'my_heads'", "\ninstall the package my_heads, or"]),
         (["--model", "TinyStag"], ["'model'", "dot import path", "TinyStag"]),
         (["--model.head", "gmn"], ["'gmn'", "installed:", "gmm, meanflow, mse", "Did you mean 'gmm'?"]),
         (["--model.head", "divot_heads.gmn.GMMHead"], ["divot_heads.gmn.GMMHead", "cannot be imported"]),
@@ -52,6 +56,7 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         ),
         (["--model.previous", "runs/nowhere"], ["there is no run folder runs/nowhere"]),
         (["--data.train", "missing"], ["there are no shards in missing"]),
+        (["--trainer.accelerator", "gpu"], ["the trainer cannot be set up like this", "--trainer.accelerator cpu"]),
         (["--trainer.strategy", "teleport"], ["the trainer cannot be set up like this", "teleport", "deepspeed"]),
         (["--seed_everything", "-1"], ["seed_everything is -1; give 0 to 4294967295"]),
         (["stray"], ["'stray'", "--key value"]),
@@ -63,6 +68,13 @@ def test_command_line(refused: Callable[..., str], tiny: Settings, words: list[s
     message = refused("fit", tiny, *words)
     for words_told in told:
         assert words_told in message
+
+
+def test_a_head_in_the_current_folder_is_not_imported_and_the_message_says_how(
+    refused: Callable[..., str], tiny: Settings
+) -> None:
+    Path("my_heads.py").write_text("raise SystemExit('it was run')")
+    assert "PYTHONPATH=. divot" in refused("fit", tiny, "--model.head", "my_heads.Nice")
 
 
 def test_unknown_keys_in_a_recipe(refused: Callable[..., str], tiny: Settings) -> None:

@@ -149,7 +149,10 @@ def describe_estimate(steps: Sequence[StepEstimate], folder: Path, jobs: int) ->
     mib = sum(step.mib or 0.0 for step in steps)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(place).free / 2**20
-    lines.append(f"{left} steps are left; {left - unknown} of them take about {time} with --jobs {jobs}.")
+    known = f"{left - unknown} of them take about {time} with --jobs {jobs}."
+    if 0 < left == unknown:
+        known = "their time is not known. --rates FOLDER takes that of an experiment that has run."
+    lines.append(f"{left} steps are left; {known}")
     lines.append(
         f"Disk: {mib:.0f} MiB where a size is known, {free:.0f} MiB are free. ?: nothing like it was measured yet."
     )

@@ -37,6 +37,12 @@ def test_steps_that_are_left_cost_what_their_like_has_cost(tmp_path):
     assert "Disk: 7 MiB where a size is known" in shown
 
 
+def test_without_a_measured_step_the_time_is_not_known(tmp_path):
+    grid = make_grid(recipe(), tmp_path)
+    shown = describe_estimate(estimate_steps(grid, tmp_path, measured_rates(tmp_path)), tmp_path, jobs=2)
+    assert "9 steps are left; their time is not known. --rates FOLDER" in shown
+
+
 def test_the_rate_of_another_experiment_counts_for_longer_training_too(tmp_path):
     other = make_grid(recipe(), tmp_path / "other", {"mse-seed0": {"llm": 100}})
     (tmp_path / "other").mkdir()
