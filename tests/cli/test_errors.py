@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]
@@ -56,7 +57,6 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         ),
         (["--model.previous", "runs/nowhere"], ["there is no run folder runs/nowhere"]),
         (["--data.train", "missing"], ["there are no shards in missing"]),
-        (["--trainer.accelerator", "gpu"], ["the trainer cannot be set up like this", "--trainer.accelerator cpu"]),
         (["--trainer.strategy", "teleport"], ["the trainer cannot be set up like this", "teleport", "deepspeed"]),
         (["--seed_everything", "-1"], ["seed_everything is -1; give 0 to 4294967295"]),
         (["stray"], ["'stray'", "--key value"]),
@@ -75,6 +75,13 @@ def test_a_head_in_the_current_folder_is_not_imported_and_the_message_says_how(
 ) -> None:
     Path("my_heads.py").write_text("raise SystemExit('it was run')")
     assert "PYTHONPATH=. divot" in refused("fit", tiny, "--model.head", "my_heads.Nice")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there(refused: Callable[..., str], tiny: Settings, accelerator: str) -> None:
+    shown = refused("fit", tiny, "--trainer.accelerator", accelerator)
+    assert f"torch {torch.__version__} finds no GPU here; without one: --trainer.accelerator cpu" in shown
 
 
 def test_unknown_keys_in_a_recipe(refused: Callable[..., str], tiny: Settings) -> None:
