@@ -2,8 +2,6 @@
 
 import csv
 import importlib.util
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import yaml
 
 from divot_lightning.experiments.plan.settings_check import main as wrong_settings_of
 from divot_lightning.training.config_changes import flat_settings
-from tests.helpers.fake_services import FakeMlflow, FakeRun, FakeWandb, install_mlflow, install_wandb
+from tests.helpers.fake_services import FakeRun, FakeWandb, install_mlflow, install_wandb
 from tests.helpers.ranks import divot_on_ranks
 
 Divot = Callable[..., int]
@@ -112,20 +110,14 @@ def test_what_a_recipe_sets_stays(divot: Divot, tiny: Settings, wandb: FakeWandb
     assert {"old": 1.0} not in wandb.runs["mine"].rows
 
 
-def test_of_several_processes_only_the_first_opens_the_service(tiny: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_processes_only_the_first_builds_the_logger(tiny: Settings) -> None:
     """Two processes that create MLflow's database at the same time destroy it."""
-    fake = install_mlflow(monkeypatch)
-
-    def client(uri: str) -> FakeMlflow:
-        Path(f"client-{os.environ['RANK']}").touch()
-        return fake.client(uri)
-
-    monkeypatch.setattr(sys.modules["mlflow.tracking"], "MlflowClient", client)
-    tiny["trainer"] |= {"logger": "mlflow", "devices": 2, "strategy": "ddp"}
+    logger = {"class_path": "tiny_stage.LoggerOfRank", "init_args": {"save_dir": "elsewhere"}}
+    tiny["trainer"] |= {"logger": logger, "devices": 2, "strategy": "ddp"}
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
     divot_on_ranks(["fit", "--config", "tiny.yaml"], 2)
-    assert [path.name for path in Path().glob("client-*")] == ["client-0"]
-    assert yaml.safe_load((RUN / "config.yaml").read_text())["trainer"]["logger"]["init_args"]["run_id"] == "run0"
+    assert [path.name for path in Path().glob("built-by-*")] == ["built-by-0"]
+    assert len(metrics()) == 3
 
 
 def test_a_missing_package_is_named_before_anything_is_written(

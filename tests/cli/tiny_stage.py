@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -121,3 +122,11 @@ class TinyData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Tensor]:
         return self.val_dataloader()
+
+
+class LoggerOfRank(CSVLogger):
+    """Leaves a file for each process that builds it."""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir)
+        Path(f"built-by-{os.environ['RANK']}").touch()
