@@ -35,7 +35,7 @@ from divot_lightning.training.reporting.run_callbacks import RunOpening, StepPro
 from divot_lightning.training.reporting.run_logging import CsvMetrics, TensorBoardMetrics
 from divot_lightning.training.reporting.services import complete_loggers, require_packages
 from divot_lightning.training.reporting.speed import DataWait, TrainingSpeed
-from divot_lightning.training.run_folder import STOPPED, require_free
+from divot_lightning.training.run_folder import STOPPED, forget_skipped, require_free
 from divot_lightning.training.run_lock import run_lock
 
 # Lightning's CLI lets a value that is a URL be read as settings; ours are shards, to be opened by the data alone.
@@ -138,6 +138,7 @@ class TrainingCLI(LightningCLI):
             if self.held:
                 self.held.enter_context(run_lock(self.run_folder))
             require_free(self.run_folder)
+            forget_skipped(self.run_folder)
 
     def instantiate_classes(self) -> None:
         """Build stage, data and trainer; a `UserError` of theirs is raised unchanged."""
