@@ -70,6 +70,13 @@ def test_command_line(refused: Callable[..., str], tiny: Settings, words: list[s
         assert words_told in message
 
 
+def test_validations_further_apart_than_an_epoch(refused: Callable[..., str], tiny: Settings) -> None:
+    tiny["data"]["class_path"] = "tiny_stage.FiniteData"
+    shown = refused("fit", tiny, "--trainer.val_check_interval", "300")
+    assert "`val_check_interval` (300) must be less than or equal" in shown
+    assert "--trainer.val_check_interval 1.0" in shown
+
+
 def test_a_head_in_the_current_folder_is_not_imported_and_the_message_says_how(
     refused: Callable[..., str], tiny: Settings
 ) -> None:

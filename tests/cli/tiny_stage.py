@@ -76,6 +76,14 @@ class TinyStage(LightningModule):
         return {}
 
 
+class LongerStage(TinyStage):
+    """A stage whose checkpoints are others."""
+
+    def __init__(self, optimizer: TinyOptimizer) -> None:
+        super().__init__(optimizer)
+        self.second = nn.Linear(1, 1)
+
+
 class Endless(IterableDataset[Tensor]):
     def __init__(self, width: int, interrupt_at: int | None, interrupt_by: str) -> None:
         self.width = width
@@ -122,6 +130,13 @@ class TinyData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Tensor]:
         return self.val_dataloader()
+
+
+class FiniteData(TinyData):
+    """Has epochs of three batches."""
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader([torch.ones(self.clips.size)] * 3)
 
 
 class LoggerOfRank(CSVLogger):
