@@ -2,7 +2,9 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 MAX_SEED = 2**64 - 1
 """The generators of torch take seeds of 64 bits."""
@@ -75,6 +77,20 @@ def first_line(error: BaseException, length: int | None = 200) -> str:
     ('no such file', 'TimeoutError')
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
+
+
+def module_hint(message: str) -> str:
+    r"""Return what to do about a module that cannot be imported, or nothing if the message is about something else.
+
+    >>> module_hint("No module named 'my_heads.gmm'")
+    '\ninstall the package my_heads, or name the folder that holds it: PYTHONPATH=FOLDER divot ...'
+    """
+    found = re.search(r"No module named '(\w+)", message)
+    if not found:
+        return ""
+    if any(Path(name).exists() for name in (found[1], f"{found[1]}.py")):
+        return "\nthe current folder, which has it, is not searched; to allow this: PYTHONPATH=. divot ..."
+    return f"\ninstall the package {found[1]}, or name the folder that holds it: PYTHONPATH=FOLDER divot ..."
 
 
 def did_you_mean(word: str, allowed: Iterable[str], form: str = "{}") -> str:

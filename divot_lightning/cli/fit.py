@@ -17,6 +17,7 @@ Train one stage. RECIPE is a YAML file or the name of a shipped recipe. Options 
   --model.KEY, --data.KEY       settings of the stage and of its data
   --model.head NAME             the generation head: mse, diffusion, gmm, ... (see `divot heads`)
   --trainer.max_steps N         any setting of Lightning's Trainer: devices, precision, strategy ...
+  --trainer.logger NAME         wandb or mlflow, besides metrics.csv and tensorboard/
   --checkpoint.every_steps N    steps between two checkpoints; --checkpoint.keep_all true keeps all of them
   --seed_everything N           seed of all randomness
   --print_config                print all settings, with defaults, and stop

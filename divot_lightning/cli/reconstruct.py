@@ -66,10 +66,12 @@ def main(argv: Sequence[str]) -> int:
     options["decoding"] = Decoding(**decoding_options(args))
     files = reconstruct_files(pipeline, args.input, args.output, **options, on_skip=skipped.append)
     count = 0
-    for comparison in tqdm(files, total=args.num, desc="clips", unit="clip"):
-        count += 1
-        if args.jsonl:
-            sys.stdout.write(json.dumps(_row(comparison), ensure_ascii=False) + "\n")
+    with tqdm(files, total=args.num, desc="clips", unit="clip") as bar:
+        for comparison in bar:
+            count += 1
+            if args.jsonl:
+                sys.stdout.write(json.dumps(_row(comparison), ensure_ascii=False) + "\n")
+        bar.total = count  # there may be fewer than --num
     shown = f"{args.output}: {count} clip{'' if count == 1 else 's'}; look at *_compare.{args.format}\n"
     # Between the objects of --jsonl other lines would be in the way.
     told = sys.stderr if args.jsonl else sys.stdout

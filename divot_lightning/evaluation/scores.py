@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_of
 from divot_lightning.io.files import write_atomically
 
 FORMAT = 2
@@ -69,7 +69,9 @@ def load_scores(path: Path) -> list[Score]:
         UserError: There is no such file, it holds something else, or it has a later version.
     """
     if not path.is_file():
-        raise UserError(f"there are no scores at {str(path)!r}: run the evaluation that writes them first")
+        evaluations = [str(file.parent) for file in sorted(path.parent.glob("evaluation/*/scores.json"))]
+        hint = f"evaluations of this run: {first_of(evaluations, 5)}" if evaluations else "first: divot evaluate RUN"
+        raise UserError(f"there are no scores at {str(path)!r}\n{hint}")
     try:
         return _read_scores(path, json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, LookupError, TypeError) as error:

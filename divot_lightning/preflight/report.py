@@ -103,7 +103,8 @@ def model_lines(model: ModelNeeds, layout: Layout) -> Iterator[str]:
     for name, (trained, frozen) in model.modules.items():
         yield f"  {name:<{width}}  {trained / 1e6:10.2f} M trained  {frozen / 1e6:10.2f} M frozen"
     sharding = f"ZeRO stage {layout.zero_stage}" if layout.zero_stage else "not sharded"
-    yield f"memory of each of {layout.world_size} processes, {sharding}, {layout.precision}"
+    whose = "the process" if layout.world_size == 1 else f"each of {layout.world_size} processes"
+    yield f"memory of {whose}, {sharding}, {layout.precision}"
     for name in ("weights", "gradients", "optimizer"):
         yield f"  {name:<12} {getattr(model.memory, name) / MIB:10.1f} MiB"
     yield from _activation_lines(model)
@@ -120,8 +121,8 @@ def _activation_lines(model: ModelNeeds) -> Iterator[str]:
     which = f" for the heaviest batch, of {model.heaviest}" if len(model.activations) > 1 else " for the first batch"
     yield f"  activations  {model.activations[model.heaviest] / MIB:10.1f} MiB{which}"
     yield (
-        f"  together     {model.device / MIB:10.1f} MiB on the device, besides what the framework takes for itself, "
-        "and single operations for a moment"
+        f"  together     {model.device / MIB:10.1f} MiB on the device; torch itself, and some operations for a moment, "
+        "need more"
     )
 
 

@@ -45,7 +45,7 @@ def changed_settings(old: str, new: str) -> list[Change]:
         >>> [str(change) for change in changed_settings(old, new)]
         ['model.lr: 1.0 -> 0.5']
     """
-    before, after = (_flat(yaml.safe_load(text) or {}) for text in (old, new))
+    before, after = (flat_settings(yaml.safe_load(text) or {}) for text in (old, new))
     keys = [*before, *(key for key in after if key not in before)]
     differing = [key for key in keys if before.get(key) != after.get(key) and key.split(".")[0] not in UNCOUNTED]
     return [Change(key, before.get(key), after.get(key)) for key in differing]
@@ -73,12 +73,17 @@ def write_config(run: Path, text: str) -> None:
     write_atomically(file, text)
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return settings by their keys on the command line.
+
+    >>> flat_settings({"model": {"class_path": "a.Stage", "init_args": {"width": 4}}})
+    {'model.class_path': 'a.Stage', 'model.width': 4}
+    """
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         key = prefix if name == "init_args" else f"{prefix}.{name}".lstrip(".")
         if isinstance(value, dict) and value:
-            flat.update(_flat(value, key))
+            flat.update(flat_settings(value, key))
         else:
             flat[key] = value
     return flat

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import import_object
 
-from divot_lightning.errors import did_you_mean, shortened
+from divot_lightning.errors import did_you_mean, module_hint, shortened
 from divot_lightning.io.renamed import explain, explain_import_error, new_setting
 from divot_lightning.parts.part import Part
 
@@ -139,7 +139,8 @@ def _own_words(refusal: Refusal, parser: ArgumentParser) -> str:
     told = [line for line in lines if line and not line.startswith(_BOILERPLATE)]
     value = [f"given: {after.splitlines()[0]}"] if given else []
     head = f"{refusal.key!r}: " if refusal.key else ""
-    return head + "; ".join(shortened(line, MAX_LINE_CHARACTERS) for line in [*told[:4], *value])
+    shown = "; ".join(shortened(line, MAX_LINE_CHARACTERS) for line in [*told[:4], *value])
+    return head + shown + module_hint(shown)
 
 
 def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ A run folder:
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ def require_free(run: Path) -> None:
             f"To continue with it: divot resume {run}\nTo start a new one: --run ANOTHER_FOLDER"
         )
     raise UserError(f"--run {run} is not empty and is no run: {shown}\nGive another folder: --run ANOTHER_FOLDER")
+
+
+def forget_skipped(run: Path) -> None:
+    """Remove the lists of skipped samples of an attempt that never took a step: the new run may read other data."""
+    for name in (SKIPPED_FOLDER, OLD_SKIPPED):
+        shutil.rmtree(run / name, ignore_errors=True)
 
 
 def require_run(run: Path) -> None:

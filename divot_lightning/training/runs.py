@@ -15,8 +15,9 @@ from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.distributed.launcher import is_started_by_rank_zero, watched
 from divot_lightning.distributed.same_start import Start
 from divot_lightning.distributed.signals import INTERRUPTED_EXIT_CODE, exit_code
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.training.config_changes import LENGTH, changed_settings, read_config
+from divot_lightning.training.reporting.services import open_services
 from divot_lightning.training.run_folder import FINISHED, STOPPED, read_finished, where_paths_count
 from divot_lightning.training.training_args import run_args
 from divot_lightning.training.training_cli import TrainingCLI
@@ -67,7 +68,16 @@ def _resume(run: Path, argv: list[str], checkpoint: Path | None, before: str) ->
         _say(f"  changed {change}\n")
     if len(changes) > MAX_CHANGES_SHOWN:
         _say(f"  and {len(changes) - MAX_CHANGES_SHOWN} more settings\n")
-    return _fit(cli, checkpoint)
+    try:
+        return _fit(cli, checkpoint)
+    except UserError as error:
+        stages = [change for change in changes if change.key == "model.class_path"]
+        if not stages:
+            raise
+        raise UserError(
+            f"{run} was trained by {stages[0].old}, and {stages[0].new} cannot continue it: {first_line(error)}\n"
+            "Another stage is a run of its own: divot fit --config RECIPE --run ANOTHER_FOLDER"
+        ) from error
 
 
 def _refuse_restart(run: Path) -> None:
@@ -147,9 +157,15 @@ def _fit(cli: TrainingCLI, checkpoint: Path | None) -> int:
     cli.same_start.start = Start.of(checkpoint, cli.saved_config)
     if is_first_process():
         (cli.run_folder / STOPPED).unlink(missing_ok=True)
+    open_services(cli.trainer.loggers)
     try:
         with cli.stop_signals.handled(), watched(cli.trainer):
             cli.trainer.fit(cli.model, cli.datamodule)
+    except ValueError as error:
+        if "`val_check_interval`" not in str(error):
+            raise
+        hint = "--trainer.val_check_interval 1.0 validates once per epoch"
+        raise UserError(f"{first_line(error, None)}\n{hint}") from error
     except SystemExit:
         if cli.trainer.state.status != TrainerStatus.INTERRUPTED:
             raise

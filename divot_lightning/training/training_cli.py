@@ -6,12 +6,13 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, set_loader, set_parsing_settings
+import torch
+from jsonargparse import ArgumentError, Namespace, set_loader, set_parsing_settings
 from jsonargparse._loaders_dumpers import loader_exceptions, loaders
 from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -26,14 +27,15 @@ from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.distributed.launcher import watch_processes
 from divot_lightning.distributed.same_start import SameStart
 from divot_lightning.distributed.signals import NoSignalHandlers, StopOnSignal, StopSignals
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, first_line
 from divot_lightning.parts.registries.recipe_parts import expand_recipe, expand_words, read_recipe
 from divot_lightning.training.export import ComponentExport
 from divot_lightning.training.messages import condense
 from divot_lightning.training.reporting.run_callbacks import RunOpening, StepProgress
 from divot_lightning.training.reporting.run_logging import CsvMetrics, TensorBoardMetrics
+from divot_lightning.training.reporting.services import complete_loggers, require_packages
 from divot_lightning.training.reporting.speed import DataWait, TrainingSpeed
-from divot_lightning.training.run_folder import STOPPED, require_free
+from divot_lightning.training.run_folder import STOPPED, forget_skipped, require_free
 from divot_lightning.training.run_lock import run_lock
 
 # Lightning's CLI lets a value that is a URL be read as settings; ours are shards, to be opened by the data alone.
@@ -130,11 +132,13 @@ class TrainingCLI(LightningCLI):
             raise UserError(f"seed_everything is {seed}; give 0 to {2**32 - 1}")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse an occupied folder before anything expensive is built."""
+        """Refuse an occupied folder before anything expensive is built, and complete the loggers."""
+        self._prepare_loggers(self.config.trainer)
         if self.mode == "start" and is_first_process():
             if self.held:
                 self.held.enter_context(run_lock(self.run_folder))
             require_free(self.run_folder)
+            forget_skipped(self.run_folder)
 
     def instantiate_classes(self) -> None:
         """Build stage, data and trainer; a `UserError` of theirs is raised unchanged."""
@@ -142,7 +146,7 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             # jsonargparse tries each type of a Union and wraps what the class itself said
-            raise _innermost_user_error(error) or error from None
+            raise _innermost_user_error(error) or _cause_in_union(error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the loggers and callbacks of a run, besides those of the recipe."""
@@ -155,7 +159,7 @@ class TrainingCLI(LightningCLI):
         try:
             trainer = Trainer(**settings)
         except (MisconfigurationException, ValueError) as error:
-            raise UserError(f"the trainer cannot be set up like this: {error}") from error
+            raise UserError(f"the trainer cannot be set up like this: {error}{_gpu_hint(settings)}") from error
         watch_processes(trainer)
         trainer._signal_connector = NoSignalHandlers()  # type: ignore[assignment]
         return trainer
@@ -192,8 +196,18 @@ class TrainingCLI(LightningCLI):
             callbacks.append(StepProgress(run.name))
         return callbacks
 
+    def _prepare_loggers(self, trainer: Namespace) -> None:
+        if self.mode == "measure":
+            trainer.logger = False  # their packages need not be here, and their services must see no other run
+            return
+        require_packages(trainer.logger)
+        complete_loggers(trainer.logger, self.config.run)
+        _ = self.saved_config  # must be the same in all processes
+        if trainer.logger is not False and not is_first_process():
+            trainer.logger = None  # two processes that create the database of MLflow at the same time destroy it
+
     def _run_loggers(self, given: Any) -> Any:
-        if self.mode == "measure" or given is False:
+        if given is False:
             return False
         own = [CsvMetrics(self.run_folder), TensorBoardMetrics(self.run_folder)]
         others = [] if given in (None, True) else given if isinstance(given, list) else [given]
@@ -214,6 +228,10 @@ def take_files_by_name(parser: LightningArgumentParser) -> None:
 
 class SettingsOnly(TrainingCLI):
     """Parses recipe and command line like a training command and builds nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Check the packages of loggers, and nothing else."""
+        require_packages(self.config.trainer.logger)
 
     def instantiate_classes(self) -> None:
         """Build nothing."""
@@ -240,6 +258,22 @@ def quiet() -> None:
         ".*torch.distributed.* is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def _gpu_hint(settings: Mapping[str, Any]) -> str:
+    if settings["accelerator"] not in ("gpu", "cuda") or torch.cuda.is_available():
+        return ""
+    return f"\ntorch {torch.__version__} finds no GPU here; without one: --trainer.accelerator cpu"
+
+
+def _cause_in_union(error: ValueError) -> BaseException:
+    """Return what a class raised when it was built, in place of jsonargparse's list of all types of a Union."""
+    cause, text = error.__cause__, str(error)
+    if cause is None or "Union subtypes" not in text:
+        return error
+    if "loggers.logger.Logger" in text:
+        return UserError(f"trainer.logger cannot be built: {type(cause).__name__}: {first_line(cause, None)}")
+    return cause
 
 
 def _innermost_user_error(error: BaseException | None) -> UserError | None:

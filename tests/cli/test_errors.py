@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 Divot = Callable[..., int]
 Settings = dict[str, Any]
@@ -42,7 +43,11 @@ def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
         (["--trainer.precision", "3"], ["'trainer.precision'", "given: 3", "'bf16-mixed'"]),
         (["--data.clips", "3"], ["'data.clips' is 3", "size, names"]),
         (["--model", "tiny_stage.TinyStag"], ["tiny_stage.TinyStag", "'tiny_stage' has no attribute"]),
-        (["--model", "no_such_module.Stage"], ["no_such_module.Stage", "No module named 'no_such_module'"]),
+        (
+            ["--model", "no_such_module.Stage"],
+            ["No module named 'no_such_module'", "\ninstall the package no_such_module, or"],
+        ),
+        (["--model.head", "my_heads.Nice"], ["No module named 'my_heads'", "\ninstall the package my_heads, or"]),
         (["--model", "TinyStag"], ["'model'", "dot import path", "TinyStag"]),
         (["--model.head", "gmn"], ["'gmn'", "installed:", "gmm, meanflow, mse", "Did you mean 'gmm'?"]),
         (["--model.head", "divot_heads.gmn.GMMHead"], ["divot_heads.gmn.GMMHead", "cannot be imported"]),
@@ -63,6 +68,27 @@ def test_command_line(refused: Callable[..., str], tiny: Settings, words: list[s
     message = refused("fit", tiny, *words)
     for words_told in told:
         assert words_told in message
+
+
+def test_validations_further_apart_than_an_epoch(refused: Callable[..., str], tiny: Settings) -> None:
+    tiny["data"]["class_path"] = "tiny_stage.FiniteData"
+    shown = refused("fit", tiny, "--trainer.val_check_interval", "300")
+    assert "`val_check_interval` (300) must be less than or equal" in shown
+    assert "--trainer.val_check_interval 1.0" in shown
+
+
+def test_a_head_in_the_current_folder_is_not_imported_and_the_message_says_how(
+    refused: Callable[..., str], tiny: Settings
+) -> None:
+    Path("my_heads.py").write_text("raise SystemExit('it was run')")
+    assert "PYTHONPATH=. divot" in refused("fit", tiny, "--model.head", "my_heads.Nice")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there(refused: Callable[..., str], tiny: Settings, accelerator: str) -> None:
+    shown = refused("fit", tiny, "--trainer.accelerator", accelerator)
+    assert f"torch {torch.__version__} finds no GPU here; without one: --trainer.accelerator cpu" in shown
 
 
 def test_unknown_keys_in_a_recipe(refused: Callable[..., str], tiny: Settings) -> None:

@@ -58,6 +58,15 @@ def test_a_run_of_no_steps_exports_untrained_components(divot: Divot, tiny: Sett
     assert divot("resume", str(RUN)) == 0
 
 
+def test_samples_that_an_earlier_attempt_skipped_are_forgotten(divot: Divot, tiny: Settings) -> None:
+    """A wrong `data.train` is put right, and the same folder is used again."""
+    listed = RUN / "skipped" / "skipped-train-0.jsonl"
+    listed.parent.mkdir(parents=True)
+    listed.write_text('{"split": "train", "reason": "missing_media"}')
+    assert divot("fit", tiny) == 0
+    assert not listed.exists()
+
+
 def test_only_the_newest_checkpoint_is_kept(divot: Divot, tiny: Settings) -> None:
     assert divot("fit", tiny) == 0
     assert [path.name for path in (RUN / "checkpoints").glob("step_*")] == ["step_00000006"]

@@ -68,6 +68,16 @@ def test_ctrl_c_saves_where_it_stopped_and_says_how_to_continue(
     assert f"divot resume {RUN}" in capsys.readouterr().err
 
 
+def test_another_stage_cannot_continue_a_run(divot: Divot, tiny: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    assert divot("fit", tiny) == 0
+    tiny["model"]["class_path"] = "tiny_stage.LongerStage"
+    assert divot("resume", str(RUN), tiny, "--trainer.max_steps", "8") == 2
+    message = capsys.readouterr().err.partition("error: ")[2]
+    assert "was trained by tiny_stage.TinyStage, and tiny_stage.LongerStage cannot continue it" in message
+    assert "Another stage is a run of its own: divot fit" in message
+    assert len(message.splitlines()) <= 5
+
+
 @pytest.mark.parametrize(("twice_seconds", "saved"), [(60.0, 6), (-1.0, 4)])
 def test_ctrl_c_twice_at_once_counts_once_and_what_is_told_is_what_was_saved(
     divot: Divot,

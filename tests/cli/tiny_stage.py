@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -75,6 +76,14 @@ class TinyStage(LightningModule):
         return {}
 
 
+class LongerStage(TinyStage):
+    """A stage whose checkpoints are others."""
+
+    def __init__(self, optimizer: TinyOptimizer) -> None:
+        super().__init__(optimizer)
+        self.second = nn.Linear(1, 1)
+
+
 class Endless(IterableDataset[Tensor]):
     def __init__(self, width: int, interrupt_at: int | None, interrupt_by: str) -> None:
         self.width = width
@@ -121,3 +130,18 @@ class TinyData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Tensor]:
         return self.val_dataloader()
+
+
+class FiniteData(TinyData):
+    """Has epochs of three batches."""
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader([torch.ones(self.clips.size)] * 3)
+
+
+class LoggerOfRank(CSVLogger):
+    """Leaves a file for each process that builds it."""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir)
+        Path(f"built-by-{os.environ['RANK']}").touch()

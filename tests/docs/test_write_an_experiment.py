@@ -11,6 +11,7 @@ from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import load_recipe, parse_recipe
 from divot_lightning.experiments.plan.settings_check import main as wrong_settings_of
 from divot_lightning.experiments.runner.steps import check_plan
+from tests.helpers.fake_services import install_wandb
 
 PAGE = (Path(__file__).parents[2] / "docs" / "write_an_experiment.md").read_text(encoding="utf-8")
 
@@ -26,13 +27,13 @@ def test_the_recipe_of_the_page_can_be_planned(tmp_path):
     assert len(steps) == 1 + 6 + 6
 
 
-def test_the_logger_of_the_page_is_accepted_with_the_name_of_each_trial(tmp_path):
+def test_the_logger_of_the_page_is_accepted(tmp_path, monkeypatch):
+    install_wandb(monkeypatch)
     recipe, logger = blocks("yaml")
     (tmp_path / "mine.yaml").write_text(recipe + logger)
     grid = make_grid(load_recipe(str(tmp_path / "mine.yaml")), tmp_path)
-    step = grid.steps["w128-seed1"]["tokenizer"]
-    command = step.step.command
-    assert command[command.index("--trainer.logger.name") + 1] == str(step.folder)
+    command = grid.steps["w128-seed1"]["tokenizer"].step.command
+    assert command[command.index("--trainer.logger") + 1] == "wandb"
     assert wrong_settings_of({"tokenizer": command}) == {}
 
 

@@ -73,9 +73,7 @@ class JsonlSource(Source):
         self.fingerprint = self._fingerprint()  # it covers the lines; the media files are not hashed
         if not any(self.counts):
             first = self.skipped[0]
-            raise UserError(
-                f"{first.shard} cannot be used: {first.detail} [{first.reason}]; look at the path in the recipe."
-            )
+            raise UserError(f"{first.shard} cannot be used: {first.detail} [{first.reason}]; look at the path.")
 
     def _index(self, name: str) -> tuple[LocalShard | None, NDArray[np.int64]]:
         if is_url(name):

@@ -92,7 +92,7 @@ def _expand_glob(pattern: str) -> list[str]:
         return [pattern]
     found = sorted(globbing.glob(pattern))
     if not found:
-        raise UserError(f"no shard matches {pattern!r}; look at the path in the recipe.")
+        raise UserError(f"no shard matches {pattern!r}; look at the path.")
     return found
 
 

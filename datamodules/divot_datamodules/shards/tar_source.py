@@ -205,6 +205,6 @@ def _report(names: list[str], counts: tuple[int, ...], skipped: Sequence[Skipped
         first = unusable[0]
         verb = "is no tar" if first.reason == "not_a_tar" else f"cannot be used: {first.detail} [{first.reason}]"
         others = f" Nor can the other {len(names) - 1} shards." if len(names) > 1 else ""
-        raise UserError(f"the shard {first.shard} {verb}; look at the path in the recipe.{others}")
+        raise UserError(f"the shard {first.shard} {verb}; look at the path.{others}")
     for sample in unusable:
         logger.warning("no sample of %s can be read: %s (%s)", sample.shard, sample.reason, sample.detail)

@@ -153,7 +153,10 @@ def describe_estimate(steps: Sequence[StepEstimate], folder: Path, jobs: int) ->
     unknown = sum(step.left for step in steps if step.seconds is None)
     time = clock(sum(step.seconds or 0.0 for step in steps) / jobs)
     mib = sum(step.mib or 0.0 for step in steps)
-    lines.append(f"{left} steps are left; {left - unknown} of them take about {time} with --jobs {jobs}.")
+    known = f"{left - unknown} of them take about {time} with --jobs {jobs}."
+    if 0 < left == unknown:
+        known = "their time is not known. --rates FOLDER takes that of an experiment that has run."
+    lines.append(f"{left} steps are left; {known}")
     free = f"{free_bytes(folder) / 2**20:.0f} MiB are free"
     lines.append(f"Disk: {mib:.0f} MiB where a size is known, {free}. ?: nothing like it was measured yet.")
     return "".join(f"{line}\n" for line in lines)

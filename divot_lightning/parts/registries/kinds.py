@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, did_you_mean
 from divot_lightning.parts.registries.registry import Registry
 
 if TYPE_CHECKING:
@@ -73,5 +73,6 @@ def find_registry(kind: str) -> Registry[Any]:
         UserError: There is no such kind.
     """
     if kind not in REGISTRIES:
-        raise UserError(f"there is no kind of part {kind!r}; kinds: {', '.join(REGISTRIES)}")
+        hint = did_you_mean(kind, REGISTRIES)
+        raise UserError(f"there is no kind of part {kind!r}; kinds: {', '.join(REGISTRIES)}.{hint}")
     return REGISTRIES[kind]

@@ -4,19 +4,61 @@ A recipe says `head: gmm`, or `head: {class_path: gmm, init_args: {...}}`. The p
 class paths are recorded, so the parser does not need to know short names.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import yaml
 
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, did_you_mean
 from divot_lightning.io.old_recipes import require_current_names
 from divot_lightning.parts.registries.kinds import REGISTRIES, TASKS
-from divot_lightning.parts.registries.registry import Registry
+
+
+class Names(Protocol):
+    """Short names of one kind: a registry, or those of loggers."""
+
+    def resolve(self, name: str) -> str:
+        """Return the class path behind a name; raise a `UserError` if there is none."""
+
+
+class LoggerNames:
+    """Short names of Lightning's loggers. They are no parts: nothing that is trained depends on them."""
+
+    CLASSES: ClassVar = {
+        "wandb": "lightning.pytorch.loggers.WandbLogger",
+        "mlflow": "lightning.pytorch.loggers.MLFlowLogger",
+    }
+
+    def resolve(self, name: str) -> str:
+        """Return the class path of a logger; class names and class paths stay, and so do `true` and `false`.
+
+        Args:
+            name: A name, or several as a command line gives them: `[wandb, mlflow]`.
+
+        Raises:
+            UserError: There is no such logger.
+        """
+        if name.startswith("["):
+            return re.sub(r"[\w.]+", lambda found: self.resolve(found[0]), name)
+        if "." in name or name.endswith("Logger") or name.lower() in ("true", "false"):
+            return name
+        if name not in self.CLASSES:
+            raise UserError(
+                f"trainer.logger: there is no logger {name!r}; allowed: {', '.join(self.CLASSES)}, "
+                f"or a class path as lightning.pytorch.loggers.CometLogger.{did_you_mean(name, self.CLASSES)}"
+            )
+        return self.CLASSES[name]
+
+
+LOGGER = "logger"
 
 # Tasks are the keys of a mapping, with weights; the data module finds them.
-_BY_KEY: dict[str, Registry[Any]] = {one.key: one for one in REGISTRIES.values() if one is not TASKS}
+_BY_KEY: dict[str, Names] = {
+    LOGGER: LoggerNames(),
+    **{one.key: one for one in REGISTRIES.values() if one is not TASKS},
+}
 
 
 def expand_recipe(settings: Any) -> Any:
@@ -88,6 +130,8 @@ def read_recipe(recipe: Path) -> dict[str, Any]:
 
 
 def _expand_part(key: str, value: Any) -> Any:
+    if key == LOGGER and isinstance(value, list):
+        return [_expand_part(key, entry) for entry in value]
     registry = _BY_KEY.get(key)
     if registry is None:
         return value
@@ -98,23 +142,23 @@ def _expand_part(key: str, value: Any) -> Any:
     return value
 
 
-def _registry_of(option: str) -> Registry[Any] | None:
-    """Return the registry of the part that an option sets; None if it sets no part."""
+def _registry_of(option: str) -> Names | None:
+    """Return the names of the part or logger that an option sets; None if it sets neither."""
     if not option.startswith("--"):
         return None
     return next((_BY_KEY[key] for key in _last_keys(option) if key in _BY_KEY), None)
 
 
 def _last_keys(option: str) -> Iterator[str]:
-    keys = option.lstrip("-").split(".")
+    keys = option.lstrip("-").removesuffix("+").split(".")  # `--trainer.logger+` adds to a list
     if keys[-1] == "class_path":
         keys = keys[:-1]
     yield from keys[-1:]
 
 
-def _expand_name(registry: Registry[Any], value: str) -> str:
-    # `null` switches a part off, and `{...}` is a whole part, which the parser reads.
-    return value if _is_null(value) or value.startswith("{") else registry.resolve(value)
+def _expand_name(registry: Names, value: str) -> str:
+    # `null` switches a part off, and `{...}` is a whole part or logger, which the parser reads.
+    return value if _is_null(value) or "{" in value else registry.resolve(value)
 
 
 def _is_null(value: str) -> bool:

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from divot_lightning.errors import UserError, did_you_mean, first_line
+from divot_lightning.errors import UserError, did_you_mean, first_line, module_hint
 from divot_lightning.io.renamed import explain_import_error
 
 T = TypeVar("T")
@@ -143,7 +143,8 @@ class Registry(Generic[T]):
         try:
             found = getattr(importlib.import_module(module), attribute)
         except Exception as error:
-            raise UserError(f"{self.noun} {path!r} cannot be imported: {_reason(error)}") from error
+            hint = module_hint(_reason(error))
+            raise UserError(f"{self.noun} {path!r} cannot be imported: {_reason(error)}{hint}") from error
         return self._check(found, path)
 
     def build(self, path: str, init_args: dict[str, Any], **supplied: Any) -> T:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from divot_lightning.training.config_changes import write_config
 from divot_lightning.training.reporting.run_logging import CsvMetrics
+from divot_lightning.training.reporting.services import log_settings, record_ids
 from divot_lightning.training.run_folder import FINISHED
 
 SLOW_REFRESH_SECONDS = 15.0
@@ -82,9 +83,12 @@ class RunOpening(Callback):
         self.opened = True
         self.run.mkdir(parents=True, exist_ok=True)
         (self.run / FINISHED).unlink(missing_ok=True)
+        settings = yaml.safe_load(self.config)
+        if record_ids(settings["trainer"]["logger"], trainer.loggers):
+            self.config = self.config.partition("\n")[0] + "\n" + yaml.safe_dump(settings, sort_keys=False)
         write_config(self.run, self.config)
         for logger in trainer.loggers:  # services such as W&B show the settings beside the curves; ours ignore them
-            logger.log_hyperparams(yaml.safe_load(self.config))
+            log_settings(logger, settings)
         metrics = _csv_metrics(trainer)
         if metrics is not None:
             metrics.resume(trainer.global_step if self.first_step is None else self.first_step, self.rows)

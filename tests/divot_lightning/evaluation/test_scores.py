@@ -23,6 +23,12 @@ def test_missing_scores_are_named(tmp_path):
         load_scores(tmp_path / "nowhere.json")
 
 
+def test_a_run_in_place_of_an_evaluation_is_refused_with_its_evaluations(tmp_path):
+    save_scores([Score("a", 0.5, 4)], tmp_path / "evaluation" / "toy-captions-held_out" / "scores.json")
+    with pytest.raises(UserError, match=r"evaluations of this run: .*evaluation/toy-captions-held_out$"):
+        load_scores(tmp_path / "scores.json")
+
+
 def test_scores_that_share_a_protocol_share_its_text(tmp_path):
     """MVBench has 24 scores and a protocol of some kilobytes."""
     protocol = {"prompt": "x" * 1000}

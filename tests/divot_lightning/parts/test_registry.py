@@ -240,7 +240,7 @@ def test_every_kind_treats_an_unknown_part_alike(kind):
 
 
 def test_unknown_kind_is_refused_with_the_kinds_there_are():
-    with pytest.raises(UserError, match=f"no kind of part 'head'; kinds: {', '.join(REGISTRIES)}"):
+    with pytest.raises(UserError, match=f"'head'; kinds: {', '.join(REGISTRIES)}. Did you mean 'heads'"):
         find_registry("head")
 
 

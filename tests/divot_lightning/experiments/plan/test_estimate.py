@@ -38,6 +38,12 @@ def test_steps_that_are_left_cost_what_their_like_has_cost(tmp_path):
     assert "Disk: 7 MiB where a size is known" in shown
 
 
+def test_without_a_measured_step_the_time_is_not_known(tmp_path):
+    grid = make_grid(recipe(), tmp_path)
+    shown = describe_estimate(estimate_steps(grid, tmp_path, measured_rates(tmp_path)), tmp_path, jobs=2)
+    assert "9 steps are left; their time is not known. --rates FOLDER" in shown
+
+
 def test_steps_that_are_matched_are_counted_as_they_will_be_trained(tmp_path):
     grid, unknown = planned_grid(recipe(amount=4, matched_steps=["llm"]), tmp_path)
     _, llm, _ = estimate_steps(grid, tmp_path, {}, unknown)
