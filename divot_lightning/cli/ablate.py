@@ -120,13 +120,14 @@ def dry_run(recipe: "Experiment", folder: Path, jobs: int, rates: str | None = N
         The exit status.
     """
     from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps, measured_rates
-    from divot_lightning.experiments.plan.grid import make_grid
+    from divot_lightning.experiments.plan.matching import planned_grid
 
     require_at_least(1, "--", jobs=jobs)
     if rates and not (Path(rates) / "steps").is_dir():
         raise UserError(f"--rates {rates} holds no experiment; give the --folder of one")
     known = {**(measured_rates(Path(rates)) if rates else {}), **measured_rates(folder)}
-    sys.stdout.write(describe_estimate(estimate_steps(make_grid(recipe, folder), folder, known), folder, jobs))
+    grid, unknown = planned_grid(recipe, folder)
+    sys.stdout.write(describe_estimate(estimate_steps(grid, folder, known, unknown), folder, jobs))
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from divot_lightning.cli.ablate import dry_run, run
-from divot_lightning.errors import UserError
+from divot_lightning.errors import UserError, did_you_mean
 from divot_lightning.io.command_parser import CommandParser
 
 MAIN_HEAD = "gmm"
@@ -66,13 +66,16 @@ def heads_as_variants(recipe: str, heads: Sequence[str]) -> dict[str, Any]:
     from divot_lightning.parts.registries.kinds import HEADS
 
     known = {**load_recipe("ablations/heads").vary["head"], **load_recipe(recipe).vary["head"]}
+    installed = {head.name for head in HEADS.installed()}
+    for name in (name for name in heads if name not in known.keys() | installed):
+        raise UserError(
+            f"--heads {name} is neither the short name of a head nor a variant in ablations/heads."
+            f"{did_you_mean(name, known.keys() | installed)}\n"
+            f"heads: {', '.join(sorted(installed))}\nvariants: {', '.join(sorted(known.keys() - installed))}"
+        )
     variants = {name: known.get(name, {"llm": {"model.head": name}}) for name in heads}
-    short_names = {head.name for head in HEADS.installed()}
     for variant in variants.values():
-        name = variant["llm"]["model.head"]
-        HEADS.resolve(name)
-        if name not in short_names:
-            raise UserError(f"--heads {name}: give the short name; installed: {', '.join(sorted(short_names))}")
+        HEADS.resolve(variant["llm"]["model.head"])
     if MAIN_HEAD not in heads:
         raise UserError(f"--heads {' '.join(heads)} lacks {MAIN_HEAD}, which the later stages train with; add it")
     return {"vary": {"head": variants}}

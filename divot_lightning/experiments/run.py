@@ -8,17 +8,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from divot_lightning.errors import UserError
 from divot_lightning.experiments.plan.experiment import Experiment
 from divot_lightning.experiments.plan.grid import Grid, make_grid
-from divot_lightning.experiments.plan.matching import measured_costs, steps_for_amount
+from divot_lightning.experiments.plan.matching import matched_grid
 from divot_lightning.experiments.plan.recipe import parse_recipe
 from divot_lightning.experiments.plan.settings_check import wrong_settings
-from divot_lightning.experiments.plan.trials import Trial, make_trials, trial_options
+from divot_lightning.experiments.plan.trials import make_trials
 from divot_lightning.experiments.report.page import all_tables, build_report, table_page
 from divot_lightning.experiments.report.rendering import write_report
 from divot_lightning.experiments.results.formats import as_csv, as_latex, as_markdown
@@ -71,7 +70,7 @@ def run_experiment(
     for name in link_done_steps(make_grid(recipe, folder), folder, reuse):
         sys.stderr.write(f"{name}: taken from another experiment\n")
     refused = _refused_trials(make_grid(recipe, folder), folder, part)
-    grid, failures = _matched_grid(recipe, folder, jobs, "" if part == SHARED else part, refused)
+    grid, failures = matched_grid(recipe, folder, jobs, "" if part == SHARED else part, refused)
     steps = [step for step in _part(grid, part, folder) if step.name in _names_of(grid, failures)]
     runner = StepRunner(steps, folder, jobs=jobs, keep_going=True, part=part)
     runner.run()
@@ -97,35 +96,9 @@ def _refused_trials(grid: Grid, folder: Path, part: str) -> dict[str, str]:
     return refused
 
 
-def _matched_grid(
-    recipe: Experiment, folder: Path, jobs: int, part: str, refused: Mapping[str, str]
-) -> tuple[Grid, dict[str, str]]:
-    """Plan the trials. For `tokens` and `compute`, measure the cost of a training step in each trial first.
-
-    Returns:
-        The trials, and the reasons of those that must not train: wrong settings, or a cost that could not be measured.
-    """
-    max_steps: dict[str, dict[str, int]] = {trial.name: {} for trial in make_trials(recipe)}
-    failures = dict(refused)
-    for name in recipe.matched_steps:
-        grid = make_grid(recipe, folder, max_steps)
-        costs, failed = measured_costs(recipe, grid, name, folder, jobs, part=part, without=failures)
-        failures = failed | failures
-        for trial in (trial for trial in make_trials(recipe) if trial.name not in failures):
-            max_steps[trial.name][name] = steps_for_amount(
-                recipe, _batch_options(recipe, trial, name), costs, trial.name
-            )
-    return make_grid(recipe, folder, max_steps), failures
-
-
 def _names_of(grid: Grid, failures: Mapping[str, str]) -> set[str]:
     """Return the names of the steps of all trials that can be run."""
     return {s.step.name for trial, steps in grid.steps.items() if trial not in failures for s in steps.values()}
-
-
-def _batch_options(recipe: Experiment, trial: Trial, step: str) -> Mapping[str, Any]:
-    what = next(entry.what for entry in recipe.steps if entry.name == step)
-    return {"fit": what, **trial_options(recipe, trial)[step]}
 
 
 def _check_part(recipe: Experiment, part: str) -> None:

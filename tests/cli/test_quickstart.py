@@ -50,7 +50,12 @@ def test_a_dry_run_names_all_steps_and_leaves_nothing_behind(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("heads", "message"),
-    [(["gmm", "gmn"], "gmn"), (["mse", "diffusion"], "lacks gmm"), (["gmm", "GMMHead"], "GMMHead.*short name")],
+    [
+        (["gmm", "gmn"], "gmn"),
+        (["mse", "diffusion"], "lacks gmm"),
+        (["gmm", "GMMHead"], "GMMHead.*short name"),
+        (["gmm", "gmm_clp"], "gmm_clip"),
+    ],
 )
 def test_heads_that_cannot_be_compared_are_refused_and_nothing_is_written(tmp_path, heads, message):
     with pytest.raises(UserError, match=message):

@@ -108,6 +108,13 @@ def test_an_experiment_says_what_it_is_for(name: str) -> None:
     assert f"divot ablate {name}" in lines[fields.index("command")] + lines[fields.index("command") + 1]
 
 
+def test_every_ablation_has_a_version_at_the_paper_size() -> None:
+    toy_only = {"heads_closed", "adaptation", "stories"}  # about things that only the toy world has
+    names = {name.removeprefix("ablations/") for name in EXPERIMENTS if name.startswith("ablations/")}
+    sizes = {name.removeprefix("paper/") for name in names if name.startswith("paper/")}
+    assert {name for name in names if "/" not in name} - toy_only == sizes
+
+
 def test_every_stage_has_its_toy_recipe() -> None:
     assert {name.removeprefix("toy/") for name in recipe_names() if name.startswith("toy/")} == set(FORMER)
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +24,7 @@ class StepEstimate:
         name: In the recipe.
         done: How many are done.
         left: How many are left.
-        training_steps: Optimizer steps that are left; 0 if it does not train.
+        training_steps: Optimizer steps that are left; 0 if it does not train, None if their number is not known.
         seconds: Time of those that are left; None if nothing of the kind was measured.
         mib: Size of their folders; None if nothing of the kind was measured.
     """
@@ -32,7 +32,7 @@ class StepEstimate:
     name: str
     done: int
     left: int
-    training_steps: int
+    training_steps: int | None
     seconds: float | None
     mib: float | None
 
@@ -81,13 +81,16 @@ def measured_rates(folder: Path) -> dict[str, Rate]:
     return {recipe: Rate(seconds[recipe] / steps[recipe], fmean(sizes[recipe])) for recipe in trained}
 
 
-def estimate_steps(grid: Grid, folder: Path, rates: Mapping[str, Rate]) -> list[StepEstimate]:
+def estimate_steps(
+    grid: Grid, folder: Path, rates: Mapping[str, Rate], unknown: Container[str] = ()
+) -> list[StepEstimate]:
     """Estimate what is left of an experiment.
 
     Args:
         grid: The trials.
         folder: Of the experiment.
         rates: What training costs, by recipe.
+        unknown: Steps that train for a number of steps that is not known.
     """
     found = []
     for name in grid.names:
@@ -96,11 +99,12 @@ def estimate_steps(grid: Grid, folder: Path, rates: Mapping[str, Rate]) -> list[
         done = {place: record.seconds for place, record in records.items() if record and record.done}
         left = [each for each in steps.values() if each.folder not in done]
         mean = fmean(done.values()) if done else None
-        seconds = _total(_seconds(each, rates, mean) for each in left)
+        seconds = None if left and name in unknown else _total(_seconds(each, rates, mean) for each in left)
         size = fmean(map(_size_mib, done)) if done else None
         mib = _total(_mib(each, rates, size) for each in left)
         training = sum(_training_steps(each.step.command) for each in left if each.step.run)
-        found.append(StepEstimate(name, len(done), len(left), training, seconds, mib))
+        steps_left = None if left and name in unknown else training
+        found.append(StepEstimate(name, len(done), len(left), steps_left, seconds, mib))
     return found
 
 
@@ -142,7 +146,8 @@ def describe_estimate(steps: Sequence[StepEstimate], folder: Path, jobs: int) ->
             ("?" if step.seconds is None else clock(step.seconds)),
             ("?" if step.mib is None else f"{step.mib:.0f}"),
         )
-        lines.append(f"{step.name:<28}{step.done:>6}{step.left:>6}{step.training_steps or '':>16}{time:>12}{size:>10}")
+        training = "?" if step.training_steps is None else step.training_steps or ""
+        lines.append(f"{step.name:<28}{step.done:>6}{step.left:>6}{training:>16}{time:>12}{size:>10}")
     left = sum(step.left for step in steps)
     unknown = sum(step.left for step in steps if step.seconds is None)
     time = clock(sum(step.seconds or 0.0 for step in steps) / jobs)

@@ -4,13 +4,14 @@ import json
 import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
 from divot_lightning.errors import UserError
 from divot_lightning.experiments.plan.experiment import Experiment
-from divot_lightning.experiments.plan.grid import Grid
+from divot_lightning.experiments.plan.grid import Grid, make_grid
+from divot_lightning.experiments.plan.trials import make_trials, trial_options
 from divot_lightning.experiments.runner.records import StepRecord, is_done
 from divot_lightning.experiments.runner.runner import StepRunner
 from divot_lightning.experiments.runner.steps import Step
@@ -18,11 +19,69 @@ from divot_lightning.training.recipe_files import find_recipe
 
 COST = (sys.executable, "-m", "divot_lightning.experiments.plan.cost")
 COST_FILE = "cost.json"
+MEASURED = ("tokens", "compute")
+"""Kinds of `matched_by` for which the cost of a step has to be measured."""
+
+MaxSteps: TypeAlias = dict[str, dict[str, int]]
+"""Training steps by trial and step."""
+Costs: TypeAlias = Mapping[str, Mapping[str, float]]
+"""Cost of a training step by trial, in "tokens" and "flops"."""
 
 
-def steps_for_amount(
-    recipe: Experiment, options: Mapping[str, Any], costs: Mapping[str, Mapping[str, float]], trial: str
-) -> int:
+def planned_grid(recipe: Experiment, folder: Path) -> tuple[Grid, set[str]]:
+    """Plan the trials without running anything.
+
+    Returns:
+        The trials, and the steps of `matched_steps` that will train for a number of steps that is not known yet,
+        because their cost was not measured in all trials.
+    """
+    max_steps: MaxSteps = {trial.name: {} for trial in make_trials(recipe)}
+    unknown = set()
+    for name in recipe.matched_steps:
+        costs = _read_costs(_probes(make_grid(recipe, folder, max_steps), name), folder)
+        if recipe.matched_by in MEASURED and len(costs) < len(max_steps):
+            unknown.add(name)
+        else:
+            _set_steps(max_steps, recipe, name, costs)
+    return make_grid(recipe, folder, max_steps), unknown
+
+
+def matched_grid(
+    recipe: Experiment, folder: Path, jobs: int, part: str, refused: Mapping[str, str]
+) -> tuple[Grid, dict[str, str]]:
+    """Plan the trials. For `tokens` and `compute`, measure the cost of a training step in each trial first.
+
+    Args:
+        recipe: The experiment.
+        folder: Of the experiment.
+        jobs: Processes side by side.
+        part: The trial that runs alone; "" for all.
+        refused: Reasons of trials that must not run.
+
+    Returns:
+        The trials, and the reasons of those that must not train: refused ones, and those whose cost could not be
+        measured.
+    """
+    max_steps: MaxSteps = {trial.name: {} for trial in make_trials(recipe)}
+    failures = dict(refused)
+    for name in recipe.matched_steps:
+        grid = make_grid(recipe, folder, max_steps)
+        costs, failed = measured_costs(recipe, grid, name, folder, jobs, part=part, without=failures)
+        failures = failed | failures
+        _set_steps(max_steps, recipe, name, costs, without=failures)
+    return make_grid(recipe, folder, max_steps), failures
+
+
+def _set_steps(
+    max_steps: MaxSteps, recipe: Experiment, name: str, costs: Costs, *, without: Container[str] = ()
+) -> None:
+    what = next(entry.what for entry in recipe.steps if entry.name == name)
+    for trial in (trial for trial in make_trials(recipe) if trial.name not in without):
+        options = {"fit": what, **trial_options(recipe, trial)[name]}
+        max_steps[trial.name][name] = steps_for_amount(recipe, options, costs, trial.name)
+
+
+def steps_for_amount(recipe: Experiment, options: Mapping[str, Any], costs: Costs, trial: str) -> int:
     """Return the number of training steps of a trial.
 
     Args:
@@ -91,9 +150,9 @@ def measured_costs(
     Raises:
         UserError: A trial runs alone, and the costs are not measured yet.
     """
-    if recipe.matched_by in ("steps", "samples"):
+    if recipe.matched_by not in MEASURED:
         return {}, {}
-    probes = {trial.name: _probe(grid, trial.name, name) for trial in grid.trials if trial.name not in without}
+    probes = _probes(grid, name, without)
     if part and not any(StepRecord.read(folder, probe.name) for probe in probes.values()):
         raise UserError(
             f"trial {part!r} is matched by {recipe.matched_by}, and the cost of a training step is not measured yet.\n"
@@ -104,9 +163,17 @@ def measured_costs(
         steps = [step for step in grid.all_steps() if step.name in needed]
         unique = {probe.name: probe for probe in probes.values()}
         StepRunner([*steps, *unique.values()], folder, jobs=jobs, part="cost", keep_going=True).run()
+    costs = _read_costs(probes, folder)
+    return costs, {trial: _failure_reason(probe, folder) for trial, probe in probes.items() if trial not in costs}
+
+
+def _probes(grid: Grid, name: str, without: Container[str] = ()) -> dict[str, Step]:
+    return {trial.name: _probe(grid, trial.name, name) for trial in grid.trials if trial.name not in without}
+
+
+def _read_costs(probes: Mapping[str, Step], folder: Path) -> dict[str, dict[str, float]]:
     done = {trial: probe for trial, probe in probes.items() if is_done(folder, probe.name)}
-    costs = {trial: json.loads(probe.outputs[0].read_text(encoding="utf-8")) for trial, probe in done.items()}
-    return costs, {trial: _failure_reason(probe, folder) for trial, probe in probes.items() if trial not in done}
+    return {trial: json.loads(probe.outputs[0].read_text(encoding="utf-8")) for trial, probe in done.items()}
 
 
 def _failure_reason(probe: Step, folder: Path) -> str:

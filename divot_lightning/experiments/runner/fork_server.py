@@ -11,12 +11,14 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import runpy
 import select
 import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import IO, NoReturn
 
@@ -161,6 +163,8 @@ def _run(words: Sequence[str], log: int, server: int) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     bind_to_parent(server, signal.SIGTERM)
     sys.argv = list(words)
+    # A fresh process would not have imported the module that it runs; `runpy` warns of that.
+    warnings.filterwarnings("ignore", f"{re.escape(repr(words[0]))} found in sys.modules", RuntimeWarning)
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     sys.exit()
 

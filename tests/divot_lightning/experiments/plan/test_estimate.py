@@ -5,8 +5,9 @@ from dataclasses import asdict
 
 import pytest
 
-from divot_lightning.experiments.plan.estimate import describe_estimate, estimate_steps, measured_rates
+from divot_lightning.experiments.plan.estimate import Rate, describe_estimate, estimate_steps, measured_rates
 from divot_lightning.experiments.plan.grid import make_grid
+from divot_lightning.experiments.plan.matching import COST_FILE, planned_grid
 from divot_lightning.experiments.runner.records import StepRecord
 from tests.divot_lightning.experiments.plan.test_grid import recipe
 
@@ -35,6 +36,37 @@ def test_steps_that_are_left_cost_what_their_like_has_cost(tmp_path):
     shown = describe_estimate([data, llm, scores], tmp_path, jobs=2)
     assert "6 steps are left; 5 of them take about 1:45 with --jobs 2." in shown
     assert "Disk: 7 MiB where a size is known" in shown
+
+
+def test_steps_that_are_matched_are_counted_as_they_will_be_trained(tmp_path):
+    grid, unknown = planned_grid(recipe(amount=4, matched_steps=["llm"]), tmp_path)
+    _, llm, _ = estimate_steps(grid, tmp_path, {}, unknown)
+    assert (llm.left, llm.training_steps, unknown) == (4, 16, set())
+
+
+def test_the_number_of_matched_steps_is_unknown_until_all_costs_are_measured(tmp_path):
+    matched = recipe(matched_by="tokens", amount=400, matched_steps=["llm"])
+    rates = {"toy/llm_pretraining": Rate(1.0, 1.0)}
+    plain = make_grid(matched, tmp_path)
+    for trial in plain.trials:
+        grid, unknown = planned_grid(matched, tmp_path)
+        _, llm, _ = estimate_steps(grid, tmp_path, rates, unknown)
+        assert (llm.left, llm.training_steps, llm.seconds) == (4, None, None)
+        assert [line.split()[3] for line in describe_estimate([llm], tmp_path, 1).splitlines()[1:2]] == ["?"]
+        write_cost(tmp_path, plain, trial.name, tokens=100.0 if "mse" in trial.name else 50.0)
+    grid, unknown = planned_grid(matched, tmp_path)
+    _, llm, _ = estimate_steps(grid, tmp_path, rates, unknown)
+    assert (llm.training_steps, llm.seconds) == (2 * 4 + 2 * 8, 24.0)
+
+
+def write_cost(folder, grid, trial, **costs):
+    trained = grid.steps[trial]["llm"]
+    name = f"{trained.step.name}.cost"
+    (folder / "steps").mkdir(exist_ok=True)
+    StepRecord(name, (), True, 1.0, 1.0, 1.0, 1, 0.0).write(folder)
+    output = trained.folder.with_name(f"{trained.folder.name}.{COST_FILE}")
+    output.parent.mkdir(parents=True)
+    output.write_text(json.dumps(costs))
 
 
 def test_the_rate_of_another_experiment_counts_for_longer_training_too(tmp_path):

@@ -100,6 +100,12 @@ def test_a_forked_process_sees_what_a_fresh_one_sees(server, module, tmp_path):
     assert "left" in seen
 
 
+def test_a_module_that_the_server_has_imported_runs_without_a_warning(server, tmp_path):
+    with (tmp_path / "log").open("wb") as log:
+        assert ended(server.start((*PYTHON, "divot_lightning.experiments.measure", "[]"), log)) == 0
+    assert (tmp_path / "log").read_text() == ""
+
+
 @pytest.mark.parametrize(
     ("code", "status", "text"),
     [
