@@ -33,7 +33,7 @@ HEADS = {
     "gmm, low rank": lambda: GMMHead(8, 2, num_components=4, variance_scale=1.0, covariance_rank=1),
     "flow_token": lambda: FlowTokenHead(8, 2, draws_per_token=1, **FLOW),
     "flow_clip": lambda: FlowClipHead(8, 2, num_attention_heads=4, draws_per_clip=1, **FLOW),
-    "energy": lambda: EnergyHead(8, 2, **SMALL),
+    "energy": lambda: EnergyHead(8, 2, samples_per_token=4, width=32, depth=2),
     "autoregressive_flow": lambda: AutoregressiveFlowHead(8, 2, width=64, depth=1, num_attention_heads=4),
 }
 IN_ONE_STEP = {"meanflow": lambda: MeanFlowHead(8, 2, draws_per_token=1, **SMALL)}

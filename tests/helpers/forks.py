@@ -125,7 +125,7 @@ def _leave_the_parent(variables: Mapping[str, str], kept: set[int], popen: Calla
 
 
 def _run(words: list[str]) -> None:
-    search_path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    search_path = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     if words[0] == "-m":
         sys.path[:0] = [os.getcwd(), *search_path]
         sys.argv = words[1:]
