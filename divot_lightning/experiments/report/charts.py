@@ -1,6 +1,7 @@
 """Draw line charts as inline SVG. Colours come from the page's style sheet, so that charts fit light and dark mode."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
@@ -45,11 +46,23 @@ def thin_out(line: Line, limit: int = MAX_POINTS) -> Line:
 def line_style(line: Line, index: int) -> str:
     """Return the CSS classes of a line's colour and dashes, for the curve and for its key in the legend.
 
-    >>> line_style(Line("a", [], []), 9), line_style(Line("b", [], [], colour=2, dashes=3), 0)
-    ('c1 d1', 'c2 d3')
+    >>> line_style(Line("a", [], []), 9), line_style(Line("b", [], [], colour=2), 0)
+    ('c1 d1', 'c2 d0')
     """
     colour = index if line.colour is None else line.colour
-    return f"c{colour % NUM_COLOURS} d{(line.dashes + colour // NUM_COLOURS) % NUM_DASHES}"
+    return f"c{colour % NUM_COLOURS} d{colour // NUM_COLOURS % NUM_DASHES}"
+
+
+def legend(chart: Chart) -> list[tuple[str, str]]:
+    """Return style and text of each entry; curves of one text share an entry, which says how many they are.
+
+    >>> gmm = [Line(f"gmm-seed{seed}", [0], [1.0], colour=0, key="gmm") for seed in range(2)]
+    >>> legend(Chart("loss", [*gmm, Line("mse", [0], [3.0])]))
+    [('c0 d0', 'gmm (2)'), ('c2 d0', 'mse')]
+    """
+    styles = {line.key or line.name: line_style(line, index) for index, line in enumerate(chart.lines) if line.x}
+    counts = Counter(line.key or line.name for line in chart.lines if line.x)
+    return [(styles[key], f"{key} ({count})" if count > 1 else key) for key, count in counts.items()]
 
 
 def _number(value: float) -> str:

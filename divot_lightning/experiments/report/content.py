@@ -38,14 +38,14 @@ class Line:
         x: In ascending order.
         y: As many values.
         colour: Index of its colour; curves that belong together may share one. None takes the index of the curve.
-        dashes: Index of its dash pattern, 0 for a solid line.
+        key: Its text in the legend, where curves of one text have one entry; "" takes the name.
     """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int | None = None
-    dashes: int = 0
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from divot_lightning.experiments.plan.grid import Grid
 from divot_lightning.experiments.plan.report_recipe import AnswersRecipe, ChartRecipe, PicturesRecipe
@@ -21,6 +21,9 @@ from divot_lightning.experiments.results.sources import (
     read_predictions,
 )
 
+Clips: TypeAlias = tuple[list[dict[str, Any]], list[Picture]]
+"""Texts and pictures of a measurement."""
+
 
 def default_pictures(grid: Grid, *, reconstructed: bool) -> PicturesRecipe:
     """Return all measurements that keep clips: reconstructions have originals beside them, other clips have none."""
@@ -33,13 +36,20 @@ def default_pictures(grid: Grid, *, reconstructed: bool) -> PicturesRecipe:
 def picture_rows(pictures: PicturesRecipe, grid: Grid) -> list[PictureRow]:
     """Return a row for each of the first prompts, with a clip of each measurement and combination, with the first seed.
 
-    Combinations that share one measurement have one picture. Reconstructions are shown beside their originals. If the
-    recipe asks for it, more rows show the most frequent prompt several times.
+    Combinations that share one measurement have one picture; measurements with other prompts have rows of their own.
+    Reconstructions are shown beside their originals. If the recipe asks for it, more rows show the most frequent prompt
+    several times.
     """
     first = {label: folders[0] for label, folders in labelled_folders(grid, pictures.sources).items()}
-    found = {label: clips for label, folder in _joined(first, grid).items() if (clips := _clips(folder, label))}
-    if not found:
-        return []
+    by_prompts: dict[tuple[str, ...], dict[str, Clips]] = {}
+    for label, folder in _joined(first, grid).items():
+        if clips := _clips(folder, label):
+            by_prompts.setdefault(tuple(text["caption"] for text in clips[0]), {})[label] = clips
+    return [row for found in by_prompts.values() for row in _rows(pictures, grid, found)]
+
+
+def _rows(pictures: PicturesRecipe, grid: Grid, found: dict[str, Clips]) -> list[PictureRow]:
+    """Return the rows of measurements with the same prompts."""
     texts = next(iter(found.values()))[0]
     real = read_clips(folders_of(grid, pictures.originals)[0]) if pictures.originals else None
     rows = []
@@ -61,7 +71,7 @@ def _joined(folders: dict[str, Path], grid: Grid) -> dict[str, Path]:
     return {"all" if everywhere else ", ".join(of): folder for folder, of in labels.items()}
 
 
-def _clips(folder: Path, label: str) -> tuple[list[dict[str, Any]], list[Picture]] | None:
+def _clips(folder: Path, label: str) -> Clips | None:
     """Return the texts and the pictures of a measurement, reconstructions beside their originals."""
     if (found := read_clips(folder)) is None:
         return None
@@ -75,7 +85,7 @@ def _clips(folder: Path, label: str) -> tuple[list[dict[str, Any]], list[Picture
 
 
 def _repeated(
-    texts: Sequence[dict[str, Any]], found: dict[str, Any], real: Pixels | None, times: int
+    texts: Sequence[dict[str, Any]], found: dict[str, Clips], real: Pixels | None, times: int
 ) -> list[PictureRow]:
     captions = [text["caption"] for text in texts]
     common = Counter(captions).most_common(1)[0][0]
@@ -123,8 +133,7 @@ def charts(recipe: ChartRecipe, grid: Grid) -> list[Chart]:
 
 
 def _lines(recipe: ChartRecipe, grid: Grid, group: str | None) -> list[Line]:
-    """Read the curves: a label and a combination have one colour, and seeds have different dashes."""
-    seeds = list(dict.fromkeys(trial.seed for trial in grid.trials))
+    """Read the curves: those of a label and a combination, one for each seed, look alike and share a key."""
     colours: dict[tuple[str, str], int] = {}
     lines = []
     for label, (step, column) in recipe.lines.items():
@@ -132,7 +141,7 @@ def _lines(recipe: ChartRecipe, grid: Grid, group: str | None) -> list[Line]:
         first = {grid.steps[trial.name][step].folder: trial for trial in reversed(trials)}
         for folder, trial in reversed(first.items()):
             colour = colours.setdefault((label, trial.group), len(colours))
-            name = trial.name if len(first) > 1 else ""
+            name, of = (trial.name, trial.group) if len(first) > 1 else ("", "")
             line = read_curve(folder, column, ", ".join(filter(None, [name, label])) or step)
-            lines.append(replace(line, colour=colour, dashes=seeds.index(trial.seed)))
+            lines.append(replace(line, colour=colour, key=", ".join(filter(None, [of, label]))))
     return lines

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from divot_lightning.experiments.report.charts import NUM_COLOURS, chart_svg, line_style
+from divot_lightning.experiments.report.charts import NUM_COLOURS, chart_svg, legend
 from divot_lightning.experiments.report.content import Answered, Cell, ItemScores, Picture, PictureRow, Report
 from divot_lightning.experiments.report.pictures import data_uri
 from divot_lightning.io.files import write_atomically
@@ -43,7 +43,7 @@ def render_report(report: Report) -> str:
     environment.filters["judged"] = _judged
     environment.filters["cell"] = _as_cell
     environment.filters["items_json"] = _items_json
-    environment.globals["line_style"] = line_style
+    environment.globals["legend"] = legend
     environment.filters["chart"] = lambda chart: Markup(chart_svg(chart))
     return environment.get_template("template.html.j2").render(report=report, num_colours=NUM_COLOURS)
 

@@ -93,11 +93,14 @@ def test_an_oracle_is_named_only_where_it_judged():
     assert "oracle" not in render_report(Report(title="t", generations=plain, reconstructions=plain))
 
 
-def test_a_curve_and_its_key_look_alike():
-    lines = [Line("none", [], []), *(Line(f"a{n}", [0, 1], [1, 2], colour=1, dashes=n) for n in range(3))]
+def test_a_curve_and_its_key_look_alike_and_curves_of_one_key_have_one_entry():
+    lines = [
+        Line("none", [], []),
+        *(Line(f"a{n}", [0, 1], [1, 2], colour=8 * (n > 1), key=f"a{n > 1}") for n in range(5)),
+    ]
     page = render_report(Report(title="t", charts=[Chart("loss", lines)]))
-    for style in ("c1 d0", "c1 d1", "c1 d2"):
-        assert page.count(f'class="line {style}"') == 2
+    assert [page.count(f'class="line {style}"') for style in ("c0 d0", "c0 d1")] == [2 + 1, 3 + 1]
+    assert [page.count(f"/></svg>{text}<") for text in ("aFalse (2)", "aTrue (3)", "none")] == [1, 1, 0]
 
 
 def test_links_lead_somewhere():

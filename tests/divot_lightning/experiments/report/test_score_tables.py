@@ -22,9 +22,9 @@ from divot_lightning.experiments.runner.records import StepRecord
 CLIPS = 4
 
 
-def write(folder: Path, values: dict[str, float], seed: int = 0) -> None:
+def write(folder: Path, values: dict[str, float], seed: int = 0, caption: str = "a b") -> None:
     save_scores([Score(key, value, CLIPS, {"seed": seed}) for key, value in values.items()], folder / "scores.json")
-    rows = [{"media": f"s.tar/k{at}", "caption": "a b", "right": bool(at % 2)} for at in range(CLIPS)]
+    rows = [{"media": f"s.tar/k{at}", "caption": caption, "right": bool(at % 2)} for at in range(CLIPS)]
     (folder / "generation").mkdir()
     (folder / "generation" / "texts.json").write_text(json.dumps(rows))
     clips = {"made": np.zeros((CLIPS, 4, 3, 8, 8), np.uint8)}
@@ -167,6 +167,17 @@ def test_clips_are_shown_without_a_recipe_for_them_also_if_the_first_trial_has_n
     assert picture_rows(default_pictures(grid, reconstructed=True), grid) == []
     rows = picture_rows(default_pictures(grid, reconstructed=False), grid)
     assert [[picture.label for picture in row.pictures] for row in rows] == [["two"]] * CLIPS
+
+
+def test_measurements_with_other_prompts_have_rows_of_their_own(tmp_path):
+    content = {"title": "t", "steps": [{"name": name, "command": f"{name} {{folder}}"} for name in ("a", "b", "c")]}
+    grid = make_grid(parse_recipe({**content, "vary": {"p": {"one": {}}}}), tmp_path)
+    for name, step in grid.steps["one-seed0"].items():
+        step.folder.mkdir(parents=True)
+        write(step.folder, {"x": 1.0}, caption="c d" if name == "b" else "a b")
+    rows = picture_rows(default_pictures(grid, reconstructed=False), grid)
+    labels = [(row.title, [picture.label for picture in row.pictures]) for row in rows]
+    assert labels == [("a b", ["a, one", "c, one"])] * CLIPS + [("c d", ["b, one"])] * CLIPS
 
 
 def test_report_can_be_rendered(report):
