@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.forks import forked_processes
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
 TRAININGS = ("llm_packed", "tokenizer_unet")
 
 
 def _run(output: Path, *words: str) -> str:
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--size", "tiny", "--rows", "3", "--output", str(output)]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
-    return done.stdout
+    with forked_processes():
+        return subprocess.run([*command, *words], capture_output=True, text=True, check=True).stdout
 
 
 def _result(output: Path, step: str) -> dict[str, Any]:

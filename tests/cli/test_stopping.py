@@ -98,7 +98,7 @@ def test_a_rank_that_fails_ends_the_job_with_its_reason(
 @pytest.fixture
 def importing(folder: Path) -> Iterator[Job]:
     """A job of two processes whose second one has only just been started: it is still importing."""
-    with _job(folder, "runs/importing") as job:
+    with _job(folder, "runs/importing", forked="first") as job:
         deadline = time.monotonic() + 120
         while 1 not in job.ranks() and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -10,60 +10,64 @@ from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.testing import HeadConformance
 
 
-class TestMSEHead(HeadConformance):
+class Quick(HeadConformance):
+    """Half the steps at three times the rate, by which these heads learn as well."""
+
+    learning_steps = 150
+    learning_rate = 1e-2
+
+
+class TestMSEHead(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return MSEHead(hidden_dim, feature_dim)
 
 
-class TestGMMHead(HeadConformance):
+class TestGMMHead(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return GMMHead(hidden_dim, feature_dim, num_components=3, variance_scale=1.0)
 
 
-class TestDiffusionHeadPredictingNoise(HeadConformance):
+class TestDiffusionHeadPredictingNoise(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return DiffusionHead(hidden_dim, feature_dim, prediction="epsilon", width=32, depth=2, sampling_steps=20)
 
 
-class TestDiffusionHeadPredictingVelocity(HeadConformance):
+class TestDiffusionHeadPredictingVelocity(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return DiffusionHead(hidden_dim, feature_dim, prediction="v", width=32, depth=2, sampling_steps=20)
 
 
-class TestDiffusionHeadWithConditionDropout(HeadConformance):
+class TestDiffusionHeadWithConditionDropout(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return DiffusionHead(hidden_dim, feature_dim, width=32, depth=2, sampling_steps=20, condition_dropout=0.1)
 
 
-class TestGMMHeadWithLowRankCovariances(HeadConformance):
+class TestGMMHeadWithLowRankCovariances(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return GMMHead(hidden_dim, feature_dim, num_components=3, variance_scale=1.0, covariance_rank=2)
 
 
-class TestGMMHeadWithASharedComponent(HeadConformance):
+class TestGMMHeadWithASharedComponent(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return GMMHead(hidden_dim, feature_dim, num_components=3, variance_scale=1.0, shared_component=True)
 
 
-class TestFlowTokenHead(HeadConformance):
+class TestFlowTokenHead(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return FlowTokenHead(hidden_dim, feature_dim, width=32, depth=2, sampling_steps=10)
 
 
-class TestFlowClipHead(HeadConformance):
+class TestFlowClipHead(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return FlowClipHead(hidden_dim, feature_dim, width=32, depth=2, num_attention_heads=2, sampling_steps=10)
 
 
-class TestEnergyHead(HeadConformance):
+class TestEnergyHead(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return EnergyHead(hidden_dim, feature_dim, width=32, depth=2)
 
 
-class TestMeanFlowHead(HeadConformance):
-    learning_rate = 1e-2
-    learning_steps = 150  # each takes four times as long as another head's
-
+class TestMeanFlowHead(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         # More and longer intervals than in the paper: few steps would hardly reach the one interval of sampling.
         return MeanFlowHead(
@@ -71,7 +75,7 @@ class TestMeanFlowHead(HeadConformance):
         )
 
 
-class TestAutoregressiveFlowHead(HeadConformance):
+class TestAutoregressiveFlowHead(Quick):
     def make_head(self, hidden_dim: int, feature_dim: int) -> GenerationHead:
         return AutoregressiveFlowHead(
             hidden_dim, feature_dim, width=32, depth=1, num_attention_heads=2, num_couplings=4

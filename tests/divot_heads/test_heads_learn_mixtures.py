@@ -22,16 +22,18 @@ CENTRES = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]], [[1.0, -1.0], [-0.5, 1.0]]])
 """Of both components, by condition."""
 FIRST_WEIGHT = torch.tensor([0.7, 0.4])
 SMALL = {"width": 64, "depth": 2}
-TRANSFORMER = {**SMALL, "num_attention_heads": 4}
+FLOW = {"width": 32, "depth": 2, "sampling_steps": 10}
 HEADS = {
-    "diffusion, eps": lambda: DiffusionHead(8, 2, prediction="epsilon", sampling_steps=50, **SMALL),
-    "diffusion, v": lambda: DiffusionHead(8, 2, prediction="v", sampling_steps=50, condition_dropout=0.1, **SMALL),
+    "diffusion, eps": lambda: DiffusionHead(8, 2, prediction="epsilon", sampling_steps=50, draws_per_token=1, **SMALL),
+    "diffusion, v": lambda: DiffusionHead(
+        8, 2, prediction="v", sampling_steps=50, draws_per_token=1, condition_dropout=0.1, **SMALL
+    ),
     "gmm": lambda: GMMHead(8, 2, num_components=4, variance_scale=1.0),
     "gmm, shared": lambda: GMMHead(8, 2, num_components=4, variance_scale=1.0, shared_component=True),
     "gmm, low rank": lambda: GMMHead(8, 2, num_components=4, variance_scale=1.0, covariance_rank=1),
-    "flow_token": lambda: FlowTokenHead(8, 2, **SMALL),
-    "flow_clip": lambda: FlowClipHead(8, 2, **TRANSFORMER),
-    "energy": lambda: EnergyHead(8, 2, **SMALL),
+    "flow_token": lambda: FlowTokenHead(8, 2, draws_per_token=1, **FLOW),
+    "flow_clip": lambda: FlowClipHead(8, 2, num_attention_heads=4, draws_per_clip=1, **FLOW),
+    "energy": lambda: EnergyHead(8, 2, samples_per_token=4, width=32, depth=2),
     "autoregressive_flow": lambda: AutoregressiveFlowHead(8, 2, width=64, depth=1, num_attention_heads=4),
 }
 IN_ONE_STEP = {"meanflow": lambda: MeanFlowHead(8, 2, draws_per_token=1, **SMALL)}

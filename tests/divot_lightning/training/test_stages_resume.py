@@ -95,11 +95,18 @@ def train(name, settings, run, zero=None, stop=None):
             watch,
             RandomStates(),
             WeightAverage(decay=0.5),
-            StepCheckpoint(run, CheckpointConfig(every_steps=1, keep_all=True), resume_from),
+            StepCheckpoint(run, CheckpointConfig(saved_every(name, zero, stop), keep_all=True), resume_from),
         ],
     )
     trainer.fit(stage, data)
     return watch.rows
+
+
+def saved_every(name, zero, stop):
+    """As often as needed: the last step is saved in any case."""
+    if stop:
+        return END
+    return middle(name) if zero else 1
 
 
 def folder_of(run, step):

@@ -26,6 +26,13 @@ def search_path(modules, monkeypatch):
 
 
 @pytest.fixture
+def no_torch(modules, tmp_path, monkeypatch):
+    """A server that the test starts does not find torch, whose import takes seconds."""
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{modules}")
+
+
+@pytest.fixture
 def module(modules, tmp_path):
     """Write a module that steps can run."""
 
@@ -147,6 +154,7 @@ def test_open_files_are_inherited(server, module, tmp_path):
     assert (tmp_path / "log").read_text() == f"{tmp_path / 'lock'}\n"
 
 
+@pytest.mark.usefixtures("no_torch")
 def test_a_forked_process_ends_with_the_runner_even_if_that_is_killed(module, tmp_path):
     command = module("import os, time\nprint('ready', os.getpid())\ntime.sleep(60)")
     runner = f"""
@@ -175,6 +183,7 @@ def test_the_server_has_one_thread_when_it_forks(server, module, tmp_path):
     assert len(os.listdir(f"/proc/{server.process.pid}/task")) == 1
 
 
+@pytest.mark.usefixtures("no_torch")
 def test_without_its_server_a_job_goes_on_with_fresh_processes(module, tmp_path):
     starter = ProcessStarter(2, fork=True)
     command = module("print('done')")
@@ -187,6 +196,7 @@ def test_without_its_server_a_job_goes_on_with_fresh_processes(module, tmp_path)
     assert (tmp_path / "log").read_text() == "done\ndone\n"
 
 
+@pytest.mark.usefixtures("no_torch")
 def test_a_command_too_long_for_a_message_starts_fresh_and_other_processes_go_on(module, tmp_path):
     starter = ProcessStarter(2, fork=True)
     command = module("import sys, time; time.sleep(float(sys.argv[1])); print(sum(map(len, sys.argv[2:])))")
