@@ -67,12 +67,13 @@ def heads_as_variants(recipe: str, heads: Sequence[str]) -> dict[str, Any]:
 
     known = {**load_recipe("ablations/heads").vary["head"], **load_recipe(recipe).vary["head"]}
     installed = {head.name for head in HEADS.installed()}
-    for name in (name for name in heads if name not in known.keys() | installed):
-        raise UserError(
-            f"--heads {name} is neither the short name of a head nor a variant in ablations/heads."
-            f"{did_you_mean(name, known.keys() | installed)}\n"
-            f"heads: {', '.join(sorted(installed))}\nvariants: {', '.join(sorted(known.keys() - installed))}"
-        )
+    for name in heads:
+        if name not in known.keys() | installed:
+            raise UserError(
+                f"--heads {name} is neither the short name of a head nor a variant in ablations/heads."
+                f"{did_you_mean(name, known.keys() | installed)}\n"
+                f"heads: {', '.join(sorted(installed))}\nvariants: {', '.join(sorted(known.keys() - installed))}"
+            )
     variants = {name: known.get(name, {"llm": {"model.head": name}}) for name in heads}
     for variant in variants.values():
         HEADS.resolve(variant["llm"]["model.head"])

@@ -110,8 +110,8 @@ def sample_story(
         rng: Source of randomness.
         num_clips: Number of clips.
         continuous: False: every clip has its own start, and two different attributes change (with more than two changes
-            each attribute changes before any changes again). True: one scene. A clip goes on where the last one ended,
-            at the same speed, and each sentence says where to; the shape may also move straight on.
+            each attribute changes before any changes again). True: one scene. A clip continues where the last one
+            ended, at the same speed, and each sentence says where to; the shape may also move straight on.
 
     Returns:
         The story.

@@ -304,5 +304,5 @@ def test_operations_of_compiled_attention_are_counted_as_torch_counts_those_of_s
 
 
 def recomputed(*arguments):
-    with set_checkpoint_early_stop(False):  # a layer goes on after its attention
+    with set_checkpoint_early_stop(False):  # a layer continues after its attention
         return checkpoint(block_attention.sdpa_or_flex, *arguments, use_reentrant=False)
