@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.image import lpips
+from torchmetrics.functional.image import lpips, structural_similarity_index_measure
 
 from divot_lightning.errors import UserError
 from divot_lightning.evaluation.metrics.image_quality import LPIPS, PSNR, SSIM
@@ -63,6 +63,17 @@ def test_ssim_equals_its_formula_by_loops(clips):
         ]
     )
     np.testing.assert_allclose(scores_of(SSIM(), clip_pairs(generated, real))["ssim"], expected, rtol=1e-6)
+
+
+def test_ssim_equals_that_of_torchmetrics_in_double_precision(clips):
+    bright = torch.full((1, 4, 3, 16, 12), 250.0, dtype=torch.float64)
+    for generated, real in [
+        *zip(clips[1][:, None], clips[0][:, None], strict=True),
+        (bright, bright),
+        (bright + 1, bright),
+    ]:
+        expected = structural_similarity_index_measure(generated[0], real[0], data_range=255.0).item()
+        assert scores_of(SSIM(), clip_pairs(generated, real))["ssim"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_equal_clips_are_perfectly_similar(clips):
