@@ -83,13 +83,14 @@ class ShardedWeights:
         _forget_originals(module)
         return found
 
-    def fill_from_first(self, module: nn.Module, source: nn.Module | None) -> None:
+    def fill_from_first(self, module: nn.Module, load: Callable[[], nn.Module]) -> None:
         """Copy parameters and buffers from a whole module of the first process, and shard them.
 
         Args:
             module: Built without memory.
-            source: The whole module, on the first process; None on others.
+            load: Returns the whole module; called on the first process alone.
         """
+        source = load() if distributed.get_rank() == 0 else None
         stored = dict(source.state_dict()) if source is not None else {}
         named = [(group[0].name, group) for group in _aliases(module)]
         changed = [name for name, group in named if not self._fill_slots(group, partial(stored.__getitem__, name))]
