@@ -76,7 +76,7 @@ def _clips(folder: Path, label: str) -> Clips | None:
     if (found := read_clips(folder)) is None:
         return None
     clips, texts = found
-    videos = list(clips["made"])
+    videos = list(clips["generated"])
     if "original" in clips:
         videos = [side_by_side(*pair) for pair in zip(clips["original"], videos, strict=True)]
     rate = frames_per_second(folder)
@@ -113,7 +113,7 @@ def answered_clips(answers: AnswersRecipe, grid: Grid) -> list[Answered]:
     shown = []
     for video, text in list(zip(kept[0]["original"], kept[1], strict=True))[: answers.shown]:
         known = [
-            (row.get("question", "caption"), row.get("target", text["caption"]), row.get("said", ""))
+            (row.get("question", "caption"), row.get("target", text["caption"]), row.get("prediction", ""))
             for row in rows
             if row["media"] == text["media"]
         ]

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from divot_lightning.evaluation.predictions import MERGED
+from divot_lightning.evaluation import predictions
 from divot_lightning.evaluation.scores import Score, load_scores
 from divot_lightning.experiments.plan.grid import Grid
 from divot_lightning.experiments.report.content import Picture, Pixels
-from divot_lightning.io.jsonl import read_rows
+from divot_lightning.io.renamed import ENTRIES
 
 GROUP = "{group}"
 """Stands in labels for a combination of variants."""
@@ -56,14 +56,14 @@ def read_clips(folder: Path) -> tuple[Mapping[str, Pixels], list[dict[str, Any]]
     if path is None:
         return None
     with np.load(path) as arrays:
-        clips = {name: arrays[name] for name in arrays.files}
+        clips = {ENTRIES.get(name, name): arrays[name] for name in arrays.files}
     return clips, json.loads((path.parent / "texts.json").read_text(encoding="utf-8"))
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """Return the predictions of `divot evaluate`; none if it is not done."""
-    path = folder / MERGED
-    return read_rows(path) if path.is_file() else []
+    path = folder / predictions.MERGED
+    return predictions.read_predictions(path) if path.is_file() else []
 
 
 def frames_per_second(folder: Path) -> float:
