@@ -65,7 +65,7 @@ def test_averaged_weights_are_another_protocol(tiny_run, toy_data, tmp_path):
     assert kinds == [dict.fromkeys(("video_llm", "tokenizer"), kind) for kind in ("trained", "averaged")]
 
 
-def test_a_stopped_evaluation_goes_on_with_what_is_missing(tiny_run, toy_data, tmp_path):
+def test_a_stopped_evaluation_continues_with_what_is_missing(tiny_run, toy_data, tmp_path):
     config = EvaluationConfig("toy-questions", str(toy_data), output=str(tmp_path / "out"), max_new_tokens=3)
     evaluate(tiny_run, config)
     whole = rows_of(tmp_path / "out")

@@ -86,7 +86,7 @@ def test_another_rule_gives_its_own_score_and_costs_no_predictions(tiny_run, mvb
     assert values_of(tmp_path / "out")["all"] == 0.75
 
 
-def test_a_run_that_was_stopped_and_goes_on_with_another_rule_mixes_nothing(tiny_run, mvbench, tmp_path):
+def test_a_run_that_was_stopped_and_continues_with_another_rule_mixes_nothing(tiny_run, mvbench, tmp_path):
     config = {"benchmark": "mvbench", "data": mvbench, "output": str(tmp_path / "out"), "max_new_tokens": 2}
     config |= {"max_clips": 1}
     evaluate(tiny_run, EvaluationConfig(**config))
