@@ -45,12 +45,12 @@ def labelled_folders(grid: Grid, sources: Mapping[str, str]) -> dict[str, list[P
     return found
 
 
-def read_scores(folder: Path) -> dict[str, Score]:
+def measured_scores(folder: Path) -> dict[str, Score]:
     """Return the scores of a measurement by name; none if it is not done."""
     return {score.name: score for path in sorted(folder.rglob("scores.json")) for score in load_scores(path)}
 
 
-def read_clips(folder: Path) -> tuple[Mapping[str, Pixels], list[dict[str, Any]]] | None:
+def read_kept_clips(folder: Path) -> tuple[Mapping[str, Pixels], list[dict[str, Any]]] | None:
     """Return the clips of a measurement by kind, uint8 (N, F, 3, H, W), and their texts; None if it keeps none."""
     path = next(iter(sorted(folder.rglob("clips.npz"))), None)
     if path is None:
@@ -68,5 +68,5 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
 
 def frames_per_second(folder: Path) -> float:
     """Return the frame rate of the clips of a measurement, as its scores state it."""
-    cuts = [score.protocol.get("clips") or {} for score in read_scores(folder).values()]
+    cuts = [score.protocol.get("clips") or {} for score in measured_scores(folder).values()]
     return next((float(cut["fps"]) for cut in cuts if "fps" in cut), Picture.frames_per_second)
