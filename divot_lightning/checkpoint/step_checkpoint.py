@@ -64,14 +64,14 @@ class StepCheckpoint(Checkpoint):
 
     Args:
         run: The run folder.
-        settings: When to save and which checkpoints to keep.
+        config: When to save and which checkpoints to keep.
         resume_from: The checkpoint that the run continues from, or that is validated; None for a new run.
     """
 
-    def __init__(self, run: Path, settings: CheckpointConfig, resume_from: Path | None = None) -> None:
+    def __init__(self, run: Path, config: CheckpointConfig, resume_from: Path | None = None) -> None:
         self.folder = run / CHECKPOINTS
         self.run = run
-        self.settings = settings
+        self.config = config
         self.resume_from = resume_from
         self.saved_step = 0
 
@@ -108,21 +108,21 @@ class StepCheckpoint(Checkpoint):
 
     def on_step_logged(self, trainer: Trainer) -> None:
         """Save when it is time: before a validation, which may take long and is repeated by a resume."""
-        scored = self.settings.keep_best > 0 and trainer.fit_loop.epoch_loop.owes_validation  # type: ignore[attr-defined]
+        scored = self.config.keep_best > 0 and trainer.fit_loop.epoch_loop.owes_validation  # type: ignore[attr-defined]
         # Lightning would count the step twice if it were saved at the very end, and the run trained for longer then.
         last = 0 < trainer.estimated_stepping_batches <= trainer.global_step
-        if scored or last or trainer.global_step % self.settings.every_steps == 0:
+        if scored or last or trainer.global_step % self.config.every_steps == 0:
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the metric for the checkpoint of this step, which is taken now if there is none."""
-        if not self.settings.keep_best or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+        if not self.config.keep_best or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        score = trainer.callback_metrics.get(self.settings.metric)
+        score = trainer.callback_metrics.get(self.config.metric)
         if score is None:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise UserError(
-                f"checkpoint.metric is {self.settings.metric!r}, which validation does not log\nit logs: {known}"
+                f"checkpoint.metric is {self.config.metric!r}, which validation does not log\nit logs: {known}"
             )
         self.save(trainer)
         if trainer.is_global_zero and trainer.global_step > 0:
@@ -146,7 +146,7 @@ class StepCheckpoint(Checkpoint):
         try:
             self.state.save(self.folder / checkpoint_name(step))
         except CheckpointNotWritten as failure:
-            if self.settings.on_full_disk == "stop":
+            if self.config.on_full_disk == "stop":
                 raise
             _warn(f"step {step} continues without a checkpoint: {failure}\n")
             return
@@ -154,16 +154,16 @@ class StepCheckpoint(Checkpoint):
             self._remove_others()
 
     def _remove_others(self) -> None:
-        if self.settings.keep_all:
+        if self.config.keep_all:
             return
         folders = {checkpoint_step(folder): folder for folder in complete_checkpoints(self.run)}
         for step in steps_to_remove(
             folders,
             read_scores(self.folder),
-            keep_last=self.settings.keep_last,
-            keep_every=self.settings.keep_every,
-            keep_best=self.settings.keep_best,
-            mode=self.settings.mode,
+            keep_last=self.config.keep_last,
+            keep_every=self.config.keep_every,
+            keep_best=self.config.keep_best,
+            mode=self.config.mode,
         ):
             remove_folder(folders[step])
 

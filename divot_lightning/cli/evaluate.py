@@ -17,7 +17,6 @@ from divot_lightning.training.training_args import resolve_recipes
 if TYPE_CHECKING:
     from divot_lightning.evaluation.scoring import EvaluationResult
 
-LETTERS = string.ascii_uppercase
 DESCRIPTION = (
     "Evaluate a run on a benchmark: `divot evaluate RUN --benchmark mvbench --data FOLDER`, or with a recipe: "
     "`divot evaluate RUN --config evaluation/mvbench --data FOLDER`. Writes predictions.jsonl and scores.json. After a "
@@ -69,6 +68,6 @@ def shown(found: "EvaluationResult") -> str:
     lines += [f"note: {remark}" for remark in found.remarks]
     if (file := found.submission) is not None:
         filled = f"{file.filled} ({file.filled / file.count:.1%}) of its {file.count} answers chose no option"
-        lines.append(f"submission: {file.path}; {filled} and count as option {LETTERS[file.option]}")
+        lines.append(f"submission: {file.path}; {filled} and count as option {string.ascii_uppercase[file.option]}")
     lines.append(f"predictions and scores: {found.folder}")
     return "".join(f"{line}\n" for line in lines)

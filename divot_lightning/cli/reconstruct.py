@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     with quick_imports():
         from tqdm import tqdm
 
-        from divot_datamodules.loading.skipped_samples import left_out_lines
+        from divot_datamodules.loading.skipped_samples import skipped_lines
         from divot_lightning.inference.pipeline import DivotPipeline
         from divot_lightning.inference.pipeline_options import Decoding
         from divot_lightning.inference.reconstruct import reconstruct_files
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     shown = f"{args.output}: {count} clip{'' if count == 1 else 's'}; look at *_compare.{args.format}\n"
     # Between the objects of --jsonl other lines would be in the way.
     told = sys.stderr if args.jsonl else sys.stdout
-    told.write(shown + "".join(line + "\n" for line in left_out_lines(skipped)))
+    told.write(shown + "".join(line + "\n" for line in skipped_lines(skipped)))
     return 0
 
 

@@ -79,7 +79,7 @@ class PartitionedTensors:
         if name is not None:
             return self.read_copy(name, self.masters, owner)
         with _gathered(tensor):
-            if distributed.get_rank() != owner:
+            if Ranks.all().rank != owner:
                 return None
             return tensor.detach().clone() if hasattr(tensor, "ds_id") else tensor.detach()
 
@@ -90,7 +90,7 @@ class PartitionedTensors:
             self.write_copy(name, value, self.masters)
             return
         with _gathered(tensor, modifier_rank=0):
-            if not hasattr(tensor, "ds_id") or distributed.get_rank() == 0:
+            if not hasattr(tensor, "ds_id") or Ranks.all().rank == 0:
                 copy_into(tensor, value)
 
     def read_copy(self, name: str, copies: Sequence[Tensor], owner: int) -> Tensor | None:
@@ -98,9 +98,9 @@ class PartitionedTensors:
         parameter = self.tensors.trained[name]
         fragment = self.fragments[name]
         whole = _own_part(parameter, fragment, copies[fragment.master])
-        if distributed.get_world_size() > 1:
+        if Ranks.all().size > 1:
             distributed.reduce(whole, dst=owner)
-        return whole.view(full_shape(parameter)) if distributed.get_rank() == owner else None
+        return whole.view(full_shape(parameter)) if Ranks.all().rank == owner else None
 
     def write_copy(self, name: str, value: Tensor, copies: Sequence[Tensor]) -> None:
         """Overwrite a parameter in tensors of the form of `masters`."""
@@ -207,7 +207,7 @@ def fragment_of(parameter: Any, zero: Any) -> Fragment:
     """
     if hasattr(parameter, "ds_id"):
         index, start, length = zero.grad_position[zero.get_param_id(parameter)]
-        offset = length * distributed.get_rank()
+        offset = length * Ranks.all().rank
         # The last partitions are padded.
         return Fragment(index, start, offset, max(0, min(length, parameter.ds_numel - offset)))
     mapping = parameter._hp_mapping
@@ -236,7 +236,7 @@ def whole_matrices(zero: Any, partition: Tensor, values: Tensor) -> Iterator[tup
     for parameter in groups[index]:
         fragment = fragment_of(parameter, zero)
         whole = _own_part(parameter, fragment, values)
-        if distributed.get_world_size() > 1:
+        if Ranks.all().size > 1:
             distributed.all_reduce(whole)
         yield *fragment[1:], whole.view(full_shape(parameter))
 

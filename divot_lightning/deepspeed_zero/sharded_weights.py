@@ -83,13 +83,14 @@ class ShardedWeights:
         _forget_originals(module)
         return found
 
-    def fill_from_first(self, module: nn.Module, source: nn.Module | None) -> None:
+    def fill_from_first(self, module: nn.Module, load: Callable[[], nn.Module]) -> None:
         """Copy parameters and buffers from a whole module of the first process, and shard them.
 
         Args:
             module: Built without memory.
-            source: The whole module, on the first process; None on others.
+            load: Returns the whole module; called on the first process alone.
         """
+        source = load() if Ranks.all().rank == 0 else None
         stored = dict(source.state_dict()) if source is not None else {}
         named = [(group[0].name, group) for group in _aliases(module)]
         changed = [name for name, group in named if not self._fill_slots(group, partial(stored.__getitem__, name))]
@@ -108,7 +109,7 @@ class ShardedWeights:
         empty = group[0].owner._parameters[group[0].attribute]
         assert empty is not None
         values = torch.zeros(empty.shape, dtype=self.half or empty.dtype, device="cpu")
-        if distributed.get_rank() == 0:
+        if Ranks.all().rank == 0:
             stored = read()
             values[: len(stored)].copy_(stored) if stored.ndim else values.copy_(stored)
         parameter = nn.Parameter(values, requires_grad=empty.requires_grad)
@@ -117,7 +118,7 @@ class ShardedWeights:
         for owner, attribute, _ in group:
             owner._parameters[attribute] = parameter
         with gathered([parameter]):
-            return distributed.get_rank() != 0 or _starts_with(parameter.detach(), read())
+            return Ranks.all().rank != 0 or _starts_with(parameter.detach(), read())
 
 
 def _starts_with(whole: Tensor, stored: Tensor) -> bool:

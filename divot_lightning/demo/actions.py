@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from divot_datamodules.decoding.video_writing import write_view
-from divot_lightning.demo.clips import Clips
+from divot_lightning.demo.clips import ClipStore
 from divot_lightning.demo.jobs import Job
 from divot_lightning.demo.limits import MOST_SEED, Limits, number, text, whole_number
 from divot_lightning.demo.progress import watched
@@ -40,7 +40,7 @@ class Actions:
 
     kinds: tuple[Ability, ...] = ("reconstruct", "ask", "generate", "story")
 
-    def __init__(self, systems: Sequence[System], clips: Clips, folder: Path, limits: Limits) -> None:
+    def __init__(self, systems: Sequence[System], clips: ClipStore, folder: Path, limits: Limits) -> None:
         self.systems = {system.name: system for system in systems}
         self.clips, self.folder, self.limits = clips, folder, limits
         self._encoded: OrderedDict[tuple[str, str], ClipFeatures] = OrderedDict()

@@ -50,7 +50,7 @@ class Clip:
         return {"id": self.id, "name": self.name, "seconds": round(self.seconds, 2)}
 
 
-class Clips:
+class ClipStore:
     """The uploads of all visitors and the examples.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 from divot_datamodules.toy.stories import one_clip_instruction
 from divot_datamodules.toy.world import ATTRIBUTES, caption, questions
 from divot_lightning.checkpoint.run_components import find_component
-from divot_lightning.demo.clips import TOY_SCENES, Clip, Clips, toy_examples
+from divot_lightning.demo.clips import TOY_SCENES, Clip, ClipStore, toy_examples
 from divot_lightning.demo.systems import Ability, System
 from divot_lightning.errors import UserError
 from divot_lightning.inference.unknown_words import unknown_words
@@ -59,7 +59,7 @@ class Examples:
         return asdict(self)
 
 
-def make_examples(systems: Sequence[System], clips: Clips, folder: Path, videos: Sequence[Path] = ()) -> Examples:
+def make_examples(systems: Sequence[System], clips: ClipStore, folder: Path, videos: Sequence[Path] = ()) -> Examples:
     """Write example clips and choose texts.
 
     Args:
@@ -82,7 +82,7 @@ def make_examples(systems: Sequence[System], clips: Clips, folder: Path, videos:
     return Examples(tuple(shown), {name: _known(texts, name, systems) for name, texts in candidates.items()})
 
 
-def _example(clips: Clips, path: Path, name: str, folder: Path) -> ExampleClip:
+def _example(clips: ClipStore, path: Path, name: str, folder: Path) -> ExampleClip:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     clip: Clip = clips.add_example(path, name)

@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 
 from divot_lightning import __version__
 from divot_lightning.demo.actions import Actions
-from divot_lightning.demo.clips import Clips
+from divot_lightning.demo.clips import ClipStore
 from divot_lightning.demo.examples import Examples, make_examples
 from divot_lightning.demo.jobs import JobQueue, QueueFull
 from divot_lightning.demo.limits import Limits
@@ -72,7 +72,7 @@ class Demo:
     ) -> None:
         self.systems, self.limits, self.files = list(systems), limits or Limits(), folder / "files"
         self.files.mkdir(parents=True, exist_ok=True)
-        self.clips = Clips(folder / "uploads", self.limits)
+        self.clips = ClipStore(folder / "uploads", self.limits)
         self.examples: Examples = make_examples(self.systems, self.clips, self.files / "examples", videos)
         self.actions = Actions(systems, self.clips, self.files, self.limits)
         limited = {"waiting": self.limits.waiting, "results": self.limits.results}

@@ -1,4 +1,4 @@
-"""Which process of a job this is, before anything is built. No torch."""
+"""The number of this process in a job, before anything is built. No torch."""
 
 import os
 
@@ -12,3 +12,8 @@ def is_first_process() -> bool:
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine; 0 if it was started alone."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from divot_lightning.distributed.environment import local_rank
 from divot_lightning.io.files import write_atomically
 
 FOLDER_VARIABLE = "DIVOT_FAILURES"
@@ -68,7 +69,7 @@ def note_failure(error: BaseException, text: str, *, by_user: bool) -> bool:
     """
     lost_peer = is_lost_peer(error)
     _note_for_torchrun(error, text, lost_peer)
-    folder, rank = os.environ.get(FOLDER_VARIABLE), int(os.environ.get("LOCAL_RANK", "0"))
+    folder, rank = os.environ.get(FOLDER_VARIABLE), local_rank()
     if not folder or rank == 0 or not Path(folder).is_dir():
         return False
     _write(Path(folder) / f"rank{rank}.json", Failure(time.time(), rank, by_user, lost_peer, text)._asdict())

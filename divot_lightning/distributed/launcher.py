@@ -16,6 +16,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from divot_lightning.distributed.environment import local_rank
 from divot_lightning.distributed.failures import FOLDER_VARIABLE, RankFailed, first_failure, is_lost_peer
 from divot_lightning.distributed.network import check_network
 from divot_lightning.distributed.parent import VARIABLE as PARENT_VARIABLE
@@ -153,4 +154,4 @@ def watch_processes(trainer: Trainer) -> None:
 
 def is_started_by_rank_zero() -> bool:
     """Return whether the job's first process has started this one, and not a cluster or torchrun."""
-    return FOLDER_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+    return FOLDER_VARIABLE in os.environ and local_rank() != 0

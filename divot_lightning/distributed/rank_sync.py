@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed
 
-from divot_lightning.distributed.ranks import num_ranks
+from divot_lightning.distributed.ranks import Ranks, num_ranks
 from divot_lightning.errors import UserError, first_of
 
 STUCK_SECONDS = 600.0
@@ -89,7 +89,7 @@ def check_ranks_in_sync(state: StepState, stuck_seconds: float = STUCK_SECONDS) 
     except RuntimeError as error:
         raise RankDesyncError(_who_is_missing(state, time.monotonic() - started, str(error))) from error
     if not torch.equal(message[:4], -message[4:8]):
-        states: list[Any] = [None] * distributed.get_world_size()
+        states: list[Any] = [None] * num_ranks()
         distributed.all_gather_object(states, state, group=group)
         raise RankDesyncError(_how_they_differ(states))
     return RankSync(*message[8:].tolist())
@@ -123,7 +123,7 @@ def describe(state: StepState) -> str:
 
 def _who_is_missing(state: StepState, waited: float, reason: str) -> str:
     store = distributed.distributed_c10d._get_default_store()
-    rank, size = distributed.get_rank(), distributed.get_world_size()
+    rank, size = Ranks.all()
     prefix = f"divot/stuck/{state.work}/{state.step}/{state.batch_index}"
     missing = []
     try:

@@ -65,7 +65,7 @@ def gather_clips(folder: Path, rows: Mapping[int, Row], count: int) -> None:
         return
     output = folder / KEPT
     output.mkdir(exist_ok=True)
-    arrays: dict[str, Any] = {"made": np.stack(list(clips.values()))}
+    arrays: dict[str, Any] = {"generated": np.stack(list(clips.values()))}
     originals = [original for number in clips if (original := find_clip(folder, number, "original")) is not None]
     if len(originals) == len(clips):
         arrays["original"] = np.stack(originals)

@@ -19,6 +19,7 @@ from divot_lightning.io.file_locks import writer_lock
 from divot_lightning.io.files import write_atomically
 from divot_lightning.io.jsonl import LineFile, Row, read_object, read_rows, write_rows
 from divot_lightning.io.output_files import make_folder, writing_to
+from divot_lightning.io.renamed import ENTRIES
 
 MERGED = "predictions.jsonl"
 PROTOCOL = "protocol.json"
@@ -82,7 +83,7 @@ class PredictionStore:
         """Read the rows of finished items, by item, without the entries that scoring wrote."""
         paths = sorted(self.folder.glob("predictions-rank*.jsonl"))
         merged = self.folder / MERGED
-        rows = [row for path in ([merged] if merged.is_file() else []) + paths for row in _rows_of_items(path)]
+        rows = [row for path in ([merged] if merged.is_file() else []) + paths for row in read_predictions(path)]
         return {row["id"]: {name: value for name, value in row.items() if name not in DERIVED} for row in rows}
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -102,8 +103,13 @@ class PredictionStore:
         self._file.close()
 
 
-def _rows_of_items(path: Path) -> list[Row]:
-    rows = read_rows(path)
+def read_predictions(path: Path) -> list[Row]:
+    """Read the rows of finished items, with today's names of their entries.
+
+    Raises:
+        UserError: A line is damaged, or names no item.
+    """
+    rows = [{ENTRIES.get(name, name): value for name, value in row.items()} for row in read_rows(path)]
     without = next((number for number, row in enumerate(rows, 1) if "id" not in row), None)
     if without is not None:
         raise UserError(f"line {without} of {path} names no item; remove that line to have its item predicted again")

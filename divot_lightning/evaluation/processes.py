@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from divot_lightning.distributed.environment import local_rank
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.inference.loaded_run import usable_device
 
@@ -36,4 +37,4 @@ def local_device(device: str) -> str:
     """
     if device != "cuda" or not torch.cuda.is_available():
         return str(usable_device(device))
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    return f"cuda:{local_rank() % torch.cuda.device_count()}"

@@ -110,11 +110,11 @@ class Scoring:
 
     def _answer(self, item: BenchmarkItem, row: Row) -> dict[str, Any]:
         """Read and measure an answer; what was read is put into the row as `chosen` unless it is the text."""
-        said = row.get("said", "")
-        parsed = None if "error" in row else self.benchmark.parse(said, item)
+        answer = row.get("prediction", "")
+        parsed = None if "error" in row else self.benchmark.parse(answer, item)
         if type(self.benchmark).parse is not Benchmark.parse:
             row["chosen"] = parsed
-        prediction = Prediction(answer=said, parsed=parsed)
+        prediction = Prediction(answer=answer, parsed=parsed)
         return {name: value for metric in self.metrics for name, value in metric.measure(prediction, item).items()}
 
     def _described(self, values: Values, protocols: Mapping[str, dict[str, Any]], judge: Judge | None) -> list[Score]:

@@ -72,7 +72,7 @@ def run_experiment(
     refused = _refused_trials(make_grid(recipe, folder), folder, part)
     grid, failures = matched_grid(recipe, folder, jobs, "" if part == SHARED else part, refused)
     steps = [step for step in _part(grid, part, folder) if step.name in _names_of(grid, failures)]
-    runner = StepRunner(steps, folder, jobs=jobs, keep_going=True, part=part)
+    runner = StepRunner(steps, folder, jobs=jobs, part=part)
     runner.run()
     results = collect(grid, folder, mixed_protocols=mixed_protocols)
     results = [replace(r, failure=r.failure or failures.get(r.trial.name, "")) for r in results]

@@ -42,7 +42,7 @@ class ClipOpening:
     Attributes:
         max_new_tokens: Most tokens before the clip, at least 1.
         text_temperature: Of the words; 0 takes the most likely one each time.
-        top_p: Only the most likely words that together reach this probability can be drawn; above 0, at most 1.
+        top_p: Only the most likely words that together reach this probability can be sampled; above 0, at most 1.
     """
 
     max_new_tokens: int = 256

@@ -190,7 +190,7 @@ def encode_shards(
         source: Shards or a jsonl of videos; see `divot_datamodules.shards.sources.open_source`.
         output: Folder of the feature shards.
         config: What decides the features.
-        detokenizer: Run or component folder of a de-tokenizer, to cache what its latents are drawn from as well, so
+        detokenizer: Run or component folder of a de-tokenizer, to cache what its latents are sampled from as well, so
             that its refinement and adaptation need no pixels; all frames of the clips are decoded then.
         media_root: Of a jsonl: folder that relative paths start from.
         media_from: Of a jsonl: see `divot_datamodules.shards.sources.open_source`.

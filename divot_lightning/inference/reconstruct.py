@@ -17,7 +17,7 @@ from divot_datamodules.decoding.sample_errors import decoding_errors
 from divot_datamodules.decoding.samples import SampleDecoder
 from divot_datamodules.decoding.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Pixels
 from divot_datamodules.decoding.video_writing import write_comparison, write_video
-from divot_datamodules.loading.skipped_samples import left_out_lines
+from divot_datamodules.loading.skipped_samples import skipped_lines
 from divot_datamodules.shards.reading import expand_shards
 from divot_datamodules.shards.sources import find_jsonl, open_source
 from divot_lightning.errors import UserError
@@ -61,7 +61,7 @@ def read_clips(
             count += 1
             yield clips
     if not count:
-        raise UserError("no clip to take:\n" + "\n".join(left_out_lines(skipped)[:4]))
+        raise UserError("no clip to take:\n" + "\n".join(skipped_lines(skipped)[:4]))
 
 
 def _file_clip(

@@ -115,6 +115,12 @@ BENCHMARKS = {
 }
 """Measurements of an experiment to the benchmark that they became."""
 
+ENTRIES = {"said": "prediction", "made": "generated"}
+"""Entries of `predictions.jsonl`, and of the `clips.npz` beside it; old files are still read."""
+
+OLD_TRIALS = "cells"
+"""Folder of the trials in experiments that an earlier version began; they continue there."""
+
 OLD_VISION = "divot_backbones.vision.clip.ClipVision"
 """The vision encoder of tokenizers whose `vision` holds its settings alone, from the time when there was only one."""
 

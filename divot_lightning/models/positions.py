@@ -1,6 +1,6 @@
-"""Sine and cosine position embeddings, and the initial weights of a tokenizer that is trained from scratch with them.
+"""Sinusoidal embeddings of times and positions, and the initial weights of a tokenizer that is trained with them.
 
-Shape letters: L positions, D width.
+Shape letters: N numbers, L positions, D width.
 """
 
 import math
@@ -13,6 +13,25 @@ MAX_PERIOD = 100
 """The longest wavelength is 2 pi times as many positions."""
 
 
+def sinusoidal_embedding(number_N: Tensor, width: int, *, max_period: float = 10_000, endpoint: bool = False) -> Tensor:
+    """Embed times or positions as sines, then cosines (arXiv:1706.03762, section 3.5), (N, width) float32.
+
+    The bits are those of diffusers' `get_timestep_embedding`, whose import takes longer than to load a small run.
+
+    Args:
+        number_N: The numbers, int or float.
+        width: D; a last odd channel is zero.
+        max_period: The longest wavelength is 2 pi times this, or a little less.
+        endpoint: Whether the longest wavelength is exactly that: the rates are then max_period^(-i / (D / 2 - 1)), as
+            in DDPM (arXiv:2006.11239), and else max_period^(-i / (D / 2)).
+    """
+    num_rates = width // 2
+    exponent = -math.log(max_period) * torch.arange(num_rates, dtype=torch.float32, device=number_N.device)
+    rates = torch.exp(exponent / max(num_rates - endpoint, 1))
+    angles = number_N[:, None].float() * rates
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+
+
 def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
     """Return embeddings of the positions of a grid, (L, D) float32, last axis fastest.
 
@@ -22,13 +41,10 @@ def sin_cos_positions(counts: tuple[int, ...], width: int) -> Tensor:
     >>> sin_cos_positions((1, 8, 8), 64).shape
     torch.Size([64, 64])
     """
-    num_rates = width // (2 * len(counts))
-    # diffusers' `get_timestep_embedding` is this formula, but to import it takes longer than to load a small run.
-    exponent = -math.log(MAX_PERIOD) * torch.arange(num_rates, dtype=torch.float32)
-    rates = torch.exp(exponent / max(num_rates - 1, 1))
-    axes = torch.meshgrid(*(torch.arange(count, dtype=torch.float32) for count in counts), indexing="ij")
-    angles = [axis.flatten()[:, None] * rates for axis in axes]
-    embedding = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+    each = width // (2 * len(counts)) * 2
+    axes = torch.meshgrid(*(torch.arange(count) for count in counts), indexing="ij")
+    embeddings = [sinusoidal_embedding(axis.flatten(), each, max_period=MAX_PERIOD, endpoint=True) for axis in axes]
+    embedding = torch.cat(embeddings, dim=1)
     return nn.functional.pad(embedding, (0, width - embedding.shape[1]))
 
 

@@ -54,28 +54,28 @@ def uniform_rows(count: int, generator: Randomness, device: torch.device) -> Ten
 def normal_rows(shape: Sequence[int], generator: Randomness, device: torch.device) -> Tensor:
     """Sample standard normal numbers of a shape, float32; a row from each generator if there is a list."""
 
-    def draw(size: int, one: torch.Generator | None, where: torch.device) -> Tensor:
+    def sample(size: int, one: torch.Generator | None, where: torch.device) -> Tensor:
         return torch.randn(size, *shape[1:], generator=one, device=where)
 
-    return _rows(draw, shape[0], generator, device)
+    return _rows(sample, shape[0], generator, device)
 
 
 def integer_rows(limit: int, count: int, generator: Randomness, device: torch.device) -> Tensor:
     """Sample integers from 0 to limit - 1, (count,) int64; one from each generator if there is a list."""
 
-    def draw(size: int, one: torch.Generator | None, where: torch.device) -> Tensor:
+    def sample(size: int, one: torch.Generator | None, where: torch.device) -> Tensor:
         return torch.randint(0, limit, (size,), generator=one, device=where)
 
-    return _rows(draw, count, generator, device)
+    return _rows(sample, count, generator, device)
 
 
 def _rows(
-    draw: Callable[[int, torch.Generator | None, torch.device], Tensor],
+    sample: Callable[[int, torch.Generator | None, torch.device], Tensor],
     count: int,
     generator: Randomness,
     device: torch.device,
 ) -> Tensor:
     if not isinstance(generator, list):
-        return draw(count, generator, device)
+        return sample(count, generator, device)
     assert len(generator) == count, f"{len(generator)} generators for {count} samples"
-    return torch.cat([draw(1, each, each.device) for each in generator]).to(device)
+    return torch.cat([sample(1, each, each.device) for each in generator]).to(device)

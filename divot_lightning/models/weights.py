@@ -6,7 +6,7 @@ sharding they do what is usual in one process.
 """
 
 import json
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
@@ -57,8 +57,8 @@ class WeightSharding(Protocol):
         """Read a module's weights tensor by tensor and shard them; see the function `fill`."""
         ...
 
-    def fill_from_first(self, module: nn.Module, source: nn.Module | None) -> None:
-        """Copy weights from a whole module of the first process, and shard them; None on the other processes."""
+    def fill_from_first(self, module: nn.Module, load: Callable[[], nn.Module]) -> None:
+        """Copy weights from a whole module, which the first process alone loads, and shard them."""
         ...
 
     def shard(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -136,11 +136,11 @@ def fill(module: nn.Module, stored: Mapping[str, StoredTensor]) -> Misfit:
     return Misfit(missing, sorted(stored.keys() - state.keys()))
 
 
-def fill_from_first(module: nn.Module, source: nn.Module | None) -> None:
-    """Copy sharded weights from a whole module of the first process; None on the other processes."""
+def fill_from_first(module: nn.Module, load: Callable[[], nn.Module]) -> None:
+    """Copy sharded weights from a whole module, which the first process alone loads."""
     sharding = _SHARDING.get()
     assert sharding is not None
-    sharding.fill_from_first(module, source)
+    sharding.fill_from_first(module, load)
 
 
 def shard_rest(module: nn.Module) -> None:

@@ -29,7 +29,7 @@ class Batch(TypedDict):
         position: Number of the next step in the plan of the order. The data module saves it in checkpoints.
         video: uint8 in [0, 255], RGB: (B, F, 3, H, W) for the (de-)tokenizer stages, (M, F, 3, H, W) for LLM stages.
         tokens: float32 (B, Q, C), cached tokens for the refinement of a de-tokenizer, in place of "video".
-        latents: float32 (B, ...), with "tokens" or "features": what `divot_lightning.parts.latents.Latents.draw` takes.
+        latents: float32 (B, ...), with "tokens" or "features": what `Latents.sample` takes.
         features: float32 (M, Q, C), the tokenizer's features of the clips, cached.
         segments: Texts and clips of each sample in order, B lists.
         sequences: The same as token sequences, int64 tensors on the CPU, for stages that train a language model: see

@@ -50,9 +50,9 @@ class Latents(Part, nn.Module, ABC):
         """
 
     def posterior(self, video_BFCHW: Tensor) -> Tensor:
-        """Return what `draw` needs to give the latents of clips, so that it can be cached; see `encode`.
+        """Return what `sample` needs to give the latents of clips, so that it can be cached; see `encode`.
 
-        Where latents are samples, override this and `draw`, and let `encode` call one after the other: a cached clip
+        Where latents are samples, override this and `sample`, and let `encode` call one after the other: a cached clip
         then has new latents in each pass, as one that is encoded has.
 
         Returns:
@@ -60,7 +60,7 @@ class Latents(Part, nn.Module, ABC):
         """
         return self.encode(video_BFCHW).float()
 
-    def draw(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
+    def sample(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
         """Return latents of clips, given what `posterior` returned; see `encode`."""
         return posterior
 

@@ -24,14 +24,14 @@ class Sampler(ABC):
     times: Sequence[float]
 
     @abstractmethod
-    def step(self, index: int, prediction: Tensor, state: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    def step(self, index: int, prediction: Tensor, state: Tensor, sample_noise: Callable[[], Tensor]) -> Tensor:
         """Move the state to the next time.
 
         Args:
             index: Index of the present time.
             prediction: Output of the denoiser for the state, float32, of the state's shape.
             state: Noisy latents, float32; standard normal at the first time.
-            draw: Returns standard normal noise of the state's shape; called only by samplers that add noise.
+            sample_noise: Returns standard normal noise of the state's shape; called only by samplers that add noise.
 
         Returns:
             The state at the next time; clean latents after the last.

@@ -23,7 +23,7 @@ from divot_lightning.models.pixels import to_unit_range
 from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm import attention_mask
 from divot_lightning.preflight.live_memory import LiveMemory
-from divot_lightning.preflight.memory import Layout
+from divot_lightning.preflight.memory import ProcessLayout
 from divot_lightning.preflight.meta_autocast import MetaAutocast
 from divot_lightning.training.global_mean import LossPart
 from divot_lightning.training.stages import video_llm_step
@@ -31,7 +31,7 @@ from divot_lightning.training.stages import video_llm_step
 _HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
-def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layout) -> int:
+def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: ProcessLayout) -> int:
     """Return the most bytes that forward and backward pass hold at once, in the layout's precision.
 
     Neither parameters nor their gradients count. Of the temporary memory within an operation only that of 3D
@@ -72,7 +72,7 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Layo
     return memory.peak
 
 
-def _dtypes(layout: Layout) -> tuple[torch.dtype | None, torch.dtype | None, torch.dtype]:
+def _dtypes(layout: ProcessLayout) -> tuple[torch.dtype | None, torch.dtype | None, torch.dtype]:
     """Return the half precision of weights and inputs, that of autocast (None for neither), and torch's default."""
     half = _HALVES.get(layout.precision.split("-")[0])
     if half is None:

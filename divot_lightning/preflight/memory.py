@@ -12,7 +12,7 @@ HALF_BYTES = 2
 
 
 @dataclass(frozen=True)
-class Layout:
+class ProcessLayout:
     """How a stage is spread over processes.
 
     Attributes:
@@ -64,7 +64,7 @@ class RankMemory:
         return self.weights + self.gradients + self.optimizer
 
 
-def rank_memory(trained: int, frozen: int, states: int, layout: Layout, *, averaged: bool = False) -> RankMemory:
+def rank_memory(trained: int, frozen: int, states: int, layout: ProcessLayout, *, averaged: bool = False) -> RankMemory:
     """Predict the memory of one process.
 
     Args:
@@ -75,9 +75,9 @@ def rank_memory(trained: int, frozen: int, states: int, layout: Layout, *, avera
         averaged: Whether a moving average of the trained parameters is kept.
 
     Example:
-        >>> rank_memory(1000, 0, 2000, Layout()).device == 4 * (1000 + 1000 + 2000)
+        >>> rank_memory(1000, 0, 2000, ProcessLayout()).device == 4 * (1000 + 1000 + 2000)
         True
-        >>> rank_memory(1000, 0, 2000, Layout(2, zero_stage=3, precision="bf16-mixed"))
+        >>> rank_memory(1000, 0, 2000, ProcessLayout(2, zero_stage=3, precision="bf16-mixed"))
         RankMemory(weights=1000, gradients=3000, optimizer=6000, host=0)
     """
     size, world = layout.parameter_bytes, layout.world_size
@@ -101,7 +101,7 @@ def rank_memory(trained: int, frozen: int, states: int, layout: Layout, *, avera
 
 
 def checkpoint_bytes(
-    trained: int, stored: int, buffers: int, states: int, layout: Layout, *, averaged: bool = False
+    trained: int, stored: int, buffers: int, states: int, layout: ProcessLayout, *, averaged: bool = False
 ) -> int:
     """Predict the size of a checkpoint folder without its small parts: names, settings, random states.
 

@@ -14,7 +14,7 @@ from divot_lightning.checkpoint.module_tensors import sort_tensors
 from divot_lightning.checkpoint.optimizer_state import family, leaf_optimizers
 from divot_lightning.errors import UserError, first_line
 from divot_lightning.preflight.activations import activation_bytes
-from divot_lightning.preflight.memory import Layout, RankMemory, checkpoint_bytes, rank_memory
+from divot_lightning.preflight.memory import ProcessLayout, RankMemory, checkpoint_bytes, rank_memory
 from divot_lightning.preflight.shapes import build_shapes
 
 STATES_PER_ELEMENT = {"AdamW": 2, "Muon": 1, "SGD": 1}
@@ -72,7 +72,12 @@ class DataNeeds:
 
 
 def model_needs(
-    stage: LightningModule, layout: Layout, *, averaged: bool, max_steps: int, batches: Mapping[str, dict[str, Any]]
+    stage: LightningModule,
+    layout: ProcessLayout,
+    *,
+    averaged: bool,
+    max_steps: int,
+    batches: Mapping[str, dict[str, Any]],
 ) -> ModelNeeds:
     """Build a stage on the meta device and add up its needs.
 
@@ -166,7 +171,7 @@ def _first_of(world_size: int, stage: LightningModule, folder: str) -> Any:
 
 
 def _activations(
-    stage: LightningModule, batches: Mapping[str, dict[str, Any]], layout: Layout
+    stage: LightningModule, batches: Mapping[str, dict[str, Any]], layout: ProcessLayout
 ) -> tuple[dict[str, int], str]:
     found: dict[str, int] = {}
     for name, batch in batches.items():

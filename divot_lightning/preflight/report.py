@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from divot_lightning.deepspeed_zero.registration import STRATEGIES
 from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.io.output_files import free_bytes
-from divot_lightning.preflight.memory import Layout
+from divot_lightning.preflight.memory import ProcessLayout
 from divot_lightning.preflight.needs import DataNeeds, ModelNeeds, data_needs, model_needs
 from divot_lightning.training.training_cli import TrainingCLI
 
@@ -53,7 +53,7 @@ def preflight(argv: list[str]) -> int:
     return 1 if needed > room else 0
 
 
-def read_layout(trainer: Any) -> Layout:
+def read_layout(trainer: Any) -> ProcessLayout:
     """Read how a trainer's settings spread a stage over processes.
 
     Args:
@@ -71,7 +71,7 @@ def read_layout(trainer: Any) -> Layout:
         raise UserError(f"trainer.strategy is {name!r}; choose auto, ddp or one of: {', '.join(STRATEGIES)}")
     known = {**STRATEGIES.get(name, {}), **options}
     sharded = name in STRATEGIES or name.endswith("DivotDeepSpeedStrategy")
-    return Layout(
+    return ProcessLayout(
         world_size=number * int(trainer.num_nodes),
         per_node=number,
         device="cpu" if trainer.accelerator == "cpu" else "cuda",
@@ -96,7 +96,7 @@ def _num_devices(trainer: Any) -> int:
         raise UserError(f"trainer.devices is {devices!r}; give a number, a list such as [0, 1], or auto") from error
 
 
-def model_lines(model: ModelNeeds, layout: Layout) -> Iterator[str]:
+def model_lines(model: ModelNeeds, layout: ProcessLayout) -> Iterator[str]:
     """Yield lines about modules, memory and checkpoint."""
     width = max(map(len, model.modules), default=0)
     yield "parameters"
@@ -126,7 +126,7 @@ def _activation_lines(model: ModelNeeds) -> Iterator[str]:
     )
 
 
-def batch_lines(cli: TrainingCLI, layout: Layout, data: DataNeeds) -> Iterator[str]:
+def batch_lines(cli: TrainingCLI, layout: ProcessLayout, data: DataNeeds) -> Iterator[str]:
     """Yield lines about batches, steps and data."""
     if data.problem:
         yield f"data           not looked at: {data.problem}"

@@ -77,7 +77,7 @@ class LatentsConformance(ABC):
         alone = latents.encode(video[1:], [torch.Generator().manual_seed(5)])
         assert_close(together[1:], alone, atol=1e-4, rtol=1e-4)
 
-    def test_latents_can_be_drawn_from_a_cached_posterior(self) -> None:
+    def test_latents_can_be_sampled_from_a_cached_posterior(self) -> None:
         """With the same seed they are those of `encode`; what is cached is not random, and a clip's own."""
         latents = self._latents()
         video = self._video(latents, self.num_frames[-1])
@@ -86,7 +86,7 @@ class LatentsConformance(ABC):
         assert len(cached) == len(video)
         assert torch.equal(cached, again)
         expected = latents.encode(video, torch.Generator().manual_seed(4))
-        assert torch.equal(latents.draw(cached, torch.Generator().manual_seed(4)), expected)
+        assert torch.equal(latents.sample(cached, torch.Generator().manual_seed(4)), expected)
 
     def test_frames_that_do_not_divide_into_cells_are_refused(self) -> None:
         """The message names the sizes."""

@@ -45,12 +45,12 @@ RECIPE_MODE = "recipe"
 """jsonargparse's name for how recipes are read: as YAML, with class paths in place of the short names of parts."""
 
 
-def load_recipe(text: str) -> Any:
+def parse_settings(text: str) -> Any:
     """Parse a recipe, or one value of a command line, with class paths in place of short names."""
     return expand_recipe(loaders["yaml"](text))
 
 
-set_loader(RECIPE_MODE, load_recipe, exceptions=loader_exceptions["yaml"])
+set_loader(RECIPE_MODE, parse_settings, exceptions=loader_exceptions["yaml"])
 
 DEFAULT_SEED = 0
 

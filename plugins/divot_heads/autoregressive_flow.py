@@ -9,9 +9,10 @@ import torch
 from diffusers.models.attention import BasicTransformerBlock
 from torch import Generator, Tensor, nn
 
-from divot_heads.clip_transformer import HIDDEN_BIAS, check_width, sinusoids
+from divot_heads.clip_transformer import HIDDEN_BIAS, check_width
 from divot_heads.coupling import CouplingFlow
 from divot_lightning.errors import UserError, require_at_least
+from divot_lightning.models.positions import sinusoidal_embedding
 from divot_lightning.parts.heads import GenerationHead, clear_masked, force_float32, masked_mean
 
 
@@ -118,7 +119,7 @@ class CausalContext(nn.Module):
         """Return context_BQW, float32; that of token q depends on the hidden states up to q, the features before q."""
         previous_BQC = torch.cat([torch.zeros_like(features_BQC[:, :1]), features_BQC[:, :-1]], dim=1)
         num_tokens = features_BQC.shape[1]
-        positions_QW = sinusoids(torch.arange(num_tokens, device=features_BQC.device), self.width)
+        positions_QW = sinusoidal_embedding(torch.arange(num_tokens, device=features_BQC.device), self.width)
         stream_BQW = self.hidden_in(hidden_BQD) + self.previous_in(previous_BQC) + positions_QW
         bias_QQ = torch.full((num_tokens, num_tokens), HIDDEN_BIAS, device=features_BQC.device).triu(diagonal=1)
         for block in self.blocks:

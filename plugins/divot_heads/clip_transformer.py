@@ -5,12 +5,12 @@ Shape letters: B clips, Q tokens of one clip, D LLM width, C feature width, W tr
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from divot_heads.denoiser import zero_init
 from divot_lightning.errors import UserError
+from divot_lightning.models.positions import sinusoidal_embedding
 
 HIDDEN_BIAS = -1e9
 """Added to the attention to a token that does not count: its weight is exactly 0 in float32, and a clip in which no
@@ -81,8 +81,8 @@ class ClipTransformer(nn.Module):
         counts_BQ1 = torch.ones_like(noisy_BQC[..., :1]) if mask_BQ is None else mask_BQ.unsqueeze(-1).to(noisy_BQC)
         condition_BQW = self.condition_in(hidden_BQD)
         clip_BW = (condition_BQW * counts_BQ1).sum(dim=1) / counts_BQ1.sum(dim=1).clamp(min=1.0)
-        modulator_BW = silu(self.time_in(sinusoids(time_B, self.width)) + clip_BW)
-        positions_QW = sinusoids(torch.arange(noisy_BQC.shape[1], device=noisy_BQC.device), self.width)
+        modulator_BW = silu(self.time_in(sinusoidal_embedding(time_B, self.width)) + clip_BW)
+        positions_QW = sinusoidal_embedding(torch.arange(noisy_BQC.shape[1], device=noisy_BQC.device), self.width)
         stream_BQW = self.features_in(noisy_BQC) + condition_BQW + positions_QW
         bias_B1Q = HIDDEN_BIAS * (1 - counts_BQ1).transpose(1, 2)
         levels_BX = self.modulation(modulator_BW)
@@ -100,8 +100,3 @@ def check_width(width: int, num_attention_heads: int) -> None:
     """
     if width % 2 or width % num_attention_heads:
         raise UserError(f"width={width} is not allowed; give an even multiple of {num_attention_heads}")
-
-
-def sinusoids(position_N: Tensor, width: int) -> Tensor:
-    """Embed numbers as sines and cosines (arXiv:1706.03762, section 3.5), (N, width) float32."""
-    return get_timestep_embedding(position_N, width, downscale_freq_shift=0)

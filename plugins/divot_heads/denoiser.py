@@ -3,9 +3,10 @@
 Shape letters: N rows (tokens times noise draws), C feature width, D condition width, W width of the denoiser.
 """
 
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn.functional import silu
+
+from divot_lightning.models.positions import sinusoidal_embedding
 
 
 class MLPDenoiser(nn.Module):
@@ -60,12 +61,10 @@ class MLPDenoiser(nn.Module):
             prediction_NC, float32.
         """
         width = self.features_in.out_features
-        # Frequencies of arXiv:1706.03762, section 3.5: 10000^(-i / (W / 2)).
-        time_NW = self.time_in(get_timestep_embedding(timestep_N, width, downscale_freq_shift=0))
+        time_NW = self.time_in(sinusoidal_embedding(timestep_N, width))
         if self.second_time_in is not None:
-            time_NW = time_NW + self.second_time_in(
-                get_timestep_embedding(second_time_N, width, downscale_freq_shift=0)
-            )
+            assert second_time_N is not None
+            time_NW = time_NW + self.second_time_in(sinusoidal_embedding(second_time_N, width))
         condition_NW = silu(time_NW + self.condition_in(condition_ND))
         stream_NW = self.features_in(noisy_NC)
         for block in self.blocks:

@@ -20,7 +20,7 @@ class EnergyHead(GenerationHead):
 
     With samples x, x' of the head and a target y the score is E|x - y|^a - E|x - x'|^a / 2, 0 < a < 2. It is strictly
     proper: only the distribution of the targets minimises it (Gneiting and Raftery 2007, section 4.3). The first term
-    draws samples to targets, the second keeps them apart. It is estimated, without bias, from `samples_per_token`
+    pulls samples towards targets, the second keeps them apart. It is estimated, without bias, from `samples_per_token`
     samples, and divided by C^(a / 2), so that it does not grow with the width. Samples of a token cost one pass; tokens
     are sampled independently of each other. CALM trains with 8 samples and a = 1.
     """

@@ -82,7 +82,7 @@ class GMMHead(GenerationHead):
         return gmm_nll(self.proj(hidden_BQD), target_BQC, self.num_components, mask_BQ, relaxation)
 
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Draw a component, then a sample of its Gaussian; `temperature` as in `gmm_sample`."""
+        """Sample a component, then a sample of its Gaussian; `temperature` as in `gmm_sample`."""
         # By the name of the class: a subclass may have a `sample_each` that calls this method.
         return GMMHead.sample_each(self, hidden_BQD, [generator], temperature=temperature)[0]
 
@@ -91,15 +91,15 @@ class GMMHead(GenerationHead):
     def sample_each(
         self, hidden_BQD: Tensor, generators: Sequence[Generator | None], *, temperature: float = 1.0
     ) -> Tensor:
-        """Compute the mixtures once, and draw from them with each generator; see `GenerationHead.sample_each`."""
+        """Compute the mixtures once, and sample from them with each generator; see `GenerationHead.sample_each`."""
         spread = {"variance_scale": self.variance_scale, "temperature": temperature}
         if self.factors is not None or self.shared_component:
             mixture = self._mixture(hidden_BQD)
-            drawn = [sample_mixture(mixture, **spread, generator=one) for one in generators]
+            sampled = [sample_mixture(mixture, **spread, generator=one) for one in generators]
         else:
             params_BQP = self.proj(hidden_BQD)
-            drawn = [gmm_sample(params_BQP, self.num_components, **spread, generator=one) for one in generators]
-        return torch.stack(drawn)
+            sampled = [gmm_sample(params_BQP, self.num_components, **spread, generator=one) for one in generators]
+        return torch.stack(sampled)
 
     def _mixture(self, hidden_BQD: Tensor) -> Mixture:
         means_BQKC, variances_BQKC, logits_BQK = split_gmm_params(self.proj(hidden_BQD), self.num_components)

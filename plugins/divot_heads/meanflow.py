@@ -128,7 +128,7 @@ class MeanFlowHead(GenerationHead):
             times_2N = (self.time_mean + self.time_std * normal_2N).sigmoid()
         start_N, end_N = times_2N.amin(dim=0), times_2N.amax(dim=0)
         is_interval_N = torch.rand_like(end_N) < self.interval_fraction
-        # Without an interval t is the first draw, not the larger of two, which would prefer noise.
+        # Without an interval t is the first sample, not the larger of two, which would prefer noise.
         end_N = torch.where(is_interval_N, end_N, times_2N[0])
         return torch.where(is_interval_N, start_N, end_N), end_N
 

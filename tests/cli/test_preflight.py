@@ -11,7 +11,7 @@ import yaml
 from divot_lightning.checkpoint.folders import newest_checkpoint
 from divot_lightning.errors import UserError
 from divot_lightning.preflight import report as preflight_report
-from divot_lightning.preflight.memory import Layout
+from divot_lightning.preflight.memory import ProcessLayout
 from divot_lightning.testing.toy_shards import make_toy_shards
 from divot_lightning.training.recipe_files import recipes_dir
 
@@ -90,10 +90,10 @@ def test_settings_of_the_trainer_decide_the_layout() -> None:
         devices, num_nodes, strategy, precision, accelerator = 4, 2, "divot_zero3_offload", "bf16-true", "cuda"
 
     known = {"precision": "bf16-true", "device": "cuda"}
-    expected = Layout(8, zero_stage=3, offload_optimizer=True, offload_parameters=True, per_node=4, **known)
+    expected = ProcessLayout(8, zero_stage=3, offload_optimizer=True, offload_parameters=True, per_node=4, **known)
     assert preflight_report.read_layout(Settings) == expected
     Settings.strategy, Settings.devices, Settings.num_nodes = "ddp", [0, 2], 1
-    assert preflight_report.read_layout(Settings) == Layout(2, per_node=2, **known)
+    assert preflight_report.read_layout(Settings) == ProcessLayout(2, per_node=2, **known)
     Settings.strategy = "teleport"
     with pytest.raises(UserError, match="strategy is 'teleport'; choose auto, ddp or one of: divot_zero1"):
         preflight_report.read_layout(Settings)

@@ -43,13 +43,14 @@ def test_the_site_has_every_page():
     assert sorted(named) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
 
 
-def test_the_api_reference_has_every_module_of_parts_and_of_their_packages():
+def test_the_api_reference_has_every_module_of_parts_of_their_packages_and_of_public_names():
     pages = "".join(path.read_text(encoding="utf-8") for path in PAGES if path.parent.name == "api")
     folders = {
         "divot_lightning/parts": ROOT,
         "divot_lightning/testing": ROOT,
         "divot_backbones": ROOT / "plugins",
         "divot_heads": ROOT / "plugins",
+        "divot_optimizers": ROOT / "plugins",
     }
     modules = {
         ".".join(path.relative_to(root).with_suffix("").parts)
@@ -58,7 +59,8 @@ def test_the_api_reference_has_every_module_of_parts_and_of_their_packages():
         if path.name != "__init__.py"
     }
     assert len(modules) > 50
-    assert modules - set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE)) == set()
+    public = {f"divot_lightning.{module}" for module in divot_lightning._MODULE_OF.values()}
+    assert (modules | public) - set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE)) == set()
 
 
 def test_commands_of_the_readme_exist():

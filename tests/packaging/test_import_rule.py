@@ -27,6 +27,8 @@ FLOORS = (
 """Rooms of the house from the ground up; a room imports from rooms below it, and from itself."""
 
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+PLAIN_TORCH = ("parts", "models")
+"""Rooms without Lightning, DeepSpeed and communication."""
 MAX_FILES = 16
 
 
@@ -56,6 +58,7 @@ def imported(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "torch")
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
@@ -78,6 +81,14 @@ def upward_imports(files: list[tuple[str, Path]]) -> list[str]:
 
 def test_no_module_imports_from_a_room_above_or_beside_its_own():
     assert upward_imports(FILES) == []
+
+
+def test_parts_and_models_know_no_trainer_and_no_communication():
+    plain = [(module, path) for module, path in FILES if room_of(module) in PLAIN_TORCH]
+    banned = ("lightning", "deepspeed", "torch.distributed")
+    assert len(plain) > 50
+    assert [(module, name) for module, path in plain for name in imported(path) if name.startswith(banned)] == []
+    assert [module for module, path in plain if "torch.distributed" in path.read_text(encoding="utf-8")] == []
 
 
 def test_an_upward_import_is_found(tmp_path):

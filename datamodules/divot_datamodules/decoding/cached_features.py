@@ -22,7 +22,7 @@ LATENTS_FIELD = "latents_sha256"
 
 
 def read_latents(data: bytes, latents_sha256: str | None) -> Tensor | None:
-    """Read a sample's cached latents, or what they are drawn from: float32 (N, ...); None if the file has none.
+    """Read a sample's cached latents, or what they are sampled from: float32 (N, ...); None if the file has none.
 
     Args:
         data: A safetensors file; nothing in it can run code.

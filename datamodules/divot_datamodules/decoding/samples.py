@@ -41,7 +41,7 @@ class Sample:
         kind: Whether its media are videos or images.
         video: uint8 (N, F, 3, H, W), its N clips; None if the sample has features.
         features: float32 (N, Q, C); None if the sample has video.
-        latents: float32 (N, ...), what the de-tokenizer's latents of the clips are drawn from; None if they are not
+        latents: float32 (N, ...), what the de-tokenizer's latents of the clips are sampled from; None if they are not
             cached, or the stage does not use them.
         is_deterministic: Whether decoding again would give the same sample.
         sequences: Token sequence of each item that the sample becomes, laid out by the worker that decoded it; None

@@ -80,9 +80,8 @@ def decode_function(
         seed: Seed of the data.
         collator: Lays out texts; None for stages without a language model to train.
     """
-    limits = (
-        collator.limits if collator is not None else SampleLimits()
-    )  # reads the tokenizer, before workers are forked
+    # Reads the text tokenizer, before workers are forked.
+    limits = collator.limits if collator is not None else SampleLimits()
 
     def decode(request: Request) -> Sample:
         index, opened = request.sample, data[request.data][request.sample.source]

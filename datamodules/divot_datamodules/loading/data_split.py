@@ -16,7 +16,7 @@ from divot_datamodules.order.training_processes import TrainingProcesses
 from divot_datamodules.preparation.feature_checks import check_features, check_latents
 from divot_datamodules.shards.jsonl_source import MediaFrom
 from divot_datamodules.shards.source_settings import OrderConfig, SourceConfig, facts_of, make_plan
-from divot_datamodules.shards.sources import estimate_losses, open_source
+from divot_datamodules.shards.sources import estimate_skipped, open_source
 from divot_lightning.errors import UserError, require_at_least
 from divot_lightning.parts.part import build_part
 from divot_lightning.parts.registries.kinds import SOURCES
@@ -99,8 +99,8 @@ class OpeningConfig:
         skipped.total = -(-count_samples(used) // processes.count)
         if processes.rank == 0:
             found = [sample for one in opened for sample in one.source.skipped]
-            lost = sum(estimate_losses(one.source) for one in opened)
-            skipped.add_found(found, lost, count_samples(opened))
+            count = sum(estimate_skipped(one.source) for one in opened)
+            skipped.add_found(found, count, count_samples(opened))
         return DataSplit([source for source, _ in sources], used, skipped)
 
     def _fraction_of(self, opened: LoadedSource) -> LoadedSource:

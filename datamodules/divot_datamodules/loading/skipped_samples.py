@@ -131,7 +131,7 @@ class SkippedSamples:
 
         Args:
             found: Samples and whole shards that cannot be used.
-            skipped: Number of samples that are lost with them; whole shards are estimated.
+            skipped: Number of samples that are skipped with them; whole shards are estimated.
             usable: Number of samples that are left.
 
         Raises:
@@ -210,10 +210,10 @@ class SkippedSamples:
         return self._known
 
 
-def left_out_lines(skipped: Sequence[SkippedSample]) -> list[str]:
+def skipped_lines(skipped: Sequence[SkippedSample]) -> list[str]:
     """Return the lines that a command prints about skipped samples: how many, why, and the first ones by name.
 
-    >>> left_out_lines([SkippedSample("too_short", "a.tar", "k", "0.5 s of 2 s")])
+    >>> skipped_lines([SkippedSample("too_short", "a.tar", "k", "0.5 s of 2 s")])
     ['left out: 1 (too_short 1)', '  too_short: a.tar k (0.5 s of 2 s)']
     """
     if not skipped:

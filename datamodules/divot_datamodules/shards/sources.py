@@ -28,7 +28,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.parts.sources import RawSample, Source
 
 
-def estimate_losses(source: Source) -> int:
+def estimate_skipped(source: Source) -> int:
     """Estimate how many samples are skipped because of what indexing found.
 
     A shard without a usable sample counts as many as the others contain on average. In other shards each entry of

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command with the words after `divot data encode`, and return the exit status."""
     args = parser().parse_args(argv)
     with quick_imports():
-        from divot_datamodules.loading.skipped_samples import Budget, left_out_lines
+        from divot_datamodules.loading.skipped_samples import Budget, skipped_lines
         from divot_lightning.inference.feature_encoding import EncodeConfig, encode_shards, tokenizer_clip
 
     given = {"height": args.size, "width": args.size, "frames": args.frames, "fps": args.fps}
@@ -80,5 +80,5 @@ def main(argv: Sequence[str]) -> int:
     counts = f"{what} of {report.samples} samples in {report.shards} shards"
     size = f"clips of {clip.frames} frames of {clip.height} x {clip.width} at {clip.fps:g} per second"
     sys.stdout.write(f"{args.output}: {counts}, {size}; {state}\n")
-    sys.stdout.write("".join(line + "\n" for line in left_out_lines(report.skipped)))
+    sys.stdout.write("".join(line + "\n" for line in skipped_lines(report.skipped)))
     return 0

@@ -14,7 +14,7 @@ from divot_lightning.evaluation.metrics.toy_story import ToyStory
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkData, BenchmarkItem, Predicts
 from divot_lightning.parts.metrics import BenchmarkMetric
 
-Clips = Literal["told", "independent", "reconstructed"]
+MeasuredClips = Literal["told", "independent", "reconstructed"]
 
 
 class StoryBenchmark(Benchmark):
@@ -48,8 +48,8 @@ class ToyStories(StoryBenchmark):
     metrics: ClassVar[tuple[str, ...]] = ("toy_story",)
     main_scores: ClassVar[tuple[str, ...]] = ("story", "clips")
 
-    def __init__(self, clips: Clips = "told") -> None:
-        require_one_of(get_args(Clips), clips=clips)
+    def __init__(self, clips: MeasuredClips = "told") -> None:
+        require_one_of(get_args(MeasuredClips), clips=clips)
         self.clips = clips
 
     def items(self, data: str | Path, split: str) -> BenchmarkData:

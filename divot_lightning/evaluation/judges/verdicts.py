@@ -16,7 +16,7 @@ JUDGED = ("judged", "judged_score", "unjudged")
 def judge_rows(judge: Judge, items: Sequence[BenchmarkItem], rows: Sequence[Row]) -> None:
     """Judge all answers; a video that cannot be read counts as a wrong answer, without a judgement."""
     answered = [(item, row) for item, row in zip(items, rows, strict=True) if "error" not in row]
-    answers = [OpenAnswer(item.question, str(item.answer), row["said"]) for item, row in answered]
+    answers = [OpenAnswer(item.question, str(item.answer), row["prediction"]) for item, row in answered]
     prompt = judge.prompt
     for row in rows:
         row |= {"judged": False, **({"judge_score": 0.0} if prompt.scored else {})}

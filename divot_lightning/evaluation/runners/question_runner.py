@@ -56,7 +56,7 @@ class QuestionRunner(Runner):
 
     def is_finished(self, row: Row) -> bool:
         """Return whether an item was answered."""
-        return "said" in row
+        return "prediction" in row
 
     def run(self, items: Sequence[tuple[int, BenchmarkItem]], rows: Mapping[str, Row]) -> list[Row]:
         """Answer the questions about one video.
@@ -85,7 +85,7 @@ class QuestionRunner(Runner):
             temperature=self.config.temperature or 0.0,
             top_p=self.config.top_p,
         )
-        return [{**_row(item), "said": text} for (_, item), text in zip(items, predictions, strict=True)]
+        return [{**_row(item), "prediction": text} for (_, item), text in zip(items, predictions, strict=True)]
 
     def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
         asked = self.benchmark.prompt(item, self.config.prompt)

@@ -13,9 +13,10 @@ from divot_lightning.experiments.plan.commands import DIVOT, references, step_co
 from divot_lightning.experiments.plan.experiment import Experiment, PipelineStep
 from divot_lightning.experiments.plan.trials import Trial, make_trials, trial_pipeline
 from divot_lightning.experiments.runner.steps import Step
+from divot_lightning.io.renamed import OLD_TRIALS
 
-TRIALS_FOLDER = "cells"
-"""Folder of the trials on disk; the name is an old one, kept so that scripts that read these folders still work."""
+TRIALS_FOLDER = "trials"
+"""Folder of the trials inside that of the experiment."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def make_grid(recipe: Experiment, folder: Path, max_steps: Mapping[str, Mapping[
     Args:
         recipe: The experiment.
         folder: Holds everything that the steps write, in the folders that they name, or else in `shared/` and
-            `cells/<trial>/`; or in a folder per step if there is a single trial.
+            `trials/<trial>/`; or in a folder per step if there is a single trial.
         max_steps: Training steps by trial name and step; a step that is not named trains as its recipe says.
 
     Raises:
@@ -82,6 +83,7 @@ def make_grid(recipe: Experiment, folder: Path, max_steps: Mapping[str, Mapping[
     pipelines = {trial.name: trial_pipeline(recipe, trial, (max_steps or {}).get(trial.name, {})) for trial in trials}
     identities = {name: _identities(recipe, pipeline) for name, pipeline in pipelines.items()}
     uses = Counter(identity for of_trial in identities.values() for identity in of_trial.values())
+    own = OLD_TRIALS if (folder / OLD_TRIALS).is_dir() else TRIALS_FOLDER
     users: dict[Path, str] = {}
     steps_of: dict[str, dict[str, TrialStep]] = {}
     for trial in trials:
@@ -89,7 +91,10 @@ def make_grid(recipe: Experiment, folder: Path, max_steps: Mapping[str, Mapping[
         facts = {"seed": trial.seed, **dict(zip(recipe.vary, trial.variants, strict=True))}
         for step in pipelines[trial.name]:
             identity = known[step.name]
-            inside = _folder(step, trial, facts, identity if uses[identity] > 1 else "", alone=len(trials) == 1)
+            default = Path("shared", f"{step.name}-{identity}")
+            if uses[identity] == 1:
+                default = Path(step.name) if len(trials) == 1 else Path(own, trial.name, step.name)
+            inside = _folder(step, facts, default)
             folders[step.name] = folder / inside
             if users.setdefault(folder / inside, identity) != identity:
                 raise UserError(
@@ -102,18 +107,16 @@ def make_grid(recipe: Experiment, folder: Path, max_steps: Mapping[str, Mapping[
     return Grid(trials, steps_of, tuple(step.name for step in recipe.steps), recipe.baseline)
 
 
-def _folder(step: PipelineStep, trial: Trial, facts: Mapping[str, Any], shared: str, *, alone: bool) -> Path:
-    """Return the folder of a step inside that of the experiment; `shared` is its identity if trials share it."""
-    if step.folder:
-        try:
-            return Path(step.folder.format(**facts))
-        except (KeyError, IndexError) as error:
-            raise UserError(
-                f"the folder {step.folder!r} of step {step.name!r}: {error} is none of {list(facts)}."
-            ) from None
-    if alone:
-        return Path(step.name)
-    return Path("shared", f"{step.name}-{shared}") if shared else Path(TRIALS_FOLDER, trial.name, step.name)
+def _folder(step: PipelineStep, facts: Mapping[str, Any], default: Path) -> Path:
+    """Return the folder of a step inside that of the experiment: the one that it names, else the default."""
+    if not step.folder:
+        return default
+    try:
+        return Path(step.folder.format(**facts))
+    except (KeyError, IndexError) as error:
+        raise UserError(
+            f"the folder {step.folder!r} of step {step.name!r}: {error} is none of {list(facts)}."
+        ) from None
 
 
 def _identities(recipe: Experiment, pipeline: Sequence[PipelineStep]) -> dict[str, str]:
@@ -166,7 +169,7 @@ def _trial_step(step: PipelineStep, folders: Mapping[str, Path], root: Path, *, 
 def step_name(folder: Path, root: Path) -> str:
     """Return the name of a step from its folder, for logs and records.
 
-    >>> step_name(Path("out/cells/gmm-seed0/llm"), Path("out"))
-    'cells.gmm-seed0.llm'
+    >>> step_name(Path("out/trials/gmm-seed0/llm"), Path("out"))
+    'trials.gmm-seed0.llm'
     """
     return ".".join(folder.relative_to(root).parts)

@@ -162,7 +162,7 @@ def measured_costs(
         needed = {name for probe in probes.values() for name in _ancestors(grid, probe)}
         steps = [step for step in grid.all_steps() if step.name in needed]
         unique = {probe.name: probe for probe in probes.values()}
-        StepRunner([*steps, *unique.values()], folder, jobs=jobs, part="cost", keep_going=True).run()
+        StepRunner([*steps, *unique.values()], folder, jobs=jobs, part="cost").run()
     costs = _read_costs(probes, folder)
     return costs, {trial: _failure_reason(probe, folder) for trial, probe in probes.items() if trial not in costs}
 

@@ -48,12 +48,12 @@ def load_recipe(name: str, changes: Mapping[str, Any] | None = None) -> Experime
     """
     path = find_recipe(name)
     try:
-        return parse_recipe({**read_recipe(path), **(changes or {})})
+        return parse_recipe({**recipe_content(path), **(changes or {})})
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def read_recipe(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+def recipe_content(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read the content of a recipe, with all keys that it takes from the recipe that it extends.
 
     Args:
@@ -71,7 +71,7 @@ def read_recipe(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
             f"{path} holds a {type(content).__name__}; the recipe of an experiment is a mapping with `steps`."
         )
     if "extends" in content:
-        content = {**read_recipe(find_recipe(str(content.pop("extends"))), (*readers, path)), **content}
+        content = {**recipe_content(find_recipe(str(content.pop("extends"))), (*readers, path)), **content}
     changes = content.pop("options", None) or {}
     return {**content, "steps": _with_options(content.get("steps") or [], changes)} if changes else content
 

@@ -17,7 +17,7 @@ from divot_lightning.experiments.results.sources import (
     frames_per_second,
     groups_of,
     labelled_folders,
-    read_clips,
+    read_kept_clips,
     read_predictions,
 )
 
@@ -28,7 +28,7 @@ Clips: TypeAlias = tuple[list[dict[str, Any]], list[Picture]]
 def default_pictures(grid: Grid, *, reconstructed: bool) -> PicturesRecipe:
     """Return all measurements that keep clips: reconstructions have originals beside them, other clips have none."""
     names = dict.fromkeys(name for steps in grid.steps.values() for step in steps.values() for name in step.sources)
-    kept = {name: next(filter(None, map(read_clips, folders_of(grid, name))), None) for name in names}
+    kept = {name: next(filter(None, map(read_kept_clips, folders_of(grid, name))), None) for name in names}
     sources = [name for name, clips in kept.items() if clips and ("original" in clips[0]) == reconstructed]
     return PicturesRecipe({GROUP if len(sources) == 1 else f"{name}, {GROUP}": name for name in sources})
 
@@ -51,7 +51,7 @@ def picture_rows(pictures: PicturesRecipe, grid: Grid) -> list[PictureRow]:
 def _rows(pictures: PicturesRecipe, grid: Grid, found: dict[str, Clips]) -> list[PictureRow]:
     """Return the rows of measurements with the same prompts."""
     texts = next(iter(found.values()))[0]
-    real = read_clips(folders_of(grid, pictures.originals)[0]) if pictures.originals else None
+    real = read_kept_clips(folders_of(grid, pictures.originals)[0]) if pictures.originals else None
     rows = []
     for at in range(min(pictures.shown, len(texts))):
         row = [Picture(real[0]["original"][at], "a real clip")] if real else []
@@ -73,10 +73,10 @@ def _joined(folders: dict[str, Path], grid: Grid) -> dict[str, Path]:
 
 def _clips(folder: Path, label: str) -> Clips | None:
     """Return the texts and the pictures of a measurement, reconstructions beside their originals."""
-    if (found := read_clips(folder)) is None:
+    if (found := read_kept_clips(folder)) is None:
         return None
     clips, texts = found
-    videos = list(clips["made"])
+    videos = list(clips["generated"])
     if "original" in clips:
         videos = [side_by_side(*pair) for pair in zip(clips["original"], videos, strict=True)]
     rate = frames_per_second(folder)
@@ -101,7 +101,7 @@ def answered_clips(answers: AnswersRecipe, grid: Grid) -> list[Answered]:
     """Return clips with captions and answers of the baseline's first seed."""
     group = grid.baseline or groups_of(grid)[0]
     found = {name: folders_of(grid, name, group) for name in (answers.originals, answers.captions, answers.questions)}
-    kept = read_clips(found[answers.originals][0]) if found[answers.originals] else None
+    kept = read_kept_clips(found[answers.originals][0]) if found[answers.originals] else None
     if kept is None:
         return []
     rows = [
@@ -113,7 +113,7 @@ def answered_clips(answers: AnswersRecipe, grid: Grid) -> list[Answered]:
     shown = []
     for video, text in list(zip(kept[0]["original"], kept[1], strict=True))[: answers.shown]:
         known = [
-            (row.get("question", "caption"), row.get("target", text["caption"]), row.get("said", ""))
+            (row.get("question", "caption"), row.get("target", text["caption"]), row.get("prediction", ""))
             for row in rows
             if row["media"] == text["media"]
         ]

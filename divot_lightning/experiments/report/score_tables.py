@@ -8,7 +8,7 @@ from divot_lightning.experiments.plan.grid import Grid
 from divot_lightning.experiments.plan.report_recipe import TableRecipe
 from divot_lightning.experiments.report.content import Cell, Headline, Table
 from divot_lightning.experiments.report.numbers import number, spread_of
-from divot_lightning.experiments.results.sources import labelled_folders, read_scores
+from divot_lightning.experiments.results.sources import labelled_folders, measured_scores
 
 Scores = Mapping[str, Sequence[Mapping[str, Score]]]
 """The scores of each seed by name, by label of the measurement."""
@@ -18,7 +18,7 @@ def measured(table: TableRecipe, grid: Grid) -> Scores:
     """Read the scores of a table; each also has its name without the benchmark, which sources can have in common."""
     found = {}
     for label, folders in labelled_folders(grid, table.sources).items():
-        of_seeds = [scores for folder in folders if (scores := read_scores(folder))]
+        of_seeds = [scores for folder in folders if (scores := measured_scores(folder))]
         found[label] = [{**{name.partition("/")[2]: s for name, s in each.items()}, **each} for each in of_seeds]
     return found
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from divot_lightning.evaluation.predictions import MERGED
+from divot_lightning.evaluation import predictions
 from divot_lightning.evaluation.scores import Score, load_scores
 from divot_lightning.experiments.plan.grid import Grid
 from divot_lightning.experiments.report.content import Picture, Pixels
-from divot_lightning.io.jsonl import read_rows
+from divot_lightning.io.renamed import ENTRIES
 
 GROUP = "{group}"
 """Stands in labels for a combination of variants."""
@@ -45,28 +45,28 @@ def labelled_folders(grid: Grid, sources: Mapping[str, str]) -> dict[str, list[P
     return found
 
 
-def read_scores(folder: Path) -> dict[str, Score]:
+def measured_scores(folder: Path) -> dict[str, Score]:
     """Return the scores of a measurement by name; none if it is not done."""
     return {score.name: score for path in sorted(folder.rglob("scores.json")) for score in load_scores(path)}
 
 
-def read_clips(folder: Path) -> tuple[Mapping[str, Pixels], list[dict[str, Any]]] | None:
+def read_kept_clips(folder: Path) -> tuple[Mapping[str, Pixels], list[dict[str, Any]]] | None:
     """Return the clips of a measurement by kind, uint8 (N, F, 3, H, W), and their texts; None if it keeps none."""
     path = next(iter(sorted(folder.rglob("clips.npz"))), None)
     if path is None:
         return None
     with np.load(path) as arrays:
-        clips = {name: arrays[name] for name in arrays.files}
+        clips = {ENTRIES.get(name, name): arrays[name] for name in arrays.files}
     return clips, json.loads((path.parent / "texts.json").read_text(encoding="utf-8"))
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """Return the predictions of `divot evaluate`; none if it is not done."""
-    path = folder / MERGED
-    return read_rows(path) if path.is_file() else []
+    path = folder / predictions.MERGED
+    return predictions.read_predictions(path) if path.is_file() else []
 
 
 def frames_per_second(folder: Path) -> float:
     """Return the frame rate of the clips of a measurement, as its scores state it."""
-    cuts = [score.protocol.get("clips") or {} for score in read_scores(folder).values()]
+    cuts = [score.protocol.get("clips") or {} for score in measured_scores(folder).values()]
     return next((float(cut["fps"]) for cut in cuts if "fps" in cut), Picture.frames_per_second)

@@ -41,14 +41,12 @@ class _Running:
 
 
 class StepRunner:
-    """Run the steps of a plan inside a folder.
+    """Run the steps of a plan inside a folder; a failed step stops only the steps that wait for it.
 
     Args:
         steps: The plan; if several steps could start, the first of them does.
         folder: Holds `steps/` with a log and a record per step.
         jobs: Number of worker slots that steps share. GPUs are divided among them.
-        display: Shows the running steps.
-        keep_going: Whether a failed step stops only the steps that wait for it; otherwise it stops the job.
         part: Name of a part of a larger job, "" for the whole job. Parts with different names may run in the same
             folder at the same time; the whole job must run alone.
     """
@@ -59,16 +57,13 @@ class StepRunner:
         folder: Path,
         *,
         jobs: int = 2,
-        display: Display | None = None,
-        keep_going: bool = False,
         part: str = "",
     ) -> None:
         check_plan(steps)
         if jobs < 1:
             raise UserError(f"--jobs is {jobs}; it must be at least 1")
         self.steps, self.folder, self.jobs = list(steps), folder, jobs
-        self.display = display or Display()
-        self.keep_going = keep_going
+        self.display = Display()
         self.part = part
         self.failed: set[str] = set()
         self.running: dict[str, _Running] = {}
@@ -87,8 +82,7 @@ class StepRunner:
             The record of every step that was started, in the order of the plan.
 
         Raises:
-            UserError: Another job uses the folder, a step was done with another command, or a step fails and
-                `keep_going` is off. The steps that run beside a failed one are stopped, and continue at the next start.
+            UserError: Another job uses the folder, or a step was done with another command.
         """
         (self.folder / "steps").mkdir(parents=True, exist_ok=True)
         with job_lock(self.folder / "steps", self.part) as locks:
@@ -207,27 +201,23 @@ class StepRunner:
             return False
         running.log.close()
         del self.running[step.name]
-        self._keep_time(running, now, done=status == 0 and all(path.exists() for path in step.outputs))
+        missing, failure = [str(path) for path in step.outputs if not path.exists()], ""
         if status != 0:
-            return self._fail(running, failed_step(step, status, self._log(step.name)))
-        if missing := [str(path) for path in step.outputs if not path.exists()]:
-            return self._fail(running, missing_outputs(step, missing, self._log(step.name)))
+            failure = failed_step(step, status, self._log(step.name))
+        elif missing:
+            failure = missing_outputs(step, missing, self._log(step.name))
+        self._keep_time(running, now, done=not failure, failure=failure)
+        if failure:
+            self.failed.add(step.name)
+            self.display.say(failure)
+            return False
         seconds, mib = running.record.seconds, running.record.peak_mib
         self.display.say(f"{running.meter.position:>6}  {step.name:<32} done in {clock(seconds)}, {mib:.0f} MiB")
         return True
 
-    def _fail(self, running: _Running, failure: str) -> bool:
-        running.record = replace(running.record, failure=failure)
-        running.record.write(self.folder)
-        if not self.keep_going:
-            raise UserError(failure)
-        self.failed.add(running.step.name)
-        self.display.say(failure)
-        return False
-
-    def _keep_time(self, running: _Running, now: float, *, done: bool) -> None:
+    def _keep_time(self, running: _Running, now: float, *, done: bool, failure: str = "") -> None:
         seconds = running.record.seconds + now - max(running.written, running.began)
-        running.record, running.written = replace(running.record, seconds=seconds, done=done), now
+        running.record, running.written = replace(running.record, seconds=seconds, done=done, failure=failure), now
         running.record.write(self.folder)
 
     def _log(self, name: str) -> Path:

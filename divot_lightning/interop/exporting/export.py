@@ -12,7 +12,7 @@ from torch import nn
 from divot_lightning import __version__
 from divot_lightning.checkpoint.components import load_component
 from divot_lightning.errors import UserError
-from divot_lightning.interop.exporting.export_parts import merge_adapters, write_component
+from divot_lightning.interop.exporting.export_parts import merge_module_adapters, write_component
 from divot_lightning.interop.exporting.export_source import find_source
 from divot_lightning.interop.exporting.model_card import model_card, without_folders
 from divot_lightning.interop.folders import require_new, whole_folder
@@ -61,7 +61,7 @@ def export_run(
             module = load_component(given, nn.Module) if isinstance(given, Path) else given
             classes[name] = [type(module).__module__, type(module).__qualname__]
             if not keep_adapters:
-                merge_adapters(module)
+                merge_module_adapters(module)
             write_component(module, work / name, max_shard_size)
             _finish_component(given, work / name)
         index = {"_class_name": "DivotPipeline", "_divot_lightning_version": __version__, **classes}

@@ -62,7 +62,7 @@ def write_component(module: nn.Module, folder: Path, max_shard_size: int | str) 
             )
 
 
-def merge_adapters(module: nn.Module) -> None:
+def merge_module_adapters(module: nn.Module) -> None:
     """Merge the adapters of a component's language model or denoiser into its weights, in float32."""
     if isinstance(module, VideoLLM) and module.config.lora is not None:
         module.merge_lora()

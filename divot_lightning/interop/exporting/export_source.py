@@ -14,7 +14,7 @@ from divot_lightning.training.run_folder import CONFIG, FINISHED, describe, requ
 from divot_lightning.training.runs import load_stage
 
 
-class Source(NamedTuple):
+class ExportSource(NamedTuple):
     """What is exported.
 
     Attributes:
@@ -28,7 +28,7 @@ class Source(NamedTuple):
     components: dict[str, Path | nn.Module]
 
 
-def find_source(path: str | Path, names: Sequence[str] = ()) -> Source:
+def find_source(path: str | Path, names: Sequence[str] = ()) -> ExportSource:
     """Find the components of a finished run, of a folder of components, or of a checkpoint.
 
     Args:
@@ -46,17 +46,17 @@ def find_source(path: str | Path, names: Sequence[str] = ()) -> Source:
         advice = f"export its newest checkpoint: divot export {newest} --to FOLDER\n" if newest else ""
         raise UserError(f"{path} has not finished ({describe(path)})\n{advice}or finish it: divot resume {path}")
     chosen = names or component_names(path) or ["tokenizer"]
-    return Source(path, "the weights at its end", {name: find_component(path, name) for name in chosen})
+    return ExportSource(path, "the weights at its end", {name: find_component(path, name) for name in chosen})
 
 
-def _of_checkpoint(checkpoint: Path, names: Sequence[str]) -> Source:
+def _of_checkpoint(checkpoint: Path, names: Sequence[str]) -> ExportSource:
     run = checkpoint.parent.parent
     require_run(run)
     require_manifest(checkpoint)
     stage = load_stage(run, checkpoint)
     found: dict[str, Path | nn.Module] = {**stage.used_components(), **stage.exported_components()}
     chosen = _choose(found, names or sorted(found), checkpoint)
-    return Source(run, f"the weights after step {checkpoint_step(checkpoint)}", chosen)
+    return ExportSource(run, f"the weights after step {checkpoint_step(checkpoint)}", chosen)
 
 
 def _choose(

@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from divot_lightning import __version__
-from divot_lightning.interop.exporting.export_source import Source
+from divot_lightning.interop.exporting.export_source import ExportSource
 from divot_lightning.training.run_folder import CONFIG
 
 LOADING = {
@@ -25,7 +25,7 @@ RECIPE_KEYS = ("model", "data", "trainer", "seed_everything")
 """Sections of a run's settings that a card shows."""
 
 
-def model_card(source: Source, folder: Path, scores: Sequence[Mapping[str, Any]]) -> str:
+def model_card(source: ExportSource, folder: Path, scores: Sequence[Mapping[str, Any]]) -> str:
     """Return the text of `README.md`.
 
     Args:

@@ -122,7 +122,7 @@ class VideoDetokenizer(nn.Module):
     @torch.no_grad()
     def _clean_latents(self, given: Tensor, generator: Randomness, *, cached: bool) -> Tensor:
         if cached:
-            return self.latents.draw(given, generator)
+            return self.latents.sample(given, generator)
         self._require_size(given)
         return self.latents.encode(given, generator)
 

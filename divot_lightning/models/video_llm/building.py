@@ -139,7 +139,7 @@ def initial_queries(causal_lm: PreTrainedModel, num_queries: int, *, spread: boo
     Args:
         causal_lm: The language model.
         num_queries: Number of queries Q.
-        spread: Draw them; without it, all are the mean, as released.
+        spread: Sample them; without it, all are the mean, as released.
 
     Returns:
         queries_QD, float32.

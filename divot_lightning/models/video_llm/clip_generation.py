@@ -17,7 +17,6 @@ from divot_lightning.errors import UserError
 from divot_lightning.models.randomness import Randomness, move_generators
 from divot_lightning.models.tokenizer.bottleneck import to_sphere
 from divot_lightning.models.video_llm.cached_sequence import CachedSequence
-from divot_lightning.models.video_llm.sampling import most_over_ranks
 from divot_lightning.parts.segments import Clips, Segment
 from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.parts.sequences.tokens import TokenKind
@@ -34,7 +33,6 @@ def generate_features(
     *,
     temperature: float = 1.0,
     generator: Randomness = None,
-    synced: bool = False,
 ) -> Tensor:
     """Generate the clips that samples end with, without gradient; call it in eval mode.
 
@@ -49,7 +47,6 @@ def generate_features(
         temperature: Spread of the head's samples.
         generator: Random generator on the model's device; None is the global one. A list has one per sample, so that
             the result of a sample does not depend on its batch.
-        synced: All ranks call this together, and take as many steps as the rank with the most clips per sample.
 
     Returns:
         features_GQC of the generated clips in order of appearance, unnormalised, float32.
@@ -59,12 +56,8 @@ def generate_features(
     normal_MQC = video_llm.normalise(features_MQC, sum(given))
     known = [list(part) for part in normal_MQC.split(given)]
     generators = move_generators(generator, normal_MQC.device)
-    num_rounds = max((clips.count for clips in targets), default=0)
-    for index in range(most_over_ranks(num_rounds, normal_MQC.device, synced=synced)):
+    for index in range(max((clips.count for clips in targets), default=0)):
         active = [row for row, clips in enumerate(targets) if clips.count > index]
-        if not active:
-            _generate_dummy_clip(video_llm)
-            continue
         prompts = [[*segments[row][:-1], replace(targets[row], count=index + 1)] for row in active]
         chosen = [generators[row] for row in active] if isinstance(generators, list) else generators
         batch = video_llm.sequences(prompts, prompt=True)
@@ -96,12 +89,6 @@ def generate_prompted_clips(
     moved = [move_generators(each, video_llm.feature_mean_C.device) for each in generators]
     generated_NBQC = _generate_clip(video_llm, batch, [[] for _ in batch.ids_BL], temperature, moved)
     return generated_NBQC * video_llm.feature_std_C + video_llm.feature_mean_C
-
-
-def _generate_dummy_clip(video_llm: VideoLLM) -> None:
-    """Generate a dummy clip, with a generator of its own, to stay in sync with ranks that still generate clips."""
-    generator = torch.Generator(video_llm.feature_mean_C.device)
-    _generate_clip(video_llm, video_llm.sequences([[Clips(1, "generate")]], prompt=True), [[]], 1.0, [generator])
 
 
 def clips_to_generate(sample: list[Segment]) -> Clips:

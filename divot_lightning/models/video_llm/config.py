@@ -35,7 +35,7 @@ class VideoLLMConfig:
             ("query_bidirectional") or to the earlier ones ("query_causal"), or one feature after another
             ("autoregressive"). In the last mode the head is trained and sampled one token at a time, even if it could
             sample the tokens of a clip jointly.
-        initial_values: Of what a pretrained language model lacks. "spread": queries are drawn around the mean of the
+        initial_values: Of what a pretrained language model lacks. "spread": queries are sampled around the mean of the
             word embeddings, and rows of new tokens are the mean. "released": queries are that mean too, and rows of new
             tokens in an output layer of its own are three times the mean of its other rows.
         lora: Low-rank adapters, trained in place of all weights of the language model; none by default.

@@ -5,6 +5,7 @@ The model is any unmodified transformers ``AutoModelForCausalLM`` with full or s
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -66,10 +67,8 @@ def _load_sharded(folder: str, vocabulary: int, new_ids: list[int], attention: A
         )
     stored = stored_tensors(weight_files(Path(folder)))
     if not stored or fill(model, stored).missing:
-        # The files name the weights differently and only transformers can translate: rank 0 loads the whole model.
-        first = torch.distributed.get_rank() == 0
-        whole = _load_whole(folder) if first else None
-        fill_from_first(model, whole)
+        # The files name the weights differently and only transformers can translate.
+        fill_from_first(model, partial(_load_whole, folder))
     initialise_new_rows(model, sorted({*new_ids, *range(rows, vocabulary)}))
     return check_language_model(model, attention)
 

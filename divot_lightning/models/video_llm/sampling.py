@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from divot_lightning.models.video_llm.cached_sequence import CachedSequence
@@ -42,24 +42,6 @@ def sample_tokens(
     return torch.multinomial(scores_BV.softmax(dim=-1), 1, generator=generator)[:, 0]
 
 
-def most_over_ranks(value: int, device: torch.device, *, synced: bool) -> int:
-    """Return the greatest value of all ranks, so that ranks take the same number of steps.
-
-    Args:
-        value: This rank's value.
-        device: A device that the process group can send from.
-        synced: Whether all ranks call this together; if not, or without a process group, `value` is returned.
-
-    Returns:
-        If synced, the same number on every rank.
-    """
-    if not (synced and distributed.is_available() and distributed.is_initialized()):
-        return value
-    most = torch.tensor(value, device=device)
-    distributed.all_reduce(most, distributed.ReduceOp.MAX)
-    return int(most)
-
-
 @torch.no_grad()
 def generate_text(
     video_llm: VideoLLM,
@@ -70,7 +52,6 @@ def generate_text(
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
-    synced: bool = False,
 ) -> list[str]:
     """Continue prompts with text, without gradient; call it in eval mode.
 
@@ -82,30 +63,28 @@ def generate_text(
         temperature: 0 takes the most likely token each time. The released code samples with 0.7 and top_p 0.5.
         top_p: Only the most likely tokens that together reach this probability can be sampled.
         generator: Random generator on the model's device; None is the global one.
-        synced: All ranks call this together and continue until the last one has finished. This is needed if the
-            weights are sharded over ranks: if one rank stopped, the others would wait for it.
 
     Returns:
         B texts without special tokens.
     """
+    if not segments:
+        return []
     batch = video_llm.sequences(segments, prompt=True)
     sequence = CachedSequence(video_llm, batch, video_llm.normalise(features_MQC, batch.num_clips))
     embedding, special = video_llm.causal_lm.get_input_embeddings(), video_llm.special
-    running_B = torch.full_like(sequence.lengths_B, bool(segments), dtype=torch.bool)
+    running_B = torch.full_like(sequence.lengths_B, True, dtype=torch.bool)
     chosen = []
     for _ in range(max_new_tokens):
         logits_BV = video_llm.logits(sequence.last_hidden_BD)
         logits_BV[:, special.clip_markers] = -torch.inf
-        ids_B = torch.full_like(sequence.lengths_B, special.end)
-        if running_B.any():
-            ids_B = torch.where(running_B, sample_tokens(logits_BV, temperature, top_p, generator), ids_B)
+        ids_B = torch.where(running_B, sample_tokens(logits_BV, temperature, top_p, generator), special.end)
         running_B = running_B & (ids_B != special.end)
-        if not most_over_ranks(int(running_B.any()), ids_B.device, synced=synced):
+        if not running_B.any():
             break
         chosen.append(ids_B)
         sequence.append(embedding(ids_B))
     ids_BT = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in segments]
-    return [decode_text(video_llm, ids) for ids in ids_BT[: len(segments)]]
+    return [decode_text(video_llm, ids) for ids in ids_BT]
 
 
 def decode_text(video_llm: VideoLLM, ids: list[int]) -> str:

@@ -30,7 +30,7 @@ class StorySampling:
     Attributes:
         max_new_tokens: Most tokens of a sentence, at least 1.
         text_temperature: Of the words; 0 takes the most likely one each time.
-        top_p: Only the most likely words that together reach this probability can be drawn.
+        top_p: Only the most likely words that together reach this probability can be sampled.
         temperature: Spread of the features that the head samples.
     """
 

@@ -9,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from divot_backbones.denoisers import video_models
-from divot_backbones.denoisers.video_models import Inputs, Layout, Sizes, VideoModel
+from divot_backbones.denoisers.video_models import Inputs, LatentLayout, Sizes, VideoModel
 from divot_backbones.pretrained import Origin, build_model, stored_config
 from divot_lightning.errors import UserError, require_one_of
 from divot_lightning.models.activation_checkpointing import checkpoint_activations
@@ -243,7 +243,7 @@ class Cosmos(DiffusersDenoiser):
     row = video_models.COSMOS
 
 
-def to_layout(latents_BFchw: Tensor, layout: Layout) -> Tensor:
+def to_layout(latents_BFchw: Tensor, layout: LatentLayout) -> Tensor:
     """Return latents with a model's axes; see `VideoModel`."""
     if layout == "frames_first":
         return latents_BFchw
@@ -252,7 +252,7 @@ def to_layout(latents_BFchw: Tensor, layout: Layout) -> Tensor:
     return latents_BFchw.permute(0, 1, 3, 4, 2).flatten(1, 3)
 
 
-def from_layout(prediction: Tensor, layout: Layout, sizes: Sizes) -> Tensor:
+def from_layout(prediction: Tensor, layout: LatentLayout, sizes: Sizes) -> Tensor:
     """Return a model's prediction as (B, f, c, h, w); the inverse of `to_layout`."""
     if layout == "frames_first":
         return prediction

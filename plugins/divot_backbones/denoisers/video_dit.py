@@ -8,12 +8,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from divot_lightning.errors import UserError, require_at_least
-from divot_lightning.models.positions import sin_cos_positions
+from divot_lightning.models.positions import sin_cos_positions, sinusoidal_embedding
 from divot_lightning.models.transformer_block import check_heads
 from divot_lightning.parts.denoisers import Denoiser
 
@@ -89,7 +88,7 @@ class VideoDiT(Denoiser):
     def forward(self, latents_BFchw: Tensor, time_B: Tensor, condition_BKE: Tensor) -> Tensor:
         """Return the prediction, of the latents' shape; see `Denoiser.forward`."""
         state_BLD = self.embed(_to_patches(latents_BFchw, self.patch)) + self.position_LD
-        embedding = get_timestep_embedding(time_B, state_BLD.shape[-1]).to(state_BLD)
+        embedding = sinusoidal_embedding(time_B, state_BLD.shape[-1], endpoint=True).to(state_BLD)
         modulation_BD = self.time(embedding)
         if self.modulation is not None:
             modulation_BD = modulation_BD + self.modulation(condition_BKE.flatten(1))

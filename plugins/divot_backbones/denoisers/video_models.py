@@ -13,7 +13,7 @@ from torch import Tensor
 
 from divot_lightning.errors import UserError
 
-Layout = Literal["channels_first", "frames_first", "packed"]
+LatentLayout = Literal["channels_first", "frames_first", "packed"]
 
 
 class Sizes(NamedTuple):
@@ -76,7 +76,7 @@ class VideoModel:
     class_name: str
     condition_key: str
     patch: Callable[[Any], tuple[int, int, int]]
-    layout: Layout = "channels_first"
+    layout: LatentLayout = "channels_first"
     sizes: Callable[[Sizes, dict[str, Any] | None], dict[str, Any]] = _no_sizes
     arguments: Callable[[Inputs], dict[str, Any]] = _no_arguments
     cross_attention: tuple[str, ...] = ()

@@ -54,8 +54,8 @@ class ImageVAELatents(FrozenVAE):
         chunks = [posterior_of(self.vae, chunk) for clip in video_BFCHW for chunk in clip.split(self.batch_size)]
         return torch.cat(chunks).unflatten(0, video_BFCHW.shape[:2])
 
-    def draw(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
-        """Sample the posterior, and scale it; see `Latents.draw`."""
+    def sample(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
+        """Sample the posterior, and scale it; see `Latents.sample`."""
         # Frame by frame, so that a clip's noise does not depend on the batch size.
         frames = [sample_posterior(frame, self.channels, generator) for frame in posterior.unbind(1)]
         return (torch.stack(frames, dim=1) - self.shift) * self.scale

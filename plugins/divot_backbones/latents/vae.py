@@ -39,7 +39,7 @@ class FrozenVAE(Latents):
 
     def encode(self, video_BFCHW: Tensor, generator: Randomness = None) -> Tensor:
         """Turn pixels into latents (B, f, c, h, w), float32: a sample of the VAE's posterior, normalised."""
-        return self.draw(self.posterior(video_BFCHW), generator)
+        return self.sample(self.posterior(video_BFCHW), generator)
 
     def check_pixels(self, video_BFCHW: Tensor) -> None:
         """Refuse frames that do not divide into latent cells.

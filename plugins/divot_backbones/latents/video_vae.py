@@ -109,8 +109,8 @@ class VideoVAELatents(FrozenVAE):
         video_BCFHW = torch.cat([added, video_BFCHW], dim=1).transpose(1, 2)
         return torch.cat([posterior_of(self.vae, clips) for clips in video_BCFHW.split(self.batch_size)])
 
-    def draw(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
-        """Sample the posterior, and normalise it; see `Latents.draw`."""
+    def sample(self, posterior: Tensor, generator: Randomness = None) -> Tensor:
+        """Sample the posterior, and normalise it; see `Latents.sample`."""
         latents_Bcfhw = sample_posterior(posterior, self.channels, generator)
         mean, std = _statistics(self.vae, self.channels, latents_Bcfhw)
         return ((latents_Bcfhw - mean) / std).transpose(1, 2)

@@ -75,7 +75,7 @@ class DDIMObjective(Objective):
     def sample_times(
         self, count: int, terminal_timestep_prob: float, *, device: torch.device, generator: Randomness
     ) -> Tensor:
-        """Draw steps, uniform in 0 to num_steps - 1, int64; see `Objective.sample_times`."""
+        """Sample steps, uniform in 0 to num_steps - 1, int64; see `Objective.sample_times`."""
         uniform = integer_rows(self.num_steps, count, generator, device)
         moved = uniform_rows(count, generator, device) < terminal_timestep_prob
         return torch.where(moved, self.num_steps - 1, uniform)
@@ -186,9 +186,9 @@ class DDIMSampler(Sampler):
         self.eta = eta
         self.scheduler = exact_scheduler(alphas_cumprod, times, prediction, final_alpha)
 
-    def step(self, index: int, prediction: Tensor, state: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    def step(self, index: int, prediction: Tensor, state: Tensor, sample_noise: Callable[[], Tensor]) -> Tensor:
         """Move the state to the next time; see `Sampler.step`."""
-        return take_step(self.scheduler, index, prediction, state, self.eta, draw() if self.eta > 0 else None)
+        return take_step(self.scheduler, index, prediction, state, self.eta, sample_noise() if self.eta > 0 else None)
 
 
 def schedule_betas(num_steps: int, beta_start: float, beta_end: float, schedule: BetaSchedule) -> Tensor:

@@ -43,7 +43,7 @@ class MultistepSampler(Sampler):
         self.scheduler.sigmas = sigmas.float().cpu()
         self.scheduler.set_begin_index(0)
 
-    def step(self, index: int, prediction: Tensor, state: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    def step(self, index: int, prediction: Tensor, state: Tensor, sample_noise: Callable[[], Tensor]) -> Tensor:
         """Move the state to the next time; steps must be taken in order. See `Sampler.step`."""
         return self.scheduler.step(prediction, self.times[index], state, return_dict=False)[0]
 

@@ -55,7 +55,7 @@ class RectifiedFlow(Objective):
     def sample_times(
         self, count: int, terminal_timestep_prob: float, *, device: torch.device, generator: Randomness
     ) -> Tensor:
-        """Draw times in [0, 1000], float32; see `Objective.sample_times`."""
+        """Sample times in [0, 1000], float32; see `Objective.sample_times`."""
         sigma_B = uniform_rows(count, generator, device)
         if self.time_sampling == "logit_normal":
             sigma_B = torch.special.ndtri(sigma_B).sigmoid()
@@ -97,6 +97,6 @@ class EulerSampler(Sampler):
         self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps).tolist())
         self.times = self.scheduler.timesteps.tolist()
 
-    def step(self, index: int, prediction: Tensor, state: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    def step(self, index: int, prediction: Tensor, state: Tensor, sample_noise: Callable[[], Tensor]) -> Tensor:
         """Move the state to the next time; see `Sampler.step`."""
         return self.scheduler.step(prediction, self.scheduler.timesteps[index], state, return_dict=False)[0]

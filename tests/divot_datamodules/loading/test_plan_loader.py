@@ -111,7 +111,7 @@ STEPS = 13
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("stops", [(step,) for step in range(STEPS)] + [(1, 3), (4, 5), (5, 10), (0, 12)])
-def test_stopping_and_going_on_gives_the_uninterrupted_order_and_reads_nothing_again(
+def test_stopping_and_resuming_gives_the_uninterrupted_order_and_reads_nothing_again(
     counted_reader, counted_source, stops, exact
 ):
     counts = [25, 19, 7]  # 5 steps in an exact epoch, the last one with 3 samples

@@ -60,7 +60,7 @@ def test_held_out_combinations_are_in_no_training_story_and_begin_every_held_out
     assert not any(combination(story.scenes[0]) in known for story in stories("held_out", continuous))
 
 
-def test_a_scene_goes_on_where_the_last_clip_ended():
+def test_a_scene_continues_where_the_last_clip_ended():
     for story in stories("train", True, num_clips=4):
         for before, after in itertools.pairwise(story.scenes):
             last = WORLD.centres(before)[-1]

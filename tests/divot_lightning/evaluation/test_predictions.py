@@ -11,7 +11,7 @@ from divot_lightning.errors import UserError
 from divot_lightning.evaluation.predictions import PredictionStore, written_alone
 from tests.helpers.faults import limited_file_size
 
-ROWS = [{"id": f"item {n}", "said": f"é\n{n}"} for n in range(3)]
+ROWS = [{"id": f"item {n}", "prediction": f"é\n{n}"} for n in range(3)]
 
 
 def test_rows_of_all_processes_are_found_and_merged(tmp_path):
@@ -27,7 +27,7 @@ def test_rows_of_all_processes_are_found_and_merged(tmp_path):
     assert store.rows() == {row["id"]: row for row in ROWS}
 
 
-def test_a_file_cut_off_at_any_byte_keeps_its_whole_lines_and_is_gone_on_with(tmp_path):
+def test_a_file_cut_off_at_any_byte_keeps_its_whole_lines_and_is_continued(tmp_path):
     with closing(PredictionStore(tmp_path)) as store:
         store.append(ROWS[:2])
     path = tmp_path / "predictions-rank0.jsonl"
@@ -39,6 +39,11 @@ def test_a_file_cut_off_at_any_byte_keeps_its_whole_lines_and_is_gone_on_with(tm
         with closing(PredictionStore(tmp_path)) as store:
             store.append(ROWS[2:])
         assert list(PredictionStore(tmp_path).rows().values()) == [*ROWS[:whole], ROWS[2]]
+
+
+def test_rows_of_an_earlier_version_are_read_with_todays_names(tmp_path):
+    (tmp_path / "predictions.jsonl").write_text('{"id": "a", "said": "B"}\n')
+    assert PredictionStore(tmp_path).rows() == {"a": {"id": "a", "prediction": "B"}}
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
@@ -113,7 +118,7 @@ def test_a_second_evaluation_of_the_same_folder_is_refused_until_the_first_has_e
 
 
 def test_a_row_without_an_item_is_named(tmp_path):
-    (tmp_path / "predictions-rank0.jsonl").write_text('{"id": "a"}\n{"said": "x"}\n')
+    (tmp_path / "predictions-rank0.jsonl").write_text('{"id": "a"}\n{"prediction": "x"}\n')
     with pytest.raises(UserError, match=r"line 2 of .*predictions-rank0\.jsonl names no item"):
         PredictionStore(tmp_path).rows()
 

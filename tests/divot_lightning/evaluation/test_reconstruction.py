@@ -70,7 +70,7 @@ def test_all_metrics_of_a_folder_equal_their_definitions(tiny_run, videos, tmp_p
     assert set(found["psnr"].model) == {"run", "tokenizer", "detokenizer", "objective"}
     assert "objective" not in found["psnr"].protocol
     with np.load(out / "generation" / "clips.npz") as kept:
-        np.testing.assert_array_equal(kept["made"], np.stack([clip.numpy() for clip in made]))
+        np.testing.assert_array_equal(kept["generated"], np.stack([clip.numpy() for clip in made]))
     assert sorted(path.name for path in (out / "generation").glob("*.mp4")) == [f"{n}_compare.mp4" for n in range(3)]
 
 
@@ -101,7 +101,7 @@ def test_the_first_tokens_alone_are_decoded_and_their_number_is_in_the_protocol(
     tokens[:, 1:] = 0.0
     expected = next(iter(models.decode(tokens, torch.Generator().manual_seed(item_seed(4, 0)))))[0]
     with np.load(out / "generation" / "clips.npz") as stored:
-        np.testing.assert_array_equal(stored["made"][0], expected.numpy())
+        np.testing.assert_array_equal(stored["generated"][0], expected.numpy())
     assert scores_of(out)["psnr"].protocol["decoding"] == {"seed": 4, "num_tokens": 1}
     too_many = EvaluationConfig(
         "reconstruction", str(videos), output=str(tmp_path / "too_many"), generation=GenerationConfig(num_tokens=99)
@@ -128,7 +128,7 @@ def test_toy_reconstructions_have_the_oracles_scores_with_any_number_of_processe
     assert capsys.readouterr().out.startswith("toy-reconstruction/all\t")
     found = scores_of(tmp_path / "one")
     with np.load(tmp_path / "one" / "generation" / "clips.npz") as kept:
-        readings = read_clips(torch.from_numpy(kept["made"]))
+        readings = read_clips(torch.from_numpy(kept["generated"]))
     texts = [json.loads(raw.members["json"]) for raw in read_all(str(toy_data / "held_out"))]
     for name in ("colour", "shape", "direction", "speed"):
         right = [r.valid and getattr(r, name) == t["attributes"][name] for r, t in zip(readings, texts, strict=True)]

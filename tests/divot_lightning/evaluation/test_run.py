@@ -65,17 +65,17 @@ def test_averaged_weights_are_another_protocol(tiny_run, toy_data, tmp_path):
     assert kinds == [dict.fromkeys(("video_llm", "tokenizer"), kind) for kind in ("trained", "averaged")]
 
 
-def test_a_stopped_evaluation_goes_on_with_what_is_missing(tiny_run, toy_data, tmp_path):
+def test_a_stopped_evaluation_continues_with_what_is_missing(tiny_run, toy_data, tmp_path):
     config = EvaluationConfig("toy-questions", str(toy_data), output=str(tmp_path / "out"), max_new_tokens=3)
     evaluate(tiny_run, config)
     whole = rows_of(tmp_path / "out")
-    marked = [{**row, "said": "kept"} for row in whole[:7]]
+    marked = [{**row, "prediction": "kept"} for row in whole[:7]]
     (tmp_path / "out" / "predictions.jsonl").unlink()
     cut = json.dumps(whole[8])[:20]
     (tmp_path / "out" / "predictions-rank0.jsonl").write_text("".join(json.dumps(r) + "\n" for r in marked) + cut)
     evaluate(tiny_run, config)
     again = rows_of(tmp_path / "out")
-    assert [row["said"] for row in again] == ["kept"] * 7 + [row["said"] for row in whole[7:]]
+    assert [row["prediction"] for row in again] == ["kept"] * 7 + [row["prediction"] for row in whole[7:]]
     assert not list((tmp_path / "out").glob("predictions-rank*"))
 
 
@@ -243,7 +243,7 @@ def test_toy_clips_are_scored_as_the_clips_themselves_are(tiny_run, toy_data, tm
     assert values["all"] == np.mean([all(row) for row in rights])
     assert values["invalid"] == np.mean([not reading.valid for reading in readings])
     with np.load(tmp_path / "generation" / "clips.npz") as kept:
-        np.testing.assert_array_equal(kept["made"], generated[:6].numpy())
+        np.testing.assert_array_equal(kept["generated"], generated[:6].numpy())
     shown = json.loads((tmp_path / "generation" / "texts.json").read_text())
     described = [(n, t["caption"], all(row)) for n, (t, row) in enumerate(zip(texts, rights, strict=True))]
     assert [(text["number"], text["caption"], text["right"]) for text in shown] == described[:6]

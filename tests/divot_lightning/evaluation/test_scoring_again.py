@@ -33,7 +33,7 @@ def values_of(folder):
 def say(folder, texts):
     """Replace the stored answer of each item."""
     rows = rows_of(folder)
-    lines = [json.dumps({**row, "said": text}) + "\n" for row, text in zip(rows, texts, strict=True)]
+    lines = [json.dumps({**row, "prediction": text}) + "\n" for row, text in zip(rows, texts, strict=True)]
     (folder / "predictions.jsonl").write_text("".join(lines))
 
 
@@ -86,12 +86,12 @@ def test_another_rule_gives_its_own_score_and_costs_no_predictions(tiny_run, mvb
     assert values_of(tmp_path / "out")["all"] == 0.75
 
 
-def test_a_run_that_was_stopped_and_goes_on_with_another_rule_mixes_nothing(tiny_run, mvbench, tmp_path):
+def test_a_run_that_was_stopped_and_continues_with_another_rule_mixes_nothing(tiny_run, mvbench, tmp_path):
     config = {"benchmark": "mvbench", "data": mvbench, "output": str(tmp_path / "out"), "max_new_tokens": 2}
     config |= {"max_clips": 1}
     evaluate(tiny_run, EvaluationConfig(**config))
     rows = rows_of(tmp_path / "out")
-    stale = [{**row, "said": "Answer: B", "chosen": 1, "judged": True, "scores": {"x": 1}} for row in rows[:10]]
+    stale = [{**row, "prediction": "Answer: B", "chosen": 1, "judged": True, "scores": {"x": 1}} for row in rows[:10]]
     (tmp_path / "out" / "predictions.jsonl").unlink()
     lines = "".join(json.dumps(row) + "\n" for row in stale)
     (tmp_path / "out" / "predictions-rank0.jsonl").write_text(lines)
@@ -111,7 +111,7 @@ def test_a_limit_scores_the_first_items_and_loses_none(tiny_run, toy_data, tmp_p
     assert scores_of(tmp_path)["normalised"].protocol["limit"] == 3
     assert found.remarks == ("only the first 3 of 20 items (limit)",)
     kept = rows_of(tmp_path)
-    assert [row["said"] for row in kept] == [row["said"] for row in whole]
+    assert [row["prediction"] for row in kept] == [row["prediction"] for row in whole]
     assert ["scores" in row for row in kept] == [True] * 3 + [False] * 17
     evaluate(tiny_run, EvaluationConfig(**config))
     assert rows_of(tmp_path) == whole
@@ -142,12 +142,12 @@ def test_videos_that_come_later_are_added_and_draw_as_if_they_had_always_been_th
     config |= {"temperature": 1.0, "seed": 5}
     found = evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / "out")))
     assert found.remarks == ("2 of 4 items have no video and are skipped",)
-    first = {row["id"]: row["said"] for row in rows_of(tmp_path / "out")}
+    first = {row["id"]: row["prediction"] for row in rows_of(tmp_path / "out")}
     lay("ac")
     found = evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / "out")))
     evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / "fresh")))
     assert found.remarks == ()
-    later = {row["id"]: row["said"] for row in rows_of(tmp_path / "out")}
+    later = {row["id"]: row["prediction"] for row in rows_of(tmp_path / "out")}
     assert list(later) == ["a", "b", "c", "d"]
     assert {name: later[name] for name in first} == first
     assert rows_of(tmp_path / "out") == rows_of(tmp_path / "fresh")
@@ -166,10 +166,10 @@ def test_a_video_that_was_replaced_or_mended_is_asked_about_again(tiny_run, ques
     lay("d")
     evaluate(tiny_run, config)
     assert values_of(tmp_path / "out")["unreadable"] == 0.0
-    assert rows_of(tmp_path / "out")[0]["said"] == "kept"
+    assert rows_of(tmp_path / "out")[0]["prediction"] == "kept"
     lay("b", frames=24)
     evaluate(tiny_run, config)
-    assert rows_of(tmp_path / "out")[0]["said"] != "kept"
+    assert rows_of(tmp_path / "out")[0]["prediction"] != "kept"
 
 
 def test_a_later_version_scores_what_an_earlier_one_predicted_and_says_so(tiny_run, toy_data, tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_the_mean_of_groups_has_values_per_item_that_can_be_paired(tiny_run, mvb
         evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / name)))
         rows = rows_of(tmp_path / name)
         (tmp_path / name / "predictions.jsonl").write_text(
-            "".join(json.dumps({**row, "said": "B" if n % (2 if name == "a" else 3) else "A"}) + "\n"
+            "".join(json.dumps({**row, "prediction": "B" if n % (2 if name == "a" else 3) else "A"}) + "\n"
                     for n, row in enumerate(rows))
         )  # fmt: skip
         evaluate(tiny_run, EvaluationConfig(**config, output=str(tmp_path / name)))

@@ -83,7 +83,7 @@ def test_independent_clips_have_an_instruction_of_their_own(stories):
         assert instruction.endswith("where does it move ? where does it move ?")
 
 
-def test_a_stopped_evaluation_goes_on_with_what_is_missing(tiny_run, stories, tmp_path):
+def test_a_stopped_evaluation_continues_with_what_is_missing(tiny_run, stories, tmp_path):
     evaluate(tiny_run, config(stories, tmp_path))
     whole = rows_of(tmp_path)
     (tmp_path / "predictions.jsonl").write_text(json.dumps({**whole[0], "sentences": ["kept"]}) + "\n")

@@ -120,7 +120,7 @@ def test_reconstructions_of_one_seed_are_those_of_one_batch(folder, tmp_path, re
     models, clips = LoadedRun(folder / "run"), clips_of(tmp_path / "toy-reconstruction")
     expected = decoded(models, models.encode(real[0]), seed)
     np.testing.assert_array_equal(clips["original"], real[0].numpy())
-    np.testing.assert_array_equal(clips["made"], expected.numpy())
+    np.testing.assert_array_equal(clips["generated"], expected.numpy())
     squares = (expected.double() - real[0].double()).square().flatten(1).mean(dim=1)
     assert scores["psnr"] == pytest.approx((10 * torch.log10(255**2 / squares)).mean().item(), rel=1e-7)
     assert {name: scores[name] for name in (*ATTRIBUTES, "all", "invalid")} == oracle_scores(expected, real[1])
@@ -133,7 +133,7 @@ def test_generated_clips_of_one_seed_are_those_of_one_batch(folder, tmp_path, re
     models, captions = LoadedRun(folder / "run"), [text["caption"] for text in real[1]]
     tokens_NQC = generate_clip_features(models.video_llm, captions, template=models.template, seed=seed)
     expected = decoded(models, tokens_NQC, seed)
-    np.testing.assert_array_equal(clips_of(tmp_path / "toy")["made"], expected.numpy())
+    np.testing.assert_array_equal(clips_of(tmp_path / "toy")["generated"], expected.numpy())
     assert {name: scores[name] for name in (*ATTRIBUTES, "all", "invalid")} == oracle_scores(expected, real[1])
     distance = feature_distance(toy_clip_features(real[0]), toy_clip_features(expected), scaled=True)
     assert scores["frechet"] == pytest.approx(distance.item(), rel=1e-9)
@@ -145,14 +145,14 @@ def test_another_seed_makes_other_clips(folder, tmp_path):
     made = []
     for seed in (0, 3):
         measure(folder, "toy-reconstruction", tmp_path / str(seed), seed=seed)
-        made.append(clips_of(tmp_path / str(seed) / "toy-reconstruction")["made"])
+        made.append(clips_of(tmp_path / str(seed) / "toy-reconstruction")["generated"])
     assert (made[0] != made[1]).any(axis=(1, 2, 3, 4)).all()
 
 
 def test_without_one_seed_a_clip_does_not_depend_on_the_others(folder, tmp_path):
     for count in (2, HELD_OUT):
         measure(folder, "toy-reconstruction", tmp_path / str(count), limit=count, generation={})
-    few, all_of_them = (clips_of(tmp_path / str(n) / "toy-reconstruction")["made"] for n in (2, HELD_OUT))
+    few, all_of_them = (clips_of(tmp_path / str(n) / "toy-reconstruction")["generated"] for n in (2, HELD_OUT))
     np.testing.assert_array_equal(few, all_of_them[:2])
 
 
@@ -165,12 +165,12 @@ def test_with_one_seed_another_number_of_clips_is_another_protocol(folder, tmp_p
 def test_clips_of_one_seed_are_made_together_or_not_at_all(folder, tmp_path):
     """A stopped evaluation, or one whose stored clip was lost, makes the same clips again."""
     first = measure(folder, "toy-reconstruction", tmp_path)
-    made, output = clips_of(tmp_path / "toy-reconstruction")["made"], tmp_path / "toy-reconstruction"
+    made, output = clips_of(tmp_path / "toy-reconstruction")["generated"], tmp_path / "toy-reconstruction"
     (output / "clips" / "3.npz").unlink()
     rows = (output / "predictions.jsonl").read_text().splitlines(keepends=True)
     (output / "predictions.jsonl").write_text("".join(rows[:2]))
     assert measure(folder, "toy-reconstruction", tmp_path) == pytest.approx(first, nan_ok=True, rel=0, abs=0)
-    np.testing.assert_array_equal(clips_of(output)["made"], made)
+    np.testing.assert_array_equal(clips_of(output)["generated"], made)
 
 
 def evaluated_on_rank(rank, settings):

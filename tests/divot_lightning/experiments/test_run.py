@@ -83,7 +83,7 @@ def test_an_ablation_runs_continues_and_shows_what_failed(tmp_path, capsys):
     assert [row["trial"] for row in rows if row["failure"]] == ["impossible-seed0"]
     steps = {path.stem for path in (folder / "steps").glob("*.json")}
     assert sum(name.startswith("shared.data") for name in steps) == 1
-    metrics = list(csv.DictReader((folder / "cells/most-seed0/tokenizer/metrics.csv").open()))
+    metrics = list(csv.DictReader((folder / "trials/most-seed0/tokenizer/metrics.csv").open()))
     assert len([row for row in metrics if row["train/loss"]]) == 3  # 6 samples, 2 at a time
     page = (folder / "report.html").read_text()
     assert "<h1>terminal timesteps" in page
@@ -91,15 +91,15 @@ def test_an_ablation_runs_continues_and_shows_what_failed(tmp_path, capsys):
     assert "none-seed0" in page
 
     again = tmp_path / "again"
-    assert main(["fit", "--config", str(folder / "cells/most-seed0/tokenizer/config.yaml"), "--run", str(again)]) == 0
+    assert main(["fit", "--config", str(folder / "trials/most-seed0/tokenizer/config.yaml"), "--run", str(again)]) == 0
     for part in ("tokenizer", "detokenizer"):
-        weights = [run / part / "model.safetensors" for run in (folder / "cells/most-seed0/tokenizer", again)]
+        weights = [run / part / "model.safetensors" for run in (folder / "trials/most-seed0/tokenizer", again)]
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
-    before = (folder / "cells/none-seed0/tokenizer/finished.json").stat().st_mtime_ns
+    before = (folder / "trials/none-seed0/tokenizer/finished.json").stat().st_mtime_ns
     assert main([*words, "--part", "none-seed0"]) == 0
     assert main([*words, "--part", "impossible-seed0"]) == 1
-    assert (folder / "cells/none-seed0/tokenizer/finished.json").stat().st_mtime_ns == before
+    assert (folder / "trials/none-seed0/tokenizer/finished.json").stat().st_mtime_ns == before
 
 
 @pytest.fixture
@@ -113,9 +113,9 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module.StepRunner, "run", lambda self: [])
     run_experiment(recipe(), tmp_path / "out", jobs=1)
     wider = {"head": {**RECIPE["vary"]["head"], "gmm": {"llm": {"model.head": "gmm", "model.head.width": 7}}}}
-    with pytest.raises(UserError, match=r"holds another experiment.*differs is step cells\.gmm-seed0\.llm"):
+    with pytest.raises(UserError, match=r"holds another experiment.*differs is step trials\.gmm-seed0\.llm"):
         run_experiment(recipe(vary=wider), tmp_path / "out", jobs=1)
-    with pytest.raises(UserError, match=r"differs is step cells\.\w+-seed1"):
+    with pytest.raises(UserError, match=r"differs is step trials\.\w+-seed1"):
         run_experiment(recipe(seeds={**RECIPE["seeds"], "values": [0]}), tmp_path / "out", jobs=1)
     with pytest.raises(UserError, match="differs is matched_by"):
         run_experiment(recipe(matched_by="samples", amount=8, matched_steps=["llm"]), tmp_path / "out", jobs=1)
@@ -179,8 +179,8 @@ def test_a_trial_whose_cost_cannot_be_measured_fails_alone_and_does_not_train(tm
     failed = {result.trial.name: result.failure for result in results if result.failure}
     assert failed == {f"gmm-seed{n}": "the cost of a training step: no such setting" for n in (0, 1)}
     trained = {step.name: " ".join(step.command) for step in started if step.name.endswith(".llm")}
-    assert list(trained) == ["cells.mse-seed0.llm", "cells.mse-seed1.llm"]
-    assert "--trainer.max_steps 50" in trained["cells.mse-seed0.llm"]
+    assert list(trained) == ["trials.mse-seed0.llm", "trials.mse-seed1.llm"]
+    assert "--trainer.max_steps 50" in trained["trials.mse-seed0.llm"]
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -197,9 +197,9 @@ def test_trials_with_wrong_settings_fail_before_anything_runs_and_others_continu
     failed = {result.trial.name: result.failure for result in results if result.failure}
     assert failed == {"gmm-seed0": "llm: no such setting"}
     assert capsys.readouterr().err == "gmm-seed0 cannot run: llm: no such setting\n"
-    assert {"cells.mse-seed0.llm", "cells.gmm-seed1.llm"} < set(started)
-    assert "cells.gmm-seed0.llm" in looked_at
-    assert "cells.gmm-seed0.llm" not in started
+    assert {"trials.mse-seed0.llm", "trials.gmm-seed1.llm"} < set(started)
+    assert "trials.gmm-seed0.llm" in looked_at
+    assert "trials.gmm-seed0.llm" not in started
 
 
 @pytest.mark.parametrize(("status", "left", "queued"), [(0, 0, False), (1, 1, False), (130, 0, True)])

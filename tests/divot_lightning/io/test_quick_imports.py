@@ -25,7 +25,7 @@ def test_nothing_is_collected_within_and_what_was_made_stays_out_of_later_collec
     assert gc.get_freeze_count() >= before + len(made)
 
 
-def test_collections_go_on_after_an_import_that_fails(without_torch):
+def test_collections_continue_after_an_import_that_fails(without_torch):
     with pytest.raises(ModuleNotFoundError), quick_imports():
         import divot_lightning.no_such_module  # noqa: F401
     assert gc.isenabled()

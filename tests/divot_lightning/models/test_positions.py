@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
-from divot_lightning.models.positions import sin_cos_positions
+from divot_lightning.models.positions import sin_cos_positions, sinusoidal_embedding
 
 
 @pytest.mark.parametrize("width", [8, 11, 12, 64])
@@ -17,6 +17,14 @@ def test_positions_of_a_grid_are_finite_and_distinct(width):
 
 def test_a_single_frequency_is_one():
     torch.testing.assert_close(sin_cos_positions((3,), 2)[:, 0], torch.arange(3.0).sin())
+
+
+@pytest.mark.parametrize("width", [4, 7, 128])
+@pytest.mark.parametrize("numbers", [torch.arange(5), torch.tensor([0.0, 0.25, 999.5])])
+@pytest.mark.parametrize("endpoint", [False, True])
+def test_an_embedding_has_the_bits_of_diffusers(width, numbers, endpoint):
+    expected = get_timestep_embedding(numbers, width, downscale_freq_shift=int(endpoint))
+    assert torch.equal(sinusoidal_embedding(numbers, width, endpoint=endpoint), expected)
 
 
 @pytest.mark.parametrize("width", [8, 27, 64])

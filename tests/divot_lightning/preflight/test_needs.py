@@ -32,7 +32,7 @@ from divot_lightning.models.tokenizer.video_tokenizer import VideoTokenizer
 from divot_lightning.models.video_llm.model import VideoLLMConfig
 from divot_lightning.parts.registries.kinds import OPTIMIZERS
 from divot_lightning.parts.segments import Clips, Text
-from divot_lightning.preflight.memory import Layout, checkpoint_bytes, rank_memory
+from divot_lightning.preflight.memory import ProcessLayout, checkpoint_bytes, rank_memory
 from divot_lightning.preflight.needs import model_needs
 from divot_lightning.training.stages.llm_pretraining import LLMPretraining
 from divot_lightning.training.stages.stage import Stage
@@ -195,7 +195,7 @@ def _default_dtype(precision: str) -> Iterator[None]:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_memory_is_as_predicted(make: Any, optimizer: str, tmp_path: Path) -> None:
     stage, batch = make(tmp_path, optimizer)
-    needs = model_needs(stage, Layout(), averaged=False, max_steps=10, batches={"": batch})
+    needs = model_needs(stage, ProcessLayout(), averaged=False, max_steps=10, batches={"": batch})
     assert all(value.device.type == "meta" for value in stage.parameters())
     measured = _measure(*make(tmp_path, optimizer))
     for part in ("weights", "gradients", "optimizer"):
@@ -206,7 +206,7 @@ def test_memory_is_as_predicted(make: Any, optimizer: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("make", [_tokenizer_stage, _checkpointed_stage, _unet_stage, _llm_stage, _long_rows_stage])
 def test_the_peak_of_a_step_is_within_a_tenth_of_the_measured_one(make: Any, precision: str, tmp_path: Path) -> None:
     stage, batch = make(tmp_path, "adamw")
-    needs = model_needs(stage, Layout(precision=precision), averaged=False, max_steps=10, batches={"": batch})
+    needs = model_needs(stage, ProcessLayout(precision=precision), averaged=False, max_steps=10, batches={"": batch})
     if precision == "bf16-true" and make not in (_llm_stage, _long_rows_stage):
         # These stages compute with float32 pixels, and nothing but autocast brings them together with such weights.
         with pytest.raises(RuntimeError, match=r"d?type"):
@@ -221,7 +221,7 @@ def test_the_peak_of_a_step_is_within_a_tenth_of_the_measured_one(make: Any, pre
 def test_block_masks_on_cuda_need_none_of_the_memory_of_dense_masks(precision: str, tmp_path: Path) -> None:
     def activations(attention: Attention, device: str) -> int:
         stage, batch = _long_rows_stage(tmp_path, "adamw", attention=attention)
-        layout = Layout(precision=precision, device=device)
+        layout = ProcessLayout(precision=precision, device=device)
         needs = model_needs(stage, layout, averaged=False, max_steps=10, batches={"": batch})
         rows, length = batch["sequences"].ids_BL.shape
         masks.append(2 * rows * length**2 * (4 if precision == "32-true" else 2))  # in both layers
@@ -240,7 +240,7 @@ def test_the_peak_with_parts_that_come_pretrained_is_within_a_tenth_of_the_measu
 ) -> None:
     # In bfloat16 the peak is within a 3D convolution of the VAE, whose CPU kernel takes 28 times its result.
     stage, batch = _pretrained_like_stage(tmp_path, "adamw")
-    needs = model_needs(stage, Layout(precision=precision), averaged=False, max_steps=10, batches={"": batch})
+    needs = model_needs(stage, ProcessLayout(precision=precision), averaged=False, max_steps=10, batches={"": batch})
     measured = _measured_peak(*_pretrained_like_stage(tmp_path, "adamw"), precision)
     assert needs.activations[""] == pytest.approx(measured, rel=0.1)
 
@@ -248,12 +248,12 @@ def test_the_peak_with_parts_that_come_pretrained_is_within_a_tenth_of_the_measu
 def test_the_heaviest_batch_is_priced_and_an_unknown_one_makes_the_sum_unknown(tmp_path: Path) -> None:
     stage, batch = _tokenizer_stage(tmp_path, "adamw")
     one = {"video": batch["video"][:1]}
-    needs = model_needs(stage, Layout(), averaged=False, max_steps=10, batches={"one": one, "four": batch})
+    needs = model_needs(stage, ProcessLayout(), averaged=False, max_steps=10, batches={"one": one, "four": batch})
     assert needs.heaviest == "four"
     assert needs.activations["four"] == pytest.approx(4 * needs.activations["one"], rel=0.1)
     assert needs.device == needs.memory.device + needs.activations["four"]
     stage, _ = _tokenizer_stage(tmp_path, "adamw")
-    needs = model_needs(stage, Layout(), averaged=False, max_steps=10, batches={"one": one, "none": {}})
+    needs = model_needs(stage, ProcessLayout(), averaged=False, max_steps=10, batches={"one": one, "none": {}})
     assert needs.heaviest is needs.device is None
     assert "KeyError" in needs.no_activations
 
@@ -265,26 +265,29 @@ def test_a_stage_that_reads_values_is_reported_without_activations(tmp_path: Pat
 
     stage = Reading(TOKENIZER, DETOKENIZER, AdamWOptimizer())
     batch = {"video": torch.zeros(1, 16, 3, 16, 16, dtype=torch.uint8)}
-    needs = model_needs(stage, Layout(), averaged=False, max_steps=10, batches={"": batch})
+    needs = model_needs(stage, ProcessLayout(), averaged=False, max_steps=10, batches={"": batch})
     assert needs.device is None
     assert "RuntimeError" in needs.no_activations
 
 
 def test_zero_shares_out_what_its_stage_names() -> None:
-    whole = [rank_memory(800, 80, 1600, Layout(4, zero_stage=stage, bucket_elements=0)) for stage in (1, 2, 3)]
+    whole = [rank_memory(800, 80, 1600, ProcessLayout(4, zero_stage=stage, bucket_elements=0)) for stage in (1, 2, 3)]
     assert [memory.weights for memory in whole] == [3520, 3520, 880]
     assert [memory.gradients for memory in whole] == [3200, 800, 800]
     assert {memory.optimizer for memory in whole} == {4 * (800 + 1600) // 4}
     offloaded = rank_memory(
-        800, 80, 1600, Layout(4, zero_stage=3, offload_optimizer=True, offload_parameters=True, bucket_elements=0)
+        800,
+        80,
+        1600,
+        ProcessLayout(4, zero_stage=3, offload_optimizer=True, offload_parameters=True, bucket_elements=0),
     )
     assert (offloaded.weights, offloaded.optimizer, offloaded.host) == (0, 0, 880 + 2400)
 
 
 def test_half_precision_halves_what_is_not_kept_in_float32() -> None:
-    assert rank_memory(100, 0, 200, Layout(precision="bf16-true")).optimizer == 400
-    assert rank_memory(100, 0, 200, Layout(precision="bf16-mixed")).weights == 400
-    zero = Layout(precision="bf16-mixed", zero_stage=2)
+    assert rank_memory(100, 0, 200, ProcessLayout(precision="bf16-true")).optimizer == 400
+    assert rank_memory(100, 0, 200, ProcessLayout(precision="bf16-mixed")).weights == 400
+    zero = ProcessLayout(precision="bf16-mixed", zero_stage=2)
     assert rank_memory(100, 0, 200, zero).weights == 200
     assert rank_memory(100, 0, 200, zero, averaged=True).optimizer == 4 * (100 + 200 + 100)
     assert checkpoint_bytes(100, 10, 7, 200, zero) == 4 * 300 + 2 * 10 + 7

@@ -14,7 +14,7 @@ from divot_lightning.experiments.runner.steps import check_plan
 from tests.divot_lightning.experiments.plan.test_recipe import RECIPE
 
 OUT = Path("out")
-MECHANISM = {"causal": {"llm": {"model.llm.generation_mode": "query_causal"}}, "both": {}}
+GENERATION_MODES = {"causal": {"llm": {"model.llm.generation_mode": "query_causal"}}, "both": {}}
 
 
 def recipe(**changes):
@@ -22,7 +22,7 @@ def recipe(**changes):
 
 
 def test_trials_are_all_combinations_with_every_seed():
-    trials = make_trials(recipe(vary={**RECIPE["vary"], "generation_mode": MECHANISM}))
+    trials = make_trials(recipe(vary={**RECIPE["vary"], "generation_mode": GENERATION_MODES}))
     assert len(trials) == 2 * 2 * 2
     assert {trial.name for trial in trials} >= {"mse-causal-seed0", "gmm-both-seed1"}
 
@@ -37,7 +37,7 @@ def test_what_all_trials_need_is_done_once_and_the_rest_once_per_trial():
     steps = [step.name for step in make_grid(recipe(), OUT).all_steps()]
     assert sum(name.startswith("shared.data") for name in steps) == 1
     assert sorted(name for name in steps if name.endswith("llm")) == [
-        f"cells.{head}-seed{seed}.llm" for head in ("gmm", "mse") for seed in (0, 1)
+        f"trials.{head}-seed{seed}.llm" for head in ("gmm", "mse") for seed in (0, 1)
     ]
     assert len(steps) == 1 + 4 + 4
 
@@ -56,15 +56,21 @@ def test_steps_stand_behind_what_they_refer_to_and_read_its_folder():
     check_plan(grid.all_steps())
     trial = grid.steps["mse-seed0"]
     assert f"{trial['data'].folder}/train" in trial["llm"].step.command
-    assert trial["scores"].step.after == (trial["data"].step.name, "cells.mse-seed0.llm")
+    assert trial["scores"].step.after == (trial["data"].step.name, "trials.mse-seed0.llm")
     assert [step.name for step in grid.shared_steps()] == [trial["data"].step.name]
 
 
 def test_a_trial_is_an_ordinary_run_that_resumes_by_itself():
     step = make_grid(recipe(), OUT).steps["mse-seed0"]["llm"].step
     assert step.command[2:7] == ("divot_lightning", "fit", "--config", "toy/llm_pretraining", "--run")
-    assert step.run == OUT / "cells/mse-seed0/llm"
+    assert step.run == OUT / "trials/mse-seed0/llm"
     assert step.resume[-2:] == ("resume", str(step.run))
+
+
+def test_an_experiment_of_an_earlier_version_continues_in_its_folders(tmp_path):
+    (tmp_path / "cells").mkdir()
+    step = make_grid(recipe(), tmp_path).steps["mse-seed0"]["llm"].step
+    assert (step.name, step.run) == ("cells.mse-seed0.llm", tmp_path / "cells/mse-seed0/llm")
 
 
 def test_matched_steps_reach_the_command():
@@ -149,7 +155,7 @@ def test_a_step_names_its_folder_and_only_its_trials_have_it():
 
 def test_the_steps_of_the_baseline_start_first():
     steps = make_grid(recipe(baseline="gmm"), OUT).all_steps()
-    assert next(step.name for step in steps if step.name.endswith("llm")) == "cells.gmm-seed0.llm"
+    assert next(step.name for step in steps if step.name.endswith("llm")) == "trials.gmm-seed0.llm"
 
 
 def test_different_steps_may_not_share_a_folder():

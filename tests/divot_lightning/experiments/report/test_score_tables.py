@@ -27,17 +27,19 @@ def write(folder: Path, values: dict[str, float], seed: int = 0, caption: str = 
     rows = [{"media": f"s.tar/k{at}", "caption": caption, "right": bool(at % 2)} for at in range(CLIPS)]
     (folder / "generation").mkdir()
     (folder / "generation" / "texts.json").write_text(json.dumps(rows))
-    clips = {"made": np.zeros((CLIPS, 4, 3, 8, 8), np.uint8)}
+    clips = {"generated": np.zeros((CLIPS, 4, 3, 8, 8), np.uint8)}
     np.savez(
         folder / "generation" / "clips.npz",
         **clips,
-        **({"original": clips["made"]} if "reconstruction" in folder.name else {}),
+        **({"original": clips["generated"]} if "reconstruction" in folder.name else {}),
     )
 
 
 def predict(folder: Path, values: dict[str, float], prompt: dict[str, str]) -> None:
     save_scores([Score(key, value, CLIPS) for key, value in values.items()], folder / "scores.json")
-    rows = [{"id": str(at), "media": f"s.tar/k{at}", "said": ("a b", "a")[at % 2], **prompt} for at in range(CLIPS)]
+    rows = [
+        {"id": str(at), "media": f"s.tar/k{at}", "prediction": ("a b", "a")[at % 2], **prompt} for at in range(CLIPS)
+    ]
     (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

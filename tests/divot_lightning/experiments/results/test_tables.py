@@ -187,7 +187,7 @@ def test_items_that_a_score_does_not_count_are_left_out_of_the_pairs(tmp_path, g
 
 def test_a_failed_trial_is_shown_and_the_others_stand(tmp_path, grid):
     write_trials(tmp_path, grid)
-    path = tmp_path / "steps" / "cells.gmm-seed1.llm.json"
+    path = tmp_path / "steps" / "trials.gmm-seed1.llm.json"
     failure = "step 'x' failed with exit status 1:\nno such head\nlog"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"done": False, "failure": failure}))
     results = collect(grid, tmp_path)
@@ -202,7 +202,7 @@ def test_a_failed_trial_is_shown_and_the_others_stand(tmp_path, grid):
 def test_a_trial_that_is_not_done_has_not_failed(tmp_path, grid):
     write_trials(tmp_path, grid)
     for seed in (0, 1):
-        (tmp_path / "steps" / f"cells.gmm-seed{seed}.scores.json").unlink()
+        (tmp_path / "steps" / f"trials.gmm-seed{seed}.scores.json").unlink()
     results = collect(grid, tmp_path)
     row = result_table(recipe(scores=SCORES), results).rows[1]
     assert row[0] == Cell("gmm", None, "2 of 2 not done")

@@ -184,7 +184,7 @@ def test_the_server_has_one_thread_when_it_forks(server, module, tmp_path):
 
 
 @pytest.mark.usefixtures("no_torch")
-def test_without_its_server_a_job_goes_on_with_fresh_processes(module, tmp_path):
+def test_without_its_server_a_job_continues_with_fresh_processes(module, tmp_path):
     starter = ProcessStarter(2, fork=True)
     command = module("print('done')")
     with (tmp_path / "log").open("wb") as log:
@@ -197,7 +197,7 @@ def test_without_its_server_a_job_goes_on_with_fresh_processes(module, tmp_path)
 
 
 @pytest.mark.usefixtures("no_torch")
-def test_a_command_too_long_for_a_message_starts_fresh_and_other_processes_go_on(module, tmp_path):
+def test_a_command_too_long_for_a_message_starts_fresh_and_other_processes_continue(module, tmp_path):
     starter = ProcessStarter(2, fork=True)
     command = module("import sys, time; time.sleep(float(sys.argv[1])); print(sum(map(len, sys.argv[2:])))")
     with (tmp_path / "log").open("wb") as log:

@@ -1,6 +1,6 @@
 """Measure the suite on one GPU within ten minutes: exactness first, then speed, memory and what preflight predicts.
 
-Run: python benchmarks/gpu/run.py [--minutes 9] [--output benchmarks/results/gpu] [--only STEP ...]
+Run: python perf/gpu/run.py [--minutes 9] [--output perf/results/gpu] [--only STEP ...]
 
 It makes its own inputs and needs a checkout with the package installed, nothing else; weights are random. Each step is
 a process of its own with a deadline, and its result is written as soon as it is there: a step that fails or takes too
@@ -26,8 +26,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.gpu.measuring import DIVOT, Result, logged, machine, medians, train
-from benchmarks.gpu.workloads import SIZES, llm_recipe, tokenizer_recipe
+from perf.gpu.measuring import DIVOT, Result, logged, machine, medians, train
+from perf.gpu.workloads import SIZES, llm_recipe, tokenizer_recipe
 
 RESULTS = Path(__file__).parents[1] / "results" / "gpu"
 ROWS = 12
@@ -35,7 +35,7 @@ ROWS = 12
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """Where a step works, on what, and until when (`time.monotonic`)."""
 
     folder: Path
@@ -59,101 +59,101 @@ class Place:
         return self.folder / "tokenizer"
 
 
-def inputs(place: Place) -> Result:
+def inputs(setup: Setup) -> Result:
     """Make the inputs, and export an untrained tokenizer of the paper's size for the language model's stages."""
-    from benchmarks.gpu.inputs import make_inputs
+    from perf.gpu.inputs import make_inputs
 
-    sizes = SIZES[place.size]
-    make_inputs(place.inputs, sizes["pixels"], sizes["samples"], sizes["words"])
-    recipe = _tokenizer(place, "tokenizer")
-    path = place.folder / "tokenizer.yaml"
+    sizes = SIZES[setup.size]
+    make_inputs(setup.inputs, sizes["pixels"], sizes["samples"], sizes["words"])
+    recipe = _tokenizer(setup, "tokenizer")
+    path = setup.folder / "tokenizer.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    _divot(place, "fit", "--config", str(path), "--trainer.max_steps", "0")
+    _divot(setup, "fit", "--config", str(path), "--trainer.max_steps", "0")
     return {}
 
 
-def exactness(place: Place) -> Result:
+def exactness(setup: Setup) -> Result:
     """Compare precisions and layouts of rows."""
-    from benchmarks.gpu.exactness import check_heads, check_rows
+    from perf.gpu.exactness import check_heads, check_rows
 
-    device, head_batch = place.torch_device, SIZES[place.size]["head_batch"]
+    device, head_batch = setup.torch_device, SIZES[setup.size]["head_batch"]
     return {"heads, bfloat16 beside float32": check_heads(device, **head_batch), **check_rows(device)}
 
 
-def block_masks(place: Place) -> Result:
+def block_masks(setup: Setup) -> Result:
     """Compare FlexAttention's block masks, which a GPU gets for packed rows, with 4D masks."""
-    from benchmarks.gpu.exactness import check_block_mask
+    from perf.gpu.exactness import check_block_mask
 
-    return check_block_mask(place.torch_device)
+    return check_block_mask(setup.torch_device)
 
 
-def compiled(place: Place) -> Result:
+def compiled(setup: Setup) -> Result:
     """Compare compiled code with eager code."""
-    from benchmarks.gpu.exactness import check_compiled
+    from perf.gpu.exactness import check_compiled
 
-    return check_compiled(place.torch_device)
+    return check_compiled(setup.torch_device)
 
 
-def llm_packed(place: Place) -> Result:
+def llm_packed(setup: Setup) -> Result:
     """Train the language model on captions of videos, in packed rows, of 4096 tokens at full size."""
-    return _train(place, _llm(place, "llm_packed", packed_to=SIZES[place.size]["row"]))
+    return _train(setup, _llm(setup, "llm_packed", packed_to=SIZES[setup.size]["row"]))
 
 
-def llm_packed_dense(place: Place) -> Result:
+def llm_packed_dense(setup: Setup) -> Result:
     """Train the same with dense masks in place of block masks."""
-    return _train(place, _llm(place, "llm_packed_dense", packed_to=SIZES[place.size]["row"], attention="sdpa"))
+    return _train(setup, _llm(setup, "llm_packed_dense", packed_to=SIZES[setup.size]["row"], attention="sdpa"))
 
 
-def llm_mixture(place: Place) -> Result:
+def llm_mixture(setup: Setup) -> Result:
     """Train the language model on the paper's mixture of four sources."""
-    return _train(place, _llm(place, "llm_mixture"))
+    return _train(setup, _llm(setup, "llm_mixture"))
 
 
-def tokenizer_unet(place: Place) -> Result:
+def tokenizer_unet(setup: Setup) -> Result:
     """Train the tokenizer with DynamiCrafter's U-Net, with activation checkpointing."""
-    return _train(place, _tokenizer(place, "tokenizer_unet"))
+    return _train(setup, _tokenizer(setup, "tokenizer_unet"))
 
 
-def tokenizer_unet_kept(place: Place) -> Result:
+def tokenizer_unet_kept(setup: Setup) -> Result:
     """Train the same without activation checkpointing."""
-    return _train(place, _tokenizer(place, "tokenizer_unet_kept", checkpointing=False))
+    return _train(setup, _tokenizer(setup, "tokenizer_unet_kept", checkpointing=False))
 
 
-def tokenizer_wan(place: Place) -> Result:
+def tokenizer_wan(setup: Setup) -> Result:
     """Train the tokenizer with Wan 1.3B and adapters."""
-    return _train(place, _tokenizer(place, "tokenizer_wan", denoiser="wan"))
+    return _train(setup, _tokenizer(setup, "tokenizer_wan", denoiser="wan"))
 
 
-def head_losses(place: Place) -> Result:
+def head_losses(setup: Setup) -> Result:
     """Time the loss of the GMM head at the paper's size beside torch's mixture."""
-    tokens = "2048" if place.size == "full" else "64"
+    tokens = "2048" if setup.size == "full" else "64"
     script = Path(__file__).parents[1] / "gmm_loss.py"
-    words = ["--device", place.torch_device, "--tokens", tokens, "--components", "16", "--width", "256"]
-    return {"table": _output(place, [sys.executable, str(script), *words])}
+    words = ["--device", setup.torch_device, "--tokens", tokens, "--components", "16", "--width", "256"]
+    return {"table": _output(setup, [sys.executable, str(script), *words])}
 
 
-def reconstruction(place: Place) -> Result:
+def reconstruction(setup: Setup) -> Result:
     """Time `divot reconstruct` of four clips with 26 steps and with one: the difference is 25 steps of denoising."""
     seconds = {}
     for steps in (1, 26):
         began = time.monotonic()
-        words = ["--output", str(place.folder / f"clips{steps}"), "--steps", str(steps), "--device", place.torch_device]
-        _divot(place, "reconstruct", str(place.tokenizer), str(place.inputs / "clips"), *words)
+        words = ["--output", str(setup.folder / f"clips{steps}"), "--steps", str(steps), "--device", setup.torch_device]
+        _divot(setup, "reconstruct", str(setup.tokenizer), str(setup.inputs / "clips"), *words)
         seconds[steps] = time.monotonic() - began
     return {"seconds_of_25_steps": seconds[26] - seconds[1], "seconds_with_one_step": seconds[1]}
 
 
-def zero2(place: Place) -> Result:
+def zero2(setup: Setup) -> Result:
     """Train under ZeRO stage 2 with the optimizer in the host's memory, stop, and resume."""
-    return _resumed(place, "zero2", "divot_zero2_offload")
+    return _resumed(setup, "zero2", "divot_zero2_offload")
 
 
-def zero3(place: Place) -> Result:
+def zero3(setup: Setup) -> Result:
     """Train under ZeRO stage 3 with optimizer and parameters in the host's memory, stop, and resume."""
-    return _resumed(place, "zero3", "divot_zero3_offload")
+    return _resumed(setup, "zero3", "divot_zero3_offload")
 
 
-STEPS: dict[Callable[[Place], Result], float] = {
+STEPS: dict[Callable[[Setup], Result], float] = {
     inputs: 60,
     exactness: 30,
     block_masks: 60,
@@ -215,13 +215,13 @@ def start_step(args: argparse.Namespace, name: str, folder: Path, seconds: float
 def run_step(args: argparse.Namespace) -> None:
     """Run one step and write its result, or why there is none."""
     began = time.monotonic()
-    place = Place(args.folder, args.device, args.size, began + args.seconds)
+    setup = Setup(args.folder, args.device, args.size, began + args.seconds)
     global ROWS
     ROWS = args.rows
     step = next(step for step in STEPS if step.__name__ == args.step)
     result: Result = {"step": args.step, "what": step.__doc__, "size": args.size, **machine(args.device)}
     try:
-        result |= {"result": step(place)}
+        result |= {"result": step(setup)}
     except Exception as error:
         result |= {"failed": f"{type(error).__name__}: {error}"}
     result["seconds"] = round(time.monotonic() - began, 1)
@@ -231,39 +231,39 @@ def run_step(args: argparse.Namespace) -> None:
         sys.exit(result["failed"])
 
 
-def _train(place: Place, recipe: Result) -> Result:
-    return train(recipe, place.folder, ROWS, place.deadline - 2)
+def _train(setup: Setup, recipe: Result) -> Result:
+    return train(recipe, setup.folder, ROWS, setup.deadline - 2)
 
 
-def _resumed(place: Place, name: str, strategy: str) -> Result:
+def _resumed(setup: Setup, name: str, strategy: str) -> Result:
     """A short model, so that its checkpoint is small; speed after resuming, and the step that it went on from."""
-    recipe = _llm(place, name, short=True)
+    recipe = _llm(setup, name, short=True)
     recipe["trainer"] |= {"strategy": strategy, "max_steps": 4}
-    path = place.folder / f"{name}.yaml"
+    path = setup.folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    _divot(place, "fit", "--config", str(path))
+    _divot(setup, "fit", "--config", str(path))
     before = len(logged(Path(recipe["run"])))
-    _divot(place, "resume", recipe["run"], "--trainer.max_steps", "10")
+    _divot(setup, "resume", recipe["run"], "--trainer.max_steps", "10")
     rows = logged(Path(recipe["run"]))
     return {"steps_before": before, "steps_after": len(rows), **medians(rows[before + 1 :])}
 
 
-def _tokenizer(place: Place, name: str, *, denoiser: str = "dynamicrafter", checkpointing: bool = True) -> Result:
-    run = place.folder / name
-    return tokenizer_recipe(place.size, place.inputs, run, place.device, denoiser=denoiser, checkpointing=checkpointing)
+def _tokenizer(setup: Setup, name: str, *, denoiser: str = "dynamicrafter", checkpointing: bool = True) -> Result:
+    run = setup.folder / name
+    return tokenizer_recipe(setup.size, setup.inputs, run, setup.device, denoiser=denoiser, checkpointing=checkpointing)
 
 
-def _llm(place: Place, name: str, **changes: Any) -> Result:
-    run, size = place.folder / name, place.size
-    return llm_recipe(size, place.inputs, run, place.device, tokenizer=place.tokenizer, **changes)
+def _llm(setup: Setup, name: str, **changes: Any) -> Result:
+    run, size = setup.folder / name, setup.size
+    return llm_recipe(size, setup.inputs, run, setup.device, tokenizer=setup.tokenizer, **changes)
 
 
-def _divot(place: Place, *words: str) -> None:
-    _output(place, [*DIVOT, *words])
+def _divot(setup: Setup, *words: str) -> None:
+    _output(setup, [*DIVOT, *words])
 
 
-def _output(place: Place, words: list[str]) -> str:
-    limit = max(1.0, place.deadline - time.monotonic())
+def _output(setup: Setup, words: list[str]) -> str:
+    limit = max(1.0, setup.deadline - time.monotonic())
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=limit)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-2000:]}")

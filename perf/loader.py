@@ -1,6 +1,6 @@
 """Compare the data module's frames per second with decoding the same clips one after another on the same cores.
 
-Run: python benchmarks/loader.py [--size 256] [--clips 96] [--workers 0 1 2] [--repeats 5]
+Run: python perf/loader.py [--size 256] [--clips 96] [--workers 0 1 2] [--repeats 5]
 
 Each figure is a ratio of two times, measured in turn: that of the loader, and that of as many plain processes as it has
 workers, which only decode the same clips from memory. "cpu" is the ratio of processor times of all processes, which
@@ -56,8 +56,8 @@ def write_shards(folder: Path, clips: int, size: int, seconds: int, fps: int) ->
 
 
 def decode_all(work: list[tuple[bytes, int]], clip: ClipConfig) -> None:
-    for data, slot in work:
-        decode_clip(data, clip, sample_rng(0, slot, 0))
+    for data, index in work:
+        decode_clip(data, clip, sample_rng(0, index, 0))
 
 
 def cpu_seconds(processes: Iterable[BaseProcess] = ()) -> float:
@@ -109,8 +109,8 @@ def compare(
         for _ahead in range(AHEAD):  # these were decoded while the clock stood still
             batch = next(batches)
         first = batch["position"]
-        slots = [slot for step in range(first, first + steps) for slot in data.position.plan.batch(step)]
-        work = [(media[source.key(slot.shard, slot.sample)], slot.number) for slot in slots]
+        indices = [index for step in range(first, first + steps) for index in data.position.plan.batch(step)]
+        work = [(media[source.key(index.shard, index.sample)], index.number) for index in indices]
         taken, plain = loader_seconds(batches, steps), plain_seconds(work, clip, workers)
         for kind, ours, theirs in zip(found, taken, plain, strict=True):
             found[kind].append(theirs / ours)
