@@ -1,6 +1,6 @@
 """Count the components that a trained mixture head uses for given captions.
 
-Run: `python perf/mixture_components.py RUN [RUN ...] [--captions TEXT ...]`
+Run: `python benchmarks/mixture_components.py RUN [RUN ...] [--captions TEXT ...]`
 
 For each run with the head `gmm` and each caption:
 

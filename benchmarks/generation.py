@@ -1,6 +1,6 @@
 """Measure generation and answering with a trained run: where the time goes, and what each way to save time gains.
 
-Run: python perf/generation.py RUN --clips SHARDS [--detokenizer RUN] [--device cuda] [--output FILE]
+Run: python benchmarks/generation.py RUN --clips SHARDS [--detokenizer RUN] [--device cuda] [--output FILE]
 
 RUN has a video LLM and a tokenizer, SHARDS are held-out clips of the toy world, such as those of the quickstart. All
 times are processor time of one thread on a CPU, and wall time on a GPU. What is compared runs in turn, and the least of

@@ -1,6 +1,6 @@
 """Compare decoding the frames of a clip with a plain decoder in PyAV, which seeks.
 
-Run: python perf/decoding.py [--videos FOLDER] [--height 720] [--seconds 20] [--keyframe-interval 48]
+Run: python benchmarks/decoding.py [--videos FOLDER] [--height 720] [--seconds 20] [--keyframe-interval 48]
 
 The plain decoder is what one writes without this library: one seek to the keyframe before the clip, then all frames up
 to the last one of the clip; the needed ones are converted to 256 pixels. For each way to cut clips, JSON on stdout has

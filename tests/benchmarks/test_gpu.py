@@ -1,4 +1,4 @@
-"""The GPU measurements run as a whole at tiny size on a CPU, write what they find, and survive a step that fails."""
+"""The GPU benchmark runs as a whole at tiny size on a CPU, writes what it finds, and survives a step that fails."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.forks import forked_processes
 
-SCRIPT = Path(__file__).parents[2] / "perf" / "gpu" / "run.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
 TRAININGS = ("llm_packed", "tokenizer_unet")
 
 

@@ -1,6 +1,6 @@
 """Compare the time to the first batch of a run that resumes late in its order with that of a fresh run.
 
-Run: python perf/loader_resume.py [--step 20000] [--repeats 7]
+Run: python benchmarks/loader_resume.py [--step 20000] [--repeats 7]
 
 Both open the same shards and start the same workers; the order is computed, so the step should not matter.
 JSON on stdout holds the ratio of the medians and the seconds.

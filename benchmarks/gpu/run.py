@@ -1,6 +1,6 @@
 """Measure the suite on one GPU within ten minutes: exactness first, then speed, memory and what preflight predicts.
 
-Run: python perf/gpu/run.py [--minutes 9] [--output perf/results/gpu] [--only STEP ...]
+Run: python benchmarks/gpu/run.py [--minutes 9] [--output benchmarks/results/gpu] [--only STEP ...]
 
 It makes its own inputs and needs a checkout with the package installed, nothing else; weights are random. Each step is
 a process of its own with a deadline, and its result is written as soon as it is there: a step that fails or takes too
@@ -26,8 +26,8 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from perf.gpu.measuring import DIVOT, Result, logged, machine, medians, train
-from perf.gpu.workloads import SIZES, llm_recipe, tokenizer_recipe
+from benchmarks.gpu.measuring import DIVOT, Result, logged, machine, medians, train
+from benchmarks.gpu.workloads import SIZES, llm_recipe, tokenizer_recipe
 
 RESULTS = Path(__file__).parents[1] / "results" / "gpu"
 ROWS = 12
@@ -61,7 +61,7 @@ class Setup:
 
 def inputs(setup: Setup) -> Result:
     """Make the inputs, and export an untrained tokenizer of the paper's size for the language model's stages."""
-    from perf.gpu.inputs import make_inputs
+    from benchmarks.gpu.inputs import make_inputs
 
     sizes = SIZES[setup.size]
     make_inputs(setup.inputs, sizes["pixels"], sizes["samples"], sizes["words"])
@@ -74,7 +74,7 @@ def inputs(setup: Setup) -> Result:
 
 def exactness(setup: Setup) -> Result:
     """Compare precisions and layouts of rows."""
-    from perf.gpu.exactness import check_heads, check_rows
+    from benchmarks.gpu.exactness import check_heads, check_rows
 
     device, head_batch = setup.torch_device, SIZES[setup.size]["head_batch"]
     return {"heads, bfloat16 beside float32": check_heads(device, **head_batch), **check_rows(device)}
@@ -82,14 +82,14 @@ def exactness(setup: Setup) -> Result:
 
 def block_masks(setup: Setup) -> Result:
     """Compare FlexAttention's block masks, which a GPU gets for packed rows, with 4D masks."""
-    from perf.gpu.exactness import check_block_mask
+    from benchmarks.gpu.exactness import check_block_mask
 
     return check_block_mask(setup.torch_device)
 
 
 def compiled(setup: Setup) -> Result:
     """Compare compiled code with eager code."""
-    from perf.gpu.exactness import check_compiled
+    from benchmarks.gpu.exactness import check_compiled
 
     return check_compiled(setup.torch_device)
 

@@ -1,6 +1,6 @@
 """Compare useful tokens per second of LLM training steps: packed rows and two ways to pad.
 
-Run: python perf/packing.py [--batch-fraction 1.0] [--hidden 512] [--layers 1] [--memory]
+Run: python benchmarks/packing.py [--batch-fraction 1.0] [--hidden 512] [--layers 1] [--memory]
 
 The mixture is that of the released pretraining recipe: per GPU batches of 8 (video captions, weight 1.3), 32 (text to
 video, 1.0), 32 (image captions, 0.3) and 32 (text to image, 0.3); a step takes one source. The lengths come from a

@@ -1,6 +1,6 @@
 """Compare the seconds from `divot resume` to its first finished step with those of a fresh start.
 
-Run: python perf/resume.py [--devices 2 --strategy divot_zero2] [--repeats 3]
+Run: python benchmarks/resume.py [--devices 2 --strategy divot_zero2] [--repeats 3]
 
 A toy run of the LLM stage is started, killed with `kill -9` after its first checkpoint, and resumed. Each time ends
 when the first step is in `metrics.csv`. Importing torch and Lightning is measured as well, since it takes most of

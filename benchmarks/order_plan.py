@@ -1,6 +1,6 @@
 """Measure what the order of training costs a process of a large job: time per step, and memory.
 
-Run: python perf/order_plan.py [--ranks 1024] [--samples 1000000000] [--shards 100000] [--sources 1]
+Run: python benchmarks/order_plan.py [--ranks 1024] [--samples 1000000000] [--shards 100000] [--sources 1]
 
 Nothing is read: the order is arithmetic on the numbers of samples in the shards. A process computes its own part of
 each step. JSON on stdout holds microseconds of processor time per step and MiB of resident memory that the plan added.

@@ -1,6 +1,6 @@
 """Measure the time of `divot --help` beside those of `python -c pass` and of importing torch.
 
-Run: python perf/cli_start.py
+Run: python benchmarks/cli_start.py
 """
 
 import statistics

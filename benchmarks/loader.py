@@ -1,6 +1,6 @@
 """Compare the data module's frames per second with decoding the same clips one after another on the same cores.
 
-Run: python perf/loader.py [--size 256] [--clips 96] [--workers 0 1 2] [--repeats 5]
+Run: python benchmarks/loader.py [--size 256] [--clips 96] [--workers 0 1 2] [--repeats 5]
 
 Each figure is a ratio of two times, measured in turn: that of the loader, and that of as many plain processes as it has
 workers, which only decode the same clips from memory. "cpu" is the ratio of processor times of all processes, which

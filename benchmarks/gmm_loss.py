@@ -1,6 +1,6 @@
 """Compare the GMM loss with torch.distributions' mixture: time and peak memory, forward and backward.
 
-Run: python perf/gmm_loss.py --device cpu --tokens 2048 --components 16 --width 256
+Run: python benchmarks/gmm_loss.py --device cpu --tokens 2048 --components 16 --width 256
 
 Each implementation runs in a process of its own, so that their memory is separate. The table ends with the ratios,
 which can be compared between machines. Peak memory is that of the step beyond its inputs: on a CPU the rise of the

@@ -1,6 +1,6 @@
-"""The inputs of the GPU measurements, made on the spot: videos, pictures, texts. Their content does not matter.
+"""The inputs of the GPU benchmark, made on the spot: videos, pictures, texts. Their content does not matter.
 
-Run: python perf/gpu/inputs.py FOLDER SIZE SAMPLES
+Run: python benchmarks/gpu/inputs.py FOLDER SIZE SAMPLES
 """
 
 import io

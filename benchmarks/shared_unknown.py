@@ -1,6 +1,6 @@
 """Compare generation heads on tokens that share one unknown number, without tokenizer, language model and pictures.
 
-Run: `python perf/shared_unknown.py [--steps 400] [--seeds 0 1 2] [--only gmm mse] [--output results.json]`
+Run: `python benchmarks/shared_unknown.py [--steps 400] [--seeds 0 1 2] [--only gmm mse] [--output results.json]`
 
 A clip has a class out of four, a number u in [-1, 1], and 8 tokens of width 8: token q is sin(w_q u + b_q,class) plus
 noise of 0.05, where w and b are fixed and random. A caption names the class in half of the clips and never u. The

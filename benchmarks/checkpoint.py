@@ -1,6 +1,6 @@
 """Measure the size of a checkpoint, the time of saving and the memory of resuming.
 
-Run: python perf/checkpoint.py [--devices 2 --strategy divot_zero3] [--width 1024 --layers 8] [--trained 4]
+Run: python benchmarks/checkpoint.py [--devices 2 --strategy divot_zero3] [--width 1024 --layers 8] [--trained 4]
 
 Trains the last layers of a stack of linear layers, saves them, and resumes from the checkpoint in new processes; the
 other layers are frozen and come from a folder. Prints per process: bytes of the checkpoint, relative to those of

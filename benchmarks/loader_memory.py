@@ -1,6 +1,6 @@
 """Measure the growth of memory while the data module reads many clips, of its own process and of its workers.
 
-Run: python perf/loader_memory.py [--clips 10000] [--workers 2]
+Run: python benchmarks/loader_memory.py [--clips 10000] [--workers 2]
 
 The resident memory of each process is read after every 1,000 clips; the growth per 1,000 clips is the slope of a line
 through these readings, without the first. JSON on stdout holds the slopes and the readings in MB.

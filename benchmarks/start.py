@@ -1,6 +1,6 @@
 """Compare commands with work that no program could avoid: imports, decoding, passes of the models.
 
-Run: python perf/start.py ask|generate|fit RUN [VIDEO] [--repeats 5]
+Run: python benchmarks/start.py ask|generate|fit RUN [VIDEO] [--repeats 5]
 
 RUN is a run of LLM pretraining or instruction tuning; VIDEO is what `divot ask` is asked about. `divot fit` trains one
 step of the recipe of RUN; what it does after its imports is not counted as unavoidable.

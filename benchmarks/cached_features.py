@@ -1,6 +1,6 @@
 """Compare LLM training steps on cached features with the same steps that encode the videos themselves.
 
-Run: python perf/cached_features.py [--steps 8] [--max-clips 1] [--image-size 32 --vision-width 64 ...]
+Run: python benchmarks/cached_features.py [--steps 8] [--max-clips 1] [--image-size 32 --vision-width 64 ...]
 
 Sizes are those of the toy recipes, unless the tokenizer's ViT is made larger. Both ways take the same samples in turn:
 data, features, forward, backward; their features must be the same bits and their losses equal. JSON on stdout holds
