@@ -3,8 +3,9 @@
 PYTHON := $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# one torch thread per test process: more only get in each other's way
-TEST_PROCESSES ?= 2
+# one torch thread per test process: more only get in each other's way; one process more than a small machine has cores,
+# since a test may wait for processes that it has started
+TEST_PROCESSES ?= 3
 # for pip, such as the index of PyTorch's CPU wheels where no CUDA is wanted
 PIP_ARGS ?=
 # cuda: take PyTorch with CUDA where no NVIDIA GPU is found, too

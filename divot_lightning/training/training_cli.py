@@ -173,7 +173,8 @@ class TrainingCLI(LightningCLI):
     def saved_config(self) -> str:
         """The text of `<run>/config.yaml`: every setting as resolved."""
         command = shlex.join(["divot", "resume", str(self.run_folder)])
-        body = self.parser.dump(self.config, skip_unset=False, format="yaml")
+        # parsing has validated it
+        body = self.parser.dump(self.config, skip_unset=False, skip_validation=True, format="yaml")
         return f"# written by divot-lightning {__version__}; continue with: {command}\n{body}"
 
     def _run_callbacks(self, settings: dict[str, Any]) -> list[Callback]:

@@ -19,6 +19,9 @@ from typing import Any
 FOLDER = "DIVOT_TEST_FORKS"
 """Names a folder in which each fork writes its variables: /proc shows those of the process that was forked first."""
 
+SAFE = "-P"
+"""The option of Python that leaves the folder of the script, or the working directory, out of the search path."""
+
 _new = subprocess.Popen.__init__
 
 
@@ -78,7 +81,9 @@ def _words(command: Any) -> list[str]:
     if words[0] != sys.executable:
         return []
     words = [word for word in words[1:2] if word != "-u"] + words[2:]
-    return words if words and (words[0] == "-m" or words[0].endswith(".py")) else []
+    safe = words[:1] == [SAFE]
+    what = words[safe : safe + 1]
+    return words if what and (what[0] == "-m" or what[0].endswith(".py")) else []
 
 
 def _become(words: list[str], variables: Mapping[str, str], kept: set[int], popen: Callable[..., None]) -> None:
@@ -126,11 +131,13 @@ def _leave_the_parent(variables: Mapping[str, str], kept: set[int], popen: Calla
 
 def _run(words: list[str]) -> None:
     search_path = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    safe = words[0] == SAFE
+    words = words[safe:]
     if words[0] == "-m":
-        sys.path[:0] = [os.getcwd(), *search_path]
+        sys.path[:0] = [*[os.getcwd()][safe:], *search_path]
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
-        sys.path[:0] = [str(Path(words[0]).resolve().parent), *search_path]
+        sys.path[:0] = [*[str(Path(words[0]).resolve().parent)][safe:], *search_path]
         sys.argv = words
         runpy.run_path(words[0], run_name="__main__")

@@ -19,6 +19,7 @@ print(json.dumps({
     "module": __spec__ and sys.modules["__main__"].__spec__.name,
     "folder": os.getcwd(),
     "first of the search path": sys.path[0],
+    "times in the search path": sys.argv[1:] != ["child"] and sys.path.count(os.getcwd()),
     "input": sys.stdin.read(),
     "leads a session": os.getsid(0) == os.getpid(),
     "files": sorted(os.path.basename(os.readlink(f"/proc/self/fd/{n}")) for n in range(3, 60)
@@ -50,7 +51,10 @@ def _run(words: list[str], folder: Path, *, forked: bool) -> tuple[int, str, str
     return process.returncode, *told
 
 
-@pytest.mark.parametrize("words", [["-m", "facts", "two words"], ["facts.py"], ["-u", "-m", "facts"]])
+@pytest.mark.parametrize(
+    "words",
+    [["-m", "facts", "two words"], ["facts.py"], ["-u", "-m", "facts"], ["-P", "-m", "facts"], ["-P", "facts.py"]],
+)
 def test_a_fork_sees_what_a_new_process_sees(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "facts.py").write_text(FACTS)
     (status, told, errors), new = _run(words, tmp_path, forked=True), _run(words, tmp_path, forked=False)

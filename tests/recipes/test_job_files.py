@@ -15,27 +15,38 @@ import yaml
 
 from divot_lightning.checkpoint.folders import checkpoint_step, newest_checkpoint
 from divot_lightning.training.recipe_files import recipes_dir
-from tests.helpers.jobs import Job
+from tests.helpers.jobs import CHECKOUT, Job
 
 RUN = Path("runs/tiny")
 JOBS = recipes_dir() / "jobs"
 TINY = Path(__file__).parents[1] / "cli"
 PATIENCE = 300.0
 
-# As srun does: a task per node here, all ended when one fails, and the greatest status exported.
+# As srun does: a task per node here, all ended when one fails, and the greatest status exported. The tasks are forks,
+# so that what takes long is imported once.
 SRUN = f"""#!{sys.executable}
 import os, subprocess, sys, time
+from divot_lightning.io.quick_imports import quick_imports
+with quick_imports():
+    import divot_lightning.training.runs
+    from divot_lightning.deepspeed_zero.deepspeed_setup import require_deepspeed
+    require_deepspeed()
+    import deepspeed.runtime.engine
+from tests.helpers.forks import forked_processes
 assert sys.argv[1] == "--kill-on-bad-exit=1"
-tasks = [
-    subprocess.Popen(sys.argv[2:], env={{**os.environ, "SLURM_PROCID": n, "SLURM_NODEID": n, "SLURM_LOCALID": "0"}})
-    for n in map(str, range(int(os.environ["SLURM_NTASKS"])))
-]
+with forked_processes():
+    tasks = [
+        subprocess.Popen(sys.argv[2:], env={{**os.environ, "SLURM_PROCID": n, "SLURM_NODEID": n, "SLURM_LOCALID": "0"}})
+        for n in map(str, range(int(os.environ["SLURM_NTASKS"])))
+    ]
 while any(task.poll() is None for task in tasks):
     if any(task.poll() for task in tasks):
         [task.terminate() for task in tasks]
     time.sleep(0.05)
 sys.exit(max(128 - task.returncode if task.returncode < 0 else task.returncode for task in tasks))
 """
+FORKS = "from tests.helpers.forks import forked_processes; forked_processes().__enter__()"
+"""Runs when a process of Python starts that finds it as `sitecustomize.py`: the ranks of torchrun are forks of it."""
 SCONTROL = '#!/bin/bash\necho "$@" >> scontrol.txt\n'
 
 
@@ -61,7 +72,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
         "data": {"class_path": "tiny_stage.TinyData", "init_args": {"train": "here", "clips": {"size": 4}}},
     }
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return {"PYTHON": sys.executable, "PYTHONPATH": str(TINY), "GLOO_SOCKET_IFNAME": "lo"}
+    search_path = os.pathsep.join(map(str, (TINY, CHECKOUT)))
+    return {"PYTHON": sys.executable, "PYTHONPATH": search_path, "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def _job(file: str, environment: Mapping[str, str], **changes: Any) -> Job:
@@ -79,7 +91,9 @@ def _slurm(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _torchrun(environment: Mapping[str, str], node: int, port: str) -> dict[str, str]:
     nodes = {"NODES": "2", "NODE": str(node), "PER_NODE": "1"}
-    return {**environment, **nodes, "FIRST_NODE": "127.0.0.1", "PORT": port}
+    Path("sitecustomize.py").write_text(FORKS)
+    search_path = os.pathsep.join([str(Path.cwd()), environment["PYTHONPATH"]])
+    return {**environment, **nodes, "FIRST_NODE": "127.0.0.1", "PORT": port, "PYTHONPATH": search_path}
 
 
 def test_a_run_on_two_nodes_is_queued_again_by_slurm_and_continues_under_torchrun(environment: dict[str, str]) -> None:

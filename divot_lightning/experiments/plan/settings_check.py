@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from divot_lightning.errors import UserError
 from divot_lightning.experiments.plan.commands import MEASURE
 from divot_lightning.experiments.runner.steps import Step
+from divot_lightning.io.quick_imports import quick_imports
 
 CHECK = (sys.executable, "-m", "divot_lightning.experiments.plan.settings_check")
 
@@ -48,9 +49,10 @@ def main(commands: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def _parse(command: Sequence[str]) -> None:
-    from divot_lightning.experiments.measure import prepare
-    from divot_lightning.training.training_args import resolve_recipes
-    from divot_lightning.training.training_cli import SettingsOnly
+    with quick_imports():
+        from divot_lightning.experiments.measure import prepare
+        from divot_lightning.training.training_args import resolve_recipes
+        from divot_lightning.training.training_cli import SettingsOnly
 
     if tuple(command[: len(MEASURE)]) == MEASURE:
         for settings in json.loads(command[len(MEASURE)]):

@@ -11,6 +11,7 @@ from divot_lightning.cli.main import main
 from divot_lightning.experiments.plan.grid import make_grid
 from divot_lightning.experiments.plan.recipe import load_recipe
 from divot_lightning.experiments.runner.records import StepRecord
+from tests.helpers.forks import forked_processes
 
 
 @pytest.mark.slow
@@ -18,7 +19,8 @@ def test_fast_quickstart_makes_the_report_and_a_second_start_finds_all_done(tmp_
     folder = tmp_path / "smoke"
     words = ["quickstart", "--fast", "--folder", str(folder)]
     command = [sys.executable, "-m", "divot_lightning", *words]
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    with forked_processes():
+        first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr[-3000:]
     plan = make_grid(load_recipe("experiments/quickstart_fast"), folder).all_steps()
     records = [StepRecord.read(folder, step.name) for step in plan]

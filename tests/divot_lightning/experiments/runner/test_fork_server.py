@@ -66,6 +66,8 @@ def wait_for(path, text):
         time.sleep(0.02)
 
 
+WAIT = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]):\n    time.sleep(0.02)"
+
 FACTS = """
 import atexit, json, os, signal, sys
 import divot_lightning.training.runs, divot_lightning.experiments.measure, torch
@@ -122,11 +124,12 @@ def test_the_exit_status_and_the_reason_are_those_of_the_module(server, module, 
 
 
 def test_processes_run_side_by_side_and_end_in_any_order(server, module, tmp_path):
-    command = module("import sys, time; time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))")
+    command, go = module(f"{WAIT}\nsys.exit(int(sys.argv[2]))"), tmp_path / "go"
     with (tmp_path / "log").open("wb") as log:
-        slow, quick = server.start((*command, "1", "3"), log), server.start((*command, "0", "4"), log)
+        slow, quick = server.start((*command, str(go), "3"), log), server.start((*command, str(tmp_path), "4"), log)
         assert ended(quick) == 4
         assert slow.poll() is None
+        go.touch()
         assert ended(slow) == 3
         assert (quick.poll(), slow.poll()) == (4, 3)
 
@@ -199,12 +202,14 @@ def test_without_its_server_a_job_continues_with_fresh_processes(module, tmp_pat
 @pytest.mark.usefixtures("no_torch")
 def test_a_command_too_long_for_a_message_starts_fresh_and_other_processes_continue(module, tmp_path):
     starter = ProcessStarter(2, fork=True)
-    command = module("import sys, time; time.sleep(float(sys.argv[1])); print(sum(map(len, sys.argv[2:])))")
+    command, go = module(f"{WAIT}\nprint(sum(map(len, sys.argv[2:])))"), tmp_path / "go"
     with (tmp_path / "log").open("wb") as log:
-        short = starter.start((*command, "2"), log, [0], [])
-        long = starter.start((*command, "0", *["x" * 100_000] * 3), log, [1], [])
+        short = starter.start((*command, str(go)), log, [0], [])
+        long = starter.start((*command, str(tmp_path), *["x" * 100_000] * 3), log, [1], [])
         assert isinstance(long, subprocess.Popen)
-        assert (ended(long), ended(short)) == (0, 0)
+        assert ended(long) == 0
+        go.touch()
+        assert ended(short) == 0
     starter.close()
     assert (tmp_path / "log").read_text() == "300000\n0\n"
 
