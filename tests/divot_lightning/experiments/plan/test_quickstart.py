@@ -29,6 +29,10 @@ def fits(recipe: str = RECIPES[0]) -> list[Step]:
     return [step for step in plan(recipe) if step.run is not None]
 
 
+def is_llm_pretraining(step: Step) -> bool:
+    return options(step)["config"] == "toy/llm_pretraining"
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_plan_can_be_run_in_order(recipe):
     check_plan(plan(recipe))
@@ -53,7 +57,12 @@ def test_settings_of_the_recipes_are_left_alone_but_for_paths_head_and_seed():
     allowed |= {"model.head.shared_component", "model.head.relaxation"}  # what makes gmm_clip of gmm
     for step in fits():
         extra = set(options(step)) - allowed
-        assert extra == ({"trainer.max_steps"} if step.name in ("control_tokenizer", "control_detokenizer") else set())
+        other_length = step.name in ("control_tokenizer", "control_detokenizer") or is_llm_pretraining(step)
+        assert extra == ({"trainer.max_steps"} if other_length else set())
+
+
+def test_all_heads_and_the_control_train_the_llm_for_equally_many_steps():
+    assert [options(step)["trainer.max_steps"] for step in fits() if is_llm_pretraining(step)] == ["300"] * 9
 
 
 def test_control_learns_as_long_as_the_trained_one_and_its_tokenizer_not_at_all():
