@@ -16,7 +16,7 @@ MAX_PERIOD = 100
 def sinusoidal_embedding(number_N: Tensor, width: int, *, max_period: float = 10_000, endpoint: bool = False) -> Tensor:
     """Embed times or positions as sines, then cosines (arXiv:1706.03762, section 3.5), (N, width) float32.
 
-    The bits are those of diffusers' `get_timestep_embedding`, whose import takes longer than to load a small run.
+    The bits are those of diffusers' `get_timestep_embedding`, whose import takes more than a second.
 
     Args:
         number_N: The numbers, int or float.

@@ -82,7 +82,7 @@ class GMMHead(GenerationHead):
         return gmm_nll(self.proj(hidden_BQD), target_BQC, self.num_components, mask_BQ, relaxation)
 
     def sample(self, hidden_BQD: Tensor, *, temperature: float = 1.0, generator: Generator | None = None) -> Tensor:
-        """Sample a component, then a sample of its Gaussian; `temperature` as in `gmm_sample`."""
+        """Sample a component, then a value of its Gaussian; `temperature` as in `gmm_sample`."""
         # By the name of the class: a subclass may have a `sample_each` that calls this method.
         return GMMHead.sample_each(self, hidden_BQD, [generator], temperature=temperature)[0]
 

@@ -87,7 +87,7 @@ def gmm_sample(
     temperature: float = 1.0,
     generator: Generator | None = None,
 ) -> Tensor:
-    """Sample one component per token by its weight, then a sample of that component's Gaussian.
+    """Sample one component per token by its weight, then a value of that component's Gaussian.
 
     Args:
         params_BQP: (..., 2*K*C + K), float32; see `split_gmm_params`.

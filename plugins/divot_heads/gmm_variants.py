@@ -128,7 +128,7 @@ def draw_components(logits_BQK: Tensor, temperature: float, generator: Generator
 def sample_mixture(
     mixture: Mixture, *, variance_scale: float = 1.0, temperature: float = 1.0, generator: Generator | None = None
 ) -> Tensor:
-    """Sample a component of each token, or of each clip if shared, then a sample of its Gaussian.
+    """Sample a component of each token, or of each clip if shared, then a value of its Gaussian.
 
     Args:
         mixture: The mixture.

@@ -197,7 +197,7 @@ class StepRunner:
         if status is None:
             running.meter.update(read_progress(self._log(step.name), step.run), now)
             if now - running.written > RECORD_SECONDS:
-                self._keep_time(running, now, done=False)
+                self._write_record(running, now, done=False)
             return False
         running.log.close()
         del self.running[step.name]
@@ -206,7 +206,7 @@ class StepRunner:
             failure = failed_step(step, status, self._log(step.name))
         elif missing:
             failure = missing_outputs(step, missing, self._log(step.name))
-        self._keep_time(running, now, done=not failure, failure=failure)
+        self._write_record(running, now, done=not failure, failure=failure)
         if failure:
             self.failed.add(step.name)
             self.display.say(failure)
@@ -215,7 +215,7 @@ class StepRunner:
         self.display.say(f"{running.meter.position:>6}  {step.name:<32} done in {clock(seconds)}, {mib:.0f} MiB")
         return True
 
-    def _keep_time(self, running: _Running, now: float, *, done: bool, failure: str = "") -> None:
+    def _write_record(self, running: _Running, now: float, *, done: bool, failure: str = "") -> None:
         seconds = running.record.seconds + now - max(running.written, running.began)
         running.record, running.written = replace(running.record, seconds=seconds, done=done, failure=failure), now
         running.record.write(self.folder)
@@ -230,5 +230,5 @@ class StepRunner:
         now = time.monotonic()
         for running in self.running.values():
             running.log.close()
-            self._keep_time(running, now, done=False)
+            self._write_record(running, now, done=False)
         self.running.clear()
