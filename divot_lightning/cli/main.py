@@ -6,7 +6,9 @@ Nothing here imports torch, so that `divot --help` and a mistyped command answer
 import errno
 import importlib
 import os
+import select
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 1 a failure, 2 the user can fix something, 75 stopped by a signal with everything
-        saved, 130 stopped by Ctrl-C.
+        saved, 130 stopped by Ctrl-C, 141 nobody reads the output any more (`divot parts | head`).
     """
     bind_to_torchrun()
     slow_progress_bars()
@@ -90,7 +92,10 @@ def run_guarded(command: str, argv: list[str]) -> int:
     try:
         if command not in COMMANDS:
             raise UserError(_unknown_command(command))
-        return _run(command, argv)
+        try:
+            return _run(command, argv)
+        finally:
+            sys.stdout.flush()  # while a closed pipe can still be caught below
     except UserError as error:
         if os.environ.get("DIVOT_TRACEBACK") == "1":
             traceback.print_exc()
@@ -101,12 +106,25 @@ def run_guarded(command: str, argv: list[str]) -> int:
     except RankFailed as error:
         sys.stderr.write(error_text(error))
         return error.exit_code
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        # Nobody reads what is left in the buffer, and Python would complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         note_failure(error, f"{type(error).__name__}: {error}", by_user=False)
         raise
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
+
+
+def _reader_is_gone() -> bool:
+    """Return whether stdout is a pipe whose other end was closed, as by `head`."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # an error is reported even when no event is asked for
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _run(command: str, argv: list[str]) -> int:

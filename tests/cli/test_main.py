@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -118,6 +119,20 @@ def test_user_error_has_no_traceback_unless_asked_for(
 def test_ctrl_c_gives_130(monkeypatch: pytest.MonkeyPatch) -> None:
     _serve(monkeypatch, KeyboardInterrupt())
     assert main(["fit"]) == 130
+
+
+def test_a_reader_that_has_gone_ends_a_command_in_silence() -> None:
+    code = (
+        "import importlib, sys, types; from divot_lightning.cli.main import main\n"
+        "importlib.import_module = lambda name: types.SimpleNamespace(main=lambda argv: print('parts'))\n"
+        "sys.exit(main(['parts']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
