@@ -95,7 +95,8 @@ def run_guarded(command: str, argv: list[str]) -> int:
         try:
             return _run(command, argv)
         finally:
-            sys.stdout.flush()  # while a closed pipe can still be caught below
+            if sys.stdout is not None:  # none: closed from the start
+                sys.stdout.flush()  # here, where a closed pipe can still be caught
     except UserError as error:
         if os.environ.get("DIVOT_TRACEBACK") == "1":
             traceback.print_exc()
