@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from divot_lightning import __version__
 from divot_lightning.distributed.failures import RankFailed, note_failure
@@ -92,11 +92,7 @@ def run_guarded(command: str, argv: list[str]) -> int:
     try:
         if command not in COMMANDS:
             raise UserError(_unknown_command(command))
-        try:
-            return _run(command, argv)
-        finally:
-            if sys.stdout is not None:  # none: closed from the start
-                sys.stdout.flush()  # here, where a closed pipe can still be caught
+        return _run(command, argv)
     except UserError as error:
         if os.environ.get("DIVOT_TRACEBACK") == "1":
             traceback.print_exc()
@@ -132,7 +128,7 @@ def _run(command: str, argv: list[str]) -> int:
     """Run a command, and turn errors of files and of memory that a user can fix into a `UserError`."""
     module = importlib.import_module(f"divot_lightning.cli.{command}")
     try:
-        return int(module.main(argv))
+        return _flushed(module.main, argv)
     except OSError as error:
         if error.errno not in PATH_ERRORS or (error.filename is None and error.errno not in FULL_ERRORS):
             raise
@@ -147,6 +143,14 @@ def _run(command: str, argv: list[str]) -> int:
             "take smaller sizes or batches, or more devices; divot preflight --config RECIPE estimates memory\n"
             "DIVOT_TRACEBACK=1 in the environment shows where it was needed"
         ) from error
+
+
+def _flushed(command: Callable[[list[str]], int], argv: list[str]) -> int:
+    try:
+        return int(command(argv))
+    finally:
+        if sys.stdout is not None:  # none: closed from the start
+            sys.stdout.flush()  # now, while a closed pipe can be caught
 
 
 def is_out_of_memory(error: BaseException) -> bool:
