@@ -145,14 +145,42 @@ def orthogonalized(matrix: Tensor, a: float, b: float, c: float, steps: int = 5)
         a: Coefficient; likewise `b` and `c`.
         b: Coefficient.
         c: Coefficient.
-        steps: Number of steps.
+        steps: Number of steps, at least 1.
     """
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / wide.norm().clamp(min=1e-7)
+    iterate = _iterated_inner_products if wide.shape[1] >= 2 * wide.shape[0] else _iterated
+    wide = iterate(wide, a, b, c, steps)
+    return wide.T if matrix.shape[0] > matrix.shape[1] else wide
+
+
+def _iterated(wide: Tensor, a: float, b: float, c: float, steps: int) -> Tensor:
     for _ in range(steps):
         gram = wide @ wide.T
         wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    return wide.T if matrix.shape[0] > matrix.shape[1] else wide
+    return wide
+
+
+def _iterated_inner_products(wide: Tensor, a: float, b: float, c: float, steps: int) -> Tensor:
+    """Do the same on the square matrix of inner products, and apply the product of all steps to the wide one.
+
+    Each step multiplies by a polynomial of the symmetric inner products, and polynomials of one matrix commute: F being
+    the factor of a step, the next inner products are F G F. A matrix of n rows and m columns needs 2 n^2 m + 17 n^3
+    multiplications, less than the 10 n^2 m + 5 n^3 of `_iterated` from m = 1.5 n on.
+    """
+    gram = wide @ wide.T
+    product = factor = _step_factor(gram, a, b, c)
+    for _ in range(steps - 1):
+        gram = factor @ gram @ factor
+        factor = _step_factor(gram, a, b, c)
+        product = factor @ product
+    return product @ wide
+
+
+def _step_factor(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor
 
 
 class JointOptimizer(Optimizer):

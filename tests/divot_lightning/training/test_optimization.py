@@ -127,7 +127,7 @@ def test_muon_gets_the_inner_matrices_only():
     assert set(names_of(model, (v for group in muon.param_groups for v in group["params"]))) == MATRICES
 
 
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (5, 20), (20, 5)])
 def test_the_float32_iteration_keeps_singular_vectors_and_maps_singular_values(shape):
     torch.manual_seed(0)
     matrix, coefficients = torch.randn(shape), (3.4445, -4.7750, 2.0315)
@@ -139,7 +139,7 @@ def test_the_float32_iteration_keeps_singular_vectors_and_maps_singular_values(s
     torch.testing.assert_close(orthogonalized(matrix, *coefficients), expected.float(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16), (16, 48)])
 def test_steps_of_muon_in_float32_are_those_of_torch_up_to_the_rounding_of_bfloat16(shape):
     torch.manual_seed(0)
     gradients, moved = torch.randn(3, *shape), {}
