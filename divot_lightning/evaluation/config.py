@@ -117,7 +117,7 @@ class EvaluationConfig:
     Attributes:
         benchmark: Short name or class path of the benchmark, or {class_path, init_args} if it has settings of its own.
             `divot parts benchmarks` lists the installed ones.
-        data: Folder of the benchmark, see docs/evaluation.md; for reconstruction a folder of videos, or shards.
+        data: Folder of the benchmark, see docs/using/evaluation.md; for reconstruction a folder of videos, or shards.
         split: Split of the benchmark; null takes the usual one.
         output: Folder of predictions and scores; null takes RUN/evaluation/BENCHMARK-SPLIT.
         prompt: Text with {question}, and {options} for multiple choice; null takes the benchmark's.
