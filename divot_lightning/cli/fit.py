@@ -19,7 +19,7 @@ Train one stage. RECIPE is a YAML file or the name of a shipped recipe. Options 
   --trainer.max_steps N         any setting of Lightning's Trainer: devices, precision, strategy ...
   --trainer.logger NAME         wandb or mlflow, besides metrics.csv and tensorboard/
   --checkpoint.every_steps N    steps between two checkpoints; --checkpoint.keep_all true keeps all of them
-  --seed_everything N           seed of all randomness
+  --seed_everything N           seed of all random choices
   --print_config                print all settings, with defaults, and stop
   --help_all                    show every option; --model.help CLASS shows those of one class
 

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     """Build the command's parser."""
     parser = CommandParser(
         prog="divot generate",
-        description="Generate 2-second clips from text with the video LLM of a run, and decode them with its "
+        description="Generate clips from text with the video LLM of a run, and decode them with its "
         "de-tokenizer or another one. All settings are written beside each clip, as json.",
     )
     parser.add_argument("run", help="run folder of LLM pretraining or instruction tuning")

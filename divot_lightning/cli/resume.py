@@ -23,7 +23,7 @@ learning rates and the form of the schedule come from the settings.
 RUN/config.yaml names classes to build, so it can run code: resume only runs that you trust. A damaged checkpoint is
 reported, and the one before it is used. If no checkpoint is intact, the run is refused; it never starts again from 0.
 
-A finished run does nothing. To train it for longer: divot resume RUN --trainer.max_steps N
+If the run has finished, nothing is done. To train it for longer: divot resume RUN --trainer.max_steps N
 
 exit status: 0 finished, 75 stopped by SIGTERM or SIGUSR1 and saved, 130 stopped by Ctrl-C and saved (a second Ctrl-C
              stops without saving), 2 an error that you can fix, 1 any other error

@@ -73,7 +73,7 @@ class GenerationConfig:
     """How clips are generated or reconstructed, and measured.
 
     Attributes:
-        detokenizer: Run folder that trained the de-tokenizer; null takes the one of the run.
+        detokenizer: Folder of a run that trained a de-tokenizer; null takes the one of the measured run.
         clip_model: transformers folder of a CLIP model for the similarity with the prompt; null measures none.
         video_features: Feature network of the Frechet video distance: a TorchScript file such as i3d_torchscript.pt, or
             package.module:name; null measures none.
@@ -88,11 +88,10 @@ class GenerationConfig:
         one_seed: Whether all clips are sampled in batches with one seed, by the first process. This is faster for small
             models. Otherwise each clip has a seed of its own, so that it does not depend on the others.
         num_tokens: Leading tokens of each clip that are decoded, for reconstructions; null for all.
-        kept_clips: Number of first items whose clips are copied into OUTPUT/generation, to be looked at; of
-            reconstructions also the originals, and of at most 16 a video of both side by side; of stories a folder with
-            videos.
+        kept_clips: How many of the first items have their clips copied into OUTPUT/generation, to be looked at.
+            Reconstructions come with their originals, at most 16 of them also side by side; each story is a folder.
         store_clips: Whether every clip is stored in OUTPUT/clips, so that a metric that is added later needs no new
-            clip; a clip of 256x256 takes up to 3 MB. Otherwise clips are generated again, the same by their seeds.
+            clip; a clip of 256x256 takes up to 3 MB. Otherwise clips are generated again, equal because of their seeds.
     """
 
     detokenizer: str | None = None
@@ -117,7 +116,7 @@ class EvaluationConfig:
     Attributes:
         benchmark: Short name or class path of the benchmark, or {class_path, init_args} if it has settings of its own.
             `divot parts benchmarks` lists the installed ones.
-        data: Folder of the benchmark, see docs/evaluation.md; for reconstruction a folder of videos, or shards.
+        data: Folder of the benchmark, see docs/using/evaluation.md; for reconstruction a folder of videos, or shards.
         split: Split of the benchmark; null takes the usual one.
         output: Folder of predictions and scores; null takes RUN/evaluation/BENCHMARK-SPLIT.
         prompt: Text with {question}, and {options} for multiple choice; null takes the benchmark's.

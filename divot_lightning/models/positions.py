@@ -54,7 +54,7 @@ def init_with_sin_cos(grid_positions: Tensor, grid: int, vectors: Iterable[Tenso
 
     Embeddings of the grid become sines and cosines; those of frames and queries become random vectors of about half the
     size of the content. With CLIP's small initial embeddings, tokens of the toy world encode colours but hardly any
-    position for the first thousand steps (docs/experiments.md). The architecture stays the same.
+    position for the first thousand steps (docs/ablations/experiments.md). The architecture stays the same.
 
     Args:
         grid_positions: (grid x grid, D), set in place.

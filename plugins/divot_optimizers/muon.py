@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 class MuonOptimizer(AdamWOptimizer):
     """Muon for the matrices inside the network, AdamW for all other parameters, the generation head included.
 
-    On the toy world Muon reaches the same reconstruction loss in less than half of the steps (docs/experiments.md).
+    On the toy world Muon reaches the same reconstruction loss in less than half of the steps
+    (docs/ablations/experiments.md).
     `lr`, `betas` and `eps` are AdamW's.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The code of docs/exporting.md runs, on a tiny run."""
+"""The code of docs/using/exporting.md runs, on a tiny run."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from divot_lightning.cli.export import parser
 from tests.divot_lightning.inference.conftest import llm_run  # noqa: F401
 
-PAGE = (Path(__file__).parents[2] / "docs" / "exporting.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "using" / "exporting.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("llm_run")

@@ -1,6 +1,7 @@
 """What README, CONTRIBUTING and the index of the pages show is there, and fits the code."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from unittest.mock import create_autospec
 
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 SHELL = "\n".join(code for language, code in BLOCKS if not language).replace("\\\n", " ")
-PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md"))
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 def links(text: str) -> list[str]:
@@ -25,22 +27,36 @@ def links(text: str) -> list[str]:
     return [target.partition("#")[0] for target in targets if not re.match(r"https?:|#", target)]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda path: path.name)
-def test_links_lead_to_files(page):
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in PAGES)])
+def test_links_lead_to_files(name):
+    page = ROOT / name
     assert [target for target in links(page.read_text(encoding="utf-8")) if not (page.parent / target).exists()] == []
 
 
-def test_the_index_links_every_page():
-    linked = set(links((ROOT / "docs" / "index.md").read_text(encoding="utf-8")))
-    pages = {str(path.relative_to(ROOT / "docs")) for path in PAGES if path.parent.name != "api"}
-    assert pages - linked == {"index.md"}
-    assert "api/index.md" in linked
+def linked_pages(page: Path) -> set[str]:
+    """What a page links, as paths in `docs`."""
+    targets = [(page.parent / target).resolve() for target in links(page.read_text(encoding="utf-8"))]
+    return {str(target.relative_to(DOCS)) for target in targets if target.is_relative_to(DOCS)}
+
+
+def test_the_index_links_every_page_and_the_page_of_ablations_every_table():
+    pages = {str(path.relative_to(DOCS)) for path in PAGES if path.parent.name != "api"}
+    tables = {page for page in pages if re.match(r"ablations/\w+/", page)}
+    assert len(tables) > 5
+    assert pages - tables - linked_pages(DOCS / "index.md") == {"index.md"}
+    assert tables - linked_pages(DOCS / "ablations" / "index.md") == set()
+    assert "api/index.md" in linked_pages(DOCS / "index.md")
+
+
+def test_no_folder_of_pages_holds_more_than_fifteen_files():
+    files = [path for path in DOCS.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert {folder: number for folder, number in Counter(path.parent for path in files).items() if number > 15} == {}
 
 
 def test_the_site_has_every_page():
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     named = re.findall(r"[\w/]+\.md", str(nav))
-    assert sorted(named) == sorted(str(path.relative_to(ROOT / "docs")) for path in PAGES)
+    assert sorted(named) == sorted(str(path.relative_to(DOCS)) for path in PAGES)
 
 
 def test_the_api_reference_has_every_module_of_parts_of_their_packages_and_of_public_names():

@@ -1,4 +1,4 @@
-"""The code of docs/python.md runs, and shows every public name."""
+"""The code of docs/using/python.md runs, and shows every public name."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ import divot_lightning
 from divot_datamodules.decoding.video_writing import encode_video
 from tests.divot_lightning.evaluation.conftest import tiny_run  # noqa: F401
 
-PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "using" / "python.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

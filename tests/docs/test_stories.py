@@ -1,4 +1,4 @@
-"""The code of docs/stories.md runs and prints what the page shows; its commands exist, and its scores are all there."""
+"""The code of docs/training/stories.md prints what the page shows; its commands exist, and it names every score."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from divot_lightning.evaluation.metrics.toy_story import ToyStory
 from divot_lightning.training.recipe_files import recipe_names
 from tests.divot_lightning.evaluation.conftest import tiny_run  # noqa: F401
 
-PAGE = (Path(__file__).parents[2] / "docs" / "stories.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "training" / "stories.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("tiny_run")

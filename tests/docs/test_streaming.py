@@ -1,4 +1,4 @@
-"""What docs/streaming.md shows is taken as it stands."""
+"""What docs/training/streaming.md shows is taken as it stands."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from divot_datamodules.tasks.mixture import TaskMixture
 from divot_datamodules.video_text import VideoTextData
 from divot_lightning.training import training_cli
 
-TEXT = (Path(__file__).parents[2] / "docs" / "streaming.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "training" / "streaming.md").read_text(encoding="utf-8")
 RECIPES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)]
 LINES = [json.loads(line) for line in re.findall(r"^\{.*\}$", TEXT, re.MULTILINE)]
 

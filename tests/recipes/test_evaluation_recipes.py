@@ -33,6 +33,6 @@ def test_settings_work_for_the_benchmark(name: str) -> None:
 
 
 def test_the_guide_names_every_benchmark() -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "using" / "evaluation.md").read_text()
     ours = [part.name for part in BENCHMARKS.installed() if part.distribution == "divot-lightning"]
     assert [name for name in ours if f"`{name}`" not in guide] == []

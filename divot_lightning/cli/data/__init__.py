@@ -11,7 +11,7 @@ COMMANDS: dict[str, str] = {
     "toy-stories": "make stories of several clips: divot data toy-stories data/toy_stories",
     "pack": "pack a folder or a jsonl of videos into shards: divot data pack clips/ shards/",
     "inspect": "show what shards hold, and samples that cannot be used: divot data inspect shards/",
-    "index": "write the index of each shard, so that training starts at once: divot data index shards/",
+    "index": "write the index of each shard, so that training starts sooner: divot data index shards/",
     "encode": "cache the features of a trained tokenizer: divot data encode --tokenizer RUN --input A --output B",
     "skip": "skip the samples of some steps of a stopped run: divot data skip RUN --steps 120:140",
 }

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("32-true", "bf16-mixed", "bf16-true"),
         default="32-true",
-        help="precision of the tokenizer; with that of the training, features are the same bits",
+        help="precision of the tokenizer; with that of the training, features equal those of the training bit for bit",
     )
     parser.add_argument("--max-sample-clips", type=int, default=64, help="skip samples with more videos than this")
     parser.add_argument("--samples-per-shard", type=int, default=1024, help="largest number of samples in a shard")

@@ -59,7 +59,7 @@ def _add_clips(parser: argparse.ArgumentParser) -> None:
         default="refuse",
         help="report videos that are shorter than a clip, or take their frames closer together",
     )
-    parser.add_argument("--max-pixels", type=int, help="largest height x width of decoded videos (default: 8K)")
+    parser.add_argument("--max-pixels", type=int, help="most pixels of a decoded picture (default: 7680 x 4320)")
     parser.add_argument("--max-clips", type=int, default=1, help="largest number of clips of a video")
 
 

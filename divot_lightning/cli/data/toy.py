@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=32, help="height and width in pixels")
     parser.add_argument("--train", type=int, default=4096, help="training clips")
     parser.add_argument(
-        "--validation", type=int, default=256, help="validation clips, with combinations of the training"
+        "--validation", type=int, default=256, help="validation clips, with combinations that training clips show"
     )
     parser.add_argument("--held-out", type=int, default=256, help="clips with combinations that training never sees")
     parser.add_argument("--seed", type=seed, default=0, help="seed of all sampling")

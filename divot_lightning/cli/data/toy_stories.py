@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", help="folder of train/, validation/, held_out/ and text_tokenizer/")
     parser.add_argument(
-        "--continuous", action="store_true", help="one scene: each clip continues where the last one ended"
+        "--continuous", action="store_true", help="scenes: each clip continues where the one before ended"
     )
     parser.add_argument(
         "--look", choices=("day", "night"), default="night", help="colours of the clips; day looks like the toy world"

@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "--keep-adapters", action="store_true", help="do not merge LoRA; write the language model's as a PEFT folder"
     )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file of weights")
-    parser.add_argument("--push-to-hub", metavar="NAME", help="upload the folder to this Hugging Face repository, too")
+    parser.add_argument("--push-to-hub", metavar="NAME", help="also upload the folder to this Hugging Face repository")
     parser.add_argument("--public", action="store_true", help="make a new repository public; without it, private")
     return parser
 

@@ -57,7 +57,7 @@ class ClipBenchmark(Benchmark):
         if not (self.metrics or self.clip_model or self.video_features):
             raise UserError(
                 "nothing would be measured on the clips: give generation.clip_model or\n"
-                "generation.video_features, or both, see docs/evaluation.md"
+                "generation.video_features, or both, see docs/using/evaluation.md"
             )
 
 

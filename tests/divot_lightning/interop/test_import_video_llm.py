@@ -359,7 +359,7 @@ def test_whole_released_model_reconstructs_answers_and_generates(released, tmp_p
     write_video(clip, torch.zeros(16, 3, 24, 24, dtype=torch.uint8).numpy(), 8.0)
     assert main(["reconstruct", str(run), str(clip), "--output", str(tmp_path / "out")]) == 0
     capsys.readouterr()
-    (settings,) = re.findall(r"```yaml\n(data:.*?)```", (DOCS / "importing.md").read_text(), re.DOTALL)
+    (settings,) = re.findall(r"```yaml\n(data:.*?)```", (DOCS / "training" / "importing.md").read_text(), re.DOTALL)
     (run / "config.yaml").write_text(settings.replace("256", "16"))
     models = LoadedRun(run)
     assert (models.template, models.clip.resize, models.decoded_clip.resize) == ("instruction", *["pil_bilinear"] * 2)

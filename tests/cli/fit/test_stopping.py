@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def _job(folder: Path, run: str = RUN, **settings: Any) -> Job:
-    search_path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    search_path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     # not --run, which torchrun takes for an abbreviation of an option of its own
     return Job.divot(
         "resume", run, "--config", "recipe.yaml", cwd=folder, environment={"PYTHONPATH": search_path}, **settings

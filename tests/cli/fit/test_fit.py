@@ -159,7 +159,8 @@ def test_validation_losses_stand_in_the_metrics(divot: Divot, tiny: Settings) ->
 def test_two_processes_write_one_run_folder(divot: Divot, tiny: Settings, tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(tiny))
     words = ("fit", "--config", "two.yaml", "--trainer.devices", "2")
-    with Job.divot(*words, cwd=tmp_path, environment={"PYTHONPATH": str(Path(__file__).parent)}, forked="first") as job:
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with Job.divot(*words, cwd=tmp_path, environment=environment, forked="first") as job:
         assert job.wait(300) == 0, job.output
     assert [row["step"] for row in _rows()] == ["1", "3", "5"]
     assert (RUN / "finished.json").is_file()

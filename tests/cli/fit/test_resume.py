@@ -27,7 +27,7 @@ from tests.helpers.ranks import divot_on_ranks
 Divot = Callable[..., int]
 Settings = dict[str, Any]
 RUN = Path("runs/tiny")
-TINY = Path(__file__).parent
+TINY = Path(__file__).parents[1]
 
 
 def _rows(run: Path = RUN) -> list[dict[str, str]]:
