@@ -29,8 +29,8 @@ def fits(recipe: str = RECIPES[0]) -> list[Step]:
     return [step for step in plan(recipe) if step.run is not None]
 
 
-def is_llm_pretraining(step: Step) -> bool:
-    return options(step)["config"] == "toy/llm_pretraining"
+def trains_llm(step: Step) -> bool:
+    return options(step)["config"] in ("toy/llm_pretraining", "toy/instruction_tuning")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -44,10 +44,10 @@ def test_every_stage_is_trained_by_a_shipped_recipe():
     assert recipes == {name for name in recipe_names() if name.startswith("toy/")} - only_ablated
 
 
-def test_every_head_is_trained_with_every_seed():
+def test_every_head_is_trained_with_the_seed():
     trained = {(options(s)["model.head"], options(s)["seed_everything"], s.name) for s in fits() if "llm_" in s.name}
     heads = {"mse": "mse", "diffusion": "diffusion", "gmm": "gmm", "gmm_clip": "gmm"}
-    assert trained == {(head, str(seed), f"llm_{name}_{seed}") for name, head in heads.items() for seed in (0, 1)}
+    assert trained == {(head, "0", f"llm_{name}_0") for name, head in heads.items()}
 
 
 def test_settings_of_the_recipes_are_left_alone_but_for_paths_head_and_seed():
@@ -57,12 +57,14 @@ def test_settings_of_the_recipes_are_left_alone_but_for_paths_head_and_seed():
     allowed |= {"model.head.shared_component", "model.head.relaxation"}  # what makes gmm_clip of gmm
     for step in fits():
         extra = set(options(step)) - allowed
-        other_length = step.name in ("control_tokenizer", "control_detokenizer") or is_llm_pretraining(step)
+        other_length = step.name in ("control_tokenizer", "control_detokenizer") or trains_llm(step)
         assert extra == ({"trainer.max_steps"} if other_length else set())
 
 
 def test_all_heads_and_the_control_train_the_llm_for_equally_many_steps():
-    assert [options(step)["trainer.max_steps"] for step in fits() if is_llm_pretraining(step)] == ["300"] * 9
+    trained = [step for step in fits() if trains_llm(step)]
+    assert len(trained) == 4 + 1 + 2  # heads, their control, and instruction tuning with its control
+    assert {options(step)["trainer.max_steps"] for step in trained} == {"300"}
 
 
 def test_control_learns_as_long_as_the_trained_one_and_its_tokenizer_not_at_all():
