@@ -197,7 +197,7 @@ def test_unusable_samples_make_batches_smaller_and_are_noted_once(
     assert {(d.shard, d.key) for d in skipped.all()} == {("0.tar", "u0s1"), ("1.tar", "u1s0"), ("1.tar", "u1s11")}
 
 
-def test_a_rank_without_a_sample_gets_a_filler_that_does_not_count(counted_reader, counted_source):
+def test_a_rank_without_a_sample_gets_a_dummy_sample_that_does_not_count(counted_reader, counted_source):
     counts = [2, 2]
     source = counted_source(counts, bad={"u0s0", "u0s1", "u1s0"})
     loader = TrainLoader(counted_reader(source), position_of(counts, batch_size=1))
