@@ -64,7 +64,11 @@ def record_components(run: str | Path, used: dict[str, Path]) -> None:
 
 
 def read_record(run: str | Path) -> dict[str, dict[str, str]]:
-    """Read what `record_components` wrote; empty if there is nothing."""
+    """Read what `record_components` wrote; empty if there is nothing.
+
+    Raises:
+        UserError: The record is damaged.
+    """
     file = Path(run) / RECORD_FILE
     try:
         record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -170,6 +170,9 @@ def pack(source: str | Path, output: str | Path, config: PackConfig, *, progress
         output: Folder of the shards.
         config: Settings of packing.
         progress: Whether to show a bar with rate and time left.
+
+    Raises:
+        UserError: No file can be packed.
     """
     items = find_media(Path(source))
     settings = {"source": _fingerprint(items), **asdict(config)}

@@ -59,6 +59,9 @@ def recipe_content(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]
     Args:
         path: The file.
         readers: The recipes that extend it.
+
+    Raises:
+        UserError: A recipe is no YAML or no mapping, or recipes extend each other in a circle.
     """
     if path in readers:
         raise UserError(f"recipes extend each other in a circle: {', '.join(map(str, (*readers, path)))}.")

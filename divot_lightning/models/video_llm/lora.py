@@ -60,6 +60,9 @@ def add_lora(model: PreTrainedModel, lora: LoRAConfig, marker_ids: list[int]) ->
 
     Returns:
         The PEFT model around it.
+
+    Raises:
+        UserError: The target modules do not fit the model.
     """
     from peft import get_peft_model  # not above: a model without adapters does not need peft
 

@@ -188,6 +188,9 @@ class VideoLLM(nn.Module):
 
         Returns:
             The module, whose state has the keys of the stored weights.
+
+        Raises:
+            UserError: The stored config does not fit.
         """
         try:
             lora = LoRAConfig(**config["lora"]) if config.get("lora") else None
@@ -236,6 +239,9 @@ class VideoLLM(nn.Module):
 
         Returns:
             features_MQC, normalised, float32, on the model's device.
+
+        Raises:
+            UserError: The features have another shape.
         """
         expected = (num_clips, self.num_queries, self.feature_dim)
         if features_MQC is None:

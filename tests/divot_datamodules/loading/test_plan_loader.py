@@ -37,7 +37,7 @@ def loaders_of(counted_reader, counted_source, counts, world_size, position, **r
 
 
 def merged(parts):
-    """Puts the ranks' shares of a step back together."""
+    """Put the ranks' shares of a step back together."""
     world_size = len(parts)
     keys = [None] * sum(part["counted"] for part in parts)
     for rank, part in enumerate(parts):
@@ -123,7 +123,7 @@ def test_stopping_and_resuming_gives_the_uninterrupted_order_and_reads_nothing_a
 
 
 def _run(counted_reader, counted_source, counts, stops, exact):
-    """Runs to each stop and to the end, on 4 processes, then 1, then 3; returns each part's keys and reads."""
+    """Run to each stop and to the end, on 4 processes, then 1, then 3; return each part's keys and reads."""
     parts, state, step = [], None, 0
     for number, stop in enumerate([*stops, STEPS]):
         world_size, prefetch = ((4, 0), (1, 20), (3, 7))[number]
