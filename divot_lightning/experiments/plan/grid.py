@@ -1,6 +1,5 @@
 """Plan the trials of an experiment and their steps; a step that several trials need is done once. No torch in here."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from divot_lightning.experiments.plan.commands import DIVOT, references, step_co
 from divot_lightning.experiments.plan.experiment import Experiment, PipelineStep
 from divot_lightning.experiments.plan.trials import Trial, make_trials, trial_pipeline
 from divot_lightning.experiments.runner.steps import Step
+from divot_lightning.io.files import text_sha256
 from divot_lightning.io.renamed import OLD_TRIALS
 
 TRIALS_FOLDER = "trials"
@@ -131,7 +131,7 @@ def _identities(recipe: Experiment, pipeline: Sequence[PipelineStep]) -> dict[st
         for other in needs[step.name]:
             _check_reference(recipe, step.name, other, known, writing)
             text = text.replace(f"{{{other}}}", f"<{known[other]}>")
-        known[step.name] = hashlib.sha256(f"{step.name} {text}".encode()).hexdigest()[:8]
+        known[step.name] = text_sha256(f"{step.name} {text}")[:8]
     return known
 
 
