@@ -83,22 +83,22 @@ def frames_of_one_seek(path: Path, times: Sequence[float]) -> int:
 
 def decode_plainly(path: Path, times: Sequence[float]) -> int:
     """Seek once, decode up to the last needed frame and convert the needed ones; return their number."""
-    converted, wanted = 0, sorted(times)
+    converted, times_left = 0, sorted(times)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         base, start = float(stream.time_base or 1), stream.start_time or 0
-        container.seek(start + int(wanted[0] / base), stream=stream)
+        container.seek(start + int(times_left[0] / base), stream=stream)
         reformatter, shown = VideoReformatter(), None
         for frame in container.decode(stream):
             now = ((frame.pts or 0) - start) * base
-            while wanted and shown is not None and now > wanted[0] + 1e-6:
+            while times_left and shown is not None and now > times_left[0] + 1e-6:
                 converted += convert(shown, reformatter)
-                wanted.pop(0)
+                times_left.pop(0)
             shown = frame
-            if not wanted:
+            if not times_left:
                 return converted
-        for _ in wanted:
+        for _ in times_left:
             converted += convert(shown, reformatter)
     return converted
 

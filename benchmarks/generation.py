@@ -164,13 +164,17 @@ def solvers(pipeline: DivotPipeline, shards: str, num: int) -> list[dict[str, An
     for solver in SOLVERS[discrete]:
         settings = _settings(solver, discrete)
         for steps in STEPS:
-            made = pipeline.decode(features, decoding=Decoding(steps=steps, sampler=settings))
-            readings = [read_clip(world, video.numpy()) for video in made]
+            decoded = pipeline.decode(features, decoding=Decoding(steps=steps, sampler=settings))
+            readings = [read_clip(world, video.numpy()) for video in decoded]
             same = [
                 all(getattr(one, name) == getattr(other, name) for name in ATTRIBUTES) and one.valid
                 for one, other in zip(readings, truth, strict=True)
             ]
-            quality = {"all attributes": sum(same) / num, "psnr": _psnr(made, originals), "to 200": _psnr(made, limit)}
+            quality = {
+                "all attributes": sum(same) / num,
+                "psnr": _psnr(decoded, originals),
+                "to 200": _psnr(decoded, limit),
+            }
             rows.append({"solver": solver, "steps": steps, **quality})
     return rows
 
@@ -179,8 +183,8 @@ def _settings(solver: str, discrete: bool) -> dict[str, Any]:
     return {"solver": solver, **({"eta": 0.0, "spacing": "trailing"} if discrete else {})}
 
 
-def _psnr(made: Tensor, other: Tensor) -> float:
-    squares = (made.float() - other.float()).square().flatten(1).mean(dim=1)
+def _psnr(decoded: Tensor, other: Tensor) -> float:
+    squares = (decoded.float() - other.float()).square().flatten(1).mean(dim=1)
     return (10 * torch.log10(255**2 / squares.clamp(min=0.01))).mean().item()
 
 

@@ -59,8 +59,8 @@ def main() -> None:
             if (number + 1) * BATCH % EVERY == 0:
                 gc.collect()
                 readings.setdefault("loader", []).append(resident_mb("self"))
-                for place, worker in enumerate(sorted(multiprocessing.active_children(), key=lambda one: one.pid or 0)):
-                    readings.setdefault(f"worker {place}", []).append(resident_mb(worker.pid or 0, "private"))
+                for index, worker in enumerate(sorted(multiprocessing.active_children(), key=lambda one: one.pid or 0)):
+                    readings.setdefault(f"worker {index}", []).append(resident_mb(worker.pid or 0, "private"))
                 sys.stderr.write(
                     f"{(number + 1) * BATCH} clips: { {who: all_[-1] for who, all_ in readings.items()} }\n"
                 )

@@ -193,9 +193,9 @@ def main() -> None:
     end = time.monotonic() + 60 * args.minutes
     with tempfile.TemporaryDirectory(prefix="divot_gpu_") as folder:
         for step, limit in STEPS.items():
-            wanted = args.only is None or step.__name__ in args.only or step is inputs
+            chosen = args.only is None or step.__name__ in args.only or step is inputs
             seconds = min(limit * args.minutes / MINUTES, end - time.monotonic())
-            if wanted and seconds > 5:
+            if chosen and seconds > 5:
                 start_step(args, step.__name__, Path(folder), seconds)
 
 
@@ -236,7 +236,7 @@ def _train(setup: Setup, recipe: Result) -> Result:
 
 
 def _resumed(setup: Setup, name: str, strategy: str) -> Result:
-    """A short model, so that its checkpoint is small; speed after resuming, and the step that it went on from."""
+    """A short model, so that its checkpoint is small; speed after resuming, and the step that it continued from."""
     recipe = _llm(setup, name, short=True)
     recipe["trainer"] |= {"strategy": strategy, "max_steps": 4}
     path = setup.folder / f"{name}.yaml"

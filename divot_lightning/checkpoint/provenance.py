@@ -14,6 +14,7 @@ from divot_lightning.checkpoint.module_tensors import ModuleTensors
 from divot_lightning.checkpoint.tensor_file import tensor_bytes
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import text_sha256
 from divot_lightning.models.weights import full_shape
 
 PROVENANCE = "provenance.json"
@@ -149,4 +150,4 @@ def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _combine(parts: Iterable[tuple[str, tuple[int, ...], str]]) -> str:
     lines = sorted(f"{name} {list(shape)} {content}\n" for name, shape, content in parts)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return text_sha256("".join(lines))

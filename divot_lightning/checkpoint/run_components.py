@@ -1,13 +1,12 @@
 """The components of a run: those that it wrote, and those that it took over from earlier stages, with their hashes."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
 
 from divot_lightning.errors import UserError
 from divot_lightning.io.component_files import CONFIG_FILE
-from divot_lightning.io.files import file_sha256, write_atomically
+from divot_lightning.io.files import file_sha256, text_sha256, write_atomically
 from divot_lightning.models.weights import weight_paths
 
 RECORD_FILE = "components.json"
@@ -64,7 +63,11 @@ def record_components(run: str | Path, used: dict[str, Path]) -> None:
 
 
 def read_record(run: str | Path) -> dict[str, dict[str, str]]:
-    """Read what `record_components` wrote; empty if there is nothing."""
+    """Read what `record_components` wrote; empty if there is nothing.
+
+    Raises:
+        UserError: The record is damaged.
+    """
     file = Path(run) / RECORD_FILE
     try:
         record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -82,7 +85,7 @@ def weights_sha256(folder: str | Path) -> str:
     if len(files) == 1:
         return file_sha256(files[0])
     lines = [f"{file.relative_to(folder)} {file_sha256(file)}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return text_sha256("".join(lines))
 
 
 def _recorded(run: Path, name: str, source: dict[str, str]) -> Path:

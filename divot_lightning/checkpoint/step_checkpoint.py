@@ -115,7 +115,11 @@ class StepCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the metric for the checkpoint of this step, which is taken now if there is none."""
+        """Record the metric for the checkpoint of this step, which is taken now if there is none.
+
+        Raises:
+            UserError: Validation does not log the metric.
+        """
         if not self.config.keep_best or trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         score = trainer.callback_metrics.get(self.config.metric)

@@ -97,10 +97,10 @@ def main(argv: Sequence[str]) -> int:
     pipeline = DivotPipeline.from_pretrained(args.run, args.detokenizer, head=head, **model_options(args))
     how = ClipSampling(args.num, request, args.temperature, args.seed, Decoding(**decoding_options(args)))
     if entries:
-        made = generate_missing(pipeline, entries, args.output, how)
+        generated = generate_missing(pipeline, entries, args.output, how)
     else:
-        made = generate_files(pipeline, args.prompt, args.output, how)
-    for text, path in made:
+        generated = generate_files(pipeline, args.prompt, args.output, how)
+    for text, path in generated:
         row = json.dumps({"prompt": text, "file": str(path)}, ensure_ascii=False)
         sys.stdout.write(f"{row if args.jsonl else path}\n")
     return 0

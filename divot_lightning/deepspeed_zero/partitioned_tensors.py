@@ -172,9 +172,9 @@ class PartitionedTensors:
     def _optimizer(self, index: int) -> Any:
         """Return the optimizer of a partition: the whole one, or one of its parts."""
         groups = getattr(self.zero, "sub_group_to_group_id", None)
-        wanted = self.zero.optimizer.param_groups[index if groups is None else groups[index]]
+        own_group = self.zero.optimizer.param_groups[index if groups is None else groups[index]]
         parts = leaf_optimizers([self.zero.optimizer])
-        return next(part for part in parts if any(group is wanted for group in part.param_groups))
+        return next(part for part in parts if any(group is own_group for group in part.param_groups))
 
     def _is_partition(self, index: int, value: Any) -> bool:
         return isinstance(value, Tensor) and value.shape == self.masters[index].shape

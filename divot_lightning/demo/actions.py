@@ -66,22 +66,22 @@ class Actions:
         system, seed, decoding = self._system(request, "reconstruct"), _seed(request), self._decoding(request)
         models = system.pipeline.models
         with watched(job, system.name, models, reads=True, steps=self._steps(system, decoding)):
-            made = system.pipeline.reconstruct(clip.content, seed=seed, decoding=decoding)
-        made = replace(made, settings=_without_folders(made.settings, system))
-        (path,) = made.save(self._file(job, system, seed))
+            shown = system.pipeline.reconstruct(clip.content, seed=seed, decoding=decoding)
+        shown = replace(shown, settings=_without_folders(shown.settings, system))
+        (path,) = shown.save(self._file(job, system, seed))
         job.result |= {
             "system": system.name,
             "seed": seed,
-            "original": self._view(job, "original", made.original_NFCHW[0], made.fps),
-            "clip": self._clip(job, path, made.video_NFCHW[0], made.fps),
-            "psnr": round(psnr(made.original_NFCHW, made.video_NFCHW), 1),
+            "original": self._view(job, "original", shown.original_NFCHW[0], shown.fps),
+            "clip": self._clip(job, path, shown.video_NFCHW[0], shown.fps),
+            "psnr": round(psnr(shown.original_NFCHW, shown.video_NFCHW), 1),
         }
 
     def _ask(self, job: Job) -> None:
         request, limits = job.request, self.limits
         # Without a question the model describes the clip.
-        asked = request.get("question") or ""
-        clip, question = self.clips.find(request.get("clip")), asked and text(request, "question", limits, "question")
+        clip = self.clips.find(request.get("clip"))
+        question = text(request, "question", limits, "question") if request.get("question") else ""
         system, history = self._system(request, "ask"), self._history(request)
         with watched(job, system.name, system.pipeline.models, reads=True, writes=True):
             self._note_unknown_words(job, system, question)
@@ -105,18 +105,22 @@ class Actions:
         chosen = self._several(request)
         job.result |= {"prompt": prompt, "seed": seed, "systems": []}
         for system in chosen:
-            batches = -(-num // system.pipeline.models.batch_size)
-            steps = self._steps(system, decoding) * batches
-            with watched(job, system.name, system.pipeline.models, writes=True, steps=steps):
-                self._note_unknown_words(job, system, prompt)
-                made = system.pipeline.generate(prompt, **options)
-            made = replace(made, settings=_without_folders(made.settings, system))
-            paths = made.save(self._file(job, system, seed))
-            clips = [
-                self._clip(job, path, video, made.fps) for path, video in zip(paths, made.video_NFCHW, strict=True)
-            ]
+            steps = self._steps(system, decoding) * -(-num // system.pipeline.models.batch_size)
+            clips = self._generated_clips(job, system, prompt, options, steps)
             shown = {"name": system.name, "head": system.head, "clips": clips}
             job.result["systems"] = [*job.result["systems"], shown]
+
+    def _generated_clips(
+        self, job: Job, system: System, prompt: str, options: GenerateOptions, steps: int
+    ) -> list[dict[str, str]]:
+        """Generate and write the clips of one system; return what the page shows of each."""
+        with watched(job, system.name, system.pipeline.models, writes=True, steps=steps):
+            self._note_unknown_words(job, system, prompt)
+            generated = system.pipeline.generate(prompt, **options)
+        generated = replace(generated, settings=_without_folders(generated.settings, system))
+        paths = generated.save(self._file(job, system, options["seed"]))
+        pairs = zip(paths, generated.video_NFCHW, strict=True)
+        return [self._clip(job, path, video, generated.fps) for path, video in pairs]
 
     def _story(self, job: Job) -> None:
         request, limits = job.request, self.limits

@@ -1,4 +1,4 @@
-"""The number of this process in a job, before anything is built. No torch."""
+"""Number and count of the processes of a job, before anything is built. No torch."""
 
 import os
 
@@ -12,6 +12,11 @@ def is_first_process() -> bool:
     if "RANK" in os.environ:
         return os.environ["RANK"] == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
+
+
+def num_started() -> int:
+    """Return the number of processes that torchrun or the like started for this job; 1 for one started alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:

@@ -1,6 +1,5 @@
 """A check that all ranks start from the same checkpoint with the same settings."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import text_sha256
 
 
 class Start(NamedTuple):
@@ -24,7 +24,7 @@ class Start(NamedTuple):
     @classmethod
     def of(cls, checkpoint: Path | None, config: str) -> "Start":
         """Describe the start with a checkpoint and the text of `config.yaml`."""
-        return cls(checkpoint.name if checkpoint else "nothing", hashlib.sha256(config.encode()).hexdigest()[:12])
+        return cls(checkpoint.name if checkpoint else "nothing", text_sha256(config)[:12])
 
 
 class SameStart(Callback):

@@ -1,6 +1,5 @@
 """Join the processes of an evaluation, which torchrun or SLURM started; or run in a single one."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -8,7 +7,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from divot_lightning.distributed.environment import local_rank
+from divot_lightning.distributed.environment import local_rank, num_started
 from divot_lightning.distributed.ranks import Ranks
 from divot_lightning.inference.loaded_run import usable_device
 
@@ -19,7 +18,7 @@ PATIENCE = timedelta(days=7)
 @contextmanager
 def joined_processes() -> Iterator[Ranks]:
     """Join the processes that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+    if num_started() == 1 or distributed.is_initialized():
         yield Ranks.all()
         return
     distributed.init_process_group("gloo", timeout=PATIENCE)

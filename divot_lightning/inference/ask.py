@@ -58,12 +58,12 @@ def question_prompt(
     """
     task, segments = task_of(ConversationTask, template, (tasks or {}).get("conversation", {})), list[Segment]()
     turns = [*history, (question, "")]
-    for number, (asked, answered) in enumerate(turns):
+    for number, (words, answer) in enumerate(turns):
         if number and task.separator:
             segments.append(Text(task.separator, learn=False))
-        segments += task.user_turn(asked.strip(), Clips(num_clips, "read", kind) if number == 0 else None)
+        segments += task.user_turn(words.strip(), Clips(num_clips, "read", kind) if number == 0 else None)
         if number < len(turns) - 1:
-            segments.append(Text(answered, learn=True, ends=task.ends))
+            segments.append(Text(answer, learn=True, ends=task.ends))
     return segments
 
 
@@ -100,12 +100,12 @@ def media_prompt(
     else:
         segments = caption_prompt(len(kinds), template, kinds[0], tasks)
     groups: list[Segment] = [Clips(len(list(group)), "read", kind) for kind, group in groupby(kinds)]
-    place = next(index for index, segment in enumerate(segments) if isinstance(segment, Clips))
-    return [*segments[:place], *groups, *segments[place + 1 :]]
+    first = next(index for index, segment in enumerate(segments) if isinstance(segment, Clips))
+    return [*segments[:first], *groups, *segments[first + 1 :]]
 
 
 def warn_of_missing_captions(tasks: TaskSettings) -> None:
-    """Log a warning if a caption is wanted of a model that was trained on other tasks.
+    """Log a warning if a caption is requested of a model that was trained on other tasks.
 
     Args:
         tasks: The tasks that it was trained on last; empty if they are not known.

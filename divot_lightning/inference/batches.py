@@ -85,8 +85,8 @@ def generate_missing(
             settings = pipeline.models.generation_settings(
                 sampling, num=num, seed=seed, temperature=temperature, **how.request.describe()
             )
-        paths, wanted = output_paths(path, how.num, text), _json({"prompt": text, **settings})
-        if not all(one.is_file() and _settings_in(one.with_suffix(".json")) == wanted for one in paths):
+        paths, described = output_paths(path, how.num, text), _json({"prompt": text, **settings})
+        if not all(one.is_file() and _settings_in(one.with_suffix(".json")) == described for one in paths):
             options = GenerateOptions(
                 num=num, seed=seed, temperature=temperature, request=how.request, decoding=how.decoding
             )
@@ -119,8 +119,8 @@ def tell_missing(
         own = entry.get("seed", seed)
         settings = pipeline.story_settings(StorySampling(), decoding, seed=own, num_clips=num_clips)
         there = _settings_in(folder / STORY_FILE)
-        wanted = _json({"instruction": entry["instruction"], **settings})
-        if {name: value for name, value in there.items() if name != "parts"} != wanted:
+        described = _json({"instruction": entry["instruction"], **settings})
+        if {name: value for name, value in there.items() if name != "parts"} != described:
             pipeline.story(entry["instruction"], num_clips, seed=own, decoding=decoding).save(folder)
         yield folder, _settings_in(folder / STORY_FILE)
 
@@ -144,8 +144,8 @@ def answer_missing(
     make_folder(output.parent)
     file, new = LineFile(output), 0
     for video, same in groupby(pairs, key=lambda pair: pair[0]):
-        asked = {q: _json({"video": video, "question": q or None, "answer": None, **settings}) for _, q in same}
-        missing = {question: row for question, row in asked.items() if row not in there}
+        rows = {q: _json({"video": video, "question": q or None, "answer": None, **settings}) for _, q in same}
+        missing = {question: row for question, row in rows.items() if row not in there}
         answers = pipeline.ask(video, list(missing), **options) if missing else []
         file.append([{**missing[answer.question], "answer": answer.text} for answer in answers])
         there += missing.values()

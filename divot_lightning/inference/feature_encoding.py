@@ -224,8 +224,7 @@ def encode_shards(
     for sample in opened.skipped:
         skipped.add(sample)
     encoder = _Encoder.load(component, latents, metadata, device, config.precision)
-    clip = replace(clip, sparse_frames=None if latents else encoder.tokenizer.config.num_frames)
-    decoder = SampleDecoder(clip, config.max_clips, max_sample_clips=config.max_sample_clips)
+    decoder = _decoder(encoder, clip, config)
     with tqdm(total=sum(opened.counts), desc="features", unit="sample", disable=not progress) as bar:
         for number, (shard, indices) in enumerate(planned):
             if not folder.has(number):
@@ -236,6 +235,13 @@ def encode_shards(
     skipped.check_pass(len(skipped.all()), written + len(skipped.all()))
     folder.finish()
     return EncodeReport(written, len(planned), skipped.all())
+
+
+def _decoder(encoder: _Encoder, clip: ClipConfig, config: EncodeConfig) -> SampleDecoder:
+    """Return a decoder of the frames that the tokenizer reads, or of all frames if latents are cached as well."""
+    sparse = None if encoder.latents is not None else encoder.tokenizer.config.num_frames
+    clip = replace(clip, sparse_frames=sparse)
+    return SampleDecoder(clip, config.max_clips, max_sample_clips=config.max_sample_clips)
 
 
 def _metadata(tokenizer: Path, detokenizer: Path | None, clip: ClipConfig) -> dict[str, str]:

@@ -78,13 +78,13 @@ def _opened_by_model(
     features, unopened = [], 0
     for prompt in prompts:
         steps = video_llm.generate_story(prompt[:-1], num_clips=1, sampling=sampling, generator=generator)
-        made = steps[0].features_QC if steps else None
-        if made is None:
+        features_QC = steps[0].features_QC if steps else None
+        if features_QC is None:
             unopened += 1
             written: list[Segment] = [Text(step.text, learn=False) for step in steps]
-            asked = [[*prompt[:-1], *written, prompt[-1]]]
-            made = video_llm.generate_features(asked, temperature=temperature, generator=generator)[0]
-        features.append(made.float().cpu())
+            opened = [[*prompt[:-1], *written, prompt[-1]]]
+            features_QC = video_llm.generate_features(opened, temperature=temperature, generator=generator)[0]
+        features.append(features_QC.float().cpu())
     if unopened:
         logger.warning("%d of %d clips: the model opened none by itself; opened for it.", unopened, len(prompts))
     return torch.stack(features)

@@ -56,7 +56,11 @@ def read_video(media: MediaInput, clip: ClipConfig, max_clips: int = MAX_CLIPS) 
 
 
 def read_middle_clip(media: MediaInput, clip: ClipConfig) -> Pixels:
-    """Read the clip in the middle of a video, or a picture as a clip, uint8 (1, F, 3, H, W); all clips of an array."""
+    """Read the clip in the middle of a video, or a picture as a clip, uint8 (1, F, 3, H, W); all clips of an array.
+
+    Raises:
+        UserError: No clip can be read from it.
+    """
     source, name = _opened_input(media)
     if not isinstance(source, bytes | Path):
         return _array_clips(source, clip, MAX_CLIPS)[0]

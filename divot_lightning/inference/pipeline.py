@@ -210,11 +210,11 @@ class DivotPipeline:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         check_request(prompts, num, temperature)
         changes = {**(head or {}), **({} if variance_scale is None else {"variance_scale": variance_scale})}
-        made = []
+        generated = []
         with changed_head(self.models.video_llm.head, changes), self.sampling(decoding) as sampling:
             for text in prompts:
-                made.append(self._generate_one(text, num, seed, request or ClipRequest(), temperature, sampling))
-        return made[0] if isinstance(prompt, str) else made
+                generated.append(self._generate_one(text, num, seed, request or ClipRequest(), temperature, sampling))
+        return generated[0] if isinstance(prompt, str) else generated
 
     def _generate_one(
         self, text: str, num: int, seed: int, request: ClipRequest, temperature: float, sampling: SamplingConfig

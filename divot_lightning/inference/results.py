@@ -45,7 +45,7 @@ class Answer:
     """An answer of the video LLM.
 
     Attributes:
-        question: The question; "" if a caption was wanted.
+        question: The question; "" for a caption.
         text: The answer.
         settings: How it was sampled.
     """

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the hashes of files. No torch in here."""
+"""Files that appear whole or not at all, and hashes. No torch in here."""
 
 import hashlib
 import os
@@ -43,6 +43,15 @@ def write_atomically(path: str | Path, content: str | bytes, *, durable: bool = 
         if durable:
             file.flush()
             os.fsync(file.fileno())
+
+
+def text_sha256(text: str) -> str:
+    """Return the SHA-256 of a text, in hexadecimal; also of a path whose bytes are no UTF-8.
+
+    >>> text_sha256("a")[:16]
+    'ca978112ca1bbdca'
+    """
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def file_sha256(path: str | Path) -> str:

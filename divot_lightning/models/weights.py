@@ -177,7 +177,11 @@ def full_shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Find the safetensors files of a pretrained model's folder; none where it has other files or none."""
+    """Find the safetensors files of a pretrained model's folder; none where it has other files or none.
+
+    Raises:
+        UserError: The index of the files is damaged.
+    """
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
     if index is not None:
         try:

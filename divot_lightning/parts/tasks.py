@@ -79,8 +79,8 @@ class Task(Part, ABC):
         """Return the segments of a user's turn in the template: clips, if any, and an instruction about them."""
         if self.template == CHAT:
             begins, ends = (Text(mark, learn=False, special=True) for mark in (USER_TURN, ANSWER))
-            said = [Text(instruction, learn=False)] if instruction else []
-            return [begins, *([clips] if clips else []), *said, ends]
+            words = [Text(instruction, learn=False)] if instruction else []
+            return [begins, *([clips] if clips else []), *words, ends]
         begin, end = self.template.split("{}")
         if clips is None:
             return [Text(f"{begin}{instruction}{end}", learn=False)]

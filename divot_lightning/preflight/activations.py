@@ -50,25 +50,19 @@ def activation_bytes(stage: LightningModule, batch: dict[str, Any], layout: Proc
     autocast = MetaAutocast(layout.device, lower)
     within = {"within": cpu_conv3d_windows} if layout.device == "cpu" else {}
     memory = LiveMemory("meta", [*stage.parameters(), *stage.buffers()], **within)
-    hooks = [
-        value.register_post_accumulate_grad_hook(_drop_gradient) for value in stage.parameters() if value.requires_grad
-    ]
-    try:
-        with (
-            memory,
-            _without_values(stage, autocast),
-            _attention(autocast, torch.device(layout.device)),
-            _equal_calls_once(layout.device),
-            autocast,
-            _default_dtype(default),
-        ):
-            loss: Any = stage.training_step(_to_meta(batch, stored), 0)
-            autocast.forget_weights()
-            _backward(loss)
-            autocast.forget_weights()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with (
+        _gradients_dropped(stage),
+        memory,
+        _without_values(stage, autocast),
+        _attention(autocast, torch.device(layout.device)),
+        _equal_calls_once(layout.device),
+        autocast,
+        _default_dtype(default),
+    ):
+        loss: Any = stage.training_step(_to_meta(batch, stored), 0)
+        autocast.forget_weights()
+        _backward(loss)
+        autocast.forget_weights()
     return memory.peak
 
 
@@ -204,8 +198,20 @@ def _backward(loss: Tensor) -> None:
     )
 
 
-def _drop_gradient(parameter: Tensor) -> None:
-    parameter.grad = None
+@contextlib.contextmanager
+def _gradients_dropped(stage: LightningModule) -> Iterator[None]:
+    """Drop the gradient of each parameter as soon as it is complete, since gradients are counted elsewhere."""
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    trained = [value for value in stage.parameters() if value.requires_grad]
+    hooks = [value.register_post_accumulate_grad_hook(drop) for value in trained]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _to_meta(batch: dict[str, Any], half: torch.dtype | None) -> dict[str, Any]:

@@ -84,9 +84,11 @@ def _unknown_key(refusal: Refusal, parser: ArgumentParser) -> str | None:
     if new := new_setting(path[known], siblings):
         current = ".".join([*setting.split(".")[:-1], new])
         return f"{setting!r} is now {current!r}: it was renamed.\nWrite the new name; its values stay as they are."
+    listed = shortened(", ".join(siblings), MAX_LIST_CHARACTERS) or "nothing"
+    if path[known] in _supplied_args(refusal.class_path):
+        return f"{setting!r} is derived from the other parts; leave it out.\nallowed here: {listed}"
     owner = f" of {refusal.class_path.rsplit('.', 1)[-1]}" if refusal.class_path else ""
     hint = did_you_mean(path[known], siblings if refusal.key else [*siblings, *NOT_SETTINGS])
-    listed = shortened(", ".join(siblings), MAX_LIST_CHARACTERS) or "nothing"
     return f"{setting!r} is no setting{owner}.{hint}\nallowed here: {listed}"
 
 
@@ -148,10 +150,8 @@ def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[
     if class_path:
         parser = ArgumentParser(exit_on_error=False)
         try:
-            owner = import_object(class_path)
-            # sizes such as the widths of a head come from the model
-            skip = set(owner.supplied_args) if issubclass(owner, Part) else None
-            parser.add_class_arguments(owner, fail_untyped=False, skip=skip)
+            skip = _supplied_args(class_path)
+            parser.add_class_arguments(import_object(class_path), fail_untyped=False, skip=skip or None)
         except (ImportError, ValueError, AttributeError, TypeError):
             return {"": []}
     tree: dict[str, list[str]] = {"": []}
@@ -162,6 +162,15 @@ def _settings(class_path: str | None, parser: ArgumentParser) -> dict[str, list[
             if parts[depth] not in names and parts[depth] not in NOT_SETTINGS:
                 names.append(parts[depth])
     return tree
+
+
+def _supplied_args(class_path: str | None) -> set[str]:
+    """Return the arguments of a part that the suite supplies, such as the widths of a head."""
+    try:
+        owner = import_object(class_path) if class_path else object
+    except (ImportError, ValueError, AttributeError):
+        return set()
+    return set(owner.supplied_args) if isinstance(owner, type) and issubclass(owner, Part) else set()
 
 
 def _before_repetition(message: str) -> str:

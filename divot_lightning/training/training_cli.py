@@ -149,7 +149,11 @@ class TrainingCLI(LightningCLI):
             raise _innermost_user_error(error) or _cause_in_union(error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with the loggers and callbacks of a run, besides those of the recipe."""
+        """Build the trainer with the loggers and callbacks of a run, besides those of the recipe.
+
+        Raises:
+            UserError: Lightning refuses the settings.
+        """
         settings = {**self.config_init.trainer, "default_root_dir": str(self.run_folder), **kwargs}
         given = settings["callbacks"] or []
         settings["callbacks"] = [*(given if isinstance(given, list) else [given]), *self._run_callbacks(settings)]

@@ -29,7 +29,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.fixture
 def divot(tmp_path: Path) -> Callable[..., int]:
-    """Runs a `divot` command; a dictionary among the words becomes a recipe, `--config` before it."""
+    """Run a `divot` command; a dictionary among the words becomes a recipe, `--config` before it."""
 
     def run(*words: str | dict[str, Any]) -> int:
         argv: list[str] = []

@@ -13,7 +13,7 @@ NO_TEXT = b"\xff\xfe caf\xe9"
 
 @pytest.fixture
 def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused; gives the message."""
+    """Run a command that must be refused; return the message."""
 
     def run(*words: str | Path) -> str:
         assert main(list(map(str, words))) == 2

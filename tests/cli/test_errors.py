@@ -14,7 +14,7 @@ RUN = Path("runs/tiny")
 
 @pytest.fixture
 def refused(divot: Divot, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused; gives the message."""
+    """Run a command that must be refused; return the message."""
 
     def run(*words: str | Settings) -> str:
         assert divot(*words) == 2

@@ -32,7 +32,7 @@ def _numbered_video(count, size=32):
 
 
 def _frame_numbers(video):
-    """Reads the numbers back from frames of any size that were not cropped."""
+    """Read the numbers back from frames of any size that were not cropped."""
     columns = np.asarray(video).mean(axis=(1, 2)).reshape(len(video), BITS, -1)
     width = columns.shape[2]
     middle = columns[:, :, width // 4 : width - width // 4].mean(axis=2)
@@ -51,7 +51,7 @@ def frame_numbers():
 
 @pytest.fixture
 def numbered_file():
-    """Makes a video file of numbered frames."""
+    """Make a video file of numbered frames."""
 
     def make(count=16, fps=8, container="mp4", size=32):
         return encode_video(_numbered_video(count, size), fps, container=container)
@@ -61,7 +61,7 @@ def numbered_file():
 
 @pytest.fixture
 def variable_rate_file():
-    """Makes an mp4 whose frame i is shown from the i-th of the given milliseconds."""
+    """Make an mp4 whose frame i is shown from the i-th of the given milliseconds."""
 
     def make(milliseconds):
         buffer = io.BytesIO()
@@ -81,7 +81,7 @@ def variable_rate_file():
 
 @pytest.fixture
 def picture_file():
-    """Makes a jpg or png of one colour."""
+    """Make a jpg or png of one colour."""
 
     def make(colour=(200, 40, 90), size=(40, 30), kind="JPEG"):
         from PIL import Image
@@ -95,7 +95,7 @@ def picture_file():
 
 @pytest.fixture
 def write_tar():
-    """Writes a tar from (name, bytes) pairs, as they come."""
+    """Write a tar from (name, bytes) pairs, as they come."""
 
     def write(path, members):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def write_tar():
 
 @pytest.fixture
 def video_shards(tmp_path, write_tar, numbered_file):
-    """Writes shards of good samples with captions and returns their folder."""
+    """Write shards of good samples with captions and return their folder."""
 
     def write(shards=2, samples=3, folder="shards", extra=()):
         media = numbered_file()
@@ -149,7 +149,7 @@ class CountedSource:
 
 
 def _number_of_key(raw, rng):
-    """Decodes a counted sample to pixels that tell its key, and what was drawn for it."""
+    """Decode a counted sample to pixels that tell its key, and what was drawn for it."""
     value = zlib.crc32(raw.key.encode()) % 200 + (int(rng.integers(50)) if rng is not None else 0)
     return Sample(raw.key, {}, video=torch.full((1, 2, 3, 2, 2), value, dtype=torch.uint8))
 
@@ -161,7 +161,7 @@ def counted_source():
 
 @pytest.fixture
 def counted_reader():
-    """Makes a reader of counted sources, which decodes in this process unless told otherwise."""
+    """Make a reader of counted sources, which decodes in this process unless told otherwise."""
 
     def make(*sources, data="train", skipped=None, seed=0, make_decoding=LazyDecoding, **settings):
         opened = [LoadedSource(source, _number_of_key, tokenizer_items) for source in sources]
@@ -180,7 +180,7 @@ def counted_reader():
 
 
 def _sound(output, seconds):
-    """Adds a silent stream; it must be added before the first packet of the video is written."""
+    """Add a silent stream; it must be added before the first packet of the video is written."""
     codec = "libopus" if output.format.name in ("webm", "matroska") else "aac"
     stream = output.add_stream(codec, rate=48000, layout="mono")
     block = 960 if codec == "libopus" else 1024
@@ -197,7 +197,7 @@ def _sound(output, seconds):
 
 @pytest.fixture
 def coded_file():
-    """Makes a file of numbered frames with a codec, container and time stamps of choice."""
+    """Make a file of numbered frames with a codec, container and time stamps of choice."""
 
     def make(
         codec,

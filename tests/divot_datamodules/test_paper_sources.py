@@ -67,7 +67,7 @@ def sources(tmp_path, media, write_tar):
 
 
 def kind_of(segments):
-    """Names the source that a sample of the mixture must have come from."""
+    """Name the source that a sample of the mixture must have come from."""
     clips = [segment for segment in segments if isinstance(segment, Clips)]
     if clips[0].kind == "image" and len(segments) == 2:
         return "image"

@@ -41,7 +41,7 @@ class MaskByMultiplication(MSEHead):
         return (error_BQ * weights_BQ).sum() / weights_BQ.sum().clamp(min=1)
 
 
-class WithoutIsland(MSEHead):
+class WithoutFloat32(MSEHead):
     def loss(self, hidden_BQD: Tensor, target_BQC: Tensor, mask_BQ: Tensor | None = None) -> Tensor:
         return (self.proj(hidden_BQD) - target_BQC).square().mean().float()
 
@@ -180,7 +180,7 @@ class LeavesOutConditions(OneGaussian):
         (WithoutMask, "masked_tokens_get_no_gradient", "gets a gradient"),
         (WithoutMask, "batch_without_counting_tokens_has_loss_zero", "no token counts"),
         (MaskByMultiplication, "masked_tokens_change_neither_loss_nor_gradients", "masked tokens matter"),
-        (WithoutIsland, "loss_is_computed_in_float32_under_autocast", "autocast reaches the loss"),
+        (WithoutFloat32, "loss_is_computed_in_float32_under_autocast", "autocast reaches the loss"),
         (DetachedFromHidden, "gradient_reaches_the_hidden_states", "."),
         (WithUnusedParameter, "gradient_reaches_every_parameter", "no gradient for: unused"),
         (DrawsFromTheGlobalGenerator, "samples_follow_the_generator", "randomness besides `generator`"),

@@ -24,9 +24,9 @@ def test_the_code_of_the_page_runs(request, tmp_path, monkeypatch):
     for block in BLOCKS:
         exec(block, names)
     assert len(names["answers"]) == 2
-    assert names["made"].video_NFCHW.shape == (2, 16, 3, 32, 32)
+    assert names["generated"].video_NFCHW.shape == (2, 16, 3, 32, 32)
     assert [path.name for path in names["paths"]] == ["red-0.mp4", "red-1.mp4"]
-    assert [made.prompt for made in names["sharp"]] == ["a red circle", "a blue square"]
+    assert [clips.prompt for clips in names["sharp"]] == ["a red circle", "a blue square"]
     assert names["features"].shape == (2, 3, 4)
     assert names["decoded"].shape == video.shape
     assert len(names["texts"]) == len(names["story"].parts)

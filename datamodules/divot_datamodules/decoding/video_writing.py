@@ -64,6 +64,9 @@ def encode_video(
 
     Returns:
         The file's bytes.
+
+    Raises:
+        UserError: The container is unknown.
     """
     _check_frames(video)
     if container not in CODECS:
@@ -128,7 +131,11 @@ def write_video(path: str | Path, video: Pixels, fps: float, *, crf: int = 10, p
 
 
 def side_by_side(left: Pixels, right: Pixels) -> Pixels:
-    """Join two clips of one size, uint8 (F, 3, H, W), with a white bar of two columns between them."""
+    """Join two clips of one size, uint8 (F, 3, H, W), with a white bar of two columns between them.
+
+    Raises:
+        UserError: The clips have different sizes.
+    """
     if left.shape[:3] != right.shape[:3]:
         raise UserError(f"clips of {left.shape} and {right.shape} do not fit beside each other")
     return np.concatenate([left, np.full((*left.shape[:3], 2), 255, dtype=np.uint8), right], axis=3)

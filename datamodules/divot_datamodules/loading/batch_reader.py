@@ -144,7 +144,7 @@ class BatchReader:
     pin_memory: bool = False
     collator: SequenceCollator | None = None
     limits: SampleLimits = field(init=False)
-    _last_usable: SampleIndex | None = None
+    _last_good: SampleIndex | None = None
     _failed_for_good: dict[SampleId, SampleError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -216,7 +216,7 @@ class BatchReader:
             key, path = opened.source.key(index.shard, index.sample), opened.source.shard_path(index.shard)
             self.skipped.add(SkippedSample(error.reason, path, key, error.detail))
             return []
-        self._last_usable = index
+        self._last_good = index
         if self.collator is None:
             return items
         sequences = sample.sequences or laid_out(items, with_max_length(self.collator, opened.max_length))
@@ -228,7 +228,7 @@ class BatchReader:
         Raises:
             UserError: No sample is usable.
         """
-        near = [self._last_usable] if self._last_usable else []
+        near = [self._last_good] if self._last_good else []
         for index in chain(near, planned.others):
             pending = self._request(index)
             items = self._items(index, pending)

@@ -1,9 +1,8 @@
 """A fraction of a source's samples, the same for every seed, so that ablations can vary the amount of data."""
 
-import hashlib
-
 import numpy as np
 
+from divot_lightning.io.files import text_sha256
 from divot_lightning.parts.sources import RawSample, Source
 
 _SEED = 241204432
@@ -36,7 +35,7 @@ class SourceFraction(Source):
         self._whole = whole
         self.counts = tuple(len(indices) for indices in self._kept)
         self.skipped = whole.skipped
-        self.fingerprint = hashlib.sha256(f"{whole.fingerprint} {len(kept)}".encode()).hexdigest()
+        self.fingerprint = text_sha256(f"{whole.fingerprint} {len(kept)}")
 
     @property
     def content(self) -> str:

@@ -109,6 +109,9 @@ def write_contact_sheet(report: ShardReport, path: str | Path) -> None:
     Args:
         report: Report of shards with videos.
         path: File to write, a .png or .jpg.
+
+    Raises:
+        UserError: There is no clip to show.
     """
     from PIL import Image, ImageDraw
 

@@ -49,7 +49,11 @@ def _unique(key: str, taken: set[str]) -> str:
 
 
 def find_media(source: Path) -> list[MediaItem]:
-    """List the items of a folder (media files, each with a .json or .txt of the same name) or of a jsonl."""
+    """List the items of a folder (media files, each with a .json or .txt of the same name) or of a jsonl.
+
+    Raises:
+        UserError: It names nothing to pack, or is neither a folder nor a jsonl.
+    """
     if source.is_dir():
         found = list(_folder_items(source))
     elif source.is_file() and source.suffix == ".jsonl":

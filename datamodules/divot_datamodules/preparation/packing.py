@@ -1,6 +1,5 @@
 """Packing of a folder, or a jsonl, of videos and pictures into shards."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from divot_datamodules.preparation.media_items import MediaItem, find_media
 from divot_datamodules.shards.reading import MEDIA_SUFFIXES
 from divot_datamodules.shards.writing import Sample, ShardFolder
 from divot_lightning.errors import UserError, require_at_least, require_one_of
+from divot_lightning.io.files import text_sha256
 from divot_lightning.parts.sources import SampleError, SkippedSample
 
 Check = Literal["all", "first"]
@@ -156,7 +156,7 @@ def _fingerprint(items: list[MediaItem]) -> str:
         (item.key, [path.stat().st_size if path.is_file() else None for path in item.paths], item.text)
         for item in items
     ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return text_sha256(json.dumps(facts))[:16]
 
 
 def pack(source: str | Path, output: str | Path, config: PackConfig, *, progress: bool = False) -> PackReport:
@@ -170,6 +170,9 @@ def pack(source: str | Path, output: str | Path, config: PackConfig, *, progress
         output: Folder of the shards.
         config: Settings of packing.
         progress: Whether to show a bar with rate and time left.
+
+    Raises:
+        UserError: No file can be packed.
     """
     items = find_media(Path(source))
     settings = {"source": _fingerprint(items), **asdict(config)}

@@ -2,7 +2,6 @@
 
 import bz2
 import gzip
-import hashlib
 import logging
 import lzma
 import os
@@ -24,6 +23,7 @@ from divot_datamodules.shards.reading import ShardError, open_shard
 from divot_datamodules.shards.storage import ATTEMPTS, LocalShard, ShardBytes, file_system_options
 from divot_lightning.errors import UserError, first_line
 from divot_lightning.io.file_locks import exclusively
+from divot_lightning.io.files import text_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class ShardCopies:
         Returns:
             The copy, and why it is incomplete; "" if it is complete.
         """
-        name = hashlib.sha256(f"{shard}\n{stamp}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        name = text_sha256(f"{shard}\n{stamp}")[:32]
         path, problem = self.folder / f"{name}.tar", ""
         with exclusively(path):
             if path.is_file():

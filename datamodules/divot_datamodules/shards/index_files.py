@@ -1,6 +1,5 @@
 """Files with the indexes of shards: beside the shards, where writers of shards put them, or in a run folder."""
 
-import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from divot_datamodules.shards.reading import ShardError, is_url, split_member_na
 from divot_datamodules.shards.storage import LocalShard, RemoteShard, ShardBytes, read_whole
 from divot_datamodules.shards.tar_scan import STRUCTURE_REASONS, scan_tar
 from divot_lightning.errors import UserError, first_line
-from divot_lightning.io.files import write_atomically
+from divot_lightning.io.files import text_sha256, write_atomically
 from divot_lightning.io.output_files import writing_to
 
 SUFFIX = ".index.npz"
@@ -168,7 +167,7 @@ class IndexFiles:
 
     def _kept_path(self, shard: ShardBytes) -> Path:
         assert self.folder is not None
-        digest = hashlib.sha256(shard.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        digest = text_sha256(shard.name)[:16]
         return self.folder / f"{digest}{SUFFIX}"
 
 

@@ -1,6 +1,5 @@
 """Where the lines of a jsonl file are, kept in a file that all processes of a machine map into memory."""
 
-import hashlib
 import os
 import zlib
 from array import array
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from divot_datamodules.shards.storage import LocalShard
-from divot_lightning.io.files import atomic_file
+from divot_lightning.io.files import atomic_file, text_sha256
 from divot_lightning.io.output_files import writing_to
 
 SUFFIX = ".lines.npy"
@@ -26,10 +25,7 @@ def line_index(file: LocalShard, folder: Path | None) -> NDArray[np.int64]:
     """
     if folder is None:
         return scan_lines(file.path)
-    path, state = (
-        hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        for text in (os.path.abspath(file.path), f"{file.size} {file.stamp}")
-    )
+    path, state = (text_sha256(text)[:16] for text in (os.path.abspath(file.path), f"{file.size} {file.stamp}"))
     kept = folder / f"{path}-{state}{SUFFIX}"
     lines = _mapped(kept)
     if lines is not None:

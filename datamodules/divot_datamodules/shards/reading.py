@@ -67,6 +67,9 @@ def expand_shards(source: str | Path | Sequence[str | Path], *, allow_pipe: bool
 
     Returns:
         Paths and URLs; those of a folder or glob are sorted.
+
+    Raises:
+        UserError: A shard is a command that is not allowed, or a folder holds no tars.
     """
     if not isinstance(source, str | Path):
         return [shard for part in source for shard in expand_shards(part, allow_pipe=allow_pipe)]

@@ -81,6 +81,9 @@ def listed_sources(name: str, setting: SourcesSetting) -> list[SourceConfig]:
         name: Name of the split, for messages.
         setting: See `SourcesSetting`.
 
+    Raises:
+        UserError: The list is empty.
+
     >>> [source.path for source in listed_sources("train", ["a.tar", "b.tar"])]
     [['a.tar', 'b.tar']]
     """

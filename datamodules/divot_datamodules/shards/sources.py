@@ -107,6 +107,9 @@ def find_jsonl(path: str | Path | Sequence[str | Path]) -> list[str]:
 
     Args:
         path: See `open_source`; a folder means its jsonl files if it contains some, and no tar.
+
+    Raises:
+        UserError: The setting mixes jsonl files and tars.
     """
     parts = [path] if isinstance(path, str | Path) else list(path)
     found = [_jsonl_of(str(part)) for part in parts]

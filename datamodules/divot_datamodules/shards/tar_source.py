@@ -20,6 +20,7 @@ from divot_datamodules.shards.reading import TEXT_SUFFIXES, ShardError, expand_s
 from divot_datamodules.shards.storage import LocalShard, RemoteShard, ShardBytes
 from divot_lightning.distributed.environment import is_first_process
 from divot_lightning.errors import UserError
+from divot_lightning.io.files import text_sha256
 from divot_lightning.parts.sources import RawSample, SampleError, SkippedSample, Source
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class TarSource(Source):
         with ThreadPoolExecutor(INDEXING_THREADS) as pool:
             hashes = list(pool.map(lambda pair: self._contents.get(*pair), readable))
         self._contents.save()
-        return hashlib.sha256("\n".join(hashes).encode()).hexdigest() if all(hashes) else ""
+        return text_sha256("\n".join(hashes)) if all(hashes) else ""
 
     @property
     def num_bytes(self) -> int:

@@ -67,7 +67,11 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardEntry:
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
-    """Return the index of a finished shard folder, or None if there is none."""
+    """Return the index of a finished shard folder, or None if there is none.
+
+    Raises:
+        UserError: The index is no valid JSON.
+    """
     path = folder / INDEX_NAME
     if not path.is_file():
         return None

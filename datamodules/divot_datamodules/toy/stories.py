@@ -61,8 +61,8 @@ class ToyStory:
     @property
     def instruction(self) -> str:
         """The instruction: the first sentence, and a question about each change."""
-        asked = " ".join(QUESTIONS[attribute] for attribute in self.changes)
-        return f"Tell me what happens . {caption(self.scenes[0])} . {asked}"
+        questions = " ".join(QUESTIONS[attribute] for attribute in self.changes)
+        return f"Tell me what happens . {caption(self.scenes[0])} . {questions}"
 
     @property
     def sentences(self) -> list[str]:

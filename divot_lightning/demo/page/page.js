@@ -124,9 +124,9 @@ function result(title, words, state, ...children) {
   return make("article", { className: "result" }, head, notesOf(state), ...children);
 }
 
-function insert(place, article) {
-  place.prepend(article);
-  while (place.children.length > KEPT_RESULTS) place.lastChild.remove();
+function insert(results, article) {
+  results.prepend(article);
+  while (results.children.length > KEPT_RESULTS) results.lastChild.remove();
   play(article);
 }
 
@@ -194,12 +194,12 @@ async function reconstruct(event) {
   event.preventDefault();
   const state = await work({ kind: "reconstruct", clip: clip.id, ...values(event.target) });
   if (!state) return;
-  const { original, clip: made, psnr, seed, system } = state.result;
+  const { original, clip: decoded, psnr, seed, system } = state.result;
   const caption = make("figcaption", {}, "frames that are encoded");
   const before = make("figure", {}, video(original, "What the model read"), caption);
   const columns = make("div", { className: "columns" },
     make("div", {}, make("h4", {}, "Original"), before),
-    make("div", {}, make("h4", {}, "Reconstruction"), figure(made, "Reconstruction")));
+    make("div", {}, make("h4", {}, "Reconstruction"), figure(decoded, "Reconstruction")));
   insert($("#reconstruction"), result("Side by side", `${system} · PSNR ${psnr} dB · seed ${seed}`, state, columns));
 }
 
@@ -207,13 +207,13 @@ async function ask(question) {
   const form = $("#ask-form");
   const { system } = values(form);
   const history = form.elements.remember.checked ? turns.slice(-about.limits.turns) : [];
-  const asked = clip;
+  const watched = clip;
   const state = await work({ kind: "ask", clip: clip.id, system, question, history });
-  if (!state || asked !== clip) return;
+  if (!state || watched !== clip) return;
   const { answer } = state.result;
   if (question && answer.trim()) turns.push({ question, answer });
   $("#answers").prepend(make("li", {},
-    make("p", { className: "asked" }, question || "Describe the clip"),
+    make("p", { className: "question" }, question || "Describe the clip"),
     make("p", { className: "answer" }, answer || "(the model wrote nothing)"), notesOf(state)));
 }
 

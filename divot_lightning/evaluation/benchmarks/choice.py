@@ -60,7 +60,11 @@ class ServedBenchmark(ChoiceBenchmark):
     """A multiple-choice benchmark whose server computes the accuracy where answers are not public."""
 
     def check(self, items: Sequence[BenchmarkItem]) -> None:
-        """Check that every question of a submission has the option that replaces answers without a choice."""
+        """Check that every question of a submission has the option that replaces answers without a choice.
+
+        Raises:
+            UserError: A question has fewer options.
+        """
         few = next((item for item in items if self._option >= len(item.options)), None)
         if few is not None and _is_hidden(items):
             shown = f"unparsed_as is {self._option}, counted from 0"

@@ -48,7 +48,11 @@ class BenchmarkFolder:
             raise UserError(f"{self.benchmark}: {self.folder / name} is no JSON: {error}") from error
 
     def read_lines(self, name: str) -> list[str]:
-        """Read a text file's lines; return none if there is no such file."""
+        """Read a text file's lines; return none if there is no such file.
+
+        Raises:
+            UserError: The file is not UTF-8.
+        """
         if not self.has(name):
             return []
         self.files[name] = self.folder / name

@@ -4,7 +4,6 @@ A `Judge` sends its prompt to a `Replier`, a local model or an endpoint. It stor
 and asks again if a reply cannot be read. No torch in here.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 
 from divot_lightning.evaluation.judges.prompts import Chat, JudgePrompt, OpenAnswer
 from divot_lightning.evaluation.judges.replies import Verdict, read_verdict
-from divot_lightning.io.files import write_atomically
+from divot_lightning.io.files import text_sha256, write_atomically
 from divot_lightning.io.jsonl import LineFile, read_rows
 from divot_lightning.io.output_files import make_folder
 
@@ -107,7 +106,7 @@ class Replies:
 
     def __init__(self, folder: Path, description: dict[str, Any]) -> None:
         text = json.dumps(description, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder = folder / text_sha256(text)[:16]
         make_folder(self.folder)
         write_atomically(self.folder / "judge.json", text)
         self._file = LineFile(self.folder / "replies.jsonl")
@@ -130,4 +129,4 @@ class Replies:
 
 
 def _digest(chat: Chat) -> str:
-    return hashlib.sha256(json.dumps(chat).encode()).hexdigest()
+    return text_sha256(json.dumps(chat))

@@ -62,7 +62,11 @@ class SSIM(ItemMetric):
     scores: ClassVar[tuple[str, ...]] = ("ssim",)
 
     def measure(self, prediction: Prediction, item: BenchmarkItem) -> dict[str, Any]:
-        """Compare a clip with its original."""
+        """Compare a clip with its original.
+
+        Raises:
+            UserError: The frames are smaller than a window.
+        """
         clip, original = _pixels(prediction, torch.float64)
         if min(clip.shape[-2:]) < SSIM_WINDOW:
             height, width = clip.shape[-2:]

@@ -44,8 +44,8 @@ class ToyOpenOracle(OracleMetric):
         """Return the named values, the values that were read, the start and the true start."""
         named, start = facts["named"], reading["start"] if reading["valid"] else (math.nan, math.nan)
         read = [float(VALUES[name].index(reading[name])) if reading["valid"] else OPEN for name in ATTRIBUTES]
-        wanted = [float(VALUES[name].index(named[name])) if name in named else OPEN for name in ATTRIBUTES]
-        return [*wanted, *read, *start, *facts["start"]]
+        named_A = [float(VALUES[name].index(named[name])) if name in named else OPEN for name in ATTRIBUTES]
+        return [*named_A, *read, *start, *facts["start"]]
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores, scalars in float64; NaN where no clip counts."""
@@ -85,9 +85,9 @@ class ToyOpenOracle(OracleMetric):
 
 def _means(row: Sequence[float]) -> dict[str, float]:
     """Return of one clip the scores that are means over clips."""
-    wanted, read = row[: len(ATTRIBUTES)], row[len(ATTRIBUTES) : 2 * len(ATTRIBUTES)]
+    named_A, read = row[: len(ATTRIBUTES)], row[len(ATTRIBUTES) : 2 * len(ATTRIBUTES)]
     valid = float(read[0] != OPEN)
-    right = {n: float(a == b) for n, a, b in zip(ATTRIBUTES, wanted, read, strict=True) if a != OPEN}
+    right = {n: float(a == b) for n, a, b in zip(ATTRIBUTES, named_A, read, strict=True) if a != OPEN}
     named = valid * float(all(right.values()))
     return {"named": named, "valid": valid, **right, f"named_{len(right)}": named}
 
@@ -96,9 +96,9 @@ def _mean(values: Sequence[float]) -> tuple[float, int]:
     return (math.fsum(values) / len(values) if values else math.nan), len(values)
 
 
-def _probabilities(wanted: Numbers, attribute: str) -> Numbers:
+def _probabilities(named_A: Numbers, attribute: str) -> Numbers:
     """Return the probabilities of an attribute's values given a caption, (V,)."""
-    named = {name: VALUES[name][int(at)] for name, at in zip(ATTRIBUTES, wanted, strict=True) if at != OPEN}
+    named = {name: VALUES[name][int(at)] for name, at in zip(ATTRIBUTES, named_A, strict=True) if at != OPEN}
     return np.array(value_probabilities(named, attribute))
 
 
@@ -108,7 +108,7 @@ def _total_variation(named_NA: Numbers, read_NA: Numbers, attribute: str) -> tup
     counted_N = (named_NA[:, at] == OPEN) & (read_NA[:, at] != OPEN)
     if not counted_N.any():
         return math.nan, 0
-    expected_V = np.mean([_probabilities(wanted, attribute) for wanted in named_NA[counted_N]], axis=0)
+    expected_V = np.mean([_probabilities(named_A, attribute) for named_A in named_NA[counted_N]], axis=0)
     frequencies_V = np.bincount(read_NA[counted_N, at].astype(int), minlength=len(expected_V)) / counted_N.sum()
     return float(np.abs(frequencies_V - expected_V).sum() / 2), int(counted_N.sum())
 
@@ -120,14 +120,14 @@ def _variety(named_NA: Numbers, read_NA: Numbers) -> tuple[float, int]:
     """
     found = expected = 0.0
     counted = 0
-    for wanted in np.unique(named_NA, axis=0):
-        same_MA = read_NA[(named_NA == wanted).all(axis=1) & (read_NA[:, 0] != OPEN)]
-        if len(same_MA) < 2 or OPEN not in wanted:
+    for named_A in np.unique(named_NA, axis=0):
+        same_MA = read_NA[(named_NA == named_A).all(axis=1) & (read_NA[:, 0] != OPEN)]
+        if len(same_MA) < 2 or OPEN not in named_A:
             continue
         counted += len(same_MA)
-        for at in np.flatnonzero(wanted == OPEN):
+        for at in np.flatnonzero(named_A == OPEN):
             frequencies_V = np.bincount(same_MA[:, at].astype(int)) / len(same_MA)
             # Pairs of different clips, so the pooled frequencies' own pairs are left out: M / (M - 1).
             found += len(same_MA) * (1 - (frequencies_V**2).sum())
-            expected += (len(same_MA) - 1) * (1 - (_probabilities(wanted, ATTRIBUTES[at]) ** 2).sum())
+            expected += (len(same_MA) - 1) * (1 - (_probabilities(named_A, ATTRIBUTES[at]) ** 2).sum())
     return (found / expected if expected else math.nan), counted

@@ -103,25 +103,25 @@ def story_values(sentences: Sequence[str], readings: Sequence[Mapping[str, Any]]
         facts: Of the real story: `scenes`, `changes`, and `continuous`.
     """
     count, states = len(facts["scenes"]), follow(sentences)
-    said = [state for _, state in states]
+    written = [state for _, state in states]
     told = len(states) == len(sentences) == count and all(reading["frames"] for reading in readings)
     as_asked = told and _as_asked(states, facts)
-    rights = [{name: _is_right(readings, said, at, name) for name in ATTRIBUTES} for at in range(count)]
+    rights = [{name: _is_right(readings, written, at, name) for name in ATTRIBUTES} for at in range(count)]
     values = {f"clip_{at + 1}/{name}": float(right) for at, row in enumerate(rights) for name, right in row.items()}
     values |= {f"clip_{at + 1}/all": float(all(row.values())) for at, row in enumerate(rights)}
     every = all(all(row.values()) for row in rights)
     values |= {"told": told, "as_asked": as_asked, "clips": every, "story": every and as_asked}
-    cuts = [_cut(readings[at - 1 : at + 1], said[at - 1 : at + 1]) for at in range(1, count)]
+    cuts = [_cut(readings[at - 1 : at + 1], written[at - 1 : at + 1]) for at in range(1, count)]
     if cuts:
         values["order"] = float(all(changed for changed, _ in cuts))
         values["consistency"] = sum(kept for _, kept in cuts) / len(cuts)
     return values | (_continuity(readings[:count]) if facts["continuous"] else {})
 
 
-def _is_right(readings: Sequence[Mapping[str, Any]], said: Sequence[Facts], at: int, name: str) -> bool:
-    if at >= min(len(readings), len(said)):
+def _is_right(readings: Sequence[Mapping[str, Any]], written: Sequence[Facts], at: int, name: str) -> bool:
+    if at >= min(len(readings), len(written)):
         return False
-    return bool(readings[at]["valid"] and readings[at][name] == said[at][name])
+    return bool(readings[at]["valid"] and readings[at][name] == written[at][name])
 
 
 def _as_asked(states: Sequence[tuple[str, Facts]], facts: Facts) -> bool:
@@ -132,11 +132,11 @@ def _as_asked(states: Sequence[tuple[str, Facts]], facts: Facts) -> bool:
     return changed and states[0][1] == first and [change for change, _ in states[1:]] == list(facts["changes"])
 
 
-def _cut(readings: Sequence[Mapping[str, Any]], said: Sequence[Facts]) -> tuple[bool, bool]:
+def _cut(readings: Sequence[Mapping[str, Any]], written: Sequence[Facts]) -> tuple[bool, bool]:
     """Return whether exactly what the text changes is changed from one clip to the next, and whether the rest stays."""
-    if len(readings) < 2 or len(said) < 2 or not all(reading["valid"] for reading in readings):
+    if len(readings) < 2 or len(written) < 2 or not all(reading["valid"] for reading in readings):
         return False, False
-    changed = {name: said[0][name] != said[1][name] for name in ATTRIBUTES}
+    changed = {name: written[0][name] != written[1][name] for name in ATTRIBUTES}
     differs = {name: readings[0][name] != readings[1][name] for name in ATTRIBUTES}
     return changed == differs, not any(differs[name] for name in ATTRIBUTES if not changed[name])
 

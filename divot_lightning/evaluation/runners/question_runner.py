@@ -88,10 +88,10 @@ class QuestionRunner(Runner):
         return [{**_row(item), "prediction": text} for (_, item), text in zip(items, predictions, strict=True)]
 
     def _segments(self, item: BenchmarkItem, num_clips: int) -> list[Segment]:
-        asked = self.benchmark.prompt(item, self.config.prompt)
-        if asked is None:
+        prompt = self.benchmark.prompt(item, self.config.prompt)
+        if prompt is None:
             return caption_prompt(num_clips, self.template, tasks=self.models.tasks)
-        return question_prompt(asked, num_clips, self.template)
+        return question_prompt(prompt, num_clips, self.template)
 
 
 def item_seed(seed: int, number: int) -> int:

@@ -1,6 +1,5 @@
 """The base of all runners, and of those whose rows hold measurements."""
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 from divot_lightning.evaluation.chosen_items import Numbered
 from divot_lightning.evaluation.config import EvaluationConfig
+from divot_lightning.io.files import text_sha256
 from divot_lightning.io.jsonl import Row
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkItem, Prediction
 from divot_lightning.parts.metrics import BenchmarkMetric
@@ -102,4 +102,4 @@ class MeasuringRunner(Runner):
 
 
 def _digest(metric: BenchmarkMetric) -> str:
-    return hashlib.sha256(json.dumps(metric.describe(), sort_keys=True).encode()).hexdigest()[:16]
+    return text_sha256(json.dumps(metric.describe(), sort_keys=True))[:16]

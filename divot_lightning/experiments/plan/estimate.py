@@ -97,7 +97,7 @@ def estimate_steps(
     for name in grid.names:
         steps = {each.step.name: each for of_trial in grid.steps.values() if (each := of_trial.get(name))}
         records = {each.folder: StepRecord.read(folder, known) for known, each in steps.items()}
-        done = {place: record.seconds for place, record in records.items() if record and record.done}
+        done = {step_folder: record.seconds for step_folder, record in records.items() if record and record.done}
         left = [each for each in steps.values() if each.folder not in done]
         mean = fmean(done.values()) if done else None
         seconds = None if left and name in unknown else _total(_seconds(each, rates, mean) for each in left)

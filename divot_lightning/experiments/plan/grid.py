@@ -1,6 +1,5 @@
 """Plan the trials of an experiment and their steps; a step that several trials need is done once. No torch in here."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from divot_lightning.experiments.plan.commands import DIVOT, references, step_co
 from divot_lightning.experiments.plan.experiment import Experiment, PipelineStep
 from divot_lightning.experiments.plan.trials import Trial, make_trials, trial_pipeline
 from divot_lightning.experiments.runner.steps import Step
+from divot_lightning.io.files import text_sha256
 from divot_lightning.io.renamed import OLD_TRIALS
 
 TRIALS_FOLDER = "trials"
@@ -83,17 +83,16 @@ def make_grid(recipe: Experiment, folder: Path, max_steps: Mapping[str, Mapping[
     pipelines = {trial.name: trial_pipeline(recipe, trial, (max_steps or {}).get(trial.name, {})) for trial in trials}
     identities = {name: _identities(recipe, pipeline) for name, pipeline in pipelines.items()}
     uses = Counter(identity for of_trial in identities.values() for identity in of_trial.values())
-    own = OLD_TRIALS if (folder / OLD_TRIALS).is_dir() else TRIALS_FOLDER
+    trials_folder = OLD_TRIALS if (folder / OLD_TRIALS).is_dir() else TRIALS_FOLDER
     users: dict[Path, str] = {}
     steps_of: dict[str, dict[str, TrialStep]] = {}
     for trial in trials:
         known, folders = identities[trial.name], dict[str, Path]()
+        own = Path() if len(trials) == 1 else Path(trials_folder, trial.name)
         facts = {"seed": trial.seed, **dict(zip(recipe.vary, trial.variants, strict=True))}
         for step in pipelines[trial.name]:
             identity = known[step.name]
-            default = Path("shared", f"{step.name}-{identity}")
-            if uses[identity] == 1:
-                default = Path(step.name) if len(trials) == 1 else Path(own, trial.name, step.name)
+            default = own / step.name if uses[identity] == 1 else Path("shared", f"{step.name}-{identity}")
             inside = _folder(step, facts, default)
             folders[step.name] = folder / inside
             if users.setdefault(folder / inside, identity) != identity:
@@ -132,7 +131,7 @@ def _identities(recipe: Experiment, pipeline: Sequence[PipelineStep]) -> dict[st
         for other in needs[step.name]:
             _check_reference(recipe, step.name, other, known, writing)
             text = text.replace(f"{{{other}}}", f"<{known[other]}>")
-        known[step.name] = hashlib.sha256(f"{step.name} {text}".encode()).hexdigest()[:8]
+        known[step.name] = text_sha256(f"{step.name} {text}")[:8]
     return known
 
 

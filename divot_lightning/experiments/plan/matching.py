@@ -92,6 +92,9 @@ def steps_for_amount(recipe: Experiment, options: Mapping[str, Any], costs: Cost
 
     Returns:
         The number of steps nearest to the amount, at least 1.
+
+    Raises:
+        UserError: A training step of the trial has nothing of what is matched.
     """
     assert recipe.amount is not None
     per_step = {
@@ -110,6 +113,9 @@ def samples_per_step(options: Mapping[str, Any]) -> int:
 
     Args:
         options: Options of the training step, with its recipe under "fit"; options win over the recipe.
+
+    Raises:
+        UserError: The recipe states no batch size.
     """
     content = yaml.safe_load(find_recipe(options["fit"]).read_text(encoding="utf-8"))
     stated = {

@@ -59,6 +59,9 @@ def recipe_content(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]
     Args:
         path: The file.
         readers: The recipes that extend it.
+
+    Raises:
+        UserError: A recipe is no YAML or no mapping, or recipes extend each other in a circle.
     """
     if path in readers:
         raise UserError(f"recipes extend each other in a circle: {', '.join(map(str, (*readers, path)))}.")
@@ -95,10 +98,8 @@ def parse_recipe(content: Mapping[str, Any]) -> Experiment:
     for key in ("title", "steps"):
         if not content.get(key):
             raise UserError(f"`{key}` is missing; an experiment needs title and steps.")
-    steps = tuple(_parse_step(entry) for entry in content["steps"])
+    steps = _parse_steps(content["steps"])
     names = [step.name for step in steps]
-    if len(set(names)) < len(names):
-        raise UserError(f"steps share a name: {', '.join(names)}; give each its own.")
     plain = {
         name: content[name] for name in ("title", "question", "matched_by", "amount", "baseline") if name in content
     }
@@ -115,6 +116,14 @@ def parse_recipe(content: Mapping[str, Any]) -> Experiment:
     )
     _check(recipe, names)
     return recipe
+
+
+def _parse_steps(entries: Sequence[Any]) -> tuple[PipelineStep, ...]:
+    steps = tuple(_parse_step(entry) for entry in entries)
+    names = [step.name for step in steps]
+    if len(set(names)) < len(names):
+        raise UserError(f"steps share a name: {', '.join(names)}; give each its own.")
+    return steps
 
 
 def _parse_step(entry: Any) -> PipelineStep:

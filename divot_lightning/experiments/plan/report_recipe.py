@@ -152,7 +152,11 @@ def parse_strictly(cls: type[Spec], where: str, given: Mapping[str, Any]) -> Spe
 
 
 def parse_report(given: Mapping[str, Any], curves: Mapping[str, Iterable[str]]) -> ReportRecipe:
-    """Read the part `report` of a recipe, and its `curves`: columns of metrics.csv by step, each a chart of its own."""
+    """Read the part `report` of a recipe, and its `curves`: columns of metrics.csv by step, each a chart of its own.
+
+    Raises:
+        UserError: A line of a chart is not a step and a column.
+    """
     refuse_unknown("`report`", given, ReportRecipe.__dataclass_fields__)
     charts = [parse_strictly(ChartRecipe, "a chart of `report`", chart) for chart in given.get("charts") or ()]
     for chart in charts:

@@ -1,7 +1,6 @@
 """Write results as CSV, one row per trial and score, and tables as Markdown and LaTeX. No torch in here."""
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from divot_lightning.experiments.plan.experiment import Experiment
 from divot_lightning.experiments.report.content import Cell, Table
 from divot_lightning.experiments.results.trials import TrialResult
+from divot_lightning.io.files import text_sha256
 
 CSV_SCORE = ("seed", "measurement", "score", "value", "count", "protocol_sha256", "failure")
 CSV_COSTS = ("seconds", "peak_mib", "peak_gpu_mib", "parameters")
@@ -33,7 +33,7 @@ def as_csv(recipe: Experiment, results: Sequence[TrialResult]) -> str:
         if not result.scores:
             writer.writerow([*first, "", "", "", "", "", result.failure or "not done", *cost])
         for key, score in result.scores.items():
-            protocol = hashlib.sha256(json.dumps(score.protocol, sort_keys=True).encode()).hexdigest()[:16]
+            protocol = text_sha256(json.dumps(score.protocol, sort_keys=True))[:16]
             measurement, _, name = key.rpartition(":")
             writer.writerow([*first, measurement, name, score.value, score.count, protocol, "", *cost])
     return stream.getvalue()

@@ -92,8 +92,8 @@ def _collect_trial(trial: Trial, steps: Mapping[str, TrialStep], folder: Path) -
         return result
     scores: dict[str, Score] = {}
     items: dict[str, Mapping[str, float]] = {}
-    for source, place in (pair for step in steps.values() for pair in step.sources.items()):
-        for path in sorted(place.rglob(SCORES)):
+    for source, evaluations in (pair for step in steps.values() for pair in step.sources.items()):
+        for path in sorted(evaluations.rglob(SCORES)):
             evaluation = load_evaluation(path.parent)
             scores |= {f"{source}:{name}": score for name, score in evaluation.scores.items()}
             items |= {f"{source}:{name}": evaluation.values(name) for name in evaluation.scores}

@@ -64,7 +64,11 @@ class VideoDetokenizer(nn.Module):
         return cls(DetokenizerConfig(**config))
 
     def condition(self, tokens_BQC: Tensor) -> Tensor:
-        """Turn tokens into the condition that the denoiser attends to, (B, K, E)."""
+        """Turn tokens into the condition that the denoiser attends to, (B, K, E).
+
+        Raises:
+            UserError: The tokens have another number or width.
+        """
         expected = (self.config.num_tokens, self.config.token_dim)
         if tuple(tokens_BQC.shape[1:]) != expected:
             raise UserError(

@@ -99,6 +99,9 @@ class VideoTokenizer(nn.Module):
         Returns:
             Tokens (B, Q, token_dim), float: LayerNorm outputs, or on a sphere (`BottleneckConfig`). Q is
             ``config.tokens_per_clip``.
+
+        Raises:
+            UserError: The video is not float.
         """
         if not video_BF3HW.is_floating_point():
             raise UserError(f"tokenizer: the video is {video_BF3HW.dtype}; it must be float in [-1, 1] (to_unit_range)")

@@ -39,6 +39,9 @@ def build_language_model(config: VideoLLMConfig, folder: Path | None) -> tuple[A
 
     Returns:
         The transformers tokenizer and the transformers model.
+
+    Raises:
+        UserError: The config names no language model, or two.
     """
     if folder is not None:
         tokenizer, _ = load_text_tokenizer(text_tokenizer_folder(config, folder))
@@ -69,7 +72,11 @@ def triple_output_rows(model: PreTrainedModel, new_ids: list[int]) -> None:
 
 
 def text_tokenizer_folder(config: VideoLLMConfig, folder: Path | None) -> str:
-    """Return the folder of a video LLM's text tokenizer; arguments as for `build_language_model`."""
+    """Return the folder of a video LLM's text tokenizer; arguments as for `build_language_model`.
+
+    Raises:
+        UserError: The config names no text tokenizer for a language model without weights.
+    """
     if folder is not None:
         return str(folder / "text_tokenizer")
     if config.text_tokenizer is not None:

@@ -104,6 +104,9 @@ def build_untrained_language_model(
 
     Returns:
         The causal language model.
+
+    Raises:
+        UserError: The configuration sets the size of the vocabulary.
     """
     if "vocab_size" in config:
         raise UserError(

@@ -15,7 +15,7 @@ from divot_lightning.models.weight_dtypes import merging_in_float32
 from divot_lightning.models.weights import full_shape, gathered
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
 
 logger = logging.getLogger(__name__)
 
@@ -60,21 +60,15 @@ def add_lora(model: PreTrainedModel, lora: LoRAConfig, marker_ids: list[int]) ->
 
     Returns:
         The PEFT model around it.
+
+    Raises:
+        UserError: The target modules do not fit the model.
     """
-    from peft import LoraConfig, get_peft_model  # not above: a model without adapters does not need peft
+    from peft import get_peft_model  # not above: a model without adapters does not need peft
 
     names = [_module_name(model, layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
     targets = lora.target_modules if lora.target_modules is not None else linear_layers(model)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(targets),
-        modules_to_save=["norm"] * lora.train_norms + names * lora.train_embeddings or None,
-        trainable_token_indices=None if lora.train_embeddings else dict.fromkeys(names, marker_ids),
-        ensure_weight_tying=lora.train_embeddings and bool(model.config.tie_word_embeddings),
-        task_type="CAUSAL_LM",
-    )
+    config = _peft_config(lora, targets, names, marker_ids, tied=bool(model.config.tie_word_embeddings))
     try:
         # PEFT copies these weights; of the layers that get adapters it only reads the shapes.
         with gathered(_copied_weights(model, names, lora)):
@@ -87,6 +81,24 @@ def add_lora(model: PreTrainedModel, lora: LoRAConfig, marker_ids: list[int]) ->
     if lora.target_modules is None:
         _log_layers(adapted, model.config.model_type, targets)
     return adapted
+
+
+def _peft_config(
+    lora: LoRAConfig, targets: list[str], embeddings: list[str], marker_ids: list[int], *, tied: bool
+) -> LoraConfig:
+    """Return PEFT's config; the embedding layers are trained whole, or only the rows of the marker tokens."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(targets),
+        modules_to_save=["norm"] * lora.train_norms + embeddings * lora.train_embeddings or None,
+        trainable_token_indices=None if lora.train_embeddings else dict.fromkeys(embeddings, marker_ids),
+        ensure_weight_tying=lora.train_embeddings and tied,
+        task_type="CAUSAL_LM",
+    )
 
 
 def _log_layers(adapted: PeftModel, model_type: str, targets: list[str]) -> None:

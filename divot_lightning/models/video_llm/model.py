@@ -95,16 +95,15 @@ class VideoLLM(nn.Module):
         )
         self.language_model: nn.Module = causal_lm
         self.input_projector = input_projector
-        given = head or getattr(config, "head", None)
-        if given is None:
-            raise UserError("VideoLLM needs a head; only a stored video LLM names its own.")
-        self.head: GenerationHead = build_part(
-            given, HEADS, "the stored video LLM", hidden_dim=dim, feature_dim=self.feature_dim
-        )
+        self.head = _build_head(config, head, dim)
         self.register_buffer("feature_mean_C", torch.zeros(self.feature_dim))
         self.register_buffer("feature_std_C", torch.ones(self.feature_dim))
+        self._prepare_training(config)
+
+    def _prepare_training(self, config: VideoLLMConfig) -> None:
+        """Add adapters to the language model or freeze it, as the config says; what is trained becomes float32."""
         if config.gradient_checkpointing:
-            causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         if config.lora is not None:
             self.add_lora(config.lora)
         if config.freeze_language_model:
@@ -189,6 +188,9 @@ class VideoLLM(nn.Module):
 
         Returns:
             The module, whose state has the keys of the stored weights.
+
+        Raises:
+            UserError: The stored config does not fit.
         """
         try:
             lora = LoRAConfig(**config["lora"]) if config.get("lora") else None
@@ -237,6 +239,9 @@ class VideoLLM(nn.Module):
 
         Returns:
             features_MQC, normalised, float32, on the model's device.
+
+        Raises:
+            UserError: The features have another shape.
         """
         expected = (num_clips, self.num_queries, self.feature_dim)
         if features_MQC is None:
@@ -303,3 +308,15 @@ class VideoLLM(nn.Module):
     generate_text = generate_text
     generate_features = generate_features
     generate_story = generate_story
+
+
+def _build_head(config: VideoLLMConfig, head: HeadFactory | None, hidden_dim: int) -> GenerationHead:
+    """Build the given head, or the one that a stored config names."""
+    given = head or getattr(config, "head", None)
+    if given is None:
+        raise UserError("VideoLLM needs a head; only a stored video LLM names its own.")
+    _, feature_dim = config.feature_shape
+    built: GenerationHead = build_part(
+        given, HEADS, "the stored video LLM", hidden_dim=hidden_dim, feature_dim=feature_dim
+    )
+    return built

@@ -132,21 +132,15 @@ def _mask_misfit(probe: Probe, generation_mode: GenerationMode) -> str | None:
 
 def _row_misfit(probe: Probe) -> str | None:
     """Test packed rows, padded rows, and positions that are appended to them later, as in packing and sampling."""
-    plain, packed = torch.arange(_LENGTH), torch.cat([torch.arange(_FIRST), torch.arange(_LENGTH - _FIRST)])
-    padded = torch.where(plain < _FIRST, plain, -1)
-    sample = (packed != plain).long()
     embeds_BLD = torch.stack([probe.text_LD, probe.changed_at(0), probe.text_LD, probe.text_LD])
-    order = torch.stack([plain, plain, plain, padded])
-    key = TokenPositions(
-        order, torch.stack([sample, sample, 0 * plain, padded.clamp(max=0)]), torch.full_like(order, -1)
-    )
+    position_ids, key = _packed_and_padded_rows()
     cache = DynamicCache()
 
     def step(embeds_BLD: Tensor, query: TokenPositions, key: TokenPositions, position: Tensor) -> Tensor:
-        position_ids = position.to(embeds_BLD.device)
-        return probe.run(embeds_BLD, query, key, position_ids=position_ids, past_key_values=cache, use_cache=True)
+        position = position.to(embeds_BLD.device)
+        return probe.run(embeds_BLD, query, key, position_ids=position, past_key_values=cache, use_cache=True)
 
-    base, changed, text, _ = step(embeds_BLD, key, key, torch.stack([packed, packed, plain, padded.clamp(min=0)]))
+    base, changed, text, _ = step(embeds_BLD, key, key, position_ids)
     # The padded row continues with the text's next word.
     nexts = embeds_BLD[:, _FIRST : _FIRST + 1]
     new = TokenPositions(*(torch.tensor(values)[:, None] for values in ((9, 9, 9, 6), (1, 1, 0, 0), (-1,) * 4)))
@@ -161,6 +155,17 @@ def _row_misfit(probe: Probe) -> str | None:
         ),
     }
     return _mask_message(findings)
+
+
+def _packed_and_padded_rows() -> tuple[Tensor, TokenPositions]:
+    """Return position ids (4, L) and positions of four rows: two hold two samples, one holds one, one is padded."""
+    plain, packed = torch.arange(_LENGTH), torch.cat([torch.arange(_FIRST), torch.arange(_LENGTH - _FIRST)])
+    padded = torch.where(plain < _FIRST, plain, -1)
+    sample = (packed != plain).long()
+    order = torch.stack([plain, plain, plain, padded])
+    samples = torch.stack([sample, sample, 0 * plain, padded.clamp(max=0)])
+    position_ids = torch.stack([packed, packed, plain, padded.clamp(min=0)])
+    return position_ids, TokenPositions(order, samples, torch.full_like(order, -1))
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

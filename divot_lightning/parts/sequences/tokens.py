@@ -61,6 +61,9 @@ class SpecialTokens:
 
         Returns:
             The ids.
+
+        Raises:
+            UserError: The text tokenizer has no end token.
         """
         if text_tokenizer.eos_token_id is None:
             raise UserError("The text tokenizer has no end token (eos_token is None); set eos_token in its folder.")

@@ -145,7 +145,7 @@ class TrainingSpeed(Callback):
 
 
 def batch_work(batch: Any) -> dict[str, int]:
-    """Count the work of one process's batch; a dummy batch, which only keeps processes in step, has none.
+    """Count the work of one process's batch; a dummy batch, which only keeps processes in sync, has none.
 
     Args:
         batch: As stages get it, see `divot_lightning.parts.batch.Batch`. Nothing is known about those of other forms.

@@ -254,7 +254,11 @@ class Stage(LightningModule):
         }
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build optimizer and schedule."""
+        """Build optimizer and schedule.
+
+        Raises:
+            UserError: The optimizer needs whole parameters, and the strategy splits them.
+        """
         if self.optimizer_config.needs_whole_parameters and self._zero is not None:
             raise UserError(
                 f"{type(self.optimizer_config).__name__} needs whole parameters, and ZeRO splits them over processes\n"

@@ -144,6 +144,9 @@ def apply_feature_statistics(video_llm: VideoLLM, sums: Tensor) -> None:
     Args:
         video_llm: The model.
         sums: From ``feature_statistics``.
+
+    Raises:
+        UserError: There are too few features.
     """
     count, total, squares = sums
     if not (count > 1).all():

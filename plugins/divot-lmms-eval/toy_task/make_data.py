@@ -27,16 +27,16 @@ def main(shards: Path, output: Path, limit: int = 256) -> None:
                     (output / f"{key}.{suffix}").write_bytes(content)
     answers = dict[str, set[str]]()
     for text in texts.values():
-        for asked in text["questions"]:
-            answers.setdefault(asked["question"], set()).add(asked["answer"])
+        for turn in text["questions"]:
+            answers.setdefault(turn["question"], set()).add(turn["answer"])
     rounds = list[dict]()
     for key, text in list(texts.items())[:limit]:
         video = str((output / f"{key}.mp4").resolve())
-        rounds.append({"video": video, **{asked["attribute"]: asked["answer"] for asked in text["questions"]}})
-        for asked in text["questions"]:
-            options = sorted(answers[asked["question"]])
-            gold = options.index(asked["answer"])
-            rows.append({"video": video, **asked, "options": options, "gold": gold})
+        rounds.append({"video": video, **{turn["attribute"]: turn["answer"] for turn in text["questions"]}})
+        for turn in text["questions"]:
+            options = sorted(answers[turn["question"]])
+            gold = options.index(turn["answer"])
+            rows.append({"video": video, **turn, "options": options, "gold": gold})
     for name, written in (("questions.jsonl", rows), ("rounds.jsonl", rounds)):
         (output / name).write_text("".join(json.dumps(row) + "\n" for row in written))
 

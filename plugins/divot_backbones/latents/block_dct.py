@@ -78,6 +78,9 @@ class BlockDCTLatents(Latents):
         """Turn pixels in [-1, 1] into latents (B, F, c, h, w). `generator` has no effect.
 
         H and W must be multiples of the block size. Latents have the pixels' dtype, also under autocast.
+
+        Raises:
+            UserError: The frames do not divide into blocks.
         """
         batch, frames, _, height, width = video_BFCHW.shape
         if height % self.block_size or width % self.block_size:

@@ -63,7 +63,7 @@ def _handlers() -> Iterator[None]:
 
 
 def _with_fault(fault: Fault, *words: str) -> int:
-    """Runs `divot` with a fault in a fork of this process; gives its exit status, negative if a signal ended it."""
+    """Run `divot` with a fault in a fork of this process; return its exit status, negative if a signal ended it."""
     child = os.fork()
     if child == 0:
         os.environ[VARIABLE] = json.dumps(asdict(fault))

@@ -373,7 +373,7 @@ def test_one_callback_alone_needs_no_list(divot: Divot, tiny: Settings) -> None:
 
 
 def _fit_on_a_full_disk(recipe: Settings, *words: str) -> int:
-    """Runs `divot fit` while the disk is full from the checkpoint of step 4 on; gives its status."""
+    """Run `divot fit` while the disk is full from the checkpoint of step 4 on; return its status."""
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     fault = Fault("full_disk", step=4, rank=None, moment="save", bytes_left=300)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -19,7 +19,7 @@ TOO_LARGE = str(2**64)
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused before it opens its run, and write nothing; gives the message."""
+    """Run a command that must be refused before it opens its run, and write nothing; return the message."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"video": "a.mp4", "question": "what?"}\n')
     (tmp_path / "file").touch()

@@ -37,7 +37,7 @@ def plain_mp4(pixels, pixel_aspect=None, count=3):
 
 
 def with_matrix(data, a, b, c, d):
-    """Rewrites the matrix in an mp4's track header (ISO/IEC 14496-12, section 8.3.2): 16.16 fixed point."""
+    """Rewrite the matrix in an mp4's track header (ISO/IEC 14496-12, section 8.3.2): 16.16 fixed point."""
     offset = data.index(b"tkhd") + 44
     one, unit = 1 << 16, 1 << 30
     matrix = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, unit)
@@ -228,7 +228,7 @@ def halved(code):
 
 
 def bounds(codes, matrix, full, bits, sampling):
-    """Returns the least and the greatest RGB of each pixel, 0..255.
+    """Return the least and the greatest RGB of each pixel, 0..255.
 
     Of 4:2:0 the standards leave open how the chroma between two samples is found: any of the nine samples around.
     """
@@ -245,7 +245,7 @@ def bounds(codes, matrix, full, bits, sampling):
 
 
 def lossless_file(codes, pixel_format, matrix, full, bits):
-    """Writes the code values without loss (ffv1), tagged with matrix and range."""
+    """Write the code values without loss (ffv1), tagged with matrix and range."""
     height, width = codes[0].shape
     kept = [codes[0], *(halved(c) if "420" in pixel_format else c for c in codes[1:])]
     frame = av.VideoFrame(width, height, pixel_format)

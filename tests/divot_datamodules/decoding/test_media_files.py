@@ -73,7 +73,7 @@ a=rtpmap:96 H264/90000\r\n"""
 
 @pytest.fixture
 def private_files(tmp_path, monkeypatch, coded_file):
-    """Stands in a folder with files that no sample may reach."""
+    """Stand in a folder with files that no sample may reach."""
     monkeypatch.chdir(tmp_path)
     Path("private.mp4").write_bytes(coded_file("libx264", "mp4", X264))
     Path("private.ts").write_bytes(coded_file("libx264", "mpegts", X264))
@@ -104,7 +104,7 @@ def test_a_sample_leads_to_no_address():
 
 
 def udp_ports():
-    """Returns the UDP ports that are bound on this machine."""
+    """Return the UDP ports that are bound on this machine."""
     lines = Path("/proc/self/net/udp").read_text().splitlines()[1:]
     return {int(line.split()[1].split(":")[1], 16) for line in lines}
 

@@ -54,7 +54,7 @@ def any_file(request, coded_file):
 
 
 def sequence(data):
-    """Returns the time stamps of all frames in the order in which they are shown, from the packets.
+    """Return the time stamps of all frames in the order in which they are shown, from the packets.
 
     An avi has no times of presentation: it shows its frames one after the other at its packets' times.
     """
@@ -139,7 +139,7 @@ def test_an_avi_is_decoded_from_the_last_keyframe_on(coded_file, monkeypatch, fr
 
 
 def with_edit(data, media_time, duration):
-    """Rewrites an mp4's only edit: from which moment on its media are shown and how long, in its two time scales."""
+    """Rewrite an mp4's only edit: from which moment on its media are shown and how long, in its two time scales."""
     offset = data.index(b"elst")
     assert struct.unpack(">I", data[offset + 8 : offset + 12]) == (1,)
     entry = offset + 12
@@ -158,7 +158,7 @@ def test_an_edit_list_decides_what_is_the_first_frame_and_how_long_the_video_is(
 
 
 def index_first(data, path):
-    """Rewrites an mp4 so that its index stands before the frames and a truncated file still promises all of them."""
+    """Rewrite an mp4 so that its index stands before the frames and a truncated file still promises all of them."""
     with av.open(io.BytesIO(data)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as output:
         stream = output.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):

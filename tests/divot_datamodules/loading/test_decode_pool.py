@@ -37,7 +37,7 @@ def request(number):
 
 
 def decode(request):
-    """Decodes to what the sample's number says, or misbehaves."""
+    """Decode to what the sample's number says, or misbehave."""
     number = request.sample.number
     if number == 10:
         time.sleep(60)

@@ -37,7 +37,7 @@ def loaders_of(counted_reader, counted_source, counts, world_size, position, **r
 
 
 def merged(parts):
-    """Puts the ranks' shares of a step back together."""
+    """Put the ranks' shares of a step back together."""
     world_size = len(parts)
     keys = [None] * sum(part["counted"] for part in parts)
     for rank, part in enumerate(parts):
@@ -123,7 +123,7 @@ def test_stopping_and_resuming_gives_the_uninterrupted_order_and_reads_nothing_a
 
 
 def _run(counted_reader, counted_source, counts, stops, exact):
-    """Runs to each stop and to the end, on 4 processes, then 1, then 3; returns each part's keys and reads."""
+    """Run to each stop and to the end, on 4 processes, then 1, then 3; return each part's keys and reads."""
     parts, state, step = [], None, 0
     for number, stop in enumerate([*stops, STEPS]):
         world_size, prefetch = ((4, 0), (1, 20), (3, 7))[number]
@@ -197,7 +197,7 @@ def test_unusable_samples_make_batches_smaller_and_are_noted_once(
     assert {(d.shard, d.key) for d in skipped.all()} == {("0.tar", "u0s1"), ("1.tar", "u1s0"), ("1.tar", "u1s11")}
 
 
-def test_a_rank_without_a_sample_gets_a_filler_that_does_not_count(counted_reader, counted_source):
+def test_a_rank_without_a_sample_gets_a_dummy_sample_that_does_not_count(counted_reader, counted_source):
     counts = [2, 2]
     source = counted_source(counts, bad={"u0s0", "u0s1", "u1s0"})
     loader = TrainLoader(counted_reader(source), position_of(counts, batch_size=1))

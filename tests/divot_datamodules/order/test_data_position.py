@@ -51,7 +51,7 @@ class LateRestore(SingleDeviceStrategy):
 
 
 def run(folder, shards, *, steps, workers=0, resume=None, exact=False, late=False, **trainer_settings):
-    """Trains to `steps` with a checkpoint after each step; returns the keys of each step."""
+    """Train to `steps` with a checkpoint after each step; return the keys of each step."""
     model = Watcher(asks_for_steps=late)
     # 13 samples: 4 steps in an exact epoch, the last of them with one sample
     data = VideoTextData(
@@ -91,7 +91,7 @@ def shards(video_shards, made_once):
 
 @pytest.fixture
 def uninterrupted(tmp_path, shards, made_once):
-    """Gives the keys of each step of a run that nothing stopped, and puts its checkpoints into `tmp_path / "whole"`."""
+    """Return the keys of each step of a run that nothing stopped, and put its checkpoints into `tmp_path / "whole"`."""
 
     def make(exact):
         folder, steps = made_once
@@ -122,7 +122,7 @@ def test_two_stops_in_one_epoch(tmp_path, shards, uninterrupted, exact):
 
 
 def noted(method, path, key_of):
-    """Lets a method note in a file which sample it had, in whichever process."""
+    """Let a method note in a file which sample it had, in whichever process."""
 
     def wrapper(*arguments):
         with path.open("a") as file:

@@ -79,7 +79,7 @@ class Watcher(lightning.LightningModule):
 
 
 def train(rank, shards, folder, devices, *, resume=None, workers=0):
-    """Trains two exact epochs of 7 samples in steps of 2 and validates; returns what this process saw."""
+    """Train two exact epochs of 7 samples in steps of 2 and validate; return what this process saw."""
     data = VideoTextData(shards, shards, batch_size=2, num_workers=workers, epoch="exact", seed=3)
     trainer = lightning.Trainer(
         max_epochs=2,
@@ -105,7 +105,7 @@ STOPS = (2, 4)
 
 
 def train_again_and_again(rank, shards, folder, alone):
-    """Trains from the start on two processes, and continues from checkpoints of a single one."""
+    """Train from the start on two processes, and continue from checkpoints of a single one."""
     first = train(rank, shards, folder, 2, workers=rank)
     later = [
         train(rank, shards, f"{folder}-{stop}", 2, resume=f"{alone}/step={stop}.ckpt", workers=2 - rank)[0]
@@ -115,7 +115,7 @@ def train_again_and_again(rank, shards, folder, alone):
 
 
 def assert_same_steps(whole, *parts):
-    """Compares steps of one process with the shares of several."""
+    """Compare steps of one process with the shares of several."""
     assert len({len(whole), *map(len, parts)}) == 1
     for (indices, keys, counted), *shares in zip(whole, *parts, strict=True):
         used = [share for share in shares if share[2]]

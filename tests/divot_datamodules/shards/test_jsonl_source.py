@@ -18,7 +18,7 @@ from divot_lightning.parts.sources import SampleError
 
 @pytest.fixture
 def write_lines(tmp_path):
-    """Writes a jsonl of objects, or of lines as they are."""
+    """Write a jsonl of objects, or of lines as they are."""
 
     def write(lines, name="list.jsonl"):
         parts = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
@@ -30,7 +30,7 @@ def write_lines(tmp_path):
 
 @pytest.fixture
 def media(tmp_path, numbered_file, picture_file):
-    """Puts a video and a picture into the folder."""
+    """Put a video and a picture into the folder."""
     (tmp_path / "a.mp4").write_bytes(numbered_file())
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.jpg").write_bytes(picture_file())

@@ -39,7 +39,7 @@ def keep_saving(run: str, started: Any) -> None:
 
 
 def save_numbered(folder: Path, step: int) -> None:
-    """Saves a checkpoint all of whose contents are made from its step."""
+    """Save a checkpoint all of whose contents are made from its step."""
     values = {f"layer{number}": torch.full((40, 50), float(step + number)) for number in range(8)}
     entries = [
         Entry(group, name, TensorSpec(value.dtype, tuple(value.shape)), lambda owner, value=value: value)

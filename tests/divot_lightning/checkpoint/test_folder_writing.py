@@ -34,7 +34,7 @@ EVERY = CheckpointConfig(every_steps=1, keep_all=True)
 
 @contextmanager
 def largest_file(limit: int) -> Iterator[None]:
-    """Lets no file grow over `limit` bytes: writing more fails in the operating system, as on a full disk."""
+    """Let no file grow over `limit` bytes: writing more fails in the operating system, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:

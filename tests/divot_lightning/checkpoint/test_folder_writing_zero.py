@@ -90,12 +90,12 @@ def _averages(root: Path) -> dict[str, torch.Tensor]:
 
 
 def write_checkpoints(root: str, world: int) -> dict[Layout, Any]:
-    """Trains straight through, with a checkpoint in the middle."""
+    """Train straight through, with a checkpoint in the middle."""
     return {(name, world): _run(_folder(root, (name, world)), (name, world), END) for name in STRATEGIES}
 
 
 def read_checkpoints(root: str, world: int, befores: tuple[int, ...]) -> dict[Case, Any]:
-    """Continues with `world` processes from checkpoints of `befores` processes."""
+    """Continue with `world` processes from checkpoints of `befores` processes."""
     found = {}
     for before, after in ELASTIC:
         if after[1] == world and before[1] in befores:
@@ -105,7 +105,7 @@ def read_checkpoints(root: str, world: int, befores: tuple[int, ...]) -> dict[Ca
 
 
 def resume_exactly(root: str, world: int, cases: list[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-    """Runs straight through and from the middle, with what makes resuming hard."""
+    """Run straight through and from the middle, with what makes resuming hard."""
     found = {}
     for name, kind in cases:
         settings = {**KINDS[kind], "dropout": 0.3}
@@ -125,7 +125,7 @@ class FullDisk(Callback):
 
 
 def fill_one_disk(root: str) -> list[str]:
-    """Continues while one rank cannot write."""
+    """Continue while one rank cannot write."""
     settings = CheckpointConfig(every_steps=1, keep_all=True, on_full_disk="continue")
     run = Path(root) / "full"
     train(run, 5, strategy="divot_zero2", devices=2, settings=settings, callbacks=[FullDisk()])
@@ -145,7 +145,7 @@ def refuse_other_base(root: str) -> dict[str, str]:
 
 
 def measure(root: str) -> dict[str, list[float]]:
-    """Validates a checkpoint of one strategy under all of them, with trained and with averaged weights."""
+    """Validate a checkpoint of one strategy under all of them, with trained and with averaged weights."""
     found: dict[str, list[float]] = {}
     for name, callbacks in product(STRATEGIES, ([], [WeightAverage()])):
         register()

@@ -20,7 +20,7 @@ def _spec(value: torch.Tensor) -> TensorSpec:
 
 @contextmanager
 def largest_file(limit: int) -> Iterator[None]:
-    """Lets no file grow over `limit` bytes: writing more fails in the operating system, as on a full disk."""
+    """Let no file grow over `limit` bytes: writing more fails in the operating system, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:

@@ -176,7 +176,7 @@ def train(
     batch: int = GLOBAL_BATCH,
     **trainer_settings: Any,
 ) -> dict[str, Any]:
-    """Trains up to a step; a given checkpoint is continued from.
+    """Train up to a step; a given checkpoint is continued from.
 
     Returns:
         "losses": (step, loss, rate, keys) of each micro-batch on this rank; "parameters" by step; "stage"; "trainer".

@@ -162,8 +162,8 @@ def test_a_seed_repeats_a_clip_which_can_be_downloaded(visit, experiment):
         assert download.value.suggested_filename == f"llm_gmm_0_seed{seed}.mp4"
         saved.append(download.value.path().read_bytes())
     pipeline = DivotPipeline.from_pretrained(experiment / "llm_gmm_0", experiment / "detokenizer")
-    made = pipeline.generate("a red circle moves quickly to the right", seed=7)
-    assert saved[0] == saved[1] == encode_video(made.video_NFCHW[0].numpy(), 8)
+    generated = pipeline.generate("a red circle moves quickly to the right", seed=7)
+    assert saved[0] == saved[1] == encode_video(generated.video_NFCHW[0].numpy(), 8)
     assert saved[2] != saved[0]
     with tab.expect_download() as download:
         tab.click("#samples article >> nth=0 >> text=settings >> nth=0")

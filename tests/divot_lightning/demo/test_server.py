@@ -56,9 +56,9 @@ def test_a_reconstruction_is_that_of_the_pipeline(page, clip, clip_file, experim
     job = page.work(kind="reconstruct", system="detokenizer", clip=clip, seed=3)
     assert job["state"] == "done", job
     pipeline = DivotPipeline.from_pretrained(experiment / "detokenizer")
-    made = pipeline.reconstruct(clip_file, seed=3)
-    assert get(page, job["result"]["clip"]["file"]) == encode_video(made.video_NFCHW[0].numpy(), 8)
-    error = (made.original_NFCHW.double() - made.video_NFCHW).square().mean().item()
+    reconstruction = pipeline.reconstruct(clip_file, seed=3)
+    assert get(page, job["result"]["clip"]["file"]) == encode_video(reconstruction.video_NFCHW[0].numpy(), 8)
+    error = (reconstruction.original_NFCHW.double() - reconstruction.video_NFCHW).square().mean().item()
     assert job["result"]["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.06)
     settings = json.loads(get(page, job["result"]["clip"]["settings"]))
     assert (settings["run"], settings["seed"]) == ("detokenizer", 3)
@@ -104,9 +104,9 @@ def test_samples_of_each_head_are_those_of_the_pipeline_and_repeat_with_the_seed
     other = page.work(kind="generate", **{**request, "seed": 6})
     for number, name in enumerate(request["systems"]):
         pipeline = DivotPipeline.from_pretrained(experiment / name, experiment / "detokenizer")
-        made = pipeline.generate(PROMPT, num=2, seed=5, decoding=Decoding(steps=3))
+        generated = pipeline.generate(PROMPT, num=2, seed=5, decoding=Decoding(steps=3))
         shown, repeated, changed = (one["result"]["systems"][number]["clips"] for one in (job, again, other))
-        for clip, same, different, video in zip(shown, repeated, changed, made.video_NFCHW, strict=True):
+        for clip, same, different, video in zip(shown, repeated, changed, generated.video_NFCHW, strict=True):
             assert get(page, clip["file"]) == encode_video(video.numpy(), 8)
             assert get(page, same["file"]) == get(page, clip["file"])
             assert get(page, different["file"]) != get(page, clip["file"])

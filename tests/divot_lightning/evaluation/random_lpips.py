@@ -30,7 +30,7 @@ def alexnet_weights():
 
 @contextmanager
 def random_network(seed=5):
-    """Lets torchmetrics build its LPIPS on that network."""
+    """Let torchmetrics build its LPIPS on that network."""
     build = partial(random_alexnet_features, seed=seed)
     with mock.patch("torchmetrics.functional.image.lpips._get_tv_model_features", build):
         yield

@@ -51,15 +51,15 @@ def test_all_metrics_of_a_folder_equal_their_definitions(tiny_run, videos, tmp_p
     out = tmp_path / "out"
     with random_network():
         evaluate(tiny_run, EvaluationConfig("reconstruction", str(videos), output=str(out), seed=4, generation=chosen))
-    models, real, made = LoadedRun(tiny_run), [], []
+    models, real, decoded = LoadedRun(tiny_run), [], []
     for number, name in enumerate(("a.mp4", "more/b.mp4", "more/c.mp4")):
         real.append(torch.from_numpy(decode_clip(videos / name, models.decoded_clip).video.copy()))
         noise = torch.Generator().manual_seed(item_seed(4, number))
-        made.append(next(iter(models.decode(models.encode(real[-1][None]), noise)))[0])
-    errors = [(a.double() - b.double()).square().mean().item() for a, b in zip(real, made, strict=True)]
+        decoded.append(next(iter(models.decode(models.encode(real[-1][None]), noise)))[0])
+    errors = [(a.double() - b.double()).square().mean().item() for a, b in zip(real, decoded, strict=True)]
     found = scores_of(out)
     assert found["psnr"].value == pytest.approx(np.mean([10 * np.log10(255**2 / error) for error in errors]))
-    features = [torch.stack([clip.double().mean(dim=(0, 2, 3)) for clip in clips]) for clips in (real, made)]
+    features = [torch.stack([clip.double().mean(dim=(0, 2, 3)) for clip in clips]) for clips in (real, decoded)]
     expected = feature_distance(*features, scaled=False).item()
     assert found["frechet_video_distance"].value == pytest.approx(expected, rel=1e-4)
     assert next(iter(found)) == "psnr"
@@ -70,7 +70,7 @@ def test_all_metrics_of_a_folder_equal_their_definitions(tiny_run, videos, tmp_p
     assert set(found["psnr"].model) == {"run", "tokenizer", "detokenizer", "objective"}
     assert "objective" not in found["psnr"].protocol
     with np.load(out / "generation" / "clips.npz") as kept:
-        np.testing.assert_array_equal(kept["generated"], np.stack([clip.numpy() for clip in made]))
+        np.testing.assert_array_equal(kept["generated"], np.stack([clip.numpy() for clip in decoded]))
     assert sorted(path.name for path in (out / "generation").glob("*.mp4")) == [f"{n}_compare.mp4" for n in range(3)]
 
 

@@ -142,11 +142,11 @@ def test_generated_clips_of_one_seed_are_those_of_one_batch(folder, tmp_path, re
 
 
 def test_another_seed_makes_other_clips(folder, tmp_path):
-    made = []
+    generated = []
     for seed in (0, 3):
         measure(folder, "toy-reconstruction", tmp_path / str(seed), seed=seed)
-        made.append(clips_of(tmp_path / str(seed) / "toy-reconstruction")["generated"])
-    assert (made[0] != made[1]).any(axis=(1, 2, 3, 4)).all()
+        generated.append(clips_of(tmp_path / str(seed) / "toy-reconstruction")["generated"])
+    assert (generated[0] != generated[1]).any(axis=(1, 2, 3, 4)).all()
 
 
 def test_without_one_seed_a_clip_does_not_depend_on_the_others(folder, tmp_path):
@@ -165,12 +165,12 @@ def test_with_one_seed_another_number_of_clips_is_another_protocol(folder, tmp_p
 def test_clips_of_one_seed_are_made_together_or_not_at_all(folder, tmp_path):
     """A stopped evaluation, or one whose stored clip was lost, makes the same clips again."""
     first = measure(folder, "toy-reconstruction", tmp_path)
-    made, output = clips_of(tmp_path / "toy-reconstruction")["generated"], tmp_path / "toy-reconstruction"
+    generated, output = clips_of(tmp_path / "toy-reconstruction")["generated"], tmp_path / "toy-reconstruction"
     (output / "clips" / "3.npz").unlink()
     rows = (output / "predictions.jsonl").read_text().splitlines(keepends=True)
     (output / "predictions.jsonl").write_text("".join(rows[:2]))
     assert measure(folder, "toy-reconstruction", tmp_path) == pytest.approx(first, nan_ok=True, rel=0, abs=0)
-    np.testing.assert_array_equal(clips_of(output)["generated"], made)
+    np.testing.assert_array_equal(clips_of(output)["generated"], generated)
 
 
 def evaluated_on_rank(rank, settings):

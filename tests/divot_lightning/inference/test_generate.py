@@ -68,8 +68,8 @@ def test_many_texts_go_through_in_batches(models):
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
 def test_files_hold_the_clips(models, tmp_path, suffix):
     output = tmp_path / f"out.{suffix}"
-    made = list(generate_files(DivotPipeline(models), ["a red circle"], output, ClipSampling(num=2)))
-    paths = [path for _, path in made]
+    generated = list(generate_files(DivotPipeline(models), ["a red circle"], output, ClipSampling(num=2)))
+    paths = [path for _, path in generated]
     assert [path.name for path in paths] == [f"out-0.{suffix}", f"out-1.{suffix}"]
     for path in paths:
         assert decode_frames(path, [0.0, 1.0]).shape == (2, 3, 32, 32)

@@ -51,10 +51,10 @@ def test_a_reconstruction_is_encoding_and_decoding_of_the_middle_clip(pipeline, 
     original = torch.from_numpy(decode_clip(video, models.decoded_clip).video.copy())[None]
     tokens = models.encode(original)
     (decoded,) = models.decode(tokens, torch.Generator().manual_seed(3))
-    made = pipeline.reconstruct(video, seed=3)
-    assert torch.equal(made.original_NFCHW, original)
-    assert torch.equal(made.features_NQC, tokens)
-    assert torch.equal(made.video_NFCHW, decoded)
+    reconstruction = pipeline.reconstruct(video, seed=3)
+    assert torch.equal(reconstruction.original_NFCHW, original)
+    assert torch.equal(reconstruction.features_NQC, tokens)
+    assert torch.equal(reconstruction.video_NFCHW, decoded)
     assert torch.equal(pipeline.decode(pipeline.encode(video), seed=3), decoded)
     assert not torch.equal(pipeline.reconstruct(video, seed=4).video_NFCHW, decoded)
 
@@ -62,19 +62,19 @@ def test_a_reconstruction_is_encoding_and_decoding_of_the_middle_clip(pipeline, 
 def test_the_first_tokens_alone_are_decoded(pipeline, video):
     tokens = pipeline.models.encode(pipeline.reconstruct(video).original_NFCHW)
     tokens[:, 1:] = 0.0
-    made = pipeline.reconstruct(video, seed=3, num_tokens=1)
-    assert torch.equal(made.features_NQC, tokens)
-    assert torch.equal(made.video_NFCHW, pipeline.decode(tokens, seed=3))
-    assert made.settings["num_tokens"] == 1
+    reconstruction = pipeline.reconstruct(video, seed=3, num_tokens=1)
+    assert torch.equal(reconstruction.features_NQC, tokens)
+    assert torch.equal(reconstruction.video_NFCHW, pipeline.decode(tokens, seed=3))
+    assert reconstruction.settings["num_tokens"] == 1
 
 
 def test_generated_clips_are_decoded_features_of_the_seed(pipeline):
     models = pipeline.models
     features = generate_clip_features(models.video_llm, ["a red circle"] * 2, seed=5)
     (clips,) = models.decode(features, torch.Generator().manual_seed(5))
-    made = pipeline.generate("a red circle", num=2, seed=5)
-    assert torch.equal(made.features_NQC, features)
-    assert torch.equal(made.video_NFCHW, clips)
+    generated = pipeline.generate("a red circle", num=2, seed=5)
+    assert torch.equal(generated.features_NQC, features)
+    assert torch.equal(generated.video_NFCHW, clips)
     assert torch.equal(pipeline.generate("a red circle", num=2, seed=5).video_NFCHW, clips)
     assert not torch.equal(pipeline.generate("a red circle", num=2, seed=6).video_NFCHW, clips)
 
@@ -82,9 +82,9 @@ def test_generated_clips_are_decoded_features_of_the_seed(pipeline):
 def test_a_prompt_in_a_list_gets_the_clips_that_it_gets_alone(pipeline):
     prompts = ["a red circle", "a blue square"]
     together = pipeline.generate(prompts, num=2)
-    assert [made.prompt for made in together] == prompts
-    for made in together:
-        assert torch.equal(made.video_NFCHW, pipeline.generate(made.prompt, num=2).video_NFCHW)
+    assert [generated.prompt for generated in together] == prompts
+    for generated in together:
+        assert torch.equal(generated.video_NFCHW, pipeline.generate(generated.prompt, num=2).video_NFCHW)
 
 
 def test_answers_are_those_of_the_functions_and_independent_of_each_other(pipeline, video):
@@ -242,11 +242,11 @@ def test_an_empty_prompt_and_a_missing_folder_are_refused(tmp_path, pipeline):
 
 
 def test_saved_clips_have_their_settings_beside_them(pipeline, video, tmp_path):
-    made = pipeline.generate("a red circle", num=2, seed=7)
-    paths = made.save(tmp_path / "x.mp4")
+    generated = pipeline.generate("a red circle", num=2, seed=7)
+    paths = generated.save(tmp_path / "x.mp4")
     assert [path.name for path in paths] == ["x-0.mp4", "x-1.mp4"]
     stored = json.loads((tmp_path / "x-1.json").read_text())
-    assert stored == {"prompt": "a red circle", **json.loads(json.dumps(made.settings))}
+    assert stored == {"prompt": "a red circle", **json.loads(json.dumps(generated.settings))}
     assert {"seed", "temperature", "head", "sampling", "objective", "template", "fps", "run"} <= set(stored)
     pipeline.reconstruct(video).save(tmp_path / "y.mp4")
     assert {"y.mp4", "y.json", "y_compare.mp4"} <= {path.name for path in tmp_path.iterdir()}

@@ -12,7 +12,7 @@ from divot_heads.gmm import GMMHead
 from divot_lightning.errors import UserError
 from divot_lightning.parts.heads import GenerationHead
 from divot_lightning.parts.registries import registry
-from divot_lightning.parts.registries.kinds import HEADS, REGISTRIES, find_registry
+from divot_lightning.parts.registries.kinds import HEADS, REGISTRIES, TASKS, find_registry
 from divot_lightning.parts.registries.recipe_parts import expand_recipe, expand_words
 from divot_lightning.parts.registries.registry import class_path
 from divot_lightning.training.training_cli import RECIPE_MODE
@@ -32,7 +32,7 @@ HEAD_SOURCE = """
 from divot_heads.mse import MSEHead
 
 class {name}(MSEHead):
-    '''Is the head {name}.'''
+    '''The head {name}.'''
 
     def __init__(self, hidden_dim: int, feature_dim: int, strength: int = 1) -> None:
         super().__init__(hidden_dim, feature_dim)
@@ -254,6 +254,22 @@ def test_every_way_to_write_a_part_gives_the_same_settings(written):
 def test_settings_of_a_part_stay_beside_its_class_path():
     written = {"class_path": "gmm", "init_args": {"num_components": 3}}
     assert expand_recipe({"head": written})["head"] == {**written, "class_path": BUILT_IN["gmm"]}
+
+
+@pytest.mark.parametrize("registry", [one for one in REGISTRIES.values() if one is not TASKS], ids=lambda one: one.kind)
+def test_every_kind_is_written_by_name_or_class_path_and_a_misspelt_name_is_refused(registry):
+    part = registry.installed()[0]
+    assert expand_recipe({registry.key: part.name})[registry.key] == {"class_path": registry.resolve(part.name)}
+    assert expand_words([f"--a.{registry.key}={part.name}"]) == [f"--a.{registry.key}={registry.resolve(part.name)}"]
+    message = rf"^{registry.noun} '{part.name}x' is not installed; installed: .*Did you mean"
+    for expand in (
+        lambda name: expand_recipe({"a": [{registry.key: name}]}),
+        lambda name: expand_recipe({registry.key: {"class_path": name, "init_args": {}}}),
+        lambda name: expand_words([f"--a.{registry.key}", name]),
+        lambda name: expand_words([f"--a.{registry.key}.class_path={name}"]),
+    ):
+        with pytest.raises(UserError, match=message):
+            expand(f"{part.name}x")
 
 
 @pytest.mark.parametrize("value", [None, 3, "null", {"num_components": 3}])

@@ -16,7 +16,7 @@ SOURCES = {
 from divot_lightning.parts.benchmarks import Benchmark, BenchmarkData
 
 class Mine(Benchmark):
-    '''Has no item.'''
+    '''No item at all.'''
 
     metrics = ("captions",)
 
@@ -27,7 +27,7 @@ class Mine(Benchmark):
 from divot_lightning.parts.metrics import ItemMetric
 
 class Mine(ItemMetric):
-    '''Counts words.'''
+    '''Number of words.'''
 
     inputs, scores = "answers", ("words",)
 
@@ -38,7 +38,7 @@ class Mine(ItemMetric):
 from divot_optimizers.adamw import AdamWOptimizer
 
 class Mine(AdamWOptimizer):
-    '''Is AdamW.'''
+    '''AdamW under another name.'''
 """,
 }
 

@@ -161,7 +161,7 @@ def _prepare(stage: Stage) -> None:
 
 
 def _measured_peak(stage: Stage, batch: dict[str, Any], precision: str) -> int:
-    """Runs forward and backward pass for real; the most bytes that torch's allocator had given at once, by its log."""
+    """Run forward and backward pass for real; the most bytes that torch's allocator had given at once, by its log."""
     _prepare(stage)
     casts = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
     if precision == "bf16-true":

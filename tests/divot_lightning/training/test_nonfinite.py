@@ -54,7 +54,7 @@ def whole(parameter):
 
 
 def fit(kinds, strategy, folder, accumulate=1, spoilt_rank=1, **settings):
-    """Trains on a batch per kind; in several processes only one of them has the spoilt ones."""
+    """Train on a batch per kind; in several processes only one of them has the spoilt ones."""
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     rank = distributed.get_rank() if world > 1 else spoilt_rank
     batches = [

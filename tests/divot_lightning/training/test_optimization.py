@@ -46,7 +46,7 @@ BETAS, EPS = (0.9, 0.98), 1e-6
 
 
 def train(model, setup, steps, first=0):
-    """Trains as Lightning does: one closure and one step of the schedule per step; returns the rates."""
+    """Train as Lightning does: one closure and one step of the schedule per step; return the rates."""
     optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
     rates = []
     for step in range(first, first + steps):

@@ -63,7 +63,7 @@ class Watch(Callback):
 
 
 def train(name, settings, run, zero=None, stop=None):
-    """Trains a stage into a run folder, from the checkpoint after step `stop` of the folder `straight` beside it.
+    """Train a stage into a run folder, from the checkpoint after step `stop` of the folder `straight` beside it.
 
     Returns:
         (step, keys, logged values) of each batch on this process.

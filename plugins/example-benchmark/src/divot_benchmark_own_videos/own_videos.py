@@ -39,8 +39,8 @@ class OwnVideos(Benchmark):
 
     def prompt(self, item: BenchmarkItem, text: str | None = None) -> str | None:
         """Return the question, with a request for a brief answer."""
-        asked = super().prompt(item, text)
-        return f"{asked} Answer in a few words." if self.brief and text is None else asked
+        prompt = super().prompt(item, text)
+        return f"{prompt} Answer in a few words." if self.brief and text is None else prompt
 
 
 def _item(folder: Path, number: int, line: str) -> BenchmarkItem:

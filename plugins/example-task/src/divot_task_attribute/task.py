@@ -39,9 +39,9 @@ class AttributeTask(Task):
         """Build the segments; see `Task.segments`."""
         found = text.get("attributes")
         names = sorted(found) if isinstance(found, Mapping) else []
-        asked = [name for name in names if self.attributes is None or name in self.attributes]
-        if not asked:
+        candidates = [name for name in names if self.attributes is None or name in self.attributes]
+        if not candidates:
             raise SampleError("missing_attribute", f"none of the attributes {self.attributes or 'of any name'}")
-        name = asked[int(rng.integers(len(asked)))]
+        name = candidates[int(rng.integers(len(candidates)))]
         prompt = self.user_turn(pick_phrase(self.prompts, rng, name), Clips(num_clips, "read", kind))
         return [*prompt, Text(str(text["attributes"][name]), learn=True)]

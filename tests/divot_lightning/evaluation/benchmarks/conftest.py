@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def lay(tmp_path):
-    """Writes files into a benchmark's folder: JSON for what is no text, empty files for names alone."""
+    """Write files into a benchmark's folder: JSON for what is no text, empty files for names alone."""
 
     def write(files):
         for name, content in files.items():

@@ -30,10 +30,10 @@ def text(scene: Scene) -> dict:
     return {"caption": caption(scene), "attributes": attributes, "start": [scene.start_row, scene.start_column]}
 
 
-def scores_of(benchmark, real, made, scenes) -> dict[str, float]:
+def scores_of(benchmark, real, generated, scenes) -> dict[str, float]:
     items = [BenchmarkItem(str(at), None, "", facts=text(scene)) for at, scene in enumerate(scenes)]
     metrics = benchmark.make_metrics(items)
-    pairs = zip(made, real, items, strict=True)
+    pairs = zip(generated, real, items, strict=True)
     measured = [
         {name: value for m in metrics for name, value in m.measure(Prediction(clip=a, original=b), item).items()}
         for a, b, item in pairs

@@ -48,7 +48,7 @@ def test_patches_are_averaged_over_the_cells_of_a_coarser_grid():
 
 
 @pytest.mark.parametrize("layout", ["whole sequence", "per frame", "maps"])
-def test_hidden_states_of_every_layout_come_to_their_place(layout):
+def test_hidden_states_of_every_layout_come_to_their_positions(layout):
     grid_BTHWD = torch.randn(2, 3, 4, 5, 6)
     hidden = {
         "whole sequence": grid_BTHWD.reshape(2, 60, 6),

@@ -248,7 +248,7 @@ def test_dropped_conditions_are_the_tokens_of_a_grey_clip(make_stage, captioned)
     torch.testing.assert_close(seen[0], grey.expand_as(seen[0]))
 
 
-def test_the_run_hands_on_the_detokenizer_and_records_what_it_was_adapted_to(
+def test_the_run_exports_the_detokenizer_and_records_what_it_was_adapted_to(
     make_stage, llm_run, pretraining_run, captioned, tmp_path
 ):
     stage, run = make_stage(), tmp_path / "adapted"

@@ -123,7 +123,7 @@ def test_null_tokens_are_encoded_once_per_run_with_the_same_bits(stage, clips, m
     assert all(torch.equal(null, stage.tokenizer.null_tokens(8, 8)) for null in given)
 
 
-def test_the_run_hands_on_its_detokenizer_and_records_the_tokenizer(stage, pretraining_run, clips, tmp_path):
+def test_the_run_exports_its_detokenizer_and_records_the_tokenizer(stage, pretraining_run, clips, tmp_path):
     run = tmp_path / "refined"
     trainer(1, callbacks=[ComponentExport(run)]).fit(stage, DataLoader(clips, batch_size=None))
     assert find_component(run, "tokenizer") == pretraining_run / "tokenizer"

@@ -23,7 +23,7 @@ def built(stage):
 
 @pytest.fixture
 def pretrained(tokenizer_run, make_config, head, tmp_path):
-    """Makes the run folder of a pretraining, with weights as they are after some training."""
+    """Make the run folder of a pretraining, with weights as they are after some training."""
 
     def make(**changes):
         torch.manual_seed(2)

@@ -163,7 +163,7 @@ def test_the_loss_at_pure_noise_of_an_untrained_network_is_the_energy_of_the_cli
     assert run["validation/loss_at_pure_noise"] == pytest.approx(latents.square().mean().item(), rel=1e-4)
 
 
-def test_the_run_hands_on_both_components(stage, clips, tmp_path):
+def test_the_run_exports_both_components(stage, clips, tmp_path):
     trainer(2, callbacks=[ComponentExport(tmp_path)]).fit(stage, DataLoader(clips, batch_size=None))
     for name, kind in (("tokenizer", VideoTokenizer), ("detokenizer", VideoDetokenizer)):
         loaded = load_component(tmp_path / name, kind).state_dict()
