@@ -36,7 +36,8 @@ from torch.optim import AdamW, Optimizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.packing import LONGEST, SOURCES, Source, now
+from benchmarks.mixture import LONGEST, SOURCES, Source
+from benchmarks.packing import now
 from benchmarks.plain_loops import PaddedBatch, PlainVideoLLM
 from benchmarks.stage_steps import measure_stages
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
