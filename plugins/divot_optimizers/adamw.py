@@ -37,7 +37,10 @@ class AdamWOptimizer(TrainingOptimizer):
         # a type, whose subclasses take arguments of their own
         make: Any = adamw
         # On a CPU, torch's default makes about ten passes over a parameter's memory, and the fused kernel makes one.
-        fused = adamw is AdamW and all(entry.value.device.type == "cpu" for entry in parameters)
+        # ZeRO puts other tensors in the place of the parameters, perhaps on another device.
+        fused = adamw is AdamW and all(
+            entry.value.device.type == "cpu" and not entry.is_partitioned for entry in parameters
+        )
         options = {"fused": True} if fused else {}
         optimizer = make(self.decay_groups(parameters), lr=self.lr, betas=self.betas, eps=self.eps, **options)
         if fused:
