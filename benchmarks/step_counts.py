@@ -1,12 +1,13 @@
 """Count the arithmetic of LLM training steps: which ratio to a plain loop is possible; `training_step.py` times them.
 
-Run: python benchmarks/step_counts.py [--batch-fraction 1.0] [--pool 4] [--pools 200]
+Run: python benchmarks/step_counts.py [--batch-fraction 1.0] [--pool 4] [--pools 50]
 
 Each line compares the plain loop of `training_step.py`, which sorts pools of `--pool` batches by length and pads each
-batch to its longest sample, with three ways. The ratio is that of the operations (multiplications and additions) of all
+batch to its longest sample, with other ways. The ratio is that of the operations (multiplications and additions) of all
 matrix products, forward and backward:
 
-- dense: packed rows and a dense mask, with which all scores of a row are computed: what we do on a CPU;
+- dense: packed rows and a dense mask, with which all scores of a row are computed: `llm.attention: sdpa`;
+- cpu: the same for generation, and samples one by one for captions: `llm.attention: auto` on a CPU;
 - blocks: packed rows and only scores that the mask allows: what FlexAttention comes near to on CUDA;
 - floor: neither padding nor forbidden scores, which no loop can beat.
 
@@ -29,7 +30,7 @@ from divot_lightning.parts.segments import Clips, Segment, Text
 from divot_lightning.parts.sequences.row_packing import pack_rows
 
 QUERIES, FEATURES, VOCABULARY = 64, 256, 32_000
-WAYS = ("plain", "dense", "blocks", "floor")
+WAYS = ("plain", "dense", "cpu", "blocks", "floor")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def count_batch(lengths: list[int], source: Source, width: int) -> dict[str, np.
     return {
         "plain": np.array([len(lengths) * max(lengths), padded]),
         "dense": np.array([len(rows) * longest, dense]),
+        "cpu": np.array([len(rows) * longest, dense if source.generate or len(rows) == len(lengths) else scores]),
         "blocks": np.array([len(rows) * longest, scores]),
         "floor": np.array([sum(lengths), scores]),
     }
@@ -150,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-fraction", type=float, default=1.0, help="of the recipe's batch per GPU")
     parser.add_argument("--pool", type=int, default=4, help="batches that the plain loop sorts by length")
-    parser.add_argument("--pools", type=int, default=200, help="that are drawn")
+    parser.add_argument("--pools", type=int, default=50, help="that are drawn")
     args = parser.parse_args()
     for name, model in MODELS.items():
         sys.stdout.write(f"{name}\n")
