@@ -26,21 +26,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.mixture import LONGEST, SOURCES, Source
 from divot_datamodules.toy.text_tokenizer import word_level_tokenizer
 from divot_heads.mse import MSEHead
 from divot_lightning.models.video_llm.model import VideoLLM, VideoLLMConfig
-from divot_lightning.parts.segments import Clips, Segment, Text
+from divot_lightning.parts.segments import Clips, Segment
 from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.parts.sequences.tokens import IGNORED, TokenKind
 
-LONGEST = 1400
 PADS = {
     "labels_BL": IGNORED,
     "token_kind_BL": int(TokenKind.PAD),
@@ -50,33 +53,6 @@ PADS = {
 }
 
 
-@dataclass
-class Source:
-    """A source of the mixture: its batch and weight in the released recipe, and the model of its lengths."""
-
-    name: str
-    batch: int
-    weight: float
-    maximum: int
-    generate: bool
-    more_words: int
-    video: bool
-
-    def sample(self, draws: np.random.Generator) -> list[Segment]:
-        words = Text(" ".join(["word"] * int(9 + draws.poisson(self.more_words))), learn=not self.generate)
-        if self.generate:
-            return [words, Clips(1, "generate", kind="video" if self.video else "image")]
-        seconds = draws.lognormal(np.log(18) - 0.6**2 / 2, 0.6)
-        count = min(20, int(np.ceil(seconds / 2))) if self.video else 1
-        return [Clips(count, "read", kind="video" if self.video else "image"), words]
-
-
-SOURCES = [
-    Source("video captions", 8, 1.3, LONGEST, generate=False, more_words=9, video=True),
-    Source("text to video", 32, 1.0, 180, generate=True, more_words=9, video=True),
-    Source("image captions", 32, 0.3, 300, generate=False, more_words=5, video=False),
-    Source("text to image", 32, 0.3, 180, generate=True, more_words=40, video=False),
-]
 WAYS = ("source's maximum", "longest of batch", "packed")
 
 

@@ -1,14 +1,17 @@
-"""An attention of transformers models that takes a causal flag, a dense mask or a block mask, whichever a batch brings.
+"""An attention of transformers models that takes a causal flag, a dense mask, a block mask or the numbers of samples.
 
 Scaled dot product attention (SDPA) is fastest with nothing but the causal flag, and needs a dense mask for all else.
 FlexAttention (arXiv:2412.05496) takes any rule as a function of two positions. Its block mask holds which blocks of
-128 x 128 scores the rule forbids as a whole; they are not computed, and no mask is stored. It trains on CUDA only.
+128 x 128 scores the rule forbids as a whole; they are not computed, and no mask is stored. It trains on CUDA only. On a
+CPU, rows of samples with causal attention can bring the number of the sample at each position in place of a mask. Then
+SDPA computes each sample by itself, with the causal flag.
 
 Letters: B rows, H heads, L query positions, S key positions, E width of a head.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -95,6 +98,11 @@ def takes_block_masks(config: Any, device: torch.device) -> bool:
     return bool(config._attn_implementation == SDPA_OR_FLEX) and device.type == "cuda"
 
 
+def takes_sample_numbers(config: Any, device: torch.device) -> bool:
+    """Return whether a model on a device takes numbers of samples as the mask of causal rows; arguments as above."""
+    return bool(config._attn_implementation == SDPA_OR_FLEX) and device.type == "cpu"
+
+
 def make_block_mask(
     rule: Callable[[Tensor, Tensor, Tensor], Tensor], shape: tuple[int, int, int], device: torch.device
 ) -> BlockMask:
@@ -121,19 +129,22 @@ def allow_many_versions() -> None:
 def sdpa_or_flex(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask | None, **more: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend with FlexAttention if there is a block mask, and with SDPA otherwise.
+    """Attend with FlexAttention if there is a block mask, and with SDPA otherwise; sample by sample with numbers.
 
     Args:
         module: The attention layer.
         query: (B, H, L, E), float.
         key: (B, number of key heads, S, E), float.
         value: Like key.
-        attention_mask: A block mask, a bool tensor (B, 1, L, S), or None for causal attention.
+        attention_mask: A block mask, a bool tensor (B, 1, L, S), the numbers of samples, int64 (B, 1, 1, L), or None
+            for causal attention.
         more: What transformers gives to an attention, such as dropout and scaling.
 
     Returns:
         (B, L, H, E), and what transformers' attention returns besides.
     """
+    if isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.int64:
+        return _sdpa_by_sample(module, query, key, value, attention_mask, **more), None
     if not isinstance(attention_mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **more)
     query, key, value = _in_one_dtype(query, key, value)
@@ -145,6 +156,26 @@ def sdpa_or_flex(
         output, rest = flex_attention_forward(module, query, key, value, attention_mask, **more)
     _show_products(query, key, value, output)
     return output, rest
+
+
+@torch.compiler.disable
+def _sdpa_by_sample(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, sample_B11L: Tensor, **more: Any
+) -> Tensor:
+    """Attend causally within each sample; the result at padded positions, whose number is -1, is 0."""
+    rows = []
+    for numbers, *states in zip(sample_B11L[:, 0, 0].tolist(), query, key, value, strict=True):
+        lengths = {number: len(list(run)) for number, run in itertools.groupby(numbers)}
+        # `split` has one gradient for all parts; slices have one of the row's size each.
+        pieces = zip(*(each.unsqueeze(0).split(list(lengths.values()), dim=2) for each in states), strict=True)
+        parts: list[Tensor] = []
+        for (number, length), piece in zip(lengths.items(), pieces, strict=True):
+            if number >= 0:
+                parts.append(sdpa_attention_forward(module, *piece, None, **more)[0])
+            else:
+                parts.append(parts[-1].new_zeros(1, length, *parts[-1].shape[2:]))
+        rows.append(torch.cat(parts, dim=1))
+    return torch.cat(rows)
 
 
 def _in_one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,7 +30,9 @@ class GenerationHead(Part, nn.Module, ABC):
     The first two arguments of a subclass are `hidden_dim` and `feature_dim`, which the model supplies. Its own
     settings follow, which a recipe supplies; they must be values that JSON can hold. A subclass implements `loss` and
     `sample`, both decorated with `force_float32`. It gets all tokens of a clip at once and may treat them one by one
-    or jointly. With `generation_mode: autoregressive` it gets one token at a time (Q = 1), in training as well.
+    or jointly. With `generation_mode: autoregressive` it gets one token at a time (Q = 1), in training as well. With
+    every mode it gets one token, whose loss counts nothing, if a batch generates no clip. Then too every parameter must
+    have a gradient, and for ZeRO-3 the head must call the same modules as for a clip.
 
     Targets are normalised per channel (mean 0, standard deviation 1 over the first batches of the training data).
 

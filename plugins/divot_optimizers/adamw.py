@@ -36,7 +36,17 @@ class AdamWOptimizer(TrainingOptimizer):
         """Return AdamW with a group of parameters that have weight decay and one of the others."""
         # a type, whose subclasses take arguments of their own
         make: Any = adamw
-        return make(self.decay_groups(parameters), lr=self.lr, betas=self.betas, eps=self.eps)
+        # On a CPU, torch's default makes about ten passes over a parameter's memory, and the fused kernel makes one.
+        # ZeRO puts other tensors in the place of the parameters, perhaps on another device.
+        fused = adamw is AdamW and all(
+            entry.value.device.type == "cpu" and not entry.is_partitioned for entry in parameters
+        )
+        options = {"fused": True} if fused else {}
+        optimizer = make(self.decay_groups(parameters), lr=self.lr, betas=self.betas, eps=self.eps, **options)
+        if fused:
+            # With it, a gradient scaler leaves unscaling to the optimizer, and Lightning refuses to clip gradients.
+            optimizer._step_supports_amp_scaling = False
+        return optimizer
 
     def decay_groups(self, parameters: Iterable[TrainedParameter]) -> list[dict[str, Any]]:
         """Return parameter groups: with weight decay, and without it."""

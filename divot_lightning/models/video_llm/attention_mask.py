@@ -4,8 +4,8 @@ A position attends to itself and to every earlier position of its own sample. Wi
 ``query_bidirectional`` a query also attends to all queries of its clip (Divot section 3.2, arXiv:2412.04432). A *block*
 is the queries of one clip: they have the same non-negative block number, and all other positions have -1.
 
-`may_attend` is the rule, for any two positions. It is rendered in one of three forms, see `batch_mask`: as nothing but
-the causal flag, as a block mask, or as a dense mask.
+`may_attend` is the rule, for any two positions. It is rendered in one of four forms, see `batch_mask`: as nothing but
+the causal flag, as a block mask, as the numbers of samples, or as a dense mask.
 
 Letters: B rows, L query positions, S key positions, D LLM width.
 """
@@ -21,7 +21,12 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from divot_lightning.errors import UserError
-from divot_lightning.models.block_attention import SDPA_OR_FLEX, make_block_mask, takes_block_masks
+from divot_lightning.models.block_attention import (
+    SDPA_OR_FLEX,
+    make_block_mask,
+    takes_block_masks,
+    takes_sample_numbers,
+)
 from divot_lightning.parts.sequences.layout import GenerationMode
 from divot_lightning.parts.sequences.rows import SequenceBatch
 from divot_lightning.parts.sequences.tokens import TokenKind
@@ -127,7 +132,8 @@ def batch_mask(
 
     Rows with one sample each, without queries that attend to later ones, need no mask: padding is on the right, so
     causal attention, which is fastest, never attends to it. Other rows need a block mask where model and device take
-    one, and a dense mask elsewhere.
+    one. On a CPU, the numbers of the samples suffice without such queries, and without a window. All else needs a dense
+    mask.
 
     Args:
         config: The model's transformers configuration.
@@ -136,14 +142,17 @@ def batch_mask(
         embeds_BLD: Input embeddings; dtype and device of the mask are theirs.
 
     Returns:
-        See ``transformers_mask``; None for causal attention.
+        See ``transformers_mask``; the numbers of the samples, int64 (B, 1, 1, L); None for causal attention.
     """
     positions = row_positions(batch, generation_mode)
-    if not batch.packed and not (positions.block >= 0).any():
+    causal = not (positions.block >= 0).any()
+    if causal and not batch.packed:
         return None
     device = embeds_BLD.device
-    positions = TokenPositions(*(values_BL.to(device) for values_BL in positions))
     as_blocks = takes_block_masks(config, device)
+    if causal and not as_blocks and takes_sample_numbers(config, device) and sliding_window(config) is None:
+        return positions.sample[:, None, None]
+    positions = TokenPositions(*(values_BL.to(device) for values_BL in positions))
     return transformers_mask(config, positions, positions, embeds_BLD.dtype, as_blocks=as_blocks)
 
 

@@ -125,8 +125,8 @@ def generation_loss(
     flat, num_queries = hidden_BLD.flatten(0, 1), features_MQC.shape[1]
     generated_GQ = batch.where(TokenKind.QUERY, TokenKind.FORCED).view(-1, num_queries)
     if len(generated_GQ) == 0:
-        unused_1QC = features_MQC.new_zeros(1, *features_MQC.shape[1:])
-        return 0.0 * _head_loss(head, flat[:1].expand(1, num_queries, -1), unused_1QC, generation_mode), 0
+        # One token, since only the gradients of 0 count: those of a whole clip cost as much as its training.
+        return 0.0 * head(flat[:1].unsqueeze(0), features_MQC.new_zeros(1, 1, features_MQC.shape[2])), 0
     # Clips in the order of the features, so that a head samples the same noise for a clip in any layout of rows.
     clips_G, order_G = batch.clips_BL.flatten()[generated_GQ[:, 0]].sort()
     predicting_GQ = generated_GQ[order_G] - int(generation_mode == "autoregressive")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.optim import AdamW, Muon
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from divot_lightning.checkpoint.optimizer_state import family
 from divot_lightning.errors import UserError
 from divot_lightning.parts.optimizers import TrainedParameter, scheduled_fraction
-from divot_lightning.training.optimization import configure_optimizer, inner_matrices
+from divot_lightning.training.optimization import configure_optimizer, inner_matrices, trained_parameters
 from divot_optimizers.adamw import AdamWOptimizer
 from divot_optimizers.muon import JointOptimizer, MuonOptimizer, orthogonalized
 
@@ -318,3 +319,38 @@ def test_all_parameters_decay_where_the_recipe_says_so():
     (group,) = configure_optimizer(model, AdamWOptimizer(decayed="all", **SETTINGS), 10)["optimizer"].param_groups
     assert group["weight_decay"] == 0.3
     assert {id(value) for value in group["params"]} == {id(value) for value in model.parameters()}
+
+
+def test_the_kernel_for_cpus_steps_as_torchs_default_up_to_rounding():
+    ours, expected = Model(), Model()
+    settings = AdamWOptimizer(**SETTINGS)
+    plain = AdamW(
+        [
+            {"params": [value for value in expected.parameters() if value.requires_grad and value.ndim > 1]},
+            {"params": [value for value in expected.parameters() if value.requires_grad and value.ndim == 1]}
+            | {"weight_decay": 0.0},
+        ],
+        lr=SETTINGS["lr"],
+        betas=BETAS,
+        eps=EPS,
+        weight_decay=SETTINGS["weight_decay"],
+    )
+    for model, optimizer in ((ours, settings.build(trained_parameters(ours))), (expected, plain)):
+        for step in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(3, 4, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            optimizer.step()
+    for value, other in zip(ours.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_clipped_with_the_kernel_for_cpus_under_mixed_precision():
+    """Lightning refuses to clip the gradients of an optimizer that could scale them."""
+    plugin = MixedPrecision("bf16-mixed", "cpu")
+    model = Model()
+    optimizer = configured(model)["optimizer"]
+    assert optimizer.defaults["fused"]
+    model(torch.ones(3, 4)).sum().backward()
+    plugin.clip_gradients(optimizer, clip_val=1e-3)
+    norm = nn.utils.get_total_norm([value.grad for value in model.parameters() if value.grad is not None])
+    assert norm.item() == pytest.approx(1e-3, rel=1e-2)

@@ -1,4 +1,4 @@
-"""The three forms of the mask (causal flag, dense mask, block mask) give the same losses and gradients."""
+"""Three forms of the mask (causal flag, dense mask, block mask) give the same losses and gradients."""
 
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
@@ -176,7 +176,7 @@ def test_block_masks_under_autocast(make):
         assert found == pytest.approx(true, abs=2 * abs(rounded - true) + 1e-2)
 
 
-def test_on_a_cpu_auto_has_the_bits_of_sdpa(make):
+def test_on_a_cpu_auto_has_the_bits_of_sdpa_for_clips_to_generate(make):
     for packing in (False, True):
         settings = {"language_model": WIDE, "packing": packing}
         (expected, gradients), (found, found_gradients) = (

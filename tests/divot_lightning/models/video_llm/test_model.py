@@ -153,6 +153,17 @@ def test_every_trainable_weight_gets_a_gradient_from_every_batch(make, samples, 
     assert [name for name, value in video_llm.named_parameters() if value.requires_grad and value.grad is None] == []
 
 
+@pytest.mark.parametrize("generation_mode", GENERATION_MODES)
+def test_a_batch_without_clips_to_generate_runs_the_head_on_one_token(make, generation_mode):
+    """A whole clip would cost as much as training on it, and its loss would count nothing."""
+    video_llm, shapes = make(generation_mode=generation_mode).train(), []
+    video_llm.head.register_forward_pre_hook(lambda head, inputs: shapes.append([each.shape[:2] for each in inputs]))
+    output = losses(video_llm, [READ], features(1))
+    output.head_loss.backward()
+    assert shapes == [[(1, 1), (1, 1)]]
+    assert all(value.grad.count_nonzero() == 0 for value in video_llm.head.parameters())
+
+
 def test_gradients_reach_projector_queries_and_head(make):
     video_llm = make().train()
     output = losses(video_llm, [READ, GENERATE], features(2))

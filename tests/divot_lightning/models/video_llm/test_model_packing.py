@@ -1,11 +1,14 @@
 from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from divot_heads.diffusion import DiffusionHead
 from divot_heads.gmm import GMMHead
+from divot_lightning.models.video_llm import model
+from divot_lightning.models.video_llm.attention_mask import batch_mask
 from divot_lightning.parts.segments import Clips, Text
 from divot_lightning.parts.sequences.tokens import TokenKind
 from tests.divot_lightning.models.video_llm.tiny_video_llm import (
@@ -58,6 +61,34 @@ def test_packed_equals_unpacked_loss_and_gradients(make, generation_mode, model,
     check_packed_equals_unpacked(
         make, generation_mode=generation_mode, model=model, attention=attention, language_model=window
     )
+
+
+READING = [READ, WORDS, [*READ, *WORDS], SHORT, READ, [*WORDS, *READ], SHORT]
+
+
+@pytest.mark.parametrize(
+    ("generation_mode", "samples", "settings"),
+    [
+        ("query_bidirectional", READING, {}),
+        ("query_causal", MIXED, {}),
+        ("autoregressive", MIXED, {"gradient_checkpointing": True}),
+        ("query_causal", MIXED, {"lora": LORA}),
+    ],
+    ids=["reading", "query_causal", "autoregressive", "lora"],
+)
+def test_on_a_cpu_causal_samples_of_a_row_attend_one_by_one(make, generation_mode, samples, settings):
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    forms = []
+
+    def noted(*arguments):
+        forms.append(batch_mask(*arguments))
+        return forms[-1]
+
+    with patch.object(model, "batch_mask", noted):
+        check_packed_equals_unpacked(
+            make, samples, attention="auto", generation_mode=generation_mode, language_model=heads, **settings
+        )
+    assert [None if form is None else form.dtype for form in forms] == [None, torch.int64]
 
 
 ABSOLUTE_POSITIONS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
