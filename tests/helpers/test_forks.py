@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,15 @@ def _run(words: list[str], folder: Path, *, forked: bool) -> tuple[int, str, str
     return process.returncode, *told
 
 
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """Let Ctrl-C reach new processes: a shell's background jobs ignore it, and so would a process that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(
     "words",
     [["-m", "facts", "two words"], ["facts.py"], ["-u", "-m", "facts"], ["-P", "-m", "facts"], ["-P", "facts.py"]],
